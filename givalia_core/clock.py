@@ -1,0 +1,131 @@
+"""The only room that reads time.
+
+Three clocks, each for one use, all in integer microseconds. The *timer clock* carries relative delays: it equals the
+wall clock when a store is made and from then on advances with the machine's uptime (suspend included), so a step of the
+wall clock moves no delay. The *wall clock* carries absolute times. The *monotonic clock* carries leases and timeouts.
+Nothing here sleeps, and nothing elsewhere asks the operating system what time it is.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+SECOND_US = 1_000_000
+STEP_US = 100_000  # A change of (timer - wall) by more than this between two readings is a step, less is drift.
+
+
+class Reading(NamedTuple):
+    """What the machine's clocks showed at one moment."""
+
+    wall_us: int
+    uptime_us: int
+    mono_us: int
+
+
+class Now(NamedTuple):
+    """One moment on the three clocks that decisions are made by."""
+
+    timer_us: int
+    wall_us: int
+    mono_us: int
+
+    @property
+    def timer_ahead_us(self) -> int:
+        """How far the timer clock is ahead of the wall clock; adding it to a wall time gives a timer time."""
+        return self.timer_us - self.wall_us
+
+
+class Mark(NamedTuple):
+    """What a store keeps about the clocks, written with every commit, so that a restart can go on from it."""
+
+    boot_id: str
+    timer_ahead_of_uptime_us: int
+    timer_us: int
+    wall_us: int
+
+
+class Clock(Protocol):
+    """A source of readings; the real one is `SystemClock`, tests and the simulation use `ManualClock`."""
+
+    @property
+    def boot_id(self) -> str:
+        """Names this boot of the machine: within one, uptime only grows."""
+
+    def read(self) -> Reading:
+        """The clocks now."""
+
+
+class SystemClock:
+    """The clocks of this machine."""
+
+    def __init__(self) -> None:
+        self.boot_id = _boot_id()
+        # Uptime counts suspended time where the system can say so (Linux); elsewhere the monotonic clock stands in.
+        self._uptime = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+    def read(self) -> Reading:
+        return Reading(time.time_ns() // 1000, time.clock_gettime_ns(self._uptime) // 1000, time.monotonic_ns() // 1000)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        # Unknown boots count as new ones: the timer clock then continues from the wall clock and the stored distance.
+        return str(uuid.uuid4())
+
+
+class ManualClock:
+    """Clocks that stand still until told otherwise; `advance` lets time pass, `step_wall` sets the wall clock only."""
+
+    def __init__(self, wall_us: int = 1_750_000_000 * SECOND_US, uptime_us: int = 1_000 * SECOND_US) -> None:
+        self.boot_id = "manual"
+        self._wall_us, self._uptime_us = wall_us, uptime_us
+
+    def read(self) -> Reading:
+        return Reading(self._wall_us, self._uptime_us, self._uptime_us)
+
+    def advance(self, seconds: float = 0.0, *, us: int = 0) -> None:
+        """Let `seconds` (and `us` microseconds) pass on every clock."""
+        passed_us = round(seconds * SECOND_US) + us
+        self._wall_us += passed_us
+        self._uptime_us += passed_us
+
+    def step_wall(self, seconds: float) -> None:
+        """Set the wall clock forward (or back, when negative), as an operator or NTP would."""
+        self._wall_us += round(seconds * SECOND_US)
+
+
+class TimerClock:
+    """The timer clock of one store during one run of a server (CONTRACT K1)."""
+
+    def __init__(self, boot_id: str, ahead_of_uptime_us: int, floor_us: int = 0) -> None:
+        self._boot_id = boot_id
+        self._ahead_of_uptime_us = ahead_of_uptime_us
+        self._floor_us = floor_us
+
+    @classmethod
+    def start(cls, clock: Clock, mark: Mark | None) -> TimerClock:
+        """Go on from what the store kept: by uptime within one boot, by wall clock and stored distance after a reboot.
+
+        Never behind the last stored instant, whatever the wall clock says now.
+        """
+        reading = clock.read()
+        if mark is None:
+            return cls(clock.boot_id, reading.wall_us - reading.uptime_us)
+        if mark.boot_id == clock.boot_id:
+            return cls(clock.boot_id, mark.timer_ahead_of_uptime_us, mark.timer_us)
+        timer_us = max(reading.wall_us + mark.timer_us - mark.wall_us, mark.timer_us)
+        return cls(clock.boot_id, timer_us - reading.uptime_us, mark.timer_us)
+
+    def now(self, reading: Reading) -> Now:
+        """The moment of this reading on the three clocks."""
+        timer_us = max(reading.uptime_us + self._ahead_of_uptime_us, self._floor_us)
+        return Now(timer_us, reading.wall_us, reading.mono_us)
+
+    def mark(self, now: Now) -> Mark:
+        """What the store is to keep, so that a later `start` can go on from here."""
+        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.wall_us)

@@ -1,0 +1,403 @@
+"""The engine: every decision, and nothing but decisions.
+
+It touches no socket, file, clock or greenlet. Commands, workers' reports and the time go in; changes for the store and
+effects (answers, dispatches, hook calls) come out. It cannot be interrupted half-way, so what holds before a batch holds
+after it; `turn` drives it, the same way under the real server and under the simulation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, NamedTuple
+
+from givalia_core.clock import SECOND_US, STEP_US, Now
+from givalia_core.engine import leases, verbs, words
+from givalia_core.engine.desk import Batch, Desk, Facts, Lease
+from givalia_core.engine.records import Asked, Effect, Gone, Input, Policy, Refusal, Reply, Tell
+from givalia_core.errors import GivaliaError
+from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, item, refusal
+from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Route, Span, Wanted
+
+SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
+GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
+EXPIRED_AT_ONCE: Final = 1_000
+FORGOTTEN_AT_ONCE: Final = 1_000
+
+Verb = Callable[[Batch, Asked, Any], Item | None]
+Report = Callable[[Batch, Asked], list[Item]]
+
+ONE_BY_ONE: Final[dict[Kind, Verb]] = {
+    Kind.ENQ: verbs.enq,
+    Kind.STAT: verbs.stat,
+    Kind.CANCEL: verbs.cancel,
+    Kind.EXT: verbs.ext,
+    Kind.REQUEUE: verbs.requeue,
+    Kind.LIST: verbs.list_,
+    Kind.INFO: verbs.info,
+    Kind.MODULES: verbs.modules,
+    Kind.WORKERS: verbs.workers,
+    Kind.WAIT: verbs.wait,
+    Kind.JOIN: leases.join,
+    Kind.CREDIT: leases.credit,
+    Kind.SUCCEED: leases.succeed,
+    Kind.FAIL: leases.fail,
+    Kind.RELEASE: leases.release,
+    Kind.PROGRESS: leases.progress,
+}
+TOGETHER: Final[dict[Kind, Report]] = {
+    Kind.ANNOUNCE: leases.announce,
+    Kind.RESUME: leases.resume,
+    Kind.BEAT: leases.beat,
+}
+
+
+class Reads(NamedTuple):
+    """What one batch must know before it can be decided."""
+
+    wanted: Wanted
+    pages: frozenset[tuple[Filter, tuple[int, int] | None, int]]
+    info: bool
+    expired: int
+    retention: Retention | None
+
+
+class Plan(NamedTuple):
+    """What was decided: nothing of it is true before the commit."""
+
+    batch: Batch
+    changes: list[Change]
+    retention: Retention | None
+    must_commit: bool
+
+
+class Engine:
+    """Decides batch by batch: `begin`, `reads`, `decide`, then (after the commit) `conclude`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        epoch: int,
+        last_seq: int,
+        live: int,
+        running: Iterable[Job],
+        durability: str,
+        now: Now,
+        rng: random.Random,
+    ) -> None:
+        """Start from a store that was just opened: jobs that were running get a whole lease to be heard of again."""
+        self.desk = Desk(policy, epoch, last_seq, rng)
+        self.desk.durability = durability
+        self.desk.live = live
+        for job in running:
+            self.desk.leases[job.id] = Lease(job, None, now.mono_us + policy.lease_us)
+        self.again: list[Input] = []  # What a refused change sends back to be decided anew.
+        self._inputs: Sequence[Input] = ()
+        self._now = now
+        self._swept_us = now.mono_us
+        self._sweeping = False
+        self._forget_more = False
+        self._must_mark = True
+        self._hurry = False
+        self._candidates: frozenset[int] = frozenset()
+
+    # The first half of a batch: what happened, and what must be read.
+
+    def begin(self, inputs: Sequence[Input], now: Now) -> list[Span]:
+        """Take in what arrived and the time; return what the near windows must read."""
+        gap_us = now.mono_us - self._now.mono_us
+        if gap_us > GAP_US:
+            self._extend_leases(gap_us)
+        if abs(now.timer_ahead_us - self._now.timer_ahead_us) > STEP_US:
+            # The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept.
+            self.desk.routing.forget_windows()
+            self._must_mark = True
+        self._inputs, self._now = inputs, now
+        self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
+        if self._sweeping:
+            self._swept_us = now.mono_us
+        return self.desk.routing.tick(now)
+
+    def _extend_leases(self, gap_us: int) -> None:
+        for lease in self.desk.leases.values():
+            lease.expires_mono_us += gap_us
+        for session in self.desk.routing.sessions.values():
+            session.beat_mono_us += gap_us
+
+    def fill(self, spans: Sequence[Span], answers: Sequence[tuple[list[Entry], bool]]) -> None:
+        """Give the near windows what the store answered to `begin`."""
+        for span, (entries, more) in zip(spans, answers, strict=True):
+            self.desk.routing.windows[span.route].fill(span.ready, entries, more)
+
+    def reads(self) -> Reads:
+        """What the commands name, and the jobs that may be claimed."""
+        wanted = _Names()
+        for given in self._inputs:
+            if isinstance(given, Asked):
+                wanted.add(given, self.desk)
+        self._candidates = frozenset(self._claimable(wanted.reports))
+        return Reads(
+            Wanted(
+                frozenset(wanted.ids),
+                frozenset(wanted.keys),
+                frozenset(wanted.past_keys),
+                frozenset(wanted.requests),
+                self._candidates,
+            ),
+            frozenset(wanted.pages),
+            wanted.info,
+            EXPIRED_AT_ONCE if self._sweeping else 0,
+            self._retention() if self._sweeping or self._forget_more else None,
+        )
+
+    def _claimable(self, reports: int) -> Iterable[int]:
+        routing = self.desk.routing
+        for route, window in routing.windows.items():
+            if len(window.ready) and (room := routing.credits(route) + reports):
+                yield from (entry.seq for entry in window.ready.first(room))
+
+    # The second half: decide, and after the commit let it be true.
+
+    def decide(self, facts: Facts) -> Plan:
+        """Decide everything that arrived, then lend what is ready to whoever is free."""
+        now = self._now
+        batch = Batch(self.desk, facts, now)
+        self._hurry = False
+        for place, given in enumerate(self._inputs):
+            batch.author = place
+            if isinstance(given, Gone):
+                leases.leave(batch, given.conn)
+            else:
+                self._answer(batch, given)
+        batch.author = -1
+        if self._sweeping:
+            self._sweep(batch, facts)
+        if not self.desk.is_draining:
+            self._match(batch)
+        changes = batch.changes()
+        retention = self._retention() if facts.forgettable else None
+        must_commit = bool(changes) or self._must_mark or retention is not None
+        return Plan(batch, changes, retention, must_commit)
+
+    def _answer(self, batch: Batch, asked: Asked) -> None:
+        session = self.desk.routing.sessions.get(asked.conn)
+        if session is not None:
+            session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
+        together = TOGETHER.get(asked.kind)
+        answers: list[Item] = []
+        if together is not None:
+            try:
+                answers = together(batch, asked)
+            except Refusal as refused:
+                answers = [refusal(refused.error)]
+        else:
+            verb = ONE_BY_ONE[asked.kind]
+            for message in asked.messages:
+                answer = _answer_one(verb, batch, asked, message)
+                if answer is not None:
+                    answers.append(answer)
+            if asked.messages and not answers:
+                return
+        batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
+
+    def _sweep(self, batch: Batch, facts: Facts) -> None:
+        leases.expire_leases(batch)
+        for job in facts.expired:
+            current = batch.jobs.get(job.seq, job)
+            if current.is_expired(batch.now):
+                batch.end(current, "expire", reason="expired")
+        silent_us = batch.now.mono_us - self.desk.policy.lease_us * 2 // 3 - SECOND_US
+        for session in list(self.desk.routing.sessions.values()):
+            if session.beat_mono_us < silent_us:
+                batch.close(session.conn, "it missed two beats")
+                leases.leave(batch, session.conn)
+
+    def _match(self, batch: Batch) -> None:
+        """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
+        routing = self.desk.routing
+        heads: list[tuple[Entry, Route]] = []
+        for route, window in routing.windows.items():
+            entry = window.ready.peek()
+            if entry is not None and routing.taker(route) is not None:
+                heads.append((entry, route))
+        heapify(heads)
+        while heads:
+            entry, route = heappop(heads)
+            session = routing.taker(route)
+            if session is None:
+                continue
+            window = routing.windows[route]
+            job = batch.by_seq(entry.seq)
+            if job is None and entry.seq not in self._candidates:
+                self._hurry = True  # More was claimed than foreseen; the next batch reads on.
+                continue
+            window.ready.pop()
+            if job is not None and job.state is WAITING:
+                self._lend(batch, job, session)
+            following = window.ready.peek()
+            if following is not None:
+                heappush(heads, (following, route))
+            elif window.ready.is_spent:
+                self._hurry = True
+
+    def _lend(self, batch: Batch, job: Job, session: Any) -> None:
+        if job.is_expired(batch.now):
+            batch.end(job, "expire", reason="expired")
+        elif job.is_due(batch.now):
+            leases.claim(batch, job, session)
+        else:
+            self.desk.routing.offer(job, batch.now)
+
+    def _retention(self) -> Retention:
+        policy, now_us = self.desk.policy, self._now.timer_us
+        return Retention(
+            now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, FORGOTTEN_AT_ONCE
+        )
+
+    def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
+        """The commit is durable: renew what memory believes, and return what may now be said."""
+        batch = plan.batch
+        refused = {plan.changes[place].job.seq for place in commit.refused}
+        self._must_mark = False
+        self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
+        self.again = []
+        unanswerable: set[tuple[int, int]] = set()
+        for seq in refused:
+            for place in batch.authors.get(seq, ()):
+                if place >= 0 and (given := self._inputs[place]) not in self.again:
+                    self.again.append(given)
+                    if isinstance(given, Asked):
+                        unanswerable.add((given.conn, given.request))
+        effects: list[Effect] = []
+        dispatches: dict[int, list[Item]] = {}
+        for was, job in plan.changes:
+            if job.seq not in refused:
+                self._remember(batch, was, job, dispatches, effects)
+            elif job.seq in batch.claims:
+                batch.claims[job.seq].held -= 1
+        for seq, effect in batch.effects:
+            if seq not in refused and not (isinstance(effect, Reply) and (effect.conn, effect.request) in unanswerable):
+                effects.append(effect)
+        for conn, items in dispatches.items():
+            session = self.desk.routing.sessions.get(conn)
+            if session is not None:
+                heard = item(Heard(session.heard, self.desk.policy.lease_us))
+                effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
+        return effects
+
+    def _remember(
+        self,
+        batch: Batch,
+        was: Job | None,
+        job: Job,
+        dispatches: dict[int, list[Item]],
+        effects: list[Effect],
+    ) -> None:
+        desk = self.desk
+        lease = desk.leases.get(job.id)
+        was_live = was is not None and was.is_live
+        desk.live += job.is_live - was_live
+        if lease is not None and (job.state is not RUNNING or job.fence != lease.job.fence):
+            if lease.session is not None:
+                lease.session.held -= 1
+            del desk.leases[job.id]
+            lease = None
+        if job.state is RUNNING:
+            session = batch.claims.get(job.seq)
+            if session is not None:
+                desk.leases[job.id] = leases.lease_of(batch, job, session)
+                dispatches.setdefault(session.conn, []).append(_dispatch(job, batch.now))
+            elif lease is not None:
+                lease.job = job
+        elif job.state in ENDED:
+            for conn, request in desk.waiters.pop(job.id, ()):
+                effects.append(Reply(conn, request, [words.end(job)]))
+
+    def wake_in_us(self, now: Now) -> int:
+        """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
+        if self._hurry or self._forget_more or self.again or self.desk.routing.must_read:
+            return 0
+        due_us = self.desk.routing.next_due_us()
+        if due_us is None:
+            return SWEEP_US
+        return min(max(due_us - now.timer_us, 0), SWEEP_US)
+
+
+def _answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
+    if isinstance(message, GivaliaError):
+        return refusal(message)
+    try:
+        return verb(batch, asked, message)
+    except Refusal as refused:
+        return refusal(refused.error)
+
+
+def _dispatch(job: Job, now: Now) -> Item:
+    return item(
+        Dispatch(
+            job.id,
+            job.fence,
+            job.module,
+            job.attempt,
+            job.due_on_wall_us(now),
+            job.key,
+            job.target_worker,
+            job.priority,
+            job.timeout_us,
+            job.params,
+        )
+    )
+
+
+class _Names:
+    """Gathers what the commands of a batch name, so that it is read at once."""
+
+    def __init__(self) -> None:
+        self.ids: set[bytes] = set()
+        self.keys: set[str] = set()
+        self.past_keys: set[str] = set()
+        self.requests: set[bytes] = set()
+        self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
+        self.info = False
+        self.reports = 0
+
+    def add(self, asked: Asked, desk: Desk) -> None:
+        kind = asked.kind
+        if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
+            self.reports += len(asked.messages)
+            self.ids.update(m.id for m in asked.messages if kind is Kind.SUCCEED and m.id not in desk.leases)
+        elif kind is Kind.ENQ:
+            self._add_enq(asked.messages)
+        elif kind is Kind.INFO:
+            self.info = True
+        elif kind is Kind.LIST:
+            self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
+        elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
+            for message in asked.messages:
+                self._add_named(message)
+
+    def _add_enq(self, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, GivaliaError):
+                continue
+            self.ids.add(message.id)
+            if message.key is not None:
+                self.keys.add(message.key)
+                if message.if_exists in ("replace", "reschedule"):
+                    self.requests.add(message.id)
+
+    def _add_named(self, message: Any) -> None:
+        if isinstance(message, GivaliaError):
+            return
+        if message.id is not None:
+            self.ids.add(message.id)
+        if message.key is not None:
+            self.keys.add(message.key)
+            self.past_keys.add(message.key)
+        request = getattr(message, "request", None)
+        if request is not None:
+            self.requests.add(request)

@@ -1,0 +1,243 @@
+"""What the engine holds in memory, and the batch that is being decided.
+
+`Desk` is memory: leases, connected workers, near windows, who waits for which job. After a restart it is built anew from
+the store and from what workers say. `Batch` is one unit of work: it shows every job as the commands before it in the same
+batch left it, and ends as at most one change for each job, however often the job was touched.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from typing import Any
+
+from givalia_core.clock import Now
+from givalia_core.engine.records import Close, Effect, Hook, Policy, Tell
+from givalia_core.errors import IllegalTransition
+from givalia_core.model import (
+    DEAD,
+    ENDED,
+    REMEMBERED_AT_LEAST_US,
+    REQUESTS_KEPT,
+    WAITING,
+    Answered,
+    Job,
+    evolve,
+)
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind
+from givalia_core.routing import Routing, Session
+from givalia_core.store.base import Change, Filter, Found, Page
+
+FENCE_COUNTER_BITS = 40  # The rest of the 63 bits is the boot epoch: eight million boots, a trillion leases in each.
+
+
+class Lease:
+    """A worker's time-limited hold on one running job."""
+
+    __slots__ = ("expires_mono_us", "job", "progress", "session")
+
+    def __init__(self, job: Job, session: Session | None, expires_mono_us: int) -> None:
+        self.job = job
+        self.session = session  # None while its worker is not connected.
+        self.expires_mono_us = expires_mono_us
+        self.progress: tuple[float, str] | None = None
+
+
+class Desk:
+    """The engine's memory; nothing in it decides by itself, and none of it needs to survive."""
+
+    def __init__(self, policy: Policy, epoch: int, last_seq: int, rng: random.Random) -> None:
+        self.policy = policy
+        self.rng = rng
+        self.routing = Routing()
+        self.leases: dict[bytes, Lease] = {}
+        self.waiters: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # job id -> (conn, request)
+        self.is_full = False
+        self.is_draining = False
+        self.live = 0
+        self.stale = 0
+        self.durability = ""
+        self.last_seq = last_seq
+        self._fence = epoch << FENCE_COUNTER_BITS
+        self._last_end_us = 0
+
+    def next_seq(self) -> int:
+        """A place in the order of enq that no job had before."""
+        self.last_seq += 1
+        return self.last_seq
+
+    def next_fence(self) -> int:
+        """A number larger than that of any lease before, over all restarts of this store."""
+        self._fence += 1
+        return self._fence
+
+    def next_end_us(self, now: Now) -> int:
+        """The instant of an end: strictly increasing, so that of two jobs of one key it is known which ended last."""
+        self._last_end_us = max(now.timer_us, self._last_end_us + 1)
+        return self._last_end_us
+
+    def backoff_us(self, job: Job) -> int:
+        """How long to wait after this failed attempt: doubled each time, bounded, with jitter of a fifth either way."""
+        first_us, most_us = job.backoff_us or (self.policy.backoff_us, self.policy.backoff_max_us)
+        delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
+        return round(delay_us * self.rng.uniform(0.8, 1.2))
+
+    def drop_hints(self) -> None:
+        """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
+        self.routing.forget_windows()
+        for session in self.routing.sessions.values():
+            session.held = 0
+        for lease in self.leases.values():
+            if lease.session is not None:
+                lease.session.held += 1
+
+
+class Facts:
+    """What was read from the store for one batch."""
+
+    __slots__ = ("counts", "described", "expired", "forgettable", "found", "pages", "ready")
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.expired: list[Job] = []
+        self.forgettable = False
+        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page] = {}
+        self.counts: dict[tuple[str, Any], int] = {}
+        self.ready: dict[str, int] = {}
+        self.described: dict[str, Any] = {}
+
+
+class Batch:
+    """One unit of work over jobs that were read; becomes the changes of one commit and the effects that follow it."""
+
+    def __init__(self, desk: Desk, facts: Facts, now: Now) -> None:
+        self.desk = desk
+        self.facts = facts
+        self.now = now
+        self.jobs: dict[int, Job] = {}  # seq -> the job as decided so far
+        self._was: dict[int, Job | None] = {}  # seq -> the job as stored
+        self._ids: dict[bytes, int] = {}
+        self._live: dict[str, int | None] = {}
+        self._ended: dict[str, int] = {}
+        self._requests: dict[bytes, int] = {}
+        self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
+        self.claims: dict[int, Session] = {}
+        self.author = 0  # The place of the input that is being decided.
+        self.authors: dict[int, list[int]] = {}
+
+    # Finding: every job is seen as this batch has left it.
+
+    def by_id(self, job_id: bytes) -> Job | None:
+        seq = self._ids.get(job_id)
+        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.ids.get(job_id))
+
+    def live(self, key: str) -> Job | None:
+        """The live job of a key."""
+        if key in self._live:
+            seq = self._live[key]
+            return None if seq is None else self.jobs[seq]
+        job = self._unexpired(self._fresh(self.facts.found.live.get(key)))
+        return job if job is not None and job.is_live else None
+
+    def ended(self, key: str) -> Job | None:
+        """The job of a key that ended last; ask for the live one first."""
+        seq = self._ended.get(key)
+        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.ended.get(key))
+
+    def by_request(self, request: bytes) -> Job | None:
+        """The job that this request changed."""
+        seq = self._requests.get(request)
+        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.requests.get(request))
+
+    def by_seq(self, seq: int) -> Job | None:
+        job = self.jobs.get(seq)
+        return job if job is not None else self.facts.found.seqs.get(seq)
+
+    def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
+        """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
+        if job_id is not None:
+            return self._unexpired(self.by_id(job_id)), None
+        assert key is not None
+        return self.live(key), self.ended(key)
+
+    def _fresh(self, job: Job | None) -> Job | None:
+        return None if job is None else self.jobs.get(job.seq, job)
+
+    def seen(self, job: Job) -> Job:
+        """A job that was read, as this batch has left it."""
+        return self._unexpired(self.jobs.get(job.seq, job)) or job
+
+    def _unexpired(self, job: Job | None) -> Job | None:
+        """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read)."""
+        if job is None or not job.is_expired(self.now):
+            return job
+        return self.end(job, "expire", reason="expired")
+
+    # Changing: the job as decided, once.
+
+    def insert(self, job: Job) -> None:
+        """Add a new job."""
+        self._was[job.seq] = None
+        self._ids[job.id] = job.seq
+        self._keep(job)
+
+    def put(self, was: Job, job: Job) -> Job:
+        """Let `job` stand where `was` stood."""
+        self._was.setdefault(was.seq, was)
+        if was.state is WAITING:
+            self.desk.routing.discard(was)
+        self._keep(job)
+        return job
+
+    def _keep(self, job: Job) -> None:
+        seq = job.seq
+        self.jobs[seq] = job
+        self._ids[job.id] = seq
+        self.authors.setdefault(seq, []).append(self.author)
+        if job.key is not None:
+            if job.state not in ENDED:
+                self._live[job.key] = seq
+            elif self._live.get(job.key, seq) == seq:
+                self._live[job.key] = None
+                self._ended[job.key] = seq
+        if job.state is WAITING:
+            self.desk.routing.offer(job, self.now)
+
+    def end(self, job: Job, act: str, **changes: Any) -> Job:
+        """Bring a job to its end by `act`: stamped, remembered for its time, its key free again."""
+        desk = self.desk
+        ended_at_us = desk.next_end_us(self.now)
+        ended = evolve(job, act, ended_at_us=ended_at_us, expires_at_us=None, **changes)
+        if ended.state not in ENDED:
+            raise IllegalTransition(f"{act} does not end a job ({job.story()})")
+        retain_us = job.retain_us
+        if retain_us is None:
+            retain_us = desk.policy.retain_dead_us if ended.state is DEAD else desk.policy.retain_us
+        ended = self.put(job, ended._replace(forget_at_us=ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)))
+        if ended.state is DEAD:
+            self.hook("on_dead", ended, reason=ended.reason)
+        return ended
+
+    def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
+        """The job's memory of commands with this one added, the oldest gone."""
+        past = (*job.answered, Answered(request, act, due_at_us))[-REQUESTS_KEPT:]
+        self._requests[request] = job.seq
+        return past
+
+    def hook(self, name: str, job: Job, **extra: Any) -> None:
+        """Tell the server's plugins, once the job is stored."""
+        self.effects.append((job.seq, Hook(name, job, extra)))
+
+    def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
+        """Send a connection something it did not ask for, once the job (0: none) is stored."""
+        self.effects.append((seq, Tell(conn, kind, [told])))
+
+    def close(self, conn: int, why: str) -> None:
+        """End a connection."""
+        self.effects.append((0, Close(conn, why)))
+
+    def changes(self) -> list[Change]:
+        """One change for each job that was touched, inserts in order of enq."""
+        was = self._was
+        return [Change(was[seq], job) for seq, job in self.jobs.items() if was[seq] != job]

@@ -1,0 +1,235 @@
+"""What workers say: they join, announce, take credits, beat, and report how attempts ended.
+
+A report names the lease it is about by job and fence. A fence that is not the job's present one changes nothing and is
+answered STALE (CONTRACT C7); one that already settled the job is answered OK again.
+"""
+
+from __future__ import annotations
+
+from givalia_core.engine.desk import Batch, Lease
+from givalia_core.engine.records import Asked, Ended, Refusal
+from givalia_core.errors import BadRequest, Stale
+from givalia_core.model import (
+    CHILD_DEATHS_MAX,
+    DONE,
+    RELEASES_MAX,
+    RUNNING,
+    Job,
+    OutcomeKind,
+    evolve,
+)
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import (
+    OK,
+    Announce,
+    Credit,
+    Fail,
+    Hold,
+    Join,
+    Kind,
+    Progress,
+    Release,
+    Stop,
+    Succeed,
+    item,
+)
+from givalia_core.routing import Session
+
+
+def join(batch: Batch, asked: Asked, message: Join) -> Item:
+    """A worker process introduces itself; an older connection of the same process is over."""
+    routing = batch.desk.routing
+    for session in list(routing.sessions.values()):
+        if session.join.instance == message.instance and session.conn != asked.conn:
+            leave(batch, session.conn)
+            batch.close(session.conn, "the same worker has connected again")
+    routing.join(Session(asked.conn, message, batch.now))
+    return (OK, batch.desk.policy.lease_us), b""
+
+
+def leave(batch: Batch, conn: int) -> None:
+    """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
+    session = batch.desk.routing.leave(conn)
+    if session is not None:
+        for lease in batch.desk.leases.values():
+            if lease.session is session:
+                lease.session = None
+    for job_id, waiting in list(batch.desk.waiters.items()):
+        left = [waiter for waiter in waiting if waiter[0] != conn]
+        if left:
+            batch.desk.waiters[job_id] = left
+        else:
+            del batch.desk.waiters[job_id]
+
+
+def announce(batch: Batch, asked: Asked) -> list[Item]:
+    """A worker says which modules it has; this replaces what it said before."""
+    session = _session(batch, asked)
+    served = [message for message in asked.messages if isinstance(message, Announce)]
+    batch.desk.routing.announce(session, served)
+    return [((OK,), b"") for _ in asked.messages]
+
+
+def resume(batch: Batch, asked: Asked) -> list[Item]:
+    """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
+    session = _session(batch, asked)
+    named = {message.id for message in asked.messages if isinstance(message, Hold)}
+    for lease in list(batch.desk.leases.values()):
+        job = batch.jobs.get(lease.job.seq, lease.job)
+        if job.state is RUNNING and job.holder == session.join.instance and job.id not in named:
+            give_back(batch, job)
+    return [_take_up(batch, session, message) for message in asked.messages]
+
+
+def _take_up(batch: Batch, session: Session, message: Hold) -> Item:
+    lease = batch.desk.leases.get(message.id)
+    if lease is None or lease.job.fence != message.fence:
+        return (Stale.code, "the lease is no longer this worker's"), b""
+    if lease.session is not session:
+        lease.session = session
+        session.held += 1
+    lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
+    if lease.job.stop_asked:
+        batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence)))
+    return (OK,), b""
+
+
+def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
+    """How many jobs the worker can hold from now on."""
+    _session(batch, asked).capacity = message.capacity
+    return (OK,), b""
+
+
+def beat(batch: Batch, asked: Asked) -> list[Item]:
+    """A worker is alive and holds these leases; each is renewed, and a job that was asked to stop is told again."""
+    session = _session(batch, asked)
+    return [_take_up(batch, session, message) for message in asked.messages]
+
+
+def _session(batch: Batch, asked: Asked) -> Session:
+    session = batch.desk.routing.sessions.get(asked.conn)
+    if session is None:
+        raise Refusal(BadRequest("a worker joins first"))
+    return session
+
+
+def _held(batch: Batch, message: Succeed | Fail | Release | Progress) -> Job:
+    """The running job whose lease the message is about; the connection does not matter, the fence does."""
+    lease = batch.desk.leases.get(message.id)
+    job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+    if job is None or job.state is not RUNNING or job.fence != message.fence:
+        batch.desk.stale += 1
+        raise Refusal(Stale("the lease is no longer this worker's"))
+    return job
+
+
+def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
+    """A hint of how far the attempt is."""
+    batch.desk.leases[_held(batch, message).id].progress = (message.fraction, message.text)
+    return (OK,), b""
+
+
+def succeed(batch: Batch, asked: Asked, message: Succeed) -> Item:
+    """The job is done (T4), also if it was asked to stop: its effect happened."""
+    done = batch.by_id(message.id)
+    if done is not None and done.state is DONE and done.fence == message.fence:
+        return (OK,), b""
+    job = _held(batch, message)
+    result = None if message.result_error else message.payload
+    batch.end(job, "succeed", result=result, result_error=message.result_error, error=None)
+    return (OK,), b""
+
+
+def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
+    """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
+    job = _held(batch, message)
+    settle_failure(batch, job, OutcomeKind(message.kind), message.error, message.after_us, message.permanent)
+    return (OK,), b""
+
+
+def settle_failure(
+    batch: Batch, job: Job, kind: OutcomeKind, error: str, after_us: int | None = None, permanent: bool = False
+) -> None:
+    """What becomes of a running job whose attempt ended without success."""
+    if job.stop_asked:
+        batch.end(job, "stop", error=error)
+        return
+    reason = None
+    if permanent:
+        reason = "failed"
+    elif job.deaths >= CHILD_DEATHS_MAX:
+        reason = "child_died"
+    elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
+        reason = "exhausted"
+    if reason is not None:
+        batch.end(job, "die", reason=reason, error=error)
+        return
+    delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
+    retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error)
+    batch.put(job, retried)
+    batch.hook("on_retry", retried, outcome=Ended(kind, error))
+
+
+def release(batch: Batch, asked: Asked, message: Release) -> Item:
+    """The worker gives a job back that it did not start (T9)."""
+    give_back(batch, _held(batch, message))
+    return (OK,), b""
+
+
+def give_back(batch: Batch, job: Job) -> None:
+    """Put an unstarted job back where it was, its attempt not counted; too often, and it counts as a failure."""
+    if job.stop_asked or job.releases >= RELEASES_MAX:
+        settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
+        return
+    attempt = job.attempt - 1
+    expires = job.expires_us is not None and attempt == 0
+    batch.put(
+        job,
+        evolve(
+            job,
+            "release",
+            attempt=attempt,
+            releases=job.releases + 1,
+            expires_at_us=job.due_at_us + (job.expires_us or 0) if expires else None,
+        ),
+    )
+
+
+def expire_leases(batch: Batch) -> None:
+    """End every lease that nobody renewed in time (T6, T7, T8)."""
+    now_us = batch.now.mono_us
+    for lease in list(batch.desk.leases.values()):
+        if lease.expires_mono_us > now_us:
+            continue
+        job = batch.jobs.get(lease.job.seq, lease.job)
+        if job.state is RUNNING and job.fence == lease.job.fence:
+            settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
+
+
+def claim(batch: Batch, job: Job, session: Session) -> Job:
+    """Lend a due job to a worker (T3): the attempt and its fence are durable before the worker hears of it."""
+    announced = session.announced[job.module]
+    policy = batch.desk.policy
+    max_attempts = job.max_attempts or announced.max_attempts or policy.max_attempts
+    backoff_us = announced.backoff_us if announced.backoff_us is not None else policy.backoff_us
+    backoff_max_us = announced.backoff_max_us if announced.backoff_max_us is not None else policy.backoff_max_us
+    claimed = evolve(
+        job,
+        "claim",
+        attempt=job.attempt + 1,
+        fence=batch.desk.next_fence(),
+        worker=session.join.name,
+        holder=session.join.instance,
+        expires_at_us=None,
+        max_attempts=max(max_attempts, job.attempt + 1),
+        timeout_us=job.timeout_us or announced.timeout_us,
+        backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),
+    )
+    batch.claims[job.seq] = session
+    session.held += 1
+    return batch.put(job, claimed)
+
+
+def lease_of(batch: Batch, job: Job, session: Session) -> Lease:
+    """The lease of a claim that is stored; it runs from the worker's last message, as the worker itself counts."""
+    return Lease(job, session, session.beat_mono_us + batch.desk.policy.lease_us)

@@ -1,0 +1,308 @@
+"""What users ask for: one function a verb, each reading its message, deciding, and returning its answer.
+
+Every changing verb first looks for its own request id: a job that knows it gives the same answer again and nothing changes
+(CONTRACT C1). No function here talks to a store or a socket; what it decides is put into the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from givalia_core.clock import Now
+from givalia_core.engine import words
+from givalia_core.engine.desk import Batch
+from givalia_core.engine.records import Asked, Refusal
+from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
+from givalia_core.model import (
+    CANCELLED,
+    DEAD,
+    ENDED,
+    RUNNING,
+    TEN_YEARS_US,
+    WAITING,
+    Answered,
+    Job,
+    JobState,
+    evolve,
+)
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import (
+    OK,
+    Cancel,
+    Enq,
+    Ext,
+    Info,
+    Kind,
+    List,
+    Modules,
+    Requeue,
+    Stat,
+    Stop,
+    Wait,
+    Workers,
+    item,
+)
+from givalia_core.store.base import Filter
+from givalia_core.views import text_id
+
+
+def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
+    """Make the job, or do with the live one of its key what `if_exists` says."""
+    known = batch.by_id(message.id) or batch.by_request(message.id)
+    if known is not None:
+        return _enqueued(batch, known, message.id)
+    on_wall, due_at_us = _due(message.delay_us, message.at_us, batch.now)
+    holder = batch.live(message.key) if message.key is not None else None
+    if holder is not None:
+        return _enq_live(batch, message, holder, on_wall, due_at_us)
+    _admit(batch)
+    job = Job(
+        seq=batch.desk.next_seq(),
+        id=message.id,
+        key=message.key,
+        state=WAITING,
+        module=message.module,
+        target_worker=message.target_worker,
+        priority=message.priority,
+        on_wall=on_wall,
+        due_at_us=due_at_us,
+        expires_at_us=None if message.expires_us is None else due_at_us + message.expires_us,
+        enq_at_us=batch.now.wall_us,
+        max_attempts=message.max_attempts,
+        timeout_us=message.timeout_us,
+        expires_us=message.expires_us,
+        retain_us=message.retain_us,
+        params=message.payload,
+    )
+    due_on_wall_us = job.due_on_wall_us(batch.now)
+    job = job._replace(answered=(Answered(message.id, "enq", due_on_wall_us),))
+    batch.insert(job)
+    batch.hook("on_enq", job)
+    return (OK, job.id, due_on_wall_us, batch.desk.durability), b""
+
+
+def _admit(batch: Batch) -> None:
+    desk = batch.desk
+    if desk.is_draining:
+        raise Refusal(ShuttingDown("the server is draining and takes no new job", retry_after=2.0))
+    if desk.is_full:
+        raise Refusal(StoreFull("the disk of the store is full; no new job is taken until there is room"))
+    if desk.live >= desk.policy.live_max:
+        raise Refusal(Busy(f"{desk.live} live jobs are as many as this server takes", retry_after=10.0))
+
+
+def _due(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
+    if at_us is None:
+        return False, now.timer_us + delay_us
+    if at_us > now.wall_us + TEN_YEARS_US:
+        raise Refusal(BadRequest("at is more than ten years ahead"))
+    return True, max(at_us, now.wall_us)
+
+
+def _enqueued(batch: Batch, job: Job, request: bytes) -> Item:
+    past = _past(job, request)
+    due_at_us = job.due_on_wall_us(batch.now) if past is None else past.due_at_us
+    return (OK, job.id, due_at_us, batch.desk.durability), b""
+
+
+def _past(job: Job, request: bytes) -> Answered | None:
+    return next((past for past in job.answered if past.request == request), None)
+
+
+def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us: int) -> Item:
+    if message.if_exists == "keep":
+        return (OK, holder.id, holder.due_on_wall_us(batch.now), batch.desk.durability), b""
+    if message.if_exists == "refuse":
+        raise Refusal(DuplicateKey(f"key {message.key} is held by a live job", id=text_id(holder.id)))
+    if holder.state is RUNNING:
+        raise Refusal(WrongState(f"the job of key {message.key} is running", state="running"))
+    changes: dict[str, Any] = {}
+    if message.if_exists == "replace":
+        changes = {
+            "module": message.module,
+            "target_worker": message.target_worker,
+            "priority": message.priority,
+            # An attempt is always left, however many were made before it was replaced.
+            "max_attempts": message.max_attempts and max(message.max_attempts, holder.attempt + 1),
+            "timeout_us": message.timeout_us,
+            "backoff_us": None,
+            "expires_us": message.expires_us,
+            "retain_us": message.retain_us,
+            "params": message.payload,
+        }
+    job = _moved(batch, holder, message.if_exists, message.id, on_wall, due_at_us, changes)
+    return (OK, job.id, job.due_on_wall_us(batch.now), batch.desk.durability), b""
+
+
+def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_at_us: int, changes: dict[str, Any]) -> Job:
+    moved = evolve(job, act, on_wall=on_wall, due_at_us=due_at_us, **changes)
+    expires = moved.expires_us is not None and moved.attempt == 0
+    moved = moved._replace(
+        expires_at_us=due_at_us + (moved.expires_us or 0) if expires else None,
+        answered=batch.answered(job, request, act, moved.due_on_wall_us(batch.now)),
+    )
+    batch.put(job, moved)
+    batch.hook("on_ext", moved)
+    return moved
+
+
+def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
+    """Call the job off; it will not start again once this is answered."""
+    known = batch.by_request(message.request)
+    if known is not None:
+        past = _past(known, message.request)
+        return (OK, "stop_requested" if past is not None and past.act == "ask_stop" else "cancelled"), b""
+    job, last = batch.named(message.key, message.id)
+    if job is None:
+        job = last if last is not None and last.state is CANCELLED else None
+    job = _existing(job, message)
+    if job.state is CANCELLED:
+        return (OK, "cancelled"), b""
+    if job.state is WAITING:
+        answered = batch.answered(job, message.request, "cancel", 0)
+        batch.hook("on_cancel", batch.end(job, "cancel", answered=answered), running=False)
+        return (OK, "cancelled"), b""
+    if job.state is not RUNNING or not message.running:
+        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+    if not job.stop_asked:
+        _ask_stop(batch, job, message.request)
+    return (OK, "stop_requested"), b""
+
+
+def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
+    asked = batch.answered(job, request, "ask_stop", 0)
+    batch.put(job, evolve(job, "ask_stop", stop_asked=True, answered=asked))
+    lease = batch.desk.leases.get(job.id)
+    session = lease.session if lease is not None else batch.claims.get(job.seq)
+    if session is None:
+        batch.hook("on_cancel", job, running=True)
+    else:
+        batch.tell(job.seq, session.conn, Kind.STOP, item(Stop(job.id, job.fence)))
+
+
+def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
+    """Move the due of a job that has not started."""
+    if (message.delta_us is None) == (message.at_us is None):
+        raise Refusal(BadRequest("ext takes either a time or an at"))
+    known = batch.by_request(message.request)
+    if known is not None:
+        return _moved_answer(batch, known, message.request)
+    now = batch.now
+    job = _existing(batch.named(message.key, message.id)[0], message)
+    if job.state is not WAITING:
+        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+    on_wall, due_at_us = job.on_wall, job.due_at_us
+    if message.delta_us is None:
+        on_wall, due_at_us = _due(0, message.at_us, now)
+    else:
+        clock_us = now.wall_us if on_wall else now.timer_us
+        due_at_us = max(max(due_at_us, clock_us) + message.delta_us, clock_us)
+        if due_at_us > clock_us + TEN_YEARS_US:
+            raise Refusal(BadRequest("the job would be due in more than ten years"))
+    moved = _moved(batch, job, "ext", message.request, on_wall, due_at_us, {})
+    return (OK, moved.id, moved.due_on_wall_us(now)), b""
+
+
+def _moved_answer(batch: Batch, job: Job, request: bytes) -> Item:
+    past = _past(job, request)
+    return (OK, job.id, job.due_on_wall_us(batch.now) if past is None else past.due_at_us), b""
+
+
+def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
+    """Give a dead or cancelled job another life, with all its attempts."""
+    known = batch.by_request(message.request)
+    if known is not None:
+        return _moved_answer(batch, known, message.request)
+    job, last = batch.named(message.key, message.id)
+    if message.id is None and job is not None and last is not None:
+        raise Refusal(DuplicateKey(f"key {message.key} is held by a live job", id=text_id(job.id)))
+    job = _existing(job or last, message)
+    if job.state not in (DEAD, CANCELLED):
+        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+    holder = batch.live(job.key) if job.key is not None else None
+    if holder is not None:
+        raise Refusal(DuplicateKey(f"key {job.key} is held by a live job", id=text_id(holder.id)))
+    _admit(batch)
+    on_wall, due_at_us = _due(message.delay_us, message.at_us, batch.now)
+    again = evolve(
+        job, "requeue", on_wall=on_wall, due_at_us=due_at_us, ended_at_us=0, forget_at_us=None, attempt=0,
+        expires_at_us=None if job.expires_us is None else due_at_us + job.expires_us,
+        stop_asked=False, releases=0, replacements=0, deaths=0, reason=None, result=None, result_error=None,
+    )  # fmt: skip
+    due_on_wall_us = again.due_on_wall_us(batch.now)
+    again = again._replace(answered=batch.answered(job, message.request, "requeue", due_on_wall_us))
+    batch.put(job, again)
+    return (OK, again.id, due_on_wall_us), b""
+
+
+def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
+    """What is known of a job: the live one of a key, else the one that ended last."""
+    job = _known(batch, message)
+    return (OK, words.status(batch.desk, job, batch.now)), job.result or b""
+
+
+def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
+    """Answer now if the job has ended; else None, and the answer follows when it has."""
+    if len(asked.messages) > 1:
+        raise Refusal(BadRequest("a wait is alone in its frame"))
+    job = _known(batch, message)
+    if job.state in ENDED:
+        return words.end(job)
+    waiter = (asked.conn, asked.request)
+    if waiter not in batch.desk.waiters[job.id]:
+        batch.desk.waiters[job.id].append(waiter)
+    return None
+
+
+def list_(batch: Batch, asked: Asked, message: List) -> Item:
+    """A page of jobs; may be short or empty although more follow."""
+    page = batch.facts.pages[list_key(message)]
+    wanted = list_filter(message)
+    jobs = [batch.seen(job) for job in page.jobs]
+    shown = [words.status(batch.desk, job, batch.now) for job in jobs if wanted.admits(job, batch.now)]
+    return (OK, *(page.after or ())), words.pack(shown)
+
+
+def list_filter(message: List) -> Filter:
+    """The store's form of what a listing asks for."""
+    return Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
+
+
+def list_key(message: List) -> tuple[Filter, tuple[int, int] | None, int]:
+    """What the page of a listing is filed under among the facts of a batch."""
+    after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
+    return list_filter(message), after, message.limit
+
+
+def info(batch: Batch, asked: Asked, message: Info) -> Item:
+    """What the server is, holds and allows."""
+    return (OK,), words.pack(words.info(batch.desk, batch.facts, batch.now))
+
+
+def modules(batch: Batch, asked: Asked, message: Modules) -> Item:
+    """Every module that a connected worker announced, worker by worker."""
+    return (OK,), words.pack(words.modules(batch.desk))
+
+
+def workers(batch: Batch, asked: Asked, message: Workers) -> Item:
+    """Every connected worker."""
+    return (OK,), words.pack([session.describe() for session in batch.desk.routing.sessions.values()])
+
+
+def _known(batch: Batch, message: Stat | Wait) -> Job:
+    _one_name(message)
+    job, last = batch.named(message.key, message.id)
+    return _existing(job or last, message)
+
+
+def _existing(job: Job | None, message: Any) -> Job:
+    _one_name(message)
+    if job is None:
+        name = message.key if message.id is None else text_id(message.id)
+        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}"))
+    return job
+
+
+def _one_name(message: Any) -> None:
+    if (message.key is None) == (message.id is None):
+        raise Refusal(BadRequest("name the job by its key or by its id, and by one of them only"))

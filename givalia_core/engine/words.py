@@ -1,0 +1,160 @@
+"""What people and clients are told of jobs, in words and in maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine.desk import Desk, Facts
+from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job, JobState
+from givalia_core.protocol import frames, messages
+from givalia_core.protocol.frames import Item
+from givalia_core.store.base import READY_COUNTED_TO
+
+pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
+
+
+def seconds(us: int) -> str:
+    """A length of time for people: 9.8 s."""
+    return f"{us / SECOND_US:.3g} s" if us < 1000 * SECOND_US else f"{round(us / SECOND_US)} s"
+
+
+def why(desk: Desk, job: Job, now: Now) -> str:
+    """Why the job has not run (or what became of it), in words."""
+    return _WHY[job.shown_state(now)](desk, job, now)
+
+
+def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
+    left = seconds(job.due_on_timer_us(now) - now.timer_us)
+    if job.attempt:
+        error = f" ({job.error.splitlines()[-1][:200]})" if job.error else ""
+        return f"attempt {job.attempt} failed{error}, next try in {left}"
+    return f"not due for {left}"
+
+
+def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+    return "due, but " + desk.routing.why_not_taken(job)
+
+
+def _why_running(desk: Desk, job: Job, now: Now) -> str:
+    lease = desk.leases.get(job.id)
+    gone = "" if lease is None or lease.session is not None else ", which is not connected"
+    asked = "; it was asked to stop" if job.stop_asked else ""
+    return f"attempt {job.attempt} is running on worker {job.worker}{gone}{asked}"
+
+
+_DEAD_WORDS = {
+    "expired": "it expired before a worker could start it",
+    "failed": "it failed for good",
+    "exhausted": "its last attempt failed",
+    "child_died": "its process died too often",
+}
+
+_WHY = {
+    JobState.WAITING: _why_waiting,
+    JobState.READY: _why_ready,
+    JobState.RUNNING: _why_running,
+    JobState.DONE: lambda _desk, _job, _now: "it is done",
+    JobState.DEAD: lambda _desk, job, _now: _DEAD_WORDS.get(job.reason or "", job.reason or "it is dead"),
+    JobState.CANCELLED: lambda _desk, _job, _now: "it was cancelled",
+}
+
+
+def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
+    """The map that `stat` and `list` answer with."""
+    state = job.shown_state(now)
+    lease = desk.leases.get(job.id) if job.state is RUNNING else None
+    timeleft_us = None
+    if job.state is WAITING:
+        timeleft_us = max(job.due_on_timer_us(now) - now.timer_us, 0)
+    return {
+        "id": job.id,
+        "key": job.key,
+        "module": job.module,
+        "target_worker": job.target_worker,
+        "priority": job.priority,
+        "state": str(state),
+        "due_us": job.due_on_wall_us(now),
+        "timeleft_us": timeleft_us,
+        "attempts": job.attempt,
+        "max_attempts": job.max_attempts or desk.policy.max_attempts,
+        "worker": job.worker,
+        "progress": None if lease is None else lease.progress,
+        "stop_asked": job.stop_asked,
+        "reason": job.reason,
+        "error": job.error,
+        "result_error": job.result_error,
+        "why": why(desk, job, now),
+    }
+
+
+def end(job: Job) -> Item:
+    """What `wait` answers once the job has ended."""
+    if job.state is DONE:
+        return (messages.OK, str(DONE), job.result_error), job.result or b""
+    if job.state is CANCELLED:
+        return (messages.OK, str(CANCELLED)), b""
+    return (messages.OK, str(DEAD), job.reason, job.error), b""
+
+
+def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
+    """The map that `info` answers with, but for what only the server round the engine knows."""
+    jobs: dict[str, dict[str, int]] = {}
+    for (module, state), count in sorted(facts.counts.items()):
+        jobs.setdefault(module, {})[str(state)] = count
+    for module, count in facts.ready.items():
+        jobs.setdefault(module, {})["ready"] = count
+    total = sum(facts.ready.values())
+    policy = desk.policy
+    return {
+        "durability": desk.durability,
+        "draining": desk.is_draining,
+        "store_full": desk.is_full,
+        "now_us": now.wall_us,
+        "jobs": jobs,
+        "live": desk.live,
+        "ready": f"{READY_COUNTED_TO:,}+" if total >= READY_COUNTED_TO else str(total),
+        "running": len(desk.leases),
+        "workers": len(desk.routing.sessions),
+        "stale_reports": desk.stale,
+        "store": facts.described,
+        "limits": {
+            "frame_bytes": frames.FRAME_BYTES_MAX,
+            "fields_bytes": frames.FIELDS_BYTES_MAX,
+            "items_per_frame": frames.ITEMS_MAX,
+            "values_per_item": frames.VALUES_MAX,
+            "params_bytes": frames.PARAMS_BYTES_MAX,
+            "result_bytes": frames.RESULT_BYTES_MAX,
+            "key_bytes": 255,
+            "live_jobs": policy.live_max,
+        },
+        "defaults": {
+            "max_attempts": policy.max_attempts,
+            "lease_us": policy.lease_us,
+            "backoff_us": [policy.backoff_us, policy.backoff_max_us],
+            "retain_us": policy.retain_us,
+            "retain_max": policy.retain_max,
+            "retain_dead_us": policy.retain_dead_us,
+            "retain_dead_max": policy.retain_dead_max,
+        },
+    }
+
+
+def modules(desk: Desk) -> list[dict[str, Any]]:
+    """One map for each module of each connected worker."""
+    return [
+        {
+            "module": announced.name,
+            "worker": session.join.name,
+            "pid": session.join.pid,
+            "distribution": announced.distribution,
+            "version": announced.version,
+            "isolation": announced.isolation,
+            "broken": announced.broken,
+        }
+        for session in desk.routing.sessions.values()
+        for announced in session.announced.values()
+    ]

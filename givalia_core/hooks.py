@@ -1,0 +1,165 @@
+"""The hooks that plugins implement, how plugins are found, and the caller that keeps them from harming anybody.
+
+A hook observes: it is handed frozen records and changes nothing. Each implementation is called on its own; what one raises,
+SystemExit included, is logged and counted, and the others are still called. One plugin object that raises twenty times in a
+row is silenced for the rest of the process, which is said once in the log and shows in the counts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import importlib_metadata
+import pluggy
+
+from givalia_core.views import JobView, Outcome, RunningJobView
+
+PROJECT: Final = "givalia"
+GROUP: Final = "givalia.plugins"
+RAISES_MAX: Final = 20
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method (or a module's function) as the implementation of the hook of the same name."""
+
+log = logging.getLogger("givalia.hooks")
+
+
+class Specs:
+    """Every hook. `docs/hooks.md` says of each when, where, with what and in what order it is called."""
+
+    @hookspec
+    def before_run(self, job: RunningJobView, module: type) -> None:
+        """On the worker, before each attempt's `process` starts; holds up that job alone."""
+
+    @hookspec
+    def after_run(self, job: RunningJobView, module: type, outcome: Outcome) -> None:
+        """On the worker, after each attempt, before its outcome is reported; holds up that job alone."""
+
+    @hookspec
+    def on_enq(self, job: JobView) -> None:
+        """On the server, after a new job is durable."""
+
+    @hookspec
+    def on_ext(self, job: JobView) -> None:
+        """On the server, after a job's new due is durable (`ext`, and `enq` with `replace` or `reschedule`)."""
+
+    @hookspec
+    def on_retry(self, job: JobView, outcome: Outcome) -> None:
+        """On the server, after a failed attempt is durable and another will follow."""
+
+    @hookspec
+    def on_dead(self, job: JobView, reason: str) -> None:
+        """On the server, after a job's death is durable."""
+
+    @hookspec
+    def on_cancel(self, job: JobView, running: bool) -> None:
+        """At the cancel: on the server for a job that had not started, on the worker for one that was running."""
+
+    @hookspec
+    def server_started(self, server: Any) -> None:
+        """On the server, once its ports are open."""
+
+    @hookspec
+    def server_stopping(self, server: Any) -> None:
+        """On the server, when it begins to drain."""
+
+    @hookspec
+    def worker_started(self, worker: Any) -> None:
+        """On the worker, once it is connected for the first time."""
+
+    @hookspec
+    def worker_stopping(self, worker: Any) -> None:
+        """On the worker, when it begins to drain."""
+
+
+HOOKS: Final = tuple(name for name in vars(Specs) if not name.startswith("_"))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPlugin:
+    """One entry point of the group `givalia.plugins`: the plugin object, or why there is none."""
+
+    name: str
+    distribution: str
+    version: str
+    plugin: object | None
+    error: str | None
+    source: str
+
+
+def discover() -> list[FoundPlugin]:
+    """Load every installed plugin; one that cannot be loaded is reported and holds up no other."""
+    found: list[FoundPlugin] = []
+    for entry in sorted(importlib_metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        distribution = entry.dist.name if entry.dist else "?"
+        version = entry.dist.version if entry.dist else "?"
+        plugin: object | None = None
+        error, source = None, entry.value
+        try:
+            plugin = entry.load()
+            source = inspect.getsourcefile(plugin) or source  # type: ignore[arg-type]
+            if isinstance(plugin, type):
+                plugin = plugin()
+        except BaseException as raised:  # Somebody else's import may raise anything; it is theirs, not ours.
+            plugin, error = None, f"{type(raised).__name__}: {raised}"
+            log.error("plugin %s of %s %s cannot be loaded: %s", entry.name, distribution, version, error)
+        found.append(FoundPlugin(entry.name, distribution, version, plugin, error, source))
+    return found
+
+
+class Hooks:
+    """Calls the implementations of a set of plugins, each by itself."""
+
+    def __init__(self, plugins: Iterable[object]) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Specs)
+        self.raised: Counter[str] = Counter()
+        """How often each plugin has raised, by its name."""
+        self.silenced: set[str] = set()
+        """The plugins that are no longer called."""
+        self._in_a_row: Counter[int] = Counter()
+        for plugin in plugins:
+            try:
+                self._manager.register(plugin)
+                self._manager.check_pending()
+            except (pluggy.PluginValidationError, ValueError) as error:
+                log.error("plugin %r is not used: %s", plugin, error)
+                if self._manager.is_registered(plugin):
+                    self._manager.unregister(plugin)
+        self._implementations = {name: self._collect(name) for name in HOOKS}
+
+    def _collect(self, name: str) -> list[Any]:
+        # Last registered first, as pluggy itself would call them. Wrappers could hold back others, so they are not called.
+        implementations = reversed(getattr(self._manager.hook, name).get_hookimpls())
+        return [each for each in implementations if not each.hookwrapper and not each.wrapper]
+
+    def listens(self, name: str) -> bool:
+        """Whether any plugin implements this hook; when none does, a call costs nothing."""
+        return bool(self._implementations[name])
+
+    def call(self, name: str, **arguments: Any) -> None:
+        """Call every implementation with the arguments it asks for; never raises."""
+        for implementation in self._implementations[name]:
+            plugin = implementation.plugin
+            if self._in_a_row[id(plugin)] >= RAISES_MAX:
+                continue
+            try:
+                implementation.function(*(arguments[wanted] for wanted in implementation.argnames))
+            except BaseException as error:  # A plugin may raise anything, and must harm nobody.
+                self._count(implementation.plugin_name, plugin, name, error)
+            else:
+                self._in_a_row[id(plugin)] = 0
+
+    def _count(self, plugin_name: str, plugin: object, hook: str, error: BaseException) -> None:
+        self.raised[plugin_name] += 1
+        self._in_a_row[id(plugin)] += 1
+        log.error("plugin %s raised in %s: %s: %s", plugin_name, hook, type(error).__name__, error, exc_info=error)
+        if self._in_a_row[id(plugin)] >= RAISES_MAX:
+            self.silenced.add(plugin_name)
+            log.error("plugin %s raised %d times in a row and is called no more", plugin_name, RAISES_MAX)

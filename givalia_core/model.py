@@ -1,0 +1,165 @@
+"""What a job is, where it can be, and how it may move: frozen records and one table.
+
+`TRANSITIONS` is the truth about states: `evolve` is the only function that gives a job another state, and
+`docs/lifecycle.md` is generated from the table. A record here holds no connection and cannot save itself; what the
+server rebuilds at start (leases, ready queues) lives elsewhere and can be thrown away at any time.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.errors import IllegalTransition
+
+TEN_YEARS_US: Final = 10 * 365 * 86_400 * SECOND_US
+REMEMBERED_AT_LEAST_US: Final = 120 * SECOND_US  # Longer than any client resends, so that a resend finds its job.
+REQUESTS_KEPT: Final = 4
+RELEASES_MAX: Final = 1_000
+REPLACEMENTS_MAX: Final = 3
+CHILD_DEATHS_MAX: Final = 3
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    WAITING = "waiting"  # Its due is ahead: put there by enq, ext, a retry or requeue; claim, cancel, expire take it out.
+    READY = "ready"  # Waiting, and the due is reached. Derived when asked, never written.
+    RUNNING = "running"  # A worker holds its lease: put there by claim; the worker's report or the lease's end take it out.
+    DONE = "done"  # Its process returned. Final; forgotten after its retention.
+    DEAD = "dead"  # Out of attempts, failed for good, or expired. Only requeue takes it out.
+    CANCELLED = "cancelled"  # Called off before it was done. Only requeue takes it out.
+
+
+WAITING, RUNNING = JobState.WAITING, JobState.RUNNING
+DONE, DEAD, CANCELLED = JobState.DONE, JobState.DEAD, JobState.CANCELLED
+STORED_STATES: Final = (WAITING, RUNNING, DONE, DEAD, CANCELLED)  # A store writes the index in this tuple.
+ENDED: Final = frozenset({DONE, DEAD, CANCELLED})
+
+
+class OutcomeKind(StrEnum):
+    """How one attempt ended."""
+
+    SUCCEEDED = "succeeded"  # process returned; the job is done.
+    FAILED = "failed"  # process raised; the job is retried, or dead.
+    TIMEOUT = "timeout"  # The attempt ran out of its time; counts as a failure.
+    STOPPED = "stopped"  # It ended unsuccessfully after a stop was asked; the job is cancelled.
+    DIED = "died"  # The lease ended with no report; counts as a failure.
+    RELEASED = "released"  # Given back unstarted; the attempt does not count.
+
+
+TRANSITIONS: Final[dict[tuple[JobState, str], JobState]] = {
+    (WAITING, "claim"): RUNNING,
+    (WAITING, "ext"): WAITING,
+    (WAITING, "replace"): WAITING,
+    (WAITING, "reschedule"): WAITING,
+    (WAITING, "cancel"): CANCELLED,
+    (WAITING, "expire"): DEAD,
+    (RUNNING, "ask_stop"): RUNNING,
+    (RUNNING, "succeed"): DONE,
+    (RUNNING, "fail"): WAITING,  # Attempts are left: a retry is only a wait with a later due time.
+    (RUNNING, "die"): DEAD,
+    (RUNNING, "stop"): CANCELLED,
+    (RUNNING, "release"): WAITING,
+    (DEAD, "requeue"): WAITING,
+    (CANCELLED, "requeue"): WAITING,
+}
+
+
+class Answered(NamedTuple):
+    """What one changing command was answered, kept in the row so that a resend gets the same answer."""
+
+    request: bytes
+    act: str
+    due_at_us: int  # Wall clock, as the client was told.
+
+
+class Job(NamedTuple):
+    """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else on the timer clock."""
+
+    seq: int  # The order of enq; given by the engine, unique in a store.
+    id: bytes  # The 16 bytes of a UUID made by the client.
+    key: str | None
+    state: JobState
+    module: str
+    target_worker: str
+    priority: int
+    on_wall: bool
+    due_at_us: int
+    expires_at_us: int | None = None  # On the clock of the due; None once an attempt has started.
+    ended_at_us: int = 0  # Timer clock, strictly increasing over the jobs of a store; 0 while live.
+    forget_at_us: int | None = None  # Timer clock; set when ended.
+    version: int = 1  # Grows with every change; a store refuses a change that was decided on an older one.
+    # From here to `params` the store keeps the fields as one packed value and never looks inside.
+    enq_at_us: int = 0  # Wall clock.
+    attempt: int = 0
+    max_attempts: int | None = None  # None until the first claim fills in the module's or the server's default.
+    timeout_us: int | None = None
+    expires_us: int | None = None
+    retain_us: int | None = None
+    backoff_us: tuple[int, int] | None = None  # First delay and longest delay.
+    fence: int = 0
+    worker: str | None = None
+    holder: bytes | None = None  # The instance of the worker process that holds, or last held, the lease.
+    stop_asked: bool = False
+    releases: int = 0
+    replacements: int = 0
+    deaths: int = 0
+    reason: str | None = None  # Why it is dead, in a word.
+    error: str | None = None  # What the last failed attempt raised.
+    result_error: str | None = None  # Why a done job has no result.
+    answered: tuple[Answered, ...] = ()
+    params: bytes = b""
+    result: bytes | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Waiting, ready or running: it may still run, and holds its key."""
+        return self.state not in ENDED
+
+    @property
+    def rank(self) -> int:
+        """The priority turned round, so that what goes first sorts first."""
+        return -self.priority
+
+    def due_on_timer_us(self, now: Now) -> int:
+        """The due on the timer clock, as the clocks stand now."""
+        return self.due_at_us + now.timer_ahead_us if self.on_wall else self.due_at_us
+
+    def due_on_wall_us(self, now: Now) -> int:
+        """The due on the wall clock, as the clocks stand now: what people are told."""
+        return self.due_at_us if self.on_wall else self.due_at_us - now.timer_ahead_us
+
+    def is_due(self, now: Now) -> bool:
+        """Whether the job may start: judged on the clock its due is on."""
+        return self.due_at_us <= (now.wall_us if self.on_wall else now.timer_us)
+
+    def is_expired(self, now: Now) -> bool:
+        """Whether `expires` has passed before a first attempt started."""
+        return (
+            self.expires_at_us is not None
+            and self.state is WAITING
+            and self.expires_at_us <= (now.wall_us if self.on_wall else now.timer_us)
+        )
+
+    def shown_state(self, now: Now) -> JobState:
+        """The state that users see: a waiting job whose due is reached is ready."""
+        return JobState.READY if self.state is WAITING and self.is_due(now) else self.state
+
+    def story(self) -> str:
+        """What is known of the job's past, for the message of a bug."""
+        acts = ", ".join(past.act for past in self.answered) or "nothing asked"
+        return f"seq {self.seq}, {self.state}, version {self.version}, attempt {self.attempt}, fence {self.fence}, {acts}"
+
+
+def evolve(job: Job, act: str, **changes: Any) -> Job:
+    """The job after `act`: its state by the table, its version one higher, its other fields as in `changes`.
+
+    Raises:
+        IllegalTransition: The table has no such act for the job's state; the message tells the job's story.
+    """
+    state = TRANSITIONS.get((job.state, act))
+    if state is None:
+        raise IllegalTransition(f"{act} of a job that is {job.state} ({job.story()})")
+    return job._replace(state=state, version=job.version + 1, **changes)

@@ -1,0 +1,163 @@
+"""WorkModules: the base class that job code derives from, and how installed ones are found.
+
+A module is found through the entry point group `givalia.modules` of any installed distribution; its name there is the name
+that jobs ask for. Nothing is ever imported because a job names it: the table is built once, when a worker starts, and a job
+can only pick from it. One broken or doubly claimed module is reported and never holds up the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import importlib_metadata
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import BadRequest, ModuleClash
+from givalia_core.views import RunningJobView, length_to_us
+
+GROUP: Final = "givalia.modules"
+ISOLATIONS: Final = ("greenlet", "process")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
+
+
+class Retry(Exception):
+    """Raised by job code: this attempt failed, try again after `after` seconds (None: after the usual backoff)."""
+
+    def __init__(self, message: str = "the job asked for another attempt", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after_us = None if after is None else length_to_us(after, "after")
+
+
+class Fail(Exception):
+    """Raised by job code: this job cannot succeed, do not try again. It ends dead, with the message as its error."""
+
+
+class Run:
+    """One attempt, as far as the module that runs it may know and say."""
+
+    def __init__(
+        self, job: RunningJobView, log: logging.LoggerAdapter[logging.Logger], tell: Callable[[float, str], None]
+    ) -> None:
+        self.job = job
+        self.log = log
+        self.tell = tell
+        self.is_cancelled = False
+
+
+class WorkModule:
+    """Code that does one kind of job. Derive, write `process`, and name the class in the group `givalia.modules`.
+
+    Each attempt gets a fresh instance. What `process` returns (any msgpack value) is the job's result; what it raises is a
+    failed attempt, `Retry` and `Fail` saying what is to follow.
+    """
+
+    max_attempts: ClassVar[int | None] = None
+    """Attempts a job may have, 1 to 100, unless its enq says otherwise; None: the server's setting (5)."""
+    backoff: ClassVar[float | tuple[float, float] | None] = None
+    """Seconds before the second attempt, doubled each time; a pair adds the longest wait. None: the server's (1, 600)."""
+    timeout: ClassVar[float | None] = None
+    """Seconds an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
+    isolation: ClassVar[str] = "greenlet"
+    """Where the job runs; only `greenlet`, beside others in the worker's process, is served today."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.job = run.job
+        """This attempt: `id`, `key`, `attempt`, `due`, `fence`, `idempotency_key` and more."""
+        self.params = run.job.params
+        """What the job was enqueued with."""
+        self.log = run.log
+        """A logger whose lines carry the job's id, key and attempt."""
+
+    def process(self) -> Any:
+        """Do the job."""
+        raise NotImplementedError(f"{type(self).__name__} has no process method")
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """Say how far the attempt is, from 0.0 to 1.0, and in a few words what it is at. A hint for `stat`, not durable."""
+        self._run.tell(min(max(float(fraction), 0.0), 1.0), str(text)[:255])
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the running job to stop; long jobs look at it and return or raise."""
+        return self._run.is_cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModule:
+    """One name in the group `givalia.modules`: the class that serves it, or in `broken` why none does."""
+
+    name: str
+    distribution: str
+    version: str
+    work: type[WorkModule] | None
+    broken: str | None
+    isolation: str = "greenlet"
+    max_attempts: int | None = None
+    timeout_us: int | None = None
+    backoff_us: int | None = None
+    backoff_max_us: int | None = None
+
+
+def discover() -> dict[str, FoundModule]:
+    """Find and import every installed WorkModule, by name."""
+    claims: dict[str, list[Any]] = {}
+    for entry in importlib_metadata.entry_points(group=GROUP):
+        claims.setdefault(entry.name, []).append(entry)
+    return {name: _settle(name, entries) for name, entries in sorted(claims.items())}
+
+
+def _settle(name: str, entries: list[Any]) -> FoundModule:
+    """Load the one entry of a name; two are a clash, and then neither is served."""
+    owners = sorted({(entry.dist.name, entry.dist.version) for entry in entries})
+    distribution, version = (", ".join(part) for part in zip(*owners, strict=True))
+    if len(entries) > 1:
+        claimed = " and ".join(f"{owner} {owned}" for owner, owned in owners)
+        clash = ModuleClash(f"{name} is claimed by {claimed}; neither is served")
+        return FoundModule(name, distribution, version, None, f"{clash.code}: {clash}")
+    try:
+        if _NAME(name) is None:
+            raise BadRequest(f"{name!r} cannot be the name of a module")
+        return _describe(name, distribution, version, entries[0].load())
+    except BaseException as error:  # Somebody else's import may raise anything, SystemExit included.
+        return FoundModule(name, distribution, version, None, _words(error))
+
+
+def _words(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error))
+    return lines[-8000:].strip() or type(error).__name__
+
+
+def _describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:
+    """Check what the class says of itself, so that mistakes show when the worker starts and not when a job runs."""
+    if not (isinstance(work, type) and issubclass(work, WorkModule)):
+        raise BadRequest(f"{name} is {work!r}, not a class derived from WorkModule")
+    if work.isolation not in ISOLATIONS:
+        raise BadRequest(f"{name}: isolation must be one of {', '.join(ISOLATIONS)}, not {work.isolation!r}")
+    attempts = work.max_attempts
+    if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= 100):
+        raise BadRequest(f"{name}: max_attempts must be 1 to 100, not {attempts!r}")
+    backoff_us, backoff_max_us = _backoff(name, work.backoff)
+    timeout_us = None if work.timeout is None else length_to_us(work.timeout, f"{name}: timeout")
+    if timeout_us is not None and not SECOND_US <= timeout_us <= 86_400 * SECOND_US:
+        raise BadRequest(f"{name}: timeout must be 1 second to 24 hours, not {work.timeout!r}")
+    broken = None
+    if work.isolation == "process":
+        broken = "isolation = 'process' is not served by this version of Givalia; use 'greenlet'"
+    served = None if broken else work
+    return FoundModule(
+        name, distribution, version, served, broken, work.isolation, attempts, timeout_us, backoff_us, backoff_max_us
+    )
+
+
+def _backoff(name: str, backoff: Any) -> tuple[int | None, int | None]:
+    if backoff is None:
+        return None, None
+    first, longest = backoff if isinstance(backoff, tuple) else (backoff, None)
+    longest_us = None if longest is None else length_to_us(longest, f"{name}: the longest backoff")
+    return length_to_us(first, f"{name}: backoff"), longest_us

@@ -1,0 +1,174 @@
+"""Bytes to frames and back, with every limit enforced before memory is spent.
+
+    connection := magic frame*                    magic is the four bytes "\\x93GV1", sent by the side that connects
+    frame      := length:u32 kind:u8 request:u32 item*       length counts what follows it; all integers big-endian
+    item       := fields_bytes:u16 payload_bytes:u32 fields payload
+
+`fields` is one msgpack array of plain values, `payload` bytes that no server decodes (params, results). One frame carries
+from none to 10,000 items of one kind: a batch is nothing special. Nothing here touches a socket: bytes are fed in, frames
+come out, and a frame that is too large is skipped to its exact end, never resynchronised inside.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from givalia_core.errors import BadRequest, TooLarge
+
+MAGIC: Final = b"\x93GV1"
+FRAME_BYTES_MAX: Final = 1 << 20
+DISCARD_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
+FIELDS_BYTES_MAX: Final = (1 << 16) - 1
+ITEMS_MAX: Final = 10_000
+VALUES_MAX: Final = 4_096
+PARAMS_BYTES_MAX: Final = 512 << 10
+RESULT_BYTES_MAX: Final = 256 << 10
+
+_HEAD: Final = struct.Struct(">IBI")
+_ITEM: Final = struct.Struct(">HI")
+_HEAD_BODY_BYTES: Final = 5  # kind and request, counted by length
+
+Item = tuple[Sequence[Any], bytes]
+_pack = msgpack.Packer(autoreset=True).pack
+
+
+class Frame(NamedTuple):
+    """One frame as received: the items' fields are still packed, so that one bad item spoils no other."""
+
+    kind: int
+    request: int
+    items: list[tuple[bytes, bytes]]
+
+
+class Unreadable(NamedTuple):
+    """A frame that was skipped whole; its sender is told why under its request number."""
+
+    request: int
+    error: BadRequest | TooLarge
+
+
+class Reader:
+    """Feeds on bytes, yields frames. Holds at most one frame of bytes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._skip_bytes = 0
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._buffer) or self._skip_bytes > 0
+
+    def feed(self, data: bytes) -> list[Frame | Unreadable]:
+        """Take the bytes that arrived; return what is whole now.
+
+        Raises:
+            TooLarge: A frame is so large that it is not worth skipping. Close the connection.
+        """
+        if self._skip_bytes:
+            skipped = min(self._skip_bytes, len(data))
+            self._skip_bytes -= skipped
+            data = data[skipped:]
+        buffer = self._buffer
+        buffer += data
+        frames: list[Frame | Unreadable] = []
+        start, end = 0, len(buffer)
+        while end - start >= _HEAD.size:
+            length, kind, request = _HEAD.unpack_from(buffer, start)
+            if length > FRAME_BYTES_MAX or length < _HEAD_BODY_BYTES:
+                frames.append(self._refuse_length(length, request))
+                self._skip_bytes = length - _HEAD_BODY_BYTES
+                start += _HEAD.size
+                skipped = min(self._skip_bytes, end - start)
+                self._skip_bytes -= skipped
+                start += skipped
+                continue
+            stop = start + 4 + length
+            if stop > end:
+                break
+            frames.append(_cut(kind, request, bytes(memoryview(buffer)[start + _HEAD.size : stop])))
+            start = stop
+        if start:
+            del buffer[:start]
+        return frames
+
+    def _refuse_length(self, length: int, request: int) -> Unreadable:
+        if length < _HEAD_BODY_BYTES:
+            raise TooLarge(f"a frame says it has {length} bytes, less than its own head")
+        error = TooLarge(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX} are taken")
+        if length > DISCARD_BYTES_MAX:
+            raise error
+        return Unreadable(request, error)
+
+
+def _cut(kind: int, request: int, body: bytes) -> Frame | Unreadable:
+    items: list[tuple[bytes, bytes]] = []
+    at, end = 0, len(body)
+    unpack = _ITEM.unpack_from
+    while at < end:
+        if end - at < _ITEM.size:
+            return Unreadable(request, BadRequest(f"an item is cut off at byte {at} of the frame"))
+        fields_bytes, payload_bytes = unpack(body, at)
+        middle = at + _ITEM.size + fields_bytes
+        stop = middle + payload_bytes
+        if stop > end:
+            return Unreadable(request, BadRequest(f"the item at byte {at} says it is longer than the frame"))
+        if len(items) == ITEMS_MAX:
+            return Unreadable(request, TooLarge(f"more than {ITEMS_MAX} items in one frame"))
+        items.append((body[at + _ITEM.size : middle], body[middle:stop]))
+        at = stop
+    return Frame(kind, request, items)
+
+
+def unpack_fields(packed: bytes) -> list[Any]:
+    """The fields of one item, as a list; what each may hold is for the message to say.
+
+    Raises:
+        BadRequest: Not one msgpack array within the limits. At most 64 KiB were looked at, whatever the array claims.
+    """
+    try:
+        fields = msgpack.unpackb(
+            packed, max_array_len=VALUES_MAX, max_map_len=VALUES_MAX, max_ext_len=0, strict_map_key=False
+        )
+    except Exception as error:  # msgpack raises a whole family: all of it means the same to the sender.
+        raise BadRequest(f"an item's fields are not a msgpack array: {type(error).__name__}: {error}") from None
+    if type(fields) is not list:
+        raise BadRequest("an item's fields must be a msgpack array")
+    return fields
+
+
+def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
+    """One frame of these items, each its fields and its payload."""
+    parts = [b""]
+    for fields, payload in items:
+        packed = _pack(fields)
+        if len(packed) > FIELDS_BYTES_MAX:
+            raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
+        parts.append(_ITEM.pack(len(packed), len(payload)))
+        parts.append(packed)
+        if payload:
+            parts.append(payload)
+    body = b"".join(parts)
+    return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
+
+
+def encode_split(kind: int, request: int, items: Iterable[Item]) -> list[bytes]:
+    """As many frames as the limits ask for, in order."""
+    frames: list[bytes] = []
+    batch: list[Item] = []
+    room = FRAME_BYTES_MAX - _HEAD.size
+    for fields, payload in items:
+        packed = _pack(fields)
+        size = _ITEM.size + len(packed) + len(payload)
+        if batch and (size > room or len(batch) == ITEMS_MAX):
+            frames.append(encode(kind, request, batch))
+            batch, room = [], FRAME_BYTES_MAX - _HEAD.size
+        batch.append((fields, payload))
+        room -= size
+    if batch or not frames:
+        frames.append(encode(kind, request, batch))
+    return frames

@@ -1,0 +1,451 @@
+"""Every message of the framed protocol: one record each, one table of codes.
+
+A message is the fields of one item (a msgpack array, in the order of the record, trailing defaults left out) and, for the
+records that have `payload`, the bytes behind it. `decode` is the boundary: what it lets through has the right types and
+is within the limits of CONTRACT 1.7, so nobody behind it checks again. Fields are plain values only, never nested.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import BadRequest, GivaliaError, TooLarge, from_wire
+from givalia_core.model import TEN_YEARS_US, JobState
+from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
+
+VERSION: Final = 1
+ANY: Final = "any"
+IF_EXISTS: Final = ("refuse", "keep", "replace", "reschedule")
+FOREVER_US: Final = 100 * TEN_YEARS_US
+DAY_US: Final = 86_400 * SECOND_US
+ERROR_CHARS_MAX: Final = 16 << 10
+LIST_LIMIT_MAX: Final = 1_000
+OK: Final = "OK"
+
+
+class Hello(NamedTuple):
+    """The first frame of a connection. `auth` and `proof` are room for later; both are empty today."""
+
+    version_min: int
+    version_max: int
+    agent: str = ""
+    auth: str = ""
+    proof: bytes = b""
+
+
+class Enq(NamedTuple):
+    """Make a job. `id` is the request id and the job's; due in `delay_us`, or at `at_us` on the wall clock if given."""
+
+    id: bytes
+    module: str
+    delay_us: int = 0
+    key: str | None = None
+    target_worker: str = ANY
+    at_us: int | None = None
+    if_exists: str = "refuse"
+    priority: int = 0
+    max_attempts: int | None = None
+    timeout_us: int | None = None
+    expires_us: int | None = None
+    retain_us: int | None = None
+    payload: bytes = b""
+
+
+class Stat(NamedTuple):
+    """Ask about a job, by key or id."""
+
+    key: str | None = None
+    id: bytes | None = None
+
+
+class Wait(NamedTuple):
+    """Answer when the job has ended, which may be at once."""
+
+    key: str | None = None
+    id: bytes | None = None
+
+
+class Cancel(NamedTuple):
+    """Call a job off; with `running`, also ask it to stop if it has started."""
+
+    request: bytes
+    key: str | None = None
+    id: bytes | None = None
+    running: bool = False
+
+
+class Ext(NamedTuple):
+    """Move the due: by `delta_us` from the due (or from now, if that has passed), or to `at_us` on the wall clock."""
+
+    request: bytes
+    key: str | None = None
+    id: bytes | None = None
+    delta_us: int | None = None
+    at_us: int | None = None
+
+
+class Requeue(NamedTuple):
+    """Give a dead or cancelled job another life."""
+
+    request: bytes
+    key: str | None = None
+    id: bytes | None = None
+    delay_us: int = 0
+    at_us: int | None = None
+
+
+class List(NamedTuple):
+    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with."""
+
+    state: str | None = None
+    module: str | None = None
+    target_worker: str | None = None
+    limit: int = 100
+    after_a: int | None = None
+    after_b: int | None = None
+
+
+class Info(NamedTuple):
+    """What the server is, holds and allows."""
+
+
+class Modules(NamedTuple):
+    """What modules the connected workers announced."""
+
+
+class Workers(NamedTuple):
+    """Which workers are connected."""
+
+
+class Join(NamedTuple):
+    """A worker process introduces itself; `instance` names this process for as long as it lives."""
+
+    name: str
+    instance: bytes
+    only_targeted: bool = False
+    pid: int = 0
+
+
+class Announce(NamedTuple):
+    """One module this worker has, with its defaults; `broken` says why it is not served. A frame replaces what was said."""
+
+    name: str
+    distribution: str
+    version: str
+    isolation: str = "greenlet"
+    max_attempts: int | None = None
+    timeout_us: int | None = None
+    backoff_us: int | None = None
+    backoff_max_us: int | None = None
+    broken: str | None = None
+
+
+class Hold(NamedTuple):
+    """A lease this worker believes to have; asked once after joining, and with each beat."""
+
+    id: bytes
+    fence: int
+
+
+class Credit(NamedTuple):
+    """How many jobs this worker can hold at once from now on; 0 while it drains."""
+
+    capacity: int
+
+
+class Succeed(NamedTuple):
+    """The attempt is over and its effect happened. `payload` is the result unless `result_error` says why there is none."""
+
+    id: bytes
+    fence: int
+    result_error: str | None = None
+    payload: bytes = b""
+
+
+class Fail(NamedTuple):
+    """The attempt is over without success. `after_us` sets the wait before the next one; `permanent` means there is none."""
+
+    id: bytes
+    fence: int
+    kind: str
+    error: str
+    after_us: int | None = None
+    permanent: bool = False
+
+
+class Release(NamedTuple):
+    """The job was not started; its attempt is given back."""
+
+    id: bytes
+    fence: int
+
+
+class Progress(NamedTuple):
+    """A hint of how far the attempt is; nothing durable."""
+
+    id: bytes
+    fence: int
+    fraction: float
+    text: str = ""
+
+
+class Heard(NamedTuple):
+    """The first item of a dispatch: the newest message of the worker that the lease is counted from, and its length."""
+
+    request: int
+    lease_us: int
+
+
+class Dispatch(NamedTuple):
+    """A lease: run this attempt. `payload` is the params."""
+
+    id: bytes
+    fence: int
+    module: str
+    attempt: int
+    due_us: int
+    key: str | None = None
+    target_worker: str = ANY
+    priority: int = 0
+    timeout_us: int | None = None
+    payload: bytes = b""
+
+
+class Stop(NamedTuple):
+    """The running job was cancelled: let it see so. Repeated with each beat until it ends."""
+
+    id: bytes
+    fence: int
+
+
+Message: TypeAlias = (
+    Hello | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
+    | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress
+)  # fmt: skip
+
+
+class Kind(IntEnum):
+    """The code of each kind of frame."""
+
+    ANSWER = 0
+    HELLO = 1
+    ENQ = 2
+    STAT = 3
+    CANCEL = 4
+    EXT = 5
+    REQUEUE = 6
+    LIST = 7
+    INFO = 8
+    MODULES = 9
+    WORKERS = 10
+    WAIT = 11
+    JOIN = 32
+    ANNOUNCE = 33
+    RESUME = 34
+    CREDIT = 35
+    BEAT = 36
+    SUCCEED = 37
+    FAIL = 38
+    RELEASE = 39
+    PROGRESS = 40
+    DISPATCH = 64
+    STOP = 65
+
+
+Check = Callable[[Any], bool]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
+
+
+def _is_text(most: int) -> Check:
+    return lambda value: type(value) is str and len(value) <= most
+
+
+def _is_int(least: int, most: int) -> Check:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _is_bytes(length: int) -> Check:
+    return lambda value: type(value) is bytes and len(value) == length
+
+
+def _is_key(value: Any) -> bool:
+    if type(value) is not str or not value or _CONTROL(value):
+        return False
+    try:
+        return len(value) <= 63 or len(value.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and _NAME(value) is not None
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (float, int) and 0 <= value <= 1  # A NaN compares false.
+
+
+def _one_of(*words: str) -> Check:
+    return lambda value: type(value) is str and value in words
+
+
+_ID = _is_bytes(16)
+_KEY_OR_NONE, _ID_OR_NONE = _or_none(_is_key), _or_none(_ID)
+_DELAY = _is_int(0, TEN_YEARS_US)
+_AT = _or_none(_is_int(-FOREVER_US, FOREVER_US))
+_FENCE = _is_int(0, (1 << 63) - 1)
+_LENGTH = _or_none(_is_int(SECOND_US, DAY_US))
+_NAMED = {"key": _KEY_OR_NONE, "id": _ID_OR_NONE}
+_HELD = {"id": _ID, "fence": _FENCE}
+
+_CHECKS: Final[dict[type, dict[str, Check]]] = {
+    Hello: {
+        "version_min": _is_int(0, 1 << 16), "version_max": _is_int(0, 1 << 16),
+        "agent": _is_text(255), "auth": _is_text(255), "proof": lambda value: type(value) is bytes,
+    },
+    Enq: {
+        "id": _ID, "module": _is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": _is_name, "at_us": _AT,
+        "if_exists": _one_of(*IF_EXISTS), "priority": _is_int(-9, 9), "max_attempts": _or_none(_is_int(1, 100)),
+        "timeout_us": _LENGTH, "expires_us": _or_none(_DELAY), "retain_us": _or_none(_DELAY),
+    },
+    Stat: _NAMED,
+    Wait: _NAMED,
+    Cancel: {"request": _ID, **_NAMED, "running": _is_bool},
+    Ext: {"request": _ID, **_NAMED, "delta_us": _or_none(_is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
+    Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},
+    List: {
+        "state": _or_none(_one_of(*JobState)), "module": _or_none(_is_name), "target_worker": _or_none(_is_name),
+        "limit": _is_int(1, LIST_LIMIT_MAX), "after_a": _or_none(_is_int(0, 1 << 62)),
+        "after_b": _or_none(_is_int(0, 1 << 62)),
+    },
+    Info: {}, Modules: {}, Workers: {},
+    Join: {"name": _is_name, "instance": _ID, "only_targeted": _is_bool, "pid": _is_int(0, 1 << 32)},
+    Announce: {
+        "name": _is_name, "distribution": _is_text(255), "version": _is_text(255), "isolation": _is_text(32),
+        "max_attempts": _or_none(_is_int(1, 100)), "timeout_us": _LENGTH, "backoff_us": _or_none(_DELAY),
+        "backoff_max_us": _or_none(_DELAY), "broken": _or_none(_is_text(ERROR_CHARS_MAX)),
+    },
+    Hold: _HELD,
+    Credit: {"capacity": _is_int(0, 100_000)},
+    Succeed: {**_HELD, "result_error": _or_none(_one_of("TOO_LARGE", "UNSERIALIZABLE"))},
+    Fail: {
+        **_HELD, "kind": _one_of("failed", "timeout", "stopped", "died"), "error": _is_text(ERROR_CHARS_MAX),
+        "after_us": _or_none(_DELAY), "permanent": _is_bool,
+    },
+    Release: _HELD,
+    Progress: {**_HELD, "fraction": _is_fraction, "text": _is_text(255)},
+}  # fmt: skip
+
+_PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX}
+
+
+class _Shape(NamedTuple):
+    record: type
+    checks: tuple[tuple[str, Check], ...]
+    required: int
+    payload_bytes_max: int
+
+
+def _shape(record: type) -> _Shape:
+    fields: Sequence[str] = record._fields  # type: ignore[attr-defined]
+    defaults = record._field_defaults  # type: ignore[attr-defined]
+    named = [name for name in fields if name != "payload"]
+    checks = tuple((name, _CHECKS[record][name]) for name in named)
+    return _Shape(record, checks, sum(name not in defaults for name in named), _PAYLOAD_BYTES_MAX.get(record, 0))
+
+
+TABLE: Final[dict[Kind, _Shape]] = {
+    Kind.HELLO: _shape(Hello),
+    Kind.ENQ: _shape(Enq),
+    Kind.STAT: _shape(Stat),
+    Kind.WAIT: _shape(Wait),
+    Kind.CANCEL: _shape(Cancel),
+    Kind.EXT: _shape(Ext),
+    Kind.REQUEUE: _shape(Requeue),
+    Kind.LIST: _shape(List),
+    Kind.INFO: _shape(Info),
+    Kind.MODULES: _shape(Modules),
+    Kind.WORKERS: _shape(Workers),
+    Kind.JOIN: _shape(Join),
+    Kind.ANNOUNCE: _shape(Announce),
+    Kind.RESUME: _shape(Hold),
+    Kind.CREDIT: _shape(Credit),
+    Kind.BEAT: _shape(Hold),
+    Kind.SUCCEED: _shape(Succeed),
+    Kind.FAIL: _shape(Fail),
+    Kind.RELEASE: _shape(Release),
+    Kind.PROGRESS: _shape(Progress),
+}
+CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.WAIT)
+WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROGRESS)
+
+
+def decode(kind: Kind, packed: bytes, payload: bytes) -> Any:
+    """The message of one item.
+
+    Raises:
+        BadRequest: A field is missing, of the wrong type or outside its limits; the message names it.
+        TooLarge: The payload is over its limit.
+    """
+    return check(kind, unpack_fields(packed), payload)
+
+
+def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
+    """As `decode`, for fields that are unpacked already."""
+    record, checks, required, payload_bytes_max = TABLE[kind]
+    if not required <= len(fields) <= len(checks):
+        raise BadRequest(f"{kind.name} has {required} to {len(checks)} fields, not {len(fields)}")
+    for (name, is_legal), value in zip(checks, fields, strict=False):
+        if not is_legal(value):
+            raise BadRequest(f"{kind.name}: {name} cannot be {_shown(value)}")
+    if len(payload) > payload_bytes_max:
+        raise TooLarge(f"{kind.name}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
+    return record(*fields, payload=payload) if payload_bytes_max else record(*fields)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value) if isinstance(value, (str, bytes, int, float, bool, type(None))) else type(value).__name__
+    return text if len(text) <= 64 else text[:61] + "..."
+
+
+def item(message: Any) -> Item:
+    """What `decode` reads: the fields without trailing defaults, and the payload."""
+    values = tuple(message)
+    payload = b""
+    names = message._fields
+    if names and names[-1] == "payload":
+        payload = values[-1]
+        values, names = values[:-1], names[:-1]
+    defaults = message._field_defaults
+    last = len(values)
+    while last and names[last - 1] in defaults and values[last - 1] == defaults[names[last - 1]]:
+        last -= 1
+    return values[:last], payload
+
+
+def refusal(error: GivaliaError) -> Item:
+    """The answer that carries an error: its code, its words, its named values."""
+    fields: tuple[Any, ...] = (error.code, str(error)[:1000])
+    return ((*fields, error.details) if error.details else fields), b""
+
+
+def answer_error(fields: Sequence[Any]) -> GivaliaError | None:
+    """The error that an answer carries; None if it is a success."""
+    if fields and fields[0] == OK:
+        return None
+    code, message, details = (*fields, *("GIVALIA_ERROR", "an answer without a code", {})[len(fields) :])[:3]
+    return from_wire(str(code), str(message), details if isinstance(details, dict) else {})

@@ -1,0 +1,169 @@
+"""Which worker may take which job: modules, names and credits.
+
+A *route* is a module and a worker name (or `any`). A worker serves the routes of the modules it announced, for its own
+name and, unless told otherwise, for `any`. For every served route there is a near window; a route that nobody serves has
+none, so its jobs stay rows and cost nothing. All of this is a hint that workers' announcements rebuild after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from givalia_core.clock import Now
+from givalia_core.model import Job
+from givalia_core.protocol.messages import ANY, Announce, Join
+from givalia_core.store.base import Entry, Route, Span
+from givalia_core.timers import Window
+
+
+class Session:
+    """One connected worker process: what it can run and how much of it now."""
+
+    __slots__ = ("announced", "beat_mono_us", "capacity", "conn", "heard", "held", "join", "joined_wall_us")
+
+    def __init__(self, conn: int, join: Join, now: Now) -> None:
+        self.conn = conn
+        self.join = join
+        self.announced: dict[str, Announce] = {}
+        self.capacity = 0
+        self.held = 0
+        self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
+        self.beat_mono_us = now.mono_us
+        self.joined_wall_us = now.wall_us
+
+    @property
+    def free(self) -> int:
+        """How many more jobs it can take now."""
+        return self.capacity - self.held
+
+    def serves(self, module: str) -> bool:
+        """Whether it can run this module."""
+        announced = self.announced.get(module)
+        return announced is not None and announced.broken is None
+
+    def routes(self) -> Iterable[Route]:
+        """The routes it takes jobs from."""
+        names = (self.join.name,) if self.join.only_targeted or self.join.name == ANY else (self.join.name, ANY)
+        return [Route(module, name) for module in self.announced if self.serves(module) for name in names]
+
+    def describe(self) -> dict[str, Any]:
+        """What `givalia workers` shows."""
+        return {
+            "name": self.join.name,
+            "instance": self.join.instance.hex(),
+            "pid": self.join.pid,
+            "only_targeted": self.join.only_targeted,
+            "capacity": self.capacity,
+            "running": self.held,
+            "since_us": self.joined_wall_us,
+            "modules": sorted(name for name in self.announced if self.serves(name)),
+            "broken": sorted(name for name in self.announced if not self.serves(name)),
+        }
+
+
+class Routing:
+    """Who is connected, what they serve, and what is near on each served route."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, Session] = {}
+        self.windows: dict[Route, Window] = {}
+        self._takers: dict[Route, list[Session]] = {}
+
+    def join(self, session: Session) -> None:
+        """A worker has connected; it serves nothing before it announces."""
+        self.sessions[session.conn] = session
+
+    def announce(self, session: Session, announced: Iterable[Announce]) -> None:
+        """Replace what a worker serves."""
+        session.announced = {module.name: module for module in announced}
+        self._rebuild()
+
+    def leave(self, conn: int) -> Session | None:
+        """A connection is gone; the session it had, if it was a worker's."""
+        session = self.sessions.pop(conn, None)
+        if session is not None:
+            self._rebuild()
+        return session
+
+    def _rebuild(self) -> None:
+        takers: dict[Route, list[Session]] = {}
+        for session in self.sessions.values():
+            for route in session.routes():
+                takers.setdefault(route, []).append(session)
+        self._takers = takers
+        self.windows = {route: self.windows.get(route) or Window(route) for route in takers}
+
+    def forget_windows(self) -> None:
+        """Throw the near windows away; the store fills them again."""
+        self.windows = {route: Window(route) for route in self._takers}
+
+    def tick(self, now: Now) -> list[Span]:
+        """Let timers fall due; return what must be read before claiming."""
+        spans: list[Span] = []
+        for window in self.windows.values():
+            window.tick(now.timer_us)
+            spans += window.spans()
+        return spans
+
+    def offer(self, job: Job, now: Now) -> None:
+        """A job waits (or waits anew); remember it if it is near and its route is served."""
+        window = self.windows.get(Route(job.module, job.target_worker))
+        if window is not None:
+            window.offer(Entry(-job.priority, job.due_on_timer_us(now), job.seq), now.timer_us)
+
+    def discard(self, job: Job) -> None:
+        """A job waits no longer on this route."""
+        window = self.windows.get(Route(job.module, job.target_worker))
+        if window is not None:
+            window.discard(job.seq)
+
+    def taker(self, route: Route) -> Session | None:
+        """The worker with the most free credits on this route; None if all are full."""
+        best: Session | None = None
+        for session in self._takers.get(route, ()):
+            if session.free > 0 and (best is None or session.free > best.free):
+                best = session
+        return best
+
+    def credits(self, route: Route) -> int:
+        """How many jobs the workers of this route can take now."""
+        return sum(max(session.free, 0) for session in self._takers.get(route, ()))
+
+    @property
+    def must_read(self) -> bool:
+        """Whether a near window has run out, so that the store must be asked before one can say what comes next."""
+        return any(window.ready.is_spent or window.timers.is_spent for window in self.windows.values())
+
+    def next_due_us(self) -> int | None:
+        """When the next near timer falls due, on the timer clock."""
+        dues = [due for window in self.windows.values() if (due := window.next_due_us()) is not None]
+        return min(dues, default=None)
+
+    def why_not_taken(self, job: Job) -> str:
+        """In words, why no worker has taken this ready job yet."""
+        able = [session for session in self.sessions.values() if session.serves(job.module)]
+        if job.target_worker != ANY:
+            named = [session for session in self.sessions.values() if session.join.name == job.target_worker]
+            if not named:
+                return f"worker {job.target_worker} is not connected"
+            able = [session for session in named if session.serves(job.module)]
+            if not able:
+                return f"worker {job.target_worker} has no module {job.module}{_because(named, job.module)}"
+        if not able:
+            return f"no worker has module {job.module}{_because(self.sessions.values(), job.module)}"
+        if job.target_worker == ANY:
+            able = [session for session in able if not session.join.only_targeted or session.join.name == ANY]
+            if not able:
+                return f"every worker with module {job.module} takes only jobs for its own name"
+        if all(session.free <= 0 for session in able):
+            return "every worker that could take it is full"
+        return "it is about to be given to a worker"
+
+
+def _because(sessions: Iterable[Session], module: str) -> str:
+    for session in sessions:
+        announced = session.announced.get(module)
+        if announced is not None and announced.broken:
+            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
+    return ""

@@ -1,0 +1,186 @@
+"""The store seam: everything a queue asks of a database, and nothing more.
+
+A store keeps `Job` records, never looks inside `params` or `result`, and decides nothing. What the engine decided comes
+as a list of `Change`, each saying which version it was decided on; a store applies those whose guard still holds, in one
+atomic and durable commit, and names the others. Everything else is reading. Every store passes `givalia_core.store.suite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from givalia_core.clock import Mark, Now
+from givalia_core.model import Job, JobState
+
+SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
+READY_COUNTED_TO: Final = 10_000
+
+
+class Change(NamedTuple):
+    """One guarded write: insert (`was` is None) or update (guarded by the version of `was`).
+
+    An insert is refused if the id exists or its key is held by a live job.
+    """
+
+    was: Job | None
+    job: Job
+
+
+class Retention(NamedTuple):
+    """Which ended jobs to forget with a commit, at most `limit` of them, those nearest to being forgotten first.
+
+    At most `keep_ended` done and cancelled jobs and `keep_dead` dead ones stay; yet what ended after `ended_before_us`
+    stays even beyond that, because a client may still resend.
+    """
+
+    now_us: int
+    ended_before_us: int
+    keep_ended: int
+    keep_dead: int
+    limit: int
+
+
+class Commit(NamedTuple):
+    """What a commit did: the places in `changes` that were refused, and how many ended jobs were forgotten."""
+
+    refused: tuple[int, ...] = ()
+    forgotten: int = 0
+
+
+class Opened(NamedTuple):
+    """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq."""
+
+    epoch: int
+    mark: Mark | None
+    last_seq: int
+
+
+class Route(NamedTuple):
+    """Where a job may go: jobs of this module for this worker name (or `any`)."""
+
+    module: str
+    target_worker: str
+
+
+class Entry(NamedTuple):
+    """What the near window keeps of one waiting job; sorts in the order of dispatch when all are ready."""
+
+    rank: int
+    due_us: int  # On the timer clock.
+    seq: int
+
+
+class Span(NamedTuple):
+    """One question for waiting jobs of a route: those `ready` now in order of dispatch, or those due after now by due."""
+
+    route: Route
+    ready: bool
+    limit: int
+
+
+class Wanted(NamedTuple):
+    """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last."""
+
+    ids: frozenset[bytes] = frozenset()
+    keys: frozenset[str] = frozenset()
+    past_keys: frozenset[str] = frozenset()
+    requests: frozenset[bytes] = frozenset()
+    seqs: frozenset[int] = frozenset()
+
+
+class Found(NamedTuple):
+    """The jobs that `Wanted` names; `live` and `ended` are by key, `requests` by request id."""
+
+    ids: dict[bytes, Job]
+    live: dict[str, Job]
+    ended: dict[str, Job]
+    requests: dict[bytes, Job]
+    seqs: dict[int, Job]
+
+
+class Filter(NamedTuple):
+    """Which jobs a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due)."""
+
+    state: JobState | None = None
+    module: str | None = None
+    target_worker: str | None = None
+
+    def admits(self, job: Job, now: Now) -> bool:
+        """Whether the listing shows this job."""
+        return (
+            (self.state is None or job.shown_state(now) is self.state)
+            and (self.module is None or job.module == self.module)
+            and (self.target_worker is None or job.target_worker == self.target_worker)
+        )
+
+
+class Page(NamedTuple):
+    """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that."""
+
+    jobs: list[Job]
+    after: tuple[int, int] | None
+
+
+class Store(Protocol):
+    """What keeps the jobs. One server opens it; calls come from one greenlet at a time and may block it briefly.
+
+    Every method may raise `StoreFailed` (the server must stop) and `StoreCorrupt` (a row is not what was written).
+    """
+
+    durability: str
+    """What `commit` returning means: `fsync` (on stable storage) or `memory` (nothing survives the process)."""
+
+    def open(self) -> Opened:
+        """Open for this process alone, and make a new boot epoch durable.
+
+        Raises:
+            StoreLocked, StoreCorrupt, StoreTooNew, StoreUnfit: Nothing was written.
+        """
+
+    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        """Apply every change whose guard holds, in the order given, in one transaction; durable on return.
+
+        Raises:
+            StoreFull: Nothing of this commit is stored, and the store is as it was before.
+            StoreFailed: Unknown what is stored. No answer may be given; the server must stop.
+        """
+
+    def find(self, wanted: Wanted) -> Found:
+        """The jobs of these names; names that nothing has are absent from the answer."""
+
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[tuple[list[Entry], bool]]:
+        """For each span, at most `limit` entries in its order, and whether there are more beyond them."""
+
+    def running(self) -> Iterable[Job]:
+        """Every running job; asked once, at start."""
+
+    def expired(self, now: Now, limit: int) -> list[Job]:
+        """Waiting jobs whose `expires_at_us` has passed, at most `limit`."""
+
+    def forgettable(self, retention: Retention) -> bool:
+        """Whether a commit with this retention would forget anything."""
+
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+        """A page of jobs; looks at no more than `SCAN_MAX` rows."""
+
+    def counts(self) -> dict[tuple[str, JobState], int]:
+        """How many jobs there are by module and stored state, from stored counts: no scan."""
+
+    def ready(self, now: Now) -> dict[str, int]:
+        """How many jobs are ready by module, counted to `READY_COUNTED_TO` in all."""
+
+    def has_room(self) -> bool:
+        """After `StoreFull`: whether there is room again for new jobs."""
+
+    def tidy(self) -> None:
+        """Housekeeping the store wants, called when the answers of a commit are out; short."""
+
+    def check(self) -> list[str]:
+        """Read everything and say what is wrong, one sentence each; empty means sound. Slow: for tools and tests."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a person wants to know of it: its place, sizes, settings."""
+
+    def close(self) -> None:
+        """Leave nothing unsynced behind and let another process open it. Safe to call twice."""

@@ -1,0 +1,239 @@
+"""The reference store: plain dictionaries, nothing on disk.
+
+It is the shortest text that passes the store suite, so it is what to read before writing another. A commit is atomic
+because nothing can interrupt it; reopening the same object is a restart that lost nothing, which is how the simulation
+uses it. Nothing survives the process, and every answer says so (`memory`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from heapq import merge
+from itertools import islice
+from typing import Any
+
+from givalia_core.clock import Mark, Now
+from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
+from givalia_core.store.base import (
+    READY_COUNTED_TO,
+    SCAN_MAX,
+    Change,
+    Commit,
+    Entry,
+    Filter,
+    Found,
+    Opened,
+    Page,
+    Retention,
+    Route,
+    Span,
+    Wanted,
+)
+
+_FAR = float("inf")
+
+
+class Memory:
+    """Keeps jobs in this process; see `givalia_core.store.base.Store` for what each method promises."""
+
+    durability = "memory"
+
+    def __init__(self, url: str = "memory:") -> None:
+        self._epoch = 0
+        self._mark: Mark | None = None
+        self._last_seq = 0
+        self._jobs: dict[int, Job] = {}
+        self._by_id: dict[bytes, int] = {}
+        self._live: dict[str, int] = {}
+        self._ended: dict[str, list[tuple[int, int]]] = defaultdict(list)  # key -> sorted (ended_at_us, seq)
+        self._by_request: dict[bytes, int] = {}
+        self._due: dict[tuple[Route, bool], dict[int, list[tuple[int, int]]]] = {}  # -> rank -> sorted (due, seq)
+        self._expiring: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        self._forget: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # is it dead -> sorted (forget_at, seq)
+        self._running: set[int] = set()
+        self._counts: Counter[tuple[str, JobState]] = Counter()
+
+    def open(self) -> Opened:
+        self._epoch += 1
+        return Opened(self._epoch, self._mark, self._last_seq)
+
+    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
+        self._mark = mark
+        return Commit(refused, self._retire(retention) if retention else 0)
+
+    def _apply(self, change: Change) -> bool:
+        was, job = change
+        holder = self._live.get(job.key) if job.key is not None and job.is_live else None
+        if was is None:
+            if job.id in self._by_id or holder is not None:
+                return False
+            self._last_seq = max(self._last_seq, job.seq)
+        else:
+            stored = self._jobs.get(was.seq)
+            if stored is None or stored.version != was.version or holder not in (None, was.seq):
+                return False
+            self._remove(stored)
+        self._insert(job)
+        return True
+
+    def _insert(self, job: Job) -> None:
+        seq = job.seq
+        self._jobs[seq] = job
+        self._by_id[job.id] = seq
+        self._counts[job.module, job.state] += 1
+        self._by_request.update((past.request, seq) for past in job.answered if past.request != job.id)
+        if job.key is not None:
+            if job.is_live:
+                self._live[job.key] = seq
+            else:
+                insort(self._ended[job.key], (job.ended_at_us, seq))
+        if job.state is WAITING:
+            insort(self._dues(job).setdefault(job.rank, []), (job.due_at_us, seq))
+            if job.expires_at_us is not None:
+                insort(self._expiring[job.on_wall], (job.expires_at_us, seq))
+        elif job.state is RUNNING:
+            self._running.add(seq)
+        elif job.forget_at_us is not None:
+            insort(self._forget[job.state is DEAD], (job.forget_at_us, seq))
+
+    def _remove(self, job: Job) -> None:
+        seq = job.seq
+        del self._jobs[seq], self._by_id[job.id]
+        self._counts[job.module, job.state] -= 1
+        for past in job.answered:
+            self._by_request.pop(past.request, None)
+        if job.key is not None:
+            if job.is_live:
+                del self._live[job.key]
+            else:
+                _take(self._ended[job.key], (job.ended_at_us, seq))
+                if not self._ended[job.key]:
+                    del self._ended[job.key]
+        if job.state is WAITING:
+            ranks = self._dues(job)
+            _take(ranks[job.rank], (job.due_at_us, seq))
+            if not ranks[job.rank]:
+                del ranks[job.rank]
+            if job.expires_at_us is not None:
+                _take(self._expiring[job.on_wall], (job.expires_at_us, seq))
+        elif job.state is RUNNING:
+            self._running.discard(seq)
+        elif job.forget_at_us is not None:
+            _take(self._forget[job.state is DEAD], (job.forget_at_us, seq))
+
+    def _dues(self, job: Job) -> dict[int, list[tuple[int, int]]]:
+        return self._due.setdefault((Route(job.module, job.target_worker), job.on_wall), {})
+
+    def _retire(self, retention: Retention) -> int:
+        forgotten = 0
+        for is_dead, queue in self._forget.items():
+            beyond = len(queue) - (retention.keep_dead if is_dead else retention.keep_ended)
+            while queue and forgotten < retention.limit:
+                forget_at_us, seq = queue[0]
+                over = beyond > 0 and self._jobs[seq].ended_at_us <= retention.ended_before_us
+                if forget_at_us > retention.now_us and not over:
+                    break
+                self._remove(self._jobs[seq])
+                beyond -= 1
+                forgotten += 1
+        return forgotten
+
+    def forgettable(self, retention: Retention) -> bool:
+        for is_dead, queue in self._forget.items():
+            if not queue:
+                continue
+            forget_at_us, seq = queue[0]
+            over = len(queue) > (retention.keep_dead if is_dead else retention.keep_ended)
+            if forget_at_us <= retention.now_us:
+                return True
+            if over and self._jobs[seq].ended_at_us <= retention.ended_before_us:
+                return True
+        return False
+
+    def find(self, wanted: Wanted) -> Found:
+        def jobs(index: dict[Any, int], names: Iterable[Any]) -> dict[Any, Job]:
+            return {name: self._jobs[index[name]] for name in names if name in index}
+
+        ended = {key: past[-1][1] for key in wanted.past_keys if (past := self._ended.get(key))}
+        return Found(
+            ids=jobs(self._by_id, wanted.ids),
+            live=jobs(self._live, wanted.keys),
+            ended=jobs(ended, ended),
+            requests=jobs(self._by_request, wanted.requests),
+            seqs={seq: self._jobs[seq] for seq in wanted.seqs if seq in self._jobs},
+        )
+
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[tuple[list[Entry], bool]]:
+        return [self._span(span, now) for span in spans]
+
+    def _span(self, span: Span, now: Now) -> tuple[list[Entry], bool]:
+        parts: list[list[Entry]] = []
+        for on_wall, now_us, shift_us in ((False, now.timer_us, 0), (True, now.wall_us, now.timer_ahead_us)):
+            for rank, dues in self._due.get((span.route, on_wall), {}).items():
+                cut = bisect_right(dues, (now_us, _FAR))
+                part = dues[: min(cut, span.limit + 1)] if span.ready else dues[cut : cut + span.limit + 1]
+                parts.append([Entry(rank, due_us + shift_us, seq) for due_us, seq in part])
+        order = None if span.ready else _by_due
+        entries = list(islice(merge(*parts, key=order), span.limit + 1))
+        return entries[: span.limit], len(entries) > span.limit
+
+    def running(self) -> Iterable[Job]:
+        return [self._jobs[seq] for seq in sorted(self._running)]
+
+    def expired(self, now: Now, limit: int) -> list[Job]:
+        found: list[Job] = []
+        for on_wall, now_us in ((False, now.timer_us), (True, now.wall_us)):
+            queue = self._expiring[on_wall]
+            found += [self._jobs[seq] for _, seq in queue[: bisect_right(queue, (now_us, _FAR))][:limit]]
+        return found[:limit]
+
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+        start = (after or (0, 0))[1]
+        seen = sorted(seq for seq in self._jobs if seq > start)[:SCAN_MAX]
+        admitted = [seq for seq in seen if wanted.admits(self._jobs[seq], now)]
+        if len(admitted) > limit:
+            return Page([self._jobs[seq] for seq in admitted[:limit]], (0, admitted[limit - 1]))
+        return Page([self._jobs[seq] for seq in admitted], (0, seen[-1]) if len(seen) == SCAN_MAX else None)
+
+    def counts(self) -> dict[tuple[str, JobState], int]:
+        return {name: count for name, count in self._counts.items() if count}
+
+    def ready(self, now: Now) -> dict[str, int]:
+        ready: Counter[str] = Counter()
+        for (route, on_wall), ranks in self._due.items():
+            now_us = now.wall_us if on_wall else now.timer_us
+            ready[route.module] += sum(bisect_right(dues, (now_us, _FAR)) for dues in ranks.values())
+        return {module: min(count, READY_COUNTED_TO) for module, count in ready.items() if count}
+
+    def has_room(self) -> bool:
+        return True
+
+    def tidy(self) -> None:
+        """Nothing to tidy."""
+
+    def check(self) -> list[str]:
+        wrong = [f"seq {seq} is filed under {job.seq}" for seq, job in self._jobs.items() if job.seq != seq]
+        counted = Counter((job.module, job.state) for job in self._jobs.values())
+        if counted != +self._counts:
+            wrong.append(f"the counts say {+self._counts}, the jobs {counted}")
+        live = {job.key: seq for seq, job in self._jobs.items() if job.key is not None and job.is_live}
+        if live != self._live:
+            wrong.append("the index of live keys differs from the jobs")
+        return wrong
+
+    def describe(self) -> dict[str, Any]:
+        return {"url": "memory:", "jobs": len(self._jobs)}
+
+    def close(self) -> None:
+        """Nothing to sync: the jobs stay in this object until it goes."""
+
+
+def _by_due(entry: Entry) -> tuple[int, int]:
+    return entry.due_us, entry.seq
+
+
+def _take(queue: list[tuple[int, int]], item: tuple[int, int]) -> None:
+    del queue[bisect_left(queue, item)]

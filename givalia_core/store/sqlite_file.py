@@ -1,0 +1,226 @@
+"""The files of a SQLite store: who may open them, what they are, and the room kept in reserve.
+
+Beside `queue.db` (and SQLite's own `queue.db-wal`) stand `queue.db.lock`, held with flock for as long as a server runs,
+and `queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import struct
+import sys
+from pathlib import Path
+from typing import Final
+
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreTooNew, StoreUnfit
+
+APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
+FORMAT: Final = 1  # In the header too, as user_version: the first thing checked.
+BALLAST_BYTES: Final = 16 << 20
+NETWORK_FILESYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"}
+)
+
+SCHEMA: Final = """
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY,
+    id BLOB NOT NULL,
+    key TEXT,
+    state INTEGER NOT NULL,
+    module TEXT NOT NULL,
+    target_worker TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    on_wall INTEGER NOT NULL,
+    due_at_us INTEGER NOT NULL,
+    expires_at_us INTEGER,
+    ended_at_us INTEGER NOT NULL,
+    forget_at_us INTEGER,
+    version INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    params BLOB NOT NULL,
+    result BLOB,
+    crc INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX jobs_id ON jobs (id);
+CREATE UNIQUE INDEX jobs_key ON jobs (key, ended_at_us) WHERE key IS NOT NULL;
+CREATE INDEX jobs_due ON jobs (on_wall, module, target_worker, rank, due_at_us) WHERE state = 0;
+CREATE INDEX jobs_expiry ON jobs (on_wall, expires_at_us) WHERE state = 0 AND expires_at_us IS NOT NULL;
+CREATE INDEX jobs_running ON jobs (seq) WHERE state = 1;
+CREATE INDEX jobs_ended ON jobs (state = 3, forget_at_us) WHERE forget_at_us IS NOT NULL;
+CREATE TABLE requests (request BLOB PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX requests_seq ON requests (seq);
+CREATE TABLE counts (
+    module TEXT NOT NULL, state INTEGER NOT NULL, jobs INTEGER NOT NULL, PRIMARY KEY (module, state)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+
+class Lock:
+    """The right of one process to the store, given back when the process ends however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            StoreLocked: Another process holds it; `pid` says which, as far as it wrote that down.
+        """
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise StoreLocked(f"process {pid or '?'} has the store {path.with_suffix('')} open", pid=pid) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let the next one in. The file stays: removing it would let two processes lock two files of one name."""
+        os.close(self._fd)
+
+
+def prepare_folder(path: Path, *, allow_network: bool) -> None:
+    """Make the folder of the store, readable for its owner alone.
+
+    Raises:
+        StoreUnfit: It cannot be used, or lies on a network file system.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnfit(f"{folder}: {error}") from error
+    if not allow_network and (kind := _filesystem(folder)) in NETWORK_FILESYSTEMS:
+        raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
+    if not os.access(folder, os.W_OK):
+        raise StoreUnfit(f"{folder} cannot be written to")
+
+
+def prepare(path: Path) -> None:
+    """If there is no database yet, make one, complete or not at all; call with the lock held.
+
+    Raises:
+        StoreUnfit: The file cannot be used.
+        StoreCorrupt, StoreTooNew: The file that is there is not one of ours, or of a later format; it was not touched.
+    """
+    if path.is_symlink():
+        raise StoreUnfit(f"{path} is a symbolic link")
+    if not path.exists():
+        _create(path)
+    elif not os.access(path, os.W_OK):
+        raise StoreUnfit(f"{path} cannot be written to")
+    else:
+        check_header(path)
+
+
+def check_header(path: Path) -> None:
+    """Read what the file says it is, before SQLite may write anything to it."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    if len(head) < 100 or not head.startswith(b"SQLite format 3\x00"):
+        raise StoreCorrupt(f"{path} is not a store of Givalia: its header is not a database's")
+    (version,) = struct.unpack_from(">i", head, 60)
+    (application,) = struct.unpack_from(">i", head, 68)
+    if application != APPLICATION_ID:
+        raise StoreCorrupt(f"{path} is a database, but not one of Givalia's")
+    if version > FORMAT:
+        raise StoreTooNew(f"{path} has format {version}; this Givalia knows {FORMAT} at most")
+
+
+def _create(path: Path) -> None:
+    """Build the empty database under another name, sync it, then give it its name."""
+    making = path.with_name(path.name + ".making")
+    for leftover in (making, Path(f"{making}-journal"), Path(f"{making}-wal")):
+        leftover.unlink(missing_ok=True)
+    os.close(os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    database = sqlite3.connect(making, isolation_level=None)
+    try:
+        # Both must be there before the first table is.
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise StoreUnfit(f"{path}: the file system cannot carry a write-ahead log")
+    except sqlite3.Error as error:
+        raise StoreUnfit(f"{path}: {error}") from error
+    finally:
+        database.close()
+    sync(making)
+    making.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or what a folder lists, to stable storage."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if sys.platform == "darwin" and not path.is_dir():
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
+    except OSError as error:
+        raise StoreFailed(f"{path}: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def _filesystem(folder: Path) -> str:
+    """The kind of file system a folder is on; empty where the system does not say."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    place = str(folder.resolve())
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4]
+        if (place == mount or place.startswith(mount.rstrip("/") + "/")) and len(mount) > best:
+            best, kind = len(mount), right.split()[0]
+    return kind
+
+
+class Ballast:
+    """Disk space held back for the day the disk is full."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self) -> bool:
+        """Hold the space back; False if the disk has no room for it beside as much again."""
+        try:
+            usage = os.statvfs(self._path.parent)
+            if self._path.exists() and self._path.stat().st_size == BALLAST_BYTES:
+                return True
+            if usage.f_bavail * usage.f_frsize < 2 * BALLAST_BYTES:
+                return False
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                _allocate(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreFailed(f"{self._path}: {error}") from error
+            self.give_up()
+            return False
+        return True
+
+    def give_up(self) -> None:
+        """Give the space back to whoever needs it first: the store."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._path, 0)
+
+
+def _allocate(fd: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, BALLAST_BYTES)
+        return
+    block = bytes(1 << 20)
+    for _ in range(BALLAST_BYTES >> 20):
+        os.write(fd, block)

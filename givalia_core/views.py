@@ -1,0 +1,136 @@
+"""What people's own code is shown: frozen records with strings, seconds and aware datetimes instead of wire values.
+
+Conversion between the two worlds happens here and only here, at the public edge.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import BadRequest
+from givalia_core.model import TEN_YEARS_US, JobState, OutcomeKind
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(us: int) -> datetime:
+    """Microseconds of the wall clock as an aware datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def at_to_us(at: float | datetime) -> int:
+    """An absolute time that a user gave, epoch seconds or an aware datetime, as microseconds of the wall clock.
+
+    Raises:
+        BadRequest: Not a finite number, or a datetime without a time zone.
+    """
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise BadRequest("at must be an aware datetime; this one has no time zone")
+        return (at - _EPOCH) // timedelta(microseconds=1)
+    return _finite_us(at, "at")
+
+
+def length_to_us(seconds: float | timedelta, name: str, *, negative: bool = False) -> int:
+    """A length of time that a user gave, seconds or a timedelta, as microseconds: finite, at most ten years.
+
+    Raises:
+        BadRequest: Not a number, not finite, negative (unless allowed) or too long.
+    """
+    us = seconds // timedelta(microseconds=1) if isinstance(seconds, timedelta) else _finite_us(seconds, name)
+    if not (-TEN_YEARS_US if negative else 0) <= us <= TEN_YEARS_US:
+        raise BadRequest(f"{name} must be between {'minus ' if negative else '0 and '}ten years, not {seconds}")
+    return us
+
+
+def _finite_us(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BadRequest(f"{name} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value) or abs(value) > 1e12:
+        raise BadRequest(f"{name} must be a finite number within reach, not {value}")
+    return round(value * SECOND_US)
+
+
+def text_id(job_id: bytes) -> str:
+    """An id of the wire as people see it."""
+    return str(uuid.UUID(bytes=job_id))
+
+
+def wire_id(job_id: str | uuid.UUID) -> bytes:
+    """An id that a user gave, as it goes over the wire.
+
+    Raises:
+        BadRequest: Not a UUID.
+    """
+    try:
+        return (job_id if isinstance(job_id, uuid.UUID) else uuid.UUID(job_id)).bytes
+    except (ValueError, AttributeError, TypeError):
+        raise BadRequest(f"an id is a UUID, not {job_id!r:.64}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as hooks on the server see it."""
+
+    id: str
+    key: str | None
+    module: str
+    target_worker: str
+    priority: int
+    attempt: int
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJobView(JobView):
+    """A job as its WorkModule and the hooks on the worker see it."""
+
+    fence: int
+    params: Any
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same on every attempt of the job: hand it to remote APIs that can tell repeated calls by it."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended; `seconds` is how long it took, `error` what it raised."""
+
+    kind: OutcomeKind
+    result: Any = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `stat` knows of a job."""
+
+    id: str
+    key: str | None
+    module: str
+    target_worker: str
+    priority: int
+    state: JobState
+    due: datetime
+    timeleft: float | None
+    """Seconds until due, 0.0 when ready, None once it has started."""
+    attempts: int
+    max_attempts: int
+    worker: str | None
+    progress: tuple[float, str] | None
+    """What the running attempt last said of itself; a hint, not durable."""
+    result: Any
+    error: str | None
+    reason: str | None
+    result_error: str | None
+    stop_asked: bool
+    why: str
+    """In words: why it has not run yet, or what became of it."""
