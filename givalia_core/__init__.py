@@ -4,6 +4,10 @@ Run module M with these params in ten seconds on worker W, under key K; and whil
 push it back. Everything that user code needs is importable from here.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from givalia_core.client import Client
 from givalia_core.errors import (
     BadRequest,
     Busy,
@@ -27,13 +31,27 @@ from givalia_core.errors import (
 from givalia_core.hooks import hookimpl
 from givalia_core.model import JobState
 from givalia_core.modules import Fail, Retry, WorkModule
+from givalia_core.version import __version__
 from givalia_core.views import Outcome, Status
 
-__version__ = "0.1.0"
+# These two bring gevent and the store with them, which a program that only enqueues has no use for.
+_LATE = {"Server": "givalia_core.server", "Worker": "givalia_core.worker"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from givalia_core.server import Server
+    from givalia_core.worker import Worker
 
 __all__ = [
     "BadRequest",
     "Busy",
+    "Client",
     "ConnectionLost",
     "DuplicateKey",
     "Fail",
@@ -46,6 +64,7 @@ __all__ = [
     "PartlyRefused",
     "ResultLost",
     "Retry",
+    "Server",
     "ShuttingDown",
     "Stale",
     "Status",
@@ -55,6 +74,8 @@ __all__ = [
     "VersionMismatch",
     "WaitTimeout",
     "WorkModule",
+    "Worker",
     "WrongState",
+    "__version__",
     "hookimpl",
 ]

@@ -43,7 +43,7 @@ class GivaliaError(Exception):
         super().__init_subclass__(**kwargs)
         cls.code = _WORD_START.sub("_", cls.__name__).upper()
 
-    def __init__(self, message: str = "", **details: Any) -> None:
+    def __init__(self, message: str = "", /, **details: Any) -> None:
         super().__init__(message or type(self).code)
         self.details = details
 
@@ -152,7 +152,7 @@ class JobEnded(GivaliaError):
 
 
 class JobFailed(JobEnded):
-    """The job is dead: `reason` says why in a word, `error` what its last attempt raised. `requeue` gives it another life."""
+    """The job is dead: `reason` says why in a word, `error` what its last attempt raised. `requeue` revives it."""
 
     reason: str
     error: str | None
@@ -233,6 +233,7 @@ def every() -> list[type[GivaliaError]]:
 
 def from_wire(code: str, message: str, details: dict[str, Any] | None = None) -> GivaliaError:
     """The error that a `code` on the wire names; an unknown code (a newer server's) becomes a plain `GivaliaError`."""
+    details = {str(name): value for name, value in (details or {}).items()}
     cls = _BY_CODE.get(code)
     if cls is None:
         return GivaliaError(f"{code}: {message}", **(details or {}))

@@ -107,10 +107,17 @@ def discover() -> list[FoundPlugin]:
             if isinstance(plugin, type):
                 plugin = plugin()
         except BaseException as raised:  # Somebody else's import may raise anything; it is theirs, not ours.
-            plugin, error = None, f"{type(raised).__name__}: {raised}"
+            plugin, error = None, f"{type(raised).__name__}: {_words(raised)}"
             log.error("plugin %s of %s %s cannot be loaded: %s", entry.name, distribution, version, error)
         found.append(FoundPlugin(entry.name, distribution, version, plugin, error, source))
     return found
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # Even its words are somebody else's code.
+        return "(its words cannot be read)"
 
 
 class Hooks:
@@ -125,14 +132,22 @@ class Hooks:
         """The plugins that are no longer called."""
         self._in_a_row: Counter[int] = Counter()
         for plugin in plugins:
+            if self._manager.is_registered(plugin):
+                continue  # Given twice, as by an entry point and by hand: it is one plugin.
             try:
-                self._manager.register(plugin)
+                self._manager.register(plugin, self._name(plugin))
                 self._manager.check_pending()
             except (pluggy.PluginValidationError, ValueError) as error:
                 log.error("plugin %r is not used: %s", plugin, error)
                 if self._manager.is_registered(plugin):
                     self._manager.unregister(plugin)
         self._implementations = {name: self._collect(name) for name in HOOKS}
+
+    def _name(self, plugin: object) -> str:
+        """What a plugin is called in the log and in the counts: its class or module, numbered if that is taken."""
+        name = getattr(plugin, "__name__", type(plugin).__name__)
+        taken = sum(1 for other, _ in self._manager.list_name_plugin() if other.split("#")[0] == name)
+        return f"{name}#{taken + 1}" if taken else name
 
     def _collect(self, name: str) -> list[Any]:
         # Last registered first, as pluggy itself would call them. Wrappers could hold back others, so they are not called.
@@ -159,7 +174,7 @@ class Hooks:
     def _count(self, plugin_name: str, plugin: object, hook: str, error: BaseException) -> None:
         self.raised[plugin_name] += 1
         self._in_a_row[id(plugin)] += 1
-        log.error("plugin %s raised in %s: %s: %s", plugin_name, hook, type(error).__name__, error, exc_info=error)
+        log.error("plugin %s raised in %s: %s: %s", plugin_name, hook, type(error).__name__, _words(error), exc_info=error)
         if self._in_a_row[id(plugin)] >= RAISES_MAX:
             self.silenced.add(plugin_name)
             log.error("plugin %s raised %d times in a row and is called no more", plugin_name, RAISES_MAX)

@@ -76,7 +76,7 @@ class Answered(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else on the timer clock."""
+    """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else the timer clock."""
 
     seq: int  # The order of enq; given by the engine, unique in a store.
     id: bytes  # The 16 bytes of a UUID made by the client.

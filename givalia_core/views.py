@@ -5,7 +5,6 @@ Conversion between the two worlds happens here and only here, at the public edge
 
 from __future__ import annotations
 
-import math
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -51,8 +50,8 @@ def length_to_us(seconds: float | timedelta, name: str, *, negative: bool = Fals
 def _finite_us(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRequest(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value) or abs(value) > 1e12:
-        raise BadRequest(f"{name} must be a finite number within reach, not {value}")
+    if not abs(value) <= 1e12:  # A NaN compares false.
+        raise BadRequest(f"{name} must be a finite number within reach, not {value!r:.40}")
     return round(value * SECOND_US)
 
 

@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 from givalia_core.clock import SECOND_US, STEP_US, Now
 from givalia_core.engine import leases, verbs, words
 from givalia_core.engine.desk import Batch, Desk, Facts, Lease
-from givalia_core.engine.records import Asked, Effect, Gone, Input, Policy, Refusal, Reply, Tell
+from givalia_core.engine.records import Asked, Effect, Gone, Input, Refusal, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
+from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, item, refusal
 from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Route, Span, Wanted
@@ -98,6 +99,8 @@ class Engine:
         self.again: list[Input] = []  # What a refused change sends back to be decided anew.
         self._inputs: Sequence[Input] = ()
         self._now = now
+        self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
+        self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
         self._swept_us = now.mono_us
         self._sweeping = False
         self._forget_more = False
@@ -112,10 +115,11 @@ class Engine:
         gap_us = now.mono_us - self._now.mono_us
         if gap_us > GAP_US:
             self._extend_leases(gap_us)
-        if abs(now.timer_ahead_us - self._now.timer_ahead_us) > STEP_US:
+        if abs(now.timer_ahead_us - self._ahead_us) > STEP_US:
             # The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept.
             self.desk.routing.forget_windows()
             self._must_mark = True
+            self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = inputs, now
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         if self._sweeping:
@@ -136,6 +140,7 @@ class Engine:
     def reads(self) -> Reads:
         """What the commands name, and the jobs that may be claimed."""
         wanted = _Names()
+        wanted.keys.update(self._also_keys)
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
@@ -233,8 +238,9 @@ class Engine:
             window = routing.windows[route]
             job = batch.by_seq(entry.seq)
             if job is None and entry.seq not in self._candidates:
-                self._hurry = True  # More was claimed than foreseen; the next batch reads on.
-                continue
+                # More was claimed than foreseen. What sorts behind must not overtake it; the next batch reads on.
+                self._hurry = True
+                break
             window.ready.pop()
             if job is not None and job.state is WAITING:
                 self._lend(batch, job, session)
@@ -254,15 +260,18 @@ class Engine:
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us
-        return Retention(
-            now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, FORGOTTEN_AT_ONCE
-        )
+        return Retention(now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, FORGOTTEN_AT_ONCE)
 
     def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
         """The commit is durable: renew what memory believes, and return what may now be said."""
         batch = plan.batch
         refused = {plan.changes[place].job.seq for place in commit.refused}
         self._must_mark = False
+        self._also_keys = frozenset(
+            change.job.key for change in plan.changes if change.job.seq in refused and change.job.key is not None
+        )
+        if refused:
+            self.desk.routing.forget_windows()
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         self.again = []
         unanswerable: set[tuple[int, int]] = set()
@@ -277,8 +286,8 @@ class Engine:
         for was, job in plan.changes:
             if job.seq not in refused:
                 self._remember(batch, was, job, dispatches, effects)
-            elif job.seq in batch.claims:
-                batch.claims[job.seq].held -= 1
+            else:
+                self._take_back_credits(batch, job.seq)
         for seq, effect in batch.effects:
             if seq not in refused and not (isinstance(effect, Reply) and (effect.conn, effect.request) in unanswerable):
                 effects.append(effect)
@@ -288,6 +297,12 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _take_back_credits(self, batch: Batch, seq: int) -> None:
+        if seq in batch.claims:
+            batch.claims[seq].held -= 1
+        if seq in batch.freed:
+            batch.freed[seq].held += 1
 
     def _remember(
         self,
@@ -302,8 +317,6 @@ class Engine:
         was_live = was is not None and was.is_live
         desk.live += job.is_live - was_live
         if lease is not None and (job.state is not RUNNING or job.fence != lease.job.fence):
-            if lease.session is not None:
-                lease.session.held -= 1
             del desk.leases[job.id]
             lease = None
         if job.state is RUNNING:
@@ -369,7 +382,8 @@ class _Names:
         kind = asked.kind
         if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
             self.reports += len(asked.messages)
-            self.ids.update(m.id for m in asked.messages if kind is Kind.SUCCEED and m.id not in desk.leases)
+            if kind is Kind.SUCCEED:
+                self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
         elif kind is Kind.ENQ:
             self._add_enq(asked.messages)
         elif kind is Kind.INFO:

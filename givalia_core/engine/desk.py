@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Close, Effect, Hook, Policy, Tell
+from givalia_core.engine.records import Close, Effect, Hook, Tell
 from givalia_core.errors import IllegalTransition
 from givalia_core.model import (
     DEAD,
     ENDED,
     REMEMBERED_AT_LEAST_US,
     REQUESTS_KEPT,
+    RUNNING,
     WAITING,
     Answered,
     Job,
     evolve,
 )
+from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing, Session
@@ -58,6 +61,7 @@ class Desk:
         self.live = 0
         self.stale = 0
         self.durability = ""
+        self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.last_seq = last_seq
         self._fence = epoch << FENCE_COUNTER_BITS
         self._last_end_us = 0
@@ -122,7 +126,8 @@ class Batch:
         self._ended: dict[str, int] = {}
         self._requests: dict[bytes, int] = {}
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
-        self.claims: dict[int, Session] = {}
+        self.claims: dict[int, Session] = {}  # seq -> who was given the job in this batch
+        self.freed: dict[int, Session] = {}  # seq -> whose credit the job gave back in this batch
         self.author = 0  # The place of the input that is being decided.
         self.authors: dict[int, list[int]] = {}
 
@@ -187,8 +192,17 @@ class Batch:
         self._was.setdefault(was.seq, was)
         if was.state is WAITING:
             self.desk.routing.discard(was)
+        elif was.state is RUNNING and job.state is not RUNNING:
+            self._free_credit(was)
         self._keep(job)
         return job
+
+    def _free_credit(self, job: Job) -> None:
+        """The worker that held the job can take another, in this very batch."""
+        lease = self.desk.leases.get(job.id)
+        if lease is not None and lease.session is not None:
+            lease.session.held -= 1
+            self.freed[job.seq] = lease.session
 
     def _keep(self, job: Job) -> None:
         seq = job.seq

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from givalia_core.engine.desk import Batch, Lease
 from givalia_core.engine.records import Asked, Ended, Refusal
-from givalia_core.errors import BadRequest, Stale
+from givalia_core.errors import BadRequest, GivaliaError, Stale
 from givalia_core.model import (
     CHILD_DEATHS_MAX,
     DONE,
@@ -32,6 +32,7 @@ from givalia_core.protocol.messages import (
     Stop,
     Succeed,
     item,
+    refusal,
 )
 from givalia_core.routing import Session
 
@@ -40,7 +41,9 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     """A worker process introduces itself; an older connection of the same process is over."""
     routing = batch.desk.routing
     for session in list(routing.sessions.values()):
-        if session.join.instance == message.instance and session.conn != asked.conn:
+        if session.conn == asked.conn:
+            leave(batch, session.conn)
+        elif session.join.instance == message.instance:
             leave(batch, session.conn)
             batch.close(session.conn, "the same worker has connected again")
     routing.join(Session(asked.conn, message, batch.now))
@@ -67,7 +70,7 @@ def announce(batch: Batch, asked: Asked) -> list[Item]:
     session = _session(batch, asked)
     served = [message for message in asked.messages if isinstance(message, Announce)]
     batch.desk.routing.announce(session, served)
-    return [((OK,), b"") for _ in asked.messages]
+    return [refusal(each) if isinstance(each, GivaliaError) else ((OK,), b"") for each in asked.messages]
 
 
 def resume(batch: Batch, asked: Asked) -> list[Item]:
@@ -81,16 +84,19 @@ def resume(batch: Batch, asked: Asked) -> list[Item]:
     return [_take_up(batch, session, message) for message in asked.messages]
 
 
-def _take_up(batch: Batch, session: Session, message: Hold) -> Item:
+def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Item:
+    if isinstance(message, GivaliaError):
+        return refusal(message)
     lease = batch.desk.leases.get(message.id)
-    if lease is None or lease.job.fence != message.fence:
+    job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+    if lease is None or job is None or job.state is not RUNNING or job.fence != message.fence:
         return (Stale.code, "the lease is no longer this worker's"), b""
     if lease.session is not session:
         lease.session = session
         session.held += 1
     lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
-    if lease.job.stop_asked:
-        batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence)))
+    if job.stop_asked:
+        batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
     return (OK,), b""
 
 

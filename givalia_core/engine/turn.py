@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from givalia_core.clock import Clock, Now, TimerClock
 from givalia_core.engine.core import Engine, Plan
 from givalia_core.engine.desk import Facts
-from givalia_core.engine.records import Effect, Input, Policy
-from givalia_core.errors import StoreFull
+from givalia_core.engine.records import Close, Effect, Input
+from givalia_core.errors import StoreFailed, StoreFull
+from givalia_core.policy import Policy
 from givalia_core.store.base import Commit, Opened, Store
 
 
@@ -50,7 +51,12 @@ def turn(engine: Engine, store: Store, timer: TimerClock, inputs: Sequence[Input
         commit = _commit(store, timer, plan, now)
     except StoreFull:
         # Nothing of this batch is stored. Decided once more without new jobs, the rest fits into the reserve.
-        plan, commit = _without_new_jobs(engine, store, timer, now)
+        closed = [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
+        try:
+            plan, commit = _without_new_jobs(engine, store, timer, now)
+        except StoreFull as error:
+            raise StoreFailed(f"the disk is full and the reserve is used up: {error}") from error
+        return [*engine.conclude(plan, commit), *closed]
     return engine.conclude(plan, commit)
 
 

@@ -152,6 +152,7 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     if known is not None:
         past = _past(known, message.request)
         return (OK, "stop_requested" if past is not None and past.act == "ask_stop" else "cancelled"), b""
+    _one_name(message)
     job, last = batch.named(message.key, message.id)
     if job is None:
         job = last if last is not None and last.state is CANCELLED else None
@@ -187,6 +188,7 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
     known = batch.by_request(message.request)
     if known is not None:
         return _moved_answer(batch, known, message.request)
+    _one_name(message)
     now = batch.now
     job = _existing(batch.named(message.key, message.id)[0], message)
     if job.state is not WAITING:
@@ -213,6 +215,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     known = batch.by_request(message.request)
     if known is not None:
         return _moved_answer(batch, known, message.request)
+    _one_name(message)
     job, last = batch.named(message.key, message.id)
     if message.id is None and job is not None and last is not None:
         raise Refusal(DuplicateKey(f"key {message.key} is held by a live job", id=text_id(job.id)))
@@ -259,7 +262,7 @@ def list_(batch: Batch, asked: Asked, message: List) -> Item:
     page = batch.facts.pages[list_key(message)]
     wanted = list_filter(message)
     jobs = [batch.seen(job) for job in page.jobs]
-    shown = [words.status(batch.desk, job, batch.now) for job in jobs if wanted.admits(job, batch.now)]
+    shown = [words.status(batch.desk, words.brief(job), batch.now) for job in jobs if wanted.admits(job, batch.now)]
     return (OK, *(page.after or ())), words.pack(shown)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -14,7 +14,8 @@ from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 
-pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
+_packer: Any = msgpack.Packer(autoreset=True)
+pack: Callable[[Any], bytes] = _packer.pack
 
 
 def seconds(us: int) -> str:
@@ -53,7 +54,7 @@ _DEAD_WORDS = {
     "child_died": "its process died too often",
 }
 
-_WHY = {
+_WHY: Final[dict[JobState, Callable[[Desk, Job, Now], str]]] = {
     JobState.WAITING: _why_waiting,
     JobState.READY: _why_ready,
     JobState.RUNNING: _why_running,
@@ -91,6 +92,11 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
     }
 
 
+def brief(job: Job) -> Job:
+    """The job for a listing, whose page is one frame: of a long error only the end, which says the most."""
+    return job if job.error is None else job._replace(error=job.error[-500:])
+
+
 def end(job: Job) -> Item:
     """What `wait` answers once the job has ended."""
     if job.state is DONE:
@@ -120,6 +126,7 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
         "running": len(desk.leases),
         "workers": len(desk.routing.sessions),
         "stale_reports": desk.stale,
+        **desk.about(),
         "store": facts.described,
         "limits": {
             "frame_bytes": frames.FRAME_BYTES_MAX,

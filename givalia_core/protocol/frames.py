@@ -22,8 +22,10 @@ from givalia_core.errors import BadRequest, TooLarge
 MAGIC: Final = b"\x93GV1"
 FRAME_BYTES_MAX: Final = 1 << 20
 DISCARD_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
+ANSWER_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX  # What a client takes: ten thousand refusals, each with its reason.
 FIELDS_BYTES_MAX: Final = (1 << 16) - 1
 ITEMS_MAX: Final = 10_000
+FIRST_BYTES: Final = 64  # Room for an item that each of several frames begins with.
 VALUES_MAX: Final = 4_096
 PARAMS_BYTES_MAX: Final = 512 << 10
 RESULT_BYTES_MAX: Final = 256 << 10
@@ -54,7 +56,8 @@ class Unreadable(NamedTuple):
 class Reader:
     """Feeds on bytes, yields frames. Holds at most one frame of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
         self._skip_bytes = 0
 
@@ -79,7 +82,7 @@ class Reader:
         start, end = 0, len(buffer)
         while end - start >= _HEAD.size:
             length, kind, request = _HEAD.unpack_from(buffer, start)
-            if length > FRAME_BYTES_MAX or length < _HEAD_BODY_BYTES:
+            if length > self._frame_bytes_max or length < _HEAD_BODY_BYTES:
                 frames.append(self._refuse_length(length, request))
                 self._skip_bytes = length - _HEAD_BODY_BYTES
                 start += _HEAD.size
@@ -131,9 +134,7 @@ def unpack_fields(packed: bytes) -> list[Any]:
         BadRequest: Not one msgpack array within the limits. At most 64 KiB were looked at, whatever the array claims.
     """
     try:
-        fields = msgpack.unpackb(
-            packed, max_array_len=VALUES_MAX, max_map_len=VALUES_MAX, max_ext_len=0, strict_map_key=False
-        )
+        fields = msgpack.unpackb(packed, max_array_len=VALUES_MAX, max_map_len=VALUES_MAX, max_ext_len=0, strict_map_key=False)
     except Exception as error:  # msgpack raises a whole family: all of it means the same to the sender.
         raise BadRequest(f"an item's fields are not a msgpack array: {type(error).__name__}: {error}") from None
     if type(fields) is not list:
@@ -156,19 +157,18 @@ def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
     return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
 
 
-def encode_split(kind: int, request: int, items: Iterable[Item]) -> list[bytes]:
-    """As many frames as the limits ask for, in order."""
+def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | None = None) -> list[bytes]:
+    """As many frames as the limits ask for, in order, each with `first` before its own items."""
+    head = [] if first is None else [first]
     frames: list[bytes] = []
-    batch: list[Item] = []
-    room = FRAME_BYTES_MAX - _HEAD.size
+    batch: list[Item] = [*head]
+    room = FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
     for fields, payload in items:
-        packed = _pack(fields)
-        size = _ITEM.size + len(packed) + len(payload)
-        if batch and (size > room or len(batch) == ITEMS_MAX):
+        size = _ITEM.size + len(_pack(fields)) + len(payload)
+        if len(batch) > len(head) and (size > room or len(batch) == ITEMS_MAX):
             frames.append(encode(kind, request, batch))
-            batch, room = [], FRAME_BYTES_MAX - _HEAD.size
+            batch, room = [*head], FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
         batch.append((fields, payload))
         room -= size
-    if batch or not frames:
-        frames.append(encode(kind, request, batch))
+    frames.append(encode(kind, request, batch))
     return frames

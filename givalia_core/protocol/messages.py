@@ -23,7 +23,7 @@ IF_EXISTS: Final = ("refuse", "keep", "replace", "reschedule")
 FOREVER_US: Final = 100 * TEN_YEARS_US
 DAY_US: Final = 86_400 * SECOND_US
 ERROR_CHARS_MAX: Final = 16 << 10
-LIST_LIMIT_MAX: Final = 1_000
+LIST_LIMIT_MAX: Final = 500
 OK: Final = "OK"
 
 
@@ -167,7 +167,7 @@ class Succeed(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """The attempt is over without success. `after_us` sets the wait before the next one; `permanent` means there is none."""
+    """The attempt is over without success. `after_us` sets the wait before the next; `permanent`: there is none."""
 
     id: bytes
     fence: int
@@ -216,10 +216,11 @@ class Dispatch(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The running job was cancelled: let it see so. Repeated with each beat until it ends."""
+    """The running job was cancelled: let it see so. Told `again` with each beat until it ends, then without a hook."""
 
     id: bytes
     fence: int
+    again: bool = False
 
 
 Message: TypeAlias = (
@@ -259,7 +260,7 @@ class Kind(IntEnum):
 Check = Callable[[Any], bool]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
 
 def _is_text(most: int) -> Check:

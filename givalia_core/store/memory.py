@@ -131,11 +131,11 @@ class Memory:
         forgotten = 0
         for is_dead, queue in self._forget.items():
             beyond = len(queue) - (retention.keep_dead if is_dead else retention.keep_ended)
-            while queue and forgotten < retention.limit:
-                forget_at_us, seq = queue[0]
-                over = beyond > 0 and self._jobs[seq].ended_at_us <= retention.ended_before_us
-                if forget_at_us > retention.now_us and not over:
+            for forget_at_us, seq in list(queue):
+                if forgotten == retention.limit or (forget_at_us > retention.now_us and beyond <= 0):
                     break
+                if forget_at_us > retention.now_us and self._jobs[seq].ended_at_us > retention.ended_before_us:
+                    continue
                 self._remove(self._jobs[seq])
                 beyond -= 1
                 forgotten += 1
@@ -206,7 +206,11 @@ class Memory:
         for (route, on_wall), ranks in self._due.items():
             now_us = now.wall_us if on_wall else now.timer_us
             ready[route.module] += sum(bisect_right(dues, (now_us, _FAR)) for dues in ranks.values())
-        return {module: min(count, READY_COUNTED_TO) for module, count in ready.items() if count}
+        left = READY_COUNTED_TO
+        for module, count in ready.items():
+            ready[module] = min(count, left)
+            left -= ready[module]
+        return {module: count for module, count in ready.items() if count}
 
     def has_room(self) -> bool:
         return True

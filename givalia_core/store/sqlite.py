@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import wraps
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -78,6 +79,17 @@ _CHUNKS: Final = (1, 16, 256)  # Sizes of IN lists, so that few statements serve
 _pack = msgpack.Packer(autoreset=True).pack
 
 
+def _ours(read: Any) -> Any:
+    @wraps(read)
+    def reading(self: Any, *values: Any) -> Any:
+        try:
+            return read(self, *values)
+        except sqlite3.Error as error:
+            self._fail(error)
+
+    return reading
+
+
 class SQLite:
     """Keeps jobs in one file; see `givalia_core.store.base.Store` for what each method promises."""
 
@@ -136,11 +148,10 @@ class SQLite:
             try:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.Error as error:
-                self._database = database
                 self._fail(error)
             finally:
                 database.close()
-                self._database = None
+                self._let_go()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -170,6 +181,8 @@ class SQLite:
         updates = [(*_row(job), was.version) for was, job in changes if was is not None]
         inserts = [_row(job) for was, job in changes if was is None]
         database = self._connection
+        if _frees_too_late(changes):
+            return self._write_singly(changes)
         database.execute("SAVEPOINT fast")
         try:
             # Updates first: they may free the keys that inserts take.
@@ -236,11 +249,10 @@ class SQLite:
             )
 
     def _retire(self, retention: Retention) -> int:
-        forgotten = 0
+        forgotten = last_seq = 0
         for is_dead, keep in ((0, retention.keep_ended), (1, retention.keep_dead)):
             rows = self._all(
-                "SELECT seq, module, state FROM jobs WHERE (state = 3) = ? AND forget_at_us <= ?"
-                " ORDER BY forget_at_us LIMIT ?",
+                "SELECT seq, module, state FROM jobs WHERE (state = 3) = ? AND forget_at_us <= ? ORDER BY forget_at_us LIMIT ?",
                 (is_dead, retention.now_us, retention.limit - forgotten),
             )
             beyond = min(self._ended_count(is_dead) - keep, retention.limit - forgotten)
@@ -251,14 +263,14 @@ class SQLite:
                     (is_dead, retention.now_us, retention.ended_before_us, beyond),
                 )
             seqs = [(seq,) for seq, _, _ in rows]
+            last_seq = max((last_seq, *(seq for seq, _, _ in rows)))
             self._connection.executemany("DELETE FROM requests WHERE seq = ?", seqs)
             self._connection.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
             self._count(Counter({name: -count for name, count in Counter((m, s) for _, m, s in rows).items()}))
             forgotten += len(rows)
         if forgotten:
             # The row with the highest seq may be gone now; its number must not come again.
-            (last_seq,) = self._one("SELECT max(seq) FROM jobs")
-            self._keep_fact("last_seq", max(self._fact("last_seq") or 0, last_seq or 0))
+            self._keep_fact("last_seq", max(self._fact("last_seq") or 0, last_seq))
         return forgotten
 
     def _ended_count(self, is_dead: int) -> int:
@@ -267,6 +279,7 @@ class SQLite:
         (count,) = self._one(f"SELECT total(jobs) FROM counts WHERE state IN ({marks})", states)
         return int(count)
 
+    @_ours
     def forgettable(self, retention: Retention) -> bool:
         for is_dead, keep in ((0, retention.keep_ended), (1, retention.keep_dead)):
             first = self._one(
@@ -292,7 +305,8 @@ class SQLite:
             (free,) = self._one("PRAGMA freelist_count")
             (pages,) = self._one("PRAGMA page_count")
             if free > 10 * VACUUM_PAGES and free * 4 > pages:
-                self._all(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+                # Not `execute`, which would stop at the first page.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         except sqlite3.Error as error:
             if _code(error) in _FULL_CODES:
                 # The log keeps what could not be copied back; the reserve makes room to go on settling.
@@ -422,6 +436,8 @@ class SQLite:
         )
         seqs: list[int] = []
         for place, (seq, _, state, module, target_worker, on_wall, due_at_us) in enumerate(heads, 1):
+            if not 0 <= state < len(STORED_STATES):
+                raise StoreCorrupt(f"the row of job {seq} has no state that Givalia knows")
             head = _head(seq, STORED_STATES[state], module, target_worker, bool(on_wall), due_at_us)
             if wanted.admits(head, now):
                 seqs.append(seq)
@@ -436,10 +452,12 @@ class SQLite:
         after = ((last[1] or 0) if ended else 0, last[0]) if more and last else None
         return Page([found[seq] for seq in seqs], after)
 
+    @_ours
     def counts(self) -> dict[tuple[str, JobState], int]:
         rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
         return {(module, STORED_STATES[state]): jobs for module, state, jobs in rows}
 
+    @_ours
     def ready(self, now: Now) -> dict[str, int]:
         ready: Counter[str] = Counter()
         left = READY_COUNTED_TO
@@ -525,7 +543,8 @@ class SQLite:
         if code in _FULL_CODES:
             self._ballast.give_up()
             raise StoreFull(f"{self.path}: {error}") from error
-        kind: type[StoreError] = StoreCorrupt if code in _CORRUPT_CODES else StoreFailed
+        is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
+        kind: type[StoreError] = StoreCorrupt if is_corrupt else StoreFailed
         raise kind(f"{self.path}: {error}") from error
 
 
@@ -546,6 +565,17 @@ class _Transaction:
         finally:
             if database.in_transaction:
                 database.execute("ROLLBACK")
+
+
+def _frees_too_late(changes: Sequence[Change]) -> bool:
+    """Whether an update comes behind an insert of the key it had: only then does updating first change the outcome."""
+    taken: set[str | None] = set()
+    for was, job in changes:
+        if was is None:
+            taken.add(job.key)
+        elif was.key is not None and was.key in taken:
+            return True
+    return False
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -21,9 +21,7 @@ from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreToo
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 1  # In the header too, as user_version: the first thing checked.
 BALLAST_BYTES: Final = 16 << 20
-NETWORK_FILESYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"}
-)
+NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
 SCHEMA: Final = """
 CREATE TABLE jobs (
@@ -69,7 +67,10 @@ class Lock:
         Raises:
             StoreLocked: Another process holds it; `pid` says which, as far as it wrote that down.
         """
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StoreUnfit(f"{path}: {error}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -112,7 +113,7 @@ def prepare(path: Path) -> None:
         raise StoreUnfit(f"{path} is a symbolic link")
     if not path.exists():
         _create(path)
-    elif not os.access(path, os.W_OK):
+    elif not path.is_file() or not os.access(path, os.W_OK):
         raise StoreUnfit(f"{path} cannot be written to")
     else:
         check_header(path)

@@ -1,0 +1,50 @@
+# Everything here sets itself up: Python 3.11 or later and make are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml) example_modules_pkg/pyproject.toml
+
+.PHONY: help demo test unit lint format lock bench clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# The locked dependencies first, each with its hash; then our own packages, which need nothing more.
+$(STAMP): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-e . $(addprefix -e ,$(wildcard plugins/*)) -e example_modules_pkg
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Watch it work: a job pushed back, one called off, a server killed under the rest
+	@$(BIN)/givalia demo
+
+test: $(STAMP)  ## Every test
+	$(BIN)/python -m pytest
+
+unit: $(STAMP)  ## The fast tests
+	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg
+
+lint: $(STAMP)  ## Style, types and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## The figures of the README
+	$(BIN)/python benchmarks/run.py
+
+lock:  ## Pin every dependency anew, with hashes and without naming an index
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 --group dev -o requirements.lock pyproject.toml
+
+clean:  ## Remove what was made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,144 @@
+"""What the three programs share: flags made from settings, the log, the background, and how errors end a program."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_type_hints
+
+from givalia_core.errors import GivaliaError, SettingsInvalid
+from givalia_core.settings import load, state_folder
+
+EXIT_USAGE: Final = 64
+LOG_HANDLER: Final = "givalia"  # Plugins look for the handler by this name, to change its form rather than add to it.
+READY: Final = b"ready"
+READY_FD: Final = "GIVALIA_READY_FD"
+EXIT_CODES: Final = """
+exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad value; 65 too large, or a corrupt store;
+66 no such job; 69 refused, or no server; 73 key is taken; 74 the store failed; 75 try again (busy, full, locked, timeout);
+76 protocol versions differ; 77 not allowed; 78 settings cannot be used. docs/errors.md has them all."""
+
+# The flags of 2012, and short ones that people type often.
+_FLAGS: Final[dict[str, tuple[str, ...]]] = {
+    "port": ("-p", "--mainport", "--port"),
+    "worker_port": ("-w", "--workerport", "--worker-port"),
+    "master": ("-m", "--master"),
+    "name": ("-n", "--workername", "--name"),
+    "concurrency": ("-c", "--concurrency"),
+}
+
+S = TypeVar("S")
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it."""
+
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def parser(prog: str, words: str, epilog: str = "") -> Parser:
+    """A parser whose help keeps its lines."""
+    return Parser(
+        prog=prog, description=words, epilog=epilog + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
+    """A flag for each setting, with no default of its own: what is not given may come from elsewhere."""
+    hints = get_type_hints(kind)
+    for each in fields(kind):
+        flags = _FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
+        shown = f" [{each.default}]" if each.default not in ("", False) else ""
+        words = each.metadata["help"].replace("%", "%%") + shown
+        if hints[each.name] is bool:
+            to.add_argument(*flags, dest=each.name, action="store_true", default=None, help=words)
+        else:
+            to.add_argument(*flags, dest=each.name, metavar=each.name.upper(), default=None, help=words)
+    to.add_argument("--config", metavar="FILE", default=None, help="TOML file with settings (see docs/settings.md)")
+
+
+def read_settings(kind: type[S], given: argparse.Namespace) -> S:
+    """The settings of a program by flag, environment, file and default."""
+    return load(kind, vars(given), file=given.config)
+
+
+@contextlib.contextmanager
+def errors_end_the_program(prog: str) -> Iterator[None]:
+    """What goes wrong is said in one line on standard error, and the exit code says it again."""
+    try:
+        yield
+    except GivaliaError as error:
+        print(f"{prog}: {error.code}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(69) from None
+
+
+def start_log(level: str, file: str) -> None:
+    """One handler for the whole program."""
+    try:
+        handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    except OSError as error:
+        raise SettingsInvalid(f"log file {file}: {error}") from None
+    handler.set_name(LOG_HANDLER)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("givalia")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel(level.upper())
+
+
+# The background.
+
+
+def go_to_background(module: str, arguments: list[str], log_file: str, name: str) -> None:
+    """Start this program once more without a terminal; print its PID once it is ready, and end.
+
+    A new process rather than a fork: nothing of this one, no thread and no open file, goes with it.
+    """
+    path = Path(log_file) if log_file else state_folder() / f"{name}.log"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    readable, writable = os.pipe()
+    with path.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *(word for word in arguments if word not in ("-d", "--daemon"))],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, READY_FD: str(writable)},
+            pass_fds=(writable,),
+            start_new_session=True,
+        )
+    os.close(writable)
+    # What it writes counts, not the end of the pipe: something it starts may hold that open.
+    if os.read(readable, len(READY)) == READY:
+        print(child.pid, flush=True)
+        raise SystemExit(0)
+    code = child.wait()
+    print(f"{name}: it did not start (exit code {code}); its log is {path}", file=sys.stderr)
+    raise SystemExit(code or 70)
+
+
+def tell_ready() -> None:
+    """Tell whoever started this program in the background that it serves now."""
+    fd = os.environ.pop(READY_FD, None)
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(int(fd), READY)
+            os.close(int(fd))
+
+
+def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | None) -> int:
+    """Run a program with the arguments of the command line, or those given."""
+    with errors_end_the_program(prog):
+        return program(sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,302 @@
+"""`givalia`: every verb, from the shell. One table says what there is; each verb is a small function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from givalia_core.cli import common, demo, show, store
+from givalia_core.client import Client
+from givalia_core.errors import BadRequest
+from givalia_core.model import JobState
+from givalia_core.protocol.messages import IF_EXISTS
+from givalia_core.settings import ClientSettings
+from givalia_core.version import __version__
+from givalia_core.views import Status
+
+PROG = "givalia"
+WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push them back.
+
+  givalia enq Sample --time 10 --params '"parameter sample"' --key cart-7
+  givalia stat cart-7
+  givalia ext cart-7 --time 30
+  givalia cancel cart-7
+
+Every verb has -h, and --json for output that programs read; messages go to standard error."""
+
+Given = argparse.Namespace
+
+
+class Verb(NamedTuple):
+    """One verb: its help, its arguments, and what it does (with a client, unless it needs none)."""
+
+    words: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    act: Callable[[Client, Given], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The console script."""
+    return common.run(PROG, _main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
+    parser = common.parser(PROG, WORDS)
+    parser.add_argument("--version", action="version", version=f"givalia {__version__}")
+    common.add_settings(parser, ClientSettings)
+    parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try to reach the server [5]")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
+    for name, verb in VERBS.items():
+        under = verbs.add_parser(name, help=verb.words, description=verb.words)
+        under.add_argument("--json", action="store_true", help="data only, one JSON value on a line")
+        verb.arguments(under)
+    given = parser.parse_args(arguments)
+    settings = common.read_settings(ClientSettings, given)
+    with Client(settings.master, settings.port, resend=given.patience or 5.0) as client:
+        try:
+            VERBS[given.verb].act(client, given)
+        except BrokenPipeError:
+            # Whoever reads our output (head, say) has had enough; that is no error.
+            sys.stderr.close()
+    return 0
+
+
+def _by_key_or_id(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", nargs="?", help="the job's key")
+    parser.add_argument("--id", help="the job's id, instead of a key")
+
+
+def _when(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--time", type=float, help=words)
+    parser.add_argument("--at", type=_instant, help="epoch seconds, or an ISO date and time with its zone")
+
+
+def _instant(text: str) -> float | datetime:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text)
+
+
+def _params(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRequest(f"--params is not JSON: {error} (text needs quotes of its own: --params '\"text\"')") from None
+
+
+def _enq_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("module", help="the name of a WorkModule")
+    _when(parser, "seconds from now [0]")
+    parser.add_argument("--params", type=str, help="JSON; what the job gets as self.params")
+    parser.add_argument("--key", help="names the job while it lives")
+    parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
+    parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
+    parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
+    parser.add_argument("--max-attempts", type=int, help="1 to 100")
+    parser.add_argument("--timeout", type=float, help="seconds an attempt may take")
+    parser.add_argument("--expires", type=float, help="seconds after its due in which it must start")
+    parser.add_argument("--retain", type=float, help="seconds to remember it after its end")
+    parser.add_argument("--id", help="a UUID of your own making")
+    parser.add_argument("--wait", action="store_true", help="wait for the job and print its result")
+    parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="how long to wait; implies --wait")
+
+
+def _enq(client: Client, given: Given) -> None:
+    options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
+    params = None if given.params is None else _params(given.params)
+    job = client.enq(given.module, params=params, time=given.time or 0, at=given.at, **options)
+    if given.wait or given.wait_timeout is not None:
+        show.emit(show.to_json(job.wait(given.wait_timeout)))
+    elif given.json:
+        show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
+    else:
+        show.emit(f"{job.id}  due {job.due.isoformat()}  ({job.durability})")
+
+
+_ENQ_OPTIONS: Final = (
+    "key", "target_worker", "if_exists", "priority", "max_attempts", "timeout", "expires", "retain", "id",
+)  # fmt: skip
+
+
+def _stat(client: Client, given: Given) -> None:
+    status = client.stat(given.key, id=given.id)
+    if given.json:
+        show.emit(show.status_json(status))
+    else:
+        show.job_lines(status)
+
+
+def _explain(client: Client, given: Given) -> None:
+    status = client.stat(given.key, id=given.id)
+    if given.json:
+        show.emit(show.to_json({"id": status.id, "state": status.state, "why": status.why}))
+    else:
+        show.emit(f"{status.state}: {show.escaped(status.why)}")
+
+
+def _cancel(client: Client, given: Given) -> None:
+    answer = client.cancel(given.key, id=given.id, running=given.running)
+    show.emit(show.to_json({"answer": answer}) if given.json else answer)
+
+
+def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    parser.add_argument("--running", action="store_true", help="if it has started, ask it to stop and never retry it")
+
+
+def _ext(client: Client, given: Given) -> None:
+    due = client.ext(given.key, given.time, at=given.at, id=given.id)
+    show.emit(show.to_json({"due": due}) if given.json else f"due {due.isoformat()}")
+
+
+def _ext_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    _when(parser, "seconds to add to its due, or to now if that has passed; negative brings it forward")
+
+
+def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    parser.add_argument("--dead", action="store_true", help="every dead job")
+    parser.add_argument("--cancelled", action="store_true", help="every cancelled job")
+    parser.add_argument("--module", help="with --dead or --cancelled: only those of this module")
+    _when(parser, "seconds from now [0]")
+
+
+def _requeue(client: Client, given: Given) -> None:
+    time = given.time or 0
+    if given.dead or given.cancelled:
+        handles = [
+            handle
+            for state, wanted in ((JobState.DEAD, given.dead), (JobState.CANCELLED, given.cancelled))
+            if wanted
+            for handle in client.requeue_all(state, module=given.module, time=time, at=given.at)
+        ]
+    else:
+        handles = [client.requeue(given.key, id=given.id, time=time, at=given.at)]
+    for handle in handles:
+        if given.json:
+            show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
+        else:
+            show.emit(f"{handle.id}  due {handle.due.isoformat()}")
+    print(f"{len(handles)} requeued", file=sys.stderr)
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", choices=[str(state) for state in JobState])
+    parser.add_argument("--module")
+    parser.add_argument("--target-worker")
+    parser.add_argument("--limit", type=int, default=100, help="at most so many [100]; 0: all")
+
+
+def _list(client: Client, given: Given) -> None:
+    jobs: list[Status] = []
+    for status in client.list(given.state, module=given.module, target_worker=given.target_worker):
+        if given.json:
+            show.emit(show.status_json(status))
+        jobs.append(status)
+        if len(jobs) == given.limit:
+            print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
+            break
+    if not given.json:
+        heads = ("id", "state", "module", "key", "due", "attempts", "why")
+        show.table(
+            heads, [(j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why) for j in jobs]
+        )
+
+
+def _modules_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--local", action="store_true", help="what is installed in this environment; needs no server")
+
+
+def _modules(client: Client, given: Given) -> None:
+    rows = _local_modules() if given.local else list(client.modules())
+    if given.json:
+        show.emit(show.to_json(rows))
+        return
+    show.table(
+        ("module", "worker", "distribution", "version", "isolation", "served"),
+        [(r["module"], r["worker"], r["distribution"], r["version"], r["isolation"], _last_line(r["broken"])) for r in rows],
+    )
+
+
+def _last_line(broken: str | None) -> str:
+    return "yes" if broken is None else "no: " + broken.strip().splitlines()[-1]
+
+
+def _local_modules() -> list[dict[str, Any]]:
+    from givalia_core import modules as modules_room
+
+    return [
+        {
+            "module": found.name,
+            "worker": None,
+            "distribution": found.distribution,
+            "version": found.version,
+            "isolation": found.isolation,
+            "broken": found.broken,
+        }
+        for found in modules_room.discover().values()
+    ]
+
+
+def _workers(client: Client, given: Given) -> None:
+    rows = list(client.workers())
+    if given.json:
+        show.emit(show.to_json(rows))
+        return
+    show.table(
+        ("name", "pid", "running", "capacity", "modules", "broken"),
+        [(r["name"], r["pid"], r["running"], r["capacity"], " ".join(r["modules"]), " ".join(r["broken"])) for r in rows],
+    )
+
+
+def _info(client: Client, given: Given) -> None:
+    info = client.info()
+    if given.json:
+        show.emit(show.to_json(info))
+        return
+    for name, value in info.items():
+        show.emit(f"{name:16} {show.escaped(show.to_json(value) if isinstance(value, (dict, list)) else value)}")
+
+
+def _plugins(client: Client, given: Given) -> None:
+    from givalia_core import hooks
+
+    found = hooks.discover()
+    if given.json:
+        names = ("name", "distribution", "version", "source", "error")
+        show.emit(show.to_json([{name: getattr(each, name) for name in names} for each in found]))
+        return
+    show.table(
+        ("plugin", "distribution", "version", "source", "error"),
+        [(each.name, each.distribution, each.version, each.source, each.error) for each in found],
+    )
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """A verb without arguments."""
+
+
+VERBS: Final[dict[str, Verb]] = {
+    "enq": Verb("enqueue a job", _enq_arguments, _enq),
+    "stat": Verb("show what is known of a job", _by_key_or_id, _stat),
+    "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
+    "cancel": Verb("call a job off", _cancel_arguments, _cancel),
+    "ext": Verb("push a job's due back, or bring it forward", _ext_arguments, _ext),
+    "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),
+    "list": Verb("list jobs", _list_arguments, _list),
+    "modules": Verb("show the modules of the connected workers", _modules_arguments, _modules),
+    "workers": Verb("show the connected workers", _nothing, _workers),
+    "info": Verb("show what the server is, holds and allows", _nothing, _info),
+    "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
+    "store": Verb("look at a store that no server has open", store.arguments, store.act),
+    "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

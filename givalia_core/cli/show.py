@@ -1,0 +1,61 @@
+"""How the `givalia` command shows what it found: words for people, JSON for programs; never a raw control character."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from givalia_core.views import Status
+
+
+def escaped(value: Any) -> str:
+    """Text that cannot move the cursor, colour the screen or turn its direction."""
+    text = str(value)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def to_json(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(value, default=_plain, ensure_ascii=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray)):
+        return {"base64": base64.b64encode(value).decode()}
+    return str(value)
+
+
+def emit(text: str) -> None:
+    """A line of data on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns as wide as what is in them."""
+    shown = [[escaped("" if value is None else value) for value in row] for row in rows]
+    widths = [max(len(line[place]) for line in [list(heads), *shown]) for place in range(len(heads))]
+    for line in [list(heads), *shown]:
+        emit("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
+
+
+def job_lines(status: Status) -> None:
+    """All that is known of a job, a line each."""
+    for name, value in asdict(status).items():
+        if value in (None, False, "") and name not in ("key", "result"):
+            continue
+        if name == "result" and status.state != "done":
+            continue
+        shown = to_json(value) if name == "result" else value.isoformat() if isinstance(value, datetime) else value
+        emit(f"{name:14} {escaped(shown)}")
+
+
+def status_json(status: Status) -> str:
+    """A job as one line of JSON."""
+    return to_json(asdict(status))

@@ -1,0 +1,47 @@
+"""`givalia store`: look at a store while no server has it open."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from givalia_core.cli import show
+from givalia_core.client import Client
+from givalia_core.errors import StoreCorrupt
+from givalia_core.server.stores import open_store
+from givalia_core.settings import ServerSettings, load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and with which store."""
+    parser.add_argument("what", choices=("check", "info"), help="check: read every row; info: where it is and what it holds")
+    parser.add_argument("--store", help="URL of the store; without it, the server's setting")
+
+
+def act(client: Client, given: argparse.Namespace) -> None:
+    """Open the store (a server that runs has it for itself), and read."""
+    store = open_store(load(ServerSettings, {"store": given.store}, file=given.config))
+    store.open()
+    try:
+        if given.what == "info":
+            _info(store.describe(), {f"{m} {s}": n for (m, s), n in store.counts().items()}, as_json=given.json)
+            return
+        wrong = store.check()
+    finally:
+        store.close()
+    if given.json:
+        show.emit(show.to_json({"wrong": wrong}))
+    for line in wrong:
+        print(show.escaped(line), file=sys.stderr)
+    if wrong:
+        raise StoreCorrupt(f"{len(wrong)} things are wrong; keep a copy of the files before anything else")
+    if not given.json:
+        show.emit("the store is sound")
+
+
+def _info(described: dict[str, object], counts: dict[str, int], *, as_json: bool) -> None:
+    if as_json:
+        show.emit(show.to_json({**described, "jobs": counts}))
+        return
+    for name, value in {**described, **counts}.items():
+        show.emit(f"{name:24} {show.escaped(value)}")

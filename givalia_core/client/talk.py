@@ -1,0 +1,302 @@
+"""What a client says and how it understands the answers, without a socket: shared by every kind of client.
+
+Each verb makes a `Call`: the frame's kind, its items, and how to read one answer. A call can be sent any number of times: the
+ids in it are made once, so the server knows a resend for what it is (CONTRACT C1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from givalia_core.errors import BadRequest, GivaliaError, JobCancelled, JobFailed, ResultLost, TooLarge
+from givalia_core.model import JobState
+from givalia_core.protocol import frames, messages
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
+from givalia_core.views import Status, at_to_us, length_to_us, to_datetime, wire_id
+
+RESEND_S: Final = 60.0
+DURABILITY: Final = 3  # The place of the durability class in the answer to enq.
+
+Fields = list[Any]
+
+
+class Enqueued(NamedTuple):
+    """The answer to an enq."""
+
+    id: bytes
+    due: datetime
+    durability: str
+
+
+class Call(NamedTuple):
+    """One frame to send, as often as it takes, and the reading of each of its answers."""
+
+    kind: Kind
+    items: list[Item]
+    read: Callable[[Fields, bytes], Any]
+    waits: bool = False  # Whether the answer comes when a job has ended, and not at once.
+
+
+def new_id() -> bytes:
+    """A version 7 UUID: its first half is the time, so ids made one after the other lie beside each other on disk."""
+    millis = time.time_ns() // 1_000_000
+    value = (millis & (1 << 48) - 1) << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10)) & ~(0xF << 76) & ~(0x3 << 62)
+    return (value | 0x2 << 62).to_bytes(16)
+
+
+def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:
+    """What one answer means to the caller, or the error it carries (returned, not raised)."""
+    error = messages.answer_error(fields)
+    if error is not None:
+        return error
+    try:
+        return call.read(fields, payload)
+    except GivaliaError as ended:
+        return ended
+
+
+# The verbs.
+
+
+def enq(module: str, **options: Any) -> Call:
+    """Make one job."""
+    return Call(Kind.ENQ, [item(_enq_message(module, options))], _read_enq)
+
+
+def enq_many(jobs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[str | None]]]:
+    """Make many jobs: as few frames as the limits allow, and with each the keys of its jobs.
+
+    Raises:
+        BadRequest, TooLarge: One of the jobs cannot be sent; nothing was.
+    """
+    made = [_enq_message(*_split(job)) for job in jobs]
+    batch: list[Item] = []
+    keys: list[str | None] = []
+    room = frames.FRAME_BYTES_MAX - 64
+    for message in made:
+        packed = item(message)
+        size = len(message.payload) + 96 + 2 * len(message.key or "") + len(message.module) + len(message.target_worker)
+        if batch and (size > room or len(batch) == frames.ITEMS_MAX):
+            yield Call(Kind.ENQ, batch, _read_enq), keys
+            batch, keys, room = [], [], frames.FRAME_BYTES_MAX - 64
+        batch.append(packed)
+        keys.append(message.key)
+        room -= size
+    if batch:
+        yield Call(Kind.ENQ, batch, _read_enq), keys
+
+
+def _split(job: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    options = dict(job)
+    try:
+        return options.pop("module"), options
+    except KeyError:
+        raise BadRequest("a job names its module") from None
+
+
+def _enq_message(module: str, options: dict[str, Any]) -> Enq:
+    given = {**_ENQ_DEFAULTS, **options}
+    if len(given) != len(_ENQ_DEFAULTS):
+        unknown = ", ".join(sorted(set(given) - set(_ENQ_DEFAULTS)))
+        raise BadRequest(f"enq has no option {unknown}")
+    delay_us, at_us = _when(given["time"], given["at"])
+    job_id = given["id"]
+    payload = pack_params(given["params"])
+    fields: list[Any] = [
+        new_id() if job_id is None else wire_id(job_id), module, delay_us or 0, given["key"], given["target_worker"], at_us,
+        given["if_exists"], given["priority"], given["max_attempts"], _length(given, "timeout"), _length(given, "expires"),
+        _length(given, "retain"),
+    ]  # fmt: skip
+    made: Enq = messages.check(Kind.ENQ, fields, payload)
+    return made
+
+
+_ENQ_DEFAULTS: Final[dict[str, Any]] = {
+    "time": 0,
+    "at": None,
+    "params": None,
+    "key": None,
+    "target_worker": messages.ANY,
+    "if_exists": "refuse",
+    "priority": 0,
+    "max_attempts": None,
+    "timeout": None,
+    "expires": None,
+    "retain": None,
+    "id": None,
+}
+
+
+def pack_params(params: Any) -> bytes:
+    """Params as they travel; empty for None.
+
+    Raises:
+        BadRequest: Not plain data that msgpack can carry.
+    """
+    if params is None:
+        return b""
+    try:
+        packed: bytes = msgpack.packb(params)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"params must be plain data that msgpack can carry: {error}") from None
+    if len(packed) > frames.PARAMS_BYTES_MAX:
+        raise TooLarge(f"params of {len(packed)} bytes; at most {frames.PARAMS_BYTES_MAX} are taken")
+    return packed
+
+
+def _length(given: dict[str, Any], name: str) -> int | None:
+    return None if given[name] is None else length_to_us(given[name], name)
+
+
+def _when(seconds: float | timedelta | None, at: float | datetime | None) -> tuple[int | None, int | None]:
+    if at is None:
+        return None if seconds is None else length_to_us(seconds, "time"), None
+    if seconds not in (None, 0):
+        raise BadRequest("give a time or an at, not both")
+    return None, at_to_us(at)
+
+
+def _read_enq(fields: Fields, _: bytes) -> Enqueued:
+    return Enqueued(fields[1], to_datetime(fields[2]), fields[DURABILITY])
+
+
+def _named(key: str | None, job_id: str | None) -> tuple[str | None, bytes | None]:
+    if (key is None) == (job_id is None):
+        raise BadRequest("name the job by its key or by its id, and by one of them only")
+    return key, None if job_id is None else wire_id(job_id)
+
+
+def _call(kind: Kind, message: Any, read: Callable[[Fields, bytes], Any], *, waits: bool = False) -> Call:
+    """A call of one message, checked here as the server will check it."""
+    fields, payload = item(message)
+    messages.check(kind, list(fields), payload)
+    return Call(kind, [(fields, payload)], read, waits)
+
+
+def stat(key: str | None, job_id: str | None) -> Call:
+    """Ask about a job."""
+    return _call(Kind.STAT, Stat(*_named(key, job_id)), _read_stat)
+
+
+def wait(job_id: str) -> Call:
+    """Be told when a job has ended."""
+    return _call(Kind.WAIT, Wait(None, wire_id(job_id)), _read_end, waits=True)
+
+
+def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call:
+    """Call a job off."""
+    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), lambda fields, _: fields[1])
+
+
+def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call:
+    """Move a job's due."""
+    if (seconds is None) == (at is None):
+        raise BadRequest("ext takes either a time or an at")
+    delta_us = None if seconds is None else length_to_us(seconds, "time", negative=True)
+    at_us = None if at is None else at_to_us(at)
+    return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), delta_us, at_us), _read_due)
+
+
+def requeue(key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None) -> Call:
+    """Give a dead or cancelled job another life."""
+    delay_us, at_us = _when(seconds, at)
+    return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), _read_requeue)
+
+
+def list_(state: str | None, module: str | None, target_worker: str | None, limit: int, after: Sequence[int]) -> Call:
+    """A page of jobs."""
+    message = messages.List(None if state is None else str(state), module, target_worker, limit, *(after or (None, None)))
+    return _call(Kind.LIST, message, _read_page)
+
+
+def info() -> Call:
+    """What the server is, holds and allows."""
+    return Call(Kind.INFO, [item(Info())], _read_map)
+
+
+def modules() -> Call:
+    """What modules the connected workers announced."""
+    return Call(Kind.MODULES, [item(Modules())], _read_map)
+
+
+def workers() -> Call:
+    """Which workers are connected."""
+    return Call(Kind.WORKERS, [item(Workers())], _read_map)
+
+
+# The answers.
+
+
+def _unpack(payload: bytes) -> Any:
+    return msgpack.unpackb(payload, strict_map_key=False) if payload else None
+
+
+def _read_map(_: Fields, payload: bytes) -> Any:
+    return _unpack(payload)
+
+
+def _read_due(fields: Fields, _: bytes) -> datetime:
+    return to_datetime(fields[2])
+
+
+def _read_requeue(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
+    return fields[1], to_datetime(fields[2])
+
+
+def _read_stat(fields: Fields, payload: bytes) -> Status:
+    return status(fields[1], payload)
+
+
+def _read_page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:
+    return [status(shown, b"") for shown in _unpack(payload)], tuple(fields[1:])
+
+
+def status(shown: Mapping[str, Any], payload: bytes) -> Status:
+    """The record of a status map."""
+    timeleft_us = shown["timeleft_us"]
+    progress = shown["progress"]
+    return Status(
+        id=str(uuid.UUID(bytes=shown["id"])),
+        key=shown["key"],
+        module=shown["module"],
+        target_worker=shown["target_worker"],
+        priority=shown["priority"],
+        state=JobState(shown["state"]),
+        due=to_datetime(shown["due_us"]),
+        timeleft=None if timeleft_us is None else timeleft_us / 1e6,
+        attempts=shown["attempts"],
+        max_attempts=shown["max_attempts"],
+        worker=shown["worker"],
+        progress=None if progress is None else (progress[0], progress[1]),
+        result=_unpack(payload),
+        error=shown["error"],
+        reason=shown["reason"],
+        result_error=shown["result_error"],
+        stop_asked=shown["stop_asked"],
+        why=shown["why"],
+    )
+
+
+def _read_end(fields: Fields, payload: bytes) -> Any:
+    """The result of a job that has ended; raises what went wrong."""
+    state = fields[1]
+    if state == JobState.DONE:
+        if fields[2] is not None:
+            raise ResultLost(f"the job is done, but its result was not kept: {fields[2]}", why=fields[2])
+        return _unpack(payload)
+    if state == JobState.CANCELLED:
+        raise JobCancelled("the job was cancelled")
+    reason, error = fields[2], fields[3]
+    raise JobFailed(f"the job is dead ({reason}): {_last_line(error)}", reason=reason, error=error)
+
+
+def _last_line(error: str | None) -> str:
+    return error.strip().splitlines()[-1] if error and error.strip() else "it has no error"

@@ -1,0 +1,87 @@
+"""A client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from typing import Final
+
+from givalia_core.errors import Busy
+from givalia_core.protocol.caller import Answer, Caller, refused
+
+CONNECT_S: Final = 5.0
+RECEIVE_BYTES: Final = 262_144
+
+
+class Wire:
+    """One connection that has said hello; `caller` numbers what goes over it."""
+
+    def __init__(self, address: tuple[str, int], agent: str) -> None:
+        """Connect.
+
+        Raises:
+            OSError: Nobody answers, or the server is busy; try again.
+            GivaliaError: The server refuses this client; trying again is of no use.
+        """
+        self._socket = socket.create_connection(address, timeout=CONNECT_S)
+        self.caller = Caller()
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._socket.sendall(self.caller.hello(agent))
+            self._greet()
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _greet(self) -> None:
+        while True:
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError("the server closed the connection before its hello")
+            for arrived in self.caller.feed(data):
+                if isinstance(arrived, Answer):
+                    error = refused(arrived)
+                    if isinstance(error, Busy):
+                        raise ConnectionRefusedError(str(error))
+                    if error is not None:
+                        raise error
+                    return
+
+    def wait(self, seconds: float | None, *, to_send: bool = False) -> bool:
+        """Wait until there is something to read (or, if asked, room to send); whether there is."""
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if to_send else 0))
+            return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
+        ready = select.select([self._socket], [self._socket] if to_send else [], [], seconds)
+        return bool(ready[0] or ready[1])
+
+    def send(self, data: memoryview) -> int:
+        """Send what the socket takes now; how much that was."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+
+    def receive(self) -> bytes | None:
+        """What has arrived; None if nothing has.
+
+        Raises:
+            OSError: The connection is over.
+        """
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise ConnectionResetError("the server closed the connection")
+        return data
+
+    def close(self) -> None:
+        """Close it; whoever waits on it wakes up."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()

@@ -1,0 +1,76 @@
+"""The connecting side of a framed connection: numbers what it asks, and finds what an answer is the answer to.
+
+Used by the client and by the worker's link, over whatever carries bytes; nothing here touches a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from givalia_core.errors import GivaliaError
+from givalia_core.protocol import frames
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import VERSION, Hello, Kind, answer_error, item
+
+_LAST_NUMBER: Final = (1 << 32) - 1
+
+
+class Answer(NamedTuple):
+    """An answered frame: its number, and for each command the answer's fields and payload."""
+
+    request: int
+    items: list[tuple[list[Any], bytes]]
+
+
+class Told(NamedTuple):
+    """A frame that nobody asked for: a dispatch or a stop."""
+
+    kind: Kind
+    items: list[tuple[list[Any], bytes]]
+
+
+class Caller:
+    """One connection's numbering and reading; make a new one for each connection."""
+
+    def __init__(self) -> None:
+        self._reader = frames.Reader(frames.ANSWER_BYTES_MAX)
+        self._last = 0
+
+    def hello(self, agent: str) -> bytes:
+        """The first bytes of the connection; its answer has the number that `feed` shows first."""
+        self._last += 1
+        message = item(Hello(VERSION, VERSION, agent))
+        return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
+
+    def next_number(self) -> int:
+        """A number that no frame of this connection had (they may come round after four thousand million)."""
+        self._last = self._last % _LAST_NUMBER + 1
+        return self._last
+
+    def ask(self, kind: Kind, items: Iterable[Item]) -> tuple[int, bytes]:
+        """One frame and its number."""
+        number = self.next_number()
+        return number, frames.encode(kind, number, items)
+
+    def feed(self, data: bytes) -> list[Answer | Told]:
+        """Take the bytes that arrived; return what is whole.
+
+        Raises:
+            GivaliaError: The server sends what no server of this protocol sends. Close the connection.
+        """
+        arrived: list[Answer | Told] = []
+        for frame in self._reader.feed(data):
+            if isinstance(frame, frames.Unreadable):
+                raise frame.error
+            items = [(frames.unpack_fields(fields), payload) for fields, payload in frame.items]
+            if frame.kind == Kind.ANSWER:
+                arrived.append(Answer(frame.request, items))
+            else:
+                arrived.append(Told(Kind(frame.kind), items))
+        return arrived
+
+
+def refused(answer: Answer) -> GivaliaError | None:
+    """The error of an answer to a frame with one command; None if it is a success."""
+    return answer_error(answer.items[0][0]) if answer.items else None

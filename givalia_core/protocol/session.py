@@ -1,0 +1,256 @@
+"""What is legal now on one connection to a server: bytes in; commands to decide, bytes to answer at once, or the end.
+
+A connection to the client port speaks the protocol that its first byte names: `{` the lines of 2012, our magic the framed
+one. Anything else is closed without a word, so that a browser or a stray client of another protocol can do no harm. A framed
+connection says hello before anything else is looked at. Nothing here touches a socket.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
+from givalia_core.protocol import frames, lines, messages
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
+
+HANDSHAKE_BYTES_MAX: Final = 4 << 10
+MALFORMED_LINES_MAX: Final = 3  # In a row.
+STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
+AGENT: Final = "givalia"
+
+
+class Port(Enum):
+    """Which of the two ports a connection came to."""
+
+    CLIENT = "client"  # Framed commands of users, and the lines of 2012.
+    WORKER = "worker"  # Framed messages of workers.
+
+
+KINDS: Final = {Port.CLIENT: CLIENT_KINDS, Port.WORKER: WORKER_KINDS}
+_ONE_BY_ONE: Final = frozenset({Kind.WAIT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.JOIN, Kind.CREDIT})
+
+
+class Ask(NamedTuple):
+    """One frame (or line) to be decided: its commands in order, each a message or the error that decoding it gave."""
+
+    request: int
+    kind: Kind
+    messages: list[Any]
+
+
+class Session:
+    """One connection's side of the talk; `feed` it what arrives, send what `take_out` gives, close when `is_over`."""
+
+    def __init__(self, port: Port, *, is_busy: bool = False) -> None:
+        self._port = port
+        self._is_busy = is_busy
+        self._talk: _Framed | _Lines | None = None
+        self._start = b""
+        self.is_over = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the other side has said what it speaks, and hello where that is due."""
+        return self._talk is not None and self._talk.is_open
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the connection speaks frames."""
+        return isinstance(self._talk, _Framed)
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """Whether something has begun and not ended, so that a deadline runs."""
+        return bool(self._start) or (self._talk is not None and self._talk.is_mid_frame)
+
+    def feed(self, data: bytes) -> list[Ask]:
+        """Take the bytes that arrived; return what is to be decided."""
+        if self._talk is None:
+            self._start += data
+            data = self._choose()
+        if self._talk is None or self.is_over:
+            return []
+        asks = self._talk.feed(data)
+        self.is_over = self._talk.is_over
+        return asks
+
+    def _choose(self) -> bytes:
+        """Which protocol it is, by the first byte; what it sent beyond the magic is returned to be fed on."""
+        start = self._start
+        if start[:1] == b"{" and self._port is Port.CLIENT and not self._is_busy:
+            self._talk, self._start = _Lines(), b""
+            return start
+        if start.startswith(frames.MAGIC):
+            self._talk, self._start = _Framed(KINDS[self._port], is_busy=self._is_busy), b""
+            return start[len(frames.MAGIC) :]
+        self.is_over = not frames.MAGIC.startswith(start)
+        return b""
+
+    def answer(self, request: int, items: list[Item]) -> bytes:
+        """The bytes that answer a frame or line."""
+        assert self._talk is not None
+        return self._talk.answer(request, items)
+
+    def take_out(self) -> bytes:
+        """What is to be sent at once, such as the answer to hello."""
+        return b"" if self._talk is None else self._talk.take_out()
+
+
+class _Framed:
+    def __init__(self, kinds: frozenset[Kind], *, is_busy: bool) -> None:
+        self._kinds = kinds
+        self._is_busy = is_busy
+        self._reader = frames.Reader()
+        self._out: list[bytes] = []
+        self._hello_bytes = 0
+        self.is_open = False
+        self.is_over = False
+
+    @property
+    def is_mid_frame(self) -> bool:
+        return self._reader.is_mid_frame or not self.is_open
+
+    def feed(self, data: bytes) -> list[Ask]:
+        if not self.is_open:
+            self._hello_bytes += len(data)
+        try:
+            arrived = self._reader.feed(data)
+        except TooLarge as error:
+            self._refuse(0, error)
+            self.is_over = True
+            return []
+        asks: list[Ask] = []
+        for frame in arrived:
+            if isinstance(frame, frames.Unreadable):
+                self._refuse(frame.request, frame.error)
+            elif self.is_open:
+                self._take(frame, asks)
+            else:
+                self._hello(frame)
+            if self.is_over:
+                return asks
+        if not self.is_open and self._hello_bytes > HANDSHAKE_BYTES_MAX:
+            self.is_over = True
+        return asks
+
+    def _hello(self, frame: frames.Frame) -> None:
+        try:
+            if frame.kind != Kind.HELLO or len(frame.items) != 1:
+                raise BadRequest("a connection begins with hello")
+            hello = messages.decode(Kind.HELLO, *frame.items[0])
+            if not hello.version_min <= messages.VERSION <= hello.version_max:
+                raise VersionMismatch(
+                    f"this server speaks version {messages.VERSION} of the protocol", version=messages.VERSION
+                )
+            if self._is_busy:
+                raise Busy("this server has as many connections as it takes", retry_after=5.0)
+        except GivaliaError as error:
+            self._refuse(frame.request, error)
+            self.is_over = True
+            return
+        self.is_open = True
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, messages.VERSION, AGENT), b"")]))
+
+    def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
+        try:
+            kind = self._legal_kind(frame)
+        except BadRequest as error:
+            self._refuse(frame.request, error)
+            return
+        asks.append(Ask(frame.request, kind, [_decoded(kind, *packed) for packed in frame.items]))
+
+    def _legal_kind(self, frame: frames.Frame) -> Kind:
+        try:
+            kind = Kind(frame.kind)
+        except ValueError:
+            raise BadRequest(f"there is no kind {frame.kind}") from None
+        if kind not in self._kinds:
+            raise BadRequest(f"{kind.name} is not for this port")
+        if kind in _ONE_BY_ONE and len(frame.items) != 1:
+            raise BadRequest(f"{kind.name} is alone in its frame")
+        if kind is Kind.STAT and len(frame.items) > STATS_PER_FRAME:
+            raise BadRequest(f"at most {STATS_PER_FRAME} STAT in a frame")
+        return kind
+
+    def _refuse(self, request: int, error: GivaliaError) -> None:
+        self._out.append(frames.encode(Kind.ANSWER, request, [messages.refusal(error)]))
+
+    def answer(self, request: int, items: list[Item]) -> bytes:
+        return frames.encode(Kind.ANSWER, request, items)
+
+    def take_out(self) -> bytes:
+        out, self._out = b"".join(self._out), []
+        return out
+
+
+def _decoded(kind: Kind, packed: bytes, payload: bytes) -> Any:
+    try:
+        return messages.decode(kind, packed, payload)
+    except GivaliaError as error:
+        return error
+
+
+class _Lines:
+    """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
+
+    is_open = True
+
+    def __init__(self, make_id: Callable[[], bytes] = lambda: uuid.uuid4().bytes) -> None:
+        self._make_id = make_id
+        self._reader = lines.Reader()
+        self._kinds: dict[int, Kind] = {}
+        self._count = 0
+        self._malformed = 0
+        self._out = b""
+        self.is_over = False
+
+    @property
+    def is_mid_frame(self) -> bool:
+        return self._reader.is_mid_line
+
+    def feed(self, data: bytes) -> list[Ask]:
+        try:
+            arrived = self._reader.feed(data)
+        except TooLarge as error:
+            self._out = lines.fail(error)
+            self.is_over = True
+            return []
+        asks: list[Ask] = []
+        for line in arrived:
+            asks.append(self._ask(line))
+            if self._malformed >= MALFORMED_LINES_MAX:
+                self.is_over = True
+                return asks
+        if self._reader.is_overlong:
+            asks.append(self._refused(TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")))
+            self.is_over = True
+        return asks
+
+    def _ask(self, line: bytes) -> Ask:
+        try:
+            kind, message = lines.decode(line, self._make_id)
+        except GivaliaError as error:
+            self._malformed = self._malformed + 1 if lines.is_malformed(error) else 0
+            return self._refused(error)
+        self._malformed = 0
+        return self._numbered(kind, message)
+
+    def _refused(self, error: GivaliaError) -> Ask:
+        """Even a line that cannot be read is asked, so that its answer comes in its turn."""
+        return self._numbered(Kind.ENQ, error)
+
+    def _numbered(self, kind: Kind, message: Any) -> Ask:
+        self._count += 1
+        self._kinds[self._count] = kind
+        return Ask(self._count, kind, [message])
+
+    def answer(self, request: int, items: list[Item]) -> bytes:
+        return lines.encode(self._kinds.pop(request), items[0])
+
+    def take_out(self) -> bytes:
+        out, self._out = self._out, b""
+        return out

@@ -1,0 +1,366 @@
+"""The server: sockets and greenlets round the engine.
+
+One greenlet turns the queue; one for each connection reads. Nothing is spawned without somebody who ends it. The order of
+stopping: refuse new connections and new jobs; let the turn that runs finish and its answers leave; tell the plugins; sync
+and close the store. A store that fails ends the process at once and answers nobody: what is on disk is then unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Final
+
+import gevent
+import msgpack
+from gevent import socket
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from givalia_core import hooks as hooks_room
+from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
+from givalia_core.engine import turn
+from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
+from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreError
+from givalia_core.hooks import Hooks
+from givalia_core.protocol import frames
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Info, Kind
+from givalia_core.protocol.session import Port, Session
+from givalia_core.server.connection import Connection
+from givalia_core.server.hookrunner import HookRunner
+from givalia_core.server.stores import open_store
+from givalia_core.settings import ServerSettings
+from givalia_core.version import __version__
+
+READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
+DRAIN_S: Final = 8.0
+HOUR_US: Final = 3_600 * SECOND_US
+INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
+_READS: Final = frozenset({Kind.STAT, Kind.LIST})
+
+log = logging.getLogger("givalia.server")
+
+
+class Server:
+    """A Givalia server in this process; use `start` and `stop`, or `serve_forever`.
+
+    Args:
+        settings: See `docs/settings.md`; the defaults listen on loopback and keep the queue in the user's state folder.
+        plugins: Plugin objects besides the installed ones.
+        clock: The time; tests bring their own.
+
+    After `start`, `client_port` and `worker_port` are the ports that are open (useful when the settings say 0).
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings | None = None,
+        *,
+        plugins: Sequence[object] = (),
+        clock: Clock | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        self._clock = clock or SystemClock()
+        self._on_failure = on_failure or _die
+        installed = [found.plugin for found in hooks_room.discover() if found.plugin is not None]
+        self.hooks = Hooks([*installed, *plugins])
+        self._runner = HookRunner(self.hooks)
+        self._connections: dict[int, Connection] = {}
+        self._per_peer: Counter[str] = Counter()
+        self._last_number = INSIDE
+        self._inbox: deque[Input] = deque()
+        self._asked_inside: dict[int, Future[Item]] = {}
+        self._last_inside = 0
+        self._wake = Event()
+        self._is_stopping = False
+        self._greenlets: list[gevent.Greenlet[..., None]] = []
+        self._listeners: list[StreamServer] = []
+        self.client_port = 0
+        self.worker_port = 0
+
+    # Starting and stopping.
+
+    def start(self) -> None:
+        """Open the store, then the ports. On return, commands are taken.
+
+        Raises:
+            SettingsInvalid: An address that is not loopback, without `insecure`.
+            StoreError: The store cannot be opened; see its class.
+            OSError: A port cannot be bound.
+        """
+        self._refuse_open_address()
+        self._store = open_store(self.settings)
+        opened = self._store.open()
+        self._timer = TimerClock.start(self._clock, opened.mark)
+        self._warn_of_clock(opened.mark)
+        self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
+        self._engine.desk.about = self._about
+        self._started_us = self._clock.read().wall_us
+        self._thread = threading.get_ident()
+        self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
+        self._from_threads = gevent.get_hub().loop.async_()
+        self._from_threads.start(self._take_from_threads)
+        try:
+            self.client_port = self._listen(Port.CLIENT, self.settings.port)
+            self.worker_port = self._listen(Port.WORKER, self.settings.worker_port)
+        except OSError:
+            self.stop()
+            raise
+        self._greenlets = [self._spawn(self._turn_forever), self._spawn(self._look_after)]
+        self._runner.call("server_started", server=self)
+        log.info(
+            "listening on %s: clients %d, workers %d; store %s (%s)",
+            self.settings.host, self.client_port, self.worker_port, self.settings.store, self._store.durability,
+        )  # fmt: skip
+
+    def _refuse_open_address(self) -> None:
+        if not is_loopback(self.settings.host):
+            if not self.settings.insecure:
+                raise SettingsInvalid(
+                    f"{self.settings.host} is not a loopback address, and there is no authentication yet:"
+                    " anybody who reaches the ports could run jobs. Say --insecure to do it all the same"
+                )
+            self._say_insecure()
+
+    def _say_insecure(self) -> None:
+        log.warning("INSECURE: the ports on %s take commands from anybody who reaches them", self.settings.host)
+
+    def _warn_of_clock(self, mark: Any) -> None:
+        behind_us = 0 if mark is None else mark.wall_us - self._clock.read().wall_us
+        if behind_us > 300 * SECOND_US:
+            log.warning(
+                "the wall clock is %d s behind the newest record: jobs with an absolute time wait for it",
+                behind_us // SECOND_US,
+            )
+
+    def _listen(self, port: Port, number: int) -> int:
+        listener = StreamServer(
+            (self.settings.host, number), lambda sock, address: self._accept(port, sock, address), backlog=1024
+        )
+        listener.start()
+        self._listeners.append(listener)
+        return int(listener.server_port or 0)
+
+    def _spawn(self, function: Callable[[], None]) -> gevent.Greenlet[..., None]:
+        """Own a greenlet: one that dies unasked stops the server, its traceback first."""
+
+        def run() -> None:
+            try:
+                function()
+            except gevent.GreenletExit:
+                raise
+            except BaseException as error:
+                self._on_failure(error)
+
+        return gevent.spawn(run)
+
+    def reload(self, settings: ServerSettings) -> None:
+        """Take over what can change while the server runs: all but the addresses and the store."""
+        kept = {name: getattr(self.settings, name) for name in ("host", "port", "worker_port", "insecure", "store")}
+        self.settings = replace(settings, **kept)
+        self._engine.desk.policy = self.settings.policy()
+
+    def drain(self) -> None:
+        """Take no new job and lend none; what runs may still be reported, and may be asked about."""
+        self._engine.desk.is_draining = True
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop as the module says; the store is synced and free for another server on return. Safe to call twice."""
+        if self._is_stopping:
+            return
+        self.drain()
+        self._is_stopping = True
+        if self._greenlets:
+            self._runner.call("server_stopping", server=self)
+        for listener in self._listeners:
+            listener.stop()
+        self._wake.set()
+        if self._greenlets:
+            self._greenlets[0].join(DRAIN_S)
+        gevent.killall(self._greenlets)
+        for connection in list(self._connections.values()):
+            connection.close()
+        self._runner.stop(1.0)
+        self._take_from_threads()
+        for future in self._asked_inside.values():
+            future.set_exception(ShuttingDown("the server has stopped"))
+        self._from_threads.close()
+        self._store.close()
+
+    def serve_forever(self) -> None:
+        """Serve until `stop`; call after `start`."""
+        self._greenlets[0].join()
+
+    # Connections.
+
+    def _accept(self, port: Port, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        peer = str(address[0])
+        settings = self.settings
+        is_busy = (
+            len(self._connections) >= settings.connections_max or self._per_peer[peer] >= settings.connections_per_peer_max
+        )
+        silent = [connection for connection in self._connections.values() if connection.is_silent]
+        if len(silent) >= settings.connections_silent_max:
+            # Whoever has said nothing for longest makes room: it has the least to lose.
+            min(silent, key=lambda connection: connection.opened_us).close()
+        self._last_number += 1
+        connection = Connection(
+            self._last_number,
+            sock,
+            peer,
+            Session(port, is_busy=is_busy),
+            self._submit,
+            self._ended,
+            lambda: self._clock.read().mono_us,
+        )
+        self._connections[connection.number] = connection
+        self._per_peer[peer] += 1
+        connection.run()
+
+    def _ended(self, connection: Connection) -> None:
+        if self._connections.pop(connection.number, None) is not None:
+            self._per_peer[connection.peer] -= 1
+            if not self._per_peer[connection.peer]:
+                del self._per_peer[connection.peer]
+            self._submit(Gone(connection.number))
+
+    def _look_after(self) -> None:
+        """Once a second: end connections whose deadlines have passed; once an hour: say what is insecure."""
+        said_us = self._clock.read().mono_us
+        while True:
+            gevent.sleep(1)
+            now_us = self._clock.read().mono_us
+            for connection in list(self._connections.values()):
+                why = connection.overdue(now_us)
+                if why:
+                    log.info("connection %s closed: %s", connection.peer, why)
+                    connection.close()
+            if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
+                said_us = now_us
+                self._say_insecure()
+
+    # The queue.
+
+    def _submit(self, given: Input) -> None:
+        self._inbox.append(given)
+        self._wake.set()
+
+    def _take(self) -> list[Input]:
+        """What has arrived, with as many reads as memory allows; the rest is the next turn's."""
+        taken: list[Input] = []
+        reads = 0
+        while self._inbox:
+            given = self._inbox[0]
+            reads += isinstance(given, Asked) and given.kind in _READS
+            if reads > READS_PER_TURN:
+                break
+            taken.append(self._inbox.popleft())
+        return taken
+
+    def _turn_forever(self) -> None:
+        while not (self._is_stopping and not self._inbox):
+            self._wake.clear()
+            now = self._timer.now(self._clock.read())
+            effects = turn.turn(self._engine, self._store, self._timer, self._take(), now)
+            self._deliver(effects, now)
+            self._store.tidy()
+            if self._inbox:
+                gevent.sleep(0)
+                continue
+            wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
+            if wait_us > 0:
+                self._wake.wait(wait_us / SECOND_US)
+            else:
+                gevent.sleep(0)
+
+    def _deliver(self, effects: Sequence[Effect], now: Now) -> None:
+        """Say what is now true: one write for each connection."""
+        out: dict[int, list[bytes]] = {}
+        for effect in effects:
+            if isinstance(effect, Reply):
+                if effect.conn == INSIDE:
+                    self._asked_inside.pop(effect.request).set_result(effect.items[0])
+                elif (connection := self._connections.get(effect.conn)) is not None:
+                    out.setdefault(effect.conn, []).append(connection.answer(effect.request, effect.items))
+            elif isinstance(effect, Tell):
+                out.setdefault(effect.conn, []).extend(_frames(effect))
+            elif isinstance(effect, Hook):
+                self._runner.tell(effect, now)
+        for number, parts in out.items():
+            connection = self._connections.get(number)
+            if connection is not None:
+                connection.send(b"".join(parts))
+        for effect in effects:
+            if isinstance(effect, Close) and (connection := self._connections.get(effect.conn)) is not None:
+                log.info("connection %s closed: %s", connection.peer, effect.why)
+                connection.close()
+
+    # What code in this process may ask.
+
+    def info(self) -> dict[str, Any]:
+        """What `givalia info` shows: durability, limits, counts of jobs by module and state. From any thread or greenlet.
+
+        Raises:
+            ShuttingDown: The server is stopping.
+        """
+        if self._is_stopping:
+            raise ShuttingDown("the server is stopping")
+        future: Future[Item] = Future()
+        if threading.get_ident() == self._thread:
+            self._ask_inside(Info(), future)
+            while not future.done():
+                gevent.sleep(0.001)
+        else:
+            self._other_threads.append((Info(), future))
+            self._from_threads.send()
+        _, payload = future.result(timeout=10)
+        known: dict[str, Any] = msgpack.unpackb(payload)
+        return known
+
+    def _take_from_threads(self) -> None:
+        while self._other_threads:
+            self._ask_inside(*self._other_threads.popleft())
+
+    def _ask_inside(self, message: Any, future: Future[Item]) -> None:
+        self._last_inside += 1
+        self._asked_inside[self._last_inside] = future
+        self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_us": self._started_us,
+            "connections": len(self._connections),
+            "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
+            "hooks_dropped": self._runner.dropped,
+        }
+
+
+def _frames(effect: Tell) -> list[bytes]:
+    """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
+    if effect.kind is not Kind.DISPATCH:
+        return [frames.encode(effect.kind, 0, effect.items)]
+    heard, *jobs = effect.items
+    return frames.encode_split(effect.kind, 0, jobs, first=heard)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _die(error: BaseException) -> None:
+    """Stop at once: nothing that was not answered may be answered now."""
+    log.critical("the server stops: %s: %s", type(error).__name__, error, exc_info=error)
+    logging.shutdown()
+    os._exit(error.exit_code if isinstance(error, StoreError) else 70)

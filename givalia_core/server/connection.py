@@ -1,0 +1,233 @@
+"""One connection: a greenlet that reads, writes that never hold anybody up, and the limits on both.
+
+Reading stops while too much of this connection's own work is in flight or unread by its other side; everybody else goes on.
+What is written is sent at once as far as the socket takes it, and the rest by a greenlet with a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket as native_socket
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US
+from givalia_core.engine.records import Asked
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind
+from givalia_core.protocol.session import Ask, Session
+
+RECEIVE_BYTES: Final = 65_536
+IN_FLIGHT_MAX: Final = 128
+READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
+WAITS_MAX: Final = 10_000
+UNSENT_BYTES_MAX: Final = 1 << 20
+WRITE_DEADLINE_S: Final = 10.0
+HANDSHAKE_US: Final = 5 * SECOND_US
+FRAME_US: Final = 30 * SECOND_US
+SLOW_AFTER_US: Final = 5 * SECOND_US
+SLOW_BYTES_PER_S: Final = 1024
+_READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS})
+
+log = logging.getLogger("givalia.server")
+
+
+class Connection:
+    """A client's or worker's connection; `submit` takes what is to be decided, `on_end` is told when it is over."""
+
+    def __init__(
+        self,
+        number: int,
+        sock: socket.socket,
+        peer: str,
+        session: Session,
+        submit: Callable[[Asked], None],
+        on_end: Callable[[Connection], None],
+        mono_us: Callable[[], int],
+    ) -> None:
+        self.number = number
+        self.peer = peer
+        self.session = session
+        self._socket = sock
+        self._submit = submit
+        self._on_end = on_end
+        self._mono_us = mono_us
+        self._in_flight = 0
+        self._reads: set[int] = set()
+        self._waits: set[int] = set()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._writer: gevent.Greenlet[..., None] | None = None
+        self._may_read = Event()
+        self._may_read.set()
+        self.is_closed = False
+        self.opened_us = mono_us()
+        self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
+        self._begun_bytes = 0
+        _tune(sock)
+
+    # Reading.
+
+    def run(self) -> None:
+        """Read until the other side or the session ends it."""
+        try:
+            while not self.is_closed and not self.session.is_over:
+                self._may_read.wait()
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    break
+                self._take(data)
+            self._finish()
+        except OSError as error:
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT):
+                log.warning("connection %s: %s", self.peer, error)
+        except MemoryError:
+            log.error("connection %s closed: out of memory", self.peer)
+        finally:
+            self.close()
+
+    def _take(self, data: bytes) -> None:
+        asks = self.session.feed(data)
+        self._note_pace(len(data), whole=bool(asks))
+        out = self.session.take_out()
+        if out:
+            self.send(out)
+        for ask in asks:
+            self._count(ask)
+            self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
+        self._gate()
+
+    def _count(self, ask: Ask) -> None:
+        if ask.kind is Kind.WAIT:
+            self._waits.add(ask.request)
+            return
+        self._in_flight += 1
+        if ask.kind in _READS:
+            self._reads.add(ask.request)
+
+    def _gate(self) -> None:
+        """Read on only while this connection has room for more."""
+        has_room = (
+            self._in_flight < IN_FLIGHT_MAX
+            and len(self._reads) < READS_IN_FLIGHT_MAX
+            and len(self._waits) < WAITS_MAX
+            and self._unsent_bytes < UNSENT_BYTES_MAX
+        )
+        if has_room or self.is_closed:
+            self._may_read.set()
+        else:
+            self._may_read.clear()
+
+    def _finish(self) -> None:
+        """Answer what was asked before the end, if the other side still listens."""
+        deadline = gevent.Timeout(WRITE_DEADLINE_S)
+        with contextlib.suppress(gevent.Timeout), deadline:
+            while not self.is_closed and (self._in_flight or self._unsent):
+                self._may_read.clear()
+                self._may_read.wait(0.5)
+
+    # Deadlines, looked after by the server once a second.
+
+    def _note_pace(self, count: int, *, whole: bool) -> None:
+        if not self.session.is_mid_frame:
+            self._begun_us = 0
+        elif self._begun_us == 0 or whole:
+            self._begun_us, self._begun_bytes = self._mono_us(), count
+        else:
+            self._begun_bytes += count
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not yet said what it is."""
+        return not self.session.is_open
+
+    def overdue(self, now_us: int) -> str:
+        """Why the connection has to go, or nothing."""
+        if self._begun_us == 0:
+            return ""
+        age_us = now_us - self._begun_us
+        if self.is_silent and age_us > HANDSHAKE_US:
+            return "it did not finish its hello in time"
+        if age_us > FRAME_US:
+            return "a frame was not complete in time"
+        if age_us > SLOW_AFTER_US and self._begun_bytes * SECOND_US < SLOW_BYTES_PER_S * age_us:
+            return "a frame arrives too slowly"
+        return ""
+
+    # Writing.
+
+    def answer(self, request: int, items: list[Item]) -> bytes:
+        """Note that a request is answered; return the bytes of the answer."""
+        if request in self._waits:
+            self._waits.discard(request)
+        else:
+            self._in_flight -= 1
+            self._reads.discard(request)
+        return self.session.answer(request, items)
+
+    def send(self, data: bytes) -> None:
+        """Send now what the socket takes, the rest later; never waits."""
+        if self.is_closed:
+            return
+        if not self._unsent:
+            try:
+                # The socket's own send would wait; the bare one beneath it says at once how much it took.
+                sent = self._socket._sock.send(data)  # type: ignore[attr-defined]
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent == len(data):
+                self._gate()
+                return
+            data = data[sent:]
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._writer is None:
+            self._writer = gevent.spawn(self._write)
+        self._gate()
+
+    def _write(self) -> None:
+        try:
+            while self._unsent and not self.is_closed:
+                data = b"".join(self._unsent)
+                self._unsent = [data]
+                with gevent.Timeout(WRITE_DEADLINE_S):
+                    self._socket.sendall(data)
+                self._unsent = self._unsent[1:]
+                self._unsent_bytes -= len(data)
+                self._gate()
+        except gevent.Timeout:
+            log.info("connection %s closed: it does not read what it asked for", self.peer)
+            self.close()
+        except OSError:
+            self.close()
+        finally:
+            self._writer = None
+
+    def close(self) -> None:
+        """End the connection; the engine is told once."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._unsent = []
+        self._may_read.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(native_socket.SHUT_RDWR)
+        self._socket.close()
+        self._on_end(self)
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(native_socket.IPPROTO_TCP, native_socket.TCP_NODELAY, 1)
+    sock.setsockopt(native_socket.SOL_SOCKET, native_socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
+        if hasattr(native_socket, name):
+            sock.setsockopt(native_socket.IPPROTO_TCP, getattr(native_socket, name), value)

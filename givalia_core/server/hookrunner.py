@@ -1,0 +1,91 @@
+"""Server hooks, off the path of every answer: a bounded queue and one native thread that calls the plugins.
+
+A plugin that blocks holds up other plugins' calls and nobody else; when the queue is full the newest events are dropped and
+counted. After a crash between a commit and its call, the call is lost: what must not be lost belongs in a job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import Any, Final
+
+from givalia_core.clock import Now
+from givalia_core.engine.records import Ended, Hook
+from givalia_core.hooks import Hooks
+from givalia_core.model import Job
+from givalia_core.views import JobView, Outcome, text_id, to_datetime
+
+QUEUE_MAX: Final = 10_000
+
+log = logging.getLogger("givalia.server")
+
+
+class HookRunner:
+    """Calls the server's hooks in the order of what happened."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._queue: deque[tuple[str, dict[str, Any]]] = deque()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self.dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def tell(self, hook: Hook, now: Now) -> None:
+        """Queue what happened to a job, if anybody listens."""
+        if self._hooks.listens(hook.name):
+            arguments = {name: _shown(value) for name, value in hook.extra.items()}
+            self.call(hook.name, job=job_view(hook.job, now), **arguments)
+
+    def call(self, name: str, **arguments: Any) -> None:
+        """Queue a call."""
+        if not self._hooks.listens(name):
+            return
+        with self._changed:
+            if len(self._queue) >= QUEUE_MAX:
+                self.dropped += 1
+                if self.dropped == 1:
+                    log.warning("plugins are too slow: calls of hooks are being dropped")
+                return
+            self._queue.append((name, arguments))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="givalia-hooks", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    if self._is_stopping:
+                        return
+                    self._changed.wait()
+                name, arguments = self._queue.popleft()
+            self._hooks.call(name, **arguments)
+
+    def stop(self, seconds: float) -> None:
+        """Call what is queued, for at most `seconds`; a plugin that blocks longer is left behind."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+
+def job_view(job: Job, now: Now) -> JobView:
+    """A job as hooks on the server see it."""
+    return JobView(
+        text_id(job.id),
+        job.key,
+        job.module,
+        job.target_worker,
+        job.priority,
+        job.attempt,
+        to_datetime(job.due_on_wall_us(now)),
+    )
+
+
+def _shown(value: Any) -> Any:
+    return Outcome(value.kind, error=value.error) if isinstance(value, Ended) else value

@@ -1,0 +1,35 @@
+"""Which store a URL means: the schemes are the names in the entry point group `givalia.stores`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import importlib_metadata
+
+from givalia_core.errors import StoreUnfit
+from givalia_core.settings import ServerSettings
+from givalia_core.store import Memory, SQLite
+from givalia_core.store.base import Store
+
+GROUP: Final = "givalia.stores"
+
+
+def open_store(settings: ServerSettings) -> Store:
+    """The store of the settings' URL, not yet opened.
+
+    Raises:
+        StoreUnfit: No installed store has the URL's scheme, or two have.
+    """
+    url = settings.store
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
+        return SQLite(url, allow_network=settings.store_on_network)
+    if scheme == "memory":
+        return Memory(url)
+    entries = tuple(importlib_metadata.entry_points(group=GROUP, name=scheme))
+    if len(entries) != 1:
+        owners = " and ".join(sorted(entry.dist.name for entry in entries if entry.dist)) or "no installed package"
+        raise StoreUnfit(f"the scheme {scheme!r} of the store {url} is served by {owners}")
+    made: Any = entries[0].load()
+    store: Store = made(url)
+    return store

@@ -1,0 +1,195 @@
+"""What can be set, and where a value comes from: flag, then `GIVALIA_*`, then the TOML file, then the default.
+
+Each setting is one field with its help, limits and unit beside it; the command lines, the environment names and
+`docs/settings.md` all come from these fields. Lengths of time are seconds here and microseconds behind this edge.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_type_hints
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import SettingsInvalid
+from givalia_core.policy import Policy
+
+CLIENT_PORT: Final = 12322
+WORKER_PORT: Final = 12323
+PREFIX: Final = "GIVALIA_"
+YEAR_S: Final = 365 * 86_400.0
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+S = TypeVar("S")
+
+
+def state_folder() -> Path:
+    """Where this user's programs keep what must survive a restart."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "givalia"
+
+
+def _setting(
+    default: Any, words: str, *, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    return field(default=default, metadata={"help": words, "least": least, "most": most, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The settings of `givalia-server`; the TOML table is `[server]`."""
+
+    host: str = _setting("127.0.0.1", "Address to listen on; anything but loopback needs insecure.")
+    port: int = _setting(CLIENT_PORT, "Port for clients; 0 picks a free one.", least=0, most=65535)
+    worker_port: int = _setting(WORKER_PORT, "Port for workers; 0 picks a free one.", least=0, most=65535)
+    insecure: bool = _setting(False, "Listen on an address that others can reach, without authentication.")
+    store: str = _setting(
+        "", "URL of the store: sqlite:///path, sqlite:relative, memory:; empty: queue.db in the user's state folder."
+    )
+    store_on_network: bool = _setting(False, "Allow a store on a network file system, whose syncs may lie.")
+    lease: float = _setting(30.0, "Seconds a worker may be silent before its jobs go to another.", least=5, most=86_400)
+    max_attempts: int = _setting(5, "Attempts a job has unless it or its module says otherwise.", least=1, most=100)
+    backoff: float = _setting(1.0, "Seconds before the second attempt, doubled each time.", least=0, most=YEAR_S)
+    backoff_max: float = _setting(600.0, "The longest wait between attempts, in seconds.", least=0, most=YEAR_S)
+    retain: float = _setting(3_600.0, "Seconds that done and cancelled jobs are remembered.", least=0, most=10 * YEAR_S)
+    retain_max: int = _setting(1_000_000, "How many done and cancelled jobs are remembered.", least=0, most=10**9)
+    retain_dead: float = _setting(30 * 86_400.0, "Seconds that dead jobs are remembered.", least=0, most=10 * YEAR_S)
+    retain_dead_max: int = _setting(100_000, "How many dead jobs are remembered.", least=0, most=10**9)
+    live_max: int = _setting(
+        100_000_000, "How many jobs may wait or run; beyond that enq is answered BUSY.", least=1, most=10**9
+    )
+    connections_max: int = _setting(2_000, "Connections in all.", least=1, most=100_000)
+    connections_per_peer_max: int = _setting(200, "Connections from one address.", least=1, most=100_000)
+    connections_silent_max: int = _setting(128, "Connections that have not said hello yet.", least=1, most=100_000)
+    log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
+    log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
+
+    def __post_init__(self) -> None:
+        if not self.store:
+            object.__setattr__(self, "store", f"sqlite://{state_folder() / 'queue.db'}")
+
+    def policy(self) -> Policy:
+        """The settings that the engine decides by."""
+        return Policy(
+            lease_us=round(self.lease * SECOND_US),
+            max_attempts=self.max_attempts,
+            backoff_us=round(self.backoff * SECOND_US),
+            backoff_max_us=round(self.backoff_max * SECOND_US),
+            retain_us=round(self.retain * SECOND_US),
+            retain_max=self.retain_max,
+            retain_dead_us=round(self.retain_dead * SECOND_US),
+            retain_dead_max=self.retain_dead_max,
+            live_max=self.live_max,
+        )
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The settings of `givalia-worker`; the TOML table is `[worker]`."""
+
+    master: str = _setting("127.0.0.1", "The server's host.")
+    worker_port: int = _setting(WORKER_PORT, "The server's port for workers.", least=1, most=65535)
+    name: str = _setting("any", "This worker's name, for jobs that are targeted at it; several may share one.")
+    concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=100_000)
+    only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
+    grace: float = _setting(30.0, "Seconds that running jobs may take to end when the worker is stopped.", least=0, most=86_400)
+    log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
+    log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """The settings of `givalia`; the TOML table is `[client]`."""
+
+    master: str = _setting("127.0.0.1", "The server's host.")
+    port: int = _setting(CLIENT_PORT, "The server's port for clients.", least=1, most=65535)
+
+
+TABLES: Final[dict[str, type]] = {"server": ServerSettings, "worker": WorkerSettings, "client": ClientSettings}
+
+
+def load(
+    kind: type[S], flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, file: str | Path | None = None
+) -> S:
+    """The settings of one program. `flags` holds what was given on the command line and None for what was not.
+
+    Raises:
+        SettingsInvalid: A value is not of its type or outside its limits, or the file has a name that nothing reads.
+    """
+    environ = os.environ if environ is None else environ
+    table = _table(kind, file or environ.get(PREFIX + "CONFIG"))
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for each in fields(kind):  # type: ignore[arg-type]
+        name = each.name
+        given: tuple[tuple[str, Any], ...] = (
+            (f"--{name.replace('_', '-')}", flags.get(name)),
+            (PREFIX + name.upper(), environ.get(PREFIX + name.upper())),
+            (f"{name} in {file}", table.get(name)),
+        )
+        for source, value in given:
+            if value is not None:
+                values[name] = _value(each, hints[name], source, value)
+                break
+    return kind(**values)
+
+
+def _table(kind: type, file: str | Path | None) -> dict[str, Any]:
+    if not file:
+        return {}
+    try:
+        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{file}: {error}") from None
+    section = next(name for name, settings in TABLES.items() if settings is kind)
+    for name in content:
+        if name not in TABLES:
+            raise SettingsInvalid(f"{file}: there is no table [{name}]; the tables are {', '.join(TABLES)}")
+    table: dict[str, Any] = content.get(section, {})
+    known = {each.name for each in fields(kind)}
+    for name in table:
+        if name not in known:
+            raise SettingsInvalid(f"{file}: [{section}] has no setting {name}")
+    return table
+
+
+_WORDS_FOR_TRUE, _WORDS_FOR_FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def _value(each: Field[Any], wanted: type, source: str, value: Any) -> Any:
+    """A given value as the type of its setting, within its limits."""
+    converted = _converted(wanted, value)
+    if converted is None:
+        raise SettingsInvalid(f"{source}: {value!r} is not {_KIND_WORDS[wanted]}")
+    limits = each.metadata
+    if limits["choices"] and converted not in limits["choices"]:
+        raise SettingsInvalid(f"{source}: {value!r} is none of {', '.join(limits['choices'])}")
+    least, most = limits["least"], limits["most"]
+    if (least is not None and not converted >= least) or (most is not None and not converted <= most):
+        raise SettingsInvalid(f"{source}: {value} is not between {least:g} and {most:g}")
+    return converted
+
+
+_KIND_WORDS: Final = {bool: "yes or no", int: "a whole number", float: "a number", str: "text"}
+
+
+def _converted(wanted: type, value: Any) -> Any:
+    if wanted is bool:
+        return _bool(value)
+    if wanted is str:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return int(value) if wanted is int and not isinstance(value, float) else wanted(value)
+    except ValueError:
+        return None
+
+
+def _bool(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    return True if word in _WORDS_FOR_TRUE else False if word in _WORDS_FOR_FALSE else None

@@ -1,0 +1,384 @@
+"""The worker's link to the server: a native thread with a hub of its own, so that no job code can hold it up.
+
+It joins, announces, names what it holds, takes dispatches, beats, and sends reports until each is answered. It also watches
+every lease on the worker's own clock, counted from the moment it *sent* the message that the server counts from, and gives a
+lease up a margin before the server does (CONTRACT 1.3): two honest workers never hold one job.
+
+Threads meet in two deques only. The link never logs and never calls plugins or job code; it tells the job side what happened.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import ConnectionLost, GivaliaError
+from givalia_core.protocol import frames, messages
+from givalia_core.protocol.caller import Answer, Caller, Told, refused
+from givalia_core.protocol.messages import (
+    OK,
+    Announce,
+    Credit,
+    Dispatch,
+    Fail,
+    Heard,
+    Hold,
+    Join,
+    Kind,
+    Progress,
+    Release,
+    Stop,
+    Succeed,
+    item,
+)
+
+CONNECT_S: Final = 5.0
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MAX_S: Final = 10.0
+FENCE_CHECK_S: Final = 0.25
+MARGIN_LEAST_US: Final = SECOND_US
+
+Report: TypeAlias = Succeed | Fail | Release
+_KIND_OF: Final = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS}
+
+
+class Dispatched(NamedTuple):
+    """A job arrived."""
+
+    job: Dispatch
+
+
+class Stopped(NamedTuple):
+    """Somebody cancelled a job that this worker runs."""
+
+    id: bytes
+    fence: int
+    again: bool
+
+
+class Lost(NamedTuple):
+    """A lease is over, or about to be: its job must stop and will not be reported."""
+
+    id: bytes
+    fence: int
+    why: str
+
+
+class Connected(NamedTuple):
+    """The link is up."""
+
+    lease_us: int
+
+
+class Disconnected(NamedTuple):
+    """The link is down; it will be tried again in `retry_s`."""
+
+    why: str
+    retry_s: float
+
+
+Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected
+
+
+class _Held:
+    """A lease as the worker knows it, from dispatch to the answer to its report."""
+
+    __slots__ = ("deadline_us", "fence", "report")
+
+    def __init__(self, fence: int, deadline_us: int) -> None:
+        self.fence = fence
+        self.deadline_us = deadline_us
+        self.report: Report | None = None
+
+
+class Link:
+    """Runs in its own native thread (`run`); the other methods may be called from any thread."""
+
+    def __init__(self, host: str, port: int, join: Join, announced: list[Announce], deliver: Callable[[Event_], None]) -> None:
+        self._address = (host, port)
+        self._join = join
+        self._announced = announced
+        self._capacity = 0  # Until the job side says that it is ready.
+        self._deliver = deliver
+        self._outbox: deque[Report | Progress | Credit] = deque()
+        self._wake_from_threads: Any = None
+        self._is_stopping = False
+        # What follows belongs to the link's thread.
+        self._held: dict[bytes, _Held] = {}
+        self._caller = Caller()
+        self._socket: socket.socket | None = None
+        self._sent_us: dict[int, int] = {}
+        self._asked: dict[int, tuple[Kind, list[Any]]] = {}
+        self._lease_us = 30 * SECOND_US
+        self._wake: Event | None = None
+
+    # From other threads.
+
+    def send(self, message: Report | Progress | Credit) -> None:
+        """Send a report (until it is answered), a hint or the credits; returns at once."""
+        self._outbox.append(message)
+        self._nudge()
+
+    def stop(self) -> None:
+        """Close the connection and end the thread, once every report is answered or the server is out of reach."""
+        self._is_stopping = True
+        self._nudge()
+
+    def _nudge(self) -> None:
+        if self._wake_from_threads is not None:
+            self._wake_from_threads.send()
+
+    # The thread.
+
+    def run(self) -> None:
+        """Keep the link up until `stop`."""
+        self._wake = Event()
+        watcher = gevent.get_hub().loop.async_()
+        watcher.start(self._wake.set)
+        self._wake_from_threads = watcher
+        fencing = gevent.spawn(self._fence_forever)
+        try:
+            self._stay_connected(self._wake)
+        finally:
+            fencing.kill()
+            self._wake_from_threads = None
+            watcher.close()
+
+    def _stay_connected(self, wake: Event) -> None:
+        failures = 0
+        while not self._is_stopping:
+            try:
+                self._connect()
+                failures = 0
+                self._talk(wake)
+                return
+            except (OSError, GivaliaError, gevent.Timeout) as error:
+                why = f"{type(error).__name__}: {error}"
+            finally:
+                self._hang_up()
+            most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MAX_S)
+            failures = min(failures + 1, 10)
+            retry_s = random.uniform(BACKOFF_FIRST_S, max(most_s, BACKOFF_FIRST_S))
+            self._deliver(Disconnected(why, retry_s))
+            self._sleep(wake, retry_s)
+
+    def _sleep(self, wake: Event, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._is_stopping and (left := end - time.monotonic()) > 0:
+            wake.clear()
+            wake.wait(left)
+
+    def _connect(self) -> None:
+        """Join and announce; then name what is held, before anything new can be dispatched."""
+        with gevent.Timeout(CONNECT_S):
+            connection = socket.create_connection(self._address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket = connection
+            self._caller = Caller()
+            connection.sendall(self._caller.hello("givalia-worker"))
+            self._expect()
+            self._ask(Kind.JOIN, [self._join])
+            fields, _ = self._expect().items[0]
+            self._lease_us = fields[1]
+            self._asked.clear()
+            self._sent_us.clear()
+        self._ask(Kind.ANNOUNCE, self._announced)
+        self._ask(Kind.RESUME, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
+        for held in self._held.values():
+            if held.report is not None:
+                self._outbox.append(held.report)
+        self._ask(Kind.CREDIT, [Credit(self._capacity)])
+        self._deliver(Connected(self._lease_us))
+
+    def _expect(self) -> Answer:
+        assert self._socket is not None
+        while True:
+            for arrived in self._caller.feed(self._receive(self._socket)):
+                if isinstance(arrived, Answer):
+                    error = refused(arrived)
+                    if error is not None:
+                        raise error
+                    return arrived
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        data: bytes = connection.recv(65_536)
+        if not data:
+            raise ConnectionLost("the server closed the connection")
+        return data
+
+    def _talk(self, wake: Event) -> None:
+        """Send what there is to send and beat in time, while another greenlet reads; ends when stopped and all is answered."""
+        reading = gevent.spawn(self._read_forever, wake)
+        try:
+            next_beat_us = _mono_us() + self._lease_us // 3
+            while not (self._is_stopping and not self._outbox and not self._asked):
+                wake.clear()
+                self._flush()
+                now_us = _mono_us()
+                if now_us >= next_beat_us:
+                    self._beat()
+                    next_beat_us = now_us + self._lease_us // 3
+                if reading.dead:
+                    raise ConnectionLost(str(reading.value))
+                wake.wait((next_beat_us - now_us) / SECOND_US if next_beat_us > now_us else 0)
+        finally:
+            reading.kill()
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._asked.clear()
+
+    def _ask(self, kind: Kind, asked: list[Any]) -> None:
+        """Send one kind of message, as many frames as it takes."""
+        assert self._socket is not None
+        for number, data in _numbered(self._caller, kind, asked):
+            self._asked[number] = (kind, data.messages)
+            self._sent_us[number] = _mono_us()
+            self._socket.sendall(data.bytes)
+
+    def _beat(self) -> None:
+        self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
+
+    def _flush(self) -> None:
+        """Send everything in the outbox, a frame for each kind."""
+        by_kind: dict[Kind, list[Any]] = {}
+        while self._outbox:
+            message = self._outbox.popleft()
+            if isinstance(message, Credit):
+                self._capacity = message.capacity
+                by_kind[Kind.CREDIT] = [message]
+                continue
+            held = self._held.get(message.id)
+            if held is None or held.fence != message.fence:
+                continue  # The lease was given up meanwhile; what it would say would only be answered STALE.
+            if not isinstance(message, Progress):
+                held.report = message
+            by_kind.setdefault(_KIND_OF[type(message)], []).append(message)
+        for kind, asked in by_kind.items():
+            self._ask(kind, asked)
+
+    # What arrives.
+
+    def _read_forever(self, wake: Event) -> str:
+        assert self._socket is not None
+        try:
+            while True:
+                for arrived in self._caller.feed(self._receive(self._socket)):
+                    if isinstance(arrived, Told):
+                        self._take_told(arrived)
+                    else:
+                        self._take_answer(arrived)
+                if self._is_stopping:
+                    wake.set()
+        except (OSError, GivaliaError) as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            wake.set()
+
+    def _take_told(self, told: Told) -> None:
+        if told.kind is Kind.STOP:
+            for fields, _ in told.items:
+                stop = Stop(*fields)
+                if stop.id in self._held:
+                    self._deliver(Stopped(stop.id, stop.fence, stop.again))
+        elif told.kind is Kind.DISPATCH:
+            (fields, _), *jobs = told.items
+            heard = Heard(*fields)
+            deadline_us = self._deadline_us(heard.request)
+            for fields, payload in jobs:
+                job = dispatched(fields, payload)
+                self._held[job.id] = _Held(job.fence, deadline_us)
+                self._deliver(Dispatched(job))
+
+    def _deadline_us(self, request: int) -> int:
+        """When a lease that the server counts from this message is to be given up here."""
+        sent_us = self._sent_us.get(request, 0)
+        for earlier in [number for number in self._sent_us if number < request]:
+            del self._sent_us[earlier]
+        return sent_us + self._lease_us - max(self._lease_us // 10, MARGIN_LEAST_US)
+
+    def _take_answer(self, answer: Answer) -> None:
+        asked = self._asked.pop(answer.request, None)
+        if asked is None:
+            return
+        kind, sent = asked
+        if kind in (Kind.BEAT, Kind.RESUME):
+            deadline_us = self._deadline_us(answer.request)
+            for message, (fields, _) in zip(sent, answer.items, strict=True):
+                self._renew(message, fields, deadline_us)
+        elif kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
+            for message, _ in zip(sent, answer.items, strict=True):
+                # OK or STALE: either way the server knows, and the job is no longer this worker's.
+                held = self._held.get(message.id)
+                if held is not None and held.fence == message.fence:
+                    del self._held[message.id]
+        elif (error := refused(answer)) is not None and kind is not Kind.PROGRESS:
+            raise error
+
+    def _renew(self, message: Hold, fields: list[Any], deadline_us: int) -> None:
+        held = self._held.get(message.id)
+        if held is None or held.fence != message.fence:
+            return
+        if fields[0] == OK:
+            held.deadline_us = deadline_us
+        else:
+            self._give_up(message.id, held, "the server gave the job to another")
+
+    # Fencing.
+
+    def _fence_forever(self) -> None:
+        while True:
+            gevent.sleep(FENCE_CHECK_S)
+            now_us = _mono_us()
+            for job_id, held in list(self._held.items()):
+                if held.deadline_us <= now_us:
+                    self._give_up(job_id, held, "its lease could not be renewed in time")
+
+    def _give_up(self, job_id: bytes, held: _Held, why: str) -> None:
+        del self._held[job_id]
+        self._deliver(Lost(job_id, held.fence, why))
+
+
+def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
+    """The record of one dispatched job."""
+    return Dispatch(*fields)._replace(payload=payload)
+
+
+class _Sent(NamedTuple):
+    messages: list[Any]
+    bytes: bytes
+
+
+def _numbered(caller: Caller, kind: Kind, asked: list[Any]) -> list[tuple[int, _Sent]]:
+    """Split what is to be said into frames within the limits; at least one, even if there is nothing to name."""
+    parts: list[list[Any]] = [[]]
+    room = frames.FRAME_BYTES_MAX // 2
+    for message in asked:
+        size = 64 + len(getattr(message, "payload", b"")) + len(getattr(message, "error", None) or b"") * 4
+        if parts[-1] and (size > room or len(parts[-1]) == frames.ITEMS_MAX):
+            parts.append([])
+            room = frames.FRAME_BYTES_MAX // 2
+        parts[-1].append(message)
+        room -= size
+    return [
+        (number, _Sent(part, data))
+        for part in parts
+        for number, data in [caller.ask(kind, [item(message) for message in part])]
+    ]
+
+
+def _mono_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+assert messages.VERSION == 1, "the order of fields here is that of version 1"

@@ -1,0 +1,177 @@
+"""The one way out: a standard handler whose formatter turns hook events and ordinary log records into the same lines.
+
+`attach` puts it on the logger `givalia` once per process, whoever asks and however often, and leaves every other handler
+as it is. Hook events go to the handler directly, never through a logger, so that they appear once, whatever the host
+program does with its loggers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from givalia_logging import fields
+
+LOGGER: Final = "givalia"
+OWN_HANDLER: Final = "givalia-logging"
+HOST_HANDLER: Final = "givalia"
+"""A handler of this name is the one Givalia itself made: it is given our format, instead of every line coming twice."""
+
+LINES_MAX: Final = 60  # Of a traceback; the last ones, where the error is.
+_FIRST: Final = ("timestamp", "level", "event", "act", "job", "key", "module", "attempt")
+_RENAMED: Final = {"job_id": "job", "job_module": "module"}
+_BLOCKS: Final = ("exception", "stack")
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at the moment of writing, so it follows a process into the background."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.set_name(OWN_HANDLER)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+class Lines(structlog.stdlib.ProcessorFormatter):
+    """Formats hook events and log records alike, as JSON or for people."""
+
+    def __init__(self, form: str | None, handler: logging.Handler) -> None:
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        # What a record says of itself comes before what we know of it, so that it cannot pass for something else.
+        known: list[Processor] = [
+            structlog.stdlib.ExtraAdder(),
+            _same_names,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.add_log_level,
+            stamp,
+        ]
+        last: list[Processor] = [self.remove_processors_meta, _blocks, _tidy, Render(form, handler)]
+        super().__init__(foreign_pre_chain=known, processors=last)
+
+
+class Render:
+    """The last step: JSON, or a line for people; where nothing is set, whichever suits the stream."""
+
+    def __init__(self, form: str | None, handler: logging.Handler) -> None:
+        self._form = form
+        self._handler = handler
+        self._json = structlog.processors.JSONRenderer()
+        self._plain = structlog.dev.ConsoleRenderer(colors=False, sort_keys=False)
+        self._coloured = structlog.dev.ConsoleRenderer(colors=True, sort_keys=False)
+
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str | bytes:
+        # Asked for each line, because a process that goes to the background loses its terminal on the way.
+        on_terminal = _is_terminal(getattr(self._handler, "stream", None))
+        if (self._form or ("readable" if on_terminal else "json")) == "json":
+            return self._json(logger, name, event)
+        for block in _BLOCKS:
+            if block in event:
+                # The margin keeps a line within an error's message from passing for a log line of its own.
+                event[block] = "\n".join("    | " + line for line in event[block])
+        render = self._coloured if on_terminal and "NO_COLOR" not in os.environ else self._plain
+        return render(logger, name, event)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError, OSError):  # No stream, not a stream, or closed.
+        return False
+
+
+def _same_names(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Call a job's fields in `self.log` what hook events call them; a log record has other uses for some of the names."""
+    for theirs, ours in _RENAMED.items():
+        if theirs in event:
+            event[ours] = event.pop(theirs)
+    return event
+
+
+def _blocks(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Give tracebacks as lists of harmless lines, so that each may be as long as a field and none can break out."""
+    raised, stack = event.pop("exc_info", None), event.pop("stack_info", None)
+    blocks: dict[str, str] = {}
+    if isinstance(raised, tuple) and raised[1] is not None:
+        blocks["exception"] = "".join(traceback.format_exception(*raised))
+    if stack:
+        blocks["stack"] = str(stack)
+    for name, block in blocks.items():
+        event[name] = [fields.text(line) for line in block.splitlines()[-LINES_MAX:]]
+    return event
+
+
+def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Make every field harmless and short, drop the empty ones, and put the ones that people look for first."""
+    names = [*(name for name in _FIRST if name in event), *(name for name in event if name not in _FIRST)]
+    return {
+        fields.text(name): event[name] if name in _BLOCKS else fields.plain(event[name])
+        for name in names
+        if event[name] is not None
+    }
+
+
+class Sink:
+    """What structlog writes hook events to: each becomes a record that goes straight to the handler."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self.handler = handler
+
+    def _write(self, event: EventDict, *, extra: Mapping[str, Any]) -> None:
+        level = event["level"]
+        name = {"name": LOGGER, "levelname": level.upper(), "levelno": logging.getLevelNamesMapping()[level.upper()]}
+        self.handler.handle(logging.makeLogRecord({**name, "msg": event, **extra}))
+
+    debug = info = warning = error = critical = _write
+
+
+def hook_logger(sink: Sink, level: int) -> Any:
+    """The structlog logger for hook events; made by itself, so the program's own structlog settings stay as they are."""
+    return structlog.wrap_logger(
+        sink,
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    )
+
+
+def standard_error(form: str | None, level: int) -> logging.Handler:
+    """A handler that writes our lines to standard error; on no logger yet."""
+    handler = StandardError()
+    handler.setFormatter(Lines(form, handler))
+    handler.setLevel(level)
+    return handler
+
+
+def attach(handler: logging.Handler, form: str | None, level: int) -> logging.Handler:
+    """Let the loggers `givalia.*` come out in our format; a second call changes nothing.
+
+    Returns:
+        The handler in use: `handler`, now on the logger `givalia`; or the one that was there, ours or Givalia's own.
+    """
+    logger = logging.getLogger(LOGGER)
+    for present in (*logger.handlers, *logging.getLogger().handlers):
+        if present.name == OWN_HANDLER:
+            return present
+        if present.name == HOST_HANDLER:
+            if not isinstance(present.formatter, Lines):
+                present.setFormatter(Lines(form, present))
+            return present
+    logger.addHandler(handler)
+    if logger.level == logging.NOTSET:  # Nobody chose one; the root logger's, WARNING, would hide what jobs say.
+        logger.setLevel(level)
+    return handler

@@ -1,0 +1,131 @@
+"""The plugin: one line for each hook event, with what an operator asks first about a job."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from givalia_core import Outcome, hookimpl
+from givalia_core.views import JobView, RunningJobView
+
+from givalia_logging import fields, output
+
+FORMATS: Final = ("json", "readable")
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+ON: Final = ("1", "true", "yes", "on")
+OFF: Final = ("", "0", "false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment asks for."""
+
+    form: str | None = None
+    """`json` or `readable`; None: readable on a terminal, else JSON."""
+    with_params: bool = False
+    level: int = logging.INFO
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings `GIVALIA_LOGGING_*`.
+
+        Raises:
+            ValueError: One of them cannot be used; Givalia reports the plugin as broken and runs without it.
+        """
+        form = _choice(environment, "GIVALIA_LOGGING_FORMAT", (*FORMATS, "")) or None
+        with_params = _choice(environment, "GIVALIA_LOGGING_PARAMS", ON + OFF) in ON
+        level = _choice(environment, "GIVALIA_LOGGING_LEVEL", (*LEVELS, "")) or "info"
+        return cls(form, with_params, logging.getLevelNamesMapping()[level.upper()])
+
+
+def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    value = environment.get(name, "").strip().lower()
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(filter(None, allowed))}, not {fields.text(value)!r}")
+    return value
+
+
+class Logging:
+    """Logs what happens to jobs, on the server and on the worker.
+
+    Params and results are never logged, unless `GIVALIA_LOGGING_PARAMS=1` asks for the params; every field is made harmless
+    and short. Nothing is set up when the plugin is made, only when a server or worker has started.
+    """
+
+    def __init__(self) -> None:
+        self._settings = Settings.read(os.environ)
+        self._sink = output.Sink(output.standard_error(self._settings.form, self._settings.level))
+        self._log = output.hook_logger(self._sink, self._settings.level)
+        self._worker: str | None = None
+
+    def _attach(self) -> None:
+        self._sink.handler = output.attach(self._sink.handler, self._settings.form, self._settings.level)
+
+    def _of(self, job: JobView) -> dict[str, Any]:
+        return {
+            "job": job.id,
+            "key": job.key,
+            "module": job.module,
+            "attempt": job.attempt,
+            "target": job.target_worker,
+            "worker": self._worker,
+        }
+
+    @hookimpl
+    def on_enq(self, job: JobView) -> None:
+        self._log.info("enqueued", act="on_enq", **self._of(job), due=job.due.isoformat())
+
+    @hookimpl
+    def on_ext(self, job: JobView) -> None:
+        self._log.info("due moved", act="on_ext", **self._of(job), due=job.due.isoformat())
+
+    @hookimpl
+    def on_retry(self, job: JobView, outcome: Outcome) -> None:
+        retried = {**self._of(job), **_ended(outcome), "due": job.due.isoformat()}
+        self._log.warning("to be tried again", act="on_retry", **retried)
+
+    @hookimpl
+    def on_dead(self, job: JobView, reason: str) -> None:
+        self._log.error("dead", act="on_dead", **self._of(job), reason=reason)
+
+    @hookimpl
+    def on_cancel(self, job: JobView, running: bool) -> None:
+        self._log.info("asked to stop" if running else "cancelled", act="on_cancel", **self._of(job), running=running)
+
+    @hookimpl
+    def before_run(self, job: RunningJobView) -> None:
+        shown = {"params": fields.params(job.params)} if self._settings.with_params else {}
+        self._log.info("started", act="before_run", **self._of(job), **shown)
+
+    @hookimpl
+    def after_run(self, job: RunningJobView, outcome: Outcome) -> None:
+        say = self._log.info if outcome.kind in ("succeeded", "released") else self._log.warning
+        say(str(outcome.kind), act="after_run", **self._of(job), **_ended(outcome), seconds=outcome.seconds)
+
+    @hookimpl
+    def server_started(self) -> None:
+        self._attach()
+        self._log.info("server started", act="server_started", pid=os.getpid())
+
+    @hookimpl
+    def server_stopping(self) -> None:
+        self._log.info("server stopping", act="server_stopping", pid=os.getpid())
+
+    @hookimpl
+    def worker_started(self, worker: Any) -> None:
+        self._attach()
+        self._worker = worker.settings.name
+        self._log.info("worker started", act="worker_started", worker=self._worker, pid=os.getpid())
+
+    @hookimpl
+    def worker_stopping(self, worker: Any) -> None:
+        self._log.info("worker stopping", act="worker_stopping", worker=self._worker, pid=os.getpid())
+
+
+def _ended(outcome: Outcome) -> dict[str, Any]:
+    """How an attempt ended. Of an error the last line, which says what was raised; the traceback before it is in `stat`."""
+    lines = outcome.error.strip().splitlines() if outcome.error else []
+    return {"outcome": str(outcome.kind), "error": lines[-1] if lines else None}

@@ -1,0 +1,328 @@
+"""The Prometheus plugin, called as Givalia calls it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from givalia_core import Outcome
+from givalia_core.errors import ShuttingDown
+from givalia_core.hooks import RAISES_MAX, Hooks, hookimpl
+from givalia_core.model import OutcomeKind
+from givalia_core.views import JobView, RunningJobView
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from givalia_prometheus import Prometheus
+from givalia_prometheus import plugin as plugin_module
+from givalia_prometheus.listener import Listener
+
+DUE = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
+DEADLINE_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GIVALIA_PROMETHEUS_PORT", raising=False)
+    monkeypatch.delenv("GIVALIA_PROMETHEUS_HOST", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def closings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
+    """Every closing of a listener, awaited at the end, so that no test leaves a port behind."""
+    started: list[threading.Thread] = []
+    close = Listener.close
+    monkeypatch.setattr(Listener, "close", lambda self: started.append(close(self)))
+    yield started
+    for thread in started:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+class FakeServer:
+    """A server as far as the plugin knows one."""
+
+    def __init__(self, jobs: dict[str, dict[str, int]] | None = None) -> None:
+        self.jobs = jobs or {}
+        self.hooks = Hooks([])
+
+    def info(self) -> dict[str, Any]:
+        return {"jobs": self.jobs, "workers": 2, "stale_reports": 3, "hooks_dropped": 4}
+
+
+def job(module: str = "Sample", attempt: int = 0) -> JobView:
+    return JobView("0195-id", "cart-7", module, "any", 0, attempt, DUE)
+
+
+def running(module: str = "Sample", attempt: int = 1) -> RunningJobView:
+    return RunningJobView("0195-id", "cart-7", module, "any", 0, attempt, DUE, fence=1, params=None)
+
+
+def scraped(text: str) -> dict[str, float]:
+    """Every sample of an exposition, under `name{label="value"}`."""
+    return {
+        sample.name + "{" + ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items())) + "}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def samples(plugin: Prometheus) -> dict[str, float]:
+    return scraped(generate_latest(plugin.registry).decode())
+
+
+def test_what_happens_to_jobs_is_counted_by_module_and_reason() -> None:
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    failed = Outcome(OutcomeKind.FAILED, seconds=0.3)
+    for _ in range(3):
+        hooks.call("on_enq", job=job())
+    hooks.call("on_ext", job=job())
+    hooks.call("on_cancel", job=job(), running=False)
+    hooks.call("on_cancel", job=job(), running=True)
+    hooks.call("on_retry", job=job(attempt=1), outcome=Outcome(OutcomeKind.TIMEOUT))
+    hooks.call("on_dead", job=job(), reason="exhausted")
+    hooks.call("after_run", job=running(), module=object, outcome=failed)
+    hooks.call("after_run", job=running(), module=object, outcome=Outcome(OutcomeKind.RELEASED))
+    assert not hooks.raised
+    found = samples(plugin)
+    assert found["givalia_jobs_enqueued_total{module=Sample}"] == 3
+    assert found["givalia_jobs_extended_total{module=Sample}"] == 1
+    assert found["givalia_jobs_cancelled_total{module=Sample,running=false}"] == 1
+    assert found["givalia_jobs_cancelled_total{module=Sample,running=true}"] == 1
+    assert found["givalia_jobs_retried_total{module=Sample,reason=timeout}"] == 1
+    assert found["givalia_jobs_dead_total{module=Sample,reason=exhausted}"] == 1
+    assert found["givalia_runs_total{module=Sample,outcome=failed}"] == 1
+    assert found["givalia_runs_total{module=Sample,outcome=released}"] == 1
+    assert found["givalia_run_seconds_count{module=Sample}"] == 1
+    assert found["givalia_run_seconds_sum{module=Sample}"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("late_s", "observed"), [(0.0004, 0.0004), (59.0, 59.0), (-0.2, 0.0)])
+def test_lateness_is_how_long_after_its_due_a_job_first_starts(late_s: float, observed: float) -> None:
+    plugin = Prometheus(now=lambda: DUE + timedelta(seconds=late_s))
+    hooks = Hooks([plugin])
+    hooks.call("before_run", job=running(attempt=1), module=object)
+    hooks.call("before_run", job=running(attempt=2), module=object)
+    found = samples(plugin)
+    assert found["givalia_lateness_seconds_count{module=Sample}"] == 1
+    assert found["givalia_lateness_seconds_sum{module=Sample}"] == pytest.approx(observed)
+    assert found["givalia_lateness_seconds_bucket{le=0.0005,module=Sample}"] == (late_s < 0.0005)
+    assert found["givalia_lateness_seconds_bucket{le=60.0,module=Sample}"] == 1
+
+
+def test_the_servers_jobs_are_read_when_asked() -> None:
+    plugin = Prometheus()
+    server = FakeServer({"Sample": {"waiting": 7, "ready": 2, "running": 1, "done": 100}, "Idle": {"done": 5}})
+    Hooks([plugin]).call("server_started", server=server)
+    found = samples(plugin)
+    assert {name: value for name, value in found.items() if name.startswith("givalia_jobs{")} == {
+        "givalia_jobs{module=Sample,state=waiting}": 5,
+        "givalia_jobs{module=Sample,state=ready}": 2,
+        "givalia_jobs{module=Sample,state=running}": 1,
+        "givalia_jobs{module=Idle,state=waiting}": 0,
+        "givalia_jobs{module=Idle,state=ready}": 0,
+        "givalia_jobs{module=Idle,state=running}": 0,
+    }
+    assert found["givalia_workers{}"] == 2
+    assert found["givalia_stale_reports_total{}"] == 3
+    assert found["givalia_hooks_dropped_total{}"] == 4
+    server.jobs["Sample"]["running"] = 6
+    assert samples(plugin)["givalia_jobs{module=Sample,state=running}"] == 6
+
+
+def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None:
+    plugin = Prometheus()
+    server = FakeServer()
+    hooks = Hooks([plugin])
+    hooks.call("server_started", server=server)
+    hooks.call("on_enq", job=job())
+
+    def info() -> dict[str, Any]:
+        raise ShuttingDown("the server is stopping")
+
+    server.info = info  # type: ignore[method-assign]
+    found = samples(plugin)
+    assert found["givalia_jobs_enqueued_total{module=Sample}"] == 1
+    assert not any(name.startswith("givalia_jobs{") for name in found)
+
+
+def test_plugins_that_raise_are_seen() -> None:
+    class Broken:
+        @hookimpl
+        def on_enq(self, job: JobView) -> None:
+            raise SystemExit
+
+    plugin = Prometheus()
+    server = FakeServer()
+    server.hooks = Hooks([Broken()])
+    for _ in range(RAISES_MAX):
+        server.hooks.call("on_enq", job=job())
+    hooks = Hooks([plugin])
+    hooks.call("server_started", server=server)
+    hooks.call("worker_started", worker=SimpleNamespace(hooks=server.hooks))  # The same hooks count once.
+    found = samples(plugin)
+    [raises] = [value for name, value in found.items() if name.startswith("givalia_plugin_raises_total{")]
+    [silenced] = [value for name, value in found.items() if name.startswith("givalia_plugin_silenced{")]
+    assert (raises, silenced) == (RAISES_MAX, 1)
+
+
+def test_made_up_modules_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_module, "MODULES_MAX", 3)
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    for number in range(10):
+        hooks.call("on_enq", job=job(f"M{number}"))
+    server = FakeServer({f"M{number}": {"waiting": 1} for number in range(10)})
+    hooks.call("server_started", server=server)
+    found = samples(plugin)
+    assert found["givalia_jobs_enqueued_total{module=M0}"] == 1
+    assert found["givalia_jobs_enqueued_total{module=(other)}"] == 7
+    assert found["givalia_jobs{module=(other),state=waiting}"] == 7
+    assert sum(name.startswith("givalia_jobs_enqueued_total{") for name in found) == 4
+
+
+def test_two_plugins_in_one_process_do_not_meet() -> None:
+    one, other = Prometheus(), Prometheus()
+    Hooks([one]).call("on_enq", job=job())
+    assert samples(one)["givalia_jobs_enqueued_total{module=Sample}"] == 1
+    assert "givalia_jobs_enqueued_total{module=Sample}" not in samples(other)
+
+
+def test_nobody_listens_without_a_port() -> None:
+    plugin = Prometheus()
+    Hooks([plugin]).call("server_started", server=FakeServer())
+    assert plugin.port is None
+
+
+def test_metrics_are_answered_on_loopback_while_the_server_is_up(
+    monkeypatch: pytest.MonkeyPatch, closings: list[threading.Thread]
+) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    server = FakeServer({"Sample": {"waiting": 1}})
+    hooks.call("server_started", server=server)
+    port = plugin.port
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
+        assert scraped(answer.read().decode())["givalia_jobs{module=Sample,state=waiting}"] == 1
+    hooks.call("server_stopping", server=server)
+    assert not hooks.raised
+    assert plugin.port is None
+    [closing] = closings
+    closing.join(DEADLINE_S)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S)
+
+
+def test_server_and_worker_in_one_process_share_the_listener_until_both_stop(
+    monkeypatch: pytest.MonkeyPatch, closings: list[threading.Thread]
+) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    server, worker = FakeServer(), SimpleNamespace(name="w1")
+    hooks.call("server_started", server=server)
+    port = plugin.port
+    hooks.call("worker_started", worker=worker)
+    hooks.call("server_stopping", server=server)
+    assert plugin.port == port
+    assert not closings
+    hooks.call("worker_stopping", worker=worker)
+    assert plugin.port is None
+    assert not hooks.raised
+
+
+def test_a_port_in_use_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", str(port))
+        plugin = Prometheus()
+        hooks = Hooks([plugin])
+        with caplog.at_level(logging.INFO, "givalia.prometheus"):
+            hooks.call("worker_started", worker=SimpleNamespace(name="w1"))
+        hooks.call("on_enq", job=job())
+        hooks.call("worker_stopping", worker=SimpleNamespace(name="w1"))
+    assert not hooks.raised
+    assert f"no metrics on 127.0.0.1 port {port}" in caplog.text
+    assert samples(plugin)["givalia_jobs_enqueued_total{module=Sample}"] == 1
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "65536", "1e3", "٣", "99999999999999"])
+def test_a_port_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", port)
+    with pytest.raises(ValueError, match="GIVALIA_PROMETHEUS_PORT must be"):
+        Prometheus()
+
+
+AS_A_WORKER = """
+import gevent.monkey; gevent.monkey.patch_all()
+import gevent, time, types, urllib.request
+from givalia_core.hooks import Hooks
+from givalia_prometheus import Prometheus
+
+plugin = Prometheus()
+hooks = Hooks([plugin])
+worker = types.SimpleNamespace(name="w1", hooks=hooks)
+hooks.call("worker_started", worker=worker)
+longest = [0.0]
+
+def other_job():
+    while True:
+        before = time.monotonic()
+        gevent.sleep(0.002)
+        longest[0] = max(longest[0], time.monotonic() - before)
+
+other = gevent.spawn(other_job)
+url = f"http://127.0.0.1:{plugin.port}/metrics"
+for _ in range(5):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert b"givalia_plugin_raises" in answer.read()
+hooks.call("worker_stopping", worker=worker)
+gevent.sleep(0.05)
+other.kill()
+assert not hooks.raised
+print("held up for", longest[0])
+assert longest[0] < 0.4, longest
+"""
+
+
+def test_on_a_worker_the_listener_holds_up_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    monkeypatch.setenv("PYTHONPATH", ":".join(path for path in sys.path if path))
+    done = subprocess.run([sys.executable, "-c", AS_A_WORKER], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_scrape_does_not_wait_for_the_thread_that_calls_the_hooks(
+    monkeypatch: pytest.MonkeyPatch, closings: list[threading.Thread]
+) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    plugin = Prometheus()
+    server = FakeServer()
+    asked_in: list[threading.Thread] = []
+    info: Callable[[], dict[str, Any]] = server.info
+
+    def seen() -> dict[str, Any]:
+        asked_in.append(threading.current_thread())
+        return info()
+
+    server.info = seen  # type: ignore[method-assign]
+    hooks = Hooks([plugin])
+    hooks.call("server_started", server=server)
+    with urllib.request.urlopen(f"http://127.0.0.1:{plugin.port}/metrics", timeout=DEADLINE_S) as answer:
+        answer.read()
+    hooks.call("server_stopping", server=server)
+    assert asked_in
+    assert threading.current_thread() not in asked_in

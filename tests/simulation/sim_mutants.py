@@ -1,0 +1,323 @@
+"""Bugs put in on purpose: a judge that has never condemned anything proves nothing.
+
+Each is a mistake that somebody could make in one evening, with the promises that must catch it. `MUTANTS` names them;
+entering the context puts the bug in, leaving it takes it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+from sim_server import PowerCut
+from sim_worker import SimWorker
+
+from givalia_core.clock import Now, Reading, TimerClock
+from givalia_core.engine import core, leases, turn, verbs
+from givalia_core.engine.core import Engine
+from givalia_core.engine.desk import Batch, Desk
+from givalia_core.engine.records import Asked, Effect, Input, Refusal
+from givalia_core.errors import Stale, StoreFull
+from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
+from givalia_core.protocol.messages import OK, Kind
+from givalia_core.routing import Routing, Session
+from givalia_core.store.base import Commit, Entry
+from givalia_core.store.memory import Memory
+from givalia_core.timers import Prefix, Window
+
+Patch = AbstractContextManager[Any]
+
+
+class Mutant(NamedTuple):
+    """One bug: the invariants of which one must notice it, and what puts it in."""
+
+    invariants: frozenset[str]
+    patches: Callable[[], Sequence[Patch]]
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """While this lasts, the bug is in."""
+        with ExitStack() as stack:
+            for patch in self.patches():
+                stack.enter_context(patch)
+            yield
+
+
+def _swap(place: Any, name: str, value: Any) -> Patch:
+    return mock.patch.object(place, name, value)
+
+
+def _verb(kind: Kind, verb: Any) -> Patch:
+    return mock.patch.dict(core.ONE_BY_ONE, {kind: verb})
+
+
+def ext_leaves_the_old_timer() -> Sequence[Patch]:
+    """The near window keeps the old due of a job that was moved, and a claim does not check that it is due."""
+    offer = Window.offer
+
+    def keep_the_old(self: Window, entry: Entry, now_us: int) -> None:
+        if entry.seq not in self.timers._members:
+            offer(self, entry, now_us)
+
+    def lend(self: Engine, batch: Batch, job: Job, session: Session) -> None:
+        leases.claim(batch, job, session)
+
+    return [_swap(Window, "offer", keep_the_old), _swap(Routing, "discard", _do_nothing), _swap(Engine, "_lend", lend)]
+
+
+def _do_nothing(*_: Any) -> None:
+    return None
+
+
+def answers_leave_before_the_commit() -> Sequence[Patch]:
+    """Decided, answered, then on disk."""
+
+    def hasty(engine: Engine, store: Any, timer: TimerClock, inputs: Sequence[Input], now: Now) -> list[Effect]:
+        spans = engine.begin([*engine.again, *inputs], now)
+        engine.fill(spans, store.upcoming(spans, now))
+        plan = engine.decide(turn._facts(engine, store, now))
+        effects = engine.conclude(plan, Commit())
+        try:
+            store.commit(plan.changes, timer.mark(now), plan.retention)
+        except PowerCut as cut:
+            cut.effects = effects
+            raise
+        except StoreFull:
+            return effects
+        return effects
+
+    return [_swap(turn, "turn", hasty)]
+
+
+def cancel_says_yes_of_a_running_job() -> Sequence[Patch]:
+    """A cancel that comes too late is answered as if it had come in time."""
+    right = verbs.cancel
+
+    def cancel(batch: Batch, asked: Asked, message: Any) -> Any:
+        try:
+            return right(batch, asked, message)
+        except Refusal as refused:
+            if refused.error.details.get("state") != "running":
+                raise
+            return (OK, "cancelled"), b""
+
+    return [_verb(Kind.CANCEL, cancel)]
+
+
+def fences_are_not_checked() -> Sequence[Patch]:
+    """A report on any lease of the job settles the present one."""
+
+    def held(batch: Batch, message: Any) -> Job:
+        lease = batch.desk.leases.get(message.id)
+        job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+        if job is None or job.state is not RUNNING:
+            raise Refusal(Stale("no such lease"))
+        return job
+
+    return [_swap(leases, "_held", held)]
+
+
+def requests_are_not_remembered() -> Sequence[Patch]:
+    """A resent command takes effect again."""
+    return [_swap(Batch, "by_request", lambda self, request: None)]
+
+
+def a_resent_enq_makes_another_job() -> Sequence[Patch]:
+    """The id that the client sent is not what a job is known by."""
+    right = verbs.enq
+
+    def enq(batch: Batch, asked: Asked, message: Any) -> Any:
+        if batch.by_id(message.id) is not None:
+            message = message._replace(id=message.id[::-1], key=None)
+        return right(batch, asked, message)
+
+    return [_verb(Kind.ENQ, enq)]
+
+
+def keys_are_not_unique() -> Sequence[Patch]:
+    """Neither the engine nor the store looks whether a key is held."""
+    apply = Memory._apply
+
+    def careless(self: Memory, change: Any) -> bool:
+        if change.job.key is not None:
+            self._live.pop(change.job.key, None)
+        if change.was is not None and change.was.key is not None and change.was.is_live:
+            self._live[change.was.key] = change.was.seq
+        return apply(self, change)
+
+    return [_swap(Batch, "live", lambda self, key: None), _swap(Memory, "_apply", careless)]
+
+
+def a_lost_lease_costs_no_attempt() -> Sequence[Patch]:
+    """Only reported failures count, so a job that kills its worker is tried for ever."""
+    right = leases.settle_failure
+
+    def settle(batch: Batch, job: Job, kind: OutcomeKind, error: str, *how: Any) -> None:
+        if kind is OutcomeKind.DIED and not job.stop_asked:
+            job = batch.put(job, evolve(job, "fail", attempt=job.attempt - 1, on_wall=False, due_at_us=batch.now.timer_us))
+            return
+        right(batch, job, kind, error, *how)
+
+    return [_swap(leases, "settle_failure", settle)]
+
+
+def fences_begin_anew_after_a_restart() -> Sequence[Patch]:
+    """The boot epoch is not in the fence."""
+    right = Desk.__init__
+
+    def init(self: Desk, policy: Any, epoch: int, last_seq: int, rng: Any) -> None:
+        right(self, policy, 1, last_seq, rng)
+
+    return [_swap(Desk, "__init__", init)]
+
+
+def a_prefix_forgets_that_there_is_more() -> Sequence[Patch]:
+    """What did not fit into the near window is never read."""
+    right = Prefix.fill
+
+    def fill(self: Prefix, entries: list[Entry], more: bool) -> None:
+        right(self, entries, False)
+
+    return [_swap(Prefix, "fill", fill)]
+
+
+def a_restart_forgets_the_leases() -> Sequence[Patch]:
+    """Running jobs of an earlier life of the server are nobody's."""
+    return [_swap(Memory, "running", lambda self: [])]
+
+
+def relative_delays_follow_the_wall_clock() -> Sequence[Patch]:
+    """The timer clock is the wall clock."""
+
+    def now(self: TimerClock, reading: Reading) -> Now:
+        return Now(reading.wall_us, reading.wall_us, reading.mono_us)
+
+    return [_swap(TimerClock, "now", now)]
+
+
+def a_restart_forgets_the_timer_clock() -> Sequence[Patch]:
+    """After a restart delays go on from what the wall clock says."""
+    right = TimerClock.start
+
+    def start(clock: Any, mark: Any) -> TimerClock:
+        return right(clock, None)
+
+    return [_swap(TimerClock, "start", start)]
+
+
+def a_step_of_the_wall_clock_is_not_noticed() -> Sequence[Patch]:
+    """The near window keeps absolute jobs where they were before the clock was set."""
+    return [_swap(Routing, "forget_windows", _do_nothing)]
+
+
+def requeue_keeps_the_attempts() -> Sequence[Patch]:
+    """A requeued job has only the attempts that its first life left."""
+
+    def evolved(job: Job, act: str, **changes: Any) -> Job:
+        if act == "requeue":
+            changes["attempt"] = job.attempt
+        return evolve(job, act, **changes)
+
+    return [_swap(verbs, "evolve", evolved)]
+
+
+def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
+    """What failed is treated as if it had not started."""
+    right = leases.fail
+
+    def fail(batch: Batch, asked: Asked, message: Any) -> Any:
+        if message.permanent:
+            return right(batch, asked, message)
+        leases.give_back(batch, leases._held(batch, message))
+        return (OK,), b""
+
+    return [_verb(Kind.FAIL, fail)]
+
+
+def resume_gives_everything_back() -> Sequence[Patch]:
+    """After a reconnect the server takes back also what the worker says it runs."""
+    right = leases.resume
+
+    def resume(batch: Batch, asked: Asked) -> Any:
+        right(batch, asked._replace(messages=[]))
+        return [((Stale.code, "given back"), b"") for _ in asked.messages]
+
+    return [mock.patch.dict(core.TOGETHER, {Kind.RESUME: resume})]
+
+
+def expired_jobs_start() -> Sequence[Patch]:
+    """`expires` is stored and never looked at."""
+    return [_swap(Job, "is_expired", lambda self, now: False)]
+
+
+def retries_do_not_wait() -> Sequence[Patch]:
+    """The backoff is nothing."""
+    return [_swap(Desk, "backoff_us", lambda self, job: 0)]
+
+
+def a_stopped_job_is_tried_again() -> Sequence[Patch]:
+    """That somebody asked it to stop is forgotten when it fails."""
+    right = leases.settle_failure
+
+    def settle(batch: Batch, job: Job, *how: Any) -> None:
+        right(batch, job._replace(stop_asked=False), *how)
+
+    return [_swap(leases, "settle_failure", settle)]
+
+
+def leases_end_too_early() -> Sequence[Patch]:
+    """The server takes a lease away while its worker still counts on it."""
+    right = leases.expire_leases
+
+    def expire(batch: Batch) -> None:
+        now = batch.now
+        batch.now = now._replace(mono_us=now.mono_us + batch.desk.policy.lease_us // 2)
+        right(batch)
+        batch.now = now
+
+    return [_swap(leases, "expire_leases", expire)]
+
+
+def whoever_waits_is_forgotten() -> Sequence[Patch]:
+    """The end of a job is told to nobody."""
+    return [_verb(Kind.WAIT, _do_nothing)]
+
+
+def a_worker_forgets_what_it_gave_up() -> Sequence[Patch]:
+    """A worker that fenced itself does not say, when it is back, that the attempt had started."""
+    return [_swap(SimWorker, "forgets_what_it_gave_up", True)]
+
+
+def _mutant(patches: Callable[[], Sequence[Patch]], *invariants: str) -> tuple[str, Mutant]:
+    return patches.__name__, Mutant(frozenset(invariants), patches)
+
+
+MUTANTS: dict[str, Mutant] = dict(
+    [
+        _mutant(ext_leaves_the_old_timer, "I3"),
+        _mutant(answers_leave_before_the_commit, "I1", "I4", "I13", "I2"),
+        _mutant(cancel_says_yes_of_a_running_job, "I4"),
+        _mutant(fences_are_not_checked, "I7"),
+        _mutant(requests_are_not_remembered, "I10"),
+        _mutant(a_resent_enq_makes_another_job, "I2", "I1"),
+        _mutant(keys_are_not_unique, "I5"),
+        _mutant(a_lost_lease_costs_no_attempt, "I6"),
+        _mutant(fences_begin_anew_after_a_restart, "I11"),
+        _mutant(a_prefix_forgets_that_there_is_more, "I14"),
+        _mutant(a_restart_forgets_the_leases, "I1"),
+        _mutant(relative_delays_follow_the_wall_clock, "I3"),
+        _mutant(a_restart_forgets_the_timer_clock, "I3"),
+        _mutant(a_step_of_the_wall_clock_is_not_noticed, "I14"),
+        _mutant(requeue_keeps_the_attempts, "I1"),
+        _mutant(a_failure_gives_the_attempt_back, "I6"),
+        _mutant(resume_gives_everything_back, "I6"),
+        _mutant(expired_jobs_start, "I3"),
+        _mutant(retries_do_not_wait, "I3"),
+        _mutant(a_stopped_job_is_tried_again, "I4"),
+        _mutant(leases_end_too_early, "I8"),
+        _mutant(whoever_waits_is_forgotten, "I14"),
+        _mutant(a_worker_forgets_what_it_gave_up, "I6"),
+    ]
+)

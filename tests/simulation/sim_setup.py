@@ -1,0 +1,16 @@
+"""What is the same in every run, and known to those who judge it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from givalia_core.clock import SECOND_US
+
+MODULES: Final = {"Mail": None, "Rebuild": 2, "Ghost": None}
+"""Module -> the attempts that its workers announce. Until the end of a run nobody serves Ghost."""
+ATTEMPTS: Final = 3
+BACKOFF_US: Final = 500_000
+BACKOFF_MAX_US: Final = 4 * SECOND_US
+EXCUSED_US: Final = 1  # Rounding.
+CALM_US: Final = 30 * SECOND_US  # Longer than any fault lasts once faults have stopped.
+RESENDS_FOR_US: Final = 60 * SECOND_US  # What the client library promises (CONTRACT C1).
