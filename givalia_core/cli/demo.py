@@ -138,7 +138,14 @@ class _Stage:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**environ, "PYTHONUNBUFFERED": "1"},
+            # Only what goes wrong, so that the jobs' own output can be seen.
+            env={
+                **environ,
+                "PYTHONUNBUFFERED": "1",
+                "GIVALIA_LOG_LEVEL": "warning",
+                "GIVALIA_LOGGING_LEVEL": "warning",
+                "GIVALIA_LOGGING_FORMAT": "readable",
+            },
         )
         self._processes[who] = process
         assert process.stdout is not None

@@ -112,6 +112,7 @@ class Evidence:
             history.reports, lambda each: (each.message.id, each.message.fence)
         )
         self.applied: dict[bytes, list[Applied]] = {job_id: self._applied(each) for job_id, each in self.written.items()}
+        self.took_effect = {each.op.request for applied in self.applied.values() for each in applied}
         self.requeues = [op for op in history.ops if op.kind is Kind.REQUEUE]
         self.cancels = [op for op in history.ops if op.kind is Kind.CANCEL]
 
@@ -135,7 +136,11 @@ class Evidence:
     def may_be_requeued(self, job_id: bytes, after_us: int, before_us: int) -> bool:
         """Whether a requeue of the job may have taken effect between these two instants."""
         return any(
-            op.invoked_us < before_us and not op.is_before(after_us) and op.status != "fail" and self.names(op, job_id)
+            op.invoked_us < before_us
+            and not op.is_before(after_us)
+            # One that took effect may be refused when it is resent, once the job has forgotten it (C1: its last four).
+            and (op.status != "fail" or op.request in self.took_effect)
+            and self.names(op, job_id)
             for op in self.requeues
         )
 
@@ -158,6 +163,12 @@ def news(written: Written) -> list[Answered]:
     return [past for past in written.job.answered if past.request not in known]
 
 
+def is_unclear(written: Written) -> bool:
+    """Whether more commands may have touched the job in this commit than it remembers."""
+    added = len(news(written))
+    return added == REQUESTS_KEPT and (written.was is not None or written.job.answered[0].act != "enq")
+
+
 def is_claim(written: Written) -> bool:
     """Whether a commit lent the job."""
     return written.job.fence > (written.was.fence if written.was is not None else 0)
@@ -166,7 +177,9 @@ def is_claim(written: Written) -> bool:
 def is_given_back(written: Written) -> bool:
     """Whether a commit took a lease back as if the attempt had never been."""
     was, job = written.was, written.job
-    if was is None or was.state is not RUNNING or any(past.act == "requeue" for past in news(written)):
+    if was is None or was.state is not RUNNING or is_unclear(written):
+        return False
+    if any(past.act == "requeue" for past in news(written)):
         return False
     if is_claim(written):
         return job.attempt == was.attempt
@@ -292,7 +305,7 @@ def _judge_lives(evidence: Evidence, job_id: bytes, written: list[Written]) -> I
                 lives.append(_reborn(lives[-1]))
             _note_message(lives[-1], past.act, op.message)
             due = _moved(due, each, past.act, op)
-        if _is_unclear(each):
+        if is_unclear(each):
             due, lives[-1].is_clear = None, False
         if is_claim(each):
             if due is not None:
@@ -321,12 +334,6 @@ def _judge_claim(evidence: Evidence, written: Written, life: Life, due: Due) -> 
     is_limited = life.is_clear and life.expires_us is not None and not has_run and job.attempt == 1
     if is_limited and due.has_expired(written, life.expires_us or 0):
         yield Violation("I3", "an expired job was lent", job.id)
-
-
-def _is_unclear(written: Written) -> bool:
-    """Whether more commands may have touched the job in this commit than it remembers."""
-    added = len(news(written))
-    return added == REQUESTS_KEPT and (written.was is not None or written.job.answered[0].act != "enq")
 
 
 def _reborn(life: Life) -> Life:

@@ -25,6 +25,7 @@ from givalia_core.protocol.messages import (
     Join,
     Kind,
     Release,
+    Stop,
     Succeed,
 )
 
@@ -231,9 +232,10 @@ class SimWorker:
             self._later(self._world.between_us(*queued_s), self._begin, held)
 
     def _stopped(self, items: list[Item]) -> None:
-        for (job_id, fence), _ in items:
-            held = self._held.get(job_id)
-            if held is None or held.job.fence != fence or held.stop_asked:
+        for fields, _ in items:
+            stop = Stop(*fields)
+            held = self._held.get(stop.id)
+            if held is None or held.job.fence != stop.fence or held.stop_asked:
                 continue
             held.stop_asked = True
             if held.execution is not None and self._world.chance(self.habits.obeys_stop):

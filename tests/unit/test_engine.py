@@ -562,7 +562,7 @@ def test_c3_a_stop_survives_a_restart_and_is_told_when_the_worker_is_back(rig: E
     again = rig.worker(11, "any", "Mail", instance=uid(10))
     again.resume(held)
 
-    assert rig.stops == [(11, m.Stop(uid(1), held.fence))]
+    assert rig.stops == [(11, m.Stop(uid(1), held.fence, again=True))]
     again.fail(held)
     assert rig.state(id=uid(1)) == "cancelled"
 
