@@ -123,7 +123,7 @@ def _settle(name: str, entries: list[Any]) -> FoundModule:
     try:
         if _NAME(name) is None:
             raise BadRequest(f"{name!r} cannot be the name of a module")
-        return _describe(name, distribution, version, entries[0].load())
+        return describe(name, distribution, version, entries[0].load())
     except BaseException as error:  # Somebody else's import may raise anything, SystemExit included.
         return FoundModule(name, distribution, version, None, _words(error))
 
@@ -133,7 +133,7 @@ def _words(error: BaseException) -> str:
     return lines[-8000:].strip() or type(error).__name__
 
 
-def _describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:
+def describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:
     """Check what the class says of itself, so that mistakes show when the worker starts and not when a job runs."""
     if not (isinstance(work, type) and issubclass(work, WorkModule)):
         raise BadRequest(f"{name} is {work!r}, not a class derived from WorkModule")

@@ -60,6 +60,7 @@ class ServerSettings:
     live_max: int = _setting(
         100_000_000, "How many jobs may wait or run; beyond that enq is answered BUSY.", least=1, most=10**9
     )
+    memory_max: int = _setting(2_048, "MiB of resident memory beyond which enq is answered BUSY.", least=64, most=10**6)
     connections_max: int = _setting(2_000, "Connections in all.", least=1, most=100_000)
     connections_per_peer_max: int = _setting(200, "Connections from one address.", least=1, most=100_000)
     connections_silent_max: int = _setting(128, "Connections that have not said hello yet.", least=1, most=100_000)

@@ -1,0 +1,171 @@
+"""For the tests of people who write WorkModules: one attempt, or a whole queue, without a server, a disk or waiting.
+
+`run` takes a module through one attempt as a worker would. `Queue` is the real engine on a clock that stands still until you
+advance it: a week passes in a moment, retries and backoff included.
+
+    queue = Queue({"Expire": Expire})
+    queue.enq("Expire", time=7 * 86_400, key="cart-7")
+    queue.advance(days=7)
+    assert queue.stat("cart-7").state == "done"
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from givalia_core.client import talk
+from givalia_core.clock import SECOND_US, ManualClock, TimerClock
+from givalia_core.engine import turn
+from givalia_core.engine.records import Asked, Effect, Reply, Tell
+from givalia_core.errors import GivaliaError
+from givalia_core.hooks import Hooks
+from givalia_core.modules import WorkModule, describe
+from givalia_core.policy import Policy
+from givalia_core.protocol import messages
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress
+from givalia_core.store import Memory
+from givalia_core.views import Outcome, Status, text_id
+from givalia_core.worker.pipeline import Attempt, execute
+
+__all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
+
+_USER: Final = 1
+_WORKER: Final = 2
+_KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE}
+
+
+class Ran(NamedTuple):
+    """One attempt that was made: of which job, how it ended, and what it said of its progress."""
+
+    id: str
+    key: str | None
+    module: str
+    attempt: int
+    params: Any
+    outcome: Outcome
+    progress: list[tuple[float, str]]
+
+
+def run(
+    work: type[WorkModule],
+    params: Any = None,
+    *,
+    key: str | None = None,
+    attempt: int = 1,
+    cancelled: bool = False,
+    plugins: Sequence[object] = (),
+) -> Ran:
+    """Run one attempt of a module here and now; what it raises is in the outcome, never raised."""
+    dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=talk.pack_params(params))
+    made, _ = _attempt(work, dispatch, Hooks(plugins), cancelled=cancelled)
+    return made
+
+
+def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, *, cancelled: bool = False) -> tuple[Ran, list[Any]]:
+    said: list[Any] = []
+    attempt = Attempt(dispatch, describe(dispatch.module, "test", "0", work), hooks, said.append)
+    if cancelled:
+        attempt.ask_stop()
+    execute(attempt)
+    assert attempt.job is not None
+    progress = [(hint.fraction, hint.text) for hint in said if isinstance(hint, Progress)]
+    ran = Ran(
+        text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.job.params, attempt.outcome, progress
+    )
+    return ran, [message for message in said if not isinstance(message, Progress)]
+
+
+class Queue:
+    """A queue in this process: the engine that servers run, a store in memory, and a clock of your own.
+
+    Args:
+        modules: The WorkModules that the one worker of this queue serves, by name.
+        plugins: Plugin objects whose worker hooks (`before_run`, `after_run`) are called.
+
+    Jobs run inside `advance` (and `enq`, when due at once), one after the other. `ran` lists every attempt so far.
+    """
+
+    def __init__(self, modules: Mapping[str, type[WorkModule]], *, plugins: Sequence[object] = ()) -> None:
+        self.clock = ManualClock()
+        self.ran: list[Ran] = []
+        self._modules = dict(modules)
+        self._hooks = Hooks(plugins)
+        self._store = Memory()
+        opened = self._store.open()
+        self._timer = TimerClock.start(self.clock, opened.mark)
+        self._engine = turn.start(self._store, opened, self._timer, self.clock, Policy(), random.Random(0))
+        found = [describe(name, "test", "0", work) for name, work in self._modules.items()]
+        announced = [
+            Announce(each.name, "test", "0", "greenlet", each.max_attempts, each.timeout_us, each.backoff_us,
+                     each.backoff_max_us, each.broken)
+            for each in found
+        ]  # fmt: skip
+        self._turn(Asked(_WORKER, 1, Kind.JOIN, [Join("any", uuid.uuid4().bytes)]))
+        self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
+        self._turn(Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)]))
+
+    def enq(self, module: str, **options: Any) -> Status:
+        """Enqueue a job as `Client.enq` does; returns its status."""
+        enqueued = self._ask(talk.enq(module, **options))
+        return self.stat(id=text_id(enqueued.id))
+
+    def stat(self, key: str | None = None, *, id: str | None = None) -> Status:
+        """As `Client.stat`."""
+        status: Status = self._ask(talk.stat(key, id))
+        return status
+
+    def cancel(self, key: str | None = None, *, id: str | None = None) -> str:
+        """As `Client.cancel`."""
+        answer: str = self._ask(talk.cancel(key, id, running=False))
+        return answer
+
+    def ext(self, key: str | None = None, time: float | None = None, *, at: Any = None, id: str | None = None) -> datetime:
+        """As `Client.ext`."""
+        due: datetime = self._ask(talk.ext(key, id, time, at))
+        return due
+
+    def advance(self, seconds: float = 0.0, **length: float) -> list[Ran]:
+        """Let time pass (`advance(90)`, `advance(days=7)`) and return the attempts that this brought about."""
+        before = len(self.ran)
+        left_us = round((seconds + timedelta(**length).total_seconds()) * SECOND_US)
+        self._turn()
+        while left_us > 0:
+            now = self._timer.now(self.clock.read())
+            due_us = self._engine.desk.routing.next_due_us()
+            step_us = left_us if due_us is None else min(max(due_us - now.timer_us, 1), left_us)
+            self.clock.advance(us=step_us)
+            left_us -= step_us
+            self._turn()
+        return self.ran[before:]
+
+    def _ask(self, call: talk.Call) -> Any:
+        (fields, payload), *_ = call.items
+        asked = Asked(_USER, 1, call.kind, [messages.check(call.kind, list(fields), payload)])
+        (reply,) = (effect for effect in self._turn(asked) if isinstance(effect, Reply) and effect.conn == _USER)
+        answer_fields, answer_payload = reply.items[0]
+        answer = talk.read_answer(call, list(answer_fields), answer_payload)
+        if isinstance(answer, GivaliaError):
+            raise answer
+        return answer
+
+    def _turn(self, *asked: Asked) -> list[Effect]:
+        """One turn, then the jobs it brought, until none is left that is due."""
+        first = effects = turn.turn(self._engine, self._store, self._timer, asked, self._timer.now(self.clock.read()))
+        while reports := [report for effect in effects if isinstance(effect, Tell) for report in self._run(effect)]:
+            effects = turn.turn(self._engine, self._store, self._timer, reports, self._timer.now(self.clock.read()))
+        return first
+
+    def _run(self, told: Tell) -> list[Asked]:
+        reports: list[Asked] = []
+        if told.kind is not Kind.DISPATCH:
+            return reports
+        for fields, payload in told.items[1:]:
+            dispatch = Dispatch(*fields)._replace(payload=payload)
+            ran, said = _attempt(self._modules[dispatch.module], dispatch, self._hooks)
+            self.ran.append(ran)
+            reports += [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said]
+        return reports

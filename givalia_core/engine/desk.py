@@ -14,7 +14,6 @@ from typing import Any
 
 from givalia_core.clock import Now
 from givalia_core.engine.records import Close, Effect, Hook, Tell
-from givalia_core.errors import IllegalTransition
 from givalia_core.model import (
     DEAD,
     ENDED,
@@ -32,6 +31,7 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing, Session
 from givalia_core.store.base import Change, Filter, Found, Page
 
+DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
 FENCE_COUNTER_BITS = 40  # The rest of the 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
 
@@ -58,6 +58,7 @@ class Desk:
         self.waiters: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # job id -> (conn, request)
         self.is_full = False
         self.is_draining = False
+        self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
         self.stale = 0
         self.durability = ""
@@ -222,13 +223,13 @@ class Batch:
         """Bring a job to its end by `act`: stamped, remembered for its time, its key free again."""
         desk = self.desk
         ended_at_us = desk.next_end_us(self.now)
-        ended = evolve(job, act, ended_at_us=ended_at_us, expires_at_us=None, **changes)
-        if ended.state not in ENDED:
-            raise IllegalTransition(f"{act} does not end a job ({job.story()})")
         retain_us = job.retain_us
         if retain_us is None:
-            retain_us = desk.policy.retain_dead_us if ended.state is DEAD else desk.policy.retain_us
-        ended = self.put(job, ended._replace(forget_at_us=ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)))
+            retain_us = desk.policy.retain_dead_us if act in DEADLY else desk.policy.retain_us
+        forget_at_us = ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)
+        ended = self.put(
+            job, evolve(job, act, ended_at_us=ended_at_us, forget_at_us=forget_at_us, expires_at_us=None, **changes)
+        )
         if ended.state is DEAD:
             self.hook("on_dead", ended, reason=ended.reason)
         return ended

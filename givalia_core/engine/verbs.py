@@ -51,11 +51,13 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     known = batch.by_id(message.id) or batch.by_request(message.id)
     if known is not None:
         return _enqueued(batch, known, message.id)
-    on_wall, due_at_us = _due(message.delay_us, message.at_us, batch.now)
+    now = batch.now
+    on_wall, due_at_us = _due(message.delay_us, message.at_us, now)
     holder = batch.live(message.key) if message.key is not None else None
     if holder is not None:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     _admit(batch)
+    due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_ahead_us
     job = Job(
         seq=batch.desk.next_seq(),
         id=message.id,
@@ -67,15 +69,14 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         on_wall=on_wall,
         due_at_us=due_at_us,
         expires_at_us=None if message.expires_us is None else due_at_us + message.expires_us,
-        enq_at_us=batch.now.wall_us,
+        enq_at_us=now.wall_us,
         max_attempts=message.max_attempts,
         timeout_us=message.timeout_us,
         expires_us=message.expires_us,
         retain_us=message.retain_us,
+        answered=(Answered(message.id, "enq", due_on_wall_us),),
         params=message.payload,
     )
-    due_on_wall_us = job.due_on_wall_us(batch.now)
-    job = job._replace(answered=(Answered(message.id, "enq", due_on_wall_us),))
     batch.insert(job)
     batch.hook("on_enq", job)
     return (OK, job.id, due_on_wall_us, batch.desk.durability), b""
@@ -87,6 +88,8 @@ def _admit(batch: Batch) -> None:
         raise Refusal(ShuttingDown("the server is draining and takes no new job", retry_after=2.0))
     if desk.is_full:
         raise Refusal(StoreFull("the disk of the store is full; no new job is taken until there is room"))
+    if desk.busy:
+        raise Refusal(Busy(desk.busy, retry_after=1.0))
     if desk.live >= desk.policy.live_max:
         raise Refusal(Busy(f"{desk.live} live jobs are as many as this server takes", retry_after=10.0))
 

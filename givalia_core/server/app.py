@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
@@ -42,6 +43,8 @@ from givalia_core.version import __version__
 READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
 DRAIN_S: Final = 8.0
 HOUR_US: Final = 3_600 * SECOND_US
+SLOW_TURN_US: Final = SECOND_US
+SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 _READS: Final = frozenset({Kind.STAT, Kind.LIST})
 
@@ -101,6 +104,8 @@ class Server:
         opened = self._store.open()
         self._timer = TimerClock.start(self._clock, opened.mark)
         self._warn_of_clock(opened.mark)
+        if opened.recovered:
+            log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
         self._engine.desk.about = self._about
         self._started_us = self._clock.read().wall_us
@@ -134,7 +139,8 @@ class Server:
         log.warning("INSECURE: the ports on %s take commands from anybody who reaches them", self.settings.host)
 
     def _warn_of_clock(self, mark: Any) -> None:
-        behind_us = 0 if mark is None else mark.wall_us - self._clock.read().wall_us
+        behind_us = 0 if mark is None else max(mark.wall_us - self._clock.read().wall_us, 0)
+        self._clock_behind_us = behind_us
         if behind_us > 300 * SECOND_US:
             log.warning(
                 "the wall clock is %d s behind the newest record: jobs with an absolute time wait for it",
@@ -234,7 +240,7 @@ class Server:
             self._submit(Gone(connection.number))
 
     def _look_after(self) -> None:
-        """Once a second: end connections whose deadlines have passed; once an hour: say what is insecure."""
+        """Once a second: end connections whose deadlines have passed, see to memory; once an hour: say what is insecure."""
         said_us = self._clock.read().mono_us
         while True:
             gevent.sleep(1)
@@ -244,9 +250,17 @@ class Server:
                 if why:
                     log.info("connection %s closed: %s", connection.peer, why)
                     connection.close()
+            self._see_to_memory()
             if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
                 said_us = now_us
                 self._say_insecure()
+
+    def _see_to_memory(self) -> None:
+        used_mib = resident_mib()
+        if used_mib > self.settings.memory_max:
+            self._engine.desk.busy = f"the server uses {used_mib} MiB of memory, more than it may"
+        elif self._engine.desk.busy.endswith("than it may"):
+            self._engine.desk.busy = ""
 
     # The queue.
 
@@ -273,6 +287,7 @@ class Server:
             effects = turn.turn(self._engine, self._store, self._timer, self._take(), now)
             self._deliver(effects, now)
             self._store.tidy()
+            self._note_pace(self._clock.read().mono_us - now.mono_us)
             if self._inbox:
                 gevent.sleep(0)
                 continue
@@ -281,6 +296,13 @@ class Server:
                 self._wake.wait(wait_us / SECOND_US)
             else:
                 gevent.sleep(0)
+
+    def _note_pace(self, turn_us: int) -> None:
+        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
+        if turn_us > SLOW_TURN_US:
+            self._engine.desk.busy = SLOW_WORDS
+        elif self._engine.desk.busy == SLOW_WORDS:
+            self._engine.desk.busy = ""
 
     def _deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Say what is now true: one write for each connection."""
@@ -340,6 +362,8 @@ class Server:
             "version": __version__,
             "pid": os.getpid(),
             "started_us": self._started_us,
+            "clock_behind_us": self._clock_behind_us,
+            "busy": self._engine.desk.busy,
             "connections": len(self._connections),
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
@@ -352,6 +376,15 @@ def _frames(effect: Tell) -> list[bytes]:
         return [frames.encode(effect.kind, 0, effect.items)]
     heard, *jobs = effect.items
     return frames.encode_split(effect.kind, 0, jobs, first=heard)
+
+
+def resident_mib() -> int:
+    """The memory that this process holds now, in MiB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def is_loopback(host: str) -> bool:

@@ -49,11 +49,15 @@ class Commit(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq."""
+    """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq.
+
+    `recovered` counts the pages of log that a run left behind which did not close the store.
+    """
 
     epoch: int
     mark: Mark | None
     last_seq: int
+    recovered: int = 0
 
 
 class Route(NamedTuple):

@@ -1,0 +1,107 @@
+"""The server round the engine: what it takes, and when it asks producers to hold back (CONTRACT 1.6, 1.7)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gevent
+import pytest
+
+from givalia_core import Busy, Client, ShuttingDown
+from givalia_core.errors import SettingsInvalid, StoreUnfit
+from givalia_core.server import Server, app
+from givalia_core.settings import ServerSettings
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server(ServerSettings(port=0, worker_port=0, store="memory:"))
+    made.start()
+    yield made
+    made.stop()
+
+
+def ask(server: Server, verb: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a client's verb from a native thread, while this thread's hub serves."""
+
+    def call() -> Any:
+        with Client("127.0.0.1", server.client_port, resend=5) as client:
+            return getattr(client, verb)(*args, **kwargs)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(call)
+        while not future.done():
+            gevent.sleep(0.001)
+        return future.result()
+
+
+def test_the_server_answers_that_it_is_busy_while_it_uses_too_much_memory(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "resident_mib", lambda: server.settings.memory_max + 1)
+    server._see_to_memory()
+
+    with pytest.raises(Busy) as caught:
+        ask(server, "enq", "Sample")
+    assert caught.value.retry_after > 0
+
+    monkeypatch.setattr(app, "resident_mib", lambda: 1)
+    server._see_to_memory()
+    assert ask(server, "enq", "Sample").durability == "memory"
+
+
+def test_the_server_answers_that_it_is_busy_after_a_turn_that_took_over_a_second(server: Server) -> None:
+    server._note_pace(app.SLOW_TURN_US + 1)
+    assert server._engine.desk.busy == app.SLOW_WORDS
+
+    server._note_pace(10)
+    assert server._engine.desk.busy == ""
+
+
+def test_info_is_there_for_other_threads_and_for_this_one(server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(server.info)
+        while not future.done():
+            gevent.sleep(0.001)
+
+    assert future.result()["durability"] == server.info()["durability"] == "memory"
+
+
+def test_info_of_a_server_that_stops_says_so() -> None:
+    server = Server(ServerSettings(port=0, worker_port=0, store="memory:"))
+    server.start()
+    server.stop()
+
+    with pytest.raises(ShuttingDown):
+        server.info()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.invalid"])
+def test_an_address_that_others_can_reach_needs_insecure(host: str) -> None:
+    with pytest.raises(SettingsInvalid):
+        Server(ServerSettings(host=host, port=0, worker_port=0, store="memory:")).start()
+
+
+def test_an_insecure_address_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(ServerSettings(host="0.0.0.0", insecure=True, port=0, worker_port=0, store="memory:"))
+    with caplog.at_level(logging.WARNING, logger="givalia.server"):
+        server.start()
+    server.stop()
+
+    assert "INSECURE" in caplog.text
+
+
+def test_a_store_of_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StoreUnfit, match="no installed package"):
+        Server(ServerSettings(port=0, worker_port=0, store="nosuch://x")).start()
+
+
+def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(server: Server) -> None:
+    port = server.settings.port
+    server.reload(ServerSettings(port=1, max_attempts=9, store="memory:"))
+
+    assert server._engine.desk.policy.max_attempts == 9
+    assert server.settings.port == port

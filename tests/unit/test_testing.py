@@ -1,0 +1,107 @@
+"""The test kit: one attempt, or a queue on a clock that stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from givalia_core import Fail, NotFound, Retry, WorkModule, WrongState
+from givalia_core.testing import Queue, run
+
+
+class Greet(WorkModule):
+    def process(self) -> str:
+        self.progress(0.5, "half")
+        return f"hello {self.params}"
+
+
+class Stubborn(WorkModule):
+    backoff = 10.0
+    max_attempts = 3
+
+    def process(self) -> int:
+        if self.job.attempt < 3:
+            raise RuntimeError("not yet")
+        return self.job.attempt
+
+
+class Hopeless(WorkModule):
+    def process(self) -> None:
+        raise Fail("never")
+
+
+class Patient(WorkModule):
+    def process(self) -> None:
+        if self.job.attempt == 1:
+            raise Retry(after=3600)
+
+
+class Watchful(WorkModule):
+    def process(self) -> bool:
+        return self.cancelled
+
+
+def test_run_shows_the_result_and_the_progress_of_one_attempt() -> None:
+    ran = run(Greet, "you")
+
+    assert (ran.outcome.kind, ran.outcome.result, ran.progress) == ("succeeded", "hello you", [(0.5, "half")])
+
+
+def test_run_never_raises_what_the_module_raises() -> None:
+    ran = run(Hopeless)
+
+    assert (ran.outcome.kind, ran.outcome.error) == ("failed", "never")
+
+
+def test_run_lets_the_module_see_that_it_was_cancelled() -> None:
+    assert run(Watchful, cancelled=True).outcome.result is True
+
+
+def test_a_week_passes_in_a_moment() -> None:
+    queue = Queue({"Greet": Greet})
+    queue.enq("Greet", time=7 * 86_400, key="cart-7", params="you")
+
+    assert queue.advance(days=6) == []
+    (ran,) = queue.advance(days=1)
+
+    assert ran.key == "cart-7"
+    assert queue.stat("cart-7").result == "hello you"
+
+
+def test_retries_follow_their_backoff() -> None:
+    queue = Queue({"Stubborn": Stubborn})
+    queue.enq("Stubborn", key="s")
+
+    assert [ran.attempt for ran in queue.ran] == [1]
+    assert queue.advance(7.9) == []
+    assert [ran.attempt for ran in queue.advance(30)] == [2, 3]
+    assert queue.stat("s").result == 3
+
+
+def test_an_extended_job_runs_at_its_new_due_and_a_cancelled_one_never() -> None:
+    queue = Queue({"Greet": Greet})
+    queue.enq("Greet", time=10, key="later")
+    queue.enq("Greet", time=10, key="never")
+    queue.ext("later", 10)
+    queue.cancel("never")
+
+    assert queue.advance(19.999) == []
+    assert [ran.key for ran in queue.advance(0.001)] == ["later"]
+    assert queue.advance(days=30) == []
+
+
+def test_errors_are_those_of_the_client() -> None:
+    queue = Queue({"Greet": Greet, "Patient": Patient})
+    done = queue.enq("Greet", key="k")
+
+    with pytest.raises(WrongState):
+        queue.cancel(id=done.id)
+    with pytest.raises(NotFound):
+        queue.stat("unknown")
+
+
+def test_retry_after_waits_as_long_as_it_says() -> None:
+    queue = Queue({"Patient": Patient})
+    queue.enq("Patient", key="p")
+
+    assert queue.advance(minutes=59) == []
+    assert [ran.attempt for ran in queue.advance(minutes=1)] == [2]
