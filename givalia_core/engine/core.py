@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from givalia_core.clock import SECOND_US, STEP_US, Now
 from givalia_core.engine import leases, verbs, words
 from givalia_core.engine.desk import Batch, Desk, Facts, Lease
+from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Effect, Gone, Input, Refusal, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
@@ -60,6 +61,7 @@ class Reads(NamedTuple):
     """What one batch must know before it can be decided."""
 
     wanted: Wanted
+    requeued: frozenset[bytes]  # Ids whose keys must be looked up as well.
     pages: frozenset[tuple[Filter, tuple[int, int] | None, int]]
     info: bool
     expired: int
@@ -139,20 +141,15 @@ class Engine:
 
     def reads(self) -> Reads:
         """What the commands name, and the jobs that may be claimed."""
-        wanted = _Names()
+        wanted = Names()
         wanted.keys.update(self._also_keys)
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
         self._candidates = frozenset(self._claimable(wanted.reports))
         return Reads(
-            Wanted(
-                frozenset(wanted.ids),
-                frozenset(wanted.keys),
-                frozenset(wanted.past_keys),
-                frozenset(wanted.requests),
-                self._candidates,
-            ),
+            wanted.wanted(self._candidates),
+            frozenset(wanted.requeued),
             frozenset(wanted.pages),
             wanted.info,
             EXPIRED_AT_ONCE if self._sweeping else 0,
@@ -267,9 +264,8 @@ class Engine:
         batch = plan.batch
         refused = {plan.changes[place].job.seq for place in commit.refused}
         self._must_mark = False
-        self._also_keys = frozenset(
-            change.job.key for change in plan.changes if change.job.seq in refused and change.job.key is not None
-        )
+        contested = {c.job.key for c in plan.changes if c.job.seq in refused and c.job.key is not None}
+        self._also_keys = self._also_keys | contested if refused else frozenset()
         if refused:
             self.desk.routing.forget_windows()
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
@@ -364,54 +360,3 @@ def _dispatch(job: Job, now: Now) -> Item:
             job.params,
         )
     )
-
-
-class _Names:
-    """Gathers what the commands of a batch name, so that it is read at once."""
-
-    def __init__(self) -> None:
-        self.ids: set[bytes] = set()
-        self.keys: set[str] = set()
-        self.past_keys: set[str] = set()
-        self.requests: set[bytes] = set()
-        self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
-        self.info = False
-        self.reports = 0
-
-    def add(self, asked: Asked, desk: Desk) -> None:
-        kind = asked.kind
-        if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-            self.reports += len(asked.messages)
-            if kind is Kind.SUCCEED:
-                self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
-        elif kind is Kind.ENQ:
-            self._add_enq(asked.messages)
-        elif kind is Kind.INFO:
-            self.info = True
-        elif kind is Kind.LIST:
-            self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
-        elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
-            for message in asked.messages:
-                self._add_named(message)
-
-    def _add_enq(self, messages: list[Any]) -> None:
-        for message in messages:
-            if isinstance(message, GivaliaError):
-                continue
-            self.ids.add(message.id)
-            if message.key is not None:
-                self.keys.add(message.key)
-                if message.if_exists in ("replace", "reschedule"):
-                    self.requests.add(message.id)
-
-    def _add_named(self, message: Any) -> None:
-        if isinstance(message, GivaliaError):
-            return
-        if message.id is not None:
-            self.ids.add(message.id)
-        if message.key is not None:
-            self.keys.add(message.key)
-            self.past_keys.add(message.key)
-        request = getattr(message, "request", None)
-        if request is not None:
-            self.requests.add(request)

@@ -163,9 +163,15 @@ class Batch:
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
         """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
         if job_id is not None:
-            return self._unexpired(self.by_id(job_id)), None
-        assert key is not None
-        return self.live(key), self.ended(key)
+            found: tuple[Job | None, Job | None] = (self._unexpired(self.by_id(job_id)), None)
+        else:
+            assert key is not None
+            found = (self.live(key), self.ended(key))
+        for job in found:
+            if job is not None:
+                # Whoever was told of a job is told anew if what it was told comes to nothing.
+                self.authors.setdefault(job.seq, []).append(self.author)
+        return found
 
     def _fresh(self, job: Job | None) -> Job | None:
         return None if job is None else self.jobs.get(job.seq, job)

@@ -16,7 +16,7 @@ from givalia_core.engine.desk import Facts
 from givalia_core.engine.records import Close, Effect, Input
 from givalia_core.errors import StoreFailed, StoreFull
 from givalia_core.policy import Policy
-from givalia_core.store.base import Commit, Opened, Store
+from givalia_core.store.base import Commit, Opened, Store, Wanted
 
 
 def start(store: Store, opened: Opened, timer: TimerClock, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
@@ -62,7 +62,12 @@ def turn(engine: Engine, store: Store, timer: TimerClock, inputs: Sequence[Input
 
 def _facts(engine: Engine, store: Store, now: Now) -> Facts:
     reads = engine.reads()
-    facts = Facts(store.find(reads.wanted))
+    found = store.find(reads.wanted)
+    # A requeue by id may meet a live job of the same key, and only the job itself says what its key is.
+    keys = frozenset(key for job_id in reads.requeued if job_id in found.ids and (key := found.ids[job_id].key))
+    if keys:
+        found.live.update(store.find(Wanted(keys=keys)).live)
+    facts = Facts(found)
     if reads.expired:
         facts.expired = store.expired(now, reads.expired)
     if reads.retention is not None:

@@ -91,9 +91,10 @@ Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected
 class _Held:
     """A lease as the worker knows it, from dispatch to the answer to its report."""
 
-    __slots__ = ("deadline_us", "fence", "report")
+    __slots__ = ("deadline_us", "fence", "is_given_up", "report")
 
     def __init__(self, fence: int, deadline_us: int) -> None:
+        self.is_given_up = False  # No longer renewed, but named until its end is reported: the attempt was made.
         self.fence = fence
         self.deadline_us = deadline_us
         self.report: Report | None = None
@@ -247,7 +248,7 @@ class Link:
             self._socket.sendall(data.bytes)
 
     def _beat(self) -> None:
-        self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
+        self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items() if not held.is_given_up])
 
     def _flush(self) -> None:
         """Send everything in the outbox, a frame for each kind."""
@@ -260,7 +261,7 @@ class Link:
                 continue
             held = self._held.get(message.id)
             if held is None or held.fence != message.fence:
-                continue  # The lease was given up meanwhile; what it would say would only be answered STALE.
+                continue  # The job is another's by now; what this would say would only be answered STALE.
             if not isinstance(message, Progress):
                 held.report = message
             by_kind.setdefault(_KIND_OF[type(message)], []).append(message)
@@ -312,6 +313,8 @@ class Link:
         if asked is None:
             return
         kind, sent = asked
+        if len(answer.items) != len(sent):
+            raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
         if kind in (Kind.BEAT, Kind.RESUME):
             deadline_us = self._deadline_us(answer.request)
             for message, (fields, _) in zip(sent, answer.items, strict=True):
@@ -329,10 +332,11 @@ class Link:
         held = self._held.get(message.id)
         if held is None or held.fence != message.fence:
             return
-        if fields[0] == OK:
+        if fields[0] != OK:
+            del self._held[message.id]
+            self._deliver(Lost(message.id, held.fence, "the server gave the job to another"))
+        elif not held.is_given_up:
             held.deadline_us = deadline_us
-        else:
-            self._give_up(message.id, held, "the server gave the job to another")
 
     # Fencing.
 
@@ -341,12 +345,9 @@ class Link:
             gevent.sleep(FENCE_CHECK_S)
             now_us = _mono_us()
             for job_id, held in list(self._held.items()):
-                if held.deadline_us <= now_us:
-                    self._give_up(job_id, held, "its lease could not be renewed in time")
-
-    def _give_up(self, job_id: bytes, held: _Held, why: str) -> None:
-        del self._held[job_id]
-        self._deliver(Lost(job_id, held.fence, why))
+                if held.deadline_us <= now_us and not held.is_given_up and held.report is None:
+                    held.is_given_up = True
+                    self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
 
 
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:

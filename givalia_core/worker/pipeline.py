@@ -191,9 +191,10 @@ def after_run(attempt: Attempt) -> None:
 
 
 def report(attempt: Attempt) -> None:
-    """Tell the server how it ended; of a lost lease there is nothing to tell."""
+    """Tell the server how it ended; an attempt whose lease was lost has failed, whatever its code made of that."""
     dispatch, outcome, raised = attempt.dispatch, attempt.outcome, attempt.raised
     if isinstance(attempt.ended_by, LeaseLost):
+        attempt.send(messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.ended_by)))
         return
     if raised is None:
         attempt.send(Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result))

@@ -1,0 +1,71 @@
+"""What the commands of a batch name, gathered so that it is read from the store at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from givalia_core.engine import verbs
+from givalia_core.engine.desk import Desk
+from givalia_core.engine.records import Asked
+from givalia_core.errors import GivaliaError
+from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import Filter, Wanted
+
+
+class Names:
+    """Jobs by id, key, request; pages of listings; whether anybody asked for `info`; how many reports there are."""
+
+    def __init__(self) -> None:
+        self.ids: set[bytes] = set()
+        self.keys: set[str] = set()
+        self.past_keys: set[str] = set()
+        self.requests: set[bytes] = set()
+        self.requeued: set[bytes] = set()
+        self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
+        self.info = False
+        self.reports = 0
+
+    def wanted(self, seqs: frozenset[int]) -> Wanted:
+        """All of it as one question to the store, with the jobs of these seqs besides."""
+        return Wanted(frozenset(self.ids), frozenset(self.keys), frozenset(self.past_keys), frozenset(self.requests), seqs)
+
+    def add(self, asked: Asked, desk: Desk) -> None:
+        """Note what the commands of one frame name."""
+        kind = asked.kind
+        if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
+            self.reports += len(asked.messages)
+            if kind is Kind.SUCCEED:
+                self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
+        elif kind is Kind.ENQ:
+            self._add_enq(asked.messages)
+        elif kind is Kind.INFO:
+            self.info = True
+        elif kind is Kind.LIST:
+            self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
+        elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
+            for message in asked.messages:
+                self._add_named(message)
+            if kind is Kind.REQUEUE:
+                self.requeued.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id is not None)
+
+    def _add_enq(self, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, GivaliaError):
+                continue
+            self.ids.add(message.id)
+            if message.key is not None:
+                self.keys.add(message.key)
+                if message.if_exists in ("replace", "reschedule"):
+                    self.requests.add(message.id)
+
+    def _add_named(self, message: Any) -> None:
+        if isinstance(message, GivaliaError):
+            return
+        if message.id is not None:
+            self.ids.add(message.id)
+        if message.key is not None:
+            self.keys.add(message.key)
+            self.past_keys.add(message.key)
+        request = getattr(message, "request", None)
+        if request is not None:
+            self.requests.add(request)

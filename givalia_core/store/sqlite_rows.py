@@ -1,0 +1,62 @@
+"""Jobs as rows of the SQLite store: a few columns that statements look at, the rest packed, and a checksum over all of it."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Final
+
+import msgpack
+
+from givalia_core.errors import StoreCorrupt
+from givalia_core.model import STORED_STATES, Answered, Job, JobState
+
+_HEAD: Final = Job._fields.index("enq_at_us")  # The fields before it are columns,
+_BODY: Final = slice(_HEAD, Job._fields.index("params"))  # these are packed into one,
+_ANSWERED: Final = Job._fields.index("answered") - _HEAD
+NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
+_COLUMNS: Final = (
+    "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
+    " version, body, params, result, crc"
+)
+SELECT: Final = f"SELECT {_COLUMNS} FROM jobs"
+INSERT: Final = f"INSERT INTO jobs ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+UPDATE: Final = (
+    "UPDATE jobs SET key=?3, state=?4, module=?5, target_worker=?6, rank=?7, on_wall=?8, due_at_us=?9,"
+    " expires_at_us=?10, ended_at_us=?11, forget_at_us=?12, version=?13, body=?14, params=?15, result=?16, crc=?17"
+    " WHERE seq=?1 AND id=?2 AND version=?18"
+)
+
+_pack = msgpack.Packer(autoreset=True).pack
+
+
+def to_row(job: Job) -> tuple[Any, ...]:
+    """The values of a job's columns."""
+    head = (*job[:3], NUMBER[job.state], job.module, job.target_worker, -job.priority, int(job.on_wall), *job[8:_HEAD])
+    body = _pack(job[_BODY])
+    return (*head, body, job.params, job.result, _checksum(head, body, job.params, job.result))
+
+
+def to_job(row: tuple[Any, ...]) -> Job:
+    """The job of a row that `SELECT` read.
+
+    Raises:
+        StoreCorrupt: The row is not what was written.
+    """
+    *head, body, params, result, crc = row
+    if crc != _checksum(tuple(head), body, params, result):
+        raise StoreCorrupt(f"the row of job {head[0]} does not match its checksum")
+    cold = list(msgpack.unpackb(body, use_list=False))
+    cold[_ANSWERED] = tuple(Answered(*past) for past in cold[_ANSWERED])
+    head[3] = STORED_STATES[head[3]]
+    head[6] = -head[6]
+    head[7] = bool(head[7])
+    return Job._make((*head, *cold, params, result))
+
+
+def _checksum(head: tuple[Any, ...], body: bytes, params: bytes, result: bytes | None) -> int:
+    return zlib.crc32(result or b"", zlib.crc32(params, zlib.crc32(body, zlib.crc32(_pack(head)))))
+
+
+def to_head(seq: int, state: JobState, module: str, target_worker: str, on_wall: bool, due_at_us: int) -> Job:
+    """As much of a job as a filter looks at."""
+    return Job(seq, b"", None, state, module, target_worker, 0, on_wall, due_at_us)

@@ -1,0 +1,48 @@
+"""Puts this folder on the path for its helpers (`system_*`), and builds what every test here runs: installed wheels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+from system_install import Installed, Wheels  # noqa: E402
+from system_rig import Rig  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    """Everything that a release consists of, as wheels."""
+    return Wheels(tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="session")
+def release(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An environment with the whole release: core, plugins, example package."""
+    return Installed(tmp_path_factory.mktemp("release"), wheels.all)
+
+
+@pytest.fixture(scope="session")
+def plain(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An environment with the core and the modules that these tests run, and no plugin."""
+    return Installed(tmp_path_factory.mktemp("plain"), wheels.plain)
+
+
+@pytest.fixture
+def rig(plain: Installed, tmp_path: Path) -> Iterator[Rig]:
+    """Real processes round a fresh store; whatever is left of them is ended with the test."""
+    with Rig(plain, tmp_path) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def shared_rig(plain: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The same for tests of one file that do not get in each other's way."""
+    with Rig(plain, tmp_path_factory.mktemp("rig")) as rig:
+        yield rig
