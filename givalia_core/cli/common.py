@@ -66,6 +66,22 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     to.add_argument("--config", metavar="FILE", default=None, help="TOML file with settings (see docs/settings.md)")
 
 
+def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str) -> tuple[S, Callable[[], S]]:
+    """What server and worker begin with: their flags, and the background if that was asked for.
+
+    Returns:
+        The settings, and how to read them again.
+    """
+    asked = parser(prog, words)
+    asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
+    add_settings(asked, kind)
+    given = asked.parse_args(arguments)
+    settings = read_settings(kind, given)
+    if given.daemon:
+        go_to_background(module, arguments, getattr(settings, "log_file", ""), prog)
+    return settings, lambda: read_settings(kind, given)
+
+
 def read_settings(kind: type[S], given: argparse.Namespace) -> S:
     """The settings of a program by flag, environment, file and default."""
     return load(kind, vars(given), file=given.config)

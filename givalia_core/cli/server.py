@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 
 import gevent
 from gevent.event import Event
@@ -29,13 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    parser = common.parser(PROG, WORDS)
-    parser.add_argument("-d", "--daemon", action="store_true", help="run in the background; print its PID when it listens")
-    common.add_settings(parser, ServerSettings)
-    given = parser.parse_args(arguments)
-    settings = common.read_settings(ServerSettings, given)
-    if given.daemon:
-        common.go_to_background("givalia_core.cli.server", arguments, settings.log_file, PROG)
+    settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
     os.umask(0o077)
     common.start_log(settings.log_level, settings.log_file)
     server = Server(settings)
@@ -50,7 +45,7 @@ def _main(arguments: list[str]) -> int:
         asked_to_stop.set()
 
     def read_again() -> None:
-        gevent.spawn(_read_again, server, given)
+        gevent.spawn(_read_again, server, read_settings)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop, number)
@@ -62,9 +57,9 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def _read_again(server: Server, given: object) -> None:
+def _read_again(server: Server, read_settings: Callable[[], ServerSettings]) -> None:
     try:
-        settings = common.read_settings(ServerSettings, given)  # type: ignore[arg-type]
+        settings = read_settings()
         common.start_log(settings.log_level, settings.log_file)
     except Exception as error:
         log.error("the settings are as they were: %s", error)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 from gevent import monkey
 
 from givalia_core.cli import common
@@ -23,22 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    parser = common.parser(PROG, WORDS)
-    parser.add_argument("-d", "--daemon", action="store_true", help="run in the background; print its PID when connected")
-    common.add_settings(parser, WorkerSettings)
-    given = parser.parse_args(arguments)
-    settings = common.read_settings(WorkerSettings, given)
-    if given.daemon:
-        common.go_to_background("givalia_core.cli.worker", arguments, settings.log_file, PROG)
-    return _work(settings, given)
-
-
-def _work(settings: WorkerSettings, given: argparse.Namespace) -> int:
-    """The worker's door: job code, whatever it imports first, finds the patched standard library."""
+    settings, read_again = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
+    # The worker's door: from here on job code, whatever it imports first, finds the patched standard library.
     monkey.patch_all()
     from givalia_core.cli.working import work
 
-    return work(settings, lambda: common.read_settings(WorkerSettings, given))
+    return work(settings, read_again)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,25 @@ is within the limits of CONTRACT 1.7, so nobody behind it checks again. Fields a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, GivaliaError, TooLarge, from_wire
 from givalia_core.model import TEN_YEARS_US, JobState
+from givalia_core.protocol.checks import (
+    Check,
+    is_bool,
+    is_bytes,
+    is_fraction,
+    is_int,
+    is_key,
+    is_name,
+    is_text,
+    one_of,
+    or_none,
+)
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
 
 VERSION: Final = 1
@@ -257,98 +268,51 @@ class Kind(IntEnum):
     STOP = 65
 
 
-Check = Callable[[Any], bool]
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
-
-
-def _is_text(most: int) -> Check:
-    return lambda value: type(value) is str and len(value) <= most
-
-
-def _is_int(least: int, most: int) -> Check:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _is_bytes(length: int) -> Check:
-    return lambda value: type(value) is bytes and len(value) == length
-
-
-def _is_key(value: Any) -> bool:
-    if type(value) is not str or not value or _CONTROL(value):
-        return False
-    try:
-        return len(value) <= 63 or len(value.encode()) <= 255
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_name(value: Any) -> bool:
-    return type(value) is str and _NAME(value) is not None
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _is_bool(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _is_fraction(value: Any) -> bool:
-    return type(value) in (float, int) and 0 <= value <= 1  # A NaN compares false.
-
-
-def _one_of(*words: str) -> Check:
-    return lambda value: type(value) is str and value in words
-
-
-_ID = _is_bytes(16)
-_KEY_OR_NONE, _ID_OR_NONE = _or_none(_is_key), _or_none(_ID)
-_DELAY = _is_int(0, TEN_YEARS_US)
-_AT = _or_none(_is_int(-FOREVER_US, FOREVER_US))
-_FENCE = _is_int(0, (1 << 63) - 1)
-_LENGTH = _or_none(_is_int(SECOND_US, DAY_US))
+_ID = is_bytes(16)
+_KEY_OR_NONE, _ID_OR_NONE = or_none(is_key), or_none(_ID)
+_DELAY = is_int(0, TEN_YEARS_US)
+_AT = or_none(is_int(-FOREVER_US, FOREVER_US))
+_FENCE = is_int(0, (1 << 63) - 1)
+_LENGTH = or_none(is_int(SECOND_US, DAY_US))
 _NAMED = {"key": _KEY_OR_NONE, "id": _ID_OR_NONE}
 _HELD = {"id": _ID, "fence": _FENCE}
 
 _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Hello: {
-        "version_min": _is_int(0, 1 << 16), "version_max": _is_int(0, 1 << 16),
-        "agent": _is_text(255), "auth": _is_text(255), "proof": lambda value: type(value) is bytes,
+        "version_min": is_int(0, 1 << 16), "version_max": is_int(0, 1 << 16),
+        "agent": is_text(255), "auth": is_text(255), "proof": lambda value: type(value) is bytes,
     },
     Enq: {
-        "id": _ID, "module": _is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": _is_name, "at_us": _AT,
-        "if_exists": _one_of(*IF_EXISTS), "priority": _is_int(-9, 9), "max_attempts": _or_none(_is_int(1, 100)),
-        "timeout_us": _LENGTH, "expires_us": _or_none(_DELAY), "retain_us": _or_none(_DELAY),
+        "id": _ID, "module": is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": is_name, "at_us": _AT,
+        "if_exists": one_of(*IF_EXISTS), "priority": is_int(-9, 9), "max_attempts": or_none(is_int(1, 100)),
+        "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
     },
     Stat: _NAMED,
     Wait: _NAMED,
-    Cancel: {"request": _ID, **_NAMED, "running": _is_bool},
-    Ext: {"request": _ID, **_NAMED, "delta_us": _or_none(_is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
+    Cancel: {"request": _ID, **_NAMED, "running": is_bool},
+    Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
     Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},
     List: {
-        "state": _or_none(_one_of(*JobState)), "module": _or_none(_is_name), "target_worker": _or_none(_is_name),
-        "limit": _is_int(1, LIST_LIMIT_MAX), "after_a": _or_none(_is_int(0, 1 << 62)),
-        "after_b": _or_none(_is_int(0, 1 << 62)),
+        "state": or_none(one_of(*JobState)), "module": or_none(is_name), "target_worker": or_none(is_name),
+        "limit": is_int(1, LIST_LIMIT_MAX), "after_a": or_none(is_int(0, 1 << 62)),
+        "after_b": or_none(is_int(0, 1 << 62)),
     },
     Info: {}, Modules: {}, Workers: {},
-    Join: {"name": _is_name, "instance": _ID, "only_targeted": _is_bool, "pid": _is_int(0, 1 << 32)},
+    Join: {"name": is_name, "instance": _ID, "only_targeted": is_bool, "pid": is_int(0, 1 << 32)},
     Announce: {
-        "name": _is_name, "distribution": _is_text(255), "version": _is_text(255), "isolation": _is_text(32),
-        "max_attempts": _or_none(_is_int(1, 100)), "timeout_us": _LENGTH, "backoff_us": _or_none(_DELAY),
-        "backoff_max_us": _or_none(_DELAY), "broken": _or_none(_is_text(ERROR_CHARS_MAX)),
+        "name": is_name, "distribution": is_text(255), "version": is_text(255), "isolation": is_text(32),
+        "max_attempts": or_none(is_int(1, 100)), "timeout_us": _LENGTH, "backoff_us": or_none(_DELAY),
+        "backoff_max_us": or_none(_DELAY), "broken": or_none(is_text(ERROR_CHARS_MAX)),
     },
     Hold: _HELD,
-    Credit: {"capacity": _is_int(0, 100_000)},
-    Succeed: {**_HELD, "result_error": _or_none(_one_of("TOO_LARGE", "UNSERIALIZABLE"))},
+    Credit: {"capacity": is_int(0, 100_000)},
+    Succeed: {**_HELD, "result_error": or_none(one_of("TOO_LARGE", "UNSERIALIZABLE"))},
     Fail: {
-        **_HELD, "kind": _one_of("failed", "timeout", "stopped", "died"), "error": _is_text(ERROR_CHARS_MAX),
-        "after_us": _or_none(_DELAY), "permanent": _is_bool,
+        **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_text(ERROR_CHARS_MAX),
+        "after_us": or_none(_DELAY), "permanent": is_bool,
     },
     Release: _HELD,
-    Progress: {**_HELD, "fraction": _is_fraction, "text": _is_text(255)},
+    Progress: {**_HELD, "fraction": is_fraction, "text": is_text(255)},
 }  # fmt: skip
 
 _PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX}
