@@ -67,8 +67,8 @@ class Routing:
 
     def __init__(self) -> None:
         self.sessions: dict[int, Session] = {}
-        self.windows: dict[Route, Window] = {}
-        self._takers: dict[Route, list[Session]] = {}
+        self.windows: dict[tuple[str, str], Window] = {}  # By route.
+        self._takers: dict[tuple[str, str], list[Session]] = {}
 
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
@@ -87,16 +87,16 @@ class Routing:
         return session
 
     def _rebuild(self) -> None:
-        takers: dict[Route, list[Session]] = {}
+        takers: dict[tuple[str, str], list[Session]] = {}
         for session in self.sessions.values():
             for route in session.routes():
                 takers.setdefault(route, []).append(session)
         self._takers = takers
-        self.windows = {route: self.windows.get(route) or Window(route) for route in takers}
+        self.windows = {route: self.windows.get(route) or Window(Route(*route)) for route in takers}
 
     def forget_windows(self) -> None:
         """Throw the near windows away; the store fills them again."""
-        self.windows = {route: Window(route) for route in self._takers}
+        self.windows = {route: Window(Route(*route)) for route in self._takers}
 
     def tick(self, now: Now) -> list[Span]:
         """Let timers fall due; return what must be read before claiming."""
@@ -108,17 +108,17 @@ class Routing:
 
     def offer(self, job: Job, now: Now) -> None:
         """A job waits (or waits anew); remember it if it is near and its route is served."""
-        window = self.windows.get(Route(job.module, job.target_worker))
+        window = self.windows.get((job.module, job.target_worker))
         if window is not None:
             window.offer(Entry(-job.priority, job.due_on_timer_us(now), job.seq), now.timer_us)
 
     def discard(self, job: Job) -> None:
         """A job waits no longer on this route."""
-        window = self.windows.get(Route(job.module, job.target_worker))
+        window = self.windows.get((job.module, job.target_worker))
         if window is not None:
             window.discard(job.seq)
 
-    def taker(self, route: Route) -> Session | None:
+    def taker(self, route: tuple[str, str]) -> Session | None:
         """The worker with the most free credits on this route; None if all are full."""
         best: Session | None = None
         for session in self._takers.get(route, ()):
@@ -126,7 +126,7 @@ class Routing:
                 best = session
         return best
 
-    def credits(self, route: Route) -> int:
+    def credits(self, route: tuple[str, str]) -> int:
         """How many jobs the workers of this route can take now."""
         return sum(max(session.free, 0) for session in self._takers.get(route, ()))
 

@@ -22,7 +22,7 @@ from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, 
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, item, refusal
-from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Route, Span, Wanted
+from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Span, Wanted
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
@@ -221,7 +221,7 @@ class Engine:
     def _match(self, batch: Batch) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
         routing = self.desk.routing
-        heads: list[tuple[Entry, Route]] = []
+        heads: list[tuple[Entry, tuple[str, str]]] = []
         for route, window in routing.windows.items():
             entry = window.ready.peek()
             if entry is not None and routing.taker(route) is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from givalia_core.clock import Now
 from givalia_core.engine.records import Close, Effect, Hook, Tell
+from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
     ENDED,
@@ -56,6 +57,7 @@ class Desk:
         self.routing = Routing()
         self.leases: dict[bytes, Lease] = {}
         self.waiters: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # job id -> (conn, request)
+        self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.is_full = False
         self.is_draining = False
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
@@ -248,7 +250,8 @@ class Batch:
 
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""
-        self.effects.append((job.seq, Hook(name, job, extra)))
+        if name in self.desk.listening:
+            self.effects.append((job.seq, Hook(name, job, extra)))
 
     def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
         """Send a connection something it did not ask for, once the job (0: none) is stored."""

@@ -29,7 +29,7 @@ from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreError
-from givalia_core.hooks import Hooks
+from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind
@@ -108,6 +108,7 @@ class Server:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
         self._engine.desk.about = self._about
+        self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._started_us = self._clock.read().wall_us
         self._thread = threading.get_ident()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
