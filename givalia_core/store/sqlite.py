@@ -24,7 +24,7 @@ from givalia_core.errors import StoreFailed, StoreUnfit
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import Change, Commit, Opened, Retention
 from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of
-from givalia_core.store.sqlite_rows import INSERT, NUMBER, UPDATE, to_row
+from givalia_core.store.sqlite_rows import INSERT, NUMBER, to_row, update
 
 CHECKPOINT_PAGES: Final = 2_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
@@ -132,7 +132,10 @@ class SQLite(Reads):
         return Commit(refused, forgotten)
 
     def _write(self, changes: Sequence[Change]) -> tuple[int, ...]:
-        updates = [(*to_row(job), was.version) for was, job in changes if was is not None]
+        updates: dict[str, list[tuple[Any, ...]]] = {}
+        for was, job in changes:
+            if was is not None:
+                updates.setdefault(update(was, job), []).append((*to_row(job), was.version))
         inserts = [to_row(job) for was, job in changes if was is None]
         database = self._connection
         if _frees_too_late(changes):
@@ -140,7 +143,7 @@ class SQLite(Reads):
         database.execute("SAVEPOINT fast")
         try:
             # Updates first: they may free the keys that inserts take.
-            fits = not updates or database.executemany(UPDATE, updates).rowcount == len(updates)
+            fits = all(database.executemany(words, rows).rowcount == len(rows) for words, rows in updates.items())
             if inserts and fits:
                 database.executemany(INSERT, inserts)
         except sqlite3.IntegrityError:
@@ -163,7 +166,7 @@ class SQLite(Reads):
                 if was is None:
                     done = self._connection.execute(INSERT, to_row(job)).rowcount
                 else:
-                    done = self._connection.execute(UPDATE, (*to_row(job), was.version)).rowcount
+                    done = self._connection.execute(update(was, job), (*to_row(job), was.version)).rowcount
             except sqlite3.IntegrityError:
                 done = 0
             if done:

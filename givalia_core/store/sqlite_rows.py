@@ -20,11 +20,30 @@ _COLUMNS: Final = (
 )
 SELECT: Final = f"SELECT {_COLUMNS} FROM jobs"
 INSERT: Final = f"INSERT INTO jobs ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-UPDATE: Final = (
-    "UPDATE jobs SET key=?3, state=?4, module=?5, target_worker=?6, rank=?7, on_wall=?8, due_at_us=?9,"
-    " expires_at_us=?10, ended_at_us=?11, forget_at_us=?12, version=?13, body=?14, params=?15, result=?16, crc=?17"
-    " WHERE seq=?1 AND id=?2 AND version=?18"
+# An update touches every index that has one of its columns, changed or not, so there is one for each kind of change.
+_GUARD: Final = " WHERE seq=?1 AND id=?2 AND version=?18"
+_LEND: Final = "UPDATE jobs SET state=?4, expires_at_us=?10, version=?13, body=?14, crc=?17" + _GUARD
+_END: Final = (
+    "UPDATE jobs SET state=?4, expires_at_us=?10, ended_at_us=?11, forget_at_us=?12, version=?13, body=?14, result=?16,"
+    " crc=?17" + _GUARD
 )
+_MOVE: Final = "UPDATE jobs SET state=?4, due_at_us=?9, expires_at_us=?10, version=?13, body=?14, crc=?17" + _GUARD
+_REPLACE: Final = (
+    "UPDATE jobs SET key=?3, state=?4, module=?5, target_worker=?6, rank=?7, on_wall=?8, due_at_us=?9,"
+    " expires_at_us=?10, ended_at_us=?11, forget_at_us=?12, version=?13, body=?14, params=?15, result=?16, crc=?17" + _GUARD
+)
+
+
+def update(was: Job, job: Job) -> str:
+    """The statement that changes the one into the other; it takes `to_row` of the job and the version before."""
+    # Key, module, target_worker, priority and clock stand in a row; only `replace` and its like touch them.
+    if was[4:8] != job[4:8] or was.key != job.key or was.params != job.params:
+        return _REPLACE
+    has_moved = was.due_at_us != job.due_at_us
+    if was.ended_at_us != job.ended_at_us or was.forget_at_us != job.forget_at_us or was.result != job.result:
+        return _REPLACE if has_moved else _END
+    return _MOVE if has_moved else _LEND
+
 
 _pack = msgpack.Packer(autoreset=True).pack
 
