@@ -130,7 +130,7 @@ def _settle(name: str, entries: list[Any]) -> FoundModule:
 
 def _words(error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error))
-    return lines[-8000:].strip() or type(error).__name__
+    return lines[-1000:].strip() or type(error).__name__
 
 
 def describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:

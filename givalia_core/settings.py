@@ -93,7 +93,7 @@ class WorkerSettings:
     master: str = _setting("127.0.0.1", "The server's host.")
     worker_port: int = _setting(WORKER_PORT, "The server's port for workers.", least=1, most=65535)
     name: str = _setting("any", "This worker's name, for jobs that are targeted at it; several may share one.")
-    concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=100_000)
+    concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=8_000)
     only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
     grace: float = _setting(30.0, "Seconds that running jobs may take to end when the worker is stopped.", least=0, most=86_400)
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)

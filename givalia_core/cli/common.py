@@ -77,7 +77,7 @@ def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str
     add_settings(asked, kind)
     given = asked.parse_args(arguments)
     settings = read_settings(kind, given)
-    if given.daemon:
+    if given.daemon and READY_FD not in os.environ:
         go_to_background(module, arguments, getattr(settings, "log_file", ""), prog)
     return settings, lambda: read_settings(kind, given)
 
@@ -120,14 +120,15 @@ def start_log(level: str, file: str) -> None:
 def go_to_background(module: str, arguments: list[str], log_file: str, name: str) -> None:
     """Start this program once more without a terminal; print its PID once it is ready, and end.
 
-    A new process rather than a fork: nothing of this one, no thread and no open file, goes with it.
+    A new process rather than a fork: nothing of this one, no thread and no open file, goes with it. It finds `READY_FD` in
+    its environment, which tells it that it is in the background already.
     """
     path = Path(log_file) if log_file else state_folder() / f"{name}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     readable, writable = os.pipe()
     with path.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *(word for word in arguments if word not in ("-d", "--daemon"))],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> int:
         verb.arguments(under)
     given = parser.parse_args(arguments)
     settings = common.read_settings(ClientSettings, given)
-    with Client(settings.master, settings.port, resend=given.patience or 5.0) as client:
+    with Client(settings.master, settings.port, resend=5.0 if given.patience is None else given.patience) as client:
         try:
             VERBS[given.verb].act(client, given)
         except BrokenPipeError:

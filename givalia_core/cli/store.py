@@ -7,7 +7,7 @@ import sys
 
 from givalia_core.cli import show
 from givalia_core.client import Client
-from givalia_core.errors import StoreCorrupt
+from givalia_core.errors import NotFound, StoreCorrupt
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
 
@@ -21,6 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def act(client: Client, given: argparse.Namespace) -> None:
     """Open the store (a server that runs has it for itself), and read."""
     store = open_store(load(ServerSettings, {"store": given.store}, file=given.config))
+    path = getattr(store, "path", None)
+    if path is not None and not path.exists():
+        raise NotFound(f"there is no store at {path}")
     store.open()
     try:
         if given.what == "info":

@@ -82,6 +82,10 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     return (OK, job.id, due_on_wall_us, batch.desk.durability), b""
 
 
+def _taken(holder: Job) -> DuplicateKey:
+    return DuplicateKey(f"key {holder.key} is held by the live job {text_id(holder.id)}", id=text_id(holder.id))
+
+
 def _admit(batch: Batch) -> None:
     desk = batch.desk
     if desk.is_draining:
@@ -116,7 +120,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
     if message.if_exists == "keep":
         return (OK, holder.id, holder.due_on_wall_us(batch.now), batch.desk.durability), b""
     if message.if_exists == "refuse":
-        raise Refusal(DuplicateKey(f"key {message.key} is held by a live job", id=text_id(holder.id)))
+        raise Refusal(_taken(holder))
     if holder.state is RUNNING:
         raise Refusal(WrongState(f"the job of key {message.key} is running", state="running"))
     changes: dict[str, Any] = {}
@@ -221,13 +225,13 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     _one_name(message)
     job, last = batch.named(message.key, message.id)
     if message.id is None and job is not None and last is not None:
-        raise Refusal(DuplicateKey(f"key {message.key} is held by a live job", id=text_id(job.id)))
+        raise Refusal(_taken(job))
     job = _existing(job or last, message)
     if job.state not in (DEAD, CANCELLED):
         raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
     holder = batch.live(job.key) if job.key is not None else None
     if holder is not None:
-        raise Refusal(DuplicateKey(f"key {job.key} is held by a live job", id=text_id(holder.id)))
+        raise Refusal(_taken(holder))
     _admit(batch)
     on_wall, due_at_us = _due(message.delay_us, message.at_us, batch.now)
     again = evolve(

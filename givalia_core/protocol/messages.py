@@ -35,6 +35,7 @@ FOREVER_US: Final = 100 * TEN_YEARS_US
 DAY_US: Final = 86_400 * SECOND_US
 ERROR_CHARS_MAX: Final = 16 << 10
 LIST_LIMIT_MAX: Final = 500
+CAPACITY_MAX: Final = 8_000  # What a worker holds must fit into one frame of RESUME.
 OK: Final = "OK"
 
 
@@ -305,7 +306,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "backoff_max_us": or_none(_DELAY), "broken": or_none(is_text(ERROR_CHARS_MAX)),
     },
     Hold: _HELD,
-    Credit: {"capacity": is_int(0, 100_000)},
+    Credit: {"capacity": is_int(0, CAPACITY_MAX)},
     Succeed: {**_HELD, "result_error": or_none(one_of("TOO_LARGE", "UNSERIALIZABLE"))},
     Fail: {
         **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_text(ERROR_CHARS_MAX),

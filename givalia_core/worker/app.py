@@ -133,7 +133,7 @@ class Worker:
     def _pass_stop(self, event: Stopped) -> None:
         attempt = self._held(event)
         if attempt is not None and attempt.ask_stop() and not event.again:
-            gevent.spawn(self.hooks.call, "on_cancel", job=view(attempt.dispatch), running=True)
+            gevent.spawn(self.hooks.call, "on_cancel", job=attempt.job or view(attempt.dispatch), running=True)
 
     def _end_lost(self, event: Lost) -> None:
         attempt = self._held(event)

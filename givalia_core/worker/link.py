@@ -191,8 +191,8 @@ class Link:
             self._lease_us = fields[1]
             self._asked.clear()
             self._sent_us.clear()
-        self._ask(Kind.ANNOUNCE, self._announced)
-        self._ask(Kind.RESUME, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
+        self._ask_at_once(Kind.ANNOUNCE, self._announced)
+        self._ask_at_once(Kind.RESUME, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
         for held in self._held.values():
             if held.report is not None:
                 self._outbox.append(held.report)
@@ -241,11 +241,16 @@ class Link:
 
     def _ask(self, kind: Kind, asked: list[Any]) -> None:
         """Send one kind of message, as many frames as it takes."""
+        for part in _parts(asked):
+            self._ask_at_once(kind, part)
+
+    def _ask_at_once(self, kind: Kind, asked: list[Any]) -> None:
+        """Send messages that belong into one frame, because what it does not name is gone."""
         assert self._socket is not None
-        for number, data in _numbered(self._caller, kind, asked):
-            self._asked[number] = (kind, data.messages)
-            self._sent_us[number] = _mono_us()
-            self._socket.sendall(data.bytes)
+        number, data = self._caller.ask(kind, [item(message) for message in asked])
+        self._asked[number] = (kind, asked)
+        self._sent_us[number] = _mono_us()
+        self._socket.sendall(data)
 
     def _beat(self) -> None:
         self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items() if not held.is_given_up])
@@ -355,27 +360,18 @@ def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
     return Dispatch(*fields)._replace(payload=payload)
 
 
-class _Sent(NamedTuple):
-    messages: list[Any]
-    bytes: bytes
-
-
-def _numbered(caller: Caller, kind: Kind, asked: list[Any]) -> list[tuple[int, _Sent]]:
-    """Split what is to be said into frames within the limits; at least one, even if there is nothing to name."""
+def _parts(asked: list[Any]) -> list[list[Any]]:
+    """Cut what is to be said into what fits a frame; at least one, even if there is nothing to name."""
     parts: list[list[Any]] = [[]]
     room = frames.FRAME_BYTES_MAX // 2
     for message in asked:
-        size = 64 + len(getattr(message, "payload", b"")) + len(getattr(message, "error", None) or b"") * 4
+        size = 48 + len(getattr(message, "payload", b"")) + len(getattr(message, "error", None) or b"") * 4
         if parts[-1] and (size > room or len(parts[-1]) == frames.ITEMS_MAX):
             parts.append([])
             room = frames.FRAME_BYTES_MAX // 2
         parts[-1].append(message)
         room -= size
-    return [
-        (number, _Sent(part, data))
-        for part in parts
-        for number, data in [caller.ask(kind, [item(message) for message in part])]
-    ]
+    return parts
 
 
 def _mono_us() -> int:

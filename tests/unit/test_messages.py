@@ -90,7 +90,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "broken": text(messages.ERROR_CHARS_MAX, optional=True),
     },
     Kind.RESUME: HELD,
-    Kind.CREDIT: {"capacity": numbers(0, 100_000)},
+    Kind.CREDIT: {"capacity": numbers(0, 8_000)},
     Kind.BEAT: HELD,
     Kind.SUCCEED: {**HELD, "result_error": words("TOO_LARGE", "UNSERIALIZABLE", optional=True)},
     Kind.FAIL: {
