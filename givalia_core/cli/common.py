@@ -126,9 +126,9 @@ def go_to_background(module: str, arguments: list[str], log_file: str, name: str
     path = Path(log_file) if log_file else state_folder() / f"{name}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     readable, writable = os.pipe()
-    with path.open("ab") as log:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],  # -P: whatever lies in this folder is not to be imported.
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

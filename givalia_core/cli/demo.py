@@ -133,7 +133,7 @@ class _Stage:
     def _start(self, who: str, module: str, *flags: str) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GIVALIA_")}
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *flags],
+            [sys.executable, "-P", "-m", module, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -147,7 +147,7 @@ class Exchange:
 
     def _connect(self) -> None:
         """Connect, and send again whatever has no answer."""
-        wire = Wire(self._address, AGENT)
+        wire = Wire(self._address, AGENT, self._resend_s)
         with self._changed:
             self._wire, self._numbered = wire, {}
             unanswered = list(self._calls)

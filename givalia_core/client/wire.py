@@ -17,14 +17,14 @@ RECEIVE_BYTES: Final = 262_144
 class Wire:
     """One connection that has said hello; `caller` numbers what goes over it."""
 
-    def __init__(self, address: tuple[str, int], agent: str) -> None:
-        """Connect.
+    def __init__(self, address: tuple[str, int], agent: str, patience_s: float) -> None:
+        """Connect and say hello, each within `patience_s` seconds (5 at most).
 
         Raises:
             OSError: Nobody answers, or the server is busy; try again.
             GivaliaError: The server refuses this client; trying again is of no use.
         """
-        self._socket = socket.create_connection(address, timeout=CONNECT_S)
+        self._socket = socket.create_connection(address, timeout=min(max(patience_s, 0.01), CONNECT_S))
         self.caller = Caller()
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

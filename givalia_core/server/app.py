@@ -7,6 +7,7 @@ and close the store. A store that fails ends the process at once and answers nob
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import random
@@ -36,17 +37,16 @@ from givalia_core.protocol.messages import Info, Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
+from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings
 from givalia_core.version import __version__
 
-READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
 DRAIN_S: Final = 8.0
 HOUR_US: Final = 3_600 * SECOND_US
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
-_READS: Final = frozenset({Kind.STAT, Kind.LIST})
 
 log = logging.getLogger("givalia.server")
 
@@ -79,7 +79,7 @@ class Server:
         self._connections: dict[int, Connection] = {}
         self._per_peer: Counter[str] = Counter()
         self._last_number = INSIDE
-        self._inbox: deque[Input] = deque()
+        self._inbox = Inbox()
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
@@ -266,26 +266,14 @@ class Server:
     # The queue.
 
     def _submit(self, given: Input) -> None:
-        self._inbox.append(given)
+        self._inbox.put(given)
         self._wake.set()
-
-    def _take(self) -> list[Input]:
-        """What has arrived, with as many reads as memory allows; the rest is the next turn's."""
-        taken: list[Input] = []
-        reads = 0
-        while self._inbox:
-            given = self._inbox[0]
-            reads += isinstance(given, Asked) and given.kind in _READS
-            if reads > READS_PER_TURN:
-                break
-            taken.append(self._inbox.popleft())
-        return taken
 
     def _turn_forever(self) -> None:
         while not (self._is_stopping and not self._inbox):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
-            effects = turn.turn(self._engine, self._store, self._timer, self._take(), now)
+            effects = turn.turn(self._engine, self._store, self._timer, self._inbox.take(), now)
             self._deliver(effects, now)
             self._store.tidy()
             self._note_pace(self._clock.read().mono_us - now.mono_us)
@@ -390,7 +378,10 @@ def resident_mib() -> int:
 
 def is_loopback(host: str) -> bool:
     """Whether an address can only be reached from this machine."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _die(error: BaseException) -> None:

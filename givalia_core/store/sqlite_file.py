@@ -89,32 +89,38 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
     """Make the folder of the store, readable for its owner alone.
 
     Raises:
-        StoreUnfit: It cannot be used, or lies on a network file system.
+        StoreFailed: It cannot be made or written to.
+        StoreUnfit: It lies on a network file system.
     """
     folder = path.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StoreUnfit(f"{folder} is no folder") from None
     except OSError as error:
-        raise StoreUnfit(f"{folder}: {error}") from error
+        raise StoreFailed(f"{folder}: {error}") from error
     if not allow_network and (kind := _filesystem(folder)) in NETWORK_FILESYSTEMS:
         raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
     if not os.access(folder, os.W_OK):
-        raise StoreUnfit(f"{folder} cannot be written to")
+        raise StoreFailed(f"{folder} cannot be written to")
 
 
 def prepare(path: Path) -> None:
     """If there is no database yet, make one, complete or not at all; call with the lock held.
 
     Raises:
-        StoreUnfit: The file cannot be used.
+        StoreFailed: It cannot be made or written to.
+        StoreUnfit: What is there is no file.
         StoreCorrupt, StoreTooNew: The file that is there is not one of ours, or of a later format; it was not touched.
     """
     if path.is_symlink():
         raise StoreUnfit(f"{path} is a symbolic link")
     if not path.exists():
         _create(path)
-    elif not path.is_file() or not os.access(path, os.W_OK):
-        raise StoreUnfit(f"{path} cannot be written to")
+    elif not path.is_file():
+        raise StoreUnfit(f"{path} is no file")
+    elif not os.access(path, os.W_OK):
+        raise StoreFailed(f"{path} cannot be written to")
     else:
         check_header(path)
 
@@ -148,7 +154,7 @@ def _create(path: Path) -> None:
         if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StoreUnfit(f"{path}: the file system cannot carry a write-ahead log")
     except sqlite3.Error as error:
-        raise StoreUnfit(f"{path}: {error}") from error
+        raise StoreFailed(f"{path}: {error}") from error
     finally:
         database.close()
     sync(making)
