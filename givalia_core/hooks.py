@@ -93,12 +93,21 @@ class FoundPlugin:
     source: str
 
 
-def discover() -> list[FoundPlugin]:
-    """Load every installed plugin; one that cannot be loaded is reported and holds up no other."""
+ALL: Final = "*"
+
+
+def discover(allowed: str = ALL) -> list[FoundPlugin]:
+    """Load the installed plugins; one that cannot be loaded is reported and holds up no other.
+
+    `allowed` names distributions, separated by commas; what others bring is not even imported. `*` allows all.
+    """
+    names = {name.strip() for name in allowed.split(",")}
     found: list[FoundPlugin] = []
     for entry in sorted(importlib_metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         distribution = entry.dist.name if entry.dist else "?"
         version = entry.dist.version if entry.dist else "?"
+        if ALL not in names and distribution not in names:
+            continue
         plugin: object | None = None
         error, source = None, entry.value
         try:

@@ -64,6 +64,7 @@ class ServerSettings:
     connections_max: int = _setting(2_000, "Connections in all.", least=1, most=100_000)
     connections_per_peer_max: int = _setting(200, "Connections from one address.", least=1, most=100_000)
     connections_silent_max: int = _setting(128, "Connections that have not said hello yet.", least=1, most=100_000)
+    plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
     log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
 
@@ -96,6 +97,7 @@ class WorkerSettings:
     concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=8_000)
     only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
     grace: float = _setting(30.0, "Seconds that running jobs may take to end when the worker is stopped.", least=0, most=86_400)
+    plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
     log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
 

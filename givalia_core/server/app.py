@@ -73,7 +73,7 @@ class Server:
         self.settings = settings or ServerSettings()
         self._clock = clock or SystemClock()
         self._on_failure = on_failure or _die
-        installed = [found.plugin for found in hooks_room.discover() if found.plugin is not None]
+        installed = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks([*installed, *plugins])
         self._runner = HookRunner(self.hooks)
         self._connections: dict[int, Connection] = {}

@@ -49,7 +49,7 @@ class Worker:
         modules: dict[str, FoundModule] | None = None,
     ) -> None:
         self.settings = settings or WorkerSettings()
-        installed = [found.plugin for found in hooks_room.discover() if found.plugin is not None]
+        installed = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks([*installed, *plugins])
         self.modules = modules_room.discover() if modules is None else modules
         for found in self.modules.values():

@@ -301,3 +301,19 @@ def test_a_plugin_class_that_needs_arguments_is_reported(monkeypatch: pytest.Mon
 
     assert found.plugin is None
     assert "TypeError" in (found.error or "")
+
+
+def test_what_is_not_allowed_is_not_even_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name, value = "bad", "bad:Plugin"
+
+        class dist:  # noqa: N801
+            name, version = "bad-plugin", "1"
+
+        def load(self) -> object:
+            raise AssertionError("it was imported")
+
+    monkeypatch.setattr("importlib_metadata.entry_points", lambda group: [Entry()])
+
+    assert hooks.discover("") == hooks.discover("other, another") == []
+    assert hooks.discover("bad-plugin")[0].error is not None
