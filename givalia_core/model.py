@@ -162,4 +162,13 @@ def evolve(job: Job, act: str, **changes: Any) -> Job:
     state = TRANSITIONS.get((job.state, act))
     if state is None:
         raise IllegalTransition(f"{act} of a job that is {job.state} ({job.story()})")
-    return job._replace(state=state, version=job.version + 1, **changes)
+    values = list(job)
+    values[_STATE] = state
+    values[_VERSION] = job.version + 1
+    for name, value in changes.items():
+        values[_PLACE[name]] = value
+    return Job._make(values)
+
+
+_PLACE: Final = {name: place for place, name in enumerate(Job._fields)}
+_STATE, _VERSION = _PLACE["state"], _PLACE["version"]

@@ -57,7 +57,8 @@ def _finite_us(value: Any, name: str) -> int:
 
 def text_id(job_id: bytes) -> str:
     """An id of the wire as people see it."""
-    return str(uuid.UUID(bytes=job_id))
+    text = job_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def wire_id(job_id: str | uuid.UUID) -> bytes:

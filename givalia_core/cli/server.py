@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -33,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
     os.umask(0o077)
-    # A job leaves no cycles behind; looking for some after every few hundred records would only cost time.
-    gc.set_threshold(20_000, 20, 50)
+    common.spare_the_collector()
     common.start_log(settings.log_level, settings.log_file)
     server = Server(settings)
     server.start()

@@ -22,6 +22,7 @@ def work(settings: WorkerSettings, read_settings: Callable[[], WorkerSettings]) 
     """Work until asked to stop."""
     common.start_log(settings.log_level, settings.log_file)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    common.spare_the_collector()
     worker = Worker(settings)
     worker.start()
     asked_to_stop = Event()

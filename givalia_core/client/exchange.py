@@ -147,8 +147,12 @@ class Exchange:
 
     def _connect(self) -> None:
         """Connect, and send again whatever has no answer."""
+        self._check_open()
         wire = Wire(self._address, AGENT, self._resend_s)
         with self._changed:
+            if self._is_closed:
+                wire.close()
+            self._check_open()
             self._wire, self._numbered = wire, {}
             unanswered = list(self._calls)
         for slot in unanswered:

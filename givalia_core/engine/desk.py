@@ -263,5 +263,9 @@ class Batch:
 
     def changes(self) -> list[Change]:
         """One change for each job that was touched, inserts in order of enq."""
-        was = self._was
-        return [Change(was[seq], job) for seq, job in self.jobs.items() if was[seq] != job]
+        changes: list[Change] = []
+        for seq, job in self.jobs.items():
+            was = self._was[seq]
+            if was is None or was.version != job.version:
+                changes.append(Change(was, job))
+        return changes

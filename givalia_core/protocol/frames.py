@@ -144,31 +144,33 @@ def unpack_fields(packed: bytes) -> list[Any]:
 
 def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
     """One frame of these items, each its fields and its payload."""
-    parts = [b""]
-    for fields, payload in items:
-        packed = _pack(fields)
-        if len(packed) > FIELDS_BYTES_MAX:
-            raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
-        parts.append(_ITEM.pack(len(packed), len(payload)))
-        parts.append(packed)
-        if payload:
-            parts.append(payload)
-    body = b"".join(parts)
-    return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
+    return _frame(kind, request, [_packed(fields, payload) for fields, payload in items])
 
 
 def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | None = None) -> list[bytes]:
     """As many frames as the limits ask for, in order, each with `first` before its own items."""
-    head = [] if first is None else [first]
+    head = [] if first is None else [_packed(*first)]
     frames: list[bytes] = []
-    batch: list[Item] = [*head]
+    batch = [*head]
     room = FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
     for fields, payload in items:
-        size = _ITEM.size + len(_pack(fields)) + len(payload)
-        if len(batch) > len(head) and (size > room or len(batch) == ITEMS_MAX):
-            frames.append(encode(kind, request, batch))
+        packed = _packed(fields, payload)
+        if len(batch) > len(head) and (len(packed) > room or len(batch) == ITEMS_MAX):
+            frames.append(_frame(kind, request, batch))
             batch, room = [*head], FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
-        batch.append((fields, payload))
-        room -= size
-    frames.append(encode(kind, request, batch))
+        batch.append(packed)
+        room -= len(packed)
+    frames.append(_frame(kind, request, batch))
     return frames
+
+
+def _packed(fields: Sequence[Any], payload: bytes) -> bytes:
+    packed = _pack(fields)
+    if len(packed) > FIELDS_BYTES_MAX:
+        raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
+    return b"".join((_ITEM.pack(len(packed), len(payload)), packed, payload))
+
+
+def _frame(kind: int, request: int, items: list[bytes]) -> bytes:
+    body = b"".join(items)
+    return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body

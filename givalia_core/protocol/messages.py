@@ -390,17 +390,20 @@ def _shown(value: Any) -> str:
 
 def item(message: Any) -> Item:
     """What `decode` reads: the fields without trailing defaults, and the payload."""
-    values = tuple(message)
-    payload = b""
-    names = message._fields
-    if names and names[-1] == "payload":
-        payload = values[-1]
-        values, names = values[:-1], names[:-1]
-    defaults = message._field_defaults
-    last = len(values)
-    while last and names[last - 1] in defaults and values[last - 1] == defaults[names[last - 1]]:
+    kind = type(message)
+    shape = _TRIM.get(kind)
+    if shape is None:
+        named = [name for name in message._fields if name != "payload"]
+        shape = _TRIM[kind] = (len(named), [message._field_defaults.get(name, _REQUIRED) for name in named])
+    last, defaults = shape
+    payload = message[last] if len(message) > last else b""
+    while last and message[last - 1] == defaults[last - 1]:
         last -= 1
-    return values[:last], payload
+    return message[:last], payload
+
+
+_REQUIRED: Final = object()
+_TRIM: Final[dict[type, tuple[int, list[Any]]]] = {}  # For each record: how many fields it has, and their defaults.
 
 
 def refusal(error: GivaliaError) -> Item:

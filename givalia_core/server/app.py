@@ -7,6 +7,7 @@ and close the store. A store that fails ends the process at once and answers nob
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -44,6 +45,8 @@ from givalia_core.version import __version__
 
 DRAIN_S: Final = 8.0
 HOUR_US: Final = 3_600 * SECOND_US
+POLL_S: Final = 0.0001
+GOODBYE_S: Final = 1.0
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
@@ -194,14 +197,27 @@ class Server:
         if self._greenlets:
             self._greenlets[0].join(DRAIN_S)
         gevent.killall(self._greenlets)
-        for connection in list(self._connections.values()):
-            connection.close()
+        self._say_goodbye()
         self._runner.stop(1.0)
         self._take_from_threads()
         for future in self._asked_inside.values():
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
         self._store.close()
+
+    def _say_goodbye(self) -> None:
+        """Let the last answers leave before the connections end."""
+        connections = list(self._connections.values())
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(GOODBYE_S):
+            while any(connection.has_unsent for connection in connections):
+                gevent.sleep(0.01)
+        for connection in connections:
+            connection.end_sending()
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(GOODBYE_S / 4):
+            while self._connections:
+                gevent.sleep(0.01)
+        for connection in connections:
+            connection.close()
 
     def serve_forever(self) -> None:
         """Serve until `stop`; call after `start`."""
@@ -273,12 +289,17 @@ class Server:
         while not (self._is_stopping and not self._inbox):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
-            effects = turn.turn(self._engine, self._store, self._timer, self._inbox.take(), now)
+            inputs = self._inbox.take()
+            effects = turn.turn(self._engine, self._store, self._timer, inputs, now)
             self._deliver(effects, now)
             self._store.tidy()
-            self._note_pace(self._clock.read().mono_us - now.mono_us)
-            if self._inbox:
-                gevent.sleep(0)
+            if len(inputs) != 1:
+                # A frame of thousands that is alone in its turn says nothing about the disk.
+                self._note_pace(self._clock.read().mono_us - now.mono_us)
+            if self._inbox or len(inputs) > 1:
+                # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
+                # loop look at every socket, timer and signal, so that a flood on some starves none.
+                gevent.sleep(POLL_S)
                 continue
             wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
             if wait_us > 0:

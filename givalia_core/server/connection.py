@@ -23,8 +23,9 @@ from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask, Session
 
-RECEIVE_BYTES: Final = 65_536
+RECEIVE_BYTES: Final = 16_384
 IN_FLIGHT_MAX: Final = 128
+COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
 READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
 WAITS_MAX: Final = 10_000
 UNSENT_BYTES_MAX: Final = 1 << 20
@@ -58,7 +59,8 @@ class Connection:
         self._submit = submit
         self._on_end = on_end
         self._mono_us = mono_us
-        self._in_flight = 0
+        self._in_flight: dict[int, int] = {}  # request -> how many commands it has
+        self._commands = 0
         self._reads: set[int] = set()
         self._waits: set[int] = set()
         self._unsent: list[bytes] = []
@@ -107,14 +109,16 @@ class Connection:
         if ask.kind is Kind.WAIT:
             self._waits.add(ask.request)
             return
-        self._in_flight += 1
+        self._in_flight[ask.request] = len(ask.messages)
+        self._commands += len(ask.messages)
         if ask.kind in _READS:
             self._reads.add(ask.request)
 
     def _gate(self) -> None:
         """Read on only while this connection has room for more."""
         has_room = (
-            self._in_flight < IN_FLIGHT_MAX
+            len(self._in_flight) < IN_FLIGHT_MAX
+            and self._commands < COMMANDS_IN_FLIGHT_MAX
             and len(self._reads) < READS_IN_FLIGHT_MAX
             and len(self._waits) < WAITS_MAX
             and self._unsent_bytes < UNSENT_BYTES_MAX
@@ -167,7 +171,7 @@ class Connection:
         if request in self._waits:
             self._waits.discard(request)
         else:
-            self._in_flight -= 1
+            self._commands -= self._in_flight.pop(request, 0)
             self._reads.discard(request)
         return self.session.answer(request, items)
 
@@ -211,6 +215,16 @@ class Connection:
             self.close()
         finally:
             self._writer = None
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether answers wait for the other side to read."""
+        return bool(self._unsent)
+
+    def end_sending(self) -> None:
+        """Tell the other side that nothing more comes, and let it be the one that closes: what it has not read stays."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(native_socket.SHUT_WR)
 
     def close(self) -> None:
         """End the connection; the engine is told once."""

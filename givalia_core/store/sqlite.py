@@ -140,7 +140,6 @@ class SQLite(Reads):
         database = self._connection
         if _frees_too_late(changes):
             return self._write_singly(changes)
-        database.execute("SAVEPOINT fast")
         try:
             # Updates first: they may free the keys that inserts take.
             fits = all(database.executemany(words, rows).rowcount == len(rows) for words, rows in updates.items())
@@ -149,11 +148,10 @@ class SQLite(Reads):
         except sqlite3.IntegrityError:
             fits = False
         if fits:
-            database.execute("RELEASE fast")
             self._index(changes)
             return ()
-        database.execute("ROLLBACK TO fast")
-        database.execute("RELEASE fast")
+        database.execute("ROLLBACK")
+        database.execute("BEGIN IMMEDIATE")
         return self._write_singly(changes)
 
     def _write_singly(self, changes: Sequence[Change]) -> tuple[int, ...]:

@@ -357,7 +357,7 @@ class Link:
 
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
     """The record of one dispatched job."""
-    return Dispatch(*fields)._replace(payload=payload)
+    return Dispatch(*fields, payload=payload)  # type: ignore[misc]
 
 
 def _parts(asked: list[Any]) -> list[list[Any]]:

@@ -126,18 +126,20 @@ def process(attempt: Attempt) -> None:
         return
     assert attempt.work is not None
     timeout_us = attempt.dispatch.timeout_us
-    limit = gevent.Timeout(None if timeout_us is None else timeout_us / SECOND_US)
+    limit = None if timeout_us is None else gevent.Timeout(timeout_us / SECOND_US)
     started = time.monotonic()
     try:
         attempt.is_in_process = True
-        limit.start()
+        if limit is not None:
+            limit.start()
         attempt.value = attempt.work.process()
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
         attempt.raised = error
-        attempt.is_timeout = error is limit
+        attempt.is_timeout = limit is not None and error is limit
     finally:
         attempt.is_in_process = False
-        limit.close()
+        if limit is not None:
+            limit.close()
         attempt.seconds = time.monotonic() - started
 
 

@@ -623,9 +623,7 @@ def test_an_error_of_sqlite_is_never_shown_as_it_is(
         CALLS[call](store)
 
 
-@pytest.mark.parametrize(
-    "word", ["BEGIN", "SAVEPOINT", "INSERT INTO jobs", "INSERT OR REPLACE", "INSERT INTO counts", "COMMIT"]
-)
+@pytest.mark.parametrize("word", ["BEGIN", "INSERT INTO jobs", "INSERT OR REPLACE", "INSERT INTO counts", "COMMIT"])
 def test_whichever_statement_fails_nothing_of_the_commit_is_stored(store: SQLite, broken: Any, word: str) -> None:
     first = waiting(1)
     store.commit(inserts([first]), MARK)

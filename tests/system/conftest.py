@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+HERE = Path(__file__).parent
+for folder in (HERE, HERE.parent / "unit"):  # The engine's rig is there.
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 from system_install import Installed, Wheels  # noqa: E402
 from system_rig import Rig  # noqa: E402

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
 DEPENDENCIES = ("gevent", "importlib-metadata", "msgpack", "pluggy", "structlog", "prometheus-client")
 LEFT_OUT = shutil.ignore_patterns("*.egg-info", "build", "dist", "__pycache__", ".*", "tests")
 
@@ -70,6 +71,13 @@ def parts_of(names: Iterable[str]) -> Iterator[Path]:
         yield from (Path(str(found.locate_file(top))) for top in sorted(tops - {"__pycache__"}))
 
 
+def _listing() -> set[Path]:
+    """What stands in the folders that a build may write to."""
+    places = (CHECKOUT, *(CHECKOUT / "plugins").iterdir(), CHECKOUT / "example_modules_pkg", HERE / "system_modules_pkg")
+    every = {path for place in places for folder in (place, place / "src") for path in folder.glob("*")}
+    return {path for path in every if not path.name.startswith((".", "__pycache__"))}
+
+
 class Wheels:
     """The wheels of the checkout, and of any package that a test writes."""
 
@@ -84,13 +92,14 @@ class Wheels:
         shutil.copytree(CHECKOUT / "givalia_core", copy / "givalia_core", ignore=LEFT_OUT)
         shutil.copytree(CHECKOUT / "plugins", copy / "plugins", ignore=LEFT_OUT)
         shutil.copytree(CHECKOUT / "example_modules_pkg", copy / "example_modules_pkg", ignore=LEFT_OUT)
-        shutil.copytree(Path(__file__).parent / "system_modules_pkg", copy / "system_modules_pkg", ignore=LEFT_OUT)
+        shutil.copytree(HERE / "system_modules_pkg", copy / "system_modules_pkg", ignore=LEFT_OUT)
         self._wheels = folder / "wheels"
         self._wheels.mkdir()
         sources = [copy, *sorted((copy / "plugins").iterdir()), copy / "example_modules_pkg", copy / "system_modules_pkg"]
-        with ThreadPoolExecutor(2) as pool:
-            self.all = sorted(pool.map(self.of, sources))
-        assert len(self.all) == len(sources)
+        before = _listing()
+        self.all = self.of_all(sources)
+        self.left_behind = _listing() - before
+        """What building has left in the checkout."""
 
     @property
     def core(self) -> list[Path]:
@@ -105,9 +114,10 @@ class Wheels:
     def _named(self, *starts: str) -> list[Path]:
         return [wheel for wheel in self.all if wheel.name.startswith(starts)]
 
-    def of(self, package: Path) -> Path:
-        """The wheel of a package, such as one that a test has written."""
-        return build(package, self._wheels / package.name)
+    def of_all(self, packages: Iterable[Path]) -> list[Path]:
+        """The wheels of some packages, such as those that a test has written."""
+        with ThreadPoolExecutor(2) as pool:
+            return sorted(pool.map(lambda package: build(package, self._wheels / package.name), packages))
 
 
 class Installed:
@@ -127,9 +137,7 @@ class Installed:
 
     def install(self, *wheels: Path) -> None:
         """Install wheels, and nothing that they ask for."""
-        run(
-            sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index", *wheels
-        )
+        run(sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-index", *wheels)
 
     def program(self, name: str) -> str:
         """The path of a console script."""

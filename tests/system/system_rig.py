@@ -6,6 +6,7 @@ Nothing here waits for luck: every wait is for something that happens, and has a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -18,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from givalia_core import Client
 from system_install import Installed, clean_environment
+
+from givalia_core import Client
 
 T = TypeVar("T")
 
@@ -126,6 +128,7 @@ class Rig:
         self.store = folder / "store" / "queue.db"
         self.environ = {**clean_environment(), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder / "home")}
         self._processes: list[Running] = []
+        self._number = itertools.count()
         self._clients: list[Client] = []
         self._daemons: list[int] = []
         self.server: ServerProcess | None = None
@@ -147,7 +150,7 @@ class Rig:
         return self._started(Running, program, flags, environ)
 
     def _started(self, kind: type[Any], program: str, flags: Iterable[object], environ: dict[str, str]) -> Any:
-        label = f"{len(self._processes):02d}-{Path(program).name}"
+        label = f"{next(self._number):02d}-{Path(program).name}"
         command = [program if "/" in program else self.installed.program(program), *map(str, flags)]
         process = kind(command, {**self.environ, **environ}, self.folder, label)
         self._processes.append(process)
@@ -166,7 +169,7 @@ class Rig:
     def start_patched_server(self, patch: str, *flags: object, before: Sequence[str] = ()) -> ServerProcess:
         """A server in whose process this Python was run first; for limits that are too long for a test."""
         code = f"{patch}\nfrom givalia_core.cli.server import main\nraise SystemExit(main())\n"
-        file = self.folder / f"patched-{len(self._processes)}.py"
+        file = self.folder / f"patched-{next(self._number)}.py"
         file.write_text(code)
         command = [*before, str(self.installed.python), str(file)]
         flags = (*command[1:], "-p", 0, "-w", 0, "--store", f"sqlite://{self.store}", *flags)

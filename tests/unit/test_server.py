@@ -18,7 +18,7 @@ from givalia_core.settings import ServerSettings
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server(ServerSettings(port=0, worker_port=0, store="memory:"))
+    made = Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins=""))
     made.start()
     yield made
     made.stop()
@@ -71,7 +71,7 @@ def test_info_is_there_for_other_threads_and_for_this_one(server: Server) -> Non
 
 
 def test_info_of_a_server_that_stops_says_so() -> None:
-    server = Server(ServerSettings(port=0, worker_port=0, store="memory:"))
+    server = Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins=""))
     server.start()
     server.stop()
 
@@ -82,11 +82,11 @@ def test_info_of_a_server_that_stops_says_so() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.invalid"])
 def test_an_address_that_others_can_reach_needs_insecure(host: str) -> None:
     with pytest.raises(SettingsInvalid):
-        Server(ServerSettings(host=host, port=0, worker_port=0, store="memory:")).start()
+        Server(ServerSettings(host=host, port=0, worker_port=0, store="memory:", plugins="")).start()
 
 
 def test_an_insecure_address_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    server = Server(ServerSettings(host="0.0.0.0", insecure=True, port=0, worker_port=0, store="memory:"))
+    server = Server(ServerSettings(host="0.0.0.0", insecure=True, port=0, worker_port=0, store="memory:", plugins=""))
     with caplog.at_level(logging.WARNING, logger="givalia.server"):
         server.start()
     server.stop()
@@ -96,12 +96,12 @@ def test_an_insecure_address_is_said_in_the_log(caplog: pytest.LogCaptureFixture
 
 def test_a_store_of_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StoreUnfit, match="no installed package"):
-        Server(ServerSettings(port=0, worker_port=0, store="nosuch://x")).start()
+        Server(ServerSettings(port=0, worker_port=0, store="nosuch://x", plugins="")).start()
 
 
 def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(server: Server) -> None:
     port = server.settings.port
-    server.reload(ServerSettings(port=1, max_attempts=9, store="memory:"))
+    server.reload(ServerSettings(port=1, max_attempts=9, store="memory:", plugins=""))
 
     assert server._engine.desk.policy.max_attempts == 9
     assert server.settings.port == port

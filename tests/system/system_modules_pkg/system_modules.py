@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import gevent
+
 from givalia_core import Fail, Retry, WorkModule
 
 
@@ -38,6 +39,8 @@ class Stay(WorkModule):
 
     def process(self) -> int:
         write_line(self.params["file"], self.job.id, os.getpid(), self.job.attempt)
+        if "progress" in self.params:
+            self.progress(*self.params["progress"])
         end = time.monotonic() + self.params["seconds"]
         while time.monotonic() < end:
             if self.cancelled:

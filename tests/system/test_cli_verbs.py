@@ -1,0 +1,318 @@
+"""The command line: every verb for people and for programs, its exit codes, and where settings come from."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import DEVNULL, CompletedProcess, run
+from typing import Any
+
+import pytest
+from system_install import Installed
+from system_rig import Rig, Running, await_true, free_port
+
+VERBS = ("enq", "stat", "explain", "cancel", "ext", "requeue", "list", "modules", "workers", "info", "plugins", "store", "demo")
+
+
+@pytest.fixture(scope="module")
+def house(release: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The whole release, a server and a worker."""
+    with Rig(release, tmp_path_factory.mktemp("cli")) as rig:
+        rig.start_server("--backoff", "0")
+        rig.start_worker("-n", "cli-worker")
+        yield rig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo(house: Rig) -> Running:
+    """The demo takes its time, so it plays while the other tests run; the last one looks at it."""
+    return house.start("givalia", "demo")
+
+
+def _ok(done: CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_job_from_enq_to_its_end(house: Rig) -> None:
+    made = house.cli_json("enq", "Sample", "--time", 60, "--params", '"parameter sample"', "--key", "cart-7")
+    assert set(made) == {"id", "key", "due", "durability"}
+    assert (made["key"], made["durability"]) == ("cart-7", "fsync")
+    due = datetime.fromisoformat(made["due"])
+    assert timedelta(seconds=50) < due - datetime.now(UTC) < timedelta(seconds=60)
+
+    status = house.cli_json("stat", "cart-7")
+    assert (status["id"], status["state"], status["module"]) == (made["id"], "waiting", "Sample")
+    assert 40 < status["timeleft"] <= 60
+    assert house.cli_json("stat", "--id", made["id"])["key"] == "cart-7"
+    assert house.cli_json("explain", "cart-7")["why"].startswith("not due for")
+
+    later = datetime.fromisoformat(house.cli_json("ext", "cart-7", "--time", 30)["due"])
+    assert abs(later - due - timedelta(seconds=30)) < timedelta(milliseconds=50)
+    sooner = datetime.fromisoformat(house.cli_json("ext", "cart-7", "--at", "2020-01-01T00:00:00+00:00")["due"])
+    assert sooner < due
+    assert await_true(lambda: house.cli_json("stat", "cart-7")["state"] == "done", "the end")
+
+
+def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
+    done = house.cli("enq", "Flaky", "--params", '{"fail_times": 0}', "--wait")
+
+    assert json.loads(_ok(done)) == {"attempts": 1}
+
+
+def test_a_job_that_fails_fails_the_command_that_waits(house: Rig) -> None:
+    done = house.cli("enq", "Flaky", "--params", '{"fail_times": 9}', "--max-attempts", 1, "--wait")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "JOB_FAILED" in done.stderr
+    assert "failing on purpose" in done.stderr
+
+
+def test_waiting_in_vain_says_try_again(house: Rig) -> None:
+    done = house.cli("enq", "Sample", "--time", 60, "--wait-timeout", 0.2)
+
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "WAIT_TIMEOUT" in done.stderr
+
+
+def test_cancel_then_requeue(house: Rig) -> None:
+    made = house.cli_json("enq", "Sample", "--time", 60, "--key", "call-off")
+
+    assert house.cli_json("cancel", "call-off") == {"answer": "cancelled"}
+    assert _ok(house.cli("cancel", "call-off")) == "cancelled\n"
+    assert house.cli_json("stat", "call-off")["state"] == "cancelled"
+    again = house.cli_json("requeue", "call-off", "--time", 60)
+    assert again["id"] == made["id"]
+    assert house.cli_json("stat", "call-off")["state"] == "waiting"
+
+
+def test_requeue_of_all_dead_jobs_of_a_module(house: Rig) -> None:
+    ids = set()
+    for _ in range(3):
+        client = house.client()
+        job = client.enq("Flaky", params={"fail_times": 1}, max_attempts=1)
+        await_true(lambda job=job: job.stat().state == "dead", "its death")
+        ids.add(job.id)
+
+    done = house.cli("requeue", "--dead", "--module", "Flaky", "--time", 300, "--json")
+
+    shown = [json.loads(line) for line in _ok(done).splitlines()]
+    assert ids <= {each["id"] for each in shown}
+    assert "requeued" in done.stderr
+
+
+def test_running_jobs_are_stopped_on_demand(house: Rig) -> None:
+    house.cli_json("enq", "Count", "--params", '{"to": 1000, "pause": 0.02}', "--key", "slow")
+    await_true(lambda: house.cli_json("stat", "slow")["progress"], "its progress")
+
+    refused = house.cli("cancel", "slow")
+    assert refused.returncode == 69
+    assert "WRONG_STATE" in refused.stderr
+    assert "running" in refused.stderr
+    assert house.cli_json("cancel", "slow", "--running") == {"answer": "stop_requested"}
+    assert await_true(lambda: house.cli_json("stat", "slow")["state"] == "cancelled", "its end")
+
+
+def test_list_filters_and_ends_where_asked(house: Rig) -> None:
+    client = house.client()
+    client.enq_many([{"module": "Listed", "time": 600} for _ in range(5)])
+
+    done = house.cli("list", "--module", "Listed", "--state", "waiting", "--limit", 3, "--json")
+
+    shown = [json.loads(line) for line in _ok(done).splitlines()]
+    assert [each["module"] for each in shown] == ["Listed"] * 3
+    assert "the first 3 only" in done.stderr
+    assert len(_ok(house.cli("list", "--module", "Listed")).splitlines()) == 6
+    assert _ok(house.cli("list", "--module", "Listed", "--state", "done", "--json")) == ""
+
+
+def test_what_there_is(house: Rig) -> None:
+    info = house.cli_json("info")
+    assert info["pid"] == house.server.pid  # type: ignore[union-attr]
+    assert info["durability"] == "fsync"
+    (worker,) = house.cli_json("workers")
+    assert worker["name"] == "cli-worker"
+    assert {"Sample", "Flaky", "Count", "Webhook"} <= set(worker["modules"])
+    modules = {row["module"]: row for row in house.cli_json("modules")}
+    assert modules["Sample"]["distribution"] == "givalia-example-modules"
+    plugins = {row["name"]: row for row in house.cli_json("plugins")}
+    assert set(plugins) == {"logging", "prometheus"}
+    assert {row["error"] for row in plugins.values()} == {None}
+
+
+@pytest.mark.parametrize("words", [("info",), ("workers",), ("modules",), ("plugins",), ("list",)])
+def test_what_there_is_in_words(house: Rig, words: tuple[str, ...]) -> None:
+    assert _ok(house.cli(*words)).strip()
+
+
+def test_store_verbs_need_no_server(house: Rig, tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/store/queue.db"
+    assert house.run("givalia", "store", "check", "--store", url).returncode == 66
+    with Rig(house.installed, tmp_path) as rig:
+        server = rig.start_server()
+        rig.client().enq("Sample", time=600)
+        server.stop()
+
+    info = json.loads(_ok(house.run("givalia", "store", "info", "--store", url, "--json")))
+    assert list(info["jobs"].values()) == [1]
+    assert json.loads(_ok(house.run("givalia", "store", "check", "--store", url, "--json"))) == {"wrong": []}
+    assert _ok(house.run("givalia", "store", "check", "--store", url)) == "the store is sound\n"
+
+
+CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
+    "stat of nothing": (("stat", "nobody"), 66, "NOT_FOUND"),
+    "explain of nothing": (("explain", "nobody"), 66, "NOT_FOUND"),
+    "cancel of nothing": (("cancel", "nobody"), 66, "NOT_FOUND"),
+    "ext of nothing": (("ext", "nobody", "--time", 1), 66, "NOT_FOUND"),
+    "requeue of nothing": (("requeue", "nobody"), 66, "NOT_FOUND"),
+    "stat of an unknown id": (("stat", "--id", uuid.uuid4()), 66, "NOT_FOUND"),
+    "a key that is taken": (("enq", "Sample", "--time", 60, "--key", "taken"), 73, "DUPLICATE_KEY"),
+    "no verb": ((), 64, "usage"),
+    "an unknown verb": (("dance",), 64, "usage"),
+    "an unknown flag": (("info", "--loudly"), 64, "usage"),
+    "no module": (("enq",), 64, "usage"),
+    "a time that is no number": (("enq", "Sample", "--time", "soon"), 64, "usage"),
+    "a negative time": (("enq", "Sample", "--time", "-1"), 64, "BAD_REQUEST"),
+    "no number as time": (("enq", "Sample", "--time", "nan"), 64, "BAD_REQUEST"),
+    "an infinite time": (("enq", "Sample", "--time", "inf"), 64, "BAD_REQUEST"),
+    "a time beyond ten years": (("enq", "Sample", "--time", "1e9"), 64, "BAD_REQUEST"),
+    "an at beyond ten years": (("enq", "Sample", "--at", "1e11"), 64, "BAD_REQUEST"),
+    "an at that is no instant": (("enq", "Sample", "--at", "soon"), 64, "usage"),
+    "an at without a zone": (("enq", "Sample", "--at", "2030-01-01T00:00:00"), 64, "BAD_REQUEST"),
+    "params that are no JSON": (("enq", "Sample", "--params", "text"), 64, "BAD_REQUEST"),
+    "a module that cannot be": (("enq", "os;system"), 64, "BAD_REQUEST"),
+    "an id that is none": (("stat", "--id", "7"), 64, "BAD_REQUEST"),
+    "neither key nor id": (("stat",), 64, "BAD_REQUEST"),
+    "key and id": (("stat", "taken", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
+    "ext without a time": (("ext", "taken"), 64, "BAD_REQUEST"),
+    "ext to NaN": (("ext", "taken", "--time", "nan"), 64, "BAD_REQUEST"),
+    "an empty key": (("enq", "Sample", "--key", ""), 64, "BAD_REQUEST"),
+    "a control character as key": (("enq", "Sample", "--key", "a\x1bb"), 64, "BAD_REQUEST"),
+    "params too large": (("enq", "Sample", "--params", '"' + "x" * 100_000 + '"', "--priority", 99), 64, "BAD_REQUEST"),
+}
+
+
+@pytest.fixture(scope="module")
+def codes(house: Rig) -> dict[str, CompletedProcess[str]]:
+    """All of those commands, a few at a time."""
+    house.client().enq("Sample", time=600, key="taken")
+    with ThreadPoolExecutor(4) as pool:
+        done = pool.map(lambda case: house.cli(*case[0]), CODES.values())
+        return dict(zip(CODES, done, strict=True))
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_what_goes_wrong_has_its_exit_code_and_says_so_on_standard_error(
+    codes: dict[str, CompletedProcess[str]], case: str
+) -> None:
+    _, code, words = CODES[case]
+
+    assert (codes[case].returncode, codes[case].stdout) == (code, "")
+    assert words in codes[case].stderr
+    assert "Traceback" not in codes[case].stderr
+
+
+def test_no_server_is_unavailable(house: Rig) -> None:
+    done = house.run("givalia", "-p", free_port(), "--patience", 0.3, "info")
+
+    assert done.returncode == 69
+    assert "CONNECTION_LOST" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[server\n", "[srever]\nport = 1\n", "[server]\nprot = 1\n", '[server]\nport = "x"\n', "[server]\nlease = 1\n", None],
+)
+@pytest.mark.parametrize("program", ["givalia-server"])
+def test_a_bad_settings_file_starts_nothing(house: Rig, program: str, text: str | None, tmp_path: Path) -> None:
+    config = tmp_path / "bad.toml"
+    if text is not None:
+        config.write_text(text)
+
+    done = house.run(program, "--config", config, "--store", "memory:", "-w", 0)
+
+    assert done.returncode == 78
+    assert "SETTINGS_INVALID" in done.stderr
+    assert str(config) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "words"),
+    [
+        (("--lease", "1"), {}, "--lease"),
+        (("-p", "70000"), {}, "--port"),
+        (("--log-level", "loud"), {}, "--log-level"),
+        ((), {"GIVALIA_LEASE": "nan"}, "GIVALIA_LEASE"),
+        (("--host", "0.0.0.0"), {}, "--insecure"),
+        (("--store", "postgresql://db/q"), {}, "postgresql"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_starts_nothing(
+    house: Rig, flags: tuple[str, ...], environ: dict[str, str], words: str
+) -> None:
+    done = house.run("givalia-server", "-w", 0, *flags, **environ)
+
+    assert done.returncode == 78
+    assert words in done.stderr
+
+
+def test_flag_goes_before_environment_before_file_before_default(house: Rig, tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text("[server]\nretain = 400\nbackoff = 4\nmax_attempts = 4\n")
+    environ = {"GIVALIA_CONFIG": str(config), "GIVALIA_RETAIN": "300", "GIVALIA_BACKOFF": "3"}
+    with Rig(house.installed, tmp_path) as rig:
+        rig.start_server("--retain", 200, **environ)
+
+        defaults: dict[str, Any] = rig.client().info()["defaults"]
+
+    assert defaults["retain_us"] == 200_000_000  # The flag.
+    assert defaults["backoff_us"][0] == 3_000_000  # The environment.
+    assert defaults["max_attempts"] == 4  # The file.
+    assert defaults["lease_us"] == 30_000_000  # The default.
+
+
+def test_the_client_and_the_worker_read_their_settings_too(house: Rig, tmp_path: Path) -> None:
+    server = house.server
+    assert server is not None
+    config = tmp_path / "settings.toml"
+    config.write_text(f'[client]\nport = {server.port}\n[worker]\nworker_port = {server.worker_port}\nname = "from-file"\n')
+
+    assert json.loads(_ok(house.run("givalia", "--config", config, "info", "--json")))["pid"] == server.pid
+    done = house.run("givalia", "info", "--json", GIVALIA_PORT=str(server.port))
+    assert json.loads(_ok(done))["pid"] == server.pid
+    worker = house.start("givalia-worker", "--config", config)
+    worker.await_log("connected to .* as from-file")
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("program", ["givalia", "givalia-server", "givalia-worker"])
+def test_help_names_every_flag_of_2012(house: Rig, program: str) -> None:
+    text = _ok(house.run(program, "-h"))
+
+    assert "exit codes" in text
+    flags = {
+        "givalia": ("-m", "-p", *VERBS),
+        "givalia-server": ("-p", "--mainport", "-w", "--workerport", "-d", "--daemon", "--host", "--insecure", "--store"),
+        "givalia-worker": ("-m", "--master", "-w", "--workerport", "-n", "--workername", "-c", "-d", "--only-targeted"),
+    }
+    assert not [flag for flag in flags[program] if flag not in text]
+
+
+def test_a_broken_pipe_is_no_error(house: Rig) -> None:
+    house.client().enq_many([{"module": "Piped", "time": 600} for _ in range(3_000)])
+    command = f"{house.installed.program('givalia')} -p {house.server.port} list --module Piped --limit 0 --json | head -n 1"  # type: ignore[union-attr]
+    done = run(["/bin/sh", "-c", command], env=house.environ, capture_output=True, text=True, timeout=30, stdin=DEVNULL)
+
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_the_demo_shows_it_all(house: Rig, demo: Running) -> None:
+    assert demo.wait(60) == 0, demo.log
+    assert "Run job sample" in demo.out
+    assert "4 jobs done, 1 cancelled, 1 server killed, 0 lost" in demo.out
+    assert "THIS MUST NEVER BE SEEN" not in demo.out

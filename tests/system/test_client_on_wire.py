@@ -1,0 +1,406 @@
+"""The client over a network that loses answers, over restarts, and from many threads: every command takes effect once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from system_rig import Rig, await_true, free_port, lines_of
+
+from givalia_core import (
+    BadRequest,
+    Client,
+    ConnectionLost,
+    DuplicateKey,
+    NotFound,
+    PartlyRefused,
+    TooLarge,
+    WaitTimeout,
+    WrongState,
+)
+from givalia_core.client import JobHandle
+from givalia_core.protocol import frames
+from givalia_core.protocol.messages import Kind
+
+CLOCKS_S = 0.05
+"""A due is shown on the wall clock, counted from two clocks that are read one after the other."""
+
+
+class LosingProxy:
+    """Stands between client and server; of each kind of command it loses the first answer, and the connection with it.
+
+    The server has answered by then, so the command has taken effect: exactly what a network that breaks does.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.lost: list[Kind] = []
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = [self._listener]
+        self._go(self._accept)
+
+    def _go(self, function: Any, *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets += [near, far]
+                asked: dict[int, Kind] = {}
+                self._go(self._ask, near, far, asked)
+                self._go(self._answer, far, near, asked)
+
+    def _ask(self, near: socket.socket, far: socket.socket, asked: dict[int, Kind]) -> None:
+        reader = frames.Reader()
+        skip = len(frames.MAGIC)
+        with contextlib.suppress(OSError):
+            while data := near.recv(65_536):
+                rest, skip = data[skip:], max(skip - len(data), 0)
+                for frame in reader.feed(rest):
+                    assert isinstance(frame, frames.Frame)
+                    asked[frame.request] = Kind(frame.kind)
+                far.sendall(data)
+        self._cut(near, far)
+
+    def _answer(self, far: socket.socket, near: socket.socket, asked: dict[int, Kind]) -> None:
+        reader = frames.Reader(frames.ANSWER_BYTES_MAX)
+        with contextlib.suppress(OSError):
+            while data := far.recv(65_536):
+                for frame in reader.feed(data):
+                    kind = asked.get(frame.request, Kind.HELLO)
+                    if kind is not Kind.HELLO and kind not in self.lost:
+                        self.lost.append(kind)
+                        self._cut(near, far)
+                        return
+                near.sendall(data)
+        self._cut(near, far)
+
+    @staticmethod
+    def _cut(*both: socket.socket) -> None:
+        for each in both:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._cut(*self._sockets)
+        for each in self._sockets:
+            each.close()
+        for thread in self._threads:
+            thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def house(shared_rig: Rig) -> Rig:
+    shared_rig.start_server("--backoff", "0")
+    shared_rig.start_worker("-c", "200")
+    return shared_rig
+
+
+@pytest.fixture
+def proxy(house: Rig) -> Iterator[LosingProxy]:
+    proxy = LosingProxy(house.server.port)  # type: ignore[union-attr]
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def losing(proxy: LosingProxy) -> Iterator[Client]:
+    """A client whose first answer to each verb is lost."""
+    with Client("127.0.0.1", proxy.port) as client:
+        yield client
+
+
+@pytest.fixture
+def direct(house: Rig) -> Iterator[Client]:
+    with house.client() as client:
+        yield client
+
+
+# Lost answers.
+
+
+def test_enq_whose_answer_is_lost_makes_one_job(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    job = losing.enq("Waits", time=600, key="lost-enq")
+
+    assert proxy.lost == [Kind.ENQ]
+    assert [each.id for each in direct.list("waiting", module="Waits") if each.key == "lost-enq"] == [job.id]
+    assert abs((direct.stat("lost-enq").due - job.due).total_seconds()) < CLOCKS_S
+
+
+def test_enq_many_whose_answer_is_lost_makes_each_job_once(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    jobs = losing.enq_many([{"module": "LostMany", "time": 600} for _ in range(500)])
+
+    assert proxy.lost == [Kind.ENQ]
+    assert sorted(each.id for each in direct.list("waiting", module="LostMany")) == sorted(job.id for job in jobs)
+
+
+def test_ext_whose_answer_is_lost_adds_once(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    job = direct.enq("Waits", time=600, key="lost-ext")
+
+    due = losing.ext("lost-ext", time=30)
+
+    assert proxy.lost == [Kind.EXT]
+    assert abs((due - job.due).total_seconds() - 30) < CLOCKS_S
+    assert abs((direct.stat("lost-ext").due - due).total_seconds()) < CLOCKS_S
+
+
+def test_cancel_whose_answer_is_lost_says_cancelled(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    direct.enq("Waits", time=600, key="lost-cancel")
+
+    assert losing.cancel("lost-cancel") == "cancelled"
+    assert proxy.lost == [Kind.CANCEL]
+    assert direct.stat("lost-cancel").state == "cancelled"
+
+
+def test_requeue_whose_answer_is_lost_gives_one_more_life(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    job = direct.enq("Waits", time=600, key="lost-requeue")
+    job.cancel()
+
+    again = losing.requeue("lost-requeue", time=300)
+
+    assert proxy.lost == [Kind.REQUEUE]
+    assert again.id == job.id
+    assert direct.stat("lost-requeue").state == "waiting"
+    assert abs((direct.stat("lost-requeue").due - again.due).total_seconds()) < CLOCKS_S
+
+
+def test_stop_of_a_running_job_whose_answer_is_lost_is_asked_once(losing: Client, direct: Client, house: Rig) -> None:
+    file = house.folder / "lost-stop"
+    job = direct.enq("Stay", params={"file": str(file), "seconds": 30})
+    await_true(lambda: lines_of(file), "the job runs")
+
+    assert losing.cancel(id=job.id, running=True) == "stop_requested"
+    assert await_true(lambda: job.stat().state == "cancelled", "its end")
+
+
+def test_what_only_asks_is_asked_again(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    job = direct.enq("Waits", time=600, key="lost-stat")
+
+    assert losing.stat("lost-stat").id == job.id
+    assert job.id in {each.id for each in losing.list("waiting")}
+    assert losing.info()["pid"] == direct.info()["pid"]
+    assert losing.enq("Echo", params="after all").wait(10) == "after all"
+    assert proxy.lost == [Kind.STAT, Kind.LIST, Kind.INFO, Kind.ENQ, Kind.WAIT]
+
+
+def test_the_same_id_is_one_job_whatever_the_second_says(direct: Client) -> None:
+    job_id = str(uuid.uuid4())
+
+    first = direct.enq("Waits", time=600, id=job_id, key="same-id")
+    second = direct.enq("Another", time=1, id=job_id, key="another", params=7)
+
+    assert first.id == second.id == job_id
+    assert direct.stat(id=job_id).module == "Waits"
+    with pytest.raises(NotFound):
+        direct.stat("another")
+
+
+# No server, and one that comes back.
+
+
+def test_without_a_server_the_outcome_is_unknown_after_the_time_to_resend() -> None:
+    started = time.monotonic()
+    with Client("127.0.0.1", free_port(), resend=1.0) as client, pytest.raises(ConnectionLost, match="unknown"):
+        client.enq("Echo")
+
+    assert 0.3 < time.monotonic() - started < 3
+
+
+def test_a_server_that_never_answers_is_given_up_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with Client("127.0.0.1", silent.getsockname()[1], resend=1.0) as client, pytest.raises(ConnectionLost):
+            client.enq("Echo")
+
+    assert time.monotonic() - started < 3
+
+
+def test_waits_and_commands_go_on_over_a_restart_of_the_server(rig: Rig) -> None:
+    server = rig.start_server()
+    rig.start_worker()
+    client = rig.client()
+    job = client.enq("Echo", params="later", time=1.5)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = pool.submit(job.wait, 30)
+        timed_out = pool.submit(job.wait, 0.2)
+        server.kill()
+        meanwhile = pool.submit(client.enq, "Echo", params="meanwhile")
+        with pytest.raises(WaitTimeout):
+            timed_out.result(10)
+        rig.start_server()
+
+        assert meanwhile.result(20).wait(20) == "meanwhile"
+        assert waiting.result(30) == "later"
+
+
+def test_waiting_in_vain_is_a_timeout_and_the_job_goes_on(direct: Client) -> None:
+    job = direct.enq("Waits", time=600)
+    started = time.monotonic()
+
+    with pytest.raises(TimeoutError) as caught:
+        job.wait(0.2)
+
+    assert isinstance(caught.value, WaitTimeout)
+    assert 0.2 <= time.monotonic() - started < 2
+    assert job.stat().state == "waiting"
+
+
+# Many at once.
+
+
+def test_one_client_serves_eight_threads(direct: Client) -> None:
+    def live(number: int) -> list[Any]:
+        results = []
+        for n in range(40):
+            key = f"thread-{number}-{n}"
+            job = direct.enq("Echo", params=[number, n], key=key, time=0 if n % 2 else 600)
+            if n % 2:
+                results.append(job.wait(30))
+            else:
+                assert direct.ext(key, time=1) > job.due
+                assert direct.stat(key).id == job.id
+                assert direct.cancel(key) == "cancelled"
+        return results
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(live, range(8)))
+
+    assert results == [[[number, n] for n in range(1, 40, 2)] for number in range(8)]
+
+
+PATCHED = """
+from gevent import monkey
+monkey.patch_all()
+import json, sys, gevent, time
+from givalia_core import Client
+ticks = []
+def tick():
+    while True:
+        ticks.append(time.monotonic())
+        gevent.sleep(0.01)
+with Client("127.0.0.1", int(sys.argv[1])) as client:
+    ticking = gevent.spawn(tick)
+    greenlets = [gevent.spawn(lambda n=n: client.enq("Echo", params=n, time=0.3).wait(20)) for n in range(50)]
+    gevent.joinall(greenlets, raise_error=True)
+    many = client.enq_many([{"module": "Echo", "params": n} for n in range(2000)])
+    ticking.kill()
+    print(json.dumps([[each.value for each in greenlets], len(many), len(ticks)]))
+"""
+
+
+def test_a_client_under_gevent_lets_other_greenlets_run(house: Rig) -> None:
+    done = subprocess.run(
+        [str(house.installed.python), "-c", PATCHED, str(house.server.port)],  # type: ignore[union-attr]
+        env=house.environ, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    results, many, ticks = json.loads(done.stdout)
+    assert results == list(range(50))
+    assert many == 2000
+    assert ticks > 10
+
+
+def test_a_client_needs_neither_gevent_nor_a_store(house: Rig) -> None:
+    code = "import sys, givalia_core; print([name for name in ('gevent', 'sqlite3', 'pluggy') if name in sys.modules])"
+    done = subprocess.run(
+        [str(house.installed.python), "-c", code], env=house.environ, capture_output=True, text=True, timeout=30
+    )
+
+    assert "gevent" not in done.stdout
+    assert "sqlite3" not in done.stdout
+
+
+def test_twenty_five_thousand_jobs_in_one_call(direct: Client) -> None:
+    count = 25_000
+    jobs = direct.enq_many({"module": "Bulk", "time": 600, "params": n} for n in range(count))
+
+    assert len({job.id for job in jobs}) == count
+    assert direct.info()["jobs"]["Bulk"]["waiting"] == count
+    assert all(isinstance(job, JobHandle) for job in jobs)
+
+
+def test_enq_many_says_which_were_refused_and_the_others_stand(direct: Client) -> None:
+    direct.enq("Waits", time=600, key="held")
+
+    with pytest.raises(PartlyRefused) as caught:
+        direct.enq_many([{"module": "Echo", "params": 1}, {"module": "Echo", "key": "held"}, {"module": "Echo", "params": 3}])
+
+    first, refused, third = caught.value.answers
+    assert (first.wait(10), third.wait(10)) == (1, 3)
+    assert isinstance(refused, DuplicateKey)
+    assert refused.id == direct.stat("held").id
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ({"module": "Echo", "time": -1}, BadRequest),
+        ({"module": "Echo", "params": object()}, BadRequest),
+        ({"module": "Echo", "params": b"x" * 600_000}, TooLarge),
+        ({"module": "Echo", "colour": "red"}, BadRequest),
+        ({"params": 1}, BadRequest),
+    ],
+)
+def test_enq_many_with_one_that_cannot_be_sent_sends_nothing(direct: Client, bad: dict[str, Any], error: type) -> None:
+    with pytest.raises(error):
+        direct.enq_many([{"module": "NeverSent", "time": 600}, bad])
+
+    assert "NeverSent" not in direct.info()["jobs"]
+
+
+def test_a_closed_client_says_so_to_whoever_waits_and_to_whoever_comes(house: Rig, direct: Client) -> None:
+    job = direct.enq("Waits", time=600)
+    before = direct.info()["connections"]
+    client = house.client()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait, job.id, 5)
+        await_true(lambda: direct.info()["connections"] > before, "it waits")
+        client.close()
+        closed = time.monotonic()
+        with pytest.raises(ConnectionLost):
+            waiting.result(10)
+        assert time.monotonic() - closed < 1
+    with pytest.raises(ConnectionLost):
+        client.stat(id=job.id)
+    await_true(lambda: direct.info()["connections"] <= before, "its connection is gone", 5)
+
+
+# What the verbs refuse.
+
+
+def test_verbs_by_id_and_by_key_are_the_same(direct: Client) -> None:
+    job = direct.enq("Waits", time=600, key="by-both")
+
+    assert direct.stat("by-both").id == job.id
+    assert direct.stat(id=job.id).key == "by-both"
+    assert direct.ext(id=job.id, time=10) > job.due
+    assert direct.cancel(id=job.id) == "cancelled"
+    assert direct.requeue(id=job.id, time=60).id == job.id
+
+
+def test_ended_jobs_refuse_what_is_for_live_ones(direct: Client) -> None:
+    job = direct.enq("Echo", key="ended")
+    job.wait(10)
+
+    for refused in (lambda: direct.ext(id=job.id, time=1), lambda: direct.cancel(id=job.id), lambda: direct.requeue(id=job.id)):
+        with pytest.raises(WrongState) as caught:
+            refused()
+        assert caught.value.state == "done"
+    with pytest.raises(NotFound):
+        direct.ext("ended", time=1)

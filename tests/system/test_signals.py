@@ -1,0 +1,218 @@
+"""What SIGTERM, SIGINT and SIGHUP do to a server and to a worker."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+from system_rig import Rig, await_true, lines_of
+from system_wire import Framed, answers, enq
+
+from givalia_core import ShuttingDown
+from givalia_core.protocol.messages import Kind
+from givalia_core.views import text_id
+
+
+class Flood:
+    """One connection that asks for jobs faster than they are answered, until one is refused: some are always under way."""
+
+    def __init__(self, port: int) -> None:
+        self.wire = Framed(port)
+        self.acknowledged: list[str] = []
+        self.refused: list[BaseException] = []
+        self._sending = threading.Thread(target=self._send, daemon=True)
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._sending.start()
+        self._reading.start()
+
+    def _send(self) -> None:
+        try:
+            while not self.refused:
+                self.wire.begin(Kind.ENQ, enq(delay_us=600_000_000))
+        except OSError:
+            pass
+
+    def _read(self) -> None:
+        try:
+            while True:
+                (told,) = answers(self.wire.read())
+                if isinstance(told, tuple):
+                    self.acknowledged.append(text_id(told[0]))
+                else:
+                    self.refused.append(told)
+        except (OSError, AssertionError):
+            pass
+
+    def end(self) -> None:
+        """When the server has gone."""
+        self._reading.join(10)
+        self.wire.socket.close()
+        self._sending.join(10)
+
+
+def test_a_server_that_is_asked_to_stop_refuses_new_jobs_and_keeps_the_others(rig: Rig) -> None:
+    server = rig.start_server()
+    flood = Flood(server.port)
+    await_true(lambda: len(flood.acknowledged) > 500, "jobs are acknowledged")
+    started = time.monotonic()
+
+    server.send(signal.SIGTERM)
+
+    assert server.wait(12) == 0
+    assert time.monotonic() - started < 10
+    flood.end()
+    assert flood.refused
+    assert {type(error) for error in flood.refused} == {ShuttingDown}
+    assert {error.code for error in flood.refused} == {"SHUTTING_DOWN"}  # type: ignore[attr-defined]
+    rig.start_server()
+    client = rig.client()
+    assert {status.id for status in client.list("waiting")} == set(flood.acknowledged)
+
+
+def test_an_idle_server_stops_at_once(rig: Rig) -> None:
+    server = rig.start_server()
+    rig.client().enq("Echo", time=600, key="kept")
+    started = time.monotonic()
+
+    server.send(signal.SIGINT)
+
+    assert server.wait(5) == 0
+    assert time.monotonic() - started < 2
+    rig.start_server()
+    assert rig.client().stat("kept").state == "waiting"
+
+
+def test_a_second_signal_ends_a_server_that_still_drains(rig: Rig) -> None:
+    """A plugin or an answer that takes its time must not keep anybody from ending the process; nothing is lost by it."""
+    server = rig.start_patched_server(
+        "import givalia_core.server.app as app, gevent\n"
+        "stop = app.Server.stop\n"
+        "def slowly(self):\n"
+        "    self.drain()\n"
+        "    gevent.sleep(30)\n"
+        "app.Server.stop = slowly\n"
+    )
+    job = rig.client().enq("Echo", time=600)
+    server.send(signal.SIGTERM)
+    server.await_log("draining")
+    started = time.monotonic()
+
+    server.send(signal.SIGTERM)
+
+    assert server.wait(5) == 0
+    assert time.monotonic() - started < 3
+    rig.server = None
+    rig.start_server()
+    assert rig.client().stat(id=job.id).state == "waiting"
+
+
+def test_running_jobs_are_settled_over_a_restart_of_the_server(rig: Rig) -> None:
+    server = rig.start_server()
+    rig.start_worker()
+    file = rig.folder / "stays"
+    job = rig.client().enq("Stay", params={"file": str(file), "seconds": 1.5})
+    await_true(lambda: lines_of(file), "the job runs")
+
+    assert server.stop() == 0
+    rig.start_server()
+
+    client = rig.client()
+    assert client.wait(job.id, 20) == 1
+    assert len(lines_of(file)) == 1
+
+
+def test_a_worker_that_is_asked_to_stop_lets_its_job_end_and_reports_it(rig: Rig) -> None:
+    rig.start_server()
+    worker = rig.start_worker()
+    client = rig.client()
+    file = rig.folder / "stays"
+    job = client.enq("Stay", params={"file": str(file), "seconds": 1})
+    await_true(lambda: lines_of(file), "the job runs")
+
+    worker.send(signal.SIGTERM)
+    worker.await_log("draining")
+    await_true(lambda: client.info()["workers"] == 0 or next(iter(client.workers()))["capacity"] == 0, "it takes no more")
+    late = client.enq("Echo")
+
+    assert worker.wait(10) == 0
+    status = job.stat()
+    assert (status.state, status.result, status.attempts) == ("done", 1, 1)
+    assert late.stat().state == "ready"
+
+
+def test_a_job_that_outlasts_the_grace_of_its_worker_fails_and_runs_again(rig: Rig) -> None:
+    rig.start_server("--backoff", "0")
+    worker = rig.start_worker("--grace", "0.5")
+    client = rig.client()
+    file = rig.folder / "stays"
+    job = client.enq("StayOnce", params={"file": str(file), "seconds": 600})
+    await_true(lambda: lines_of(file), "the job runs")
+
+    assert worker.stop(8) == 0
+    status = job.stat()
+    assert status.state in ("waiting", "ready")
+    assert status.attempts == 1
+    assert "shutdown" in (status.error or "")
+    rig.start_worker()
+
+    assert job.wait(10) == 2
+
+
+def test_a_second_signal_ends_a_worker_at_once(rig: Rig) -> None:
+    rig.start_server()
+    worker = rig.start_worker("--grace", "600")
+    file = rig.folder / "stays"
+    rig.client().enq("Stay", params={"file": str(file), "seconds": 600})
+    await_true(lambda: lines_of(file), "the job runs")
+    worker.send(signal.SIGTERM)
+    worker.await_log("draining")
+    started = time.monotonic()
+
+    worker.send(signal.SIGINT)
+
+    assert worker.wait(5) != 0
+    assert time.monotonic() - started < 2
+
+
+def _write(config: Path, level: str, retain: object) -> None:
+    config.write_text(f'[server]\nlog_level = "{level}"\nretain = {retain}\n[worker]\nlog_level = "{level}"\n')
+
+
+def test_sighup_lets_a_server_read_its_settings_again(rig: Rig) -> None:
+    config = rig.folder / "settings.toml"
+    _write(config, "info", 500)
+    server = rig.start_server("--config", config)
+    client = rig.client()
+    assert client.info()["defaults"]["retain_us"] == 500_000_000
+
+    _write(config, "error", 700)
+    server.send(signal.SIGHUP)
+    await_true(lambda: client.info()["defaults"]["retain_us"] == 700_000_000, "the new retention")
+    assert "settings read again" not in server.log  # It was said at the level that is no longer logged.
+    _write(config, "info", 800)
+    server.send(signal.SIGHUP)
+    server.await_log("settings read again")
+    assert client.info()["defaults"]["retain_us"] == 800_000_000
+
+    _write(config, "info", '"for ever"')
+    server.send(signal.SIGHUP)
+    server.await_log("the settings are as they were")
+    assert client.info()["defaults"]["retain_us"] == 800_000_000
+    assert client.enq("Echo").stat().state == "ready"
+
+
+def test_sighup_lets_a_worker_read_its_log_settings_again(rig: Rig) -> None:
+    config = rig.folder / "settings.toml"
+    _write(config, "info", 500)
+    rig.start_server()
+    worker = rig.start_worker("--config", config)
+
+    worker.send(signal.SIGHUP)
+    worker.await_log("log settings read again")
+    config.write_text("no toml at all")
+    worker.send(signal.SIGHUP)
+    worker.await_log("the settings are as they were")
+
+    assert rig.client().enq("Echo", params="goes on").wait(10) == "goes on"
