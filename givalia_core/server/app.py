@@ -192,7 +192,7 @@ class Server:
         if self._greenlets:
             self._runner.call("server_stopping", server=self)
         for listener in self._listeners:
-            listener.stop()
+            listener.close()
         self._wake.set()
         if self._greenlets:
             self._greenlets[0].join(DRAIN_S)
