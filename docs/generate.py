@@ -228,7 +228,7 @@ def limits() -> str:
         ("payload of `ENQ` (params)", _bytes(frames.PARAMS_BYTES_MAX), "`TOO_LARGE`"),
         ("payload of `SUCCEED` (result)", _bytes(frames.RESULT_BYTES_MAX), "`TOO_LARGE`"),
         ("payload of anything else", "0 bytes", "`TOO_LARGE`"),
-        ("`error` of `FAIL`, `broken` of `ANNOUNCE`", f"{messages.ERROR_CHARS_MAX:,} characters", "`BAD_REQUEST`"),
+        ("`error` of `FAIL`, `broken` of `ANNOUNCE`", f"{messages.ERROR_BYTES_MAX:,} bytes of UTF-8", "`BAD_REQUEST`"),
         ("jobs of a `LIST`", str(messages.LIST_LIMIT_MAX), "`BAD_REQUEST`"),
         ("bytes before hello is over", _bytes(session.HANDSHAKE_BYTES_MAX), "closed"),
         ("time from the first byte to the end of hello", _seconds(connection.HANDSHAKE_US), "closed"),

@@ -147,7 +147,7 @@ class Hooks:
                 self._manager.register(plugin, self._name(plugin))
                 self._manager.check_pending()
             except (pluggy.PluginValidationError, ValueError) as error:
-                log.error("plugin %r is not used: %s", plugin, error)
+                log.error("plugin %s is not used: %s", getattr(plugin, "__name__", type(plugin).__qualname__), error)
                 if self._manager.is_registered(plugin):
                     self._manager.unregister(plugin)
         self._implementations = {name: self._collect(name) for name in HOOKS}

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import SettingsInvalid
 from givalia_core.policy import Policy
+from givalia_core.protocol.checks import is_name
 
 CLIENT_PORT: Final = 12322
 WORKER_PORT: Final = 12323
@@ -100,6 +101,10 @@ class WorkerSettings:
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
     log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise SettingsInvalid(f"{self.name!r} cannot be a worker's name: letters, digits, _ . - and no digit first")
 
 
 @dataclass(frozen=True)

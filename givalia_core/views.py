@@ -43,7 +43,7 @@ def length_to_us(seconds: float | timedelta, name: str, *, negative: bool = Fals
     """
     us = seconds // timedelta(microseconds=1) if isinstance(seconds, timedelta) else _finite_us(seconds, name)
     if not (-TEN_YEARS_US if negative else 0) <= us <= TEN_YEARS_US:
-        raise BadRequest(f"{name} must be between {'minus ' if negative else '0 and '}ten years, not {seconds}")
+        raise BadRequest(f"{name} must be between {'minus ten years' if negative else '0'} and ten years, not {seconds}")
     return us
 
 

@@ -22,7 +22,7 @@ from typing import IO, Final
 
 from givalia_core import modules as modules_room
 from givalia_core.client import Client, JobHandle
-from givalia_core.errors import GivaliaError, NotFound
+from givalia_core.errors import GivaliaError, ModuleClash, NotFound
 
 MODULE: Final = "Sample"
 START_S: Final = 15.0
@@ -36,11 +36,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(client: Client, given: argparse.Namespace) -> None:
     """Run the demo; raises `NotFound` where the example package is not installed."""
-    if modules_room.discover().get(MODULE) is None:
+    found = modules_room.discover().get(MODULE)
+    if found is None:
         raise NotFound(
             f"the demo runs the module {MODULE} of the package givalia-example-modules, which is not installed here;"
             " from a clone of the project: pip install ./example_modules_pkg"
         )
+    if found.broken:
+        raise ModuleClash(f"the demo cannot run the module {MODULE}: {found.broken.splitlines()[-1]}")
     folder = Path(tempfile.mkdtemp(prefix="givalia-demo-"))
     try:
         with _Stage(folder) as stage:

@@ -48,7 +48,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     parser.add_argument("--version", action="version", version=f"givalia {__version__}")
     common.add_settings(parser, ClientSettings)
-    parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try to reach the server [5]")
+    parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
@@ -56,7 +56,10 @@ def _main(arguments: list[str]) -> int:
         verb.arguments(under)
     given = parser.parse_args(arguments)
     settings = common.read_settings(ClientSettings, given)
-    with Client(settings.master, settings.port, resend=5.0 if given.patience is None else given.patience) as client:
+    patience = given.patience
+    if patience is None:
+        patience = 60.0 if getattr(given, "wait", False) else 5.0
+    with Client(settings.master, settings.port, resend=patience) as client:
         try:
             VERBS[given.verb].act(client, given)
         except BrokenPipeError:
@@ -84,9 +87,13 @@ def _instant(text: str) -> float | datetime:
 
 def _params(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
         raise BadRequest(f"--params is not JSON: {error} (text needs quotes of its own: --params '\"text\"')") from None
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _enq_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +118,8 @@ def _enq(client: Client, given: Given) -> None:
     params = None if given.params is None else _params(given.params)
     job = client.enq(given.module, params=params, time=given.time or 0, at=given.at, **options)
     if given.wait or given.wait_timeout is not None:
+        if sys.stderr.isatty():
+            print(f"waiting for {job.id}", file=sys.stderr)
         show.emit(show.to_json(job.wait(given.wait_timeout)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
@@ -169,7 +178,10 @@ def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _requeue(client: Client, given: Given) -> None:
     time = given.time or 0
-    if given.dead or given.cancelled:
+    is_for_all = given.dead or given.cancelled
+    if is_for_all == (given.key is not None or given.id is not None) or (given.module and not is_for_all):
+        raise BadRequest("requeue takes one job by key or id, or all that are --dead or --cancelled (of one --module)")
+    if is_for_all:
         handles = [
             handle
             for state, wanted in ((JobState.DEAD, given.dead), (JobState.CANCELLED, given.cancelled))
@@ -187,13 +199,15 @@ def _requeue(client: Client, given: Given) -> None:
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state", choices=[str(state) for state in JobState])
-    parser.add_argument("--module")
-    parser.add_argument("--target-worker")
+    parser.add_argument("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
+    parser.add_argument("--module", help="only jobs of this module")
+    parser.add_argument("--target-worker", help="only jobs for this worker")
     parser.add_argument("--limit", type=int, default=100, help="at most so many [100]; 0: all")
 
 
 def _list(client: Client, given: Given) -> None:
+    if given.limit < 0:
+        raise BadRequest("--limit cannot be negative")
     jobs: list[Status] = []
     for status in client.list(given.state, module=given.module, target_worker=given.target_worker):
         if given.json:

@@ -140,7 +140,8 @@ class Exchange:
         self._check_open()
         if clock.monotonic() + retry_s - slot.unsent_since > self._resend_s:
             host, port = self._address
-            raise ConnectionLost(f"no server at {host}:{port} ({error}); whether the command took effect is unknown")
+            what = "the job is not touched" if slot.call.waits else "whether the command took effect is unknown"
+            raise ConnectionLost(f"no server at {host}:{port} ({error}); {what}")
         left = slot.left()
         pause_s = random.uniform(retry_s / 2, retry_s)
         clock.sleep(pause_s if left is None else min(pause_s, left))
@@ -176,14 +177,16 @@ class Exchange:
     def _make_room(self, wire: Wire) -> None:
         """The socket takes no more for now. Unless somebody else reads, do so: the server may wait for just that."""
         with self._changed:
-            somebody_reads, self._is_reading = self._is_reading, True
+            somebody_reads = self._is_reading
+            self._is_reading = True
         try:
             if wire.wait(0.05 if somebody_reads else self._resend_s, to_send=True) and not somebody_reads:
                 self._receive(wire)
         finally:
-            with self._changed:
-                self._is_reading = somebody_reads
-                self._changed.notify_all()
+            if not somebody_reads:
+                with self._changed:
+                    self._is_reading = False
+                    self._changed.notify_all()
 
     def _receive(self, wire: Wire) -> None:
         """Read once, and hand out the answers."""

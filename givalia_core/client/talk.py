@@ -6,8 +6,6 @@ ids in it are made once, so the server knows a resend for what it is (CONTRACT C
 
 from __future__ import annotations
 
-import os
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -15,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, GivaliaError, JobCancelled, JobFailed, ResultLost, TooLarge
 from givalia_core.model import JobState
 from givalia_core.protocol import frames, messages
@@ -43,13 +42,6 @@ class Call(NamedTuple):
     items: list[Item]
     read: Callable[[Fields, bytes], Any]
     waits: bool = False  # Whether the answer comes when a job has ended, and not at once.
-
-
-def new_id() -> bytes:
-    """A version 7 UUID: its first half is the time, so ids made one after the other lie beside each other on disk."""
-    millis = time.time_ns() // 1_000_000
-    value = (millis & (1 << 48) - 1) << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10)) & ~(0xF << 76) & ~(0x3 << 62)
-    return (value | 0x2 << 62).to_bytes(16)
 
 
 def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:

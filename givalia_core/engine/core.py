@@ -89,15 +89,18 @@ class Engine:
         live: int,
         running: Iterable[Job],
         durability: str,
+        regrant_us: int,
         now: Now,
         rng: random.Random,
     ) -> None:
-        """Start from a store that was just opened: jobs that were running get a whole lease to be heard of again."""
+        """Start from a store that was just opened: jobs that were running get a whole lease (`regrant_us`, no shorter than
+        the one their worker was told) to be heard of again.
+        """
         self.desk = Desk(policy, epoch, last_seq, rng)
         self.desk.durability = durability
         self.desk.live = live
         for job in running:
-            self.desk.leases[job.id] = Lease(job, None, now.mono_us + policy.lease_us)
+            self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
         self.again: list[Input] = []  # What a refused change sends back to be decided anew.
         self._inputs: Sequence[Input] = ()
         self._now = now
@@ -324,6 +327,7 @@ class Engine:
                 lease.job = job
         elif job.state in ENDED:
             for conn, request in desk.waiters.pop(job.id, ()):
+                desk.waits_of[conn].discard(job.id)
                 effects.append(Reply(conn, request, [words.end(job)]))
 
     def wake_in_us(self, now: Now) -> int:

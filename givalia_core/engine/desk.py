@@ -56,7 +56,8 @@ class Desk:
         self.rng = rng
         self.routing = Routing()
         self.leases: dict[bytes, Lease] = {}
-        self.waiters: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # job id -> (conn, request)
+        self.waiters: dict[bytes, dict[tuple[int, int], None]] = defaultdict(dict)  # job id -> (conn, request)
+        self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.is_full = False
         self.is_draining = False
@@ -88,7 +89,7 @@ class Desk:
         """How long to wait after this failed attempt: doubled each time, bounded, with jitter of a fifth either way."""
         first_us, most_us = job.backoff_us or (self.policy.backoff_us, self.policy.backoff_max_us)
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
-        return round(delay_us * self.rng.uniform(0.8, 1.2))
+        return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
 
     def drop_hints(self) -> None:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""

@@ -57,12 +57,12 @@ def leave(batch: Batch, conn: int) -> None:
         for lease in batch.desk.leases.values():
             if lease.session is session:
                 lease.session = None
-    for job_id, waiting in list(batch.desk.waiters.items()):
-        left = [waiter for waiter in waiting if waiter[0] != conn]
-        if left:
-            batch.desk.waiters[job_id] = left
-        else:
-            del batch.desk.waiters[job_id]
+    for job_id in batch.desk.waits_of.pop(conn, ()):
+        waiting = batch.desk.waiters.get(job_id, {})
+        for waiter in [each for each in waiting if each[0] == conn]:
+            del waiting[waiter]
+        if not waiting:
+            batch.desk.waiters.pop(job_id, None)
 
 
 def announce(batch: Batch, asked: Asked) -> list[Item]:

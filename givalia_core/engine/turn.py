@@ -29,6 +29,7 @@ def start(store: Store, opened: Opened, timer: TimerClock, clock: Clock, policy:
         live=sum(count for (_, state), count in counts.items() if state in ("waiting", "running")),
         running=store.running(),
         durability=store.durability,
+        regrant_us=max(policy.lease_us, opened.mark.lease_us if opened.mark else 0),
         now=timer.now(clock.read()),
         rng=rng,
     )
@@ -80,7 +81,9 @@ def _facts(engine: Engine, store: Store, now: Now) -> Facts:
 
 
 def _commit(store: Store, timer: TimerClock, plan: Plan, now: Now) -> Commit:
-    return store.commit(plan.changes, timer.mark(now), plan.retention) if plan.must_commit else Commit()
+    if not plan.must_commit:
+        return Commit()
+    return store.commit(plan.changes, timer.mark(now, plan.batch.desk.policy.lease_us), plan.retention)
 
 
 def _without_new_jobs(engine: Engine, store: Store, timer: TimerClock, now: Now) -> tuple[Plan, Commit]:

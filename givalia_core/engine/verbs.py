@@ -258,9 +258,8 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
     job = _known(batch, message)
     if job.state in ENDED:
         return words.end(job)
-    waiter = (asked.conn, asked.request)
-    if waiter not in batch.desk.waiters[job.id]:
-        batch.desk.waiters[job.id].append(waiter)
+    batch.desk.waiters[job.id][asked.conn, asked.request] = None
+    batch.desk.waits_of[asked.conn].add(job.id)
     return None
 
 

@@ -17,6 +17,11 @@ def is_text(most: int) -> Check:
     return lambda value: type(value) is str and len(value) <= most
 
 
+def is_long_text(most: int) -> Check:
+    """Text of at most so many bytes of UTF-8."""
+    return lambda value: type(value) is str and (len(value) * 4 <= most or len(value.encode("utf-8", "replace")) <= most)
+
+
 def is_int(least: int, most: int) -> Check:
     """A whole number between two limits; a bool is none."""
     return lambda value: type(value) is int and least <= value <= most

@@ -21,6 +21,7 @@ from givalia_core.protocol.checks import (
     is_fraction,
     is_int,
     is_key,
+    is_long_text,
     is_name,
     is_text,
     one_of,
@@ -33,7 +34,7 @@ ANY: Final = "any"
 IF_EXISTS: Final = ("refuse", "keep", "replace", "reschedule")
 FOREVER_US: Final = 100 * TEN_YEARS_US
 DAY_US: Final = 86_400 * SECOND_US
-ERROR_CHARS_MAX: Final = 16 << 10
+ERROR_BYTES_MAX: Final = 16 << 10
 LIST_LIMIT_MAX: Final = 500
 CAPACITY_MAX: Final = 8_000  # What a worker holds must fit into one frame of RESUME.
 OK: Final = "OK"
@@ -303,13 +304,13 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Announce: {
         "name": is_name, "distribution": is_text(255), "version": is_text(255), "isolation": is_text(32),
         "max_attempts": or_none(is_int(1, 100)), "timeout_us": _LENGTH, "backoff_us": or_none(_DELAY),
-        "backoff_max_us": or_none(_DELAY), "broken": or_none(is_text(ERROR_CHARS_MAX)),
+        "backoff_max_us": or_none(_DELAY), "broken": or_none(is_long_text(ERROR_BYTES_MAX)),
     },
     Hold: _HELD,
     Credit: {"capacity": is_int(0, CAPACITY_MAX)},
     Succeed: {**_HELD, "result_error": or_none(one_of("TOO_LARGE", "UNSERIALIZABLE"))},
     Fail: {
-        **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_text(ERROR_CHARS_MAX),
+        **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_long_text(ERROR_BYTES_MAX),
         "after_us": or_none(_DELAY), "permanent": is_bool,
     },
     Release: _HELD,

@@ -7,11 +7,11 @@ connection says hello before anything else is looked at. Nothing here touches a 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
 from givalia_core.protocol import frames, lines, messages
 from givalia_core.protocol.frames import Item
@@ -46,7 +46,7 @@ class Session:
     """One connection's side of the talk; `feed` it what arrives, send what `take_out` gives, close when `is_over`."""
 
     def __init__(self, port: Port, *, is_busy: bool = False) -> None:
-        self._port = port
+        self.port = port
         self._is_busy = is_busy
         self._talk: _Framed | _Lines | None = None
         self._start = b""
@@ -81,11 +81,11 @@ class Session:
     def _choose(self) -> bytes:
         """Which protocol it is, by the first byte; what it sent beyond the magic is returned to be fed on."""
         start = self._start
-        if start[:1] == b"{" and self._port is Port.CLIENT and not self._is_busy:
+        if start[:1] == b"{" and self.port is Port.CLIENT and not self._is_busy:
             self._talk, self._start = _Lines(), b""
             return start
         if start.startswith(frames.MAGIC):
-            self._talk, self._start = _Framed(KINDS[self._port], is_busy=self._is_busy), b""
+            self._talk, self._start = _Framed(KINDS[self.port], is_busy=self._is_busy), b""
             return start[len(frames.MAGIC) :]
         self.is_over = not frames.MAGIC.startswith(start)
         return b""
@@ -199,7 +199,7 @@ class _Lines:
 
     is_open = True
 
-    def __init__(self, make_id: Callable[[], bytes] = lambda: uuid.uuid4().bytes) -> None:
+    def __init__(self, make_id: Callable[[], bytes] = new_id) -> None:
         self._make_id = make_id
         self._reader = lines.Reader()
         self._kinds: dict[int, Kind] = {}

@@ -30,11 +30,11 @@ from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
-from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreError
+from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind
+from givalia_core.protocol.messages import Info, Kind, refusal
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
@@ -43,10 +43,12 @@ from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings
 from givalia_core.version import __version__
 
-DRAIN_S: Final = 8.0
+DRAIN_S: Final = 6.0
 HOUR_US: Final = 3_600 * SECOND_US
 POLL_S: Final = 0.0001
 GOODBYE_S: Final = 1.0
+# Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
+_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "lease")
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
@@ -173,8 +175,8 @@ class Server:
         return gevent.spawn(run)
 
     def reload(self, settings: ServerSettings) -> None:
-        """Take over what can change while the server runs: all but the addresses and the store."""
-        kept = {name: getattr(self.settings, name) for name in ("host", "port", "worker_port", "insecure", "store")}
+        """Take over what can change while the server runs: all but the addresses, the store and the lease."""
+        kept = {name: getattr(self.settings, name) for name in _FIXED}
         self.settings = replace(settings, **kept)
         self._engine.desk.policy = self.settings.policy()
 
@@ -193,6 +195,8 @@ class Server:
             self._runner.call("server_stopping", server=self)
         for listener in self._listeners:
             listener.close()
+        for connection in self._connections.values():
+            connection.stop_reading()
         self._wake.set()
         if self._greenlets:
             self._greenlets[0].join(DRAIN_S)
@@ -322,7 +326,7 @@ class Server:
                 if effect.conn == INSIDE:
                     self._asked_inside.pop(effect.request).set_result(effect.items[0])
                 elif (connection := self._connections.get(effect.conn)) is not None:
-                    out.setdefault(effect.conn, []).append(connection.answer(effect.request, effect.items))
+                    out.setdefault(effect.conn, []).append(_answer(connection, effect))
             elif isinstance(effect, Tell):
                 out.setdefault(effect.conn, []).extend(_frames(effect))
             elif isinstance(effect, Hook):
@@ -378,6 +382,14 @@ class Server:
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
         }
+
+
+def _answer(connection: Connection, reply: Reply) -> bytes:
+    """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
+    try:
+        return connection.answer(reply.request, reply.items)
+    except GivaliaError as error:
+        return connection.session.answer(reply.request, [refusal(error)] * len(reply.items))
 
 
 def _frames(effect: Tell) -> list[bytes]:

@@ -21,9 +21,12 @@ from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.protocol.session import Ask, Session
+from givalia_core.protocol.session import Ask, Port, Session
 
 RECEIVE_BYTES: Final = 16_384
+RECEIVED_AT_ONCE: Final = 8
+POLL_S: Final = 0.0001
+JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
 COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
 READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
@@ -61,6 +64,8 @@ class Connection:
         self._mono_us = mono_us
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
+        self._has_asked = False
+        self._is_ending = False
         self._reads: set[int] = set()
         self._waits: set[int] = set()
         self._unsent: list[bytes] = []
@@ -78,6 +83,7 @@ class Connection:
 
     def run(self) -> None:
         """Read until the other side or the session ends it."""
+        received = 0
         try:
             while not self.is_closed and not self.session.is_over:
                 self._may_read.wait()
@@ -85,6 +91,10 @@ class Connection:
                 if not data:
                     break
                 self._take(data)
+                received += 1
+                if received % RECEIVED_AT_ONCE == 0:
+                    # While there is data, neither recv nor the gate would ever let the others have their turn.
+                    gevent.sleep(POLL_S)
             self._finish()
         except OSError as error:
             if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT):
@@ -100,7 +110,12 @@ class Connection:
         out = self.session.take_out()
         if out:
             self.send(out)
+        self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
+            if ask.request in self._in_flight or ask.request in self._waits:
+                log.info("connection %s closed: it used a request number twice", self.peer)
+                self.close()
+                return
             self._count(ask)
             self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
         self._gate()
@@ -109,8 +124,8 @@ class Connection:
         if ask.kind is Kind.WAIT:
             self._waits.add(ask.request)
             return
-        self._in_flight[ask.request] = len(ask.messages)
-        self._commands += len(ask.messages)
+        self._in_flight[ask.request] = commands = max(len(ask.messages), 1)
+        self._commands += commands
         if ask.kind in _READS:
             self._reads.add(ask.request)
 
@@ -123,10 +138,18 @@ class Connection:
             and len(self._waits) < WAITS_MAX
             and self._unsent_bytes < UNSENT_BYTES_MAX
         )
-        if has_room or self.is_closed:
+        if self.is_closed or (has_room and not self._is_ending):
+            if self._begun_us and not self._may_read.is_set():
+                # The frame that stood while nobody read it is given its time anew.
+                self._begun_us, self._begun_bytes = self._mono_us(), 0
             self._may_read.set()
         else:
             self._may_read.clear()
+
+    def stop_reading(self) -> None:
+        """Take nothing more from it; what it has asked is answered."""
+        self._is_ending = True
+        self._gate()
 
     def _finish(self) -> None:
         """Answer what was asked before the end, if the other side still listens."""
@@ -153,7 +176,10 @@ class Connection:
 
     def overdue(self, now_us: int) -> str:
         """Why the connection has to go, or nothing."""
-        if self._begun_us == 0:
+        is_worker = self.session.port is Port.WORKER
+        if is_worker and not self.is_silent and not self._has_asked and now_us - self.opened_us > JOIN_US:
+            return "no worker joined"
+        if self._begun_us == 0 or not self._may_read.is_set():
             return ""
         age_us = now_us - self._begun_us
         if self.is_silent and age_us > HANDSHAKE_US:

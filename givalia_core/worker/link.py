@@ -41,6 +41,7 @@ from givalia_core.protocol.messages import (
 )
 
 CONNECT_S: Final = 5.0
+SEND_S: Final = 10.0
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
 FENCE_CHECK_S: Final = 0.25
@@ -117,7 +118,7 @@ class Link:
         self._caller = Caller()
         self._socket: socket.socket | None = None
         self._sent_us: dict[int, int] = {}
-        self._asked: dict[int, tuple[Kind, list[Any]]] = {}
+        self._asked: dict[int, tuple[Kind, list[Any], int]] = {}  # number -> what was asked, and when
         self._lease_us = 30 * SECOND_US
         self._wake: Event | None = None
 
@@ -161,7 +162,7 @@ class Link:
                 failures = 0
                 self._talk(wake)
                 return
-            except (OSError, GivaliaError, gevent.Timeout) as error:
+            except (Exception, gevent.Timeout) as error:  # Whatever the other side sends, the link tries again.
                 why = f"{type(error).__name__}: {error}"
             finally:
                 self._hang_up()
@@ -227,11 +228,18 @@ class Link:
                 if now_us >= next_beat_us:
                     self._beat()
                     next_beat_us = now_us + self._lease_us // 3
+                self._check_heard(now_us)
                 if reading.dead:
                     raise ConnectionLost(str(reading.value))
                 wake.wait((next_beat_us - now_us) / SECOND_US if next_beat_us > now_us else 0)
         finally:
             reading.kill()
+
+    def _check_heard(self, now_us: int) -> None:
+        """A server that answers nothing for most of a lease is out of reach, whatever the connection looks like."""
+        oldest = next(iter(self._asked.values()), None)
+        if oldest is not None and now_us - oldest[2] > self._lease_us * 2 // 3:
+            raise ConnectionLost("the server has not answered for two thirds of a lease")
 
     def _hang_up(self) -> None:
         if self._socket is not None:
@@ -248,9 +256,10 @@ class Link:
         """Send messages that belong into one frame, because what it does not name is gone."""
         assert self._socket is not None
         number, data = self._caller.ask(kind, [item(message) for message in asked])
-        self._asked[number] = (kind, asked)
+        self._asked[number] = (kind, asked, _mono_us())
         self._sent_us[number] = _mono_us()
-        self._socket.sendall(data)
+        with gevent.Timeout(SEND_S):
+            self._socket.sendall(data)
 
     def _beat(self) -> None:
         self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items() if not held.is_given_up])
@@ -300,6 +309,7 @@ class Link:
         elif told.kind is Kind.DISPATCH:
             (fields, _), *jobs = told.items
             heard = Heard(*fields)
+            self._lease_us = heard.lease_us
             deadline_us = self._deadline_us(heard.request)
             for fields, payload in jobs:
                 job = dispatched(fields, payload)
@@ -317,7 +327,7 @@ class Link:
         asked = self._asked.pop(answer.request, None)
         if asked is None:
             return
-        kind, sent = asked
+        kind, sent, _ = asked
         if len(answer.items) != len(sent):
             raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
         if kind in (Kind.BEAT, Kind.RESUME):

@@ -129,3 +129,9 @@ def test_the_clocks_of_this_machine_go_forward_in_microseconds() -> None:
     assert second.mono_us >= first.mono_us > 0
     assert first.wall_us > WALL_US
     assert clock.boot_id == SystemClock().boot_id
+
+
+def test_a_mark_carries_the_length_of_the_leases_that_were_granted() -> None:
+    timer = TimerClock.start(ManualClock(), None)
+
+    assert timer.mark(timer.now(ManualClock().read()), 30_000_000).lease_us == 30_000_000

@@ -39,6 +39,10 @@ def text(most: int, *, optional: bool = False) -> Field:
     return Field(["", "ü" * most, "line\nline"], ["x" * (most + 1)], (str,), optional)
 
 
+def long_text(most: int, *, optional: bool = False) -> Field:
+    return Field(["", "ü" * (most // 2), "x" * most, "line\nline"], ["x" * (most + 1), "🗝" * (most // 4 + 1)], (str,), optional)
+
+
 def words(*legal: str, optional: bool = False) -> Field:
     return Field(list(legal), ["", "other", legal[0].swapcase(), legal[0] + " "], (str,), optional)
 
@@ -87,14 +91,14 @@ FIELDS: dict[Kind, dict[str, Field]] = {
     Kind.ANNOUNCE: {
         "name": NAME, "distribution": text(255), "version": text(255), "isolation": text(32), "max_attempts": ATTEMPTS,
         "timeout_us": LENGTH, "backoff_us": OPTIONAL_DELAY, "backoff_max_us": OPTIONAL_DELAY,
-        "broken": text(messages.ERROR_CHARS_MAX, optional=True),
+        "broken": long_text(messages.ERROR_BYTES_MAX, optional=True),
     },
     Kind.RESUME: HELD,
     Kind.CREDIT: {"capacity": numbers(0, 8_000)},
     Kind.BEAT: HELD,
     Kind.SUCCEED: {**HELD, "result_error": words("TOO_LARGE", "UNSERIALIZABLE", optional=True)},
     Kind.FAIL: {
-        **HELD, "kind": words("failed", "timeout", "stopped", "died"), "error": text(messages.ERROR_CHARS_MAX),
+        **HELD, "kind": words("failed", "timeout", "stopped", "died"), "error": long_text(messages.ERROR_BYTES_MAX),
         "after_us": OPTIONAL_DELAY, "permanent": BOOL,
     },
     Kind.RELEASE: HELD,

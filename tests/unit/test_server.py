@@ -10,7 +10,8 @@ from typing import Any
 import gevent
 import pytest
 
-from givalia_core import Busy, Client, ShuttingDown
+from givalia_core import Busy, Client, ShuttingDown, TooLarge
+from givalia_core.engine.records import Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.server import Server, app
 from givalia_core.settings import ServerSettings
@@ -105,3 +106,21 @@ def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(
 
     assert server._engine.desk.policy.max_attempts == 9
     assert server.settings.port == port
+
+
+def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server(server: Server) -> None:
+    class Refused:
+        class session:  # noqa: N801
+            answer = staticmethod(lambda request, items: items)
+
+        @staticmethod
+        def answer(request: int, items: list[Any]) -> bytes:
+            raise TooLarge("it fits no frame")
+
+    assert app._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
+
+
+def test_a_lease_that_workers_were_told_is_not_changed_under_them(server: Server) -> None:
+    server.reload(ServerSettings(lease=5, store="memory:", plugins=""))
+
+    assert server._engine.desk.policy.lease_us == 30_000_000
