@@ -8,7 +8,7 @@ none, so its jobs stay rows and cost nothing. All of this is a hint that workers
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from givalia_core.clock import Now
 from givalia_core.model import Job
@@ -16,11 +16,15 @@ from givalia_core.protocol.messages import ANY, Announce, Join
 from givalia_core.store.base import Entry, Route, Span
 from givalia_core.timers import Window
 
+LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
+
 
 class Session:
     """One connected worker process: what it can run and how much of it now."""
 
-    __slots__ = ("announced", "beat_mono_us", "capacity", "conn", "heard", "held", "join", "joined_wall_us")
+    __slots__ = (
+        "announced", "beat_mono_us", "capacity", "conn", "heard", "held", "is_clogged", "join", "joined_wall_us", "lent_bytes",
+    )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
         self.conn = conn
@@ -28,6 +32,8 @@ class Session:
         self.announced: dict[str, Announce] = {}
         self.capacity = 0
         self.held = 0
+        self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
+        self.lent_bytes = 0  # Of params, in this batch.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
         self.beat_mono_us = now.mono_us
         self.joined_wall_us = now.wall_us
@@ -35,7 +41,13 @@ class Session:
     @property
     def free(self) -> int:
         """How many more jobs it can take now."""
-        return self.capacity - self.held
+        return 0 if self.is_clogged else self.capacity - self.held
+
+    def lend(self, params_bytes: int) -> None:
+        """Count a job that is lent to it."""
+        self.held += 1
+        self.lent_bytes += params_bytes
+        self.is_clogged = self.is_clogged or self.lent_bytes >= LENT_BYTES_MAX
 
     def serves(self, module: str) -> bool:
         """Whether it can run this module."""

@@ -21,13 +21,15 @@ from givalia_core.errors import GivaliaError
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, item, refusal
+from givalia_core.protocol.messages import CAPACITY_MAX, Dispatch, Heard, Kind, item, refusal
+from givalia_core.routing import LENT_BYTES_MAX, Routing
 from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Span, Wanted
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 1_000
+ROOM_LEAST: Final = 8
 
 Verb = Callable[[Batch, Asked, Any], Item | None]
 Report = Callable[[Batch, Asked], list[Item]]
@@ -111,6 +113,7 @@ class Engine:
         self._forget_more = False
         self._must_mark = True
         self._hurry = False
+        self._room = CAPACITY_MAX  # How many jobs of a route are read at once to be lent.
         self._candidates: frozenset[int] = frozenset()
 
     # The first half of a batch: what happened, and what must be read.
@@ -126,6 +129,8 @@ class Engine:
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = inputs, now
+        for session in self.desk.routing.sessions.values():
+            session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         if self._sweeping:
             self._swept_us = now.mono_us
@@ -162,7 +167,7 @@ class Engine:
     def _claimable(self, reports: int) -> Iterable[int]:
         routing = self.desk.routing
         for route, window in routing.windows.items():
-            if len(window.ready) and (room := routing.credits(route) + reports):
+            if len(window.ready) and (room := min(routing.credits(route) + reports, self._room)):
                 yield from (entry.seq for entry in window.ready.first(room))
 
     # The second half: decide, and after the commit let it be true.
@@ -249,6 +254,14 @@ class Engine:
                 heappush(heads, (following, route))
             elif window.ready.is_spent:
                 self._hurry = True
+        self._pace(routing)
+
+    def _pace(self, routing: Routing) -> None:
+        """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
+        if any(session.lent_bytes >= LENT_BYTES_MAX for session in routing.sessions.values()):
+            self._room, self._hurry = ROOM_LEAST, True
+        else:
+            self._room = min(self._room * 2, CAPACITY_MAX)
 
     def _lend(self, batch: Batch, job: Job, session: Any) -> None:
         if job.is_expired(batch.now):

@@ -58,6 +58,7 @@ class Desk:
         self.leases: dict[bytes, Lease] = {}
         self.waiters: dict[bytes, dict[tuple[int, int], None]] = defaultdict(dict)  # job id -> (conn, request)
         self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
+        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.is_full = False
         self.is_draining = False

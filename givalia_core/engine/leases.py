@@ -232,7 +232,7 @@ def claim(batch: Batch, job: Job, session: Session) -> Job:
         backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),
     )
     batch.claims[job.seq] = session
-    session.held += 1
+    session.lend(len(job.params))
     return batch.put(job, claimed)
 
 

@@ -58,11 +58,6 @@ class Session:
         return self._talk is not None and self._talk.is_open
 
     @property
-    def is_framed(self) -> bool:
-        """Whether the connection speaks frames."""
-        return isinstance(self._talk, _Framed)
-
-    @property
     def is_mid_frame(self) -> bool:
         """Whether something has begun and not ended, so that a deadline runs."""
         return bool(self._start) or (self._talk is not None and self._talk.is_mid_frame)

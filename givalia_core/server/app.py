@@ -46,6 +46,7 @@ from givalia_core.version import __version__
 DRAIN_S: Final = 6.0
 HOUR_US: Final = 3_600 * SECOND_US
 POLL_S: Final = 0.0001
+REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "lease")
@@ -88,6 +89,7 @@ class Server:
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
+        self._was_stop_asked = False
         self._is_stopping = False
         self._greenlets: list[gevent.Greenlet[..., None]] = []
         self._listeners: list[StreamServer] = []
@@ -113,6 +115,7 @@ class Server:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
         self._engine.desk.about = self._about
+        self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._started_us = self._clock.read().wall_us
         self._thread = threading.get_ident()
@@ -187,14 +190,18 @@ class Server:
 
     def stop(self) -> None:
         """Stop as the module says; the store is synced and free for another server on return. Safe to call twice."""
-        if self._is_stopping:
+        if self._was_stop_asked:
             return
+        self._was_stop_asked = True
         self.drain()
-        self._is_stopping = True
         if self._greenlets:
             self._runner.call("server_stopping", server=self)
         for listener in self._listeners:
             listener.close()
+        if self._connections:
+            # Whoever is sending now is told why, before nothing more is read.
+            gevent.sleep(REFUSE_S)
+        self._is_stopping = True
         for connection in self._connections.values():
             connection.stop_reading()
         self._wake.set()
@@ -248,10 +255,15 @@ class Server:
             self._submit,
             self._ended,
             lambda: self._clock.read().mono_us,
+            self._wake.set,
         )
         self._connections[connection.number] = connection
         self._per_peer[peer] += 1
         connection.run()
+
+    def _is_clogged(self, number: int) -> bool:
+        connection = self._connections.get(number)
+        return connection is not None and connection.is_clogged
 
     def _ended(self, connection: Connection) -> None:
         if self._connections.pop(connection.number, None) is not None:

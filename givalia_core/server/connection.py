@@ -54,6 +54,7 @@ class Connection:
         submit: Callable[[Asked], None],
         on_end: Callable[[Connection], None],
         mono_us: Callable[[], int],
+        on_room: Callable[[], None],
     ) -> None:
         self.number = number
         self.peer = peer
@@ -62,6 +63,7 @@ class Connection:
         self._submit = submit
         self._on_end = on_end
         self._mono_us = mono_us
+        self._on_room = on_room
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
         self._has_asked = False
@@ -234,6 +236,7 @@ class Connection:
                 self._unsent = self._unsent[1:]
                 self._unsent_bytes -= len(data)
                 self._gate()
+                self._on_room()
         except gevent.Timeout:
             log.info("connection %s closed: it does not read what it asked for", self.peer)
             self.close()
@@ -241,6 +244,11 @@ class Connection:
             self.close()
         finally:
             self._writer = None
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether so much waits for the other side to read that nothing is to be added unasked."""
+        return self._unsent_bytes >= UNSENT_BYTES_MAX
 
     @property
     def has_unsent(self) -> bool:

@@ -1937,3 +1937,20 @@ def test_a_beat_behind_the_report_of_its_job_is_stale_and_costs_no_credit(rig: E
     assert reported == [()]
     assert isinstance(beaten[0], Stale)
     assert len(worker.jobs) == 1
+
+
+def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_worker_that_does_not_read(rig: EngineRig) -> None:
+    worker = rig.worker(10, "any", "Mail", capacity=100)
+    rig.engine.desk.is_clogged = lambda conn: True
+    for number in range(1, 13):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(400 << 10)))
+    assert rig.engine.desk.routing.sessions[worker.conn].held == 0
+
+    session = rig.engine.desk.routing.sessions[worker.conn]
+    rig.engine.desk.is_clogged = lambda conn: session.held >= 3
+    rig.tick()
+    assert session.held == 3
+
+    rig.engine.desk.is_clogged = lambda conn: False
+    rig.tick()
+    assert session.held == 12
