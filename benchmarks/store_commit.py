@@ -23,7 +23,7 @@ from harness import Figure, Option
 from givalia_core.client.talk import new_id
 from givalia_core.clock import SECOND_US, SystemClock, TimerClock
 from givalia_core.model import WAITING, Answered, Job, evolve
-from givalia_core.store.base import Change, Wanted
+from givalia_core.store.base import Change, Claim, Route, Wanted
 from givalia_core.store.sqlite import SQLite
 
 TITLE = "The store alone"
@@ -33,6 +33,7 @@ OPTIONS = (
     Option("waiting", 0, "other jobs in the store, with random keys and due times"),
 )
 HOUR_US = 3_600 * SECOND_US
+ROUTE = Route("Noop", "any")
 
 
 def measure(batches: str, seconds: float, waiting: int, folder: str | None = None) -> list[Figure]:
@@ -100,9 +101,10 @@ class _Bench:
 
     def _read(self, jobs: Sequence[Job]) -> list[Job]:
         began = time.perf_counter()
-        found = self._store.find(Wanted(seqs=frozenset(job.seq for job in jobs)))
+        now = self._timer.now(self._clock.read())
+        found = self._store.find(Wanted(claims=(Claim(ROUTE, len(jobs)),)), now).ready.get(ROUTE, [])
         self._took["read for the claim"] += time.perf_counter() - began
-        return list(found.seqs.values())
+        return found
 
     def _commit(self, step: str, was: Sequence[Job | None], jobs: Sequence[Job]) -> None:
         changes = [Change(before, job) for before, job in zip(was, jobs, strict=True)]

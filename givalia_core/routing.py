@@ -13,7 +13,7 @@ from typing import Any, Final
 from givalia_core.clock import Now
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY, Announce, Join
-from givalia_core.store.base import Entry, Route, Span
+from givalia_core.store.base import Route, Span, Timer
 from givalia_core.timers import Window
 
 LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
@@ -111,7 +111,7 @@ class Routing:
         self.windows = {route: Window(Route(*route)) for route in self._takers}
 
     def tick(self, now: Now) -> list[Span]:
-        """Let timers fall due; return what must be read before claiming."""
+        """Begin a batch: let timers fall due; return what must be read to know which come next."""
         spans: list[Span] = []
         for window in self.windows.values():
             window.tick(now.timer_us)
@@ -122,7 +122,7 @@ class Routing:
         """A job waits (or waits anew); remember it if it is near and its route is served."""
         window = self.windows.get((job.module, job.target_worker))
         if window is not None:
-            window.offer(Entry(-job.priority, job.due_on_timer_us(now), job.seq), now.timer_us)
+            window.offer(Timer(job.due_on_timer_us(now), job.seq), now.timer_us)
 
     def discard(self, job: Job) -> None:
         """A job waits no longer on this route."""
@@ -145,7 +145,7 @@ class Routing:
     @property
     def must_read(self) -> bool:
         """Whether a near window has run out, so that the store must be asked before one can say what comes next."""
-        return any(window.ready.is_spent or window.timers.is_spent for window in self.windows.values())
+        return any(window.timers.is_spent for window in self.windows.values())
 
     def next_due_us(self) -> int | None:
         """When the next near timer falls due, on the timer clock."""

@@ -1,8 +1,9 @@
 """The near window: the little that the server keeps in memory of the jobs that wait.
 
-For each route it holds two *prefixes* of what the store has: the next jobs to fall due, and the first of those that are
-due, in order of dispatch. Both may be thrown away at any time: the store is the truth, and every claim is checked against
-it. Memory is bounded by the size of a prefix and never by the backlog. Nothing here sleeps or reads a clock.
+For each route it holds the next jobs to fall due, as a *prefix* of what the store has, and whether any are due already: those
+the store is asked for when there is a worker to lend them to. All of it may be thrown away at any time: the store is the
+truth, and every claim is checked against it. Memory is bounded by the size of a prefix and never by the backlog. Nothing here
+sleeps or reads a clock.
 """
 
 from __future__ import annotations
@@ -10,88 +11,71 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from givalia_core.store.base import Entry, Route, Span
+from givalia_core.store.base import Near, Route, Span, Timer
 
-PREFIX_ENTRIES: Final = 4_000  # Read at once; a prefix is cut back to this when it has grown to twice as many.
-
-Order = tuple[int, ...]
+PREFIX_TIMERS: Final = 4_000  # Read at once; a prefix is cut back to this when it has grown to twice as many.
 
 
 class Prefix:
-    """The first entries, in some order, of a set that may be far larger; it knows where its knowledge ends.
+    """The first timers, by due, of a set that may be far larger; it knows where its knowledge ends.
 
     Everything in the set that sorts at or before `bound` is here; with no bound, everything is. What sorts behind is
     left to the store and read again when the prefix has run out.
     """
 
-    __slots__ = ("_by_due", "_heap", "_members", "bound")
+    __slots__ = ("_heap", "_members", "bound")
 
-    def __init__(self, by_due: bool) -> None:
-        self._by_due = by_due
-        self._heap: list[tuple[Order, Entry]] = []
-        self._members: dict[int, Entry] = {}
-        self.bound: Order | None = (-(1 << 62),)  # Nothing is known until the first fill.
+    def __init__(self) -> None:
+        self._heap: list[Timer] = []
+        self._members: dict[int, Timer] = {}
+        self.bound: Timer | None = Timer(-(1 << 62), 0)  # Nothing is known until the first fill.
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def _order(self, entry: Entry) -> Order:
-        return (entry.due_us, entry.seq) if self._by_due else entry
-
-    def fill(self, entries: list[Entry], more: bool) -> None:
+    def fill(self, timers: list[Timer], more: bool) -> None:
         """Replace everything by what the store has first; `more` says that it has others behind these."""
-        self._heap = [(self._order(entry), entry) for entry in entries]
+        self._heap = list(timers)
         heapify(self._heap)
-        self._members = {entry.seq: entry for entry in entries}
-        self.bound = max(order for order, _ in self._heap) if more and self._heap else None
+        self._members = {timer.seq: timer for timer in timers}
+        self.bound = max(timers) if more and timers else None
 
-    def offer(self, entry: Entry) -> None:
-        """Take the entry in if it belongs before the bound; otherwise the store will bring it in its turn."""
-        order = self._order(entry)
-        if self.bound is not None and order > self.bound:
+    def offer(self, timer: Timer) -> None:
+        """Take the timer in if it belongs before the bound; otherwise the store will bring it in its turn."""
+        if self.bound is not None and timer > self.bound:
             return
-        self._members[entry.seq] = entry
-        heappush(self._heap, (order, entry))
-        # Entries that moved or were called off stay in the heap until they surface, so it needs a bound of its own.
-        if len(self._heap) > 2 * PREFIX_ENTRIES + len(self._members) // 2:
+        self._members[timer.seq] = timer
+        heappush(self._heap, timer)
+        # Timers that moved or were called off stay in the heap until they surface, so it needs a bound of its own.
+        if len(self._heap) > 2 * PREFIX_TIMERS + len(self._members) // 2:
             self._cut()
 
     def _cut(self) -> None:
-        ordered = sorted((self._order(entry), entry) for entry in self._members.values())
-        if len(ordered) > PREFIX_ENTRIES:
-            del ordered[PREFIX_ENTRIES:]
-            self.bound = ordered[-1][0]
-        self._heap, self._members = ordered, {entry.seq: entry for _, entry in ordered}
+        ordered = sorted(self._members.values())
+        if len(ordered) > PREFIX_TIMERS:
+            del ordered[PREFIX_TIMERS:]
+            self.bound = ordered[-1]
+        self._heap, self._members = ordered, {timer.seq: timer for timer in ordered}
 
     def discard(self, seq: int) -> None:
-        """Forget an entry, because its job moved or was called off."""
+        """Forget a timer, because its job moved or was called off."""
         self._members.pop(seq, None)
 
-    def peek(self) -> Entry | None:
-        """The first entry, or None."""
+    def peek(self) -> Timer | None:
+        """The first timer, or None."""
         heap, members = self._heap, self._members
         while heap:
-            entry = heap[0][1]
-            if members.get(entry.seq) == entry:
-                return entry
+            timer = heap[0]
+            if members.get(timer.seq) == timer:
+                return timer
             heappop(heap)
         return None
 
-    def pop(self) -> Entry:
+    def pop(self) -> Timer:
         """Take out what `peek` shows."""
-        entry = heappop(self._heap)[1]
-        del self._members[entry.seq]
-        return entry
-
-    def first(self, count: int) -> list[Entry]:
-        """The first entries, at most `count`, in order; they stay."""
-        entries: list[Entry] = []
-        while len(entries) < count and (entry := self.peek()) is not None:
-            entries.append(self.pop())
-        for entry in entries:
-            self._members[entry.seq] = entry
-            heappush(self._heap, (self._order(entry), entry))
-        return entries
+        timer = heappop(self._heap)
+        del self._members[timer.seq]
+        return timer
 
     @property
     def is_spent(self) -> bool:
@@ -100,46 +84,51 @@ class Prefix:
 
 
 class Window:
-    """What is near on one route: `ready` in order of dispatch, `timers` by due."""
+    """What is near on one route: the next `timers`, and whether the store has jobs that are due (`has_ready`).
 
-    __slots__ = ("ready", "route", "timers")
+    `fresh` are the seqs of the jobs that became due in the batch that is being decided, which the store does not know yet.
+    """
+
+    __slots__ = ("fresh", "has_ready", "route", "timers")
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.ready = Prefix(by_due=False)
-        self.timers = Prefix(by_due=True)
+        self.timers = Prefix()
+        self.has_ready = True  # For all that is known before the first fill.
+        self.fresh: dict[int, None] = {}
 
     def spans(self) -> list[Span]:
-        """What must be read before this window can say what comes next; empty most of the time. Call `tick` first.
+        """What must be read before this window can say what comes next; empty most of the time. Call `tick` first."""
+        return [Span(self.route, PREFIX_TIMERS)] if self.timers.is_spent else []
 
-        When the timers have run out, jobs behind their bound may have fallen due unseen, so both are read anew.
-        """
-        if self.timers.is_spent:
-            return [Span(self.route, True, PREFIX_ENTRIES), Span(self.route, False, PREFIX_ENTRIES)]
-        return [Span(self.route, True, PREFIX_ENTRIES)] if self.ready.is_spent else []
+    def fill(self, near: Near) -> None:
+        """Take what the store answered to `spans`. What lay behind the bound may have fallen due unseen: it says that too."""
+        self.timers.fill(near.timers, near.more)
+        self.has_ready = near.is_ready
 
-    def fill(self, ready: bool, entries: list[Entry], more: bool) -> None:
-        """Take what the store answered to one of `spans`."""
-        (self.ready if ready else self.timers).fill(entries, more)
-
-    def offer(self, entry: Entry, now_us: int) -> None:
+    def offer(self, timer: Timer, now_us: int) -> None:
         """A job of this route waits, or waits for another time than before."""
-        self.discard(entry.seq)
-        (self.ready if entry.due_us <= now_us else self.timers).offer(entry)
+        self.discard(timer.seq)
+        if timer.due_us <= now_us:
+            self.fresh[timer.seq] = None
+        else:
+            self.timers.offer(timer)
 
     def discard(self, seq: int) -> None:
         """The job waits no longer."""
-        self.ready.discard(seq)
+        self.fresh.pop(seq, None)
         self.timers.discard(seq)
 
     def tick(self, now_us: int) -> None:
-        """Move what has fallen due from the timers to the ready ones."""
-        timers, ready = self.timers, self.ready
-        while (entry := timers.peek()) is not None and entry.due_us <= now_us:
+        """Begin a batch: what was fresh and not lent is due in the store by now, and so is what the timers show."""
+        self.has_ready = self.has_ready or bool(self.fresh)
+        self.fresh.clear()
+        timers = self.timers
+        while (timer := timers.peek()) is not None and timer.due_us <= now_us:
             timers.pop()
-            ready.offer(entry)
+            self.has_ready = True
 
     def next_due_us(self) -> int | None:
         """When the next timer falls due, on the timer clock; None if none waits (or the store must be asked first)."""
-        entry = self.timers.peek()
-        return None if entry is None else entry.due_us
+        timer = self.timers.peek()
+        return None if timer is None else timer.due_us

@@ -8,8 +8,8 @@ after it; `turn` drives it, the same way under the real server and under the sim
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
@@ -18,12 +18,13 @@ from givalia_core.engine.desk import Batch, Desk, Facts, Lease
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Effect, Gone, Input, Refusal, Reply, Tell
 from givalia_core.errors import GivaliaError
-from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
+from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import CAPACITY_MAX, Dispatch, Heard, Kind, item, refusal
-from givalia_core.routing import LENT_BYTES_MAX, Routing
-from givalia_core.store.base import Change, Commit, Entry, Filter, Retention, Span, Wanted
+from givalia_core.routing import LENT_BYTES_MAX, Routing, Session
+from givalia_core.store.base import Change, Claim, Commit, Filter, Near, Retention, Route, Span, Wanted
+from givalia_core.timers import Window
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
@@ -33,6 +34,7 @@ ROOM_LEAST: Final = 8
 
 Verb = Callable[[Batch, Asked, Any], Item | None]
 Report = Callable[[Batch, Asked], list[Item]]
+Order = tuple[int, ...]  # Of dispatch.
 
 ONE_BY_ONE: Final[dict[Kind, Verb]] = {
     Kind.ENQ: verbs.enq,
@@ -114,7 +116,7 @@ class Engine:
         self._must_mark = True
         self._hurry = False
         self._room = CAPACITY_MAX  # How many jobs of a route are read at once to be lent.
-        self._candidates: frozenset[int] = frozenset()
+        self._claims: dict[Route, int] = {}  # How many jobs the store was asked for.
 
     # The first half of a batch: what happened, and what must be read.
 
@@ -142,21 +144,22 @@ class Engine:
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
 
-    def fill(self, spans: Sequence[Span], answers: Sequence[tuple[list[Entry], bool]]) -> None:
+    def fill(self, spans: Sequence[Span], answers: Sequence[Near]) -> None:
         """Give the near windows what the store answered to `begin`."""
-        for span, (entries, more) in zip(spans, answers, strict=True):
-            self.desk.routing.windows[span.route].fill(span.ready, entries, more)
+        for span, near in zip(spans, answers, strict=True):
+            self.desk.routing.windows[span.route].fill(near)
 
     def reads(self) -> Reads:
-        """What the commands name, and the jobs that may be claimed."""
+        """What the commands name, and the jobs that may be lent."""
         wanted = Names()
         wanted.keys.update(self._also_keys)
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
-        self._candidates = frozenset(self._claimable(wanted.reports))
+        claims = () if self.desk.is_draining else tuple(self._to_claim(wanted.reports))
+        self._claims = dict(claims)
         return Reads(
-            wanted.wanted(self._candidates),
+            wanted.wanted(claims),
             frozenset(wanted.requeued),
             frozenset(wanted.pages),
             wanted.info,
@@ -164,11 +167,11 @@ class Engine:
             self._retention() if self._sweeping or self._forget_more else None,
         )
 
-    def _claimable(self, reports: int) -> Iterable[int]:
+    def _to_claim(self, reports: int) -> Iterable[Claim]:
         routing = self.desk.routing
         for route, window in routing.windows.items():
-            if len(window.ready) and (room := min(routing.credits(route) + reports, self._room)):
-                yield from (entry.seq for entry in window.ready.first(room))
+            if window.has_ready and (room := min(routing.credits(route) + reports, self._room)):
+                yield Claim(window.route, room)
 
     # The second half: decide, and after the commit let it be true.
 
@@ -229,32 +232,44 @@ class Engine:
     def _match(self, batch: Batch) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
         routing = self.desk.routing
-        heads: list[tuple[Entry, tuple[str, str]]] = []
+        heads: list[tuple[Order, Route, Job, Iterator[tuple[Order, Job]]]] = []
+        unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.
         for route, window in routing.windows.items():
-            entry = window.ready.peek()
-            if entry is not None and routing.taker(route) is not None:
-                heads.append((entry, route))
-        heapify(heads)
-        while heads:
-            entry, route = heappop(heads)
+            if (window.has_ready or window.fresh) and routing.taker(route) is not None:
+                self._queue(heads, unread, window.route, iter(self._line(batch, window)))
+        # What is unread must not be overtaken, so the next batch reads on first.
+        while heads and not any(map(routing.taker, unread)):
+            _, route, job, line = heappop(heads)
             session = routing.taker(route)
             if session is None:
+                routing.windows[route].has_ready = True
                 continue
-            window = routing.windows[route]
-            job = batch.by_seq(entry.seq)
-            if job is None and entry.seq not in self._candidates:
-                # More was claimed than foreseen. What sorts behind must not overtake it; the next batch reads on.
-                self._hurry = True
-                break
-            window.ready.pop()
-            if job is not None and job.state is WAITING:
-                self._lend(batch, job, session)
-            following = window.ready.peek()
-            if following is not None:
-                heappush(heads, (following, route))
-            elif window.ready.is_spent:
-                self._hurry = True
+            self._lend(batch, job, session)
+            self._queue(heads, unread, route, line)
+        for _, route, _, _ in heads:
+            routing.windows[route].has_ready = True
+        self._hurry = any(window.has_ready and routing.taker(route) for route, window in routing.windows.items())
         self._pace(routing)
+
+    def _queue(self, heads: list[Any], unread: list[Route], route: Route, line: Iterator[tuple[Order, Job]]) -> None:
+        head = next(line, None)
+        if head is not None:
+            heappush(heads, (head[0], route, head[1], line))
+        elif self.desk.routing.windows[route].has_ready:
+            unread.append(route)
+
+    def _line(self, batch: Batch, window: Window) -> list[tuple[Order, Job]]:
+        """The jobs of one route that may be lent now, in order: those that the store named and those fresh in this batch.
+
+        Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
+        """
+        stored = batch.facts.found.ready.get(window.route, [])
+        window.has_ready = window.has_ready and len(stored) >= self._claims.get(window.route, 0)
+        fresh = [(_order(job, batch.now), job) for job in map(batch.jobs.__getitem__, window.fresh)]
+        if window.has_ready:
+            last = _order(stored[-1], batch.now) if stored else ()
+            fresh = [place for place in fresh if place[0] < last]
+        return sorted(fresh + [(_order(job, batch.now), job) for job in stored if job.seq not in batch.jobs])
 
     def _pace(self, routing: Routing) -> None:
         """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
@@ -263,13 +278,11 @@ class Engine:
         else:
             self._room = min(self._room * 2, CAPACITY_MAX)
 
-    def _lend(self, batch: Batch, job: Job, session: Any) -> None:
+    def _lend(self, batch: Batch, job: Job, session: Session) -> None:
         if job.is_expired(batch.now):
             batch.end(job, "expire", reason="expired")
-        elif job.is_due(batch.now):
-            leases.claim(batch, job, session)
         else:
-            self.desk.routing.offer(job, batch.now)
+            leases.claim(batch, job, session)
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us
@@ -360,6 +373,10 @@ def _answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | 
         return verb(batch, asked, message)
     except Refusal as refused:
         return refusal(refused.error)
+
+
+def _order(job: Job, now: Now) -> Order:
+    return job.rank, job.due_on_timer_us(now), job.seq
 
 
 def _dispatch(job: Job, now: Now) -> Item:

@@ -160,10 +160,6 @@ class Batch:
         seq = self._requests.get(request)
         return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.requests.get(request))
 
-    def by_seq(self, seq: int) -> Job | None:
-        job = self.jobs.get(seq)
-        return job if job is not None else self.facts.found.seqs.get(seq)
-
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
         """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
         if job_id is not None:

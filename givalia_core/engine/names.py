@@ -9,7 +9,7 @@ from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Filter, Wanted
+from givalia_core.store.base import Claim, Filter, Wanted
 
 
 class Names:
@@ -25,9 +25,9 @@ class Names:
         self.info = False
         self.reports = 0
 
-    def wanted(self, seqs: frozenset[int]) -> Wanted:
-        """All of it as one question to the store, with the jobs of these seqs besides."""
-        return Wanted(frozenset(self.ids), frozenset(self.keys), frozenset(self.past_keys), frozenset(self.requests), seqs)
+    def wanted(self, claims: tuple[Claim, ...]) -> Wanted:
+        """All of it as one question to the store, with jobs to lend besides."""
+        return Wanted(frozenset(self.ids), frozenset(self.keys), frozenset(self.past_keys), frozenset(self.requests), claims)
 
     def add(self, asked: Asked, desk: Desk) -> None:
         """Note what the commands of one frame name."""

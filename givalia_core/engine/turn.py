@@ -63,11 +63,11 @@ def turn(engine: Engine, store: Store, timer: TimerClock, inputs: Sequence[Input
 
 def _facts(engine: Engine, store: Store, now: Now) -> Facts:
     reads = engine.reads()
-    found = store.find(reads.wanted)
+    found = store.find(reads.wanted, now)
     # A requeue by id may meet a live job of the same key, and only the job itself says what its key is.
     keys = frozenset(key for job_id in reads.requeued if job_id in found.ids and (key := found.ids[job_id].key))
     if keys:
-        found.live.update(store.find(Wanted(keys=keys)).live)
+        found.live.update(store.find(Wanted(keys=keys), now).live)
     facts = Facts(found)
     if reads.expired:
         facts.expired = store.expired(now, reads.expired)

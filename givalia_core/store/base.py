@@ -67,40 +67,59 @@ class Route(NamedTuple):
     target_worker: str
 
 
-class Entry(NamedTuple):
-    """What the near window keeps of one waiting job; sorts in the order of dispatch when all are ready."""
+class Timer(NamedTuple):
+    """What the near window keeps of one waiting job that is not due yet; sorts by due, then in the order of enq."""
 
-    rank: int
     due_us: int  # On the timer clock.
     seq: int
 
 
 class Span(NamedTuple):
-    """One question for waiting jobs of a route: those `ready` now in order of dispatch, or those due after now by due."""
+    """One question for what is near on a route: the next `limit` jobs to fall due."""
 
     route: Route
-    ready: bool
+    limit: int
+
+
+class Near(NamedTuple):
+    """The answer to a `Span`: whether a job is due already, the next timers in order, and whether there are more of them."""
+
+    is_ready: bool
+    timers: list[Timer]
+    more: bool
+
+
+class Claim(NamedTuple):
+    """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch."""
+
+    route: Route
     limit: int
 
 
 class Wanted(NamedTuple):
-    """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last."""
+    """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last.
+
+    `claims` ask for jobs to lend, due at the time that `find` is told.
+    """
 
     ids: frozenset[bytes] = frozenset()
     keys: frozenset[str] = frozenset()
     past_keys: frozenset[str] = frozenset()
     requests: frozenset[bytes] = frozenset()
-    seqs: frozenset[int] = frozenset()
+    claims: tuple[Claim, ...] = ()
 
 
 class Found(NamedTuple):
-    """The jobs that `Wanted` names; `live` and `ended` are by key, `requests` by request id."""
+    """The jobs that `Wanted` names; `live` and `ended` are by key, `requests` by request id, `ready` by route.
+
+    `ready` is in the order of dispatch: by priority, then due, then enq.
+    """
 
     ids: dict[bytes, Job]
     live: dict[str, Job]
     ended: dict[str, Job]
     requests: dict[bytes, Job]
-    seqs: dict[int, Job]
+    ready: dict[Route, list[Job]]
 
 
 class Filter(NamedTuple):
@@ -150,11 +169,11 @@ class Store(Protocol):
             StoreFailed: Unknown what is stored. No answer may be given; the server must stop.
         """
 
-    def find(self, wanted: Wanted) -> Found:
-        """The jobs of these names; names that nothing has are absent from the answer."""
+    def find(self, wanted: Wanted, now: Now) -> Found:
+        """The jobs of these names, and those to lend; names and routes that nothing has are absent from the answer."""
 
-    def upcoming(self, spans: Sequence[Span], now: Now) -> list[tuple[list[Entry], bool]]:
-        """For each span, at most `limit` entries in its order, and whether there are more beyond them."""
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+        """What is near on each of these routes."""
 
     def running(self) -> Iterable[Job]:
         """Every running job; asked once, at start."""

@@ -20,15 +20,17 @@ from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
     Change,
+    Claim,
     Commit,
-    Entry,
     Filter,
     Found,
+    Near,
     Opened,
     Page,
     Retention,
     Route,
     Span,
+    Timer,
     Wanted,
 )
 
@@ -153,7 +155,7 @@ class Memory:
                 return True
         return False
 
-    def find(self, wanted: Wanted) -> Found:
+    def find(self, wanted: Wanted, now: Now) -> Found:
         def jobs(index: dict[Any, int], names: Iterable[Any]) -> dict[Any, Job]:
             return {name: self._jobs[index[name]] for name in names if name in index}
 
@@ -163,22 +165,30 @@ class Memory:
             live=jobs(self._live, wanted.keys),
             ended=jobs(ended, ended),
             requests=jobs(self._by_request, wanted.requests),
-            seqs={seq: self._jobs[seq] for seq in wanted.seqs if seq in self._jobs},
+            ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now))},
         )
 
-    def upcoming(self, spans: Sequence[Span], now: Now) -> list[tuple[list[Entry], bool]]:
-        return [self._span(span, now) for span in spans]
-
-    def _span(self, span: Span, now: Now) -> tuple[list[Entry], bool]:
-        parts: list[list[Entry]] = []
-        for on_wall, now_us, shift_us in ((False, now.timer_us, 0), (True, now.wall_us, now.timer_ahead_us)):
-            for rank, dues in self._due.get((span.route, on_wall), {}).items():
+    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+        ready: list[tuple[int, int, int]] = []
+        for on_wall, now_us, shift_us in _clocks(now):
+            for rank, dues in self._due.get((claim.route, on_wall), {}).items():
                 cut = bisect_right(dues, (now_us, _FAR))
-                part = dues[: min(cut, span.limit + 1)] if span.ready else dues[cut : cut + span.limit + 1]
-                parts.append([Entry(rank, due_us + shift_us, seq) for due_us, seq in part])
-        order = None if span.ready else _by_due
-        entries = list(islice(merge(*parts, key=order), span.limit + 1))
-        return entries[: span.limit], len(entries) > span.limit
+                ready += [(rank, due_us + shift_us, seq) for due_us, seq in dues[: min(cut, claim.limit)]]
+        return [self._jobs[seq] for _, _, seq in sorted(ready)[: claim.limit]]
+
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+        return [self._near(span, now) for span in spans]
+
+    def _near(self, span: Span, now: Now) -> Near:
+        is_ready = False
+        parts: list[list[Timer]] = []
+        for on_wall, now_us, shift_us in _clocks(now):
+            for dues in self._due.get((span.route, on_wall), {}).values():
+                cut = bisect_right(dues, (now_us, _FAR))
+                is_ready = is_ready or cut > 0
+                parts.append([Timer(due_us + shift_us, seq) for due_us, seq in dues[cut : cut + span.limit + 1]])
+        timers = list(islice(merge(*parts), span.limit + 1))
+        return Near(is_ready, timers[: span.limit], len(timers) > span.limit)
 
     def running(self) -> Iterable[Job]:
         return [self._jobs[seq] for seq in sorted(self._running)]
@@ -235,8 +245,9 @@ class Memory:
         """Nothing to sync: the jobs stay in this object until it goes."""
 
 
-def _by_due(entry: Entry) -> tuple[int, int]:
-    return entry.due_us, entry.seq
+def _clocks(now: Now) -> Iterable[tuple[bool, int, int]]:
+    """For the due times of each clock: whether it is the wall clock, now on it, and what makes timer times of them."""
+    return (False, now.timer_us, 0), (True, now.wall_us, now.timer_ahead_us)
 
 
 def _take(queue: list[tuple[int, int]], item: tuple[int, int]) -> None:

@@ -21,12 +21,15 @@ from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
-    Entry,
+    Claim,
     Filter,
     Found,
+    Near,
     Page,
     Retention,
+    Route,
     Span,
+    Timer,
     Wanted,
 )
 from givalia_core.store.sqlite_rows import NUMBER, SELECT, to_head, to_job
@@ -61,7 +64,7 @@ class Reads:
         self._database: sqlite3.Connection | None = None
 
     @ours
-    def find(self, wanted: Wanted) -> Found:
+    def find(self, wanted: Wanted, now: Now) -> Found:
         found = Found({}, {}, {}, {}, {})
         for job in self._jobs_in("id IN", wanted.ids):
             found.ids[job.id] = job
@@ -74,9 +77,28 @@ class Reads:
         for request in wanted.requests:
             for job in self._jobs("WHERE seq = (SELECT seq FROM requests WHERE request = ?)", (request,)):
                 found.requests[request] = job
-        for job in self._jobs_in("seq IN", wanted.seqs):
-            found.seqs[job.seq] = job
+        for claim in wanted.claims:
+            if jobs := self._claimable(claim, now):
+                found.ready[claim.route] = jobs
         return found
+
+    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+        """Rank by rank, since a lower one is only looked at when the higher ones do not fill the claim."""
+        jobs: list[Job] = []
+        for rank in sorted({rank for on_wall in (0, 1) for rank in self._ranks(claim.route, on_wall)}):
+            left = claim.limit - len(jobs)
+            if not left:
+                break
+            parts = [
+                self._jobs(
+                    "WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank = ? AND due_at_us <= ?"
+                    " ORDER BY due_at_us, seq LIMIT ?",
+                    (on_wall, *claim.route, rank, now_us, left),
+                )
+                for on_wall, now_us in ((0, now.timer_us), (1, now.wall_us))
+            ]
+            jobs += islice(merge(*parts, key=lambda job: (job.due_on_timer_us(now), job.seq)), left)
+        return jobs
 
     def _jobs_in(self, column: str, names: frozenset[Any]) -> Iterator[Job]:
         left = list(names)
@@ -90,32 +112,33 @@ class Reads:
         return map(to_job, self._all(f"{SELECT} {condition}", values))
 
     @ours
-    def upcoming(self, spans: Sequence[Span], now: Now) -> list[tuple[list[Entry], bool]]:
-        return [self._span(span, now) for span in spans]
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+        return [self._near(span, now) for span in spans]
 
-    def _span(self, span: Span, now: Now) -> tuple[list[Entry], bool]:
-        parts: list[list[Entry]] = []
-        compare = "<=" if span.ready else ">"
+    def _near(self, span: Span, now: Now) -> Near:
+        is_ready = False
+        parts: list[list[Timer]] = []
         for on_wall, now_us, shift_us in ((0, now.timer_us, 0), (1, now.wall_us, now.timer_ahead_us)):
-            for rank in self._ranks(span, on_wall):
+            for rank in self._ranks(span.route, on_wall):
+                where = "FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank = ?"
+                values = (on_wall, *span.route, rank, now_us)
+                is_ready = is_ready or self._one(f"SELECT 1 {where} AND due_at_us <= ? LIMIT 1", values) is not None
                 rows = self._all(
-                    "SELECT due_at_us, seq FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ?"
-                    f" AND rank = ? AND due_at_us {compare} ? ORDER BY due_at_us, seq LIMIT ?",
-                    (on_wall, *span.route, rank, now_us, span.limit + 1),
+                    f"SELECT due_at_us, seq {where} AND due_at_us > ? ORDER BY due_at_us, seq LIMIT ?",
+                    (*values, span.limit + 1),
                 )
-                parts.append([Entry(rank, due_us + shift_us, seq) for due_us, seq in rows])
-        order = None if span.ready else _by_due
-        entries = list(islice(merge(*parts, key=order), span.limit + 1))
-        return entries[: span.limit], len(entries) > span.limit
+                parts.append([Timer(due_us + shift_us, seq) for due_us, seq in rows])
+        timers = list(islice(merge(*parts), span.limit + 1))
+        return Near(is_ready, timers[: span.limit], len(timers) > span.limit)
 
-    def _ranks(self, span: Span, on_wall: int) -> Iterator[int]:
+    def _ranks(self, route: Route, on_wall: int) -> Iterator[int]:
         """The ranks that waiting jobs of a route have, found by hops along the index."""
         rank = -100
         while True:
             following = self._one(
                 "SELECT rank FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank > ?"
                 " ORDER BY rank LIMIT 1",
-                (on_wall, *span.route, rank),
+                (on_wall, *route, rank),
             )
             if following is None:
                 return
@@ -292,7 +315,3 @@ class Reads:
 
 def code_of(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
-
-
-def _by_due(entry: Entry) -> tuple[int, int]:
-    return entry.due_us, entry.seq

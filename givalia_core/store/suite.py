@@ -38,15 +38,17 @@ from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
     Change,
+    Claim,
     Commit,
-    Entry,
     Filter,
     Found,
+    Near,
     Opened,
     Retention,
     Route,
     Span,
     Store,
+    Timer,
     Wanted,
 )
 
@@ -100,6 +102,17 @@ def ended(job: Job, state: JobState = DONE, ago_us: int = 0, forget_in_us: int =
     )
 
 
+def by_seq(store: Store, seqs: Iterable[int]) -> dict[int, Job]:
+    """Those of the jobs of these numbers that the store has."""
+    found = store.find(Wanted(ids=frozenset(map(job_id, seqs))), NOW)
+    return {job.seq: job for job in found.ids.values()}
+
+
+def claimed(store: Store, limit: int = 100, route: Route = ROUTE) -> list[Job]:
+    """The jobs that the store offers to be lent on a route."""
+    return store.find(Wanted(claims=(Claim(route, limit),)), NOW).ready.get(route, [])
+
+
 def inserts(jobs: Iterable[Job]) -> list[Change]:
     """One insert for each job."""
     return [Change(None, job) for job in jobs]
@@ -151,7 +164,7 @@ class StoreSuite:
     @staticmethod
     def stored(store: Store, seq: int) -> Job | None:
         """The job of this seq as the store has it."""
-        return store.find(Wanted(seqs=frozenset({seq}))).seqs.get(seq)
+        return by_seq(store, {seq}).get(seq)
 
     @staticmethod
     def listed(store: Store, wanted: Filter = Filter(), limit: int = 3, now: Now = NOW) -> list[Job]:  # noqa: B008
@@ -189,13 +202,13 @@ class StoreSuite:
         )
         store = self.opened(tmp_path, full, finished)
 
-        found = store.find(Wanted(seqs=frozenset({3, 4})))
+        found = by_seq(store, {3, 4})
 
-        assert found.seqs == {3: full, 4: finished}
-        assert type(found.seqs[3].state) is JobState
-        assert type(found.seqs[3].on_wall) is bool
-        assert type(found.seqs[3].answered[1]) is Answered
-        assert type(found.seqs[3].backoff_us) is tuple
+        assert found == {3: full, 4: finished}
+        assert type(found[3].state) is JobState
+        assert type(found[3].on_wall) is bool
+        assert type(found[3].answered[1]) is Answered
+        assert type(found[3].backoff_us) is tuple
 
     def test_an_insert_of_an_id_that_exists_is_refused(self, tmp_path: Path) -> None:
         first = waiting(1)
@@ -224,7 +237,7 @@ class StoreSuite:
             commit = store.commit(inserts([waiting(2, key="k")]), MARK)
 
             assert commit.refused == (0,)
-            assert store.find(Wanted(keys=frozenset({"k"}))).live == {"k": holder}
+            assert store.find(Wanted(keys=frozenset({"k"})), NOW).live == {"k": holder}
 
     def test_an_insert_of_a_key_whose_jobs_have_ended_stands(self, tmp_path: Path) -> None:
         first = waiting(1, key="k")
@@ -263,7 +276,7 @@ class StoreSuite:
 
         assert commit == Commit()
         assert self.stored(store, 1) == change.job
-        assert store.find(Wanted(keys=frozenset({"k", "other"}))).live == {"other": change.job}
+        assert store.find(Wanted(keys=frozenset({"k", "other"})), NOW).live == {"other": change.job}
 
     def test_an_update_decided_on_an_older_version_is_refused(self, tmp_path: Path) -> None:
         first = waiting(1)
@@ -312,7 +325,7 @@ class StoreSuite:
 
         commit = store.commit([again], MARK)
 
-        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})))
+        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})), NOW)
         assert commit == Commit()
         assert found.live == {"k": again.job}
         assert found.ended == {}
@@ -346,7 +359,7 @@ class StoreSuite:
 
         commit = store.commit([cancelled, Change(None, second)], MARK)
 
-        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})))
+        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})), NOW)
         assert commit == Commit()
         assert (found.live, found.ended) == ({"k": second}, {"k": cancelled.job})
 
@@ -357,7 +370,7 @@ class StoreSuite:
         commit = store.commit([ended(first), changed(second, key="k")], MARK)
 
         assert commit == Commit()
-        assert store.find(Wanted(keys=frozenset({"k"}))).live["k"].seq == 2
+        assert store.find(Wanted(keys=frozenset({"k"})), NOW).live["k"].seq == 2
 
     def test_changes_apply_in_the_order_given(self, tmp_path: Path) -> None:
         first = waiting(1, key="k")
@@ -375,7 +388,7 @@ class StoreSuite:
 
         store.commit([changed(two._replace(version=5), answered=newer, state=RUNNING), ended(one)], MARK)
 
-        assert store.find(Wanted(requests=frozenset({request_id(7)}))).requests == {}
+        assert store.find(Wanted(requests=frozenset({request_id(7)})), NOW).requests == {}
         assert store.expired(NOW, 10) == [two]
         assert list(store.running()) == []
         assert store.counts() == {("Mail", WAITING): 1, ("Mail", DONE): 1}
@@ -396,7 +409,7 @@ class StoreSuite:
 
         assert commit == Commit()
         assert store.counts() == {("Mail", WAITING): 10_000}
-        assert store.find(Wanted(ids=frozenset(job.id for job in jobs))).ids == {job.id: job for job in jobs}
+        assert store.find(Wanted(ids=frozenset(job.id for job in jobs)), NOW).ids == {job.id: job for job in jobs}
 
     # Finding.
 
@@ -409,17 +422,16 @@ class StoreSuite:
             keys=frozenset({"k", "none"}),
             past_keys=frozenset({"k", "none"}),
             requests=frozenset({request_id(5), request_id(99)}),
-            seqs=frozenset({1, 99}),
         )
 
-        found = store.find(names)
+        found = store.find(names, NOW)
 
-        assert found == Found({job.id: job}, {"k": job}, {}, {request_id(5): job}, {1: job})
+        assert found == Found({job.id: job}, {"k": job}, {}, {request_id(5): job}, {})
 
     def test_nothing_wanted_finds_nothing(self, tmp_path: Path) -> None:
         store = self.opened(tmp_path, waiting(1, key="k"))
 
-        assert store.find(Wanted()) == Found({}, {}, {}, {}, {})
+        assert store.find(Wanted(), NOW) == Found({}, {}, {}, {}, {})
 
     def test_an_ended_job_is_no_longer_live_under_its_key_but_its_past(self, tmp_path: Path) -> None:
         job = waiting(1, key="k")
@@ -427,7 +439,7 @@ class StoreSuite:
         done = ended(job)
         store.commit([done], MARK)
 
-        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})))
+        found = store.find(Wanted(keys=frozenset({"k"}), past_keys=frozenset({"k"})), NOW)
 
         assert (found.live, found.ended) == ({}, {"k": done.job})
 
@@ -438,7 +450,7 @@ class StoreSuite:
         ]
         store = self.opened(tmp_path, *old, waiting(4, key="k"))
 
-        found = store.find(Wanted(past_keys=frozenset({"k"})))
+        found = store.find(Wanted(past_keys=frozenset({"k"})), NOW)
 
         assert found.ended == {"k": old[1]}
 
@@ -447,7 +459,7 @@ class StoreSuite:
         jobs = [waiting(seq, key=key) for seq, key in enumerate(keys, 1)]
         store = self.opened(tmp_path, *jobs)
 
-        found = store.find(Wanted(keys=frozenset(keys)))
+        found = store.find(Wanted(keys=frozenset(keys)), NOW)
 
         assert found.live == {job.key: job for job in jobs}
 
@@ -481,7 +493,7 @@ class StoreSuite:
             assert store.commit([change], MARK) == Commit()
             job = change.job
 
-        found = store.find(Wanted(requests=frozenset(request_id(number) for number in range(1, 8))))
+        found = store.find(Wanted(requests=frozenset(request_id(number) for number in range(1, 8))), NOW)
 
         assert found.requests == {request_id(number): job for number in (3, 4, 5, 6)}
 
@@ -494,14 +506,14 @@ class StoreSuite:
 
         store, _ = self.reopened(store)
 
-        assert store.find(Wanted(requests=frozenset({request_id(1)}))).requests == {request_id(1): over}
+        assert store.find(Wanted(requests=frozenset({request_id(1)})), NOW).requests == {request_id(1): over}
 
     def test_requests_of_a_forgotten_job_are_forgotten(self, tmp_path: Path) -> None:
         job = waiting(1, answered=(Answered(job_id(1), "enq", 1), Answered(request_id(1), "ext", 2)))
         store = self.opened(tmp_path, job)
         store.commit([ended(job, forget_in_us=0)], MARK, KEEP_ALL)
 
-        found = store.find(Wanted(requests=frozenset({request_id(1)}), ids=frozenset({job.id})))
+        found = store.find(Wanted(requests=frozenset({request_id(1)}), ids=frozenset({job.id})), NOW)
 
         assert (found.requests, found.ids) == ({}, {})
         assert store.commit(inserts([waiting(2, id=job.id)]), MARK) == Commit()
@@ -523,11 +535,27 @@ class StoreSuite:
         ]
         store = self.opened(tmp_path, *jobs)
 
-        ((entries, more),) = store.upcoming([Span(ROUTE, True, 100)], NOW)
+        assert [job.seq for job in claimed(store)] == [6, 7, 3, 1, 4, 5, 8, 2]
+        assert claimed(store) == sorted(jobs, key=lambda job: (job.rank, job.due_on_timer_us(NOW), job.seq))
 
-        assert [entry.seq for entry in entries] == [6, 7, 3, 1, 4, 5, 8, 2]
-        assert entries == sorted(Entry(job.rank, job.due_on_timer_us(NOW), job.seq) for job in jobs)
-        assert not more
+    def test_a_claim_takes_the_first_of_all_that_are_ready(self, tmp_path: Path) -> None:
+        jobs = [
+            waiting(seq, due_at_us=(NOW.wall_us if seq % 2 else NOW.timer_us) - seq, on_wall=bool(seq % 2), priority=seq % 3)
+            for seq in range(1, 12)
+        ]
+        store = self.opened(tmp_path, *jobs, waiting(20), waiting(21, priority=9))
+        whole = sorted(jobs, key=lambda job: (job.rank, job.due_on_timer_us(NOW), job.seq))
+
+        assert [claimed(store, limit) for limit in (1, 4, 10, 11, 12)] == [whole[:limit] for limit in (1, 4, 10, 11, 12)]
+
+    def test_a_claim_changes_nothing(self, tmp_path: Path) -> None:
+        job = waiting(1, due_at_us=NOW.timer_us)
+        store = self.opened(tmp_path, job)
+
+        first = claimed(store)
+        store.commit([], MARK)
+
+        assert first == claimed(store) == [job]
 
     def test_timers_come_by_due_then_enq_whatever_their_priority(self, tmp_path: Path) -> None:
         ahead = NOW.timer_ahead_us
@@ -541,52 +569,50 @@ class StoreSuite:
         ]
         store = self.opened(tmp_path, *jobs)
 
-        ((entries, more),) = store.upcoming([Span(ROUTE, False, 100)], NOW)
+        (near,) = store.upcoming([Span(ROUTE, 100)], NOW)
 
-        assert [entry.seq for entry in entries] == [1, 3, 4, 2]
-        assert [entry.due_us - NOW.timer_us for entry in entries] == [1, 5, 5, 9]
-        assert not more
+        assert [timer.seq for timer in near.timers] == [1, 3, 4, 2]
+        assert [timer.due_us - NOW.timer_us for timer in near.timers] == [1, 5, 5, 9]
+        assert (near.is_ready, near.more) == (True, False)
 
     def test_a_span_is_cut_at_its_limit_and_says_that_there_is_more(self, tmp_path: Path) -> None:
-        ready = [waiting(seq, due_at_us=NOW.timer_us - seq, priority=seq % 3) for seq in range(1, 8)]
         timers = [waiting(seq, due_at_us=NOW.timer_us + seq, priority=seq % 3) for seq in range(8, 15)]
-        store = self.opened(tmp_path, *ready, *timers)
+        store = self.opened(tmp_path, *timers)
+        whole = [Timer(NOW.timer_us + seq, seq) for seq in range(8, 15)]
 
-        spans = [Span(ROUTE, is_ready, limit) for is_ready in (True, False) for limit in (1, 6, 7, 8)]
-        answers = store.upcoming(spans, NOW)
+        answers = store.upcoming([Span(ROUTE, limit) for limit in (1, 6, 7, 8)], NOW)
 
-        assert [len(entries) for entries, _ in answers] == [1, 6, 7, 7] * 2
-        assert [more for _, more in answers] == [True, True, False, False] * 2
-        for span, (entries, _) in zip(spans, answers, strict=True):
-            whole = answers[2 if span.ready else 6][0]
-            assert entries == whole[: span.limit]
+        assert answers == [Near(False, whole[:1], True), Near(False, whole[:6], True), *[Near(False, whole, False)] * 2]
 
-    def test_a_span_shows_waiting_jobs_of_its_route_only(self, tmp_path: Path) -> None:
-        due = {"due_at_us": NOW.timer_us - 1}
-        store = self.opened(
-            tmp_path,
-            waiting(1, **due),
-            waiting(2, module="Fax", **due),
-            waiting(3, target_worker="w1", **due),
-            waiting(4, state=RUNNING, **due),
-            waiting(5, state=DEAD, ended_at_us=1, forget_at_us=2, **due),
-            waiting(6, state=DONE, ended_at_us=1, forget_at_us=2, **due),
-            waiting(7, state=CANCELLED, ended_at_us=1, forget_at_us=2, **due),
-        )
-
+    def test_what_is_near_on_a_route_are_waiting_jobs_of_it_only(self, tmp_path: Path) -> None:
+        fields: list[dict[str, str]] = [{}, {"module": "Fax"}, {"target_worker": "w1"}]
+        over = {"ended_at_us": 1, "forget_at_us": 2}
         routes = [ROUTE, Route("Fax", "any"), Route("Mail", "w1"), Route("Fax", "w1"), Route("None", "any")]
-        answers = store.upcoming([Span(route, True, 10) for route in routes], NOW)
+        for due_us in (0, 5):
+            due = {"due_at_us": NOW.timer_us + due_us}
+            jobs = [waiting(seq, **due, **each) for seq, each in enumerate(fields, 1)]
+            others = [waiting(4, state=RUNNING, **due)]
+            others += [waiting(seq, state=state, **over, **due) for seq, state in enumerate((DEAD, DONE, CANCELLED), 5)]
+            store = self.opened(tmp_path / str(due_us), *jobs, *others)
 
-        assert [[entry.seq for entry in entries] for entries, _ in answers] == [[1], [2], [3], [], []]
+            near = store.upcoming([Span(route, 10) for route in routes], NOW)
 
-    def test_a_job_that_moved_is_upcoming_in_its_new_place_only(self, tmp_path: Path) -> None:
+            here = [[1], [2], [3], [], []]
+            ready, timers = (here, [[]] * 5) if due_us == 0 else ([[]] * 5, here)
+            assert [[job.seq for job in claimed(store, route=route)] for route in routes] == ready
+            assert [each.is_ready for each in near] == [bool(seqs) for seqs in ready]
+            assert [[timer.seq for timer in each.timers] for each in near] == timers
+
+    def test_a_job_that_moved_is_near_in_its_new_place_only(self, tmp_path: Path) -> None:
         job = waiting(1, due_at_us=NOW.timer_us + 5)
         store = self.opened(tmp_path, job)
-        store.commit([changed(job, due_at_us=NOW.timer_us - 5, module="Fax", priority=3)], MARK)
+        moved = changed(job, due_at_us=NOW.timer_us - 5, module="Fax", priority=3)
+        store.commit([moved], MARK)
 
-        answers = store.upcoming([Span(ROUTE, False, 9), Span(ROUTE, True, 9), Span(Route("Fax", "any"), True, 9)], NOW)
+        near = store.upcoming([Span(ROUTE, 9), Span(Route("Fax", "any"), 9)], NOW)
 
-        assert [entries for entries, _ in answers] == [[], [], [Entry(-3, NOW.timer_us - 5, 1)]]
+        assert near == [Near(False, [], False), Near(True, [], False)]
+        assert (claimed(store), claimed(store, route=Route("Fax", "any"))) == ([], [moved.job])
 
     def test_no_spans_give_no_answers(self, tmp_path: Path) -> None:
         assert self.opened(tmp_path, waiting(1)).upcoming([], NOW) == []
@@ -732,7 +758,7 @@ class StoreSuite:
 
             assert commit == Commit(forgotten=1)
             assert {job.seq for job in self.listed(store)} == {2, 3}
-            assert store.find(Wanted(past_keys=frozenset({"k"}))).ended == {}
+            assert store.find(Wanted(past_keys=frozenset({"k"})), NOW).ended == {}
             assert store.counts() == {("Mail", state): 1, ("Mail", WAITING): 1}
             assert not store.forgettable(KEEP_ALL)
             assert store.check() == []
@@ -1074,10 +1100,7 @@ class History(RuleBasedStateMachine):
         requests = {past.request: job for job in every for past in job.answered if past.request != job.id}
         asked = frozenset(request_id(number) for number in range(1, self.requests + 1))
         keys = frozenset(key for key in _KEYS if key is not None)
-        found = store.find(
-            Wanted(frozenset(job.id for job in every), keys, keys, asked, frozenset(range(1, self.last_seq + 1)))
-        )
-        assert found.seqs == jobs
+        found = store.find(Wanted(frozenset(job.id for job in every), keys, keys, asked), NOW)
         assert found.ids == {job.id: job for job in every}
         assert found.live == {job.key: job for job in every if job.key is not None and job.is_live}
         assert found.ended == past
@@ -1094,12 +1117,10 @@ class History(RuleBasedStateMachine):
 
     def _compare_spans(self, route: Route) -> None:
         here = [job for job in self.jobs.values() if job.state is WAITING and (job.module, job.target_worker) == route]
-        for is_ready in (True, False):
-            entries = sorted(
-                (Entry(job.rank, job.due_on_timer_us(NOW), job.seq) for job in here if job.is_due(NOW) is is_ready),
-                key=lambda entry: entry if is_ready else entry[1:],
-            )
-            for limit in (2, 100):
-                ((answer, more),) = self.store.upcoming([Span(route, is_ready, limit)], NOW)
-                assert answer == entries[:limit]
-                assert more is (len(entries) > limit)
+        ready = [job for job in here if job.is_due(NOW)]
+        ready.sort(key=lambda job: (job.rank, job.due_on_timer_us(NOW), job.seq))
+        timers = sorted(Timer(job.due_on_timer_us(NOW), job.seq) for job in here if not job.is_due(NOW))
+        for limit in (2, 100):
+            (near,) = self.store.upcoming([Span(route, limit)], NOW)
+            assert near == Near(bool(ready), timers[:limit], len(timers) > limit)
+            assert claimed(self.store, limit, route) == ready[:limit]

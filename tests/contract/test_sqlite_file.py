@@ -20,9 +20,22 @@ import pytest
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import DEAD, DONE, RUNNING, WAITING, Answered, Job, JobState
 from givalia_core.store import sqlite, sqlite_file
-from givalia_core.store.base import Change, Filter, Retention, Route, Span, Wanted
+from givalia_core.store.base import Change, Claim, Filter, Retention, Span, Wanted
 from givalia_core.store.sqlite import SQLite
-from givalia_core.store.suite import KEEP_ALL, MARK, NOW, ROUTE, changed, ended, inserts, job_id, request_id, waiting
+from givalia_core.store.suite import (
+    KEEP_ALL,
+    MARK,
+    NOW,
+    ROUTE,
+    by_seq,
+    changed,
+    claimed,
+    ended,
+    inserts,
+    job_id,
+    request_id,
+    waiting,
+)  # fmt: skip
 
 BALLAST_BYTES = 1 << 16
 
@@ -333,7 +346,7 @@ def test_a_truncated_database_is_corrupt(store: SQLite, path: Path) -> None:
 
 def _open_and_read_all(store: SQLite) -> None:
     store.open()
-    store.find(Wanted(seqs=frozenset(range(1, 30))))
+    by_seq(store, range(1, 30))
 
 
 def test_a_fork_may_not_use_it(store: SQLite) -> None:
@@ -376,7 +389,7 @@ def test_a_fork_that_closes_it_takes_nothing_from_its_owner(store: SQLite, path:
         (dropped / file.name).write_bytes(file.read_bytes())
     again = SQLite(f"sqlite://{dropped}/queue.db")
     again.open()
-    found = again.find(Wanted(seqs=frozenset({1, 2}))).seqs
+    found = by_seq(again, {1, 2})
     again.close()
     assert set(found) == {1, 2}
     with pytest.raises(StoreLocked):
@@ -418,9 +431,9 @@ def test_a_row_that_was_changed_by_another_hand_is_corrupt_at_first_read(store: 
     database(store).execute(f"UPDATE jobs SET {DAMAGE[damage]} WHERE seq = 1")
 
     with pytest.raises(StoreCorrupt):
-        store.find(Wanted(seqs=frozenset({1})))
+        store.find(Wanted(frozenset({job_id(1)}), frozenset({"k"})), NOW)
 
-    assert set(store.find(Wanted(seqs=frozenset({2}))).seqs) == {2}
+    assert set(by_seq(store, {2})) == {2}
     with pytest.raises(StoreCorrupt):
         store.page(Filter(), None, 10, NOW)
     assert store.check() != []
@@ -430,7 +443,7 @@ def test_a_state_that_does_not_exist_is_corrupt_and_no_accident(store: SQLite) -
     store.commit(inserts([waiting(1)]), MARK)
     database(store).execute("UPDATE jobs SET state = 77")
 
-    for read in (lambda: store.page(Filter(), None, 10, NOW), lambda: store.find(Wanted(seqs=frozenset({1})))):
+    for read in (lambda: store.page(Filter(), None, 10, NOW), lambda: by_seq(store, {1})):
         with pytest.raises(StoreCorrupt):
             read()
 
@@ -468,11 +481,11 @@ def test_a_page_of_rubbish_is_found_and_never_shown_as_a_job(store: SQLite, path
         store.open()
         for job in jobs:
             try:
-                found = store.find(Wanted(seqs=frozenset({job.seq}), keys=frozenset({job.key or ""})))
+                found = store.find(Wanted(ids=frozenset({job.id}), keys=frozenset({job.key or ""})), NOW)
             except StoreCorrupt:
                 errors += 1
             else:
-                assert found.seqs.get(job.seq, job) == job
+                assert found.ids.get(job.id, job) == job
         if not errors:
             errors = len(store.check())
     except StoreCorrupt:
@@ -500,7 +513,7 @@ def test_a_full_disk_leaves_nothing_of_the_commit(store: SQLite) -> None:
     with pytest.raises(StoreFull):
         store.commit([ended(first), *inserts(big)], later)
 
-    assert store.find(Wanted(seqs=frozenset(range(9)))).seqs == {1: first}
+    assert by_seq(store, range(9)) == {1: first}
     assert store.counts() == {("Mail", WAITING): 1}
     assert store.check() == []
 
@@ -590,8 +603,8 @@ def broken(store: SQLite) -> Iterator[Any]:
 
 CALLS = {
     "commit": lambda store: store.commit(inserts([waiting(9)]), MARK),
-    "find": lambda store: store.find(Wanted(seqs=frozenset({1}))),
-    "upcoming": lambda store: store.upcoming([Span(ROUTE, True, 5)], NOW),
+    "find": lambda store: by_seq(store, {1}),
+    "upcoming": lambda store: store.upcoming([Span(ROUTE, 5)], NOW),
     "running": lambda store: list(store.running()),
     "expired": lambda store: store.expired(NOW, 5),
     "forgettable": lambda store: store.forgettable(KEEP_ALL),
@@ -635,7 +648,7 @@ def test_whichever_statement_fails_nothing_of_the_commit_is_stored(store: SQLite
 
     store._database = real
     assert not real.in_transaction
-    assert store.find(Wanted(seqs=frozenset({1, 2}))).seqs == {1: first}
+    assert by_seq(store, {1, 2}) == {1: first}
     assert store.check() == []
 
 
@@ -711,7 +724,7 @@ def test_kill_9_in_the_middle_of_commits_loses_no_acknowledged_one(path: Path) -
 
         store = SQLite(url)
         opened = store.open()
-        found = store.find(Wanted(seqs=frozenset(range(1, last + 1)))).seqs
+        found = by_seq(store, range(1, last + 1))
         wrong = store.check()
         store.close()
 
@@ -792,9 +805,8 @@ def test_nothing_but_a_listing_scans_the_jobs(store: SQLite) -> None:
     for name in ("find", "upcoming", "running", "expired", "forgettable", "counts", "ready"):
         CALLS[name](store)
     names = frozenset(f"k{seq}" for seq in range(30))
-    store.find(Wanted(frozenset({job_id(1)}), names, names, frozenset({request_id(1)}), frozenset({1, 2, 3})))
-    for is_ready in (True, False):
-        store.upcoming([Span(ROUTE, is_ready, 10)], NOW)
+    store.find(Wanted(frozenset({job_id(1)}), names, names, frozenset({request_id(1)}), (Claim(ROUTE, 10),)), NOW)
+    store.upcoming([Span(ROUTE, 10)], NOW)
     store.commit([], MARK, Retention(5, NOW.timer_us, 10, 10, 20))
     store.commit([changed(waiting(400)._replace(seq=4, id=job_id(4)))], MARK)
     for state in (RUNNING, DONE, DEAD):
@@ -873,8 +885,8 @@ def test_a_large_fence_and_far_times_keep_all_their_bits(store: SQLite) -> None:
     job = waiting(1, fence=(1 << 63) - 1, due_at_us=-(1 << 50), expires_at_us=1 << 60, enq_at_us=1 << 60)
     store.commit([Change(None, job)], MARK)
 
-    found: dict[int, Job] = store.find(Wanted(seqs=frozenset({1}))).seqs
+    found: dict[int, Job] = by_seq(store, {1})
 
     assert found == {1: job}
-    assert store.upcoming([Span(Route("Mail", "any"), True, 1)], NOW)[0][0][0].due_us == -(1 << 50)
+    assert claimed(store) == [job]
     assert store.page(Filter(JobState.READY), None, 1, NOW).jobs == [job]

@@ -22,8 +22,8 @@ from givalia_core.engine.records import Asked, Effect, Input, Refusal
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.routing import Routing, Session
-from givalia_core.store.base import Commit, Entry
+from givalia_core.routing import Routing
+from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
 from givalia_core.timers import Prefix, Window
 
@@ -54,17 +54,19 @@ def _verb(kind: Kind, verb: Any) -> Patch:
 
 
 def ext_leaves_the_old_timer() -> Sequence[Patch]:
-    """The near window keeps the old due of a job that was moved, and a claim does not check that it is due."""
-    offer = Window.offer
+    """The near window keeps the old due of a job that was moved, and the store does not look whether it is due."""
+    offer, claimable = Window.offer, Memory._claimable
 
-    def keep_the_old(self: Window, entry: Entry, now_us: int) -> None:
-        if entry.seq not in self.timers._members:
-            offer(self, entry, now_us)
+    def keep_the_old(self: Window, timer: Timer, now_us: int) -> None:
+        if timer.seq not in self.timers._members:
+            offer(self, timer, now_us)
 
-    def lend(self: Engine, batch: Batch, job: Job, session: Session) -> None:
-        leases.claim(batch, job, session)
+    def due_or_not(self: Memory, claim: Claim, now: Now) -> list[Job]:
+        return claimable(self, claim, now._replace(timer_us=now.timer_us << 1, wall_us=now.wall_us << 1))
 
-    return [_swap(Window, "offer", keep_the_old), _swap(Routing, "discard", _do_nothing), _swap(Engine, "_lend", lend)]
+    return [
+        _swap(Window, "offer", keep_the_old), _swap(Routing, "discard", _do_nothing), _swap(Memory, "_claimable", due_or_not),
+    ]  # fmt: skip
 
 
 def _do_nothing(*_: Any) -> None:
@@ -177,8 +179,8 @@ def a_prefix_forgets_that_there_is_more() -> Sequence[Patch]:
     """What did not fit into the near window is never read."""
     right = Prefix.fill
 
-    def fill(self: Prefix, entries: list[Entry], more: bool) -> None:
-        right(self, entries, False)
+    def fill(self: Prefix, timers: list[Timer], more: bool) -> None:
+        right(self, timers, False)
 
     return [_swap(Prefix, "fill", fill)]
 

@@ -332,7 +332,7 @@ def small_limits(weather: Weather) -> Iterator[None]:
     """The engine's own limits, so small that a short run meets them."""
     with ExitStack() as stack:
         for module, name, value in (
-            (timers, "PREFIX_ENTRIES", weather.prefix),
+            (timers, "PREFIX_TIMERS", weather.prefix),
             (leases, "RELEASES_MAX", 3),
             (core, "EXPIRED_AT_ONCE", 2),
             (core, "FORGOTTEN_AT_ONCE", 2),

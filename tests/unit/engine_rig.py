@@ -163,7 +163,7 @@ class EngineRig:
 
     def stored(self, id: bytes) -> Job:
         """The row of this job."""
-        return self.store.find(Wanted(ids=frozenset({id}))).ids[id]
+        return self.store.find(Wanted(ids=frozenset({id})), self.now).ids[id]
 
     def worker(self, conn: int = 10, name: str = "any", *modules: Any, capacity: int = 1, **join: Any) -> WorkerRig:
         """A worker that has joined, announced and given credit."""

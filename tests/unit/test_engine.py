@@ -1154,7 +1154,7 @@ def test_ready_jobs_go_by_priority_then_due_then_enq_over_both_clocks_and_routes
 
 
 def test_the_order_is_kept_however_long_the_backlog(rig: EngineRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("givalia_core.timers.PREFIX_ENTRIES", 3)
+    monkeypatch.setattr("givalia_core.timers.PREFIX_TIMERS", 3)
     worker = rig.worker(10, "w", "Mail", "Fax", capacity=0)
     expected = []
     for number in range(60):
