@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import SettingsInvalid
+from givalia_core.errors import BadRequest, SettingsInvalid
 from givalia_core.policy import Policy
+from givalia_core.protocol import addresses
+from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.checks import is_name
 
 CLIENT_PORT: Final = 12322
@@ -33,9 +35,17 @@ def state_folder() -> Path:
 
 
 def _setting(
-    default: Any, words: str, *, least: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    words: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    is_list: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": words, "least": least, "most": most, "choices": choices})
+    return field(
+        default=default, metadata={"help": words, "least": least, "most": most, "choices": choices, "is_list": is_list}
+    )
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,15 @@ class ServerSettings:
         )
 
 
+_MASTER_WORDS: Final = "Hosts of the servers, separated by commas (in TOML also a list); HOST:PORT for one whose port is not"
+
+
 @dataclass(frozen=True)
 class WorkerSettings:
     """The settings of `givalia-worker`; the TOML table is `[worker]`."""
 
-    master: str = _setting("127.0.0.1", "The server's host.")
-    worker_port: int = _setting(WORKER_PORT, "The server's port for workers.", least=1, most=65535)
+    master: str = _setting("127.0.0.1", f"{_MASTER_WORDS} worker_port.", is_list=True)
+    worker_port: int = _setting(WORKER_PORT, "The servers' port for workers, where master names none.", least=1, most=65535)
     name: str = _setting("any", "This worker's name, for jobs that are targeted at it; several may share one.")
     concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=8_000)
     only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
@@ -105,14 +118,33 @@ class WorkerSettings:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise SettingsInvalid(f"{self.name!r} cannot be a worker's name: letters, digits, _ . - and no digit first")
+        self.servers()
+
+    def servers(self) -> tuple[Address, ...]:
+        """Where the servers take workers."""
+        return _servers(self.master, self.worker_port)
 
 
 @dataclass(frozen=True)
 class ClientSettings:
     """The settings of `givalia`; the TOML table is `[client]`."""
 
-    master: str = _setting("127.0.0.1", "The server's host.")
-    port: int = _setting(CLIENT_PORT, "The server's port for clients.", least=1, most=65535)
+    master: str = _setting("127.0.0.1", f"{_MASTER_WORDS} port.", is_list=True)
+    port: int = _setting(CLIENT_PORT, "The servers' port for clients, where master names none.", least=1, most=65535)
+
+    def __post_init__(self) -> None:
+        self.servers()
+
+    def servers(self) -> tuple[Address, ...]:
+        """Where the servers take clients."""
+        return _servers(self.master, self.port)
+
+
+def _servers(master: str, port: int) -> tuple[Address, ...]:
+    try:
+        return addresses.parse(master, port)
+    except BadRequest as error:
+        raise SettingsInvalid(f"master: {error}") from None
 
 
 TABLES: Final[dict[str, type]] = {"server": ServerSettings, "worker": WorkerSettings, "client": ClientSettings}
@@ -168,7 +200,7 @@ _WORDS_FOR_TRUE, _WORDS_FOR_FALSE = ("1", "true", "yes", "on"), ("0", "false", "
 
 def _value(each: Field[Any], wanted: type, source: str, value: Any) -> Any:
     """A given value as the type of its setting, within its limits."""
-    converted = _converted(wanted, value)
+    converted = _converted(wanted, _joined(value) if each.metadata["is_list"] else value)
     if converted is None:
         raise SettingsInvalid(f"{source}: {value!r} is not {_KIND_WORDS[wanted]}")
     limits = each.metadata
@@ -178,6 +210,12 @@ def _value(each: Field[Any], wanted: type, source: str, value: Any) -> Any:
     if (least is not None and not converted >= least) or (most is not None and not converted <= most):
         raise SettingsInvalid(f"{source}: {value} is not between {least:g} and {most:g}")
     return converted
+
+
+def _joined(value: Any) -> Any:
+    """A list of texts as the one text that flags and environment have for it."""
+    is_list = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return ",".join(value) if is_list else value
 
 
 _KIND_WORDS: Final = {bool: "yes or no", int: "a whole number", float: "a number", str: "text"}

@@ -10,7 +10,8 @@ from givalia_core.settings import WorkerSettings
 PROG = "givalia-worker"
 WORDS = """A Givalia worker: runs jobs with the WorkModules of the packages that are installed in its environment.
 
-It connects to the server's worker port, and again for as long as it takes. Jobs run as greenlets of one process.
+It connects to the worker port of its server, or of one of several that share a store (-m HOST,HOST), and again, to the
+next of them, for as long as it takes. Jobs run as greenlets of one process.
 SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exit; a second one exits at once.
 SIGHUP: read the log settings again."""
 

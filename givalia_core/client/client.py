@@ -15,6 +15,7 @@ from givalia_core.client.handle import JobHandle
 from givalia_core.client.talk import Call
 from givalia_core.errors import GivaliaError, PartlyRefused
 from givalia_core.model import JobState
+from givalia_core.protocol import addresses
 from givalia_core.protocol.messages import LIST_LIMIT_MAX
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.views import Status, text_id
@@ -29,18 +30,26 @@ Keys: TypeAlias = list[str | None]
 
 
 class Client:
-    """Talks to one server; thread-safe, and good under gevent, patched or not.
+    """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
     Args:
-        host, port: The server's address.
+        host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas.
+        port: For those that name none.
         resend: Seconds that a command is sent again over lost connections, at most 60; then `ConnectionLost`.
 
-    Connecting happens at the first command. Every verb may raise `ConnectionLost`, `BadRequest`, `Unauthorized`,
-    `VersionMismatch` or `Busy` besides what it says itself.
+    Connecting happens at the first command. Of several servers it takes a random one, and the next at once when that cannot be
+    reached, is lost, takes no connection or stops (`ShuttingDown`, which is raised only if all of them said so until the time
+    to resend was over), or answers no command for ten seconds. Every verb may raise `ConnectionLost`, `BadRequest`,
+    `Unauthorized`, `VersionMismatch` or `Busy` besides what it says itself.
+
+    Raises:
+        BadRequest: An address that is none.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S) -> None:
-        self._exchange = Exchange((host, port), min(resend, talk.RESEND_S))
+    def __init__(
+        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
+    ) -> None:
+        self._exchange = Exchange(addresses.parse(host, port), min(resend, talk.RESEND_S))
 
     def __enter__(self) -> Client:
         return self

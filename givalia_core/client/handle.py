@@ -58,9 +58,11 @@ class JobHandle:
     def wait(self, timeout: float | None = None) -> Any:
         """The job's result, as soon as there is one: the server pushes it, over reconnects too.
 
+        A server that is too busy for one more who waits is asked again when it wants to be.
+
         Raises:
             WaitTimeout: `timeout` seconds have passed; the job goes on.
             JobFailed, JobCancelled, ResultLost, NotFound: There will be no result.
-            ConnectionLost: The server has been out of reach for a minute.
+            ConnectionLost: No server has been in reach for a minute.
         """
         return self._client.wait(self.id, timeout)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from givalia_core.clock import new_id
-from givalia_core.errors import BadRequest, GivaliaError, JobCancelled, JobFailed, ResultLost, TooLarge
+from givalia_core.errors import BadRequest, Busy, GivaliaError, JobCancelled, JobFailed, ResultLost, ShuttingDown, TooLarge
 from givalia_core.model import JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
@@ -44,6 +44,14 @@ class Call(NamedTuple):
     waits: bool = False  # Whether the answer comes when a job has ended, and not at once.
 
 
+def read_answers(call: Call, items: list[tuple[Fields, bytes]]) -> list[Any]:
+    """What the answers to a frame mean: a value or an error (returned, not raised) for each command, or one for them all."""
+    if len(items) == len(call.items):
+        return [read_answer(call, fields, payload) for fields, payload in items]
+    error = messages.answer_error(items[0][0]) if items else None
+    return [error or GivaliaError("the server answered another number of commands than it was sent")]
+
+
 def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:
     """What one answer means to the caller, or the error it carries (returned, not raised)."""
     error = messages.answer_error(fields)
@@ -53,6 +61,22 @@ def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:
         return call.read(fields, payload)
     except GivaliaError as ended:
         return ended
+
+
+def ask_next(answers: Sequence[Any]) -> bool:
+    """Whether another server is to be asked, if there is one: this one stops, and has not done all that it was asked.
+
+    The whole frame is then sent again. What was refused was not done; for the rest the ids are known, and the answers the same.
+    """
+    return any(isinstance(answer, ShuttingDown) for answer in answers)
+
+
+def ask_later(call: Call, answers: Sequence[Any]) -> Busy | None:
+    """The refusal after whose `retry_after` the same server is to be asked again, unheard by the caller.
+
+    Only for who waits: there the time to wait is the caller's own. What else is refused with `Busy` is for the caller to hear.
+    """
+    return next((answer for answer in answers if isinstance(answer, Busy)), None) if call.waits else None
 
 
 # The verbs.

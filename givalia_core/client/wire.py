@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time as clock
 from typing import Final
 
 from givalia_core.errors import Busy
+from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer, Caller, refused
 
 CONNECT_S: Final = 5.0
 RECEIVE_BYTES: Final = 262_144
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, and how often.
 
 
 class Wire:
-    """One connection that has said hello; `caller` numbers what goes over it."""
+    """One connection that has said hello; `caller` numbers what goes over it, `heard` is when the server last said anything."""
 
-    def __init__(self, address: tuple[str, int], agent: str, patience_s: float) -> None:
+    def __init__(self, address: Address, agent: str, patience_s: float) -> None:
         """Connect and say hello, each within `patience_s` seconds (5 at most).
 
         Raises:
@@ -27,11 +30,11 @@ class Wire:
         self._socket = socket.create_connection(address, timeout=min(max(patience_s, 0.01), CONNECT_S))
         self.caller = Caller()
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _tune(self._socket)
             self._socket.sendall(self.caller.hello(agent))
             self._greet()
             self._socket.setblocking(False)
+            self.heard = clock.monotonic()
         except BaseException:
             self._socket.close()
             raise
@@ -78,6 +81,7 @@ class Wire:
             return None
         if not data:
             raise ConnectionResetError("the server closed the connection")
+        self.heard = clock.monotonic()
         return data
 
     def close(self) -> None:
@@ -85,3 +89,12 @@ class Wire:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+def _tune(sock: socket.socket) -> None:
+    """Whoever only waits for a job sends nothing, so the system has to find out when the server's machine is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from givalia_core.errors import GivaliaError
+from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import VERSION, Hello, Kind, answer_error, item
 
+RETRY_LEAST_S: Final = 0.05
+RETRY_MOST_S: Final = 60.0
 _LAST_NUMBER: Final = (1 << 32) - 1
 
 
@@ -74,3 +76,11 @@ class Caller:
 def refused(answer: Answer) -> GivaliaError | None:
     """The error of an answer to a frame with one command; None if it is a success."""
     return answer_error(answer.items[0][0]) if answer.items else None
+
+
+def retry_after_s(busy: Busy) -> float:
+    """Seconds after which a server that is busy wants to be asked again, from 0.05 to 60; 1 if it does not say."""
+    said = busy.details.get("retry_after")
+    if isinstance(said, bool) or not isinstance(said, (int, float)) or not said > 0:  # A NaN compares false.
+        return 1.0
+    return min(max(float(said), RETRY_LEAST_S), RETRY_MOST_S)

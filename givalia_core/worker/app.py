@@ -87,7 +87,7 @@ class Worker:
         self._bell.start(self._rung.set)
         self._taking = gevent.spawn(self._take_forever)
         announced = [_announcement(found) for found in self.modules.values()]
-        self._link = Link(settings.master, settings.worker_port, join, announced, self._deliver)
+        self._link = Link(settings.servers(), join, announced, self._deliver)
         self._thread = ThreadPool(1)
         self._linked = self._thread.spawn(self._link.run)
 
@@ -141,9 +141,9 @@ class Worker:
             log.warning("job %s of %s is stopped: %s", text_id(event.id), attempt.dispatch.module, event.why)
             attempt.end_by(LeaseLost(event.why))
 
-    def _note_connected(self, _: Connected) -> None:
+    def _note_connected(self, event: Connected) -> None:
         self.connected.set()
-        log.info("connected to %s:%d as %s", self.settings.master, self.settings.worker_port, self.settings.name)
+        log.info("connected to %s as %s", event.address, self.settings.name)
         if not self._has_told_start:
             self._has_told_start = True
             gevent.spawn(self._begin_work)
@@ -156,7 +156,8 @@ class Worker:
 
     def _note_disconnected(self, event: Disconnected) -> None:
         self.connected.clear()
-        log.warning("not connected to the server (%s); trying again in %.1f s", event.why, event.retry_s)
+        when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
+        log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
 
     def work_forever(self) -> None:
         """Work until `stop` is called from another greenlet; call after `start`."""

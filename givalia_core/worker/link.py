@@ -1,8 +1,13 @@
-"""The worker's link to the server: a native thread with a hub of its own, so that no job code can hold it up.
+"""The worker's link to a server: a native thread with a hub of its own, so that no job code can hold it up.
 
 It joins, announces, names what it holds, takes dispatches, beats, and sends reports until each is answered. It also watches
 every lease on the worker's own clock, counted from the moment it *sent* the message that the server counts from, and gives a
 lease up a margin before the server does (CONTRACT 1.3): two honest workers never hold one job.
+
+Of several servers, which share one store, it is connected to one at a time. The credits are one number, the room that is left
+in this worker, and two servers could not both lend by it without asking each other; and a lease is the worker's, not the
+connection's, so it follows the worker to the next server, which is told of it by RESUME. When a server is lost, silent or
+stopping, the next is tried at once, and only when all have failed is there a pause.
 
 Threads meet in two deques only. The link never logs and never calls plugins or job code; it tells the job side what happened.
 """
@@ -12,7 +17,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import gevent
@@ -20,11 +25,11 @@ from gevent import socket
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import ConnectionLost, GivaliaError
+from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown
 from givalia_core.protocol import frames, messages
-from givalia_core.protocol.caller import Answer, Caller, Told, refused
+from givalia_core.protocol.addresses import Address, Round
+from givalia_core.protocol.caller import Answer, Caller, Told, refused, retry_after_s
 from givalia_core.protocol.messages import (
-    OK,
     Announce,
     Credit,
     Dispatch,
@@ -37,6 +42,7 @@ from givalia_core.protocol.messages import (
     Release,
     Stop,
     Succeed,
+    answer_error,
     item,
 )
 
@@ -44,11 +50,14 @@ CONNECT_S: Final = 5.0
 SEND_S: Final = 10.0
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
+STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
 FENCE_CHECK_S: Final = 0.25
 MARGIN_LEAST_US: Final = SECOND_US
 
 Report: TypeAlias = Succeed | Fail | Release
 _KIND_OF: Final = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS}
+_REPORTS: Final = (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE)
+_NEEDED: Final = (Kind.ANNOUNCE, Kind.RESUME, Kind.CREDIT)  # A server that does not take these has no use for the worker.
 
 
 class Dispatched(NamedTuple):
@@ -74,15 +83,18 @@ class Lost(NamedTuple):
 
 
 class Connected(NamedTuple):
-    """The link is up."""
+    """The link is up: the server knows the modules and what is held."""
 
+    address: Address
     lease_us: int
 
 
 class Disconnected(NamedTuple):
-    """The link is down; it will be tried again in `retry_s`."""
+    """The link to `address` is down, or did not come up; `next` will be tried in `retry_s`, 0 for at once."""
 
+    address: Address
     why: str
+    next: Address
     retry_s: float
 
 
@@ -104,8 +116,10 @@ class _Held:
 class Link:
     """Runs in its own native thread (`run`); the other methods may be called from any thread."""
 
-    def __init__(self, host: str, port: int, join: Join, announced: list[Announce], deliver: Callable[[Event_], None]) -> None:
-        self._address = (host, port)
+    def __init__(
+        self, addresses: Sequence[Address], join: Join, announced: list[Announce], deliver: Callable[[Event_], None]
+    ) -> None:
+        self._servers = Round(addresses)
         self._join = join
         self._announced = announced
         self._capacity = 0  # Until the job side says that it is ready.
@@ -119,7 +133,9 @@ class Link:
         self._socket: socket.socket | None = None
         self._sent_us: dict[int, int] = {}
         self._asked: dict[int, tuple[Kind, list[Any], int]] = {}  # number -> what was asked, and when
+        self._put_off: list[tuple[int, Report]] = []  # What a busy server wants to hear again, and when.
         self._lease_us = 30 * SECOND_US
+        self._up_us: int | None = None  # Since when the link is up.
         self._wake: Event | None = None
 
     # From other threads.
@@ -130,7 +146,7 @@ class Link:
         self._nudge()
 
     def stop(self) -> None:
-        """Close the connection and end the thread, once every report is answered or the server is out of reach."""
+        """Close the connection and end the thread, once every report is answered or no server is in reach."""
         self._is_stopping = True
         self._nudge()
 
@@ -155,21 +171,29 @@ class Link:
             watcher.close()
 
     def _stay_connected(self, wake: Event) -> None:
-        failures = 0
-        while not self._is_stopping:
+        rounds = 0  # In which every server has failed, one after the other.
+        while not self._is_stopping or self._owes_reports:
+            address = self._servers.address
             try:
-                self._connect()
-                failures = 0
+                self._connect(address)
                 self._talk(wake)
                 return
             except (Exception, gevent.Timeout) as error:  # Whatever the other side sends, the link tries again.
                 why = f"{type(error).__name__}: {error}"
             finally:
-                self._hang_up()
-            most_s = min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MAX_S)
-            failures = min(failures + 1, 10)
-            retry_s = random.uniform(BACKOFF_FIRST_S, max(most_s, BACKOFF_FIRST_S))
-            self._deliver(Disconnected(why, retry_s))
+                up_s = self._hang_up()
+            if up_s > 0:
+                rounds = 0
+            if up_s >= STEADY_S:
+                self._servers.worked()
+            retry_s = 0.0
+            if self._servers.failed():
+                if self._is_stopping:
+                    return
+                most_s = min(BACKOFF_FIRST_S * 2**rounds, BACKOFF_MAX_S)
+                retry_s = random.uniform(BACKOFF_FIRST_S, most_s)
+                rounds = min(rounds + 1, 10)
+            self._deliver(Disconnected(address, why, self._servers.address, retry_s))
             self._sleep(wake, retry_s)
 
     def _sleep(self, wake: Event, seconds: float) -> None:
@@ -178,10 +202,10 @@ class Link:
             wake.clear()
             wake.wait(left)
 
-    def _connect(self) -> None:
+    def _connect(self, address: Address) -> None:
         """Join and announce; then name what is held, before anything new can be dispatched."""
         with gevent.Timeout(CONNECT_S):
-            connection = socket.create_connection(self._address)
+            connection = socket.create_connection(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = connection
             self._caller = Caller()
@@ -198,7 +222,6 @@ class Link:
             if held.report is not None:
                 self._outbox.append(held.report)
         self._ask(Kind.CREDIT, [Credit(self._capacity)])
-        self._deliver(Connected(self._lease_us))
 
     def _expect(self) -> Answer:
         assert self._socket is not None
@@ -221,8 +244,9 @@ class Link:
         reading = gevent.spawn(self._read_forever, wake)
         try:
             next_beat_us = _mono_us() + self._lease_us // 3
-            while not (self._is_stopping and not self._outbox and not self._asked):
+            while not (self._is_stopping and not self._outbox and not self._asked and not self._put_off):
                 wake.clear()
+                self._take_up_what_was_put_off()
                 self._flush()
                 now_us = _mono_us()
                 if now_us >= next_beat_us:
@@ -231,7 +255,8 @@ class Link:
                 self._check_heard(now_us)
                 if reading.dead:
                     raise ConnectionLost(str(reading.value))
-                wake.wait((next_beat_us - now_us) / SECOND_US if next_beat_us > now_us else 0)
+                next_us = min([next_beat_us, *(at_us for at_us, _ in self._put_off)])
+                wake.wait((next_us - now_us) / SECOND_US if next_us > now_us else 0)
         finally:
             reading.kill()
 
@@ -241,11 +266,25 @@ class Link:
         if oldest is not None and now_us - oldest[2] > self._lease_us * 2 // 3:
             raise ConnectionLost("the server has not answered for two thirds of a lease")
 
-    def _hang_up(self) -> None:
+    @property
+    def _owes_reports(self) -> bool:
+        """Whether a worker that stops has something to say that another server would hear."""
+        return self._servers.has_others and bool(self._held)
+
+    def _hang_up(self) -> float:
+        """End the connection, if there is one; how many seconds it was up, 0 if it was not."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         self._asked.clear()
+        self._put_off.clear()  # Reports are sent again on the next connection, whether or not they were answered here.
+        up_us, self._up_us = self._up_us, None
+        return 0.0 if up_us is None else (_mono_us() - up_us) / SECOND_US
+
+    def _take_up_what_was_put_off(self) -> None:
+        now_us = _mono_us()
+        self._outbox.extend(report for at_us, report in self._put_off if at_us <= now_us)
+        self._put_off = [(at_us, report) for at_us, report in self._put_off if at_us > now_us]
 
     def _ask(self, kind: Kind, asked: list[Any]) -> None:
         """Send one kind of message, as many frames as it takes."""
@@ -293,7 +332,7 @@ class Link:
                         self._take_told(arrived)
                     else:
                         self._take_answer(arrived)
-                if self._is_stopping:
+                if self._is_stopping or self._put_off:
                     wake.set()
         except (OSError, GivaliaError) as error:
             return f"{type(error).__name__}: {error}"
@@ -324,34 +363,60 @@ class Link:
         return sent_us + self._lease_us - max(self._lease_us // 10, MARGIN_LEAST_US)
 
     def _take_answer(self, answer: Answer) -> None:
+        """Act on what the server says to what it was told.
+
+        Raises:
+            GivaliaError: It does not do as it should, or does not want this worker: go on to the next server.
+        """
         asked = self._asked.pop(answer.request, None)
         if asked is None:
             return
         kind, sent, _ = asked
-        if len(answer.items) != len(sent):
-            raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
+        errors = self._errors(kind, sent, answer)
         if kind in (Kind.BEAT, Kind.RESUME):
             deadline_us = self._deadline_us(answer.request)
-            for message, (fields, _) in zip(sent, answer.items, strict=True):
-                self._renew(message, fields, deadline_us)
-        elif kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-            for message, _ in zip(sent, answer.items, strict=True):
-                # OK or STALE: either way the server knows, and the job is no longer this worker's.
-                held = self._held.get(message.id)
-                if held is not None and held.fence == message.fence:
-                    del self._held[message.id]
-        elif (error := refused(answer)) is not None and kind is not Kind.PROGRESS:
-            raise error
+            for message, error in zip(sent, errors, strict=True):
+                self._renew(message, error, deadline_us)
+            if kind is Kind.RESUME:
+                self._up_us = _mono_us()
+                self._deliver(Connected(self._servers.address, self._lease_us))
+        elif kind in _REPORTS:
+            for message, error in zip(sent, errors, strict=True):
+                self._settle(message, error)
 
-    def _renew(self, message: Hold, fields: list[Any], deadline_us: int) -> None:
+    def _errors(self, kind: Kind, sent: list[Any], answer: Answer) -> list[GivaliaError | None]:
+        """What is wrong with each message of a frame; None where nothing is."""
+        errors = [answer_error(fields) for fields, _ in answer.items]
+        busy = next((error for error in errors if isinstance(error, Busy)), None)
+        if busy is not None and (kind in _NEEDED or (isinstance(busy, ShuttingDown) and self._servers.has_others)):
+            raise busy
+        if len(errors) == len(sent):
+            if kind in (Kind.ANNOUNCE, Kind.CREDIT) and (error := refused(answer)) is not None:
+                raise error
+            return errors
+        if busy is not None:
+            return [busy] * len(sent)
+        raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
+
+    def _renew(self, message: Hold, error: GivaliaError | None, deadline_us: int) -> None:
         held = self._held.get(message.id)
-        if held is None or held.fence != message.fence:
-            return
-        if fields[0] != OK:
+        if held is None or held.fence != message.fence or isinstance(error, Busy):
+            return  # A busy server has said nothing about the lease: it lasts as long as it did.
+        if error is not None:
             del self._held[message.id]
             self._deliver(Lost(message.id, held.fence, "the server gave the job to another"))
         elif not held.is_given_up:
             held.deadline_us = deadline_us
+
+    def _settle(self, report: Report, error: GivaliaError | None) -> None:
+        """OK or STALE: either way the server knows, and the job is no longer this worker's. Busy: it wants to hear it again."""
+        held = self._held.get(report.id)
+        if held is None or held.fence != report.fence:
+            return
+        if isinstance(error, Busy):
+            self._put_off.append((_mono_us() + round(retry_after_s(error) * SECOND_US), report))
+        else:
+            del self._held[report.id]
 
     # Fencing.
 

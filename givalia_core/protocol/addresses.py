@@ -1,0 +1,133 @@
+"""The servers that one side knows, and which of them is tried next.
+
+Used by the client, the worker's link and the settings; nothing here touches a socket. Several servers are equals: they share
+one store, so what was begun at one can go on at another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from givalia_core.errors import BadRequest
+
+PORT_MAX: Final = 65_535
+
+_NO_HOST: Final = re.compile(r"[\s,:/@\[\]\x00-\x1f\x7f]").search
+_PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
+
+
+class Address(NamedTuple):
+    """Where a server listens; written `HOST:PORT`, an IPv6 host in brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse(given: str | Iterable[str], port: int) -> tuple[Address, ...]:
+    """The addresses of a text (separated by commas) or of several, each once, in their order.
+
+    Args:
+        given: Each `HOST` or `HOST:PORT`; an IPv6 host stands in brackets, and may do without where no port follows.
+        port: For those that name none, 1 to 65535.
+
+    Raises:
+        BadRequest: One cannot be understood, or there is none.
+    """
+    parts: list[str] = []
+    for each in [given] if isinstance(given, str) or not isinstance(given, Iterable) else given:
+        if not isinstance(each, str):
+            raise BadRequest(f"a server's address is a text, HOST or HOST:PORT, and not {each!r}")
+        parts += each.split(",")
+    if not parts:
+        raise BadRequest("name at least one server, as HOST or HOST:PORT")
+    return tuple(dict.fromkeys(_address(part.strip(), port) for part in parts))
+
+
+def _address(text: str, port: int) -> Address:
+    host, number = _split(text)
+    if host is None:
+        raise BadRequest(f"{text!r} is no server's address: HOST, HOST:PORT, or [::1]:PORT for IPv6")
+    chosen = _port(number, port)
+    if chosen is None:
+        raise BadRequest(f"{text!r}: {port if number is None else number!r} is no port; they are 1 to {PORT_MAX}")
+    return Address(host, chosen)
+
+
+def _split(text: str) -> tuple[str | None, str | None]:
+    """Host and port of one address; no host if it is none, no port if it names none."""
+    if text.startswith("["):
+        host, closed, rest = text[1:].partition("]")
+        if closed and is_ipv6(host) and rest[:1] in ("", ":"):
+            return host, rest[1:] if rest else None
+        return None, None
+    if is_ipv6(text):
+        return text, None
+    host, colon, number = text.partition(":")
+    if not host or len(host) > 255 or _NO_HOST(host) or ":" in number:
+        return None, None
+    return host, number if colon else None
+
+
+def is_ipv6(host: str) -> bool:
+    """Whether it is an IPv6 address, which has colons of its own."""
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _port(number: str | None, otherwise: int) -> int | None:
+    """The port that is meant; None if that is none."""
+    if number is not None:
+        otherwise = int(number) if _PORT(number) else 0
+    return otherwise if type(otherwise) is int and 1 <= otherwise <= PORT_MAX else None
+
+
+class Round:
+    """Whose turn it is among several servers.
+
+    They are shuffled once, so that many who know the same list spread over it, also when one server fails, and then taken in
+    turn. Who asks is told when all have failed in a row, for then it is time to rest.
+    """
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._addresses = random.sample(addresses, len(addresses))
+        self._failed = 0  # How many in a row.
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._addresses))
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    @property
+    def address(self) -> Address:
+        """The one whose turn it is."""
+        return self._addresses[0]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there is another one to go to."""
+        return len(self._addresses) > 1
+
+    def worked(self) -> None:
+        """The present one does what it is for: the failures before it do not count any more."""
+        self._failed = 0
+
+    def move_on(self) -> None:
+        """Give the turn to the next, without holding a failure against the present one."""
+        self._addresses.append(self._addresses.pop(0))
+
+    def failed(self) -> bool:
+        """Give the turn to the next; whether all have failed by now, so that it is better to rest before trying it."""
+        self.move_on()
+        self._failed = (self._failed + 1) % len(self._addresses)
+        return self._failed == 0

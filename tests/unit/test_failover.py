@@ -1,0 +1,91 @@
+"""Clients and a worker among real servers, one of which goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+
+from givalia_core import Client, WorkModule
+from givalia_core.modules import describe
+from givalia_core.protocol import addresses
+from givalia_core.server import Server
+from givalia_core.settings import ServerSettings, WorkerSettings
+from givalia_core.worker import Worker
+
+PATIENCE_S = 20.0
+
+
+class Echo(WorkModule):
+    def process(self) -> Any:
+        return self.params
+
+
+@pytest.fixture(autouse=True)
+def _in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "random", SimpleNamespace(sample=lambda given, count: list(given)))
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server]]:
+    """Two servers, each with a store of its own: what one was asked, the other does not know."""
+    made = [Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins="")) for _ in range(2)]
+    for server in made:
+        server.start()
+    yield made
+    for server in made:
+        server.stop()
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    """Call from a native thread, while this thread's hub serves."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(call)
+        with gevent.Timeout(PATIENCE_S):
+            while not future.done():
+                gevent.sleep(0.001)
+        return future.result()
+
+
+def client_of(*servers: Server) -> Client:
+    return Client([f"127.0.0.1:{server.client_port}" for server in servers], resend=PATIENCE_S)
+
+
+def test_a_job_that_a_draining_server_does_not_take_is_made_at_the_next(servers: list[Server]) -> None:
+    draining, there = servers
+    draining.drain()
+
+    with client_of(draining, there) as client:
+        job = in_thread(lambda: client.enq("Echo", time=600, key="k"))
+    with client_of(there) as client:
+        assert in_thread(lambda: client.stat("k")).id == job.id
+
+
+def test_a_client_whose_server_stops_goes_on_at_the_next(servers: list[Server]) -> None:
+    stopping, there = servers
+    with client_of(stopping, there) as client:
+        assert in_thread(client.info)["jobs"] == {}
+        stopping.stop()
+
+        jobs = in_thread(lambda: client.enq_many([{"module": "Echo", "time": 600}] * 100))
+        assert len(jobs) == 100
+        assert in_thread(client.info)["jobs"]["Echo"]["waiting"] == 100
+
+
+def test_a_worker_whose_server_stops_goes_on_at_the_next(servers: list[Server]) -> None:
+    stopping, there = servers
+    master = ",".join(f"127.0.0.1:{server.worker_port}" for server in servers)
+    worker = Worker(WorkerSettings(master=master, plugins=""), modules={"Echo": describe("Echo", "example", "1", Echo)})
+    worker.start()
+    try:
+        with client_of(stopping) as client:
+            assert in_thread(lambda: client.enq("Echo", params=1).wait(PATIENCE_S)) == 1
+        stopping.stop()
+        with client_of(there) as client:
+            assert in_thread(lambda: client.enq("Echo", params=2).wait(PATIENCE_S)) == 2
+    finally:
+        worker.stop()
