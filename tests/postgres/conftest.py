@@ -1,0 +1,32 @@
+"""Puts this folder on the path for its helper (`postgres_rig`), and starts what every test here needs: a PostgreSQL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+from postgres_rig import Postgres  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server for all tests. A test may restart it; one that changes its settings starts one of its own."""
+    with Postgres.start() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh database, dropped after the test."""
+    postgres.start_again()
+    url = postgres.create_database()
+    yield url
+    postgres.start_again()
+    postgres.drop_database(url)
