@@ -53,6 +53,11 @@ _WORDS: Final[dict[tuple[JobState, str], tuple[str, str, str]]] = {
     (WAITING, "cancel"): ("T10", "`cancel`: it will not start.", "the answer"),
     (WAITING, "expire"): ("T14", "`expires` has passed before a first attempt started; reason `expired`.", "anybody reads it"),
     (RUNNING, "ask_stop"): ("", "`cancel running=true`: the worker is told, and there will be no retry.", "the answer"),
+    (RUNNING, "adopt"): (
+        "",
+        "Another server of the same store looks after the lease: its worker turned up there, or the one before is gone.",
+        "the answer to the worker",
+    ),
     (RUNNING, "succeed"): (
         "T4",
         "The worker reports success with the present fence, also after a stop was asked.",

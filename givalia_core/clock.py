@@ -87,6 +87,16 @@ def _boot_id() -> str:
         return str(uuid.uuid4())
 
 
+class Timekeeper(Protocol):
+    """Makes of the machine's readings the moments that one store is run by: `TimerClock`, or a shared store's own clock."""
+
+    def now(self, reading: Reading) -> Now:
+        """The moment of this reading."""
+
+    def mark(self, now: Now, lease_us: int = 0) -> Mark:
+        """What the store is to keep of this moment."""
+
+
 class ManualClock:
     """Clocks that stand still until told otherwise; `advance` lets time pass, `step_wall` sets the wall clock only."""
 

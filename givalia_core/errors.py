@@ -216,6 +216,12 @@ class StoreTooNew(StoreError):
     exit_code = 78
 
 
+class StoreAway(StoreError):
+    """The database does not answer for now. What was not answered is unknown; a server goes on by itself when it is back."""
+
+    exit_code = 75
+
+
 class StoreUnfit(StoreError):
     """This URL, folder or file system cannot keep the promise of the store. Nothing was started."""
 

@@ -57,6 +57,7 @@ TRANSITIONS: Final[dict[tuple[JobState, str], JobState]] = {
     (WAITING, "cancel"): CANCELLED,
     (WAITING, "expire"): DEAD,
     (RUNNING, "ask_stop"): RUNNING,
+    (RUNNING, "adopt"): RUNNING,
     (RUNNING, "succeed"): DONE,
     (RUNNING, "fail"): WAITING,  # Attempts are left: a retry is only a wait with a later due time.
     (RUNNING, "die"): DEAD,
@@ -110,6 +111,7 @@ class Job(NamedTuple):
     error: str | None = None  # What the last failed attempt raised.
     result_error: str | None = None  # Why a done job has no result.
     answered: tuple[Answered, ...] = ()
+    keeper: int = 0  # The server that looks after the lease, where several share the store: its boot epoch.
     params: bytes = b""
     result: bytes | None = None
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from givalia_core.clock import Now
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY, Announce, Join
-from givalia_core.store.base import Route, Span, Timer
+from givalia_core.store.base import News, Route, Span, Timer
 from givalia_core.timers import Window
 
 LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
@@ -23,7 +23,8 @@ class Session:
     """One connected worker process: what it can run and how much of it now."""
 
     __slots__ = (
-        "announced", "beat_mono_us", "capacity", "conn", "heard", "held", "is_clogged", "join", "joined_wall_us", "lent_bytes",
+        "announced", "beat_mono_us", "capacity", "conn", "has_resumed", "heard", "held", "is_clogged", "join", "joined_wall_us",
+        "lent_bytes",
     )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
@@ -34,6 +35,7 @@ class Session:
         self.held = 0
         self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
         self.lent_bytes = 0  # Of params, in this batch.
+        self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
         self.beat_mono_us = now.mono_us
         self.joined_wall_us = now.wall_us
@@ -77,7 +79,9 @@ class Session:
 class Routing:
     """Who is connected, what they serve, and what is near on each served route."""
 
-    def __init__(self) -> None:
+    def __init__(self, near_limit: int | None = None) -> None:
+        self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
+        self.elsewhere: list[dict[str, Any]] = []  # The workers of other servers of a shared store, as those describe them.
         self.sessions: dict[int, Session] = {}
         self.windows: dict[tuple[str, str], Window] = {}  # By route.
         self._takers: dict[tuple[str, str], list[Session]] = {}
@@ -104,11 +108,23 @@ class Routing:
             for route in session.routes():
                 takers.setdefault(route, []).append(session)
         self._takers = takers
-        self.windows = {route: self.windows.get(route) or Window(Route(*route)) for route in takers}
+        self.windows = {route: self.windows.get(route) or self._window(route) for route in takers}
 
     def forget_windows(self) -> None:
         """Throw the near windows away; the store fills them again."""
-        self.windows = {route: Window(Route(*route)) for route in self._takers}
+        self.windows = {route: self._window(route) for route in self._takers}
+
+    def _window(self, route: tuple[str, str]) -> Window:
+        return Window(Route(*route), self._near_limit)
+
+    def hear(self, news: News) -> None:
+        """Take in what other servers say of jobs that wait."""
+        for route in news.ready:
+            if (window := self.windows.get(route)) is not None:
+                window.has_ready = True
+        for route, due_us in news.nearing.items():
+            if (window := self.windows.get(route)) is not None:
+                window.hear(due_us)
 
     def tick(self, now: Now) -> list[Span]:
         """Begin a batch: let timers fall due; return what must be read to know which come next."""
@@ -154,6 +170,8 @@ class Routing:
 
     def why_not_taken(self, job: Job) -> str:
         """In words, why no worker has taken this ready job yet."""
+        if self._is_taken_elsewhere(job):
+            return "it is for a worker of another server to take, or about to be"
         able = [session for session in self.sessions.values() if session.serves(job.module)]
         if job.target_worker != ANY:
             named = [session for session in self.sessions.values() if session.join.name == job.target_worker]
@@ -171,6 +189,14 @@ class Routing:
         if all(session.free <= 0 for session in able):
             return "every worker that could take it is full"
         return "it is about to be given to a worker"
+
+    def _is_taken_elsewhere(self, job: Job) -> bool:
+        """Whether no worker here serves the job's route, and one that is connected to another server does."""
+        return (job.module, job.target_worker) not in self._takers and any(
+            job.module in worker["modules"]
+            and (worker["name"] == job.target_worker or (job.target_worker == ANY and not worker["only_targeted"]))
+            for worker in self.elsewhere
+        )
 
 
 def _because(sessions: Iterable[Session], module: str) -> str:

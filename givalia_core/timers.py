@@ -89,22 +89,25 @@ class Window:
     `fresh` are the seqs of the jobs that became due in the batch that is being decided, which the store does not know yet.
     """
 
-    __slots__ = ("fresh", "has_ready", "route", "timers")
+    __slots__ = ("_limit", "_rumour_us", "fresh", "has_ready", "route", "timers")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, limit: int | None = None) -> None:
         self.route = route
+        self._limit = limit or PREFIX_TIMERS
+        self._rumour_us: int | None = None  # The first due of jobs that are said to have come without this server.
         self.timers = Prefix()
         self.has_ready = True  # For all that is known before the first fill.
         self.fresh: dict[int, None] = {}
 
     def spans(self) -> list[Span]:
         """What must be read before this window can say what comes next; empty most of the time. Call `tick` first."""
-        return [Span(self.route, PREFIX_TIMERS)] if self.timers.is_spent else []
+        return [Span(self.route, self._limit)] if self.timers.is_spent else []
 
     def fill(self, near: Near) -> None:
         """Take what the store answered to `spans`. What lay behind the bound may have fallen due unseen: it says that too."""
         self.timers.fill(near.timers, near.more)
         self.has_ready = near.is_ready
+        self._rumour_us = None
 
     def offer(self, timer: Timer, now_us: int) -> None:
         """A job of this route waits, or waits for another time than before."""
@@ -113,6 +116,10 @@ class Window:
             self.fresh[timer.seq] = None
         else:
             self.timers.offer(timer)
+
+    def hear(self, due_us: int) -> None:
+        """Another server says that a job came to wait here, and may be the first of many: the store is asked when it is due."""
+        self._rumour_us = due_us if self._rumour_us is None else min(due_us, self._rumour_us)
 
     def discard(self, seq: int) -> None:
         """The job waits no longer."""
@@ -127,8 +134,12 @@ class Window:
         while (timer := timers.peek()) is not None and timer.due_us <= now_us:
             timers.pop()
             self.has_ready = True
+        if self._rumour_us is not None and self._rumour_us <= now_us:
+            self.timers = Prefix()
 
     def next_due_us(self) -> int | None:
         """When the next timer falls due, on the timer clock; None if none waits (or the store must be asked first)."""
         timer = self.timers.peek()
-        return None if timer is None else timer.due_us
+        if timer is None or (self._rumour_us is not None and self._rumour_us < timer.due_us):
+            return self._rumour_us
+        return timer.due_us

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import leases, verbs, words
+from givalia_core.engine import leases, sharing, verbs, words
 from givalia_core.engine.desk import Batch, Desk, Facts, Lease
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Effect, Gone, Input, Refusal, Reply, Tell
@@ -23,10 +23,13 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import CAPACITY_MAX, Dispatch, Heard, Kind, item, refusal
 from givalia_core.routing import LENT_BYTES_MAX, Routing, Session
-from givalia_core.store.base import Change, Claim, Commit, Filter, Near, Retention, Route, Span, Wanted
+from givalia_core.store.base import Change, Claim, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
 from givalia_core.timers import Window
 
-SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
+SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
+SWEEP_SHARED_US: Final = 10 * SECOND_US  # and the last two where several servers do it.
+WATCH_US: Final = 2_500_000  # How often it is looked what other servers did: the bound when their news is lost,
+WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 1_000
@@ -96,11 +99,12 @@ class Engine:
         regrant_us: int,
         now: Now,
         rng: random.Random,
+        is_shared: bool = False,
     ) -> None:
         """Start from a store that was just opened: jobs that were running get a whole lease (`regrant_us`, no shorter than
         the one their worker was told) to be heard of again.
         """
-        self.desk = Desk(policy, epoch, last_seq, rng)
+        self.desk = Desk(policy, epoch, last_seq, rng, is_shared=is_shared)
         self.desk.durability = durability
         self.desk.live = live
         for job in running:
@@ -110,8 +114,15 @@ class Engine:
         self._now = now
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
-        self._swept_us = now.mono_us
-        self._sweeping = False
+        self._unsure: set[tuple[int, int]] = set()  # Frames of a batch of which it is not known whether it was stored.
+        self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
+        self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
+        self._watched: Watched | None = None
+        self._watched_us: int | None = None  # When; None if it must be done next.
+        self._is_deaf = False
+        self._all_own = False  # Whether it must be found out anew what this server looks after.
+        self._swept_us = self._swept_rows_us = now.mono_us
+        self._sweeping = self._sweeping_rows = False
         self._forget_more = False
         self._must_mark = True
         self._hurry = False
@@ -119,6 +130,35 @@ class Engine:
         self._claims: dict[Route, int] = {}  # How many jobs the store was asked for.
 
     # The first half of a batch: what happened, and what must be read.
+
+    def hear(self, news: News) -> None:
+        """Take in what the other servers of a shared store say; call it before `begin`."""
+        sharing.hear(self.desk, news)
+        if news.must_watch or (self._is_deaf and not news.is_deaf):
+            self._watched_us = None
+        self._is_deaf = news.is_deaf
+
+    @property
+    def must_watch(self) -> bool:
+        """Whether the store must be watched in this batch, after `begin`."""
+        if not self.desk.is_shared:
+            return False
+        each_us = WATCH_DEAF_US if self._is_deaf else WATCH_US
+        return self._watched_us is None or self._now.mono_us - self._watched_us >= each_us
+
+    @property
+    def all_own(self) -> bool:
+        """Whether `watch` must name everything that this server looks after."""
+        return self._all_own
+
+    def watch(self, watched: Watched) -> None:
+        """Give what the store answered to `watch`."""
+        self._watched, self._watched_us = watched, self._now.mono_us
+        sharing.note_others(self.desk, watched)
+        self._owed += sharing.hooks(self.desk, watched.events)
+        if self._all_own:
+            sharing.forget_unknown(self.desk, watched.own)
+        self.desk.suspects.update(job.id for job in watched.own if job.stop_asked)
 
     def begin(self, inputs: Sequence[Input], now: Now) -> list[Span]:
         """Take in what arrived and the time; return what the near windows must read."""
@@ -134,8 +174,15 @@ class Engine:
         for session in self.desk.routing.sessions.values():
             session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
+        self._sweeping_rows = self._sweeping
         if self._sweeping:
             self._swept_us = now.mono_us
+        if self.desk.is_shared:
+            self._sweeping_rows = now.mono_us - self._swept_rows_us >= SWEEP_SHARED_US
+            if self.must_watch:
+                self.desk.routing.forget_windows()  # What the others did to them is not known for sure.
+        if self._sweeping_rows:
+            self._swept_rows_us = now.mono_us
         return self.desk.routing.tick(now)
 
     def _extend_leases(self, gap_us: int) -> None:
@@ -153,6 +200,8 @@ class Engine:
         """What the commands name, and the jobs that may be lent."""
         wanted = Names()
         wanted.keys.update(self._also_keys)
+        self._suspects = frozenset(self.desk.suspects)
+        wanted.ids.update(self._suspects)
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
@@ -163,8 +212,8 @@ class Engine:
             frozenset(wanted.requeued),
             frozenset(wanted.pages),
             wanted.info,
-            EXPIRED_AT_ONCE if self._sweeping else 0,
-            self._retention() if self._sweeping or self._forget_more else None,
+            EXPIRED_AT_ONCE if self._sweeping_rows else 0,
+            self._retention() if self._sweeping_rows or self._forget_more else None,
         )
 
     def _to_claim(self, reports: int) -> Iterable[Claim]:
@@ -178,8 +227,11 @@ class Engine:
     def decide(self, facts: Facts) -> Plan:
         """Decide everything that arrived, then lend what is ready to whoever is free."""
         now = self._now
+        self.desk.use_numbers(facts.found.floor)
         batch = Batch(self.desk, facts, now)
         self._hurry = False
+        self.desk.suspects -= self._suspects
+        self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             batch.author = place
             if isinstance(given, Gone):
@@ -187,6 +239,8 @@ class Engine:
             else:
                 self._answer(batch, given)
         batch.author = -1
+        if self._watched is not None:
+            sharing.care(batch, self._watched, self.desk.policy.lease_us)
         if self._sweeping:
             self._sweep(batch, facts)
         if not self.desk.is_draining:
@@ -293,10 +347,13 @@ class Engine:
         batch = plan.batch
         refused = {plan.changes[place].job.seq for place in commit.refused}
         self._must_mark = False
+        self._watched, self._all_own = None, False
+        self._unsure.clear()
         contested = {c.job.key for c in plan.changes if c.job.seq in refused and c.job.key is not None}
         self._also_keys = self._also_keys | contested if refused else frozenset()
         if refused:
             self.desk.routing.forget_windows()
+            self.desk.suspects.update(c.job.id for c in plan.changes if c.job.seq in refused and c.job.id in self.desk.leases)
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         self.again = []
         unanswerable: set[tuple[int, int]] = set()
@@ -306,7 +363,7 @@ class Engine:
                     self.again.append(given)
                     if isinstance(given, Asked):
                         unanswerable.add((given.conn, given.request))
-        effects: list[Effect] = []
+        effects, self._owed = self._owed, []
         dispatches: dict[int, list[Item]] = {}
         for was, job in plan.changes:
             if job.seq not in refused:
@@ -351,14 +408,48 @@ class Engine:
                 dispatches.setdefault(session.conn, []).append(_dispatch(job, batch.now))
             elif lease is not None:
                 lease.job = job
+            elif job.seq in batch.taken:
+                self._take_over(batch, job, batch.taken[job.seq])
         elif job.state in ENDED:
             for conn, request in desk.waiters.pop(job.id, ()):
                 desk.waits_of[conn].discard(job.id)
                 effects.append(Reply(conn, request, [words.end(job)]))
 
+    def _take_over(self, batch: Batch, job: Job, session: Session | None) -> None:
+        if session is not None and session.conn not in self.desk.routing.sessions:
+            session = None
+        if session is not None:
+            session.held += 1
+        lent_us = batch.regrant_us if session is None else self.desk.policy.lease_us
+        self.desk.leases[job.id] = Lease(job, session, batch.now.mono_us + lent_us)
+
+    def suspend(self, *, is_unsure: bool) -> None:
+        """The store went away in this batch. Nothing is answered; all of it is decided again when it is back.
+
+        Args:
+            is_unsure: Whether the batch may have been stored.
+        """
+        self.again = list(self._inputs)
+        if is_unsure:
+            self._unsure.update((given.conn, given.request) for given in self._inputs if isinstance(given, Asked))
+        self.desk.drop_hints()
+        self._watched, self._watched_us, self._all_own = None, None, True
+
+    def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
+        """While the store is away: take out the frames of these kinds that are known not to have been stored."""
+        put_off: list[Asked] = []
+        kept: list[Input] = []
+        for given in self.again:
+            if isinstance(given, Asked) and given.kind in kinds and (given.conn, given.request) not in self._unsure:
+                put_off.append(given)
+            else:
+                kept.append(given)
+        self.again = kept
+        return put_off
+
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._hurry or self._forget_more or self.again or self.desk.routing.must_read:
+        if self._hurry or self._forget_more or self.again or self.desk.suspects or self.desk.routing.must_read:
             return 0
         due_us = self.desk.routing.next_due_us()
         if due_us is None:

@@ -33,6 +33,7 @@ from givalia_core.routing import Routing, Session
 from givalia_core.store.base import Change, Filter, Found, Page
 
 DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
+NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
 FENCE_COUNTER_BITS = 40  # The rest of the 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
 
@@ -51,10 +52,14 @@ class Lease:
 class Desk:
     """The engine's memory; nothing in it decides by itself, and none of it needs to survive."""
 
-    def __init__(self, policy: Policy, epoch: int, last_seq: int, rng: random.Random) -> None:
+    def __init__(self, policy: Policy, epoch: int, last_seq: int, rng: random.Random, *, is_shared: bool = False) -> None:
         self.policy = policy
         self.rng = rng
-        self.routing = Routing()
+        self.is_shared = is_shared
+        self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
+        self.routing = Routing(NEAR_SHARED if is_shared else None)
+        self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
+        self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases: dict[bytes, Lease] = {}
         self.waiters: dict[bytes, dict[tuple[int, int], None]] = defaultdict(dict)  # job id -> (conn, request)
         self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
@@ -68,8 +73,13 @@ class Desk:
         self.durability = ""
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.last_seq = last_seq
-        self._fence = epoch << FENCE_COUNTER_BITS
+        self._fence = 0 if is_shared else epoch << FENCE_COUNTER_BITS
         self._last_end_us = 0
+
+    def use_numbers(self, floor: int) -> None:
+        """From here on seqs and fences are above `floor`: a shared store gives each batch numbers of its own."""
+        self.last_seq = max(self.last_seq, floor)
+        self._fence = max(self._fence, floor)
 
     def next_seq(self) -> int:
         """A place in the order of enq that no job had before."""
@@ -133,6 +143,9 @@ class Batch:
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
         self.claims: dict[int, Session] = {}  # seq -> who was given the job in this batch
         self.freed: dict[int, Session] = {}  # seq -> whose credit the job gave back in this batch
+        self.taken: dict[int, Session | None] = {}  # seq -> the worker, if connected, whose lease this server takes over
+        self.regrant_us = desk.policy.lease_us  # How long a worker that is not connected has to turn up.
+        self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
         self.author = 0  # The place of the input that is being decided.
         self.authors: dict[int, list[int]] = {}
 
@@ -250,6 +263,12 @@ class Batch:
         """Tell the server's plugins, once the job is stored."""
         if name in self.desk.listening:
             self.effects.append((job.seq, Hook(name, job, extra)))
+
+    def follow(self, job: Job) -> None:
+        """Somebody waits for this job: unless its end will be seen here, be told of it."""
+        if self.desk.is_shared and job.id not in self.desk.leases:
+            self.followed.add(job.id)
+            self.desk.suspects.add(job.id)  # It may end before the others know that it is waited for.
 
     def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
         """Send a connection something it did not ask for, once the job (0: none) is stored."""

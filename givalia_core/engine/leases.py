@@ -76,6 +76,7 @@ def announce(batch: Batch, asked: Asked) -> list[Item]:
 def resume(batch: Batch, asked: Asked) -> list[Item]:
     """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
     session = _session(batch, asked)
+    session.has_resumed = True
     named = {message.id for message in asked.messages if isinstance(message, Hold)}
     for lease in list(batch.desk.leases.values()):
         job = batch.jobs.get(lease.job.seq, lease.job)
@@ -88,16 +89,31 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
     if isinstance(message, GivaliaError):
         return refusal(message)
     lease = batch.desk.leases.get(message.id)
-    job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
-    if lease is None or job is None or job.state is not RUNNING or job.fence != message.fence:
+    job = _present(batch, message.id)
+    if job is None or job.state is not RUNNING or job.fence != message.fence:
         return (Stale.code, "the lease is no longer this worker's"), b""
-    if lease.session is not session:
-        lease.session = session
-        session.held += 1
-    lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
+    if lease is None:
+        adopt(batch, job, session)
+    else:
+        if lease.session is not session:
+            lease.session = session
+            session.held += 1
+        lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
     if job.stop_asked:
         batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
     return (OK,), b""
+
+
+def _present(batch: Batch, job_id: bytes) -> Job | None:
+    """A job as this batch has left it: one that this server lent from memory, any other as it was read."""
+    lease = batch.desk.leases.get(job_id)
+    return batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+
+
+def adopt(batch: Batch, job: Job, session: Session | None) -> None:
+    """Look after a lease from now on that another server granted; its worker is connected here, or has yet to be."""
+    batch.put(job, evolve(job, "adopt", keeper=batch.desk.me))
+    batch.taken[job.seq] = session
 
 
 def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
@@ -121,8 +137,7 @@ def _session(batch: Batch, asked: Asked) -> Session:
 
 def _held(batch: Batch, message: Succeed | Fail | Release | Progress) -> Job:
     """The running job whose lease the message is about; the connection does not matter, the fence does."""
-    lease = batch.desk.leases.get(message.id)
-    job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+    job = _present(batch, message.id)
     if job is None or job.state is not RUNNING or job.fence != message.fence:
         batch.desk.stale += 1
         raise Refusal(Stale("the lease is no longer this worker's"))
@@ -131,7 +146,9 @@ def _held(batch: Batch, message: Succeed | Fail | Release | Progress) -> Job:
 
 def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
     """A hint of how far the attempt is."""
-    batch.desk.leases[_held(batch, message).id].progress = (message.fraction, message.text)
+    lease = batch.desk.leases.get(_held(batch, message).id)
+    if lease is not None:
+        lease.progress = (message.fraction, message.text)
     return (OK,), b""
 
 
@@ -226,6 +243,7 @@ def claim(batch: Batch, job: Job, session: Session) -> Job:
         fence=batch.desk.next_fence(),
         worker=session.join.name,
         holder=session.join.instance,
+        keeper=batch.desk.me,
         expires_at_us=None,
         max_attempts=max(max_attempts, job.attempt + 1),
         timeout_us=job.timeout_us or announced.timeout_us,

@@ -24,19 +24,28 @@ class Names:
         self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
         self.info = False
         self.reports = 0
+        self.has_enq = False
 
     def wanted(self, claims: tuple[Claim, ...]) -> Wanted:
         """All of it as one question to the store, with jobs to lend besides."""
-        return Wanted(frozenset(self.ids), frozenset(self.keys), frozenset(self.past_keys), frozenset(self.requests), claims)
+        return Wanted(
+            frozenset(self.ids),
+            frozenset(self.keys),
+            frozenset(self.past_keys),
+            frozenset(self.requests),
+            claims,
+            numbers=self.has_enq or bool(claims),
+        )
 
     def add(self, asked: Asked, desk: Desk) -> None:
         """Note what the commands of one frame name."""
         kind = asked.kind
-        if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-            self.reports += len(asked.messages)
-            if kind is Kind.SUCCEED:
-                self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
+        if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE, Kind.PROGRESS, Kind.BEAT, Kind.RESUME):
+            self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
+            if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
+                self.reports += len(asked.messages)
         elif kind is Kind.ENQ:
+            self.has_enq = True
             self._add_enq(asked.messages)
         elif kind is Kind.INFO:
             self.info = True

@@ -10,16 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from givalia_core.clock import Clock, Now, TimerClock
+from givalia_core.clock import Clock, Now, Timekeeper
+from givalia_core.engine import sharing
 from givalia_core.engine.core import Engine, Plan
 from givalia_core.engine.desk import Facts
 from givalia_core.engine.records import Close, Effect, Input
-from givalia_core.errors import StoreFailed, StoreFull
+from givalia_core.errors import StoreAway, StoreFailed, StoreFull
 from givalia_core.policy import Policy
-from givalia_core.store.base import Commit, Opened, Store, Wanted
+from givalia_core.store.base import Commit, Opened, Store, Wanted, as_shared
 
 
-def start(store: Store, opened: Opened, timer: TimerClock, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
+def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
     """An engine for a store that was just opened."""
     counts = store.counts()
     return Engine(
@@ -27,27 +28,47 @@ def start(store: Store, opened: Opened, timer: TimerClock, clock: Clock, policy:
         epoch=opened.epoch,
         last_seq=opened.last_seq,
         live=sum(count for (_, state), count in counts.items() if state in ("waiting", "running")),
-        running=store.running(),
+        # Of a shared store other servers look after what runs; what nobody does turns up when it is watched.
+        running=() if store.is_shared else store.running(),
         durability=store.durability,
         regrant_us=max(policy.lease_us, opened.mark.lease_us if opened.mark else 0),
         now=timer.now(clock.read()),
         rng=rng,
+        is_shared=store.is_shared,
     )
 
 
-def turn(engine: Engine, store: Store, timer: TimerClock, inputs: Sequence[Input], now: Now) -> list[Effect]:
+def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], now: Now) -> list[Effect]:
     """Decide everything that arrived, make it durable, and return what may now be said.
 
     Raises:
+        StoreAway: The shared store does not answer. The engine keeps what arrived; another turn goes on with it.
         StoreError: What is on disk is unknown; nothing may be said, the server must stop.
     """
     if engine.desk.is_full and store.has_room():
         engine.desk.is_full = False
+    shared = as_shared(store)
+    if shared is not None:
+        engine.hear(shared.news())
     spans = engine.begin([*engine.again, *inputs], now)
-    if spans:
-        engine.fill(spans, store.upcoming(spans, now))
-    facts = _facts(engine, store, now)
-    plan = engine.decide(facts)
+    plan: Plan | None = None
+    try:
+        if shared is not None and engine.must_watch:
+            lease_us = engine.desk.policy.lease_us
+            engine.watch(shared.watch(now, lease_us, sharing.about(engine.desk), all_own=engine.all_own))
+        if spans:
+            engine.fill(spans, store.upcoming(spans, now))
+        plan = engine.decide(_facts(engine, store, now))
+        effects = _concluded(engine, store, timer, plan, now)
+    except StoreAway:
+        engine.suspend(is_unsure=plan is not None and bool(plan.changes))
+        raise
+    if shared is not None and plan.batch.followed:
+        shared.follow(plan.batch.followed)
+    return effects
+
+
+def _concluded(engine: Engine, store: Store, timer: Timekeeper, plan: Plan, now: Now) -> list[Effect]:
     try:
         commit = _commit(store, timer, plan, now)
     except StoreFull:
@@ -56,7 +77,8 @@ def turn(engine: Engine, store: Store, timer: TimerClock, inputs: Sequence[Input
         try:
             plan, commit = _without_new_jobs(engine, store, timer, now)
         except StoreFull as error:
-            raise StoreFailed(f"the disk is full and the reserve is used up: {error}") from error
+            failed = StoreAway if store.is_shared else StoreFailed
+            raise failed(f"the disk is full and the reserve is used up: {error}") from error
         return [*engine.conclude(plan, commit), *closed]
     return engine.conclude(plan, commit)
 
@@ -80,13 +102,13 @@ def _facts(engine: Engine, store: Store, now: Now) -> Facts:
     return facts
 
 
-def _commit(store: Store, timer: TimerClock, plan: Plan, now: Now) -> Commit:
+def _commit(store: Store, timer: Timekeeper, plan: Plan, now: Now) -> Commit:
     if not plan.must_commit:
         return Commit()
     return store.commit(plan.changes, timer.mark(now, plan.batch.desk.policy.lease_us), plan.retention)
 
 
-def _without_new_jobs(engine: Engine, store: Store, timer: TimerClock, now: Now) -> tuple[Plan, Commit]:
+def _without_new_jobs(engine: Engine, store: Store, timer: Timekeeper, now: Now) -> tuple[Plan, Commit]:
     engine.desk.is_full = True
     engine.desk.drop_hints()
     plan = engine.decide(_facts(engine, store, now))

@@ -179,12 +179,13 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
 
 def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
     asked = batch.answered(job, request, "ask_stop", 0)
+    # If another server looks after the job, it is told of the change and does what is to be done here.
     batch.put(job, evolve(job, "ask_stop", stop_asked=True, answered=asked))
     lease = batch.desk.leases.get(job.id)
     session = lease.session if lease is not None else batch.claims.get(job.seq)
-    if session is None:
+    if session is None and job.keeper == batch.desk.me:
         batch.hook("on_cancel", job, running=True)
-    else:
+    elif session is not None:
         batch.tell(job.seq, session.conn, Kind.STOP, item(Stop(job.id, job.fence)))
 
 
@@ -260,6 +261,7 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
         return words.end(job)
     batch.desk.waiters[job.id][asked.conn, asked.request] = None
     batch.desk.waits_of[asked.conn].add(job.id)
+    batch.follow(job)
     return None
 
 
@@ -289,13 +291,13 @@ def info(batch: Batch, asked: Asked, message: Info) -> Item:
 
 
 def modules(batch: Batch, asked: Asked, message: Modules) -> Item:
-    """Every module that a connected worker announced, worker by worker."""
+    """Every module that a connected worker announced, worker by worker, over all servers of the store."""
     return (OK,), words.pack(words.modules(batch.desk))
 
 
 def workers(batch: Batch, asked: Asked, message: Workers) -> Item:
-    """Every connected worker."""
-    return (OK,), words.pack([session.describe() for session in batch.desk.routing.sessions.values()])
+    """Every connected worker, over all servers of the store."""
+    return (OK,), words.pack(words.workers(batch.desk))
 
 
 def _known(batch: Batch, message: Stat | Wait) -> Job:

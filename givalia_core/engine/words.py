@@ -150,8 +150,23 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
     }
 
 
+def workers(desk: Desk) -> list[dict[str, Any]]:
+    """One map for each worker that is connected to this server, or to another one of a shared store."""
+    return own_workers(desk) + [worker for other in desk.others for worker in other["workers"]]
+
+
+def own_workers(desk: Desk) -> list[dict[str, Any]]:
+    """One map for each worker that is connected to this server."""
+    return [session.describe() for session in desk.routing.sessions.values()]
+
+
 def modules(desk: Desk) -> list[dict[str, Any]]:
-    """One map for each module of each connected worker."""
+    """One map for each module of each worker that is connected to this server, or to another one of a shared store."""
+    return own_modules(desk) + [module for other in desk.others for module in other["modules"]]
+
+
+def own_modules(desk: Desk) -> list[dict[str, Any]]:
+    """One map for each module of each worker that is connected to this server."""
     return [
         {
             "module": announced.name,

@@ -27,20 +27,21 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from givalia_core import hooks as hooks_room
-from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
+from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, Timekeeper, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
-from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreError
+from givalia_core.errors import Busy, GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind, refusal
+from givalia_core.protocol.messages import CLIENT_KINDS, Info, Kind, answer_error, refusal
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings
+from givalia_core.store.base import as_shared
 from givalia_core.version import __version__
 
 DRAIN_S: Final = 6.0
@@ -49,7 +50,12 @@ POLL_S: Final = 0.0001
 REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
-_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "lease")
+_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
+AWAY_PATIENCE_US: Final = SECOND_US  # A store that is away for less is only slow.
+AWAY_RETRY_FIRST_S: Final = 0.02
+AWAY_RETRY_MAX_S: Final = 0.5
+# A client's `wait` stays: it is answered when the store is back.
+_PUT_OFF: Final = CLIENT_KINDS - {Kind.WAIT}
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
@@ -89,6 +95,8 @@ class Server:
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
+        self._away_since_us: int | None = None  # The store, if it is.
+        self._retry_s = AWAY_RETRY_FIRST_S
         self._was_stop_asked = False
         self._is_stopping = False
         self._greenlets: list[gevent.Greenlet[..., None]] = []
@@ -108,8 +116,10 @@ class Server:
         """
         self._refuse_open_address()
         self._store = open_store(self.settings)
-        opened = self._store.open()
-        self._timer = TimerClock.start(self._clock, opened.mark)
+        opened = self._store.open(unsafe=self.settings.store_unsafe)
+        self._timer: Timekeeper = opened.timer or TimerClock.start(self._clock, opened.mark)
+        if (shared := as_shared(self._store)) is not None:
+            shared.wake = self._wake.set
         self._warn_of_clock(opened.mark)
         if opened.recovered:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
@@ -306,7 +316,14 @@ class Server:
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             inputs = self._inbox.take()
-            effects = turn.turn(self._engine, self._store, self._timer, inputs, now)
+            try:
+                effects = turn.turn(self._engine, self._store, self._timer, inputs, now)
+            except StoreAway as error:
+                self._do_without_store(error, now)
+                continue
+            if self._away_since_us is not None:
+                log.warning("the store is back")
+                self._away_since_us = None
             self._deliver(effects, now)
             self._store.tidy()
             if len(inputs) != 1:
@@ -322,6 +339,20 @@ class Server:
                 self._wake.wait(wait_us / SECOND_US)
             else:
                 gevent.sleep(0)
+
+    def _do_without_store(self, error: StoreAway, now: Now) -> None:
+        """Keep what arrived until the store is back. Clients are told to come again, once it has lasted a moment; workers hear
+        nothing, for nobody knows what is still theirs, and try another server in time.
+        """
+        if self._away_since_us is None:
+            log.warning("%s; trying again for as long as it takes", error)
+            self._away_since_us, self._retry_s = now.mono_us, AWAY_RETRY_FIRST_S
+        if now.mono_us - self._away_since_us >= AWAY_PATIENCE_US:
+            busy = refusal(Busy("the store does not answer for now; nothing changed", retry_after=1.0))
+            for asked in self._engine.put_off(_PUT_OFF):
+                self._deliver([Reply(asked.conn, asked.request, [busy])], now)
+        gevent.sleep(self._retry_s)
+        self._retry_s = min(self._retry_s * 2, AWAY_RETRY_MAX_S)
 
     def _note_pace(self, turn_us: int) -> None:
         """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
@@ -359,6 +390,7 @@ class Server:
 
         Raises:
             ShuttingDown: The server is stopping.
+            Busy: A shared store does not answer for now.
         """
         if self._is_stopping:
             raise ShuttingDown("the server is stopping")
@@ -370,7 +402,9 @@ class Server:
         else:
             self._other_threads.append((Info(), future))
             self._from_threads.send()
-        _, payload = future.result(timeout=10)
+        fields, payload = future.result(timeout=10)
+        if (error := answer_error(fields)) is not None:
+            raise error
         known: dict[str, Any] = msgpack.unpackb(payload)
         return known
 

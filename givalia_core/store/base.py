@@ -7,10 +7,10 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol, cast
 
-from givalia_core.clock import Mark, Now
+from givalia_core.clock import Mark, Now, Timekeeper
 from givalia_core.model import Job, JobState
 
 SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
@@ -51,13 +51,15 @@ class Commit(NamedTuple):
 class Opened(NamedTuple):
     """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq.
 
-    `recovered` counts the pages of log that a run left behind which did not close the store.
+    `recovered` counts the pages of log that a run left behind which did not close the store. `timer` is the clock by which
+    the jobs of a shared store fall due; without one it is the machine's.
     """
 
     epoch: int
     mark: Mark | None
     last_seq: int
     recovered: int = 0
+    timer: Timekeeper | None = None
 
 
 class Route(NamedTuple):
@@ -99,7 +101,7 @@ class Claim(NamedTuple):
 class Wanted(NamedTuple):
     """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last.
 
-    `claims` ask for jobs to lend, due at the time that `find` is told.
+    `claims` ask for jobs to lend, due at the time that `find` is told. `numbers` asks a shared store for numbers to use.
     """
 
     ids: frozenset[bytes] = frozenset()
@@ -107,12 +109,15 @@ class Wanted(NamedTuple):
     past_keys: frozenset[str] = frozenset()
     requests: frozenset[bytes] = frozenset()
     claims: tuple[Claim, ...] = ()
+    numbers: bool = False
 
 
 class Found(NamedTuple):
     """The jobs that `Wanted` names; `live` and `ended` are by key, `requests` by request id, `ready` by route.
 
-    `ready` is in the order of dispatch: by priority, then due, then enq.
+    `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
+    server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
+    `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found.
     """
 
     ids: dict[bytes, Job]
@@ -120,6 +125,7 @@ class Found(NamedTuple):
     ended: dict[str, Job]
     requests: dict[bytes, Job]
     ready: dict[Route, list[Job]]
+    floor: int = 0
 
 
 class Filter(NamedTuple):
@@ -152,13 +158,20 @@ class Store(Protocol):
     """
 
     durability: str
-    """What `commit` returning means: `fsync` (on stable storage) or `memory` (nothing survives the process)."""
+    """What `commit` returning means, once open: `fsync` (on stable storage), `flush` (on its way there: a power cut may take
+    the last moments) or `memory` (nothing survives a crash)."""
 
-    def open(self) -> Opened:
-        """Open for this process alone, and make a new boot epoch durable.
+    is_shared: bool
+    """Whether several servers may have it open, so that rows change without this one; it is a `SharedStore` then."""
+
+    def open(self, *, unsafe: bool = False) -> Opened:
+        """Open, for this process alone unless the store is shared, and make a new boot epoch durable.
+
+        With `unsafe` also if what holds the data is set to lose what it has acknowledged; `durability` then says so.
 
         Raises:
             StoreLocked, StoreCorrupt, StoreTooNew, StoreUnfit: Nothing was written.
+            StoreAway: The database of a shared store does not answer.
         """
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
@@ -207,3 +220,63 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
+
+
+class Event(NamedTuple):
+    """A call of a hook that a change in somebody's own transaction owes; it is this server's to make."""
+
+    hook: str
+    job: Job
+    running: bool | None  # What `on_cancel` is told; None for the other hooks.
+
+
+class News(NamedTuple):
+    """What other servers say of a shared store. All of it is a hint: some may be lost, and `watch` finds it out later."""
+
+    changed: frozenset[bytes] = frozenset()  # Ids of jobs that this server may look after or be asked to wait for.
+    ready: frozenset[Route] = frozenset()  # Where jobs are due.
+    nearing: dict[Route, int] = {}  # Where jobs came to wait, and when the first of them is due, on the timer clock.
+    must_watch: bool = False  # Something wants `watch` now.
+    is_deaf: bool = False  # No news arrives for now.
+
+
+class Watched(NamedTuple):
+    """What `watch` found that no news may have told."""
+
+    own: list[Job]  # Running jobs that this server looks after: those that were asked to stop, or all of them.
+    strayed: list[Job]  # Running jobs of servers that are gone, and the longest lease they or others grant.
+    lease_us: int
+    has_lapsed: bool  # This server was silent for so long that others may have taken over what it looked after.
+    live: int  # How many jobs wait or run.
+    others: list[bytes]  # What the other servers say about themselves.
+    events: list[Event]
+
+
+class SharedStore(Store, Protocol):
+    """What several servers need besides, to share one queue.
+
+    Any method may raise `StoreAway`: nothing is known of what it was to do, and it may be called again.
+    """
+
+    wake: Callable[[], None]
+    """Called from the store's own greenlet when there is news; the server sets it."""
+
+    def news(self) -> News:
+        """What arrived since it was last asked; reads nothing."""
+
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+        """Say that this server is alive, grants leases of this length and is as in `about`; find what needs care.
+
+        A server that has not called it for `ALIVE_US` is gone as far as the others are concerned.
+        """
+
+    def follow(self, ids: Iterable[bytes]) -> None:
+        """Ask to be told in `news` when another server ends one of these jobs; sent soon, and not waited for."""
+
+
+ALIVE_US: Final = 10_000_000
+
+
+def as_shared(store: Store) -> SharedStore | None:
+    """The same store with what a shared one has besides; None if it is not shared."""
+    return cast(SharedStore, store) if store.is_shared else None

@@ -41,6 +41,7 @@ class Memory:
     """Keeps jobs in this process; see `givalia_core.store.base.Store` for what each method promises."""
 
     durability = "memory"
+    is_shared = False
 
     def __init__(self, url: str = "memory:") -> None:
         self._epoch = 0
@@ -57,7 +58,7 @@ class Memory:
         self._running: set[int] = set()
         self._counts: Counter[tuple[str, JobState]] = Counter()
 
-    def open(self) -> Opened:
+    def open(self, *, unsafe: bool = False) -> Opened:
         self._epoch += 1
         return Opened(self._epoch, self._mark, self._last_seq)
 

@@ -23,8 +23,9 @@ from givalia_core.clock import Mark
 from givalia_core.errors import StoreFailed, StoreUnfit
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import Change, Commit, Opened, Retention
+from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of
-from givalia_core.store.sqlite_rows import INSERT, NUMBER, to_row, update
+from givalia_core.store.sqlite_rows import INSERT, to_row, update
 
 CHECKPOINT_PAGES: Final = 2_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
@@ -49,6 +50,7 @@ class SQLite(Reads):
     """Keeps jobs in one file; see `givalia_core.store.base.Store` for what each method promises."""
 
     durability = "fsync"
+    is_shared = False
 
     def __init__(self, url: str, *, allow_network: bool = False) -> None:
         """Take `sqlite:///absolute/path` (repeated slashes are one) or `sqlite:relative/path`; nothing is opened yet."""
@@ -61,7 +63,7 @@ class SQLite(Reads):
 
     # Opening and closing.
 
-    def open(self) -> Opened:
+    def open(self, *, unsafe: bool = False) -> Opened:
         sqlite_file.prepare_folder(self.path, allow_network=self._allow_network)
         self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
         try:

@@ -32,7 +32,8 @@ from givalia_core.store.base import (
     Timer,
     Wanted,
 )
-from givalia_core.store.sqlite_rows import NUMBER, SELECT, to_head, to_job
+from givalia_core.store.packing import NUMBER, choose, is_ended
+from givalia_core.store.sqlite_rows import SELECT, to_job
 
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -164,7 +165,7 @@ class Reads:
     @ours
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
         major, minor = after or (0, 0)
-        if wanted.state in (DONE, DEAD, CANCELLED):
+        if is_ended(wanted.state):
             scan = (
                 "WHERE (state = 3) = ? AND (forget_at_us, seq) > (?, ?) AND forget_at_us IS NOT NULL"
                 " ORDER BY forget_at_us, seq LIMIT ?"
@@ -181,22 +182,8 @@ class Reads:
         heads = self._all(
             "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM jobs " + scan, values
         )
-        seqs: list[int] = []
-        for place, (seq, _, state, module, target_worker, on_wall, due_at_us) in enumerate(heads, 1):
-            if not 0 <= state < len(STORED_STATES):
-                raise StoreCorrupt(f"the row of job {seq} has no state that Givalia knows")
-            head = to_head(seq, STORED_STATES[state], module, target_worker, bool(on_wall), due_at_us)
-            if wanted.admits(head, now):
-                seqs.append(seq)
-                if len(seqs) == limit and place < len(heads):
-                    break
-        else:
-            place = len(heads)
-        more = place < len(heads) or len(heads) == SCAN_MAX
+        seqs, after = choose(heads, wanted, limit, now)
         found = {job.seq: job for job in self._jobs_in("seq IN", frozenset(seqs))}
-        last = heads[place - 1] if heads else None
-        ended = wanted.state in (DONE, DEAD, CANCELLED)
-        after = ((last[1] or 0) if ended else 0, last[0]) if more and last else None
         return Page([found[seq] for seq in seqs], after)
 
     @ours

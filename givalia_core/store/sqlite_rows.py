@@ -8,12 +8,10 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core.errors import StoreCorrupt
-from givalia_core.model import STORED_STATES, Answered, Job, JobState
+from givalia_core.model import Job
+from givalia_core.store import packing
+from givalia_core.store.packing import HEAD, NUMBER
 
-_HEAD: Final = Job._fields.index("enq_at_us")  # The fields before it are columns,
-_BODY: Final = slice(_HEAD, Job._fields.index("params"))  # these are packed into one,
-_ANSWERED: Final = Job._fields.index("answered") - _HEAD
-NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
 _COLUMNS: Final = (
     "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
     " version, body, params, result, crc"
@@ -50,8 +48,8 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 def to_row(job: Job) -> tuple[Any, ...]:
     """The values of a job's columns."""
-    head = (*job[:3], NUMBER[job.state], job.module, job.target_worker, -job.priority, int(job.on_wall), *job[8:_HEAD])
-    body = _pack(job[_BODY])
+    head = (*job[:3], NUMBER[job.state], job.module, job.target_worker, -job.priority, int(job.on_wall), *job[8:HEAD])
+    body = packing.pack_body(job)
     return (*head, body, job.params, job.result, _checksum(head, body, job.params, job.result))
 
 
@@ -64,18 +62,8 @@ def to_job(row: tuple[Any, ...]) -> Job:
     *head, body, params, result, crc = row
     if crc != _checksum(tuple(head), body, params, result):
         raise StoreCorrupt(f"the row of job {head[0]} does not match its checksum")
-    cold = list(msgpack.unpackb(body, use_list=False))
-    cold[_ANSWERED] = tuple(Answered(*past) for past in cold[_ANSWERED])
-    head[3] = STORED_STATES[head[3]]
-    head[6] = -head[6]
-    head[7] = bool(head[7])
-    return Job._make((*head, *cold, params, result))
+    return packing.to_job(head, body, params, result)
 
 
 def _checksum(head: tuple[Any, ...], body: bytes, params: bytes, result: bytes | None) -> int:
     return zlib.crc32(result or b"", zlib.crc32(params, zlib.crc32(body, zlib.crc32(_pack(head)))))
-
-
-def to_head(seq: int, state: JobState, module: str, target_worker: str, on_wall: bool, due_at_us: int) -> Job:
-    """As much of a job as a filter looks at."""
-    return Job(seq, b"", None, state, module, target_worker, 0, on_wall, due_at_us)

@@ -169,8 +169,8 @@ def fences_begin_anew_after_a_restart() -> Sequence[Patch]:
     """The boot epoch is not in the fence."""
     right = Desk.__init__
 
-    def init(self: Desk, policy: Any, epoch: int, last_seq: int, rng: Any) -> None:
-        right(self, policy, 1, last_seq, rng)
+    def init(self: Desk, policy: Any, epoch: int, last_seq: int, rng: Any, **more: Any) -> None:
+        right(self, policy, 1, last_seq, rng, **more)
 
     return [_swap(Desk, "__init__", init)]
 

@@ -51,6 +51,7 @@ SPECIFIED = {
     (CANCELLED, "requeue", WAITING),
     (WAITING, "expire", DEAD),  # T14
     (RUNNING, "ask_stop", RUNNING),  # C3
+    (RUNNING, "adopt", RUNNING),  # Another server of the same store looks after it now.
 }
 
 

@@ -1,0 +1,105 @@
+"""What an engine does because it is not alone: other servers change rows of the same store, come, and go.
+
+Each running job is looked after by one server, its *keeper*, which knows its lease; the row names it. Another server may
+settle the job all the same (the fence decides), or take it over when its worker turns up there or its keeper is gone. So what
+memory says of leases and of jobs that are waited for is suspect when a change of this server was refused or when another says
+that it changed something, and is then read again. A store that is not shared never gives cause for any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgpack
+
+from givalia_core.engine import leases, words
+from givalia_core.engine.desk import Batch, Desk, Lease
+from givalia_core.engine.records import Effect, Hook, Reply, Tell
+from givalia_core.errors import NotFound
+from givalia_core.model import ENDED, RUNNING, Job
+from givalia_core.protocol.messages import Kind, Stop, item, refusal
+from givalia_core.store.base import Event, News, Watched
+from givalia_core.views import text_id
+
+
+def hear(desk: Desk, news: News) -> None:
+    """Take in what other servers say they did."""
+    desk.routing.hear(news)
+    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waiters)
+
+
+def about(desk: Desk) -> bytes:
+    """What this server tells the others about itself: its workers and their modules."""
+    return words.pack({"workers": words.own_workers(desk), "modules": words.own_modules(desk)})
+
+
+def note_others(desk: Desk, watched: Watched) -> None:
+    """Keep what is known of the others, and what can no longer be trusted."""
+    desk.live = watched.live
+    desk.others = [msgpack.unpackb(other) for other in watched.others if other]
+    desk.routing.elsewhere = [worker for other in desk.others for worker in other["workers"]]
+    desk.suspects.update(job_id for job_id in desk.waiters if job_id not in desk.leases)
+    if watched.has_lapsed:
+        desk.suspects.update(desk.leases)
+
+
+def review(desk: Desk, suspects: Iterable[bytes], found: dict[bytes, Job]) -> list[Effect]:
+    """Bring memory up to what was read of these jobs, which is durable; return what may be said of it now."""
+    effects: list[Effect] = []
+    for job_id in suspects:
+        job = found.get(job_id)
+        if (lease := desk.leases.get(job_id)) is not None:
+            effects += _review_lease(desk, lease, job)
+        if job is None or job.state in ENDED:
+            told = words.end(job) if job is not None else refusal(NotFound(f"no job has the id {text_id(job_id)} any more"))
+            for conn, request in desk.waiters.pop(job_id, ()):
+                desk.waits_of[conn].discard(job_id)
+                effects.append(Reply(conn, request, [told]))
+    return effects
+
+
+def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
+    known, session = lease.job, lease.session
+    if job is None or job.state is not RUNNING or job.fence != known.fence or job.keeper != desk.me:
+        del desk.leases[known.id]
+        if session is not None:
+            session.held -= 1
+        return []
+    lease.job = job
+    if not job.stop_asked or known.stop_asked:
+        return []
+    if session is not None:
+        return [Tell(session.conn, Kind.STOP, [item(Stop(job.id, job.fence))])]
+    return hooks(desk, [Event("on_cancel", job, running=True)])
+
+
+def care(batch: Batch, watched: Watched, regrant_us: int) -> None:
+    """See to running jobs that nobody looks after: their keeper is gone, or they were lent in a batch of unknown end.
+
+    Call it after the inputs: a worker that names a job has it. One that is connected, and named what it holds, without this
+    job never got it; of any other it is not known, so it has a whole lease to turn up.
+    """
+    resumed = {session.join.instance for session in batch.desk.routing.sessions.values() if session.has_resumed}
+    for found in (*watched.strayed, *watched.own):
+        job = batch.seen(found)
+        if job.state is not RUNNING or job.fence != found.fence or job.id in batch.desk.leases or job.seq in batch.taken:
+            continue
+        if job.holder in resumed:
+            leases.give_back(batch, job)
+        else:
+            leases.adopt(batch, job, None)
+            batch.regrant_us = max(regrant_us, watched.lease_us)
+
+
+def forget_unknown(desk: Desk, own: Iterable[Job]) -> None:
+    """All that this server looks after is `own`: whatever else memory has is suspect."""
+    desk.suspects.update(desk.leases.keys() - {job.id for job in own})
+
+
+def hooks(desk: Desk, events: Iterable[Event]) -> list[Effect]:
+    """The calls of hooks that changes owe which were not made here."""
+    return [
+        Hook(event.hook, event.job, {} if event.running is None else {"running": event.running})
+        for event in events
+        if event.hook in desk.listening
+    ]

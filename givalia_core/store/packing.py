@@ -1,0 +1,72 @@
+"""What stores that keep jobs as rows have in common: the part of a job that no statement looks at, and pages of listings.
+
+A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `params` packed together, and
+one each for `params` and `result`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from givalia_core.clock import Now
+from givalia_core.errors import StoreCorrupt
+from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState
+from givalia_core.store.base import SCAN_MAX, Filter
+
+HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
+_BODY: Final = slice(HEAD, Job._fields.index("params"))
+_ANSWERED: Final = Job._fields.index("answered") - HEAD
+_DEFAULTS: Final = [Job._field_defaults[name] for name in Job._fields[_BODY]]
+NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
+"""How a state is written."""
+
+_packer: Any = msgpack.Packer(autoreset=True)
+
+PageHead = tuple[int, int | None, int, str, str, bool, int]
+"""Of a row: seq, forget_at_us, state's number, module, target_worker, on_wall, due_at_us."""
+
+
+def pack_body(job: Job) -> bytes:
+    """The fields that no statement looks at, as one value."""
+    packed: bytes = _packer.pack(job[_BODY])
+    return packed
+
+
+def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None) -> Job:
+    """The job of a row; `head` holds the fields before the body, with the state's number and the rank as they are written."""
+    cold = list(msgpack.unpackb(body, use_list=False))
+    cold += _DEFAULTS[len(cold) :]  # What fields are for that are younger than the row.
+    cold[_ANSWERED] = tuple(Answered(*past) for past in cold[_ANSWERED])
+    seq, job_id, key, state, module, target_worker, rank, on_wall, *rest = head
+    front = (seq, job_id, key, STORED_STATES[state], module, target_worker, -rank, bool(on_wall), *rest)
+    return Job._make((*front, *cold, params, result))
+
+
+def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now) -> tuple[list[int], tuple[int, int] | None]:
+    """Of rows in the order of one index, at most `SCAN_MAX`: the seqs that a page shows, and the cursor behind them.
+
+    Raises:
+        StoreCorrupt: A row has a state that no job can have.
+    """
+    seqs: list[int] = []
+    place = 0
+    for place, (seq, _, state, module, target_worker, on_wall, due_at_us) in enumerate(heads, 1):  # noqa: B007
+        if not 0 <= state < len(STORED_STATES):
+            raise StoreCorrupt(f"the row of job {seq} has no state that Givalia knows")
+        head = Job(seq, b"", None, STORED_STATES[state], module, target_worker, 0, bool(on_wall), due_at_us)
+        if wanted.admits(head, now):
+            seqs.append(seq)
+            if len(seqs) == limit:
+                break
+    if not heads or (place == len(heads) and len(heads) < SCAN_MAX):
+        return seqs, None
+    seq, forget_at_us, *_ = heads[place - 1]
+    return seqs, (forget_at_us or 0 if is_ended(wanted.state) else 0, seq)
+
+
+def is_ended(state: JobState | None) -> bool:
+    """Whether a listing of this state goes through the ended jobs, which it does in the order in which they are forgotten."""
+    return state in ENDED
