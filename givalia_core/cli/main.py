@@ -308,7 +308,7 @@ VERBS: Final[dict[str, Verb]] = {
     "workers": Verb("show the connected workers", _nothing, _workers),
     "info": Verb("show what the server is, holds and allows", _nothing, _info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
-    "store": Verb("look at a store that no server has open", store.arguments, store.act),
+    "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }
 

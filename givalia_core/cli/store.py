@@ -1,29 +1,50 @@
-"""`givalia store`: look at a store while no server has it open."""
+"""`givalia store`: look at a store, or move it to another, while no server has it open."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Final
 
-from givalia_core.cli import show
+from givalia_core.cli import moving, show
 from givalia_core.client import Client
-from givalia_core.errors import NotFound, StoreCorrupt
+from givalia_core.errors import BadRequest, NotFound, StoreCorrupt
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
+
+WORDS: Final = {
+    "check": "read every row",
+    "info": "where it is and what it holds",
+    "export": "write all jobs to FILE",
+    "import": "read them from FILE into a store that holds none",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with which store."""
-    parser.add_argument("what", choices=("check", "info"), help="check: read every row; info: where it is and what it holds")
+    parser.add_argument("what", choices=tuple(WORDS), help="; ".join(f"{what}: {words}" for what, words in WORDS.items()))
+    file = parser.add_argument("file", metavar="[FILE]", help="the export; without it, or -: standard output or input")
+    # Not `nargs="?"`, which would take nothing where a flag stands before FILE, and then refuse FILE.
+    file.required = False
+    parser.add_argument("--force", action="store_true", help="export: overwrite FILE")
     parser.add_argument("--store", help="URL of the store; without it, the server's setting")
 
 
 def act(client: Client, given: argparse.Namespace) -> None:
     """Open the store (a server that runs has it for itself), and read."""
-    store = open_store(load(ServerSettings, {"store": given.store}, file=given.config))
+    if given.what in ("check", "info") and (given.file or given.force):
+        raise BadRequest(f"{given.what} takes no FILE and no --force")
+    settings = load(ServerSettings, {"store": given.store}, file=given.config)
+    store = open_store(settings)
+    if given.what == "import":
+        moving.import_(store, given, unsafe=settings.store_unsafe)
+        return
     path = getattr(store, "path", None)
     if path is not None and not path.exists():
         raise NotFound(f"there is no store at {path}")
+    if given.what == "export":
+        moving.export(store, given)
+        return
     store.open()
     try:
         if given.what == "info":

@@ -30,11 +30,10 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing, Session
-from givalia_core.store.base import Change, Filter, Found, Page
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Found, Page
 
 DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
-FENCE_COUNTER_BITS = 40  # The rest of the 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
 
 class Lease:

@@ -27,7 +27,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from givalia_core import hooks as hooks_room
-from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, Timekeeper, TimerClock
+from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
 from givalia_core.errors import Busy, GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
@@ -117,8 +117,9 @@ class Server:
         self._refuse_open_address()
         self._store = open_store(self.settings)
         opened = self._store.open(unsafe=self.settings.store_unsafe)
-        self._timer: Timekeeper = opened.timer or TimerClock.start(self._clock, opened.mark)
-        if (shared := as_shared(self._store)) is not None:
+        shared = as_shared(self._store)
+        self._timer = TimerClock.start(self._clock, opened.mark) if shared is None else shared.timer
+        if shared is not None:
             shared.wake = self._wake.set
         self._warn_of_clock(opened.mark)
         if opened.recovered:

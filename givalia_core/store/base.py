@@ -15,6 +15,7 @@ from givalia_core.model import Job, JobState
 
 SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
 READY_COUNTED_TO: Final = 10_000
+FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
 
 class Change(NamedTuple):
@@ -51,15 +52,13 @@ class Commit(NamedTuple):
 class Opened(NamedTuple):
     """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq.
 
-    `recovered` counts the pages of log that a run left behind which did not close the store. `timer` is the clock by which
-    the jobs of a shared store fall due; without one it is the machine's.
+    `recovered` counts the pages of log that a run left behind which did not close the store.
     """
 
     epoch: int
     mark: Mark | None
     last_seq: int
     recovered: int = 0
-    timer: Timekeeper | None = None
 
 
 class Route(NamedTuple):
@@ -209,6 +208,15 @@ class Store(Protocol):
     def has_room(self) -> bool:
         """After `StoreFull`: whether there is room again for new jobs."""
 
+    def raise_numbers(self, seq: int, fence: int) -> None:
+        """From the next `open` on, every seq and fence this store gives out is above these. Durable on return.
+
+        It never lowers a number; a store that was filled from another one is told here what that one gave out.
+
+        Raises:
+            StoreFull: Nothing was raised.
+        """
+
     def tidy(self) -> None:
         """Housekeeping the store wants, called when the answers of a commit are out; short."""
 
@@ -257,6 +265,9 @@ class SharedStore(Store, Protocol):
 
     Any method may raise `StoreAway`: nothing is known of what it was to do, and it may be called again.
     """
+
+    timer: Timekeeper
+    """The only clock by which jobs fall due, once open: that of the database."""
 
     wake: Callable[[], None]
     """Called from the store's own greenlet when there is news; the server sets it."""

@@ -17,6 +17,7 @@ from typing import Any
 from givalia_core.clock import Mark, Now
 from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import (
+    FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
     SCAN_MAX,
     Change,
@@ -222,6 +223,10 @@ class Memory:
             ready[module] = min(count, left)
             left -= ready[module]
         return {module: count for module, count in ready.items() if count}
+
+    def raise_numbers(self, seq: int, fence: int) -> None:
+        self._last_seq = max(self._last_seq, seq)
+        self._epoch = max(self._epoch, fence >> FENCE_COUNTER_BITS)
 
     def has_room(self) -> bool:
         return True

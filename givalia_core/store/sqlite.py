@@ -22,7 +22,7 @@ import msgpack
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreFailed, StoreUnfit
 from givalia_core.store import sqlite_file
-from givalia_core.store.base import Change, Commit, Opened, Retention
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of
 from givalia_core.store.sqlite_rows import INSERT, to_row, update
@@ -121,8 +121,7 @@ class SQLite(Reads):
     # Writing.
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
-        if os.getpid() != self._pid:
-            raise StoreFailed("the store was opened by another process; a fork may not use it")
+        self._refuse_fork()
         try:
             with _Transaction(self):
                 refused = self._write(changes)
@@ -132,6 +131,19 @@ class SQLite(Reads):
             self._fail(error)
         self._changes_since_checkpoint += len(changes) + forgotten + 1
         return Commit(refused, forgotten)
+
+    def raise_numbers(self, seq: int, fence: int) -> None:
+        self._refuse_fork()
+        try:
+            with _Transaction(self):
+                self._keep_fact("last_seq", max(self._fact("last_seq") or 0, seq))
+                self._keep_fact("epoch", max(self._fact("epoch") or 0, fence >> FENCE_COUNTER_BITS))
+        except sqlite3.Error as error:
+            self._fail(error)
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise StoreFailed("the store was opened by another process; a fork may not use it")
 
     def _write(self, changes: Sequence[Change]) -> tuple[int, ...]:
         updates: dict[str, list[tuple[Any, ...]]] = {}

@@ -35,6 +35,7 @@ from givalia_core.model import (
     JobState,
 )
 from givalia_core.store.base import (
+    FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
     SCAN_MAX,
     Change,
@@ -911,6 +912,32 @@ class StoreSuite:
         assert opened.last_seq in (1, 9)  # A number that was never given may be skipped.
         assert [job.seq for job in self.listed(store)] == [1]
 
+    def test_raised_numbers_are_never_given_again(self, tmp_path: Path) -> None:
+        store = self.opened(tmp_path, waiting(3))
+        fence = (9 << FENCE_COUNTER_BITS) + 5
+
+        store.raise_numbers(1_000, fence)
+        store, opened = self.reopened(store)
+
+        assert opened.last_seq >= 1_000
+        assert opened.epoch > fence >> FENCE_COUNTER_BITS
+        assert not store.is_shared or store.find(Wanted(numbers=True), NOW).floor >= fence
+        assert opened.mark == MARK
+        assert self.listed(store) == [waiting(3)]
+        assert store.check() == []
+
+    def test_raising_numbers_lowers_none_and_restarts_go_on_from_them(self, tmp_path: Path) -> None:
+        store = self.opened(tmp_path)
+        store.raise_numbers(1_000, 9 << FENCE_COUNTER_BITS)
+        store.raise_numbers(7, 1 << FENCE_COUNTER_BITS)
+        store.commit(inserts([waiting(1_001)]), MARK)
+
+        store, first = self.reopened(store)
+        store, second = self.reopened(store)
+
+        assert (first.last_seq, second.last_seq) == (1_001, 1_001)
+        assert second.epoch > first.epoch > 9
+
     def test_closing_twice_is_safe(self, tmp_path: Path) -> None:
         store = self.opened(tmp_path, waiting(1))
 
@@ -1076,6 +1103,13 @@ class History(RuleBasedStateMachine):
 
     def _certain(self, over: Sequence[Job], cut: int) -> Sequence[Job]:
         return sorted(over, key=lambda job: (job.forget_at_us or 0, job.seq))[:cut]
+
+    @rule(seq=st.integers(0, 50), boots=st.integers(-1, 2))
+    def raise_numbers(self, seq: int, boots: int) -> None:
+        epoch = min(self.epoch, 1_000) + boots  # There are stores whose epochs are large: a fence has 63 bits.
+        self.store.raise_numbers(seq, (epoch << FENCE_COUNTER_BITS) + 1)
+
+        self.epoch, self.top = max(self.epoch, epoch), max(self.top, seq)
 
     @rule()
     def restart(self) -> None:

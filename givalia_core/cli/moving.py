@@ -1,0 +1,133 @@
+"""`givalia store export` and `givalia store import`: files and streams round `givalia_core.store.moving`.
+
+A file appears under its name only when it is whole and on stable storage. An import proves a whole file before it opens the
+store, so that nothing of a damaged one is written; a pipe is proved while it is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from givalia_core.cli import show
+from givalia_core.clock import SystemClock
+from givalia_core.errors import BadRequest, NotFound, StoreFailed, StoreUnfit
+from givalia_core.store import Memory, moving
+from givalia_core.store.base import Opened, Store
+from givalia_core.store.export_stream import Footer, Reader
+from givalia_core.store.sqlite_file import sync
+
+
+def export(store: Store, given: argparse.Namespace) -> None:
+    """Write all jobs of a store to a file, or to standard output; also of one that is unsafe, since nothing is put there."""
+    _refuse_memory(store)
+    if given.file in (None, "-"):
+        if sys.stdout.isatty():
+            raise BadRequest("an export is not for a terminal: name a FILE, or send standard output elsewhere")
+        # Not `sys.stdout`, which at the end would try again to write what a broken pipe did not take.
+        output = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
+        with _opened(store, unsafe=True) as opened, _failing("standard output"), output:
+            footer = moving.export(store, opened, SystemClock(), output)
+        _tell("exported", footer)
+        return
+    path = Path(given.file)
+    _refuse_taken(path, force=given.force)
+    with _opened(store, unsafe=True) as opened, _failing(given.file), _made(path, force=given.force) as file:
+        footer = moving.export(store, opened, SystemClock(), file)
+    _tell("exported", footer, as_json=given.json)
+
+
+def import_(store: Store, given: argparse.Namespace, *, unsafe: bool) -> None:
+    """Read such a file, or standard input, into an empty store; into an unsafe one if its server would take it, too."""
+    _refuse_memory(store)
+    if given.force:
+        raise BadRequest("an import cannot be forced: it needs a store that holds no job")
+    with _source(given.file) as file:
+        if file.seekable():
+            _prove(file)
+        reader = Reader(file)
+        with _opened(store, unsafe=unsafe) as opened:
+            footer = moving.import_(store, opened, SystemClock(), reader)
+    _tell("imported", footer, as_json=given.json)
+
+
+def _prove(file: BinaryIO) -> None:
+    """Read all of it, and go back to where it began."""
+    start = file.tell()
+    for _ in Reader(file).records():
+        pass
+    file.seek(start)
+
+
+def _tell(done: str, footer: Footer, *, as_json: bool = False) -> None:
+    if as_json:
+        show.emit(show.to_json(footer._asdict()))
+    else:
+        print(f"{footer.jobs} jobs {done}", file=sys.stderr)
+
+
+def _refuse_memory(store: Store) -> None:
+    if isinstance(store, Memory):
+        raise StoreUnfit("this store keeps its jobs in the process of its server alone: nothing can be moved from or to it")
+
+
+@contextlib.contextmanager
+def _opened(store: Store, *, unsafe: bool) -> Iterator[Opened]:
+    opened = store.open(unsafe=unsafe)
+    try:
+        yield opened
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Also a reader that goes away early is an error here: what it has is no whole export."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreFailed(f"{name} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _made(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A new file, readable for its owner alone, that gets its name when it is whole and synced."""
+    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".making", dir=path.parent)
+    making = Path(name)
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+        sync(making)
+        _refuse_taken(path, force=force)  # Somebody may have made it meanwhile.
+        making.rename(path)
+    except BaseException:
+        making.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _refuse_taken(path: Path, *, force: bool) -> None:
+    if path.exists() and not path.is_file():
+        raise BadRequest(f"{path} is there and is no file")
+    if path.exists() and not force:
+        raise BadRequest(f"{path} is there already; --force overwrites it")
+
+
+@contextlib.contextmanager
+def _source(name: str | None) -> Iterator[BinaryIO]:
+    if name is None or name == "-":
+        if sys.stdin.isatty():
+            raise BadRequest("an import reads no terminal: name a FILE, or send an export to standard input")
+        yield sys.stdin.buffer
+        return
+    path = Path(name)
+    if not path.exists():
+        raise NotFound(f"there is no file {path}")
+    with path.open("rb") as file:
+        yield file
