@@ -98,6 +98,29 @@ class RunningJobView(JobView):
         """The same on every attempt of the job: hand it to remote APIs that can tell repeated calls by it."""
         return self.id
 
+    def complete_in(self, connection: Any, result: Any = None) -> None:
+        """Let the job be done in your transaction: it is if and only if that commits, and so are your other writes in it.
+
+        For servers that share a database which `connection` is connected to; see the package of their store for which kinds
+        of connection it takes (`givalia-postgres`: psycopg, SQLAlchemy, Django). What `process` returns afterwards is ignored.
+
+        Raises:
+            Stale: The lease is over, another attempt may run. Roll back.
+            BadRequest: No installed store takes this connection, or the result is too large or not msgpack.
+        """
+        _store_of(connection).complete_in(connection, wire_id(self.id), self.fence, result)
+
+
+def _store_of(connection: Any) -> Any:
+    """The class of the installed store that has its jobs where this connection leads."""
+    import importlib_metadata  # Not at the top: a client that only enqueues does not need it.
+
+    for entry in importlib_metadata.entry_points(group="givalia.stores"):
+        store = entry.load()
+        if getattr(store, "takes", lambda _: False)(connection):
+            return store
+    raise BadRequest(f"no installed store takes a {type(connection).__module__}.{type(connection).__qualname__}")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

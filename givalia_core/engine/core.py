@@ -264,7 +264,7 @@ class Engine:
         else:
             verb = ONE_BY_ONE[asked.kind]
             for message in asked.messages:
-                answer = _answer_one(verb, batch, asked, message)
+                answer = answer_one(verb, batch, asked, message)
                 if answer is not None:
                     answers.append(answer)
             if asked.messages and not answers:
@@ -457,7 +457,8 @@ class Engine:
         return min(max(due_us - now.timer_us, 0), SWEEP_US)
 
 
-def _answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
+def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
+    """What one command is answered, by the verb or by the error that it raised; None if the answer comes later."""
     if isinstance(message, GivaliaError):
         return refusal(message)
     try:

@@ -29,8 +29,15 @@ def hear(desk: Desk, news: News) -> None:
 
 
 def about(desk: Desk) -> bytes:
-    """What this server tells the others about itself: its workers and their modules."""
-    return words.pack({"workers": words.own_workers(desk), "modules": words.own_modules(desk)})
+    """What this server tells the others about itself: its workers and their modules, its hooks, what it decides by."""
+    return words.pack(
+        {
+            "workers": words.own_workers(desk),
+            "modules": words.own_modules(desk),
+            "hooks": sorted(desk.listening),
+            "policy": desk.policy,
+        }
+    )
 
 
 def note_others(desk: Desk, watched: Watched) -> None:

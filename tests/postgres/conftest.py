@@ -12,7 +12,9 @@ HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
+from postgres_fleet import Fleet  # noqa: E402
 from postgres_rig import Postgres  # noqa: E402
+from system_install import Installed, Wheels  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,16 @@ def database_url(postgres: Postgres) -> Iterator[str]:
     yield url
     postgres.start_again()
     postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def shared(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """An environment with the core, the modules of the tests and the store that servers share."""
+    return Installed(tmp_path_factory.mktemp("shared"), wheels.shared)
+
+
+@pytest.fixture
+def fleet(shared: Installed, database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Servers on one fresh database, and what connects to them; whatever is left is ended with the test."""
+    with Fleet(shared, tmp_path, database_url) as fleet:
+        yield fleet

@@ -18,12 +18,6 @@ from system_rig import Rig  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
-    """Everything that a release consists of, as wheels."""
-    return Wheels(tmp_path_factory.mktemp("wheels"))
-
-
-@pytest.fixture(scope="session")
 def release(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """An environment with the whole release: core, plugins, example package."""
     return Installed(tmp_path_factory.mktemp("release"), wheels.all)

@@ -19,7 +19,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-DEPENDENCIES = ("gevent", "importlib-metadata", "msgpack", "pluggy", "structlog", "prometheus-client")
+DEPENDENCIES = (
+    "gevent", "importlib-metadata", "msgpack", "pluggy", "structlog", "prometheus-client", "psycopg", "psycopg-binary",
+)  # fmt: skip
 LEFT_OUT = shutil.ignore_patterns("*.egg-info", "build", "dist", "__pycache__", ".*", "tests")
 
 
@@ -110,6 +112,11 @@ class Wheels:
     def plain(self) -> list[Path]:
         """The core and the modules of the tests."""
         return [*self.core, *self._named("givalia_system_modules-")]
+
+    @property
+    def shared(self) -> list[Path]:
+        """The core, the modules of the tests, and the store that servers share."""
+        return [*self.plain, *self._named("givalia_postgres-")]
 
     def _named(self, *starts: str) -> list[Path]:
         return [wheel for wheel in self.all if wheel.name.startswith(starts)]

@@ -1,0 +1,60 @@
+"""One command decided outside a server: by whoever has a connection to a shared store, in a transaction of their own.
+
+The same verbs decide as in a server, over jobs that the caller has read and locked. Nothing is done here: the caller writes
+the changes, and sees to it that some server makes the calls of hooks.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final, NamedTuple
+
+from givalia_core.clock import Now
+from givalia_core.engine.core import ONE_BY_ONE, answer_one
+from givalia_core.engine.desk import Batch, Desk, Facts
+from givalia_core.engine.names import Names
+from givalia_core.engine.records import Asked, Hook
+from givalia_core.hooks import HOOKS
+from givalia_core.policy import Policy
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import Change, Event, Found, Wanted
+
+NOBODY: Final = -1  # Looks after no lease.
+
+
+class Decided(NamedTuple):
+    """The answer to the command, what must be stored for it to be true, and the calls of hooks that it then owes."""
+
+    answer: Item
+    changes: list[Change]
+    events: list[Event]
+
+
+class Single:
+    """A command and what it needs to know."""
+
+    def __init__(self, kind: Kind, message: object, policy: Policy, durability: str) -> None:
+        """Take a command of a client or a worker; `durability` is what the answer to an enq says."""
+        self._asked = Asked(0, 0, kind, [message])
+        self._policy = policy
+        self._durability = durability
+        names = Names()
+        names.add(self._asked, self._desk())
+        self.wanted: Wanted = names.wanted(())
+
+    def _desk(self) -> Desk:
+        desk = Desk(self._policy, NOBODY, 0, random.Random(), is_shared=True)
+        desk.durability = self._durability
+        desk.listening = frozenset(HOOKS)
+        return desk
+
+    def decide(self, found: Found, now: Now) -> Decided:
+        """Decide over what was read; may be called again when something has changed."""
+        desk = self._desk()
+        desk.use_numbers(found.floor)
+        batch = Batch(desk, Facts(found), now)
+        answer = answer_one(ONE_BY_ONE[self._asked.kind], batch, self._asked, self._asked.messages[0])
+        assert answer is not None, "this command is answered later, and nobody would"
+        hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
+        return Decided(answer, batch.changes(), [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks])

@@ -1,0 +1,229 @@
+"""One connection to PostgreSQL that lets other greenlets run while it waits, and tells what an error means.
+
+Several statements go out in one trip. What the store above sees is either their answers, or one of three errors: it must be
+done again (`Again`), the database is away (`StoreAway`), or it is full (`StoreFull`); anything else is a bug, or damage.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+import gevent
+import psycopg
+from gevent.hub import Hub
+from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
+from psycopg import RawCursor, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from givalia_postgres import rows
+
+CONNECT_S: Final = 3  # Unless the URL says otherwise.
+ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
+AGAIN_S: Final = 0.005
+
+_SETTINGS: Final = {
+    "lock_timeout": "2s",
+    "statement_timeout": "10s",
+    "idle_in_transaction_session_timeout": "10s",
+    "default_transaction_isolation": "read committed",
+    # Each statement here is meant for one index. A plan that was made while the tables were small must not outlive that.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "search_path": "pg_catalog",
+}
+
+T = TypeVar("T")
+Statement = tuple[str, Sequence[Any]]
+Rows = list[tuple[Any, ...]]
+
+
+class Again(Exception):
+    """A transaction met another one: nothing of it is stored, and it may be done once more."""
+
+
+class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
+    """Waits for its socket in the hub instead of blocking the thread."""
+
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:
+        hub: Hub = gevent.get_hub()
+        fd = self.pgconn.socket
+        deadline = time.monotonic() + (ANSWER_S if timeout is None else timeout)
+        try:
+            wanted = next(gen)
+            while True:
+                ready = _ready(fd, int(wanted))
+                if not ready:
+                    watcher = hub.loop.io(fd, int(wanted))
+                    try:
+                        with gevent.Timeout(max(deadline - time.monotonic(), 0), psycopg.OperationalError("no answer in time")):
+                            hub.wait(watcher)
+                    finally:
+                        watcher.close()
+                    ready = _ready(fd, int(wanted))
+                wanted = gen.send(ready)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        except psycopg.OperationalError:
+            self.pgconn.finish()
+            raise
+        except BaseException:
+            # Whoever waited is gone, in the middle of a statement: nobody can use this connection any more.
+            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
+
+
+def _ready(fd: int, wanted: int) -> int:
+    """Which of reading (1) and writing (2) is possible at once."""
+    readable, writable, _ = select.select([fd] if wanted & 1 else [], [fd] if wanted & 2 else [], [], 0)
+    return (1 if readable else 0) | (2 if writable else 0)
+
+
+class Connection:
+    """A connection that is made when it is needed, and made anew when it was lost."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._made: _Cooperative | None = None
+        self.in_transaction = False
+
+    @property
+    def is_made(self) -> bool:
+        return self._made is not None and not self._made.closed
+
+    def make(self) -> _Cooperative:
+        """The connection, made now if there is none.
+
+        Raises:
+            StoreAway: The database cannot be reached, or takes nobody.
+            StoreUnfit: The URL, user or password is refused.
+        """
+        if self._made is not None and not self._made.closed:
+            return self._made
+        self.in_transaction = False
+        # In a thread: it looks up names, and the hub has other things to do meanwhile.
+        try:
+            self._made = gevent.get_hub().threadpool.apply(_connect, (self._url, self._name))
+        except psycopg.Error as error:
+            raise _cannot_connect(error) from None
+        return self._made
+
+    def ask(self, *statements: Statement) -> list[Rows]:
+        """Send statements in one trip; the rows of each, none for one that has none.
+
+        Raises:
+            Again, StoreAway, StoreFull, StoreFailed: See there. A transaction that was open is over, with nothing stored.
+        """
+        connection = self.make()
+        try:
+            if len(statements) == 1:
+                return [_rows(_execute(connection, *statements[0]))]
+            with connection.pipeline():
+                cursors = [_execute(connection, *statement) for statement in statements]
+            return [_rows(cursor) for cursor in cursors]
+        except psycopg.Error as error:
+            self._fail(error)
+
+    def _fail(self, error: psycopg.Error) -> NoReturn:
+        self.in_transaction = False
+        connection = self._made
+        try:
+            if connection is not None and not connection.closed:
+                # Not `rollback`: this also makes psycopg forget the statements that the failed trip did not come to prepare.
+                connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
+        except psycopg.Error:
+            self.close()
+        meaning = meaning_of(error)
+        if isinstance(meaning, StoreAway):
+            self.close()
+        raise meaning from error
+
+    def fileno(self) -> int:
+        return self.make().pgconn.socket
+
+    def notifies(self) -> list[tuple[int, bytes]]:
+        """The process ids and payloads of the notifications that have arrived; waits for none.
+
+        Raises:
+            StoreAway: The connection is lost.
+        """
+        pgconn = self.make().pgconn
+        heard: list[tuple[int, bytes]] = []
+        try:
+            pgconn.consume_input()
+            while (notify := pgconn.notifies()) is not None:
+                heard.append((notify.be_pid, notify.extra))
+        except psycopg.Error as error:
+            self._fail(error)
+        return heard
+
+    @property
+    def pid(self) -> int:
+        """The process of the database that serves this connection."""
+        return self.make().pgconn.backend_pid
+
+    def close(self) -> None:
+        """End it; the next use makes a new one."""
+        made, self._made, self.in_transaction = self._made, None, False
+        if made is not None:
+            made.close()
+
+
+def _connect(url: str, name: str) -> _Cooperative:
+    # A standby that was not promoted yet is not the database we want.
+    wanted: dict[str, Any] = {"connect_timeout": CONNECT_S, "application_name": name, "target_session_attrs": "read-write"}
+    wanted |= conninfo_to_dict(url)
+    connection = _Cooperative.connect(make_conninfo(**wanted), autocommit=True, prepare_threshold=0, client_encoding="utf8")
+    connection.prepared_max = 500
+    rows.register(connection)
+    chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
+    connection.execute(f"SELECT {chosen}".encode())
+    return connection
+
+
+def _execute(connection: _Cooperative, words: str, values: Sequence[Any]) -> Any:
+    cursor = RawCursor(connection)
+    cursor.execute(words.encode(), values, binary=True)
+    return cursor
+
+
+def _rows(cursor: Any) -> Rows:
+    return cursor.fetchall() if cursor.description is not None else []
+
+
+_AGAIN: Final = {"40001", "40P01", "55P03", "23505"}  # Serialization, deadlock, a lock not got in time, a key just taken.
+_FULL: Final = {"53100"}
+_AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
+_READ_ONLY: Final = {"25006"}  # It is a standby now.
+_CORRUPT_CLASSES: Final = {"XX"}
+
+
+def meaning_of(error: psycopg.Error) -> Exception:
+    """What an error of the database is to the server."""
+    state = error.sqlstate
+    words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
+    if state in _AGAIN:
+        return Again(words)
+    if state in _FULL:
+        return StoreFull(words)
+    if state is None or state[:2] in _AWAY_CLASSES or state in _READ_ONLY or state == "25P03":
+        is_ours = state is None and not isinstance(error, psycopg.OperationalError)
+        return StoreFailed(words) if is_ours else StoreAway(words)
+    return (StoreCorrupt if state in ("XX001", "XX002") else StoreFailed)(f"{words} ({state})")
+
+
+def _cannot_connect(error: psycopg.Error) -> StoreError:
+    """Wrong names and passwords stop a start; whatever may pass is waited for."""
+    words = str(error).strip()
+    state = error.sqlstate or ""
+    is_refused = state[:2] in ("28", "3D") or any(sign in words for sign in ("does not exist", "authentication failed"))
+    is_malformed = isinstance(error, psycopg.ProgrammingError)
+    return StoreUnfit(words) if is_refused or is_malformed else StoreAway(words)

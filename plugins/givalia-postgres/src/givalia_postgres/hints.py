@@ -1,0 +1,164 @@
+"""What servers of one queue tell each other with NOTIFY, so that nobody has to wait for the next look.
+
+A hint says which jobs changed, where some are due or soon will be, and which ones somebody waits for. All of it may be lost:
+each server looks for itself every few seconds. It is sent when its commit is done, and only if there is somebody to hear it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import gevent
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import StoreError
+from givalia_core.model import WAITING, Job
+from givalia_core.store.base import Change, News, Route
+
+from givalia_postgres.connection import Again, Connection, Statement
+
+CHANNEL: Final = "givalia"
+# Notifying is a transaction, but one that need not be on disk.
+NOTIFY: Final = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', $1)"
+LISTEN: Final = f"LISTEN {CHANNEL}"
+PAYLOAD_MAX: Final = 7_900  # Bytes; PostgreSQL takes 8,000.
+IDS_MAX: Final = 150
+SOON_US: Final = 5 * SECOND_US  # What is due later is found in time by looking.
+FOLLOWED_MAX: Final = 50_000
+RETRY_S: Final = (0.05, 2.0)
+
+
+class Hints:
+    """What is to be said next."""
+
+    def __init__(self) -> None:
+        self.changed: set[bytes] = set()
+        self.followed: set[bytes] = set()
+        self.ready: set[Route] = set()
+        self.nearing: dict[Route, int] = {}
+        self.must_watch = False
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.followed or self.ready or self.nearing or self.must_watch)
+
+    def waits(self, job: Job, now_us: int) -> None:
+        """This job waits, where others may not know of it. The database's clock is both of its clocks."""
+        route = Route(job.module, job.target_worker)
+        if job.due_at_us <= now_us:
+            self.ready.add(route)
+        elif job.due_at_us <= now_us + SOON_US:
+            self.nearing[route] = min(job.due_at_us, self.nearing.get(route, job.due_at_us))
+
+    def payloads(self) -> list[str]:
+        """Texts that say it all; too much becomes the advice to look for oneself."""
+        said: dict[str, Any] = {}
+        if len(self.changed) + len(self.followed) > IDS_MAX or len(self.ready) + len(self.nearing) > IDS_MAX:
+            said["w"] = 1
+        else:
+            said["c"] = [_text(each) for each in self.changed]
+            said["r"] = [*self.ready]
+            said["n"] = [[*route, due_us] for route, due_us in self.nearing.items()]
+        if self.must_watch:
+            said["w"] = 1
+        follow = [_text(each) for each in self.followed]
+        parts = [{name: value for name, value in said.items() if value}]
+        parts += [{"f": follow[start : start + IDS_MAX]} for start in range(0, len(follow), IDS_MAX)]
+        texts = [json.dumps(part, separators=(",", ":"), ensure_ascii=False) for part in parts if part]
+        return [text if len(text.encode()) <= PAYLOAD_MAX else '{"w":1}' for text in texts]
+
+
+def of_changes(hints: Hints, changes: Iterable[Change], me: int, followed: dict[bytes, None], now_us: int) -> None:
+    """Add what others should know of these changes, which are stored."""
+    for was, job in changes:
+        if was is not None and was.keeper not in (0, me):
+            hints.changed.add(job.id)  # Another server believes that it looks after this one.
+        elif job.ended_at_us and job.id in followed:
+            hints.changed.add(job.id)
+        if job.ended_at_us:
+            followed.pop(job.id, None)
+        elif job.state is WAITING:
+            hints.waits(job, now_us)
+
+
+def notify(payloads: Iterable[str]) -> list[Statement]:
+    """The statements that say it."""
+    return [(NOTIFY, [payload]) for payload in payloads]
+
+
+class Listener:
+    """Hears what others say, on a connection of its own and in a greenlet of its own."""
+
+    def __init__(self, url: str, wake: Callable[[], None]) -> None:
+        self._connection = Connection(url, "givalia listener")
+        self._wake = wake
+        self._changed: set[bytes] = set()
+        self._ready: set[Route] = set()
+        self._nearing: dict[Route, int] = {}
+        self._must_watch = False
+        self._is_deaf = True
+        self.speaker = 0  # Our own other connection: what it says is no news to us.
+        self.followed: dict[bytes, None] = {}  # Jobs that somebody waits for at another server.
+        self._greenlet = gevent.spawn(self._listen_forever)
+
+    def take(self) -> News:
+        """What was heard since it was last taken."""
+        news = News(frozenset(self._changed), frozenset(self._ready), dict(self._nearing), self._must_watch, self._is_deaf)
+        self._changed, self._ready, self._nearing, self._must_watch = set(), set(), {}, False
+        return news
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._greenlet.kill()
+        self._connection.close()
+
+    def _listen_forever(self) -> None:
+        retry_s = RETRY_S[0]
+        while True:
+            with contextlib.suppress(StoreError, Again, OSError):
+                self._connection.ask((LISTEN, ()))
+                # What was said before this is lost, so look once.
+                self._is_deaf, self._must_watch, retry_s = False, True, RETRY_S[0]
+                self._wake()
+                while True:
+                    self._hear(self._connection.notifies())
+                    gevent.get_hub().wait(gevent.get_hub().loop.io(self._connection.fileno(), 1))
+            if not self._is_deaf:
+                self._is_deaf = True
+                self._wake()
+            self._connection.close()
+            gevent.sleep(retry_s)
+            retry_s = min(retry_s * 2, RETRY_S[1])
+
+    def _hear(self, heard: Sequence[tuple[int, bytes]]) -> None:
+        for pid, payload in heard:
+            if pid != self.speaker:
+                self._take_in(payload)
+        if heard:
+            self._wake()
+
+    def _take_in(self, payload: bytes) -> None:
+        try:
+            said = json.loads(payload)
+            self._changed.update(map(_id, said.get("c", ())))
+            self._ready.update(Route(*route) for route in said.get("r", ()))
+            for module, target_worker, due_us in said.get("n", ()):
+                route = Route(module, target_worker)
+                self._nearing[route] = min(int(due_us), self._nearing.get(route, int(due_us)))
+            for each in said.get("f", ()):
+                self.followed[_id(each)] = None
+            self._must_watch = self._must_watch or bool(said.get("w"))
+        except (ValueError, TypeError, AttributeError):
+            self._must_watch = True  # Somebody else's words, or a later version's.
+        while len(self.followed) > FOLLOWED_MAX:
+            del self.followed[next(iter(self.followed))]
+
+
+def _text(job_id: bytes) -> str:
+    return base64.b64encode(job_id).decode()
+
+
+def _id(text: str) -> bytes:
+    return base64.b64decode(text)

@@ -1,0 +1,175 @@
+"""What the store reads: every question is a statement or two for all names at once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from givalia_core.clock import Now
+from givalia_core.errors import StoreAway, StoreError
+from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
+from givalia_core.store.base import (
+    READY_COUNTED_TO,
+    SCAN_MAX,
+    Filter,
+    Found,
+    Near,
+    Page,
+    Retention,
+    Route,
+    Span,
+    Timer,
+    Wanted,
+)
+from givalia_core.store.packing import choose, is_ended
+
+from givalia_postgres import statements as sql
+from givalia_postgres.clock import DatabaseClock
+from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.rows import int8s, texts, to_job, uuids
+
+Part = tuple[Statement, Callable[[Rows], None]]
+"""A statement, and what takes its answer in."""
+
+
+class Reads:
+    """The reading half of the store; see `givalia_core.store.base.Store` for what each method promises."""
+
+    timer: DatabaseClock
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last_seq = 0
+        self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
+
+    def _read(self, *statements: Statement) -> list[Rows]:
+        try:
+            return self._connection.ask(*statements)
+        except Again as error:
+            raise StoreAway(str(error)) from error
+
+    def _jobs(self, words: str, *values: object) -> list[Job]:
+        return [to_job(row) for row in self._read((words, values))[0]]
+
+    def find(self, wanted: Wanted, now: Now) -> Found:
+        found = Found({}, {}, {}, {}, {})
+        parts = [*named(wanted, found), *self._claimed(wanted, found, now)]
+        if not parts and not wanted.numbers:
+            return found
+        # Locks last as long as their transaction.
+        begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
+        # The numbers after the rows: so they are above any that another server had used in what was read.
+        numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
+        answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
+        self._connection.in_transaction = self._connection.in_transaction or bool(begin)
+        for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
+            take(rows)
+        if not numbers:
+            return found
+        ((floor, database_us),) = answers[-1]
+        self.timer.sample(database_us, time.monotonic_ns() // 1000)
+        return found._replace(floor=floor)
+
+    def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
+        for claim in wanted.claims:
+
+            def take(rows: Rows, route: Route = claim.route) -> None:
+                if rows:
+                    found.ready[route] = ready = [to_job(row) for row in rows]
+                    self._held.update((job.seq, route) for job in ready)
+
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit]), take
+
+    def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+        if not spans:
+            return []
+        columns = [
+            texts([span.route.module for span in spans]),
+            texts([span.route.target_worker for span in spans]),
+            int8s([span.limit for span in spans]),
+        ]
+        near = [Near(False, [], False) for _ in spans]
+        for place, is_ready, due_us, seq in self._read((sql.UPCOMING, [now.timer_us, now.wall_us, *columns]))[0]:
+            known = near[place - 1]
+            if due_us is None or len(known.timers) == spans[place - 1].limit:
+                near[place - 1] = Near(is_ready, known.timers, due_us is not None)
+            else:
+                known.timers.append(Timer(due_us, seq))
+                near[place - 1] = Near(is_ready, known.timers, False)
+        return near
+
+    def running(self) -> Iterable[Job]:
+        return self._jobs(sql.RUNNING)
+
+    def expired(self, now: Now, limit: int) -> list[Job]:
+        return self._jobs(sql.EXPIRED, now.timer_us, now.wall_us, limit)
+
+    def forgettable(self, retention: Retention) -> bool:
+        for is_dead, forget_at_us, ended_at_us, count in self._read((sql.FORGETTABLE, ()))[0]:
+            over = count > (retention.keep_dead if is_dead else retention.keep_ended)
+            if forget_at_us <= retention.now_us or (over and ended_at_us <= retention.ended_before_us):
+                return True
+        return False
+
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+        major, minor = after or (0, 0)
+        if is_ended(wanted.state):
+            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
+        else:
+            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
+        heads = self._read(scan)[0]
+        seqs, after = choose(heads, wanted, limit, now)
+        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
+        # One may have been forgotten since.
+        return Page([found[seq] for seq in seqs if seq in found], after)
+
+    def counts(self) -> dict[tuple[str, JobState], int]:
+        return {(module, STORED_STATES[state]): count for module, state, count in self._read((sql.COUNTS, ()))[0]}
+
+    def ready(self, now: Now) -> dict[str, int]:
+        return dict(self._read((sql.READY, [now.timer_us, now.wall_us, READY_COUNTED_TO]))[0])
+
+    def check(self) -> list[str]:
+        wrong: list[str] = []
+        counts: Counter[tuple[str, JobState]] = Counter()
+        last = 0
+        try:
+            while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
+                for row in rows:
+                    last = row[0]
+                    try:
+                        job = to_job(row)
+                        counts[job.module, job.state] += 1
+                    except (ValueError, TypeError, IndexError) as error:
+                        wrong.append(f"the row of job {last} is not what was written: {error}")
+            if not wrong and counts != self.counts():
+                wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+        except StoreError as error:
+            wrong.append(str(error))
+        return wrong
+
+
+def named(wanted: Wanted, found: Found) -> Iterable[Part]:
+    """What is asked for by name, and where the answers go."""
+
+    def by_id(rows: Rows) -> None:
+        found.ids.update((job.id, job) for job in map(to_job, rows))
+
+    def by_key(rows: Rows) -> None:
+        found.live.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+
+    def by_past_key(rows: Rows) -> None:
+        found.ended.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+
+    def by_request(rows: Rows) -> None:
+        found.requests.update((request, to_job(row)) for request, *row in rows)
+
+    if wanted.ids:
+        yield (sql.BY_ID, [uuids(list(wanted.ids))]), by_id
+    if wanted.keys:
+        yield (sql.BY_KEY, [texts(list(wanted.keys))]), by_key
+    if wanted.past_keys:
+        yield (sql.BY_PAST_KEY, [texts(list(wanted.past_keys))]), by_past_key
+    if wanted.requests:
+        yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request

@@ -1,0 +1,64 @@
+"""The tables, in a schema of their own named `givalia`, and how they come to be.
+
+`facts` says which format the tables have. The first server makes them; a later format is reached step by step, each step a
+transaction. A server whose user may only use the tables starts once their owner has run `givalia store upgrade`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FORMAT: Final = 1
+LOCK: Final = 0x47495641  # "GIVA": an advisory lock that is held while the tables are made.
+
+# Rows change their place with each step of a job; room in the pages and a busy vacuum keep them from spreading.
+_STORAGE: Final = (
+    "fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,"
+    " autovacuum_analyze_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0"
+)
+
+_FIRST: Final = f"""
+CREATE SCHEMA IF NOT EXISTS givalia;
+CREATE TABLE givalia.facts (name text PRIMARY KEY, value text NOT NULL);
+CREATE SEQUENCE givalia.tick;
+CREATE TABLE givalia.jobs (
+    seq bigint PRIMARY KEY,
+    id uuid NOT NULL,
+    key text COLLATE "C",
+    state smallint NOT NULL,
+    module text COLLATE "C" NOT NULL,
+    target_worker text COLLATE "C" NOT NULL,
+    rank smallint NOT NULL,
+    on_wall boolean NOT NULL,
+    due_at_us bigint NOT NULL,
+    expires_at_us bigint,
+    ended_at_us bigint NOT NULL,
+    forget_at_us bigint,
+    version bigint NOT NULL,
+    body bytea NOT NULL,
+    params bytea NOT NULL,
+    result bytea,
+    keeper bigint NOT NULL,
+    stop_asked boolean NOT NULL
+) WITH ({_STORAGE});
+CREATE UNIQUE INDEX jobs_id ON givalia.jobs (id);
+CREATE UNIQUE INDEX jobs_live_key ON givalia.jobs (key) WHERE key IS NOT NULL AND ended_at_us = 0;
+CREATE INDEX jobs_past_key ON givalia.jobs (key, ended_at_us, seq) WHERE key IS NOT NULL AND ended_at_us > 0;
+CREATE INDEX jobs_due ON givalia.jobs (on_wall, module, target_worker, rank, due_at_us, seq) WHERE state = 0;
+CREATE INDEX jobs_expiry ON givalia.jobs (on_wall, expires_at_us) WHERE state = 0 AND expires_at_us IS NOT NULL;
+CREATE INDEX jobs_running ON givalia.jobs (keeper, seq) WHERE state = 1;
+CREATE INDEX jobs_ended ON givalia.jobs ((state = 3), forget_at_us, seq) WHERE forget_at_us IS NOT NULL;
+CREATE TABLE givalia.requests (request uuid PRIMARY KEY, seq bigint NOT NULL);
+CREATE INDEX requests_seq ON givalia.requests (seq);
+CREATE TABLE givalia.counts (module text COLLATE "C" NOT NULL, state smallint NOT NULL, jobs bigint NOT NULL);
+CREATE TABLE givalia.servers (
+    epoch bigint PRIMARY KEY, alive_until_us bigint NOT NULL, lease_us bigint NOT NULL, about bytea NOT NULL,
+    terms bytea NOT NULL
+);
+CREATE TABLE givalia.events (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, hook text NOT NULL, running boolean, seq bigint NOT NULL
+);
+"""
+
+STEPS: Final = (_FIRST,)
+"""What brings the tables from each format to the next; from nothing to format 1 first."""

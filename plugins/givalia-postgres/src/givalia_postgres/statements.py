@@ -1,0 +1,256 @@
+"""Every statement of the store; each is made for one index of `schema`, and none for a number of jobs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from givalia_postgres.rows import COLUMNS
+
+_SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
+_J_COLUMNS: Final = ", ".join(f"j.{name.strip()}" for name in COLUMNS.split(","))
+# The two clocks that a due may be on; a server gives both the same time, yet a store keeps them apart.
+_CLOCKS: Final = (
+    "(VALUES (false, $1::bigint, 0::bigint), (true, $2::bigint, $1::bigint - $2::bigint)) AS c(on_wall, now_us, shift_us)"
+)
+_RANKS: Final = "generate_series(-9, 9) AS r(rank)"
+
+BEGIN: Final = "BEGIN"
+COMMIT: Final = "COMMIT"
+NOW_US: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+BY_ID: Final = f"{_SELECT} WHERE id = ANY($1::uuid[])"
+BY_SEQ: Final = f"{_SELECT} WHERE seq = ANY($1::bigint[])"
+BY_KEY: Final = f"{_SELECT} WHERE ended_at_us = 0 AND key IS NOT NULL AND key = ANY($1::text[])"
+BY_PAST_KEY: Final = f"""
+SELECT j.* FROM unnest($1::text[]) AS k(key), LATERAL (
+    {_SELECT} WHERE key = k.key AND key IS NOT NULL AND ended_at_us > 0 ORDER BY key, ended_at_us DESC, seq DESC LIMIT 1
+) AS j"""
+BY_REQUEST: Final = f"""
+SELECT q.request, {_J_COLUMNS} FROM givalia.requests q JOIN givalia.jobs j ON j.seq = q.seq WHERE q.request = ANY($1::uuid[])"""
+TICK_BITS: Final = 20  # Each tick is good for a million numbers.
+NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
+
+# Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there.
+CLAIM: Final = f"""
+SELECT {_J_COLUMNS} FROM {_RANKS}, LATERAL (
+    SELECT * FROM (
+        SELECT l.*, l.due_at_us AS sort_us FROM (
+            SELECT * FROM givalia.jobs WHERE state = 0 AND NOT on_wall AND module = $3 AND target_worker = $4
+                AND rank = r.rank AND due_at_us <= $1 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS l
+        UNION ALL
+        SELECT l.*, l.due_at_us + ($1::bigint - $2::bigint) AS sort_us FROM (
+            SELECT * FROM givalia.jobs WHERE state = 0 AND on_wall AND module = $3 AND target_worker = $4
+                AND rank = r.rank AND due_at_us <= $2 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS l
+    ) AS both_clocks ORDER BY sort_us, seq LIMIT $5
+) AS j LIMIT $5"""
+
+UPCOMING: Final = f"""
+SELECT s.place, ready.is_ready, near.due_us, near.seq
+FROM unnest($3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS s(module, target_worker, most, place)
+CROSS JOIN LATERAL (
+    SELECT EXISTS (
+        SELECT FROM {_RANKS}, {_CLOCKS}, LATERAL (
+            SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
+                AND target_worker = s.target_worker AND rank = r.rank AND due_at_us <= c.now_us LIMIT 1
+        ) AS j
+    ) AS is_ready
+) AS ready
+LEFT JOIN LATERAL (
+    SELECT j.due_at_us + c.shift_us AS due_us, j.seq FROM {_RANKS}, {_CLOCKS}, LATERAL (
+        SELECT due_at_us, seq FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
+            AND target_worker = s.target_worker AND rank = r.rank AND due_at_us > c.now_us
+            ORDER BY due_at_us, seq LIMIT s.most + 1
+    ) AS j ORDER BY due_us, seq LIMIT s.most + 1
+) AS near ON true
+ORDER BY s.place, near.due_us, near.seq"""
+
+RUNNING: Final = f"{_SELECT} WHERE state = 1 ORDER BY seq"
+EXPIRED: Final = f"""
+SELECT j.* FROM {_CLOCKS}, LATERAL (
+    {_SELECT} WHERE state = 0 AND expires_at_us IS NOT NULL AND on_wall = c.on_wall AND expires_at_us <= c.now_us
+    ORDER BY expires_at_us LIMIT $3
+) AS j LIMIT $3"""
+
+_HEADS: Final = "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM givalia.jobs"
+PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
+PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
+PAGE_ENDED: Final = f"""
+{_HEADS} WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us, seq) > ($2, $3)
+ORDER BY forget_at_us, seq LIMIT $4"""
+
+CHECK: Final = f"{_SELECT} WHERE seq > $1 ORDER BY seq LIMIT $2"
+COUNTS: Final = "SELECT module, state, sum(jobs)::bigint FROM givalia.counts GROUP BY module, state HAVING sum(jobs) > 0"
+READY: Final = """
+WITH RECURSIVE routes AS (
+    (SELECT on_wall, module, target_worker, rank FROM givalia.jobs WHERE state = 0
+     ORDER BY on_wall, module, target_worker, rank LIMIT 1)
+    UNION ALL
+    SELECT n.* FROM routes r, LATERAL (
+        SELECT on_wall, module, target_worker, rank FROM givalia.jobs
+        WHERE state = 0 AND (on_wall, module, target_worker, rank) > (r.on_wall, r.module, r.target_worker, r.rank)
+        ORDER BY on_wall, module, target_worker, rank LIMIT 1
+    ) AS n
+)
+SELECT module, count(*) FROM (
+    SELECT r.module FROM routes r, LATERAL (
+        SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
+            AND target_worker = r.target_worker AND rank = r.rank
+            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3
+    ) AS j LIMIT $3
+) AS counted GROUP BY module"""
+
+_NAMES: Final = f"{COLUMNS}, keeper, stop_asked"
+_TYPES: Final = [
+    "bigint",
+    "uuid",
+    "text",
+    "smallint",
+    "text",
+    "text",
+    "smallint",
+    "boolean",
+    "bigint",
+    "bigint",
+    "bigint",
+    "bigint",
+    "bigint",
+    "bytea",
+    "bytea",
+    "bytea",
+    "bigint",
+    "boolean",
+]
+_ARRAYS: Final = ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(_TYPES, 1))
+_U_NAMES: Final = ", ".join(f"u.{name.strip()}" for name in _NAMES.split(","))
+
+INSERT: Final = f"""
+INSERT INTO givalia.jobs ({_NAMES}) SELECT {_U_NAMES} FROM unnest({_ARRAYS}) AS u({_NAMES})
+ON CONFLICT DO NOTHING RETURNING seq"""
+
+# Params and what they are for change seldom, and what is not set is not written again. The rows are locked in order, so that
+# two servers that change the same ones wait for each other and do not stand in each other's way.
+_STEADY: Final = {"seq", "id", "key", "module", "target_worker", "rank", "params"}
+_FREE_KEY: Final = (
+    "NOT EXISTS (SELECT FROM givalia.jobs h WHERE h.key = u.key AND h.key IS NOT NULL AND h.ended_at_us = 0 AND h.seq <> u.seq)"
+)
+
+
+def _update(names: list[str], guard: str = "") -> str:
+    sets = ", ".join(f"{name} = u.{name}" for name in names)
+    return f"""
+WITH u AS MATERIALIZED (SELECT * FROM unnest({_ARRAYS}, $19::bigint[]) AS u({_NAMES}, was) ORDER BY seq)
+UPDATE givalia.jobs j SET {sets} FROM u WHERE j.seq = u.seq AND j.id = u.id AND j.version = u.was{guard} RETURNING j.seq"""
+
+
+_ALL: Final = [name.strip() for name in _NAMES.split(",")]
+UPDATE: Final = _update([name for name in _ALL if name not in _STEADY])
+REPLACE: Final = _update(_ALL[2:], f" AND (u.ended_at_us > 0 OR u.key IS NULL OR {_FREE_KEY})")
+
+# What was counted and asked for only holds for the rows that this transaction has written.
+_WRITTEN: Final = "JOIN givalia.jobs j ON j.seq = u.seq AND j.xmin = pg_current_xact_id()::xid"
+COUNT: Final = f"""
+INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
+    SELECT u.module, u.state, u.jobs
+    FROM unnest($1::bigint[], $2::text[], $3::smallint[], $4::smallint[]) AS u(seq, module, state, jobs) {_WRITTEN}
+) AS counted GROUP BY module, state HAVING sum(jobs) <> 0"""
+FORGET_REQUESTS: Final = f"""
+DELETE FROM givalia.requests q USING unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
+WHERE q.request = u.request"""
+KEEP_REQUESTS: Final = f"""
+INSERT INTO givalia.requests SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
+ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
+
+# $1: dead ones or the others; $2: now; $3: what ended later stays; $4: how many stay; $5: how many go at most.
+RETIRE: Final = """
+WITH gone AS (
+    DELETE FROM givalia.jobs WHERE seq IN (
+        SELECT seq FROM givalia.jobs
+        WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us <= $2 OR ended_at_us <= $3)
+        ORDER BY forget_at_us, seq LIMIT greatest(
+            (SELECT count(*) FROM (
+                SELECT FROM givalia.jobs WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND forget_at_us <= $2 LIMIT $5
+            ) AS passed),
+            (SELECT least(coalesce(sum(jobs), 0)::bigint - $4, $5) FROM givalia.counts WHERE state > 1 AND (state = 3) = $1)
+        )
+        FOR UPDATE SKIP LOCKED
+    ) RETURNING seq, module, state
+), asked AS (
+    DELETE FROM givalia.requests WHERE seq IN (SELECT seq FROM gone)
+), counted AS (
+    INSERT INTO givalia.counts SELECT module, state, -count(*) FROM gone GROUP BY module, state
+)
+SELECT count(*) FROM gone"""
+# The one that is forgotten first, and how many there are: of the dead and of the others.
+FORGETTABLE: Final = """
+SELECT d.dead, f.forget_at_us, f.ended_at_us,
+    (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state > 1 AND (state = 3) = d.dead)
+FROM (VALUES (false), (true)) AS d(dead), LATERAL (
+    SELECT forget_at_us, ended_at_us FROM givalia.jobs WHERE forget_at_us IS NOT NULL AND (state = 3) = d.dead
+    ORDER BY forget_at_us, seq LIMIT 1
+) AS f"""
+
+# Counts are added as rows of their own, so that no two transactions wait for one; now and then they are summed up.
+FOLD: Final = """
+WITH gone AS (
+    DELETE FROM givalia.counts WHERE ctid = ANY(ARRAY(SELECT ctid FROM givalia.counts LIMIT 5000 FOR UPDATE SKIP LOCKED))
+    RETURNING module, state, jobs
+)
+INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM gone GROUP BY module, state HAVING sum(jobs) <> 0"""
+
+# Running jobs whose keeper is not alive: keeper by keeper along the index, however many jobs each has.
+_STRAYED: Final = f"""
+WITH RECURSIVE keepers AS (
+    (SELECT keeper FROM givalia.jobs WHERE state = 1 ORDER BY keeper LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.keeper FROM givalia.jobs j WHERE j.state = 1 AND j.keeper > k.keeper ORDER BY j.keeper LIMIT 1)
+    FROM keepers k WHERE k.keeper IS NOT NULL
+)
+SELECT keeper FROM keepers k WHERE k.keeper IS NOT NULL
+    AND NOT EXISTS (SELECT FROM givalia.servers s WHERE s.epoch = k.keeper AND s.alive_until_us > {NOW_US})"""
+STRAYED: Final = f"""
+SELECT {_J_COLUMNS} FROM ({_STRAYED}) AS k, LATERAL (
+    SELECT * FROM givalia.jobs WHERE state = 1 AND keeper = k.keeper ORDER BY keeper, seq LIMIT $1
+) AS j LIMIT $1"""
+OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
+# $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
+# own transactions.
+BEAT: Final = f"""
+INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
+SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
+    terms = excluded.terms
+RETURNING
+    coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
+    {NOW_US},
+    (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
+    (SELECT coalesce(max(lease_us), 0) FROM givalia.servers),
+    ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND alive_until_us > {NOW_US} ORDER BY epoch),
+    EXISTS (SELECT FROM givalia.events),
+    EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
+    EXISTS ({_STRAYED})"""
+# An event is one server's: whoever takes it makes its call.
+EVENTS: Final = f"""
+WITH gone AS (
+    DELETE FROM givalia.events WHERE number = ANY(ARRAY(
+        SELECT number FROM givalia.events ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED
+    )) RETURNING number, hook, running, seq
+)
+SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
+
+# For a transaction that is somebody else's.
+LOCK: Final = """
+SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR NO KEY UPDATE"""
+TERMS: Final = f"SELECT terms FROM givalia.servers WHERE alive_until_us > {NOW_US} AND terms <> '' ORDER BY epoch"
+ADD_COUNTS: Final = """
+INSERT INTO givalia.counts SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[])"""
+ADD_REQUESTS: Final = """
+INSERT INTO givalia.requests SELECT * FROM unnest($1::uuid[], $2::bigint[])
+ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
+DROP_REQUESTS: Final = "DELETE FROM givalia.requests WHERE request = ANY($1::uuid[])"
+ADD_EVENTS: Final = """
+INSERT INTO givalia.events (hook, running, seq) SELECT * FROM unnest($1::text[], $2::boolean[], $3::bigint[])"""
+DATABASE: Final = """
+SELECT to_regclass('givalia.facts') IS NOT NULL,
+    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off',
+    current_setting('synchronous_commit') <> 'off'"""

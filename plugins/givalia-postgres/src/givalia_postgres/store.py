@@ -1,0 +1,205 @@
+"""The store in PostgreSQL, which any number of servers may have open.
+
+A batch is two trips: what it must know, with the jobs to lend locked for this server; then what it decided, and the commit.
+A change is guarded by its version as everywhere, so what another server did in between refuses it and is never overwritten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import gevent
+import msgpack
+from givalia_core.clock import SECOND_US, Mark, Now
+from givalia_core.errors import StoreAway, StoreError, StoreFailed
+from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
+from psycopg.conninfo import conninfo_to_dict
+
+from givalia_postgres import statements as sql
+from givalia_postgres import tables, transaction, writes
+from givalia_postgres.clock import DatabaseClock
+from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.hints import Hints, Listener, notify, of_changes
+from givalia_postgres.reads import Reads
+from givalia_postgres.rows import to_job
+
+TRIES: Final = 8  # Of a commit that meets other transactions.
+FULL_PAUSE_US: Final = 2 * SECOND_US  # How long after "disk full" it is thought to be so.
+FOLD_AFTER: Final = 400  # Commits.
+STRAYED_AT_ONCE: Final = 2_000
+EVENTS_AT_ONCE: Final = 1_000
+
+
+class Postgres(Reads):
+    """Keeps jobs in PostgreSQL; see `givalia_core.store.base.SharedStore` for what each method promises."""
+
+    is_shared = True
+    durability = "fsync"
+
+    takes = staticmethod(transaction.takes)
+    complete_in = staticmethod(transaction.complete_in)
+
+    def __init__(self, url: str) -> None:
+        """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
+        super().__init__(Connection(url, "givalia"))
+        self._url = url
+        self.timer = DatabaseClock()
+        self.wake: Callable[[], None] = lambda: None
+        self._mark: Mark | None = None
+        self._epoch = 0
+        self._hints = Hints()
+        self._listener: Listener | None = None
+        self._about = self._known_terms = b""
+        self._has_others = True  # For all that is known before it was looked for them.
+        self._full_since_us: int | None = None
+        self._commits = 0
+
+    # Opening and closing.
+
+    def open(self, *, unsafe: bool = False) -> Opened:
+        self.durability = tables.durability(self._connection, unsafe=unsafe)
+        tables.create(self._connection)
+        opened = tables.enter(self._connection, self.timer)
+        self._epoch = opened.epoch
+        self._hints.must_watch = True  # So that the others know of this one.
+        return opened
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._epoch and self._connection.is_made:
+            with suppress(StoreError, Again):
+                tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
+                self._hints.must_watch = True  # So that the others see to what this one looked after.
+                self.tidy()
+        self._epoch = 0
+        self._connection.close()
+
+    # Writing.
+
+    def raise_numbers(self, seq: int, fence: int) -> None:
+        tables.raise_numbers(self._connection, seq, fence)
+        self._last_seq = max(self._last_seq, seq)
+
+    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        if not self._epoch:
+            raise StoreFailed("the store is not open")
+        self._mark = mark
+        self._last_seq = max(self._last_seq, max((change.job.seq for change in changes), default=0))
+        if not changes and retention is None:
+            return Commit()
+        for left in reversed(range(TRIES)):
+            try:
+                return self._commit(changes, retention)
+            except Again as error:
+                if not left:
+                    raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
+                gevent.sleep(0.002 * (TRIES - left))
+        raise AssertionError("not reached")
+
+    def _commit(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
+        written = self._write(list(writes.statements(changes)), is_last=retention is None)
+        applied = {seq for rows in written for (seq,) in rows}
+        refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
+        forgotten = 0
+        if retention is not None:
+            for is_dead, keep in ((False, retention.keep_ended), (True, retention.keep_dead)):
+                values = [is_dead, retention.now_us, retention.ended_before_us, keep, retention.limit - forgotten]
+                ((count,),) = self._write([(sql.RETIRE, values)], is_last=is_dead)[0]
+                forgotten += count
+        self._commits += 1
+        self._note(changes, refused)
+        return Commit(refused, forgotten)
+
+    def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
+        """Remember what the others should hear of a commit that is done."""
+        assert self._mark is not None
+        stored = [change for place, change in enumerate(changes) if place not in refused] if refused else changes
+        followed = self._listener.followed if self._listener is not None else {}
+        of_changes(self._hints, stored, self._epoch, followed, self._mark.timer_us)
+        for change in changes:
+            self._held.pop(change.job.seq, None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What was held and is not lent is there for the others, who looked past it meanwhile."""
+        self._hints.ready.update(self._held.values())
+        self._held.clear()
+
+    def _write(self, some: list[Statement], *, is_last: bool) -> list[Rows]:
+        """Send statements in the transaction that is open, or a new one; the last ones with the commit."""
+        connection = self._connection
+        before: list[Statement] = [] if connection.in_transaction else [(sql.BEGIN, ())]
+        after: list[Statement] = [(sql.COMMIT, ())] if is_last else []
+        connection.in_transaction = not is_last
+        answers = connection.ask(*before, *some, *after)
+        return answers[len(before) : len(before) + len(some)]
+
+    # Housekeeping.
+
+    def tidy(self) -> None:
+        """Let go of what was held and not lent, and say what the others should hear; now and then sum up the counts."""
+        statements: list[Statement] = []
+        if self._connection.in_transaction:
+            self._connection.in_transaction = False
+            self._let_go()
+            statements.append((sql.COMMIT, ()))
+        if self._hints:
+            hints, self._hints = self._hints, Hints()
+            if self._has_others:
+                statements += notify(hints.payloads())
+        if self._commits >= FOLD_AFTER:
+            self._commits = 0
+            statements.append((sql.FOLD, ()))
+        if statements:
+            with suppress(
+                Again, StoreAway
+            ):  # Nothing here is owed to anybody; whether the store is back shows in the next turn.
+                self._connection.ask(*statements)
+
+    def has_room(self) -> bool:
+        if self._full_since_us is not None and time.monotonic_ns() // 1000 - self._full_since_us > FULL_PAUSE_US:
+            self._full_since_us = None
+        return self._full_since_us is None
+
+    # What other servers do.
+
+    def news(self) -> News:
+        if self._listener is None:
+            self._listener = Listener(self._url, lambda: self.wake())
+        return self._listener.take()
+
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+        me = self._epoch
+        ((lapsed, now_us, live, longest_us, others, has_events, has_stopping, has_strayed),) = self._read(
+            (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about)])
+        )[0]
+        self.timer.sample(now_us, time.monotonic_ns() // 1000)
+        self._has_others = bool(others)
+        if self._listener is not None:
+            self._listener.speaker = self._connection.pid
+        own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
+        strayed = self._jobs(sql.STRAYED, STRAYED_AT_ONCE) if has_strayed else []
+        events: list[Event] = []
+        if has_events:
+            rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE]))[0]
+            events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
+        return Watched(own, strayed, max(longest_us, lease_us), lapsed, live, others, events)
+
+    def _terms(self, about: bytes) -> bytes:
+        if about != self._about:
+            known = msgpack.unpackb(about)
+            self._about, self._known_terms = about, msgpack.packb([known["hooks"], known["policy"]]) if known else b""
+        return self._known_terms
+
+    def follow(self, ids: Iterable[bytes]) -> None:
+        self._hints.followed.update(ids)
+
+    def describe(self) -> dict[str, Any]:
+        known = conninfo_to_dict(self._url)
+        where = {name: str(known[name]) for name in ("host", "port", "dbname") if known.get(name)}
+        return {"url": self._url.partition("@")[2] or self._url, **where, **tables.describe(self._connection)}

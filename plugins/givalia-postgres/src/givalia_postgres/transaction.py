@@ -1,0 +1,248 @@
+"""Jobs in somebody's own transaction: enqueued, cancelled, pushed back or completed if and only if that commits.
+
+The verbs are a server's; here they decide over rows that are read and locked through the user's connection, and what they
+decide is written through it. No server is asked. At the commit PostgreSQL notifies the servers, which act at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import psycopg
+from givalia_core.client import talk
+from givalia_core.clock import Now
+from givalia_core.engine.single import Decided, Single
+from givalia_core.errors import BadRequest, Busy, NotFound, StoreUnfit, TooLarge
+from givalia_core.model import WAITING
+from givalia_core.policy import Policy
+from givalia_core.protocol import messages
+from givalia_core.protocol.frames import RESULT_BYTES_MAX, Item
+from givalia_core.protocol.messages import Kind, Succeed
+from givalia_core.store.base import Change, Found
+from givalia_core.views import text_id
+from psycopg import RawCursor
+from psycopg.rows import tuple_row
+
+from givalia_postgres import reads, rows, writes
+from givalia_postgres import statements as sql
+from givalia_postgres.connection import Rows, Statement
+from givalia_postgres.hints import CHANNEL, Hints
+
+TRIES: Final = 5
+
+
+class Enqueued(NamedTuple):
+    """A job that exists once the transaction commits."""
+
+    id: str
+    key: str | None
+    due: datetime
+    durability: str
+
+
+def enq(connection: Any, module: str, **options: Any) -> Enqueued:
+    """Enqueue a job in the transaction of this connection; it exists if and only if that commits, and is then at once due.
+
+    Args:
+        connection: Of psycopg, SQLAlchemy (a Session, too) or Django, to the database that the servers share. One that is
+            in autocommit commits the job by itself.
+        module: The name of a WorkModule.
+        options: Those of `Client.enq`.
+
+    Raises:
+        DuplicateKey, WrongState, BadRequest, TooLarge: As of `Client.enq`; the transaction can go on.
+        Busy: Others changed the job of this key again and again.
+    """
+    call = talk.enq(module, **options)
+    made = _perform(connection, call)
+    return Enqueued(text_id(made.id), options.get("key"), made.due, made.durability)
+
+
+def cancel(connection: Any, key: str | None = None, *, id: str | None = None, running: bool = False) -> str:
+    """Call a job off in the transaction of this connection: `cancelled`, or `stop_requested`, as of `Client.cancel`.
+
+    The job is locked until the transaction ends: it will not start meanwhile.
+
+    Raises:
+        NotFound, WrongState: As of `Client.cancel`; the transaction can go on.
+    """
+    return str(_perform(connection, talk.cancel(key, id, running=running)))
+
+
+def ext(
+    connection: Any, key: str | None = None, time: Any = None, *, at: float | datetime | None = None, id: str | None = None
+) -> datetime:
+    """Move the due of a job that has not started, in the transaction of this connection; the new due, as of `Client.ext`.
+
+    Raises:
+        NotFound, WrongState: As of `Client.ext`; the transaction can go on.
+    """
+    due: datetime = _perform(connection, talk.ext(key, id, time, at))
+    return due
+
+
+def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) -> None:
+    """Let a running job be done in the transaction of this connection; see `RunningJobView.complete_in`."""
+    try:
+        packed = msgpack.packb(result)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"a result must be plain data that msgpack can carry: {error}") from None
+    if len(packed) > RESULT_BYTES_MAX:
+        raise TooLarge(f"the result is {len(packed)} bytes long; {RESULT_BYTES_MAX} is the most")
+    with _transaction(connection) as cursor:
+        fields, _ = _decide(cursor, Kind.SUCCEED, Succeed(job_id, fence, None, packed))
+    if (refused := messages.answer_error(fields)) is not None:
+        raise refused
+
+
+def takes(connection: Any) -> bool:
+    """Whether this is a connection that leads to PostgreSQL by psycopg."""
+    try:
+        return isinstance(_driver(connection), psycopg.Connection)
+    except BadRequest:
+        return False
+
+
+def _perform(connection: Any, call: talk.Call) -> Any:
+    fields, payload = call.items[0]
+    message = messages.check(call.kind, list(fields), payload)
+    with _transaction(connection) as cursor:
+        fields, payload = _decide(cursor, call.kind, message)
+    answer = talk.read_answer(call, list(fields), payload)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+# The connection.
+
+
+@contextlib.contextmanager
+def _transaction(connection: Any) -> Iterator[_Cursor]:
+    """The user's transaction; or, if the connection has none and would begin none, one of our own."""
+    driver = _driver(connection)
+    own = driver.transaction() if driver.autocommit and not driver.info.transaction_status else contextlib.nullcontext()
+    with own, RawCursor(driver, row_factory=tuple_row) as cursor:
+        rows.register(cursor)
+        yield _Cursor(cursor)
+
+
+def _driver(connection: Any) -> psycopg.Connection[Any]:
+    """The connection of psycopg inside whatever the user has."""
+    if isinstance(connection, psycopg.Connection):
+        return connection
+    found = connection
+    if hasattr(found, "get_bind") and callable(getattr(found, "connection", None)):  # A session of SQLAlchemy.
+        found = found.connection()
+    if hasattr(found, "exec_driver_sql"):
+        found.exec_driver_sql("SELECT")  # So that SQLAlchemy knows of the transaction, and commits it.
+        found = found.connection.driver_connection
+    elif hasattr(found, "ensure_connection"):  # Django.
+        found.ensure_connection()
+        found = found.connection
+    if not isinstance(found, psycopg.Connection):
+        kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+        raise BadRequest(f"a connection of psycopg 3, SQLAlchemy or Django is wanted, and not a {kind}")
+    return found
+
+
+class _Cursor:
+    """Statements of ours on the user's connection."""
+
+    def __init__(self, cursor: RawCursor[Any]) -> None:
+        self._cursor = cursor
+
+    def ask(self, *statements: Statement) -> list[Rows]:
+        """The rows of each."""
+        return [self._ask(*statement) for statement in statements]
+
+    def _ask(self, words: str, values: Any) -> Rows:
+        self._cursor.execute(words.encode(), values, binary=True)
+        return self._cursor.fetchall() if self._cursor.description is not None else []
+
+
+# The command.
+
+
+def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
+    ((is_there, is_durable, is_synced),), terms = cursor.ask((sql.DATABASE, ()), (sql.TERMS, ()))
+    if not is_there:
+        raise StoreUnfit("this database has no tables of Givalia: start a server on it first")
+    listened, policy = _common(terms)
+    single = Single(kind, message, policy, "memory" if not is_durable else "fsync" if is_synced else "flush")
+    for _ in range(TRIES):
+        found, now = _read(cursor, single)
+        decided = single.decide(found, now)
+        if _write(cursor, decided.changes):
+            _tell(cursor, decided, listened, now)
+            return decided.answer
+    raise Busy("the job was changed by others again and again", retry_after=0.1)
+
+
+def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
+    """Which hooks the servers that are alive have (None if none is: then a later one is to decide), and their policy."""
+    known = [msgpack.unpackb(packed) for (packed,) in terms]
+    hooks = {name for names, _ in known for name in names} if known else None
+    return hooks, Policy(*known[0][1]) if known else Policy()
+
+
+def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
+    """The jobs that the command names, locked and as they are then; new numbers; and the database's time."""
+    found = Found({}, {}, {}, {}, {})
+    parts = list(reads.named(single.wanted, found))
+
+    def look() -> None:
+        for named in found[:4]:
+            named.clear()
+        for statement, take in parts:
+            take(cursor.ask(statement)[0])
+
+    look()
+    seen = {job.seq: job for named in found[:4] for job in named.values()}
+    if seen:
+        cursor.ask((sql.LOCK, [rows.int8s(list(seen))]))
+        look()
+    ((floor, now_us),) = cursor.ask((sql.NUMBERS, ()))[0]
+    return found._replace(floor=floor), Now(now_us, now_us, 0)
+
+
+def _write(cursor: _Cursor, changes: list[Change]) -> bool:
+    """Whether all of it could be written; a command changes one job, so otherwise nothing was."""
+    if not changes:
+        return True
+    written = {seq for answer in cursor.ask(*writes.apply(changes)) for (seq,) in answer}
+    if written != {change.job.seq for change in changes}:
+        if written:
+            raise NotFound("the command changed several jobs, and some of them were changed by others")
+        return False
+    counts, known, dropped = writes.accounts_of(changes)
+    if counts:
+        _, modules, states, deltas = zip(*counts, strict=True)
+        cursor.ask((sql.ADD_COUNTS, [rows.texts(modules), rows.int2s(states), rows.int2s(deltas)]))
+    if dropped:
+        cursor.ask((sql.DROP_REQUESTS, [rows.uuids([request for request, _ in dropped])]))
+    if known:
+        cursor.ask((sql.ADD_REQUESTS, [rows.uuids([each for each, _ in known]), rows.int8s([seq for _, seq in known])]))
+    return True
+
+
+def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now) -> None:
+    """What the servers are to hear at the commit."""
+    hints = Hints()
+    for was, job in decided.changes:
+        if was is not None and (was.keeper or job.ended_at_us):
+            hints.changed.add(job.id)
+        if job.state is WAITING:
+            hints.waits(job, now.timer_us)
+    events = [event for event in decided.events if listened is None or event.hook in listened]
+    if events:
+        hooks, jobs = [event.hook for event in events], [event.job.seq for event in events]
+        runnings = [event.running for event in events]
+        cursor.ask((sql.ADD_EVENTS, [rows.texts(hooks), rows.bools(runnings), rows.int8s(jobs)]))
+        hints.must_watch = True
+    for payload in hints.payloads():
+        cursor.ask(("SELECT pg_notify($1, $2)", [CHANNEL, payload]))

@@ -1,0 +1,92 @@
+"""What one commit sends: its changes as a few statements over many rows, however many they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from givalia_core.model import Job
+from givalia_core.store.base import Change
+from givalia_core.store.packing import NUMBER
+
+from givalia_postgres import statements as sql
+from givalia_postgres.connection import Statement
+from givalia_postgres.rows import int2s, int8s, job_columns, texts, uuids
+
+
+def statements(changes: Sequence[Change]) -> Iterator[Statement]:
+    """Those that apply the changes, each of which answers with the seqs it has written; then those that account for them."""
+    for wave in _waves(changes):
+        yield from apply(wave)
+    yield from _account(changes)
+
+
+def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    """The changes in groups that may be written kind by kind, because no key that one takes is another's in the same group."""
+    wave: list[Change] = []
+    taken: set[str] = set()
+    for change in changes:
+        was, job = change
+        keys = {key for key in (job.key, was.key if was else None) if key is not None}
+        if not taken.isdisjoint(keys):
+            yield wave
+            wave, taken = [], set()
+        wave.append(change)
+        if was is None or _replaces(was, job):
+            taken |= keys
+    if wave:
+        yield wave
+
+
+def _replaces(was: Job, job: Job) -> bool:
+    """Whether the change touches what stands in a row, or may take a key."""
+    return (
+        was[4:7] != job[4:7] or was.key != job.key or was.params != job.params or (was.ended_at_us > 0 and not job.ended_at_us)
+    )
+
+
+def apply(wave: Sequence[Change]) -> Iterator[Statement]:
+    """Updates first: they may free the keys that others take."""
+    updates = [change for change in wave if change.was is not None and not _replaces(change.was, change.job)]
+    replaced = [change for change in wave if change.was is not None and _replaces(change.was, change.job)]
+    new = [change.job for change in wave if change.was is None]
+    for words, some in ((sql.UPDATE, updates), (sql.REPLACE, replaced)):
+        if some:
+            versions = int8s([change.was.version for change in some if change.was is not None])
+            yield words, [*job_columns([change.job for change in some]), versions]
+    if new:
+        yield sql.INSERT, job_columns(new)
+
+
+class Accounts(NamedTuple):
+    """What changes mean for the counts (seq, module, state's number, by how many) and the request ids (and the seq of each)."""
+
+    counts: list[tuple[int, str, int, int]]
+    known: list[tuple[bytes, int]]
+    dropped: list[tuple[bytes, int]]
+
+
+def accounts_of(changes: Sequence[Change]) -> Accounts:
+    """What these changes mean if they all apply."""
+    accounts = Accounts([], [], [])
+    for was, job in changes:
+        before = set() if was is None else set(was.answered)
+        after = set(job.answered)
+        if was is None or was.state != job.state or was.module != job.module:
+            accounts.counts.append((job.seq, job.module, NUMBER[job.state], 1))
+            if was is not None:
+                accounts.counts.append((job.seq, was.module, NUMBER[was.state], -1))
+        accounts.known.extend((past.request, job.seq) for past in after - before if past.request != job.id)
+        accounts.dropped.extend((past.request, job.seq) for past in before - after)
+    return accounts
+
+
+def _account(changes: Sequence[Change]) -> Iterator[Statement]:
+    """The counts and the request ids, for those of the rows that were written."""
+    counts, known, dropped = accounts_of(changes)
+    if counts:
+        seqs, modules, states, deltas = zip(*counts, strict=True)
+        yield sql.COUNT, [int8s(seqs), texts(modules), int2s(states), int2s(deltas)]
+    for words, some in ((sql.FORGET_REQUESTS, dropped), (sql.KEEP_REQUESTS, known)):
+        if some:
+            yield words, [uuids([request for request, _ in some]), int8s([seq for _, seq in some])]
