@@ -15,6 +15,7 @@ from givalia_core.settings import ServerSettings, load
 WORDS: Final = {
     "check": "read every row",
     "info": "where it is and what it holds",
+    "upgrade": "bring it to the format of this version, or make it",
     "export": "write all jobs to FILE",
     "import": "read them from FILE into a store that holds none",
 }
@@ -32,12 +33,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(client: Client, given: argparse.Namespace) -> None:
     """Open the store (a server that runs has it for itself), and read."""
-    if given.what in ("check", "info") and (given.file or given.force):
+    if given.what in ("check", "info", "upgrade") and (given.file or given.force):
         raise BadRequest(f"{given.what} takes no FILE and no --force")
     settings = load(ServerSettings, {"store": given.store}, file=given.config)
     store = open_store(settings)
     if given.what == "import":
         moving.import_(store, given, unsafe=settings.store_unsafe)
+        return
+    if given.what == "upgrade":
+        _upgrade(*store.upgrade(), as_json=given.json)
         return
     path = getattr(store, "path", None)
     if path is not None and not path.exists():
@@ -61,6 +65,13 @@ def act(client: Client, given: argparse.Namespace) -> None:
         raise StoreCorrupt(f"{len(wrong)} things are wrong; keep a copy of the files before anything else")
     if not given.json:
         show.emit("the store is sound")
+
+
+def _upgrade(before: int, after: int, *, as_json: bool) -> None:
+    if as_json:
+        show.emit(show.to_json({"before": before, "after": after}))
+    else:
+        show.emit(f"format {after}" if before == after else f"format {before} to {after}")
 
 
 def _info(described: dict[str, object], counts: dict[str, int], *, as_json: bool) -> None:

@@ -173,6 +173,13 @@ class Store(Protocol):
             StoreAway: The database of a shared store does not answer.
         """
 
+    def upgrade(self) -> tuple[int, int]:
+        """While it is not open: bring what is stored to the format of this version, or make it; from which, and to which.
+
+        Raises:
+            As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
+        """
+
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         """Apply every change whose guard holds, in the order given, in one transaction; durable on return.
 

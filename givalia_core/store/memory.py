@@ -63,6 +63,9 @@ class Memory:
         self._epoch += 1
         return Opened(self._epoch, self._mark, self._last_seq)
 
+    def upgrade(self) -> tuple[int, int]:
+        return 1, 1
+
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
         self._mark = mark

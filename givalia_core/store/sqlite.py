@@ -73,6 +73,11 @@ class SQLite(Reads):
             self._let_go()
             raise
 
+    def upgrade(self) -> tuple[int, int]:
+        self.open()  # There is one format so far; whatever is of another one does not open.
+        self.close()
+        return sqlite_file.FORMAT, sqlite_file.FORMAT
+
     def _open(self) -> Opened:
         try:
             self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)

@@ -938,6 +938,16 @@ class StoreSuite:
         assert (first.last_seq, second.last_seq) == (1_001, 1_001)
         assert second.epoch > first.epoch > 9
 
+    def test_an_upgrade_of_the_present_format_changes_nothing(self, tmp_path: Path) -> None:
+        store = self.opened(tmp_path, waiting(1))
+        store.close()
+
+        before, after = store.upgrade()
+
+        assert before == after >= 1
+        assert store.open().last_seq == 1
+        assert self.listed(store) == [waiting(1)]
+
     def test_closing_twice_is_safe(self, tmp_path: Path) -> None:
         store = self.opened(tmp_path, waiting(1))
 

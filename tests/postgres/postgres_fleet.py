@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from givalia_postgres import Postgres
 from system_install import Installed
 from system_rig import Rig, Running, ServerProcess, await_true, free_port
 
 from givalia_core import Client
 
 HOST = "127.0.0.1"
+_HOOKS = """
+import os
+from system_modules import write_line
+from givalia_core import hookimpl
+
+class Hooks:
+    @hookimpl
+    def on_enq(self, job):
+        write_line(os.environ["HOOKS_FILE"], "on_enq", job.id)
+
+    @hookimpl
+    def on_ext(self, job):
+        write_line(os.environ["HOOKS_FILE"], "on_ext", job.id)
+
+    @hookimpl
+    def on_cancel(self, job, running):
+        write_line(os.environ["HOOKS_FILE"], "on_cancel", job.id, running)
+"""
 
 
 class Fleet(Rig):
@@ -59,6 +78,26 @@ class Fleet(Rig):
         """What the database says, past all servers."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(query, values or None).fetchall()
+
+    def check(self) -> list[str]:
+        """What the store itself finds wrong with what it holds."""
+        store = Postgres(self.url)
+        store.open()
+        try:
+            return store.check()
+        finally:
+            store.close()
+
+    def with_hooks(self, file: Path) -> dict[str, str]:
+        """The environment of a server that writes each call of a hook to a file: its name and the job's id."""
+        folder = self.folder / "hooks_pkg"
+        about = folder / "hooks_pkg-0.dist-info"
+        if not about.exists():
+            about.mkdir(parents=True)
+            (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hooks-pkg\nVersion: 0\n")
+            (about / "entry_points.txt").write_text("[givalia.plugins]\nhooks = hooks_pkg:Hooks\n")
+            (folder / "hooks_pkg.py").write_text(_HOOKS)
+        return {"PYTHONPATH": str(folder), "HOOKS_FILE": str(file)}
 
     def await_known(self, servers: int) -> None:
         """Wait until this many servers count each other as alive."""

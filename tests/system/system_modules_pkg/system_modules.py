@@ -34,6 +34,20 @@ class Echo(WorkModule):
         return self.params
 
 
+class Pay(WorkModule):
+    """Writes into the database that its params name and is done in that transaction; the first attempt rolls back."""
+
+    def process(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self.params) as connection:
+            connection.execute("INSERT INTO public.paid VALUES (%s, %s)", (self.job.id, self.job.attempt))
+            self.job.complete_in(connection, f"paid in attempt {self.job.attempt}")
+            if self.job.attempt == 1:
+                raise Retry(after=0.1)
+        raise RuntimeError("behind the commit nothing counts any more")
+
+
 class Stay(WorkModule):
     """Says that it has started, then stays for some seconds or until somebody asks it to stop."""
 

@@ -135,6 +135,9 @@ class Reads:
         counts: Counter[tuple[str, JobState]] = Counter()
         last = 0
         try:
+            # As of one moment, whatever other servers do meanwhile.
+            self._read(("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
+            self._connection.in_transaction = True
             while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
                 for row in rows:
                     last = row[0]
@@ -145,6 +148,8 @@ class Reads:
                         wrong.append(f"the row of job {last} is not what was written: {error}")
             if not wrong and counts != self.counts():
                 wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+            self._read((sql.COMMIT, ()))
+            self._connection.in_transaction = False
         except StoreError as error:
             wrong.append(str(error))
         return wrong

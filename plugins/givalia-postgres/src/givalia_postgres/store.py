@@ -67,6 +67,12 @@ class Postgres(Reads):
         self._hints.must_watch = True  # So that the others know of this one.
         return opened
 
+    def upgrade(self) -> tuple[int, int]:
+        try:
+            return tables.upgrade(self._connection)
+        finally:
+            self._connection.close()
+
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()

@@ -169,10 +169,10 @@ class _Cursor:
 
 
 def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
-    ((is_there, is_durable, is_synced),), terms = cursor.ask((sql.DATABASE, ()), (sql.TERMS, ()))
+    ((is_there, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
     if not is_there:
         raise StoreUnfit("this database has no tables of Givalia: start a server on it first")
-    listened, policy = _common(terms)
+    listened, policy = _common(cursor.ask((sql.TERMS, ()))[0])
     single = Single(kind, message, policy, "memory" if not is_durable else "fsync" if is_synced else "flush")
     for _ in range(TRIES):
         found, now = _read(cursor, single)

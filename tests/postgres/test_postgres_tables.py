@@ -1,0 +1,135 @@
+"""The tables come to be by themselves or by their owner, and a database that cannot keep the promise is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import psycopg
+import pytest
+from givalia_postgres import Postgres, schema
+from postgres_fleet import Fleet
+from postgres_rig import Postgres as Rig
+
+from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
+
+
+def test_ten_servers_that_start_at_once_make_the_tables_once(database_url: str) -> None:
+    # given
+    opened: list[object] = []
+
+    def start() -> None:
+        store = Postgres(database_url)
+        opened.append(store.open().epoch)
+        store.close()
+
+    # when
+    threads = [threading.Thread(target=start) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    # then
+    assert len(set(opened)) == 10
+
+
+def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet: Fleet) -> None:
+    # given
+    with psycopg.connect(fleet.url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE few LOGIN" if not _has_role(connection) else "SELECT 1")
+    assert json.loads(fleet.run("givalia", "store", "upgrade", "--store", fleet.url, "--json").stdout) == {
+        "before": 0,
+        "after": schema.FORMAT,
+    }
+    few = fleet.url.replace("postgres@", "few@")
+
+    # when the rights are missing, then the server says so and does not start
+    refused = fleet.run("givalia-server", "-p", 0, "-w", 0, "--store", few)
+    assert refused.returncode == 74
+    assert "permission denied" in refused.stderr
+
+    # when
+    with psycopg.connect(fleet.url, autocommit=True) as connection:
+        connection.execute("GRANT USAGE ON SCHEMA givalia TO few")
+        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA givalia TO few")
+        connection.execute("GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA givalia TO few")
+    fleet.url = few
+    fleet.add_server()
+    fleet.add_worker()
+
+    # then
+    assert fleet.client_of().enq("Echo", params=1).wait(10) == 1
+    assert fleet.check() == []
+
+
+def _has_role(connection: psycopg.Connection) -> bool:
+    return connection.execute("SELECT FROM pg_roles WHERE rolname = 'few'").fetchone() is not None
+
+
+def test_tables_of_a_later_format_are_left_alone(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+    store.open()
+    store.close()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE givalia.facts SET value = '99' WHERE name = 'format'")
+
+    # when, then
+    with pytest.raises(StoreTooNew, match="format 99"):
+        store.open()
+    with pytest.raises(StoreTooNew, match="format 99"):
+        store.upgrade()
+
+
+@pytest.mark.parametrize(
+    ("setting", "durability"), [("fsync", "memory"), ("full_page_writes", "memory"), ("synchronous_commit", "flush")]
+)
+def test_database_that_may_lose_what_it_acknowledged_is_refused_unless_said(
+    fleet: Fleet, setting: str, durability: str
+) -> None:
+    # given
+    with Rig.start({setting: "off"}) as rig:
+        fleet.url = rig.create_database()
+
+        # when
+        refused = fleet.run("givalia-server", "-p", 0, "-w", 0, "--store", fleet.url)
+
+        # then
+        assert refused.returncode == 78
+        assert f"{setting} off" in refused.stderr
+        with psycopg.connect(fleet.url) as connection:
+            assert connection.execute("SELECT to_regclass('givalia.jobs')").fetchone() == (None,)
+
+        # when
+        fleet.add_server("--store-unsafe")
+
+        # then
+        client = fleet.client_of()
+        assert client.enq("Echo", time=60).durability == durability
+        assert client.info()["durability"] == durability
+        fleet.servers[0].stop()
+
+
+def test_where_nobody_listens_and_whom_the_database_refuses(postgres: Rig) -> None:
+    with pytest.raises(StoreAway):
+        Postgres("postgresql://postgres@127.0.0.1:1/none").open()
+    with pytest.raises(StoreUnfit, match="does not exist"):
+        Postgres(postgres.url("nowhere")).open()
+    with pytest.raises(StoreUnfit, match="does not exist"):
+        Postgres(postgres.url(user="stranger")).open()
+
+
+def test_socket_and_both_schemes_lead_to_the_same_queue(postgres: Rig, database_url: str) -> None:
+    # given
+    name = database_url.rpartition("/")[2]
+    by_socket = Postgres(postgres.socket_url(name))
+
+    # when
+    epochs = []
+    for store in (by_socket, Postgres(database_url.replace("postgresql:", "postgres:"))):
+        epochs.append(store.open().epoch)
+        store.close()
+
+    # then
+    assert epochs == [1, 2]
