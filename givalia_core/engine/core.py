@@ -34,6 +34,7 @@ GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 1_000
 ROOM_LEAST: Final = 8
+AGAIN_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
 
 Verb = Callable[[Batch, Asked, Any], Item | None]
 Report = Callable[[Batch, Asked], list[Item]]
@@ -123,6 +124,7 @@ class Engine:
         self._all_own = False  # Whether it must be found out anew what this server looks after.
         self._swept_us = self._swept_rows_us = now.mono_us
         self._sweeping = self._sweeping_rows = False
+        self._refusals = 0  # Batches in a row in which something was refused.
         self._forget_more = False
         self._must_mark = True
         self._hurry = False
@@ -354,6 +356,7 @@ class Engine:
         if refused:
             self.desk.routing.forget_windows()
             self.desk.suspects.update(c.job.id for c in plan.changes if c.job.seq in refused and c.job.id in self.desk.leases)
+        self._refusals = self._refusals + 1 if refused else 0
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         self.again = []
         unanswerable: set[tuple[int, int]] = set()
@@ -449,8 +452,10 @@ class Engine:
 
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._hurry or self._forget_more or self.again or self.desk.suspects or self.desk.routing.must_read:
+        if self._hurry or self._forget_more or self.desk.suspects or self.desk.routing.must_read:
             return 0
+        if self.again:
+            return 0 if self._refusals == 1 else AGAIN_US
         due_us = self.desk.routing.next_due_us()
         if due_us is None:
             return SWEEP_US

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import psycopg
 from postgres_fleet import Fleet
 from system_rig import await_true, lines_of
 
-from givalia_core import Client, ConnectionLost, NotFound, PartlyRefused, WrongState
+from givalia_core import Client, ConnectionLost, DuplicateKey, NotFound, PartlyRefused, WrongState
 from givalia_core.errors import Busy
 from givalia_core.model import STORED_STATES, TRANSITIONS
 
 JOBS = 20_000
 BATCH = 50
 PRODUCERS = 4
+KEYS = 30_000  # For all, so that some are taken.
 KILL_EVERY_S = 3.0
 AUDIT = """
 CREATE TABLE public.audit (at bigint GENERATED ALWAYS AS IDENTITY, id uuid, key text, before smallint, after smallint);
@@ -61,7 +63,7 @@ class Producer:
 
     def _run(self) -> None:
         try:
-            for _ in range(self._jobs // BATCH):
+            while len(self.dues) < self._jobs:
                 began = time.monotonic()
                 self._enqueue()
                 for _ in range(BATCH // 10):
@@ -75,14 +77,16 @@ class Producer:
 
     def _enqueue(self) -> None:
         jobs: list[dict[str, Any]] = [
-            {"module": "Note", "time": self._random.choice((0, 0.5, 2, 6)), "params": self._ran, "key": f"{id(self)}-{n}"}
-            for n in self._random.sample(range(1 << 40), BATCH)
+            {"module": "Note", "time": self._random.choice((0, 0.5, 2, 6)), "params": self._ran, "key": f"k{n}"}
+            for n in self._random.sample(range(KEYS), BATCH)
         ]
         try:
-            for handle in self._client().enq_many(jobs):
-                self.dues[handle.id] = handle.due.timestamp()
-        except (ConnectionLost, PartlyRefused) as error:
-            raise AssertionError(f"two other servers were there all the time: {error}") from error
+            answers: Sequence[Any] = self._client().enq_many(jobs)
+        except PartlyRefused as refused:
+            answers = refused.answers
+        for answer in answers:
+            if not isinstance(answer, DuplicateKey):
+                self.dues[answer.id] = answer.due.timestamp()
 
     def _touch(self) -> None:
         job_id = self._random.choice(list(self.dues)[-400:])
@@ -132,7 +136,7 @@ def test_killed_servers_lose_double_and_hurry_nothing(fleet: Fleet, tmp_path: Pa
     states = dict(fleet.ask("SELECT id::text, state FROM givalia.jobs"))
     starts = [(words[0], float(words[1])) for words in lines_of(ran)]
     print(f"{len(dues)} jobs, {len(cancelled)} cancelled, {len(starts)} starts, {kills} kills")
-    assert len(dues) == JOBS
+    assert len(dues) >= JOBS
     assert kills >= 5
     assert states.keys() >= dues.keys()
     assert {job for job in dues if STORED_STATES[states[job]] == "cancelled"} >= cancelled.keys()
@@ -149,10 +153,13 @@ def test_killed_servers_lose_double_and_hurry_nothing(fleet: Fleet, tmp_path: Pa
 def _check_audit(fleet: Fleet) -> None:
     """Only legal steps, at most one end of each job, and never two live jobs of one key."""
     legal = {(before, after) for (before, _), after in TRANSITIONS.items()}
-    steps = fleet.ask("SELECT id::text, key, before, after FROM public.audit ORDER BY at")
     ends: Counter[str] = Counter()
-    for job, _, before, after in steps:
+    live: dict[str, str] = {}
+    for job, key, before, after in fleet.ask("SELECT id::text, key, before, after FROM public.audit ORDER BY at"):
         if before is not None:
-            assert before == after == 0 or (STORED_STATES[before], STORED_STATES[after]) in legal, (job, before, after)
-        ends[job] += after > 1
+            assert (STORED_STATES[before], STORED_STATES[after]) in legal, (job, before, after)
+        assert live.setdefault(key, job) == job
+        if after > 1:
+            ends[job] += 1
+            del live[key]
     assert max(ends.values()) == 1

@@ -22,10 +22,9 @@ from givalia_postgres import rows
 
 CONNECT_S: Final = 3  # Unless the URL says otherwise.
 ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
-AGAIN_S: Final = 0.005
 
 _SETTINGS: Final = {
-    "lock_timeout": "2s",
+    "lock_timeout": "100ms",  # Only who inserts a key waits, for whoever is about to take it.
     "statement_timeout": "10s",
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
@@ -46,6 +45,10 @@ Rows = list[tuple[Any, ...]]
 
 class Again(Exception):
     """A transaction met another one: nothing of it is stored, and it may be done once more."""
+
+
+class Held(Again):
+    """It would have had to wait for another one, for longer than anybody here should wait."""
 
 
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
@@ -199,17 +202,19 @@ def _rows(cursor: Any) -> Rows:
     return cursor.fetchall() if cursor.description is not None else []
 
 
-_AGAIN: Final = {"40001", "40P01", "55P03", "23505"}  # Serialization, deadlock, a lock not got in time, a key just taken.
+_AGAIN: Final = {"40001", "40P01", "23505"}  # Serialization, deadlock, a key just taken.
+_HELD: Final = {"55P03"}  # A lock that was not got in time.
 _FULL: Final = {"53100"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
-_CORRUPT_CLASSES: Final = {"XX"}
 
 
 def meaning_of(error: psycopg.Error) -> Exception:
     """What an error of the database is to the server."""
     state = error.sqlstate
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
+    if state in _HELD:
+        return Held(words)
     if state in _AGAIN:
         return Again(words)
     if state in _FULL:

@@ -129,19 +129,23 @@ INSERT: Final = f"""
 INSERT INTO givalia.jobs ({_NAMES}) SELECT {_U_NAMES} FROM unnest({_ARRAYS}) AS u({_NAMES})
 ON CONFLICT DO NOTHING RETURNING seq"""
 
-# Params and what they are for change seldom, and what is not set is not written again. The rows are locked in order, so that
-# two servers that change the same ones wait for each other and do not stand in each other's way.
+# Params and what they are for change seldom, and what is not set is not written again.
 _STEADY: Final = {"seq", "id", "key", "module", "target_worker", "rank", "params"}
-_FREE_KEY: Final = (
-    "NOT EXISTS (SELECT FROM givalia.jobs h WHERE h.key = u.key AND h.key IS NOT NULL AND h.ended_at_us = 0 AND h.seq <> u.seq)"
-)
+_FREE_KEY: Final = """NOT EXISTS (
+    SELECT FROM givalia.jobs h WHERE h.key = u.key AND h.key IS NOT NULL AND h.ended_at_us = 0 AND h.seq <> u.seq
+)"""
 
 
 def _update(names: list[str], guard: str = "") -> str:
+    """A row that somebody else has locked is passed over, as if it had changed: who waits for it holds up nobody else."""
     sets = ", ".join(f"{name} = u.{name}" for name in names)
     return f"""
-WITH u AS MATERIALIZED (SELECT * FROM unnest({_ARRAYS}, $19::bigint[]) AS u({_NAMES}, was) ORDER BY seq)
-UPDATE givalia.jobs j SET {sets} FROM u WHERE j.seq = u.seq AND j.id = u.id AND j.version = u.was{guard} RETURNING j.seq"""
+WITH u AS MATERIALIZED (
+    SELECT u.* FROM unnest({_ARRAYS}, $19::bigint[]) AS u({_NAMES}, was), LATERAL (
+        SELECT FROM givalia.jobs WHERE seq = u.seq AND id = u.id AND version = u.was FOR NO KEY UPDATE SKIP LOCKED
+    ) AS held
+)
+UPDATE givalia.jobs j SET {sets} FROM u WHERE j.seq = u.seq AND j.version = u.was{guard} RETURNING j.seq"""
 
 
 _ALL: Final = [name.strip() for name in _NAMES.split(",")]

@@ -13,21 +13,22 @@ from typing import Any, Final
 
 import gevent
 import msgpack
-from givalia_core.clock import SECOND_US, Mark, Now
-from givalia_core.errors import StoreAway, StoreError, StoreFailed
+from givalia_core.clock import Mark, Now
+from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
 from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
 from givalia_postgres import tables, transaction, writes
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.reads import Reads
 from givalia_postgres.rows import to_job
 
 TRIES: Final = 8  # Of a commit that meets other transactions.
-FULL_PAUSE_US: Final = 2 * SECOND_US  # How long after "disk full" it is thought to be so.
+FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
+HELD_S: Final = 0.25  # How long a key that somebody is about to take is not tried again.
 FOLD_AFTER: Final = 400  # Commits.
 STRAYED_AT_ONCE: Final = 2_000
 EVENTS_AT_ONCE: Final = 1_000
@@ -54,7 +55,8 @@ class Postgres(Reads):
         self._listener: Listener | None = None
         self._about = self._known_terms = b""
         self._has_others = True  # For all that is known before it was looked for them.
-        self._full_since_us: int | None = None
+        self._full_since: float | None = None
+        self._held_until: dict[str, float] = {}  # Keys that somebody's open transaction is about to take.
         self._commits = 0
 
     # Opening and closing.
@@ -98,17 +100,36 @@ class Postgres(Reads):
         self._last_seq = max(self._last_seq, max((change.job.seq for change in changes), default=0))
         if not changes and retention is None:
             return Commit()
-        for left in reversed(range(TRIES)):
-            try:
-                return self._commit(changes, retention)
-            except Again as error:
-                if not left:
-                    raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
-                gevent.sleep(0.002 * (TRIES - left))
-        raise AssertionError("not reached")
+        try:
+            return self._try(changes, retention)
+        except StoreFull:
+            self._full_since = time.monotonic()
+            raise
 
-    def _commit(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
-        written = self._write(list(writes.statements(changes)), is_last=retention is None)
+    def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
+        """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
+        held = self._held_keys()
+        for tried in range(TRIES):
+            try:
+                return self._commit(changes, retention, held)
+            except Held:
+                self._held_until |= dict.fromkeys(_new_keys(changes), time.monotonic() + HELD_S)
+                held = self._held_keys()
+            except Again as error:
+                if tried == TRIES - 1:
+                    raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
+                gevent.sleep(0.002 * tried)
+        raise StoreAway("no commit came through, for others hold what it needs")
+
+    def _held_keys(self) -> frozenset[str]:
+        if self._held_until:
+            now = time.monotonic()
+            self._held_until = {key: until for key, until in self._held_until.items() if until > now}
+        return frozenset(self._held_until)
+
+    def _commit(self, changes: Sequence[Change], retention: Retention | None, held: frozenset[str]) -> Commit:
+        tried = [change for change in changes if change.was is not None or change.job.key not in held] if held else changes
+        written = self._write(list(writes.statements(tried)), is_last=retention is None)
         applied = {seq for rows in written for (seq,) in rows}
         refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
         forgotten = 0
@@ -168,9 +189,9 @@ class Postgres(Reads):
                 self._connection.ask(*statements)
 
     def has_room(self) -> bool:
-        if self._full_since_us is not None and time.monotonic_ns() // 1000 - self._full_since_us > FULL_PAUSE_US:
-            self._full_since_us = None
-        return self._full_since_us is None
+        if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
+            self._full_since = None
+        return self._full_since is None
 
     # What other servers do.
 
@@ -209,3 +230,7 @@ class Postgres(Reads):
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname") if known.get(name)}
         return {"url": self._url.partition("@")[2] or self._url, **where, **tables.describe(self._connection)}
+
+
+def _new_keys(changes: Sequence[Change]) -> list[str]:
+    return [change.job.key for change in changes if change.was is None and change.job.key is not None]
