@@ -1,4 +1,4 @@
-"""Puts the helpers that build and run installed releases (`system_*`) on the path, for all folders that use them."""
+"""Puts the helpers that build and run installed releases (`system_*`) on the path, and those of the engine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-SYSTEM = Path(__file__).parent / "system"
-if str(SYSTEM) not in sys.path:
-    sys.path.insert(0, str(SYSTEM))
+HERE = Path(__file__).parent
+for folder in (HERE / "system", HERE / "unit"):  # The engine's tests and their rig are there.
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 from system_install import Wheels  # noqa: E402
 

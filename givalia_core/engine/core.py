@@ -27,7 +27,7 @@ from givalia_core.store.base import Change, Claim, Commit, Filter, Near, News, R
 from givalia_core.timers import Window
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
-SWEEP_SHARED_US: Final = 10 * SECOND_US  # and the last two where several servers do it.
+SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
 WATCH_US: Final = 2_500_000  # How often it is looked what other servers did: the bound when their news is lost,
 WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
@@ -123,7 +123,7 @@ class Engine:
         self._is_deaf = False
         self._all_own = False  # Whether it must be found out anew what this server looks after.
         self._swept_us = self._swept_rows_us = now.mono_us
-        self._sweeping = self._sweeping_rows = False
+        self._sweeping = self._sweeping_rows = self._has_expired = False
         self._refusals = 0  # Batches in a row in which something was refused.
         self._forget_more = False
         self._must_mark = True
@@ -157,6 +157,7 @@ class Engine:
         """Give what the store answered to `watch`."""
         self._watched, self._watched_us = watched, self._now.mono_us
         sharing.note_others(self.desk, watched)
+        self._has_expired = watched.has_expired
         self._owed += sharing.hooks(self.desk, watched.events)
         if self._all_own:
             sharing.forget_unknown(self.desk, watched.own)
@@ -179,7 +180,9 @@ class Engine:
         self._sweeping_rows = self._sweeping
         if self._sweeping:
             self._swept_us = now.mono_us
+        self._has_expired = self._sweeping
         if self.desk.is_shared:
+            self._has_expired = False
             self._sweeping_rows = now.mono_us - self._swept_rows_us >= SWEEP_SHARED_US
             if self.must_watch:
                 self.desk.routing.forget_windows()  # What the others did to them is not known for sure.
@@ -214,7 +217,7 @@ class Engine:
             frozenset(wanted.requeued),
             frozenset(wanted.pages),
             wanted.info,
-            EXPIRED_AT_ONCE if self._sweeping_rows else 0,
+            EXPIRED_AT_ONCE if self._has_expired else 0,
             self._retention() if self._sweeping_rows or self._forget_more else None,
         )
 
@@ -244,7 +247,11 @@ class Engine:
         if self._watched is not None:
             sharing.care(batch, self._watched, self.desk.policy.lease_us)
         if self._sweeping:
-            self._sweep(batch, facts)
+            self._sweep(batch)
+        for job in facts.expired:
+            current = batch.jobs.get(job.seq, job)
+            if current.is_expired(batch.now):
+                batch.end(current, "expire", reason="expired")
         if not self.desk.is_draining:
             self._match(batch)
         changes = batch.changes()
@@ -273,12 +280,8 @@ class Engine:
                 return
         batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
 
-    def _sweep(self, batch: Batch, facts: Facts) -> None:
+    def _sweep(self, batch: Batch) -> None:
         leases.expire_leases(batch)
-        for job in facts.expired:
-            current = batch.jobs.get(job.seq, job)
-            if current.is_expired(batch.now):
-                batch.end(current, "expire", reason="expired")
         silent_us = batch.now.mono_us - self.desk.policy.lease_us * 2 // 3 - SECOND_US
         for session in list(self.desk.routing.sessions.values()):
             if session.beat_mono_us < silent_us:

@@ -90,8 +90,8 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
         return refusal(message)
     lease = batch.desk.leases.get(message.id)
     job = _present(batch, message.id)
-    if batch.desk.is_shared and job is not None and job.state is DONE and job.fence == message.fence:
-        return (OK,), b""  # It was completed in a transaction of its own code, which has yet to return.
+    if job is not None and job.state is DONE and job.fence == message.fence:
+        return (OK,), b""  # Its code, which has yet to return, may have completed it in a transaction.
     if job is None or job.state is not RUNNING or job.fence != message.fence:
         return (Stale.code, "the lease is no longer this worker's"), b""
     if lease is None:

@@ -39,7 +39,7 @@ from givalia_core.protocol.session import Port, Session
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
-from givalia_core.server.stores import open_store
+from givalia_core.server.stores import open_store, without_secrets
 from givalia_core.settings import ServerSettings
 from givalia_core.store.base import as_shared
 from givalia_core.version import __version__
@@ -143,7 +143,8 @@ class Server:
         self._runner.call("server_started", server=self)
         log.info(
             "listening on %s: clients %d, workers %d; store %s (%s)",
-            self.settings.host, self.client_port, self.worker_port, self.settings.store, self._store.durability,
+            self.settings.host, self.client_port, self.worker_port, without_secrets(self.settings.store),
+            self._store.durability,
         )  # fmt: skip
 
     def _refuse_open_address(self) -> None:

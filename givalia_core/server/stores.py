@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import importlib_metadata
@@ -12,6 +13,12 @@ from givalia_core.store import Memory, SQLite
 from givalia_core.store.base import Store
 
 GROUP: Final = "givalia.stores"
+
+
+def without_secrets(url: str) -> str:
+    """The URL as it may be shown: without the password that it may hold."""
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
+    return re.sub(r"(?i)([?& ]|^)((?:ssl)?password)=[^&\s]*", r"\1\2=...", shown)
 
 
 def open_store(settings: ServerSettings) -> Store:
@@ -29,7 +36,7 @@ def open_store(settings: ServerSettings) -> Store:
     entries = tuple(importlib_metadata.entry_points(group=GROUP, name=scheme))
     if len(entries) != 1:
         owners = " and ".join(sorted(entry.dist.name for entry in entries if entry.dist)) or "no installed package"
-        raise StoreUnfit(f"the scheme {scheme!r} of the store {url} is served by {owners}")
+        raise StoreUnfit(f"the scheme {scheme!r} of the store {without_secrets(url)} is served by {owners}")
     made: Any = entries[0].load()
     store: Store = made(url)
     return store

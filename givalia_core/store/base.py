@@ -263,6 +263,7 @@ class Watched(NamedTuple):
     lease_us: int
     has_lapsed: bool  # This server was silent for so long that others may have taken over what it looked after.
     live: int  # How many jobs wait or run.
+    has_expired: bool  # Whether `expired` would name any.
     others: list[bytes]  # What the other servers say about themselves.
     events: list[Event]
 

@@ -258,7 +258,7 @@ class Shared(Memory):
         return super().open()._replace(epoch=1 << 30)
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
-        return Watched([], [], 0, False, 0, list(self.others), [])
+        return Watched([], [], 0, False, 0, False, list(self.others), [])
 
     def find(self, wanted: Wanted, now: Now) -> Found:
         return super().find(wanted, now)._replace(floor=(6 << FENCE_COUNTER_BITS) + 8 if wanted.numbers else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
@@ -18,6 +19,9 @@ from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Store, Wanted
 from givalia_core.store.memory import Memory
+
+new_store: Callable[[], Store] = Memory
+"""What a rig gets that brings no store; the same tests run on the other stores with another one here."""
 
 CLIENT = 1  # The connection that asks, where no other is named.
 
@@ -39,7 +43,7 @@ class EngineRig:
     """Drives `turn` as the server does, one batch after the other, and keeps all that it says."""
 
     def __init__(self, store: Store | None = None, clock: ManualClock | None = None, **policy: Any) -> None:
-        self.store = store or Memory()
+        self.store = store or new_store()
         self.clock = clock or ManualClock()
         self.policy = Policy(**policy)
         self.replies: dict[tuple[int, int], list[Item]] = {}
@@ -53,6 +57,7 @@ class EngineRig:
 
     def restart(self) -> None:
         """A new engine on what the store has; whoever was connected is not any more."""
+        self.store.close()
         opened = self.store.open()
         self.timer = TimerClock.start(self.clock, opened.mark)
         self.engine: Engine = turn.start(self.store, opened, self.timer, self.clock, self.policy, random.Random(1))

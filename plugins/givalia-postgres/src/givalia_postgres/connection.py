@@ -113,10 +113,14 @@ class Connection:
             return self._made
         self.in_transaction = False
         # In a thread: it looks up names, and the hub has other things to do meanwhile.
+        making = _Making(self._url, self._name)
         try:
-            self._made = gevent.get_hub().threadpool.apply(_connect, (self._url, self._name))
+            self._made = gevent.get_hub().threadpool.apply(making.connect)
         except psycopg.Error as error:
             raise _cannot_connect(error) from None
+        except BaseException:
+            making.give_up()
+            raise
         return self._made
 
     def ask(self, *statements: Statement) -> list[Rows]:
@@ -178,6 +182,28 @@ class Connection:
         made, self._made, self.in_transaction = self._made, None, False
         if made is not None:
             made.close()
+
+
+class _Making:
+    """A connection that a thread makes for somebody who may be gone when it is there."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._given = (url, name)
+        self._made: _Cooperative | None = None
+        self._is_given_up = False
+
+    def connect(self) -> _Cooperative:
+        """In the thread."""
+        self._made = _connect(*self._given)
+        if self._is_given_up:
+            self._made.close()
+        return self._made
+
+    def give_up(self) -> None:
+        """Nobody wants it any more."""
+        self._is_given_up = True
+        if self._made is not None:
+            self._made.close()
 
 
 def _connect(url: str, name: str) -> _Cooperative:

@@ -228,6 +228,10 @@ RETURNING
     coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
     {NOW_US},
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
+    EXISTS (
+        SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
+        WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
+    ),
     (SELECT coalesce(max(lease_us), 0) FROM givalia.servers),
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND alive_until_us > {NOW_US} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events),

@@ -202,7 +202,7 @@ class Postgres(Reads):
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
-        ((lapsed, now_us, live, longest_us, others, has_events, has_stopping, has_strayed),) = self._read(
+        ((lapsed, now_us, live, expired, longest_us, others, has_events, has_stopping, has_strayed),) = self._read(
             (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about)])
         )[0]
         self.timer.sample(now_us, time.monotonic_ns() // 1000)
@@ -215,7 +215,7 @@ class Postgres(Reads):
         if has_events:
             rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE]))[0]
             events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
-        return Watched(own, strayed, max(longest_us, lease_us), lapsed, live, others, events)
+        return Watched(own, strayed, max(longest_us, lease_us), lapsed, live, expired, others, events)
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
@@ -228,8 +228,8 @@ class Postgres(Reads):
 
     def describe(self) -> dict[str, Any]:
         known = conninfo_to_dict(self._url)
-        where = {name: str(known[name]) for name in ("host", "port", "dbname") if known.get(name)}
-        return {"url": self._url.partition("@")[2] or self._url, **where, **tables.describe(self._connection)}
+        where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
+        return {**where, **tables.describe(self._connection)}
 
 
 def _new_keys(changes: Sequence[Change]) -> list[str]:

@@ -1,0 +1,28 @@
+"""What the engine decides is the same on SQLite: the tests of the engine, once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_rig
+import pytest
+from test_engine import *  # noqa: F403
+
+from givalia_core.store import SQLite
+from givalia_core.store.base import Store
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let each rig that brings no store have a file of its own."""
+    made: list[Store] = []
+
+    def new_store() -> Store:
+        made.append(SQLite(f"sqlite://{tmp_path}/{len(made)}.db"))
+        return made[-1]
+
+    monkeypatch.setattr(engine_rig, "new_store", new_store)
+    yield
+    for store in made:
+        store.close()
