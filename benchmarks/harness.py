@@ -91,12 +91,16 @@ class Ledger:
 class Rig:
     """A server on a fresh store and workers beside it, on free ports of loopback; all of it is gone after the `with`."""
 
-    def __init__(self, jobs: int, folder: str | None = None) -> None:
-        """Make a folder; `jobs` is how many lines the ledger needs, `folder` lies on the disk to be measured."""
+    def __init__(self, jobs: int, folder: str | None = None, url: str = "") -> None:
+        """Make a folder; `jobs` is how many lines the ledger needs, `folder` lies on the disk to be measured.
+
+        With the `url` of a store that is made already, servers use that one; else a file in the folder.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="givalia-bench-", dir=folder))
         self.ledger = Ledger(self.folder / "ledger", jobs)
         self.store = self.folder / "store" / "queue.db"
-        self.port = self._worker_port = 0
+        self.url = url or f"sqlite://{self.store}"
+        self.port = self.worker_port = 0
         self._children: list[subprocess.Popen[bytes]] = []
         self._log = self.folder / "log"
 
@@ -126,13 +130,19 @@ class Rig:
 
     def start_server(self) -> None:
         """Start the server, again on its ports if it had some; returns when it takes connections."""
-        flags = ("-p", str(self.port), "-w", str(self._worker_port), "--store", f"sqlite://{self.store}")
-        self.server = self._start("givalia_core.cli.server", *flags)
         if self.port:
+            flags = ("-p", str(self.port), "-w", str(self.worker_port), "--store", self.url)
+            self.server = self._start("givalia_core.cli.server", *flags)
             self._await(self._answers, "the server to listen again")
         else:
-            found = self._await(lambda: _LISTENING.search(self._log.read_text()), "the server to listen")
-            self.port, self._worker_port = int(found[1]), int(found[2])
+            self.server, self.port, self.worker_port = self.add_server()
+
+    def add_server(self) -> tuple[subprocess.Popen[bytes], int, int]:
+        """Start a server on free ports; it, and its ports for clients and workers."""
+        log_from = len(self._log.read_text()) if self._log.exists() else 0
+        server = self._start("givalia_core.cli.server", "-p", "0", "-w", "0", "--store", self.url)
+        found = self._await(lambda: _LISTENING.search(self._log.read_text()[log_from:]), "the server to listen")
+        return server, int(found[1]), int(found[2])
 
     def kill_server(self) -> None:
         """Kill -9."""
@@ -140,9 +150,12 @@ class Rig:
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.wait()
 
-    def start_worker(self, client: Client, name: str = "any", concurrency: int = 1_000) -> subprocess.Popen[bytes]:
-        """Start a worker with the module of the benchmarks; returns when it takes jobs."""
-        worker = self._start("givalia_core.cli.worker", "-w", str(self._worker_port), "-n", name, "-c", str(concurrency))
+    def start_worker(
+        self, client: Client, name: str = "any", concurrency: int = 1_000, port: int = 0
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker with the module of the benchmarks, of the server with that port; returns when it takes jobs."""
+        flags = ("-w", str(port or self.worker_port), "-n", name, "-c", str(concurrency))
+        worker = self._start("givalia_core.cli.worker", *flags)
         self._await(lambda: any(w["pid"] == worker.pid and w["capacity"] for w in client.workers()), f"worker {name}")
         return worker
 

@@ -15,20 +15,22 @@ import end_to_end
 import harness
 import lateness
 import million
+import postgres
 import store_commit
 from harness import Figure
 
 from givalia_core import GivaliaError
 
-BENCHMARKS = (end_to_end, lateness, million, backlog, store_commit)
+BENCHMARKS = (end_to_end, lateness, million, backlog, store_commit, postgres)
 QUICK: dict[ModuleType, dict[str, Any]] = {
     end_to_end: {"jobs": 20_000, "singles": 100, "repeats": 1},
     lateness: {"jobs": 300, "spread": 3.0},
     million: {"jobs": 100_000, "restarts": 1},
     backlog: {"nobody": 20_000, "away": 5_000, "singles": 100},
     store_commit: {"seconds": 0.3},
+    postgres: {"jobs": 10_000, "repeats": 1, "transactions": 100, "idle": 10, "waiting": 50_000, "late": 300},
 }
-OPTIONS = (harness.Option("quick", False, "smaller loads, done in half a minute; their figures are not for quoting"),)
+OPTIONS = (harness.Option("quick", False, "smaller loads, done in some two minutes; their figures are not for quoting"),)
 
 
 def main() -> int:
