@@ -136,7 +136,8 @@ class Reads:
         last = 0
         try:
             # As of one moment, whatever other servers do meanwhile.
-            self._read(("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
+            end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
+            self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
             self._connection.in_transaction = True
             while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
                 for row in rows:
