@@ -22,13 +22,13 @@ from givalia_postgres import statements as sql
 from givalia_postgres import tables, transaction, writes
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
+from givalia_postgres.doubts import Doubts
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.reads import Reads
 from givalia_postgres.rows import to_job
 
 TRIES: Final = 8  # Of a commit that meets other transactions.
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
-HELD_S: Final = 0.25  # How long a key that somebody is about to take is not tried again.
 FOLD_AFTER: Final = 400  # Commits.
 STRAYED_AT_ONCE: Final = 2_000
 EVENTS_AT_ONCE: Final = 1_000
@@ -56,7 +56,7 @@ class Postgres(Reads):
         self._about = self._known_terms = b""
         self._has_others = True  # For all that is known before it was looked for them.
         self._full_since: float | None = None
-        self._held_until: dict[str, float] = {}  # Keys that somebody's open transaction is about to take.
+        self._doubts = Doubts()
         self._commits = 0
 
     # Opening and closing.
@@ -108,24 +108,20 @@ class Postgres(Reads):
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
         """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
-        held = self._held_keys()
+        keys = [change.job.key for change in changes if change.was is None and change.job.key is not None]
         for tried in range(TRIES):
             try:
-                return self._commit(changes, retention, held)
+                commit = self._commit(changes, retention, self._doubts.refuse(keys, time.monotonic()))
             except Held:
-                self._held_until |= dict.fromkeys(_new_keys(changes), time.monotonic() + HELD_S)
-                held = self._held_keys()
+                self._doubts.blame(time.monotonic())
             except Again as error:
                 if tried == TRIES - 1:
                     raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
                 gevent.sleep(0.002 * tried)
+            else:
+                self._doubts.clear()
+                return commit
         raise StoreAway("no commit came through, for others hold what it needs")
-
-    def _held_keys(self) -> frozenset[str]:
-        if self._held_until:
-            now = time.monotonic()
-            self._held_until = {key: until for key, until in self._held_until.items() if until > now}
-        return frozenset(self._held_until)
 
     def _commit(self, changes: Sequence[Change], retention: Retention | None, held: frozenset[str]) -> Commit:
         tried = [change for change in changes if change.was is not None or change.job.key not in held] if held else changes
@@ -230,7 +226,3 @@ class Postgres(Reads):
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
         return {**where, **tables.describe(self._connection)}
-
-
-def _new_keys(changes: Sequence[Change]) -> list[str]:
-    return [change.job.key for change in changes if change.was is None and change.job.key is not None]
