@@ -154,9 +154,9 @@ class Queue:
 
     def _turn(self, *asked: Asked) -> list[Effect]:
         """One turn, then the jobs it brought, until none is left that is due."""
-        first = effects = turn.turn(self._engine, self._store, self._timer, asked, self._timer.now(self.clock.read()))
+        first = effects = turn.turn(self._engine, self._store, self._timer, asked, self.clock)
         while reports := [report for effect in effects if isinstance(effect, Tell) for report in self._run(effect)]:
-            effects = turn.turn(self._engine, self._store, self._timer, reports, self._timer.now(self.clock.read()))
+            effects = turn.turn(self._engine, self._store, self._timer, reports, self.clock)
         return first
 
     def _run(self, told: Tell) -> list[Asked]:

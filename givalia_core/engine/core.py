@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
 from givalia_core.engine import leases, sharing, verbs, words
-from givalia_core.engine.desk import Batch, Desk, Facts, Lease
+from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.names import Names
-from givalia_core.engine.records import Asked, Effect, Gone, Input, Refusal, Reply, Tell
-from givalia_core.errors import GivaliaError
+from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Refusal, Reply, Tell
+from givalia_core.errors import Busy, GivaliaError
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
@@ -34,6 +34,7 @@ GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 1_000
 ROOM_LEAST: Final = 8
+LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
 AGAIN_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
 
 Verb = Callable[[Batch, Asked, Any], Item | None]
@@ -115,6 +116,7 @@ class Engine:
         self._now = now
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
+        self._stored: dict[tuple[int, int], dict[int, Item]] = {}  # Of frames in `again`: the answers that stand.
         self._unsure: set[tuple[int, int]] = set()  # Frames of a batch of which it is not known whether it was stored.
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
@@ -162,6 +164,10 @@ class Engine:
         if self._all_own:
             sharing.forget_unknown(self.desk, watched.own)
         self.desk.suspects.update(job.id for job in watched.own if job.stop_asked)
+        if not self._all_own and watched.looked_after != len(self.desk.leases):
+            self._all_own, self._watched_us = True, None  # Somebody's word was lost, or a commit came late: look closer.
+        else:
+            self._all_own = False
 
     def begin(self, inputs: Sequence[Input], now: Now) -> list[Span]:
         """Take in what arrived and the time; return what the near windows must read."""
@@ -196,6 +202,11 @@ class Engine:
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
 
+    def look_again(self, now: Now) -> Now:
+        """Take the time once more before anything is decided."""
+        self._now = now
+        return now
+
     def fill(self, spans: Sequence[Span], answers: Sequence[Near]) -> None:
         """Give the near windows what the store answered to `begin`."""
         for span, near in zip(spans, answers, strict=True):
@@ -205,21 +216,26 @@ class Engine:
         """What the commands name, and the jobs that may be lent."""
         wanted = Names()
         wanted.keys.update(self._also_keys)
-        self._suspects = frozenset(self.desk.suspects)
-        wanted.ids.update(self._suspects)
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
+        self._suspects = frozenset(self.desk.suspects | wanted.resumed)
+        wanted.ids.update(self._suspects)
         claims = () if self.desk.is_draining else tuple(self._to_claim(wanted.reports))
         self._claims = dict(claims)
         return Reads(
-            wanted.wanted(claims),
+            wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
             frozenset(wanted.pages),
             wanted.info,
             EXPIRED_AT_ONCE if self._has_expired else 0,
             self._retention() if self._sweeping_rows or self._forget_more else None,
         )
+
+    def _may_lend(self) -> bool:
+        """Whether a job may become ready in this batch besides those of new commands and of claims."""
+        care = self._watched is not None and bool(self._watched.own or self._watched.strayed)
+        return self.desk.is_shared and bool(self._inputs or care or (self._sweeping and self.desk.leases))
 
     def _to_claim(self, reports: int) -> Iterable[Claim]:
         routing = self.desk.routing
@@ -238,28 +254,32 @@ class Engine:
         self.desk.suspects -= self._suspects
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
-            batch.author = place
             if isinstance(given, Gone):
                 leases.leave(batch, given.conn)
             else:
-                self._answer(batch, given)
-        batch.author = -1
+                self._answer(batch, given, place)
+        batch.author = NOBODY
         if self._watched is not None:
-            sharing.care(batch, self._watched, self.desk.policy.lease_us)
+            sharing.care(batch, self._watched)
         if self._sweeping:
             self._sweep(batch)
         for job in facts.expired:
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
-        if not self.desk.is_draining:
+        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's.
+        if not self.desk.is_draining and (facts.found.floor or not self.desk.is_shared):
             self._match(batch)
+        else:
+            routing = self.desk.routing
+            self._hurry = not self.desk.is_draining and any(w.fresh and routing.taker(r) for r, w in routing.windows.items())
         changes = batch.changes()
         retention = self._retention() if facts.forgettable else None
         must_commit = bool(changes) or self._must_mark or retention is not None
         return Plan(batch, changes, retention, must_commit)
 
-    def _answer(self, batch: Batch, asked: Asked) -> None:
+    def _answer(self, batch: Batch, asked: Asked, place: int) -> None:
+        batch.author = (place, 0)
         session = self.desk.routing.sessions.get(asked.conn)
         if session is not None:
             session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
@@ -272,8 +292,10 @@ class Engine:
                 answers = [refusal(refused.error)]
         else:
             verb = ONE_BY_ONE[asked.kind]
-            for message in asked.messages:
-                answer = answer_one(verb, batch, asked, message)
+            stored = self._stored.get((asked.conn, asked.request), {})
+            for number, message in enumerate(asked.messages):
+                batch.author = (place, number)
+                answer = stored.get(number) or answer_one(verb, batch, asked, message)
                 if answer is not None:
                     answers.append(answer)
             if asked.messages and not answers:
@@ -352,7 +374,7 @@ class Engine:
         batch = plan.batch
         refused = {plan.changes[place].job.seq for place in commit.refused}
         self._must_mark = False
-        self._watched, self._all_own = None, False
+        self._watched = None
         self._unsure.clear()
         contested = {c.job.key for c in plan.changes if c.job.seq in refused and c.job.key is not None}
         self._also_keys = self._also_keys | contested if refused else frozenset()
@@ -361,14 +383,9 @@ class Engine:
             self.desk.suspects.update(c.job.id for c in plan.changes if c.job.seq in refused and c.job.id in self.desk.leases)
         self._refusals = self._refusals + 1 if refused else 0
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
-        self.again = []
-        unanswerable: set[tuple[int, int]] = set()
-        for seq in refused:
-            for place in batch.authors.get(seq, ()):
-                if place >= 0 and (given := self._inputs[place]) not in self.again:
-                    self.again.append(given)
-                    if isinstance(given, Asked):
-                        unanswerable.add((given.conn, given.request))
+        unanswerable = self._take_back(batch, refused)
+        for resumed in batch.resumed:
+            resumed.has_resumed = True
         effects, self._owed = self._owed, []
         dispatches: dict[int, list[Item]] = {}
         for was, job in plan.changes:
@@ -385,6 +402,38 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _take_back(self, batch: Batch, refused: set[int]) -> set[tuple[int, int]]:
+        """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
+
+        Of such a frame the commands that did come to something keep their answers.
+        """
+        lost: dict[int, set[int]] = {}
+        for seq in refused:
+            for place, number in batch.authors.get(seq, ()):
+                if place >= 0:
+                    lost.setdefault(place, set()).add(number)
+        answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
+        gone = {given.conn for given in self._inputs if isinstance(given, Gone)} if lost else set()
+        stored: dict[tuple[int, int], dict[int, Item]] = {}
+        self.again = []
+        for place in sorted(lost):
+            given = self._inputs[place]
+            if not isinstance(given, Asked):
+                continue
+            name = given.conn, given.request
+            items = answers.get(name, [])
+            if given.kind in TOGETHER:
+                # Nothing is known of those leases now; the others hold, and must not wait for them.
+                for number in lost[place]:
+                    items[number] = LATER
+                continue
+            self.desk.unwait(*name)
+            if given.kind is not Kind.WAIT or given.conn not in gone:
+                self.again.append(given)
+                stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
+        self._stored = stored
+        return set(stored)
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
@@ -415,27 +464,32 @@ class Engine:
             elif lease is not None:
                 lease.job = job
             elif job.seq in batch.taken:
-                self._take_over(batch, job, batch.taken[job.seq])
+                self._take_over(batch, job, *batch.taken[job.seq])
         elif job.state in ENDED:
             for conn, request in desk.waiters.pop(job.id, ()):
                 desk.waits_of[conn].discard(job.id)
                 effects.append(Reply(conn, request, [words.end(job)]))
 
-    def _take_over(self, batch: Batch, job: Job, session: Session | None) -> None:
+    def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
         if session is not None and session.conn not in self.desk.routing.sessions:
             session = None
         if session is not None:
             session.held += 1
-        lent_us = batch.regrant_us if session is None else self.desk.policy.lease_us
         self.desk.leases[job.id] = Lease(job, session, batch.now.mono_us + lent_us)
 
-    def suspend(self, *, is_unsure: bool) -> None:
+    def suspend(self, plan: Plan | None) -> None:
         """The store went away in this batch. Nothing is answered; all of it is decided again when it is back.
 
         Args:
-            is_unsure: Whether the batch may have been stored.
+            plan: What was decided, if it came to that: it may have been stored.
         """
+        is_unsure = plan is not None and bool(plan.changes)
+        if plan is not None:
+            self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
         self.again = list(self._inputs)
+        for given in self._inputs:
+            if isinstance(given, Asked) and given.kind is Kind.WAIT:
+                self.desk.unwait(given.conn, given.request)
         if is_unsure:
             self._unsure.update((given.conn, given.request) for given in self._inputs if isinstance(given, Asked))
         self.desk.drop_hints()
@@ -446,19 +500,24 @@ class Engine:
         put_off: list[Asked] = []
         kept: list[Input] = []
         for given in self.again:
-            if isinstance(given, Asked) and given.kind in kinds and (given.conn, given.request) not in self._unsure:
+            if isinstance(given, Asked) and given.kind in kinds and not self._may_be_stored(given):
                 put_off.append(given)
             else:
                 kept.append(given)
         self.again = kept
         return put_off
 
+    def _may_be_stored(self, asked: Asked) -> bool:
+        """Whether all or some of a frame that is to be decided again may have been stored."""
+        name = asked.conn, asked.request
+        return name in self._unsure or bool(self._stored.get(name))
+
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._hurry or self._forget_more or self.desk.suspects or self.desk.routing.must_read:
+        if self._hurry or self._forget_more or self.desk.routing.must_read:
             return 0
-        if self.again:
-            return 0 if self._refusals == 1 else AGAIN_US
+        if self.again or self.desk.suspects:
+            return 0 if self._refusals <= 1 else AGAIN_US
         due_us = self.desk.routing.next_due_us()
         if due_us is None:
             return SWEEP_US

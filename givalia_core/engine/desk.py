@@ -32,6 +32,8 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing, Session
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Found, Page
 
+Author = tuple[int, int]
+NOBODY: Author = (-1, 0)  # The engine itself.
 DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
 
@@ -101,6 +103,15 @@ class Desk:
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
 
+    def unwait(self, conn: int, request: int) -> None:
+        """A wait is asked once more, or its connection is gone: it is not answered for what it asked before."""
+        for job_id in [job_id for job_id in self.waits_of.get(conn, ()) if (conn, request) in self.waiters.get(job_id, ())]:
+            del self.waiters[job_id][conn, request]
+            if not self.waiters[job_id]:
+                del self.waiters[job_id]
+            if all(waiter[0] != conn for waiter in self.waiters.get(job_id, ())):
+                self.waits_of[conn].discard(job_id)
+
     def drop_hints(self) -> None:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
         self.routing.forget_windows()
@@ -142,35 +153,36 @@ class Batch:
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
         self.claims: dict[int, Session] = {}  # seq -> who was given the job in this batch
         self.freed: dict[int, Session] = {}  # seq -> whose credit the job gave back in this batch
-        self.taken: dict[int, Session | None] = {}  # seq -> the worker, if connected, whose lease this server takes over
-        self.regrant_us = desk.policy.lease_us  # How long a worker that is not connected has to turn up.
+        # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
+        self.taken: dict[int, tuple[Session | None, int]] = {}
+        self.resumed: list[Session] = []  # Who has named the leases it holds.
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
-        self.author = 0  # The place of the input that is being decided.
-        self.authors: dict[int, list[int]] = {}
+        self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
+        self.authors: dict[int, list[Author]] = {}
 
     # Finding: every job is seen as this batch has left it.
 
     def by_id(self, job_id: bytes) -> Job | None:
         seq = self._ids.get(job_id)
-        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.ids.get(job_id))
+        return self._told(self.jobs[seq]) if seq is not None else self._fresh(self.facts.found.ids.get(job_id))
 
     def live(self, key: str) -> Job | None:
         """The live job of a key."""
         if key in self._live:
             seq = self._live[key]
-            return None if seq is None else self.jobs[seq]
+            return None if seq is None else self._told(self.jobs[seq])
         job = self._unexpired(self._fresh(self.facts.found.live.get(key)))
         return job if job is not None and job.is_live else None
 
     def ended(self, key: str) -> Job | None:
         """The job of a key that ended last; ask for the live one first."""
         seq = self._ended.get(key)
-        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.ended.get(key))
+        return self._told(self.jobs[seq]) if seq is not None else self._fresh(self.facts.found.ended.get(key))
 
     def by_request(self, request: bytes) -> Job | None:
         """The job that this request changed."""
         seq = self._requests.get(request)
-        return self.jobs[seq] if seq is not None else self._fresh(self.facts.found.requests.get(request))
+        return self._told(self.jobs[seq]) if seq is not None else self._fresh(self.facts.found.requests.get(request))
 
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
         """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
@@ -181,16 +193,20 @@ class Batch:
             found = (self.live(key), self.ended(key))
         for job in found:
             if job is not None:
-                # Whoever was told of a job is told anew if what it was told comes to nothing.
-                self.authors.setdefault(job.seq, []).append(self.author)
+                self._told(job)
         return found
 
+    def _told(self, job: Job) -> Job:
+        """Whoever is told of a job is told anew if what it was told comes to nothing."""
+        self.authors.setdefault(job.seq, []).append(self.author)
+        return job
+
     def _fresh(self, job: Job | None) -> Job | None:
-        return None if job is None else self.jobs.get(job.seq, job)
+        return None if job is None else self._told(self.jobs.get(job.seq, job))
 
     def seen(self, job: Job) -> Job:
         """A job that was read, as this batch has left it."""
-        return self._unexpired(self.jobs.get(job.seq, job)) or job
+        return self._unexpired(self._fresh(job)) or job
 
     def _unexpired(self, job: Job | None) -> Job | None:
         """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read)."""

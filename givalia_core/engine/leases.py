@@ -6,7 +6,7 @@ answered STALE (CONTRACT C7); one that already settled the job is answered OK ag
 
 from __future__ import annotations
 
-from givalia_core.engine.desk import Batch, Lease
+from givalia_core.engine.desk import NOBODY, Batch, Lease
 from givalia_core.engine.records import Asked, Ended, Refusal
 from givalia_core.errors import BadRequest, GivaliaError, Stale
 from givalia_core.model import (
@@ -76,13 +76,25 @@ def announce(batch: Batch, asked: Asked) -> list[Item]:
 def resume(batch: Batch, asked: Asked) -> list[Item]:
     """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
     session = _session(batch, asked)
-    session.has_resumed = True
-    named = {message.id for message in asked.messages if isinstance(message, Hold)}
-    for lease in list(batch.desk.leases.values()):
-        job = batch.jobs.get(lease.job.seq, lease.job)
-        if job.state is RUNNING and job.holder == session.join.instance and job.id not in named:
-            give_back(batch, job)
-    return [_take_up(batch, session, message) for message in asked.messages]
+    if not session.has_resumed:  # What it was lent since is not for it to name, if this is decided again.
+        batch.resumed.append(session)
+        named = {message.id for message in asked.messages if isinstance(message, Hold)}
+        asking, batch.author = batch.author, NOBODY
+        for lease in list(batch.desk.leases.values()):
+            job = batch.jobs.get(lease.job.seq, lease.job)
+            if job.state is RUNNING and job.holder == session.join.instance and job.id not in named:
+                give_back(batch, job)
+        batch.author = asking
+    return _take_up_all(batch, session, asked)
+
+
+def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Item]:
+    answers: list[Item] = []
+    place, _ = batch.author
+    for number, message in enumerate(asked.messages):
+        batch.author = place, number
+        answers.append(_take_up(batch, session, message))
+    return answers
 
 
 def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Item:
@@ -95,7 +107,7 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
     if job is None or job.state is not RUNNING or job.fence != message.fence:
         return (Stale.code, "the lease is no longer this worker's"), b""
     if lease is None:
-        adopt(batch, job, session)
+        adopt(batch, job, session, batch.desk.policy.lease_us)
     else:
         if lease.session is not session:
             lease.session = session
@@ -112,10 +124,10 @@ def _present(batch: Batch, job_id: bytes) -> Job | None:
     return batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
 
 
-def adopt(batch: Batch, job: Job, session: Session | None) -> None:
-    """Look after a lease from now on that another server granted; its worker is connected here, or has yet to be."""
+def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
+    """Look after a lease from now on that another server granted; its worker is connected here, or has `lent_us` to be."""
     batch.put(job, evolve(job, "adopt", keeper=batch.desk.me))
-    batch.taken[job.seq] = session
+    batch.taken[job.seq] = session, lent_us
 
 
 def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
@@ -126,8 +138,7 @@ def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
 
 def beat(batch: Batch, asked: Asked) -> list[Item]:
     """A worker is alive and holds these leases; each is renewed, and a job that was asked to stop is told again."""
-    session = _session(batch, asked)
-    return [_take_up(batch, session, message) for message in asked.messages]
+    return _take_up_all(batch, _session(batch, asked), asked)
 
 
 def _session(batch: Batch, asked: Asked) -> Session:

@@ -25,8 +25,9 @@ class Names:
         self.info = False
         self.reports = 0
         self.has_enq = False
+        self.resumed: set[bytes] = set()
 
-    def wanted(self, claims: tuple[Claim, ...]) -> Wanted:
+    def wanted(self, claims: tuple[Claim, ...], *, may_lend: bool = False) -> Wanted:
         """All of it as one question to the store, with jobs to lend besides."""
         return Wanted(
             frozenset(self.ids),
@@ -34,14 +35,18 @@ class Names:
             frozenset(self.past_keys),
             frozenset(self.requests),
             claims,
-            numbers=self.has_enq or bool(claims),
+            numbers=self.has_enq or may_lend or bool(claims),
         )
 
     def add(self, asked: Asked, desk: Desk) -> None:
         """Note what the commands of one frame name."""
         kind = asked.kind
         if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE, Kind.PROGRESS, Kind.BEAT, Kind.RESUME):
-            self.ids.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id not in desk.leases)
+            named = {message.id for message in asked.messages if not isinstance(message, GivaliaError)}
+            self.ids.update(named - desk.leases.keys())
+            if kind is Kind.RESUME and desk.is_shared:
+                # The worker comes from another server, perhaps, which may have taken over what this one believes to have.
+                self.resumed |= named & desk.leases.keys()
             if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
                 self.reports += len(asked.messages)
         elif kind is Kind.ENQ:

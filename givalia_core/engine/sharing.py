@@ -80,22 +80,23 @@ def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
     return hooks(desk, [Event("on_cancel", job, running=True)])
 
 
-def care(batch: Batch, watched: Watched, regrant_us: int) -> None:
+def care(batch: Batch, watched: Watched) -> None:
     """See to running jobs that nobody looks after: their keeper is gone, or they were lent in a batch of unknown end.
 
-    Call it after the inputs: a worker that names a job has it. One that is connected, and named what it holds, without this
-    job never got it; of any other it is not known, so it has a whole lease to turn up.
+    Call it after the inputs: a worker that names a job has it. What this server lent itself, to a worker that is connected and
+    did not name it, never got there. Of any other job nothing is known, so its worker has a whole lease to turn up.
     """
-    resumed = {session.join.instance for session in batch.desk.routing.sessions.values() if session.has_resumed}
-    for found in (*watched.strayed, *watched.own):
+    sessions = [session for session in batch.desk.routing.sessions.values() if session.has_resumed]
+    resumed = {session.join.instance for session in (*sessions, *batch.resumed)}
+    least_us = batch.desk.policy.lease_us
+    for found, lease_us in (*watched.strayed, *((job, least_us) for job in watched.own)):
         job = batch.seen(found)
         if job.state is not RUNNING or job.fence != found.fence or job.id in batch.desk.leases or job.seq in batch.taken:
             continue
-        if job.holder in resumed:
+        if job.holder in resumed and job.keeper == batch.desk.me:
             leases.give_back(batch, job)
         else:
-            leases.adopt(batch, job, None)
-            batch.regrant_us = max(regrant_us, watched.lease_us)
+            leases.adopt(batch, job, None, max(lease_us, least_us))
 
 
 def forget_unknown(desk: Desk, own: Iterable[Job]) -> None:

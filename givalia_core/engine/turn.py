@@ -38,13 +38,14 @@ def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy:
     )
 
 
-def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], now: Now) -> list[Effect]:
+def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
     """Decide everything that arrived, make it durable, and return what may now be said.
 
     Raises:
         StoreAway: The shared store does not answer. The engine keeps what arrived; another turn goes on with it.
         StoreError: What is on disk is unknown; nothing may be said, the server must stop.
     """
+    now = timer.now(clock.read())
     if engine.desk.is_full and store.has_room():
         engine.desk.is_full = False
     shared = as_shared(store)
@@ -58,10 +59,14 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
             engine.watch(shared.watch(now, lease_us, sharing.about(engine.desk), all_own=engine.all_own))
         if spans:
             engine.fill(spans, store.upcoming(spans, now))
-        plan = engine.decide(_facts(engine, store, now))
+        facts = _facts(engine, store, now)
+        if shared is not None:
+            # What was read has brought the database's time: no delay is counted from before its command was there.
+            now = engine.look_again(timer.now(clock.read()))
+        plan = engine.decide(facts)
         effects = _concluded(engine, store, timer, plan, now)
     except StoreAway:
-        engine.suspend(is_unsure=plan is not None and bool(plan.changes))
+        engine.suspend(plan)
         raise
     if shared is not None and plan.batch.followed:
         shared.follow(plan.batch.followed)

@@ -319,7 +319,7 @@ class Server:
             now = self._timer.now(self._clock.read())
             inputs = self._inbox.take()
             try:
-                effects = turn.turn(self._engine, self._store, self._timer, inputs, now)
+                effects = turn.turn(self._engine, self._store, self._timer, inputs, self._clock)
             except StoreAway as error:
                 self._do_without_store(error, now)
                 continue

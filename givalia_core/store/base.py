@@ -157,8 +157,8 @@ class Store(Protocol):
     """
 
     durability: str
-    """What `commit` returning means, once open: `fsync` (on stable storage), `flush` (on its way there: a power cut may take
-    the last moments) or `memory` (nothing survives a crash)."""
+    """What `commit` returning means, once open: `fsync` (on stable storage), `flush` (on its way there: a crash of the
+    database or its machine may take the last moments) or `memory` (nothing survives a crash)."""
 
     is_shared: bool
     """Whether several servers may have it open, so that rows change without this one; it is a `SharedStore` then."""
@@ -259,8 +259,8 @@ class Watched(NamedTuple):
     """What `watch` found that no news may have told."""
 
     own: list[Job]  # Running jobs that this server looks after: those that were asked to stop, or all of them.
-    strayed: list[Job]  # Running jobs of servers that are gone, and the longest lease they or others grant.
-    lease_us: int
+    strayed: list[tuple[Job, int]]  # Running jobs of servers that are gone, and how long a lease each of those granted.
+    looked_after: int  # How many running jobs name this server as their keeper.
     has_lapsed: bool  # This server was silent for so long that others may have taken over what it looked after.
     live: int  # How many jobs wait or run.
     has_expired: bool  # Whether `expired` would name any.

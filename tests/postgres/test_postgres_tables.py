@@ -46,7 +46,7 @@ def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet
 
     # when the rights are missing, then the server says so and does not start
     refused = fleet.run("givalia-server", "-p", 0, "-w", 0, "--store", few)
-    assert refused.returncode == 74
+    assert refused.returncode == 78
     assert "permission denied" in refused.stderr
 
     # when

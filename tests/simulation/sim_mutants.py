@@ -14,7 +14,7 @@ from unittest import mock
 from sim_server import PowerCut
 from sim_worker import SimWorker
 
-from givalia_core.clock import Now, Reading, TimerClock
+from givalia_core.clock import Clock, Now, Reading, TimerClock
 from givalia_core.engine import core, leases, turn, verbs
 from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import Batch, Desk
@@ -76,7 +76,8 @@ def _do_nothing(*_: Any) -> None:
 def answers_leave_before_the_commit() -> Sequence[Patch]:
     """Decided, answered, then on disk."""
 
-    def hasty(engine: Engine, store: Any, timer: TimerClock, inputs: Sequence[Input], now: Now) -> list[Effect]:
+    def hasty(engine: Engine, store: Any, timer: TimerClock, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
+        now = timer.now(clock.read())
         spans = engine.begin([*engine.again, *inputs], now)
         engine.fill(spans, store.upcoming(spans, now))
         plan = engine.decide(turn._facts(engine, store, now))

@@ -206,7 +206,7 @@ class SimServer:
         assert timer is not None
         world.history.turns += 1
         now = timer.now(world.clock.read())
-        self._deliver(turn.turn(engine, self.store, timer, inputs, now))
+        self._deliver(turn.turn(engine, self.store, timer, inputs, world.clock))
         if not self.is_up:
             return
         self._count_credits(engine)

@@ -79,7 +79,7 @@ class EngineRig:
         raise AssertionError("the engine never comes to rest")
 
     def _turn_once(self, *inputs: Input) -> list[Effect]:
-        effects = turn.turn(self.engine, self.store, self.timer, inputs, self.now)
+        effects = turn.turn(self.engine, self.store, self.timer, inputs, self.clock)
         for effect in effects:
             if isinstance(effect, Reply):
                 assert (effect.conn, effect.request) not in self.replies, "answered twice"

@@ -12,7 +12,7 @@ from typing import Final
 from givalia_core.clock import SECOND_US, Mark, Now, Reading
 
 DRIFT: Final = 5_000  # This clock may gain one part in so many on the database's; the estimate falls back by as much.
-KEPT_US: Final = 10 * SECOND_US  # A sample counts for so long: then a clock that was set back is believed.
+KEPT_US: Final = 10 * SECOND_US  # A sample counts for so long.
 
 
 class DatabaseClock:
@@ -22,10 +22,15 @@ class DatabaseClock:
         self._ahead_us: int | None = None  # Of this machine's monotonic clock, when the sample was taken.
         self._taken_us = 0
 
-    def sample(self, database_us: int, mono_us: int) -> None:
-        """The database said its time, and this arrived at `mono_us`."""
+    def sample(self, database_us: int, sent_us: int, mono_us: int) -> None:
+        """The database said its time between `sent_us`, when it was asked, and `mono_us`, when the answer was here."""
         ahead_us = database_us - mono_us
-        if self._ahead_us is None or ahead_us >= self._estimate(mono_us) or mono_us - self._taken_us > KEPT_US:
+        if (
+            self._ahead_us is None
+            or ahead_us >= self._estimate(mono_us)
+            or self._estimate(mono_us) > database_us - sent_us  # It was set back.
+            or mono_us - self._taken_us > KEPT_US
+        ):
             self._ahead_us, self._taken_us = ahead_us, mono_us
 
     def _estimate(self, mono_us: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import gevent
@@ -85,17 +85,22 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
 
 def _ready(fd: int, wanted: int) -> int:
     """Which of reading (1) and writing (2) is possible at once."""
-    readable, writable, _ = select.select([fd] if wanted & 1 else [], [fd] if wanted & 2 else [], [], 0)
-    return (1 if readable else 0) | (2 if writable else 0)
+    poll = select.poll()
+    poll.register(fd, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0))
+    events = next((events for _, events in poll.poll(0)), 0)
+    ended = events & (select.POLLERR | select.POLLHUP | select.POLLNVAL)  # Reading says what happened.
+    return wanted if ended else (1 if events & select.POLLIN else 0) | (2 if events & select.POLLOUT else 0)
 
 
 class Connection:
     """A connection that is made when it is needed, and made anew when it was lost."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None) -> None:
         self._url = url
         self._name = name
+        self._on_made = on_made
         self._made: _Cooperative | None = None
+        self._was_made = False
         self.in_transaction = False
 
     @property
@@ -115,13 +120,17 @@ class Connection:
         # In a thread: it looks up names, and the hub has other things to do meanwhile.
         making = _Making(self._url, self._name)
         try:
-            self._made = gevent.get_hub().threadpool.apply(making.connect)
-        except psycopg.Error as error:
-            raise _cannot_connect(error) from None
+            made = gevent.get_hub().threadpool.apply(making.connect)
         except BaseException:
             making.give_up()
             raise
-        return self._made
+        if isinstance(made, psycopg.Error):
+            error = _cannot_connect(made)
+            # What has worked once may work again, whatever is wrong with the password or the name for now.
+            raise StoreAway(str(error)) if self._was_made else error
+        self._made, self._was_made = made, True
+        self._on_made()
+        return made
 
     def ask(self, *statements: Statement) -> list[Rows]:
         """Send statements in one trip; the rows of each, none for one that has none.
@@ -192,9 +201,12 @@ class _Making:
         self._made: _Cooperative | None = None
         self._is_given_up = False
 
-    def connect(self) -> _Cooperative:
-        """In the thread."""
-        self._made = _connect(*self._given)
+    def connect(self) -> _Cooperative | psycopg.Error:
+        """In the thread, which would print what it raises."""
+        try:
+            self._made = _connect(*self._given)
+        except psycopg.Error as error:
+            return error
         if self._is_given_up:
             self._made.close()
         return self._made
@@ -208,7 +220,16 @@ class _Making:
 
 def _connect(url: str, name: str) -> _Cooperative:
     # A standby that was not promoted yet is not the database we want.
-    wanted: dict[str, Any] = {"connect_timeout": CONNECT_S, "application_name": name, "target_session_attrs": "read-write"}
+    wanted: dict[str, Any] = {
+        "connect_timeout": CONNECT_S,
+        "application_name": name,
+        "target_session_attrs": "read-write",
+        # A database that is gone without a word is noticed.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+    }
     wanted |= conninfo_to_dict(url)
     connection = _Cooperative.connect(make_conninfo(**wanted), autocommit=True, prepare_threshold=0, client_encoding="utf8")
     connection.prepared_max = 500
@@ -228,11 +249,13 @@ def _rows(cursor: Any) -> Rows:
     return cursor.fetchall() if cursor.description is not None else []
 
 
-_AGAIN: Final = {"40001", "40P01", "23505"}  # Serialization, deadlock, a key just taken.
+# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables.
+_AGAIN: Final = {"40001", "40P01", "23505", "26000", "42P05", "0A000"}
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _FULL: Final = {"53100"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
+_FORBIDDEN: Final = {"42501"}
 
 
 def meaning_of(error: psycopg.Error) -> Exception:
@@ -245,6 +268,8 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return Again(words)
     if state in _FULL:
         return StoreFull(words)
+    if state in _FORBIDDEN:
+        return StoreUnfit(words)
     if state is None or state[:2] in _AWAY_CLASSES or state in _READ_ONLY or state == "25P03":
         is_ours = state is None and not isinstance(error, psycopg.OperationalError)
         return StoreFailed(words) if is_ours else StoreAway(words)

@@ -14,18 +14,18 @@ from typing import Any, Final
 
 import gevent
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import StoreError
 from givalia_core.model import WAITING, Job
 from givalia_core.store.base import Change, News, Route
 
-from givalia_postgres.connection import Again, Connection, Statement
+from givalia_postgres.connection import Connection, Statement
 
 CHANNEL: Final = "givalia"
 # Notifying is a transaction, but one that need not be on disk.
 NOTIFY: Final = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', $1)"
 LISTEN: Final = f"LISTEN {CHANNEL}"
 PAYLOAD_MAX: Final = 7_900  # Bytes; PostgreSQL takes 8,000.
-IDS_MAX: Final = 150
+IDS_MAX: Final = 250  # In one payload.
+ROUTES_MAX: Final = 25
 SOON_US: Final = 5 * SECOND_US  # What is due later is found in time by looking.
 FOLLOWED_MAX: Final = 50_000
 RETRY_S: Final = (0.05, 2.0)
@@ -44,28 +44,26 @@ class Hints:
     def __bool__(self) -> bool:
         return bool(self.changed or self.followed or self.ready or self.nearing or self.must_watch)
 
-    def waits(self, job: Job, now_us: int) -> None:
+    def waits(self, job: Job, now_us: int, soon_us: int = SOON_US) -> None:
         """This job waits, where others may not know of it. The database's clock is both of its clocks."""
         route = Route(job.module, job.target_worker)
         if job.due_at_us <= now_us:
             self.ready.add(route)
-        elif job.due_at_us <= now_us + SOON_US:
+        elif job.due_at_us <= now_us + soon_us:
             self.nearing[route] = min(job.due_at_us, self.nearing.get(route, job.due_at_us))
 
     def payloads(self) -> list[str]:
         """Texts that say it all; too much becomes the advice to look for oneself."""
-        said: dict[str, Any] = {}
-        if len(self.changed) + len(self.followed) > IDS_MAX or len(self.ready) + len(self.nearing) > IDS_MAX:
+        said: dict[str, Any] = {"w": int(self.must_watch)}
+        if len(self.ready) + len(self.nearing) > ROUTES_MAX:
             said["w"] = 1
         else:
-            said["c"] = [_text(each) for each in self.changed]
             said["r"] = [*self.ready]
             said["n"] = [[*route, due_us] for route, due_us in self.nearing.items()]
-        if self.must_watch:
-            said["w"] = 1
-        follow = [_text(each) for each in self.followed]
         parts = [{name: value for name, value in said.items() if value}]
-        parts += [{"f": follow[start : start + IDS_MAX]} for start in range(0, len(follow), IDS_MAX)]
+        for name, ids in (("c", [*self.changed]), ("f", [*self.followed])):
+            for start in range(0, len(ids), IDS_MAX):
+                parts.append({name: [_text(each) for each in ids[start : start + IDS_MAX]]})
         texts = [json.dumps(part, separators=(",", ":"), ensure_ascii=False) for part in parts if part]
         return [text if len(text.encode()) <= PAYLOAD_MAX else '{"w":1}' for text in texts]
 
@@ -117,7 +115,7 @@ class Listener:
     def _listen_forever(self) -> None:
         retry_s = RETRY_S[0]
         while True:
-            with contextlib.suppress(StoreError, Again, OSError):
+            with contextlib.suppress(Exception):
                 self._connection.ask((LISTEN, ()))
                 # What was said before this is lost, so look once.
                 self._is_deaf, self._must_watch, retry_s = False, True, RETRY_S[0]
@@ -150,7 +148,7 @@ class Listener:
             for each in said.get("f", ()):
                 self.followed[_id(each)] = None
             self._must_watch = self._must_watch or bool(said.get("w"))
-        except (ValueError, TypeError, AttributeError):
+        except Exception:
             self._must_watch = True  # Somebody else's words, or a later version's.
         while len(self.followed) > FOLLOWED_MAX:
             del self.followed[next(iter(self.followed))]

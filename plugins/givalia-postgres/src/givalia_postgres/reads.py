@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreAway, StoreError
+from givalia_core.errors import StoreAway, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
@@ -46,7 +46,7 @@ class Reads:
     def _read(self, *statements: Statement) -> list[Rows]:
         try:
             return self._connection.ask(*statements)
-        except Again as error:
+        except (Again, StoreFull) as error:
             raise StoreAway(str(error)) from error
 
     def _jobs(self, words: str, *values: object) -> list[Job]:
@@ -61,6 +61,7 @@ class Reads:
         begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
         # The numbers after the rows: so they are above any that another server had used in what was read.
         numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
+        sent_us = time.monotonic_ns() // 1000
         answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
@@ -68,7 +69,7 @@ class Reads:
         if not numbers:
             return found
         ((floor, database_us),) = answers[-1]
-        self.timer.sample(database_us, time.monotonic_ns() // 1000)
+        self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
         return found._replace(floor=floor)
 
     def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:

@@ -12,10 +12,8 @@ FORMAT: Final = 1
 LOCK: Final = 0x47495641  # "GIVA": an advisory lock that is held while the tables are made.
 
 # Rows change their place with each step of a job; room in the pages and a busy vacuum keep them from spreading.
-_STORAGE: Final = (
-    "fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,"
-    " autovacuum_analyze_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0"
-)
+_BUSY: Final = "autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0"
+_STORAGE: Final = f"fillfactor = 80, autovacuum_vacuum_insert_scale_factor = 0.2, {_BUSY}"
 
 _FIRST: Final = f"""
 CREATE SCHEMA IF NOT EXISTS givalia;
@@ -48,15 +46,17 @@ CREATE INDEX jobs_due ON givalia.jobs (on_wall, module, target_worker, rank, due
 CREATE INDEX jobs_expiry ON givalia.jobs (on_wall, expires_at_us) WHERE state = 0 AND expires_at_us IS NOT NULL;
 CREATE INDEX jobs_running ON givalia.jobs (keeper, seq) WHERE state = 1;
 CREATE INDEX jobs_ended ON givalia.jobs ((state = 3), forget_at_us, seq) WHERE forget_at_us IS NOT NULL;
-CREATE TABLE givalia.requests (request uuid PRIMARY KEY, seq bigint NOT NULL);
+CREATE TABLE givalia.requests (request uuid PRIMARY KEY, seq bigint NOT NULL) WITH ({_BUSY});
 CREATE INDEX requests_seq ON givalia.requests (seq);
-CREATE TABLE givalia.counts (module text COLLATE "C" NOT NULL, state smallint NOT NULL, jobs bigint NOT NULL);
+CREATE TABLE givalia.counts (module text COLLATE "C" NOT NULL, state smallint NOT NULL, jobs bigint NOT NULL)
+    WITH ({_BUSY});
 CREATE TABLE givalia.servers (
     epoch bigint PRIMARY KEY, alive_until_us bigint NOT NULL, lease_us bigint NOT NULL, about bytea NOT NULL,
     terms bytea NOT NULL
 );
 CREATE TABLE givalia.events (
-    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, hook text NOT NULL, running boolean, seq bigint NOT NULL
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, hook text NOT NULL, running boolean, seq bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
 );
 """
 

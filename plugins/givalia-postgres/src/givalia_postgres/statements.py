@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from givalia_core.store.base import ALIVE_US
+
 from givalia_postgres.rows import COLUMNS
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
@@ -203,6 +205,8 @@ WITH gone AS (
 )
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM gone GROUP BY module, state HAVING sum(jobs) <> 0"""
 
+# Not for longer than anybody is at once: so a clock that was set back lets nobody who is gone live on.
+_IS_ALIVE: Final = f"alive_until_us > {NOW_US} AND alive_until_us <= {NOW_US} + {ALIVE_US}"
 # Running jobs whose keeper is not alive: keeper by keeper along the index, however many jobs each has.
 _STRAYED: Final = f"""
 WITH RECURSIVE keepers AS (
@@ -212,14 +216,15 @@ WITH RECURSIVE keepers AS (
     FROM keepers k WHERE k.keeper IS NOT NULL
 )
 SELECT keeper FROM keepers k WHERE k.keeper IS NOT NULL
-    AND NOT EXISTS (SELECT FROM givalia.servers s WHERE s.epoch = k.keeper AND s.alive_until_us > {NOW_US})"""
+    AND NOT EXISTS (SELECT FROM givalia.servers s WHERE s.epoch = k.keeper AND {_IS_ALIVE})"""
 STRAYED: Final = f"""
-SELECT {_J_COLUMNS} FROM ({_STRAYED}) AS k, LATERAL (
+SELECT coalesce((SELECT lease_us FROM givalia.servers WHERE epoch = k.keeper), 0), {_J_COLUMNS}
+FROM ({_STRAYED}) AS k, LATERAL (
     SELECT * FROM givalia.jobs WHERE state = 1 AND keeper = k.keeper ORDER BY keeper, seq LIMIT $1
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions.
+# own transactions; $6: its hooks.
 BEAT: Final = f"""
 INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
 SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
@@ -227,21 +232,22 @@ SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, abou
 RETURNING
     coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
     {NOW_US},
+    (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1),
+    (SELECT count(*) FROM givalia.counts),
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
     EXISTS (
         SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
         WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
     ),
-    (SELECT coalesce(max(lease_us), 0) FROM givalia.servers),
-    ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND alive_until_us > {NOW_US} ORDER BY epoch),
-    EXISTS (SELECT FROM givalia.events),
+    ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {_IS_ALIVE} ORDER BY epoch),
+    EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
     EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
     EXISTS ({_STRAYED})"""
-# An event is one server's: whoever takes it makes its call.
+# An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
 EVENTS: Final = f"""
 WITH gone AS (
     DELETE FROM givalia.events WHERE number = ANY(ARRAY(
-        SELECT number FROM givalia.events ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED
+        SELECT number FROM givalia.events WHERE hook = ANY($2::text[]) ORDER BY number LIMIT $1 FOR UPDATE SKIP LOCKED
     )) RETURNING number, hook, running, seq
 )
 SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
@@ -249,7 +255,7 @@ SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.
 # For a transaction that is somebody else's.
 LOCK: Final = """
 SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR NO KEY UPDATE"""
-TERMS: Final = f"SELECT terms FROM givalia.servers WHERE alive_until_us > {NOW_US} AND terms <> '' ORDER BY epoch"
+TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {_IS_ALIVE} AND terms <> '' ORDER BY epoch"
 ADD_COUNTS: Final = """
 INSERT INTO givalia.counts SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[])"""
 ADD_REQUESTS: Final = """

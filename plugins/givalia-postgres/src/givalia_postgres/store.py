@@ -14,7 +14,7 @@ from typing import Any, Final
 import gevent
 import msgpack
 from givalia_core.clock import Mark, Now
-from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
+from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
@@ -25,11 +25,12 @@ from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.doubts import Doubts
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.reads import Reads
-from givalia_postgres.rows import to_job
+from givalia_postgres.rows import texts, to_job
 
 TRIES: Final = 8  # Of a commit that meets other transactions.
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
-FOLD_AFTER: Final = 400  # Commits.
+FOLD_AFTER: Final = 400  # Commits,
+FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 STRAYED_AT_ONCE: Final = 2_000
 EVENTS_AT_ONCE: Final = 1_000
 
@@ -45,15 +46,17 @@ class Postgres(Reads):
 
     def __init__(self, url: str) -> None:
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
-        super().__init__(Connection(url, "givalia"))
+        super().__init__(Connection(url, "givalia", self._see_that_it_keeps_the_promise))
         self._url = url
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
         self._mark: Mark | None = None
         self._epoch = 0
+        self._is_unsafe = False
         self._hints = Hints()
         self._listener: Listener | None = None
         self._about = self._known_terms = b""
+        self._hooks: list[str] = []  # That this server has plugins for.
         self._has_others = True  # For all that is known before it was looked for them.
         self._full_since: float | None = None
         self._doubts = Doubts()
@@ -62,12 +65,22 @@ class Postgres(Reads):
     # Opening and closing.
 
     def open(self, *, unsafe: bool = False) -> Opened:
-        self.durability = tables.durability(self._connection, unsafe=unsafe)
-        tables.create(self._connection)
-        opened = tables.enter(self._connection, self.timer)
+        try:
+            self.durability = tables.durability(self._connection, unsafe=unsafe)
+            self._is_unsafe = unsafe
+            tables.create(self._connection)
+            opened = tables.enter(self._connection, self.timer)
+        except BaseException:
+            self._connection.close()
+            raise
         self._epoch = opened.epoch
         self._hints.must_watch = True  # So that the others know of this one.
         return opened
+
+    def _see_that_it_keeps_the_promise(self) -> None:
+        """A database that was restarted may have other settings than when the server began to say what its answers mean."""
+        if self._epoch and tables.durability(self._connection, unsafe=self._is_unsafe) != self.durability:
+            raise StoreUnfit(f"PostgreSQL is not as durable any more, or more so, than when it was opened ({self.durability})")
 
     def upgrade(self) -> tuple[int, int]:
         try:
@@ -108,7 +121,7 @@ class Postgres(Reads):
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
         """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
-        keys = [change.job.key for change in changes if change.was is None and change.job.key is not None]
+        keys = [key for change in changes if (key := writes.taken_key(change)) is not None]
         for tried in range(TRIES):
             try:
                 commit = self._commit(changes, retention, self._doubts.refuse(keys, time.monotonic()))
@@ -124,7 +137,7 @@ class Postgres(Reads):
         raise StoreAway("no commit came through, for others hold what it needs")
 
     def _commit(self, changes: Sequence[Change], retention: Retention | None, held: frozenset[str]) -> Commit:
-        tried = [change for change in changes if change.was is not None or change.job.key not in held] if held else changes
+        tried = [change for change in changes if writes.taken_key(change) not in held] if held else changes
         written = self._write(list(writes.statements(tried)), is_last=retention is None)
         applied = {seq for rows in written for (seq,) in rows}
         refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
@@ -180,7 +193,7 @@ class Postgres(Reads):
             statements.append((sql.FOLD, ()))
         if statements:
             with suppress(
-                Again, StoreAway
+                Again, StoreAway, StoreFull
             ):  # Nothing here is owed to anybody; whether the store is back shows in the next turn.
                 self._connection.ask(*statements)
 
@@ -198,25 +211,29 @@ class Postgres(Reads):
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
-        ((lapsed, now_us, live, expired, longest_us, others, has_events, has_stopping, has_strayed),) = self._read(
-            (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about)])
+        sent_us = time.monotonic_ns() // 1000
+        ((lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed),) = self._read(
+            (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])
         )[0]
-        self.timer.sample(now_us, time.monotonic_ns() // 1000)
+        self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
+        self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
         self._has_others = bool(others)
         if self._listener is not None:
             self._listener.speaker = self._connection.pid
         own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
-        strayed = self._jobs(sql.STRAYED, STRAYED_AT_ONCE) if has_strayed else []
+        rows = self._read((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
+        strayed = [(to_job(row), granted_us) for granted_us, *row in rows]
         events: list[Event] = []
         if has_events:
-            rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE]))[0]
+            rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
             events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
-        return Watched(own, strayed, max(longest_us, lease_us), lapsed, live, expired, others, events)
+        return Watched(own, strayed, mine, lapsed, live, expired, others, events)
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
             known = msgpack.unpackb(about)
-            self._about, self._known_terms = about, msgpack.packb([known["hooks"], known["policy"]]) if known else b""
+            self._hooks = known["hooks"] if known else []
+            self._about, self._known_terms = about, msgpack.packb([self._hooks, known["policy"]]) if known else b""
         return self._known_terms
 
     def follow(self, ids: Iterable[bytes]) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, Final
 
-from givalia_core.clock import Mark
+from givalia_core.clock import SECOND_US, Mark
 from givalia_core.errors import StoreTooNew, StoreUnfit
 from givalia_core.store.base import ALIVE_US, Opened
 
@@ -16,6 +16,7 @@ from givalia_postgres.connection import Connection
 from givalia_postgres.statements import NOW_US, TICK_BITS
 
 OLDEST: Final = 140_000
+BURIED_US: Final = 3_600 * SECOND_US
 
 
 def durability(connection: Connection, *, unsafe: bool) -> str:
@@ -24,11 +25,13 @@ def durability(connection: Connection, *, unsafe: bool) -> str:
     Raises:
         StoreUnfit: The database is set to lose what it acknowledged, or is too old.
     """
-    names = ("server_version_num", "fsync", "full_page_writes", "synchronous_commit")
+    names = ("server_version_num", "server_encoding", "fsync", "full_page_writes", "synchronous_commit")
     asked = ", ".join(f"current_setting('{name}')" for name in names)
-    ((version, fsync, full_page_writes, synchronous_commit),) = connection.ask((f"SELECT {asked}", ()))[0]
+    ((version, encoding, fsync, full_page_writes, synchronous_commit),) = connection.ask((f"SELECT {asked}", ()))[0]
     if int(version) < OLDEST:
         raise StoreUnfit(f"PostgreSQL {int(version) // 10_000} is too old; 14 is the oldest that Givalia works with")
+    if encoding != "UTF8":
+        raise StoreUnfit(f"the database has the encoding {encoding}; keys can be any text, so it must be UTF8")
     weak = {"fsync": fsync, "full_page_writes": full_page_writes, "synchronous_commit": synchronous_commit}
     off = [name for name, value in weak.items() if value == "off"]
     if off and not unsafe:
@@ -83,32 +86,36 @@ def _format(connection: Connection) -> int | None:
 _KEEP: Final = "INSERT INTO givalia.facts VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 _SERVER: Final = f"""
 INSERT INTO givalia.servers SELECT nextval('givalia.tick'), {NOW_US} + {ALIVE_US}, 0, '', '' RETURNING epoch, {NOW_US}"""
+_BURY: Final = f"DELETE FROM givalia.servers WHERE alive_until_us + 2 * lease_us + {BURIED_US} < {NOW_US}"
+_UNHEARD: Final = "DELETE FROM givalia.events WHERE at < now() - interval '1 day'"  # For hooks that no server has.
 _FACTS: Final = "SELECT name, value FROM givalia.facts"
 _LAST: Final = "SELECT max(seq) FROM givalia.jobs"
 
 
 def enter(connection: Connection, clock: DatabaseClock) -> Opened:
     """Add this server to those that share the queue."""
-    ((epoch, now_us),), facts, ((last_seq,),) = connection.ask((_SERVER, ()), (_FACTS, ()), (_LAST, ()))
-    clock.sample(now_us, time.monotonic_ns() // 1000)
+    sent_us = time.monotonic_ns() // 1000
+    answers = connection.ask((_SERVER, ()), (_FACTS, ()), (_LAST, ()), (_BURY, ()), (_UNHEARD, ()))
+    ((epoch, now_us),), facts, ((last_seq,),) = answers[:3]
+    clock.sample(now_us, sent_us, time.monotonic_ns() // 1000)
     known: dict[str, str] = dict(facts)
     mark = Mark(*json.loads(known["mark"])) if "mark" in known else None
     return Opened(epoch, mark, max(last_seq or 0, int(known.get("last_seq", 0))))
 
 
 def leave(connection: Connection, epoch: int, mark: Mark | None, last_seq: int) -> None:
-    """This server is no more; its jobs are anybody's."""
+    """This server is no more; its jobs are anybody's. Its row stays for a while: it says for how long it granted leases."""
     facts = {"last_seq": str(last_seq)}
     if mark is not None:
         facts["mark"] = json.dumps(mark)
     kept = [(_KEEP, [name, value]) for name, value in facts.items()]
-    connection.ask(("DELETE FROM givalia.servers WHERE epoch = $1", [epoch]), *kept)
+    connection.ask((f"UPDATE givalia.servers SET alive_until_us = {NOW_US} WHERE epoch = $1", [epoch]), *kept)
 
 
 def raise_numbers(connection: Connection, seq: int, fence: int) -> None:
     """Let every number from here on be above these, and every epoch above the one in the fence."""
     least = (max(seq, fence) >> TICK_BITS) + 1
-    words = "SELECT setval('givalia.tick', greatest($1::bigint, (SELECT last_value FROM givalia.tick)))"
+    words = "SELECT setval('givalia.tick', $1::bigint) FROM givalia.tick WHERE last_value < $1::bigint"
     kept = f"{_KEEP} WHERE facts.value::bigint < excluded.value::bigint"
     connection.ask(("BEGIN", ()), (words, [least]), (kept, ["last_seq", str(seq)]), ("COMMIT", ()))
 

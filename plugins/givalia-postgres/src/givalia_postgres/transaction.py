@@ -17,7 +17,7 @@ from givalia_core.client import talk
 from givalia_core.clock import Now
 from givalia_core.engine.single import Decided, Single
 from givalia_core.errors import BadRequest, Busy, NotFound, StoreUnfit, TooLarge
-from givalia_core.model import WAITING
+from givalia_core.model import TEN_YEARS_US, WAITING
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
 from givalia_core.protocol.frames import RESULT_BYTES_MAX, Item
@@ -125,6 +125,12 @@ def _perform(connection: Any, call: talk.Call) -> Any:
 def _transaction(connection: Any) -> Iterator[_Cursor]:
     """The user's transaction; or, if the connection has none and would begin none, one of our own."""
     driver = _driver(connection)
+    if driver.pgconn.pipeline_status:
+        raise BadRequest("the connection is in pipeline mode, in which nothing can be decided; do it before or after that")
+    if driver.info.encoding != "utf-8":
+        raise BadRequest(
+            f"the connection's client_encoding is {driver.info.encoding}; a key can be any text, so it must be UTF8"
+        )
     own = driver.transaction() if driver.autocommit and not driver.info.transaction_status else contextlib.nullcontext()
     with own, RawCursor(driver, row_factory=tuple_row) as cursor:
         rows.register(cursor)
@@ -161,7 +167,8 @@ class _Cursor:
         return [self._ask(*statement) for statement in statements]
 
     def _ask(self, words: str, values: Any) -> Rows:
-        self._cursor.execute(words.encode(), values, binary=True)
+        # Not prepared: the connection may be a pool's that gives the next transaction another one.
+        self._cursor.execute(words.encode(), values, binary=True, prepare=False)
         return self._cursor.fetchall() if self._cursor.description is not None else []
 
 
@@ -237,7 +244,7 @@ def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now
         if was is not None and (was.keeper or job.ended_at_us):
             hints.changed.add(job.id)
         if job.state is WAITING:
-            hints.waits(job, now.timer_us)
+            hints.waits(job, now.timer_us, soon_us=TEN_YEARS_US)  # Who knows when it commits.
     events = [event for event in decided.events if listened is None or event.hook in listened]
     if events:
         hooks, jobs = [event.hook for event in events], [event.job.seq for event in events]
