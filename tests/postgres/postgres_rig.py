@@ -279,7 +279,8 @@ class Postgres:
                 return len(connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {others}").fetchall())
             pids = [pid for (pid,) in connection.execute(f"SELECT pid {others}").fetchall()]
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # The death of the first is the end of the others.
+                    os.kill(pid, signal.SIGKILL)
             if pids:  # Our own connection is ended too, and that is when recovery has begun.
                 with contextlib.suppress(psycopg.OperationalError):
                     connection.execute("SELECT pg_sleep(30)")

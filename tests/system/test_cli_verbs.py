@@ -248,7 +248,7 @@ def test_a_bad_settings_file_starts_nothing(house: Rig, program: str, text: str 
         (("--log-level", "loud"), {}, "--log-level"),
         ((), {"GIVALIA_LEASE": "nan"}, "GIVALIA_LEASE"),
         (("--host", "0.0.0.0"), {}, "--insecure"),
-        (("--store", "postgresql://db/q"), {}, "postgresql"),
+        (("--store", "mysql://db/q"), {}, "mysql"),
     ],
 )
 def test_a_setting_that_cannot_be_used_starts_nothing(
