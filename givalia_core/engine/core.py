@@ -8,23 +8,22 @@ after it; `turn` drives it, the same way under the real server and under the sim
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from heapq import heappop, heappush
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import leases, sharing, verbs, words
+from givalia_core.engine import answers, leases, sharing, words
+from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
+from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Refusal, Reply, Tell
-from givalia_core.errors import Busy, GivaliaError
+from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import CAPACITY_MAX, Dispatch, Heard, Kind, item, refusal
-from givalia_core.routing import LENT_BYTES_MAX, Routing, Session
-from givalia_core.store.base import Change, Claim, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
-from givalia_core.timers import Window
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, item
+from givalia_core.routing import Session
+from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Span, Wanted, Watched
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -33,37 +32,6 @@ WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 1_000
-ROOM_LEAST: Final = 8
-LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
-AGAIN_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
-
-Verb = Callable[[Batch, Asked, Any], Item | None]
-Report = Callable[[Batch, Asked], list[Item]]
-Order = tuple[int, ...]  # Of dispatch.
-
-ONE_BY_ONE: Final[dict[Kind, Verb]] = {
-    Kind.ENQ: verbs.enq,
-    Kind.STAT: verbs.stat,
-    Kind.CANCEL: verbs.cancel,
-    Kind.EXT: verbs.ext,
-    Kind.REQUEUE: verbs.requeue,
-    Kind.LIST: verbs.list_,
-    Kind.INFO: verbs.info,
-    Kind.MODULES: verbs.modules,
-    Kind.WORKERS: verbs.workers,
-    Kind.WAIT: verbs.wait,
-    Kind.JOIN: leases.join,
-    Kind.CREDIT: leases.credit,
-    Kind.SUCCEED: leases.succeed,
-    Kind.FAIL: leases.fail,
-    Kind.RELEASE: leases.release,
-    Kind.PROGRESS: leases.progress,
-}
-TOGETHER: Final[dict[Kind, Report]] = {
-    Kind.ANNOUNCE: leases.announce,
-    Kind.RESUME: leases.resume,
-    Kind.BEAT: leases.beat,
-}
 
 
 class Reads(NamedTuple):
@@ -111,13 +79,12 @@ class Engine:
         self.desk.live = live
         for job in running:
             self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
-        self.again: list[Input] = []  # What a refused change sends back to be decided anew.
+        self.again = Again(self.desk)
+        self._lender = Lender(self.desk)
         self._inputs: Sequence[Input] = ()
         self._now = now
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
-        self._stored: dict[tuple[int, int], dict[int, Item]] = {}  # Of frames in `again`: the answers that stand.
-        self._unsure: set[tuple[int, int]] = set()  # Frames of a batch of which it is not known whether it was stored.
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
         self._watched: Watched | None = None
@@ -126,12 +93,8 @@ class Engine:
         self._all_own = False  # Whether it must be found out anew what this server looks after.
         self._swept_us = self._swept_rows_us = now.mono_us
         self._sweeping = self._sweeping_rows = self._has_expired = False
-        self._refusals = 0  # Batches in a row in which something was refused.
         self._forget_more = False
         self._must_mark = True
-        self._hurry = False
-        self._room = CAPACITY_MAX  # How many jobs of a route are read at once to be lent.
-        self._claims: dict[Route, int] = {}  # How many jobs the store was asked for.
 
     # The first half of a batch: what happened, and what must be read.
 
@@ -221,8 +184,7 @@ class Engine:
                 wanted.add(given, self.desk)
         self._suspects = frozenset(self.desk.suspects | wanted.resumed)
         wanted.ids.update(self._suspects)
-        claims = () if self.desk.is_draining else tuple(self._to_claim(wanted.reports))
-        self._claims = dict(claims)
+        claims = self._lender.claims(wanted.reports)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
@@ -237,12 +199,6 @@ class Engine:
         care = self._watched is not None and bool(self._watched.own or self._watched.strayed)
         return self.desk.is_shared and bool(self._inputs or care or (self._sweeping and self.desk.leases))
 
-    def _to_claim(self, reports: int) -> Iterable[Claim]:
-        routing = self.desk.routing
-        for route, window in routing.windows.items():
-            if window.has_ready and (room := min(routing.credits(route) + reports, self._room)):
-                yield Claim(window.route, room)
-
     # The second half: decide, and after the commit let it be true.
 
     def decide(self, facts: Facts) -> Plan:
@@ -250,14 +206,13 @@ class Engine:
         now = self._now
         self.desk.use_numbers(facts.found.floor)
         batch = Batch(self.desk, facts, now)
-        self._hurry = False
         self.desk.suspects -= self._suspects
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
                 leases.leave(batch, given.conn)
             else:
-                self._answer(batch, given, place)
+                answers.answer(batch, given, place, self.again.known(given))
         batch.author = NOBODY
         if self._watched is not None:
             sharing.care(batch, self._watched)
@@ -269,38 +224,13 @@ class Engine:
                 batch.end(current, "expire", reason="expired")
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's.
         if not self.desk.is_draining and (facts.found.floor or not self.desk.is_shared):
-            self._match(batch)
+            self._lender.lend(batch)
         else:
-            routing = self.desk.routing
-            self._hurry = not self.desk.is_draining and any(w.fresh and routing.taker(r) for r, w in routing.windows.items())
+            self._lender.hold()
         changes = batch.changes()
         retention = self._retention() if facts.forgettable else None
         must_commit = bool(changes) or self._must_mark or retention is not None
         return Plan(batch, changes, retention, must_commit)
-
-    def _answer(self, batch: Batch, asked: Asked, place: int) -> None:
-        batch.author = (place, 0)
-        session = self.desk.routing.sessions.get(asked.conn)
-        if session is not None:
-            session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
-        together = TOGETHER.get(asked.kind)
-        answers: list[Item] = []
-        if together is not None:
-            try:
-                answers = together(batch, asked)
-            except Refusal as refused:
-                answers = [refusal(refused.error)]
-        else:
-            verb = ONE_BY_ONE[asked.kind]
-            stored = self._stored.get((asked.conn, asked.request), {})
-            for number, message in enumerate(asked.messages):
-                batch.author = (place, number)
-                answer = stored.get(number) or answer_one(verb, batch, asked, message)
-                if answer is not None:
-                    answers.append(answer)
-            if asked.messages and not answers:
-                return
-        batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
 
     def _sweep(self, batch: Batch) -> None:
         leases.expire_leases(batch)
@@ -309,61 +239,6 @@ class Engine:
             if session.beat_mono_us < silent_us:
                 batch.close(session.conn, "it missed two beats")
                 leases.leave(batch, session.conn)
-
-    def _match(self, batch: Batch) -> None:
-        """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
-        routing = self.desk.routing
-        heads: list[tuple[Order, Route, Job, Iterator[tuple[Order, Job]]]] = []
-        unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.
-        for route, window in routing.windows.items():
-            if (window.has_ready or window.fresh) and routing.taker(route) is not None:
-                self._queue(heads, unread, window.route, iter(self._line(batch, window)))
-        # What is unread must not be overtaken, so the next batch reads on first.
-        while heads and not any(map(routing.taker, unread)):
-            _, route, job, line = heappop(heads)
-            session = routing.taker(route)
-            if session is None:
-                routing.windows[route].has_ready = True
-                continue
-            self._lend(batch, job, session)
-            self._queue(heads, unread, route, line)
-        for _, route, _, _ in heads:
-            routing.windows[route].has_ready = True
-        self._hurry = any(window.has_ready and routing.taker(route) for route, window in routing.windows.items())
-        self._pace(routing)
-
-    def _queue(self, heads: list[Any], unread: list[Route], route: Route, line: Iterator[tuple[Order, Job]]) -> None:
-        head = next(line, None)
-        if head is not None:
-            heappush(heads, (head[0], route, head[1], line))
-        elif self.desk.routing.windows[route].has_ready:
-            unread.append(route)
-
-    def _line(self, batch: Batch, window: Window) -> list[tuple[Order, Job]]:
-        """The jobs of one route that may be lent now, in order: those that the store named and those fresh in this batch.
-
-        Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
-        """
-        stored = batch.facts.found.ready.get(window.route, [])
-        window.has_ready = window.has_ready and len(stored) >= self._claims.get(window.route, 0)
-        fresh = [(_order(job, batch.now), job) for job in map(batch.jobs.__getitem__, window.fresh)]
-        if window.has_ready:
-            last = _order(stored[-1], batch.now) if stored else ()
-            fresh = [place for place in fresh if place[0] < last]
-        return sorted(fresh + [(_order(job, batch.now), job) for job in stored if job.seq not in batch.jobs])
-
-    def _pace(self, routing: Routing) -> None:
-        """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
-        if any(session.lent_bytes >= LENT_BYTES_MAX for session in routing.sessions.values()):
-            self._room, self._hurry = ROOM_LEAST, True
-        else:
-            self._room = min(self._room * 2, CAPACITY_MAX)
-
-    def _lend(self, batch: Batch, job: Job, session: Session) -> None:
-        if job.is_expired(batch.now):
-            batch.end(job, "expire", reason="expired")
-        else:
-            leases.claim(batch, job, session)
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us
@@ -375,15 +250,13 @@ class Engine:
         refused = {plan.changes[place].job.seq for place in commit.refused}
         self._must_mark = False
         self._watched = None
-        self._unsure.clear()
         contested = {c.job.key for c in plan.changes if c.job.seq in refused and c.job.key is not None}
         self._also_keys = self._also_keys | contested if refused else frozenset()
         if refused:
             self.desk.routing.forget_windows()
             self.desk.suspects.update(c.job.id for c in plan.changes if c.job.seq in refused and c.job.id in self.desk.leases)
-        self._refusals = self._refusals + 1 if refused else 0
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
-        unanswerable = self._take_back(batch, refused)
+        unanswerable = self.again.take_back(self._inputs, batch, refused)
         for resumed in batch.resumed:
             resumed.has_resumed = True
         effects, self._owed = self._owed, []
@@ -402,38 +275,6 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
-
-    def _take_back(self, batch: Batch, refused: set[int]) -> set[tuple[int, int]]:
-        """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
-
-        Of such a frame the commands that did come to something keep their answers.
-        """
-        lost: dict[int, set[int]] = {}
-        for seq in refused:
-            for place, number in batch.authors.get(seq, ()):
-                if place >= 0:
-                    lost.setdefault(place, set()).add(number)
-        answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
-        gone = {given.conn for given in self._inputs if isinstance(given, Gone)} if lost else set()
-        stored: dict[tuple[int, int], dict[int, Item]] = {}
-        self.again = []
-        for place in sorted(lost):
-            given = self._inputs[place]
-            if not isinstance(given, Asked):
-                continue
-            name = given.conn, given.request
-            items = answers.get(name, [])
-            if given.kind in TOGETHER:
-                # Nothing is known of those leases now; the others hold, and must not wait for them.
-                for number in lost[place]:
-                    items[number] = LATER
-                continue
-            self.desk.unwait(*name)
-            if given.kind is not Kind.WAIT or given.conn not in gone:
-                self.again.append(given)
-                stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
-        self._stored = stored
-        return set(stored)
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
@@ -483,59 +324,22 @@ class Engine:
         Args:
             plan: What was decided, if it came to that: it may have been stored.
         """
-        is_unsure = plan is not None and bool(plan.changes)
         if plan is not None:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        self.again = list(self._inputs)
-        for given in self._inputs:
-            if isinstance(given, Asked) and given.kind is Kind.WAIT:
-                self.desk.unwait(given.conn, given.request)
-        if is_unsure:
-            self._unsure.update((given.conn, given.request) for given in self._inputs if isinstance(given, Asked))
+        self.again.keep(self._inputs, is_unsure=plan is not None and bool(plan.changes))
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 
-    def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
-        """While the store is away: take out the frames of these kinds that are known not to have been stored."""
-        put_off: list[Asked] = []
-        kept: list[Input] = []
-        for given in self.again:
-            if isinstance(given, Asked) and given.kind in kinds and not self._may_be_stored(given):
-                put_off.append(given)
-            else:
-                kept.append(given)
-        self.again = kept
-        return put_off
-
-    def _may_be_stored(self, asked: Asked) -> bool:
-        """Whether all or some of a frame that is to be decided again may have been stored."""
-        name = asked.conn, asked.request
-        return name in self._unsure or bool(self._stored.get(name))
-
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._hurry or self._forget_more or self.desk.routing.must_read:
+        if self._lender.hurry or self._forget_more or self.desk.routing.must_read:
             return 0
-        if self.again or self.desk.suspects:
-            return 0 if self._refusals <= 1 else AGAIN_US
+        if self.again.inputs or self.desk.suspects:
+            return self.again.pause_us
         due_us = self.desk.routing.next_due_us()
         if due_us is None:
             return SWEEP_US
         return min(max(due_us - now.timer_us, 0), SWEEP_US)
-
-
-def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
-    """What one command is answered, by the verb or by the error that it raised; None if the answer comes later."""
-    if isinstance(message, GivaliaError):
-        return refusal(message)
-    try:
-        return verb(batch, asked, message)
-    except Refusal as refused:
-        return refusal(refused.error)
-
-
-def _order(job: Job, now: Now) -> Order:
-    return job.rank, job.due_on_timer_us(now), job.seq
 
 
 def _dispatch(job: Job, now: Now) -> Item:

@@ -10,7 +10,7 @@ import random
 from typing import Final, NamedTuple
 
 from givalia_core.clock import Now
-from givalia_core.engine.core import ONE_BY_ONE, answer_one
+from givalia_core.engine.answers import ONE_BY_ONE, answer_one
 from givalia_core.engine.desk import Batch, Desk, Facts
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Hook

@@ -51,7 +51,7 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
     shared = as_shared(store)
     if shared is not None:
         engine.hear(shared.news())
-    spans = engine.begin([*engine.again, *inputs], now)
+    spans = engine.begin([*engine.again.inputs, *inputs], now)
     plan: Plan | None = None
     try:
         if shared is not None and engine.must_watch:

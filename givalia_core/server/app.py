@@ -351,7 +351,7 @@ class Server:
             self._away_since_us, self._retry_s = now.mono_us, AWAY_RETRY_FIRST_S
         if now.mono_us - self._away_since_us >= AWAY_PATIENCE_US:
             busy = refusal(Busy("the store does not answer for now; nothing changed", retry_after=1.0))
-            for asked in self._engine.put_off(_PUT_OFF):
+            for asked in self._engine.again.put_off(_PUT_OFF):
                 self._deliver([Reply(asked.conn, asked.request, [busy])], now)
         gevent.sleep(self._retry_s)
         self._retry_s = min(self._retry_s * 2, AWAY_RETRY_MAX_S)

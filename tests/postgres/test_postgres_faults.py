@@ -113,8 +113,17 @@ def lose_all_news(own: Rig, fleet: Fleet) -> None:
         time.sleep(0.1)
 
 
+def be_a_standby_for_a_while(own: Rig, fleet: Fleet) -> None:
+    for mode in ("on", "off"):
+        with psycopg.connect(fleet.url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {mode}")
+            connection.execute("SELECT pg_reload_conf()")
+        time.sleep(1.5)
+
+
 FAULTS: tuple[Callable[[Rig, Fleet], None], ...] = (
-    end_connections, kill_a_backend, restart_fast, restart_immediately, be_gone_for_a_while, lose_all_news,
+    end_connections, kill_a_backend, restart_fast, restart_immediately, be_gone_for_a_while, be_a_standby_for_a_while,
+    lose_all_news,
 )  # fmt: skip
 
 

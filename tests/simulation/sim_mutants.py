@@ -15,7 +15,7 @@ from sim_server import PowerCut
 from sim_worker import SimWorker
 
 from givalia_core.clock import Clock, Now, Reading, TimerClock
-from givalia_core.engine import core, leases, turn, verbs
+from givalia_core.engine import answers, leases, turn, verbs
 from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.engine.records import Asked, Effect, Input, Refusal
@@ -50,7 +50,7 @@ def _swap(place: Any, name: str, value: Any) -> Patch:
 
 
 def _verb(kind: Kind, verb: Any) -> Patch:
-    return mock.patch.dict(core.ONE_BY_ONE, {kind: verb})
+    return mock.patch.dict(answers.ONE_BY_ONE, {kind: verb})
 
 
 def ext_leaves_the_old_timer() -> Sequence[Patch]:
@@ -78,7 +78,7 @@ def answers_leave_before_the_commit() -> Sequence[Patch]:
 
     def hasty(engine: Engine, store: Any, timer: TimerClock, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
         now = timer.now(clock.read())
-        spans = engine.begin([*engine.again, *inputs], now)
+        spans = engine.begin([*engine.again.inputs, *inputs], now)
         engine.fill(spans, store.upcoming(spans, now))
         plan = engine.decide(turn._facts(engine, store, now))
         effects = engine.conclude(plan, Commit())
@@ -247,7 +247,7 @@ def resume_gives_everything_back() -> Sequence[Patch]:
         right(batch, asked._replace(messages=[]))
         return [((Stale.code, "given back"), b"") for _ in asked.messages]
 
-    return [mock.patch.dict(core.TOGETHER, {Kind.RESUME: resume})]
+    return [mock.patch.dict(answers.TOGETHER, {Kind.RESUME: resume})]
 
 
 def expired_jobs_start() -> Sequence[Patch]:

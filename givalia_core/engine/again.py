@@ -1,0 +1,98 @@
+"""What must be decided once more, because a change was refused or the store went away before it was known to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from givalia_core.engine.answers import TOGETHER
+from givalia_core.engine.desk import Batch, Desk
+from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.errors import Busy
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind, refusal
+
+PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
+LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
+
+Name = tuple[int, int]  # Of a frame: its connection and request.
+
+
+class Again:
+    """The inputs that go into the next batch once more."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.inputs: list[Input] = []
+        self._stored: dict[Name, dict[int, Item]] = {}  # Of these frames: the answers that stand, by the place of the command.
+        self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
+        self._refusals = 0  # Batches in a row in which something was refused.
+
+    @property
+    def pause_us(self) -> int:
+        """How long the next try may wait."""
+        return 0 if self._refusals <= 1 else PAUSE_US
+
+    def known(self, asked: Asked) -> dict[int, Item]:
+        """Of a frame that is decided again: the answers to the commands that did take effect, by their place."""
+        return self._stored.get((asked.conn, asked.request), {})
+
+    def take_back(self, inputs: Sequence[Input], batch: Batch, refused: set[int]) -> set[Name]:
+        """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
+
+        Of such a frame the commands that did come to something keep their answers.
+        """
+        lost: dict[int, set[int]] = {}
+        for seq in refused:
+            for place, number in batch.authors.get(seq, ()):
+                if place >= 0:
+                    lost.setdefault(place, set()).add(number)
+        answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
+        gone = {given.conn for given in inputs if isinstance(given, Gone)} if lost else set()
+        stored: dict[Name, dict[int, Item]] = {}
+        self.inputs = []
+        for place in sorted(lost):
+            given = inputs[place]
+            if not isinstance(given, Asked):
+                continue
+            name = given.conn, given.request
+            items = answers.get(name, [])
+            if given.kind in TOGETHER:
+                # Nothing is known of those leases now; the others hold, and must not wait for them.
+                for number in lost[place]:
+                    items[number] = LATER
+                continue
+            self._desk.unwait(*name)
+            if given.kind is not Kind.WAIT or given.conn not in gone:
+                self.inputs.append(given)
+                stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
+        self._stored = stored
+        self._unsure.clear()
+        self._refusals = self._refusals + 1 if refused else 0
+        return set(stored)
+
+    def keep(self, inputs: Sequence[Input], *, is_unsure: bool) -> None:
+        """Decide all of a batch again; `is_unsure` if it may have been stored all the same."""
+        self.inputs = list(inputs)
+        for given in inputs:
+            if isinstance(given, Asked) and given.kind is Kind.WAIT:
+                self._desk.unwait(given.conn, given.request)
+        if is_unsure:
+            self._unsure.update((given.conn, given.request) for given in inputs if isinstance(given, Asked))
+
+    def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
+        """While the store is away: take out the frames of these kinds that are known not to have been stored."""
+        put_off: list[Asked] = []
+        kept: list[Input] = []
+        for given in self.inputs:
+            if isinstance(given, Asked) and given.kind in kinds and not self._may_be_stored(given):
+                put_off.append(given)
+            else:
+                kept.append(given)
+        self.inputs = kept
+        return put_off
+
+    def _may_be_stored(self, asked: Asked) -> bool:
+        """Whether all or some of a frame that is to be decided again may have been stored."""
+        name = asked.conn, asked.request
+        return name in self._unsure or bool(self._stored.get(name))
