@@ -14,7 +14,7 @@ import os
 import random
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +30,13 @@ from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
-from givalia_core.errors import Busy, GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
+from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import CLIENT_KINDS, Info, Kind, answer_error, refusal
+from givalia_core.protocol.messages import Info, Kind, answer_error, refusal
 from givalia_core.protocol.session import Port, Session
+from givalia_core.server import outage
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
@@ -51,11 +52,6 @@ REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
-AWAY_PATIENCE_US: Final = SECOND_US  # A store that is away for less is only slow.
-AWAY_RETRY_FIRST_S: Final = 0.02
-AWAY_RETRY_MAX_S: Final = 0.5
-# A client's `wait` stays: it is answered when the store is back.
-_PUT_OFF: Final = CLIENT_KINDS - {Kind.WAIT}
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
@@ -95,8 +91,7 @@ class Server:
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
-        self._away_since_us: int | None = None  # The store, if it is.
-        self._retry_s = AWAY_RETRY_FIRST_S
+        self._outage = outage.Outage()
         self._was_stop_asked = False
         self._is_stopping = False
         self._greenlets: list[gevent.Greenlet[..., None]] = []
@@ -296,6 +291,8 @@ class Server:
                     log.info("connection %s closed: %s", connection.peer, why)
                     connection.close()
             self._see_to_memory()
+            if self._outage.is_stuck(now_us):
+                self._put_off(self._inbox.take_out(outage.PUT_OFF))
             if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
                 said_us = now_us
                 self._say_insecure()
@@ -318,14 +315,16 @@ class Server:
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             inputs = self._inbox.take()
+            self._outage.begin_turn(now.mono_us)
             try:
                 effects = turn.turn(self._engine, self._store, self._timer, inputs, self._clock)
             except StoreAway as error:
-                self._do_without_store(error, now)
+                retry_s = self._outage.fail_turn(error, now.mono_us)
+                if self._outage.lasts(self._clock.read().mono_us):
+                    self._put_off(self._engine.again.put_off(outage.PUT_OFF))
+                gevent.sleep(retry_s)
                 continue
-            if self._away_since_us is not None:
-                log.warning("the store is back")
-                self._away_since_us = None
+            self._outage.end_turn()
             self._deliver(effects, now)
             self._store.tidy()
             if len(inputs) != 1:
@@ -342,19 +341,10 @@ class Server:
             else:
                 gevent.sleep(0)
 
-    def _do_without_store(self, error: StoreAway, now: Now) -> None:
-        """Keep what arrived until the store is back. Clients are told to come again, once it has lasted a moment; workers hear
-        nothing, for nobody knows what is still theirs, and try another server in time.
-        """
-        if self._away_since_us is None:
-            log.warning("%s; trying again for as long as it takes", error)
-            self._away_since_us, self._retry_s = now.mono_us, AWAY_RETRY_FIRST_S
-        if now.mono_us - self._away_since_us >= AWAY_PATIENCE_US:
-            busy = refusal(Busy("the store does not answer for now; nothing changed", retry_after=1.0))
-            for asked in self._engine.again.put_off(_PUT_OFF):
-                self._deliver([Reply(asked.conn, asked.request, [busy])], now)
-        gevent.sleep(self._retry_s)
-        self._retry_s = min(self._retry_s * 2, AWAY_RETRY_MAX_S)
+    def _put_off(self, refused: Iterable[Asked]) -> None:
+        """Tell clients to come again when the store is back."""
+        now = self._timer.now(self._clock.read())
+        self._deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
 
     def _note_pace(self, turn_us: int) -> None:
         """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""

@@ -43,6 +43,17 @@ class Inbox:
                     break
         return turn.taken
 
+    def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
+        """Everything of these kinds, past all turns; of a connection only what stands before anything else it has asked."""
+        taken: list[Asked] = []
+        for conn, queue in list(self._queues.items()):
+            while queue and isinstance(given := queue[0], Asked) and given.kind in kinds:
+                taken.append(given)
+                queue.popleft()
+            if not queue:
+                del self._queues[conn]
+        return taken
+
     def _serve(self, conn: int, turn: _Turn, most: int | None) -> None:
         """Move what fits from one connection's queue into the turn, nothing larger than `most`."""
         queue = self._queues[conn]

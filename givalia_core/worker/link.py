@@ -25,7 +25,7 @@ from gevent import socket
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown
+from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.addresses import Address, Round
 from givalia_core.protocol.caller import Answer, Caller, Told, refused, retry_after_s
@@ -402,6 +402,8 @@ class Link:
         held = self._held.get(message.id)
         if held is None or held.fence != message.fence or isinstance(error, Busy):
             return  # A busy server has said nothing about the lease: it lasts as long as it did.
+        if error is not None and not isinstance(error, Stale):
+            raise error  # This says nothing about the lease, and that the two of us do not understand each other.
         if error is not None:
             del self._held[message.id]
             self._deliver(Lost(message.id, held.fence, "the server gave the job to another"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +171,34 @@ def test_client_is_told_to_come_again_while_the_database_is_away_and_a_waiter_is
     waiter.join(30)
     assert results == [1]
     assert client.enq("Echo", params=3).wait(10) == 3
+
+
+def test_client_is_told_to_come_again_while_a_statement_hangs(own: Rig, fleet: Fleet) -> None:
+    # given
+    client = fleet.client_of(0)
+    query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'givalia' AND datname = current_database()"
+    pids = [pid for (pid,) in fleet.ask(query)]
+    assert len(pids) == 2
+
+    # when
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        first = threading.Thread(target=lambda: fleet.client_of(0).enq("Echo"))
+        first.start()  # This one may be under way when it begins to hang.
+        time.sleep(0.5)
+        began = time.monotonic()
+        with pytest.raises(Busy):
+            client.enq("Echo")
+        seconds = time.monotonic() - began
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    # then
+    assert seconds < 8
+    first.join(30)
+    assert client.enq("Echo", params=5).wait(20) == 5
 
 
 TROUBLE = """

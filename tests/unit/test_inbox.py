@@ -55,6 +55,14 @@ def test_the_end_of_a_connection_comes_behind_what_it_asked() -> None:
     assert not inbox
 
 
+def test_what_is_put_off_stands_before_everything_else_its_connection_asked() -> None:
+    inbox = filled(asked(1, 1), asked(1, 2, kind=Kind.WAIT), asked(1, 3), asked(2, 1), Gone(2), asked(3, 1))
+
+    assert inbox.take_out(frozenset({Kind.ENQ})) == [asked(1, 1), asked(2, 1), asked(3, 1)]
+    assert inbox.take() == [asked(1, 2, kind=Kind.WAIT), asked(1, 3), Gone(2)]
+    assert not inbox
+
+
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 1, 64, 65, 1_000, 4_000, 10_000])), max_size=60))
 def test_everything_comes_out_once_in_each_connections_order_and_turns_are_bounded(arrived: list[tuple[int, int]]) -> None:
     inputs = [asked(conn, request, commands) for request, (conn, commands) in enumerate(arrived)]

@@ -1,0 +1,64 @@
+"""A shared store that does not answer: since when, when to try again, and who is told to come later.
+
+Nothing here knows why it is silent. A turn that failed says that it is away; one that does not come to its end says the same,
+only later.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import Busy, StoreAway
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import CLIENT_KINDS, Kind, refusal
+
+PATIENCE_US: Final = SECOND_US  # A store that is away for less is only slow.
+STUCK_US: Final = 2 * SECOND_US  # A turn that has lasted for so long waits for something that may take much longer.
+RETRY_FIRST_S: Final = 0.02
+RETRY_MAX_S: Final = 0.5
+
+# What clients are told to ask later. A `wait` stays: it is answered when the store is back. Workers hear nothing, for nobody
+# knows what is still theirs, and try another server in time.
+PUT_OFF: Final = CLIENT_KINDS - {Kind.WAIT}
+BUSY: Final[Item] = refusal(Busy("the store does not answer for now; nothing changed", retry_after=1.0))
+
+log = logging.getLogger("givalia.server")
+
+
+class Outage:
+    """Since when the store has not answered, if it does not."""
+
+    def __init__(self) -> None:
+        self._away_since_us: int | None = None
+        self._turn_since_us: int | None = None
+        self._retry_s = RETRY_FIRST_S
+
+    def begin_turn(self, now_us: int) -> None:
+        """A turn asks the store."""
+        self._turn_since_us = now_us
+
+    def end_turn(self) -> None:
+        """It has answered."""
+        self._turn_since_us = None
+        if self._away_since_us is not None:
+            log.warning("the store is back")
+            self._away_since_us = None
+
+    def fail_turn(self, error: StoreAway, now_us: int) -> float:
+        """It does not answer; in how many seconds to ask again."""
+        if self._away_since_us is None:
+            log.warning("%s; trying again for as long as it takes", error)
+            self._away_since_us, self._retry_s = self._turn_since_us or now_us, RETRY_FIRST_S
+        self._turn_since_us = None
+        retry_s, self._retry_s = self._retry_s, min(self._retry_s * 2, RETRY_MAX_S)
+        return retry_s
+
+    def lasts(self, now_us: int) -> bool:
+        """Whether it has been away for longer than clients should be left waiting."""
+        return self._away_since_us is not None and now_us - self._away_since_us >= PATIENCE_US
+
+    def is_stuck(self, now_us: int) -> bool:
+        """Whether a turn is under way that has waited for the store for too long."""
+        return self._turn_since_us is not None and now_us - self._turn_since_us >= STUCK_US
