@@ -25,7 +25,7 @@ def open_store(settings: ServerSettings) -> Store:
     """The store of the settings' URL, not yet opened.
 
     Raises:
-        StoreUnfit: No installed store has the URL's scheme, or two have.
+        StoreUnfit: No installed store has the URL's scheme, or two have, or what it needs is not there.
     """
     url = settings.store
     scheme = url.partition(":")[0]
@@ -37,6 +37,9 @@ def open_store(settings: ServerSettings) -> Store:
     if len(entries) != 1:
         owners = " and ".join(sorted(entry.dist.name for entry in entries if entry.dist)) or "no installed package"
         raise StoreUnfit(f"the scheme {scheme!r} of the store {without_secrets(url)} is served by {owners}")
-    made: Any = entries[0].load()
+    try:
+        made: Any = entries[0].load()
+    except Exception as error:
+        raise StoreUnfit(f"the store for the scheme {scheme!r} cannot be loaded: {error}") from error
     store: Store = made(url)
     return store

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from givalia_core.server.stores import without_secrets
+from givalia_core.errors import StoreUnfit
+from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.settings import ServerSettings
 
 
 @pytest.mark.parametrize(
@@ -20,3 +24,17 @@ from givalia_core.server.stores import without_secrets
 )
 def test_shown_url_has_no_password(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_store_whose_package_cannot_be_loaded_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    about = tmp_path / "broken-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0\n")
+    (about / "entry_points.txt").write_text("[givalia.stores]\nbroken = broken_store:Store\n")
+    (tmp_path / "broken_store.py").write_text("raise ImportError('no such library')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    # when, then
+    with pytest.raises(StoreUnfit, match="'broken' cannot be loaded: no such library"):
+        open_store(ServerSettings(store="broken://somewhere"))
