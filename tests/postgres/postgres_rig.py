@@ -179,13 +179,13 @@ class Postgres:
 
     port = 0
 
-    def __init__(self, settings: dict[str, str] | None = None, version: int = NEWEST) -> None:
-        """Make its folder and data; `start` does this and starts it."""
+    def __init__(self, settings: dict[str, str] | None = None, version: int = NEWEST, primary: Postgres | None = None) -> None:
+        """Make its folder and data; `start` does this and starts it. A standby has the data of its primary."""
         self._base = _the_base()
         self.version = version
         self.folder = self._base.new_folder()
         self._program = self._base.program(version, "postgres")
-        self._data = self._base.new_data(version, self.folder)
+        self._data = self._base.new_data(version, self.folder) if primary is None else self._copy(primary)
         self._settings = {**DEFAULTS, **(settings or {})}
         self._log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -207,6 +207,32 @@ class Postgres:
             postgres.close()
             raise
         raise AssertionError("not reached")
+
+    def _copy(self, primary: Postgres) -> Path:
+        data = self.folder / "data"
+        source = ["-h", HOST, "-p", str(primary.port), "-U", SUPERUSER, "-D", str(data), "-R"]
+        command = [self._base.program(self.version, "pg_basebackup"), *source, "--checkpoint=fast", "--no-sync"]
+        self._base.run(command, self.folder)
+        return data
+
+    def standby(self) -> Postgres:
+        """A server that follows this one, each commit of which waits for it from now on; `promote` lets it take over."""
+        standby = Postgres(version=self.version, primary=self)
+        standby.port = _free_port()
+        standby._start()
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            connection.execute("SELECT pg_reload_conf()")
+            for _ in range(500):
+                if connection.execute("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'").fetchone() is not None:
+                    return standby
+                time.sleep(0.02)
+        raise NotStarted("the standby does not follow")
+
+    def promote(self) -> None:
+        """Take writes, as a standby whose primary is gone."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
 
     def __enter__(self) -> Postgres:
         return self
@@ -353,7 +379,9 @@ class Postgres:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return self._process is not None and lines[:1] == [str(self._process.pid)] and lines[7:8] == ["ready   "]
+        return (
+            self._process is not None and lines[:1] == [str(self._process.pid)] and lines[7:8] in (["ready   "], ["standby "])
+        )
 
     def _answers(self) -> bool:
         with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url(), connect_timeout=5):

@@ -173,6 +173,29 @@ def test_client_is_told_to_come_again_while_the_database_is_away_and_a_waiter_is
     assert client.enq("Echo", params=3).wait(10) == 3
 
 
+def test_standby_takes_over_and_nothing_that_was_acknowledged_is_lost(shared: Installed, tmp_path: Path) -> None:
+    # given
+    with Rig.start() as primary:
+        name = primary.create_database().rpartition("/")[2]
+        with primary.standby() as standby:
+            url = f"postgresql://postgres@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{name}"
+            with Fleet(shared, tmp_path, url) as fleet:
+                for _ in range(2):
+                    fleet.add_server("--lease", "5")
+                    fleet.add_worker("-c", "20")
+                fleet.client_of().enq("Echo").wait(10)
+                load = Load(fleet, tmp_path / "ran")
+                time.sleep(1)
+
+                # when
+                primary.stop("immediate")
+                standby.promote()
+
+                # then
+                load.check(fleet, tmp_path / "ran")
+                assert {type(error) for error in load.refused} <= {Busy}
+
+
 def test_client_is_told_to_come_again_while_a_statement_hangs(own: Rig, fleet: Fleet) -> None:
     # given
     client = fleet.client_of(0)
