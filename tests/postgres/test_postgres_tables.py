@@ -34,6 +34,28 @@ def test_ten_servers_that_start_at_once_make_the_tables_once(database_url: str) 
     assert len(set(opened)) == 10
 
 
+def test_server_waits_for_somebody_who_takes_his_time_to_make_the_tables(database_url: str) -> None:
+    # given
+    opened: list[int] = []
+
+    def start() -> None:
+        store = Postgres(database_url)
+        opened.append(store.open().epoch)
+        store.close()
+
+    # when
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s::bigint)", (schema.LOCK,))
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join(1)
+        assert opened == []
+    thread.join(30)
+
+    # then
+    assert opened == [1]
+
+
 def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet: Fleet) -> None:
     # given
     with psycopg.connect(fleet.url, autocommit=True) as connection:

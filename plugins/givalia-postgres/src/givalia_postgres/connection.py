@@ -162,8 +162,13 @@ class Connection:
             self.close()
         raise meaning from error
 
-    def fileno(self) -> int:
-        return self.make().pgconn.socket
+    def await_more(self) -> None:
+        """Wait until something arrives that nobody asked for."""
+        watcher = gevent.get_hub().loop.io(self.make().pgconn.socket, 1)
+        try:
+            gevent.get_hub().wait(watcher)
+        finally:
+            watcher.close()
 
     def notifies(self) -> list[tuple[int, bytes]]:
         """The process ids and payloads of the notifications that have arrived; waits for none.

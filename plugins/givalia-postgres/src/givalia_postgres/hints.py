@@ -122,7 +122,7 @@ class Listener:
                 self._wake()
                 while True:
                     self._hear(self._connection.notifies())
-                    gevent.get_hub().wait(gevent.get_hub().loop.io(self._connection.fileno(), 1))
+                    self._connection.await_more()
             if not self._is_deaf:
                 self._is_deaf = True
                 self._wake()

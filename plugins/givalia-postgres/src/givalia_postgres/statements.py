@@ -206,7 +206,7 @@ WITH gone AS (
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM gone GROUP BY module, state HAVING sum(jobs) <> 0"""
 
 # Not for longer than anybody is at once: so a clock that was set back lets nobody who is gone live on.
-_IS_ALIVE: Final = f"alive_until_us > {NOW_US} AND alive_until_us <= {NOW_US} + {ALIVE_US}"
+IS_ALIVE: Final = f"alive_until_us > {NOW_US} AND alive_until_us <= {NOW_US} + {ALIVE_US}"
 # Running jobs whose keeper is not alive: keeper by keeper along the index, however many jobs each has.
 _STRAYED: Final = f"""
 WITH RECURSIVE keepers AS (
@@ -216,7 +216,7 @@ WITH RECURSIVE keepers AS (
     FROM keepers k WHERE k.keeper IS NOT NULL
 )
 SELECT keeper FROM keepers k WHERE k.keeper IS NOT NULL
-    AND NOT EXISTS (SELECT FROM givalia.servers s WHERE s.epoch = k.keeper AND {_IS_ALIVE})"""
+    AND NOT EXISTS (SELECT FROM givalia.servers s WHERE s.epoch = k.keeper AND {IS_ALIVE})"""
 STRAYED: Final = f"""
 SELECT coalesce((SELECT lease_us FROM givalia.servers WHERE epoch = k.keeper), 0), {_J_COLUMNS}
 FROM ({_STRAYED}) AS k, LATERAL (
@@ -239,7 +239,7 @@ RETURNING
         SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
         WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
     ),
-    ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {_IS_ALIVE} ORDER BY epoch),
+    ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
     EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
     EXISTS ({_STRAYED})"""
@@ -255,7 +255,7 @@ SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.
 # For a transaction that is somebody else's.
 LOCK: Final = """
 SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR NO KEY UPDATE"""
-TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {_IS_ALIVE} AND terms <> '' ORDER BY epoch"
+TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {IS_ALIVE} AND terms <> '' ORDER BY epoch"
 ADD_COUNTS: Final = """
 INSERT INTO givalia.counts SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[])"""
 ADD_REQUESTS: Final = """

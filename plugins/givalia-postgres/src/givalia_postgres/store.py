@@ -70,6 +70,9 @@ class Postgres(Reads):
             self._is_unsafe = unsafe
             tables.create(self._connection)
             opened = tables.enter(self._connection, self.timer)
+        except Again as error:
+            self._connection.close()
+            raise StoreAway(str(error)) from error
         except BaseException:
             self._connection.close()
             raise
@@ -154,7 +157,8 @@ class Postgres(Reads):
     def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
         """Remember what the others should hear of a commit that is done."""
         assert self._mark is not None
-        stored = [change for place, change in enumerate(changes) if place not in refused] if refused else changes
+        lost = set(refused)
+        stored = [change for place, change in enumerate(changes) if place not in lost] if lost else changes
         followed = self._listener.followed if self._listener is not None else {}
         of_changes(self._hints, stored, self._epoch, followed, self._mark.timer_us)
         for change in changes:
@@ -192,9 +196,8 @@ class Postgres(Reads):
             self._commits = 0
             statements.append((sql.FOLD, ()))
         if statements:
-            with suppress(
-                Again, StoreAway, StoreFull
-            ):  # Nothing here is owed to anybody; whether the store is back shows in the next turn.
+            # Nothing here is owed to anybody; whether the store is back shows in the next turn.
+            with suppress(Again, StoreAway, StoreFull):
                 self._connection.ask(*statements)
 
     def has_room(self) -> bool:

@@ -6,17 +6,20 @@ import json
 import time
 from typing import Any, Final
 
+import gevent
 from givalia_core.clock import SECOND_US, Mark
-from givalia_core.errors import StoreTooNew, StoreUnfit
+from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
 from givalia_core.store.base import ALIVE_US, Opened
 
 from givalia_postgres import schema
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Connection
-from givalia_postgres.statements import NOW_US, TICK_BITS
+from givalia_postgres.statements import IS_ALIVE, NOW_US, TICK_BITS
 
 OLDEST: Final = 140_000
 BURIED_US: Final = 3_600 * SECOND_US
+LOCK_S: Final = 30.0
+LOCK_LOOK_S: Final = 0.02
 
 
 def durability(connection: Connection, *, unsafe: bool) -> str:
@@ -61,7 +64,7 @@ def upgrade(connection: Connection) -> tuple[int, int]:
         StoreTooNew: They are of a later one. Nothing was changed.
         StoreUnfit: The user may not.
     """
-    connection.ask(("SELECT pg_advisory_lock($1)", [schema.LOCK]))
+    _lock(connection)
     try:
         before = found = _format(connection) or 0
         for step in schema.STEPS[found:]:
@@ -71,6 +74,16 @@ def upgrade(connection: Connection) -> tuple[int, int]:
     finally:
         connection.ask(("SELECT pg_advisory_unlock($1)", [schema.LOCK]))
     return before, found
+
+
+def _lock(connection: Connection) -> None:
+    """Wait for whoever makes the tables; not in the database, where nobody here waits for a lock for long."""
+    for _ in range(round(LOCK_S / LOCK_LOOK_S)):
+        ((is_ours,),) = connection.ask(("SELECT pg_try_advisory_lock($1)", [schema.LOCK]))[0]
+        if is_ours:
+            return
+        gevent.sleep(LOCK_LOOK_S)
+    raise StoreAway(f"somebody else has been making the tables for {LOCK_S:g} s")
 
 
 def _format(connection: Connection) -> int | None:
@@ -126,6 +139,6 @@ def describe(connection: Connection) -> dict[str, Any]:
         "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c"
         " WHERE c.relnamespace = 'givalia'::regnamespace AND c.relkind = 'r'"
     )
-    servers = f"SELECT count(*) FROM givalia.servers WHERE alive_until_us > {NOW_US}"
+    servers = f"SELECT count(*) FROM givalia.servers WHERE {IS_ALIVE}"
     ((version,),), ((size_bytes,),), ((alive,),) = connection.ask(("SELECT version()", ()), (size, ()), (servers, ()))
     return {"format": schema.FORMAT, "postgresql": version.split(" on ")[0], "bytes": size_bytes, "servers": alive}
