@@ -7,32 +7,55 @@ none, so its jobs stay rows and cost nothing. All of this is a hint that workers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from givalia_core.clock import Now
 from givalia_core.model import Job
-from givalia_core.protocol.messages import ANY, Announce, Join
+from givalia_core.protocol.messages import ANY, ISOLATIONS, Announce, Join, Process
 from givalia_core.store.base import News, Route, Span, Timer
 from givalia_core.timers import Window
 
 LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
 
 
+class Room:
+    """What a worker can hold of one isolation: jobs that run as greenlets, or jobs that each have a process."""
+
+    __slots__ = ("capacity", "held", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.capacity = 0
+        self.held = 0
+
+    @property
+    def free(self) -> int:
+        """How many more jobs it can take now."""
+        return 0 if self.session.is_clogged else self.capacity - self.held
+
+    def lend(self, params_bytes: int) -> None:
+        """Count a job that is lent to it."""
+        session = self.session
+        self.held += 1
+        session.lent_bytes += params_bytes
+        session.is_clogged = session.is_clogged or session.lent_bytes >= LENT_BYTES_MAX
+
+
 class Session:
-    """One connected worker process: what it can run and how much of it now."""
+    """One connected worker: what it can run and how much of it now."""
 
     __slots__ = (
-        "announced", "beat_mono_us", "capacity", "conn", "has_resumed", "heard", "held", "is_clogged", "join", "joined_wall_us",
-        "lent_bytes",
+        "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "join", "joined_wall_us", "lent_bytes",
+        "processes", "rooms",
     )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
         self.conn = conn
         self.join = join
         self.announced: dict[str, Announce] = {}
-        self.capacity = 0
-        self.held = 0
+        self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
+        self.processes: Sequence[Process] = ()  # What it says of its own processes.
         self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
         self.lent_bytes = 0  # Of params, in this batch.
         self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
@@ -40,16 +63,10 @@ class Session:
         self.beat_mono_us = now.mono_us
         self.joined_wall_us = now.wall_us
 
-    @property
-    def free(self) -> int:
-        """How many more jobs it can take now."""
-        return 0 if self.is_clogged else self.capacity - self.held
-
-    def lend(self, params_bytes: int) -> None:
-        """Count a job that is lent to it."""
-        self.held += 1
-        self.lent_bytes += params_bytes
-        self.is_clogged = self.is_clogged or self.lent_bytes >= LENT_BYTES_MAX
+    def room(self, module: str) -> Room:
+        """Where a job of this module has its place."""
+        announced = self.announced.get(module)
+        return self.rooms.get(announced.isolation if announced else "", self.rooms["greenlet"])
 
     def serves(self, module: str) -> bool:
         """Whether it can run this module."""
@@ -68,8 +85,10 @@ class Session:
             "instance": self.join.instance.hex(),
             "pid": self.join.pid,
             "only_targeted": self.join.only_targeted,
-            "capacity": self.capacity,
-            "running": self.held,
+            "capacity": self.rooms["greenlet"].capacity,
+            "process_capacity": self.rooms["process"].capacity,
+            "running": sum(room.held for room in self.rooms.values()),
+            "processes": [{**each._asdict(), "job": each.job and each.job.hex()} for each in self.processes],
             "since_us": self.joined_wall_us,
             "modules": sorted(name for name in self.announced if self.serves(name)),
             "broken": sorted(name for name in self.announced if not self.serves(name)),
@@ -84,7 +103,7 @@ class Routing:
         self.elsewhere: list[dict[str, Any]] = []  # The workers of other servers of a shared store, as those describe them.
         self.sessions: dict[int, Session] = {}
         self.windows: dict[tuple[str, str], Window] = {}  # By route.
-        self._takers: dict[tuple[str, str], list[Session]] = {}
+        self._takers: dict[tuple[str, str], list[Room]] = {}
 
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
@@ -103,10 +122,10 @@ class Routing:
         return session
 
     def _rebuild(self) -> None:
-        takers: dict[tuple[str, str], list[Session]] = {}
+        takers: dict[tuple[str, str], list[Room]] = {}
         for session in self.sessions.values():
             for route in session.routes():
-                takers.setdefault(route, []).append(session)
+                takers.setdefault(route, []).append(session.room(route.module))
         self._takers = takers
         self.windows = {route: self.windows.get(route) or self._window(route) for route in takers}
 
@@ -146,17 +165,17 @@ class Routing:
         if window is not None:
             window.discard(job.seq)
 
-    def taker(self, route: tuple[str, str]) -> Session | None:
-        """The worker with the most free credits on this route; None if all are full."""
-        best: Session | None = None
-        for session in self._takers.get(route, ()):
-            if session.free > 0 and (best is None or session.free > best.free):
-                best = session
+    def taker(self, route: tuple[str, str]) -> Room | None:
+        """Of the workers of this route the room with the most free credits; None if all are full."""
+        best: Room | None = None
+        for room in self._takers.get(route, ()):
+            if room.free > 0 and (best is None or room.free > best.free):
+                best = room
         return best
 
     def credits(self, route: tuple[str, str]) -> int:
         """How many jobs the workers of this route can take now."""
-        return sum(max(session.free, 0) for session in self._takers.get(route, ()))
+        return sum(max(room.free, 0) for room in self._takers.get(route, ()))
 
     @property
     def must_read(self) -> bool:
@@ -186,7 +205,7 @@ class Routing:
             able = [session for session in able if not session.join.only_targeted or session.join.name == ANY]
             if not able:
                 return f"every worker with module {job.module} takes only jobs for its own name"
-        if all(session.free <= 0 for session in able):
+        if all(session.room(job.module).free <= 0 for session in able):
             return "every worker that could take it is full"
         return "it is about to be given to a worker"
 

@@ -37,6 +37,7 @@ TOGETHER: Final[dict[Kind, Report]] = {
     Kind.ANNOUNCE: leases.announce,
     Kind.RESUME: leases.resume,
     Kind.BEAT: leases.beat,
+    Kind.PROCESSES: leases.processes,
 }
 
 

@@ -298,10 +298,10 @@ class Engine:
             del desk.leases[job.id]
             lease = None
         if job.state is RUNNING:
-            session = batch.claims.get(job.seq)
-            if session is not None:
-                desk.leases[job.id] = leases.lease_of(batch, job, session)
-                dispatches.setdefault(session.conn, []).append(_dispatch(job, batch.now))
+            room = batch.claims.get(job.seq)
+            if room is not None:
+                desk.leases[job.id] = leases.lease_of(batch, job, room)
+                dispatches.setdefault(room.session.conn, []).append(_dispatch(job, batch.now))
             elif lease is not None:
                 lease.job = job
             elif job.seq in batch.taken:
@@ -314,9 +314,10 @@ class Engine:
     def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
         if session is not None and session.conn not in self.desk.routing.sessions:
             session = None
-        if session is not None:
-            session.held += 1
-        self.desk.leases[job.id] = Lease(job, session, batch.now.mono_us + lent_us)
+        room = None if session is None else session.room(job.module)
+        if room is not None:
+            room.held += 1
+        self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:
         """The store went away in this batch. Nothing is answered; all of it is decided again when it is back.

@@ -29,7 +29,7 @@ from givalia_core.model import (
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.routing import Routing, Session
+from givalia_core.routing import Room, Routing, Session
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Found, Page
 
 Author = tuple[int, int]
@@ -41,13 +41,18 @@ NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store
 class Lease:
     """A worker's time-limited hold on one running job."""
 
-    __slots__ = ("expires_mono_us", "job", "progress", "session")
+    __slots__ = ("expires_mono_us", "job", "progress", "room")
 
-    def __init__(self, job: Job, session: Session | None, expires_mono_us: int) -> None:
+    def __init__(self, job: Job, room: Room | None, expires_mono_us: int) -> None:
         self.job = job
-        self.session = session  # None while its worker is not connected.
+        self.room = room  # None while its worker is not connected.
         self.expires_mono_us = expires_mono_us
         self.progress: tuple[float, str] | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """The worker that holds it, while that is connected."""
+        return None if self.room is None else self.room.session
 
 
 class Desk:
@@ -116,10 +121,11 @@ class Desk:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
         self.routing.forget_windows()
         for session in self.routing.sessions.values():
-            session.held = 0
+            for room in session.rooms.values():
+                room.held = 0
         for lease in self.leases.values():
-            if lease.session is not None:
-                lease.session.held += 1
+            if lease.room is not None:
+                lease.room.held += 1
 
 
 class Facts:
@@ -151,8 +157,8 @@ class Batch:
         self._ended: dict[str, int] = {}
         self._requests: dict[bytes, int] = {}
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
-        self.claims: dict[int, Session] = {}  # seq -> who was given the job in this batch
-        self.freed: dict[int, Session] = {}  # seq -> whose credit the job gave back in this batch
+        self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
+        self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
         # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
         self.taken: dict[int, tuple[Session | None, int]] = {}
         self.resumed: list[Session] = []  # Who has named the leases it holds.
@@ -237,9 +243,9 @@ class Batch:
     def _free_credit(self, job: Job) -> None:
         """The worker that held the job can take another, in this very batch."""
         lease = self.desk.leases.get(job.id)
-        if lease is not None and lease.session is not None:
-            lease.session.held -= 1
-            self.freed[job.seq] = lease.session
+        if lease is not None and lease.room is not None:
+            lease.room.held -= 1
+            self.freed[job.seq] = lease.room
 
     def _keep(self, job: Job) -> None:
         seq = job.seq

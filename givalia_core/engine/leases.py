@@ -13,6 +13,7 @@ from givalia_core.model import (
     CHILD_DEATHS_MAX,
     DONE,
     RELEASES_MAX,
+    REPLACEMENTS_MAX,
     RUNNING,
     Job,
     OutcomeKind,
@@ -21,12 +22,14 @@ from givalia_core.model import (
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import (
     OK,
+    PROCESSES_MAX,
     Announce,
     Credit,
     Fail,
     Hold,
     Join,
     Kind,
+    Process,
     Progress,
     Release,
     Stop,
@@ -34,7 +37,7 @@ from givalia_core.protocol.messages import (
     item,
     refusal,
 )
-from givalia_core.routing import Session
+from givalia_core.routing import Room, Session
 
 
 def join(batch: Batch, asked: Asked, message: Join) -> Item:
@@ -56,7 +59,7 @@ def leave(batch: Batch, conn: int) -> None:
     if session is not None:
         for lease in batch.desk.leases.values():
             if lease.session is session:
-                lease.session = None
+                lease.room = None
     for job_id in batch.desk.waits_of.pop(conn, ()):
         waiting = batch.desk.waiters.get(job_id, {})
         for waiter in [each for each in waiting if each[0] == conn]:
@@ -110,8 +113,8 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
         adopt(batch, job, session, batch.desk.policy.lease_us)
     else:
         if lease.session is not session:
-            lease.session = session
-            session.held += 1
+            lease.room = session.room(job.module)
+            lease.room.held += 1
         lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
     if job.stop_asked:
         batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
@@ -132,8 +135,15 @@ def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None
 
 def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
     """How many jobs the worker can hold from now on."""
-    _session(batch, asked).capacity = message.capacity
+    rooms = _session(batch, asked).rooms
+    rooms["greenlet"].capacity, rooms["process"].capacity = message.capacity, message.processes
     return (OK,), b""
+
+
+def processes(batch: Batch, asked: Asked) -> list[Item]:
+    """A worker says which processes it has, and how they are; this replaces what it said before."""
+    _session(batch, asked).processes = [message for message in asked.messages if isinstance(message, Process)][:PROCESSES_MAX]
+    return [refusal(each) if isinstance(each, GivaliaError) else ((OK,), b"") for each in asked.messages]
 
 
 def beat(batch: Batch, asked: Asked) -> list[Item]:
@@ -179,41 +189,53 @@ def succeed(batch: Batch, asked: Asked, message: Succeed) -> Item:
 def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
     """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, message)
-    settle_failure(batch, job, OutcomeKind(message.kind), message.error, message.after_us, message.permanent)
+    kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
+    settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
     return (OK,), b""
 
 
 def settle_failure(
-    batch: Batch, job: Job, kind: OutcomeKind, error: str, after_us: int | None = None, permanent: bool = False
+    batch: Batch,
+    job: Job,
+    kind: OutcomeKind,
+    error: str,
+    after_us: int | None = None,
+    *,
+    permanent: bool = False,
+    deaths: int | None = None,
 ) -> None:
-    """What becomes of a running job whose attempt ended without success."""
+    """What becomes of a running job whose attempt ended without success; `deaths` of its processes by now, if it grew."""
+    deaths = job.deaths if deaths is None else deaths
     if job.stop_asked:
-        batch.end(job, "stop", error=error)
+        batch.end(job, "stop", error=error, deaths=deaths)
         return
     reason = None
     if permanent:
         reason = "failed"
-    elif job.deaths >= CHILD_DEATHS_MAX:
+    elif deaths >= CHILD_DEATHS_MAX:
         reason = "child_died"
     elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
         reason = "exhausted"
     if reason is not None:
-        batch.end(job, "die", reason=reason, error=error)
+        batch.end(job, "die", reason=reason, error=error, deaths=deaths)
         return
     delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
-    retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error)
+    retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error, deaths=deaths)
     batch.put(job, retried)
     batch.hook("on_retry", retried, outcome=Ended(kind, error))
 
 
 def release(batch: Batch, asked: Asked, message: Release) -> Item:
-    """The worker gives a job back that it did not start (T9)."""
-    give_back(batch, _held(batch, message))
+    """The worker gives a job back that it did not start, or that lost its process to another job's fault (T9)."""
+    give_back(batch, _held(batch, message), is_replaced=message.replaced)
     return (OK,), b""
 
 
-def give_back(batch: Batch, job: Job) -> None:
-    """Put an unstarted job back where it was, its attempt not counted; too often, and it counts as a failure."""
+def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
+    """Put a job back where it was, its attempt not counted; too often, and it counts as a failure."""
+    if is_replaced and (job.stop_asked or job.replacements >= REPLACEMENTS_MAX):
+        settle_failure(batch, job, OutcomeKind.DIED, "its process was replaced for the fault of another job")
+        return
     if job.stop_asked or job.releases >= RELEASES_MAX:
         settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
         return
@@ -225,7 +247,8 @@ def give_back(batch: Batch, job: Job) -> None:
             job,
             "release",
             attempt=attempt,
-            releases=job.releases + 1,
+            releases=job.releases + (not is_replaced),
+            replacements=job.replacements + is_replaced,
             expires_at_us=job.due_at_us + (job.expires_us or 0) if expires else None,
         ),
     )
@@ -242,8 +265,9 @@ def expire_leases(batch: Batch) -> None:
             settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
 
 
-def claim(batch: Batch, job: Job, session: Session) -> Job:
+def claim(batch: Batch, job: Job, room: Room) -> Job:
     """Lend a due job to a worker (T3): the attempt and its fence are durable before the worker hears of it."""
+    session = room.session
     announced = session.announced[job.module]
     policy = batch.desk.policy
     max_attempts = job.max_attempts or announced.max_attempts or policy.max_attempts
@@ -262,11 +286,11 @@ def claim(batch: Batch, job: Job, session: Session) -> Job:
         timeout_us=job.timeout_us or announced.timeout_us,
         backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),
     )
-    batch.claims[job.seq] = session
-    session.lend(len(job.params))
+    batch.claims[job.seq] = room
+    room.lend(len(job.params))
     return batch.put(job, claimed)
 
 
-def lease_of(batch: Batch, job: Job, session: Session) -> Lease:
+def lease_of(batch: Batch, job: Job, room: Room) -> Lease:
     """The lease of a claim that is stored; it runs from the worker's last message, as the worker itself counts."""
-    return Lease(job, session, session.beat_mono_us + batch.desk.policy.lease_us)
+    return Lease(job, room, room.session.beat_mono_us + batch.desk.policy.lease_us)

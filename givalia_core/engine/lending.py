@@ -11,7 +11,7 @@ from givalia_core.engine import leases
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.model import Job
 from givalia_core.protocol.messages import CAPACITY_MAX
-from givalia_core.routing import LENT_BYTES_MAX, Routing, Session
+from givalia_core.routing import LENT_BYTES_MAX, Room, Routing
 from givalia_core.store.base import Claim, Route
 from givalia_core.timers import Window
 
@@ -56,11 +56,11 @@ class Lender:
         # What is unread must not be overtaken, so the next batch reads on first.
         while heads and not any(map(routing.taker, unread)):
             _, route, job, line = heappop(heads)
-            session = routing.taker(route)
-            if session is None:
+            room = routing.taker(route)
+            if room is None:
                 routing.windows[route].has_ready = True
                 continue
-            self._lend(batch, job, session)
+            self._lend(batch, job, room)
             self._queue(heads, unread, route, line)
         for _, route, _, _ in heads:
             routing.windows[route].has_ready = True
@@ -94,11 +94,11 @@ class Lender:
         else:
             self._room = min(self._room * 2, CAPACITY_MAX)
 
-    def _lend(self, batch: Batch, job: Job, session: Session) -> None:
+    def _lend(self, batch: Batch, job: Job, room: Room) -> None:
         if job.is_expired(batch.now):
             batch.end(job, "expire", reason="expired")
         else:
-            leases.claim(batch, job, session)
+            leases.claim(batch, job, room)
 
 
 def _order(job: Job, now: Now) -> Order:

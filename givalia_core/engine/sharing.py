@@ -69,8 +69,8 @@ def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
     known, session = lease.job, lease.session
     if job is None or job.state is not RUNNING or job.fence != known.fence or job.keeper != desk.me:
         del desk.leases[known.id]
-        if session is not None:
-            session.held -= 1
+        if lease.room is not None:
+            lease.room.held -= 1
         return []
     lease.job = job
     if not job.stop_asked or known.stop_asked:

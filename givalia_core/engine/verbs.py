@@ -182,11 +182,11 @@ def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
     # If another server looks after the job, it is told of the change and does what is to be done here.
     batch.put(job, evolve(job, "ask_stop", stop_asked=True, answered=asked))
     lease = batch.desk.leases.get(job.id)
-    session = lease.session if lease is not None else batch.claims.get(job.seq)
-    if session is None and job.keeper == batch.desk.me:
+    room = lease.room if lease is not None else batch.claims.get(job.seq)
+    if room is None and job.keeper == batch.desk.me:
         batch.hook("on_cancel", job, running=True)
-    elif session is not None:
-        batch.tell(job.seq, session.conn, Kind.STOP, item(Stop(job.id, job.fence)))
+    elif room is not None:
+        batch.tell(job.seq, room.session.conn, Kind.STOP, item(Stop(job.id, job.fence)))
 
 
 def ext(batch: Batch, asked: Asked, message: Ext) -> Item:

@@ -31,10 +31,13 @@ from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Ite
 
 VERSION: Final = 1
 ANY: Final = "any"
+ISOLATIONS: Final = ("greenlet", "process")
 IF_EXISTS: Final = ("refuse", "keep", "replace", "reschedule")
 FOREVER_US: Final = 100 * TEN_YEARS_US
 DAY_US: Final = 86_400 * SECOND_US
 ERROR_BYTES_MAX: Final = 16 << 10
+STACK_BYTES_MAX: Final = 4 << 10
+PROCESSES_MAX: Final = 64  # Of one worker, in one frame.
 LIST_LIMIT_MAX: Final = 500
 CAPACITY_MAX: Final = 8_000  # What a worker holds must fit into one frame of RESUME.
 OK: Final = "OK"
@@ -165,9 +168,10 @@ class Hold(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """How many jobs this worker can hold at once from now on; 0 while it drains."""
+    """How many jobs this worker can hold at once from now on, of modules of either isolation; 0 while it drains."""
 
     capacity: int
+    processes: int = 0
 
 
 class Succeed(NamedTuple):
@@ -180,7 +184,10 @@ class Succeed(NamedTuple):
 
 
 class Fail(NamedTuple):
-    """The attempt is over without success. `after_us` sets the wait before the next; `permanent`: there is none."""
+    """The attempt is over without success. `after_us` sets the wait before the next; `permanent`: there is none.
+
+    `child_died`: it took its process with it, which a job may do only so often.
+    """
 
     id: bytes
     fence: int
@@ -188,13 +195,15 @@ class Fail(NamedTuple):
     error: str
     after_us: int | None = None
     permanent: bool = False
+    child_died: bool = False
 
 
 class Release(NamedTuple):
-    """The job was not started; its attempt is given back."""
+    """The job's attempt is given back: it was not started, or (`replaced`) its process ended for another job's fault."""
 
     id: bytes
     fence: int
+    replaced: bool = False
 
 
 class Progress(NamedTuple):
@@ -204,6 +213,25 @@ class Progress(NamedTuple):
     fence: int
     fraction: float
     text: str = ""
+
+
+class Process(NamedTuple):
+    """One process of this worker. A frame of them replaces what was said before; a hint for people, nothing durable.
+
+    `blocked_us` is for how long it has not answered because the job named here does not give way; `stack` shows where.
+    """
+
+    pid: int
+    role: str
+    state: str
+    jobs: int = 0
+    since_us: int = 0
+    memory_bytes: int = 0
+    restarts: int = 0
+    module: str | None = None
+    job: bytes | None = None
+    blocked_us: int = 0
+    stack: str = ""
 
 
 class Heard(NamedTuple):
@@ -238,7 +266,7 @@ class Stop(NamedTuple):
 
 Message: TypeAlias = (
     Hello | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
-    | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress
+    | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
 )  # fmt: skip
 
 
@@ -266,6 +294,7 @@ class Kind(IntEnum):
     FAIL = 38
     RELEASE = 39
     PROGRESS = 40
+    PROCESSES = 41
     DISPATCH = 64
     STOP = 65
 
@@ -307,14 +336,20 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "backoff_max_us": or_none(_DELAY), "broken": or_none(is_long_text(ERROR_BYTES_MAX)),
     },
     Hold: _HELD,
-    Credit: {"capacity": is_int(0, CAPACITY_MAX)},
+    Credit: {"capacity": is_int(0, CAPACITY_MAX), "processes": is_int(0, CAPACITY_MAX)},
     Succeed: {**_HELD, "result_error": or_none(one_of("TOO_LARGE", "UNSERIALIZABLE"))},
     Fail: {
         **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_long_text(ERROR_BYTES_MAX),
-        "after_us": or_none(_DELAY), "permanent": is_bool,
+        "after_us": or_none(_DELAY), "permanent": is_bool, "child_died": is_bool,
     },
-    Release: _HELD,
+    Release: {**_HELD, "replaced": is_bool},
     Progress: {**_HELD, "fraction": is_fraction, "text": is_text(255)},
+    Process: {
+        "pid": is_int(0, 1 << 32), "role": is_text(32), "state": is_text(32), "jobs": is_int(0, 1 << 32),
+        "since_us": is_int(0, FOREVER_US), "memory_bytes": is_int(0, 1 << 62), "restarts": is_int(0, 1 << 32),
+        "module": or_none(is_name), "job": or_none(_ID), "blocked_us": is_int(0, FOREVER_US),
+        "stack": is_long_text(STACK_BYTES_MAX),
+    },
 }  # fmt: skip
 
 _PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX}
@@ -356,9 +391,10 @@ TABLE: Final[dict[Kind, _Shape]] = {
     Kind.FAIL: _shape(Fail),
     Kind.RELEASE: _shape(Release),
     Kind.PROGRESS: _shape(Progress),
+    Kind.PROCESSES: _shape(Process),
 }
 CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.WAIT)
-WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROGRESS)
+WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROCESSES)
 
 
 def decode(kind: Kind, packed: bytes, payload: bytes) -> Any:

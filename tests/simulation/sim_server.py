@@ -222,15 +222,16 @@ class SimServer:
         """A credit that is lost is a worker that stands idle until it connects anew (I14); one too many overloads it."""
         held = Counter(id(lease.session) for lease in engine.desk.leases.values())
         for session in engine.desk.routing.sessions.values():
-            if session.held != held[id(session)]:
+            thought = sum(room.held for room in session.rooms.values())
+            if thought != held[id(session)]:
                 self._world.history.blame(
-                    "I14", f"{session.join.name} is thought to hold {session.held} jobs and holds {held[id(session)]}"
+                    "I14", f"{session.join.name} is thought to hold {thought} jobs and holds {held[id(session)]}"
                 )
 
     def _look_for_sleep(self, engine: Engine, now: Now, wake_us: int) -> None:
         """The engine wants to sleep: nothing may be due before it wakes that a free worker could take (I14)."""
         for session in engine.desk.routing.sessions.values():
-            if session.free <= 0:
+            if session.rooms["greenlet"].free <= 0:
                 continue
             for route in session.routes():
                 due_us = self._first_due_us(route, now)

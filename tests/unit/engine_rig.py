@@ -223,9 +223,9 @@ class WorkerRig:
         job = job or self.last
         return self.ask(Kind.FAIL, m.Fail(job.id, job.fence, kind, error, **fields))[0]
 
-    def release(self, job: m.Dispatch | None = None) -> Any:
+    def release(self, job: m.Dispatch | None = None, *, replaced: bool = False) -> Any:
         job = job or self.last
-        return self.ask(Kind.RELEASE, m.Release(job.id, job.fence))[0]
+        return self.ask(Kind.RELEASE, m.Release(job.id, job.fence, replaced))[0]
 
     def progress(self, fraction: float, text: str = "") -> Any:
         return self.ask(Kind.PROGRESS, m.Progress(self.last.id, self.last.fence, fraction, text))[0]

@@ -22,7 +22,18 @@ from givalia_core.errors import (
     TooLarge,
     WrongState,
 )
-from givalia_core.model import DONE, RELEASES_MAX, TEN_YEARS_US, WAITING, Answered
+from givalia_core.model import (
+    CANCELLED,
+    CHILD_DEATHS_MAX,
+    DEAD,
+    DONE,
+    RELEASES_MAX,
+    REPLACEMENTS_MAX,
+    RUNNING,
+    TEN_YEARS_US,
+    WAITING,
+    Answered,
+)
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Change, Commit, Retention
@@ -439,6 +450,43 @@ def test_t9_a_job_that_is_released_too_often_counts_as_failed(rig: EngineRig) ->
     assert rig.state(id=uid(1)) == "waiting"
     rig.tick(2)
     assert worker.last.attempt == 2
+
+
+def test_t9_a_job_whose_process_was_replaced_gets_its_attempt_back_three_times(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.ask(Kind.ENQ, m.Enq(uid(1), "Mail", max_attempts=2))
+    for _ in range(REPLACEMENTS_MAX):
+        worker.release(replaced=True)
+    assert (rig.stored(uid(1)).attempt, rig.stored(uid(1)).replacements) == (1, 3)
+
+    worker.release(replaced=True)
+
+    job = rig.stored(uid(1))
+    assert (job.state, job.attempt, job.error) == (WAITING, 1, "its process was replaced for the fault of another job")
+    rig.clock.advance(seconds=2)
+    rig.tick()
+    assert rig.stored(uid(1)).attempt == 2
+
+
+def test_t8_a_job_that_was_asked_to_stop_is_cancelled_when_its_process_is_replaced(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.ask(Kind.ENQ, m.Enq(uid(1), "Mail"))
+    rig.ask(Kind.CANCEL, m.Cancel(uid(2), id=uid(1), running=True))
+
+    worker.release(replaced=True)
+
+    assert rig.stored(uid(1)).state is CANCELLED
+
+
+def test_t7_a_job_that_takes_its_process_with_it_three_times_is_dead(rig: EngineRig) -> None:
+    worker = rig.worker(10, "any", m.Announce("Mail", "d", "1", "greenlet", 9, None, 0))
+    rig.ask(Kind.ENQ, m.Enq(uid(1), "Mail"))
+    for _ in range(CHILD_DEATHS_MAX):
+        assert rig.stored(uid(1)).state is RUNNING
+        worker.fail(kind="died", error="child_died: SIGSEGV", child_died=True)
+
+    job = rig.stored(uid(1))
+    assert (job.state, job.reason, job.attempt, job.deaths) == (DEAD, "child_died", 3, 3)
 
 
 def test_t9_a_released_job_can_expire_again(rig: EngineRig) -> None:
@@ -1944,13 +1992,14 @@ def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_work
     rig.engine.desk.is_clogged = lambda conn: True
     for number in range(1, 13):
         rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(400 << 10)))
-    assert rig.engine.desk.routing.sessions[worker.conn].held == 0
+    assert rig.engine.desk.routing.sessions[worker.conn].rooms["greenlet"].held == 0
 
     session = rig.engine.desk.routing.sessions[worker.conn]
-    rig.engine.desk.is_clogged = lambda conn: session.held >= 3
+    room = session.rooms["greenlet"]
+    rig.engine.desk.is_clogged = lambda conn: room.held >= 3
     rig.tick()
-    assert session.held == 3
+    assert room.held == 3
 
     rig.engine.desk.is_clogged = lambda conn: False
     rig.tick()
-    assert session.held == 12
+    assert room.held == 12

@@ -94,18 +94,24 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "broken": long_text(messages.ERROR_BYTES_MAX, optional=True),
     },
     Kind.RESUME: HELD,
-    Kind.CREDIT: {"capacity": numbers(0, 8_000)},
+    Kind.CREDIT: {"capacity": numbers(0, 8_000), "processes": numbers(0, 8_000)},
     Kind.BEAT: HELD,
     Kind.SUCCEED: {**HELD, "result_error": words("TOO_LARGE", "UNSERIALIZABLE", optional=True)},
     Kind.FAIL: {
         **HELD, "kind": words("failed", "timeout", "stopped", "died"), "error": long_text(messages.ERROR_BYTES_MAX),
-        "after_us": OPTIONAL_DELAY, "permanent": BOOL,
+        "after_us": OPTIONAL_DELAY, "permanent": BOOL, "child_died": BOOL,
     },
-    Kind.RELEASE: HELD,
+    Kind.RELEASE: {**HELD, "replaced": BOOL},
     Kind.PROGRESS: {
         **HELD,
         "fraction": Field([0, 0.5, 1, 1.0], [-0.1, 1.1, math.nan, math.inf, -math.inf, 2, -1], (int, float)),
         "text": text(255),
+    },
+    Kind.PROCESSES: {
+        "pid": numbers(0, 1 << 32), "role": text(32), "state": text(32), "jobs": numbers(0, 1 << 32),
+        "since_us": numbers(0, messages.FOREVER_US), "memory_bytes": numbers(0, 1 << 62), "restarts": numbers(0, 1 << 32),
+        "module": OPTIONAL_NAME, "job": OPTIONAL_UUID, "blocked_us": numbers(0, messages.FOREVER_US),
+        "stack": long_text(messages.STACK_BYTES_MAX),
     },
 }  # fmt: skip
 

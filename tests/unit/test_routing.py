@@ -18,7 +18,7 @@ NOW = Now(1_000, 5_000, 7)
 
 def session(conn: int, name: str = "any", *modules: str, capacity: int = 1, **join: Any) -> Session:
     made = Session(conn, Join(name, bytes([conn]) * 16, **join), NOW)
-    made.capacity = capacity
+    made.rooms["greenlet"].capacity = capacity
     made.announced = {module: Announce(module, "dist", "1") for module in modules}
     return made
 
@@ -100,19 +100,34 @@ def test_the_taker_is_whoever_has_most_free_credits_and_nobody_when_all_are_full
     taken = []
     while (taker := made.taker(route)) is not None:
         taker.held += 1
-        taken.append(taker.conn)
+        taken.append(taker.session.conn)
 
     assert taken[:3] == [2, 2, 2]
-    assert (small.held, large.held) == (2, 5)
+    assert (small.room("Mail").held, large.room("Mail").held) == (2, 5)
     assert made.credits(route) == 0
     assert made.taker(Route("Fax", "any")) is None
 
 
 def test_a_worker_that_holds_more_than_its_new_capacity_takes_from_no_other() -> None:
     full, free = session(1, "any", "Mail", capacity=0), session(2, "any", "Mail", capacity=2)
-    full.held = 5
+    full.rooms["greenlet"].held = 5
 
     assert routing(full, free).credits(Route("Mail", "any")) == 2
+
+
+def test_jobs_of_either_isolation_have_a_room_of_their_own() -> None:
+    both = session(1, "any", "Mail", capacity=1)
+    made = routing(both)
+    made.announce(both, [Announce("Mail", "d", "1"), Announce("Video", "d", "1", "process")])
+    both.rooms["process"].capacity = 2
+    mail, video = Route("Mail", "any"), Route("Video", "any")
+
+    taker = made.taker(mail)
+    assert taker is not None
+    taker.lend(0)
+
+    assert (made.credits(mail), made.credits(video)) == (0, 2)
+    assert (both.describe()["capacity"], both.describe()["process_capacity"], both.describe()["running"]) == (1, 2, 1)
 
 
 def test_a_job_is_near_on_its_own_route_only() -> None:
