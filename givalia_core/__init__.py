@@ -35,7 +35,7 @@ from givalia_core.version import __version__
 from givalia_core.views import Outcome, Status
 
 # These two bring gevent and the store with them, which a program that only enqueues has no use for.
-_LATE = {"Server": "givalia_core.server", "Worker": "givalia_core.worker"}
+_LATE = {"Server": "givalia_core.server", "Worker": "givalia_core.worker.app"}
 
 
 def __getattr__(name: str) -> Any:
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from givalia_core.server import Server
-    from givalia_core.worker import Worker
+    from givalia_core.worker.app import Worker
 
 __all__ = [
     "BadRequest",

@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import importlib_metadata
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, ModuleClash
+from givalia_core.protocol.messages import ISOLATIONS, Announce
 from givalia_core.views import RunningJobView, length_to_us
 
 GROUP: Final = "givalia.modules"
-ISOLATIONS: Final = ("greenlet", "process")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
 
@@ -37,16 +37,25 @@ class Fail(Exception):
     """Raised by job code: this job cannot succeed, do not try again. It ends dead, with the message as its error."""
 
 
-class Run:
+class Stopped(BaseException):
+    """Raised inside job code that must end, whatever it is doing: clean up in `finally`, and let it pass.
+
+    `why` is `timeout` (it ran longer than it may), `cancelled` (somebody cancelled it, and it took no notice), `lease` (its
+    lease is over, so another attempt may begin elsewhere), or `shutdown` (its worker stops, and the time of grace is over).
+    """
+
+    def __init__(self, why: str, words: str) -> None:
+        super().__init__(words)
+        self.why = why
+
+
+class Run(NamedTuple):
     """One attempt, as far as the module that runs it may know and say."""
 
-    def __init__(
-        self, job: RunningJobView, log: logging.LoggerAdapter[logging.Logger], tell: Callable[[float, str], None]
-    ) -> None:
-        self.job = job
-        self.log = log
-        self.tell = tell
-        self.is_cancelled = False
+    job: RunningJobView
+    log: logging.LoggerAdapter[logging.Logger]
+    tell: Callable[[float, str], None]
+    is_cancelled: Callable[[], bool] = bool  # Called without an argument, that is False.
 
 
 class WorkModule:
@@ -63,7 +72,11 @@ class WorkModule:
     timeout: ClassVar[float | None] = None
     """Seconds an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
     isolation: ClassVar[str] = "greenlet"
-    """Where the job runs; only `greenlet`, beside others in the worker's process, is served today."""
+    """Where the job runs.
+
+    `greenlet`: beside hundreds of others in one process; for code that waits most of the time. `process`: in a process of its
+    own, which is used again for the next job; for code that computes, or that cannot be trusted to end.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -85,18 +98,22 @@ class WorkModule:
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked the running job to stop; long jobs look at it and return or raise."""
-        return self._run.is_cancelled
+        return self._run.is_cancelled()
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModule:
-    """One name in the group `givalia.modules`: the class that serves it, or in `broken` why none does."""
+    """One name in the group `givalia.modules`: the class that serves it, or in `broken` why none does.
+
+    `source` is where another process can import the class from, as `package.module:Class`.
+    """
 
     name: str
     distribution: str
     version: str
     work: type[WorkModule] | None
     broken: str | None
+    source: str = ""
     isolation: str = "greenlet"
     max_attempts: int | None = None
     timeout_us: int | None = None
@@ -104,15 +121,25 @@ class FoundModule:
     backoff_max_us: int | None = None
 
 
-def discover() -> dict[str, FoundModule]:
-    """Find and import every installed WorkModule, by name."""
+def discover(importing: Callable[[str], None] | None = None, deadly: Mapping[str, str] | None = None) -> dict[str, FoundModule]:
+    """Find and import every installed WorkModule, by name.
+
+    Args:
+        importing: Told the name of each module before it is imported, in case that never returns.
+        deadly: Modules that are not to be imported again, and what became of the process that did.
+    """
     claims: dict[str, list[Any]] = {}
     for entry in importlib_metadata.entry_points(group=GROUP):
         claims.setdefault(entry.name, []).append(entry)
-    return {name: _settle(name, entries) for name, entries in sorted(claims.items())}
+    deadly = deadly or {}
+    return {name: _settle(name, entries, importing or _ignore, deadly.get(name)) for name, entries in sorted(claims.items())}
 
 
-def _settle(name: str, entries: list[Any]) -> FoundModule:
+def _ignore(_: str) -> None:
+    """Nobody wants to know."""
+
+
+def _settle(name: str, entries: list[Any], importing: Callable[[str], None], death: str | None) -> FoundModule:
     """Load the one entry of a name; two are a clash, and then neither is served."""
     owners = sorted({(entry.dist.name, entry.dist.version) for entry in entries})
     distribution, version = (", ".join(part) for part in zip(*owners, strict=True))
@@ -120,9 +147,12 @@ def _settle(name: str, entries: list[Any]) -> FoundModule:
         claimed = " and ".join(f"{owner} {owned}" for owner, owned in owners)
         clash = ModuleClash(f"{name} is claimed by {claimed}; neither is served")
         return FoundModule(name, distribution, version, None, f"{clash.code}: {clash}")
+    if death is not None:
+        return FoundModule(name, distribution, version, None, death)
     try:
         if _NAME(name) is None:
             raise BadRequest(f"{name!r} cannot be the name of a module")
+        importing(name)
         return describe(name, distribution, version, entries[0].load())
     except BaseException as error:  # Somebody else's import may raise anything, SystemExit included.
         return FoundModule(name, distribution, version, None, _words(error))
@@ -146,12 +176,24 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
     timeout_us = None if work.timeout is None else length_to_us(work.timeout, f"{name}: timeout")
     if timeout_us is not None and not SECOND_US <= timeout_us <= 86_400 * SECOND_US:
         raise BadRequest(f"{name}: timeout must be 1 second to 24 hours, not {work.timeout!r}")
-    broken = None
-    if work.isolation == "process":
-        broken = "isolation = 'process' is not served by this version of Givalia; use 'greenlet'"
-    served = None if broken else work
+    source = f"{work.__module__}:{work.__qualname__}"
     return FoundModule(
-        name, distribution, version, served, broken, work.isolation, attempts, timeout_us, backoff_us, backoff_max_us
+        name, distribution, version, work, None, source, work.isolation, attempts, timeout_us, backoff_us, backoff_max_us
+    )
+
+
+def announcement(found: FoundModule) -> Announce:
+    """What a worker tells the server of a module."""
+    return Announce(
+        found.name,
+        found.distribution[:255],
+        found.version[:255],
+        found.isolation,
+        found.max_attempts,
+        found.timeout_us,
+        found.backoff_us,
+        found.backoff_max_us,
+        found.broken,
     )
 
 

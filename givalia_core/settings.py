@@ -111,9 +111,25 @@ class WorkerSettings:
     master: str = _setting("127.0.0.1", f"{_MASTER_WORDS} worker_port.", is_list=True)
     worker_port: int = _setting(WORKER_PORT, "The servers' port for workers, where master names none.", least=1, most=65535)
     name: str = _setting("any", "This worker's name, for jobs that are targeted at it; several may share one.")
-    concurrency: int = _setting(100, "How many jobs run at once.", least=1, most=8_000)
+    concurrency: int = _setting(100, "How many jobs run at once as greenlets, in one process.", least=1, most=8_000)
+    processes: int = _setting(
+        4, "How many jobs run at once in a process of their own (isolation = process).", least=0, most=256
+    )
+    jobs_per_process: int = _setting(
+        1_000, "Jobs that such a process runs before a new one takes its place; 0: any number.", least=0
+    )
+    memory_per_process: int = _setting(
+        0, "MiB a process may have: a job's own is killed beyond that, the one with the greenlets replaced; 0: any.", least=0
+    )
     only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
     grace: float = _setting(30.0, "Seconds that running jobs may take to end when the worker is stopped.", least=0, most=86_400)
+    stop_grace: float = _setting(
+        5.0, "Seconds between the steps of stopping a job: asked, then made to end, then killed.", least=0.1, most=3_600
+    )
+    block_limit: float = _setting(
+        30.0, "Seconds that a job may hold up its neighbours without giving way; then their process is replaced.", least=1
+    )
+    watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
     log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")

@@ -61,8 +61,8 @@ def test_count_tells_how_far_it_is_and_returns_a_result() -> None:
 
 
 def test_count_stops_when_it_is_asked_to() -> None:
-    run = run_of("Count", {"to": 1000, "pause": 0})
-    run.tell = lambda part, _: setattr(run, "is_cancelled", part >= 0.003)
+    told: list[tuple[float, str]] = []
+    run = run_of("Count", {"to": 1000, "pause": 0}, told=told)._replace(is_cancelled=lambda: len(told) >= 3)
     with pytest.raises(Stopped, match="before 4 of 1000"):
         Count(run).process()
 

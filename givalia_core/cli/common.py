@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import logging
 import os
 import subprocess
 import sys
@@ -14,11 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
-from givalia_core.errors import GivaliaError, SettingsInvalid
+from givalia_core.errors import GivaliaError
 from givalia_core.settings import load, state_folder
 
 EXIT_USAGE: Final = 64
-LOG_HANDLER: Final = "givalia"  # Plugins look for the handler by this name, to change its form rather than add to it.
 READY: Final = b"ready"
 READY_FD: Final = "GIVALIA_READY_FD"
 EXIT_CODES: Final = """
@@ -99,26 +96,6 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
     except OSError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(69) from None
-
-
-def start_log(level: str, file: str) -> None:
-    """One handler for the whole program."""
-    try:
-        handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
-    except OSError as error:
-        raise SettingsInvalid(f"log file {file}: {error}") from None
-    handler.set_name(LOG_HANDLER)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("givalia")
-    root.handlers[:] = [handler]
-    root.propagate = False
-    root.setLevel(level.upper())
-
-
-def spare_the_collector() -> None:
-    """A job leaves no cycles behind; looking for some after every few hundred records would only cost time."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 # The background.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import gevent
 from gevent.event import Event
 
+from givalia_core import program
 from givalia_core.cli import common
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
     os.umask(0o077)
-    common.spare_the_collector()
-    common.start_log(settings.log_level, settings.log_file)
+    program.spare_the_collector()
+    program.start_log(settings.log_level, settings.log_file)
     server = Server(settings)
     server.start()
     asked_to_stop = Event()
@@ -61,7 +62,7 @@ def _main(arguments: list[str]) -> int:
 def _read_again(server: Server, read_settings: Callable[[], ServerSettings]) -> None:
     try:
         settings = read_settings()
-        common.start_log(settings.log_level, settings.log_file)
+        program.start_log(settings.log_level, settings.log_file)
     except Exception as error:
         log.error("the settings are as they were: %s", error)
         return

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from gevent import monkey
+import logging
+import os
+import signal
+from collections.abc import Callable
 
+import gevent
+from gevent.event import Event
+
+from givalia_core import program
 from givalia_core.cli import common
 from givalia_core.settings import WorkerSettings
+from givalia_core.worker.supervisor import Supervisor
 
 PROG = "givalia-worker"
 WORDS = """A Givalia worker: runs jobs with the WorkModules of the packages that are installed in its environment.
 
 It connects to the worker port of its server, or of one of several that share a store (-m HOST,HOST), and again, to the
-next of them, for as long as it takes. Jobs run as greenlets of one process.
+next of them, for as long as it takes. Jobs run as greenlets of one process, or in processes of their own, as their module
+says; this process runs none, and replaces those that fail.
 SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exit; a second one exits at once.
-SIGHUP: read the log settings again."""
+SIGHUP: read the settings again, and replace the processes one by one: packages that were installed meanwhile are
+taken up, and no job is stopped. With --watch that happens by itself."""
+
+log = logging.getLogger("givalia.worker")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,12 +34,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings, read_again = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
-    # The worker's door: from here on job code, whatever it imports first, finds the patched standard library.
-    monkey.patch_all()
-    from givalia_core.cli.working import work
+    settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
+    program.start_log(settings.log_level, settings.log_file)
+    program.spare_the_collector()
+    supervisor = Supervisor(settings)
+    supervisor.start()
+    asked_to_stop = Event()
 
-    return work(settings, read_again)
+    def stop(number: int) -> None:
+        if asked_to_stop.is_set():
+            # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
+            os._exit(1)
+        log.info("%s: draining", signal.Signals(number).name)
+        asked_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, stop, number)
+    gevent.signal_handler(signal.SIGHUP, gevent.spawn, _reload, supervisor, read_settings)
+    gevent.spawn(_tell_when_connected, supervisor)
+    asked_to_stop.wait()
+    supervisor.stop()
+    log.info("stopped")
+    return 0
+
+
+def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings]) -> None:
+    try:
+        settings = read_settings()
+        program.start_log(settings.log_level, settings.log_file)
+        supervisor.change(settings)
+        log.info("settings read again")
+    except Exception as error:
+        log.error("the settings are as they were: %s", error)
+    supervisor.reload("SIGHUP")
+
+
+def _tell_when_connected(supervisor: Supervisor) -> None:
+    supervisor.connected.wait()
+    common.tell_ready()
 
 
 if __name__ == "__main__":

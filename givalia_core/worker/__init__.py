@@ -1,5 +1,5 @@
-"""Runs jobs: the link to the server, and the line of steps that an attempt goes through."""
+"""Runs jobs: a link to the server, a foreman who knows what runs where, and the processes that it runs in.
 
-from givalia_core.worker.app import Worker
-
-__all__ = ["Worker"]
+`Worker` is the whole of it within one process, for programs that want it so; `givalia-worker` is the `Supervisor`, with job
+code in processes that it can replace.
+"""

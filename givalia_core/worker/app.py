@@ -1,16 +1,21 @@
-"""The worker: takes what the link brings, runs each attempt in a greenlet of its own, and hands back what came of it.
+"""A worker within a program of your own: jobs and plugins run in it, the link and the foreman in a native thread beside them.
 
-The order of stopping: take no more (credit 0); give back what has not started; let running jobs end for the time of grace;
-stop the rest, which are reported as failed; then end the link, once the server has answered every report.
+What it cannot do that `givalia-worker` can is to replace the process it is in: a greenlet that never gives way keeps its
+neighbours waiting for as long as it does, though the leases are renewed meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
+import time
+import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import gevent
@@ -21,15 +26,92 @@ from givalia_core import hooks as hooks_room
 from givalia_core import modules as modules_room
 from givalia_core.hooks import Hooks
 from givalia_core.modules import FoundModule
-from givalia_core.protocol.messages import Announce, Credit, Join, Release
+from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
-from givalia_core.views import text_id
-from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
-from givalia_core.worker.pipeline import Attempt, LeaseLost, WorkerStopping, execute, view
+from givalia_core.worker.crew import Crew
+from givalia_core.worker.foreman import Foreman
+from givalia_core.worker.link import Connected, Disconnected, Event_, Link
+from givalia_core.worker.page import DUMP_SIGNAL, Page
+from givalia_core.worker.runner import Runner
 
 STOP_S: Final = 5.0
 
 log = logging.getLogger("givalia.worker")
+
+
+class Bell:
+    """Things left by one thread for another, which is woken to take them."""
+
+    def __init__(self, take: Any) -> None:
+        """Make it on the hub that is to take them."""
+        self._take = take
+        self._left: deque[Any] = deque()
+        self._rung = Event()
+        self._watcher = gevent.get_hub().loop.async_()
+        self._watcher.start(self._rung.set)
+        self._taking = gevent.spawn(self._take_forever)
+
+    def ring(self, *left: Any) -> None:
+        """Leave something; from any thread."""
+        self._left.extend(left)
+        self._watcher.send()
+
+    def ring_call(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Let something be called there."""
+        self.ring(partial(call, *arguments))
+
+    def _take_forever(self) -> None:
+        while True:
+            self._rung.wait()
+            self._rung.clear()
+            while self._left:
+                left = self._left.popleft()
+                if isinstance(left, partial):
+                    left()
+                else:
+                    self._take(left)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._taking.kill()
+        self._watcher.close()
+
+
+class Relayed:
+    """A logger whose lines are written by another thread: logging has locks, and the link's thread must wait for nobody."""
+
+    def __init__(self, outbox: Bell) -> None:
+        self.info = partial(outbox.ring_call, log.info)
+        self.warning = partial(outbox.ring_call, log.warning)
+        self.error = partial(outbox.ring_call, log.error)
+
+
+class Here:
+    """This process, as its crew sees it: the one that runs the greenlets."""
+
+    def __init__(self, inbox: Bell) -> None:
+        self.pid = os.getpid()
+        self.since = time.time()
+        self.page = Page()
+        self.last_current = 0
+        self.is_open = True
+        self._inbox = inbox
+        self._thread = threading.main_thread().ident
+        self._stack = ""
+
+    def tell(self, *said: Any) -> None:
+        """Leave notes for the jobs' side."""
+        self._inbox.ring(*said)
+
+    def signal(self, number: int) -> None:
+        """Write down where the code is, if that is what is asked for; nothing else can be done to this process."""
+        if number == DUMP_SIGNAL and self._thread is not None:
+            self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))
+
+    def stack(self) -> str:
+        """What was written down."""
+        stack, self._stack = self._stack, ""
+        return stack
 
 
 class Worker:
@@ -55,21 +137,9 @@ class Worker:
         for found in self.modules.values():
             if found.broken:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
-        self._attempts: dict[bytes, Attempt] = {}
-        self._arrived: deque[Event_] = deque()
-        self._thread: ThreadPool | None = None
-        self._rung = Event()
-        self._actions: dict[type, Callable[[Any], None]] = {
-            Dispatched: self._begin,
-            Stopped: self._pass_stop,
-            Lost: self._end_lost,
-            Connected: self._note_connected,
-            Disconnected: self._note_disconnected,
-        }
+        self.counts: dict[str, int] = {}
+        """What the worker has counted of its processes."""
         self._is_stopping = False
-        self._has_told_start = False
-        self._idle = Event()
-        self._idle.set()
         self._ended = Event()
         self.connected = Event()
         """Set while the link is up."""
@@ -81,118 +151,59 @@ class Worker:
 
     def start(self) -> None:
         """Start the link; returns at once. Jobs run as soon as the server sends some."""
+        self._inbox = Bell(self._take)
+        here = Here(self._inbox)
+        self._runner: Runner = Runner(self.modules, self.hooks, self._say, here.page, self)
+        self._linked = ThreadPool(1).spawn(self._run_link, here)
+
+    def _take(self, note: Any) -> None:
+        self._runner.take(note)
+
+    def _say(self, note: Any) -> None:
+        self._outbox.ring(note)
+
+    def _run_link(self, here: Here) -> None:
+        """The native thread: from here on everything happens on its own hub."""
         settings = self.settings
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
-        self._bell = gevent.get_hub().loop.async_()
-        self._bell.start(self._rung.set)
-        self._taking = gevent.spawn(self._take_forever)
-        announced = [_announcement(found) for found in self.modules.values()]
-        self._link = Link(settings.servers(), join, announced, self._deliver)
-        self._thread = ThreadPool(1)
-        self._linked = self._thread.spawn(self._link.run)
+        link = Link(settings.servers(), join, [], self._pass_on)
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        foreman = Foreman(settings, link, lambda foreman: Crew(foreman, here, environ=environ), Relayed(self._inbox))
+        self._foreman = foreman
+        foreman.open()
+        self._outbox: Bell = Bell(lambda note: foreman.crews[0].hear_host([note]))
+        self._asked_to_stop = Event()
+        self._inbox.ring_call(self._runner.open)
+        linked = gevent.spawn(link.run)
+        self._asked_to_stop.wait()
+        foreman.stop()
+        link.stop()
+        linked.join(STOP_S)
+        self._outbox.close()
 
-    def _deliver(self, event: Event_) -> None:
-        """Called by the link's thread: leave the event for this one, and wake it."""
-        self._arrived.append(event)
-        self._bell.send()
-
-    def _take_forever(self) -> None:
-        """Act on what the link brings; nothing here waits for a job or a plugin."""
-        while True:
-            self._rung.wait()
-            self._rung.clear()
-            while self._arrived:
-                event = self._arrived.popleft()
-                self._actions[type(event)](event)
-
-    def _begin(self, event: Dispatched) -> None:
-        dispatch = event.job
-        if self._is_stopping:
-            self._link.send(Release(dispatch.id, dispatch.fence))
-            return
-        attempt = Attempt(dispatch, self.modules.get(dispatch.module), self.hooks, self._link.send)
-        self._attempts[dispatch.id] = attempt
-        self._idle.clear()
-        attempt.greenlet = gevent.spawn(self._run, attempt)
-
-    def _run(self, attempt: Attempt) -> None:
-        try:
-            execute(attempt)
-        except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
-            log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
-        finally:
-            if self._attempts.get(attempt.dispatch.id) is attempt:
-                del self._attempts[attempt.dispatch.id]
-            if not self._attempts:
-                self._idle.set()
-
-    def _held(self, event: Stopped | Lost) -> Attempt | None:
-        attempt = self._attempts.get(event.id)
-        return attempt if attempt is not None and attempt.dispatch.fence == event.fence else None
-
-    def _pass_stop(self, event: Stopped) -> None:
-        attempt = self._held(event)
-        if attempt is not None and attempt.ask_stop() and not event.again:
-            gevent.spawn(self.hooks.call, "on_cancel", job=attempt.job or view(attempt.dispatch), running=True)
-
-    def _end_lost(self, event: Lost) -> None:
-        attempt = self._held(event)
-        if attempt is not None:
-            log.warning("job %s of %s is stopped: %s", text_id(event.id), attempt.dispatch.module, event.why)
-            attempt.end_by(LeaseLost(event.why))
-
-    def _note_connected(self, event: Connected) -> None:
-        self.connected.set()
-        log.info("connected to %s as %s", event.address, self.settings.name)
-        if not self._has_told_start:
-            self._has_told_start = True
-            gevent.spawn(self._begin_work)
-
-    def _begin_work(self) -> None:
-        """Tell the plugins before the first job can come, and then take jobs."""
-        self.hooks.call("worker_started", worker=self)
-        if not self._is_stopping:
-            self._link.send(Credit(self.settings.concurrency))
-
-    def _note_disconnected(self, event: Disconnected) -> None:
-        self.connected.clear()
-        when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
-        log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
+    def _pass_on(self, event: Event_) -> None:
+        self._foreman.deliver(event)
+        if isinstance(event, Connected):
+            self._inbox.ring_call(self.connected.set)
+        elif isinstance(event, Disconnected):
+            self._inbox.ring_call(self.connected.clear)
 
     def work_forever(self) -> None:
         """Work until `stop` is called from another greenlet; call after `start`."""
         self._ended.wait()
 
     def stop(self) -> None:
-        """Stop as the module says. Safe to call twice; the second call returns when the first has done its work."""
+        """Take no more, let running jobs end for the time of grace, stop and report the rest, and end the link.
+
+        Safe to call twice; the second call returns when the first has done its work.
+        """
         if self._is_stopping:
             self._ended.wait()
             return
         self._is_stopping = True
-        self.hooks.call("worker_stopping", worker=self)
-        self._link.send(Credit(0))
-        if not self._idle.wait(self.settings.grace):
-            running = list(self._attempts.values())
-            log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
-            for attempt in running:
-                attempt.end_by(WorkerStopping("shutdown"))
-            self._idle.wait(STOP_S)
-        self._link.stop()
-        self._linked.wait(STOP_S)
-        self._taking.kill()
-        self._bell.close()
+        self._outbox.ring_call(self._asked_to_stop.set)
+        self._linked.wait()
+        self._runner.is_over.wait(STOP_S)
+        self._runner.close()
+        self._inbox.close()
         self._ended.set()
-
-
-def _announcement(found: FoundModule) -> Announce:
-    return Announce(
-        found.name,
-        found.distribution[:255],
-        found.version[:255],
-        found.isolation,
-        found.max_attempts,
-        found.timeout_us,
-        found.backoff_us,
-        found.backoff_max_us,
-        found.broken,
-    )

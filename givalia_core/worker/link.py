@@ -1,4 +1,7 @@
-"""The worker's link to a server: a native thread with a hub of its own, so that no job code can hold it up.
+"""The worker's link to a server; it runs where no job code can hold it up.
+
+That is the supervising process, which runs no job at all, or, where a program has a `Worker` of its own in it, a native thread
+with a hub of its own.
 
 It joins, announces, names what it holds, takes dispatches, beats, and sends reports until each is answered. It also watches
 every lease on the worker's own clock, counted from the moment it *sent* the message that the server counts from, and gives a
@@ -9,7 +12,7 @@ in this worker, and two servers could not both lend by it without asking each ot
 connection's, so it follows the worker to the next server, which is told of it by RESUME. When a server is lost, silent or
 stopping, the next is tried at once, and only when all have failed is there a pause.
 
-Threads meet in two deques only. The link never logs and never calls plugins or job code; it tells the job side what happened.
+The link never logs and never calls plugins or job code; it tells the foreman, on its own hub, what happened.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from givalia_core.protocol.messages import (
     Hold,
     Join,
     Kind,
+    Process,
     Progress,
     Release,
     Stop,
@@ -114,7 +118,7 @@ class _Held:
 
 
 class Link:
-    """Runs in its own native thread (`run`); the other methods may be called from any thread."""
+    """Runs in a greenlet or native thread of its own (`run`); the other methods may be called from any thread."""
 
     def __init__(
         self, addresses: Sequence[Address], join: Join, announced: list[Announce], deliver: Callable[[Event_], None]
@@ -122,9 +126,10 @@ class Link:
         self._servers = Round(addresses)
         self._join = join
         self._announced = announced
-        self._capacity = 0  # Until the job side says that it is ready.
+        self._credit = Credit(0)  # Until there is somebody to run what comes.
+        self._processes: list[Process] = []
         self._deliver = deliver
-        self._outbox: deque[Report | Progress | Credit] = deque()
+        self._outbox: deque[Report | Progress | Credit | list[Announce] | list[Process]] = deque()
         self._wake_from_threads: Any = None
         self._is_stopping = False
         # What follows belongs to the link's thread.
@@ -140,8 +145,11 @@ class Link:
 
     # From other threads.
 
-    def send(self, message: Report | Progress | Credit) -> None:
-        """Send a report (until it is answered), a hint or the credits; returns at once."""
+    def send(self, message: Report | Progress | Credit | list[Announce] | list[Process]) -> None:
+        """Send a report (until it is answered), a hint, the credits, or what modules or processes there are; returns at once.
+
+        Credits, modules and processes replace what was said before, and are said again to each server.
+        """
         self._outbox.append(message)
         self._nudge()
 
@@ -221,7 +229,9 @@ class Link:
         for held in self._held.values():
             if held.report is not None:
                 self._outbox.append(held.report)
-        self._ask(Kind.CREDIT, [Credit(self._capacity)])
+        self._ask(Kind.CREDIT, [self._credit])
+        if self._processes:
+            self._ask_at_once(Kind.PROCESSES, self._processes)
 
     def _expect(self) -> Answer:
         assert self._socket is not None
@@ -308,9 +318,8 @@ class Link:
         by_kind: dict[Kind, list[Any]] = {}
         while self._outbox:
             message = self._outbox.popleft()
-            if isinstance(message, Credit):
-                self._capacity = message.capacity
-                by_kind[Kind.CREDIT] = [message]
+            if isinstance(message, (Credit, list)):
+                self._replace(message, by_kind)
                 continue
             held = self._held.get(message.id)
             if held is None or held.fence != message.fence:
@@ -319,7 +328,20 @@ class Link:
                 held.report = message
             by_kind.setdefault(_KIND_OF[type(message)], []).append(message)
         for kind, asked in by_kind.items():
-            self._ask(kind, asked)
+            if kind in (Kind.ANNOUNCE, Kind.PROCESSES):
+                self._ask_at_once(kind, asked)
+            else:
+                self._ask(kind, asked)
+
+    def _replace(self, message: Credit | list[Any], by_kind: dict[Kind, list[Any]]) -> None:
+        """What stands for what was said of it before; to announce nothing is to serve nothing."""
+        if isinstance(message, Credit):
+            self._credit = message
+            by_kind[Kind.CREDIT] = [message]
+        elif message and isinstance(message[0], Process):
+            self._processes = by_kind[Kind.PROCESSES] = message
+        else:
+            self._announced = by_kind[Kind.ANNOUNCE] = message
 
     # What arrives.
 
@@ -372,6 +394,8 @@ class Link:
         if asked is None:
             return
         kind, sent, _ = asked
+        if kind is Kind.PROCESSES:
+            return  # For people to look at. A server that is older than this message refuses it, and is as good as any.
         errors = self._errors(kind, sent, answer)
         if kind in (Kind.BEAT, Kind.RESUME):
             deadline_us = self._deadline_us(answer.request)

@@ -1,78 +1,64 @@
 """One attempt, as a line of steps over one record: load, before_run, process, classify, after_run, report.
 
 A step never raises: what goes wrong is a value that later steps read, so the line does not fork, and whatever job code or a
-plugin does fails this attempt and nothing else.
+plugin does fails this attempt and nothing else. The same steps run in a greenlet beside others and, without those that call
+plugins, in a job's own process; nothing here knows which.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import gevent
 import msgpack
 
 from givalia_core.clock import SECOND_US
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
-from givalia_core.modules import Fail, FoundModule, Retry, Run, WorkModule
+from givalia_core.modules import Fail, Retry, Run, Stopped, WorkModule
 from givalia_core.protocol import messages
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
 
 ERROR_BYTES_MAX: Final = 16 << 10
+WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
-log = logging.getLogger("givalia.worker")
 job_log = logging.getLogger("givalia.job")
 
 
-class LeaseLost(BaseException):
-    """Raised inside a job whose lease is over: another attempt may begin elsewhere, so this one must end."""
-
-
-class WorkerStopping(BaseException):
-    """Raised inside a job that has not ended in the time a stopping worker gives it."""
-
-
 class Attempt:
-    """One attempt from its dispatch to its report; each step reads and fills its part."""
+    """One attempt from its dispatch to its report; each step reads and fills its part.
 
-    def __init__(self, dispatch: Dispatch, found: FoundModule | None, hooks: Hooks, send: Callable[[Any], None]) -> None:
+    Args:
+        dispatch: What the server lent.
+        work: The class that is to do it; None if this worker has none of the name.
+        hooks: The plugins to tell; None where they are told elsewhere.
+        send: Takes reports and hints on their way to the server.
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, work: type[WorkModule] | None, hooks: Hooks | None, send: Callable[[Any], None]
+    ) -> None:
         self.dispatch = dispatch
-        self.found = found
+        self.found = work
         self.hooks = hooks
         self.send = send
-        self.greenlet: gevent.Greenlet[..., None] | None = None
-        self.is_stop_asked = False
+        self.is_stop_asked: Callable[[], bool] = lambda: False
         self.is_in_process = False
-        self.ended_by: LeaseLost | WorkerStopping | None = None
+        self.stopped: Stopped | None = None
         self.job: RunningJobView | None = None
-        self.run: Run | None = None
         self.work: WorkModule | None = None
         self.value: Any = None
         self.raised: BaseException | None = None
-        self.is_timeout = False
         self.seconds = 0.0
         self.result = b""
         self.result_error: str | None = None
         self.outcome = Outcome(OutcomeKind.FAILED)
-
-    def ask_stop(self) -> bool:
-        """Let the job see that it was cancelled; whether this is news."""
-        is_news, self.is_stop_asked = not self.is_stop_asked, True
-        if self.run is not None:
-            self.run.is_cancelled = True
-        return is_news
-
-    def end_by(self, error: LeaseLost | WorkerStopping) -> None:
-        """End the attempt from outside: raised inside the job's code, and only there, so that no plugin swallows it."""
-        self.ended_by = error
-        if self.is_in_process and self.greenlet is not None:
-            self.greenlet.kill(error, block=False)
 
     def tell(self, fraction: float, words: str) -> None:
         """Send a hint of how far the job is."""
@@ -93,23 +79,26 @@ def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
     )  # fmt: skip
 
 
+def decoded(payload: bytes) -> Any:
+    """The params that a payload holds."""
+    return msgpack.unpackb(payload, strict_map_key=False) if payload else None
+
+
 def load(attempt: Attempt) -> None:
     """Decode the params and make the module's instance."""
     dispatch = attempt.dispatch
     params = None
     try:
-        params = msgpack.unpackb(dispatch.payload, strict_map_key=False) if dispatch.payload else None
+        params = decoded(dispatch.payload)
     except Exception as error:
         attempt.raised = Fail(f"the params are not msgpack: {error}")
     job = attempt.job = view(dispatch, params)
     lines = logging.LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
-    attempt.run = Run(job, lines, attempt.tell)
-    attempt.run.is_cancelled = attempt.is_stop_asked
-    if attempt.found is None or attempt.found.work is None:
-        attempt.raised = RuntimeError(f"this worker does not serve {dispatch.module}")
+    if attempt.found is None:
+        attempt.raised = attempt.raised or RuntimeError(f"this worker does not serve {dispatch.module}")
     elif attempt.raised is None:
         try:
-            attempt.work = attempt.found.work(attempt.run)
+            attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
         except BaseException as error:  # The constructor is job code, too.
             attempt.raised = error
 
@@ -120,26 +109,22 @@ def before_run(attempt: Attempt) -> None:
 
 
 def process(attempt: Attempt) -> None:
-    """Run the job's own code, within its time."""
-    attempt.raised = attempt.raised or attempt.ended_by
+    """Run the job's own code; what is raised inside from outside (`Stopped`) is raised here and in no other step."""
+    attempt.raised = attempt.raised or attempt.stopped
     if attempt.raised is not None:
         return
     assert attempt.work is not None
-    timeout_us = attempt.dispatch.timeout_us
-    limit = None if timeout_us is None else gevent.Timeout(timeout_us / SECOND_US)
+    here = os.getpid()
     started = time.monotonic()
     try:
         attempt.is_in_process = True
-        if limit is not None:
-            limit.start()
         attempt.value = attempt.work.process()
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
         attempt.raised = error
-        attempt.is_timeout = limit is not None and error is limit
     finally:
         attempt.is_in_process = False
-        if limit is not None:
-            limit.close()
+        if os.getpid() != here:
+            os._exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
         attempt.seconds = time.monotonic() - started
 
 
@@ -152,9 +137,10 @@ def classify(attempt: Attempt) -> None:
         attempt.outcome = Outcome(OutcomeKind.SUCCEEDED, result, None, attempt.seconds)
         return
     kind = OutcomeKind.FAILED
-    if attempt.is_timeout:
+    why = attempt.stopped.why if attempt.stopped is not None else None
+    if why == "timeout":
         kind = OutcomeKind.TIMEOUT
-    elif isinstance(raised, (LeaseLost, WorkerStopping)) or attempt.is_stop_asked:
+    elif why is not None or attempt.is_stop_asked():
         kind = OutcomeKind.STOPPED
     attempt.outcome = Outcome(kind, None, _words(attempt, raised), attempt.seconds)
 
@@ -177,14 +163,41 @@ def _pack_result(attempt: Attempt) -> None:
 
 def _words(attempt: Attempt, raised: BaseException) -> str:
     """What was raised, the end of a long traceback; never raises itself, whatever `__str__` does."""
-    if attempt.is_timeout:
-        return f"timeout: it ran longer than {(attempt.dispatch.timeout_us or 0) / SECOND_US:g} s"
     try:
-        shown = [str(raised)] if isinstance(raised, (Fail, Retry)) else traceback.format_exception(raised)
+        shown: Iterable[str] = [str(raised)]
+        if not isinstance(raised, (Fail, Retry)):
+            shown = traceback.format_exception(raised)
         words = "".join(shown).strip()
     except BaseException:
         words = f"{type(raised).__name__} (what it says of itself cannot be shown)"
-    return words.encode("utf-8", "replace")[-ERROR_BYTES_MAX:].decode("utf-8", "ignore")
+    if attempt.stopped is not None:
+        words = f"{attempt.stopped}\n{words}"
+    elif isinstance(raised, MemoryError):
+        words = f"oom: there was no memory for what it did\n{words}"
+    return clipped(words)
+
+
+def clipped(words: str) -> str:
+    """An error as long as an error may be: the first line, which says what it is, and the end of the rest."""
+    data = words.encode("utf-8", "replace")
+    if len(data) <= ERROR_BYTES_MAX:
+        return data.decode()
+    head = data[: data.find(b"\n", 0, 512) + 1]
+    return (head + data[len(head) - ERROR_BYTES_MAX :]).decode("utf-8", "ignore")
+
+
+WORDS: Final = {
+    "cancelled": "cancelled: it was asked to stop, and went on",
+    "lease": "its lease is over",
+    "shutdown": "shutdown: its worker stops",
+    "": "shutdown: somebody sent its process SIGTERM",
+}
+"""Why an attempt was stopped, beside the timeout."""
+
+
+def timed_out(dispatch: Dispatch) -> str:
+    """What is said of an attempt that ran longer than it may."""
+    return f"timeout: it ran longer than {(dispatch.timeout_us or 0) / SECOND_US:g} s"
 
 
 def after_run(attempt: Attempt) -> None:
@@ -193,24 +206,26 @@ def after_run(attempt: Attempt) -> None:
 
 
 def report(attempt: Attempt) -> None:
-    """Tell the server how it ended; an attempt whose lease was lost has failed, whatever its code made of that."""
+    """Tell the server how it ended."""
+    attempt.send(report_of(attempt))
+
+
+def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:
+    """What the server is told; an attempt whose lease was lost has failed, whatever its code made of that."""
     dispatch, outcome, raised = attempt.dispatch, attempt.outcome, attempt.raised
-    if isinstance(attempt.ended_by, LeaseLost):
-        attempt.send(messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.ended_by)))
-        return
+    if attempt.stopped is not None and attempt.stopped.why == "lease":
+        return messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
-        attempt.send(Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result))
-        return
+        return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
     after_us = raised.after_us if isinstance(raised, Retry) else None
-    attempt.send(
-        messages.Fail(dispatch.id, dispatch.fence, str(outcome.kind), outcome.error or "", after_us, isinstance(raised, Fail))
-    )
+    is_permanent = isinstance(raised, Fail)
+    return messages.Fail(dispatch.id, dispatch.fence, str(outcome.kind), outcome.error or "", after_us, is_permanent)
 
 
 def _tell_plugins(attempt: Attempt, name: str, **extra: Any) -> None:
-    if attempt.hooks.listens(name):
-        work = attempt.found.work if attempt.found is not None else None
-        attempt.hooks.call(name, job=attempt.job, module=work or WorkModule, **extra)
+    if attempt.hooks is not None and attempt.hooks.listens(name):
+        attempt.hooks.call(name, job=attempt.job, module=attempt.found or WorkModule, **extra)
 
 
 STEPS: Final = (load, before_run, process, classify, after_run, report)
+STEPS_IN_CHILD: Final = (load, process, classify)

@@ -185,6 +185,16 @@ class Rig:
             worker.await_log("connected to")
         return worker
 
+    def hosts_of(self, worker: Running) -> list[int]:
+        """The processes in which a worker runs greenlets and plugins."""
+        with Client("127.0.0.1", self.server.port if self.server else 0) as client:
+
+            def look() -> list[int]:
+                (shown,) = (each for each in client.workers() if each["pid"] == worker.pid)
+                return [each["pid"] for each in shown["processes"] if each["role"] == "greenlets"]
+
+            return await_true(look, "the worker shows its processes")
+
     def client(self, **options: Any) -> Client:
         """A client of the rig's server."""
         assert self.server is not None

@@ -35,12 +35,14 @@ class Bye(WorkModule):
 """
 BROKEN = "raise SystemExit('this import ends the program')\n"
 ISOLATED = """
+import os
 from givalia_core import WorkModule
 
 class Apart(WorkModule):
     isolation = "process"
     def process(self):
-        return "never"
+        print("hello apart", self.params)
+        return os.getpid()
 """
 
 
@@ -69,6 +71,17 @@ def test_an_installed_module_runs_and_its_result_comes_back(newcomer: Rig) -> No
     assert any("hello {'to': 'world'}" in process.out for process in newcomer._processes)
 
 
+def test_a_module_with_a_process_of_its_own_runs_in_one(newcomer: Rig) -> None:
+    client = newcomer.client()
+
+    pid = client.enq("Apart", params="alone").wait(10)
+
+    worker = newcomer._processes[1]
+    assert pid not in (worker.pid, *newcomer.hosts_of(worker))
+    assert any("hello apart alone" in process.out for process in newcomer._processes)
+    assert client.enq("Apart").wait(10) == pid
+
+
 def test_good_modules_of_a_package_with_a_clash_are_served(newcomer: Rig) -> None:
     assert newcomer.client().enq("Bye").wait(10) == "bye"
 
@@ -86,8 +99,7 @@ def test_modules_shows_what_is_not_served_and_why(newcomer: Rig, where: tuple[st
     assert "second-jobs 1.2.3" in rows["Mail"]["broken"]
     assert "SystemExit: this import ends the program" in rows["Broken"]["broken"]
     assert rows["Broken"]["distribution"] == "broken-jobs"
-    assert rows["Apart"]["isolation"] == "process"
-    assert "isolation" in rows["Apart"]["broken"]
+    assert (rows["Apart"]["isolation"], rows["Apart"]["broken"]) == ("process", None)
 
 
 @pytest.mark.parametrize("where", [(), ("--local",)], ids=["by the server", "local"])
@@ -99,10 +111,10 @@ def test_modules_says_it_in_words_too(newcomer: Rig, where: tuple[str, ...]) -> 
     assert line["Hello"].endswith("yes")
     assert "no: MODULE_CLASH" in line["Mail"]
     assert "no: SystemExit: this import ends the program" in line["Broken"]
-    assert "isolation" in line["Apart"]
+    assert "process" in line["Apart"]
 
 
-@pytest.mark.parametrize("module", ["Mail", "Broken", "Apart"])
+@pytest.mark.parametrize("module", ["Mail", "Broken"])
 def test_a_job_for_what_is_not_served_waits_and_says_so(newcomer: Rig, module: str) -> None:
     client = newcomer.client()
     job = client.enq(module)

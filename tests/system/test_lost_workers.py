@@ -37,10 +37,11 @@ def _killed(rig: Rig, file: Path) -> Story:
     job = {"module": "StayOnce", "params": {"file": str(file), "seconds": 600}, "target_worker": "killed"}
     jobs = client.enq_many([job] * JOBS)
     await_true(lambda: len(lines_of(file)) == JOBS, "all jobs have started")
+    (pid,) = {line[1] for line in lines_of(file)}
     victim.kill()
     rig.start_worker("-n", "killed", "--only-targeted", "-c", JOBS)
     results = [job.wait(60) for job in jobs]
-    return Story(lines_of(file), [job.stat() for job in jobs], {"results": results, "pid": str(victim.pid)})
+    return Story(lines_of(file), [job.stat() for job in jobs], {"results": results, "pid": pid})
 
 
 def _paused(rig: Rig, file: Path) -> Story:

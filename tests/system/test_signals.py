@@ -210,7 +210,7 @@ def test_sighup_lets_a_worker_read_its_log_settings_again(rig: Rig) -> None:
     worker = rig.start_worker("--config", config)
 
     worker.send(signal.SIGHUP)
-    worker.await_log("log settings read again")
+    worker.await_log("settings read again")
     config.write_text("no toml at all")
     worker.send(signal.SIGHUP)
     worker.await_log("the settings are as they were")

@@ -10,12 +10,11 @@ from typing import Any
 import gevent
 import pytest
 
-from givalia_core import Client, WorkModule
+from givalia_core import Client, Worker, WorkModule
 from givalia_core.modules import describe
 from givalia_core.protocol import addresses
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings, WorkerSettings
-from givalia_core.worker import Worker
 
 PATIENCE_S = 20.0
 

@@ -47,7 +47,9 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_an_installed_module_is_found_with_its_origin(found: Any) -> None:
-    assert found(Entry("Sample", Sample)) == {"Sample": modules.FoundModule("Sample", "example", "1.0", Sample, None)}
+    assert found(Entry("Sample", Sample)) == {
+        "Sample": modules.FoundModule("Sample", "example", "1.0", Sample, None, f"{__name__}:Sample")
+    }
 
 
 def test_two_packages_that_claim_one_name_are_named_and_neither_is_served_or_even_imported(found: Any) -> None:
@@ -131,17 +133,32 @@ def test_a_mistake_in_a_class_shows_when_the_worker_starts(found: Any, attribute
     assert module.broken
 
 
-def test_a_process_of_its_own_is_not_served_yet_and_says_so(found: Any) -> None:
-    module = found(Entry("Made", _with(isolation="process")))["Made"]
+def test_a_module_says_where_it_runs_and_from_where_it_is_imported(found: Any) -> None:
+    class Apart(Sample):
+        isolation = "process"
 
-    assert module.work is None
-    assert "greenlet" in module.broken
+    module = found(Entry("Made", Apart))["Made"]
+
+    assert (module.work, module.isolation, module.broken) == (Apart, "process", None)
+    assert module.source == f"{__name__}:{Apart.__qualname__}"
+    assert modules.announcement(module).isolation == "process"
 
 
-def _run(told: list[Any] | None = None) -> Run:
+def test_a_module_whose_import_is_deadly_is_not_imported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadly, harmless = Entry("Deadly", Sample), Entry("Harmless", Sample)
+    monkeypatch.setattr(importlib_metadata, "entry_points", lambda group: (deadly, harmless))
+    imported: list[str] = []
+
+    table = modules.discover(imported.append, {"Deadly": "its import ended the process"})
+
+    assert (deadly.loaded, harmless.loaded, imported) == (0, 1, ["Harmless"])
+    assert (table["Deadly"].work, table["Deadly"].broken) == (None, "its import ended the process")
+
+
+def _run(told: list[Any] | None = None, *, cancelled: bool = False) -> Run:
     job = RunningJobView("id", "k", "Sample", "any", 0, 1, to_datetime(0), fence=1, params={"a": 1})
     told = [] if told is None else told
-    return Run(job, logging.LoggerAdapter(logging.getLogger("x"), {}), lambda *words: told.append(words))
+    return Run(job, logging.LoggerAdapter(logging.getLogger("x"), {}), lambda *words: told.append(words), lambda: cancelled)
 
 
 def test_an_instance_knows_its_attempt() -> None:
@@ -164,13 +181,8 @@ def test_a_module_without_process_says_so() -> None:
 
 
 def test_a_stop_that_was_asked_is_seen() -> None:
-    run = _run()
-    work = Sample(run)
-    before = work.cancelled
-
-    run.is_cancelled = True
-
-    assert (before, work.cancelled) == (False, True)
+    assert not Sample(_run()).cancelled
+    assert Sample(_run(cancelled=True)).cancelled
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""A job's own process: takes one job at a time, runs it as any Python program would, and says what came of it.
+
+There is no thread here and no loop: whether the job was cancelled is read from the shared page, and a stop comes as SIGTERM,
+which raises `Stopped` inside the job. A job that leaves the process other than it was has spoiled it for the next one; then
+the process says so and ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+from typing import Any, Final
+
+from givalia_core.modules import Stopped, WorkModule
+from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.worker import notes
+from givalia_core.worker.notes import Begin, Ended, Logged, Serve
+from givalia_core.worker.page import LastWords, Page
+from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
+from givalia_core.worker.surroundings import Surroundings
+
+RECEIVE_BYTES: Final = 65_536
+_EXTRA: Final = ("job_id", "key", "attempt", "job_module")
+
+
+def main(channel: int, page: int, last_words: int) -> int:
+    """Run jobs until the supervisor wants no more; the exit code."""
+    LastWords(last_words).listen()
+    supervisor = socket.socket(fileno=channel)
+    supervisor.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+    return Child(supervisor, Page(page)).serve()
+
+
+class Child:
+    """The process itself."""
+
+    def __init__(self, channel: socket.socket, page: Page) -> None:
+        self._channel = channel
+        self._page = page
+        self._reader = notes.Reader()
+        self._classes: dict[str, type[WorkModule]] = {}
+        self._attempt: Attempt | None = None
+        self._main = threading.get_ident()
+        self._saying = threading.Lock()
+        self._is_saying = False
+
+    def serve(self) -> int:
+        """Take what comes, until nothing more will."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._stop)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        while data := self._channel.recv(RECEIVE_BYTES):
+            for note in self._reader.feed(data):
+                if isinstance(note, Begin):
+                    self._run(Dispatch(*note.job), note.source)
+                elif isinstance(note, Serve):
+                    log_to(self.say, note.settings["log_level"])
+        return 0
+
+    def say(self, *said: Any) -> None:
+        """Send notes to the supervisor; any thread of the job may."""
+        is_main = threading.get_ident() == self._main
+        with self._saying:
+            self._is_saying = is_main
+            self._channel.sendall(notes.pack(said))
+            self._is_saying = False
+        attempt = self._attempt
+        if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
+            self._raise(attempt.stopped)
+
+    def _run(self, dispatch: Dispatch, source: str) -> None:
+        attempt = Attempt(dispatch, None, None, self.say)
+        attempt.is_stop_asked = lambda: self._page.cancelled == dispatch.fence
+        self._attempt, self._has_raised = attempt, False
+        try:
+            attempt.found = self._class(source)
+        except BaseException as error:  # Somebody else's import may raise anything.
+            attempt.raised = error
+        surroundings = Surroundings()
+        threads = len(sys._current_frames())
+        self._page.current = dispatch.fence
+        for step in STEPS_IN_CHILD:
+            step(attempt)
+        self._page.current = 0
+        self._attempt = None
+        spoiled = surroundings.changed()
+        surroundings.close()
+        if len(sys._current_frames()) > threads:
+            spoiled.append("threads")
+        if _has_children():
+            spoiled.append("processes")
+        report = report_of(attempt)
+        self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
+
+    def _class(self, source: str) -> type[WorkModule]:
+        if source not in self._classes:
+            module, _, name = source.partition(":")
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+            self._classes[source] = found
+        return self._classes[source]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        attempt = self._attempt
+        if attempt is None or attempt.stopped is not None:
+            return
+        why = self._page.why
+        words = timed_out(attempt.dispatch) if why == "timeout" else WORDS[why]
+        attempt.stopped = Stopped(why or "shutdown", words)
+        if attempt.is_in_process and not self._is_saying:  # Half a note said would spoil all that come after it.
+            self._raise(attempt.stopped)
+
+    def _raise(self, stopped: Stopped) -> None:
+        self._has_raised = True
+        raise stopped
+
+
+def _has_children() -> bool:
+    """Whether the job has left processes behind, its own or, on Linux, theirs."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+class Forwarding(logging.Handler):
+    """Sends each line to the supervisor, who has it come out with those of the worker."""
+
+    def __init__(self, say: Any) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {
+            "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
+            "msg": record.getMessage()[:16_384], "created": record.created,
+        }  # fmt: skip
+        if record.exc_info:
+            fields["exc_text"] = logging.Formatter().formatException(record.exc_info)[-16_384:]
+        fields |= {name: value for name in _EXTRA if isinstance(value := getattr(record, name, None), (str, int))}
+        self._say(Logged(fields))
+
+
+def log_to(say: Any, level: str) -> None:
+    """Let the lines of jobs go to the supervisor."""
+    root = logging.getLogger("givalia")
+    root.handlers[:] = [Forwarding(say)]
+    root.propagate = False
+    root.setLevel(level.upper())

@@ -1,0 +1,204 @@
+"""The supervisor's side of the nursery: processes that it can talk to, send signals to, and hear the end of."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+from gevent import socket
+
+from givalia_core.worker import notes
+from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
+from givalia_core.worker.page import PAGE_BYTES, LastWords, Page, nameless_file
+
+RECEIVE_BYTES: Final = 65_536
+LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
+
+
+class Member:
+    """One process: what is said to it, what it says, and its end.
+
+    Args:
+        role: What it is for, one of `ROLES`.
+        heard: Told what the process says, in its order, a batch at a time.
+        ended: Told once when it is gone and everything it said was heard; with the status that `os.waitpid` gives.
+    """
+
+    def __init__(self, role: str, heard: Callable[[list[Any]], None], ended: Callable[[int], None]) -> None:
+        self.role = role
+        self.pid = 0  # Until it is born.
+        self.since = time.time()
+        self._heard, self._ended = heard, ended
+        ours, theirs = socket.socketpair()
+        page, last_words = nameless_file(PAGE_BYTES), nameless_file()
+        self.page, self.last_words = Page(page), LastWords(last_words)
+        self._file = last_words
+        self._channel = ours
+        self.given = [theirs.detach(), page, last_words]
+        self._out: list[Any] = []
+        self._signals: list[int] = []
+        self._nursery: Nursery | None = None
+        self._is_sending = False
+        self.is_open = True
+        self.last_current = 0
+        self._reading = gevent.spawn(self._read_forever)
+        self._sending: gevent.Greenlet[..., None] | None = None
+
+    def tell(self, *said: Any) -> None:
+        """Say something to the process; returns at once, what it does not take waits."""
+        self._out += said
+        if not self._is_sending and self.is_open:
+            self._is_sending = True
+            self._sending = gevent.spawn(self._send)
+
+    def _send(self) -> None:
+        try:
+            while self._out and self.is_open:
+                out, self._out = self._out, []
+                self._channel.sendall(notes.pack(out))
+        except OSError:
+            pass  # It is gone, or about to be: its end will be told.
+        finally:
+            self._is_sending = False
+
+    def _read_forever(self) -> None:
+        reader = notes.Reader()
+        try:
+            while data := self._channel.recv(RECEIVE_BYTES):
+                if heard := reader.feed(data):
+                    self._heard(heard)
+        except OSError:
+            pass
+        self.last_current = self.page.current
+        if self.is_open and self.pid:
+            self.signal(signal.SIGKILL)  # It has closed its end, so nothing it does can be heard of any more.
+
+    def stack(self) -> str:
+        """What it has written of where it is, or was, since this was last asked."""
+        return self.last_words.take()
+
+    def close(self) -> None:
+        """Tell it that nothing more will come: it ends when it has done what it was told."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and all that it has started."""
+        if self._nursery is not None and self.pid:
+            self._nursery.signal(self.pid, number)
+        else:
+            self._signals.append(number)
+
+    def be_born(self, nursery: Nursery, pid: int) -> None:
+        """The nursery has made it."""
+        self._nursery, self.pid = nursery, pid
+        for number in self._signals:
+            nursery.signal(pid, number)
+
+    def end(self, status: int) -> None:
+        """It is gone."""
+        self._reading.join(LINGER_S)  # Somebody it has left behind may hold its end open.
+        self.is_open = False
+        self._reading.kill()
+        self.last_current = self.page.current or self.last_current
+        self._channel.close()
+        self._ended(status)
+        os.close(self._file)
+
+
+class Nursery:
+    """The nursery process, and the members that it has made."""
+
+    def __init__(self, lost: Callable[[], None], environ: dict[str, str] | None = None) -> None:
+        """Start it; `lost` is told if it ends without being asked."""
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        self._lost = lost
+        self._tickets: dict[int, Member] = {}
+        self._members: dict[int, Member] = {}
+        self._last = 0
+        self._is_closed = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "givalia_core.worker.nursery", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            pass_fds=(theirs.fileno(),),
+            process_group=0,  # What a terminal sends is for the supervisor alone.
+        )
+        theirs.close()
+        self._reading = gevent.spawn(self._read_forever)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def fork(self, member: Member) -> None:
+        """Make the process of a member."""
+        self._last += 1
+        self._tickets[self._last] = member
+        given, member.given = member.given, []
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))
+        with contextlib.suppress(OSError):  # If it is gone, that will be told in a moment.
+            self._socket.sendmsg([RECORD.pack(FORK, self._last, ROLES.index(member.role))], [rights])
+        for fd in given[:2]:  # The third is read when the process is gone.
+            os.close(fd)
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to the group of a member."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(RECORD.pack(SIGNAL, pid, number))
+
+    def _read_forever(self) -> None:
+        data = b""
+        with contextlib.suppress(OSError):
+            while arrived := self._socket.recv(RECEIVE_BYTES):
+                data += arrived
+                whole = len(data) - len(data) % RECORD.size
+                for what, a, b in RECORD.iter_unpack(data[:whole]):
+                    self._take(what, a, b)
+                data = data[whole:]
+        self._process.wait()
+        members = [*self._members.values(), *self._tickets.values()]
+        self._members, self._tickets = {}, {}
+        for member in members:
+            member.end(signal.SIGKILL)
+        if not self._is_closed:
+            self._lost()
+
+    def _take(self, what: int, a: int, b: int) -> None:
+        if what == BORN:
+            member = self._tickets.pop(a)
+            self._members[b] = member
+            member.be_born(self, b)
+        elif what == ENDED and (member_ := self._members.pop(a, None)) is not None:
+            gevent.spawn(member_.end, b)
+
+    def close(self) -> None:
+        """Let it end, and with it, after half a second, all that it has made."""
+        self._is_closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self._reading.join(2.0)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def words_for(status: int) -> str:
+    """How a process ended, from the status that `os.waitpid` gives."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return signal.Signals(number).name
+        except ValueError:
+            return f"signal {number}"
+    return f"exit code {os.waitstatus_to_exitcode(status)}"

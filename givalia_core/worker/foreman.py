@@ -1,0 +1,459 @@
+"""The foreman: knows each job that this worker holds, what runs it, and when it must end.
+
+It lives beside the link, on a hub that no job code shares. What the link brings it gives to a crew; what the crew reports it
+gives to the link. A job that must end is told so in steps: a cancelled one first sees `self.cancelled`; then `Stopped` is
+raised inside its code (in a process of its own by SIGTERM); then its process is killed. A greenlet that takes its process
+with it costs its neighbours nothing but time: they are released, their attempt given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US
+from givalia_core.model import OutcomeKind
+from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Fail, Process, Progress, Release, Succeed
+from givalia_core.settings import WorkerSettings
+from givalia_core.views import text_id
+from givalia_core.worker.crew import Crew, Held, Lines, Verdict, memory_bytes
+from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
+from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Told
+from givalia_core.worker.pipeline import WORDS, clipped, timed_out
+
+TICK_S: Final = 0.1
+AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
+SHOW_S: Final = 1.0  # What is said of the processes is said no more often,
+SHOW_AGAIN_S: Final = 10.0  # and so often though nothing but numbers has changed.
+CREWS_MAX: Final = 5  # Crews that are still there; more replacements wait.
+MIB: Final = 1 << 20
+
+log = logging.getLogger("givalia.worker")
+_KINDS: Final = {"timeout": OutcomeKind.TIMEOUT, "cancelled": OutcomeKind.STOPPED, "shutdown": OutcomeKind.STOPPED,
+                 "lease": OutcomeKind.DIED, "oom": OutcomeKind.FAILED}  # fmt: skip
+
+
+class Foreman:
+    """Call everything from the hub it was made on.
+
+    Args:
+        settings: Of the worker.
+        link: Where reports go.
+        make_crew: Makes a new generation of processes.
+        lines: Where log lines go; None: to the log of the worker.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, link: Link, make_crew: Callable[[Foreman], Crew], lines: Lines | None = None
+    ) -> None:
+        self.settings = settings
+        self.log: Lines = lines or log
+        self.counts: Counter[str] = Counter()
+        """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
+        self._link = link
+        self._make_crew = make_crew
+        self._jobs: dict[bytes, Held] = {}
+        self._timed: set[Held] = set()
+        self.crews: list[Crew] = []
+        self._present: Crew | None = None  # The one that takes jobs.
+        self._must_reload = ""
+        self._credit = Credit(0)
+        self._has_connected = False
+        self._is_stopping = False
+        self._idle = Event()
+        self._idle.set()
+        self._over = Event()
+        self._ticked_s = time.monotonic()
+        self._shown: list[Process] = []
+        self._shown_s = 0.0
+        self._told: dict[str, int] = {}
+        self.connected = Event()
+        """Set while the link is up."""
+        self.is_ready = Event()
+        """Set once the first crew has its modules."""
+        self._actions: dict[type, Callable[[Any], None]] = {
+            Dispatched: self._begin,
+            Stopped: self._cancel,
+            Lost: self._lose,
+            Connected: self._note_connected,
+            Disconnected: self._note_disconnected,
+        }
+
+    def open(self) -> None:
+        """Start the first crew, and begin to look after everything."""
+        self._add_crew()
+        self._ticking = gevent.spawn(self._tick_forever)
+
+    def deliver(self, event: Event_) -> None:
+        """Take what the link brings."""
+        self._actions[type(event)](event)
+
+    # Crews.
+
+    def _add_crew(self) -> None:
+        self.counts["crews"] += 1
+        self.crews.append(self._make_crew(self))
+
+    def reload(self, why: str) -> None:
+        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is."""
+        if self._is_stopping:
+            return
+        if self.crews[-1] is not self._present or len(self.crews) >= CREWS_MAX:
+            self._must_reload = why  # As soon as the one that is on its way has arrived.
+            return
+        self.log.info("the processes are replaced: %s", why)
+        self._add_crew()
+
+    def crew_is_ready(self, crew: Crew) -> None:
+        """It has its modules; it takes jobs once its plugins know that the worker is connected."""
+        self.is_ready.set()
+        if crew is self._present:
+            self._announce(crew)
+        if self._has_connected or crew is not self.crews[0]:
+            crew.start()
+        elif self._present is None:
+            self._announce(crew)
+
+    def crew_has_started(self, crew: Crew) -> None:
+        """It takes over."""
+        before, self._present = self._present, crew
+        if before is not crew:
+            self._announce(crew)
+            if before is not None:
+                self.log.info("the new processes have taken over")
+                before.retire()
+        self._give_credit()
+        self._reload_again()
+
+    def _reload_again(self) -> None:
+        if self._must_reload and self.crews[-1] is self._present and len(self.crews) < CREWS_MAX:
+            why, self._must_reload = self._must_reload, ""
+            self.reload(why)
+
+    def _announce(self, crew: Crew) -> None:
+        self._link.send(list(crew.modules.values()))
+
+    def crew_is_over(self, crew: Crew) -> None:
+        """All its processes are gone."""
+        if crew in self.crews:
+            self.crews.remove(crew)
+        if not self.crews:
+            self._over.set()
+        else:
+            self._reload_again()
+
+    def _give_credit(self) -> None:
+        crew, credit = self._present, Credit(0)
+        if crew is not None and not self._is_stopping:
+            can_host = crew.is_serving and not crew.host.blocked_s
+            has_processes = any(each.isolation == "process" for each in crew.modules.values())
+            takes = crew.is_serving or "before_run" not in crew.hooks
+            credit = Credit(self.settings.concurrency * can_host, self.settings.processes * (has_processes and takes))
+        if credit != self._credit:
+            self._credit = credit
+            self._link.send(credit)
+
+    # What the link brings.
+
+    def _begin(self, event: Dispatched) -> None:
+        dispatch, crew = event.job, self._present
+        announced = None if crew is None else crew.modules.get(dispatch.module)
+        if self._is_stopping or crew is None or announced is None or announced.broken is not None:
+            self._link.send(Release(dispatch.id, dispatch.fence))
+            return
+        held = self._jobs[dispatch.id] = Held(dispatch, crew, is_process=announced.isolation == "process")
+        crew.held += 1
+        self._idle.clear()
+        if not held.is_process:
+            crew.tell(dispatch)
+            if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
+                self._plan(held, dispatch.timeout_us / SECOND_US + self.settings.stop_grace, "kill", "timeout")
+        elif "before_run" in crew.hooks:
+            held.phase = "before"
+            crew.tell(Before(tuple(dispatch)))
+        else:
+            self._run(held)
+
+    def _run(self, held: Held) -> None:
+        """Start a job that has a process of its own, unless there is nothing left to start."""
+        if held.why or held.is_cancelled:
+            self._settle(held, self._failure(held, held.why or "cancelled"))
+            return
+        held.phase = "running"
+        if held.dispatch.timeout_us is not None:
+            self._plan(held, held.dispatch.timeout_us / SECOND_US, "end", "timeout")
+        held.crew.run(held)
+
+    def _held(self, event: Stopped | Lost) -> Held | None:
+        held = self._jobs.get(event.id)
+        return held if held is not None and held.dispatch.fence == event.fence else None
+
+    def by_fence(self, fence: int) -> Held | None:
+        """The job with this fence, if it is held here."""
+        return next((held for held in self._jobs.values() if held.dispatch.fence == fence), None) if fence else None
+
+    def _cancel(self, event: Stopped) -> None:
+        held = self._held(event)
+        if held is None or held.is_cancelled:
+            return
+        held.is_cancelled = True
+        held.crew.tell(Cancelled(tuple(held.dispatch), is_news=not event.again))
+        if (child := held.crew.child_of(held)) is not None:
+            child.member.page.cancelled = held.dispatch.fence
+        if not held.why:
+            self._plan(held, self.settings.stop_grace, "end", "cancelled")
+
+    def _lose(self, event: Lost) -> None:
+        held = self._held(event)
+        if held is not None:
+            self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
+            self._end(held, "lease", event.why)
+
+    def _note_connected(self, event: Connected) -> None:
+        is_first, self._has_connected = not self._has_connected, True
+        self.connected.set()
+        self.log.info("connected to %s as %s", event.address, self.settings.name)
+        if is_first and self._present is None and self.crews and self.crews[0].host.state == "ready":
+            self.crews[0].start()
+
+    def _note_disconnected(self, event: Disconnected) -> None:
+        self.connected.clear()
+        when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
+        self.log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
+
+    # Ending what must end.
+
+    def _plan(self, held: Held, seconds: float, step: str, cause: str) -> None:
+        """Let a step follow in so many seconds, unless another comes before it."""
+        at_s = time.monotonic() + seconds
+        if held.at_s is None or at_s < held.at_s:
+            held.at_s, held.step, held.cause = at_s, step, cause
+            self._timed.add(held)
+
+    def _end(self, held: Held, why: str, words: str) -> None:
+        """Make the job's code end, by raising `Stopped` in it."""
+        if held.why or held.phase == "after":
+            return
+        held.why = why
+        held.at_s = None
+        if held.phase == "before":
+            return  # It does not start when the plugins have been told.
+        if not held.is_process:
+            held.crew.tell(End(held.dispatch.id, held.dispatch.fence, why, words))
+        elif (child := held.crew.child_of(held)) is not None:
+            child.member.page.why = why
+            child.member.signal(signal.SIGTERM)
+        self._plan(held, self.settings.stop_grace, "kill", why)
+
+    def _kill(self, held: Held, cause: str) -> None:
+        """It has not ended, so its process must."""
+        held.why = held.why or cause
+        held.at_s = None
+        if held.phase != "running":
+            return
+        if held.is_process:
+            if (child := held.crew.child_of(held)) is not None:
+                child.member.signal(signal.SIGKILL)
+            return
+        host = held.crew.host
+        if host.blocked_s and host.member is not None and host.member.page.current != held.dispatch.fence:
+            self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
+            return
+        words = f"{self._words(held)}; it did not end when it was told to, so its process was replaced\n{host.stack}".strip()
+        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
+        held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
+
+    def _words(self, held: Held) -> str:
+        return timed_out(held.dispatch) if held.why == "timeout" else WORDS.get(held.why, held.why)
+
+    def _failure(self, held: Held, why: str, more: str = "") -> Fail:
+        held.why = why
+        words = clipped(f"{self._words(held)}\n{more}".strip())
+        return Fail(held.dispatch.id, held.dispatch.fence, str(_KINDS[why]), words)
+
+    # What crews report.
+
+    def reported(self, note: Any) -> None:
+        """A process says how far a job is, how it ended, that its plugins were told, or what it has logged."""
+        if isinstance(note, Logged):
+            self._log(note)
+            return
+        held = self._jobs.get(note.id)
+        if held is None or held.dispatch.fence != note.fence:
+            return
+        if isinstance(note, Progress):
+            self._link.send(note)
+        elif not isinstance(note, Told):
+            self._forget(held)
+            self._link.send(note)
+        elif held.phase == "before":
+            self._run(held)
+        elif held.phase == "after":
+            self._forget(held)
+            self._link.send(held.report)
+
+    def _log(self, note: Logged) -> None:
+        if self._present is not None and self._present.is_serving:
+            self._present.tell(note)
+        else:
+            logging.getLogger(note.fields["name"]).handle(logging.makeLogRecord(note.fields))
+
+    def job_ended(self, held: Held, note: Ended) -> None:
+        """A job that had a process of its own has ended."""
+        held.seconds = note.seconds
+        report = Succeed(*note.report) if note.is_success else Fail(*note.report)
+        if held.why == "lease":
+            report = self._failure(held, "lease")
+        self._settle(held, report)
+
+    def child_died(self, held: Held, words: str) -> None:
+        """A job's own process is gone."""
+        if held.why:
+            report = self._failure(held, held.why, "it did not end when it was told to, so its process was killed")
+        else:
+            self.counts["children_died"] += 1
+            self.log.warning(
+                "job %s of %s took its process with it: %s", text_id(held.dispatch.id), held.dispatch.module, words
+            )
+            report = Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.DIED), clipped(words), child_died=True)
+        self._settle(held, report)
+
+    def host_died(self, crew: Crew, verdict: Verdict) -> None:
+        """The process with the greenlets is gone: one of its jobs is to blame, at most, and the others go back."""
+        self._give_credit()
+        if not crew.is_retired or crew.held:
+            self.counts["hosts_replaced"] += 1
+        for held in [held for held in self._jobs.values() if held.crew is crew]:
+            if held.is_process:
+                if held.phase != "running":
+                    self.reported(Told(held.dispatch.id, held.dispatch.fence))  # Once at most; it may have been.
+                continue
+            self._forget(held)
+            self._link.send(self._what_became(held, verdict))
+
+    def _what_became(self, held: Held, verdict: Verdict) -> Fail | Release:
+        if held.dispatch.fence == verdict.culprit:
+            is_own_death = not held.why and verdict.kind == "died"
+            return Fail(held.dispatch.id, held.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)
+        if held.why:
+            return self._failure(held, held.why)
+        return Release(held.dispatch.id, held.dispatch.fence, replaced=True)
+
+    def host_is_stuck(self, crew: Crew, verdict: Verdict) -> None:
+        """The process with the greenlets cannot be replaced: the job to blame has failed, whatever its code still does."""
+        held = self.by_fence(verdict.culprit)
+        if held is not None and held.crew is crew:
+            self._forget(held)
+            self._link.send(self._what_became(held, verdict))
+
+    def _settle(self, held: Held, report: Succeed | Fail) -> None:
+        """Tell the plugins, and then the server, how a job ended that had a process of its own."""
+        held.at_s = None
+        self._timed.discard(held)
+        if "after_run" not in held.crew.hooks or held.crew.host.member is None:
+            self._forget(held)
+            self._link.send(report)
+            return
+        held.phase, held.report = "after", report
+        if isinstance(report, Succeed):
+            told = After(tuple(held.dispatch), str(OutcomeKind.SUCCEEDED), report.payload, None, held.seconds)
+        else:
+            told = After(tuple(held.dispatch), report.kind, b"", report.error, held.seconds)
+        held.crew.tell(told)
+
+    def _forget(self, held: Held) -> None:
+        del self._jobs[held.dispatch.id]
+        self._timed.discard(held)
+        held.crew.held -= 1
+        held.crew.look_whether_done()
+        if not self._jobs:
+            self._idle.set()
+
+    # Looking after everything.
+
+    def _tick_forever(self) -> None:
+        while True:
+            gevent.sleep(TICK_S)
+            now_s = time.monotonic()
+            was_away = now_s - self._ticked_s > AWAY_S
+            self._ticked_s = now_s
+            for held in [held for held in self._timed if held.at_s is not None and held.at_s <= now_s]:
+                step, cause = held.step, held.cause
+                held.at_s = None
+                if step == "end":
+                    self._end(held, cause, self._words_of(held, cause))
+                else:
+                    self._kill(held, cause)
+            for crew in list(self.crews):
+                crew.look(is_fair=not was_away)
+            self._look_at_memory()
+            self._give_credit()
+            self._show(now_s)
+
+    def _words_of(self, held: Held, cause: str) -> str:
+        return timed_out(held.dispatch) if cause == "timeout" else WORDS[cause]
+
+    def _look_at_memory(self) -> None:
+        limit_bytes = self.settings.memory_per_process * MIB
+        if not limit_bytes:
+            return
+        for crew in self.crews:
+            for child in crew.children:
+                if child.member.pid and memory_bytes(child.member.pid) > limit_bytes:
+                    self._end_full(crew, child)
+        crew_ = self._present
+        member = crew_.host.member if crew_ is not None else None
+        if crew_ is self.crews[-1] and member is not None and memory_bytes(member.pid) > limit_bytes:
+            self.reload(f"the one with the greenlets has more than {self.settings.memory_per_process} MiB")
+
+    def _end_full(self, crew: Crew, child: Any) -> None:
+        held = child.held
+        if held is not None and not held.why:
+            held.why = "oom"
+            self.log.warning("job %s of %s has taken too much memory", text_id(held.dispatch.id), held.dispatch.module)
+        child.member.signal(signal.SIGKILL)
+
+    def _show(self, now_s: float) -> None:
+        """Let the server, and the plugins, know how the processes are."""
+        if now_s - self._shown_s < SHOW_S:
+            return
+        shown = [process for crew in self.crews for process in crew.processes()][:PROCESSES_MAX]
+        if shown and (list(map(_identity, shown)) != list(map(_identity, self._shown)) or now_s - self._shown_s > SHOW_AGAIN_S):
+            self._shown, self._shown_s = shown, now_s
+            self._link.send(shown)
+        counts = dict(self.counts)
+        if counts != self._told and self._present is not None:
+            self._told = counts
+            self._present.tell(Counts(counts))
+
+    # The end.
+
+    def stop(self) -> None:
+        """Take no more, let running jobs end for the time of grace, stop the rest, and end all processes."""
+        self._is_stopping = True
+        self._give_credit()
+        for crew in self.crews:
+            crew.drain()
+        if not self._idle.wait(self.settings.grace):
+            running = list(self._jobs.values())
+            self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
+            for held in running:
+                self._end(held, "shutdown", WORDS["shutdown"])
+            self._idle.wait(self.settings.stop_grace + AWAY_S)
+        for crew in list(self.crews):
+            crew.end()
+        self._over.wait(10.0)
+        self._ticking.kill()
+
+
+def _identity(process: Process) -> tuple[Any, ...]:
+    """What is news if it changes."""
+    is_blocked = bool(process.blocked_us)
+    return process.pid, process.state, process.jobs, process.restarts, process.job, is_blocked, process.stack

@@ -1,0 +1,173 @@
+"""The process that runs jobs as greenlets, hundreds beside each other, and all plugins of the worker.
+
+It can be replaced at any moment, and whatever a job does to it, it harms its neighbours at worst by costing them their
+attempt, which they get back: the link to the server, with all leases, is not here.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+# The door of this process: from here on job code, whatever it imports first, finds the patched standard library.
+monkey.patch_all()
+
+import _socket  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+from typing import Any, Final  # noqa: E402
+
+import gevent  # noqa: E402
+from gevent import socket  # noqa: E402
+from gevent.event import Event  # noqa: E402
+
+from givalia_core import hooks as hooks_room  # noqa: E402
+from givalia_core import modules as modules_room  # noqa: E402
+from givalia_core.hooks import Hooks  # noqa: E402
+from givalia_core.program import spare_the_collector, start_log  # noqa: E402
+from givalia_core.settings import WorkerSettings  # noqa: E402
+from givalia_core.worker import notes  # noqa: E402
+from givalia_core.worker.notes import Importing, Serve  # noqa: E402
+from givalia_core.worker.page import LastWords, Page  # noqa: E402
+from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
+from givalia_core.worker.runner import Runner  # noqa: E402
+from givalia_core.worker.surroundings import Surroundings  # noqa: E402
+
+RECEIVE_BYTES: Final = 262_144
+LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
+
+log = logging.getLogger("givalia.worker")
+
+
+def main(channel: int, page: int, last_words: int) -> int:
+    """Run jobs until the supervisor wants no more, or is gone; the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # The supervisor says when it is time to stop.
+    words = LastWords(last_words)
+    words.listen()
+    return Host(socket.socket(fileno=channel), Page(page), words).serve()
+
+
+class Host:
+    """The process itself; also what plugins are handed as `worker`."""
+
+    def __init__(self, channel: socket.socket, page: Page, last_words: LastWords) -> None:
+        self._channel = channel
+        self._page = page
+        self._last_words = last_words
+        self._out: list[Any] = []
+        self._rung = Event()
+        self._runner: Runner | None = None
+        self._pid = os.getpid()
+        self._forker = 0
+        self.settings = WorkerSettings()
+        self.hooks = Hooks([])
+        self.counts: dict[str, int] = {}
+        """What the supervisor has counted: see docs/hooks.md."""
+
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self.settings.name
+
+    def serve(self) -> int:
+        """Take notes, and say some, until it is over."""
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        reader = notes.Reader()
+        serve, *more = self._first_notes(reader)
+        runner = self._runner = self._open(serve)
+        os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
+        sending = gevent.spawn(self._send_forever)
+        reading = gevent.spawn(self._read_forever, reader, more)
+        gevent.wait((reading, runner.is_over), count=1)
+        if not runner.is_over.is_set():
+            self._stop_all(runner)
+            return 1
+        runner.close()
+        self._rung.set()
+        gevent.sleep(0)
+        sending.join(0.5)
+        return 0
+
+    def _first_notes(self, reader: notes.Reader) -> list[Any]:
+        while not (heard := reader.feed(self._channel.recv(RECEIVE_BYTES))):
+            pass
+        return heard
+
+    def _open(self, serve: Serve) -> Runner:
+        self.settings = WorkerSettings(**serve.settings)
+        start_log(self.settings.log_level, self.settings.log_file)
+        plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
+        self.hooks = Hooks(plugins)
+        modules = modules_room.discover(self._tell_import, serve.deadly)
+        for found in modules.values():
+            if found.broken:
+                log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
+        spare_the_collector()
+        runner = Runner(modules, self.hooks, self._say, self._page, self)
+        self._surroundings = Surroundings()
+        runner.open(self._tidy)
+        return runner
+
+    def _tell_import(self, module: str) -> None:
+        """Said before it is done, and not left for later: the import may be the last thing that this process does."""
+        self._channel.sendall(notes.pack([Importing(module)]))
+
+    def _tidy(self) -> None:
+        """Put right what a job has changed for everybody."""
+        changed = self._surroundings.changed()
+        if changed:
+            log.warning("a job has changed the %s of its process; put back", " and the ".join(changed))
+            self._surroundings.restore()
+            self._last_words.listen()
+            gevent.get_hub().loop.install_sigchld()
+
+    # The channel.
+
+    def _say(self, note: Any) -> None:
+        self._out.append(note)
+        self._rung.set()
+
+    def _send_forever(self) -> None:
+        while True:
+            self._rung.wait()
+            self._rung.clear()
+            out, self._out = self._out, []
+            if out:
+                self._channel.sendall(notes.pack(out))
+            elif self._runner is not None and self._runner.is_over.is_set():
+                return
+
+    def _read_forever(self, reader: notes.Reader, notes_: list[Any]) -> None:
+        assert self._runner is not None
+        while True:
+            for note in notes_:
+                self._runner.take(note)
+            data = self._channel.recv(RECEIVE_BYTES)
+            if not data:
+                return
+            notes_ = reader.feed(data)
+
+    def _stop_all(self, runner: Runner) -> None:
+        """The supervisor is gone, killed perhaps: nobody will hear what comes of these jobs, so they must not go on."""
+        if os.getpid() != self._pid:
+            os._exit(WRONG_PROCESS)
+        log.error("the supervisor is gone; all jobs are stopped")
+        runner.end_all("shutdown", "shutdown: the supervisor of its worker is gone")
+        with gevent.Timeout(LAST_S, False):  # type: ignore[arg-type]
+            while runner.holds:
+                gevent.sleep(0.01)
+
+    # Jobs that fork.
+
+    def _before_fork(self) -> None:
+        assert self._runner is not None
+        self._forker = self._runner.current
+
+    def _after_fork(self) -> None:
+        """In the fork: nothing that it says or hears may go over the channel, and nothing it does may look like our life."""
+        assert self._runner is not None
+        self._nobody = _socket.socketpair()  # A socket on which nothing ever comes, for whoever reads the channel here.
+        os.dup2(self._nobody[0].fileno(), self._channel.fileno())
+        self._runner.be_fork_of(self._forker)

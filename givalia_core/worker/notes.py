@@ -1,0 +1,156 @@
+"""What the supervisor and its processes say to each other: one record each, packed with msgpack, many in one write.
+
+What a process reports of a job are the very messages that go to the server (`Succeed`, `Fail`, `Release`, `Progress`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+class Serve(NamedTuple):
+    """The first note to a process: the worker's settings, and modules whose import has killed a process before."""
+
+    settings: dict[str, Any]
+    deadly: dict[str, str]
+
+
+class Importing(NamedTuple):
+    """The process is about to import this module; if it is its last word, it was the module's fault."""
+
+    module: str
+
+
+class Ready(NamedTuple):
+    """The process has its modules and plugins: `sources` says where each is imported from, `hooks` what plugins listen to."""
+
+    announced: list[Any]
+    sources: dict[str, str]
+    hooks: list[str]
+
+
+class Start(NamedTuple):
+    """The worker is connected: tell the plugins, and say `Started`."""
+
+
+class Started(NamedTuple):
+    """The plugins know; jobs may come."""
+
+
+class Drain(NamedTuple):
+    """No more jobs will come: tell the plugins that the worker stops; `is_over`: end, for all jobs have."""
+
+    is_over: bool = False
+
+
+class Cancelled(NamedTuple):
+    """Somebody cancelled this running job: let it see so, if it runs in this process; and tell the plugins, if that is news."""
+
+    job: Any
+    is_news: bool
+
+
+class End(NamedTuple):
+    """The job's code must end: raise this inside."""
+
+    id: bytes
+    fence: int
+    why: str
+    words: str
+
+
+class Before(NamedTuple):
+    """A job is to start in a process of its own: tell the plugins, then say `Told`."""
+
+    job: Any
+
+
+class After(NamedTuple):
+    """A job has ended in a process of its own, or with the process it ran in: tell the plugins, then say `Told`."""
+
+    job: Any
+    kind: str
+    result: bytes
+    error: str | None
+    seconds: float
+
+
+class Told(NamedTuple):
+    """The plugins were told of this attempt's start or end."""
+
+    id: bytes
+    fence: int
+
+
+class Begin(NamedTuple):
+    """Run this job in your process, with the class from this source."""
+
+    job: Any
+    source: str
+
+
+class Ended(NamedTuple):
+    """How a job ended in its own process; `spoiled` says why that process can be used no more, if it cannot."""
+
+    is_success: bool
+    report: Any
+    seconds: float
+    spoiled: str
+
+
+class Counts(NamedTuple):
+    """What the supervisor counts, for plugins that show it."""
+
+    counts: dict[str, int]
+
+
+class Logged(NamedTuple):
+    """A line that a job in its own process has logged; the plugins of the worker are to see it, too."""
+
+    fields: dict[str, Any]
+
+
+NOTES: Final[tuple[type, ...]] = (
+    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Before, After, Told, Begin, Ended, Counts, Logged,
+    Dispatch, Succeed, Fail, Release, Progress, Announce,
+)  # fmt: skip
+_CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
+_packer: Any = msgpack.Packer(autoreset=True)
+
+
+def pack(notes: Iterable[Any]) -> bytes:
+    """Notes as they travel: their length, then one array for each."""
+    packed: bytes = _packer.pack([(_CODES[type(note)], note) for note in notes])
+    return _LENGTH.pack(len(packed)) + packed
+
+
+class Reader:
+    """Cuts a stream of bytes into notes."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Take the bytes that arrived; return the notes that are whole."""
+        self._data += data
+        notes: list[Any] = []
+        start = 0
+        while len(self._data) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._data, start)
+            end = start + _LENGTH.size + size
+            if len(self._data) < end:
+                break
+            with memoryview(self._data) as view:
+                arrived = msgpack.unpackb(view[start + _LENGTH.size : end], strict_map_key=False)
+            notes += [NOTES[code](*fields) for code, fields in arrived]
+            start = end
+        del self._data[:start]
+        return notes

@@ -1,0 +1,197 @@
+"""The nursery: a small process that makes the worker's other processes, and sees to it that nothing of them is left behind.
+
+It runs no job, has no thread and no loop of gevent's, and never grows, so that a fork of it takes a millisecond and is safe.
+Every process it makes leads a group of its own; when it ends, however that comes about, what it has started ends with it.
+When the supervisor is gone, killed with -9 perhaps, all of them are asked to stop, and half a second later killed.
+
+It is told what to do over a socket, in records of one size: make a process (with the file descriptors it is to have), or
+send a signal to the group of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from givalia_core.worker import child
+
+RECORD: Final = struct.Struct("<Bqq")
+FORK, SIGNAL, BORN, ENDED = range(4)
+ROLES: Final = ("greenlets", "job")
+FDS: Final = 3  # The socket to the supervisor, the shared page, the file for last words.
+LAST_S: Final = 0.5
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def main(fd: int) -> None:
+    """Serve the supervisor at the other end of this socket until it is gone."""
+    supervisor = socket.socket(fileno=fd)
+    supervisor.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+    Nursery(supervisor).serve()
+
+
+class Nursery:
+    """The process itself."""
+
+    def __init__(self, supervisor: socket.socket) -> None:
+        self._supervisor = supervisor
+        self._children: set[int] = set()
+        self._me = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # They are for the supervisor, which will say what is to be done.
+        self._rung, self._ringing = os.pipe()
+        for end in (self._rung, self._ringing):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(self._ringing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _ignore)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    def serve(self) -> None:
+        """Do as told until the supervisor is gone."""
+        poll = select.poll()
+        poll.register(self._supervisor, select.POLLIN)
+        poll.register(self._rung, select.POLLIN)
+        is_open = True
+        while is_open:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._supervisor.fileno() in ready:
+                is_open = self._obey()
+            self._reap()
+        self._end_all()
+
+    def _obey(self) -> bool:
+        """Do one thing; False if there is nobody left to say what."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._supervisor, RECORD.size, FDS)
+            while data and len(data) < RECORD.size:
+                data += self._supervisor.recv(RECORD.size - len(data))
+        except OSError:
+            return False
+        if not data:
+            return False
+        what, a, b = RECORD.unpack(data)
+        if what == FORK:
+            self._fork(a, ROLES[b], fds)
+        elif what == SIGNAL and a in self._children:  # A pid that is not reaped is nobody else's.
+            _signal_group(a, b)
+        return True
+
+    def _fork(self, ticket: int, role: str, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become(role, fds)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # Here and there, so that it is done whoever is first.
+        for fd in fds:
+            os.close(fd)
+        self._children.add(pid)
+        self._tell(BORN, ticket, pid)
+
+    def _become(self, role: str, fds: list[int]) -> None:
+        """In the new process: take up the role, and never come back."""
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _prctl(_PR_SET_CHILD_SUBREAPER, role == "job")  # It has to know what its job leaves behind.
+            if os.getppid() != self._me:
+                os._exit(code)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            for fd in (self._supervisor.detach(), self._rung, self._ringing):
+                os.close(fd)
+            code = _role(role)(*fds)
+            sys.stdout.flush()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 70
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._rung, 4096)
+        has_ended = False
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            has_ended = True
+            _signal_group(pid, signal.SIGKILL)  # What it leaves behind is in its group; nobody else's can have that number yet.
+            if pid in self._children:
+                self._children.discard(pid)
+                self._tell(ENDED, pid, status)
+        if has_ended:
+            self._end_strays()
+
+    def _end_strays(self) -> None:
+        """Processes that have left their group and lost their parent come here; they end with the job that started them."""
+        with contextlib.suppress(OSError, ValueError):
+            listed = Path(f"/proc/self/task/{self._me}/children").read_text().split()
+            for pid in {int(each) for each in listed} - self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _tell(self, what: int, a: int, b: int) -> None:
+        with contextlib.suppress(OSError):
+            self._supervisor.sendall(RECORD.pack(what, a, b))
+
+    def _end_all(self) -> None:
+        for pid in self._children:
+            _signal_group(pid, signal.SIGTERM)
+        deadline = time.monotonic() + LAST_S
+        while self._children and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.01)
+        for pid in self._children:
+            _signal_group(pid, signal.SIGKILL)
+        deadline = time.monotonic() + LAST_S
+        while self._children and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.01)
+
+
+def _ignore(_: int, __: FrameType | None) -> None:
+    """It has rung already: see `set_wakeup_fd`."""
+
+
+def _role(role: str) -> Callable[..., int]:
+    if role == "job":
+        return child.main
+    # Not at the top: it brings gevent, which is not to be in this process when it forks, nor in that of a job.
+    from givalia_core.worker import host
+
+    return host.main
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere a process that outlives its parent is left to notice that by itself."""
+    if _libc is not None:
+        _libc.prctl(option, value, 0, 0, 0)
+
+
+_libc: Any = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

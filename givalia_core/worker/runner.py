@@ -1,0 +1,240 @@
+"""Runs attempts in greenlets and tells the plugins: what a process full of jobs does, whoever it talks to.
+
+It takes notes and says notes. Beside the jobs it keeps the shared page: the loop's pulse, and whose code is running, which it
+learns at each switch between greenlets; so whoever watches can name the job that does not give way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import gevent
+import greenlet
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US
+from givalia_core.hooks import Hooks
+from givalia_core.model import OutcomeKind
+from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
+from givalia_core.protocol.messages import Dispatch
+from givalia_core.views import Outcome
+from givalia_core.worker.notes import (
+    After,
+    Before,
+    Cancelled,
+    Counts,
+    Drain,
+    End,
+    Logged,
+    Ready,
+    Start,
+    Started,
+    Told,
+)
+from givalia_core.worker.page import Page
+from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, decoded, execute, timed_out, view
+
+PULSE_S: Final = 0.2
+
+log = logging.getLogger("givalia.worker")
+
+
+class _Held(Attempt):
+    """An attempt in a greenlet of this process."""
+
+    def __init__(self, dispatch: Dispatch, found: FoundModule | None, hooks: Hooks, send: Callable[[Any], None]) -> None:
+        super().__init__(dispatch, None if found is None else found.work, hooks, send)
+        self.greenlet: gevent.Greenlet[..., None] | None = None
+        self.is_cancelled = False
+        self.is_stop_asked = lambda: self.is_cancelled
+
+    def end_by(self, stopped: Stopped) -> None:
+        """End the attempt from outside: raised inside the job's code, and only there, so that no plugin swallows it."""
+        self.stopped = self.stopped or stopped
+        if self.is_in_process and self.greenlet is not None:
+            self.greenlet.kill(stopped, block=False)
+
+
+class Runner:
+    """The jobs of one process.
+
+    Args:
+        modules: What is served, by name.
+        hooks: The plugins.
+        say: Takes notes on their way to the foreman.
+        page: What is shared with whoever watches.
+        worker: What the hooks `worker_started` and `worker_stopping` are handed.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, FoundModule], hooks: Hooks, say: Callable[[Any], None], page: Page, worker: Any
+    ) -> None:
+        self._modules = modules
+        self._hooks = hooks
+        self._say = say
+        self._page = page
+        self._worker = worker
+        self._attempts: dict[int, _Held] = {}  # By fence.
+        self._fences: dict[Any, int] = {}  # By greenlet.
+        self._pulse: Any = None
+        self._draining: gevent.Greenlet[..., Any] | None = None
+        self.is_over = Event()
+        """Set when no more jobs will come and the plugins know."""
+        self._actions: dict[type, Callable[[Any], None]] = {
+            Dispatch: self._begin,
+            End: self._end,
+            Cancelled: self._cancelled,
+            Before: self._before,
+            After: self._after,
+            Start: self._start,
+            Drain: self._drain,
+            Counts: self._count,
+            Logged: self._log,
+        }
+
+    def open(self, on_pulse: Callable[[], None] = lambda: None) -> None:
+        """Begin to show signs of life, and say what is served; `on_pulse` is called as often as the loop shows one."""
+
+        def pulse() -> None:
+            self._page.beat()
+            on_pulse()
+
+        pulse()
+        self._pulse = gevent.get_hub().loop.timer(PULSE_S, PULSE_S)
+        self._pulse.start(pulse)
+        if greenlet.gettrace() is None:
+            greenlet.settrace(self._trace)
+        announced = [announcement(found) for found in self._modules.values()]
+        sources = {found.name: found.source for found in self._modules.values()}
+        self._say(
+            Ready([tuple(each) for each in announced], sources, [name for name in HOOKS_OF_JOBS if self._hooks.listens(name)])
+        )
+
+    def close(self) -> None:
+        """Show no more signs of life."""
+        if greenlet.gettrace() == self._trace:
+            greenlet.settrace(None)
+        self._pulse.close()
+
+    def _trace(self, event: str, switch: tuple[Any, Any]) -> None:
+        self._page.current = self._fences.get(switch[1], 0)
+
+    def be_fork_of(self, forker: int) -> None:
+        """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
+        self._page = Page()
+
+        def guard(event: str, switch: tuple[Any, Any]) -> None:
+            if self._fences.get(switch[1], forker) != forker:
+                os._exit(WRONG_PROCESS)
+
+        greenlet.settrace(guard)
+
+    @property
+    def holds(self) -> bool:
+        """Whether any attempt is under way."""
+        return bool(self._attempts)
+
+    @property
+    def current(self) -> int:
+        """The fence of the attempt whose code runs now; 0 for none."""
+        return self._fences.get(greenlet.getcurrent(), 0)
+
+    def take(self, note: Any) -> None:
+        """Act on a note; nothing here waits for a job or a plugin."""
+        self._actions[type(note)](note)
+
+    # Jobs.
+
+    def _begin(self, dispatch: Dispatch) -> None:
+        attempt = _Held(dispatch, self._modules.get(dispatch.module), self._hooks, self._say)
+        self._attempts[dispatch.fence] = attempt
+        attempt.greenlet = running = gevent.Greenlet(self._run, attempt)
+        self._fences[running] = dispatch.fence
+        running.start()
+
+    def _run(self, attempt: _Held) -> None:
+        limit_us = attempt.dispatch.timeout_us
+        limit = None if limit_us is None else gevent.get_hub().loop.timer(limit_us / SECOND_US)
+        try:
+            if limit is not None:
+                limit.start(attempt.end_by, Stopped("timeout", timed_out(attempt.dispatch)))
+            execute(attempt)
+        except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
+            log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
+        finally:
+            if limit is not None:
+                limit.close()
+            self._attempts.pop(attempt.dispatch.fence, None)
+            self._fences.pop(attempt.greenlet, None)
+
+    def end_all(self, why: str, words: str) -> None:
+        """End everything that runs."""
+        for attempt in list(self._attempts.values()):
+            attempt.end_by(Stopped(why, words))
+
+    def _end(self, note: End) -> None:
+        attempt = self._attempts.get(note.fence)
+        if attempt is not None:
+            attempt.end_by(Stopped(note.why, note.words))
+
+    def _cancelled(self, note: Cancelled) -> None:
+        dispatch = Dispatch(*note.job)
+        attempt = self._attempts.get(dispatch.fence)
+        if attempt is not None:
+            attempt.is_cancelled = True
+        if note.is_news and self._hooks.listens("on_cancel"):
+            job = attempt.job if attempt is not None and attempt.job is not None else view(dispatch)
+            gevent.spawn(self._hooks.call, "on_cancel", job=job, running=True)
+
+    # Plugins: for jobs in processes of their own, and for the worker.
+
+    def _before(self, note: Before) -> None:
+        gevent.spawn(self._tell, note, "before_run")
+
+    def _after(self, note: After) -> None:
+        result = decoded(note.result)
+        gevent.spawn(self._tell, note, "after_run", outcome=Outcome(OutcomeKind(note.kind), result, note.error, note.seconds))
+
+    def _tell(self, note: Before | After, hook: str, **extra: Any) -> None:
+        dispatch = Dispatch(*note.job)
+        try:
+            params = decoded(dispatch.payload)
+        except Exception:
+            params = None  # The attempt fails for it, and says so.
+        found = self._modules.get(dispatch.module)
+        module = (found.work if found is not None else None) or WorkModule
+        self._hooks.call(hook, job=view(dispatch, params), module=module, **extra)
+        self._say(Told(dispatch.id, dispatch.fence))
+
+    def _start(self, note: Start) -> None:
+        gevent.spawn(self._start_now)
+
+    def _start_now(self) -> None:
+        self._hooks.call("worker_started", worker=self._worker)
+        self._say(Started())
+
+    def _drain(self, note: Drain) -> None:
+        if note.is_over:
+            gevent.spawn(self._be_over)
+        else:
+            self._draining = gevent.spawn(self._hooks.call, "worker_stopping", worker=self._worker)
+
+    def _be_over(self) -> None:
+        if self._draining is not None:
+            self._draining.join()
+        self.is_over.set()
+
+    def _count(self, note: Counts) -> None:
+        self._worker.counts = note.counts
+
+    def _log(self, note: Logged) -> None:
+        record = logging.makeLogRecord(note.fields)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+
+HOOKS_OF_JOBS: Final = ("before_run", "after_run", "on_cancel")

@@ -1,0 +1,71 @@
+"""What `givalia-worker` is: the link, the foreman and his crews, in a process that runs no job and no plugin.
+
+So nothing that job code does can cost the worker its leases, its connection or its wits. The order of stopping: take no more;
+let running jobs end for the time of grace; stop the rest, which are reported as failed; end the processes; then the link, once
+the server has answered every report.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+import gevent
+
+from givalia_core.protocol.messages import Join
+from givalia_core.settings import WorkerSettings
+from givalia_core.worker.crew import Crew
+from givalia_core.worker.foreman import Foreman
+from givalia_core.worker.link import Link
+from givalia_core.worker.watch import LOOK_S, Watch
+
+READY_S = 10.0  # So long the link waits for the modules, so that a worker that is connected has some.
+STOP_S = 5.0
+
+
+class Supervisor:
+    """Runs jobs in processes of its own; `start`, then `stop`, from the main greenlet of a process that is not patched."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
+        self._link = Link(settings.servers(), join, [], lambda event: self._foreman.deliver(event))
+        self._foreman = Foreman(settings, self._link, Crew)
+        self.connected = self._foreman.connected
+        """Set while the link is up."""
+        self._watching: gevent.Greenlet[..., None] | None = None
+
+    def start(self) -> None:
+        """Start the processes and the link; returns at once."""
+        watch = Watch() if self.settings.watch else None
+        self._foreman.open()
+        self._linked = gevent.spawn(self._run_link)
+        if watch is not None:
+            self._watching = gevent.spawn(self._watch_forever, watch)
+
+    def _run_link(self) -> None:
+        self._foreman.is_ready.wait(READY_S)
+        self._link.run()
+
+    def _watch_forever(self, watch: Watch) -> None:
+        while True:
+            gevent.sleep(LOOK_S)
+            if watch.has_changed(time.monotonic()):
+                self.reload("packages have changed")
+
+    def reload(self, why: str) -> None:
+        """Replace the processes one after the other, without stopping a job; new ones see what is installed now."""
+        self._foreman.reload(why)
+
+    def change(self, settings: WorkerSettings) -> None:
+        """Use these settings from the next processes on; what the link was made with (servers, name) stays as it is."""
+        self.settings = self._foreman.settings = settings
+
+    def stop(self) -> None:
+        """Stop as the module says."""
+        if self._watching is not None:
+            self._watching.kill()
+        self._foreman.stop()
+        self._link.stop()
+        self._linked.join(STOP_S)
