@@ -209,6 +209,8 @@ def kinds() -> str:
             shape = f"first item: {_fields(messages.Heard)}; then {_fields(messages.Dispatch)}"
         elif kind is Kind.STOP:
             port, sender, shape = "worker", "server", _fields(messages.Stop)
+        elif kind is Kind.PROGRESSED:
+            port, sender, shape = "client", "server", _fields(messages.Progressed)
         else:
             port = "client" if kind in CLIENT_KINDS else "worker" if kind in WORKER_KINDS else "?"
             sender, shape = port, _fields(TABLE[kind].record) or "(none)"

@@ -21,7 +21,7 @@ from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, item
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.routing import Session
 from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Span, Wanted, Watched
 
@@ -259,7 +259,8 @@ class Engine:
         unanswerable = self.again.take_back(self._inputs, batch, refused)
         for resumed in batch.resumed:
             resumed.has_resumed = True
-        effects, self._owed = self._owed, []
+        # Progress goes first: who waits hears it before the end.
+        effects, self._owed = [*_progress(batch), *self._owed], []
         dispatches: dict[int, list[Item]] = {}
         for was, job in plan.changes:
             if job.seq not in refused:
@@ -341,6 +342,14 @@ class Engine:
         if due_us is None:
             return SWEEP_US
         return min(max(due_us - now.timer_us, 0), SWEEP_US)
+
+
+def _progress(batch: Batch) -> list[Effect]:
+    """What those who wait are told of the progress of their jobs: one frame for each connection."""
+    told: dict[int, list[Item]] = {}
+    for (conn, request), progress in batch.progressed.items():
+        told.setdefault(conn, []).append(item(Progressed(request, *progress)))
+    return [Tell(conn, Kind.PROGRESSED, items) for conn, items in told.items()]
 
 
 def _dispatch(job: Job, now: Now) -> Item:

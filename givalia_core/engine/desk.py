@@ -67,7 +67,8 @@ class Desk:
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases: dict[bytes, Lease] = {}
-        self.waiters: dict[bytes, dict[tuple[int, int], None]] = defaultdict(dict)  # job id -> (conn, request)
+        # job id -> (conn, request) -> whether it wants to hear of the job's progress
+        self.waiters: dict[bytes, dict[tuple[int, int], bool]] = defaultdict(dict)
         self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
         self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
@@ -162,6 +163,7 @@ class Batch:
         # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
         self.taken: dict[int, tuple[Session | None, int]] = {}
         self.resumed: list[Session] = []  # Who has named the leases it holds.
+        self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
         self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
         self.authors: dict[int, list[Author]] = {}
@@ -292,6 +294,12 @@ class Batch:
         if self.desk.is_shared and job.id not in self.desk.leases:
             self.followed.add(job.id)
             self.desk.suspects.add(job.id)  # It may end before the others know that it is waited for.
+
+    def tell_progress(self, job_id: bytes, waiter: tuple[int, int]) -> None:
+        """Tell one who waits how far the job is, if that is known here; after the batch, and of several only the newest."""
+        lease = self.desk.leases.get(job_id)
+        if lease is not None and lease.progress is not None and not self.desk.is_clogged(waiter[0]):
+            self.progressed[waiter] = lease.progress
 
     def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
         """Send a connection something it did not ask for, once the job (0: none) is stored."""

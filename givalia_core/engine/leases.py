@@ -168,10 +168,13 @@ def _held(batch: Batch, message: Succeed | Fail | Release | Progress) -> Job:
 
 
 def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
-    """A hint of how far the attempt is."""
+    """A hint of how far the attempt is, for whoever asks and for those who wait and want to hear of it."""
     lease = batch.desk.leases.get(_held(batch, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
+        for waiter, wants_progress in batch.desk.waiters.get(message.id, {}).items():
+            if wants_progress:
+                batch.tell_progress(message.id, waiter)
     return (OK,), b""
 
 

@@ -37,7 +37,7 @@ class Reply(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Send what was not asked for: a dispatch or a stop."""
+    """Send what was not asked for: a dispatch, a stop, or how far a job is."""
 
     conn: int
     kind: Kind

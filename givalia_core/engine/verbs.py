@@ -259,7 +259,9 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
     job = _known(batch, message)
     if job.state in ENDED:
         return words.end(job)
-    batch.desk.waiters[job.id][asked.conn, asked.request] = None
+    batch.desk.waiters[job.id][asked.conn, asked.request] = message.progress
+    if message.progress:
+        batch.tell_progress(job.id, (asked.conn, asked.request))
     batch.desk.waits_of[asked.conn].add(job.id)
     batch.follow(job)
     return None

@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A frame that nobody asked for: a dispatch or a stop."""
+    """A frame that nobody asked for: a dispatch, a stop, or how far a job is."""
 
     kind: Kind
     items: list[tuple[list[Any], bytes]]

@@ -79,10 +79,11 @@ class Stat(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Answer when the job has ended, which may be at once."""
+    """Answer when the job has ended, which may be at once; with `progress`, tell meanwhile how far it is."""
 
     key: str | None = None
     id: bytes | None = None
+    progress: bool = False
 
 
 class Cancel(NamedTuple):
@@ -264,6 +265,14 @@ class Stop(NamedTuple):
     again: bool = False
 
 
+class Progressed(NamedTuple):
+    """How far the job is that the WAIT of this request number waits for; a hint, some of which may be left out."""
+
+    request: int
+    fraction: float
+    text: str = ""
+
+
 Message: TypeAlias = (
     Hello | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
     | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
@@ -297,6 +306,7 @@ class Kind(IntEnum):
     PROCESSES = 41
     DISPATCH = 64
     STOP = 65
+    PROGRESSED = 66
 
 
 _ID = is_bytes(16)
@@ -319,7 +329,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
     },
     Stat: _NAMED,
-    Wait: _NAMED,
+    Wait: {**_NAMED, "progress": is_bool},
     Cancel: {"request": _ID, **_NAMED, "running": is_bool},
     Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
     Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},

@@ -433,7 +433,7 @@ def _answer(connection: Connection, reply: Reply) -> bytes:
 def _frames(effect: Tell) -> list[bytes]:
     """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
     if effect.kind is not Kind.DISPATCH:
-        return [frames.encode(effect.kind, 0, effect.items)]
+        return frames.encode_split(effect.kind, 0, effect.items)
     heard, *jobs = effect.items
     return frames.encode_split(effect.kind, 0, jobs, first=heard)
 

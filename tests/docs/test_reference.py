@@ -46,7 +46,7 @@ SHOWN_JOB = bytes.fromhex("0195d6c07a8070008000" + "0000000000aa")
 
 
 def _record(kind: Kind) -> type:
-    told = {Kind.DISPATCH: messages.Dispatch, Kind.STOP: messages.Stop}
+    told = {Kind.DISPATCH: messages.Dispatch, Kind.STOP: messages.Stop, Kind.PROGRESSED: messages.Progressed}
     return told[kind] if kind in told else TABLE[kind].record
 
 

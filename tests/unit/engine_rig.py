@@ -49,6 +49,7 @@ class EngineRig:
         self.replies: dict[tuple[int, int], list[Item]] = {}
         self.dispatched: dict[int, list[Dispatched]] = {}
         self.stops: list[tuple[int, m.Stop]] = []
+        self.progressed: list[tuple[int, m.Progressed]] = []
         self.hooks: list[Hook] = []
         self.closed: list[Close] = []
         self._request = 0
@@ -95,6 +96,9 @@ class EngineRig:
     def _hear(self, tell: Tell) -> None:
         if tell.kind is Kind.STOP:
             self.stops += [(tell.conn, m.Stop(*fields)) for fields, _ in tell.items]
+            return
+        if tell.kind is Kind.PROGRESSED:
+            self.progressed += [(tell.conn, m.Progressed(*fields)) for fields, _ in tell.items]
             return
         (heard, _), *jobs = tell.items
         given = [Dispatched(*heard, m.Dispatch(*fields, payload=payload)) for fields, payload in jobs]

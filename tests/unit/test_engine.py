@@ -10,7 +10,7 @@ import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
 from givalia_core.clock import SECOND_US, Mark
-from givalia_core.engine.records import Asked, Gone
+from givalia_core.engine.records import Asked, Gone, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
     Busy,
@@ -1769,6 +1769,81 @@ def test_whoever_waits_and_leaves_is_forgotten(rig: EngineRig) -> None:
     assert (gone.conn, gone.request) not in rig.replies
     assert rig.answers(stays) == [("done", None)]
     assert not rig.engine.desk.waiters
+
+
+def test_progress_is_told_to_those_who_wait_and_want_to_hear_of_it(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    wants, other, does_not = (
+        wait(rig, id=uid(1), conn=5, progress=True), wait(rig, id=uid(1), conn=5, progress=True), wait(rig, id=uid(1), conn=6)
+    )  # fmt: skip
+
+    worker.progress(0.5, "half")
+
+    assert rig.progressed == [(5, m.Progressed(wants.request, 0.5, "half")), (5, m.Progressed(other.request, 0.5, "half"))]
+    assert (does_not.conn, does_not.request) not in rig.replies
+
+
+def test_of_progress_in_one_batch_only_the_newest_is_told(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    frame = wait(rig, id=uid(1), progress=True)
+
+    effects = rig.turn(*[rig.frame(Kind.PROGRESS, m.Progress(uid(1), worker.last.fence, n / 10), conn=10) for n in range(10)])
+
+    assert rig.progressed == [(5, m.Progressed(frame.request, 0.9))]
+    assert sum(isinstance(effect, Tell) for effect in effects) == 1
+
+
+def test_progress_of_the_batch_in_which_a_job_ends_is_told_before_the_end(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    frame = wait(rig, id=uid(1), progress=True)
+
+    effects = rig.turn(
+        rig.frame(Kind.PROGRESS, m.Progress(uid(1), worker.last.fence, 1.0), conn=10),
+        rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.last.fence), conn=10),
+    )
+
+    heard = [effect for effect in effects if effect.conn == frame.conn]
+    assert [type(effect) for effect in heard] == [Tell, Reply]
+
+
+def test_the_last_known_progress_is_told_when_a_wait_begins(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    wait(rig, id=uid(1), progress=True)
+    assert rig.progressed == [], "nothing was said yet"
+    worker.progress(0.5, "half")
+
+    late = wait(rig, id=uid(1), conn=6, progress=True)
+
+    assert rig.progressed[1:] == [(6, m.Progressed(late.request, 0.5, "half"))]
+
+
+def test_progress_of_the_attempt_before_is_not_told(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    worker.progress(0.5, "half")
+    worker.fail()
+    rig.tick(2)
+
+    wait(rig, id=uid(1), progress=True)
+
+    assert rig.progressed == []
+
+
+def test_progress_is_not_piled_up_for_one_who_does_not_read(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    frame = wait(rig, id=uid(1), progress=True)
+
+    rig.engine.desk.is_clogged = lambda conn: conn == frame.conn
+    worker.progress(0.25)
+    rig.engine.desk.is_clogged = lambda conn: False
+    worker.progress(0.5)
+
+    assert rig.progressed == [(5, m.Progressed(frame.request, 0.5))]
 
 
 def test_a_wait_goes_on_over_a_retry(rig: EngineRig) -> None:

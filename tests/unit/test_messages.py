@@ -76,7 +76,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY,
     },
     Kind.STAT: NAMED,
-    Kind.WAIT: NAMED,
+    Kind.WAIT: {**NAMED, "progress": BOOL},
     Kind.CANCEL: {"request": UUID, **NAMED, "running": BOOL},
     Kind.EXT: {"request": UUID, **NAMED, "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT},
     Kind.REQUEUE: {"request": UUID, **NAMED, "delay_us": DELAY, "at_us": AT},
