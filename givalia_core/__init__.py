@@ -34,8 +34,12 @@ from givalia_core.modules import Fail, Retry, WorkModule
 from givalia_core.version import __version__
 from givalia_core.views import Outcome, Status
 
-# These two bring gevent and the store with them, which a program that only enqueues has no use for.
-_LATE = {"Server": "givalia_core.server", "Worker": "givalia_core.worker.app"}
+# These bring asyncio, or gevent and the store with them, which a program that only enqueues may have no use for.
+_LATE = {
+    "AsyncClient": "givalia_core.client.async_client",
+    "Server": "givalia_core.server",
+    "Worker": "givalia_core.worker.app",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -45,10 +49,12 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from givalia_core.client.async_client import AsyncClient
     from givalia_core.server import Server
     from givalia_core.worker.app import Worker
 
 __all__ = [
+    "AsyncClient",
     "BadRequest",
     "Busy",
     "Client",

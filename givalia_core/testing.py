@@ -15,13 +15,12 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from givalia_core.client import talk
 from givalia_core.clock import SECOND_US, ManualClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Effect, Reply, Tell
-from givalia_core.errors import GivaliaError
 from givalia_core.hooks import Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
@@ -32,6 +31,8 @@ from givalia_core.views import Outcome, Status, text_id
 from givalia_core.worker.pipeline import Attempt, execute
 
 __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
+
+T = TypeVar("T")
 
 _USER: Final = 1
 _WORKER: Final = 2
@@ -114,18 +115,15 @@ class Queue:
 
     def stat(self, key: str | None = None, *, id: str | None = None) -> Status:
         """As `Client.stat`."""
-        status: Status = self._ask(talk.stat(key, id))
-        return status
+        return self._ask(talk.stat(key, id))
 
     def cancel(self, key: str | None = None, *, id: str | None = None) -> str:
         """As `Client.cancel`."""
-        answer: str = self._ask(talk.cancel(key, id, running=False))
-        return answer
+        return self._ask(talk.cancel(key, id, running=False))
 
     def ext(self, key: str | None = None, time: float | None = None, *, at: Any = None, id: str | None = None) -> datetime:
         """As `Client.ext`."""
-        due: datetime = self._ask(talk.ext(key, id, time, at))
-        return due
+        return self._ask(talk.ext(key, id, time, at))
 
     def advance(self, seconds: float = 0.0, **length: float) -> list[Ran]:
         """Let time pass (`advance(90)`, `advance(days=7)`) and return the attempts that this brought about."""
@@ -141,15 +139,12 @@ class Queue:
             self._turn()
         return self.ran[before:]
 
-    def _ask(self, call: talk.Call) -> Any:
+    def _ask(self, call: talk.Call[T]) -> T:
         (fields, payload), *_ = call.items
         asked = Asked(_USER, 1, call.kind, [messages.check(call.kind, list(fields), payload)])
         (reply,) = (effect for effect in self._turn(asked) if isinstance(effect, Reply) and effect.conn == _USER)
         answer_fields, answer_payload = reply.items[0]
-        answer = talk.read_answer(call, list(answer_fields), answer_payload)
-        if isinstance(answer, GivaliaError):
-            raise answer
-        return answer
+        return talk.only(call, [talk.read_answer(call, list(answer_fields), answer_payload)])
 
     def _turn(self, *asked: Asked) -> list[Effect]:
         """One turn, then the jobs it brought, until none is left that is due."""

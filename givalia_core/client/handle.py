@@ -3,66 +3,64 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
+from givalia_core.client import talk, verbs
+from givalia_core.client.exchange import Exchange, OnProgress
+from givalia_core.client.verbs import Ticket
 from givalia_core.views import Status
 
 
-class Verbs(Protocol):
-    """What a handle needs of its client."""
+class Handle:
+    """A job that a client enqueued or named: `id`, `key`, and `due` as last heard."""
 
-    def stat(self, key: str | None = None, *, id: str | None = None) -> Status: ...
-
-    def cancel(self, key: str | None = None, *, id: str | None = None, running: bool = False) -> str: ...
-
-    def ext(
-        self,
-        key: str | None = None,
-        time: float | timedelta | None = None,
-        *,
-        at: float | datetime | None = None,
-        id: str | None = None,
-    ) -> datetime: ...
-
-    def wait(self, id: str, timeout: float | None = None) -> Any: ...
-
-
-class JobHandle:
-    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it."""
-
-    def __init__(self, client: Verbs, job_id: str, key: str | None, due: datetime, durability: str) -> None:
-        self._client = client
-        self.id = job_id
-        self.key = key
-        self.due = due
+    def __init__(self, ticket: Ticket) -> None:
+        self.id = ticket.id
+        self.key = ticket.key
+        self.due = ticket.due
         """When it is due, as an aware datetime in UTC."""
-        self.durability = durability
+        self.durability = ticket.durability
         """What the answer promised: `fsync` (on stable storage) or `memory`."""
 
     def __repr__(self) -> str:
-        return f"<JobHandle {self.id} key={self.key!r} due={self.due.isoformat()}>"
+        return f"<{type(self).__name__} {self.id} key={self.key!r} due={self.due.isoformat()}>"
+
+
+class JobHandle(Handle):
+    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it."""
+
+    def __init__(self, exchange: Exchange, ticket: Ticket) -> None:
+        super().__init__(ticket)
+        self._exchange = exchange
 
     def stat(self) -> Status:
         """Ask about it."""
-        return self._client.stat(id=self.id)
+        return self._exchange.ask(verbs.stat(id=self.id))
 
     def ext(self, time: float | timedelta | None = None, *, at: float | datetime | None = None) -> datetime:
         """Move its due; see `Client.ext`."""
-        self.due = self._client.ext(id=self.id, time=time, at=at)
+        self.due = self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
         return self.due
 
     def cancel(self, *, running: bool = False) -> str:
         """Call it off; see `Client.cancel`."""
-        return self._client.cancel(id=self.id, running=running)
+        return self._exchange.ask(verbs.cancel(id=self.id, running=running))
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
         """The job's result, as soon as there is one: the server pushes it, over reconnects too.
 
         A server that is too busy for one more who waits is asked again when it wants to be.
+
+        Args:
+            timeout: Seconds to wait; None is for ever.
+            progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
+                with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
+                after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.
+                What it raises ends the waiting.
 
         Raises:
             WaitTimeout: `timeout` seconds have passed; the job goes on.
             JobFailed, JobCancelled, ResultLost, NotFound: There will be no result.
             ConnectionLost: No server has been in reach for a minute.
         """
-        return self._client.wait(self.id, timeout)
+        return self._exchange.ask(talk.wait(self.id, progress=progress is not None), timeout, progress)

@@ -9,12 +9,22 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import msgpack
 
 from givalia_core.clock import new_id
-from givalia_core.errors import BadRequest, Busy, GivaliaError, JobCancelled, JobFailed, ResultLost, ShuttingDown, TooLarge
+from givalia_core.errors import (
+    BadRequest,
+    Busy,
+    GivaliaError,
+    JobCancelled,
+    JobFailed,
+    PartlyRefused,
+    ResultLost,
+    ShuttingDown,
+    TooLarge,
+)
 from givalia_core.model import JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
@@ -22,9 +32,12 @@ from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules
 from givalia_core.views import Status, at_to_us, length_to_us, to_datetime, wire_id
 
 RESEND_S: Final = 60.0
+IN_FLIGHT: Final = 8  # Frames of one enq_many that travel before the first is answered.
 DURABILITY: Final = 3  # The place of the durability class in the answer to enq.
 
 Fields = list[Any]
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Enqueued(NamedTuple):
@@ -35,16 +48,16 @@ class Enqueued(NamedTuple):
     durability: str
 
 
-class Call(NamedTuple):
+class Call(NamedTuple, Generic[T_co]):
     """One frame to send, as often as it takes, and the reading of each of its answers."""
 
     kind: Kind
     items: list[Item]
-    read: Callable[[Fields, bytes], Any]
+    read: Callable[[Fields, bytes], T_co]
     waits: bool = False  # Whether the answer comes when a job has ended, and not at once.
 
 
-def read_answers(call: Call, items: list[tuple[Fields, bytes]]) -> list[Any]:
+def read_answers(call: Call[Any], items: list[tuple[Fields, bytes]]) -> list[Any]:
     """What the answers to a frame mean: a value or an error (returned, not raised) for each command, or one for them all."""
     if len(items) == len(call.items):
         return [read_answer(call, fields, payload) for fields, payload in items]
@@ -52,7 +65,7 @@ def read_answers(call: Call, items: list[tuple[Fields, bytes]]) -> list[Any]:
     return [error or GivaliaError("the server answered another number of commands than it was sent")]
 
 
-def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:
+def read_answer(call: Call[Any], fields: Fields, payload: bytes) -> Any:
     """What one answer means to the caller, or the error it carries (returned, not raised)."""
     error = messages.answer_error(fields)
     if error is not None:
@@ -63,6 +76,30 @@ def read_answer(call: Call, fields: Fields, payload: bytes) -> Any:
         return ended
 
 
+def only(call: Call[T], answers: Sequence[Any]) -> T:
+    """The answer to a call of one command.
+
+    Raises:
+        GivaliaError: The answer is an error.
+    """
+    (answer,) = answers
+    if isinstance(answer, GivaliaError):
+        raise answer
+    return cast(T, answer)
+
+
+def all_taken(answers: Sequence[T | GivaliaError]) -> list[T]:
+    """The answers to many commands, if every one was taken.
+
+    Raises:
+        PartlyRefused: Some were refused; it has all the answers.
+    """
+    count = sum(isinstance(answer, GivaliaError) for answer in answers)
+    if count:
+        raise PartlyRefused(f"{count} of {len(answers)} jobs were refused; the others stand", answers=answers)
+    return cast(list[T], answers)
+
+
 def ask_next(answers: Sequence[Any]) -> bool:
     """Whether another server is to be asked, if there is one: this one stops, and has not done all that it was asked.
 
@@ -71,7 +108,7 @@ def ask_next(answers: Sequence[Any]) -> bool:
     return any(isinstance(answer, ShuttingDown) for answer in answers)
 
 
-def ask_later(call: Call, answers: Sequence[Any]) -> Busy | None:
+def ask_later(call: Call[Any], answers: Sequence[Any]) -> Busy | None:
     """The refusal after whose `retry_after` the same server is to be asked again, unheard by the caller.
 
     Only for who waits: there the time to wait is the caller's own. What else is refused with `Busy` is for the caller to hear.
@@ -82,32 +119,34 @@ def ask_later(call: Call, answers: Sequence[Any]) -> Busy | None:
 # The verbs.
 
 
-def enq(module: str, **options: Any) -> Call:
+def enq(module: str, **options: Any) -> Call[Enqueued]:
     """Make one job."""
     return Call(Kind.ENQ, [item(_enq_message(module, options))], _read_enq)
 
 
-def enq_many(jobs: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Call, list[str | None]]]:
-    """Make many jobs: as few frames as the limits allow, and with each the keys of its jobs.
+def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]], list[str | None]]:
+    """Make many jobs: as few frames as the limits allow, and the keys of the jobs.
 
     Raises:
         BadRequest, TooLarge: One of the jobs cannot be sent; nothing was.
     """
     made = [_enq_message(*_split(job)) for job in jobs]
+    return _enq_frames(made), [message.key for message in made]
+
+
+def _enq_frames(made: Iterable[Enq]) -> Iterator[Call[Enqueued]]:
     batch: list[Item] = []
-    keys: list[str | None] = []
     room = frames.FRAME_BYTES_MAX - 64
     for message in made:
         packed = item(message)
         size = len(message.payload) + 96 + 2 * len(message.key or "") + len(message.module) + len(message.target_worker)
         if batch and (size > room or len(batch) == frames.ITEMS_MAX):
-            yield Call(Kind.ENQ, batch, _read_enq), keys
-            batch, keys, room = [], [], frames.FRAME_BYTES_MAX - 64
+            yield Call(Kind.ENQ, batch, _read_enq)
+            batch, room = [], frames.FRAME_BYTES_MAX - 64
         batch.append(packed)
-        keys.append(message.key)
         room -= size
     if batch:
-        yield Call(Kind.ENQ, batch, _read_enq), keys
+        yield Call(Kind.ENQ, batch, _read_enq)
 
 
 def _split(job: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -190,29 +229,29 @@ def _named(key: str | None, job_id: str | None) -> tuple[str | None, bytes | Non
     return key, None if job_id is None else wire_id(job_id)
 
 
-def _call(kind: Kind, message: Any, read: Callable[[Fields, bytes], Any], *, waits: bool = False) -> Call:
+def _call(kind: Kind, message: Any, read: Callable[[Fields, bytes], T], *, waits: bool = False) -> Call[T]:
     """A call of one message, checked here as the server will check it."""
     fields, payload = item(message)
     messages.check(kind, list(fields), payload)
     return Call(kind, [(fields, payload)], read, waits)
 
 
-def stat(key: str | None, job_id: str | None) -> Call:
+def stat(key: str | None, job_id: str | None) -> Call[Status]:
     """Ask about a job."""
     return _call(Kind.STAT, Stat(*_named(key, job_id)), _read_stat)
 
 
-def wait(job_id: str) -> Call:
-    """Be told when a job has ended."""
-    return _call(Kind.WAIT, Wait(None, wire_id(job_id)), _read_end, waits=True)
+def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
+    """Be told when a job has ended, and with `progress` also how far it is."""
+    return _call(Kind.WAIT, Wait(None, wire_id(job_id), progress), _read_end, waits=True)
 
 
-def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call:
+def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
     """Call a job off."""
-    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), lambda fields, _: fields[1])
+    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), _read_word)
 
 
-def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call:
+def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call[datetime]:
     """Move a job's due."""
     if (seconds is None) == (at is None):
         raise BadRequest("ext takes either a time or an at")
@@ -221,29 +260,33 @@ def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, 
     return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), delta_us, at_us), _read_due)
 
 
-def requeue(key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None) -> Call:
+def requeue(
+    key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None
+) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
     delay_us, at_us = _when(seconds, at)
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), _read_requeue)
 
 
-def list_(state: str | None, module: str | None, target_worker: str | None, limit: int, after: Sequence[int]) -> Call:
-    """A page of jobs."""
+def list_(
+    state: str | None, module: str | None, target_worker: str | None, limit: int, after: Sequence[int]
+) -> Call[tuple[list[Status], tuple[int, ...]]]:
+    """A page of jobs, and the numbers with which the next begins; none if it is the last."""
     message = messages.List(None if state is None else str(state), module, target_worker, limit, *(after or (None, None)))
     return _call(Kind.LIST, message, _read_page)
 
 
-def info() -> Call:
+def info() -> Call[dict[str, Any]]:
     """What the server is, holds and allows."""
     return Call(Kind.INFO, [item(Info())], _read_map)
 
 
-def modules() -> Call:
+def modules() -> Call[list[dict[str, Any]]]:
     """What modules the connected workers announced."""
     return Call(Kind.MODULES, [item(Modules())], _read_map)
 
 
-def workers() -> Call:
+def workers() -> Call[list[dict[str, Any]]]:
     """Which workers are connected."""
     return Call(Kind.WORKERS, [item(Workers())], _read_map)
 
@@ -257,6 +300,11 @@ def _unpack(payload: bytes) -> Any:
 
 def _read_map(_: Fields, payload: bytes) -> Any:
     return _unpack(payload)
+
+
+def _read_word(fields: Fields, _: bytes) -> str:
+    word: str = fields[1]
+    return word
 
 
 def _read_due(fields: Fields, _: bytes) -> datetime:

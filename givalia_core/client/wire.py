@@ -1,57 +1,40 @@
-"""A client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told."""
+"""A blocking client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told."""
 
 from __future__ import annotations
 
 import contextlib
 import select
 import socket
-import time as clock
-from typing import Final
+from typing import Final, Protocol
 
-from givalia_core.errors import Busy
+from givalia_core.client.errands import Visit
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.caller import Answer, Caller, refused
 
-CONNECT_S: Final = 5.0
 RECEIVE_BYTES: Final = 262_144
 KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, and how often.
 
 
 class Wire:
-    """One connection that has said hello; `caller` numbers what goes over it, `heard` is when the server last said anything."""
+    """One connection that has said hello; `visit` numbers what goes over it."""
 
-    def __init__(self, address: Address, agent: str, patience_s: float) -> None:
-        """Connect and say hello, each within `patience_s` seconds (5 at most).
+    def __init__(self, address: Address, patience_s: float) -> None:
+        """Connect and say hello, each within `patience_s` seconds.
 
         Raises:
             OSError: Nobody answers, or the server is busy; try again.
             GivaliaError: The server refuses this client; trying again is of no use.
         """
-        self._socket = socket.create_connection(address, timeout=min(max(patience_s, 0.01), CONNECT_S))
-        self.caller = Caller()
+        self._socket = socket.create_connection(address, timeout=patience_s)
+        self.visit = Visit()
         try:
-            _tune(self._socket)
-            self._socket.sendall(self.caller.hello(agent))
-            self._greet()
+            tune(self._socket)
+            self._socket.sendall(self.visit.hello())
+            while not self.visit.greet(self._received()):
+                pass
             self._socket.setblocking(False)
-            self.heard = clock.monotonic()
         except BaseException:
             self._socket.close()
             raise
-
-    def _greet(self) -> None:
-        while True:
-            data = self._socket.recv(RECEIVE_BYTES)
-            if not data:
-                raise ConnectionResetError("the server closed the connection before its hello")
-            for arrived in self.caller.feed(data):
-                if isinstance(arrived, Answer):
-                    error = refused(arrived)
-                    if isinstance(error, Busy):
-                        raise ConnectionRefusedError(str(error))
-                    if error is not None:
-                        raise error
-                    return
 
     def wait(self, seconds: float | None, *, to_send: bool = False) -> bool:
         """Wait until there is something to read (or, if asked, room to send); whether there is."""
@@ -76,12 +59,14 @@ class Wire:
             OSError: The connection is over.
         """
         try:
-            data = self._socket.recv(RECEIVE_BYTES)
+            return self._received()
         except BlockingIOError:
             return None
+
+    def _received(self) -> bytes:
+        data = self._socket.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("the server closed the connection")
-        self.heard = clock.monotonic()
         return data
 
     def close(self) -> None:
@@ -91,7 +76,13 @@ class Wire:
         self._socket.close()
 
 
-def _tune(sock: socket.socket) -> None:
+class Tunable(Protocol):
+    """A socket, whoever looks after it."""
+
+    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
+
+
+def tune(sock: Tunable) -> None:
     """Whoever only waits for a job sends nothing, so the system has to find out when the server's machine is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

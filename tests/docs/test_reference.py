@@ -32,10 +32,11 @@ from docs_pages import (
 from docs_stage import Stage
 
 import givalia_core
-from givalia_core import Client, Status, WorkModule, errors, hooks
+from givalia_core import AsyncClient, Client, Status, WorkModule, errors, hooks
 from givalia_core.cli import common
 from givalia_core.cli.main import VERBS
 from givalia_core.client import JobHandle
+from givalia_core.client.async_client import AsyncJobHandle
 from givalia_core.model import JobState, OutcomeKind
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.messages import TABLE, Kind
@@ -185,6 +186,17 @@ def test_every_name_of_the_package_is_on_a_page() -> None:
 
 def _public(cls: type) -> set[str]:
     return {name for name in dir(cls) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (JobHandle, AsyncJobHandle)], ids=lambda cls: cls.__name__)
+def test_both_clients_have_the_same_verbs_with_the_same_arguments(one: type, other: type) -> None:
+    assert _public(one) == _public(other)
+    for name in _public(one):
+        takes, takes_too = (list(inspect.signature(getattr(cls, name)).parameters.values()) for cls in (one, other))
+        assert [(each.name, each.kind, each.default) for each in takes] == [
+            (each.name, each.kind, each.default) for each in takes_too
+        ]
+        assert inspect.getdoc(getattr(one, name))
 
 
 @pytest.mark.parametrize("cls", [Client, JobHandle, Status, WorkModule], ids=lambda cls: cls.__name__)

@@ -129,6 +129,7 @@ class Rig:
         self.environ = {**clean_environment(), "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder / "home")}
         self._processes: list[Running] = []
         self._number = itertools.count()
+        self.client_class: Any = Client
         self._clients: list[Client] = []
         self._daemons: list[int] = []
         self.server: ServerProcess | None = None
@@ -198,7 +199,7 @@ class Rig:
     def client(self, **options: Any) -> Client:
         """A client of the rig's server."""
         assert self.server is not None
-        client = Client("127.0.0.1", self.server.port, **options)
+        client: Client = self.client_class("127.0.0.1", self.server.port, **options)
         self._clients.append(client)
         return client
 

@@ -1,4 +1,4 @@
-"""The client over a network that loses answers, over restarts, and from many threads: every command takes effect once."""
+"""Both clients over a network that loses answers, over restarts, and from many threads: every command takes effect once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from system_install import Installed
 from system_rig import Rig, await_true, free_port, lines_of
 
 from givalia_core import (
@@ -23,11 +24,11 @@ from givalia_core import (
     DuplicateKey,
     NotFound,
     PartlyRefused,
+    ResultLost,
     TooLarge,
     WaitTimeout,
     WrongState,
 )
-from givalia_core.client import JobHandle
 from givalia_core.protocol import frames
 from givalia_core.protocol.messages import Kind
 
@@ -105,10 +106,13 @@ class LosingProxy:
 
 
 @pytest.fixture(scope="module")
-def house(shared_rig: Rig) -> Rig:
-    shared_rig.start_server("--backoff", "0")
-    shared_rig.start_worker("-c", "200")
-    return shared_rig
+def house(any_client: Any, plain: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A server and a worker of its own for each kind of client."""
+    with Rig(plain, tmp_path_factory.mktemp("house")) as rig:
+        rig.client_class = any_client
+        rig.start_server("--backoff", "0")
+        rig.start_worker("-c", "200")
+        yield rig
 
 
 @pytest.fixture
@@ -119,9 +123,9 @@ def proxy(house: Rig) -> Iterator[LosingProxy]:
 
 
 @pytest.fixture
-def losing(proxy: LosingProxy) -> Iterator[Client]:
+def losing(any_client: Any, proxy: LosingProxy) -> Iterator[Client]:
     """A client whose first answer to each verb is lost."""
-    with Client("127.0.0.1", proxy.port) as client:
+    with any_client("127.0.0.1", proxy.port) as client:
         yield client
 
 
@@ -213,24 +217,25 @@ def test_the_same_id_is_one_job_whatever_the_second_says(direct: Client) -> None
 # No server, and one that comes back.
 
 
-def test_without_a_server_the_outcome_is_unknown_after_the_time_to_resend() -> None:
+def test_without_a_server_the_outcome_is_unknown_after_the_time_to_resend(any_client: Any) -> None:
     started = time.monotonic()
-    with Client("127.0.0.1", free_port(), resend=1.0) as client, pytest.raises(ConnectionLost, match="unknown"):
+    with any_client("127.0.0.1", free_port(), resend=1.0) as client, pytest.raises(ConnectionLost, match="unknown"):
         client.enq("Echo")
 
     assert 0.3 < time.monotonic() - started < 3
 
 
-def test_a_server_that_never_answers_is_given_up_too() -> None:
+def test_a_server_that_never_answers_is_given_up_too(any_client: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        with Client("127.0.0.1", silent.getsockname()[1], resend=1.0) as client, pytest.raises(ConnectionLost):
+        with any_client("127.0.0.1", silent.getsockname()[1], resend=1.0) as client, pytest.raises(ConnectionLost):
             client.enq("Echo")
 
     assert time.monotonic() - started < 3
 
 
-def test_waits_and_commands_go_on_over_a_restart_of_the_server(rig: Rig) -> None:
+def test_waits_and_commands_go_on_over_a_restart_of_the_server(rig: Rig, any_client: Any) -> None:
+    rig.client_class = any_client
     server = rig.start_server()
     rig.start_worker()
     client = rig.client()
@@ -316,14 +321,15 @@ def test_a_client_under_gevent_lets_other_greenlets_run(house: Rig) -> None:
     assert ticks > 10
 
 
-def test_a_client_needs_neither_gevent_nor_a_store(house: Rig) -> None:
-    code = "import sys, givalia_core; print([name for name in ('gevent', 'sqlite3', 'pluggy') if name in sys.modules])"
-    done = subprocess.run(
-        [str(house.installed.python), "-c", code], env=house.environ, capture_output=True, text=True, timeout=30
-    )
+@pytest.mark.parametrize(
+    ("imports", "unused"),
+    [("Client", {"gevent", "sqlite3", "asyncio"}), ("AsyncClient", {"gevent", "sqlite3"})],
+)
+def test_a_client_needs_neither_gevent_nor_a_store(plain: Installed, imports: str, unused: set[str]) -> None:
+    code = f"import sys; from givalia_core import {imports}; print(*sys.modules)"
+    done = subprocess.run([str(plain.python), "-c", code], capture_output=True, text=True, timeout=30, check=True)
 
-    assert "gevent" not in done.stdout
-    assert "sqlite3" not in done.stdout
+    assert not unused & set(done.stdout.split())
 
 
 def test_twenty_five_thousand_jobs_in_one_call(direct: Client) -> None:
@@ -332,7 +338,7 @@ def test_twenty_five_thousand_jobs_in_one_call(direct: Client) -> None:
 
     assert len({job.id for job in jobs}) == count
     assert direct.info()["jobs"]["Bulk"]["waiting"] == count
-    assert all(isinstance(job, JobHandle) for job in jobs)
+    assert all(job.durability == "fsync" for job in jobs)
 
 
 def test_enq_many_says_which_were_refused_and_the_others_stand(direct: Client) -> None:
@@ -379,6 +385,51 @@ def test_a_closed_client_says_so_to_whoever_waits_and_to_whoever_comes(house: Ri
     with pytest.raises(ConnectionLost):
         client.stat(id=job.id)
     await_true(lambda: direct.info()["connections"] <= before, "its connection is gone", 5)
+
+
+# Waiting for a job that says how far it is, and for one whose result cannot be kept.
+
+
+def test_progress_reaches_who_waits(direct: Client, house: Rig) -> None:
+    heard: list[tuple[float, str]] = []
+    file = house.folder / "progress"
+    job = direct.enq("Stay", params={"file": str(file), "seconds": 0.3, "progress": [0.25, "a quarter"]})
+
+    assert job.wait(20, progress=lambda *said: heard.append(said)) == 1
+    assert heard == [(0.25, "a quarter")]
+
+
+def test_progress_that_was_said_before_is_told_to_who_comes_to_wait(direct: Client, house: Rig) -> None:
+    heard: list[tuple[float, str]] = []
+    file = house.folder / "progress-before"
+    job = direct.enq("Stay", params={"file": str(file), "seconds": 30, "progress": [0.25, "a quarter"]})
+    await_true(lambda: job.stat().progress, "its progress")
+
+    with pytest.raises(WaitTimeout):
+        direct.wait(job.id, 0.5, progress=lambda *said: heard.append(said))
+
+    assert heard == [(0.25, "a quarter")]
+    job.cancel(running=True)
+
+
+def test_of_much_progress_the_newest_is_heard_and_the_result_comes_after_it(direct: Client) -> None:
+    heard: list[tuple[float, str]] = []
+
+    assert direct.enq("End", params="progress").wait(20, progress=lambda *said: heard.append(said)) == "told"
+
+    assert len(heard) <= 1_002
+    assert heard[:-1] == sorted(heard[:-1]) or len(heard) < 3
+
+
+@pytest.mark.parametrize(("end", "why"), [("huge_result", "TOO_LARGE"), ("object_result", "UNSERIALIZABLE")])
+def test_a_result_that_cannot_be_kept_costs_the_result_and_not_the_job(direct: Client, end: str, why: str) -> None:
+    job = direct.enq("End", params=end)
+
+    with pytest.raises(ResultLost) as caught:
+        job.wait(20)
+
+    assert caught.value.why == why
+    assert job.stat().state == "done"
 
 
 # What the verbs refuse.

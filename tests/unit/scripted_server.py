@@ -49,10 +49,11 @@ class Line:
 class ScriptedServer:
     """Listens on a port of its own until `close`; `asks` brings what it was asked, in order."""
 
-    def __init__(self, port: Port, script: Script, *, is_busy: bool = False) -> None:
+    def __init__(self, port: Port, script: Script, *, is_busy: bool = False, refuses: GivaliaError | None = None) -> None:
         self._port = port
         self._script = script
         self._is_busy = is_busy
+        self._refuses = refuses  # What every hello is answered with.
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.asks: queue.Queue[Ask] = queue.Queue()
@@ -77,6 +78,9 @@ class ScriptedServer:
         self._lines.append(line)
         with sock, contextlib.suppress(OSError):
             while not session.is_over and (data := sock.recv(65_536)):
+                if self._refuses is not None:
+                    sock.sendall(frames.encode(Kind.ANSWER, 1, [refusal(self._refuses)]))
+                    break
                 asks = session.feed(data)
                 sock.sendall(session.take_out())
                 for ask in asks:

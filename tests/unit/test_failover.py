@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 import pytest
 
-from givalia_core import Client, Worker, WorkModule
+from givalia_core import Worker, WorkModule
 from givalia_core.modules import describe
 from givalia_core.protocol import addresses
 from givalia_core.server import Server
@@ -50,11 +50,16 @@ def in_thread(call: Callable[[], Any]) -> Any:
         return future.result()
 
 
-def client_of(*servers: Server) -> Client:
-    return Client([f"127.0.0.1:{server.client_port}" for server in servers], resend=PATIENCE_S)
+ClientOf = Callable[..., Any]
 
 
-def test_a_job_that_a_draining_server_does_not_take_is_made_at_the_next(servers: list[Server]) -> None:
+@pytest.fixture
+def client_of(any_client: Any) -> ClientOf:
+    """A client of these servers, of either kind."""
+    return lambda *servers: any_client([f"127.0.0.1:{server.client_port}" for server in servers], resend=PATIENCE_S)
+
+
+def test_a_job_that_a_draining_server_does_not_take_is_made_at_the_next(client_of: ClientOf, servers: list[Server]) -> None:
     draining, there = servers
     draining.drain()
 
@@ -64,7 +69,7 @@ def test_a_job_that_a_draining_server_does_not_take_is_made_at_the_next(servers:
         assert in_thread(lambda: client.stat("k")).id == job.id
 
 
-def test_a_client_whose_server_stops_goes_on_at_the_next(servers: list[Server]) -> None:
+def test_a_client_whose_server_stops_goes_on_at_the_next(client_of: ClientOf, servers: list[Server]) -> None:
     stopping, there = servers
     with client_of(stopping, there) as client:
         assert in_thread(client.info)["jobs"] == {}
@@ -75,7 +80,7 @@ def test_a_client_whose_server_stops_goes_on_at_the_next(servers: list[Server]) 
         assert in_thread(client.info)["jobs"]["Echo"]["waiting"] == 100
 
 
-def test_a_worker_whose_server_stops_goes_on_at_the_next(servers: list[Server]) -> None:
+def test_a_worker_whose_server_stops_goes_on_at_the_next(client_of: ClientOf, servers: list[Server]) -> None:
     stopping, there = servers
     master = ",".join(f"127.0.0.1:{server.worker_port}" for server in servers)
     worker = Worker(WorkerSettings(master=master, plugins=""), modules={"Echo": describe("Echo", "example", "1", Echo)})

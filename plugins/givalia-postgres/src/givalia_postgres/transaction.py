@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgpack
 import psycopg
@@ -31,6 +31,8 @@ from givalia_postgres import reads, rows, writes
 from givalia_postgres import statements as sql
 from givalia_postgres.connection import Rows, Statement
 from givalia_postgres.hints import CHANNEL, Hints
+
+T = TypeVar("T")
 
 TRIES: Final = 5
 
@@ -70,7 +72,7 @@ def cancel(connection: Any, key: str | None = None, *, id: str | None = None, ru
     Raises:
         NotFound, WrongState: As of `Client.cancel`; the transaction can go on.
     """
-    return str(_perform(connection, talk.cancel(key, id, running=running)))
+    return _perform(connection, talk.cancel(key, id, running=running))
 
 
 def ext(
@@ -81,8 +83,7 @@ def ext(
     Raises:
         NotFound, WrongState: As of `Client.ext`; the transaction can go on.
     """
-    due: datetime = _perform(connection, talk.ext(key, id, time, at))
-    return due
+    return _perform(connection, talk.ext(key, id, time, at))
 
 
 def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) -> None:
@@ -107,15 +108,12 @@ def takes(connection: Any) -> bool:
         return False
 
 
-def _perform(connection: Any, call: talk.Call) -> Any:
+def _perform(connection: Any, call: talk.Call[T]) -> T:
     fields, payload = call.items[0]
     message = messages.check(call.kind, list(fields), payload)
     with _transaction(connection) as cursor:
         fields, payload = _decide(cursor, call.kind, message)
-    answer = talk.read_answer(call, list(fields), payload)
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    return talk.only(call, [talk.read_answer(call, list(fields), payload)])
 
 
 # The connection.

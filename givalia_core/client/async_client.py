@@ -1,0 +1,155 @@
+"""The client for asyncio: the same verbs as coroutines, over one connection, for any number of tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+from givalia_core.client import talk, verbs
+from givalia_core.client.async_exchange import AsyncExchange, OnProgress
+from givalia_core.client.handle import Handle
+from givalia_core.client.talk import Call
+from givalia_core.client.verbs import Pages, Ticket
+from givalia_core.errors import GivaliaError
+from givalia_core.model import JobState
+from givalia_core.protocol import addresses
+from givalia_core.settings import CLIENT_PORT
+from givalia_core.views import Status
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncJobHandle(Handle):
+    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it as coroutines."""
+
+    def __init__(self, exchange: AsyncExchange, ticket: Ticket) -> None:
+        super().__init__(ticket)
+        self._exchange = exchange
+
+    async def stat(self) -> Status:
+        """Ask about it."""
+        return await self._exchange.ask(verbs.stat(id=self.id))
+
+    async def ext(self, time: float | timedelta | None = None, *, at: float | datetime | None = None) -> datetime:
+        """Move its due; see `AsyncClient.ext`."""
+        self.due = await self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
+        return self.due
+
+    async def cancel(self, *, running: bool = False) -> str:
+        """Call it off; see `AsyncClient.cancel`."""
+        return await self._exchange.ask(verbs.cancel(id=self.id, running=running))
+
+    async def wait(self, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
+        """The job's result, with the promises and the errors of `JobHandle.wait`.
+
+        Args:
+            timeout: Seconds to wait; None is for ever.
+            progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
+                it takes its time, only the newest report is kept. What it raises ends the waiting.
+        """
+        return await self._exchange.ask(talk.wait(self.id, progress=progress is not None), timeout, progress)
+
+
+Handles: TypeAlias = list[AsyncJobHandle]  # `AsyncClient.list` is a verb, so inside the class the type needs another name.
+
+
+def _asks(verb: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """A coroutine method that waits for a verb's answer and returns it."""
+
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> T:
+        return await self._exchange.ask(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
+def _makes(verb: Callable[P, Call[Ticket]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncJobHandle]]:
+    """The same for one whose answer is a job: it returns a handle."""
+
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncJobHandle:
+        return AsyncJobHandle(self._exchange, await self._exchange.ask(verb(*args, **options)))
+
+    return verbs.as_method(method, verb)
+
+
+class AsyncClient:
+    """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
+
+    It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; lost answers
+    are asked for again with the same ids for at most 60 s, then `ConnectionLost`; of several servers the next when one is
+    lost, silent or stops. A task that is cancelled while it awaits a verb leaves the others alone; whether its command took
+    effect is then unknown. Close it, best by `async with`, before its event loop ends.
+
+    Raises:
+        BadRequest: An address that is none.
+    """
+
+    def __init__(
+        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
+    ) -> None:
+        self._exchange = AsyncExchange(addresses.parse(host, port), min(resend, talk.RESEND_S))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Calls under way raise `ConnectionLost`; jobs are not touched."""
+        await self._exchange.close()
+
+    # What each takes, means and raises is said in `verbs`.
+
+    enq = _makes(verbs.enq)
+    stat = _asks(verbs.stat)
+    cancel = _asks(verbs.cancel)
+    ext = _asks(verbs.ext)
+    requeue = _makes(verbs.requeue)
+    info = _asks(verbs.info)
+    modules = _asks(verbs.modules)
+    workers = _asks(verbs.workers)
+
+    async def wait(self, id: str, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
+        """The result of the job of this id; see `AsyncJobHandle.wait`."""
+        return await self._exchange.ask(talk.wait(id, progress=progress is not None), timeout, progress)
+
+    async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
+        """Enqueue many jobs at once; see `Client.enq_many`."""
+        calls, keys = talk.enq_many(jobs)
+        answers = [answer async for part in self._exchange.several(calls) for answer in part]
+        return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
+
+    def _handle(self, answer: talk.Enqueued | GivaliaError, key: str | None) -> AsyncJobHandle | GivaliaError:
+        return answer if isinstance(answer, GivaliaError) else AsyncJobHandle(self._exchange, verbs.ticket(answer, key))
+
+    async def requeue_all(
+        self,
+        state: JobState | str = JobState.DEAD,
+        *,
+        module: str | None = None,
+        time: float | timedelta = 0,
+        at: float | datetime | None = None,
+    ) -> Handles:
+        """Requeue every job that a listing of `state` and `module` shows; see `Client.requeue_all`."""
+        handles: Handles = []
+        for status in [status async for status in self.list(state, module=module)]:
+            with contextlib.suppress(GivaliaError):
+                handle = await self.requeue(id=status.id, time=time, at=at)
+                handle.key = status.key
+                handles.append(handle)
+        return handles
+
+    async def list(
+        self, state: JobState | str | None = None, *, module: str | None = None, target_worker: str | None = None
+    ) -> AsyncIterator[Status]:
+        """Jobs, a page at a time as you go on (`async for`); see `Client.list`."""
+        pages = Pages(state, module, target_worker)
+        while not pages.is_over:
+            for status in pages.take(await self._exchange.ask(pages.call())):
+                yield status

@@ -1,0 +1,271 @@
+"""One exchange of commands and answers, for any number of tasks of one event loop.
+
+Bytes are handed on by the loop as they arrive, and each answer wakes the task that it is for. One task of the exchange's own,
+which lives from the first call until `close`, connects, rests and looks whether the server is silent, so that a task that is
+cancelled while it waits takes nothing from the others. What is sent when, to whom, and when it is given up is decided in
+`errands`, as for the blocking exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time as clock
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from inspect import isawaitable
+from typing import Any, TypeAlias, TypeVar
+
+from givalia_core.client import talk
+from givalia_core.client.errands import Connect, Errands, Listen, Slot, Visit
+from givalia_core.client.talk import Call
+from givalia_core.client.wire import tune
+from givalia_core.errors import GivaliaError
+from givalia_core.protocol.addresses import Address
+
+T = TypeVar("T")
+OnProgress: TypeAlias = Callable[[float, str], Awaitable[object] | object]
+
+
+class Line(asyncio.Protocol):
+    """One connection of a visit; it tells the exchange what arrives, and when it is over."""
+
+    def __init__(self, exchange: AsyncExchange, visit: Visit) -> None:
+        loop = asyncio.get_running_loop()
+        self._exchange = exchange
+        self.visit = visit
+        self.transport: Any = None
+        self.greeted: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._given_bytes = 0  # To the transport,
+        self._gone_bytes = 0  # and how many had left it when somebody looked last.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        tune(self.transport.get_extra_info("socket"))
+        self.transport.write(self.visit.hello())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self.greeted.done():
+                self._exchange.arrived(self, data)
+            elif self.visit.greet(data):
+                self.greeted.set_result(None)
+        except (OSError, ValueError, GivaliaError) as error:
+            self._end(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or ConnectionResetError("the server closed the connection"))
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _end(self, error: Exception) -> None:
+        if not self.greeted.done():
+            self.greeted.set_exception(error)
+        self._exchange.drop(self, str(error))
+
+    def send(self, data: bytes) -> None:
+        """Send this, as soon as the other side takes it."""
+        self._given_bytes += len(data)
+        self.transport.write(data)
+
+    def is_sending(self) -> bool:
+        """Whether bytes wait to be sent, and some have left since this was asked last."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        before, self._gone_bytes = self._gone_bytes, self._given_bytes - unsent_bytes
+        return unsent_bytes > 0 and self._gone_bytes > before
+
+
+class AsyncExchange:
+    """Carries calls to one of several servers and their answers back; for the tasks of one event loop at a time."""
+
+    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
+        self._errands = Errands(addresses, resend_s)
+        self._line: Line | None = None  # Of the present visit.
+        self._out: list[bytes] = []  # What leaves with the next turn of the loop: calls made together travel together.
+        self._tending: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
+
+    async def close(self) -> None:
+        """Close the connection; calls under way raise `ConnectionLost`."""
+        self._errands.close()
+        line, tending = self._line, self._tending
+        if tending is not None:
+            tending.cancel()
+            await asyncio.wait([tending])
+        if line is not None:
+            await line.closed
+
+    async def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
+        """What one command is answered.
+
+        Args:
+            call: The command, alone in its frame.
+            timeout: Seconds to wait for the end of a job; None is for ever. Other commands have the time to resend.
+            on_progress: Called in this task with each progress of the job that it waits for, and awaited if it can be.
+
+        Raises:
+            GivaliaError: It was refused, its outcome is unknown, or the job ended without a result.
+        """
+        return talk.only(call, await self.finish(*self.begin(call, timeout), on_progress))
+
+    async def several(self, calls: Iterable[Call[Any]]) -> AsyncIterator[list[Any]]:
+        """The answers to each of many calls, in order; a few travel before the first is answered."""
+        on_their_way: deque[tuple[Slot, asyncio.Event]] = deque()
+        try:
+            for call in calls:
+                if len(on_their_way) == talk.IN_FLIGHT:
+                    yield await self.finish(*on_their_way.popleft())
+                on_their_way.append(self.begin(call, None))
+            while on_their_way:
+                yield await self.finish(*on_their_way.popleft())
+        finally:
+            for slot, _ in on_their_way:
+                self._errands.forget(slot)
+
+    def begin(self, call: Call[Any], timeout: float | None) -> tuple[Slot, asyncio.Event]:
+        """Send a call on its way; the event is set whenever there is something for its caller."""
+        event = asyncio.Event()
+        slot = self._errands.begin(call, timeout, clock.monotonic(), event.set)
+        if self._tending is None:
+            self._changed = asyncio.Event()
+            self._tending = asyncio.create_task(self._tend(self._changed), name="givalia client")
+        elif self._tending.get_loop() is not asyncio.get_running_loop():
+            self._errands.forget(slot)
+            raise RuntimeError("this client is at work in another event loop; make one for each")
+        if self._line is not None:
+            self._transmit(self._line, slot)
+        else:
+            self._wake()
+        return slot, event
+
+    async def finish(self, slot: Slot, event: asyncio.Event, on_progress: OnProgress | None = None) -> list[Any]:
+        """Wait for a call's answers."""
+        try:
+            while True:
+                event.clear()
+                self._errands.check_time(slot, clock.monotonic())
+                news = slot.take_news()
+                if news is not None and on_progress is not None:
+                    heard = on_progress(*news)
+                    if isawaitable(heard):
+                        await heard
+                elif slot.is_over:
+                    return slot.result()
+                else:
+                    await _within(slot.left(clock.monotonic()), event.wait())
+        finally:
+            self._errands.forget(slot)
+
+    # The task that tends the connection.
+
+    async def _tend(self, changed: asyncio.Event) -> None:
+        try:
+            while True:
+                changed.clear()
+                if not self._errands.calls and self._line is None:
+                    await changed.wait()
+                step = self._errands.step(clock.monotonic())
+                if isinstance(step, Connect):
+                    await self._connect(step)
+                elif isinstance(step, Listen):
+                    await _within(step.seconds, changed.wait())
+                    self._look()
+                else:
+                    await asyncio.sleep(step.seconds)
+        finally:
+            # Cancelled, by `close` or with the whole loop; a later loop may begin anew.
+            self._tending = None
+            self._errands.end_all("the client is closed")
+            if self._line is not None:
+                self.drop(self._line, "the client is closed")
+
+    async def _connect(self, step: Connect) -> None:
+        """Connect, and send whatever has no answer."""
+        visit = Visit()
+        transport = None
+        try:
+            async with asyncio.timeout(step.patience_s):
+                loop = asyncio.get_running_loop()
+                transport, line = await loop.create_connection(lambda: Line(self, visit), *step.address)
+            async with asyncio.timeout(step.patience_s):
+                await line.greeted
+            if transport.is_closing():
+                raise ConnectionResetError("the server closed the connection")
+        except (OSError, GivaliaError) as error:
+            self._errands.not_connected(error)
+            if transport is not None:
+                transport.abort()
+            return
+        except BaseException:
+            if transport is not None:
+                transport.abort()
+            raise
+        unanswered = self._errands.connected(visit, clock.monotonic())
+        self._line = line
+        for slot in unanswered:
+            self._transmit(line, slot)
+
+    def _look(self) -> None:
+        """See whether the server is silent, and to what was put off until now."""
+        line, now = self._line, clock.monotonic()
+        if line is None:
+            return
+        if line.is_sending():
+            self._errands.still_sending(line.visit, now)
+        try:
+            self._errands.check_heard(line.visit, now)
+        except TimeoutError as error:
+            self.drop(line, str(error))
+        for slot in self._errands.due(now):
+            self._transmit(line, slot)
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    # What the connection brings, and what it takes.
+
+    def arrived(self, line: Line, data: bytes) -> None:
+        """Hand out what the connection has brought.
+
+        Raises:
+            GivaliaError, ValueError: The server sends what no server of this protocol sends.
+        """
+        if not self._errands.arrived(line.visit, data, clock.monotonic()):
+            self.drop(line, "the server stops")
+        elif self._errands.has_put_off:
+            self._wake()
+
+    def drop(self, line: Line, why: str) -> None:
+        """Forget a connection that is of no use any more; unanswered calls are sent again on the next."""
+        self._errands.drop(line.visit, why, clock.monotonic())
+        if line.transport is not None:
+            line.transport.abort()
+        if self._line is line:
+            self._line = None
+            self._out.clear()
+            self._wake()
+
+    def _transmit(self, line: Line, slot: Slot) -> None:
+        """Number a call and send it with the next turn of the loop.
+
+        The transport takes whatever it is given: each call is in memory anyhow until it is answered.
+        """
+        data = self._errands.load(line.visit, slot, clock.monotonic())
+        if data is not None:
+            if not self._out:
+                asyncio.get_running_loop().call_soon(self._flush, line)
+            self._out.append(data)
+
+    def _flush(self, line: Line) -> None:
+        if line is self._line and self._out:
+            data, self._out = b"".join(self._out), []
+            line.send(data)
+
+
+async def _within(seconds: float | None, awaited: Awaitable[object]) -> None:
+    """Wait for something, but no longer than this."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await awaited

@@ -1,0 +1,192 @@
+"""The verbs of every client, once: their arguments, their promises, and the call that each of them is.
+
+A client makes methods of these functions, blocking ones or coroutines, which send the call and return what it was answered.
+So whatever a verb takes and means is said here, and nothing here knows how a call travels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
+
+from givalia_core.client import talk
+from givalia_core.client.talk import Call
+from givalia_core.model import JobState
+from givalia_core.protocol.messages import LIST_LIMIT_MAX
+from givalia_core.views import Status, text_id
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Ticket(NamedTuple):
+    """What a client keeps of a job that it enqueued or named."""
+
+    id: str
+    key: str | None
+    due: datetime
+    durability: str = ""
+
+
+def as_method(method: F, verb: Callable[..., Any]) -> F:
+    """Give a client's method the name, the words and the arguments of its verb, for `help` and for editors."""
+    signature = inspect.signature(verb)
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__name__, method.__qualname__, method.__doc__ = verb.__name__, verb.__qualname__, verb.__doc__
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[myself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
+    return method
+
+
+def enq(
+    module: str,
+    *,
+    time: float | timedelta = 0,
+    at: float | datetime | None = None,
+    params: Any = None,
+    key: str | None = None,
+    target_worker: str = "any",
+    if_exists: str = "refuse",
+    priority: int = 0,
+    max_attempts: int | None = None,
+    timeout: float | timedelta | None = None,
+    expires: float | timedelta | None = None,
+    retain: float | timedelta | None = None,
+    id: str | None = None,
+) -> Call[Ticket]:
+    """Run `module` with `params` in `time` seconds or `at` an instant. On return the job is as durable as the handle says.
+
+    Args:
+        module: The name of a WorkModule.
+        time: Seconds from now, 0 to ten years.
+        at: Epoch seconds or an aware datetime instead; the past means now.
+        params: Any value msgpack can carry, at most 512 KiB packed.
+        key: Names the job while it lives; 1 to 255 bytes.
+        target_worker: The name of the worker that is to run it.
+        if_exists: What to do if the key is taken: `refuse`, `keep`, `replace` or `reschedule`.
+        priority: -9 to 9, higher first.
+        max_attempts: 1 to 100.
+        timeout: Seconds an attempt may take, 1 s to 24 h.
+        expires: Seconds after its due in which a first attempt must start, or it is dead.
+        retain: Seconds to remember it after its end.
+        id: A UUID of your own making; the same id twice is one job.
+
+    Raises:
+        DuplicateKey: A live job has the key; `.id` names it. Only with `if_exists="refuse"`.
+        WrongState: It runs. Only with `replace` and `reschedule`.
+        StoreFull, Busy, TooLarge: No job was made.
+    """
+    options = {
+        "time": time, "at": at, "params": params, "key": key, "target_worker": target_worker, "if_exists": if_exists,
+        "priority": priority, "max_attempts": max_attempts, "timeout": timeout, "expires": expires, "retain": retain,
+        "id": id,
+    }  # fmt: skip
+    call = talk.enq(module, **options)
+    return Call(call.kind, call.items, lambda fields, payload: ticket(call.read(fields, payload), key))
+
+
+def ticket(enqueued: talk.Enqueued, key: str | None) -> Ticket:
+    """The ticket of a job that was enqueued under this key."""
+    return Ticket(text_id(enqueued.id), key, enqueued.due, enqueued.durability)
+
+
+def stat(key: str | None = None, *, id: str | None = None) -> Call[Status]:
+    """What is known of a job: the live one of the key, else the one that ended last.
+
+    Raises:
+        NotFound: None is live or remembered.
+    """
+    return talk.stat(key, id)
+
+
+def cancel(key: str | None = None, *, id: str | None = None, running: bool = False) -> Call[str]:
+    """Call a job off. `cancelled` means it will not start (again).
+
+    With `running`, a job that has started is asked to stop and never retried; the answer is then `stop_requested`.
+
+    Raises:
+        NotFound: There is none.
+        WrongState: It is running (and `running` is False), done or dead; `.state` says which.
+    """
+    return talk.cancel(key, id, running=running)
+
+
+def ext(
+    key: str | None = None,
+    time: float | timedelta | None = None,
+    *,
+    at: float | datetime | None = None,
+    id: str | None = None,
+) -> Call[datetime]:
+    """Move the due of a job that has not started, and return the new one.
+
+    Args:
+        key: The live job of this key.
+        time: Seconds to add to its due, or to now if that has passed; negative brings it forward, never before now.
+        at: The new due itself.
+        id: Names the job instead of `key`.
+
+    Raises:
+        NotFound: There is none.
+        WrongState: It runs or has ended.
+    """
+    return talk.ext(key, id, time, at)
+
+
+def requeue(
+    key: str | None = None,
+    *,
+    id: str | None = None,
+    time: float | timedelta = 0,
+    at: float | datetime | None = None,
+) -> Call[Ticket]:
+    """Give a dead or cancelled job another life, with all its attempts, due in `time` seconds or `at`.
+
+    Raises:
+        NotFound: There is none.
+        WrongState: It is live or done.
+        DuplicateKey: Its key has a live job.
+    """
+    call = talk.requeue(key, id, time, at)
+
+    def read(fields: talk.Fields, payload: bytes) -> Ticket:
+        job_id, due = call.read(fields, payload)
+        return Ticket(text_id(job_id), key, due)
+
+    return Call(call.kind, call.items, read)
+
+
+def info() -> Call[dict[str, Any]]:
+    """What the server is, holds and allows; `docs/protocol.md` names the parts."""
+    return talk.info()
+
+
+def modules() -> Call[list[dict[str, Any]]]:
+    """Every module of every connected worker, the broken ones with their error."""
+    return talk.modules()
+
+
+def workers() -> Call[list[dict[str, Any]]]:
+    """Every connected worker."""
+    return talk.workers()
+
+
+class Pages:
+    """A listing, a page at a time: send `call`, give the answer to `take`, and go on until it `is_over`."""
+
+    def __init__(self, state: JobState | str | None, module: str | None, target_worker: str | None) -> None:
+        self._filter = None if state is None else str(state), module, target_worker
+        self._after: tuple[int, ...] = ()
+        self.is_over = False
+
+    def call(self) -> Call[tuple[list[Status], tuple[int, ...]]]:
+        """What asks for the next page."""
+        return talk.list_(*self._filter, LIST_LIMIT_MAX, self._after)
+
+    def take(self, answer: tuple[list[Status], tuple[int, ...]]) -> list[Status]:
+        """The jobs of the page that this is."""
+        page, self._after = answer
+        self.is_over = not self._after
+        return page

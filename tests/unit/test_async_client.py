@@ -1,0 +1,258 @@
+"""What only the asyncio client has: tasks that are cancelled, callbacks that are awaited, and the event loop it lives in.
+
+What both clients have in common is claimed in `test_exchange`, `test_failover` and `test_client_on_wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from scripted_server import ScriptedServer, every, hang_up, say_nothing, serve
+
+from givalia_core import AsyncClient, ConnectionLost, WaitTimeout
+from givalia_core.client.async_exchange import AsyncExchange, Line
+from givalia_core.client.errands import Visit
+from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.messages import OK, Kind, Progressed, item
+from givalia_core.protocol.session import Port
+from givalia_core.views import text_id
+
+JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
+PATIENCE_S = 10.0
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedServer]]:
+    with ExitStack() as opened:
+
+        def start(script: Any = serve) -> ScriptedServer:
+            server = ScriptedServer(Port.CLIENT, script)
+            opened.callback(server.close)
+            return server
+
+        yield start
+
+
+Scripted = Callable[..., ScriptedServer]
+
+
+async def asked(server: ScriptedServer, kind: Kind) -> Any:
+    """The next thing of this kind that the server is asked, while the loop goes on."""
+    return await asyncio.to_thread(server.next, kind)
+
+
+def run(main: Callable[[], Any]) -> Any:
+    """Run a coroutine in a loop of its own, with a deadline."""
+
+    async def within() -> Any:
+        async with asyncio.timeout(PATIENCE_S * 2):
+            return await main()
+
+    return asyncio.run(within())
+
+
+def test_a_task_that_is_cancelled_takes_nothing_from_the_others(scripted: Scripted) -> None:
+    late: list[Any] = []
+    server = scripted(every(Kind.WAIT, lambda line, ask: late.append((line, ask))))
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            cancelled, stays = asyncio.create_task(client.wait(JOB)), asyncio.create_task(client.wait(JOB))
+            for _ in range(2):
+                await asked(server, Kind.WAIT)
+
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+
+            assert (await client.enq("Sample", id=JOB)).id == JOB
+            for line, ask in late:
+                serve(line, ask)
+            assert await stays == 7
+
+    run(main)
+
+
+def test_the_task_that_called_first_may_be_cancelled_while_it_connects(scripted: Scripted) -> None:
+    lost = scripted(every(Kind.ENQ, hang_up))
+
+    async def main() -> None:
+        async with AsyncClient([lost.address], resend=PATIENCE_S) as client:
+            first_task, other = [asyncio.create_task(client.enq("Sample")) for _ in range(2)]
+            await asked(lost, Kind.ENQ)
+            first_task.cancel()
+            await asyncio.wait([first_task])
+            lost._script = serve
+
+            assert await other
+
+    run(main)
+
+
+def test_thousands_of_tasks_share_one_connection_and_each_gets_its_own_answer(scripted: Scripted) -> None:
+    def echo(line: Any, ask: Any) -> None:
+        line.say(ask, [((OK, message.id, 0, "memory"), b"") for message in ask.messages])
+
+    server = scripted(every(Kind.ENQ, echo))
+    ids = [text_id(n.to_bytes(16, "big")) for n in range(1, 2_001)]
+
+    async def main() -> list[str]:
+        async with AsyncClient(server.address) as client:
+            return [job.id for job in await asyncio.gather(*(client.enq("Sample", id=each) for each in ids))]
+
+    assert run(main) == ids
+    assert len(server._lines) == 1
+
+
+def test_a_callback_that_is_a_coroutine_function_is_awaited(scripted: Scripted) -> None:
+    def tell(line: Any, ask: Any) -> None:
+        line.tell(Kind.PROGRESSED, [item(Progressed(ask.request, 0.5, "half"))])
+        serve(line, ask)
+
+    server = scripted(every(Kind.WAIT, tell))
+    heard: list[Any] = []
+
+    async def main() -> Any:
+        async with AsyncClient(server.address) as client:
+
+            async def hear(fraction: float, text: str) -> None:
+                job = await client.enq("Sample", id=JOB)
+                heard.append((fraction, text, job.id))
+
+            return await client.wait(JOB, progress=hear)
+
+    assert run(main) == 7
+    assert heard == [(0.5, "half", JOB)]
+
+
+def test_what_an_awaited_callback_raises_ends_the_waiting(scripted: Scripted) -> None:
+    def tell(line: Any, ask: Any) -> None:
+        line.tell(Kind.PROGRESSED, [item(Progressed(ask.request, 0.5, "half"))])
+
+    server = scripted(every(Kind.WAIT, tell))
+
+    async def refuse_it(fraction: float, text: str) -> None:
+        raise LookupError(text)
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            with pytest.raises(LookupError, match="half"):
+                await client.wait(JOB, progress=refuse_it)
+
+    run(main)
+
+
+class Transport:
+    """Has so many bytes that it could not send yet."""
+
+    unsent = 0
+
+    def write(self, data: bytes) -> None:
+        self.unsent += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+def test_a_line_is_sending_only_while_bytes_wait_and_some_leave() -> None:
+    async def main() -> list[bool]:
+        line = Line(AsyncExchange([Address("one", 1)], 1.0), Visit())
+        line.transport = transport = Transport()
+        line.send(bytes(100))
+        said = []
+        for transport.unsent in (60, 60, 20, 0):
+            said.append(line.is_sending())
+        return said
+
+    assert run(main) == [True, False, True, False]
+
+
+def test_close_ends_the_calls_of_every_task_and_the_client_takes_no_other(scripted: Scripted) -> None:
+    server = scripted(every(Kind.WAIT, say_nothing))
+
+    async def main() -> list[Any]:
+        client = AsyncClient(server.address)
+        waiting = [asyncio.create_task(client.wait(JOB)) for _ in range(3)]
+        for _ in waiting:
+            await asked(server, Kind.WAIT)
+        await client.close()
+        await client.close()
+        with pytest.raises(ConnectionLost, match="closed"):
+            await client.info()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [type(error) for error in run(main)] == [ConnectionLost] * 3
+
+
+def test_when_every_other_task_is_cancelled_whoever_waits_hears_of_it_and_may_call_again(scripted: Scripted) -> None:
+    server = scripted(every(Kind.WAIT, say_nothing))
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            waiting = asyncio.create_task(client.wait(JOB))
+            await asked(server, Kind.WAIT)
+            for task in asyncio.all_tasks() - {waiting, asyncio.current_task()}:
+                task.cancel()
+
+            with pytest.raises(ConnectionLost):
+                await waiting
+            assert (await client.enq("Sample", id=JOB)).id == JOB
+
+    run(main)
+
+
+def test_a_client_that_was_not_closed_goes_on_in_the_next_loop(scripted: Scripted) -> None:
+    server = scripted()
+    client = AsyncClient(server.address)
+
+    for _ in range(2):
+        assert asyncio.run(client.wait(JOB, PATIENCE_S)) == 7
+
+    asyncio.run(client.close())
+    assert len(server._lines) == 2
+
+
+def test_a_client_is_not_shared_by_two_loops_at_once(scripted: Scripted) -> None:
+    client = AsyncClient(scripted().address)
+
+    async def main() -> None:
+        async with client:
+            await client.wait(JOB)
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(lambda: asyncio.run(client.wait(JOB)))
+
+    run(main)
+
+
+def test_a_listing_that_is_cancelled_leaves_nothing_behind(scripted: Scripted) -> None:
+    server = scripted(every(Kind.LIST, say_nothing))
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            listing = asyncio.create_task(anext(client.list()))
+            await asked(server, Kind.LIST)
+            listing.cancel()
+            await asyncio.wait([listing])
+
+            assert not client._exchange._errands.calls
+
+    run(main)
+
+
+def test_the_callers_own_deadline_and_that_of_wait_are_told_apart(scripted: Scripted) -> None:
+    server = scripted(every(Kind.WAIT, say_nothing))
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            with pytest.raises(WaitTimeout):
+                await client.wait(JOB, 0.1)
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.1):
+                    await client.wait(JOB)
+            assert not isinstance(caught.value, WaitTimeout)
+
+    run(main)

@@ -1,0 +1,165 @@
+"""What a client does next, on a clock that the test moves: no socket, no thread, no waiting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from givalia_core import ConnectionLost, ShuttingDown, WaitTimeout
+from givalia_core.client import errands, talk
+from givalia_core.client.errands import Connect, Errands, Listen, Rest, Slot, Visit
+from givalia_core.errors import Unauthorized
+from givalia_core.protocol import addresses, frames
+from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
+
+JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
+STOPPING = ShuttingDown("the server is draining", retry_after=2.0)
+ONE, OTHER = Address("one", 1), Address("other", 2)
+
+
+@pytest.fixture(autouse=True)
+def _no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "random", SimpleNamespace(sample=lambda given, count: list(given)))
+    monkeypatch.setattr(errands, "random", SimpleNamespace(uniform=lambda least, most: most))
+
+
+def visiting(made: Errands, now: float) -> Visit:
+    """Be connected, and send what is to be sent."""
+    visit = Visit()
+    for slot in made.connected(visit, now):
+        made.load(visit, slot, now)
+    return visit
+
+
+def answer(number: int, *fields: Any) -> bytes:
+    return frames.encode(Kind.ANSWER, number, [(fields, b"")])
+
+
+def test_a_call_is_sent_once_to_a_server_and_again_to_the_next() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    visit = visiting(made, 0.0)
+    assert made.load(visit, slot, 0.0) is None
+
+    made.drop(visit, "lost", 1.0)
+
+    assert made.step(1.0) == Connect(OTHER, 5.0)
+    assert made.load(Visit(), slot, 1.0) is None, "that is no visit of ours"
+    again = visiting(made, 1.0)
+    assert made.arrived(again, answer(1, OK, "cancelled"), 2.0)
+    assert slot.result() == ["cancelled"]
+    assert not made.calls
+
+
+def test_rests_grow_and_end_with_the_time_to_resend() -> None:
+    made = Errands([ONE], 1.0)
+    slot = made.begin(talk.info(), None, 0.0)
+    now, rests = 0.0, []
+
+    while not slot.is_over:
+        step = made.step(now)
+        if isinstance(step, Rest):
+            rests.append(step.seconds)
+            now += step.seconds
+        else:
+            made.not_connected(OSError("nobody answers"))
+
+    assert rests[:4] == [0.05, 0.1, 0.2, 0.4]
+    assert rests[-1] == 0.0
+    with pytest.raises(ConnectionLost, match="nobody answers"):
+        slot.result()
+
+
+def test_a_silent_server_is_left_at_the_instant_it_was_silent_for_too_long() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    made.begin(talk.info(), None, 0.0)
+    visit = visiting(made, 3.0)
+
+    assert made.step(5.0) == Listen(8.0)
+    made.check_heard(visit, 12.9)
+    with pytest.raises(TimeoutError):
+        made.check_heard(visit, 13.0)
+
+
+def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    made.begin(talk.info(), None, 0.0)
+    visit = visiting(made, 0.0)
+
+    made.still_sending(visit, 9.0)
+
+    made.check_heard(visit, 18.0)
+
+
+def test_who_waits_for_a_job_hurries_no_server() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    made.begin(talk.wait(JOB), None, 0.0)
+    visit = visiting(made, 0.0)
+
+    made.check_heard(visit, 1_000.0)
+
+
+def test_the_time_of_one_who_waits_ends_by_itself() -> None:
+    woken: list[str] = []
+    made = Errands([ONE], 60.0)
+    slot = made.begin(talk.wait(JOB), 5.0, 0.0, lambda: woken.append("woken"))
+
+    made.check_time(slot, 4.9)
+    assert not slot.is_over
+    made.check_time(slot, 5.0)
+
+    with pytest.raises(WaitTimeout):
+        slot.result()
+    assert not made.calls
+
+
+def test_of_progress_that_nobody_took_the_newest_is_kept_until_the_end_and_no_longer() -> None:
+    woken: list[str] = []
+    made = Errands([ONE], 60.0)
+    slot = made.begin(talk.wait(JOB, progress=True), None, 0.0, lambda: woken.append("woken"))
+    visit = visiting(made, 0.0)
+    told = [frames.encode(Kind.PROGRESSED, 0, [item(Progressed(1, fraction))]) for fraction in (0.25, 0.5, 0.75)]
+
+    made.arrived(visit, told[0] + told[1] + answer(1, OK, "cancelled") + told[2], 1.0)
+
+    assert slot.take_news() == (0.5, "")
+    assert slot.take_news() is None
+    assert slot.is_over
+    assert woken
+
+
+def test_a_refusal_of_the_client_ends_every_call_with_an_error_of_its_own() -> None:
+    made = Errands([ONE], 60.0)
+    slots = [made.begin(talk.info(), None, 0.0) for _ in range(2)]
+
+    made.not_connected(Unauthorized("not you"))
+
+    assert [type(slot.error) for slot in slots] == [Unauthorized, Unauthorized]
+    assert slots[0].error is not slots[1].error
+
+
+def test_a_call_that_nobody_waits_for_is_not_sent_to_the_next_server() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    slot = made.begin(talk.info(), None, 0.0)
+    visit = visiting(made, 0.0)
+
+    made.forget(slot)
+    made.drop(visit, "lost", 1.0)
+
+    assert made.connected(Visit(), 1.0) == []
+    assert made.arrived(visit, answer(1, *refusal(STOPPING)[0]), 1.0), "an answer for nobody is no reason to go"
+
+
+def test_what_was_sent_after_a_refusal_is_unknown_and_not_refused() -> None:
+    call = talk.enq("Sample")
+    slots = [Slot(call, None, 0.0) for _ in range(2)]
+    slots[0].refusal = [STOPPING]
+
+    for slot in slots:
+        slot.run_out()
+
+    assert slots[0].answers == [STOPPING]
+    assert isinstance(slots[1].error, ConnectionLost)
