@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from givalia_core.cli import common, demo, show, store
-from givalia_core.client import Client
+from givalia_core.client import Client, JobHandle
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
 from givalia_core.protocol.messages import IF_EXISTS
@@ -109,7 +109,9 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expires", type=float, help="seconds after its due in which it must start")
     parser.add_argument("--retain", type=float, help="seconds to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")
-    parser.add_argument("--wait", action="store_true", help="wait for the job and print its result")
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
+    )
     parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="how long to wait; implies --wait")
 
 
@@ -118,13 +120,20 @@ def _enq(client: Client, given: Given) -> None:
     params = None if given.params is None else _params(given.params)
     job = client.enq(given.module, params=params, time=given.time or 0, at=given.at, **options)
     if given.wait or given.wait_timeout is not None:
-        if sys.stderr.isatty():
-            print(f"waiting for {job.id}", file=sys.stderr)
-        show.emit(show.to_json(job.wait(given.wait_timeout)))
+        show.emit(show.to_json(_result(job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
     else:
         show.emit(f"{job.id}  due {job.due.isoformat()}  ({job.durability})")
+
+
+def _result(job: JobHandle, given: Given) -> Any:
+    """Wait for the result; people who sit at a terminal see how far it is meanwhile."""
+    if given.json or not sys.stderr.isatty():
+        return job.wait(given.wait_timeout)
+    print(f"waiting for {job.id}", file=sys.stderr)
+    with show.Bar(sys.stderr) as bar:
+        return job.wait(given.wait_timeout, progress=bar.show)
 
 
 _ENQ_OPTIONS: Final = (

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, TextIO
 
 from givalia_core.views import Status
+
+BAR_CHARS: Final = 24
 
 
 def escaped(value: Any) -> str:
@@ -72,3 +76,29 @@ def job_lines(status: Status) -> None:
 def status_json(status: Status) -> str:
     """A job as one line of JSON."""
     return to_json(asdict(status))
+
+
+class Bar:
+    """How far a job is: one line of a terminal that is written over each time, and gone at the end of `with`."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+        self._is_shown = False
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_shown:
+            self._write("")
+
+    def show(self, fraction: float, text: str) -> None:
+        """Show this fraction, from 0 to 1, and as much of the text as the line has room for."""
+        filled = round(fraction * BAR_CHARS)
+        line = f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {escaped(text)}"
+        self._write(line[: shutil.get_terminal_size().columns - 1])
+        self._is_shown = True
+
+    def _write(self, line: str) -> None:
+        self._terminal.write(f"\r\x1b[K{line}")
+        self._terminal.flush()

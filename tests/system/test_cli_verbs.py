@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from subprocess import DEVNULL, CompletedProcess, run
+from subprocess import DEVNULL, PIPE, CompletedProcess, run
 from typing import Any
 
 import pytest
@@ -62,6 +65,23 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
     done = house.cli("enq", "Flaky", "--params", '{"fail_times": 0}', "--wait")
 
     assert json.loads(_ok(done)) == {"attempts": 1}
+
+
+def test_a_terminal_shows_how_far_the_job_is_and_standard_output_only_the_result(house: Rig) -> None:
+    terminal, its_end = pty.openpty()
+    words = ["enq", "Count", "--params", '{"to": 5, "pause": 0.1}', "--wait"]
+    command = [house.installed.program("givalia"), "-p", str(house.server.port), *words]  # type: ignore[union-attr]
+    done = run(command, env=house.environ, stdin=DEVNULL, stdout=PIPE, stderr=its_end, timeout=30, check=True)
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # How a terminal says that nobody has it open any more.
+        while more := os.read(terminal, 65_536):
+            shown += more
+    os.close(terminal)
+
+    assert json.loads(done.stdout) == {"counted": 5}
+    assert b"%  counted " in shown
+    assert shown.endswith(b"\r\x1b[K")
 
 
 def test_a_job_that_fails_fails_the_command_that_waits(house: Rig) -> None:
