@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from givalia_core import program
 from givalia_core.cli import common
+from givalia_core.cli.notify import Notifier
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
+    notifier = Notifier.from_environment()
     os.umask(0o077)
     program.spare_the_collector()
     program.start_log(settings.log_level, settings.log_file)
@@ -47,27 +49,34 @@ def _main(arguments: list[str]) -> int:
         asked_to_stop.set()
 
     def read_again() -> None:
-        gevent.spawn(_read_again, server, read_settings)
+        gevent.spawn(_read_again, server, read_settings, notifier)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop, number)
     gevent.signal_handler(signal.SIGHUP, read_again)
     common.tell_ready()
+    notifier.ready(f"listening: clients {server.client_port}, workers {server.worker_port}")
+    watching = gevent.spawn(notifier.watch_forever, server.is_turning)
     asked_to_stop.wait()
+    notifier.stopping("draining")
     server.stop()
+    watching.kill()
     log.info("stopped")
     return 0
 
 
-def _read_again(server: Server, read_settings: Callable[[], ServerSettings]) -> None:
+def _read_again(server: Server, read_settings: Callable[[], ServerSettings], notifier: Notifier) -> None:
+    notifier.reloading()
     try:
         settings = read_settings()
         program.start_log(settings.log_level, settings.log_file)
     except Exception as error:
         log.error("the settings are as they were: %s", error)
+        notifier.reloaded(f"the settings are as they were: {error}")
         return
     server.reload(settings)
     log.info("settings read again")
+    notifier.reloaded("settings read again")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from givalia_core import program
 from givalia_core.cli import common
+from givalia_core.cli.notify import Notifier
 from givalia_core.settings import WorkerSettings
 from givalia_core.worker.supervisor import Supervisor
 
@@ -25,6 +26,8 @@ SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exi
 SIGHUP: read the settings again, and replace the processes one by one: packages that were installed meanwhile are
 taken up, and no job is stopped. With --watch that happens by itself."""
 
+RELOAD_S = 60.0  # A service manager waits for a reload, and not for ever.
+
 log = logging.getLogger("givalia.worker")
 
 
@@ -35,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
+    notifier = Notifier.from_environment()
     program.start_log(settings.log_level, settings.log_file)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
@@ -50,15 +54,19 @@ def _main(arguments: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop, number)
-    gevent.signal_handler(signal.SIGHUP, gevent.spawn, _reload, supervisor, read_settings)
-    gevent.spawn(_tell_when_connected, supervisor)
+    gevent.signal_handler(signal.SIGHUP, gevent.spawn, _reload, supervisor, read_settings, notifier)
+    gevent.spawn(_tell_when_connected, supervisor, notifier)
+    watching = gevent.spawn(notifier.watch_forever)
     asked_to_stop.wait()
+    notifier.stopping("draining")
     supervisor.stop()
+    watching.kill()
     log.info("stopped")
     return 0
 
 
-def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings]) -> None:
+def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings], notifier: Notifier) -> None:
+    notifier.reloading()
     try:
         settings = read_settings()
         program.start_log(settings.log_level, settings.log_file)
@@ -66,12 +74,14 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings])
         log.info("settings read again")
     except Exception as error:
         log.error("the settings are as they were: %s", error)
-    supervisor.reload("SIGHUP")
+    has_taken_over = supervisor.reload("SIGHUP").wait(RELOAD_S)
+    notifier.reloaded("the processes are replaced" if has_taken_over else "the processes before go on until others are ready")
 
 
-def _tell_when_connected(supervisor: Supervisor) -> None:
+def _tell_when_connected(supervisor: Supervisor, notifier: Notifier) -> None:
     supervisor.connected.wait()
     common.tell_ready()
+    notifier.ready("connected")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from givalia_core.version import __version__
 DRAIN_S: Final = 6.0
 HOUR_US: Final = 3_600 * SECOND_US
 POLL_S: Final = 0.0001
+ROUND_US: Final = 5 * SECOND_US  # The loop of the queue comes round every second, and oftener if there is anything to do.
 REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
@@ -94,6 +95,7 @@ class Server:
         self._outage = outage.Outage()
         self._was_stop_asked = False
         self._is_stopping = False
+        self._round_us = 0
         self._greenlets: list[gevent.Greenlet[..., None]] = []
         self._listeners: list[StreamServer] = []
         self.client_port = 0
@@ -237,6 +239,14 @@ class Server:
         for connection in connections:
             connection.close()
 
+    def is_turning(self) -> bool:
+        """Whether the loop of the queue, on which everything here depends, has come round within the last seconds.
+
+        A turn that waits for a shared store counts: clients are told so, it ends by itself, and a new process would wait, too.
+        """
+        now_us = self._clock.read().mono_us
+        return now_us - self._round_us < ROUND_US or (self._store.is_shared and self._outage.is_stuck(now_us))
+
     def serve_forever(self) -> None:
         """Serve until `stop`; call after `start`."""
         self._greenlets[0].join()
@@ -314,6 +324,7 @@ class Server:
         while not (self._is_stopping and not self._inbox):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
+            self._round_us = now.mono_us
             inputs = self._inbox.take()
             self._outage.begin_turn(now.mono_us)
             try:

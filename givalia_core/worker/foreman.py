@@ -64,6 +64,7 @@ class Foreman:
         self.crews: list[Crew] = []
         self._present: Crew | None = None  # The one that takes jobs.
         self._must_reload = ""
+        self._take_over = Event()
         self._credit = Credit(0)
         self._has_connected = False
         self._is_stopping = False
@@ -101,8 +102,17 @@ class Foreman:
         self.counts["crews"] += 1
         self.crews.append(self._make_crew(self))
 
-    def reload(self, why: str) -> None:
-        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is."""
+    def reload(self, why: str) -> Event:
+        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is.
+
+        Returns:
+            Set when it has taken over.
+        """
+        self._take_over.clear()
+        self._reload(why)
+        return self._take_over
+
+    def _reload(self, why: str) -> None:
         if self._is_stopping:
             return
         if self.crews[-1] is not self._present or len(self.crews) >= CREWS_MAX:
@@ -130,12 +140,14 @@ class Foreman:
                 self.log.info("the new processes have taken over")
                 before.retire()
         self._give_credit()
+        if not self._must_reload:
+            self._take_over.set()
         self._reload_again()
 
     def _reload_again(self) -> None:
         if self._must_reload and self.crews[-1] is self._present and len(self.crews) < CREWS_MAX:
             why, self._must_reload = self._must_reload, ""
-            self.reload(why)
+            self._reload(why)
 
     def _announce(self, crew: Crew) -> None:
         self._link.send(list(crew.modules.values()))

@@ -12,6 +12,7 @@ import time
 import uuid
 
 import gevent
+from gevent.event import Event
 
 from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
@@ -54,9 +55,13 @@ class Supervisor:
             if watch.has_changed(time.monotonic()):
                 self.reload("packages have changed")
 
-    def reload(self, why: str) -> None:
-        """Replace the processes one after the other, without stopping a job; new ones see what is installed now."""
-        self._foreman.reload(why)
+    def reload(self, why: str) -> Event:
+        """Replace the processes one after the other, without stopping a job; new ones see what is installed now.
+
+        Returns:
+            Set when new ones have taken over.
+        """
+        return self._foreman.reload(why)
 
     def change(self, settings: WorkerSettings) -> None:
         """Use these settings from the next processes on; what the link was made with (servers, name) stays as it is."""
