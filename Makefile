@@ -45,6 +45,8 @@ lock:  ## Pin every dependency anew, with hashes and without naming an index
 	$(VENV)/lock/bin/python -m pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 		--python-version 3.11 --group dev -o requirements.lock pyproject.toml
+	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 --group image -c requirements.lock -o deploy/requirements.lock pyproject.toml
 
 clean:  ## Remove what was made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

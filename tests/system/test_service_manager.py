@@ -194,7 +194,7 @@ def test_a_worker_is_ready_when_it_is_connected_for_the_first_time(rig: Rig, man
     worker = rig.start("givalia-worker", "-w", port, **manager.environ)
     worker.await_log("not connected")
     worker.send(signal.SIGHUP)
-    worker.await_log("log settings read again")
+    worker.await_log("settings read again")
     assert manager.next(0.01) == {}
 
     server = rig.start_server("-w", port)
