@@ -74,7 +74,8 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings],
         log.info("settings read again")
     except Exception as error:
         log.error("the settings are as they were: %s", error)
-    has_taken_over = supervisor.reload("SIGHUP").wait(RELOAD_S)
+    replaced = supervisor.reload("SIGHUP")
+    has_taken_over = supervisor.connected.is_set() and replaced.wait(RELOAD_S)
     notifier.reloaded("the processes are replaced" if has_taken_over else "the processes before go on until others are ready")
 
 

@@ -126,9 +126,9 @@ class Foreman:
         self.is_ready.set()
         if crew is self._present:
             self._announce(crew)
-        if self._has_connected or crew is not self.crews[0]:
+        if self._has_connected:
             crew.start()
-        elif self._present is None:
+        else:
             self._announce(crew)
 
     def crew_has_started(self, crew: Crew) -> None:
