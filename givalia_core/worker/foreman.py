@@ -328,7 +328,8 @@ class Foreman:
     def child_died(self, held: Held, words: str) -> None:
         """A job's own process is gone."""
         if held.why:
-            report = self._failure(held, held.why, "it did not end when it was told to, so its process was killed")
+            more = "" if held.why == "oom" else "it did not end when it was told to, so its process was killed"
+            report = self._failure(held, held.why, more)
         else:
             self.counts["children_died"] += 1
             self.log.warning(

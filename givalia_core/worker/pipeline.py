@@ -190,6 +190,7 @@ WORDS: Final = {
     "cancelled": "cancelled: it was asked to stop, and went on",
     "lease": "its lease is over",
     "shutdown": "shutdown: its worker stops",
+    "oom": "oom: its process had more memory than one may have",
     "": "shutdown: somebody sent its process SIGTERM",
 }
 """Why an attempt was stopped, beside the timeout."""

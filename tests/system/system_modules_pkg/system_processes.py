@@ -1,0 +1,108 @@
+"""Job code for tests of the worker's processes: it has one of its own, blocks others, and takes no notice of anybody."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from typing import Any
+
+from system_modules import Echo, Stay, write_line
+
+from givalia_core import WorkModule
+
+
+class EchoApart(Echo):
+    """Returns the process that it ran in, which is its own, and its params."""
+
+    isolation = "process"
+
+    def process(self) -> Any:
+        return [os.getpid(), self.params]
+
+
+class StayApart(Stay):
+    """Stays in a process of its own."""
+
+    isolation = "process"
+
+
+class Rest(WorkModule):
+    """Writes down that it starts, waits as for a slow service, and writes down that it ends."""
+
+    backoff = 0
+
+    def process(self) -> int:
+        write_line(self.params["file"], "start", self.job.id, self.job.attempt, os.getpid())
+        time.sleep(self.params["seconds"])
+        write_line(self.params["file"], "end", self.job.id, self.job.attempt, os.getpid())
+        return self.job.attempt
+
+
+class Hold(WorkModule):
+    """Sits in C code with the interpreter's lock in its hand, where no other thread of its process can run."""
+
+    def process(self) -> None:
+        write_line(self.params["file"], "start", self.job.id, self.job.attempt, os.getpid())
+        ctypes.PyDLL(None).sleep(self.params["seconds"])
+
+
+class Stubborn(WorkModule):
+    """Goes on whatever is raised in it."""
+
+    backoff = 0
+
+    def process(self) -> str:
+        write_line(self.params["file"], "start", self.job.id, self.job.attempt, os.getpid())
+        end = time.monotonic() + self.params["seconds"]
+        while time.monotonic() < end:
+            try:
+                time.sleep(0.05)
+            except BaseException as error:
+                write_line(self.params["file"], "took", self.job.id, type(error).__name__, getattr(error, "why", "?"))
+        return "went on"
+
+
+class StubbornApart(Stubborn):
+    """Goes on in a process of its own."""
+
+    isolation = "process"
+
+
+class Tidy(WorkModule):
+    """Stays until it must go, and cleans up then."""
+
+    isolation = "process"
+
+    def process(self) -> None:
+        write_line(self.params["file"], "start", self.job.id, self.job.attempt, os.getpid())
+        try:
+            time.sleep(self.params["seconds"])
+        finally:
+            write_line(self.params["file"], "cleaned", self.job.id, self.job.attempt, os.getpid())
+
+
+class Grow(WorkModule):
+    """Takes so many MiB of memory, and stays."""
+
+    isolation = "process"
+
+    def process(self) -> int:
+        taken = b"\1" * (self.params["mib"] << 20)
+        time.sleep(self.params["seconds"])
+        return len(taken)
+
+
+class Say(WorkModule):
+    """Logs a line and says how far it is."""
+
+    def process(self) -> str:
+        self.log.warning("said by %s", self.params)
+        self.progress(0.5, "half")
+        return "said"
+
+
+class SayApart(Say):
+    """Does so in a process of its own."""
+
+    isolation = "process"
