@@ -169,10 +169,10 @@ class Nursery:
         self._process.wait()
         members = [*self._members.values(), *self._tickets.values()]
         self._members, self._tickets = {}, {}
-        for member in members:
-            member.end(signal.SIGKILL)
         if not self._is_closed:
-            self._lost()
+            self._lost()  # Before the members' ends are told: what takes their place is not to be asked of this one.
+        for member in members:
+            gevent.spawn(member.end, signal.SIGKILL)
 
     def _take(self, what: int, a: int, b: int) -> None:
         if what == BORN:
