@@ -242,6 +242,16 @@ class Crew:
         """The worker is connected: let the plugins know, and after that take jobs."""
         self.tell(Start())
 
+    def is_apart(self, module: str) -> bool:
+        """Whether jobs of this module have processes of their own."""
+        return module in self.modules and self.modules[module].isolation == "process"
+
+    def takes(self, module: str) -> bool:
+        """Whether a job of this module could start now: somebody has to run it, or to tell the plugins of it."""
+        if module not in self.modules or self.modules[module].broken is not None:
+            return False
+        return self.is_serving or (self.is_apart(module) and "before_run" not in self.hooks)
+
     def replace_host(self, verdict: Verdict) -> None:
         """Put the host to death and start another."""
         host = self.host

@@ -165,9 +165,8 @@ class Foreman:
         crew, credit = self._present, Credit(0)
         if crew is not None and not self._is_stopping:
             can_host = crew.is_serving and not crew.host.blocked_s
-            has_processes = any(each.isolation == "process" for each in crew.modules.values())
-            takes = crew.is_serving or "before_run" not in crew.hooks
-            credit = Credit(self.settings.concurrency * can_host, self.settings.processes * (has_processes and takes))
+            can_run_apart = any(crew.is_apart(name) and crew.takes(name) for name in crew.modules)
+            credit = Credit(self.settings.concurrency * can_host, self.settings.processes * can_run_apart)
         if credit != self._credit:
             self._credit = credit
             self._link.send(credit)
@@ -176,11 +175,10 @@ class Foreman:
 
     def _begin(self, event: Dispatched) -> None:
         dispatch, crew = event.job, self._present
-        announced = None if crew is None else crew.modules.get(dispatch.module)
-        if self._is_stopping or crew is None or announced is None or announced.broken is not None:
-            self._link.send(Release(dispatch.id, dispatch.fence))
+        if self._is_stopping or crew is None or not crew.takes(dispatch.module):
+            self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
             return
-        held = self._jobs[dispatch.id] = Held(dispatch, crew, is_process=announced.isolation == "process")
+        held = self._jobs[dispatch.id] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
         crew.held += 1
         self._idle.clear()
         if not held.is_process:
