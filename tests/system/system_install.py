@@ -20,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 DEPENDENCIES = (
-    "gevent", "importlib-metadata", "msgpack", "pluggy", "structlog", "prometheus-client", "psycopg", "psycopg-binary",
+    "gevent", "importlib-metadata", "msgpack", "packaging", "pluggy", "structlog", "prometheus-client", "psycopg",
+    "psycopg-binary",
 )  # fmt: skip
 LEFT_OUT = shutil.ignore_patterns("*.egg-info", "build", "dist", "__pycache__", ".*", "tests")
 
@@ -151,7 +152,14 @@ class Installed:
         return str(self.bin / name)
 
 
-def write_package(folder: Path, name: str, code: str, modules: dict[str, str], plugins: dict[str, str] | None = None) -> Path:
+def write_package(
+    folder: Path,
+    name: str,
+    code: str,
+    modules: dict[str, str],
+    plugins: dict[str, str] | None = None,
+    version: str = "1.2.3",
+) -> Path:
     """A package as the README has a newcomer write it: one file of code, and entry points."""
     source = name.replace("-", "_")
     package = folder / name
@@ -163,7 +171,7 @@ def write_package(folder: Path, name: str, code: str, modules: dict[str, str], p
         'build-backend = "setuptools.build_meta"',
         "[project]",
         f'name = "{name}"',
-        'version = "1.2.3"',
+        f'version = "{version}"',
         'dependencies = ["givalia"]',
         '[project.entry-points."givalia.modules"]',
         *(f'{entry} = "{source}:{attribute}"' for entry, attribute in modules.items()),
