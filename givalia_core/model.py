@@ -76,6 +76,17 @@ class Answered(NamedTuple):
     due_at_us: int  # Wall clock, as the client was told.
 
 
+def join_target(target_worker: str, specifier: str | None) -> str:
+    """What a worker must be, as one text: its name, and behind a blank, which no name has, the specifier if there is one."""
+    return target_worker if specifier is None else f"{target_worker} {specifier}"
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """The worker name and the specifier of a target."""
+    target_worker, _, specifier = target.partition(" ")
+    return target_worker, specifier or None
+
+
 class Job(NamedTuple):
     """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else the timer clock."""
 
@@ -114,6 +125,8 @@ class Job(NamedTuple):
     keeper: int = 0  # The server that looks after the lease, where several share the store: its boot epoch.
     params: bytes = b""
     result: bytes | None = None
+    # Kept by stores in the `target`, so that it is part of the route.
+    specifier: str | None = None  # What the version of the module's distribution must satisfy; None: any will do.
 
     @property
     def is_live(self) -> bool:
@@ -124,6 +137,11 @@ class Job(NamedTuple):
     def rank(self) -> int:
         """The priority turned round, so that what goes first sorts first."""
         return -self.priority
+
+    @property
+    def target(self) -> str:
+        """The worker name and the specifier as one text: what a worker must be to take the job."""
+        return join_target(self.target_worker, self.specifier)
 
     def due_on_timer_us(self, now: Now) -> int:
         """The due on the timer clock, as the clocks stand now."""

@@ -6,7 +6,7 @@ Conversion between the two worlds happens here and only here, at the public edge
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -84,6 +84,8 @@ class JobView:
     priority: int
     attempt: int
     due: datetime
+    version: str | None = field(default=None, kw_only=True)
+    """Which versions of the module's distribution may run it; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +159,5 @@ class Status:
     stop_asked: bool
     why: str
     """In words: why it has not run yet, or what became of it."""
+    version: str | None = None
+    """Which versions of the module's distribution may run it; None: any."""

@@ -102,6 +102,7 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=str, help="JSON; what the job gets as self.params")
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
+    parser.add_argument("--version", metavar="SPECIFIER", help="versions of its distribution that may run it: '>=2' [any]")
     parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
     parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
     parser.add_argument("--max-attempts", type=int, help="1 to 100")
@@ -137,7 +138,7 @@ def _result(job: JobHandle, given: Given) -> Any:
 
 
 _ENQ_OPTIONS: Final = (
-    "key", "target_worker", "if_exists", "priority", "max_attempts", "timeout", "expires", "retain", "id",
+    "key", "target_worker", "version", "if_exists", "priority", "max_attempts", "timeout", "expires", "retain", "id",
 )  # fmt: skip
 
 
@@ -274,8 +275,13 @@ def _workers(client: Client, given: Given) -> None:
         return
     show.table(
         ("name", "pid", "running", "capacity", "modules", "broken"),
-        [(r["name"], r["pid"], r["running"], r["capacity"], " ".join(r["modules"]), " ".join(r["broken"])) for r in rows],
+        [(r["name"], r["pid"], r["running"], r["capacity"], _served(r), " ".join(r["broken"])) for r in rows],
     )
+
+
+def _served(worker: dict[str, Any]) -> str:
+    versions = worker.get("versions", {})  # A server of an earlier version does not tell.
+    return ", ".join(f"{module} {versions.get(module, '')}".rstrip() for module in worker["modules"])
 
 
 def _info(client: Client, given: Given) -> None:

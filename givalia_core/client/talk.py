@@ -139,7 +139,8 @@ def _enq_frames(made: Iterable[Enq]) -> Iterator[Call[Enqueued]]:
     room = frames.FRAME_BYTES_MAX - 64
     for message in made:
         packed = item(message)
-        size = len(message.payload) + 96 + 2 * len(message.key or "") + len(message.module) + len(message.target_worker)
+        names = len(message.module) + len(message.target_worker) + len(message.version or "")
+        size = len(message.payload) + 96 + 2 * len(message.key or "") + names
         if batch and (size > room or len(batch) == frames.ITEMS_MAX):
             yield Call(Kind.ENQ, batch, _read_enq)
             batch, room = [], frames.FRAME_BYTES_MAX - 64
@@ -168,7 +169,7 @@ def _enq_message(module: str, options: dict[str, Any]) -> Enq:
     fields: list[Any] = [
         new_id() if job_id is None else wire_id(job_id), module, delay_us or 0, given["key"], given["target_worker"], at_us,
         given["if_exists"], given["priority"], given["max_attempts"], _length(given, "timeout"), _length(given, "expires"),
-        _length(given, "retain"),
+        _length(given, "retain"), given["version"],
     ]  # fmt: skip
     made: Enq = messages.check(Kind.ENQ, fields, payload)
     return made
@@ -180,6 +181,7 @@ _ENQ_DEFAULTS: Final[dict[str, Any]] = {
     "params": None,
     "key": None,
     "target_worker": messages.ANY,
+    "version": None,
     "if_exists": "refuse",
     "priority": 0,
     "max_attempts": None,
@@ -346,6 +348,7 @@ def status(shown: Mapping[str, Any], payload: bytes) -> Status:
         result_error=shown["result_error"],
         stop_asked=shown["stop_asked"],
         why=shown["why"],
+        version=shown.get("version"),  # A server of an earlier version does not know it.
     )
 
 

@@ -48,6 +48,7 @@ def enq(
     params: Any = None,
     key: str | None = None,
     target_worker: str = "any",
+    version: str | None = None,
     if_exists: str = "refuse",
     priority: int = 0,
     max_attempts: int | None = None,
@@ -65,6 +66,7 @@ def enq(
         params: Any value msgpack can carry, at most 512 KiB packed.
         key: Names the job while it lives; 1 to 255 bytes.
         target_worker: The name of the worker that is to run it.
+        version: Which versions of the module's distribution may run it, as pip has it: `>=2,<3`; None for any.
         if_exists: What to do if the key is taken: `refuse`, `keep`, `replace` or `reschedule`.
         priority: -9 to 9, higher first.
         max_attempts: 1 to 100.
@@ -79,9 +81,9 @@ def enq(
         StoreFull, Busy, TooLarge: No job was made.
     """
     options = {
-        "time": time, "at": at, "params": params, "key": key, "target_worker": target_worker, "if_exists": if_exists,
-        "priority": priority, "max_attempts": max_attempts, "timeout": timeout, "expires": expires, "retain": retain,
-        "id": id,
+        "time": time, "at": at, "params": params, "key": key, "target_worker": target_worker, "version": version,
+        "if_exists": if_exists, "priority": priority, "max_attempts": max_attempts, "timeout": timeout,
+        "expires": expires, "retain": retain, "id": id,
     }  # fmt: skip
     call = talk.enq(module, **options)
     return Call(call.kind, call.items, lambda fields, payload: ticket(call.read(fields, payload), key))

@@ -23,7 +23,7 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.routing import Session
-from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Span, Wanted, Watched
+from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -86,6 +86,7 @@ class Engine:
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
+        self._learning: frozenset[Route] = frozenset()  # Routes whose variants this batch reads.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
         self._watched: Watched | None = None
         self._watched_us: int | None = None  # When; None if it must be done next.
@@ -149,6 +150,7 @@ class Engine:
         self._sweeping_rows = self._sweeping
         if self._sweeping:
             self._swept_us = now.mono_us
+            self.desk.routing.learn_more()
         self._has_expired = self._sweeping
         if self.desk.is_shared:
             self._has_expired = False
@@ -184,6 +186,8 @@ class Engine:
                 wanted.add(given, self.desk)
         self._suspects = frozenset(self.desk.suspects | wanted.resumed)
         wanted.ids.update(self._suspects)
+        wanted.variants.update(self.desk.routing.unlearned)
+        self._learning = frozenset(wanted.variants)
         claims = self._lender.claims(wanted.reports)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
@@ -205,6 +209,7 @@ class Engine:
         """Decide everything that arrived, then lend what is ready to whoever is free."""
         now = self._now
         self.desk.use_numbers(facts.found.floor)
+        self.desk.routing.learn(self._learning, facts.found.variants)
         batch = Batch(self.desk, facts, now)
         self.desk.suspects -= self._suspects
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
@@ -222,8 +227,10 @@ class Engine:
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
-        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's.
-        if not self.desk.is_draining and (facts.found.floor or not self.desk.is_shared):
+        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
+        # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
+        has_numbers = facts.found.floor or not self.desk.is_shared
+        if has_numbers and not self.desk.is_draining and not self.desk.routing.unlearned:
             self._lender.lend(batch)
         else:
             self._lender.hold()
@@ -364,6 +371,7 @@ def _dispatch(job: Job, now: Now) -> Item:
             job.target_worker,
             job.priority,
             job.timeout_us,
+            job.specifier,
             job.params,
         )
     )

@@ -30,7 +30,7 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Room, Routing, Session
-from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Found, Page
+from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Page, Route
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -165,6 +165,7 @@ class Batch:
         self.resumed: list[Session] = []  # Who has named the leases it holds.
         self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
+        self._variants: dict[Route, set[Route]] = {}  # By the route without a specifier: as read, and what came in this batch.
         self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
         self.authors: dict[int, list[Author]] = {}
 
@@ -221,6 +222,17 @@ class Batch:
         if job is None or not job.is_expired(self.now):
             return job
         return self.end(job, "expire", reason="expired")
+
+    def has_room(self, route: Route) -> bool:
+        """Whether another job may wait here: unless it has a specifier that no job of its route has, and too many others do."""
+        if route.specifier is None or route in self.desk.routing.windows:
+            return True
+        plain = route.plain
+        variants = self._variants.setdefault(plain, set(self.facts.found.variants.get(plain, ())))
+        if route not in variants and len(variants) >= VARIANTS_MAX:
+            return False
+        variants.add(route)
+        return True
 
     # Changing: the job as decided, once.
 

@@ -9,7 +9,7 @@ from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Claim, Filter, Wanted
+from givalia_core.store.base import Claim, Filter, Route, Wanted
 
 
 class Names:
@@ -26,6 +26,7 @@ class Names:
         self.reports = 0
         self.has_enq = False
         self.resumed: set[bytes] = set()
+        self.variants: set[Route] = set()
 
     def wanted(self, claims: tuple[Claim, ...], *, may_lend: bool = False) -> Wanted:
         """All of it as one question to the store, with jobs to lend besides."""
@@ -36,6 +37,7 @@ class Names:
             frozenset(self.requests),
             claims,
             numbers=self.has_enq or may_lend or bool(claims),
+            variants=frozenset(self.variants),
         )
 
     def add(self, asked: Asked, desk: Desk) -> None:
@@ -51,7 +53,7 @@ class Names:
                 self.reports += len(asked.messages)
         elif kind is Kind.ENQ:
             self.has_enq = True
-            self._add_enq(asked.messages)
+            self._add_enq(asked.messages, desk)
         elif kind is Kind.INFO:
             self.info = True
         elif kind is Kind.LIST:
@@ -62,7 +64,7 @@ class Names:
             if kind is Kind.REQUEUE:
                 self.requeued.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id is not None)
 
-    def _add_enq(self, messages: list[Any]) -> None:
+    def _add_enq(self, messages: list[Any], desk: Desk) -> None:
         for message in messages:
             if isinstance(message, GivaliaError):
                 continue
@@ -71,6 +73,8 @@ class Names:
                 self.keys.add(message.key)
                 if message.if_exists in ("replace", "reschedule"):
                     self.requests.add(message.id)
+            if message.version is not None and (route := verbs.route_of(message)) not in desk.routing.windows:
+                self.variants.add(route.plain)
 
     def _add_named(self, message: Any) -> None:
         if isinstance(message, GivaliaError):

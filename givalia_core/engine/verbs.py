@@ -24,6 +24,7 @@ from givalia_core.model import (
     Job,
     JobState,
     evolve,
+    join_target,
 )
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import (
@@ -42,7 +43,8 @@ from givalia_core.protocol.messages import (
     Workers,
     item,
 )
-from givalia_core.store.base import Filter
+from givalia_core.specifiers import canonical
+from givalia_core.store.base import VARIANTS_MAX, Filter, Route
 from givalia_core.views import text_id
 
 
@@ -57,6 +59,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     if holder is not None:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     _admit(batch)
+    route = _admitted_route(batch, message)
     due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_ahead_us
     job = Job(
         seq=batch.desk.next_seq(),
@@ -76,6 +79,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         retain_us=message.retain_us,
         answered=(Answered(message.id, "enq", due_on_wall_us),),
         params=message.payload,
+        specifier=route.specifier,
     )
     batch.insert(job)
     batch.hook("on_enq", job)
@@ -96,6 +100,20 @@ def _admit(batch: Batch) -> None:
         raise Refusal(Busy(desk.busy, retry_after=1.0))
     if desk.live >= desk.policy.live_max:
         raise Refusal(Busy(f"{desk.live} live jobs are as many as this server takes", retry_after=10.0))
+
+
+def route_of(message: Enq) -> Route:
+    """Where the job is to go."""
+    specifier = None if message.version is None else canonical(message.version)
+    return Route(message.module, join_target(message.target_worker, specifier))
+
+
+def _admitted_route(batch: Batch, message: Enq) -> Route:
+    route = route_of(message)
+    if not batch.has_room(route):
+        words = f"jobs wait that ask for {VARIANTS_MAX} different versions of {message.module}, as many as this server takes"
+        raise Refusal(Busy(words, retry_after=10.0))
+    return route
 
 
 def _due(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
@@ -136,6 +154,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
             "expires_us": message.expires_us,
             "retain_us": message.retain_us,
             "params": message.payload,
+            "specifier": _admitted_route(batch, message).specifier,
         }
     job = _moved(batch, holder, message.if_exists, message.id, on_wall, due_at_us, changes)
     return (OK, job.id, job.due_on_wall_us(batch.now), batch.desk.durability), b""

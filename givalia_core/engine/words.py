@@ -76,6 +76,7 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
         "key": job.key,
         "module": job.module,
         "target_worker": job.target_worker,
+        "version": job.specifier,
         "priority": job.priority,
         "state": str(state),
         "due_us": job.due_on_wall_us(now),

@@ -28,6 +28,7 @@ from givalia_core.protocol.checks import (
     or_none,
 )
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
+from givalia_core.specifiers import is_specifier
 
 VERSION: Final = 1
 ANY: Final = "any"
@@ -54,7 +55,10 @@ class Hello(NamedTuple):
 
 
 class Enq(NamedTuple):
-    """Make a job. `id` is the request id and the job's; due in `delay_us`, or at `at_us` on the wall clock if given."""
+    """Make a job. `id` is the request id and the job's; due in `delay_us`, or at `at_us` on the wall clock if given.
+
+    `version` is a specifier for the distribution that brings the module.
+    """
 
     id: bytes
     module: str
@@ -68,6 +72,7 @@ class Enq(NamedTuple):
     timeout_us: int | None = None
     expires_us: int | None = None
     retain_us: int | None = None
+    version: str | None = None
     payload: bytes = b""
 
 
@@ -254,6 +259,7 @@ class Dispatch(NamedTuple):
     target_worker: str = ANY
     priority: int = 0
     timeout_us: int | None = None
+    version: str | None = None
     payload: bytes = b""
 
 
@@ -327,6 +333,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "id": _ID, "module": is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": is_name, "at_us": _AT,
         "if_exists": one_of(*IF_EXISTS), "priority": is_int(-9, 9), "max_attempts": or_none(is_int(1, 100)),
         "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
+        "version": or_none(is_specifier),
     },
     Stat: _NAMED,
     Wait: {**_NAMED, "progress": is_bool},

@@ -84,6 +84,7 @@ def job_view(job: Job, now: Now) -> JobView:
         job.priority,
         job.attempt,
         to_datetime(job.due_on_wall_us(now)),
+        version=job.specifier,
     )
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from givalia_core.clock import Mark, Now, Timekeeper
-from givalia_core.model import Job, JobState
+from givalia_core.model import Job, JobState, split_target
 
 SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
 READY_COUNTED_TO: Final = 10_000
+VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
 
@@ -62,10 +63,24 @@ class Opened(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Where a job may go: jobs of this module for this worker name (or `any`)."""
+    """Where a job may go: jobs of this module with this `Job.target`.
+
+    A *variant* of a route is the same one with a specifier. In the order of a store's texts (that of their code points) the
+    variants of a route stand together, directly behind it.
+    """
 
     module: str
-    target_worker: str
+    target: str
+
+    @property
+    def specifier(self) -> str | None:
+        """What the version of the module's distribution must satisfy; None: any will do."""
+        return split_target(self.target)[1]
+
+    @property
+    def plain(self) -> Route:
+        """The same route without a specifier."""
+        return Route(self.module, split_target(self.target)[0])
 
 
 class Timer(NamedTuple):
@@ -101,6 +116,7 @@ class Wanted(NamedTuple):
     """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last.
 
     `claims` ask for jobs to lend, due at the time that `find` is told. `numbers` asks a shared store for numbers to use.
+    `variants` are routes without a specifier; it is asked on which variants of each of them jobs wait.
     """
 
     ids: frozenset[bytes] = frozenset()
@@ -109,6 +125,7 @@ class Wanted(NamedTuple):
     requests: frozenset[bytes] = frozenset()
     claims: tuple[Claim, ...] = ()
     numbers: bool = False
+    variants: frozenset[Route] = frozenset()
 
 
 class Found(NamedTuple):
@@ -116,7 +133,8 @@ class Found(NamedTuple):
 
     `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
     server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
-    `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found.
+    `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
+    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each.
     """
 
     ids: dict[bytes, Job]
@@ -124,6 +142,7 @@ class Found(NamedTuple):
     ended: dict[str, Job]
     requests: dict[bytes, Job]
     ready: dict[Route, list[Job]]
+    variants: dict[Route, list[Route]]
     floor: int = 0
 
 

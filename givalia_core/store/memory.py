@@ -20,6 +20,7 @@ from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
     SCAN_MAX,
+    VARIANTS_MAX,
     Change,
     Claim,
     Commit,
@@ -124,6 +125,8 @@ class Memory:
             _take(ranks[job.rank], (job.due_at_us, seq))
             if not ranks[job.rank]:
                 del ranks[job.rank]
+                if not ranks:
+                    del self._due[Route(job.module, job.target), job.on_wall]
             if job.expires_at_us is not None:
                 _take(self._expiring[job.on_wall], (job.expires_at_us, seq))
         elif job.state is RUNNING:
@@ -132,7 +135,7 @@ class Memory:
             _take(self._forget[job.state is DEAD], (job.forget_at_us, seq))
 
     def _dues(self, job: Job) -> dict[int, list[tuple[int, int]]]:
-        return self._due.setdefault((Route(job.module, job.target_worker), job.on_wall), {})
+        return self._due.setdefault((Route(job.module, job.target), job.on_wall), {})
 
     def _retire(self, retention: Retention) -> int:
         forgotten = 0
@@ -171,7 +174,13 @@ class Memory:
             ended=jobs(ended, ended),
             requests=jobs(self._by_request, wanted.requests),
             ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now))},
+            variants={plain: variants for plain in wanted.variants if (variants := self._variants(plain))},
         )
+
+    def _variants(self, plain: Route) -> list[Route]:
+        start = f"{plain.target} "
+        routes = {route for route, _ in self._due if route.module == plain.module and route.target.startswith(start)}
+        return sorted(routes)[:VARIANTS_MAX]
 
     def _claimable(self, claim: Claim, now: Now) -> list[Job]:
         ready: list[tuple[int, int, int]] = []

@@ -1,7 +1,8 @@
 """What stores that keep jobs as rows have in common: the part of a job that no statement looks at, and pages of listings.
 
 A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `params` packed together, and
-one each for `params` and `result`.
+one each for `params` and `result`. The column of the target worker holds the whole `Job.target`, so that one index finds the
+jobs of every route.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgpack
 
 from givalia_core.clock import Now
 from givalia_core.errors import StoreCorrupt
-from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState
+from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState, split_target
 from givalia_core.store.base import SCAN_MAX, Filter
 
 HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
@@ -26,7 +27,7 @@ NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
 _packer: Any = msgpack.Packer(autoreset=True)
 
 PageHead = tuple[int, int | None, int, str, str, bool, int]
-"""Of a row: seq, forget_at_us, state's number, module, target_worker, on_wall, due_at_us."""
+"""Of a row: seq, forget_at_us, state's number, module, target, on_wall, due_at_us."""
 
 
 def pack_body(job: Job) -> bytes:
@@ -40,9 +41,10 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     cold = list(msgpack.unpackb(body, use_list=False))
     cold += _DEFAULTS[len(cold) :]  # What fields are for that are younger than the row.
     cold[_ANSWERED] = tuple(Answered(*past) for past in cold[_ANSWERED])
-    seq, job_id, key, state, module, target_worker, rank, on_wall, *rest = head
+    seq, job_id, key, state, module, target, rank, on_wall, *rest = head
+    target_worker, specifier = split_target(target)
     front = (seq, job_id, key, STORED_STATES[state], module, target_worker, -rank, bool(on_wall), *rest)
-    return Job._make((*front, *cold, params, result))
+    return Job._make((*front, *cold, params, result, specifier))
 
 
 def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now) -> tuple[list[int], tuple[int, int] | None]:
@@ -53,9 +55,10 @@ def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now) -> t
     """
     seqs: list[int] = []
     place = 0
-    for place, (seq, _, state, module, target_worker, on_wall, due_at_us) in enumerate(heads, 1):  # noqa: B007
+    for place, (seq, _, state, module, target, on_wall, due_at_us) in enumerate(heads, 1):  # noqa: B007
         if not 0 <= state < len(STORED_STATES):
             raise StoreCorrupt(f"the row of job {seq} has no state that Givalia knows")
+        target_worker, _ = split_target(target)
         head = Job(seq, b"", None, STORED_STATES[state], module, target_worker, 0, bool(on_wall), due_at_us)
         if wanted.admits(head, now):
             seqs.append(seq)

@@ -21,6 +21,7 @@ from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
+    VARIANTS_MAX,
     Claim,
     Filter,
     Found,
@@ -66,7 +67,7 @@ class Reads:
 
     @ours
     def find(self, wanted: Wanted, now: Now) -> Found:
-        found = Found({}, {}, {}, {}, {})
+        found = Found({}, {}, {}, {}, {}, {})
         for job in self._jobs_in("id IN", wanted.ids):
             found.ids[job.id] = job
         for job in self._jobs_in("ended_at_us = 0 AND key IN", wanted.keys):
@@ -81,7 +82,27 @@ class Reads:
         for claim in wanted.claims:
             if jobs := self._claimable(claim, now):
                 found.ready[claim.route] = jobs
+        for plain in wanted.variants:
+            if variants := self._variants(plain):
+                found.variants[plain] = variants
         return found
+
+    def _variants(self, plain: Route) -> list[Route]:
+        """Found by hops along the index, on which they stand together: no name has a blank, nor what comes behind it."""
+        targets = set[str]()
+        for on_wall in (0, 1):
+            target = f"{plain.target} "
+            for _ in range(VARIANTS_MAX):
+                following = self._one(
+                    "SELECT target_worker FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker > ?"
+                    " AND target_worker < ? ORDER BY target_worker LIMIT 1",
+                    (on_wall, plain.module, target, f"{plain.target}!"),
+                )
+                if following is None:
+                    break
+                (target,) = following
+                targets.add(target)
+        return [Route(plain.module, target) for target in sorted(targets)[:VARIANTS_MAX]]
 
     def _claimable(self, claim: Claim, now: Now) -> list[Job]:
         """Rank by rank, since a lower one is only looked at when the higher ones do not fill the claim."""

@@ -35,7 +35,7 @@ _REPLACE: Final = (
 def update(was: Job, job: Job) -> str:
     """The statement that changes the one into the other; it takes `to_row` of the job and the version before."""
     # Key, module, target_worker, priority and clock stand in a row; only `replace` and its like touch them.
-    if was[4:8] != job[4:8] or was.key != job.key or was.params != job.params:
+    if was[4:8] != job[4:8] or was.specifier != job.specifier or was.key != job.key or was.params != job.params:
         return _REPLACE
     has_moved = was.due_at_us != job.due_at_us
     if was.ended_at_us != job.ended_at_us or was.forget_at_us != job.forget_at_us or was.result != job.result:
@@ -48,7 +48,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 def to_row(job: Job) -> tuple[Any, ...]:
     """The values of a job's columns."""
-    head = (*job[:3], NUMBER[job.state], job.module, job.target_worker, -job.priority, int(job.on_wall), *job[8:HEAD])
+    head = (*job[:3], NUMBER[job.state], job.module, job.target, -job.priority, int(job.on_wall), *job[8:HEAD])
     body = packing.pack_body(job)
     return (*head, body, job.params, job.result, _checksum(head, body, job.params, job.result))
 

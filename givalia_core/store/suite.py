@@ -38,6 +38,7 @@ from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
     SCAN_MAX,
+    VARIANTS_MAX,
     Change,
     Claim,
     Commit,
@@ -77,7 +78,7 @@ def waiting(seq: int, **fields: Any) -> Job:
         "key": None,
         "state": WAITING,
         "module": ROUTE.module,
-        "target_worker": ROUTE.target_worker,
+        "target_worker": ROUTE.target,
         "priority": 0,
         "on_wall": False,
         "due_at_us": NOW.timer_us + 1_000,
@@ -427,12 +428,12 @@ class StoreSuite:
 
         found = store.find(names, NOW)
 
-        assert found == Found({job.id: job}, {"k": job}, {}, {request_id(5): job}, {})
+        assert found == Found({job.id: job}, {"k": job}, {}, {request_id(5): job}, {}, {})
 
     def test_nothing_wanted_finds_nothing(self, tmp_path: Path) -> None:
         store = self.opened(tmp_path, waiting(1, key="k"))
 
-        assert store.find(Wanted(), NOW) == Found({}, {}, {}, {}, {})
+        assert store.find(Wanted(), NOW) == Found({}, {}, {}, {}, {}, {})
 
     def test_an_ended_job_is_no_longer_live_under_its_key_but_its_past(self, tmp_path: Path) -> None:
         job = waiting(1, key="k")
@@ -614,6 +615,62 @@ class StoreSuite:
 
         assert near == [Near(False, [], False), Near(True, [], False)]
         assert (claimed(store), claimed(store, route=Route("Fax", "any"))) == ([], [moved.job])
+
+    def test_the_variants_of_a_route_are_those_on_which_jobs_wait(self, tmp_path: Path) -> None:
+        jobs = [
+            waiting(1, specifier=">=2"),
+            waiting(2, specifier=">=2", priority=3),
+            waiting(3, specifier="<3,>=1.5", on_wall=True),
+            waiting(4),
+            waiting(5, module="Fax", specifier="==1"),
+            waiting(6, target_worker="any-other", specifier="==2"),
+            waiting(7, target_worker="an", specifier="==3"),
+            waiting(8, state=RUNNING, specifier="==4"),
+            waiting(9, state=DEAD, ended_at_us=1, forget_at_us=2, specifier="==5"),
+        ]
+        store = self.opened(tmp_path, *jobs)
+        asked = frozenset({ROUTE, Route("Fax", "any"), Route("Fax", "w1"), Route("Mail", "an")})
+
+        found = store.find(Wanted(variants=asked), NOW)
+
+        assert found.variants == {
+            ROUTE: [Route("Mail", "any <3,>=1.5"), Route("Mail", "any >=2")],
+            Route("Fax", "any"): [Route("Fax", "any ==1")],
+            Route("Mail", "an"): [Route("Mail", "an ==3")],
+        }
+        assert all(variant.plain == plain for plain, variants in found.variants.items() for variant in variants)
+        assert [variant.specifier for variant in found.variants[ROUTE]] == ["<3,>=1.5", ">=2"]
+
+    def test_a_variant_is_gone_with_its_last_waiting_job(self, tmp_path: Path) -> None:
+        first, second = waiting(1, specifier=">=2"), waiting(2, specifier=">=2")
+        store = self.opened(tmp_path, first, second)
+        store.commit([changed(first, specifier=None)], MARK)
+        assert store.find(Wanted(variants=frozenset({ROUTE})), NOW).variants == {ROUTE: [Route("Mail", "any >=2")]}
+
+        store.commit([changed(second, state=RUNNING)], MARK)
+
+        assert store.find(Wanted(variants=frozenset({ROUTE})), NOW).variants == {}
+        assert by_seq(store, (1, 2))[1].target == "any"
+
+    def test_of_many_variants_the_first_are_named(self, tmp_path: Path) -> None:
+        jobs = [waiting(seq, specifier=f"==1.{seq:03}", on_wall=seq % 2 == 0) for seq in range(1, 2 * VARIANTS_MAX)]
+        store = self.opened(tmp_path, *jobs, *[waiting(1_000 + seq, target_worker=f"w{seq}") for seq in range(100)])
+
+        variants = store.find(Wanted(variants=frozenset({ROUTE})), NOW).variants[ROUTE]
+
+        assert variants == [Route("Mail", job.target) for job in jobs[:VARIANTS_MAX]]
+
+    def test_jobs_of_a_variant_are_near_and_claimed_there_only(self, tmp_path: Path) -> None:
+        plain, ready = waiting(1, due_at_us=NOW.timer_us), waiting(2, due_at_us=NOW.timer_us, specifier=">=2")
+        later = waiting(3, due_at_us=NOW.timer_us + 5, specifier=">=2")
+        store = self.opened(tmp_path, plain, ready, later)
+        variant = Route("Mail", "any >=2")
+
+        assert store.upcoming([Span(ROUTE, 9), Span(variant, 9)], NOW) == [
+            Near(True, [], False), Near(True, [Timer(NOW.timer_us + 5, 3)], False),
+        ]  # fmt: skip
+        assert (claimed(store), claimed(store, route=variant)) == ([plain], [ready])
+        assert sorted(self.listed(store, Filter(target_worker="any"))) == [plain, ready, later]
 
     def test_no_spans_give_no_answers(self, tmp_path: Path) -> None:
         assert self.opened(tmp_path, waiting(1)).upcoming([], NOW) == []
@@ -998,7 +1055,7 @@ class StoreSuite:
 
 
 _KEYS = (None, "a", "b", "ключ")
-_ROUTES = (ROUTE, Route("Mail", "w1"), Route("Fax", "any"))
+_ROUTES = (ROUTE, Route("Mail", "w1"), Route("Fax", "any"), Route("Mail", "any >=2"), Route("Mail", "any <2"))
 _DRAWN = st.fixed_dictionaries(
     {
         "key": st.sampled_from(_KEYS),
@@ -1068,7 +1125,8 @@ class History(RuleBasedStateMachine):
             key=drawn["key"],
             state=state,
             module=drawn["route"].module,
-            target_worker=drawn["route"].target_worker,
+            target_worker=drawn["route"].plain.target,
+            specifier=drawn["route"].specifier,
             priority=drawn["priority"],
             on_wall=drawn["on_wall"],
             due_at_us=now_us + drawn["due_us"],
@@ -1157,10 +1215,12 @@ class History(RuleBasedStateMachine):
         assert sorted(self.suite.listed(store, limit=4)) == sorted(every)
         for route in _ROUTES:
             self._compare_spans(route)
+        here = sorted({Route(job.module, job.target) for job in every if job.state is WAITING and job.specifier is not None})
+        assert store.find(Wanted(variants=frozenset({ROUTE})), NOW).variants == ({ROUTE: here} if here else {})
         assert store.check() == []
 
     def _compare_spans(self, route: Route) -> None:
-        here = [job for job in self.jobs.values() if job.state is WAITING and (job.module, job.target_worker) == route]
+        here = [job for job in self.jobs.values() if job.state is WAITING and (job.module, job.target) == route]
         ready = [job for job in here if job.is_due(NOW)]
         ready.sort(key=lambda job: (job.rank, job.due_on_timer_us(NOW), job.seq))
         timers = sorted(Timer(job.due_on_timer_us(NOW), job.seq) for job in here if not job.is_due(NOW))

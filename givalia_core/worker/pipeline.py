@@ -76,6 +76,7 @@ def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
     return RunningJobView(
         text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.target_worker, dispatch.priority,
         dispatch.attempt, to_datetime(dispatch.due_us), dispatch.fence, params,
+        version=dispatch.version,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import engine_rig
 import pytest
 from test_engine import *  # noqa: F403
+from test_engine_versions import *  # noqa: F403
 
 from givalia_core.store import SQLite
 from givalia_core.store.base import Store

@@ -49,7 +49,15 @@ def every_kind() -> list[Job]:
     return [
         waiting(1, key="k"),
         waiting(2, key="wall", on_wall=True, expires_at_us=NOW.wall_us + 9_000, due_at_us=NOW.wall_us + 7_000),
-        waiting(4, expires_at_us=NOW.timer_us + 5_000, expires_us=4_000, priority=-3, module="Fax", target_worker="w1"),
+        waiting(
+            4,
+            expires_at_us=NOW.timer_us + 5_000,
+            expires_us=4_000,
+            priority=-3,
+            module="Fax",
+            target_worker="w1",
+            specifier=">=2",
+        ),
         waiting(
             5,
             key="run",

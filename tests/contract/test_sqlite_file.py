@@ -833,6 +833,8 @@ def _is_scan(step: str) -> bool:
     [
         ("state = 0 AND on_wall = 0 AND module = 'm' AND target_worker = 'w' AND rank = 0 AND due_at_us <= 5"
          " ORDER BY due_at_us, seq LIMIT 9", "jobs_due"),
+        ("state = 0 AND on_wall = 0 AND module = 'm' AND target_worker > 'w ' AND target_worker < 'w!'"
+         " ORDER BY target_worker LIMIT 1", "jobs_due"),
         ("state = 0 AND expires_at_us IS NOT NULL AND on_wall = 0 AND expires_at_us <= 5 ORDER BY expires_at_us LIMIT 9",
          "jobs_expiry"),
         ("(state = 3) = 1 AND forget_at_us <= 5 ORDER BY forget_at_us LIMIT 9", "jobs_ended"),

@@ -19,6 +19,8 @@ from givalia_core.errors import BadRequest, Busy, DuplicateKey, StoreUnfit, Wron
 from givalia_core.model import DONE, RUNNING, WAITING
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import VARIANTS_MAX
+from givalia_core.views import text_id
 
 Make = Callable[..., EngineRig]
 
@@ -328,3 +330,67 @@ def test_database_that_cannot_hold_any_text_is_refused(postgres: Rig) -> None:
     # when, then
     with pytest.raises(StoreUnfit, match="LATIN1"):
         Postgres(postgres.url("narrow")).open()
+
+
+def test_job_with_a_version_is_lent_by_whichever_server_has_a_worker_for_it(make: Make) -> None:
+    # given
+    here, there = make(), make()
+    old = here.worker(10, "old", m.Announce("Mail", "d", "1.4"), capacity=9)
+    new = there.worker(20, "new", m.Announce("Mail", "d", "2.0"), capacity=9)
+    here.tick(3)
+    there.tick(3)
+    here.tick(3)
+
+    # when it is enqueued at the one without it, for now and for later
+    here.enq(id=uid(1), version=">=2")
+    hear(here, there)
+    here.enq(id=uid(2), version=">1.9", delay_us=SECOND_US)
+    hear(here, there)
+    assert new.ids == [uid(1)]
+    there.clock.advance(us=SECOND_US)
+    there.turn()
+
+    # then
+    assert new.ids == [uid(1), uid(2)]
+    assert old.ids == []
+    assert "no worker has Mail >=3; connected: old with 1.4, new with 2.0" in why(here, version=">=3")
+
+
+def why(rig: EngineRig, **asked: Any) -> str:
+    """What is said of a ready job that nobody takes."""
+    rig.enq(id=uid(777), **asked)
+    return str(rig.stat(id=uid(777))["why"])
+
+
+def test_version_of_which_no_news_came_is_found_by_looking(make: Make) -> None:
+    # given
+    here, there = make(), make()
+    new = there.worker(20, "new", m.Announce("Mail", "d", "2.0"), capacity=9)
+    there.tick(1)
+    here.enq(id=uid(1), version=">=2")
+    # when what was said is lost
+    here.store.tidy()
+    gevent.sleep(0.1)
+    assert isinstance(there.store, Postgres)
+    there.store.news()
+    assert new.ids == []
+
+    # then
+    there.tick(3)
+    assert new.ids == [uid(1)]
+
+
+def test_too_many_different_versions_are_refused_in_a_transaction_too(make: Make) -> None:
+    # given
+    here = make()
+    here.ask(Kind.ENQ, *(m.Enq(uid(number), "Mail", version=f">={number}") for number in range(1, VARIANTS_MAX + 1)))
+
+    # when
+    with psycopg.connect(url_of(here)) as connection:
+        with pytest.raises(Busy):
+            givalia_postgres.enq(connection, "Mail", version="<9")
+        job = givalia_postgres.enq(connection, "Mail", version=">=3", time=60, key="k")
+
+    # then
+    assert here.stat("k")["version"] == ">=3"
+    assert text_id(here.stat("k")["id"]) == job.id

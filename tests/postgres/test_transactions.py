@@ -150,6 +150,28 @@ def test_committed_job_starts_at_once_at_whatever_server_has_the_worker(fleet: F
     assert late[10] < 0.3
 
 
+def test_version_that_is_asked_for_in_a_transaction_counts(fleet: Fleet) -> None:
+    # given
+    fleet.add_server()
+    fleet.add_worker()
+    client = fleet.client_of()
+    client.enq("Echo").wait(10)
+
+    # when
+    with psycopg.connect(fleet.url) as connection:
+        never = givalia_postgres.enq(connection, "Echo", version=">=99")
+        job = givalia_postgres.enq(connection, "Echo", params="here", version="<99")
+        with pytest.raises(BadRequest):
+            givalia_postgres.enq(connection, "Echo", version="new")
+        connection.commit()
+
+    # then
+    assert client.wait(job.id, 10) == "here"
+    status = client.stat(id=never.id)
+    assert (status.state, status.version) == ("ready", ">=99")
+    assert "no worker has Echo >=99; connected: " in status.why
+
+
 def test_delayed_jobs_and_those_brought_forward_start_on_time(fleet: Fleet, tmp_path: Path) -> None:
     # given
     fleet.add_server()

@@ -133,7 +133,8 @@ def test_t3_a_due_job_goes_to_a_free_worker_in_the_very_turn_of_its_enq(rig: Eng
 
     rig.enq(id=uid(1), key="k", params=b"p", priority=3, timeout_us=5 * SECOND_US)
 
-    assert worker.last == m.Dispatch(uid(1), worker.last.fence, "Mail", 1, rig.now.wall_us, "k", "any", 3, 5 * SECOND_US, b"p")
+    given = m.Dispatch(uid(1), worker.last.fence, "Mail", 1, rig.now.wall_us, "k", "any", 3, 5 * SECOND_US, payload=b"p")
+    assert worker.last == given
     stored = rig.stored(uid(1))
     assert (stored.state, stored.attempt, stored.fence, stored.worker) == ("running", 1, worker.last.fence, "any")
 

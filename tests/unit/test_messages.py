@@ -62,6 +62,10 @@ LENGTH = numbers(SECOND_US, DAY_US, optional=True)
 ATTEMPTS = numbers(1, 100, optional=True)
 FENCE = Field([1, (5 << 40) + 7, (1 << 63) - 1], [-1, 1 << 63], (int,))
 CURSOR = Field([0, 1 << 62], [-1, (1 << 62) + 1], (int,), True)
+SPECIFIER = Field(
+    [">=2", "==1.4.*", " >= 1.5 , < 2 ", "===odd", "~=1.0" + " " * 95],
+    ["2", ">=", ">=1\n", "===\x00", "===ü", "~=1.0" + " " * 96], (str,), True,
+)  # fmt: skip
 NAMED = {"key": KEY, "id": OPTIONAL_UUID}
 HELD = {"id": UUID, "fence": FENCE}
 
@@ -73,7 +77,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
     Kind.ENQ: {
         "id": UUID, "module": NAME, "delay_us": DELAY, "key": KEY, "target_worker": NAME, "at_us": AT,
         "if_exists": words("refuse", "keep", "replace", "reschedule"), "priority": numbers(-9, 9), "max_attempts": ATTEMPTS,
-        "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY,
+        "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY, "version": SPECIFIER,
     },
     Kind.STAT: NAMED,
     Kind.WAIT: {**NAMED, "progress": BOOL},

@@ -10,7 +10,7 @@ from givalia_core.clock import Now
 from givalia_core.model import WAITING, Job
 from givalia_core.protocol.messages import Announce, Join
 from givalia_core.routing import Routing, Session
-from givalia_core.store.base import Near, Route, Span
+from givalia_core.store.base import Near, News, Route, Span
 from givalia_core.timers import PREFIX_TIMERS
 
 NOW = Now(1_000, 5_000, 7)
@@ -28,6 +28,7 @@ def routing(*sessions: Session) -> Routing:
     for each in sessions:
         made.join(each)
         made.announce(each, list(each.announced.values()))
+    made.learn(set(made.unlearned), {})
     for window in made.windows.values():
         window.fill(Near(False, [], more=False))
     return made
@@ -49,7 +50,7 @@ def test_a_worker_serves_its_own_name_and_any_unless_only_targeted(name: str, on
     made = session(1, name, "Mail", only_targeted=only_targeted)
 
     assert list(made.routes()) == [Route("Mail", each) for each in ([name, "any"] if len(expected) == 2 else [name])]
-    assert {route.target_worker for route in made.routes()} == expected
+    assert {route.target for route in made.routes()} == expected
 
 
 def test_a_broken_module_is_not_served() -> None:
@@ -181,3 +182,106 @@ BROKEN.announced = {"Mail": Announce("Mail", "dist", "1", broken="Traceback\n  .
 )
 def test_why_says_in_words_what_is_missing(sessions: list[Session], fields: dict[str, Any], expected: str) -> None:
     assert routing(*sessions).why_not_taken(job(**fields)).startswith(expected)
+
+
+# Versions.
+
+
+def versioned(conn: int, name: str, version: str, **join: Any) -> Session:
+    made = session(conn, name, "Mail", **join)
+    made.announced = {"Mail": Announce("Mail", "dist", version)}
+    return made
+
+
+PLAIN, NEW = Route("Mail", "any"), Route("Mail", "any >=2")
+
+
+def test_a_variant_of_a_route_knows_the_route_and_what_is_asked_for() -> None:
+    assert (NEW.plain, NEW.specifier) == (PLAIN, ">=2")
+    assert (PLAIN.plain, PLAIN.specifier) == (PLAIN, None)
+    assert job(specifier=">=2").target == NEW.target
+
+
+def test_variants_have_windows_as_long_as_jobs_wait_there_and_somebody_satisfies_them() -> None:
+    made = routing(versioned(1, "w1", "1.0"), versioned(2, "w2", "2.0"))
+    jobs = [
+        job(1, specifier=">=2"),
+        job(2, specifier="<2"),
+        job(3, specifier=">=3"),
+        job(4, specifier="<2", target_worker="w2"),
+    ]
+
+    for each in jobs:
+        made.offer(each, NOW)
+
+    plain = {PLAIN, Route("Mail", "w1"), Route("Mail", "w2")}
+    assert set(made.windows) - plain == {NEW, Route("Mail", "any <2")}
+    made.leave(1)
+    assert set(made.windows) - plain == {NEW}
+    made.learn([PLAIN], {})
+    assert set(made.windows) == {PLAIN, Route("Mail", "w2")}
+
+
+def test_each_worker_takes_what_it_satisfies() -> None:
+    old, new = versioned(1, "any", "1.0", capacity=9), versioned(2, "any", "2.0", capacity=1)
+    made = routing(old, new)
+
+    made.learn([PLAIN], {PLAIN: [NEW, Route("Mail", "any <9")]})
+
+    assert made.taker(PLAIN) is old.room("Mail")
+    assert made.taker(NEW) is new.room("Mail")
+    assert made.credits(Route("Mail", "any <9")) == 10
+
+
+def test_variants_are_learned_when_a_worker_announces_and_when_nothing_is_known_for_sure() -> None:
+    made = routing(versioned(1, "w1", "1.0"))
+    assert made.unlearned == set()
+
+    made.forget_windows()
+    assert made.unlearned == {PLAIN, Route("Mail", "w1")}
+    made.learn([PLAIN, Route("Mail", "w1")], {PLAIN: [NEW]})
+    assert (made.unlearned, set(made.windows)) == (set(), {PLAIN, Route("Mail", "w1")})
+
+    upgraded = versioned(2, "any", "2.0")
+    made.join(upgraded)
+    made.announce(upgraded, list(upgraded.announced.values()))
+    assert made.unlearned == {PLAIN}
+
+
+def test_news_of_a_variant_is_taken_in_by_whoever_has_a_worker_for_it() -> None:
+    made = routing(versioned(1, "any", "2.0"))
+    later, never = Route("Mail", "any <3"), Route("Mail", "any >=3")
+
+    made.hear(News(ready=frozenset({NEW, never}), nearing={later: NOW.timer_us + 5, never: NOW.timer_us + 5}))
+
+    assert set(made.windows) == {PLAIN, NEW, later}
+    assert made.windows[NEW].has_ready
+    assert made.windows[later].next_due_us() == NOW.timer_us + 5
+
+
+def elsewhere(name: str, version: str | None, **fields: Any) -> dict[str, Any]:
+    versions = {} if version is None else {"versions": {"Mail": version}}
+    return {"name": name, "only_targeted": False, "modules": ["Mail"], **versions, **fields}
+
+
+@pytest.mark.parametrize(
+    ("sessions", "others", "fields", "expected"),
+    [
+        (["1.0"], [], {}, "no worker has Mail >=2; connected: w1 with 1.0"),
+        (["1.0"], [elsewhere("w2", "1.5")], {}, "no worker has Mail >=2; connected: w1 with 1.0, w2 with 1.5"),
+        (["1.0"], [elsewhere("w2", "1.5")], {"target_worker": "w1"}, "no worker w1 has Mail >=2; connected: w1 with 1.0"),
+        (["1.0"], [elsewhere("w2", "1.5", only_targeted=True)], {}, "no worker has Mail >=2; connected: w1 with 1.0"),
+        (["1.0"], [elsewhere("w2", None)], {}, "no worker has Mail >=2; connected: w1 with 1.0, w2 with an unknown version"),
+        (["1.0"], [elsewhere("w2", "2.0")], {}, "it is for a worker of another server"),
+        ([], [elsewhere("w2", "1.5")], {}, "no worker has Mail >=2; connected: w2 with 1.5"),
+        ([], [elsewhere("w2", "1.5")], {"target_worker": "w2"}, "no worker w2 has Mail >=2; connected: w2 with 1.5"),
+        ([], [], {}, "no worker has module Mail"),
+    ],
+)
+def test_why_names_the_versions_that_are_connected_over_all_servers(
+    sessions: list[str], others: list[dict[str, Any]], fields: dict[str, Any], expected: str
+) -> None:
+    made = routing(*(versioned(1, "w1", version) for version in sessions))
+    made.elsewhere = others
+
+    assert made.why_not_taken(job(specifier=">=2", **fields)).startswith(expected)

@@ -46,7 +46,7 @@ class Hints:
 
     def waits(self, job: Job, now_us: int, soon_us: int = SOON_US) -> None:
         """This job waits, where others may not know of it. The database's clock is both of its clocks."""
-        route = Route(job.module, job.target_worker)
+        route = Route(job.module, job.target)
         if job.due_at_us <= now_us:
             self.ready.add(route)
         elif job.due_at_us <= now_us + soon_us:
@@ -142,8 +142,8 @@ class Listener:
             said = json.loads(payload)
             self._changed.update(map(_id, said.get("c", ())))
             self._ready.update(Route(*route) for route in said.get("r", ()))
-            for module, target_worker, due_us in said.get("n", ()):
-                route = Route(module, target_worker)
+            for module, target, due_us in said.get("n", ()):
+                route = Route(module, target)
                 self._nearing[route] = min(int(due_us), self._nearing.get(route, int(due_us)))
             for each in said.get("f", ()):
                 self.followed[_id(each)] = None

@@ -12,6 +12,7 @@ from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
+    VARIANTS_MAX,
     Filter,
     Found,
     Near,
@@ -53,8 +54,8 @@ class Reads:
         return [to_job(row) for row in self._read((words, values))[0]]
 
     def find(self, wanted: Wanted, now: Now) -> Found:
-        found = Found({}, {}, {}, {}, {})
-        parts = [*named(wanted, found), *self._claimed(wanted, found, now)]
+        found = Found({}, {}, {}, {}, {}, {})
+        parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now)]
         if not parts and not wanted.numbers:
             return found
         # Locks last as long as their transaction.
@@ -87,7 +88,7 @@ class Reads:
             return []
         columns = [
             texts([span.route.module for span in spans]),
-            texts([span.route.target_worker for span in spans]),
+            texts([span.route.target for span in spans]),
             int8s([span.limit for span in spans]),
         ]
         near = [Near(False, [], False) for _ in spans]
@@ -180,3 +181,18 @@ def named(wanted: Wanted, found: Found) -> Iterable[Part]:
         yield (sql.BY_PAST_KEY, [texts(list(wanted.past_keys))]), by_past_key
     if wanted.requests:
         yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request
+
+
+def variants(wanted: Wanted, found: Found) -> Iterable[Part]:
+    """The variants that are asked for, and where they go."""
+
+    def take(rows: Rows) -> None:
+        found.variants.clear()
+        for module, plain, target in rows:
+            some = found.variants.setdefault(Route(module, plain), [])
+            if len(some) < VARIANTS_MAX:
+                some.append(Route(module, target))
+
+    if wanted.variants:
+        modules, targets = zip(*wanted.variants, strict=True)
+        yield (sql.VARIANTS, [texts(modules), texts(targets), VARIANTS_MAX]), take

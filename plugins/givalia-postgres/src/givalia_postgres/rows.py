@@ -82,7 +82,7 @@ def _blobs(element: int, values: Sequence[bytes | None]) -> Array:
 
 def job_columns(jobs: Sequence[Job]) -> list[Array]:
     """The arrays of all columns of these jobs: those of `COLUMNS`, then keeper and stop_asked."""
-    seq, job_id, key, state, module, target, priority, on_wall, due, expires, ended, forget, version = zip(
+    seq, job_id, key, state, module, _, priority, on_wall, due, expires, ended, forget, version = zip(
         *(job[:HEAD] for job in jobs), strict=True
     )
     return [
@@ -91,7 +91,7 @@ def job_columns(jobs: Sequence[Job]) -> list[Array]:
         texts(key),
         int2s([NUMBER[each] for each in state]),
         texts(module),
-        texts(target),
+        texts([job.target for job in jobs]),
         int2s([-each for each in priority]),
         bools(on_wall),
         int8s(due),

@@ -29,6 +29,22 @@ SELECT j.* FROM unnest($1::text[]) AS k(key), LATERAL (
 ) AS j"""
 BY_REQUEST: Final = f"""
 SELECT q.request, {_J_COLUMNS} FROM givalia.requests q JOIN givalia.jobs j ON j.seq = q.seq WHERE q.request = ANY($1::uuid[])"""
+# By hops along the index of those that wait. The variants of a route stand together: no name has a blank, nor what sorts behind
+# it; $3: how many of each clock's at most.
+VARIANTS: Final = """
+SELECT DISTINCT r.module, r.plain, v.target
+FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)) AS c(on_wall), LATERAL (
+    WITH RECURSIVE hops(target, number) AS (
+        (SELECT target_worker, 1 FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = r.module
+            AND target_worker > r.plain || ' ' AND target_worker < r.plain || '!' ORDER BY target_worker LIMIT 1)
+        UNION ALL
+        SELECT n.target_worker, h.number + 1 FROM hops h, LATERAL (
+            SELECT target_worker FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = r.module
+                AND target_worker > h.target AND target_worker < r.plain || '!' ORDER BY target_worker LIMIT 1
+        ) AS n WHERE h.number < $3::bigint
+    )
+    SELECT target FROM hops
+) AS v ORDER BY v.target"""
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
 

@@ -197,8 +197,8 @@ def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
 
 def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
     """The jobs that the command names, locked and as they are then; new numbers; and the database's time."""
-    found = Found({}, {}, {}, {}, {})
-    parts = list(reads.named(single.wanted, found))
+    found = Found({}, {}, {}, {}, {}, {})
+    parts = [*reads.named(single.wanted, found), *reads.variants(single.wanted, found)]
 
     def look() -> None:
         for named in found[:4]:

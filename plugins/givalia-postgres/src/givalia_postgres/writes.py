@@ -48,7 +48,11 @@ def taken_key(change: Change) -> str | None:
 def _replaces(was: Job, job: Job) -> bool:
     """Whether the change touches what stands in a row, or may take a key."""
     return (
-        was[4:7] != job[4:7] or was.key != job.key or was.params != job.params or (was.ended_at_us > 0 and not job.ended_at_us)
+        was[4:7] != job[4:7]
+        or was.specifier != job.specifier
+        or was.key != job.key
+        or was.params != job.params
+        or (was.ended_at_us > 0 and not job.ended_at_us)
     )
 
 
