@@ -31,6 +31,7 @@ from givalia_core.model import (
     JobState,
 )
 from givalia_core.protocol.messages import OK, Enq, Ext, Fail, Kind, Requeue
+from givalia_core.specifiers import canonical, satisfies
 from givalia_core.store.memory import Memory
 
 NEXT: dict[JobState, set[JobState]] = defaultdict(set)
@@ -336,6 +337,22 @@ def _judge_claim(evidence: Evidence, written: Written, life: Life, due: Due) -> 
         yield Violation("I3", "an expired job was lent", job.id)
 
 
+def versions_are_right(evidence: Evidence) -> Iterator[Violation]:
+    """T3: a job asks for what its enq asked for, and goes only to workers that have it."""
+    for job_id, applied in evidence.applied.items():
+        # Of several in one commit the last one holds.
+        last = {each.written.job.version: each for each in applied if each.act in ("enq", "replace")}
+        for each in last.values():
+            if each.written.job.specifier != canonical(each.op.message.version or ""):
+                yield Violation("T3", f"{each.op.message.version} became {each.written.job.specifier}", job_id)
+    for written in evidence.history.written:
+        job = written.job
+        if is_claim(written) and job.specifier is not None and job.holder is not None:
+            version = evidence.history.versions[job.holder]
+            if not satisfies(version, job.specifier):
+                yield Violation("T3", f"a job that asks for {job.specifier} was lent to {version}", job.id)
+
+
 def _reborn(life: Life) -> Life:
     again = Life()
     again.attempts, again.expires_us, again.is_clear = life.attempts[-1:], life.expires_us, life.is_clear
@@ -637,6 +654,7 @@ CHECKS: tuple[Check, ...] = (
     no_ghosts,
     ends_have_reasons,
     lives_are_right,
+    versions_are_right,
     cancelled_never_starts,
     keys_are_unique,
     settled_once,

@@ -134,6 +134,7 @@ class History:
     written: list[Written] = field(default_factory=list)
     said: list[Said] = field(default_factory=list)
     trouble: list[tuple[str, str]] = field(default_factory=list)
+    versions: dict[bytes, str] = field(default_factory=dict)  # Of the modules of each worker process, by its instance.
     wall_steps: int = 0
     turns: int = 0
     healed_us: int = 0

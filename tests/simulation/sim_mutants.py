@@ -22,7 +22,7 @@ from givalia_core.engine.records import Asked, Effect, Input, Refusal
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.routing import Routing
+from givalia_core.routing import Routing, Session
 from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
 from givalia_core.timers import Prefix, Window
@@ -293,6 +293,27 @@ def a_worker_forgets_what_it_gave_up() -> Sequence[Patch]:
     return [_swap(SimWorker, "forgets_what_it_gave_up", True)]
 
 
+def versions_are_not_compared() -> Sequence[Patch]:
+    """Whoever has the module gets the job."""
+    return [_swap(Session, "satisfies", lambda self, module, specifier: True)]
+
+
+def a_version_nobody_asked_for_before_is_overlooked() -> Sequence[Patch]:
+    """The routes with a version are those that were there when the worker announced."""
+    right = Routing.offer
+
+    def offer(self: Routing, job: Job, now: Now) -> None:
+        if (job.module, job.target) in self.windows:
+            right(self, job, now)
+
+    return [_swap(Routing, "offer", offer)]
+
+
+def an_upgraded_worker_does_not_look_what_waits() -> Sequence[Patch]:
+    """The routes with a version are those on which a job came to wait while the worker was there."""
+    return [_swap(Routing, "learn", lambda self, asked, found: self.unlearned.clear())]
+
+
 def _mutant(patches: Callable[[], Sequence[Patch]], *invariants: str) -> tuple[str, Mutant]:
     return patches.__name__, Mutant(frozenset(invariants), patches)
 
@@ -322,5 +343,8 @@ MUTANTS: dict[str, Mutant] = dict(
         _mutant(leases_end_too_early, "I8"),
         _mutant(whoever_waits_is_forgotten, "I14"),
         _mutant(a_worker_forgets_what_it_gave_up, "I6"),
+        _mutant(versions_are_not_compared, "T3"),
+        _mutant(a_version_nobody_asked_for_before_is_overlooked, "I14"),
+        _mutant(an_upgraded_worker_does_not_look_what_waits, "I14"),
     ]
 )

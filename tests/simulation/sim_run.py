@@ -7,7 +7,7 @@ at once seldom gets far enough to meet the rare ones, so most runs have a few.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -16,7 +16,7 @@ from sim_checker import Violation, check
 from sim_client import SimClient
 from sim_history import History, Op
 from sim_server import SimServer, Stuck
-from sim_setup import ATTEMPTS, BACKOFF_MAX_US, BACKOFF_US, MODULES
+from sim_setup import ATTEMPTS, BACKOFF_MAX_US, BACKOFF_US, MODULES, SPECIFIERS, VERSIONS
 from sim_worker import Habits, SimWorker
 from sim_world import Network, World
 
@@ -119,10 +119,18 @@ class Scene:
         self.known: list[bytes] = []
         self.cancelled: list[bytes] = []
 
-    def _worker(self, name: str, modules: list[str], capacity: int, only_targeted: bool = False) -> SimWorker:
-        announced = [Announce(module, "sim", "1", max_attempts=MODULES[module]) for module in modules]
+    def _worker(
+        self,
+        name: str,
+        modules: list[str],
+        capacity: int,
+        only_targeted: bool = False,
+        versions: Sequence[str] = VERSIONS,
+    ) -> SimWorker:
+        announced = [Announce(module, "sim", "", max_attempts=MODULES[module]) for module in modules]
         join = Join(name, b"", only_targeted)
-        return SimWorker(self.world, self.network, join, announced, capacity, self.weather.lease_us, self.weather.habits)
+        lease_us, habits = self.weather.lease_us, self.weather.habits
+        return SimWorker(self.world, self.network, join, announced, capacity, lease_us, habits, versions)
 
     # What users do.
 
@@ -153,6 +161,7 @@ class Scene:
             None,
             self.world.between_us(0.1, 8.0) if rng.random() < 0.15 else None,
             0 if rng.random() < 0.3 else None,
+            rng.choice(SPECIFIERS) if rng.random() < 0.3 else None,
             job_id[:4],
         )
 
@@ -266,7 +275,7 @@ class Scene:
         world.run_until(world.now_us + ACTIVE_S * SECOND_US + gap_us)
 
     def heal(self) -> None:
-        """No more faults, every name and module is served, every job succeeds, and the wall clock is where it was latest."""
+        """No more faults, every name, module and version is served, every job succeeds, and the wall clock is at its latest."""
         world = self.world
         world.history.healed_us = world.now_us
         world.step_wall((world.wall_ahead_most_us - world.wall_ahead_us) / SECOND_US)
@@ -276,7 +285,9 @@ class Scene:
         self.server.cut_midway = False
         self.network.heal()
         well = Habits(0.0, 0.0, 0.0, 0.0, 1.0)
-        self.workers += [self._worker(name, list(MODULES), 4) for name in sorted(set(NAMES))]
+        self.workers += [
+            self._worker(name, list(MODULES), 4, versions=[version]) for name in sorted(set(NAMES)) for version in VERSIONS
+        ]
         for worker in self.workers[3:]:
             worker.start()
         for worker in self.workers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sim_history import Said, Written
@@ -21,7 +21,9 @@ from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.routing import Session
+from givalia_core.specifiers import satisfies
+from givalia_core.store.base import Change, Commit, Retention, Route
 from givalia_core.store.memory import Memory
 
 SPINS_MAX = 300  # Turns in a row with nothing to take in: more is an engine that goes round in circles.
@@ -233,13 +235,21 @@ class SimServer:
         for session in engine.desk.routing.sessions.values():
             if session.rooms["greenlet"].free <= 0:
                 continue
-            for route in session.routes():
+            for route in self._routes_of(session):
                 due_us = self._first_due_us(route, now)
                 if due_us is not None and due_us < now.timer_us + wake_us:
                     late = "is ready" if due_us <= now.timer_us else "falls due meanwhile"
                     self._world.history.blame(
                         "I14", f"the engine sleeps {wake_us} us while a job of {route} {late} and {session.join.name} is free"
                     )
+
+    def _routes_of(self, session: Session) -> Iterator[Route]:
+        """Where its jobs may wait: on the routes that it serves, and on those variants of them that it satisfies."""
+        served = set(session.routes())
+        for route in dict.fromkeys(route for route, _ in self.store.memory._due):
+            version = session.announced[route.module].version if route.module in session.announced else ""
+            if route.plain in served and (route.specifier is None or satisfies(version, route.specifier)):
+                yield route
 
     def _first_due_us(self, route: Any, now: Now) -> int | None:
         dues: list[int] = []

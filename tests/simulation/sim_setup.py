@@ -8,6 +8,10 @@ from givalia_core.clock import SECOND_US
 
 MODULES: Final = {"Mail": None, "Rebuild": 2, "Ghost": None}
 """Module -> the attempts that its workers announce. Until the end of a run nobody serves Ghost."""
+VERSIONS: Final = ("1.4", "2.0rc1", "2.1")
+"""What a worker that starts may have of its modules: its fleet is upgraded, and set back, all the time."""
+SPECIFIERS: Final = (">=2", "<2", "==1.*", ">=1,<3")
+"""What jobs ask for; each is satisfied by one of the versions at least."""
 ATTEMPTS: Final = 3
 BACKOFF_US: Final = 500_000
 BACKOFF_MAX_US: Final = 4 * SECOND_US

@@ -7,7 +7,7 @@ as another process), stand still for longer than its lease, and lose its connect
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sim_history import Execution, Report
@@ -70,6 +70,7 @@ class SimWorker:
         capacity: int,
         lease_us: int,
         habits: Habits,
+        versions: Sequence[str],
     ) -> None:
         self.name = join.name
         self.habits = habits
@@ -77,6 +78,7 @@ class SimWorker:
         self._network = network
         self._join = join
         self._announced = announced
+        self._versions = versions
         self._capacity = capacity
         self._lease_us = lease_us
         self._margin_us = max(lease_us // 10, SECOND_US)
@@ -103,6 +105,9 @@ class SimWorker:
         self._life += 1
         self._paused_until_us = 0
         self._join = self._join._replace(instance=self._world.rng.randbytes(16))
+        version = self._world.rng.choice(self._versions)
+        self._announced = [announced._replace(version=version) for announced in self._announced]
+        self._world.history.versions[self._join.instance] = version
         self._note("fault", "start")
         self._later(self._world.between_us(0.0, 0.5), self._connect)
 
