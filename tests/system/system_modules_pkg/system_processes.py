@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import re
 import time
 from typing import Any
 
@@ -40,11 +40,11 @@ class Rest(WorkModule):
 
 
 class Hold(WorkModule):
-    """Sits in C code with the interpreter's lock in its hand, where no other thread of its process can run."""
+    """Sits in C code with the interpreter's lock in its hand, where no other thread of its process can run, for hours."""
 
     def process(self) -> None:
         write_line(self.params["file"], "start", self.job.id, self.job.attempt, os.getpid())
-        ctypes.PyDLL(None).sleep(self.params["seconds"])
+        re.match(r"(a+)+$", "a" * 48 + "b")
 
 
 class Stubborn(WorkModule):
