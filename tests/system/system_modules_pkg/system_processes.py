@@ -106,3 +106,23 @@ class SayApart(Say):
     """Does so in a process of its own."""
 
     isolation = "process"
+
+
+class Dated(WorkModule):
+    """Writes down which attempt starts and when, and stays; only every second one heeds that it is cancelled."""
+
+    backoff = 0
+
+    def process(self) -> None:
+        write_line(self.params["file"], self.job.id, self.job.attempt, self.job.fence, time.time())
+        end = time.monotonic() + self.params["seconds"]
+        while time.monotonic() < end:
+            if self.cancelled and self.params["heeds"]:
+                raise RuntimeError("stopped as asked")
+            time.sleep(0.02)
+
+
+class DatedApart(Dated):
+    """Does so in a process of its own."""
+
+    isolation = "process"
