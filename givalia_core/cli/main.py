@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from givalia_core.cli import common, demo, show, store
 from givalia_core.client import Client, JobHandle
+from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
 from givalia_core.protocol.messages import IF_EXISTS
@@ -27,6 +29,8 @@ WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push
   givalia cancel cart-7
 
 Every verb has -h, and --json for output that programs read; messages go to standard error."""
+
+MIB: Final = 1 << 20
 
 Given = argparse.Namespace
 
@@ -275,8 +279,26 @@ def _workers(client: Client, given: Given) -> None:
         return
     show.table(
         ("name", "pid", "running", "capacity", "modules", "broken"),
-        [(r["name"], r["pid"], r["running"], r["capacity"], _served(r), " ".join(r["broken"])) for r in rows],
+        [(r["name"], r["pid"], r["running"], _capacity(r), _served(r), " ".join(r["broken"])) for r in rows],
     )
+    processes = [_process(row, process) for row in rows for process in row.get("processes", [])]
+    if processes:
+        show.emit("")
+        show.table(("worker", "pid", "runs", "state", "jobs", "MiB", "restarts", "job"), processes)
+
+
+def _capacity(worker: dict[str, Any]) -> str:
+    apart = worker.get("process_capacity", 0)  # A server of an earlier version does not tell.
+    return f"{worker['capacity']} + {apart}" if apart else str(worker["capacity"])
+
+
+def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
+    """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
+    blocked_s = process["blocked_us"] / SECOND_US
+    state = f"{process['state']} {blocked_s:.1f} s" if blocked_s else process["state"]
+    job = f"{process['module']} {uuid.UUID(process['job'])}" if process["job"] else ""
+    memory_mib = round(process["memory_bytes"] / MIB)
+    return worker["name"], process["pid"], process["role"], state, process["jobs"], memory_mib, process["restarts"], job
 
 
 def _served(worker: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -104,6 +105,7 @@ class Crewed(Protocol):
 
     settings: WorkerSettings
     log: Lines
+    counts: Counter[str]
 
     def crew_is_ready(self, crew: Crew) -> None:
         """It has its modules and plugins."""
@@ -359,7 +361,9 @@ class Crew:
             host.asked_at, host.stack, host.state = 0.0, "", "ready"
 
     def _look_at_blocked(self, host: Host, member: Hosting, blocked_s: float) -> None:
-        host.state = "blocked"
+        if host.state != "blocked":
+            host.state = "blocked"
+            self._foreman.counts["blocked"] += 1
         if stack := member.stack():
             is_news, host.stack = not host.stack, stack[-STACK_BYTES_MAX:]
             if is_news:
@@ -413,12 +417,13 @@ class Crew:
             self.tell(Drain())
 
     def retire(self) -> None:
-        """Another crew has taken over: end when the jobs have."""
+        """Another crew has taken over: tell the plugins, who may have to let go of a port, and end when the jobs have."""
         self.is_retired = True
+        self.drain()
         self.look_whether_done()
 
     def look_whether_done(self) -> None:
-        """A retired crew that has no more jobs tells its plugins, and ends."""
+        """A retired crew ends when it has no more jobs."""
         if self.is_retired and not self.held:
             self.end()
 

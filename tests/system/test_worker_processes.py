@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from system_install import Installed, Wheels, write_package
-from system_rig import Rig, Running, await_true, lines_of
+from system_rig import Rig, Running, await_true, free_port, lines_of
 
 from givalia_core import JobCancelled, JobFailed
 
@@ -123,11 +125,14 @@ def test_as_many_jobs_have_processes_as_may(rig: Rig) -> None:
     jobs = [rig.client().enq("StayApart", params={"file": str(file), "seconds": 60}) for _ in range(4)]
 
     await_true(lambda: len(lines_of(file)) == 2, "two have started")
+    await_true(lambda: len(shown(rig, role="job", state="running", module="StayApart")) == 2, "they are shown")
 
     assert rig.client().enq("Echo", params="beside them").wait(10) == "beside them"
+    said = rig.cli("workers").stdout
+    assert "100 + 2" in said
+    assert said.count("StayApart") >= 3
     assert sorted(str(job.stat().state) for job in jobs) == ["ready", "ready", "running", "running"]
     assert len({line[1] for line in lines_of(file)}) == 2
-    await_true(lambda: len(shown(rig, role="job", state="running", module="StayApart")) == 2, "they are shown")
     for job in jobs:
         job.cancel(running=True)
 
@@ -155,6 +160,24 @@ def test_lines_of_either_isolation_carry_their_job_and_reach_the_logging_plugin(
             line = worker.await_log(rf".*said by {module}.*")[0]
             for part in ('"level": "warning"', f'"job": "{job.id}"', f'"key": "key-of-{module}"', '"attempt": 1'):
                 assert part in line
+
+
+def test_the_port_of_the_metrics_passes_from_one_process_to_the_next(release: Installed, tmp_path: Path) -> None:
+    with Rig(release, tmp_path) as rig:
+        rig.start_server()
+        port = free_port()
+        worker = rig.start_worker(GIVALIA_PROMETHEUS_PORT=str(port), GIVALIA_LOGGING_FORMAT="json")
+        (before,) = rig.hosts_of(worker)
+        worker.send(signal.SIGHUP)
+        worker.await_log("have taken over")
+        await_true(lambda: before not in rig.hosts_of(worker), "the process before is gone")
+
+        def scrape() -> str:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                return str(page.read().decode())
+            return ""
+
+        assert 'givalia_worker_events_total{event="crews"} 2.0' in await_true(scrape, "metrics are there again")
 
 
 @pytest.mark.parametrize("module", ["Rest", "StayApart", "Spin"])

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -250,13 +251,44 @@ def test_a_port_in_use_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", str(port))
         plugin = Prometheus()
         hooks = Hooks([plugin])
+        worker = SimpleNamespace(name="w1")
         with caplog.at_level(logging.INFO, "givalia.prometheus"):
-            hooks.call("worker_started", worker=SimpleNamespace(name="w1"))
+            hooks.call("worker_started", worker=worker)
         hooks.call("on_enq", job=job())
-        hooks.call("worker_stopping", worker=SimpleNamespace(name="w1"))
+        hooks.call("worker_stopping", worker=worker)
     assert not hooks.raised
-    assert f"no metrics on 127.0.0.1 port {port}" in caplog.text
+    assert f"no metrics yet on 127.0.0.1 port {port}" in caplog.text
     assert samples(plugin)["givalia_jobs_enqueued_total{module=Sample}"] == 1
+
+
+def test_a_port_that_comes_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a worker's process is replaced: the new one is there before the old one lets go."""
+    worker = SimpleNamespace(name="w1")
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    before = Prometheus()
+    before.worker_started(worker)
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", str(before.port))
+    after = Prometheus()
+    after.worker_started(worker)
+    assert after.port is None
+
+    before.worker_stopping(worker)
+
+    deadline = time.monotonic() + DEADLINE_S
+    while after.port is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert after.port is not None
+    after.worker_stopping(worker)
+
+
+def test_what_the_supervisor_counts_is_shown() -> None:
+    plugin = Prometheus()
+    plugin.worker_started(SimpleNamespace(name="w1", counts={"hosts_replaced": 2, "blocked": 1}))
+
+    found = samples(plugin)
+
+    assert found["givalia_worker_events_total{event=hosts_replaced}"] == 2
+    assert found["givalia_worker_events_total{event=blocked}"] == 1
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "65536", "1e3", "٣", "99999999999999"])

@@ -12,7 +12,7 @@ from givalia_core.views import JobView, RunningJobView
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from givalia_prometheus.labels import Bounded
-from givalia_prometheus.listener import Listener, listen
+from givalia_prometheus.listener import Listener
 from givalia_prometheus.scrape import Scrape
 
 MODULES_MAX: Final = 500
@@ -132,7 +132,7 @@ class Prometheus:
     def _open(self, host: Any) -> None:
         self._hosts.append(host)
         if self._address and self._listener is None:
-            self._listener = listen(*self._address, self.registry)
+            self._listener = Listener(*self._address, self.registry)
 
     def _close(self, host: Any) -> None:
         self._hosts = [each for each in self._hosts if each is not host]

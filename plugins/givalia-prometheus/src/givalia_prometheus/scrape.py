@@ -38,6 +38,7 @@ class Scrape(Collector):
         for host in hosts:
             if hasattr(host, "info"):
                 yield from self._of_server(host)
+        yield from _of_workers(hosts)
         yield from _of_plugins(hosts)
 
     def _of_server(self, server: Any) -> Iterator[Metric]:
@@ -60,6 +61,19 @@ class Scrape(Collector):
         for key, family, name, help_text in _COUNTED:
             if key in info:
                 yield family(name, help_text, value=info[key])
+
+
+def _of_workers(hosts: Iterable[Any]) -> Iterator[Metric]:
+    """What the supervisors of these workers have counted; it lives on when the process of this plugin is replaced."""
+    happened: Counter[str] = Counter()
+    for host in hosts:
+        happened.update(getattr(host, "counts", {}))
+    if happened:
+        words = "What happened to the worker's processes: replaced, died, or blocked by a job that does not give way."
+        events = CounterMetricFamily("givalia_worker_events", words, labels=("event",))
+        for event, count in sorted(happened.items()):
+            events.add_metric((event,), count)
+        yield events
 
 
 def _of_plugins(hosts: Iterable[Any]) -> Iterator[Metric]:
