@@ -19,11 +19,11 @@ from typing import Any, Final, Protocol
 import gevent
 
 from givalia_core.clock import SECOND_US
-from givalia_core.protocol.messages import STACK_BYTES_MAX, Announce, Dispatch, Process
+from givalia_core.protocol.messages import STACK_BYTES_MAX, Announce, Dispatch, Kind, Process, Progress, check
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.family import Member, Nursery, words_for
-from givalia_core.worker.notes import Begin, Drain, Importing, Ready, Serve, Start, Started
+from givalia_core.worker.notes import Begin, Drain, Ended, Importing, Logged, Ready, Serve, Start, Started
 from givalia_core.worker.page import DUMP_SIGNAL, Page
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
@@ -310,9 +310,15 @@ class Crew:
     def _hear_child(self, child: Child, heard: list[Any]) -> None:
         for note in heard:
             held = child.held
-            if not hasattr(note, "spoiled"):
+            if isinstance(note, Logged):
                 self._foreman.reported(note)
-            elif held is not None:
+            elif held is None or not isinstance(note, (Progress, Ended)):
+                raise TypeError(f"a {type(note).__name__} from a job's own process")
+            elif isinstance(note, Progress):
+                check(Kind.PROGRESS, [held.dispatch.id, held.dispatch.fence, note.fraction, note.text])
+                self._foreman.reported(note._replace(id=held.dispatch.id, fence=held.dispatch.fence))
+            else:
+                _check_report(note, held)
                 child.held = None
                 child.jobs += 1
                 if note.spoiled:
@@ -453,6 +459,18 @@ class Crew:
         if self._nursery is not None:
             self._nursery.close()
         self._foreman.crew_is_over(self)
+
+
+def _check_report(note: Ended, held: Held) -> None:
+    """A job's own process is believed what it says of its own job, and no more than a server would believe.
+
+    Raises:
+        BadRequest, ValueError: It says something else.
+    """
+    *fields, payload = (*note.report,) if note.is_success else (*note.report, b"")
+    check(Kind.SUCCEED if note.is_success else Kind.FAIL, fields, payload)
+    if (fields[0], fields[1]) != (held.dispatch.id, held.dispatch.fence):
+        raise ValueError("a report of another job")
 
 
 def _end_for_good(member: Hosting) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -20,7 +21,11 @@ from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
 from givalia_core.worker.page import PAGE_BYTES, LastWords, Page, nameless_file
 
 RECEIVE_BYTES: Final = 65_536
+NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
 LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
+
+
+log = logging.getLogger("givalia.worker")
 
 
 class Member:
@@ -70,13 +75,15 @@ class Member:
             self._is_sending = False
 
     def _read_forever(self) -> None:
-        reader = notes.Reader()
+        reader = notes.Reader(NOTES_BYTES_MAX[self.role])
         try:
             while data := self._channel.recv(RECEIVE_BYTES):
                 if heard := reader.feed(data):
                     self._heard(heard)
         except OSError:
             pass
+        except Exception as error:  # Job code can write whatever it likes to any file of its process.
+            log.error("process %d says what cannot be understood, and is ended: %s: %s", self.pid, type(error).__name__, error)
         self.last_current = self.page.current
         if self.is_open and self.pid:
             self.signal(signal.SIGKILL)  # It has closed its end, so nothing it does can be heard of any more.
@@ -112,6 +119,9 @@ class Member:
         self._channel.close()
         self._ended(status)
         os.close(self._file)
+        self.page.close()
+        for fd in self.given:  # The process was never made.
+            os.close(fd)
 
 
 class Nursery:

@@ -16,14 +16,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
+import importlib_metadata
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
+from givalia_core.version import __version__
 from givalia_core.views import text_id
-from givalia_core.worker.crew import Crew, Held, Lines, Verdict, memory_bytes
+from givalia_core.worker.crew import STEADY_S, Crew, Held, Lines, Verdict, memory_bytes
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
 from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Told
 from givalia_core.worker.pipeline import WORDS, clipped, timed_out
@@ -59,7 +61,7 @@ class Foreman:
         """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
         self._link = link
         self._make_crew = make_crew
-        self._jobs: dict[bytes, Held] = {}
+        self._jobs: dict[int, Held] = {}  # By fence: one job may come again while its attempt before is being stopped.
         self._timed: set[Held] = set()
         self.crews: list[Crew] = []
         self._present: Crew | None = None  # The one that takes jobs.
@@ -115,7 +117,13 @@ class Foreman:
     def _reload(self, why: str) -> None:
         if self._is_stopping:
             return
-        if self.crews[-1] is not self._present or len(self.crews) >= CREWS_MAX:
+        if (installed := installed_version()) != __version__:
+            self.log.error("Givalia itself has changed from %s to %s: restart this worker to go on", __version__, installed)
+            return
+        last = self.crews[-1]
+        if last is not self._present and last.host.failures:
+            last.end()  # It does not get ready, and what has changed may be the cure.
+        elif last is not self._present or len(self.crews) >= CREWS_MAX:
             self._must_reload = why  # As soon as the one that is on its way has arrived.
             return
         self.log.info("the processes are replaced: %s", why)
@@ -132,7 +140,9 @@ class Foreman:
             self._announce(crew)
 
     def crew_has_started(self, crew: Crew) -> None:
-        """It takes over."""
+        """It takes over, unless another has taken over from it meanwhile."""
+        if crew.is_retired:
+            return
         before, self._present = self._present, crew
         if before is not crew:
             self._announce(crew)
@@ -178,7 +188,7 @@ class Foreman:
         if self._is_stopping or crew is None or not crew.takes(dispatch.module):
             self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
             return
-        held = self._jobs[dispatch.id] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
+        held = self._jobs[dispatch.fence] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
         crew.held += 1
         self._idle.clear()
         if not held.is_process:
@@ -201,16 +211,12 @@ class Foreman:
             self._plan(held, held.dispatch.timeout_us / SECOND_US, "end", "timeout")
         held.crew.run(held)
 
-    def _held(self, event: Stopped | Lost) -> Held | None:
-        held = self._jobs.get(event.id)
-        return held if held is not None and held.dispatch.fence == event.fence else None
-
     def by_fence(self, fence: int) -> Held | None:
         """The job with this fence, if it is held here."""
-        return next((held for held in self._jobs.values() if held.dispatch.fence == fence), None) if fence else None
+        return self._jobs.get(fence)
 
     def _cancel(self, event: Stopped) -> None:
-        held = self._held(event)
+        held = self._jobs.get(event.fence)
         if held is None or held.is_cancelled:
             return
         held.is_cancelled = True
@@ -221,7 +227,7 @@ class Foreman:
             self._plan(held, self.settings.stop_grace, "end", "cancelled")
 
     def _lose(self, event: Lost) -> None:
-        held = self._held(event)
+        held = self._jobs.get(event.fence)
         if held is not None:
             self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
             self._end(held, "lease", event.why)
@@ -295,8 +301,8 @@ class Foreman:
         if isinstance(note, Logged):
             self._log(note)
             return
-        held = self._jobs.get(note.id)
-        if held is None or held.dispatch.fence != note.fence:
+        held = self._jobs.get(note.fence)
+        if held is None:
             return
         if isinstance(note, Progress):
             self._link.send(note)
@@ -380,7 +386,7 @@ class Foreman:
         held.crew.tell(told)
 
     def _forget(self, held: Held) -> None:
-        del self._jobs[held.dispatch.id]
+        del self._jobs[held.dispatch.fence]
         self._timed.discard(held)
         held.crew.held -= 1
         held.crew.look_whether_done()
@@ -392,21 +398,26 @@ class Foreman:
     def _tick_forever(self) -> None:
         while True:
             gevent.sleep(TICK_S)
-            now_s = time.monotonic()
-            was_away = now_s - self._ticked_s > AWAY_S
-            self._ticked_s = now_s
-            for held in [held for held in self._timed if held.at_s is not None and held.at_s <= now_s]:
-                step, cause = held.step, held.cause
-                held.at_s = None
-                if step == "end":
-                    self._end(held, cause, self._words_of(held, cause))
-                else:
-                    self._kill(held, cause)
-            for crew in list(self.crews):
-                crew.look(is_fair=not was_away)
-            self._look_at_memory()
-            self._give_credit()
-            self._show(now_s)
+            try:
+                self._tick(time.monotonic())
+            except Exception as error:  # Whatever it stumbles over, it is still the one that looks after everything.
+                self.log.error("looking after the processes: %s: %s", type(error).__name__, error)
+
+    def _tick(self, now_s: float) -> None:
+        was_away = now_s - self._ticked_s > AWAY_S
+        self._ticked_s = now_s
+        for held in [held for held in self._timed if held.at_s is not None and held.at_s <= now_s]:
+            step, cause = held.step, held.cause
+            held.at_s = None
+            if step == "end":
+                self._end(held, cause, self._words_of(held, cause))
+            else:
+                self._kill(held, cause)
+        for crew in list(self.crews):
+            crew.look(is_fair=not was_away)
+        self._look_at_memory()
+        self._give_credit()
+        self._show(now_s)
 
     def _words_of(self, held: Held, cause: str) -> str:
         return timed_out(held.dispatch) if cause == "timeout" else WORDS[cause]
@@ -421,7 +432,8 @@ class Foreman:
                     self._end_full(crew, child)
         crew_ = self._present
         member = crew_.host.member if crew_ is not None else None
-        if crew_ is self.crews[-1] and member is not None and memory_bytes(member.pid) > limit_bytes:
+        is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
+        if crew_ is self.crews[-1] and member is not None and is_old and memory_bytes(member.pid) > limit_bytes:
             self.reload(f"the one with the greenlets has more than {self.settings.memory_per_process} MiB")
 
     def _end_full(self, crew: Crew, child: Any) -> None:
@@ -462,6 +474,14 @@ class Foreman:
             crew.end()
         self._over.wait(10.0)
         self._ticking.kill()
+
+
+def installed_version() -> str:
+    """The version of Givalia that lies in the environment now, which is that of processes started from now on."""
+    try:
+        return importlib_metadata.version("givalia")
+    except importlib_metadata.PackageNotFoundError:
+        return __version__  # It runs from somewhere else.
 
 
 def _identity(process: Process) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
+from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.worker import notes  # noqa: E402
 from givalia_core.worker.notes import Importing, Serve  # noqa: E402
@@ -35,6 +36,7 @@ from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
 RECEIVE_BYTES: Final = 262_144
+NOTES_AT_ONCE: Final = 100  # Each may have a whole result in it, and the supervisor reads no more than so much at once.
 LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
 
 log = logging.getLogger("givalia.worker")
@@ -57,6 +59,7 @@ class Host:
         self._page = page
         self._last_words = last_words
         self._out: list[Any] = []
+        self._hints: dict[int, Progress] = {}  # By fence: of what jobs say of their progress the newest is enough.
         self._rung = Event()
         self._runner: Runner | None = None
         self._pid = os.getpid()
@@ -126,17 +129,22 @@ class Host:
     # The channel.
 
     def _say(self, note: Any) -> None:
-        self._out.append(note)
+        if isinstance(note, Progress):
+            self._hints[note.fence] = note
+        else:
+            self._out.append(note)
         self._rung.set()
 
     def _send_forever(self) -> None:
         while True:
             self._rung.wait()
             self._rung.clear()
-            out, self._out = self._out, []
+            out, self._out, self._hints = [*self._hints.values(), *self._out], [], {}
+            for start in range(0, len(out), NOTES_AT_ONCE):
+                self._channel.sendall(notes.pack(out[start : start + NOTES_AT_ONCE]))
             if out:
-                self._channel.sendall(notes.pack(out))
-            elif self._runner is not None and self._runner.is_over.is_set():
+                continue
+            if self._runner is not None and self._runner.is_over.is_set():
                 return
 
     def _read_forever(self, reader: notes.Reader, notes_: list[Any]) -> None:

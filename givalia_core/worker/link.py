@@ -130,6 +130,7 @@ class Link:
         self._processes: list[Process] = []
         self._deliver = deliver
         self._outbox: deque[Report | Progress | Credit | list[Announce] | list[Process]] = deque()
+        self._hints: dict[bytes, Progress] = {}
         self._wake_from_threads: Any = None
         self._is_stopping = False
         # What follows belongs to the link's thread.
@@ -150,7 +151,10 @@ class Link:
 
         Credits, modules and processes replace what was said before, and are said again to each server.
         """
-        self._outbox.append(message)
+        if isinstance(message, Progress):
+            self._hints[message.id] = message  # The newest is enough, however long there is no server to tell it.
+        else:
+            self._outbox.append(message)
         self._nudge()
 
     def stop(self) -> None:
@@ -316,6 +320,8 @@ class Link:
     def _flush(self) -> None:
         """Send everything in the outbox, a frame for each kind."""
         by_kind: dict[Kind, list[Any]] = {}
+        while self._hints:
+            self._outbox.appendleft(self._hints.popitem()[1])  # Before the report of the same job.
         while self._outbox:
             message = self._outbox.popleft()
             if isinstance(message, (Credit, list)):

@@ -14,6 +14,7 @@ import msgpack
 from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
 
 _LENGTH: Final = struct.Struct("<I")
+_BYTES_MAX: Final = (1 << 32) - 1
 
 
 class Serve(NamedTuple):
@@ -133,18 +134,25 @@ def pack(notes: Iterable[Any]) -> bytes:
 
 
 class Reader:
-    """Cuts a stream of bytes into notes."""
+    """Cuts a stream of bytes into notes, of which one write has at most so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = _BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
         self._data = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """Take the bytes that arrived; return the notes that are whole."""
+        """Take the bytes that arrived; return the notes that are whole.
+
+        Raises:
+            Exception: Whoever sent this is not what it should be.
+        """
         self._data += data
         notes: list[Any] = []
         start = 0
         while len(self._data) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._data, start)
+            if size > self._bytes_max:
+                raise ValueError(f"{size} bytes in one write")
             end = start + _LENGTH.size + size
             if len(self._data) < end:
                 break

@@ -33,6 +33,11 @@ class Page:
         self._map: Any = mmap.mmap(-1 if fd is None else fd, PAGE_BYTES)
         self._fields = memoryview(self._map).cast("q")
 
+    def close(self) -> None:
+        """Let go of the page; nothing can be read from it any more."""
+        self._fields.release()
+        self._map.close()
+
     def beat(self) -> None:
         """The loop of this process still turns."""
         self._fields[_PULSE] = time.monotonic_ns()
