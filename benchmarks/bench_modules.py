@@ -1,4 +1,4 @@
-"""The WorkModule of the benchmarks: it does nothing but sign the ledger, so that nobody has to believe that it ran.
+"""The WorkModules of the benchmarks: they do nothing but sign the ledger, so that nobody has to believe that they ran.
 
 The harness copies this file beside a distribution of its own making and puts both on a worker's path; nothing is installed.
 """
@@ -26,3 +26,9 @@ class Noop(WorkModule):
         _LEDGER[3 * line + 1] = started_us
         _LEDGER[3 * line + 2] = round(self.job.due.timestamp() * 1_000_000)
         return line
+
+
+class Alone(Noop):
+    """The same in a process of its own; the harness does not announce it, `executors.py` does."""
+
+    isolation = "process"

@@ -151,13 +151,19 @@ class Rig:
         self.server.wait()
 
     def start_worker(
-        self, client: Client, name: str = "any", concurrency: int = 1_000, port: int = 0
+        self, client: Client, name: str = "any", concurrency: int = 1_000, port: int = 0, more: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a worker with the module of the benchmarks, of the server with that port; returns when it takes jobs."""
+        """Start a worker with the modules of the benchmarks, of the server with that port; returns when it takes jobs."""
         flags = ("-w", str(port or self.worker_port), "-n", name, "-c", str(concurrency))
-        worker = self._start("givalia_core.cli.worker", *flags)
+        worker = self._start("givalia_core.cli.worker", *flags, *more)
         self._await(lambda: any(w["pid"] == worker.pid and w["capacity"] for w in client.workers()), f"worker {name}")
         return worker
+
+    def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Let it drain; returns when it is gone."""
+        self._children.remove(worker)
+        worker.terminate()
+        worker.wait(START_S)
 
     def client(self) -> Client:
         """A client of the server."""
