@@ -70,13 +70,14 @@ _WORDS: Final[dict[tuple[JobState, str], tuple[str, str, str]]] = {
     ),
     (RUNNING, "die"): (
         "T7",
-        "As above, but it was the last attempt (reason `exhausted`), or it failed for good (`failed`).",
+        "As above, but it was the last attempt (reason `exhausted`), it failed for good (`failed`), or its process died "
+        "the third time (`child_died`).",
         "the answer to the worker",
     ),
     (RUNNING, "stop"): ("T8", "The attempt ended without success after a stop was asked.", "the answer to the worker"),
     (RUNNING, "release"): (
         "T9",
-        "The worker gives it back unstarted: the attempt does not count, the due stays.",
+        "Given back unstarted, or its process was replaced for another job's fault: the attempt does not count, the due stays.",
         "the answer to the worker",
     ),
     (DEAD, "requeue"): ("T12", "`requeue`, and its key is free: all attempts again, the fence goes on growing.", "the answer"),
