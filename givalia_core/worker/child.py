@@ -34,7 +34,10 @@ def main(channel: int, page: int, last_words: int) -> int:
     LastWords(last_words).listen()
     supervisor = socket.socket(fileno=channel)
     supervisor.setblocking(True)  # At its other end is gevent, which makes both otherwise.
-    return Child(supervisor, Page(page)).serve()
+    try:
+        return Child(supervisor, Page(page)).serve()
+    except ConnectionError:
+        return 1  # The supervisor is gone: there is nobody to tell.
 
 
 class Child:

@@ -188,6 +188,8 @@ class Crew:
         self._is_over = False
         self._is_draining = self._is_closing = False
         self._deadly: dict[str, str] = {}
+        self._owed: list[Any] = []
+        self._suspected = ""  # The module during whose import a process was killed, which may have been chance.
         self._is_local = host is not None
         if host is None:
             self._start_host()
@@ -216,10 +218,14 @@ class Crew:
         self._foreman.log.error("the nursery of the worker's processes is gone; a new one is started")
         self._nursery = None
 
-    def tell(self, note: Any) -> None:
+    def tell(self, *said: Any) -> None:
         """Say something to the host; one that starts hears it when it is ready."""
         if self.host.member is not None:
-            self.host.member.tell(note)
+            self.host.member.tell(*said)
+
+    def owe(self, note: Any) -> None:
+        """Say something to the next host, for this one is gone."""
+        self._owed.append(note)
 
     def hear_host(self, heard: list[Any]) -> None:
         for note in heard:
@@ -239,6 +245,8 @@ class Crew:
         self.sources = note.sources
         self.hooks = frozenset(note.hooks)
         self._foreman.crew_is_ready(self)
+        self.tell(*self._owed)
+        self._owed = []
 
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""
@@ -274,7 +282,7 @@ class Crew:
         verdict = host.verdict or Verdict(member.last_current, "died", f"child_died: {words_for(status)}\n{words}".strip())
         host.state = "ended"
         if not self._is_over and not (self.is_retired and not self.held):
-            if was_starting and host.importing is not None:
+            if was_starting and host.importing is not None and not self._may_be_chance(host, status):
                 self._deadly[host.importing] = f"importing it ended the process: {verdict.words}"
                 self._foreman.log.error(
                     "module %s is not served: importing it ended the process: %s", host.importing, verdict.words
@@ -286,6 +294,11 @@ class Crew:
             gevent.spawn_later(delay_s, self._start_host)
         self._foreman.host_died(self, verdict)
         self._look_whether_over()
+
+    def _may_be_chance(self, host: Host, status: int) -> bool:
+        """Whether somebody else may have killed a process that was importing a module; not if it happens again."""
+        is_first, self._suspected = self._suspected != host.importing, host.importing or ""
+        return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     # Children.
 
@@ -381,6 +394,11 @@ class Crew:
         elif time.monotonic() - host.asked_at > ASK_AGAIN_S:
             host.asked_at = time.monotonic()
             member.signal(DUMP_SIGNAL)
+
+    def is_blocked_by(self, held: Held) -> bool:
+        """Whether this job is the one that keeps all others from running."""
+        member = self.host.member
+        return member is not None and bool(self.host.blocked_s) and member.page.current == held.dispatch.fence
 
     def blocker(self) -> Held | None:
         """The job that does not give way, if it is one and known."""

@@ -7,14 +7,13 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
-from gevent import socket
+from gevent import monkey, socket
 
 from givalia_core.worker import notes
 from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
@@ -22,6 +21,8 @@ from givalia_core.worker.page import PAGE_BYTES, LastWords, Page, nameless_file
 
 RECEIVE_BYTES: Final = 65_536
 NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
+CLOSE_S: Final = 2.0
+NURSERY_FD: Final = 3  # Of its socket, in the nursery.
 LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
 
 
@@ -136,20 +137,21 @@ class Nursery:
         self._members: dict[int, Member] = {}
         self._last = 0
         self._is_closed = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "givalia_core.worker.nursery", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            env=environ,
-            pass_fds=(theirs.fileno(),),
-            process_group=0,  # What a terminal sends is for the supervisor alone.
+        # Not by `subprocess`, which in a program that gevent has patched works in its main thread only.
+        self.pid = monkey.get_original("os", "posix_spawn")(
+            sys.executable,
+            [sys.executable, "-P", "-m", "givalia_core.worker.nursery", str(NURSERY_FD)],
+            os.environ if environ is None else environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), NURSERY_FD),
+            ],
+            setpgroup=0,  # What a terminal sends is for the supervisor alone.
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE,),
         )
         theirs.close()
         self._reading = gevent.spawn(self._read_forever)
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._process.pid
 
     def fork(self, member: Member) -> None:
         """Make the process of a member."""
@@ -176,7 +178,7 @@ class Nursery:
                 for what, a, b in RECORD.iter_unpack(data[:whole]):
                     self._take(what, a, b)
                 data = data[whole:]
-        self._process.wait()
+        _wait_for(self.pid)
         members = [*self._members.values(), *self._tickets.values()]
         self._members, self._tickets = {}, {}
         if not self._is_closed:
@@ -197,10 +199,17 @@ class Nursery:
         self._is_closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        self._reading.join(2.0)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._reading.join(CLOSE_S)
+        if not self._reading.dead:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self._reading.join(CLOSE_S)
+
+
+def _wait_for(pid: int) -> None:
+    """Let the system forget a process that has ended, or is just about to."""
+    with contextlib.suppress(ChildProcessError):
+        monkey.get_original("os", "waitpid")(pid, 0)
 
 
 def words_for(status: int) -> str:

@@ -27,7 +27,7 @@ from givalia_core.version import __version__
 from givalia_core.views import text_id
 from givalia_core.worker.crew import STEADY_S, Crew, Held, Lines, Verdict, memory_bytes
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
-from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Told
+from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Stuck, Told
 from givalia_core.worker.pipeline import WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
@@ -149,6 +149,7 @@ class Foreman:
             if before is not None:
                 self.log.info("the new processes have taken over")
                 before.retire()
+        self._told = {}  # Its plugins are to know what was counted before.
         self._give_credit()
         if not self._must_reload:
             self._take_over.set()
@@ -204,7 +205,8 @@ class Foreman:
     def _run(self, held: Held) -> None:
         """Start a job that has a process of its own, unless there is nothing left to start."""
         if held.why or held.is_cancelled:
-            self._settle(held, self._failure(held, held.why or "cancelled"))
+            report = self._failure(held, held.why or "cancelled")
+            self._settle(held, report if held.why != "cancelled" else report._replace(error="cancelled: before it started"))
             return
         held.phase = "running"
         if held.dispatch.timeout_us is not None:
@@ -270,18 +272,24 @@ class Foreman:
 
     def _kill(self, held: Held, cause: str) -> None:
         """It has not ended, so its process must."""
-        held.why = held.why or cause
         held.at_s = None
         if held.phase != "running":
             return
+        if held.is_process or held.crew.is_blocked_by(held):
+            held.why = held.why or cause
         if held.is_process:
             if (child := held.crew.child_of(held)) is not None:
                 child.member.signal(signal.SIGKILL)
             return
+        if not held.crew.is_blocked_by(held):
+            if held.crew.host.blocked_s:
+                self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
+            return  # The process itself says so when the job's code does not end; plugins it may be with are not to be killed.
+        self._replace_host(held)
+
+    def _replace_host(self, held: Held) -> None:
+        """A greenlet does not end: its process has to."""
         host = held.crew.host
-        if host.blocked_s and host.member is not None and host.member.page.current != held.dispatch.fence:
-            self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
-            return
         words = f"{self._words(held)}; it did not end when it was told to, so its process was replaced\n{host.stack}".strip()
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
@@ -306,6 +314,9 @@ class Foreman:
             return
         if isinstance(note, Progress):
             self._link.send(note)
+        elif isinstance(note, Stuck):
+            held.why = held.why or note.why
+            self._replace_host(held)
         elif not isinstance(note, Told):
             self._forget(held)
             self._link.send(note)
@@ -353,7 +364,11 @@ class Foreman:
                     self.reported(Told(held.dispatch.id, held.dispatch.fence))  # Once at most; it may have been.
                 continue
             self._forget(held)
-            self._link.send(self._what_became(held, verdict))
+            report = self._what_became(held, verdict)
+            self._link.send(report)
+            if "after_run" in crew.hooks:
+                kind = report.kind if isinstance(report, Fail) else str(OutcomeKind.RELEASED)
+                crew.owe(After(tuple(held.dispatch), kind, b"", report.error if isinstance(report, Fail) else None, 0.0))
 
     def _what_became(self, held: Held, verdict: Verdict) -> Fail | Release:
         if held.dispatch.fence == verdict.culprit:

@@ -12,6 +12,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import _socket  # noqa: E402
+import contextlib  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
@@ -136,6 +137,10 @@ class Host:
         self._rung.set()
 
     def _send_forever(self) -> None:
+        with contextlib.suppress(OSError):  # The supervisor is gone, which whoever reads will see to.
+            self._send_all()
+
+    def _send_all(self) -> None:
         while True:
             self._rung.wait()
             self._rung.clear()

@@ -68,6 +68,14 @@ class End(NamedTuple):
     words: str
 
 
+class Stuck(NamedTuple):
+    """The job's code has not ended though `Stopped` was raised in it, and it still gives way: only its process can be ended."""
+
+    id: bytes
+    fence: int
+    why: str
+
+
 class Before(NamedTuple):
     """A job is to start in a process of its own: tell the plugins, then say `Told`."""
 
@@ -120,7 +128,7 @@ class Logged(NamedTuple):
 
 
 NOTES: Final[tuple[type, ...]] = (
-    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Before, After, Told, Begin, Ended, Counts, Logged,
+    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Ended, Counts, Logged,
     Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}

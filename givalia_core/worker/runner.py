@@ -32,6 +32,7 @@ from givalia_core.worker.notes import (
     Ready,
     Start,
     Started,
+    Stuck,
     Told,
 )
 from givalia_core.worker.page import Page
@@ -53,8 +54,8 @@ class _Held(Attempt):
 
     def end_by(self, stopped: Stopped) -> None:
         """End the attempt from outside: raised inside the job's code, and only there, so that no plugin swallows it."""
-        self.stopped = self.stopped or stopped
-        if self.is_in_process and self.greenlet is not None:
+        is_news, self.stopped = self.stopped is None, self.stopped or stopped
+        if is_news and self.is_in_process and self.greenlet is not None:
             self.greenlet.kill(stopped, block=False)
 
 
@@ -160,7 +161,7 @@ class Runner:
         limit = None if limit_us is None else gevent.get_hub().loop.timer(limit_us / SECOND_US)
         try:
             if limit is not None:
-                limit.start(attempt.end_by, Stopped("timeout", timed_out(attempt.dispatch)))
+                limit.start(self._stop, attempt, Stopped("timeout", timed_out(attempt.dispatch)))
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
             log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
@@ -170,6 +171,15 @@ class Runner:
             self._attempts.pop(attempt.dispatch.fence, None)
             self._fences.pop(attempt.greenlet, None)
 
+    def _stop(self, attempt: _Held, stopped: Stopped) -> None:
+        """Make the job's code end, and say so if it does not."""
+        attempt.end_by(stopped)
+        gevent.spawn_later(self._worker.settings.stop_grace, self._look_whether_stopped, attempt, stopped.why)
+
+    def _look_whether_stopped(self, attempt: _Held, why: str) -> None:
+        if attempt.is_in_process:
+            self._say(Stuck(attempt.dispatch.id, attempt.dispatch.fence, why))
+
     def end_all(self, why: str, words: str) -> None:
         """End everything that runs."""
         for attempt in list(self._attempts.values()):
@@ -178,7 +188,7 @@ class Runner:
     def _end(self, note: End) -> None:
         attempt = self._attempts.get(note.fence)
         if attempt is not None:
-            attempt.end_by(Stopped(note.why, note.words))
+            self._stop(attempt, Stopped(note.why, note.words))
 
     def _cancelled(self, note: Cancelled) -> None:
         dispatch = Dispatch(*note.job)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -207,6 +209,19 @@ def test_cancel_of_a_job_that_has_not_started_is_told_on_the_server(house: House
     assert datetime.fromisoformat(ext["job"]["due"]) > datetime.fromisoformat(enq["job"]["due"])
 
 
+def test_the_end_of_an_attempt_that_lost_its_process_is_told_by_the_next_one(house: House) -> None:
+    job = house.client.enq("Stay", params={"file": str(house.stayed), "seconds": 2})
+    await_true(lambda: house.stayed.exists() and job.id in house.stayed.read_text(), "the job runs")
+    os.kill(house.hosts[-1], signal.SIGKILL)
+    assert job.wait(20) == 1
+
+    told = house.of(job.id, "before_run", "after_run", count=4)
+
+    assert sorted(each["hook"] for each in told) == ["after_run", "after_run", "before_run", "before_run"]
+    assert {each["outcome"]["kind"] for each in told if each["hook"] == "after_run"} == {"released", "succeeded"}
+    house.hosts += house.rig.hosts_of(house.worker)
+
+
 def test_cancel_of_a_running_job_is_told_on_its_worker(house: House) -> None:
     job = house.client.enq("Stay", params={"file": str(house.stayed), "seconds": 30})
     await_true(lambda: house.stayed.exists() and job.id in house.stayed.read_text(), "the job runs")
@@ -263,8 +278,8 @@ def test_start_and_stop_are_told_once_each(house: House) -> None:
     around = [each for each in house.seen() if each["hook"].split("_")[0] in ("server", "worker")]
 
     assert Counter(each["hook"] for each in around) == {
-        "server_started": 1, "server_stopping": 1, "worker_started": 1, "worker_stopping": 1,
-    }  # fmt: skip
+        "server_started": 1, "server_stopping": 1, "worker_started": len(house.hosts), "worker_stopping": 1,
+    }  # fmt: skip  (A process that was killed had a start and no stop.)
     by_hook = {each["hook"]: each for each in around}
     assert by_hook["server_started"]["port"] == house.server.port
     assert by_hook["worker_started"]["name"] == by_hook["worker_stopping"]["name"] == "house"
