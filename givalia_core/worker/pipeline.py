@@ -60,6 +60,12 @@ class Attempt:
         self.result_error: str | None = None
         self.outcome = Outcome(OutcomeKind.FAILED)
 
+    def begin(self) -> None:
+        """The job's own code is about to run: its time counts from now."""
+
+    def finish(self) -> None:
+        """The job's own code has ended: nothing is to be raised in it any more."""
+
     def tell(self, fraction: float, words: str) -> None:
         """Send a hint of how far the job is."""
         self.send(Progress(self.dispatch.id, self.dispatch.fence, fraction, words))
@@ -118,6 +124,7 @@ def process(attempt: Attempt) -> None:
     here = os.getpid()
     started = time.monotonic()
     try:
+        attempt.begin()
         attempt.is_in_process = True
         attempt.value = attempt.work.process()
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
@@ -126,6 +133,7 @@ def process(attempt: Attempt) -> None:
         attempt.is_in_process = False
         if os.getpid() != here:
             os._exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
+        attempt.finish()
         attempt.seconds = time.monotonic() - started
 
 

@@ -44,13 +44,34 @@ log = logging.getLogger("givalia.worker")
 
 
 class _Held(Attempt):
-    """An attempt in a greenlet of this process."""
+    """An attempt in a greenlet of this process; `stop` is called with it when its time is over."""
 
-    def __init__(self, dispatch: Dispatch, found: FoundModule | None, hooks: Hooks, send: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        found: FoundModule | None,
+        hooks: Hooks,
+        send: Callable[[Any], None],
+        stop: Callable[[_Held, Stopped], None],
+    ) -> None:
         super().__init__(dispatch, None if found is None else found.work, hooks, send)
         self.greenlet: gevent.Greenlet[..., None] | None = None
         self.is_cancelled = False
         self.is_stop_asked = lambda: self.is_cancelled
+        self._stop = stop
+        self._limit: Any = None
+
+    def begin(self) -> None:
+        """Start the time that the attempt may take."""
+        limit_us = self.dispatch.timeout_us
+        if limit_us is not None:
+            self._limit = gevent.get_hub().loop.timer(limit_us / SECOND_US)
+            self._limit.start(self._stop, self, Stopped("timeout", timed_out(self.dispatch)))
+
+    def finish(self) -> None:
+        """Its time counts no more."""
+        if self._limit is not None:
+            self._limit.close()
 
     def end_by(self, stopped: Stopped) -> None:
         """End the attempt from outside: raised inside the job's code, and only there, so that no plugin swallows it."""
@@ -150,24 +171,18 @@ class Runner:
     # Jobs.
 
     def _begin(self, dispatch: Dispatch) -> None:
-        attempt = _Held(dispatch, self._modules.get(dispatch.module), self._hooks, self._say)
+        attempt = _Held(dispatch, self._modules.get(dispatch.module), self._hooks, self._say, self._stop)
         self._attempts[dispatch.fence] = attempt
         attempt.greenlet = running = gevent.Greenlet(self._run, attempt)
         self._fences[running] = dispatch.fence
         running.start()
 
     def _run(self, attempt: _Held) -> None:
-        limit_us = attempt.dispatch.timeout_us
-        limit = None if limit_us is None else gevent.get_hub().loop.timer(limit_us / SECOND_US)
         try:
-            if limit is not None:
-                limit.start(self._stop, attempt, Stopped("timeout", timed_out(attempt.dispatch)))
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
             log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
         finally:
-            if limit is not None:
-                limit.close()
             self._attempts.pop(attempt.dispatch.fence, None)
             self._fences.pop(attempt.greenlet, None)
 

@@ -278,7 +278,10 @@ def test_start_and_stop_are_told_once_each(house: House) -> None:
     around = [each for each in house.seen() if each["hook"].split("_")[0] in ("server", "worker")]
 
     assert Counter(each["hook"] for each in around) == {
-        "server_started": 1, "server_stopping": 1, "worker_started": len(house.hosts), "worker_stopping": 1,
+        "server_started": 1,
+        "server_stopping": 1,
+        "worker_started": len(house.hosts),
+        "worker_stopping": 1,
     }  # fmt: skip  (A process that was killed had a start and no stop.)
     by_hook = {each["hook"]: each for each in around}
     assert by_hook["server_started"]["port"] == house.server.port
