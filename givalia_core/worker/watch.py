@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-LOOK_S: Final = 0.1
+LOOK_S: Final = 0.4  # Looking costs a few milliseconds where hundreds of packages are installed.
 QUIET_S: Final = 0.3
 _METADATA: Final = (".dist-info", ".egg-info")
 _PATH_FILES: Final = (".pth", ".egg-link")

@@ -1,0 +1,70 @@
+"""What the supervisor and its processes say to each other arrives as it was said, in any pieces, and no more than may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
+from givalia_core.worker import notes
+from givalia_core.worker.notes import Begin, Cancelled, Drain, End, Ended, Logged, Ready, Serve, Start, Stuck, Told
+
+JOB = Dispatch(b"j" * 16, 7, "Sample", 2, 1_000, "key", payload=b"\x93\x01\x02\x03")
+SAID: list[Any] = [
+    Serve({"name": "any", "grace": 30.0}, {"Deadly": "it died"}),
+    Ready([list(Announce("Sample", "example", "1"))], {"Sample": "example:Sample"}, ["before_run"]),
+    Start(),
+    Drain(is_over=True),
+    JOB,
+    End(JOB.id, 7, "timeout", "timeout: it ran longer than 1 s"),
+    Stuck(JOB.id, 7, "timeout"),
+    Told(JOB.id, 7),
+    Succeed(JOB.id, 7, None, b"\xc0"),
+    Fail(JOB.id, 7, "failed", "no", None, False, True),
+    Release(JOB.id, 7, True),
+    Progress(JOB.id, 7, 0.5, "half"),
+    Logged({"name": "givalia.job", "msg": "a\nline"}),
+]
+
+
+def test_notes_arrive_as_they_were_said() -> None:
+    assert notes.Reader().feed(notes.pack(SAID)) == SAID
+
+
+def test_notes_arrive_whole_in_whatever_pieces() -> None:
+    data = notes.pack(SAID[:4]) + notes.pack(SAID[4:])
+    reader = notes.Reader()
+
+    heard = [note for place in range(len(data)) for note in reader.feed(data[place : place + 1])]
+
+    assert heard == SAID
+
+
+def test_a_dispatch_inside_another_note_can_be_made_again() -> None:
+    begin, cancelled = notes.Reader().feed(notes.pack([Begin(tuple(JOB), "example:Sample"), Cancelled(tuple(JOB), True)]))
+
+    assert Dispatch(*begin.job) == Dispatch(*cancelled.job) == JOB
+
+
+def test_how_a_job_ended_travels_with_its_report() -> None:
+    (ended,) = notes.Reader().feed(notes.pack([Ended(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5, "threads")]))
+
+    assert Succeed(*ended.report) == Succeed(JOB.id, 7, None, b"\x01")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (1 << 20).to_bytes(4, "little"),
+        b"\xff" * 8,
+        (1).to_bytes(4, "little") + b"\xc1",
+        len(packed := msgpack.packb([(99, [])])).to_bytes(4, "little") + packed,
+        len(packed := msgpack.packb([(0, [1, 2, 3, 4, 5])])).to_bytes(4, "little") + packed,
+    ],
+    ids=["too large", "far too large", "no msgpack", "no such note", "too many fields"],
+)
+def test_what_nobody_of_ours_says_is_refused(data: bytes) -> None:
+    with pytest.raises(Exception):  # noqa: B017, PT011  (Whatever it is: the process that said it is ended.)
+        notes.Reader(1 << 16).feed(data)
