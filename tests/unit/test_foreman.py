@@ -1,0 +1,400 @@
+"""The foreman: whatever server and processes say, in whatever order, each job is reported once and for what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
+from givalia_core.settings import WorkerSettings
+from givalia_core.worker.crew import Held, Verdict
+from givalia_core.worker.foreman import Foreman
+from givalia_core.worker.link import Connected, Dispatched, Lost, Stopped
+from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Stuck, Told
+
+GREENLET, APART = "Sample", "Apart"
+
+
+class FakeLink:
+    """Keeps what is sent to the server."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def reports(self) -> list[Any]:
+        return [message for message in self.sent if isinstance(message, (Succeed, Fail, Release))]
+
+    @property
+    def credit(self) -> Credit:
+        return next(message for message in reversed(self.sent) if isinstance(message, Credit))
+
+
+class FakeCrew:
+    """A generation of processes, as far as the foreman looks at it."""
+
+    def __init__(self, foreman: Foreman, hooks: frozenset[str]) -> None:
+        self.foreman = foreman
+        self.modules = {GREENLET: Announce(GREENLET, "d", "1"), APART: Announce(APART, "d", "1", "process")}
+        self.hooks = hooks
+        self.held = 0
+        self.is_serving = self.is_retired = self.is_over = False
+        self.children: list[Any] = []
+        self.running: list[Held] = []
+        self.told: list[Any] = []
+        self.owed: list[Any] = []
+        self.verdicts: list[Verdict] = []
+        self.blocking = 0  # The fence of the job that does not give way.
+        self.host = SimpleNamespace(
+            state="ready", member=SimpleNamespace(pid=0, since=0.0), blocked_s=0.0, stack="", failures=0
+        )
+
+    def tell(self, *said: Any) -> None:
+        self.told += said
+
+    def owe(self, note: Any) -> None:
+        self.owed.append(note)
+
+    def start(self) -> None:
+        self.told.append(Start())
+
+    def serve(self) -> FakeCrew:
+        self.foreman.crew_is_ready(self)  # type: ignore[arg-type]
+        self.is_serving = True
+        self.foreman.crew_has_started(self)  # type: ignore[arg-type]
+        return self
+
+    def is_apart(self, module: str) -> bool:
+        return module == APART
+
+    def takes(self, module: str) -> bool:
+        return self.is_serving and module in self.modules
+
+    def run(self, held: Held) -> None:
+        page = SimpleNamespace(cancelled=0, why="")
+        signals: list[int] = []
+        member = SimpleNamespace(pid=1, page=page, signal=signals.append, signals=signals)
+        self.running.append(held)
+        self.children.append(SimpleNamespace(held=held, member=member))
+
+    def child_of(self, held: Held) -> Any:
+        return next((child for child in self.children if child.held is held), None)
+
+    def is_blocked_by(self, held: Held) -> bool:
+        return held.dispatch.fence == self.blocking
+
+    def replace_host(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+
+    def die(self, verdict: Verdict) -> None:
+        self.is_serving = False
+        self.foreman.host_died(self, verdict)  # type: ignore[arg-type]
+
+    def look(self, *, is_fair: bool) -> None:
+        pass
+
+    def processes(self) -> Iterator[Process]:
+        yield Process(1, "greenlets", "ready", self.held)
+
+    def drain(self) -> None:
+        self.told.append(Drain())
+
+    def retire(self) -> None:
+        self.is_retired = True
+        self.drain()
+        self.look_whether_done()
+
+    def look_whether_done(self) -> None:
+        self.is_over = self.is_over or (self.is_retired and not self.held)
+
+    def end(self) -> None:
+        self.is_over = True
+
+
+class Rig:
+    def __init__(self, *hooks: str, **settings: Any) -> None:
+        self.link = FakeLink()
+        self.crews: list[FakeCrew] = []
+        self.foreman = Foreman(
+            dataclasses.replace(WorkerSettings(stop_grace=1.0), **settings),
+            self.link,  # type: ignore[arg-type]
+            lambda foreman: self._crew(foreman, hooks),  # type: ignore[arg-type, return-value]
+        )
+        self.foreman._add_crew()
+        self.foreman.deliver(Connected(("there", 1), 30_000_000))  # type: ignore[arg-type]
+        self.crew = self.crews[0].serve()
+
+    def _crew(self, foreman: Foreman, hooks: tuple[str, ...]) -> FakeCrew:
+        self.crews.append(FakeCrew(foreman, frozenset(hooks)))
+        return self.crews[-1]
+
+    def lend(self, module: str = GREENLET, fence: int = 1, **fields: Any) -> Dispatch:
+        job = Dispatch(b"j" * 16, fence, module, 1, 0, **fields)
+        self.foreman.deliver(Dispatched(job))
+        return job
+
+    def later(self, seconds: float) -> None:
+        """A look at everything, so much later; what is planned from then on is planned from now."""
+        self.foreman._ticked_s = time.monotonic() + seconds
+        self.foreman._tick(time.monotonic() + seconds)
+
+
+def test_a_greenlet_job_goes_to_the_host_and_its_report_to_the_server() -> None:
+    rig = Rig()
+    job = rig.lend()
+    assert rig.crew.told[-1] == job
+
+    report = Succeed(job.id, job.fence, payload=b"\x01")
+    rig.foreman.reported(report)
+    rig.foreman.reported(report)
+
+    assert rig.link.reports() == [report]
+    assert rig.crew.held == 0
+
+
+def test_credits_follow_what_can_be_run() -> None:
+    rig = Rig(concurrency=7, processes=3)
+    assert rig.link.credit == Credit(7, 3)
+
+    rig.crew.host.blocked_s = 2.0
+    rig.later(0)
+    assert rig.link.credit == Credit(0, 3)
+
+    rig.crew.host.blocked_s = 0.0
+    rig.crew.die(Verdict(0, "died", "gone"))
+    assert rig.link.credit == Credit(0, 0)
+    assert rig.crew.serve()
+    assert rig.link.credit == Credit(7, 3)
+
+
+def test_what_comes_when_nobody_can_run_it_goes_back() -> None:
+    rig = Rig()
+    rig.crew.die(Verdict(0, "died", "gone"))
+
+    job = rig.lend()
+
+    assert rig.link.reports() == [Release(job.id, job.fence)]
+
+
+def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
+    rig = Rig("before_run", "after_run")
+    job = rig.lend(APART)
+    assert rig.crew.told[-1] == Before(tuple(job))
+    assert not rig.crew.running
+
+    rig.foreman.reported(Told(job.id, job.fence))
+    (held,) = rig.crew.running
+    report = Succeed(job.id, job.fence, payload=b"\x01")
+    rig.foreman.job_ended(held, Ended(True, report, 0.5, ""))
+    assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
+    assert rig.link.reports() == []
+    rig.foreman.reported(Told(job.id, job.fence))
+
+    assert rig.link.reports() == [report]
+
+
+def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None:
+    rig = Rig("before_run", "after_run")
+    first, second = rig.lend(APART, 1), rig.lend(APART, 2)
+    rig.foreman.reported(Told(first.id, first.fence))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1, ""))
+
+    rig.crew.die(Verdict(0, "died", "gone"))
+
+    assert rig.link.reports() == [Succeed(first.id, first.fence)]
+    assert [held.dispatch for held in rig.crew.running] == [first, second]
+
+
+def test_the_job_to_blame_fails_and_its_neighbours_go_back() -> None:
+    rig = Rig("after_run")
+    culprit, neighbour, stopped = rig.lend(fence=1), rig.lend(fence=2), rig.lend(fence=3)
+    rig.foreman.deliver(Lost(stopped.id, stopped.fence, "its lease is over"))
+
+    rig.crew.die(Verdict(culprit.fence, "died", "child_died: SIGSEGV"))
+
+    assert rig.link.reports() == [
+        Fail(culprit.id, 1, "died", "child_died: SIGSEGV", child_died=True),
+        Release(neighbour.id, 2, replaced=True),
+        Fail(stopped.id, 3, "died", "its lease is over"),
+    ]
+    assert [(each.job[1], each.kind) for each in rig.crew.owed] == [(1, "died"), (2, "released"), (3, "died")]
+    assert rig.crew.held == 0
+
+
+def test_a_job_that_comes_again_while_it_is_being_stopped_is_another_attempt() -> None:
+    rig = Rig()
+    before = rig.lend(fence=1)
+    rig.foreman.deliver(Lost(before.id, 1, "its lease is over"))
+    again = rig.lend(fence=2)
+
+    rig.foreman.reported(Fail(before.id, 1, "died", "its lease is over"))
+    rig.foreman.reported(Succeed(again.id, 2))
+
+    assert [report.fence for report in rig.link.reports()] == [1, 2]
+    assert rig.crew.held == 0
+
+
+def test_a_timeout_apart_is_a_signal_and_then_a_kill() -> None:
+    rig = Rig()
+    job = rig.lend(APART, timeout_us=2_000_000)
+    child = rig.crew.children[0]
+
+    rig.later(1.9)
+    assert child.member.signals == []
+    rig.later(2.1)
+    assert (child.member.signals, child.member.page.why) == ([15], "timeout")
+    rig.later(4.2)
+    assert child.member.signals == [15, 9]
+    rig.foreman.child_died(rig.crew.running[0], "child_died: SIGKILL")
+
+    (report,) = rig.link.reports()
+    assert (report.kind, report.child_died) == ("timeout", False)
+    assert report.error.startswith("timeout: it ran longer than 2 s")
+    assert report.id == job.id
+
+
+def test_a_cancelled_job_apart_sees_it_and_is_made_to_end_later() -> None:
+    rig = Rig()
+    job = rig.lend(APART)
+    child = rig.crew.children[0]
+
+    for again in (False, True, True):
+        rig.foreman.deliver(Stopped(job.id, job.fence, again))
+    assert child.member.page.cancelled == job.fence
+    assert [note for note in rig.crew.told if isinstance(note, Cancelled)] == [Cancelled(tuple(job), is_news=True)]
+    assert child.member.signals == []
+
+    rig.later(1.1)
+    assert (child.member.signals, child.member.page.why) == ([15], "cancelled")
+
+
+def test_a_job_apart_that_is_cancelled_before_it_starts_never_does() -> None:
+    rig = Rig("before_run")
+    job = rig.lend(APART)
+
+    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.foreman.reported(Told(job.id, job.fence))
+
+    assert not rig.crew.running
+    assert rig.link.reports() == [Fail(job.id, job.fence, "stopped", "cancelled: before it started")]
+
+
+def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
+    rig = Rig()
+    job = rig.lend(APART)
+    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.later(1.1)
+
+    report = Succeed(job.id, job.fence)
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0, ""))
+
+    assert rig.link.reports() == [report]
+
+
+def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
+    rig = Rig()
+    job = rig.lend(APART)
+    rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
+    assert rig.crew.children[0].member.signals == [15]
+
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0, ""))
+
+    (report,) = rig.link.reports()
+    assert (type(report), report.kind) == (Fail, "died")
+
+
+def test_a_greenlet_that_gives_way_and_does_not_end_costs_its_process_when_that_says_so() -> None:
+    rig = Rig()
+    job = rig.lend()
+    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.later(1.1)
+    assert End(job.id, job.fence, "cancelled", "cancelled: it was asked to stop, and went on") in rig.crew.told
+    rig.later(2.5)
+    assert rig.crew.verdicts == []
+
+    rig.foreman.reported(Stuck(job.id, job.fence, "cancelled"))
+
+    (verdict,) = rig.crew.verdicts
+    assert (verdict.culprit, verdict.kind) == (job.fence, "stopped")
+
+
+def test_a_greenlet_that_does_not_give_way_beyond_its_time_costs_its_process_and_no_other_does() -> None:
+    rig = Rig()
+    spinner, neighbour = rig.lend(fence=1, timeout_us=3_000_000), rig.lend(fence=2, timeout_us=1_000_000)
+    rig.crew.blocking, rig.crew.host.blocked_s = spinner.fence, 3.0
+
+    rig.later(2.5)
+    assert rig.crew.verdicts == []  # The neighbour's time is over, but it is not to blame.
+    rig.later(4.1)
+
+    assert [verdict.culprit for verdict in rig.crew.verdicts] == [spinner.fence]
+    assert neighbour.fence not in [report.fence for report in rig.link.reports()]
+
+
+def test_a_reload_lets_the_new_crew_take_over_and_the_old_one_finish() -> None:
+    rig = Rig()
+    job = rig.lend()
+    taken_over = rig.foreman.reload("packages have changed")
+    assert len(rig.crews) == 2
+    rig.foreman.reload("again")  # While one is on its way another waits.
+    assert len(rig.crews) == 2
+
+    new = rig.crews[1].serve()
+    assert not taken_over.is_set()  # Another was asked for meanwhile, and is on its way.
+    assert len(rig.crews) == 3
+    rig.crews[2].serve()
+    assert taken_over.is_set()
+
+    assert (rig.crew.is_retired, rig.crew.is_over, new.is_over) == (True, False, True)
+    later = rig.lend(fence=2)
+    assert rig.crews[2].told[-1] == later
+    rig.foreman.reported(Succeed(job.id, job.fence))
+    assert rig.crew.is_over
+    assert rig.link.reports() == [Succeed(job.id, job.fence)]
+
+
+def test_a_crew_that_does_not_get_ready_is_given_up_when_packages_change_again() -> None:
+    rig = Rig()
+    rig.foreman.reload("packages have changed")
+    rig.crews[1].host.failures = 3
+
+    rig.foreman.reload("packages have changed")
+
+    assert rig.crews[1].is_over
+    assert len(rig.crews) == 3
+
+
+def test_a_retired_crew_whose_host_comes_back_takes_no_jobs() -> None:
+    rig = Rig()
+    rig.lend(APART)
+    rig.foreman.reload("")
+    rig.crews[1].serve()
+    rig.crew.die(Verdict(0, "died", "gone"))
+
+    rig.crew.serve()
+
+    assert rig.lend(fence=2) in rig.crews[1].told
+
+
+def test_progress_goes_on_and_that_of_nobody_does_not() -> None:
+    rig = Rig()
+    job = rig.lend()
+
+    rig.foreman.reported(Progress(job.id, job.fence, 0.5))
+    rig.foreman.reported(Progress(job.id, 99, 0.7))
+
+    assert [message for message in rig.link.sent if isinstance(message, Progress)] == [Progress(job.id, job.fence, 0.5)]
+
+
+def test_a_foreman_that_stops_gives_back_what_still_comes() -> None:
+    rig = Rig(grace=0.0)
+    rig.foreman._is_stopping = True
+
+    job = rig.lend()
+
+    assert rig.link.reports() == [Release(job.id, job.fence)]
