@@ -99,7 +99,11 @@ class Child:
         if _has_children():
             spoiled.append("processes")
         report = report_of(attempt)
-        self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
+        try:
+            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
+        except OSError:
+            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
+                signal.pause()
 
     def _class(self, source: str) -> type[WorkModule]:
         if source not in self._classes:

@@ -22,8 +22,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import STACK_BYTES_MAX, Announce, Dispatch, Kind, Process, Progress, check
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.family import Member, Nursery, words_for
-from givalia_core.worker.notes import Begin, Drain, Ended, Importing, Logged, Ready, Serve, Start, Started
+from givalia_core.worker.family import Member, Nursery
+from givalia_core.worker.notes import Begin, Drain, Ended, Importing, Logged, Ready, Serve, Spoiled, Start, Started
 from givalia_core.worker.page import DUMP_SIGNAL, Page
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
@@ -127,6 +127,9 @@ class Crewed(Protocol):
 
     def host_is_stuck(self, crew: Crew, verdict: Verdict) -> None:
         """The process with the greenlets should be replaced and cannot be."""
+
+    def host_is_spoiled(self, crew: Crew, words: str) -> None:
+        """A job has changed these for the whole process with the greenlets, which cannot put them back."""
 
     def crew_is_over(self, crew: Crew) -> None:
         """All its processes are gone."""
@@ -236,6 +239,8 @@ class Crew:
             elif isinstance(note, Started):
                 self.is_serving = True
                 self._foreman.crew_has_started(self)
+            elif isinstance(note, Spoiled):
+                self._foreman.host_is_spoiled(self, note.words)
             else:
                 self._foreman.reported(note)
 
@@ -278,8 +283,13 @@ class Crew:
         host.member = None
         was_starting, self.is_serving = host.state == "starting", False
         words = member.stack()
-        host.failures = 0 if time.time() - member.since > STEADY_S else host.failures + 1
-        verdict = host.verdict or Verdict(member.last_current, "died", f"child_died: {words_for(status)}\n{words}".strip())
+        verdict = host.verdict or Verdict(
+            member.last_current, "died", f"child_died: {member.words_for(status)}\n{words}".strip()
+        )
+        # A job that took its process with it says nothing about the next process, which can start at once.
+        is_blamed = self._foreman.by_fence(verdict.culprit) is not None
+        is_steady = is_blamed or time.time() - member.since > STEADY_S
+        host.failures = 0 if is_steady else host.failures + 1
         host.state = "ended"
         if not self._is_over and not (self.is_retired and not self.held):
             if was_starting and host.importing is not None and not self._may_be_chance(host, status):
@@ -353,7 +363,7 @@ class Crew:
             self.children.remove(child)
         held, child.held = child.held, None
         if held is not None:
-            words = f"child_died: {words_for(status)}\n{child.member.stack()}".strip()
+            words = f"child_died: {child.member.words_for(status)}\n{child.member.stack()}".strip()
             self._foreman.child_died(held, words)
         self._look_whether_over()
 

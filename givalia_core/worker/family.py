@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import gevent
 from gevent import monkey, socket
+from gevent.event import Event
 
 from givalia_core.worker import notes
 from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
@@ -24,6 +25,7 @@ NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write
 CLOSE_S: Final = 2.0
 NURSERY_FD: Final = 3  # Of its socket, in the nursery.
 LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
+CUT_S: Final = 0.3  # One that is silent for good and not known to be dead by then has closed its channel, and lives.
 
 
 log = logging.getLogger("givalia.worker")
@@ -55,6 +57,8 @@ class Member:
         self._is_sending = False
         self.is_open = True
         self.last_current = 0
+        self._fault = ""  # What it was killed for, if that was done here.
+        self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending: gevent.Greenlet[..., None] | None = None
 
@@ -85,9 +89,16 @@ class Member:
             pass
         except Exception as error:  # Job code can write whatever it likes to any file of its process.
             log.error("process %d says what cannot be understood, and is ended: %s: %s", self.pid, type(error).__name__, error)
-        self.last_current = self.page.current
-        if self.is_open and self.pid:
-            self.signal(signal.SIGKILL)  # It has closed its end, so nothing it does can be heard of any more.
+            self._give_up("it wrote nonsense to the connection to its worker", self.page.current or self.page.last)
+            return
+        ran = self.page.current or self.page.last
+        if not self._gone.wait(CUT_S) and self.is_open and self.pid:
+            self._give_up("it closed the connection to its worker", ran)
+
+    def _give_up(self, words: str, ran: int) -> None:
+        """Kill it, for nothing that it does can be heard of any more; whose code ran when that began is to blame."""
+        self._fault, self.last_current = words, ran
+        self.signal(signal.SIGKILL)
 
     def stack(self) -> str:
         """What it has written of where it is, or was, since this was last asked."""
@@ -113,16 +124,25 @@ class Member:
 
     def end(self, status: int) -> None:
         """It is gone."""
+        self._gone.set()
         self._reading.join(LINGER_S)  # Somebody it has left behind may hold its end open.
         self.is_open = False
         self._reading.kill()
-        self.last_current = self.page.current or self.last_current
+        if not self._fault:
+            self.last_current = self.page.current
+            if not self.last_current and not _is_killed(status):
+                # It died of itself, though in no job's code: of what the one before has done, its files closed perhaps.
+                self.last_current = self.page.last
         self._channel.close()
         self._ended(status)
         os.close(self._file)
         self.page.close()
         for fd in self.given:  # The process was never made.
             os.close(fd)
+
+    def words_for(self, status: int) -> str:
+        """How it ended, in words."""
+        return self._fault if self._fault and _is_killed(status) else words_for(status)
 
 
 class Nursery:
@@ -181,10 +201,10 @@ class Nursery:
         _wait_for(self.pid)
         members = [*self._members.values(), *self._tickets.values()]
         self._members, self._tickets = {}, {}
+        self._socket.close()
         if not self._is_closed:
-            self._lost()  # Before the members' ends are told: what takes their place is not to be asked of this one.
-        for member in members:
-            gevent.spawn(member.end, signal.SIGKILL)
+            self._lost()  # Before anybody hears of an end, and has another process made by one that is not there.
+        gevent.joinall([gevent.spawn(member.end, signal.SIGKILL) for member in members])
 
     def _take(self, what: int, a: int, b: int) -> None:
         if what == BORN:
@@ -210,6 +230,10 @@ def _wait_for(pid: int) -> None:
     """Let the system forget a process that has ended, or is just about to."""
     with contextlib.suppress(ChildProcessError):
         monkey.get_original("os", "waitpid")(pid, 0)
+
+
+def _is_killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def words_for(status: int) -> str:

@@ -385,6 +385,11 @@ class Foreman:
             self._forget(held)
             self._link.send(self._what_became(held, verdict))
 
+    def host_is_spoiled(self, crew: Crew, words: str) -> None:
+        """The process with the greenlets is not any more what jobs may expect, so another takes over."""
+        if crew is self._present:
+            self._reload(f"a job has changed the {words} of the one with the greenlets")
+
     def _settle(self, held: Held, report: Succeed | Fail) -> None:
         """Tell the plugins, and then the server, how a job ended that had a process of its own."""
         held.at_s = None

@@ -30,7 +30,7 @@ from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.worker import notes  # noqa: E402
-from givalia_core.worker.notes import Importing, Serve  # noqa: E402
+from givalia_core.worker.notes import Importing, Serve, Spoiled  # noqa: E402
 from givalia_core.worker.page import LastWords, Page  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
@@ -80,6 +80,8 @@ class Host:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         reader = notes.Reader()
         serve, *more = self._first_notes(reader)
+        # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
+        gevent.get_hub().loop.install_sigchld()
         runner = self._runner = self._open(serve)
         os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
         sending = gevent.spawn(self._send_forever)
@@ -122,10 +124,15 @@ class Host:
         """Put right what a job has changed for everybody."""
         changed = self._surroundings.changed()
         if changed:
-            log.warning("a job has changed the %s of its process; put back", " and the ".join(changed))
+            words = " and the ".join(changed)
+            log.warning("a job has changed the %s of its process; put back", words)
             self._surroundings.restore()
             self._last_words.listen()
             gevent.get_hub().loop.install_sigchld()
+            if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.
+                self._surroundings.close()
+                self._surroundings = Surroundings()  # So that this is said once.
+                self._say(Spoiled(words))
 
     # The channel.
 

@@ -115,6 +115,12 @@ class Ended(NamedTuple):
     spoiled: str
 
 
+class Spoiled(NamedTuple):
+    """A job has changed these for the whole process, which cannot put them back and should be replaced."""
+
+    words: str
+
+
 class Counts(NamedTuple):
     """What the supervisor counts, for plugins that show it."""
 
@@ -128,8 +134,8 @@ class Logged(NamedTuple):
 
 
 NOTES: Final[tuple[type, ...]] = (
-    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Ended, Counts, Logged,
-    Dispatch, Succeed, Fail, Release, Progress, Announce,
+    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Ended, Spoiled, Counts,
+    Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = msgpack.Packer(autoreset=True)

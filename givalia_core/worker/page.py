@@ -21,7 +21,7 @@ from givalia_core.settings import state_folder
 PAGE_BYTES: Final = 4096
 DUMP_BYTES_MAX: Final = 64 << 10
 DUMP_SIGNAL: Final = signal.SIGURG  # Of all signals the one that harms nobody whose handler for it is gone.
-_PULSE, _CURRENT, _CANCELLED, _WHY = range(4)
+_PULSE, _CURRENT, _CANCELLED, _WHY, _LAST = range(5)
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
 
@@ -41,6 +41,7 @@ class Page:
     def beat(self) -> None:
         """The loop of this process still turns."""
         self._fields[_PULSE] = time.monotonic_ns()
+        self._fields[_LAST] = 0
 
     def silence_s(self) -> float:
         """For how long the loop of the process has not turned; 0 before it first did."""
@@ -55,6 +56,13 @@ class Page:
     @current.setter
     def current(self, fence: int) -> None:
         self._fields[_CURRENT] = fence
+        if fence:
+            self._fields[_LAST] = fence
+
+    @property
+    def last(self) -> int:
+        """The fence of the attempt whose code the process was in last, or is; 0: none since the loop's last pulse."""
+        return self._fields[_LAST]
 
     @property
     def cancelled(self) -> int:
@@ -83,6 +91,9 @@ class LastWords:
 
     def listen(self) -> None:
         """In the process: let the interpreter write its stack there, also from C code that holds its lock."""
+        # What is on already is not put in place again, though a job may have replaced the handler: so off first.
+        faulthandler.disable()
+        faulthandler.unregister(DUMP_SIGNAL)
         faulthandler.enable(self._fd, all_threads=False)
         faulthandler.register(DUMP_SIGNAL, self._fd, all_threads=True, chain=False)
 

@@ -161,7 +161,7 @@ def _pack_result(attempt: Attempt) -> None:
         msgpack.unpackb(packed, strict_map_key=False)
     except MemoryError:
         attempt.result_error = "TOO_LARGE"
-    except Exception:
+    except BaseException:  # A result may run code of its own when it is packed: a kind of dict, say.
         attempt.result_error = "UNSERIALIZABLE"
     else:
         if len(packed) > RESULT_BYTES_MAX:

@@ -36,7 +36,7 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, decoded, execute, timed_out, view
+from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, decoded, execute, report, timed_out, view
 
 PULSE_S: Final = 0.2
 
@@ -117,12 +117,13 @@ class Runner:
             Logged: self._log,
         }
 
-    def open(self, on_pulse: Callable[[], None] = lambda: None) -> None:
-        """Begin to show signs of life, and say what is served; `on_pulse` is called as often as the loop shows one."""
+    def open(self, tidy: Callable[[], None] = lambda: None) -> None:
+        """Begin to show signs of life, and say what is served; `tidy` is called with each of them, and when a job has ended."""
+        self._tidy = tidy
 
         def pulse() -> None:
             self._page.beat()
-            on_pulse()
+            tidy()
 
         pulse()
         self._pulse = gevent.get_hub().loop.timer(PULSE_S, PULSE_S)
@@ -182,9 +183,13 @@ class Runner:
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
             log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
+            attempt.raised = attempt.raised or error
+            classify(attempt)
+            report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
         finally:
             self._attempts.pop(attempt.dispatch.fence, None)
             self._fences.pop(attempt.greenlet, None)
+            self._tidy()
 
     def _stop(self, attempt: _Held, stopped: Stopped) -> None:
         """Make the job's code end, and say so if it does not."""

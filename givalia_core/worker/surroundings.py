@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # What `signal` wraps, which makes an enum of each answer, and that takes time.
 import contextlib
 import os
 import resource
 import signal
-from pathlib import Path
 from typing import Any, Final
 
 _LIMITS: Final = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)
 _SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_STREAMS: Final = (0, 1, 2)
 
 
 class Surroundings:
-    """The working folder, the umask, the signals' handlers and the limits, as they were when this was made."""
+    """The working folder, the umask, what is done at signals, the limits and the streams, as they were when this was made."""
 
     def __init__(self) -> None:
         self._folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
@@ -23,6 +25,8 @@ class Surroundings:
     def changed(self) -> list[str]:
         """What is not any more as it was, in words."""
         now = _look()
+        if now == self._were:
+            return []
         return [words for words, was in self._were.items() if now[words] != was]
 
     def close(self) -> None:
@@ -31,13 +35,19 @@ class Surroundings:
             os.close(self._folder)
 
     def restore(self) -> None:
-        """Put it back, as far as that is allowed."""
-        os.fchdir(self._folder)
+        """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
+        with contextlib.suppress(OSError):
+            os.fchdir(self._folder)
         os.umask(self._were["umask"])
-        for number, handler in self._were["signal handlers"]:
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        for number, handler in zip([*_SIGNALS, signal.SIGCHLD], self._were["signal handlers"], strict=True):
             with contextlib.suppress(OSError, ValueError, TypeError):
                 signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._were["blocked signals"])
         for limit, (soft, hard) in zip(_LIMITS, self._were["limits"], strict=True):
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(limit, (soft, hard))
             with contextlib.suppress(OSError, ValueError):
                 resource.setrlimit(limit, (soft, min(hard, resource.getrlimit(limit)[1], key=_size)))
 
@@ -46,15 +56,29 @@ def _look() -> dict[str, Any]:
     umask = os.umask(0o077)
     os.umask(umask)
     try:
-        folder: Path | None = Path.cwd()
+        folder: str | None = os.getcwd()  # noqa: PTH109 - Not by way of a Path, after every job.
     except OSError:
         folder = None  # Somebody has removed it.
     return {
         "working folder": folder,
         "umask": umask,
-        "signal handlers": [(number, signal.getsignal(number)) for number in _SIGNALS],
-        "limits": [resource.getrlimit(limit) for limit in _LIMITS],
+        "signal handlers": [
+            *map(_signal.getsignal, _SIGNALS),
+            signal.getsignal(signal.SIGCHLD),
+        ],  # gevent has its own for that.
+        "blocked signals": _signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "timers": [signal.getitimer(timer) != (0.0, 0.0) for timer in _TIMERS],
+        "limits": list(map(resource.getrlimit, _LIMITS)),
+        "standard streams": list(map(_identity, _STREAMS)),
     }
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _size(limit: int) -> float:
