@@ -422,9 +422,9 @@ class Crew:
         return f"{who} has blocked the greenlets of its worker for {self.host.blocked_s:.1f} s"
 
     def processes(self) -> Iterator[Process]:
-        """What is to be said of the processes."""
+        """What is to be said of the processes that have been born: pid 0 would be the whole group of whoever signals it."""
         host = self.host
-        if host.member is not None:
+        if host.member is not None and host.member.pid:
             blocked_s = host.blocked_s
             held = self.blocker() if blocked_s else None
             state = "draining" if self.is_retired and not blocked_s else host.state
@@ -434,7 +434,7 @@ class Crew:
                 held.dispatch.module if held else None, held.dispatch.id if held else None, round(blocked_s * SECOND_US),
                 host.stack,
             )  # fmt: skip
-        for child in self.children:
+        for child in [child for child in self.children if child.member.pid]:
             held = child.held
             yield Process(
                 child.member.pid, "job", "idle" if held is None else "running", int(held is not None),
