@@ -102,6 +102,7 @@ class Runner:
         self._attempts: dict[int, _Held] = {}  # By fence.
         self._fences: dict[Any, int] = {}  # By greenlet.
         self._pulse: Any = None
+        self._has_to_tidy = False
         self._draining: gevent.Greenlet[..., Any] | None = None
         self.is_over = Event()
         """Set when no more jobs will come and the plugins know."""
@@ -125,8 +126,9 @@ class Runner:
             self._page.beat()
             tidy()
 
+        self._loop = gevent.get_hub().loop
         pulse()
-        self._pulse = gevent.get_hub().loop.timer(PULSE_S, PULSE_S)
+        self._pulse = self._loop.timer(PULSE_S, PULSE_S)
         self._pulse.start(pulse)
         if greenlet.gettrace() is None:
             greenlet.settrace(self._trace)
@@ -189,7 +191,13 @@ class Runner:
         finally:
             self._attempts.pop(attempt.dispatch.fence, None)
             self._fences.pop(attempt.greenlet, None)
-            self._tidy()
+            if not self._has_to_tidy:  # Once for all jobs that end in one turn of the loop.
+                self._has_to_tidy = True
+                self._loop.run_callback(self._tidy_up)
+
+    def _tidy_up(self) -> None:
+        self._has_to_tidy = False
+        self._tidy()
 
     def _stop(self, attempt: _Held, stopped: Stopped) -> None:
         """Make the job's code end, and say so if it does not."""
