@@ -93,7 +93,7 @@ class WorkModule:
 
     def progress(self, fraction: float, text: str = "") -> None:
         """Say how far the attempt is, from 0.0 to 1.0, and in a few words what it is at. A hint for `stat`, not durable."""
-        self._run.tell(min(max(0.0, float(fraction)), 1.0), str(text)[:255])
+        self._run.tell(min(max(0.0, float(fraction)), 1.0), str(text)[:255].encode("utf-8", "replace").decode())
 
     @property
     def cancelled(self) -> bool:

@@ -119,6 +119,9 @@ class Crewed(Protocol):
     def job_ended(self, held: Held, note: Any) -> None:
         """A job that had a process of its own has ended."""
 
+    def job_not_started(self, held: Held, words: str) -> None:
+        """There is no process of its own for a job."""
+
     def child_died(self, held: Held, words: str) -> None:
         """A job's own process is gone, and it did not say how the job ended."""
 
@@ -206,7 +209,12 @@ class Crew:
         if self._is_over:
             return
         host.state, host.importing, host.verdict, host.asked_at, host.stack = "starting", None, None, 0.0, ""
-        member = Member("greenlets", self.hear_host, lambda status: self._host_ended(member, status))
+        try:
+            member = Member("greenlets", self.hear_host, lambda status: self._host_ended(member, status))
+        except OSError as error:
+            self._foreman.log.error("no process for the greenlets can be made: %s", error)
+            gevent.spawn_later(BACKOFF_MAX_S, self._start_host)
+            return
         host.member = member
         host.starts += 1
         member.tell(Serve(dataclasses.asdict(self._settings), self._deadly))
@@ -316,7 +324,12 @@ class Crew:
         """Run a job in a process of its own: one that waits for work, best one that knows the module, else a new one."""
         source = self.sources.get(held.dispatch.module, "")
         idle = [child for child in self.children if child.held is None]
-        child = next((each for each in idle if each.source == source), idle[0] if idle else None) or self._new_child()
+        child = next((each for each in idle if each.source == source), idle[0] if idle else None)
+        try:
+            child = child or self._new_child()
+        except OSError as error:
+            self._foreman.job_not_started(held, f"no process for it could be made: {error}")
+            return
         child.held, child.source = held, source
         child.member.page.cancelled = held.dispatch.fence if held.is_cancelled else 0
         child.member.page.why = ""
@@ -362,7 +375,9 @@ class Crew:
         if child in self.children:
             self.children.remove(child)
         held, child.held = child.held, None
-        if held is not None:
+        if held is not None and not child.member.pid:
+            self._foreman.job_not_started(held, child.member.words_for(status))
+        elif held is not None:
             words = f"child_died: {child.member.words_for(status)}\n{child.member.stack()}".strip()
             self._foreman.child_died(held, words)
         self._look_whether_over()

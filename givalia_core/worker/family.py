@@ -24,6 +24,7 @@ RECEIVE_BYTES: Final = 65_536
 NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
 CLOSE_S: Final = 2.0
 NURSERY_FD: Final = 3  # Of its socket, in the nursery.
+UNBORN: Final = -1  # In place of a status: it could not be made.
 LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
 CUT_S: Final = 0.3  # One that is silent for good and not known to be dead by then has closed its channel, and lives.
 
@@ -46,9 +47,13 @@ class Member:
         self.since = time.time()
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
-        page, last_words = nameless_file(PAGE_BYTES), nameless_file()
-        self.page, self.last_words = Page(page), LastWords(last_words)
-        self._file = last_words
+        with contextlib.ExitStack() as undone:  # Where there are no more file descriptors, none is to be lost.
+            page = nameless_file(PAGE_BYTES)
+            undone.callback(os.close, page)
+            self._file = last_words = nameless_file()
+            undone.callback(os.close, last_words)
+            self.page, self.last_words = Page(page), LastWords(last_words)
+            undone.pop_all()
         self._channel = ours
         self.given = [theirs.detach(), page, last_words]
         self._out: list[Any] = []
@@ -209,6 +214,9 @@ class Nursery:
     def _take(self, what: int, a: int, b: int) -> None:
         if what == BORN:
             member = self._tickets.pop(a)
+            if not b:
+                gevent.spawn(member.end, UNBORN)
+                return
             self._members[b] = member
             member.be_born(self, b)
         elif what == ENDED and (member_ := self._members.pop(a, None)) is not None:
@@ -233,11 +241,13 @@ def _wait_for(pid: int) -> None:
 
 
 def _is_killed(status: int) -> bool:
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return status == UNBORN or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
 
 
 def words_for(status: int) -> str:
     """How a process ended, from the status that `os.waitpid` gives."""
+    if status == UNBORN:
+        return "the system makes no more processes now"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:

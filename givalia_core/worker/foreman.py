@@ -238,7 +238,7 @@ class Foreman:
         is_first, self._has_connected = not self._has_connected, True
         self.connected.set()
         self.log.info("connected to %s as %s", event.address, self.settings.name)
-        if is_first and self._present is None and self.crews and self.crews[0].host.state == "ready":
+        if is_first and self._present is None and self.crews and self.crews[0].host.state in ("ready", "blocked"):
             self.crews[0].start()
 
     def _note_disconnected(self, event: Disconnected) -> None:
@@ -339,6 +339,11 @@ class Foreman:
         if held.why == "lease":
             report = self._failure(held, "lease")
         self._settle(held, report)
+
+    def job_not_started(self, held: Held, words: str) -> None:
+        """There is no process of its own for a job, so this attempt has failed."""
+        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
+        self._settle(held, Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
     def child_died(self, held: Held, words: str) -> None:
         """A job's own process is gone."""

@@ -37,7 +37,6 @@ from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
 RECEIVE_BYTES: Final = 262_144
-NOTES_AT_ONCE: Final = 100  # Each may have a whole result in it, and the supervisor reads no more than so much at once.
 LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
 
 log = logging.getLogger("givalia.worker")
@@ -152,11 +151,9 @@ class Host:
             self._rung.wait()
             self._rung.clear()
             out, self._out, self._hints = [*self._hints.values(), *self._out], [], {}
-            for start in range(0, len(out), NOTES_AT_ONCE):
-                self._channel.sendall(notes.pack(out[start : start + NOTES_AT_ONCE]))
             if out:
-                continue
-            if self._runner is not None and self._runner.is_over.is_set():
+                self._channel.sendall(notes.pack(out))
+            elif self._runner is not None and self._runner.is_over.is_set():
                 return
 
     def _read_forever(self, reader: notes.Reader, notes_: list[Any]) -> None:

@@ -472,7 +472,8 @@ def _parts(asked: list[Any]) -> list[list[Any]]:
     parts: list[list[Any]] = [[]]
     room = frames.FRAME_BYTES_MAX // 2
     for message in asked:
-        size = 48 + len(getattr(message, "payload", b"")) + len(getattr(message, "error", None) or b"") * 4
+        words: str = getattr(message, "error", None) or getattr(message, "text", None) or ""
+        size = 48 + len(getattr(message, "payload", b"")) + len(words) * 4
         if parts[-1] and (size > room or len(parts[-1]) == frames.ITEMS_MAX):
             parts.append([])
             room = frames.FRAME_BYTES_MAX // 2

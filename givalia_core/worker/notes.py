@@ -6,7 +6,7 @@ What a process reports of a job are the very messages that go to the server (`Su
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -15,6 +15,7 @@ from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, R
 
 _LENGTH: Final = struct.Struct("<I")
 _BYTES_MAX: Final = (1 << 32) - 1
+TOGETHER_MAX: Final = 100  # Notes in one record: each may have a whole result in it, and who reads bounds the record.
 
 
 class Serve(NamedTuple):
@@ -138,17 +139,21 @@ NOTES: Final[tuple[type, ...]] = (
     Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
-_packer: Any = msgpack.Packer(autoreset=True)
+_packer: Any = msgpack.Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.
 
 
-def pack(notes: Iterable[Any]) -> bytes:
-    """Notes as they travel: their length, then one array for each."""
+def pack(notes: Sequence[Any]) -> bytes:
+    """Notes as they travel, in records: the length of each, then one array for each note."""
+    return b"".join(_record(notes[start : start + TOGETHER_MAX]) for start in range(0, len(notes), TOGETHER_MAX))
+
+
+def _record(notes: Sequence[Any]) -> bytes:
     packed: bytes = _packer.pack([(_CODES[type(note)], note) for note in notes])
     return _LENGTH.pack(len(packed)) + packed
 
 
 class Reader:
-    """Cuts a stream of bytes into notes, of which one write has at most so many bytes."""
+    """Cuts a stream of bytes into notes; a record of them has at most so many bytes."""
 
     def __init__(self, bytes_max: int = _BYTES_MAX) -> None:
         self._bytes_max = bytes_max
@@ -166,7 +171,7 @@ class Reader:
         while len(self._data) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._data, start)
             if size > self._bytes_max:
-                raise ValueError(f"{size} bytes in one write")
+                raise ValueError(f"{size} bytes in one record")
             end = start + _LENGTH.size + size
             if len(self._data) < end:
                 break

@@ -88,7 +88,13 @@ class Nursery:
         return True
 
     def _fork(self, ticket: int, role: str, fds: list[int]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # There are too many processes, of a job perhaps; the others are not to pay for that.
+            for fd in fds:
+                os.close(fd)
+            self._tell(BORN, ticket, 0)
+            return
         if pid == 0:
             self._become(role, fds)
         with contextlib.suppress(OSError):
