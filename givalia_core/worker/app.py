@@ -171,7 +171,7 @@ class Worker:
         foreman = Foreman(settings, link, lambda foreman: Crew(foreman, here, environ=environ), Relayed(self._inbox))
         self._foreman = foreman
         foreman.open()
-        self._outbox: Bell = Bell(lambda note: foreman.crews[0].hear_host([note]))
+        self._outbox: Bell = Bell(lambda note: foreman.generations.crews[0].hear_host([note]))
         self._asked_to_stop = Event()
         self._inbox.ring_call(self._runner.open)
         linked = gevent.spawn(link.run)

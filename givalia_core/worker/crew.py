@@ -13,98 +13,28 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import gevent
 
-from givalia_core.clock import SECOND_US
-from givalia_core.protocol.messages import STACK_BYTES_MAX, Announce, Dispatch, Kind, Process, Progress, check
+from givalia_core.protocol.messages import Announce, Process
 from givalia_core.settings import WorkerSettings
-from givalia_core.views import text_id
 from givalia_core.worker.family import Member, Nursery
-from givalia_core.worker.notes import Begin, Drain, Ended, Importing, Logged, Ready, Serve, Spoiled, Start, Started
-from givalia_core.worker.page import DUMP_SIGNAL, Page
+from givalia_core.worker.held import Held, Verdict
+from givalia_core.worker.notes import Drain, Importing, Ready, Serve, Spoiled, Start, Started
+from givalia_core.worker.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
+from givalia_core.worker.watchdog import Host, Hosting
 
-START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
 STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
-BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
-ASK_AGAIN_S: Final = 10.0
-CLOSE_S: Final = 1.0
 DRAIN_S: Final = 5.0
 
 
-class Held:
-    """A job that this worker holds, from its dispatch to its report.
-
-    `phase` is where it is: `before` and `after` while plugins are told of one that has a process of its own, else `running`.
-    `why` says why its code was made to end. At `at_s` (monotonic) the next `step` is due, `end` or `kill`, for `cause`.
-    """
-
-    __slots__ = ("at_s", "cause", "crew", "dispatch", "is_cancelled", "is_process", "phase", "report", "seconds", "step", "why")
-
-    def __init__(self, dispatch: Dispatch, crew: Crew, *, is_process: bool) -> None:
-        self.dispatch = dispatch
-        self.crew = crew
-        self.is_process = is_process
-        self.phase = "running"
-        self.is_cancelled = False
-        self.why = ""
-        self.at_s: float | None = None
-        self.step = ""
-        self.cause = ""
-        self.report: Any = None
-        self.seconds = 0.0
-
-
-class Hosting(Protocol):
-    """A process with greenlets, as far as a crew needs to know: one of its own, or the one that the crew is in."""
-
-    pid: int
-    since: float
-    page: Page
-    last_current: int
-    is_open: bool
-
-    def tell(self, *said: Any) -> None:
-        """Say something to it."""
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-
-    def stack(self) -> str:
-        """What it has written of where it is, since this was last asked."""
-
-
-class Verdict:
-    """Why a host is put to death, and whose fault that is: a fence, or 0 for nobody's that is known."""
-
-    def __init__(self, culprit: int, kind: str, words: str) -> None:
-        self.culprit = culprit
-        self.kind = kind
-        self.words = words
-
-
-class Lines(Protocol):
-    """What a crew and its foreman need of a logger."""
-
-    def info(self, words: str, *values: Any) -> None:
-        """What is good to know."""
-
-    def warning(self, words: str, *values: Any) -> None:
-        """What somebody should look at."""
-
-    def error(self, words: str, *values: Any) -> None:
-        """What went wrong."""
-
-
-class Crewed(Protocol):
-    """What a crew tells its foreman."""
+class Crewed(Pooled, Protocol):
+    """What a crew tells its foreman, beside what its pool does."""
 
     settings: WorkerSettings
-    log: Lines
     counts: Counter[str]
 
     def crew_is_ready(self, crew: Crew) -> None:
@@ -112,18 +42,6 @@ class Crewed(Protocol):
 
     def crew_has_started(self, crew: Crew) -> None:
         """Its plugins know that the worker is connected: jobs may come."""
-
-    def reported(self, note: Any) -> None:
-        """A job has ended, or says how far it is; or the plugins were told of one; or it has logged something."""
-
-    def job_ended(self, held: Held, note: Any) -> None:
-        """A job that had a process of its own has ended."""
-
-    def job_not_started(self, held: Held, words: str) -> None:
-        """There is no process of its own for a job."""
-
-    def child_died(self, held: Held, words: str) -> None:
-        """A job's own process is gone, and it did not say how the job ended."""
 
     def host_died(self, crew: Crew, verdict: Verdict) -> None:
         """The process with the greenlets is gone; another is on its way, unless the crew is over."""
@@ -134,44 +52,14 @@ class Crewed(Protocol):
     def host_is_spoiled(self, crew: Crew, words: str) -> None:
         """A job has changed these for the whole process with the greenlets, which cannot put them back."""
 
+    def host_is_full(self, crew: Crew) -> None:
+        """The process with the greenlets has more memory than it may."""
+
     def crew_is_over(self, crew: Crew) -> None:
         """All its processes are gone."""
 
-    def by_fence(self, fence: int) -> Held | None:
+    def by_fence(self, fence: int) -> Job | None:
         """The job with this fence, if it is held here."""
-
-
-class Host:
-    """The process that runs greenlets, and the one after it when it has to be replaced."""
-
-    def __init__(self) -> None:
-        self.member: Hosting | None = None
-        self.state = "starting"
-        self.starts = 0
-        self.failures = 0  # Processes in a row that did not live long.
-        self.importing: str | None = None
-        self.verdict: Verdict | None = None
-        self.asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
-        self.stack = ""
-
-    @property
-    def blocked_s(self) -> float:
-        """For how long it has shown no sign of life, if that is long enough to be called blocked."""
-        if self.member is None or self.state == "starting":
-            return 0.0
-        silence_s = self.member.page.silence_s()
-        return silence_s if silence_s > BLOCKED_S else 0.0
-
-
-class Child:
-    """A process for one job at a time."""
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        self.held: Held | None = None
-        self.source = ""
-        self.jobs = 0
-        self.is_full = False  # Over its memory.
 
 
 class Crew:
@@ -186,8 +74,8 @@ class Crew:
         self.modules: dict[str, Announce] = {}
         self.sources: dict[str, str] = {}
         self.hooks: frozenset[str] = frozenset()
-        self.host = Host()
-        self.children: list[Child] = []
+        self.host = Host(foreman.by_fence, foreman.log, foreman.counts)
+        self.pool = Pool(foreman, foreman.settings, self._fork)
         self.held = 0  # Jobs that it has to see to the end.
         self.is_serving = False
         self.is_retired = False
@@ -205,18 +93,15 @@ class Crew:
     # The host.
 
     def _start_host(self) -> None:
-        host = self.host
         if self._is_over:
             return
-        host.state, host.importing, host.verdict, host.asked_at, host.stack = "starting", None, None, 0.0, ""
         try:
             member = Member("greenlets", self.hear_host, lambda status: self._host_ended(member, status))
         except OSError as error:
             self._foreman.log.error("no process for the greenlets can be made: %s", error)
             gevent.spawn_later(BACKOFF_MAX_S, self._start_host)
             return
-        host.member = member
-        host.starts += 1
+        self.host.begin(member)
         member.tell(Serve(dataclasses.asdict(self._settings), self._deadly))
         self._fork(member)
 
@@ -318,144 +203,29 @@ class Crew:
         is_first, self._suspected = self._suspected != host.importing, host.importing or ""
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
-    # Children.
-
-    def run(self, held: Held) -> None:
-        """Run a job in a process of its own: one that waits for work, best one that knows the module, else a new one."""
-        source = self.sources.get(held.dispatch.module, "")
-        idle = [child for child in self.children if child.held is None]
-        child = next((each for each in idle if each.source == source), idle[0] if idle else None)
-        try:
-            child = child or self._new_child()
-        except OSError as error:
-            self._foreman.job_not_started(held, f"no process for it could be made: {error}")
-            return
-        child.held, child.source = held, source
-        child.member.page.cancelled = held.dispatch.fence if held.is_cancelled else 0
-        child.member.page.why = ""
-        child.member.tell(Begin(tuple(held.dispatch), source))
-
-    def _new_child(self) -> Child:
-        member = Member("job", lambda heard: self._hear_child(child, heard), lambda status: self._child_ended(child, status))
-        child = Child(member)
-        self.children.append(child)
-        member.tell(Serve({"log_level": self._settings.log_level}, {}))
-        self._fork(member)
-        return child
-
-    def _hear_child(self, child: Child, heard: list[Any]) -> None:
-        for note in heard:
-            held = child.held
-            if isinstance(note, Logged):
-                self._foreman.reported(note)
-            elif held is None or not isinstance(note, (Progress, Ended)):
-                raise TypeError(f"a {type(note).__name__} from a job's own process")
-            elif isinstance(note, Progress):
-                check(Kind.PROGRESS, [held.dispatch.id, held.dispatch.fence, note.fraction, note.text])
-                self._foreman.reported(note._replace(id=held.dispatch.id, fence=held.dispatch.fence))
-            else:
-                _check_report(note, held)
-                child.held = None
-                child.jobs += 1
-                if note.spoiled:
-                    self._foreman.log.info(
-                        "a job of %s has left %s behind; its process is used no more", held.dispatch.module, note.spoiled
-                    )
-                if note.spoiled or held.why or child.is_full or 0 < self._settings.jobs_per_process <= child.jobs:
-                    self._retire(child)
-                self._foreman.job_ended(held, note)
-
-    def _retire(self, child: Child) -> None:
-        if child in self.children:
-            self.children.remove(child)
-        child.member.close()
-        gevent.spawn_later(CLOSE_S, _end_for_good, child.member)
-
-    def _child_ended(self, child: Child, status: int) -> None:
-        if child in self.children:
-            self.children.remove(child)
-        held, child.held = child.held, None
-        if held is not None and not child.member.pid:
-            self._foreman.job_not_started(held, child.member.words_for(status))
-        elif held is not None:
-            words = f"child_died: {child.member.words_for(status)}\n{child.member.stack()}".strip()
-            self._foreman.child_died(held, words)
-        self._look_whether_over()
-
-    def child_of(self, held: Held) -> Child | None:
-        """The process that a job has."""
-        return next((child for child in self.children if child.held is held), None)
-
     # Looking after them.
+
+    def run(self, held: Job) -> None:
+        """Run a job in a process of its own."""
+        self.pool.run(held, self.sources.get(held.dispatch.module, ""))
 
     def look(self, *, is_fair: bool) -> None:
         """See how the processes are; `is_fair` is False when this process itself has just been away."""
-        host = self.host
-        if host.member is None or not is_fair:
-            return
-        if host.state == "starting":
-            if time.time() - host.member.since > START_S:
-                self.replace_host(Verdict(0, "died", f"it did not get ready in {START_S:g} s"))
-            return
-        blocked_s = host.blocked_s
-        if blocked_s:
-            self._look_at_blocked(host, host.member, blocked_s)
-        elif host.asked_at:
-            self._foreman.log.warning("the process %d with the greenlets shows signs of life again", host.member.pid)
-            host.asked_at, host.stack, host.state = 0.0, "", "ready"
-
-    def _look_at_blocked(self, host: Host, member: Hosting, blocked_s: float) -> None:
-        if host.state != "blocked":
-            host.state = "blocked"
-            self._foreman.counts["blocked"] += 1
-        if stack := member.stack():
-            is_news, host.stack = not host.stack, stack[-STACK_BYTES_MAX:]
-            if is_news:
-                self._foreman.log.warning("%s (process %d); it is here:\n%s", self.blocker_words(), member.pid, stack)
-        if blocked_s > self._settings.block_limit:
-            words = f"timeout: blocked, it has not given way for {blocked_s:.1f} s\n{host.stack}".strip()
-            self._foreman.log.error("%s; its process is replaced", self.blocker_words())
-            self.replace_host(Verdict(member.page.current, "timeout", words))
-        elif time.monotonic() - host.asked_at > ASK_AGAIN_S:
-            host.asked_at = time.monotonic()
-            member.signal(DUMP_SIGNAL)
-
-    def is_blocked_by(self, held: Held) -> bool:
-        """Whether this job is the one that keeps all others from running."""
-        member = self.host.member
-        return member is not None and bool(self.host.blocked_s) and member.page.current == held.dispatch.fence
-
-    def blocker(self) -> Held | None:
-        """The job that does not give way, if it is one and known."""
-        member = self.host.member
-        return None if member is None else self._foreman.by_fence(member.page.current)
-
-    def blocker_words(self) -> str:
-        """Who does not give way, and for how long, in words."""
-        held = self.blocker()
-        who = f"job {text_id(held.dispatch.id)} of {held.dispatch.module}" if held is not None else "something that is no job"
-        return f"{who} has blocked the greenlets of its worker for {self.host.blocked_s:.1f} s"
+        self.pool.look()
+        verdict = self.host.look(self._settings) if is_fair else None
+        if verdict is not None:
+            self.replace_host(verdict)
+        member, limit_bytes = self.host.member, self._settings.memory_per_process * MIB
+        is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
+        if member is not None and limit_bytes and is_old and memory_bytes(member.pid) > limit_bytes:
+            self._foreman.host_is_full(self)
 
     def processes(self) -> Iterator[Process]:
-        """What is to be said of the processes that have been born: pid 0 would be the whole group of whoever signals it."""
-        host = self.host
-        if host.member is not None and host.member.pid:
-            blocked_s = host.blocked_s
-            held = self.blocker() if blocked_s else None
-            state = "draining" if self.is_retired and not blocked_s else host.state
-            yield Process(
-                host.member.pid, "greenlets", state, self.held - sum(child.held is not None for child in self.children),
-                round(host.member.since * SECOND_US), memory_bytes(host.member.pid), host.starts - 1,
-                held.dispatch.module if held else None, held.dispatch.id if held else None, round(blocked_s * SECOND_US),
-                host.stack,
-            )  # fmt: skip
-        for child in [child for child in self.children if child.member.pid]:
-            held = child.held
-            yield Process(
-                child.member.pid, "job", "idle" if held is None else "running", int(held is not None),
-                round(child.member.since * SECOND_US), memory_bytes(child.member.pid), 0,
-                held.dispatch.module if held else None, held.dispatch.id if held else None,
-            )  # fmt: skip
+        """What is to be said of the processes."""
+        host = self.host.process(self.held - self.pool.running, is_draining=self.is_retired)
+        if host is not None:
+            yield host
+        yield from self.pool.processes()
 
     # The end.
 
@@ -481,8 +251,7 @@ class Crew:
         if self._is_over:
             return
         self._is_over = True
-        for child in list(self.children):
-            self._retire(child)
+        self.pool.close()
         member = self.host.member
         if member is not None:
             self.drain()
@@ -490,7 +259,7 @@ class Crew:
             if self._is_local:
                 self.host.member = None
             else:
-                gevent.spawn_later(DRAIN_S, _end_for_good, member)
+                gevent.spawn_later(DRAIN_S, end_for_good, member)
         self._look_whether_over()
 
     def _look_whether_over(self) -> None:
@@ -504,29 +273,4 @@ class Crew:
         self._foreman.crew_is_over(self)
 
 
-def _check_report(note: Ended, held: Held) -> None:
-    """A job's own process is believed what it says of its own job, and no more than a server would believe.
-
-    Raises:
-        BadRequest, ValueError: It says something else.
-    """
-    *fields, payload = (*note.report,) if note.is_success else (*note.report, b"")
-    check(Kind.SUCCEED if note.is_success else Kind.FAIL, fields, payload)
-    if (fields[0], fields[1]) != (held.dispatch.id, held.dispatch.fence):
-        raise ValueError("a report of another job")
-
-
-def _end_for_good(member: Hosting) -> None:
-    if member.is_open:
-        member.signal(signal.SIGKILL)
-
-
-def memory_bytes(pid: int) -> int:
-    """The resident memory of a process; 0 where the system does not say."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+Job: TypeAlias = Held[Crew]

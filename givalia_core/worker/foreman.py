@@ -16,26 +16,25 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
-import importlib_metadata
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
-from givalia_core.version import __version__
 from givalia_core.views import text_id
-from givalia_core.worker.crew import STEADY_S, Crew, Held, Lines, Verdict, memory_bytes
+from givalia_core.worker.crew import Crew, Job
+from givalia_core.worker.generations import Generations
+from givalia_core.worker.held import Held, Lines, Verdict
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
 from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Stuck, Told
 from givalia_core.worker.pipeline import WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
+END_S: Final = 10.0
 AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
 SHOW_S: Final = 1.0  # What is said of the processes is said no more often,
 SHOW_AGAIN_S: Final = 10.0  # and so often though nothing but numbers has changed.
-CREWS_MAX: Final = 5  # Crews that are still there; more replacements wait.
-MIB: Final = 1 << 20
 
 log = logging.getLogger("givalia.worker")
 _KINDS: Final = {"timeout": OutcomeKind.TIMEOUT, "cancelled": OutcomeKind.STOPPED, "shutdown": OutcomeKind.STOPPED,
@@ -61,18 +60,14 @@ class Foreman:
         """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
         self._link = link
         self._make_crew = make_crew
-        self._jobs: dict[int, Held] = {}  # By fence: one job may come again while its attempt before is being stopped.
-        self._timed: set[Held] = set()
-        self.crews: list[Crew] = []
-        self._present: Crew | None = None  # The one that takes jobs.
-        self._must_reload = ""
-        self._take_over = Event()
+        self._jobs: dict[int, Job] = {}  # By fence: one job may come again while its attempt before is being stopped.
+        self._timed: set[Job] = set()
+        self.generations = Generations(self._add_crew, self.log)
         self._credit = Credit(0)
         self._has_connected = False
         self._is_stopping = False
         self._idle = Event()
         self._idle.set()
-        self._over = Event()
         self._ticked_s = time.monotonic()
         self._shown: list[Process] = []
         self._shown_s = 0.0
@@ -91,7 +86,7 @@ class Foreman:
 
     def open(self) -> None:
         """Start the first crew, and begin to look after everything."""
-        self._add_crew()
+        self.generations.begin()
         self._ticking = gevent.spawn(self._tick_forever)
 
     def deliver(self, event: Event_) -> None:
@@ -100,9 +95,9 @@ class Foreman:
 
     # Crews.
 
-    def _add_crew(self) -> None:
+    def _add_crew(self) -> Crew:
         self.counts["crews"] += 1
-        self.crews.append(self._make_crew(self))
+        return self._make_crew(self)
 
     def reload(self, why: str) -> Event:
         """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is.
@@ -110,70 +105,35 @@ class Foreman:
         Returns:
             Set when it has taken over.
         """
-        self._take_over.clear()
-        self._reload(why)
-        return self._take_over
-
-    def _reload(self, why: str) -> None:
-        if self._is_stopping:
-            return
-        if (installed := installed_version()) != __version__:
-            self.log.error("Givalia itself has changed from %s to %s: restart this worker to go on", __version__, installed)
-            return
-        last = self.crews[-1]
-        if last is not self._present and last.host.failures:
-            last.end()  # It does not get ready, and what has changed may be the cure.
-        elif last is not self._present or len(self.crews) >= CREWS_MAX:
-            self._must_reload = why  # As soon as the one that is on its way has arrived.
-            return
-        self.log.info("the processes are replaced: %s", why)
-        self._add_crew()
+        self.generations.reload(why)
+        return self.generations.taken_over
 
     def crew_is_ready(self, crew: Crew) -> None:
         """It has its modules; it takes jobs once its plugins know that the worker is connected."""
         self.is_ready.set()
-        if crew is self._present:
+        if crew is self.generations.present or not self._has_connected:
             self._announce(crew)
         if self._has_connected:
             crew.start()
-        else:
-            self._announce(crew)
 
     def crew_has_started(self, crew: Crew) -> None:
         """It takes over, unless another has taken over from it meanwhile."""
         if crew.is_retired:
             return
-        before, self._present = self._present, crew
-        if before is not crew:
+        if self.generations.take_over(crew):
             self._announce(crew)
-            if before is not None:
-                self.log.info("the new processes have taken over")
-                before.retire()
         self._told = {}  # Its plugins are to know what was counted before.
         self._give_credit()
-        if not self._must_reload:
-            self._take_over.set()
-        self._reload_again()
-
-    def _reload_again(self) -> None:
-        if self._must_reload and self.crews[-1] is self._present and len(self.crews) < CREWS_MAX:
-            why, self._must_reload = self._must_reload, ""
-            self._reload(why)
 
     def _announce(self, crew: Crew) -> None:
         self._link.send(list(crew.modules.values()))
 
     def crew_is_over(self, crew: Crew) -> None:
         """All its processes are gone."""
-        if crew in self.crews:
-            self.crews.remove(crew)
-        if not self.crews:
-            self._over.set()
-        else:
-            self._reload_again()
+        self.generations.remove(crew)
 
     def _give_credit(self) -> None:
-        crew, credit = self._present, Credit(0)
+        crew, credit = self.generations.present, Credit(0)
         if crew is not None and not self._is_stopping:
             can_host = crew.is_serving and not crew.host.blocked_s
             can_run_apart = any(crew.is_apart(name) and crew.takes(name) for name in crew.modules)
@@ -185,7 +145,7 @@ class Foreman:
     # What the link brings.
 
     def _begin(self, event: Dispatched) -> None:
-        dispatch, crew = event.job, self._present
+        dispatch, crew = event.job, self.generations.present
         if self._is_stopping or crew is None or not crew.takes(dispatch.module):
             self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
             return
@@ -202,7 +162,7 @@ class Foreman:
         else:
             self._run(held)
 
-    def _run(self, held: Held) -> None:
+    def _run(self, held: Job) -> None:
         """Start a job that has a process of its own, unless there is nothing left to start."""
         if held.why or held.is_cancelled:
             report = self._failure(held, held.why or "cancelled")
@@ -213,7 +173,7 @@ class Foreman:
             self._plan(held, held.dispatch.timeout_us / SECOND_US, "end", "timeout")
         held.crew.run(held)
 
-    def by_fence(self, fence: int) -> Held | None:
+    def by_fence(self, fence: int) -> Job | None:
         """The job with this fence, if it is held here."""
         return self._jobs.get(fence)
 
@@ -223,8 +183,8 @@ class Foreman:
             return
         held.is_cancelled = True
         held.crew.tell(Cancelled(tuple(held.dispatch), is_news=not event.again))
-        if (child := held.crew.child_of(held)) is not None:
-            child.member.page.cancelled = held.dispatch.fence
+        if (member := held.crew.pool.member_of(held)) is not None:
+            member.page.cancelled = held.dispatch.fence
         if not held.why:
             self._plan(held, self.settings.stop_grace, "end", "cancelled")
 
@@ -238,8 +198,9 @@ class Foreman:
         is_first, self._has_connected = not self._has_connected, True
         self.connected.set()
         self.log.info("connected to %s as %s", event.address, self.settings.name)
-        if is_first and self._present is None and self.crews and self.crews[0].host.state in ("ready", "blocked"):
-            self.crews[0].start()
+        first = self.generations.crews[0]
+        if is_first and first.host.state in ("ready", "blocked"):
+            first.start()
 
     def _note_disconnected(self, event: Disconnected) -> None:
         self.connected.clear()
@@ -248,14 +209,14 @@ class Foreman:
 
     # Ending what must end.
 
-    def _plan(self, held: Held, seconds: float, step: str, cause: str) -> None:
+    def _plan(self, held: Job, seconds: float, step: str, cause: str) -> None:
         """Let a step follow in so many seconds, unless another comes before it."""
         at_s = time.monotonic() + seconds
         if held.at_s is None or at_s < held.at_s:
             held.at_s, held.step, held.cause = at_s, step, cause
             self._timed.add(held)
 
-    def _end(self, held: Held, why: str, words: str) -> None:
+    def _end(self, held: Job, why: str, words: str) -> None:
         """Make the job's code end, by raising `Stopped` in it."""
         if held.why or held.phase == "after":
             return
@@ -265,39 +226,39 @@ class Foreman:
             return  # It does not start when the plugins have been told.
         if not held.is_process:
             held.crew.tell(End(held.dispatch.id, held.dispatch.fence, why, words))
-        elif (child := held.crew.child_of(held)) is not None:
-            child.member.page.why = why
-            child.member.signal(signal.SIGTERM)
+        elif (member := held.crew.pool.member_of(held)) is not None:
+            member.page.why = why
+            member.signal(signal.SIGTERM)
         self._plan(held, self.settings.stop_grace, "kill", why)
 
-    def _kill(self, held: Held, cause: str) -> None:
+    def _kill(self, held: Job, cause: str) -> None:
         """It has not ended, so its process must."""
         held.at_s = None
         if held.phase != "running":
             return
-        if held.is_process or held.crew.is_blocked_by(held):
+        if held.is_process or held.crew.host.is_blocked_by(held):
             held.why = held.why or cause
         if held.is_process:
-            if (child := held.crew.child_of(held)) is not None:
-                child.member.signal(signal.SIGKILL)
+            if (member := held.crew.pool.member_of(held)) is not None:
+                member.signal(signal.SIGKILL)
             return
-        if not held.crew.is_blocked_by(held):
+        if not held.crew.host.is_blocked_by(held):
             if held.crew.host.blocked_s:
                 self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
             return  # The process itself says so when the job's code does not end; plugins it may be with are not to be killed.
         self._replace_host(held)
 
-    def _replace_host(self, held: Held) -> None:
+    def _replace_host(self, held: Job) -> None:
         """A greenlet does not end: its process has to."""
         host = held.crew.host
         words = f"{self._words(held)}; it did not end when it was told to, so its process was replaced\n{host.stack}".strip()
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
 
-    def _words(self, held: Held) -> str:
+    def _words(self, held: Job) -> str:
         return timed_out(held.dispatch) if held.why == "timeout" else WORDS.get(held.why, held.why)
 
-    def _failure(self, held: Held, why: str, more: str = "") -> Fail:
+    def _failure(self, held: Job, why: str, more: str = "") -> Fail:
         held.why = why
         words = clipped(f"{self._words(held)}\n{more}".strip())
         return Fail(held.dispatch.id, held.dispatch.fence, str(_KINDS[why]), words)
@@ -327,12 +288,12 @@ class Foreman:
             self._link.send(held.report)
 
     def _log(self, note: Logged) -> None:
-        if self._present is not None and self._present.is_serving:
-            self._present.tell(note)
+        if self.generations.present is not None and self.generations.present.is_serving:
+            self.generations.present.tell(note)
         else:
             logging.getLogger(note.fields["name"]).handle(logging.makeLogRecord(note.fields))
 
-    def job_ended(self, held: Held, note: Ended) -> None:
+    def job_ended(self, held: Job, note: Ended) -> None:
         """A job that had a process of its own has ended."""
         held.seconds = note.seconds
         report = Succeed(*note.report) if note.is_success else Fail(*note.report)
@@ -340,12 +301,12 @@ class Foreman:
             report = self._failure(held, "lease")
         self._settle(held, report)
 
-    def job_not_started(self, held: Held, words: str) -> None:
+    def job_not_started(self, held: Job, words: str) -> None:
         """There is no process of its own for a job, so this attempt has failed."""
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         self._settle(held, Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
-    def child_died(self, held: Held, words: str) -> None:
+    def child_died(self, held: Job, words: str) -> None:
         """A job's own process is gone."""
         if held.why:
             more = "" if held.why == "oom" else "it did not end when it was told to, so its process was killed"
@@ -375,7 +336,7 @@ class Foreman:
                 kind = report.kind if isinstance(report, Fail) else str(OutcomeKind.RELEASED)
                 crew.owe(After(tuple(held.dispatch), kind, b"", report.error if isinstance(report, Fail) else None, 0.0))
 
-    def _what_became(self, held: Held, verdict: Verdict) -> Fail | Release:
+    def _what_became(self, held: Job, verdict: Verdict) -> Fail | Release:
         if held.dispatch.fence == verdict.culprit:
             is_own_death = not held.why and verdict.kind == "died"
             return Fail(held.dispatch.id, held.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)
@@ -390,12 +351,17 @@ class Foreman:
             self._forget(held)
             self._link.send(self._what_became(held, verdict))
 
+    def host_is_full(self, crew: Crew) -> None:
+        """The process with the greenlets has more memory than it may, so another takes over."""
+        if crew is self.generations.present and crew is self.generations.crews[-1]:
+            self.generations.reload(f"the one with the greenlets has more than {self.settings.memory_per_process} MiB")
+
     def host_is_spoiled(self, crew: Crew, words: str) -> None:
         """The process with the greenlets is not any more what jobs may expect, so another takes over."""
-        if crew is self._present:
-            self._reload(f"a job has changed the {words} of the one with the greenlets")
+        if crew is self.generations.present:
+            self.generations.reload(f"a job has changed the {words} of the one with the greenlets")
 
-    def _settle(self, held: Held, report: Succeed | Fail) -> None:
+    def _settle(self, held: Job, report: Succeed | Fail) -> None:
         """Tell the plugins, and then the server, how a job ended that had a process of its own."""
         held.at_s = None
         self._timed.discard(held)
@@ -410,7 +376,7 @@ class Foreman:
             told = After(tuple(held.dispatch), report.kind, b"", report.error, held.seconds)
         held.crew.tell(told)
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, held: Job) -> None:
         del self._jobs[held.dispatch.fence]
         self._timed.discard(held)
         held.crew.held -= 1
@@ -438,48 +404,26 @@ class Foreman:
                 self._end(held, cause, self._words_of(held, cause))
             else:
                 self._kill(held, cause)
-        for crew in list(self.crews):
+        for crew in list(self.generations.crews):
             crew.look(is_fair=not was_away)
-        self._look_at_memory()
         self._give_credit()
         self._show(now_s)
 
-    def _words_of(self, held: Held, cause: str) -> str:
+    def _words_of(self, held: Job, cause: str) -> str:
         return timed_out(held.dispatch) if cause == "timeout" else WORDS[cause]
-
-    def _look_at_memory(self) -> None:
-        limit_bytes = self.settings.memory_per_process * MIB
-        if not limit_bytes:
-            return
-        for crew in self.crews:
-            for child in crew.children:
-                if child.member.pid and memory_bytes(child.member.pid) > limit_bytes:
-                    self._end_full(crew, child)
-        crew_ = self._present
-        member = crew_.host.member if crew_ is not None else None
-        is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
-        if crew_ is self.crews[-1] and member is not None and is_old and memory_bytes(member.pid) > limit_bytes:
-            self.reload(f"the one with the greenlets has more than {self.settings.memory_per_process} MiB")
-
-    def _end_full(self, crew: Crew, child: Any) -> None:
-        held = child.held
-        if held is not None and not held.why:
-            held.why = "oom"
-            self.log.warning("job %s of %s has taken too much memory", text_id(held.dispatch.id), held.dispatch.module)
-        child.member.signal(signal.SIGKILL)
 
     def _show(self, now_s: float) -> None:
         """Let the server, and the plugins, know how the processes are."""
         if now_s - self._shown_s < SHOW_S:
             return
-        shown = [process for crew in self.crews for process in crew.processes()][:PROCESSES_MAX]
+        shown = [process for crew in self.generations.crews for process in crew.processes()][:PROCESSES_MAX]
         if shown and (list(map(_identity, shown)) != list(map(_identity, self._shown)) or now_s - self._shown_s > SHOW_AGAIN_S):
             self._shown, self._shown_s = shown, now_s
             self._link.send(shown)
         counts = dict(self.counts)
-        if counts != self._told and self._present is not None:
+        if counts != self._told and self.generations.present is not None:
             self._told = counts
-            self._present.tell(Counts(counts))
+            self.generations.present.tell(Counts(counts))
 
     # The end.
 
@@ -487,26 +431,16 @@ class Foreman:
         """Take no more, let running jobs end for the time of grace, stop the rest, and end all processes."""
         self._is_stopping = True
         self._give_credit()
-        for crew in self.crews:
-            crew.drain()
+        self.generations.drain()
         if not self._idle.wait(self.settings.grace):
             running = list(self._jobs.values())
             self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
             for held in running:
                 self._end(held, "shutdown", WORDS["shutdown"])
             self._idle.wait(self.settings.stop_grace + AWAY_S)
-        for crew in list(self.crews):
-            crew.end()
-        self._over.wait(10.0)
+        self.generations.end()
+        self.generations.over.wait(END_S)
         self._ticking.kill()
-
-
-def installed_version() -> str:
-    """The version of Givalia that lies in the environment now, which is that of processes started from now on."""
-    try:
-        return importlib_metadata.version("givalia")
-    except importlib_metadata.PackageNotFoundError:
-        return __version__  # It runs from somewhere else.
 
 
 def _identity(process: Process) -> tuple[Any, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.crew import Held, Verdict
 from givalia_core.worker.foreman import Foreman
+from givalia_core.worker.held import Held, Verdict
 from givalia_core.worker.link import Connected, Dispatched, Lost, Stopped
 from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Stuck, Told
 
@@ -45,7 +45,7 @@ class FakeCrew:
         self.held = 0
         self.is_serving = self.is_retired = self.is_over = False
         self.children: list[Any] = []
-        self.running: list[Held] = []
+        self.running: list[Held[Any]] = []
         self.told: list[Any] = []
         self.owed: list[Any] = []
         self.verdicts: list[Verdict] = []
@@ -75,17 +75,17 @@ class FakeCrew:
     def takes(self, module: str) -> bool:
         return self.is_serving and module in self.modules
 
-    def run(self, held: Held) -> None:
+    def run(self, held: Held[Any]) -> None:
         page = SimpleNamespace(cancelled=0, why="")
         signals: list[int] = []
         member = SimpleNamespace(pid=1, page=page, signal=signals.append, signals=signals)
         self.running.append(held)
         self.children.append(SimpleNamespace(held=held, member=member))
 
-    def child_of(self, held: Held) -> Any:
-        return next((child for child in self.children if child.held is held), None)
+    def _member_of(self, held: Held[Any]) -> Any:
+        return next((child.member for child in self.children if child.held is held), None)
 
-    def is_blocked_by(self, held: Held) -> bool:
+    def _is_blocked_by(self, held: Held[Any]) -> bool:
         return held.dispatch.fence == self.blocking
 
     def replace_host(self, verdict: Verdict) -> None:
@@ -125,7 +125,7 @@ class Rig:
             self.link,  # type: ignore[arg-type]
             lambda foreman: self._crew(foreman, hooks),  # type: ignore[arg-type, return-value]
         )
-        self.foreman._add_crew()
+        self.foreman.generations.begin()
         self.foreman.deliver(Connected(("there", 1), 30_000_000))  # type: ignore[arg-type]
         self.crew = self.crews[0].serve()
 

@@ -1,0 +1,194 @@
+"""Processes that take one job each at a time, and are used again for the next."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import gevent
+
+from givalia_core.clock import SECOND_US
+from givalia_core.protocol.messages import Kind, Process, Progress, check
+from givalia_core.settings import WorkerSettings
+from givalia_core.views import text_id
+from givalia_core.worker.family import Member
+from givalia_core.worker.held import Held, Lines
+from givalia_core.worker.notes import Begin, Ended, Logged, Serve
+
+CLOSE_S: Final = 1.0
+MIB: Final = 1 << 20
+
+
+class Pooled(Protocol):
+    """What a pool tells whoever gave it a job."""
+
+    log: Lines
+
+    def reported(self, note: Any) -> None:
+        """A job says how far it is, or has logged something."""
+
+    def job_ended(self, held: Any, note: Any) -> None:
+        """A job has ended."""
+
+    def job_not_started(self, held: Any, words: str) -> None:
+        """There is no process for a job."""
+
+    def child_died(self, held: Any, words: str) -> None:
+        """A job's process is gone, and it did not say how the job ended."""
+
+
+class Child:
+    """A process for one job at a time."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.held: Held[Any] | None = None
+        self.source = ""
+        self.jobs = 0
+
+
+class Pool:
+    """As many processes as there are jobs for them, up to what is allowed: whoever gives the jobs counts.
+
+    Args:
+        foreman: Who gives the jobs.
+        settings: Of the worker.
+        fork: Makes the process of a member.
+    """
+
+    def __init__(self, foreman: Pooled, settings: WorkerSettings, fork: Callable[[Member], None]) -> None:
+        self._foreman = foreman
+        self._settings = settings
+        self._fork = fork
+        self._children: list[Child] = []
+
+    @property
+    def running(self) -> int:
+        """How many jobs have a process now."""
+        return sum(child.held is not None for child in self._children)
+
+    def run(self, held: Held[Any], source: str) -> None:
+        """Run a job in a process that waits for work, best one that knows the module, else in a new one."""
+        idle = [child for child in self._children if child.held is None]
+        child = next((each for each in idle if each.source == source), idle[0] if idle else None)
+        try:
+            child = child or self._new_child()
+        except OSError as error:
+            self._foreman.job_not_started(held, f"no process for it could be made: {error}")
+            return
+        child.held, child.source = held, source
+        child.member.page.cancelled = held.dispatch.fence if held.is_cancelled else 0
+        child.member.page.why = ""
+        child.member.tell(Begin(tuple(held.dispatch), source))
+
+    def member_of(self, held: Held[Any]) -> Member | None:
+        """The process that a job has."""
+        return next((child.member for child in self._children if child.held is held), None)
+
+    def _new_child(self) -> Child:
+        member = Member("job", lambda heard: self._hear_child(child, heard), lambda status: self._child_ended(child, status))
+        child = Child(member)
+        self._children.append(child)
+        member.tell(Serve({"log_level": self._settings.log_level}, {}))
+        self._fork(member)
+        return child
+
+    def _hear_child(self, child: Child, heard: list[Any]) -> None:
+        for note in heard:
+            held = child.held
+            if isinstance(note, Logged):
+                self._foreman.reported(note)
+            elif held is None or not isinstance(note, (Progress, Ended)):
+                raise TypeError(f"a {type(note).__name__} from a job's own process")
+            elif isinstance(note, Progress):
+                check(Kind.PROGRESS, [held.dispatch.id, held.dispatch.fence, note.fraction, note.text])
+                self._foreman.reported(note._replace(id=held.dispatch.id, fence=held.dispatch.fence))
+            else:
+                _check_report(note, held)
+                self._end_job(child, held, note)
+
+    def _end_job(self, child: Child, held: Held[Any], note: Ended) -> None:
+        child.held = None
+        child.jobs += 1
+        if note.spoiled:
+            words = "a job of %s has left %s behind; its process is used no more"
+            self._foreman.log.info(words, held.dispatch.module, note.spoiled)
+        if note.spoiled or held.why or 0 < self._settings.jobs_per_process <= child.jobs:
+            self._retire(child)
+        self._foreman.job_ended(held, note)
+
+    def _retire(self, child: Child) -> None:
+        if child in self._children:
+            self._children.remove(child)
+        child.member.close()
+        gevent.spawn_later(CLOSE_S, end_for_good, child.member)
+
+    def _child_ended(self, child: Child, status: int) -> None:
+        if child in self._children:
+            self._children.remove(child)
+        held, child.held = child.held, None
+        if held is not None and not child.member.pid:
+            self._foreman.job_not_started(held, child.member.words_for(status))
+        elif held is not None:
+            words = f"child_died: {child.member.words_for(status)}\n{child.member.stack()}".strip()
+            self._foreman.child_died(held, words)
+
+    def look(self) -> None:
+        """End those that have more memory than they may."""
+        limit_bytes = self._settings.memory_per_process * MIB
+        for child in self._children if limit_bytes else ():
+            if child.member.pid and memory_bytes(child.member.pid) > limit_bytes:
+                held = child.held
+                if held is not None and not held.why:
+                    held.why = "oom"
+                    self._foreman.log.warning(
+                        "job %s of %s has taken too much memory", text_id(held.dispatch.id), held.dispatch.module
+                    )
+                child.member.signal(signal.SIGKILL)
+
+    def processes(self) -> Iterator[Process]:
+        """What is to be said of those that are born."""
+        for child in [child for child in self._children if child.member.pid]:
+            held = child.held
+            yield Process(
+                child.member.pid, "job", "idle" if held is None else "running", int(held is not None),
+                round(child.member.since * SECOND_US), memory_bytes(child.member.pid), 0,
+                held.dispatch.module if held else None, held.dispatch.id if held else None,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End those that wait for work now, and the others with their job."""
+        for child in list(self._children):
+            self._retire(child)
+
+
+def _check_report(note: Ended, held: Held[Any]) -> None:
+    """A job's own process is believed what it says of its own job, and no more than a server would believe.
+
+    Raises:
+        BadRequest, ValueError: It says something else.
+    """
+    *fields, payload = (*note.report,) if note.is_success else (*note.report, b"")
+    check(Kind.SUCCEED if note.is_success else Kind.FAIL, fields, payload)
+    if (fields[0], fields[1]) != (held.dispatch.id, held.dispatch.fence):
+        raise ValueError("a report of another job")
+
+
+def end_for_good(member: Any) -> None:
+    """Kill a process that has been told to end, if it is still there."""
+    if member.is_open:
+        member.signal(signal.SIGKILL)
+
+
+def memory_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

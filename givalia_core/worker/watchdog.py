@@ -1,0 +1,137 @@
+"""The process with the greenlets, as its crew sees it: whether it shows signs of life, and whose fault it is if not."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from givalia_core.clock import SECOND_US
+from givalia_core.protocol.messages import STACK_BYTES_MAX, Process
+from givalia_core.settings import WorkerSettings
+from givalia_core.views import text_id
+from givalia_core.worker.held import Held, Lines, Verdict
+from givalia_core.worker.page import DUMP_SIGNAL, Page
+from givalia_core.worker.pool import memory_bytes
+
+START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
+BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
+ASK_AGAIN_S: Final = 10.0
+
+
+class Hosting(Protocol):
+    """A process with greenlets, as far as a crew needs to know: one of its own, or the one that the crew is in."""
+
+    pid: int
+    since: float
+    page: Page
+    last_current: int
+    is_open: bool
+
+    def tell(self, *said: Any) -> None:
+        """Say something to it."""
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+
+    def stack(self) -> str:
+        """What it has written of where it is, since this was last asked."""
+
+
+class Host:
+    """The process that runs greenlets, and the one after it when it has to be replaced.
+
+    Args:
+        by_fence: Finds the job that is held with a fence.
+        log: Where log lines go.
+        counts: Where it is counted that it was blocked.
+    """
+
+    def __init__(self, by_fence: Callable[[int], Held[Any] | None], log: Lines, counts: Counter[str]) -> None:
+        self._by_fence = by_fence
+        self._log = log
+        self._counts = counts
+        self.member: Hosting | None = None
+        self.state = "starting"
+        self.starts = 0
+        self.failures = 0  # Processes in a row that did not live long.
+        self.importing: str | None = None
+        self.verdict: Verdict | None = None
+        self._asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
+        self.stack = ""
+
+    def begin(self, member: Hosting) -> None:
+        """Another process takes the place of the one before."""
+        self.member = member
+        self.state, self.importing, self.verdict, self._asked_at, self.stack = "starting", None, None, 0.0, ""
+        self.starts += 1
+
+    @property
+    def blocked_s(self) -> float:
+        """For how long it has shown no sign of life, if that is long enough to be called blocked."""
+        if self.member is None or self.state == "starting":
+            return 0.0
+        silence_s = self.member.page.silence_s()
+        return silence_s if silence_s > BLOCKED_S else 0.0
+
+    def is_blocked_by(self, held: Held[Any]) -> bool:
+        """Whether this job is the one that keeps all others from running."""
+        return self.member is not None and bool(self.blocked_s) and self.member.page.current == held.dispatch.fence
+
+    def look(self, settings: WorkerSettings) -> Verdict | None:
+        """See how it is; a verdict if it has to be replaced."""
+        member = self.member
+        if member is None:
+            return None
+        if self.state == "starting":
+            is_late = time.time() - member.since > START_S
+            return Verdict(0, "died", f"it did not get ready in {START_S:g} s") if is_late else None
+        blocked_s = self.blocked_s
+        if blocked_s:
+            return self._look_at_blocked(member, blocked_s, settings.block_limit)
+        if self.state == "blocked":
+            self._log.warning("the process %d with the greenlets shows signs of life again", member.pid)
+            self._asked_at, self.stack, self.state = 0.0, "", "ready"
+        return None
+
+    def _look_at_blocked(self, member: Hosting, blocked_s: float, limit_s: float) -> Verdict | None:
+        if self.state != "blocked":
+            self.state = "blocked"
+            self._counts["blocked"] += 1
+        if stack := member.stack():
+            is_news, self.stack = not self.stack, stack[-STACK_BYTES_MAX:]
+            if is_news:
+                self._log.warning("%s (process %d); it is here:\n%s", self._blocker_words(), member.pid, stack)
+        if blocked_s > limit_s:
+            words = f"timeout: blocked, it has not given way for {blocked_s:.1f} s\n{self.stack}".strip()
+            self._log.error("%s; its process is replaced", self._blocker_words())
+            return Verdict(member.page.current, "timeout", words)
+        if time.monotonic() - self._asked_at > ASK_AGAIN_S:
+            self._asked_at = time.monotonic()
+            member.signal(DUMP_SIGNAL)
+        return None
+
+    def _blocker(self) -> Held[Any] | None:
+        """The job that does not give way, if it is one and known."""
+        return None if self.member is None else self._by_fence(self.member.page.current)
+
+    def _blocker_words(self) -> str:
+        """Who does not give way, and for how long, in words."""
+        held = self._blocker()
+        who = f"job {text_id(held.dispatch.id)} of {held.dispatch.module}" if held is not None else "something that is no job"
+        return f"{who} has blocked the greenlets of its worker for {self.blocked_s:.1f} s"
+
+    def process(self, jobs: int, *, is_draining: bool) -> Process | None:
+        """What is to be said of it, once it is born: pid 0 would be the whole group of whoever signals it."""
+        member = self.member
+        if member is None or not member.pid:
+            return None
+        blocked_s = self.blocked_s
+        held = self._blocker() if blocked_s else None
+        state = "draining" if is_draining and not blocked_s else self.state
+        return Process(
+            member.pid, "greenlets", state, jobs, round(member.since * SECOND_US), memory_bytes(member.pid), self.starts - 1,
+            held.dispatch.module if held else None, held.dispatch.id if held else None, round(blocked_s * SECOND_US),
+            self.stack,
+        )  # fmt: skip
