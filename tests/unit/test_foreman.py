@@ -50,8 +50,9 @@ class FakeCrew:
         self.owed: list[Any] = []
         self.verdicts: list[Verdict] = []
         self.blocking = 0  # The fence of the job that does not give way.
+        self.pool = SimpleNamespace(member_of=self._member_of)
         self.host = SimpleNamespace(
-            state="ready", member=SimpleNamespace(pid=0, since=0.0), blocked_s=0.0, stack="", failures=0
+            state="ready", member=object(), blocked_s=0.0, stack="", failures=0, is_blocked_by=self._is_blocked_by
         )
 
     def tell(self, *said: Any) -> None:
