@@ -55,8 +55,9 @@ class Child:
 
     def serve(self) -> int:
         """Take what comes, until nothing more will."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, take_no_notice)
         signal.signal(signal.SIGTERM, self._stop)
+        os.register_at_fork(after_in_child=be_stopped_by_signals)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
@@ -127,6 +128,16 @@ class Child:
     def _raise(self, stopped: Stopped) -> None:
         self._has_raised = True
         raise stopped
+
+
+def take_no_notice(_: int, __: FrameType | None) -> None:
+    """In place of `SIG_IGN`, which programs that jobs start would inherit."""
+
+
+def be_stopped_by_signals() -> None:
+    """In a process that a job has forked: it is for the job to say when that ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _has_children() -> bool:

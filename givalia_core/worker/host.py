@@ -30,6 +30,7 @@ from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.worker import notes  # noqa: E402
+from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
 from givalia_core.worker.notes import Importing, Serve, Spoiled  # noqa: E402
 from givalia_core.worker.page import LastWords, Page  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
@@ -45,7 +46,7 @@ log = logging.getLogger("givalia.worker")
 def main(channel: int, page: int, last_words: int) -> int:
     """Run jobs until the supervisor wants no more, or is gone; the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # The supervisor says when it is time to stop.
+        signal.signal(number, take_no_notice)  # The supervisor says when it is time to stop.
     words = LastWords(last_words)
     words.listen()
     return Host(socket.socket(fileno=channel), Page(page), words).serve()
@@ -185,6 +186,7 @@ class Host:
     def _after_fork(self) -> None:
         """In the fork: nothing that it says or hears may go over the channel, and nothing it does may look like our life."""
         assert self._runner is not None
+        be_stopped_by_signals()
         self._nobody = _socket.socketpair()  # A socket on which nothing ever comes, for whoever reads the channel here.
         os.dup2(self._nobody[0].fileno(), self._channel.fileno())
         self._runner.be_fork_of(self._forker)

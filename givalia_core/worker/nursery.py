@@ -114,7 +114,7 @@ class Nursery:
             if os.getppid() != self._me:
                 os._exit(code)
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             for fd in (self._supervisor.detach(), self._rung, self._ringing):
                 os.close(fd)

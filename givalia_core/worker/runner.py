@@ -150,6 +150,7 @@ class Runner:
     def be_fork_of(self, forker: int) -> None:
         """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
         self._page = Page()
+        self._pulse.stop()
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
             if self._fences.get(switch[1], forker) != forker:
