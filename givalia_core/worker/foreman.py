@@ -198,8 +198,7 @@ class Foreman:
         is_first, self._has_connected = not self._has_connected, True
         self.connected.set()
         self.log.info("connected to %s as %s", event.address, self.settings.name)
-        first = self.generations.crews[0]
-        if is_first and first.host.state in ("ready", "blocked"):
+        if is_first and (first := self.generations.crews[0]).host.state in ("ready", "blocked"):
             first.start()
 
     def _note_disconnected(self, event: Disconnected) -> None:
