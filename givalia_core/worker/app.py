@@ -51,6 +51,11 @@ class Bell:
         self._watcher.start(self._rung.set)
         self._taking = gevent.spawn(self._take_forever)
 
+    @property
+    def waiting(self) -> int:
+        """How many things are left to take."""
+        return len(self._left)
+
     def ring(self, *left: Any) -> None:
         """Leave something; from any thread."""
         self._left.extend(left)
@@ -98,6 +103,11 @@ class Here:
         self._inbox = inbox
         self._thread = threading.main_thread().ident
         self._stack = ""
+
+    @property
+    def backlog(self) -> int:
+        """How many notes wait for the jobs' side."""
+        return self._inbox.waiting
 
     def tell(self, *said: Any) -> None:
         """Leave notes for the jobs' side."""

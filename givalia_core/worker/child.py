@@ -7,6 +7,7 @@ the process says so and ends.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import logging
 import os
@@ -17,11 +18,13 @@ import threading
 from types import FrameType
 from typing import Any, Final
 
+import importlib_metadata
+
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker import notes
-from givalia_core.worker.notes import Begin, Ended, Logged, Serve
-from givalia_core.worker.page import LastWords, Page
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
+from givalia_core.worker.page import DUMP_SIGNAL, LastWords, Page
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Surroundings
 
@@ -50,7 +53,7 @@ class Child:
         self._classes: dict[str, type[WorkModule]] = {}
         self._attempt: Attempt | None = None
         self._main = threading.get_ident()
-        self._saying = threading.Lock()
+        self._saying = threading.RLock()  # What the collector ends while something is being said may have something to say.
         self._is_saying = False
 
     def serve(self) -> int:
@@ -62,6 +65,9 @@ class Child:
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
                 if isinstance(note, Begin):
+                    if not self._has_announced_code(note):
+                        self.say(Outdated())
+                        return 0
                     self._run(Dispatch(*note.job), note.source)
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
@@ -106,6 +112,15 @@ class Child:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 signal.pause()
 
+    def _has_announced_code(self, begin: Begin) -> bool:
+        """Whether what is about to be imported is what the server was told of: packages may have been installed since."""
+        if begin.source in self._classes or not begin.version:
+            return True
+        try:
+            return importlib_metadata.version(begin.distribution) == begin.version
+        except importlib_metadata.PackageNotFoundError:
+            return False
+
     def _class(self, source: str) -> type[WorkModule]:
         if source not in self._classes:
             module, _, name = source.partition(":")
@@ -135,7 +150,8 @@ def take_no_notice(_: int, __: FrameType | None) -> None:
 
 
 def be_stopped_by_signals() -> None:
-    """In a process that a job has forked: it is for the job to say when that ends."""
+    """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
+    faulthandler.unregister(DUMP_SIGNAL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -147,6 +163,11 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def _fits(value: Any) -> bool:
+    """Whether it can be said as it is."""
+    return isinstance(value, str) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
 
 
 class Forwarding(logging.Handler):
@@ -163,7 +184,8 @@ class Forwarding(logging.Handler):
         }  # fmt: skip
         if record.exc_info:
             fields["exc_text"] = logging.Formatter().formatException(record.exc_info)[-16_384:]
-        fields |= {name: value for name in _EXTRA if isinstance(value := getattr(record, name, None), (str, int))}
+        extra = {name: value for name in _EXTRA if (value := getattr(record, name, None)) is not None}
+        fields |= {name: value if _fits(value) else str(value) for name, value in extra.items()}
         self._say(Logged(fields))
 
 

@@ -29,6 +29,7 @@ STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
 DRAIN_S: Final = 5.0
+BACKLOG_MAX: Final = 1_000
 
 
 class Crewed(Pooled, Protocol):
@@ -114,6 +115,11 @@ class Crew:
         self._foreman.log.error("the nursery of the worker's processes is gone; a new one is started")
         self._nursery = None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the host has so much to hear yet that what is of less importance had better not wait for it."""
+        return self.host.member is None or self.host.member.backlog > BACKLOG_MAX
+
     def tell(self, *said: Any) -> None:
         """Say something to the host; one that starts hears it when it is ready."""
         if self.host.member is not None:
@@ -159,6 +165,10 @@ class Crew:
         if module not in self.modules or self.modules[module].broken is not None:
             return False
         return self.is_serving or (self.is_apart(module) and "before_run" not in self.hooks)
+
+    def withdraw(self, module: str, why: str) -> None:
+        """Take no more jobs of this module."""
+        self.modules[module] = self.modules[module]._replace(broken=why)
 
     def replace_host(self, verdict: Verdict) -> None:
         """Put the host to death and start another."""
@@ -207,7 +217,9 @@ class Crew:
 
     def run(self, held: Job) -> None:
         """Run a job in a process of its own."""
-        self.pool.run(held, self.sources.get(held.dispatch.module, ""))
+        name = held.dispatch.module
+        announced = self.modules[name]
+        self.pool.run(held, self.sources.get(name, ""), (announced.distribution, "" if self._is_local else announced.version))
 
     def look(self, *, is_fair: bool) -> None:
         """See how the processes are; `is_fair` is False when this process itself has just been away."""

@@ -23,6 +23,7 @@ from givalia_core.worker.page import PAGE_BYTES, LastWords, Page, nameless_file
 RECEIVE_BYTES: Final = 65_536
 NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
 CLOSE_S: Final = 2.0
+KILLED_S: Final = 3.0  # So long a process may take to be gone that was sent SIGKILL.
 NURSERY_FD: Final = 3  # Of its socket, in the nursery.
 UNBORN: Final = -1  # In place of a status: it could not be made.
 LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
@@ -66,6 +67,11 @@ class Member:
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending: gevent.Greenlet[..., None] | None = None
+
+    @property
+    def backlog(self) -> int:
+        """How many notes the process has not taken yet."""
+        return len(self._out)
 
     def tell(self, *said: Any) -> None:
         """Say something to the process; returns at once, what it does not take waits."""
@@ -193,6 +199,15 @@ class Nursery:
         """Send a signal to the group of a member."""
         with contextlib.suppress(OSError):
             self._socket.sendall(RECORD.pack(SIGNAL, pid, number))
+        if number == signal.SIGKILL:
+            gevent.spawn_later(KILLED_S, self._look_whether_killed, pid)
+
+    def _look_whether_killed(self, pid: int) -> None:
+        """A nursery that does not do as told is stopped itself, perhaps; on Linux all that it has made ends with it."""
+        if pid in self._members:
+            log.error("the nursery of the worker's processes has not killed one that it should have, and is ended")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _read_forever(self) -> None:
         data = b""

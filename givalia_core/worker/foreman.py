@@ -287,8 +287,9 @@ class Foreman:
             self._link.send(held.report)
 
     def _log(self, note: Logged) -> None:
-        if self.generations.present is not None and self.generations.present.is_serving:
-            self.generations.present.tell(note)
+        crew = self.generations.present
+        if crew is not None and crew.is_serving and not crew.is_behind:
+            crew.tell(note)
         else:
             logging.getLogger(note.fields["name"]).handle(logging.makeLogRecord(note.fields))
 
@@ -299,6 +300,15 @@ class Foreman:
         if held.why == "lease":
             report = self._failure(held, "lease")
         self._settle(held, report)
+
+    def job_outdated(self, held: Job) -> None:
+        """Packages have changed, and nobody has said so: the job goes back, and a new crew announces what there is."""
+        self._forget(held)
+        held.crew.withdraw(held.dispatch.module, "its package has changed, and the worker does not run the new one yet")
+        if held.crew is self.generations.present:
+            self._announce(held.crew)
+            self.generations.reload(f"the package of {held.dispatch.module} has changed")
+        self._link.send(Release(held.dispatch.id, held.dispatch.fence))
 
     def job_not_started(self, held: Job, words: str) -> None:
         """There is no process of its own for a job, so this attempt has failed."""

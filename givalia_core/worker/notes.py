@@ -101,10 +101,16 @@ class Told(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """Run this job in your process, with the class from this source."""
+    """Run this job in your process, with the class from this source, of this version of its distribution (empty: of any)."""
 
     job: Any
     source: str
+    distribution: str = ""
+    version: str = ""
+
+
+class Outdated(NamedTuple):
+    """The code of the job is another by now than that which was announced: it was not started."""
 
 
 class Ended(NamedTuple):
@@ -135,8 +141,8 @@ class Logged(NamedTuple):
 
 
 NOTES: Final[tuple[type, ...]] = (
-    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Ended, Spoiled, Counts,
-    Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
+    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended, Spoiled,
+    Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = msgpack.Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.

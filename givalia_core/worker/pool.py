@@ -16,7 +16,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.family import Member
 from givalia_core.worker.held import Held, Lines
-from givalia_core.worker.notes import Begin, Ended, Logged, Serve
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
 
 CLOSE_S: Final = 1.0
 MIB: Final = 1 << 20
@@ -32,6 +32,9 @@ class Pooled(Protocol):
 
     def job_ended(self, held: Any, note: Any) -> None:
         """A job has ended."""
+
+    def job_outdated(self, held: Any) -> None:
+        """The code of a job is another by now than that which was announced."""
 
     def job_not_started(self, held: Any, words: str) -> None:
         """There is no process for a job."""
@@ -70,8 +73,14 @@ class Pool:
         """How many jobs have a process now."""
         return sum(child.held is not None for child in self._children)
 
-    def run(self, held: Held[Any], source: str) -> None:
-        """Run a job in a process that waits for work, best one that knows the module, else in a new one."""
+    def run(self, held: Held[Any], source: str, origin: tuple[str, str]) -> None:
+        """Run a job in a process that waits for work, best one that knows the module, else in a new one.
+
+        Args:
+            held: The job.
+            source: Where its class is imported from.
+            origin: The distribution that brings it, and its version as it was announced.
+        """
         idle = [child for child in self._children if child.held is None]
         child = next((each for each in idle if each.source == source), idle[0] if idle else None)
         try:
@@ -82,7 +91,7 @@ class Pool:
         child.held, child.source = held, source
         child.member.page.cancelled = held.dispatch.fence if held.is_cancelled else 0
         child.member.page.why = ""
-        child.member.tell(Begin(tuple(held.dispatch), source))
+        child.member.tell(Begin(tuple(held.dispatch), source, *origin))
 
     def member_of(self, held: Held[Any]) -> Member | None:
         """The process that a job has."""
@@ -101,6 +110,10 @@ class Pool:
             held = child.held
             if isinstance(note, Logged):
                 self._foreman.reported(note)
+            elif held is not None and isinstance(note, Outdated):
+                child.held = None
+                self._retire(child)
+                self._foreman.job_outdated(held)
             elif held is None or not isinstance(note, (Progress, Ended)):
                 raise TypeError(f"a {type(note).__name__} from a job's own process")
             elif isinstance(note, Progress):

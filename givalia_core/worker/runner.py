@@ -145,7 +145,7 @@ class Runner:
         self._pulse.close()
 
     def _trace(self, event: str, switch: tuple[Any, Any]) -> None:
-        self._page.current = self._fences.get(switch[1], 0)
+        self._page.current = self._fences.get(switch[1], 0) or _fence_inherited(switch[1])
 
     def be_fork_of(self, forker: int) -> None:
         """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
@@ -166,7 +166,8 @@ class Runner:
     @property
     def current(self) -> int:
         """The fence of the attempt whose code runs now; 0 for none."""
-        return self._fences.get(greenlet.getcurrent(), 0)
+        running = greenlet.getcurrent()
+        return self._fences.get(running, 0) or _fence_inherited(running)
 
     def take(self, note: Any) -> None:
         """Act on a note; nothing here waits for a job or a plugin."""
@@ -179,6 +180,7 @@ class Runner:
         self._attempts[dispatch.fence] = attempt
         attempt.greenlet = running = gevent.Greenlet(self._run, attempt)
         self._fences[running] = dispatch.fence
+        running.spawn_tree_locals = {_FENCE: dispatch.fence}  # Threads and greenlets that the job starts have that, too.
         running.start()
 
     def _run(self, attempt: _Held) -> None:
@@ -276,4 +278,11 @@ class Runner:
             logger.handle(record)
 
 
+def _fence_inherited(running: Any) -> int:
+    """The fence of the attempt whose code has started this greenlet; 0: none has."""
+    inherited: dict[str, int] = getattr(running, "spawn_tree_locals", None) or {}
+    return inherited.get(_FENCE, 0)
+
+
+_FENCE: Final = "givalia fence"
 HOOKS_OF_JOBS: Final = ("before_run", "after_run", "on_cancel")

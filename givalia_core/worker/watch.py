@@ -15,6 +15,7 @@ from typing import Final
 
 LOOK_S: Final = 0.4  # Looking costs a few milliseconds where hundreds of packages are installed.
 QUIET_S: Final = 0.3
+PATIENCE_S: Final = 60.0  # What has no RECORD by then will never have one: its installer was killed, perhaps.
 _METADATA: Final = (".dist-info", ".egg-info")
 _PATH_FILES: Final = (".pth", ".egg-link")
 
@@ -39,14 +40,17 @@ class Watch:
         seen = self._look()
         if seen != self._last:
             self._last, self._moved_s = seen, now_s
-        if seen == self._known or now_s - self._moved_s < QUIET_S or not self._is_whole(seen):
+        quiet_s = now_s - self._moved_s
+        if seen == self._known or quiet_s < QUIET_S or (quiet_s < PATIENCE_S and not self._is_whole(seen)):
             return False
         self._known = seen
         return True
 
     def _is_whole(self, seen: Seen) -> bool:
-        new = [path for path in seen if path.endswith(".dist-info") and path not in self._known]
-        return all(f"{path}/RECORD" in seen for path in new)
+        """Whether each distribution has its RECORD that is new, or had one."""
+        found = [path for path in seen if path.endswith(".dist-info")]
+        had = [path for path in found if path not in self._known or f"{path}/RECORD" in self._known]
+        return all(f"{path}/RECORD" in seen for path in had)
 
     def _look(self) -> Seen:
         seen: Seen = {}

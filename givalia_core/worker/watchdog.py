@@ -29,6 +29,10 @@ class Hosting(Protocol):
     last_current: int
     is_open: bool
 
+    @property
+    def backlog(self) -> int:
+        """How many notes wait to be heard."""
+
     def tell(self, *said: Any) -> None:
         """Say something to it."""
 

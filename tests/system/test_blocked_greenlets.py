@@ -88,6 +88,20 @@ def test_a_job_that_spins_beyond_its_own_timeout_loses_its_process_then(rig: Rig
     assert rig.client().enq("Echo", params="next").wait(10) == "next"
 
 
+def test_what_a_job_has_started_is_the_jobs_fault_and_no_neighbours(rig: Rig) -> None:
+    rig.start_server("--backoff", "0")
+    worker = rig.start_worker("--block-limit", "2")
+    file = rig.folder / "rests"
+    neighbour = rig.client().enq("Rest", params={"file": str(file), "seconds": 4})
+    job = rig.client().enq("SpinAside", params={"seconds": 60}, max_attempts=1)
+
+    with pytest.raises(JobFailed):
+        job.wait(15)
+
+    assert job.id in blocked(worker)
+    assert neighbour.wait(15) == 1
+
+
 def test_a_cancelled_job_that_spins_is_stopped(rig: Rig) -> None:
     rig.start_server()
     rig.start_worker("--stop-grace", "0.5")

@@ -16,6 +16,7 @@ from system_rig import Rig, await_true
 CODE = """
 from givalia_core import WorkModule
 class Late(WorkModule):
+    isolation = "{isolation}"
     def process(self):
         return "{said}"
 """
@@ -35,12 +36,12 @@ class Shop:
         self.client = self.rig.client()
         self._number = 0
 
-    def package(self, said: str, version: str = "1.0") -> Path:
+    def package(self, said: str, version: str = "1.0", isolation: str = "greenlet") -> Path:
         """A package with the module `Late`, as somebody would have it lie in a folder."""
         self._number += 1
         folder = self.folder / f"sources-{self._number}"
         folder.mkdir()
-        package = write_package(folder, "late-jobs", CODE.format(said=said), {"Late": "Late"})
+        package = write_package(folder, "late-jobs", CODE.format(said=said, isolation=isolation), {"Late": "Late"})
         settings = package / "pyproject.toml"
         settings.write_text(settings.read_text().replace('version = "1.2.3"', f'version = "{version}"'))
         return package
@@ -122,6 +123,23 @@ def test_an_editable_install_and_another_folder_of_the_path_are_seen(shop: Shop)
         shop.package("elsewhere"),
     )  # fmt: skip
     assert shop.client.enq("Late").wait(20) == "elsewhere"
+
+
+def test_code_of_another_version_than_was_announced_does_not_run(shop: Shop) -> None:
+    """Nobody watches, and a process that a job is to have would import what lies there now."""
+    shop.install(shop.package("old", isolation="process"))
+    worker = shop.rig.start_worker()
+    await_true(lambda: shop.versions() == ["1.0"], "the first version is announced")
+    shop.install("--upgrade", shop.package("new", "2.0", isolation="process"))
+
+    wants_old, wants_any = shop.client.enq("Late", version="==1.0"), shop.client.enq("Late")
+
+    assert wants_any.wait(20) == "new"
+    assert shop.versions() == ["2.0"]
+    status: Any = wants_old.stat()
+    assert (status.state, status.attempts) == ("ready", 0)
+    assert "no worker has Late ==1.0" in status.why
+    worker.await_log("the package of Late has changed")
 
 
 def test_without_watching_it_is_sighup_that_takes_packages_up(shop: Shop) -> None:

@@ -89,6 +89,9 @@ class FakeCrew:
     def _is_blocked_by(self, held: Held[Any]) -> bool:
         return held.dispatch.fence == self.blocking
 
+    def withdraw(self, module: str, why: str) -> None:
+        self.modules[module] = self.modules[module]._replace(broken=why)
+
     def replace_host(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
 
@@ -380,6 +383,18 @@ def test_a_retired_crew_whose_host_comes_back_takes_no_jobs() -> None:
     rig.crew.serve()
 
     assert rig.lend(fence=2) in rig.crews[1].told
+
+
+def test_a_job_whose_code_has_changed_goes_back_and_the_worker_reloads() -> None:
+    rig = Rig()
+    job = rig.lend(APART)
+
+    rig.foreman.job_outdated(rig.crew.running[0])
+
+    *_, announced, released = [each for each in rig.link.sent if isinstance(each, (list, Release))]
+    assert released == Release(job.id, job.fence)
+    assert [each.name for each in announced if each.broken] == [APART]
+    assert len(rig.crews) == 2
 
 
 def test_progress_goes_on_and_that_of_nobody_does_not() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from givalia_core.worker.watch import QUIET_S, Watch
+from givalia_core.worker.watch import PATIENCE_S, QUIET_S, Watch
 
 
 class Site:
@@ -46,7 +46,7 @@ def test_nothing_is_news_while_nothing_changes(site: Site) -> None:
 def test_a_new_distribution_counts_once_it_has_its_record(site: Site) -> None:
     made = site.metadata("late-1.0")
     assert not site.later()
-    assert not site.later(60)
+    assert not site.later(PATIENCE_S / 2)
 
     (made / "RECORD").touch()
 
@@ -72,7 +72,17 @@ def test_an_upgrade_in_place_and_a_removal_count(site: Site) -> None:
     assert site.later()
 
     record.unlink()
+    assert not site.later()
+    record.parent.joinpath("METADATA").unlink()
+    record.parent.rmdir()
     assert site.later()
+
+
+def test_a_distribution_that_never_gets_its_record_holds_nobody_up_for_ever(site: Site) -> None:
+    site.metadata("torn-1.0")
+    assert not site.later()
+
+    assert site.later(PATIENCE_S)
 
 
 def test_a_change_that_is_taken_back_is_none(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from typing import Any
 
@@ -126,3 +127,17 @@ class DatedApart(Dated):
     """Does so in a process of its own."""
 
     isolation = "process"
+
+
+class SpinAside(WorkModule):
+    """Starts a thread, which beside greenlets is one, and has that turn without ever giving way."""
+
+    def process(self) -> None:
+        def spin() -> None:
+            end = time.monotonic() + self.params["seconds"]
+            while time.monotonic() < end:
+                pass
+
+        aside = threading.Thread(target=spin)
+        aside.start()
+        aside.join()
