@@ -12,7 +12,7 @@ from givalia_core.views import Status
 
 WAITING = 200
 LEASE_S = 5
-LIMIT_S = 7  # Longer than a lease: what nobody beats for would be lost by then.
+LIMIT_S = 6  # Longer than a lease: what nobody beats for would be lost by then.
 
 
 def blocked(worker: Running) -> str:

@@ -86,7 +86,7 @@ def test_none_of_three_hundred_jobs_runs_again_after_its_cancel_was_answered(rig
     jobs = rig.client().enq_many(
         {
             "module": MODULES[n // 2 % 2],
-            "time": n * 0.06,
+            "time": n * 0.045,
             "params": {"file": str(file), "seconds": rng.uniform(0.5, 30), "heeds": n % 4 < 2},
             "max_attempts": 20,
         }
