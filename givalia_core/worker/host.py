@@ -38,6 +38,7 @@ from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
 RECEIVE_BYTES: Final = 262_144
+AT_ONCE: Final = 256
 LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
 
 log = logging.getLogger("givalia.worker")
@@ -160,8 +161,10 @@ class Host:
     def _read_forever(self, reader: notes.Reader, notes_: list[Any]) -> None:
         assert self._runner is not None
         while True:
-            for note in notes_:
+            for number, note in enumerate(notes_, 1):
                 self._runner.take(note)
+                if not number % AT_ONCE:
+                    gevent.sleep(0)  # Let these run, and be reported while the rest are still being started.
             data = self._channel.recv(RECEIVE_BYTES)
             if not data:
                 return

@@ -13,6 +13,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,21 @@ class Page:
         self._fields[_CURRENT] = fence
         if fence:
             self._fields[_LAST] = fence
+
+    def tracer(self, fence_of: Callable[[Any], int]) -> Callable[[str, tuple[Any, Any]], None]:
+        """What is to be called at each switch between greenlets, which is often: it notes whose code runs from now on.
+
+        Args:
+            fence_of: The fence of the attempt that a greenlet belongs to, or 0.
+        """
+        fields, place, last = self._fields, _CURRENT, _LAST
+
+        def trace(event: str, switch: tuple[Any, Any]) -> None:
+            fields[place] = fence = fence_of(switch[1])
+            if fence:
+                fields[last] = fence
+
+        return trace
 
     @property
     def last(self) -> int:

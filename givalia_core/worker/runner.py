@@ -80,6 +80,12 @@ class _Held(Attempt):
             self.greenlet.kill(stopped, block=False)
 
 
+class _Running(gevent.Greenlet):  # type: ignore[type-arg]
+    """The greenlet of an attempt; where it was started from is always the same, and not worth being looked up."""
+
+    spawning_stack_limit = 0
+
+
 class Runner:
     """The jobs of one process.
 
@@ -130,6 +136,8 @@ class Runner:
         pulse()
         self._pulse = self._loop.timer(PULSE_S, PULSE_S)
         self._pulse.start(pulse)
+        self._fences[gevent.get_hub()] = 0
+        self._trace = self._page.tracer(self._fence_of)
         if greenlet.gettrace() is None:
             greenlet.settrace(self._trace)
         announced = [announcement(found) for found in self._modules.values()]
@@ -140,12 +148,17 @@ class Runner:
 
     def close(self) -> None:
         """Show no more signs of life."""
-        if greenlet.gettrace() == self._trace:
+        if greenlet.gettrace() is self._trace:
             greenlet.settrace(None)
         self._pulse.close()
 
-    def _trace(self, event: str, switch: tuple[Any, Any]) -> None:
-        self._page.current = self._fences.get(switch[1], 0) or _fence_inherited(switch[1])
+    def _fence_of(self, running: Any) -> int:
+        """The fence of the attempt whose code this greenlet runs, or that has started it; 0: of none."""
+        fence = self._fences.get(running)
+        if fence is None:
+            inherited: dict[str, int] = getattr(running, "spawn_tree_locals", None) or {}
+            return inherited.get(_FENCE, 0)
+        return fence
 
     def be_fork_of(self, forker: int) -> None:
         """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
@@ -166,8 +179,7 @@ class Runner:
     @property
     def current(self) -> int:
         """The fence of the attempt whose code runs now; 0 for none."""
-        running = greenlet.getcurrent()
-        return self._fences.get(running, 0) or _fence_inherited(running)
+        return self._fence_of(greenlet.getcurrent())
 
     def take(self, note: Any) -> None:
         """Act on a note; nothing here waits for a job or a plugin."""
@@ -178,7 +190,7 @@ class Runner:
     def _begin(self, dispatch: Dispatch) -> None:
         attempt = _Held(dispatch, self._modules.get(dispatch.module), self._hooks, self._say, self._stop)
         self._attempts[dispatch.fence] = attempt
-        attempt.greenlet = running = gevent.Greenlet(self._run, attempt)
+        attempt.greenlet = running = _Running(self._run, attempt)
         self._fences[running] = dispatch.fence
         running.spawn_tree_locals = {_FENCE: dispatch.fence}  # Threads and greenlets that the job starts have that, too.
         running.start()
@@ -276,12 +288,6 @@ class Runner:
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
-
-
-def _fence_inherited(running: Any) -> int:
-    """The fence of the attempt whose code has started this greenlet; 0: none has."""
-    inherited: dict[str, int] = getattr(running, "spawn_tree_locals", None) or {}
-    return inherited.get(_FENCE, 0)
 
 
 _FENCE: Final = "givalia fence"
