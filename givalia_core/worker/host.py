@@ -26,6 +26,7 @@ from gevent.event import Event  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
+from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
@@ -68,6 +69,7 @@ class Host:
         self._forker = 0
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
+        self.modules: dict[str, FoundModule] = {}
         self.counts: dict[str, int] = {}
         """What the supervisor has counted: see docs/hooks.md."""
 
@@ -107,7 +109,7 @@ class Host:
         start_log(self.settings.log_level, self.settings.log_file)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
-        modules = modules_room.discover(self._tell_import, serve.deadly)
+        modules = self.modules = modules_room.discover(self._tell_import, serve.deadly)
         for found in modules.values():
             if found.broken:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
