@@ -243,7 +243,8 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
         settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
         return
     attempt = job.attempt - 1
-    expires = job.expires_us is not None and attempt == 0
+    has_started = is_replaced or job.replacements > 0
+    expires = job.expires_us is not None and attempt == 0 and not has_started
     batch.put(
         job,
         evolve(

@@ -18,10 +18,12 @@ from sim_setup import ATTEMPTS, BACKOFF_MAX_US, BACKOFF_US, CALM_US, EXCUSED_US,
 from givalia_core.clock import ManualClock
 from givalia_core.model import (
     CANCELLED,
+    CHILD_DEATHS_MAX,
     DEAD,
     DONE,
     ENDED,
     REMEMBERED_AT_LEAST_US,
+    REPLACEMENTS_MAX,
     REQUESTS_KEPT,
     RUNNING,
     TRANSITIONS,
@@ -30,7 +32,7 @@ from givalia_core.model import (
     Job,
     JobState,
 )
-from givalia_core.protocol.messages import OK, Enq, Ext, Fail, Kind, Requeue
+from givalia_core.protocol.messages import OK, Enq, Ext, Fail, Kind, Release, Requeue
 from givalia_core.specifiers import canonical, satisfies
 from givalia_core.store.memory import Memory
 
@@ -91,6 +93,7 @@ class Life:
     def __init__(self) -> None:
         self.claims: list[Written] = []
         self.replaced = 0
+        self.given_back = 0  # Attempts that had started, and lost their process.
         self.attempts: list[int] = []  # What each message that made or replaced it allows.
         self.expires_us: int | None = None
         self.is_clear = True  # Whether every command that shaped it is known.
@@ -296,6 +299,7 @@ def _judge_lives(evidence: Evidence, job_id: bytes, written: list[Written]) -> I
     lives = [Life()]
     for each in written:
         yield from _judge_return(evidence, each)
+        lives[-1].given_back += each.was is not None and is_given_back(each) and _lost_its_process(evidence, each.was)
         if ends_attempt(each):
             due = _after_failure(evidence, each)
         for past in news(each):
@@ -323,8 +327,14 @@ def _judge_return(evidence: Evidence, written: Written) -> Iterator[Violation]:
     was = written.was
     if was is not None and is_given_back(written):
         ran = evidence.ran.get((was.id, was.fence))
-        if ran is not None and ran.started_us <= written.mono_us:
+        if ran is not None and ran.started_us <= written.mono_us and not _lost_its_process(evidence, was):
             yield Violation("I6", f"attempt {ran.attempt} was given back although it had started", was.id)
+
+
+def _lost_its_process(evidence: Evidence, job: Job) -> bool:
+    """Whether its worker has said that the attempt's process was replaced for another job's fault."""
+    reports = evidence.reports.get((job.id, job.fence), ())
+    return any(isinstance(report.message, Release) and report.message.replaced for report in reports)
 
 
 def _judge_claim(evidence: Evidence, written: Written, life: Life, due: Due) -> Iterator[Violation]:
@@ -414,10 +424,14 @@ def _judge_death(evidence: Evidence, written: Written, life: Life, due: Due | No
 
 def _judge_attempts(evidence: Evidence, job_id: bytes, life: Life) -> Iterator[Violation]:
     starts = [claim for claim in life.claims if (job_id, claim.job.fence) in evidence.ran]
-    most = max(life.attempts, default=0) + life.replaced
+    most = max(life.attempts, default=0) + life.replaced + REPLACEMENTS_MAX
     if life.is_clear and len(starts) > most:
         yield Violation("I6", f"{len(starts)} starts where {most} are allowed", job_id)
+    if life.given_back > REPLACEMENTS_MAX:
+        yield Violation("I6", f"after a start the attempt was given back {life.given_back} times", job_id)
     for claim in life.claims:
+        if claim.job.deaths >= CHILD_DEATHS_MAX:
+            yield Violation("I6", f"it was lent again after {claim.job.deaths} deaths of its process", job_id)
         if claim.job.attempt > (claim.job.max_attempts or 0):
             yield Violation("I6", f"attempt {claim.job.attempt} of {claim.job.max_attempts} was lent", job_id)
 

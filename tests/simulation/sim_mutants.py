@@ -157,11 +157,11 @@ def a_lost_lease_costs_no_attempt() -> Sequence[Patch]:
     """Only reported failures count, so a job that kills its worker is tried for ever."""
     right = leases.settle_failure
 
-    def settle(batch: Batch, job: Job, kind: OutcomeKind, error: str, *how: Any) -> None:
+    def settle(batch: Batch, job: Job, kind: OutcomeKind, error: str, *how: Any, **more: Any) -> None:
         if kind is OutcomeKind.DIED and not job.stop_asked:
             job = batch.put(job, evolve(job, "fail", attempt=job.attempt - 1, on_wall=False, due_at_us=batch.now.timer_us))
             return
-        right(batch, job, kind, error, *how)
+        right(batch, job, kind, error, *how, **more)
 
     return [_swap(leases, "settle_failure", settle)]
 
@@ -250,6 +250,16 @@ def resume_gives_everything_back() -> Sequence[Patch]:
     return [mock.patch.dict(answers.TOGETHER, {Kind.RESUME: resume})]
 
 
+def processes_are_replaced_without_end() -> Sequence[Patch]:
+    """A job whose process is replaced gets its attempt back however often that happens."""
+    return [_swap(leases, "REPLACEMENTS_MAX", 1_000)]
+
+
+def deaths_of_processes_are_not_counted() -> Sequence[Patch]:
+    """A job that takes its process with it is tried as often as any other."""
+    return [_swap(leases, "CHILD_DEATHS_MAX", 1_000)]
+
+
 def expired_jobs_start() -> Sequence[Patch]:
     """`expires` is stored and never looked at."""
     return [_swap(Job, "is_expired", lambda self, now: False)]
@@ -264,8 +274,8 @@ def a_stopped_job_is_tried_again() -> Sequence[Patch]:
     """That somebody asked it to stop is forgotten when it fails."""
     right = leases.settle_failure
 
-    def settle(batch: Batch, job: Job, *how: Any) -> None:
-        right(batch, job._replace(stop_asked=False), *how)
+    def settle(batch: Batch, job: Job, *how: Any, **more: Any) -> None:
+        right(batch, job._replace(stop_asked=False), *how, **more)
 
     return [_swap(leases, "settle_failure", settle)]
 
@@ -329,6 +339,8 @@ MUTANTS: dict[str, Mutant] = dict(
         _mutant(keys_are_not_unique, "I5"),
         _mutant(a_lost_lease_costs_no_attempt, "I6"),
         _mutant(fences_begin_anew_after_a_restart, "I11"),
+        _mutant(processes_are_replaced_without_end, "I6"),
+        _mutant(deaths_of_processes_are_not_counted, "I6"),
         _mutant(a_prefix_forgets_that_there_is_more, "I14"),
         _mutant(a_restart_forgets_the_leases, "I1"),
         _mutant(relative_delays_follow_the_wall_clock, "I3"),

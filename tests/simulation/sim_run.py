@@ -84,7 +84,15 @@ def draw_weather(world: World) -> Weather:
         cut_chance=rng.choice((0.0, 0.0, 0.02, 0.06)),
         faults=rng.randint(0, 12),
         kinds=tuple(kinds),
-        habits=rng.choice((Habits(), Habits(fails=0.5, fails_for_good=0.02), Habits(runs_long=0.4), Habits(0.0, 0.0, 0.3))),
+        habits=rng.choice(
+            (
+                Habits(),
+                Habits(fails=0.5, fails_for_good=0.02),
+                Habits(runs_long=0.4),
+                Habits(0.0, 0.0, 0.3),
+                Habits(runs_long=0.2, is_replaced=0.25, kills_process=0.5),
+            )
+        ),
         has_gap=rng.random() < 0.1,
         can_reboot=rng.random() < 0.3,
         commands=rng.randint(50, 100),
@@ -284,7 +292,7 @@ class Scene:
         store.cut_chance, store.next_cut, store.is_full = 0.0, None, False
         self.server.cut_midway = False
         self.network.heal()
-        well = Habits(0.0, 0.0, 0.0, 0.0, 1.0)
+        well = Habits(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
         self.workers += [
             self._worker(name, list(MODULES), 4, versions=[version]) for name in sorted(set(NAMES)) for version in VERSIONS
         ]

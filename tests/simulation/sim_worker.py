@@ -41,6 +41,8 @@ class Habits(NamedTuple):
     releases: float = 0.05
     runs_long: float = 0.1
     obeys_stop: float = 0.7
+    is_replaced: float = 0.05  # Its process ends for another job's fault.
+    kills_process: float = 0.05
 
 
 class _Held:
@@ -325,7 +327,11 @@ class SimWorker:
         length_us = world.between_us(0.0, 0.5) if world.chance(0.5) else world.between_us(0.5, 4.0)
         if world.chance(self.habits.runs_long):
             length_us = world.between_us(0.5, 2.0) * self._lease_us // SECOND_US
-        if world.chance(self.habits.fails):
+        if world.chance(self.habits.is_replaced):
+            self._later(length_us, self._lose_process, held)
+        elif world.chance(self.habits.kills_process):
+            self._later(length_us, self._kill_process, held)
+        elif world.chance(self.habits.fails):
             self._later(length_us, self._fail, held, "failed")
         else:
             self._later(length_us, self._succeed, held)
@@ -341,6 +347,14 @@ class SimWorker:
         after_us = world.between_us(0.0, 3.0) if world.chance(0.2) else None
         is_for_good = kind == "failed" and world.chance(self.habits.fails_for_good)
         self._report(held, Fail(held.job.id, held.job.fence, kind, "it failed on purpose", after_us, is_for_good))
+
+    def _lose_process(self, held: _Held) -> None:
+        if self._is_held(held) and held.report is None:
+            self._report(held, Release(held.job.id, held.job.fence, replaced=True))
+
+    def _kill_process(self, held: _Held) -> None:
+        if self._is_held(held) and held.report is None:
+            self._report(held, Fail(held.job.id, held.job.fence, "died", "it took its process with it", child_died=True))
 
     def _report(self, held: _Held, message: Any) -> None:
         self._end(held)

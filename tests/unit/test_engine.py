@@ -469,6 +469,18 @@ def test_t9_a_job_whose_process_was_replaced_gets_its_attempt_back_three_times(r
     assert rig.stored(uid(1)).attempt == 2
 
 
+def test_t9_a_job_that_has_started_does_not_expire_any_more_though_its_attempt_was_given_back(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), expires_us=SECOND_US)
+    worker.release(replaced=True)
+    worker.credit(0)
+    worker.release()
+
+    rig.tick(5)
+
+    assert rig.state(id=uid(1)) == "ready"
+
+
 def test_t8_a_job_that_was_asked_to_stop_is_cancelled_when_its_process_is_replaced(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.ask(Kind.ENQ, m.Enq(uid(1), "Mail"))
