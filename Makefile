@@ -21,8 +21,8 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)  ## Watch it work: a job pushed back, one called off, a server killed under the rest
 	@$(BIN)/givalia demo
 
-test: $(STAMP)  ## Every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Every test, in two halves beside each other
+	$(BIN)/python tests/halves.py
 
 unit: $(STAMP)  ## The fast tests
 	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg
