@@ -32,7 +32,8 @@ def about(desk: Desk) -> bytes:
     """What this server tells the others about itself: its workers and their modules, its hooks, what it decides by."""
     return words.pack(
         {
-            "workers": words.own_workers(desk),
+            # Without what changes from moment to moment, for each change is written and read by all the others.
+            "workers": [{**worker, "processes": []} for worker in words.own_workers(desk)],
             "modules": words.own_modules(desk),
             "hooks": sorted(desk.listening),
             "policy": desk.policy,

@@ -33,8 +33,8 @@ from givalia_core.worker.pipeline import WORDS, clipped, timed_out
 TICK_S: Final = 0.1
 END_S: Final = 10.0
 AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
-SHOW_S: Final = 1.0  # What is said of the processes is said no more often,
-SHOW_AGAIN_S: Final = 10.0  # and so often though nothing but numbers has changed.
+SHOW_S: Final = 1.0  # What is said of the processes is said no more often than this,
+SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
 
 log = logging.getLogger("givalia.worker")
 _KINDS: Final = {"timeout": OutcomeKind.TIMEOUT, "cancelled": OutcomeKind.STOPPED, "shutdown": OutcomeKind.STOPPED,
@@ -455,4 +455,4 @@ class Foreman:
 def _identity(process: Process) -> tuple[Any, ...]:
     """What is news if it changes."""
     is_blocked = bool(process.blocked_us)
-    return process.pid, process.state, process.jobs, process.restarts, process.job, is_blocked, process.stack
+    return process.pid, process.role == "job" or process.state, process.restarts, is_blocked, process.stack
