@@ -7,6 +7,7 @@ the process says so and ends.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import logging
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -114,7 +116,7 @@ class Child:
 
     def _has_announced_code(self, begin: Begin) -> bool:
         """Whether what is about to be imported is what the server was told of: packages may have been installed since."""
-        if begin.source in self._classes or not begin.version:
+        if begin.source in self._classes or not begin.version or not _has_changed_since(begin.since):
             return True
         try:
             return importlib_metadata.version(begin.distribution) == begin.version
@@ -143,6 +145,15 @@ class Child:
     def _raise(self, stopped: Stopped) -> None:
         self._has_raised = True
         raise stopped
+
+
+def _has_changed_since(instant: float) -> bool:
+    """Whether anything may have been installed since then: installers make and remove entries of these folders."""
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            if Path(folder).stat().st_mtime >= instant:
+                return True
+    return False
 
 
 def take_no_notice(_: int, __: FrameType | None) -> None:

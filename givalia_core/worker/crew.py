@@ -84,6 +84,7 @@ class Crew:
         self._is_draining = self._is_closing = False
         self._deadly: dict[str, str] = {}
         self._owed: list[Any] = []
+        self._known_since = 0.0
         self._suspected = ""  # The module during whose import a process was killed, which may have been chance.
         self._is_local = host is not None
         if host is None:
@@ -147,6 +148,7 @@ class Crew:
         self.host.state, self.host.importing = "ready", None
         self.modules = {fields[0]: Announce(*fields) for fields in note.announced}
         self.sources = note.sources
+        self._known_since = self.host.member.since if self.host.member is not None else 0.0
         self.hooks = frozenset(note.hooks)
         self._foreman.crew_is_ready(self)
         self.tell(*self._owed)
@@ -219,7 +221,8 @@ class Crew:
         """Run a job in a process of its own."""
         name = held.dispatch.module
         announced = self.modules[name]
-        self.pool.run(held, self.sources.get(name, ""), (announced.distribution, "" if self._is_local else announced.version))
+        version = "" if self._is_local else announced.version
+        self.pool.run(held, self.sources.get(name, ""), (announced.distribution, version, self._known_since))
 
     def look(self, *, is_fair: bool) -> None:
         """See how the processes are; `is_fair` is False when this process itself has just been away."""

@@ -101,12 +101,16 @@ class Told(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """Run this job in your process, with the class from this source, of this version of its distribution (empty: of any)."""
+    """Run this job in your process, with the class from this source, of this version of its distribution (empty: of any).
+
+    The version was looked up at `since` (wall clock) or later.
+    """
 
     job: Any
     source: str
     distribution: str = ""
     version: str = ""
+    since: float = 0.0
 
 
 class Outdated(NamedTuple):

@@ -159,18 +159,13 @@ class Nursery:
             self._supervisor.sendall(RECORD.pack(what, a, b))
 
     def _end_all(self) -> None:
-        for pid in self._children:
-            _signal_group(pid, signal.SIGTERM)
-        deadline = time.monotonic() + LAST_S
-        while self._children and time.monotonic() < deadline:
-            self._reap()
-            time.sleep(0.01)
-        for pid in self._children:
-            _signal_group(pid, signal.SIGKILL)
-        deadline = time.monotonic() + LAST_S
-        while self._children and time.monotonic() < deadline:
-            self._reap()
-            time.sleep(0.01)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._children:
+                _signal_group(pid, number)
+            deadline = time.monotonic() + LAST_S
+            while self._children and time.monotonic() < deadline:
+                self._reap()
+                time.sleep(0.01)
 
 
 def _ignore(_: int, __: FrameType | None) -> None:

@@ -73,13 +73,13 @@ class Pool:
         """How many jobs have a process now."""
         return sum(child.held is not None for child in self._children)
 
-    def run(self, held: Held[Any], source: str, origin: tuple[str, str]) -> None:
+    def run(self, held: Held[Any], source: str, origin: tuple[str, str, float]) -> None:
         """Run a job in a process that waits for work, best one that knows the module, else in a new one.
 
         Args:
             held: The job.
             source: Where its class is imported from.
-            origin: The distribution that brings it, and its version as it was announced.
+            origin: The distribution that brings it, its version as it was announced, and since when that was known.
         """
         idle = [child for child in self._children if child.held is None]
         child = next((each for each in idle if each.source == source), idle[0] if idle else None)
