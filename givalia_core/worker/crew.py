@@ -232,7 +232,7 @@ class Crew:
             self.replace_host(verdict)
         member, limit_bytes = self.host.member, self._settings.memory_per_process * MIB
         is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
-        if member is not None and limit_bytes and is_old and memory_bytes(member.pid) > limit_bytes:
+        if member is not None and limit_bytes and is_old and not self._is_local and memory_bytes(member.pid) > limit_bytes:
             self._foreman.host_is_full(self)
 
     def processes(self) -> Iterator[Process]:

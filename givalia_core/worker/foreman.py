@@ -250,16 +250,17 @@ class Foreman:
     def _replace_host(self, held: Job) -> None:
         """A greenlet does not end: its process has to."""
         host = held.crew.host
-        words = f"{self._words(held)}; it did not end when it was told to, so its process was replaced\n{host.stack}".strip()
+        ended = "it did not end when it was told to, so its process was replaced"
+        words = f"{self._words(held, held.why)}; {ended}\n{host.stack}".strip()
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
 
-    def _words(self, held: Job) -> str:
-        return timed_out(held.dispatch) if held.why == "timeout" else WORDS.get(held.why, held.why)
+    def _words(self, held: Job, why: str) -> str:
+        return timed_out(held.dispatch) if why == "timeout" else WORDS[why]
 
     def _failure(self, held: Job, why: str, more: str = "") -> Fail:
         held.why = why
-        words = clipped(f"{self._words(held)}\n{more}".strip())
+        words = clipped(f"{self._words(held, held.why)}\n{more}".strip())
         return Fail(held.dispatch.id, held.dispatch.fence, str(_KINDS[why]), words)
 
     # What crews report.
@@ -410,16 +411,13 @@ class Foreman:
             step, cause = held.step, held.cause
             held.at_s = None
             if step == "end":
-                self._end(held, cause, self._words_of(held, cause))
+                self._end(held, cause, self._words(held, cause))
             else:
                 self._kill(held, cause)
         for crew in list(self.generations.crews):
             crew.look(is_fair=not was_away)
         self._give_credit()
         self._show(now_s)
-
-    def _words_of(self, held: Job, cause: str) -> str:
-        return timed_out(held.dispatch) if cause == "timeout" else WORDS[cause]
 
     def _show(self, now_s: float) -> None:
         """Let the server, and the plugins, know how the processes are."""

@@ -166,7 +166,7 @@ class Runner:
         self._pulse.stop()
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
-            if self._fences.get(switch[1], forker) != forker:
+            if (self._fences.get(switch[1]) or forker) != forker:  # The loop is nobody's, and runs here for the fork.
                 os._exit(WRONG_PROCESS)
 
         greenlet.settrace(guard)

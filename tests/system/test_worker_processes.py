@@ -107,6 +107,14 @@ def test_a_job_that_is_made_to_end_cleans_up(rig: Rig) -> None:
     assert [line[0] for line in lines_of(file)] == ["start", "cleaned"]
 
 
+@pytest.mark.parametrize("module", ["Fork", "ForkApart"])
+def test_a_fork_that_waits_goes_on_and_ends_as_it_likes(rig: Rig, module: str) -> None:
+    rig.start_server()
+    rig.start_worker()
+
+    assert rig.client().enq(module, max_attempts=1).wait(10) == 7
+
+
 def test_a_process_is_used_again_up_to_a_number(rig: Rig) -> None:
     rig.start_server()
     rig.start_worker("--jobs-per-process", "3", "--processes", "1")

@@ -141,3 +141,20 @@ class SpinAside(WorkModule):
         aside = threading.Thread(target=spin)
         aside.start()
         aside.join()
+
+
+class Fork(WorkModule):
+    """Forks; the fork waits a moment and ends as it likes, and the exit code is the result."""
+
+    def process(self) -> int:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(0.3)
+            os._exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class ForkApart(Fork):
+    """Does so in a process of its own."""
+
+    isolation = "process"
