@@ -32,7 +32,8 @@ from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules
 from givalia_core.views import Status, at_to_us, length_to_us, to_datetime, wire_id
 
 RESEND_S: Final = 60.0
-IN_FLIGHT: Final = 8  # Frames of one enq_many that travel before the first is answered.
+IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
+FRAME_ROOM_BYTES: Final = frames.FRAME_BYTES_MAX - 64  # For items.
 DURABILITY: Final = 3  # The place of the durability class in the answer to enq.
 
 Fields = list[Any]
@@ -135,19 +136,31 @@ def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]
 
 
 def _enq_frames(made: Iterable[Enq]) -> Iterator[Call[Enqueued]]:
+    return in_frames(Kind.ENQ, ((item(message), _enq_bytes(message)) for message in made), _read_enq)
+
+
+def _enq_bytes(message: Enq) -> int:
+    names = len(message.module) + len(message.target_worker) + len(message.version or "")
+    return len(message.payload) + 96 + key_bytes(message.key) + names
+
+
+def key_bytes(key: str | None) -> int:
+    """What a key takes in a frame; its characters are up to four bytes each."""
+    return 0 if key is None else len(key.encode())
+
+
+def in_frames(kind: Kind, sized: Iterable[tuple[Item, int]], read: Callable[[Fields, bytes], T]) -> Iterator[Call[T]]:
+    """As few frames as the limits allow, in order, for items of which each takes at most as many bytes as stand beside it."""
     batch: list[Item] = []
-    room = frames.FRAME_BYTES_MAX - 64
-    for message in made:
-        packed = item(message)
-        names = len(message.module) + len(message.target_worker) + len(message.version or "")
-        size = len(message.payload) + 96 + 2 * len(message.key or "") + names
+    room = FRAME_ROOM_BYTES
+    for packed, size in sized:
         if batch and (size > room or len(batch) == frames.ITEMS_MAX):
-            yield Call(Kind.ENQ, batch, _read_enq)
-            batch, room = [], frames.FRAME_BYTES_MAX - 64
+            yield Call(kind, batch, read)
+            batch, room = [], FRAME_ROOM_BYTES
         batch.append(packed)
         room -= size
     if batch:
-        yield Call(Kind.ENQ, batch, _read_enq)
+        yield Call(kind, batch, read)
 
 
 def _split(job: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
