@@ -10,7 +10,7 @@ on call: what happened, whether anything changed, what to do.
     │   ├── StoreFull
     │   └── Busy
     │       └── ShuttingDown
-    ├── PartlyRefused      some commands of an `enq_many` were refused, the others stand
+    ├── PartlyRefused      some commands of many in one call were refused, the others stand
     ├── ConnectionLost     nobody knows whether the command took effect
     ├── JobEnded           `wait` ended without a result
     │   ├── JobFailed  JobCancelled  ResultLost
@@ -133,7 +133,8 @@ class ShuttingDown(Busy):
 
 
 class PartlyRefused(GivaliaError):
-    """Some jobs of an `enq_many` were refused, the others stand. `answers` holds a handle or an error for each."""
+    """Some jobs of an `enq_many`, `cancel_many` or `ext_many` were refused, the others stand. `answers` has what each was
+    answered (of an `enq_many` a handle), or an error."""
 
     answers: list[Any]
     exit_code = 69

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
-from givalia_core.client import talk
+from givalia_core.client import talk, verbs
+from givalia_core.client.many import Many
 from givalia_core.clock import SECOND_US, ManualClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Effect, Reply, Tell
+from givalia_core.errors import NotFound, WrongState
 from givalia_core.hooks import Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
@@ -125,6 +127,23 @@ class Queue:
         """As `Client.ext`."""
         return self._ask(talk.ext(key, id, time, at))
 
+    def cancel_many(
+        self, jobs: Iterable[str | Status] | None = None, *, ids: Iterable[str] | None = None
+    ) -> list[str | NotFound | WrongState]:
+        """As `Client.cancel_many`."""
+        return self._ask_many(verbs.cancel_many(jobs, ids=ids))
+
+    def ext_many(
+        self,
+        jobs: Iterable[str | Status] | Mapping[Any, float] | None = None,
+        time: float | None = None,
+        *,
+        at: Any = None,
+        ids: Iterable[str] | Mapping[str, float] | None = None,
+    ) -> list[datetime | NotFound | WrongState]:
+        """As `Client.ext_many`."""
+        return self._ask_many(verbs.ext_many(jobs, time, at=at, ids=ids))
+
     def advance(self, seconds: float = 0.0, **length: float) -> list[Ran]:
         """Let time pass (`advance(90)`, `advance(days=7)`) and return the attempts that this brought about."""
         before = len(self.ran)
@@ -140,11 +159,16 @@ class Queue:
         return self.ran[before:]
 
     def _ask(self, call: talk.Call[T]) -> T:
-        (fields, payload), *_ = call.items
-        asked = Asked(_USER, 1, call.kind, [messages.check(call.kind, list(fields), payload)])
-        (reply,) = (effect for effect in self._turn(asked) if isinstance(effect, Reply) and effect.conn == _USER)
-        answer_fields, answer_payload = reply.items[0]
-        return talk.only(call, [talk.read_answer(call, list(answer_fields), answer_payload)])
+        return talk.only(call, self._answers(call))
+
+    def _ask_many(self, many: Many[T]) -> list[T | NotFound | WrongState]:
+        return many.finish([answer for call in many.calls for answer in self._answers(call)])
+
+    def _answers(self, call: talk.Call[Any]) -> list[Any]:
+        asked = [messages.check(call.kind, list(fields), payload) for fields, payload in call.items]
+        effects = self._turn(Asked(_USER, 1, call.kind, asked))
+        (reply,) = (effect for effect in effects if isinstance(effect, Reply) and effect.conn == _USER)
+        return talk.read_answers(call, [(list(fields), payload) for fields, payload in reply.items])
 
     def _turn(self, *asked: Asked) -> list[Effect]:
         """One turn, then the jobs it brought, until none is left that is due."""

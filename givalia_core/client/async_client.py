@@ -10,10 +10,11 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from givalia_core.client import talk, verbs
 from givalia_core.client.async_exchange import AsyncExchange, OnProgress
-from givalia_core.client.handle import Handle
+from givalia_core.client.many import Many
 from givalia_core.client.talk import Call
-from givalia_core.client.verbs import Pages, Ticket
-from givalia_core.errors import GivaliaError
+from givalia_core.client.ticket import Handle, Ticket
+from givalia_core.client.verbs import Pages
+from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
 from givalia_core.protocol import addresses
 from givalia_core.settings import CLIENT_PORT
@@ -75,6 +76,18 @@ def _makes(verb: Callable[P, Call[Ticket]]) -> Callable[Concatenate[AsyncClient,
     return verbs.as_method(method, verb)
 
 
+def _asks_many(
+    verb: Callable[P, Many[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, list[T | NotFound | WrongState]]]:
+    """The same for one of many commands: it returns an answer for each."""
+
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> list[T | NotFound | WrongState]:
+        many = verb(*args, **options)
+        return many.finish([answer async for part in self._exchange.several(many.calls) for answer in part])
+
+    return verbs.as_method(method, verb)
+
+
 class AsyncClient:
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
@@ -110,6 +123,8 @@ class AsyncClient:
     stat = _asks(verbs.stat)
     cancel = _asks(verbs.cancel)
     ext = _asks(verbs.ext)
+    cancel_many = _asks_many(verbs.cancel_many)
+    ext_many = _asks_many(verbs.ext_many)
     requeue = _makes(verbs.requeue)
     info = _asks(verbs.info)
     modules = _asks(verbs.modules)

@@ -11,9 +11,11 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from givalia_core.client import talk, verbs
 from givalia_core.client.exchange import Exchange, OnProgress
 from givalia_core.client.handle import JobHandle
+from givalia_core.client.many import Many
 from givalia_core.client.talk import Call
-from givalia_core.client.verbs import Pages, Ticket
-from givalia_core.errors import GivaliaError
+from givalia_core.client.ticket import Ticket
+from givalia_core.client.verbs import Pages
+from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
 from givalia_core.protocol import addresses
 from givalia_core.settings import CLIENT_PORT
@@ -39,6 +41,16 @@ def _makes(verb: Callable[P, Call[Ticket]]) -> Callable[Concatenate[Client, P], 
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> JobHandle:
         return JobHandle(self._exchange, self._exchange.ask(verb(*args, **options)))
+
+    return verbs.as_method(method, verb)
+
+
+def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], list[T | NotFound | WrongState]]:
+    """The same for one of many commands: it returns an answer for each."""
+
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> list[T | NotFound | WrongState]:
+        many = verb(*args, **options)
+        return many.finish([answer for part in self._exchange.several(many.calls) for answer in part])
 
     return verbs.as_method(method, verb)
 
@@ -81,6 +93,8 @@ class Client:
     stat = _asks(verbs.stat)
     cancel = _asks(verbs.cancel)
     ext = _asks(verbs.ext)
+    cancel_many = _asks_many(verbs.cancel_many)
+    ext_many = _asks_many(verbs.ext_many)
     requeue = _makes(verbs.requeue)
     info = _asks(verbs.info)
     modules = _asks(verbs.modules)

@@ -1,4 +1,4 @@
-"""A job as the client that enqueued it holds it."""
+"""A job as the blocking client that enqueued it holds it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ from typing import Any
 
 from givalia_core.client import talk, verbs
 from givalia_core.client.exchange import Exchange, OnProgress
-from givalia_core.client.verbs import Ticket
+from givalia_core.client.ticket import Handle, Ticket
 from givalia_core.views import Status
-
-
-class Handle:
-    """A job that a client enqueued or named: `id`, `key`, and `due` as last heard."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self.id = ticket.id
-        self.key = ticket.key
-        self.due = ticket.due
-        """When it is due, as an aware datetime in UTC."""
-        self.durability = ticket.durability
-        """What the answer promised: `fsync` (on stable storage) or `memory`."""
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} key={self.key!r} due={self.due.isoformat()}>"
 
 
 class JobHandle(Handle):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgpack
 
@@ -37,6 +37,7 @@ FRAME_ROOM_BYTES: Final = frames.FRAME_BYTES_MAX - 64  # For items.
 DURABILITY: Final = 3  # The place of the durability class in the answer to enq.
 
 Fields = list[Any]
+Move: TypeAlias = tuple[int | None, int | None]  # By how many microseconds, or to which instant of the wall clock.
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -245,10 +246,18 @@ def _named(key: str | None, job_id: str | None) -> tuple[str | None, bytes | Non
 
 
 def _call(kind: Kind, message: Any, read: Callable[[Fields, bytes], T], *, waits: bool = False) -> Call[T]:
-    """A call of one message, checked here as the server will check it."""
+    return Call(kind, [checked(kind, message)], read, waits)
+
+
+def checked(kind: Kind, message: Any) -> Item:
+    """A message as it is sent, checked here as the server will check it.
+
+    Raises:
+        BadRequest, TooLarge: The server would refuse it.
+    """
     fields, payload = item(message)
     messages.check(kind, list(fields), payload)
-    return Call(kind, [(fields, payload)], read, waits)
+    return fields, payload
 
 
 def stat(key: str | None, job_id: str | None) -> Call[Status]:
@@ -263,16 +272,24 @@ def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
 
 def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
     """Call a job off."""
-    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), _read_word)
+    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), read_word)
 
 
 def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call[datetime]:
     """Move a job's due."""
+    return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), *move(seconds, at)), read_due)
+
+
+def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move:
+    """How far an `ext` moves a due, or to where.
+
+    Raises:
+        BadRequest: Both are given or none, or what is given cannot be.
+    """
     if (seconds is None) == (at is None):
         raise BadRequest("ext takes either a time or an at")
     delta_us = None if seconds is None else length_to_us(seconds, "time", negative=True)
-    at_us = None if at is None else at_to_us(at)
-    return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), delta_us, at_us), _read_due)
+    return delta_us, None if at is None else at_to_us(at)
 
 
 def requeue(
@@ -317,12 +334,14 @@ def _read_map(_: Fields, payload: bytes) -> Any:
     return _unpack(payload)
 
 
-def _read_word(fields: Fields, _: bytes) -> str:
+def read_word(fields: Fields, _: bytes) -> str:
+    """The answer to a cancel."""
     word: str = fields[1]
     return word
 
 
-def _read_due(fields: Fields, _: bytes) -> datetime:
+def read_due(fields: Fields, _: bytes) -> datetime:
+    """The answer to an ext."""
     return to_datetime(fields[2])
 
 

@@ -7,26 +7,19 @@ So whatever a verb takes and means is said here, and nothing here knows how a ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from givalia_core.client import talk
+from givalia_core.client import many, talk
+from givalia_core.client.many import Length, Many, Named
 from givalia_core.client.talk import Call
+from givalia_core.client.ticket import Ticket
 from givalia_core.model import JobState
 from givalia_core.protocol.messages import LIST_LIMIT_MAX
 from givalia_core.views import Status, text_id
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Ticket(NamedTuple):
-    """What a client keeps of a job that it enqueued or named."""
-
-    id: str
-    key: str | None
-    due: datetime
-    durability: str = ""
 
 
 def as_method(method: F, verb: Callable[..., Any]) -> F:
@@ -115,6 +108,24 @@ def cancel(key: str | None = None, *, id: str | None = None, running: bool = Fal
     return talk.cancel(key, id, running=running)
 
 
+def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, running: bool = False) -> Many[str]:
+    """Call many jobs off at once; for each, in order, what `cancel` answers or the `NotFound` or `WrongState` it raises.
+
+    So a job that has started or is gone is an answer among others. Each part of up to 10,000 jobs or 1 MiB is one commit, and
+    on return all of them are durable; the parts travel without waiting for each other.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        ids: Ids instead.
+        running: Also ask those that have started to stop.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each. The others stand.
+        BadRequest: One cannot be sent at all. Nothing was.
+    """
+    return many.cancel(jobs, ids, running=running)
+
+
 def ext(
     key: str | None = None,
     time: float | timedelta | None = None,
@@ -135,6 +146,30 @@ def ext(
         WrongState: It runs or has ended.
     """
     return talk.ext(key, id, time, at)
+
+
+def ext_many(
+    jobs: Iterable[Named] | Mapping[Any, Length] | None = None,
+    time: Length | None = None,
+    *,
+    at: float | datetime | None = None,
+    ids: Iterable[str] | Mapping[str, Length] | None = None,
+) -> Many[datetime]:
+    """Move the dues of many jobs at once; for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
+
+    Parts, commits and durability are as in `cancel_many`. Handles that are given hear of their new due.
+
+    Args:
+        jobs: Keys, handles or `Status` records, each once; or a mapping of them to the `time` that each is moved by.
+        time: Seconds to add to the due of each, as in `ext`; not with a mapping.
+        at: The new due of all; not with a mapping.
+        ids: Ids instead, or a mapping of ids.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
+        BadRequest: One cannot be sent at all, or is named twice. Nothing was.
+    """
+    return many.ext(jobs, time, at, ids)
 
 
 def requeue(

@@ -180,6 +180,32 @@ def test_a_length_of_32_megabytes_ends_the_connection_before_it_is_sent(house: H
         assert wire.read_to_end() == b""
 
 
+def test_more_cancels_than_a_frame_may_hold_are_refused_and_none_of_them_is_done(house: House) -> None:
+    job = house.canary.enq("Echo", time=600, key="kept")
+    before = house.live()
+    with Framed(house.port) as wire:
+        asked = [m.Cancel(os.urandom(16), "kept"), *(m.Cancel(os.urandom(16), f"k{n}") for n in range(frames.ITEMS_MAX))]
+        (answer,) = wire.ask(Kind.CANCEL, *asked)
+        assert isinstance(answer, TooLarge)
+        assert house.live() == before
+        assert wire.ask(Kind.CANCEL, asked[0]) == [("cancelled",)]
+    assert job.stat().state == "cancelled"
+
+
+def test_among_many_cancels_those_that_cannot_be_are_refused_in_their_place(house: House) -> None:
+    house.canary.enq("Echo", time=600, key="called-off")
+    with Framed(house.port) as wire:
+        long, unnamed, known, strange = wire.ask(
+            Kind.CANCEL,
+            m.Cancel(os.urandom(16), "k" * 60_000),
+            m.Cancel(os.urandom(16)),
+            m.Cancel(os.urandom(16), "called-off"),
+            m.Cancel(b"short", "called-off"),
+        )
+    assert [type(answer) for answer in (long, unnamed, strange)] == [BadRequest] * 3
+    assert known == ("cancelled",)
+
+
 @pytest.mark.parametrize("length", [0, 1, 4])
 def test_a_length_that_is_less_than_a_head_ends_the_connection(house: House, length: int) -> None:
     with Framed(house.port) as wire:

@@ -171,6 +171,29 @@ def test_cancel_whose_answer_is_lost_says_cancelled(losing: Client, direct: Clie
     assert direct.stat("lost-cancel").state == "cancelled"
 
 
+def test_cancel_many_whose_answer_is_lost_says_the_same_of_each(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    direct.enq_many([{"module": "Waits", "time": 600, "key": f"lost-cancels-{n}"} for n in range(500)])
+
+    answers = losing.cancel_many([f"lost-cancels-{n}" for n in range(501)])
+
+    assert proxy.lost == [Kind.CANCEL]
+    assert answers[:500] == ["cancelled"] * 500
+    assert isinstance(answers[500], NotFound)
+
+
+def test_ext_many_whose_answer_is_lost_adds_once_to_each(losing: Client, direct: Client, proxy: LosingProxy) -> None:
+    jobs = direct.enq_many([{"module": "Waits", "time": 600, "key": f"lost-exts-{n}"} for n in range(500)])
+
+    # By key and by id is as often as a job can be in one call, and still no resend moves it again.
+    dues = losing.ext_many([*(job.key for job in jobs), *jobs], 30)
+
+    assert proxy.lost == [Kind.EXT]
+    assert all(abs((due - job.due).total_seconds()) < CLOCKS_S for due, job in zip(dues[500:], jobs, strict=True))
+    moved = {status.id: status.due for status in direct.list("waiting", module="Waits")}
+    assert all(abs((moved[job.id] - job.due).total_seconds()) < CLOCKS_S for job in jobs)
+    assert all(abs((due - dues[n]).total_seconds() - 30) < CLOCKS_S for n, due in enumerate(dues[500:]))
+
+
 def test_requeue_whose_answer_is_lost_gives_one_more_life(losing: Client, direct: Client, proxy: LosingProxy) -> None:
     job = direct.enq("Waits", time=600, key="lost-requeue")
     job.cancel()
@@ -339,6 +362,15 @@ def test_twenty_five_thousand_jobs_in_one_call(direct: Client) -> None:
     assert len({job.id for job in jobs}) == count
     assert direct.info()["jobs"]["Bulk"]["waiting"] == count
     assert all(job.durability == "fsync" for job in jobs)
+
+
+def test_twenty_five_thousand_jobs_are_moved_and_called_off_in_one_call_each(direct: Client) -> None:
+    count = 25_000
+    jobs = direct.enq_many({"module": "Swept", "time": 600, "params": n} for n in range(count))
+
+    assert len(set(direct.ext_many(jobs, 30))) > 1
+    assert direct.cancel_many(ids=(job.id for job in jobs)) == ["cancelled"] * count
+    assert direct.info()["jobs"]["Swept"] == {"cancelled": count}
 
 
 def test_enq_many_says_which_were_refused_and_the_others_stand(direct: Client) -> None:

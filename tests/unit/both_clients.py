@@ -43,6 +43,15 @@ class LoopThread:
         return _Face(self, AsyncClient(*arguments, **options))
 
 
+def _inner(given: Any) -> Any:
+    """Arguments with the handles themselves in the place of their faces."""
+    if isinstance(given, dict):
+        return {_inner(name): _inner(value) for name, value in given.items()}
+    if isinstance(given, (list, tuple)):
+        return type(given)(_inner(each) for each in given)
+    return given._inner if isinstance(given, _Face) else given
+
+
 class _Face:
     """Something of the asyncio client, with its coroutines made into calls."""
 
@@ -63,7 +72,7 @@ class _Face:
         setattr(self._inner, name, value)
 
     def _call(self, verb: Any, args: Any, kwargs: Any) -> Any:
-        answer = verb(*args, **kwargs)
+        answer = verb(*_inner(args), **_inner(kwargs))
         if inspect.isasyncgen(answer):
             return self._each(answer)
         try:

@@ -15,6 +15,7 @@ from givalia_core.errors import (
     BadRequest,
     Busy,
     DuplicateKey,
+    GivaliaError,
     NotFound,
     ShuttingDown,
     Stale,
@@ -2023,7 +2024,8 @@ def test_a_job_whose_row_remembers_a_strange_request_is_still_one_job(rig: Engin
     assert rig.store.check() == []
 
 
-def test_ten_thousand_jobs_in_one_batch_are_one_commit(rig: EngineRig) -> None:
+def noted_commits(rig: EngineRig) -> list[int]:
+    """The number of changes of each commit from now on."""
     commits = []
     commit = rig.store.commit
 
@@ -2032,10 +2034,66 @@ def test_ten_thousand_jobs_in_one_batch_are_one_commit(rig: EngineRig) -> None:
         return commit(changes, mark, retention)
 
     rig.store.commit = noting  # type: ignore[method-assign]
+    return commits
+
+
+def test_ten_thousand_jobs_in_one_batch_are_one_commit(rig: EngineRig) -> None:
+    commits = noted_commits(rig)
+
     answers = rig.ask(Kind.ENQ, *(m.Enq(uid(number), "Mail", SECOND_US) for number in range(10_000)))
 
     assert len(answers) == 10_000
     assert commits == [10_000]
+
+
+def a_thousand(rig: EngineRig, kind: Kind) -> list[Any]:
+    """A command for each of a thousand waiting jobs, every other one by its id."""
+    rig.ask(Kind.ENQ, *(m.Enq(uid(number), "Mail", 600 * SECOND_US, f"k{number}") for number in range(1_000)))
+    names = [(None, uid(number)) if number % 2 else (f"k{number}", None) for number in range(1_000)]
+    if kind is Kind.CANCEL:
+        return [m.Cancel(rig.fresh_id(), *name) for name in names]
+    return [m.Ext(rig.fresh_id(), *name, SECOND_US) for name in names]
+
+
+@pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.EXT], ids=lambda kind: kind.name)
+def test_a_thousand_commands_in_one_frame_are_one_commit(rig: EngineRig, kind: Kind) -> None:
+    asked = a_thousand(rig, kind)
+    commits = noted_commits(rig)
+
+    answers = rig.ask(kind, *asked)
+
+    assert not [answer for answer in answers if isinstance(answer, GivaliaError)]
+    assert [changes for changes in commits if changes] == [1_000]
+
+
+@pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.EXT], ids=lambda kind: kind.name)
+def test_c1_a_frame_that_is_sent_again_is_answered_the_same_and_changes_nothing(rig: EngineRig, kind: Kind) -> None:
+    asked = a_thousand(rig, kind)
+    answers = rig.ask(kind, *asked)
+    rig.restart()
+    commits = noted_commits(rig)
+
+    again = rig.ask(kind, *asked)
+
+    assert again == answers
+    assert sum(commits) == 0
+
+
+def test_a_command_that_cannot_be_spoils_no_other_of_its_frame(rig: EngineRig) -> None:
+    rig.enq(key="a", delay_us=SECOND_US)
+    rig.enq(key="b", delay_us=SECOND_US)
+
+    answers = rig.ask(
+        Kind.CANCEL, m.Cancel(rig.fresh_id(), "a"), m.Cancel(rig.fresh_id(), "nobody"), BadRequest("no key is that long"),
+        m.Cancel(rig.fresh_id(), "b"),
+    )  # fmt: skip
+
+    assert [getattr(answer, "code", answer) for answer in answers] == [
+        ("cancelled",),
+        "NOT_FOUND",
+        "BAD_REQUEST",
+        ("cancelled",),
+    ]
 
 
 def test_a_hundred_jobs_due_at_once_wake_no_more_claims_than_there_are_credits(rig: EngineRig) -> None:

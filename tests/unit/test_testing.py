@@ -89,6 +89,21 @@ def test_an_extended_job_runs_at_its_new_due_and_a_cancelled_one_never() -> None
     assert queue.advance(days=30) == []
 
 
+def test_many_are_moved_and_called_off_as_by_the_client() -> None:
+    queue = Queue({"Greet": Greet})
+    first, second = (queue.enq("Greet", time=10, key=key) for key in ("first", "second"))
+
+    moved = queue.ext_many({"first": 5, second: -5})
+    answers = queue.cancel_many(["first", "nobody"])
+
+    assert [(due - before.due).total_seconds() for due, before in zip(moved, (first, second), strict=True)] == [5, -5]
+    assert answers[0] == "cancelled"
+    assert isinstance(answers[1], NotFound)
+    assert [ran.key for ran in queue.advance(20)] == ["second"]
+    (done,) = queue.cancel_many(ids=[second.id])
+    assert isinstance(done, WrongState)
+
+
 def test_errors_are_those_of_the_client() -> None:
     queue = Queue({"Greet": Greet, "Patient": Patient})
     done = queue.enq("Greet", key="k")
