@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, show, store
+from givalia_core.cli import common, demo, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -163,22 +163,34 @@ def _explain(client: Client, given: Given) -> None:
 
 
 def _cancel(client: Client, given: Given) -> None:
-    answer = client.cancel(given.key, id=given.id, running=given.running)
+    one = several.single(given)
+    if one is None:
+        several.show_each(given, lambda keys, ids: client.cancel_many(keys, ids=ids, running=given.running), "answer", str)
+        return
+    answer = client.cancel(one[0], id=one[1], running=given.running)
     show.emit(show.to_json({"answer": answer}) if given.json else answer)
 
 
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
-    _by_key_or_id(parser)
+    several.arguments(parser)
     parser.add_argument("--running", action="store_true", help="if it has started, ask it to stop and never retry it")
 
 
 def _ext(client: Client, given: Given) -> None:
-    due = client.ext(given.key, given.time, at=given.at, id=given.id)
-    show.emit(show.to_json({"due": due}) if given.json else f"due {due.isoformat()}")
+    one = several.single(given)
+    if one is None:
+        several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=given.at, ids=ids), "due", _due)
+        return
+    due = client.ext(one[0], given.time, at=given.at, id=one[1])
+    show.emit(show.to_json({"due": due}) if given.json else _due(due))
+
+
+def _due(due: datetime) -> str:
+    return f"due {due.isoformat()}"
 
 
 def _ext_arguments(parser: argparse.ArgumentParser) -> None:
-    _by_key_or_id(parser)
+    several.arguments(parser)
     _when(parser, "seconds to add to its due, or to now if that has passed; negative brings it forward")
 
 
@@ -337,8 +349,8 @@ VERBS: Final[dict[str, Verb]] = {
     "enq": Verb("enqueue a job", _enq_arguments, _enq),
     "stat": Verb("show what is known of a job", _by_key_or_id, _stat),
     "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
-    "cancel": Verb("call a job off", _cancel_arguments, _cancel),
-    "ext": Verb("push a job's due back, or bring it forward", _ext_arguments, _ext),
+    "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
+    "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),
     "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),
     "list": Verb("list jobs", _list_arguments, _list),
     "modules": Verb("show the modules of the connected workers", _modules_arguments, _modules),

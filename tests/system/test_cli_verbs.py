@@ -110,6 +110,76 @@ def test_cancel_then_requeue(house: Rig) -> None:
     assert house.cli_json("stat", "call-off")["state"] == "waiting"
 
 
+def _piped(house: Rig, said: bytes, *words: str) -> tuple[int, list[str], str]:
+    """A verb with something on standard input: its exit code, the lines of its output, and its messages."""
+    command = [house.installed.program("givalia"), "-p", str(house.server.port), *words]  # type: ignore[union-attr]
+    done = run(command, env=house.environ, input=said, capture_output=True, timeout=30, check=False)
+    return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode()
+
+
+def test_several_jobs_are_moved_and_called_off_by_one_command(house: Rig) -> None:
+    made = {key: house.cli_json("enq", "Sample", "--time", 600, "--key", key) for key in ("one", "the other")}
+
+    moved = [json.loads(line) for line in _ok(house.cli("ext", *made, "--time", 30, "--json")).splitlines()]
+    assert [each["key"] for each in moved] == list(made)
+    assert all(each["due"] > made[each["key"]]["due"] for each in moved)
+    assert _ok(house.cli("cancel", *made)) == "one  cancelled\nthe other  cancelled\n"
+    ids = [each["id"] for each in made.values()]
+    again = _ok(house.cli("cancel", "--id", ids[0], "--id", ids[1], "--json")).splitlines()
+    assert [json.loads(line) for line in again] == [{"id": job, "answer": "cancelled"} for job in ids]
+
+
+def test_keys_and_ids_are_read_from_standard_input(house: Rig) -> None:
+    jobs = house.client().enq_many([{"module": "Sample", "time": 600, "key": f"{n}-read"} for n in range(1_500)])
+
+    code, moved, _ = _piped(house, b"0-read\r\n\n1-read", "ext", "-", "--time", "30")
+    assert (code, [line.split("  ")[0] for line in moved]) == (0, ["0-read", "1-read"])
+    code, cancelled, _ = _piped(house, "".join(f"{job.key}\n" for job in jobs).encode(), "cancel", "-")
+    assert (code, cancelled) == (0, [f"{job.key}  cancelled" for job in jobs])
+    code, cancelled, _ = _piped(house, f"{jobs[0].id}\n".encode(), "cancel", "--id", "-")
+    assert (code, cancelled) == (0, [f"{jobs[0].id}  cancelled"])
+    assert _piped(house, b"", "cancel", "-") == (0, [], "")
+
+
+def test_of_several_jobs_each_that_is_refused_is_named_and_the_exit_code_tells(house: Rig) -> None:
+    house.client().enq_many([{"module": "Sample", "time": 600, "key": key} for key in ("there", "there too")])
+    house.cli_json("enq", "Count", "--params", '{"to": 1000, "pause": 0.02}', "--key", "started")
+    await_true(lambda: house.cli_json("stat", "started")["progress"], "its progress")
+
+    unknown = house.cli("cancel", "nobody", "there", "--json")
+    mixed = house.cli("cancel", "nobody", "there too", "started")
+    house.cli_json("cancel", "started", "--running")
+
+    assert unknown.returncode == 66
+    assert [json.loads(line) for line in unknown.stdout.splitlines()] == [
+        {"key": "nobody", "error": "NOT_FOUND"}, {"key": "there", "answer": "cancelled"},
+    ]  # fmt: skip
+    assert unknown.stderr == "givalia: NOT_FOUND: nobody: no job has the key nobody\n"
+    assert (mixed.returncode, mixed.stdout) == (69, "there too  cancelled\n")
+    assert "givalia: WRONG_STATE: started: the job is running\n" in mixed.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"taken\nx" + b"x" * 100_000, "line 2"),
+        (b"taken\n\xff\n", "line 2"),
+        (b"taken\n" + b"x" * 300, "key cannot be"),
+        (b"taken\nnobody\ntaken\n", "named twice"),
+    ],
+)
+def test_when_a_line_of_standard_input_names_no_job_nothing_is_asked(house: Rig, said: bytes, words: str) -> None:
+    house.client().enq("Sample", time=600, key="taken", if_exists="keep")
+    due = house.client().stat("taken").due
+
+    code, output, messages = _piped(house, said, "ext", "-", "--time", "30")
+
+    assert (code, output) == (64, [])
+    assert "BAD_REQUEST" in messages
+    assert words in messages
+    assert abs((house.client().stat("taken").due - due).total_seconds()) < 1
+
+
 def test_requeue_of_all_dead_jobs_of_a_module(house: Rig) -> None:
     ids = set()
     for _ in range(3):
@@ -209,6 +279,9 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "neither key nor id": (("stat",), 64, "BAD_REQUEST"),
     "key and id": (("stat", "taken", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
     "ext without a time": (("ext", "taken"), 64, "BAD_REQUEST"),
+    "neither key nor id to cancel": (("cancel",), 64, "BAD_REQUEST"),
+    "keys and an id": (("cancel", "taken", "other", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
+    "several without a time": (("ext", "taken", "other"), 64, "BAD_REQUEST"),
     "ext to NaN": (("ext", "taken", "--time", "nan"), 64, "BAD_REQUEST"),
     "an empty key": (("enq", "Sample", "--key", ""), 64, "BAD_REQUEST"),
     "a control character as key": (("enq", "Sample", "--key", "a\x1bb"), 64, "BAD_REQUEST"),
@@ -219,7 +292,7 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
 @pytest.fixture(scope="module")
 def codes(house: Rig) -> dict[str, CompletedProcess[str]]:
     """All of those commands, a few at a time."""
-    house.client().enq("Sample", time=600, key="taken")
+    house.client().enq("Sample", time=600, key="taken", if_exists="keep")
     with ThreadPoolExecutor(4) as pool:
         done = pool.map(lambda case: house.cli(*case[0]), CODES.values())
         return dict(zip(CODES, done, strict=True))
