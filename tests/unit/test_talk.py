@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 
-from givalia_core.client import talk
+from givalia_core.client import talk, verbs
 from givalia_core.protocol import frames
 
 COUNT = 5_000
 
+MAKES: dict[str, Callable[[list[str]], Iterable[Any]]] = {
+    "enq": lambda keys: talk.enq_many({"module": "M", "key": key} for key in keys)[0],
+    "cancel": lambda keys: verbs.cancel_many(keys, running=True).calls,
+    "ext": lambda keys: verbs.ext_many(keys, at=9e9).calls,
+}
 
+
+@pytest.mark.parametrize("verb", MAKES)
 @pytest.mark.parametrize("letter", ["k", "é", "鍵", "😀"])
-def test_no_frame_is_too_large_whatever_letters_the_keys_are_made_of(letter: str) -> None:
+def test_no_frame_is_too_large_whatever_letters_the_keys_are_made_of(verb: str, letter: str) -> None:
     longest = 250 // len(letter.encode())
-    jobs = [{"module": "M", "key": letter * longest + f"{number:05}"} for number in range(COUNT)]
+    keys = [letter * longest + f"{number:05}" for number in range(COUNT)]
 
-    calls, _ = talk.enq_many(jobs)
-    made = [(len(call.items), len(frames.encode(call.kind, 1, call.items)) - 4) for call in calls]
+    made = [(len(call.items), len(frames.encode(call.kind, 1, call.items)) - 4) for call in MAKES[verb](keys)]
 
     assert sum(items for items, _ in made) == COUNT
     assert all(size <= frames.FRAME_BYTES_MAX for _, size in made)
+
+
+@pytest.mark.parametrize("verb", MAKES)
+def test_no_frame_has_more_commands_than_one_may(verb: str) -> None:
+    made = [len(call.items) for call in MAKES[verb]([f"{number}" for number in range(2 * frames.ITEMS_MAX + 1)])]
+
+    assert sum(made) == 2 * frames.ITEMS_MAX + 1
+    assert max(made) <= frames.ITEMS_MAX
