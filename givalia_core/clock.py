@@ -64,7 +64,7 @@ class SystemClock:
     """The clocks of this machine."""
 
     def __init__(self) -> None:
-        self.boot_id = _boot_id()
+        self.boot_id = boot_id()
         # Uptime counts suspended time where the system can say so (Linux); elsewhere the monotonic clock stands in.
         self._uptime = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -79,7 +79,8 @@ def new_id() -> bytes:
     return (value | 0x2 << 62).to_bytes(16)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Names this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,8 +1,8 @@
-"""The default store: one SQLite file, one connection, one commit a batch, synced before it returns.
+"""The default store: one SQLite file with one connection, one commit a batch, synced before it returns; an index beside it.
 
-The jobs are rows appended in the order of enq. What finds them is indexes, each of which holds only the jobs it is for: due
-times of waiting jobs by route and priority, the few that run, the ended ones by when they are forgotten. Rows carry a
-checksum over all they say. Nothing scans: opening takes the same time with ten jobs and with ten million.
+What was enqueued and what changed since is appended (`sqlite_records`), so a commit writes as many pages as its bytes fill,
+with ten jobs waiting and with ten million. What finds a job by name or time is derived from that and not synced (`index`): it
+outlives the process, and is made anew after the machine itself went down. Opening takes the same time whatever a store holds.
 """
 
 from __future__ import annotations
@@ -12,24 +12,31 @@ import sqlite3
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
 import msgpack
 
-from givalia_core.clock import Mark
+from givalia_core.clock import Mark, boot_id
 from givalia_core.errors import StoreFailed, StoreUnfit
-from givalia_core.store import sqlite_file
+from givalia_core.model import ENDED, STORED_STATES, Job, JobState
+from givalia_core.store import sqlite_file, sqlite_recovery, sqlite_upgrade
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
+from givalia_core.store.index.index import Index
+from givalia_core.store.index.slots import AT, BASE, VERSION
 from givalia_core.store.packing import NUMBER
-from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of
-from givalia_core.store.sqlite_rows import INSERT, to_row, update
+from givalia_core.store.sqlite_admission import Admission, Update
+from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of, ours
+from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
+from givalia_core.store.sqlite_sweeper import Sweeper
 
 CHECKPOINT_PAGES: Final = 2_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
 CACHE_KIB: Final = 24 << 10
+_TRIM_COMMITS: Final = 64  # How often it is looked how much of the index is mapped, in commits.
+_SLOTS_KEPT: Final = 50_000
 
 _PRAGMAS: Final = (
     ("locking_mode", "EXCLUSIVE", "exclusive"),  # Before the log is first touched: its index then stays in memory.
@@ -58,8 +65,9 @@ class SQLite(Reads):
         self._allow_network = allow_network
         self._lock: sqlite_file.Lock | None = None
         self._pid = 0
-        self._changes_since_checkpoint = 0
-        self._pages_per_change = 4.0
+        self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
+        self._rows_since_checkpoint = 0
+        self._pages_per_row = 4.0
 
     # Opening and closing.
 
@@ -74,28 +82,34 @@ class SQLite(Reads):
             raise
 
     def upgrade(self) -> tuple[int, int]:
-        self.open()  # There is one format so far; whatever is of another one does not open.
+        before = sqlite_upgrade.upgrade(self.path)
+        self.open()
         self.close()
-        return sqlite_file.FORMAT, sqlite_file.FORMAT
+        return before, sqlite_file.FORMAT
 
+    @ours
     def _open(self) -> Opened:
-        try:
-            self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-            for name, value, expected in _PRAGMAS:
-                self._set(name, value, expected)
-            self._pid = os.getpid()
-            # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
-            _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
-            self._ballast.take()
-            epoch = (self._fact("epoch") or 0) + 1
-            mark = self._fact("mark")
-            with _Transaction(self):
-                self._keep_fact("epoch", epoch)
-            (last_seq,) = self._one("SELECT max(seq) FROM jobs")
-            last_seq = max(last_seq or 0, self._fact("last_seq") or 0)
-        except sqlite3.Error as error:
-            self._fail(error)
-        return Opened(epoch, Mark(*mark) if mark else None, last_seq, max(recovered, 0))
+        self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+        for name, value, expected in _PRAGMAS:
+            self._set(name, value, expected)
+        self._pid = os.getpid()
+        # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
+        _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
+        self._ballast.take()
+        epoch = self._fact("epoch") or 0
+        self._commits, self._last_number, self._last_seq, mark = self._fact("commit") or (0, 0, 0, None)
+        rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
+        self._counted = Counter({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
+        index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._ballast.give_up)
+        sealed = index.open(epoch, self._commits, boot_id())
+        index.begin(epoch + 1, boot_id())
+        with _Transaction(self):
+            sqlite_recovery.catch_up(index, self._records, sealed)
+        index.conclude(self._commits, self._last_number, self._last_seq)
+        self._sweeper = Sweeper(index, self._records, self._last_number, self._last_seq)
+        with _Transaction(self):
+            self._keep_fact("epoch", epoch + 1)
+        return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0))
 
     def _set(self, name: str, value: str, expected: str | int) -> None:
         self._one(f"PRAGMA {name} = {value}")
@@ -108,7 +122,9 @@ class SQLite(Reads):
         if database is not None and os.getpid() == self._pid:
             try:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            except sqlite3.Error as error:
+                self._index.seal(self._commits, self._last_number, self._last_seq)
+                self._index.close(sync=True)
+            except (sqlite3.Error, OSError) as error:
                 self._fail(error)
             finally:
                 database.close()
@@ -119,133 +135,122 @@ class SQLite(Reads):
         database, self._database = self._database, None
         if database is not None:
             database.close()
+        if self._opened_index is not None:
+            self._opened_index.close(sync=False)
+            self._opened_index = None
+        self._recent, self._less_recent = {}, {}
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     # Writing.
 
+    @ours
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         self._refuse_fork()
-        try:
-            with _Transaction(self):
-                refused = self._write(changes)
-                forgotten = self._retire(retention) if retention is not None else 0
-                self._keep_fact("mark", mark)
-        except sqlite3.Error as error:
-            self._fail(error)
-        self._changes_since_checkpoint += len(changes) + forgotten + 1
-        return Commit(refused, forgotten)
+        admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
+        admission.admit(changes)
+        jobs = [job for _, job in sorted(admission.inserts.items())]
+        updates = list(admission.updates.values())
+        rows_of_jobs, bases = base_rows(jobs)
+        rows, places = change_rows([pack_change(update.job) for update in updates], self._last_number)
+        self._append(rows_of_jobs, rows, _counts(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
+        for job, base in zip(jobs, bases, strict=True):
+            self._insert(job, base)
+        for update, place in zip(updates, places, strict=True):
+            self._change(update, place)
+        self._absent.clear()
+        self._hashes.clear()
+        self._index.conclude(self._commits, self._last_number, self._last_seq)
+        return Commit(tuple(admission.refused), self._retire(retention, mark) if retention is not None else 0)
 
+    def _append(
+        self,
+        jobs: Sequence[tuple[int, bytes]],
+        changes: Sequence[tuple[int, bytes]],
+        counts: Counter[tuple[str, JobState]],
+        mark: Mark,
+        last_seq: int = 0,
+        updates: Sequence[Update] = (),
+    ) -> None:
+        """Make rows durable, with what follows from them: counts, and how far the numbers go."""
+        last_seq = max(self._last_seq, last_seq)
+        last_number = self._last_number + len(changes)
+        at = self._index.slots.at
+        with _Transaction(self):
+            self._records.append(jobs, changes)
+            for slot, was, job in updates:
+                if was.params is not job.params and was.params != job.params:
+                    self._records.replace(at[slot + BASE], job)
+            self._write_counts(counts)
+            self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark))
+        self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
+        self._counted.update(counts)
+        self._rows_since_checkpoint += len(jobs) + len(changes) + 1
+
+    def _retire(self, retention: Retention, mark: Mark) -> int:
+        """Forget jobs in a transaction of their own, behind that of the changes: it may forget those too."""
+        forgotten = self._to_forget(retention)
+        if not forgotten:
+            return 0
+        at = self._index.slots.at
+        gone = [pack_forgotten(Forgotten(at[slot], at[slot + VERSION] + 1, slot)) for slot, _ in forgotten]
+        rows, places = change_rows(gone, self._last_number)
+        counts: Counter[tuple[str, JobState]] = Counter()
+        counts.subtract((lane.key[2], JobState(lane.key[1])) for _, lane in forgotten)
+        try:
+            self._append((), rows, counts, mark)
+        except sqlite3.Error as error:
+            if code_of(error) not in FULL_CODES:
+                raise
+            return 0  # What was to be forgotten stays until there is room; the changes are safe.
+        for (slot, _), place in zip(forgotten, places, strict=True):
+            self._index.forget(slot, place)
+            self._sweeper.forget(slot)
+            self._let_go_of(slot)
+        self._index.conclude(self._commits, self._last_number, self._last_seq)
+        return len(forgotten)
+
+    def _insert(self, job: Job, base: int) -> None:
+        hashes, key = self._hashes, job.key
+        slot = self._index.insert(job, base, hashes.get(job.id), None if key is None else hashes.get(key))
+        self._keep(slot, job)
+        self._slot_of[job.seq] = slot
+
+    def _change(self, update: Update, place: int) -> None:
+        slot, was, job = update
+        if before := self._index.slots.at[slot + AT]:
+            self._sweeper.past.add_change(before)
+        self._index.change(slot, was, job, place)
+        self._keep(slot, job)
+        if job.state in ENDED:
+            self._slot_of.pop(job.seq, None)
+
+    def _find_slot(self, was: Job) -> int | None:
+        slot = self._slot_of.get(was.seq)
+        if slot is not None and self._index.slots.at[slot] == was.seq and self._index.is_there(slot):
+            return slot
+        return self._index.slot_of(was, self._hashes.get(was.id))
+
+    @ours
     def raise_numbers(self, seq: int, fence: int) -> None:
         self._refuse_fork()
-        try:
-            with _Transaction(self):
-                self._keep_fact("last_seq", max(self._fact("last_seq") or 0, seq))
-                self._keep_fact("epoch", max(self._fact("epoch") or 0, fence >> FENCE_COUNTER_BITS))
-        except sqlite3.Error as error:
-            self._fail(error)
+        commits, number, last_seq, mark = self._fact("commit") or (0, 0, 0, None)
+        with _Transaction(self):
+            self._keep_fact("commit", (commits, number, max(last_seq, seq), mark))
+            self._keep_fact("epoch", max(self._fact("epoch") or 0, fence >> FENCE_COUNTER_BITS))
+        self._last_seq = max(self._last_seq, seq)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise StoreFailed("the store was opened by another process; a fork may not use it")
 
-    def _write(self, changes: Sequence[Change]) -> tuple[int, ...]:
-        updates: dict[str, list[tuple[Any, ...]]] = {}
-        for was, job in changes:
-            if was is not None:
-                updates.setdefault(update(was, job), []).append((*to_row(job), was.version))
-        inserts = [to_row(job) for was, job in changes if was is None]
-        database = self._connection
-        if _frees_too_late(changes):
-            return self._write_singly(changes)
-        try:
-            # Updates first: they may free the keys that inserts take.
-            fits = all(database.executemany(words, rows).rowcount == len(rows) for words, rows in updates.items())
-            if inserts and fits:
-                database.executemany(INSERT, inserts)
-        except sqlite3.IntegrityError:
-            fits = False
-        if fits:
-            self._index(changes)
-            return ()
-        database.execute("ROLLBACK")
-        database.execute("BEGIN IMMEDIATE")
-        return self._write_singly(changes)
-
-    def _write_singly(self, changes: Sequence[Change]) -> tuple[int, ...]:
-        """Some guard does not hold: find out which, one change at a time in the order given."""
-        refused: list[int] = []
-        applied: list[Change] = []
-        for place, change in enumerate(changes):
-            was, job = change
-            try:
-                if was is None:
-                    done = self._connection.execute(INSERT, to_row(job)).rowcount
-                else:
-                    done = self._connection.execute(update(was, job), (*to_row(job), was.version)).rowcount
-            except sqlite3.IntegrityError:
-                done = 0
-            if done:
-                applied.append(change)
-            else:
-                refused.append(place)
-        self._index(applied)
-        return tuple(refused)
-
-    def _index(self, changes: Sequence[Change]) -> None:
-        """Keep the counts and the request ids in step with the rows."""
-        counts: Counter[tuple[str, int]] = Counter()
-        known: list[tuple[bytes, int]] = []
-        dropped: list[tuple[bytes]] = []
-        for was, job in changes:
-            counts[job.module, NUMBER[job.state]] += 1
-            if was is not None:
-                counts[was.module, NUMBER[was.state]] -= 1
-                if was.answered != job.answered:
-                    before, after = set(was.answered), set(job.answered)
-                    dropped += [(past.request,) for past in before - after]
-                    known += [(past.request, job.seq) for past in after - before if past.request != job.id]
-            elif len(job.answered) > 1:
-                known += [(past.request, job.seq) for past in job.answered if past.request != job.id]
-        database = self._connection
-        if dropped:
-            database.executemany("DELETE FROM requests WHERE request = ?", dropped)
-        if known:
-            database.executemany("INSERT OR REPLACE INTO requests VALUES (?, ?)", known)
-        self._count(counts)
-
-    def _count(self, counts: Counter[tuple[str, int]]) -> None:
-        deltas = [(module, state, delta) for (module, state), delta in counts.items() if delta]
+    def _write_counts(self, counts: Counter[tuple[str, JobState]]) -> None:
+        deltas = [(module, NUMBER[state], delta) for (module, state), delta in counts.items() if delta]
         if deltas:
             self._connection.executemany(
                 "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs", deltas
             )
-
-    def _retire(self, retention: Retention) -> int:
-        forgotten = last_seq = 0
-        for is_dead, keep in ((0, retention.keep_ended), (1, retention.keep_dead)):
-            rows = self._all(
-                "SELECT seq, module, state FROM jobs WHERE (state = 3) = ? AND forget_at_us <= ? ORDER BY forget_at_us LIMIT ?",
-                (is_dead, retention.now_us, retention.limit - forgotten),
-            )
-            beyond = min(self._ended_count(is_dead) - keep, retention.limit - forgotten)
-            if beyond > len(rows):
-                rows = self._all(
-                    "SELECT seq, module, state FROM jobs WHERE (state = 3) = ? AND forget_at_us IS NOT NULL"
-                    " AND (forget_at_us <= ? OR ended_at_us <= ?) ORDER BY forget_at_us LIMIT ?",
-                    (is_dead, retention.now_us, retention.ended_before_us, beyond),
-                )
-            seqs = [(seq,) for seq, _, _ in rows]
-            last_seq = max((last_seq, *(seq for seq, _, _ in rows)))
-            self._connection.executemany("DELETE FROM requests WHERE seq = ?", seqs)
-            self._connection.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
-            self._count(Counter({name: -count for name, count in Counter((m, s) for _, m, s in rows).items()}))
-            forgotten += len(rows)
-        if forgotten:
-            # The row with the highest seq may be gone now; its number must not come again.
-            self._keep_fact("last_seq", max(self._fact("last_seq") or 0, last_seq))
-        return forgotten
 
     def _keep_fact(self, name: str, value: Any) -> None:
         packed = _pack(value)
@@ -254,31 +259,52 @@ class SQLite(Reads):
     # Housekeeping: none of it in the way of an answer.
 
     def tidy(self) -> None:
-        if self._changes_since_checkpoint * self._pages_per_change < CHECKPOINT_PAGES:
-            return
         try:
-            self._checkpoint()
-            (free,) = self._one("PRAGMA freelist_count")
-            (pages,) = self._one("PRAGMA page_count")
-            if free > 10 * VACUUM_PAGES and free * 4 > pages:
-                # Not `execute`, which would stop at the first page.
-                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            if len(self._slot_of) > _SLOTS_KEPT:
+                self._slot_of.clear()
+            if self._sweeper.has_work:
+                with _Transaction(self):
+                    swept = self._sweeper.write()
+                self._sweeper.drop(swept)
+                self._rows_since_checkpoint += swept.rows
+                for slot, _ in swept.jobs:
+                    self._let_go_of(slot)
+            self._sweeper.look()
+            if self._commits % _TRIM_COMMITS == 0:
+                self._index.trim_if_large()
+            if self._rows_since_checkpoint * self._pages_per_row >= CHECKPOINT_PAGES:
+                self._checkpoint()
+                (free,) = self._one("PRAGMA freelist_count")
+                (pages,) = self._one("PRAGMA page_count")
+                if free > 10 * VACUUM_PAGES and free * 4 > pages:
+                    # Not `execute`, which would stop at the first page.
+                    self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
         except sqlite3.Error as error:
             if code_of(error) in FULL_CODES:
                 # The log keeps what could not be copied back; the reserve makes room to go on settling.
                 self._ballast.give_up()
                 return
             self._fail(error)
+        except OSError as error:
+            self._fail(error)
 
     def _checkpoint(self) -> None:
         """Copy the log back into the file; the log is then written again from its start, not truncated."""
         _, pages, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
-        if self._changes_since_checkpoint and pages > 0:
-            self._pages_per_change = max(pages / self._changes_since_checkpoint, 0.05)
-        self._changes_since_checkpoint = 0
+        if self._rows_since_checkpoint and pages > 0:
+            self._pages_per_row = max(pages / self._rows_since_checkpoint, 0.05)
+        self._rows_since_checkpoint = 0
 
     def has_room(self) -> bool:
         return self._ballast.take()
+
+
+def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:
+    """By how much the counts change."""
+    counts = Counter((job.module, job.state) for job in jobs)
+    counts.update((update.job.module, update.job.state) for update in updates)
+    counts.subtract((update.was.module, update.was.state) for update in updates)
+    return counts
 
 
 class _Transaction:
@@ -298,17 +324,6 @@ class _Transaction:
         finally:
             if database.in_transaction:
                 database.execute("ROLLBACK")
-
-
-def _frees_too_late(changes: Sequence[Change]) -> bool:
-    """Whether an update comes behind an insert of the key it had: only then does updating first change the outcome."""
-    taken: set[str | None] = set()
-    for was, job in changes:
-        if was is None:
-            taken.add(job.key)
-        elif was.key is not None and was.key in taken:
-            return True
-    return False
 
 
 def _path(url: str) -> Path:

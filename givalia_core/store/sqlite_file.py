@@ -1,7 +1,8 @@
 """The files of a SQLite store: who may open them, what they are, and the room kept in reserve.
 
 Beside `queue.db` (and SQLite's own `queue.db-wal`) stand `queue.db.lock`, held with flock for as long as a server runs,
-and `queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled.
+`queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled, and `queue.db.index`, a
+folder that may be removed while no server runs: it is made anew from the store.
 """
 
 from __future__ import annotations
@@ -19,38 +20,13 @@ from typing import Final
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreTooNew, StoreUnfit
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
-FORMAT: Final = 1  # In the header too, as user_version: the first thing checked.
+FORMAT: Final = 2  # In the header too, as user_version: the first thing checked.
 BALLAST_BYTES: Final = 16 << 20
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
 SCHEMA: Final = """
-CREATE TABLE jobs (
-    seq INTEGER PRIMARY KEY,
-    id BLOB NOT NULL,
-    key TEXT,
-    state INTEGER NOT NULL,
-    module TEXT NOT NULL,
-    target_worker TEXT NOT NULL,
-    rank INTEGER NOT NULL,
-    on_wall INTEGER NOT NULL,
-    due_at_us INTEGER NOT NULL,
-    expires_at_us INTEGER,
-    ended_at_us INTEGER NOT NULL,
-    forget_at_us INTEGER,
-    version INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    params BLOB NOT NULL,
-    result BLOB,
-    crc INTEGER NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX jobs_id ON jobs (id);
-CREATE UNIQUE INDEX jobs_key ON jobs (key, ended_at_us) WHERE key IS NOT NULL;
-CREATE INDEX jobs_due ON jobs (on_wall, module, target_worker, rank, due_at_us) WHERE state = 0;
-CREATE INDEX jobs_expiry ON jobs (on_wall, expires_at_us) WHERE state = 0 AND expires_at_us IS NOT NULL;
-CREATE INDEX jobs_running ON jobs (seq) WHERE state = 1;
-CREATE INDEX jobs_ended ON jobs (state = 3, forget_at_us) WHERE forget_at_us IS NOT NULL;
-CREATE TABLE requests (request BLOB PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX requests_seq ON requests (seq);
+CREATE TABLE jobs (first_seq INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;
+CREATE TABLE changes (number INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;
 CREATE TABLE counts (
     module TEXT NOT NULL, state INTEGER NOT NULL, jobs INTEGER NOT NULL, PRIMARY KEY (module, state)
 ) STRICT, WITHOUT ROWID;
@@ -116,7 +92,7 @@ def prepare(path: Path) -> None:
     if path.is_symlink():
         raise StoreUnfit(f"{path} is a symbolic link")
     if not path.exists():
-        _create(path)
+        create(path)
     elif not path.is_file():
         raise StoreUnfit(f"{path} is no file")
     elif not os.access(path, os.W_OK):
@@ -125,8 +101,8 @@ def prepare(path: Path) -> None:
         check_header(path)
 
 
-def check_header(path: Path) -> None:
-    """Read what the file says it is, before SQLite may write anything to it."""
+def check_header(path: Path, least: int = FORMAT) -> None:
+    """Read what the file says it is, before SQLite may write anything to it; no format below `least` will do."""
     with path.open("rb") as file:
         head = file.read(100)
     if len(head) < 100 or not head.startswith(b"SQLite format 3\x00"):
@@ -137,9 +113,22 @@ def check_header(path: Path) -> None:
         raise StoreCorrupt(f"{path} is a database, but not one of Givalia's")
     if version > FORMAT:
         raise StoreTooNew(f"{path} has format {version}; this Givalia knows {FORMAT} at most")
+    if version < least:
+        raise StoreUnfit(f"{path} has format {version}, this Givalia needs {FORMAT}: run givalia store upgrade")
 
 
-def _create(path: Path) -> None:
+def format_of(path: Path) -> int:
+    """The format of a store that `check_header` knows or that is older."""
+    with path.open("rb") as file:
+        return int(struct.unpack_from(">i", file.read(100), 60)[0])
+
+
+def index_folder(path: Path) -> Path:
+    """Where the index of a store is."""
+    return path.with_name(path.name + ".index")
+
+
+def create(path: Path) -> None:
     """Build the empty database under another name, sync it, then give it its name."""
     making = path.with_name(path.name + ".making")
     for leftover in (making, Path(f"{making}-journal"), Path(f"{making}-wal")):

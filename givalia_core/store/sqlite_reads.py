@@ -1,4 +1,4 @@
-"""What the SQLite store reads: every statement that only looks, and the connection they all share."""
+"""What the SQLite store reads: the index says which jobs, the records what they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from heapq import merge
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
@@ -16,7 +16,7 @@ import msgpack
 
 from givalia_core.clock import Now
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull
-from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Job, JobState
+from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, Job, JobState
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
     READY_COUNTED_TO,
@@ -33,25 +33,33 @@ from givalia_core.store.base import (
     Timer,
     Wanted,
 )
-from givalia_core.store.packing import NUMBER, choose, is_ended
-from givalia_core.store.sqlite_rows import SELECT, to_job
+from givalia_core.store.index.index import Index
+from givalia_core.store.index.lanes import FAR, Entry, Lane
+from givalia_core.store.index.slots import AT, BASE, ENDED_AT, SEQ
+from givalia_core.store.packing import is_ended
+from givalia_core.store.sqlite_records import Place, Records, jobs_of
 
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_CHUNKS: Final = (1, 16, 256)  # Sizes of IN lists, so that few statements serve all.
+_KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
+_KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
+_PASSED_OVER: Final = 10_000  # Jobs that ended too lately to be forgotten before it is left for another time.
+
+_ID, _KEY, _REQUEST = range(3)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="Reads")
 
 
-def ours(read: Callable[Concatenate[Reads, P], R]) -> Callable[Concatenate[Reads, P], R]:
+def ours(read: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Let a method raise our errors instead of SQLite's."""
 
     @wraps(read)
-    def reading(self: Reads, /, *values: P.args, **named: P.kwargs) -> R:
+    def reading(self: S, /, *values: P.args, **named: P.kwargs) -> R:
         try:
             return read(self, *values, **named)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._fail(error)
 
     return reading
@@ -64,21 +72,25 @@ class Reads:
         self.path = path
         self._ballast = sqlite_file.Ballast(path.with_name(path.name + ".ballast"))
         self._database: sqlite3.Connection | None = None
+        self._opened_index: Index | None = None
+        self._records = Records(lambda: self._connection)
+        self._recent: dict[int, Job] = {}  # Slot -> job, those that were written or found last,
+        self._less_recent: dict[int, Job] = {}  # and those before them.
+        self._slot_of: dict[int, int] = {}  # By seq, of jobs that were written or are lent now.
+        self._hashes: dict[bytes | str, int] = {}  # Of the names that were looked for last.
+        self._absent: set[bytes | str] = set()  # Ids that no job has and keys that no live one has, as far as is known.
+        self._counted: Counter[tuple[str, JobState]] = Counter()
 
     @ours
     def find(self, wanted: Wanted, now: Now) -> Found:
         found = Found({}, {}, {}, {}, {}, {})
-        for job in self._jobs_in("id IN", wanted.ids):
-            found.ids[job.id] = job
-        for job in self._jobs_in("ended_at_us = 0 AND key IN", wanted.keys):
-            if job.key is not None:
-                found.live[job.key] = job
+        if named := self._named(wanted):
+            self._match(named, found)
+        index = self._index
         for key in wanted.past_keys:
-            for job in self._jobs("WHERE key = ? AND ended_at_us > 0 ORDER BY ended_at_us DESC LIMIT 1", (key,)):
-                found.ended[key] = job
-        for request in wanted.requests:
-            for job in self._jobs("WHERE seq = (SELECT seq FROM requests WHERE request = ?)", (request,)):
-                found.requests[request] = job
+            slot = index.ended_last(key, index.of_key(key))
+            if slot is not None:
+                found.ended[key] = self._jobs((slot,))[slot]
         for claim in wanted.claims:
             if jobs := self._claimable(claim, now):
                 found.ready[claim.route] = jobs
@@ -87,51 +99,133 @@ class Reads:
                 found.variants[plain] = variants
         return found
 
+    def _named(self, wanted: Wanted) -> list[tuple[int, Any, list[int]]]:
+        """The names that some slots may have. Of ids and keys it is remembered for the commit what was found out."""
+        index, hashes, absent = self._index, self._hashes, self._absent
+        hashes.clear()
+        absent.clear()
+        named: list[tuple[int, Any, list[int]]] = []
+        slots_of = index.names.slots
+        for job_id in wanted.ids:
+            hashes[job_id] = hashed = index.of_id(job_id)
+            if slots := slots_of(hashed):
+                named.append((_ID, job_id, slots))
+            else:
+                absent.add(job_id)
+        for key in wanted.keys:
+            hashes[key] = hashed = index.of_key(key)
+            if slots := slots_of(hashed):
+                named.append((_KEY, key, slots))
+            else:
+                absent.add(key)
+        for request in wanted.requests:
+            if slots := slots_of(index.of_request(request)):
+                named.append((_REQUEST, request, slots))
+        return named
+
+    def _match(self, named: Sequence[tuple[int, Any, list[int]]], found: Found) -> None:
+        """Of the slots that may have a name, those whose jobs do."""
+        index = self._index
+        jobs = self._jobs({slot for _, _, slots in named for slot in slots if index.is_there(slot)})
+        for which, name, slots in named:
+            for slot in slots:
+                job = jobs.get(slot)
+                if job is None:
+                    continue
+                if which == _ID and job.id == name:
+                    found.ids[name] = job
+                elif which == _KEY and job.key == name and job.state not in ENDED:
+                    found.live[name] = job
+                elif which == _REQUEST and any(past.request == name for past in job.answered):
+                    found.requests[name] = job
+
+    def _jobs(self, slots: Iterable[int]) -> dict[int, Job]:
+        """The jobs of these slots, none of which is forgotten; they are kept in memory for a while.
+
+        Raises:
+            StoreCorrupt: A record is not what was written, or gone.
+        """
+        slots = list(slots)
+        found = self._peek(slots)
+        if len(found) < len(slots) and (gone := [self._index.slots.at[slot + SEQ] for slot in slots if slot not in found]):
+            raise StoreCorrupt(f"{self.path}: the record of job {gone[0]} is gone")
+        recent = self._recent
+        for slot, job in found.items():
+            if slot not in recent:
+                self._keep(slot, job)
+        return found
+
+    def _peek(self, slots: Iterable[int]) -> dict[int, Job]:
+        """The same without keeping them; those whose records are gone are absent."""
+        found: dict[int, Job] = {}
+        missing: list[int] = []
+        recent, less = self._recent, self._less_recent
+        for slot in slots:
+            job = recent.get(slot) or less.get(slot)
+            if job is None:
+                missing.append(slot)
+            else:
+                found[slot] = job
+        if missing:
+            at = self._index.slots.at
+            read = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in missing])
+            found |= {slot: read[at[slot + SEQ]] for slot in missing if at[slot + SEQ] in read}
+        return found
+
+    def _keep(self, slot: int, job: Job) -> None:
+        """Have a job in memory, unless it is large."""
+        if len(job.params) + len(job.result or b"") > _KEPT_BYTES:
+            self._recent.pop(slot, None)
+            self._less_recent.pop(slot, None)
+            return
+        self._recent[slot] = job
+        if len(self._recent) > _KEPT_JOBS:
+            self._less_recent, self._recent = self._recent, {}
+
+    def _let_go_of(self, slot: int) -> None:
+        self._recent.pop(slot, None)
+        self._less_recent.pop(slot, None)
+
     def _variants(self, plain: Route) -> list[Route]:
-        """Found by hops along the index, on which they stand together: no name has a blank, nor what comes behind it."""
-        targets = set[str]()
-        for on_wall in (0, 1):
-            target = f"{plain.target} "
-            for _ in range(VARIANTS_MAX):
-                following = self._one(
-                    "SELECT target_worker FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker > ?"
-                    " AND target_worker < ? ORDER BY target_worker LIMIT 1",
-                    (on_wall, plain.module, target, f"{plain.target}!"),
-                )
-                if following is None:
-                    break
-                (target,) = following
-                targets.add(target)
-        return [Route(plain.module, target) for target in sorted(targets)[:VARIANTS_MAX]]
+        start = f"{plain.target} "
+        targets = [target for target in self._index.targets.get(plain.module, ()) if target.startswith(start)]
+        routes = (Route(plain.module, target) for target in sorted(targets))
+        return list(islice((route for route in routes if any(map(self._first, self._lanes(route)))), VARIANTS_MAX))
+
+    def _lanes(self, route: Route) -> list[Lane]:
+        """The lanes of a route on which jobs wait."""
+        lanes = self._index.lanes
+        return [lane for lane in self._index.routes.get(route, ()) if lanes.count(lane)]
+
+    def _first(self, lane: Lane) -> Entry | None:
+        return next(self._index.lanes.walk(lane), None)
 
     def _claimable(self, claim: Claim, now: Now) -> list[Job]:
         """Rank by rank, since a lower one is only looked at when the higher ones do not fill the claim."""
-        jobs: list[Job] = []
-        for rank in sorted({rank for on_wall in (0, 1) for rank in self._ranks(claim.route, on_wall)}):
-            left = claim.limit - len(jobs)
+        slots: list[int] = []
+        by_rank: dict[int, list[Lane]] = {}
+        for lane in self._lanes(claim.route):
+            by_rank.setdefault(lane.key[4], []).append(lane)
+        for _, lanes in sorted(by_rank.items()):
+            left = claim.limit - len(slots)
             if not left:
                 break
-            parts = [
-                self._jobs(
-                    "WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank = ? AND due_at_us <= ?"
-                    " ORDER BY due_at_us, seq LIMIT ?",
-                    (on_wall, *claim.route, rank, now_us, left),
-                )
-                for on_wall, now_us in ((0, now.timer_us), (1, now.wall_us))
-            ]
-            jobs += islice(merge(*parts, key=lambda job: (job.due_on_timer_us(now), job.seq)), left)
-        return jobs
+            slots += [slot for _, _, slot in islice(merge(*(self._due(lane, now) for lane in lanes)), left)]
+        jobs = self._jobs(slots)
+        claimable = [jobs[slot] for slot in slots]
+        self._slot_of.update(zip((job.seq for job in claimable), slots, strict=True))
+        return claimable
 
-    def _jobs_in(self, column: str, names: frozenset[Any]) -> Iterator[Job]:
-        left = list(names)
-        while left:
-            size = next((size for size in _CHUNKS if size >= len(left)), _CHUNKS[-1])
-            chunk, left = left[:size], left[size:]
-            chunk += chunk[-1:] * (size - len(chunk))
-            yield from self._jobs(f"WHERE {column} ({','.join('?' * size)})", chunk)
-
-    def _jobs(self, condition: str, values: Sequence[Any] = ()) -> Iterator[Job]:
-        return map(to_job, self._all(f"{SELECT} {condition}", values))
+    def _due(self, lane: Lane, now: Now) -> Iterable[Entry]:
+        """What is due in a lane, by its due on the timer clock."""
+        _, on_wall, *_ = lane.key
+        now_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
+        if lane.low > now_us:
+            return
+        for when, seq, slot in self._index.lanes.walk(lane):
+            if when > now_us:
+                return
+            yield when + shift_us, seq, slot
 
     @ours
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
@@ -140,152 +234,163 @@ class Reads:
     def _near(self, span: Span, now: Now) -> Near:
         is_ready = False
         parts: list[list[Timer]] = []
-        for on_wall, now_us, shift_us in ((0, now.timer_us, 0), (1, now.wall_us, now.timer_ahead_us)):
-            for rank in self._ranks(span.route, on_wall):
-                where = "FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank = ?"
-                values = (on_wall, *span.route, rank, now_us)
-                is_ready = is_ready or self._one(f"SELECT 1 {where} AND due_at_us <= ? LIMIT 1", values) is not None
-                rows = self._all(
-                    f"SELECT due_at_us, seq {where} AND due_at_us > ? ORDER BY due_at_us, seq LIMIT ?",
-                    (*values, span.limit + 1),
-                )
-                parts.append([Timer(due_us + shift_us, seq) for due_us, seq in rows])
+        for lane in self._lanes(span.route):
+            _, on_wall, *_ = lane.key
+            now_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
+            is_ready = is_ready or any(True for _ in self._due(lane, now))
+            entries = self._index.lanes.after(lane, (now_us, FAR, 0), span.limit + 1)
+            parts.append([Timer(when + shift_us, seq) for when, seq, _ in entries])
         timers = list(islice(merge(*parts), span.limit + 1))
         return Near(is_ready, timers[: span.limit], len(timers) > span.limit)
 
-    def _ranks(self, route: Route, on_wall: int) -> Iterator[int]:
-        """The ranks that waiting jobs of a route have, found by hops along the index."""
-        rank = -100
-        while True:
-            following = self._one(
-                "SELECT rank FROM jobs WHERE state = 0 AND on_wall = ? AND module = ? AND target_worker = ? AND rank > ?"
-                " ORDER BY rank LIMIT 1",
-                (on_wall, *route, rank),
-            )
-            if following is None:
-                return
-            (rank,) = following
-            yield rank
-
     @ours
     def running(self) -> Iterable[Job]:
-        return list(self._jobs("WHERE state = 1 ORDER BY seq"))
+        return list(self._running_after(0, self._index.slots.most))
 
     @ours
     def expired(self, now: Now, limit: int) -> list[Job]:
-        return [
-            job
-            for on_wall, now_us in ((0, now.timer_us), (1, now.wall_us))
-            for job in self._jobs(
-                "WHERE state = 0 AND expires_at_us IS NOT NULL AND on_wall = ? AND expires_at_us <= ?"
-                " ORDER BY expires_at_us LIMIT ?",
-                (on_wall, now_us, limit),
-            )
-        ][:limit]
+        found: list[Job] = []
+        for on_wall, now_us in ((False, now.timer_us), (True, now.wall_us)):
+            lane = self._index.lanes.by_key.get(("expires", on_wall))
+            if lane is None or lane.low > now_us:
+                continue
+            for when, _, slot in self._index.lanes.walk(lane):
+                if when > now_us or len(found) >= limit:
+                    break
+                if self._index.is_there(slot):
+                    # Entries of a time that is not the job's any more are left in this lane.
+                    found += [job for job in self._jobs((slot,)).values() if job.is_expired(now) and job.expires_at_us == when]
+        return found
 
     @ours
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        major, minor = after or (0, 0)
+        start = after or (0, 0)
         if is_ended(wanted.state):
-            scan = (
-                "WHERE (state = 3) = ? AND (forget_at_us, seq) > (?, ?) AND forget_at_us IS NOT NULL"
-                " ORDER BY forget_at_us, seq LIMIT ?"
-            )
-            values: tuple[Any, ...] = (int(wanted.state is DEAD), major, minor, SCAN_MAX)
-        elif wanted.state is RUNNING:
-            scan, values = "WHERE state = 1 AND seq > ? ORDER BY seq LIMIT ?", (minor, SCAN_MAX)
-        else:
-            scan, values = "WHERE seq > ? ORDER BY seq LIMIT ?", (minor, SCAN_MAX)
-        return self._scan(scan, values, wanted, limit, now)
+            assert wanted.state is not None
+            return self._page_of_ended(wanted, start, limit, now)
+        last = start[1]
+        jobs: list[Job] = []
+        found = self._running_after(last, SCAN_MAX) if wanted.state is RUNNING else self._all_after(last)
+        for looked_at, job in enumerate(found, 1):
+            if wanted.admits(job, now):
+                jobs.append(job)
+            if len(jobs) == limit or looked_at == SCAN_MAX:
+                return Page(jobs, (0, job.seq))
+        return Page(jobs, None)
 
-    def _scan(self, scan: str, values: Sequence[Any], wanted: Filter, limit: int, now: Now) -> Page:
-        """Look at a bounded number of rows in the order of one index; keep those that the filter admits."""
-        heads = self._all(
-            "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM jobs " + scan, values
-        )
-        seqs, after = choose(heads, wanted, limit, now)
-        found = {job.seq: job for job in self._jobs_in("seq IN", frozenset(seqs))}
-        return Page([found[seq] for seq in seqs], after)
+    def _running_after(self, seq: int, limit: int) -> Iterator[Job]:
+        slots = [slot for _, _, slot in self._index.running_after(seq, limit)]
+        jobs = self._jobs(slots)
+        return (jobs[slot] for slot in slots)
+
+    def _all_after(self, seq: int) -> Iterator[Job]:
+        """All jobs behind a seq, in the order of their seqs."""
+        at = self._index.slots.at
+        for row in self._records.bases(self._records.first_at_or_before(seq) - 1):
+            jobs = [(job, slot) for job in jobs_of(row) if job.seq > seq and (slot := self._index.slot_of(job)) is not None]
+            changed = self._jobs([slot for _, slot in jobs if at[slot + AT]])
+            for job, slot in jobs:
+                yield changed.get(slot, job)
+
+    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now) -> Page:
+        """In the order in which they are forgotten; all those that are dead, or all those that are not, are looked at."""
+        lanes = self._index.ended_lanes((DEAD,) if wanted.state is DEAD else (DONE, CANCELLED))
+        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), SCAN_MAX) for lane in lanes))
+        jobs: list[Job] = []
+        when = seq = 0
+        for looked_at, (when, seq, slot) in enumerate(islice(entries, SCAN_MAX), 1):
+            job = self._jobs((slot,))[slot]
+            if wanted.admits(job, now):
+                jobs.append(job)
+            if len(jobs) == limit or looked_at == SCAN_MAX:
+                return Page(jobs, (when, seq))
+        return Page(jobs, None)
 
     @ours
     def counts(self) -> dict[tuple[str, JobState], int]:
-        rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
-        return {(module, STORED_STATES[state]): jobs for module, state, jobs in rows}
+        return {name: count for name, count in self._counted.items() if count}
 
     @ours
     def ready(self, now: Now) -> dict[str, int]:
         ready: Counter[str] = Counter()
         left = READY_COUNTED_TO
-        for on_wall, now_us in ((0, now.timer_us), (1, now.wall_us)):
-            route: tuple[Any, ...] = ("", "", -100)
-            while left > 0:
-                following = self._one(
-                    "SELECT module, target_worker, rank FROM jobs WHERE state = 0 AND on_wall = ?"
-                    " AND (module, target_worker, rank) > (?, ?, ?) ORDER BY module, target_worker, rank LIMIT 1",
-                    (on_wall, *route),
-                )
-                if following is None:
-                    break
-                route = following
-                (count,) = self._one(
-                    "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 0 AND on_wall = ? AND module = ?"
-                    " AND target_worker = ? AND rank = ? AND due_at_us <= ? LIMIT ?)",
-                    (on_wall, *route, now_us, left),
-                )
-                ready[route[0]] += count
+        for route in self._index.routes:
+            for lane in self._lanes(route):
+                count = sum(1 for _ in islice(self._due(lane, now), left))
+                ready[route.module] += count
                 left -= count
         return {module: count for module, count in ready.items() if count}
 
     def describe(self) -> dict[str, Any]:
         log = Path(f"{self.path}-wal")
+        folder = sqlite_file.index_folder(self.path)
         return {
             "url": f"sqlite://{self.path}",
             "format": sqlite_file.FORMAT,
             "sqlite": sqlite3.sqlite_version,
             "bytes": self.path.stat().st_size,
             "log_bytes": log.stat().st_size if log.exists() else 0,
+            "index_bytes": sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0,
         }
 
-    def _ended_count(self, is_dead: int) -> int:
-        states = (NUMBER[DEAD],) if is_dead else (NUMBER[DONE], NUMBER[CANCELLED])
-        marks = ",".join("?" * len(states))
-        (count,) = self._one(f"SELECT total(jobs) FROM counts WHERE state IN ({marks})", states)
-        return int(count)
+    def _ended_count(self, states: Iterable[JobState]) -> int:
+        wanted = set(states)
+        return sum(count for (_, state), count in self._counted.items() if state in wanted)
 
     @ours
     def forgettable(self, retention: Retention) -> bool:
-        for is_dead, keep in ((0, retention.keep_ended), (1, retention.keep_dead)):
-            first = self._one(
-                "SELECT forget_at_us, ended_at_us FROM jobs WHERE (state = 3) = ? AND forget_at_us IS NOT NULL"
-                " ORDER BY forget_at_us LIMIT 1",
-                (is_dead,),
-            )
-            if first is None:
+        return bool(self._to_forget(retention._replace(limit=1)))
+
+    def _to_forget(self, retention: Retention) -> list[tuple[int, Lane]]:
+        """Slots of the jobs that a commit with this retention forgets, with their lanes."""
+        found: list[tuple[int, Lane]] = []
+        at = self._index.slots.at
+        for states, keep in (((DONE, CANCELLED), retention.keep_ended), ((DEAD,), retention.keep_dead)):
+            lanes = self._index.ended_lanes(states)
+            beyond = self._ended_count(states) - keep
+            if beyond <= 0 and all(lane.low > retention.now_us for lane in lanes):
                 continue
-            if first[0] <= retention.now_us:
-                return True
-            if first[1] <= retention.ended_before_us and self._ended_count(is_dead) > keep:
-                return True
-        return False
+            walks = [zip(self._index.lanes.walk(lane), repeat(lane)) for lane in lanes]
+            passed_over = 0
+            for (when, _, slot), lane in merge(*walks, key=lambda pair: pair[0]):
+                is_over = when <= retention.now_us
+                if len(found) == retention.limit or passed_over == _PASSED_OVER or not (is_over or beyond > 0):
+                    break
+                if not (is_over or at[slot + ENDED_AT] <= retention.ended_before_us):
+                    passed_over += 1
+                    continue
+                found.append((slot, lane))
+                beyond -= 1
+        return found
 
     def check(self) -> list[str]:
-        """Read every page and every row. Slow: about a second for each million rows."""
+        """Read every page and every record, and compare the index with them. Slow: some seconds for each million jobs."""
         try:
             wrong = [line for (line,) in self._all("PRAGMA quick_check") if line != "ok"]
             counts: Counter[tuple[str, JobState]] = Counter()
-            cursor = self._connection.execute(SELECT)
-            for row in cursor:
+            for row in self._records.bases(0):
                 try:
-                    job = to_job(row)
+                    for job in jobs_of(row):
+                        slot = self._index.slot_of(job)
+                        if slot is not None:
+                            counts.update(self._checked(slot, wrong))
                 except StoreCorrupt as error:
-                    wrong.append(str(error))
-                else:
-                    counts[job.module, job.state] += 1
+                    wrong.append(f"row {row.number} of jobs: {error}")
             if not wrong and counts != self.counts():
-                wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
-        except sqlite3.Error as error:
+                wrong.append(f"the stored counts {self.counts()} are not those of the records {dict(counts)}")
+        except (sqlite3.Error, StoreCorrupt) as error:
             return [str(error)]
         return wrong
+
+    def _checked(self, slot: int, wrong: list[str]) -> list[tuple[str, JobState]]:
+        index = self._index
+        at = index.slots.at
+        (job,) = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT])]).values()
+        if job.key is not None and not index.is_named(slot, job):
+            wrong.append(f"job {job.seq} is not found by its key")
+        if not index.is_filed(slot, job):
+            wrong.append(f"job {job.seq} is not filed where it belongs")
+        return [(job.module, job.state)]
 
     # What all statements share.
 
@@ -299,6 +404,12 @@ class Reads:
         return msgpack.unpackb(value)
 
     @property
+    def _index(self) -> Index:
+        if self._opened_index is None:
+            raise StoreFailed(f"{self.path} is not open")
+        return self._opened_index
+
+    @property
     def _connection(self) -> sqlite3.Connection:
         if self._database is None:
             raise StoreFailed(f"{self.path} is not open")
@@ -310,8 +421,10 @@ class Reads:
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._connection.execute(statement, values).fetchone()
 
-    def _fail(self, error: sqlite3.Error) -> NoReturn:
-        """Turn SQLite's error into ours: full is survived, anything else stops the server."""
+    def _fail(self, error: sqlite3.Error | OSError) -> NoReturn:
+        """Turn the error of a file into ours: full is survived, anything else stops the server."""
+        if isinstance(error, OSError):
+            raise StoreFailed(f"{self.path}: its index: {error}") from error
         code = code_of(error)
         if code in FULL_CODES:
             self._ballast.give_up()
