@@ -497,7 +497,7 @@ def main() -> int:
         return 2
     versions = {**harness.versions(), "postgresql": version, **peers}
     known = {
-        title: [harness._mapped(each) for each in figures] for title, figures in {"This machine": machine, **sections}.items()
+        title: [harness.mapped(each) for each in figures] for title, figures in {"This machine": machine, **sections}.items()
     }
     text = json.dumps({"versions": versions, **known}, indent=2)
     if given.json == "-":

@@ -1,0 +1,46 @@
+"""What every benchmark shares: a server and workers as processes, a ledger that proves what ran, and a table of figures.
+
+Nothing is printed that was not measured in this run, beside a calibration of the machine it ran on. A load whose jobs did
+not all run once, or of which one began before its time, raises `Broken`: its figures would mean nothing. The harness never
+touches a server, store or file that it did not make.
+"""
+
+from givalia_core import Client
+from harness.figures import MIB, Figure, mapped, medians, quantile, table
+from harness.ledger import Broken, Ledger
+from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, latencies
+from harness.machine import calibrate, versions
+from harness.program import Option, arguments, main, options_of, report
+from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, rss_bytes
+from harness.words import say
+
+__all__ = [
+    "HOST",
+    "MIB",
+    "MODULE",
+    "PART",
+    "START_S",
+    "Broken",
+    "Client",
+    "Figure",
+    "Ledger",
+    "Option",
+    "Rig",
+    "arguments",
+    "calibrate",
+    "cpu_s",
+    "enq_in_frames",
+    "enq_in_parts",
+    "jobs_of",
+    "latencies",
+    "main",
+    "mapped",
+    "medians",
+    "options_of",
+    "quantile",
+    "report",
+    "rss_bytes",
+    "say",
+    "table",
+    "versions",
+]

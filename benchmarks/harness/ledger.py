@@ -1,0 +1,46 @@
+"""The proof: what every job of a load did, written down by the workers themselves."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.words import say
+
+
+class Broken(Exception):
+    """A promise was not kept during a load: what was measured with it is worth nothing."""
+
+
+class Ledger:
+    """A file with a line for each job, mapped by workers too: how often it ran, when it last began, when it was due."""
+
+    def __init__(self, path: Path, jobs: int) -> None:
+        path.write_bytes(bytes(24 * max(jobs, 1)))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._lines = memoryview(self._map).cast("q")
+
+    def started_us(self, line: int) -> int:
+        """When the job began on the wall clock; 0 if it has not."""
+        return self._lines[3 * line + 1]
+
+    def late_us(self, line: int) -> int:
+        """How long after its due the job began."""
+        return self._lines[3 * line + 1] - self._lines[3 * line + 2]
+
+    def check(self, lines: Iterable[int]) -> None:
+        """Raise `Broken` unless every one of these jobs ran once, and not before its due."""
+        lines = list(lines)
+        lost = sum(self._lines[3 * line] == 0 for line in lines)
+        doubled = sum(self._lines[3 * line] > 1 for line in lines)
+        early = sum(self.late_us(line) < 0 for line in lines)
+        if lost or doubled or early:
+            raise Broken(f"of {len(lines):,} jobs {lost} were lost, {doubled} ran more than once, {early} began early")
+        say(f"{len(lines):,} jobs: each ran once, none lost, none early")
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._lines.release()
+        self._map.close()

@@ -1,0 +1,175 @@
+"""A server and workers as processes, on free ports and in a folder of their own; nothing of them is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from givalia_core import Client
+from harness.ledger import Broken, Ledger
+
+MODULE: Final = "Noop"
+HOST: Final = "127.0.0.1"
+START_S: Final = 20.0
+
+_MODULES_FILE: Final = Path(__file__).resolve().parent.parent / "bench_modules.py"
+_LISTENING: Final = re.compile(r"listening on .*: clients (\d+), workers (\d+);")
+
+
+class Rig:
+    """A server on a fresh store and workers beside it, on free ports of loopback; all of it is gone after the `with`."""
+
+    def __init__(self, jobs: int, folder: str | None = None, url: str = "") -> None:
+        """Make a folder; `jobs` is how many lines the ledger needs, `folder` lies on the disk to be measured.
+
+        With the `url` of a store that is made already, servers use that one; else a file in the folder.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="givalia-bench-", dir=folder))
+        self.ledger = Ledger(self.folder / "ledger", jobs)
+        self.store = self.folder / "store" / "queue.db"
+        self.url = url or f"sqlite://{self.store}"
+        self.port = self.worker_port = 0
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._log = self.folder / "log"
+
+    def __enter__(self) -> Rig:
+        try:
+            _make_distribution(self.folder / "modules")
+            self.start_server()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, gently where they let us, and remove the folder."""
+        for child in reversed(self._children):
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self.ledger.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_server(self) -> None:
+        """Start the server, again on its ports if it had some; returns when it takes connections."""
+        if self.port:
+            flags = ("-p", str(self.port), "-w", str(self.worker_port), "--store", self.url)
+            self.server = self._start("givalia_core.cli.server", *flags)
+            self._await(self._answers, "the server to listen again")
+        else:
+            self.server, self.port, self.worker_port = self.add_server()
+
+    def add_server(self) -> tuple[subprocess.Popen[bytes], int, int]:
+        """Start a server on free ports; it, and its ports for clients and workers."""
+        log_from = len(self._log.read_text()) if self._log.exists() else 0
+        server = self._start("givalia_core.cli.server", "-p", "0", "-w", "0", "--store", self.url)
+        found = self._await(lambda: _LISTENING.search(self._log.read_text()[log_from:]), "the server to listen")
+        return server, int(found[1]), int(found[2])
+
+    def kill_server(self) -> None:
+        """Kill -9."""
+        self._children.remove(self.server)
+        os.kill(self.server.pid, signal.SIGKILL)
+        self.server.wait()
+
+    def start_worker(
+        self, client: Client, name: str = "any", concurrency: int = 1_000, port: int = 0, more: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker with the modules of the benchmarks, of the server with that port; returns when it takes jobs."""
+        flags = ("-w", str(port or self.worker_port), "-n", name, "-c", str(concurrency))
+        worker = self._start("givalia_core.cli.worker", *flags, *more)
+        self._await(lambda: any(w["pid"] == worker.pid and w["capacity"] for w in client.workers()), f"worker {name}")
+        return worker
+
+    def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Let it drain; returns when it is gone."""
+        self._children.remove(worker)
+        worker.terminate()
+        worker.wait(START_S)
+
+    def client(self) -> Client:
+        """A client of the server."""
+        return Client(HOST, self.port)
+
+    def store_bytes(self) -> int:
+        """What the store takes on disk, without the reserve it keeps for a full disk."""
+        return sum(path.stat().st_size for path in self.store.parent.iterdir() if not path.name.endswith(".ballast"))
+
+    def await_done(self, client: Client, jobs: int, seconds: float) -> None:
+        """Wait until the server counts so many jobs as done.
+
+        Raises:
+            Broken: They were not in that time, or other jobs are left.
+        """
+        end = time.monotonic() + seconds
+        while (counts := client.info()["jobs"].get(MODULE, {})).get("done", 0) < jobs:
+            if time.monotonic() > end:
+                raise Broken(f"{jobs:,} jobs should be done after {seconds:g} s; there are {counts}")
+            time.sleep(0.005)
+
+    def _start(self, program: str, *flags: str) -> subprocess.Popen[bytes]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("GIVALIA_")}
+        path = [str(self.folder / "modules"), *filter(None, [environ.get("PYTHONPATH")])]
+        # What is measured is Givalia; what a plugin does for each job has its own price.
+        environ |= {"GIVALIA_PLUGINS": "", "PYTHONPATH": os.pathsep.join(path), "BENCH_LEDGER": str(self.folder / "ledger")}
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", program, *flags]
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
+        self._children.append(child)
+        return child
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((HOST, self.port), timeout=1).close()
+            return True
+        return False
+
+    def _await(self, look: Callable[[], Any], what: str) -> Any:
+        end = time.monotonic() + START_S
+        while not (found := look()):
+            if time.monotonic() > end or any(child.poll() is not None for child in self._children):
+                raise Broken(f"waited in vain for {what}; the log says:\n{self._log.read_text()[-2000:]}")
+            time.sleep(0.002)
+        return found
+
+
+def _make_distribution(folder: Path) -> None:
+    """As much of an installed package as a worker looks at: the module's file and the metadata that names it."""
+    metadata = folder / "givalia_bench_modules-0.dist-info"
+    metadata.mkdir(parents=True)
+    shutil.copy(_MODULES_FILE, folder)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: givalia-bench-modules\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(f"[givalia.modules]\n{MODULE} = bench_modules:Noop\n")
+    (metadata / "RECORD").write_text("")
+
+
+def rss_bytes(process: subprocess.Popen[bytes]) -> int:
+    """The memory that the process holds now."""
+    return int(psutil.Process(process.pid).memory_info().rss)
+
+
+def cpu_s(pid: int) -> float:
+    """The processor time that a process has used, and those that it has started; of the one that measures, its own alone."""
+    process = psutil.Process(pid)
+    started = [] if pid == os.getpid() else process.children(recursive=True)
+    times = [each.cpu_times() for each in (process, *started)]
+    return sum(each.user + each.system for each in times)

@@ -1,0 +1,10 @@
+"""What a benchmark says while it works."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(words: str) -> None:
+    """A line about what happens, on standard error: standard output is for the figures."""
+    print(f"  {words}", file=sys.stderr, flush=True)
