@@ -55,7 +55,7 @@ def _check_order(rig: harness.Rig, client: Client, lines: range) -> None:
     """Raise `Broken` unless a worker that comes late begins these jobs by priority, equals in the order of enq."""
     priorities = {line: random.randint(-9, 9) for line in lines}
     jobs = harness.jobs_of(lines, target_worker="orderly")
-    handles = client.enq_many([{**job, "priority": priorities[job["params"]]} for job in jobs])
+    handles = client.enq_many([{**job, "priority": priorities[job["params"]["line"]]} for job in jobs])
     rig.start_worker(client, name="orderly", concurrency=1)
     for handle in handles:
         handle.wait(30)

@@ -21,7 +21,7 @@ class Noop(WorkModule):
 
     def process(self) -> int:
         started_us = time.time_ns() // 1_000
-        line: int = self.params
+        line: int = self.params["line"]
         _LEDGER[3 * line] += 1
         _LEDGER[3 * line + 1] = started_us
         _LEDGER[3 * line + 2] = round(self.job.due.timestamp() * 1_000_000)

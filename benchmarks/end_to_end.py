@@ -8,8 +8,10 @@ is answered when it is on disk. Then single jobs, one at a time, on the idle ser
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import harness
 from harness import Figure, Option
@@ -32,29 +34,46 @@ def measure(
     return harness.medians([_round(jobs, frame, in_flight, concurrency, singles, folder) for _ in range(repeats)])
 
 
+class Ran(NamedTuple):
+    """How a load went: jobs a second until the last was done, and until the last was answered; CPU by process, us a job."""
+
+    done: float
+    answered: float
+    cpu_us: dict[str, float]
+
+
+def run(
+    rig: harness.Rig, client: harness.Client, worker: subprocess.Popen[bytes], lines: range, frame: int, in_flight: int
+) -> Ran:
+    """Lay the load on a server and a worker that are there, and wait until all of it is done."""
+    load = harness.jobs_of(lines)
+    before = rig.done(client)
+    pids = {"server": rig.server.pid, "worker": worker.pid, "client": os.getpid()}
+    used = {name: harness.cpu_s(pid) for name, pid in pids.items()}
+    began = time.perf_counter()
+    handles = harness.enq_in_frames(client, load, frame, in_flight)
+    enqueued = time.perf_counter()
+    handles[-1].wait(120)
+    rig.await_done(client, before + len(lines), 120)
+    ended = time.perf_counter()
+    cpu_us = {name: (harness.cpu_s(pid) - used[name]) / len(lines) * 1e6 for name, pid in pids.items()}
+    if {handle.durability for handle in handles} != {"fsync"}:
+        raise harness.Broken("not every job was durable when it was answered")
+    return Ran(len(lines) / (ended - began), len(lines) / (enqueued - began), cpu_us)
+
+
 def _round(jobs: int, frame: int, in_flight: int, concurrency: int, singles: int, folder: str | None) -> list[Figure]:
     with harness.Rig(jobs + singles, folder) as rig, rig.client() as client:
         worker = rig.start_worker(client, concurrency=concurrency)
         starts, results = harness.latencies(rig, client, range(jobs, jobs + singles))
-        load = harness.jobs_of(range(jobs))
-        pids = {"server": rig.server.pid, "worker": worker.pid, "client": os.getpid()}
-        used = {name: harness.cpu_s(pid) for name, pid in pids.items()}
-        began = time.perf_counter()
-        handles = harness.enq_in_frames(client, load, frame, in_flight)
-        enqueued = time.perf_counter()
-        handles[-1].wait(120)
-        rig.await_done(client, jobs + singles, 120)
-        ended = time.perf_counter()
-        used = {name: harness.cpu_s(pid) - used[name] for name, pid in pids.items()}
+        ran = run(rig, client, worker, range(jobs), frame, in_flight)
         rig.ledger.check(range(jobs + singles))
-        if {handle.durability for handle in handles} != {"fsync"}:
-            raise harness.Broken("not every job was durable when it was answered")
     return [
-        Figure("end to end", jobs / (ended - began), "jobs/s", least=10_000),
-        Figure("enq answered, meanwhile", jobs / (enqueued - began), "jobs/s"),
-        *(Figure(f"CPU of the {name}", seconds / jobs * 1e6, "us a job") for name, seconds in used.items()),
-        Figure("idle, enq to start, p50", harness.quantile(starts, 0.5), "ms"),
-        Figure("idle, enq to start, p99", harness.quantile(starts, 0.99), "ms"),
+        Figure("end to end", ran.done, "jobs/s", least=50_000),
+        Figure("enq answered, meanwhile", ran.answered, "jobs/s"),
+        *(Figure(f"CPU of the {name}", each_us, "us a job") for name, each_us in ran.cpu_us.items()),
+        Figure("idle, enq to start, p50", harness.quantile(starts, 0.5), "ms", most=0.7),
+        Figure("idle, enq to start, p99", harness.quantile(starts, 0.99), "ms", most=1.5),
         Figure("idle, enq to result, p50", harness.quantile(results, 0.5), "ms"),
         Figure("idle, enq to result, p99", harness.quantile(results, 0.99), "ms"),
     ]

@@ -78,7 +78,7 @@ def _announce_alone(rig: harness.Rig) -> None:
 def _round_trip_ms(client: harness.Client, module: str, line: int) -> float:
     time.sleep(0.002)  # An idle server is asked, not one that still tidies up after the job before.
     began = time.perf_counter()
-    client.enq(module, params=line).wait(30)
+    client.enq(module, params=harness.params_of(line)).wait(30)
     return (time.perf_counter() - began) * 1e3
 
 
@@ -89,7 +89,7 @@ def _replacement_ms(client: harness.Client, supervisor: int, line: int) -> float
     began = time.perf_counter()
     os.kill(host.pid, signal.SIGKILL)
     host.wait(10)
-    client.enq(harness.MODULE, params=line).wait(30)
+    client.enq(harness.MODULE, params=harness.params_of(line)).wait(30)
     return (time.perf_counter() - began) * 1e3
 
 

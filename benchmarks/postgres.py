@@ -136,7 +136,7 @@ def _transactions(jobs: int, folder: str | None) -> list[Figure]:
         made.start_worker(client)
         starts = []
         for line in range(jobs):
-            givalia_postgres.enq(connection, harness.MODULE, params=line)
+            givalia_postgres.enq(connection, harness.MODULE, params=harness.params_of(line))
             connection.commit()
             committed_ns = time.time_ns()
             made.await_done(client, line + 1, 30)

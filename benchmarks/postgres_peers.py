@@ -323,20 +323,13 @@ def givalia(url: str, jobs: int, seconds: float = 60.0) -> Figures:
     """One round of Givalia on an empty database: a server and a worker as processes, and this process as the client."""
     import harness
 
-    class Rig(harness.Rig):
-        def start_server(self) -> None:
-            # The peers' params, instead of a bare number.
-            module = self.folder / "modules" / "bench_modules.py"
-            module.write_text(module.read_text().replace("int = self.params\n", 'int = self.params["line"]\n'))
-            super().start_server()
-
     def done(client: Any) -> int:
         return int(client.info()["jobs"].get(harness.MODULE, {}).get("done", 0))
 
-    with Rig(jobs + WARM, url=url) as rig, rig.client() as client:
+    with harness.Rig(jobs + WARM, url=url) as rig, rig.client() as client:
         worker = rig.start_worker(client)
         # With a key each, which the peers' jobs do not have: Givalia is for keyed jobs.
-        load = [{**job, "params": params_of(job["params"])} for job in harness.jobs_of(range(jobs + WARM))]
+        load = harness.jobs_of(range(jobs + WARM))
         client.enq_many(load[jobs:])
         rig.await_done(client, WARM, START_S)
         pids = {"client": os.getpid(), "server": rig.server.pid, "worker": worker.pid}

@@ -8,8 +8,8 @@ touches a server, store or file that it did not make.
 from givalia_core import Client
 from harness.figures import MIB, Figure, mapped, medians, quantile, table
 from harness.ledger import Broken, Ledger
-from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, latencies
-from harness.machine import calibrate, versions
+from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
+from harness.machine import calibrate, round_trip_ms, versions
 from harness.program import Option, arguments, main, options_of, report
 from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, rss_bytes
 from harness.words import say
@@ -32,13 +32,16 @@ __all__ = [
     "enq_in_frames",
     "enq_in_parts",
     "jobs_of",
+    "key_of",
     "latencies",
     "main",
     "mapped",
     "medians",
     "options_of",
+    "params_of",
     "quantile",
     "report",
+    "round_trip_ms",
     "rss_bytes",
     "say",
     "table",

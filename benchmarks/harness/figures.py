@@ -17,6 +17,8 @@ class Figure(NamedTuple):
     unit: str
     least: float | None = None
     most: float | None = None
+    curve: str = ""  # The plot that the figure is a point of,
+    at: float | None = None  # and its place on the axis below.
 
     @property
     def aim(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ class Ledger:
     """A file with a line for each job, mapped by workers too: how often it ran, when it last began, when it was due."""
 
     def __init__(self, path: Path, jobs: int) -> None:
-        path.write_bytes(bytes(24 * max(jobs, 1)))
+        path.touch()
+        os.truncate(path, 24 * max(jobs, 1))  # Lines that nobody writes take no room.
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         self._lines = memoryview(self._map).cast("q")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -16,9 +17,19 @@ from harness.words import say
 PART: Final = 50_000  # Jobs that a benchmark holds at once, however many it enqueues.
 
 
+def params_of(line: int) -> dict[str, Any]:
+    """The params of every benchmark, some 30 bytes: the job's line in the ledger, and a note of fixed length."""
+    return {"line": line, "note": f"{line:010}"}
+
+
+def key_of(line: int) -> str:
+    """A key that is as good as random, and that whoever knows the line can make again."""
+    return hashlib.blake2b(line.to_bytes(8), digest_size=12).hexdigest()
+
+
 def jobs_of(lines: range, **options: Any) -> list[dict[str, Any]]:
     """A job for each line of the ledger, with a random key: clustered ones would hide what an index costs."""
-    return [{"module": MODULE, "params": line, "key": f"{random.getrandbits(96):024x}", **options} for line in lines]
+    return [{"module": MODULE, "params": params_of(line), "key": f"{random.getrandbits(96):024x}", **options} for line in lines]
 
 
 def enq_in_frames(client: Client, jobs: Sequence[dict[str, Any]], frame: int, in_flight: int) -> list[Any]:
@@ -48,7 +59,7 @@ def latencies(rig: Rig, client: Client, lines: range) -> tuple[list[float], list
     results: list[float] = []
     for line in lines:
         began_ns = time.time_ns()
-        handle = client.enq(MODULE, params=line, key=f"single-{line}")
+        handle = client.enq(MODULE, params=params_of(line), key=f"single-{line}")
         handle.wait(30)
         results.append((time.time_ns() - began_ns) / 1e6)
         starts.append(rig.ledger.started_us(line) / 1e3 - began_ns / 1e6)

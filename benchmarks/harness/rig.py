@@ -121,10 +121,18 @@ class Rig:
             Broken: They were not in that time, or other jobs are left.
         """
         end = time.monotonic() + seconds
-        while (counts := client.info()["jobs"].get(MODULE, {})).get("done", 0) < jobs:
+        while (done := self.done(client)) < jobs:
             if time.monotonic() > end:
-                raise Broken(f"{jobs:,} jobs should be done after {seconds:g} s; there are {counts}")
+                raise Broken(f"{jobs:,} jobs should be done after {seconds:g} s; {done:,} are")
             time.sleep(0.005)
+
+    def done(self, client: Client) -> int:
+        """How many jobs the server counts as done."""
+        return int(client.info()["jobs"].get(MODULE, {}).get("done", 0))
+
+    def waiting(self, client: Client) -> int:
+        """How many jobs wait, those that are due already among them."""
+        return int(client.info()["jobs"].get(MODULE, {}).get("waiting", 0))
 
     def _start(self, program: str, *flags: str) -> subprocess.Popen[bytes]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GIVALIA_")}
