@@ -11,7 +11,7 @@ from harness.ledger import Broken, Ledger
 from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
 from harness.machine import calibrate, round_trip_ms, versions
 from harness.program import Option, arguments, main, options_of, report
-from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, rss_bytes
+from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, mapped_bytes, rss_bytes
 from harness.words import say
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "latencies",
     "main",
     "mapped",
+    "mapped_bytes",
     "medians",
     "options_of",
     "params_of",

@@ -35,8 +35,9 @@ class StoreAlone:
     def __init__(self, path: Path) -> None:
         self._store = SQLite(f"sqlite://{path}")
         self._clock = SystemClock()
-        self._timer = TimerClock.start(self._clock, self._store.open().mark)
-        self._last_seq = 0
+        opened = self._store.open()
+        self._timer = TimerClock.start(self._clock, opened.mark)
+        self._last_seq = opened.last_seq
         self._holder = uuid.uuid4().bytes
         self.ahead_us = 0
 

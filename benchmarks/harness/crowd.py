@@ -102,6 +102,13 @@ def shares(lines: range, count: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
+def fill(port: int, lines: range, due: dict[str, Any], clients: int = 2) -> float:
+    """Enqueue a job for each line, with the key of `key_of`, in as little time as several clients need; the seconds it took."""
+    same = {"do": "batches", "frame": 1_000, "in_flight": 4, "due": due}
+    with Crowd(port, [{**same, "first": first, "stop": stop} for first, stop in shares(lines, clients)]) as crowd:
+        return crowd.run()[0]
+
+
 # What a process of the crowd can do: each makes itself ready and returns the rest of the work.
 
 Work = Callable[[], dict[str, Any]]

@@ -24,6 +24,11 @@ class Ledger:
             self._map = mmap.mmap(file.fileno(), 0)
         self._lines = memoryview(self._map).cast("q")
 
+    @property
+    def lines(self) -> int:
+        """How many jobs it has room for."""
+        return len(self._lines) // 3
+
     def started_us(self, line: int) -> int:
         """When the job began on the wall clock; 0 if it has not."""
         return self._lines[3 * line + 1]
@@ -41,6 +46,16 @@ class Ledger:
         if lost or doubled or early:
             raise Broken(f"of {len(lines):,} jobs {lost} were lost, {doubled} ran more than once, {early} began early")
         say(f"{len(lines):,} jobs: each ran once, none lost, none early")
+
+    def count_ran(self, lines: range) -> int:
+        """How many of these jobs ran, some of which may still wait; raise `Broken` if one ran twice or before its due."""
+        runs = self._lines[3 * lines.start : 3 * lines.stop : 3]
+        ran = [line for line, times in zip(lines, runs, strict=True) if times]
+        doubled = sum(self._lines[3 * line] > 1 for line in ran)
+        early = sum(self.late_us(line) < 0 for line in ran)
+        if doubled or early:
+            raise Broken(f"of {len(ran):,} jobs {doubled} ran more than once, {early} began early")
+        return len(ran)
 
     def close(self) -> None:
         """Let the file go."""

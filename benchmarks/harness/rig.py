@@ -175,6 +175,11 @@ def rss_bytes(process: subprocess.Popen[bytes]) -> int:
     return int(psutil.Process(process.pid).memory_info().rss)
 
 
+def mapped_bytes(process: subprocess.Popen[bytes]) -> int:
+    """What of that memory is pages of files, which the system takes back when it needs them; 0 where it does not say."""
+    return int(getattr(psutil.Process(process.pid).memory_info(), "shared", 0))
+
+
 def cpu_s(pid: int) -> float:
     """The processor time that a process has used, and those that it has started; of the one that measures, its own alone."""
     process = psutil.Process(pid)

@@ -1,0 +1,98 @@
+"""Pushing jobs back and calling them off by key, one at a time and many at once, and what it costs when many others wait.
+
+One at a time is timed twice on one server: when a thousand jobs wait, and when all the others have come to wait as well. The
+keys are random, so each call touches a place of the store that nobody touched lately.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import harness
+from harness import Figure, Option
+from harness.crowd import fill
+
+TITLE = "By key"
+OPTIONS = (
+    Option("few", 1_000, "jobs that wait at first"),
+    Option("waiting", 100_000, "jobs that wait then"),
+    Option("singles", 300, "jobs that are pushed back, and then called off, one at a time"),
+    Option("many", 30_000, "jobs that are pushed back, and then called off, in batches"),
+)
+BATCH = 1_000
+DUE = {"between": (7_200, 10_800)}
+NO_MANY = "the client has no ext_many and cancel_many: they are not measured"
+
+
+class Taken(NamedTuple):
+    """Milliseconds of each call."""
+
+    ext_ms: list[float]
+    cancel_ms: list[float]
+
+
+def measure(few: int, waiting: int, singles: int, many: int, folder: str | None = None) -> list[Figure]:
+    """On one server, which is filled meanwhile."""
+    with harness.Rig(1, folder) as rig, rig.client() as client:
+        fill(rig.port, range(few), DUE)
+        first = singly(client, random.sample(range(few), singles))
+        fill(rig.port, range(few, waiting), DUE)
+        many = min(many, (waiting - few) // 2)
+        lines = random.sample(range(few, waiting), singles + many)
+        then = singly(client, lines[:singles])
+        at_once = in_batches(client, lines[singles:])
+        left = waiting - 2 * singles - (many if at_once else 0)
+        if rig.waiting(client) != left:
+            raise harness.Broken(f"{left:,} jobs should be left; {rig.waiting(client):,} are")
+    return [*compared(first, few, then, waiting), *at_once]
+
+
+def singly(client: harness.Client, lines: Sequence[int]) -> Taken:
+    """Push back the jobs of these lines, then call them off, one at a time."""
+    keys = [harness.key_of(line) for line in lines]
+    return Taken([_ms(client.ext, key, 60) for key in keys], [_ms(client.cancel, key) for key in keys])
+
+
+def _ms(call: Callable[..., Any], *args: Any) -> float:
+    began = time.perf_counter()
+    call(*args)
+    return (time.perf_counter() - began) * 1e3
+
+
+def compared(first: Taken, few: int, then: Taken, waiting: int) -> list[Figure]:
+    """The medians, and how much more they are when many wait."""
+    figures = []
+    for name, before, after in (("ext", first.ext_ms, then.ext_ms), ("cancel", first.cancel_ms, then.cancel_ms)):
+        p50, p50_then = harness.quantile(before, 0.5), harness.quantile(after, 0.5)
+        figures += [
+            Figure(f"{name} by key, {few:,} waiting, p50", p50, "ms"),
+            Figure(f"{name} by key, {waiting:,} waiting, p50", p50_then, "ms"),
+            Figure(f"{name} by key, {waiting:,} waiting, p99", harness.quantile(after, 0.99), "ms"),
+            Figure(f"{name} by key, the second p50 of the first", p50_then / p50, "times", most=1.5),
+        ]
+    return figures
+
+
+def in_batches(client: harness.Client, lines: Sequence[int]) -> list[Figure]:
+    """The same with as many keys as a batch has; empty for a client that cannot."""
+    ext_many: Any = getattr(client, "ext_many", None)
+    cancel_many: Any = getattr(client, "cancel_many", None)
+    if ext_many is None or cancel_many is None:
+        harness.say(NO_MANY)
+        return []
+    keys = [harness.key_of(line) for line in lines]
+    batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+    ext_ms = sum(_ms(ext_many, batch, 60) for batch in batches)
+    cancel_ms = sum(_ms(cancel_many, batch) for batch in batches)
+    return [
+        Figure(f"ext_many, batches of {BATCH:,}", 1e3 * len(keys) / ext_ms, "jobs/s", least=30_000),
+        Figure(f"cancel_many, batches of {BATCH:,}", 1e3 * len(keys) / cancel_ms, "jobs/s", least=30_000),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(sys.modules[__name__]))

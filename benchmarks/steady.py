@@ -1,0 +1,106 @@
+"""The honest case: random keys and random due times, and as many jobs enqueued as run, so that always as many wait.
+
+The waits have no memory (they are exponential), so what is left of them after any time is spread as at the start, and each
+new job falls due anywhere among those that wait: it touches a random place of whatever finds jobs by their key and by their
+due. A worker runs what is due, and for each thousand that are done the client enqueues a thousand more.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import harness
+from harness import Figure, Option
+from harness.crowd import fill
+
+TITLE = "Steady"
+OPTIONS = (
+    Option("waiting", 100_000, "jobs that wait, always"),
+    Option("demand", 50_000, "jobs that fall due each second: more than the server can run, or that is what is measured"),
+    Option("lead", 20.0, "seconds before the first falls due; the store is filled in them"),
+    Option("seconds", 8.0, "how long to measure"),
+)
+BATCH = 1_000
+IN_FLIGHT = 4
+RATE_MAX = 300_000  # The ledger has lines for so many jobs a second.
+
+
+def measure(waiting: int, demand: int, lead: float, seconds: float, folder: str | None = None) -> list[Figure]:
+    """Fill a store and let it flow."""
+    with harness.Rig(waiting + spare(seconds), folder) as rig, rig.client() as client:
+        due = {"base": time.time() + lead, "mean": waiting / demand}
+        fill(rig.port, range(waiting), due)
+        return run(rig, client, waiting, due, seconds)
+
+
+def spare(seconds: float) -> int:
+    """Lines of the ledger for what is enqueued meanwhile."""
+    return round(seconds * RATE_MAX)
+
+
+def run(rig: harness.Rig, client: harness.Client, waiting: int, due: dict[str, float], seconds: float) -> list[Figure]:
+    """Let the jobs of the first lines, which `fill` enqueued with this `due`, run, and those that take their place.
+
+    No worker may be there yet, and as many lines of the ledger as `spare` says are free at its end.
+    """
+    if time.time() < due["base"]:
+        harness.say(f"the first jobs fall due in {due['base'] - time.time():.0f} s")
+        time.sleep(max(0.0, due["base"] - time.time()))
+    else:
+        harness.say(f"jobs have fallen due for {time.time() - due['base']:.0f} s: the first to run are late")
+    free = range(rig.ledger.lines - spare(seconds), rig.ledger.lines)
+    done_before, waited = rig.done(client), rig.waiting(client)
+    worker = rig.start_worker(client)
+    ran, enqueued, took = _flow(rig, client, free, due["mean"], seconds)
+    left = rig.waiting(client)
+    rig.stop_worker(worker)
+    ran_in_all = rig.done(client) - done_before
+    ran_by_ledger = rig.ledger.count_ran(range(waiting)) + rig.ledger.count_ran(free)
+    if ran_in_all != ran_by_ledger:
+        raise harness.Broken(f"{ran_in_all:,} jobs are done and {ran_by_ledger:,} ran")
+    harness.say(f"{ran_in_all:,} jobs: each ran once, none early")
+    aim = 40_000 if waiting <= 1_000_000 else 30_000
+    words = f"steady, {waiting:,} waiting"
+    return [
+        Figure(f"{words}, run and enqueued", min(ran, enqueued) / took, "jobs/s", least=aim),
+        Figure(f"{words}, at the end, of the start", 100 * left / waited, "%"),
+    ]
+
+
+def _flow(rig: harness.Rig, client: harness.Client, free: range, mean: float, seconds: float) -> tuple[int, int, float]:
+    """For each batch that is done enqueue another; how many were done and how many enqueued, in how long."""
+    before = rig.done(client)
+    under_way: list[Future[Any]] = []
+    sent = 0
+    began = time.perf_counter()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        while (took := time.perf_counter() - began) < seconds:
+            under_way = [each for each in under_way if not _is_over(each)]
+            ran = rig.done(client) - before
+            if ran - sent >= BATCH and len(under_way) < IN_FLIGHT:
+                lines = range(free.start + sent, free.start + sent + BATCH)
+                jobs = [{**job, "time": random.expovariate(1 / mean)} for job in harness.jobs_of(lines)]
+                under_way.append(pool.submit(client.enq_many, jobs))
+                sent += BATCH
+            else:
+                time.sleep(0.002)
+        answered = sent - BATCH * sum(not each.done() for each in under_way)
+        took = time.perf_counter() - began
+        ran = rig.done(client) - before
+    return ran, answered, took
+
+
+def _is_over(batch: Future[Any]) -> bool:
+    """Whether the batch is answered; raises if it was refused."""
+    if batch.done():
+        batch.result()
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(sys.modules[__name__]))
