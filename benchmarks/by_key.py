@@ -24,6 +24,8 @@ OPTIONS = (
     Option("many", 30_000, "jobs that are pushed back, and then called off, in batches"),
 )
 BATCH = 1_000
+REST_S = 1.0  # In which the server tidies up after it was filled.
+WARM = 50
 DUE = {"between": (7_200, 10_800)}
 NO_MANY = "the client has no ext_many and cancel_many: they are not measured"
 
@@ -54,6 +56,9 @@ def measure(few: int, waiting: int, singles: int, many: int, folder: str | None 
 def singly(client: harness.Client, lines: Sequence[int]) -> Taken:
     """Push back the jobs of these lines, then call them off, one at a time."""
     keys = [harness.key_of(line) for line in lines]
+    time.sleep(REST_S)
+    for key in keys[:WARM]:
+        client.stat(key)
     return Taken([_ms(client.ext, key, 60) for key in keys], [_ms(client.cancel, key) for key in keys])
 
 

@@ -12,41 +12,71 @@ from typing import Any
 
 import backlog
 import end_to_end
+import enqueue
 import harness
+import instant
 import lateness
-import million
 import postgres
+import steady_store
 import store_commit
-from harness import Figure
+import waiting
+from harness import Section
 
 from givalia_core import GivaliaError
 
-BENCHMARKS = (end_to_end, lateness, million, backlog, store_commit, postgres)
-QUICK: dict[ModuleType, dict[str, Any]] = {
+Plan = dict[ModuleType, dict[str, Any]]
+# Less of some than they measure alone, so that all of it is done within five minutes.
+USUAL: Plan = {
+    enqueue: {},
+    end_to_end: {},
+    lateness: {},
+    instant: {},
+    waiting: {},
+    backlog: {"nobody": 50_000, "away": 20_000},
+    steady_store: {"waiting": 1_000_000},
+    store_commit: {"seconds": 0.5},
+    postgres: {"jobs": 20_000, "repeats": 1, "transactions": 100, "idle": 10, "waiting": 100_000, "late": 300},
+}
+QUICK: Plan = {
+    enqueue: {"singles": 400, "together": 10_000, "batches": 20_000, "repeats": 1},
     end_to_end: {"jobs": 20_000, "singles": 100, "repeats": 1},
-    lateness: {"jobs": 300, "spread": 3.0},
-    million: {"jobs": 100_000, "restarts": 1},
+    lateness: {"jobs": 300, "spread": 3.0, "pace": 3_000},
+    instant: {"jobs": 20_000, "rate": 8_000},
+    waiting: {"levels": "0,10000,50000", "load": 10_000, "repeats": 1, "late": 100, "singles": 100, "seconds": 3.0},
     backlog: {"nobody": 20_000, "away": 5_000, "singles": 100},
+    steady_store: {"waiting": 50_000, "seconds": 2.0},
     store_commit: {"seconds": 0.3},
     postgres: {"jobs": 10_000, "repeats": 1, "transactions": 100, "idle": 10, "waiting": 50_000, "late": 300},
 }
-OPTIONS = (harness.Option("quick", False, "smaller loads, done in some two minutes; their figures are not for quoting"),)
+TEN_MILLION: Plan = {
+    waiting: {"levels": "0,10000,100000,1000000,10000000", "seconds": 15.0},
+    steady_store: {"waiting": 10_000_000},
+}
+OPTIONS = (
+    harness.Option("quick", False, "smaller loads, done in some two minutes; their figures are not for quoting"),
+    harness.Option("ten_million", False, "instead what depends on how many wait, with ten million of them"),
+    harness.Option("only", "", "some of them, by the names of their files without .py, with commas between"),
+)
 
 
 def main() -> int:
     """Measure everything and print one table a benchmark."""
     given = harness.arguments(__doc__, OPTIONS).parse_args()
-    sections: dict[str, list[Figure]] = {"This machine": harness.calibrate(given.folder)}
+    plan = TEN_MILLION if given.ten_million else QUICK if given.quick else USUAL
+    only = set(filter(None, given.only.split(",")))
+    machine = harness.calibrate(given.folder)
+    sections: dict[str, Section] = {}
     worst = 0
-    for benchmark in BENCHMARKS:
+    for benchmark, some in plan.items():
+        if only and benchmark.__name__ not in only:
+            continue
         harness.say(f"{benchmark.TITLE} ({benchmark.__name__}.py)")
-        options = {**harness.options_of(benchmark), **(QUICK[benchmark] if given.quick else {})}
         try:
-            sections[benchmark.TITLE] = benchmark.measure(**options, folder=given.folder)
+            sections[benchmark.TITLE] = harness.run(benchmark, {**harness.options_of(benchmark), **some}, given.folder)
         except (harness.Broken, GivaliaError) as broken:
             harness.say(f"BROKEN: {broken}")
             worst = 2
-    return max(worst, harness.report(sections, given.json))
+    return max(worst, harness.report(machine, sections, given.json))
 
 
 if __name__ == "__main__":

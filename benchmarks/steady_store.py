@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import harness
+import steady
 from harness import Figure, Option
 from harness.alone import HOUR_US, StoreAlone
 
@@ -45,7 +46,12 @@ def measure(waiting: int, frame: int, seconds: float, folder: str | None = None)
                 took[name] += step.seconds
     words = f"{waiting:,} waiting"
     return [
-        Figure(f"store alone, {words}, insert, claim, settle", rounds * frame / sum(took.values()), "jobs/s"),
+        Figure(
+            f"store alone, {words}, insert, claim, settle",
+            rounds * frame / sum(took.values()),
+            "jobs/s",
+            least=steady.aim(waiting),
+        ),
         *(Figure(f"store alone, {words}, {name}", spent / rounds / frame * 1e6, "us a job") for name, spent in took.items()),
         Figure("store alone, insert while it was filled", filled / waiting * 1e6, "us a job"),
     ]

@@ -1,8 +1,9 @@
 """What it costs that many jobs wait: memory, disk, lateness, throughput, calls by key, and how soon a killed server answers.
 
 One store grows from level to level: keyed jobs with random due times are enqueued, then the same is measured at each level.
-At the last one the server is also killed with -9 and started again (the clock runs from the start of its process until it has
-answered a stat), and the waiting jobs begin to fall due while as many are enqueued as run (see `steady.py`).
+At the last one jobs are pushed back and called off by key (see `by_key.py`), the server is killed with -9 and started again
+(the clock runs from the start of its process until it has answered a stat), and at the end the waiting jobs begin to fall
+due, and as many are enqueued as run (see `steady.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ OPTIONS = (
     Option("load", 20_000, "jobs end to end at each level"),
     Option("repeats", 3, "times that load; the median is shown"),
     Option("late", 500, "jobs that fall due at each level within five seconds"),
-    Option("singles", 200, "calls of ext and of cancel at each level"),
+    Option("singles", 300, "calls of ext and of cancel, one at a time"),
     Option("many", 30_000, "keys of ext_many and of cancel_many at a million"),
     Option("restarts", 3, "times the server is killed; the median is shown"),
     Option("seconds", 8.0, "how long jobs are enqueued and run at the last level"),
@@ -51,7 +52,7 @@ def measure(
 ) -> list[Figure]:
     """One store, level after level."""
     counts = [int(level) for level in levels.split(",")]
-    lines = counts[-1] + len(counts) * (repeats * load + late) + steady.spare(seconds)
+    lines = counts[-1] + load + len(counts) * (repeats * load + late) + steady.spare(seconds)
     with harness.Rig(lines, folder) as rig:
         return _Growth(rig, counts, load, repeats, late, singles, many).measure(restarts, seconds)
 
@@ -80,8 +81,7 @@ class _Growth:
             with self._rig.client() as client:
                 self._grow(client, level)
                 self._flow(client, level)
-                if level > FEW:
-                    self._by_key(client, level)
+                self._by_key(client, level)
         with self._rig.client() as client:
             key = harness.key_of(*self._some(1))
             self._add("enq answered, all levels", (last - FEW) / self._fill_s, "jobs/s")
@@ -113,6 +113,8 @@ class _Growth:
         """Throughput and lateness of other jobs, with a worker that is gone afterwards."""
         rig, words = self._rig, f"{level:,} waiting"
         worker = rig.start_worker(client)
+        if level == 0:  # The first jobs of a server and a worker find everything cold.
+            end_to_end.run(rig, client, worker, self._lines(self._load), 1_000, 4)
         runs = [end_to_end.run(rig, client, worker, self._lines(self._load), 1_000, 4) for _ in range(self._repeats)]
         rate = statistics.median(each.done for each in runs)
         late_ms = lateness.run(rig, client, self._lines(self._late), LATE_S)
@@ -135,10 +137,8 @@ class _Growth:
         self._due = {"base": base, "mean": last / (1.2 * rate)}
 
     def _by_key(self, client: harness.Client, level: int) -> None:
-        then = self._singly(client)
-        compared = by_key.compared(self._few, FEW, then, level)
-        is_last = level == self._levels[-1]
-        self._figures += [each if is_last else each._replace(most=None) for each in compared]
+        if level == self._levels[-1]:
+            self._figures += by_key.compared(self._few, FEW, self._singly(client), level)
         if level == min(MILLION, self._levels[-1]):
             lines = self._some(min(self._many, level // 4))
             if many := by_key.in_batches(client, lines):

@@ -10,7 +10,7 @@ from harness.figures import MIB, Figure, mapped, medians, quantile, table
 from harness.ledger import Broken, Ledger
 from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
 from harness.machine import calibrate, round_trip_ms, versions
-from harness.program import Option, arguments, main, options_of, report
+from harness.program import Option, Section, arguments, main, options_of, report, run
 from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, mapped_bytes, rss_bytes
 from harness.words import say
 
@@ -26,6 +26,7 @@ __all__ = [
     "Ledger",
     "Option",
     "Rig",
+    "Section",
     "arguments",
     "calibrate",
     "cpu_s",
@@ -44,6 +45,7 @@ __all__ = [
     "report",
     "round_trip_ms",
     "rss_bytes",
+    "run",
     "say",
     "table",
     "versions",

@@ -24,6 +24,7 @@ def calibrate(folder: str | None) -> list[Figure]:
         Figure("fdatasync of 4 KiB, p50", _fdatasync_ms(folder), "ms"),
         Figure("loopback round trip, p50", round_trip_ms(), "ms"),
         Figure("a million turns of a Python loop", _loop_ms(), "ms"),
+        Figure("processes that wanted to run in the minute before", os.getloadavg()[0], ""),
     ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -47,30 +48,63 @@ def arguments(words: str | None, options: Sequence[Option]) -> argparse.Argument
     return parser
 
 
-def report(sections: dict[str, list[Figure]], file: str | None) -> int:
+class Section(NamedTuple):
+    """What one benchmark measured: its file, its words, the settings it ran with, how long it took, and the figures."""
+
+    file: str
+    words: str
+    settings: dict[str, Any]
+    seconds: float
+    figures: list[Figure]
+
+
+def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> Section:
+    """Measure one benchmark.
+
+    Raises:
+        Broken, GivaliaError: There are no figures.
+    """
+    began = time.monotonic()
+    figures = benchmark.measure(**settings, folder=folder)
+    file = Path(benchmark.__file__ or "").name
+    return Section(file, (benchmark.__doc__ or "").strip(), settings, time.monotonic() - began, figures)
+
+
+def report(machine: list[Figure], sections: dict[str, Section], file: str | None) -> int:
     """Print the figures, and write them as JSON if a file is named; returns the exit code, 1 if an aim is missed."""
     if file:
-        known = {"versions": versions(), **{title: [mapped(each) for each in figures] for title, figures in sections.items()}}
+        known = {
+            "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "versions": versions(),
+            "machine": [mapped(each) for each in machine],
+            "sections": {
+                title: {**each._asdict(), "figures": [mapped(figure) for figure in each.figures]}
+                for title, each in sections.items()
+            },
+        }
         text = json.dumps(known, indent=2)
         if file == "-":
             print(text)
         else:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text(text + "\n", encoding="utf-8")
     if file != "-":
         print(" · ".join(f"{name} {version}" for name, version in versions().items()))
-        for title, figures in sections.items():
-            print(f"\n{title}\n{table(figures)}")
-    return int(any(each.is_reached is False for figures in sections.values() for each in figures))
+        print(f"\nThis machine\n{table(machine)}")
+        for title, (program, _, settings, seconds, figures) in sections.items():
+            given = " ".join(f"{name}={value}" for name, value in settings.items())
+            print(f"\n{title} ({program}, {seconds:.0f} s: {given})\n{table(figures)}")
+    return int(any(each.is_reached is False for section in sections.values() for each in section.figures))
 
 
 def main(benchmark: ModuleType) -> int:
     """Run one benchmark as a program: its OPTIONS as flags, its `measure`, then calibration and table."""
     given = vars(arguments(benchmark.__doc__, benchmark.OPTIONS).parse_args())
-    file = given.pop("json")
-    sections = {"This machine": calibrate(given["folder"])}
+    file, folder = given.pop("json"), given.pop("folder")
+    machine = calibrate(folder)
     try:
-        sections[benchmark.TITLE] = benchmark.measure(**given)
+        section = run(benchmark, given, folder)
     except (Broken, GivaliaError) as broken:
         say(f"BROKEN: {broken}")
         return 2
-    return report(sections, file)
+    return report(machine, {benchmark.TITLE: section}, file)
