@@ -49,7 +49,7 @@ def measure(
             files = {name: Path(out) / f"flame-{name}.{suffix}" for name in pids}
             with contextlib.ExitStack() as looking:
                 for name, pid in pids.items():
-                    looking.enter_context(_looked_at(spy, pid, form, rate, files[name]))
+                    looking.enter_context(_looked_at(spy, pid, form, rate, files[name], with_children=name == "worker"))
                 ran = end_to_end.run(rig, client, worker, range(number * jobs, (number + 1) * jobs), frame, in_flight)
             figures.append(Figure(f"end to end, looked at for the {form}", ran.done, "jobs/s"))
         rig.ledger.check(range(2 * jobs))
@@ -61,9 +61,11 @@ def measure(
 
 
 @contextlib.contextmanager
-def _looked_at(spy: str, pid: int, form: str, rate: int, file: Path) -> Iterator[None]:
-    """Look at a process and those that it starts, until the end of the `with`; then the file is there."""
-    command = [spy, "record", "--pid", str(pid), "--format", form, "--rate", str(rate), "--output", str(file), "--subprocesses"]
+def _looked_at(spy: str, pid: int, form: str, rate: int, file: Path, *, with_children: bool) -> Iterator[None]:
+    """Look at a process, and those that it started if so told, until the end of the `with`; then the file is there."""
+    command = [spy, "record", "--pid", str(pid), "--format", form, "--rate", str(rate), "--output", str(file)]
+    # A worker runs jobs in processes that it starts; what the client started are the other two.
+    command += ["--subprocesses"] if with_children else []
     looker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         time.sleep(0.7)  # It has read the symbols by then.
@@ -80,7 +82,9 @@ def _own_samples(raw: Path) -> Counter[str]:
     samples: Counter[str] = Counter()
     for line in raw.read_text(encoding="utf-8").splitlines():
         stack, _, count = line.rpartition(" ")
-        samples[_function(stack.rpartition(";")[2])] += int(count)
+        innermost = stack.rpartition(";")[2]
+        if not innermost.startswith("process "):  # What a process that was started is called, when it runs no Python just now.
+            samples[_function(innermost)] += int(count)
     return samples
 
 

@@ -48,7 +48,7 @@ def measure(jobs: int, rate: int, frame: int, in_flight: int, folder: str | None
     return [
         Figure("from the instant until all are done", jobs / seconds, "jobs/s"),
         Figure("end to end, on the same server before", ran.done, "jobs/s"),
-        Figure("the first of the second", 100 * jobs / seconds / ran.done, "%", least=100),
+        Figure("from the instant, of the rate end to end", 100 * jobs / seconds / ran.done, "%", least=100),
         Figure("others' stats and enqs meanwhile", len(waits_ms), "calls"),
         Figure("others' stats and enqs, p99", harness.quantile(waits_ms, 0.99), "ms"),
         Figure("others' stats and enqs, at most", max(waits_ms), "ms", most=100),

@@ -2,7 +2,7 @@
 
 In batches, jobs with random keys are inserted, read and claimed, and settled, each step one commit as the server makes it
 (what decides and makes the records is not counted); then the same for jobs that are claimed in the commit that inserts them,
-as when a worker is free. The store is empty at the start, or holds `--waiting` other jobs: with a million, each touch of an
+as when a worker is free. The store is empty at the start, or holds other jobs that wait: with a million, each touch of an
 index finds a cold page.
 """
 
