@@ -35,7 +35,7 @@ USUAL: Plan = {
     backlog: {"nobody": 50_000, "away": 20_000},
     steady_store: {"waiting": 1_000_000},
     store_commit: {"seconds": 0.5},
-    postgres: {"jobs": 20_000, "repeats": 1, "transactions": 100, "idle": 10, "waiting": 100_000, "late": 300},
+    postgres: {"jobs": 20_000, "repeats": 1, "transactions": 50, "idle": 5, "waiting": 50_000, "late": 300},
 }
 QUICK: Plan = {
     enqueue: {"singles": 400, "together": 10_000, "batches": 20_000, "repeats": 1},

@@ -75,5 +75,6 @@ def versions() -> dict[str, str]:
     """What was measured, and on what."""
     packages = {name: importlib.metadata.version(name) for name in ("gevent", "msgpack", "pluggy")}
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    machine = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
+    release = platform.release().partition("-")[0]
+    machine = f"{platform.system()} {release}, {os.cpu_count()} cores"
     return {"python": python, "sqlite": sqlite3.sqlite_version, **packages, "machine": machine}
