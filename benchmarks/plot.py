@@ -23,9 +23,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 Points = list[tuple[float, float]]
 INK, FAINT = "#1c2733", "#d6dce2"
 COLOURS: Final = ("#1769aa", "#c2571a")
+# The same figures make the same file, whenever and with whatever it is drawn.
+NOTHING: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE: Final = {
     "svg.fonttype": "path",  # It looks the same wherever it is shown.
-    "svg.hashsalt": "givalia",  # The same figures make the same file.
+    "svg.hashsalt": "givalia",  # Not a random one, for the same reason.
     "font.size": 11,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -74,7 +76,7 @@ def draw(plot: Plot, points: dict[str, Points], folder: Path, suffix: str) -> Pa
                 axes.annotate(_short(value), (place, value), (0, 7), textcoords="offset points", ha="center", fontsize=9)
         _dress(axes, plot, [at for at, _ in points[next(iter(plot.curves))]])
         path = folder / f"{plot.file}.{suffix}"
-        figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None, dpi=120)
+        figure.savefig(path, metadata=NOTHING if suffix == "svg" else None, dpi=120)
         plt.close(figure)
     return path
 
