@@ -1,0 +1,287 @@
+"""The common measurement: what every contestant is put through, in the same order, by the same client program.
+
+One round: a fresh server; jobs enqueued one at a time, then in batches, with no worker; a worker, which drains them and is warm
+then; a load on the clock from the first enqueue until the last job has run and the contestant holds it for done; single jobs on
+the idle server; delayed jobs. Every job signs a ledger: one that was lost or ran twice breaks the round. Then another fresh
+server takes jobs, answers them, is killed (kill -9) and started again: those that are not there any more were lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import harness
+
+from peers import bring, servers, side
+
+IDLE: Final = 300
+DELAYED: Final = 300
+DELAYED_OVER_S: Final = 5.0
+KILLED: Final = 2_000
+
+_BENCHMARKS: Final = Path(__file__).resolve().parents[1]
+_ANSWER_S: Final = 2 * side.PATIENCE_S
+
+
+class Setting(NamedTuple):
+    """Something that a contestant was told to do otherwise than by default, or could have been, and why."""
+
+    name: str
+    value: Any
+    why: str
+
+
+class Sizes(NamedTuple):
+    """How many jobs: enough for a second or some of each part."""
+
+    singles: int
+    batched: int
+    load: int
+
+    def scaled(self, scale: float) -> Sizes:
+        """A share of them, for a quick look."""
+        return Sizes(*(max(int(jobs * scale), 1) for jobs in self))
+
+
+class Rig(Protocol):
+    """A contestant's server, fresh, and its worker."""
+
+    port: int
+    folder: Path
+    ledger: harness.Ledger
+    python: Path
+    """The interpreter that its client runs in."""
+
+    def begin_work(self) -> None:
+        """Start the worker."""
+
+    def pids(self) -> dict[str, int]:
+        """The processes of the server and the worker."""
+
+    def kill_server(self) -> None:
+        """Kill -9."""
+
+    def start_server(self) -> None:
+        """Again, on what it left."""
+
+
+class Contestant(NamedTuple):
+    """Who takes part."""
+
+    name: str
+    module: str
+    """Its file in this package."""
+    server: str
+    """One of `servers.KINDS`; of Givalia, which brings its own, nothing."""
+    sizes: Sizes
+    worker: Sequence[Setting] = ()
+    client: Sequence[Setting] = ()
+    rig: Callable[[Contestant, int, str | None], contextlib.AbstractContextManager[Rig]] | None = None
+
+    def start(self, jobs: int, folder: str | None) -> contextlib.AbstractContextManager[Rig]:
+        """A fresh server, with a ledger for so many jobs."""
+        return (self.rig or PeerRig)(self, jobs, folder)
+
+
+class Side:
+    """A client or a worker as a process, the leader of a group: whatever it starts ends with it."""
+
+    def __init__(
+        self, role: str, contestant: Contestant, python: Path, port: int, folder: Path, settings: Sequence[Setting]
+    ) -> None:
+        options = json.dumps({setting.name: setting.value for setting in settings})
+        command = [str(python), "-m", "peers.side", role, contestant.module, str(port), str(folder / "ledger"), options]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIVALIA_", "dramatiq_"))}
+        self._log = folder / f"{role}.log"
+        self._name = f"{contestant.name}'s {role}"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environ | {"PYTHONPATH": str(_BENCHMARKS)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def ask(self, act: str, **told: Any) -> Any:
+        """Have a client act; returns its answer.
+
+        Raises:
+            harness.Broken: It did not answer.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # Whoever has ended cannot hear, and has left its reason in the log.
+            self._process.stdin.write(json.dumps({"act": act, **told}).encode() + b"\n")
+            self._process.stdin.flush()
+        return json.loads(self._hear(act))
+
+    def await_ready(self) -> None:
+        """Wait until it has begun."""
+        self._hear("start")
+
+    def _hear(self, what: str) -> bytes:
+        assert self._process.stdout is not None
+        heard = select.select([self._process.stdout], [], [], _ANSWER_S)[0] and self._process.stdout.readline()
+        if not heard:
+            said = self._log.read_text(errors="replace").strip()
+            raise harness.Broken(f"{self._name} did not {what}: {said[-600:] or 'it said nothing'}")
+        return bytes(heard)
+
+
+class PeerRig:
+    """A peer's server and worker; all of it is gone after the `with`."""
+
+    def __init__(self, contestant: Contestant, jobs: int, folder: str | None) -> None:
+        self.python = bring.python()
+        self.folder = Path(tempfile.mkdtemp(prefix="givalia-bench-", dir=folder))
+        self.ledger = harness.Ledger(self.folder / "ledger", jobs)
+        self._contestant = contestant
+        self._open = contextlib.ExitStack()
+        self._open.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._open.callback(self.ledger.close)
+
+    def __enter__(self) -> PeerRig:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._open)
+            self._server = servers.Server(servers.KINDS[self._contestant.server], self.folder / "server")
+            undo.pop_all()
+        self._open.callback(self._server.kill)
+        self.port = self._server.port
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def begin_work(self) -> None:
+        """Start the worker; returns when it says that it has begun."""
+        worker = Side("worker", self._contestant, self.python, self.port, self.folder, self._contestant.worker)
+        self._open.enter_context(worker).await_ready()
+        self._worker = worker
+
+    def pids(self) -> dict[str, int]:
+        """The processes of the server and the worker."""
+        return {"server": self._server.pid, "worker": self._worker.pid}
+
+    def kill_server(self) -> None:
+        """Kill -9."""
+        self._server.kill()
+
+    def start_server(self) -> None:
+        """Again, on its port and its folder."""
+        self._server.start()
+
+
+# One round.
+
+
+class Round(NamedTuple):
+    """What one round found; None where a contestant has no such thing."""
+
+    singles: float
+    batched: float | None
+    load: float
+    idle_p50: float
+    idle_p99: float
+    late_p50: float | None
+    late_p99: float | None
+    early: float | None
+    cpu_client: float
+    cpu_worker: float
+    cpu_server: float
+    lost: float
+
+
+def measure(contestant: Contestant, scale: float, folder: str | None) -> Round:
+    """One round.
+
+    Raises:
+        harness.Broken: A job was lost without a kill, or ran twice, or a process failed.
+        bring.Absent: The contestant cannot be had here.
+    """
+    sizes = contestant.sizes.scaled(scale)
+    idle_jobs, delayed_jobs, killed_jobs = (max(int(jobs * scale), 10) for jobs in (IDLE, DELAYED, KILLED))
+    with contestant.start(sum(sizes) + idle_jobs + delayed_jobs, folder) as rig, _client(contestant, rig) as client:
+        singles = {"first": 0, "jobs": sizes.singles}
+        singles_s = client.ask("singles", **singles)
+        batched = {"first": sizes.singles, "jobs": sizes.batched}
+        batched_s = client.ask("batches", **batched)
+        # Those are the jobs that warm it up.
+        rig.begin_work()
+        enqueued = [singles, batched] if batched_s is not None else [singles]
+        for part in enqueued:
+            client.ask("drain", **part)
+        load = {"first": sizes.singles + sizes.batched, "jobs": sizes.load}
+        pids = {**rig.pids(), "client": client.pid}
+        before = {name: harness.cpu_s(pid) for name, pid in pids.items()}
+        load_s = client.ask("load", **load)
+        cpu_us = {name: (harness.cpu_s(pid) - before[name]) / sizes.load * 1e6 for name, pid in pids.items()}
+        idle = {"first": sum(sizes), "jobs": idle_jobs}
+        starts_ms = [
+            (rig.ledger.started_us(idle["first"] + number) - began_us) / 1e3
+            for number, began_us in enumerate(client.ask("idle", **idle))
+        ]
+        delayed = {"first": sum(sizes) + idle_jobs, "jobs": delayed_jobs}
+        dues_us = client.ask("delays", **delayed, over_s=DELAYED_OVER_S * min(scale, 1.0))
+        late_ms = [
+            (rig.ledger.started_us(delayed["first"] + number) - due_us) / 1e3 for number, due_us in enumerate(dues_us or ())
+        ]
+        rig.ledger.check(_lines([*enqueued, load, idle, *([delayed] if late_ms else [])]))
+    return Round(
+        singles=sizes.singles / singles_s,
+        batched=batched_s and sizes.batched / batched_s,
+        load=sizes.load / load_s,
+        idle_p50=harness.quantile(starts_ms, 0.5),
+        idle_p99=harness.quantile(starts_ms, 0.99),
+        late_p50=harness.quantile(late_ms, 0.5) if late_ms else None,
+        late_p99=harness.quantile(late_ms, 0.99) if late_ms else None,
+        early=sum(late < 0 for late in late_ms) if late_ms else None,
+        cpu_client=cpu_us["client"],
+        cpu_worker=cpu_us["worker"],
+        cpu_server=cpu_us["server"],
+        lost=lost_by_kill(contestant, killed_jobs, folder),
+    )
+
+
+def lost_by_kill(contestant: Contestant, jobs: int, folder: str | None) -> int:
+    """How many of so many answered jobs a server has lost that was killed at the last answer and started again."""
+    with contestant.start(jobs, folder) as rig:
+        with _client(contestant, rig) as client:
+            client.ask("singles", first=0, jobs=jobs)
+            rig.kill_server()
+        rig.start_server()
+        with _client(contestant, rig) as client:
+            return jobs - int(client.ask("left"))
+
+
+@contextlib.contextmanager
+def _client(contestant: Contestant, rig: Rig) -> Iterator[Side]:
+    with Side("client", contestant, rig.python, rig.port, rig.folder, contestant.client) as client:
+        client.await_ready()
+        yield client
+
+
+def _lines(parts: list[dict[str, int]]) -> Iterator[int]:
+    for part in parts:
+        yield from range(part["first"], part["first"] + part["jobs"])

@@ -1,0 +1,53 @@
+"""RQ: jobs as hashes in Redis, a list of their ids as the queue."""
+
+from __future__ import annotations
+
+import datetime
+
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.registry import StartedJobRegistry
+
+from peers.side import Params, Sign
+
+_signs: list[Sign] = []
+
+
+def noop(line: int, note: str) -> None:
+    """The job."""
+    _signs[0](line)
+
+
+class Client:
+    """Enqueues the job by its function; results that nobody reads are not kept."""
+
+    def __init__(self, port: int) -> None:
+        connection = Redis(port=port)
+        self._queue = Queue("jobs", connection=connection)
+        self._started = StartedJobRegistry(queue=self._queue)
+
+    def enq(self, params: Params) -> None:
+        """One call."""
+        self._queue.enqueue(noop, kwargs=params, result_ttl=0)
+
+    def enq_batches(self, batches: list[list[Params]]) -> None:
+        """A pipeline a batch."""
+        for batch in batches:
+            self._queue.enqueue_many([Queue.prepare_data(noop, kwargs=params, result_ttl=0) for params in batch])
+
+    def enq_at(self, params: Params, due_us: int) -> None:
+        """For its scheduler, which knows whole seconds."""
+        due = datetime.datetime.fromtimestamp(due_us / 1e6, datetime.UTC)
+        self._queue.enqueue_at(due, noop, kwargs=params, result_ttl=0)
+
+    def left(self) -> int:
+        """Jobs in the queue, started or scheduled."""
+        return int(self._queue.count) + len(self._started) + int(self._queue.scheduled_job_registry.count)
+
+
+def work(sign: Sign, port: int) -> None:
+    """The worker that runs jobs in its own process; the scheduler is a process that it starts."""
+    _signs.append(sign)
+    worker = SimpleWorker(["jobs"], connection=Redis(port=port))
+    print("ready", flush=True)
+    worker.work(logging_level="ERROR", with_scheduler=True)

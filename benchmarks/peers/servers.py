@@ -1,0 +1,109 @@
+"""The peers' native servers: each started on a free port of loopback with a fresh folder, and ended by the process that we hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import harness
+
+from peers import bring
+
+_HOST: Final = "127.0.0.1"
+_START_S: Final = 20.0
+_LOCALE: Final = {"LC_ALL": "C"}
+
+
+class Kind(NamedTuple):
+    """A way to run a server. In its flags, `{port}` and `{folder}` stand for its own."""
+
+    package: str
+    program: str
+    flags: Sequence[str]
+    hello: bytes
+    answer: bytes
+    """How the answer to `hello` begins once it is ready: one that still loads its data listens, too."""
+
+    def brought(self) -> bring.Program:
+        """The program, brought if need be."""
+        return bring.program(self.package, self.program)
+
+
+_BEANSTALKD: Final = Kind("beanstalkd", "beanstalkd", ("-l", _HOST, "-p", "{port}"), b"stats\r\n", b"OK")
+_GEARMAND: Final = Kind(
+    "gearman-job-server",
+    "gearmand",
+    ("--listen", _HOST, "--port", "{port}", "--log-file", "stderr", "--pid-file", "{folder}/pid"),
+    b"version\n",
+    b"OK",
+)
+_REDIS: Final = Kind(
+    "redis-server", "redis-server", ("--bind", _HOST, "--port", "{port}", "--dir", "{folder}"), b"PING\r\n", b"+PONG"
+)
+
+KINDS: Final = {
+    "beanstalkd": _BEANSTALKD,
+    "beanstalkd -f0": _BEANSTALKD._replace(flags=(*_BEANSTALKD.flags, "-b", "{folder}", "-f0")),
+    "gearmand": _GEARMAND,
+    "redis": _REDIS,
+    "redis always": _REDIS._replace(flags=(*_REDIS.flags, "--appendonly", "yes", "--appendfsync", "always")),
+}
+
+
+class Server:
+    """A server as a process; it may be killed and started again on its port and folder."""
+
+    def __init__(self, kind: Kind, folder: Path) -> None:
+        folder.mkdir()
+        self._kind = kind
+        self._folder = folder
+        self.port = _free_port()
+        self.start()
+
+    def start(self) -> None:
+        """Start it; returns when it answers.
+
+        Raises:
+            harness.Broken: It ended, or did not answer in time.
+        """
+        program = self._kind.brought()
+        flags = [flag.format(port=self.port, folder=self._folder) for flag in self._kind.flags]
+        with (self._folder.parent / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program.path, *flags],
+                cwd=self._folder,
+                env=os.environ | _LOCALE | program.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.pid = self._process.pid
+        end = time.monotonic() + _START_S
+        while not self._answers():
+            if time.monotonic() > end or self._process.poll() is not None:
+                said = (self._folder.parent / "server.log").read_text(errors="replace")
+                self.kill()
+                raise harness.Broken(f"{self._kind.program} did not start: {said[-500:]}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((_HOST, self.port), timeout=1) as connection:
+            connection.sendall(self._kind.hello)
+            return connection.recv(4096).startswith(self._kind.answer)
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server((_HOST, 0)) as taken:
+        return int(taken.getsockname()[1])
