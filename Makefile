@@ -8,7 +8,7 @@ DRAW := build/bench-venv
 DRAW_STAMP := $(DRAW)/.installed
 SOURCES := pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml) example_modules_pkg/pyproject.toml
 
-.PHONY: help demo test unit lint format lock bench bench-ten-million flames clean
+.PHONY: help demo test unit lint format lock bench bench-ten-million bench-peers flames clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,6 +57,10 @@ $(DRAW_STAMP): benchmarks/requirements.lock
 	$(DRAW)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	@touch $(DRAW_STAMP)
 
+# It brings the peers by itself, into build/peers. For a quick look: make bench-peers PEERS="--only rq,givalia --repeats 1".
+bench-peers: $(STAMP)  ## Givalia beside other job servers and queues, in one run
+	PYTHONPATH=benchmarks $(BIN)/python -m peers $(PEERS)
+
 lock:  ## Pin every dependency anew, with hashes and without naming an index
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
@@ -66,6 +70,8 @@ lock:  ## Pin every dependency anew, with hashes and without naming an index
 		--python-version 3.11 --group image -c requirements.lock -o deploy/requirements.lock pyproject.toml
 	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 		--python-version 3.11 --group pyproject.toml:bench -c requirements.lock -o benchmarks/requirements.lock
+	$(VENV)/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 -o benchmarks/peers/requirements.lock benchmarks/peers/requirements.in
 
 clean:  ## Remove what was made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

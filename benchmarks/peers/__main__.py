@@ -17,10 +17,11 @@ import harness
 
 from givalia_core import GivaliaError
 from peers import bring, contest, servers
-from peers.contest import Contestant, Round
+from peers.contest import Round
 from peers.contestants import CONTESTANTS
 
 _OURS: Final = "Givalia"
+_OUR_STORE: Final = "SQLite on disk, synced before each answer: its default"
 _JSON: Final = Path(__file__).resolve().parents[2] / "build" / "bench-peers.json"
 
 
@@ -117,11 +118,10 @@ def versions_section(found: Found) -> Section:
 def settings_section(found: Found) -> Section:
     """At which settings, and why."""
     shown = [each for each in CONTESTANTS if each.name in found.figures]
-    rows = [
-        (each.name, f"{setting.name} = {setting.value}", setting.why)
-        for each in shown
-        for setting in (*each.worker, *each.client)
-    ]
+    rows = []
+    for each in shown:
+        rows.append((each.name, "server", servers.KINDS[each.server].words if each.server else _OUR_STORE))
+        rows += [("", f"{setting.name} = {setting.value}", setting.why) for setting in (*each.worker, *each.client)]
     data = {
         each.name: {
             "server": list(servers.KINDS[each.server].flags) if each.server else [],

@@ -12,8 +12,9 @@ import os
 import shutil
 import subprocess
 import venv
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 _HERE: Final = Path(__file__).resolve().parent
 _BUILD: Final = _HERE.parents[1] / "build" / "peers"
@@ -25,6 +26,29 @@ class Absent(Exception):
     """A peer cannot be had here; the text says why."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _once(bring: Callable[P, T]) -> Callable[P, T]:
+    """Bring the same thing once in a run; what could not be had then is not tried again, either."""
+    found: dict[object, T | Absent] = {}
+
+    @functools.wraps(bring)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        if args not in found:
+            try:
+                found[args] = bring(*args, **options)
+            except Absent as absent:
+                found[args] = absent
+        known = found[args]
+        if isinstance(known, Absent):
+            raise known
+        return known
+
+    return call
+
+
 class Program(NamedTuple):
     """A native server that can be started."""
 
@@ -34,7 +58,7 @@ class Program(NamedTuple):
     version: str
 
 
-@functools.cache
+@_once
 def program(package: str, name: str) -> Program:
     """The program of that name, from the PATH or from that package of the system.
 
@@ -75,7 +99,7 @@ def _bring(package: str, root: Path) -> None:
         archive.unlink()
 
 
-@functools.cache
+@_once
 def _update_once(command: tuple[str, ...]) -> None:
     _run(*command, "update")
 
@@ -105,7 +129,7 @@ def _run(*command: str, folder: Path | None = None, environ: dict[str, str] | No
     return ended.stdout
 
 
-@functools.cache
+@_once
 def python() -> Path:
     """The interpreter of an environment with the Python peers, as the lock pins them.
 
@@ -125,6 +149,18 @@ def python() -> Path:
 
 def package_versions() -> dict[str, str]:
     """Of the Python peers, and what they stand on."""
-    wanted = ("celery", "dramatiq", "gevent", "greenstalk", "hiredis", "huey", "redis", "rq", "taskiq", "taskiq-redis", "uvloop")
+    wanted = (
+        "celery",
+        "dramatiq",
+        "gevent",
+        "greenstalk",
+        "hiredis",
+        "huey",
+        "redis",
+        "rq",
+        "taskiq",
+        "taskiq-redis",
+        "uvloop",
+    )
     listed = json.loads(_run(str(python()), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))
     return {each["name"]: each["version"] for each in listed if each["name"] in wanted}

@@ -15,7 +15,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -145,8 +144,9 @@ class Side:
         assert self._process.stdout is not None
         heard = select.select([self._process.stdout], [], [], _ANSWER_S)[0] and self._process.stdout.readline()
         if not heard:
-            said = self._log.read_text(errors="replace").strip()
-            raise harness.Broken(f"{self._name} did not {what}: {said[-600:] or 'it said nothing'}")
+            said = self._log.read_text(errors="replace").strip() or "it said nothing"
+            harness.say(f"{self._name} was told to {what}; its log ends:\n{said[-2_000:]}")
+            raise harness.Broken(f"{self._name} was told to {what}: {said.splitlines()[-1]}")
         return bytes(heard)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 
+import rq
 from redis import Redis
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.registry import StartedJobRegistry
 
 from peers.side import Params, Sign
@@ -45,9 +46,9 @@ class Client:
         return int(self._queue.count) + len(self._started) + int(self._queue.scheduled_job_registry.count)
 
 
-def work(sign: Sign, port: int) -> None:
-    """The worker that runs jobs in its own process; the scheduler is a process that it starts."""
+def work(sign: Sign, port: int, worker_class: str) -> None:
+    """One of its workers; the scheduler is a process that it starts."""
     _signs.append(sign)
-    worker = SimpleWorker(["jobs"], connection=Redis(port=port))
+    worker = getattr(rq, worker_class)(["jobs"], connection=Redis(port=port))
     print("ready", flush=True)
     worker.work(logging_level="ERROR", with_scheduler=True)

@@ -26,6 +26,8 @@ class Kind(NamedTuple):
     package: str
     program: str
     flags: Sequence[str]
+    words: str
+    """Where an answered job is."""
     hello: bytes
     answer: bytes
     """How the answer to `hello` begins once it is ready: one that still loads its data listens, too."""
@@ -35,24 +37,41 @@ class Kind(NamedTuple):
         return bring.program(self.package, self.program)
 
 
-_BEANSTALKD: Final = Kind("beanstalkd", "beanstalkd", ("-l", _HOST, "-p", "{port}"), b"stats\r\n", b"OK")
+_BEANSTALKD: Final = Kind(
+    package="beanstalkd",
+    program="beanstalkd",
+    flags=("-l", _HOST, "-p", "{port}"),
+    words="in memory",
+    hello=b"stats\r\n",
+    answer=b"OK",
+)
 _GEARMAND: Final = Kind(
-    "gearman-job-server",
-    "gearmand",
-    ("--listen", _HOST, "--port", "{port}", "--log-file", "stderr", "--pid-file", "{folder}/pid"),
-    b"version\n",
-    b"OK",
+    package="gearman-job-server",
+    program="gearmand",
+    flags=("--listen", _HOST, "--port", "{port}", "--log-file", "stderr", "--pid-file", "{folder}/pid"),
+    words="in memory",
+    hello=b"version\n",
+    answer=b"OK",
 )
 _REDIS: Final = Kind(
-    "redis-server", "redis-server", ("--bind", _HOST, "--port", "{port}", "--dir", "{folder}"), b"PING\r\n", b"+PONG"
+    package="redis-server",
+    program="redis-server",
+    flags=("--bind", _HOST, "--port", "{port}", "--dir", "{folder}"),
+    words="in memory, with the snapshots that are its default",
+    hello=b"PING\r\n",
+    answer=b"+PONG",
 )
 
 KINDS: Final = {
     "beanstalkd": _BEANSTALKD,
-    "beanstalkd -f0": _BEANSTALKD._replace(flags=(*_BEANSTALKD.flags, "-b", "{folder}", "-f0")),
+    "beanstalkd -f0": _BEANSTALKD._replace(
+        flags=(*_BEANSTALKD.flags, "-b", "{folder}", "-f0"), words="a log on disk, synced at each write"
+    ),
     "gearmand": _GEARMAND,
     "redis": _REDIS,
-    "redis always": _REDIS._replace(flags=(*_REDIS.flags, "--appendonly", "yes", "--appendfsync", "always")),
+    "redis always": _REDIS._replace(
+        flags=(*_REDIS.flags, "--appendonly", "yes", "--appendfsync", "always"), words="a log on disk, synced at each write"
+    ),
 }
 
 

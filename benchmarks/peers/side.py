@@ -146,7 +146,8 @@ def converse(acts: Acts) -> None:
 
 def _end_with_input() -> None:
     """End this worker, and whatever it has started, when whoever started it is gone. It leads a group of its own."""
-    sys.stdin.read()
+    # Not `sys.stdin.read`: that holds a lock, and a peer that forks meanwhile would wait for it forever in its child.
+    os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 
 
