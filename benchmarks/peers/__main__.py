@@ -181,12 +181,14 @@ def _shown(value: float | None) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]], to_right: bool = False) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    side = ">" if to_right else "<"
-    return "\n".join(
-        "  ".join(f"{word:{side if number else '<'}{width}}" for number, (word, width) in enumerate(zip(row, widths, strict=True)))
-        .rstrip()
-        for row in rows
-    )  # fmt: skip
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = (f"{word:<{width}}" for word, width in zip(row, widths, strict=True))
+        if to_right:
+            others = [f"{word:>{width}}" for word, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join([first, *others]).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def main() -> int:

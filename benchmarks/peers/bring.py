@@ -81,7 +81,7 @@ def program(package: str, name: str) -> Program:
 
 
 def _bring(package: str, root: Path) -> None:
-    """Unpack a package, and those that it needs and this system lacks; apt keeps its lists in our folder, not in the system's."""
+    """Unpack a package, and those that it needs and this system lacks; apt keeps its lists in our folder."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise Absent(f"{package} is not installed, and there is no apt-get and dpkg-deb to bring it")
     shutil.rmtree(root, ignore_errors=True)
@@ -149,18 +149,7 @@ def python() -> Path:
 
 def package_versions() -> dict[str, str]:
     """Of the Python peers, and what they stand on."""
-    wanted = (
-        "celery",
-        "dramatiq",
-        "gevent",
-        "greenstalk",
-        "hiredis",
-        "huey",
-        "redis",
-        "rq",
-        "taskiq",
-        "taskiq-redis",
-        "uvloop",
-    )
+    source = _LOCK.with_suffix(".in").read_text().splitlines()
+    wanted = {line.partition("[")[0] for line in source if not line.startswith("#")} | {"gevent"}
     listed = json.loads(_run(str(python()), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))
     return {each["name"]: each["version"] for each in listed if each["name"] in wanted}

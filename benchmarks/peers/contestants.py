@@ -16,61 +16,55 @@ _POLL: Final = Setting("poll_s", 0.002, "between looks at an idle queue; what is
 CONTESTANTS: Final = (
     Contestant(
         "beanstalkd",
-        "beanstalkd",
-        "beanstalkd",
-        Sizes(10_000, 50_000, 100_000),
+        module="beanstalkd",
+        server="beanstalkd",
+        sizes=Sizes(10_000, 50_000, 100_000),
         worker=[Setting("pipeline", 1_000, "reserves and deletes that share a packet: 1.4 times one at a time, 1.1 times 100")],
     ),
     Contestant(
         "beanstalkd -b -f0",
-        "beanstalkd",
-        "beanstalkd -f0",
-        Sizes(3_000, 6_000, 8_000),
-        worker=[
-            Setting("pipeline", 10, "reserves and deletes that share a packet: 1.4 times one at a time; 100 were no faster")
-        ],
+        module="beanstalkd",
+        server="beanstalkd -f0",
+        sizes=Sizes(3_000, 6_000, 8_000),
+        worker=[Setting("pipeline", 10, "reserves and deletes that share a packet: 1.4 times one by one; 100 were no faster")],
     ),
     Contestant(
         "gearmand",
-        "gearmand",
-        "gearmand",
-        Sizes(8_000, 100_000, 200_000),
+        module="gearmand",
+        server="gearmand",
+        sizes=Sizes(8_000, 100_000, 200_000),
         worker=[Setting("pipeline", 1_000, "grabs and completions that share a packet: 15 times one at a time, 1.5 times 100")],
     ),
     Contestant(
         "RQ",
-        "rq",
-        "redis",
-        Sizes(500, 1_000, 800),
-        worker=[
-            Setting("worker_class", "SimpleWorker", "runs jobs in its own process: several times the one that forks for each")
-        ],
+        module="rq",
+        server="redis",
+        sizes=Sizes(500, 1_000, 800),
+        worker=[Setting("worker_class", "SimpleWorker", "runs jobs in its own process: 3 times the one that forks")],
     ),
     Contestant(
         "Dramatiq, gevent",
-        "dramatiq",
-        "redis",
-        Sizes(3_000, 0, 8_000),
+        module="dramatiq",
+        server="redis",
+        sizes=Sizes(3_000, 0, 8_000),
         worker=[
             Setting("gevent", True, "greenlets for threads, as Givalia's worker has them"),
             Setting("worker_threads", 32, "greenlets: its default of 8 and 128 were slower"),
-            Setting(
-                "worker_timeout", 5, "ms between looks at an idle queue: half of what its default of 1,000 took to start a job"
-            ),
+            Setting("worker_timeout", 5, "ms between looks at an idle queue: starts jobs in half the time of its default"),
         ],
     ),
     Contestant(
         "Huey",
-        "huey",
-        "redis",
-        Sizes(4_000, 0, 8_000),
+        module="huey",
+        server="redis",
+        sizes=Sizes(4_000, 0, 8_000),
         worker=[Setting("workers", 1, "threads: 2 and 4 were slower, they share the interpreter")],
     ),
     Contestant(
         "Celery",
-        "celery",
-        "redis",
-        Sizes(1_500, 0, 2_500),
+        module="celery",
+        server="redis",
+        sizes=Sizes(1_500, 0, 2_500),
         worker=[
             Setting("pool", "solo", "for jobs that do nothing faster than prefork, threads and gevent"),
             Setting("concurrency", 1, "what solo has"),
@@ -80,21 +74,23 @@ CONTESTANTS: Final = (
     ),
     Contestant(
         "Taskiq, stream",
-        "taskiq",
-        "redis",
-        Sizes(2_000, 3_000, 6_000),
+        module="taskiq",
+        server="redis",
+        sizes=Sizes(2_000, 3_000, 6_000),
         worker=[
             Setting("max_async_tasks", 1_000, "its default of 100 was slower"),
             Setting("xread_count", 1_000, "jobs a read, as many as run at once"),
         ],
     ),
-    Contestant("ZSET by hand", "zset", "redis", Sizes(10_000, 100_000, 150_000), worker=[_CLAIM, _POLL]),
-    Contestant("ZSET, AOF always", "zset", "redis always", Sizes(4_000, 80_000, 120_000), worker=[_CLAIM, _POLL]),
+    Contestant("ZSET by hand", module="zset", server="redis", sizes=Sizes(10_000, 100_000, 150_000), worker=[_CLAIM, _POLL]),
+    Contestant(
+        "ZSET, AOF always", module="zset", server="redis always", sizes=Sizes(4_000, 80_000, 120_000), worker=[_CLAIM, _POLL]
+    ),
     Contestant(
         "Givalia",
-        "givalia",
-        "",
-        Sizes(2_000, 50_000, 50_000),
+        module="givalia",
+        server="",
+        sizes=Sizes(2_000, 50_000, 50_000),
         worker=[Setting("concurrency", 1_000, "jobs that the worker runs at once, a frame's worth")],
         client=[Setting("in_flight", 4, "frames of 1,000 jobs on their way at once")],
         rig=givalia.Rig,

@@ -1,7 +1,7 @@
 """gearmand: its binary protocol on a bare socket. The Python libraries for it make a packet a job and are no longer kept up.
 
-A job in the background is answered when it is in memory; done when its worker has said so. There are no delays to measure: a job
-with a time (SUBMIT_JOB_EPOCH) is kept back until then, but wakes no worker, and starts when some later job happens to wake one.
+A job in the background is answered when it is in memory; done when its worker has said so. There are no delays to measure: a
+job with a time (SUBMIT_JOB_EPOCH) is kept back until then, but wakes no worker: it starts when some later job wakes one.
 """
 
 from __future__ import annotations

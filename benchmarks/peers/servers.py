@@ -1,4 +1,4 @@
-"""The peers' native servers: each started on a free port of loopback with a fresh folder, and ended by the process that we hold."""
+"""The peers' native servers: each on a free port of loopback, with a fresh folder, and ended by the process that we hold."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Acts:
         return time.perf_counter() - began
 
     def load(self, first: int, jobs: int) -> float:
-        """Enqueue, in batches where there are any, and wait until all is done; answers the seconds from the first to the last."""
+        """Enqueue, in batches where there are any, and wait until all is done; answers the seconds in all."""
         took = self.batches(first, jobs)
         return (self.singles(first, jobs) if took is None else took) + self.drain(first, jobs)
 

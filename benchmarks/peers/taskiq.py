@@ -1,4 +1,4 @@
-"""Taskiq on a Redis stream: the one of its brokers for Redis that acknowledges. Client and worker are on uvloop, as its own are.
+"""Taskiq on a Redis stream: the one of its brokers for Redis that acknowledges. Client and worker are on uvloop.
 
 Its delays are the work of a scheduler that is a process of its own, and are not measured.
 """
