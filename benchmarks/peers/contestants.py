@@ -10,8 +10,10 @@ from typing import Final
 from peers import givalia
 from peers.contest import Contestant, Setting, Sizes
 
-_CLAIM: Final = Setting("claim", 1_000, "jobs a script call, as many as a batch has")
-_POLL: Final = Setting("poll_s", 0.002, "between looks at an idle queue; what is due then waits for the next")
+_ZSET: Final = (
+    Setting("claim", 1_000, "jobs a script call, as many as a batch has"),
+    Setting("poll_s", 0.002, "between looks at an idle queue; what is due then waits for the next"),
+)
 
 CONTESTANTS: Final = (
     Contestant(
@@ -82,10 +84,8 @@ CONTESTANTS: Final = (
             Setting("xread_count", 1_000, "jobs a read, as many as run at once"),
         ],
     ),
-    Contestant("ZSET by hand", module="zset", server="redis", sizes=Sizes(10_000, 100_000, 150_000), worker=[_CLAIM, _POLL]),
-    Contestant(
-        "ZSET, AOF always", module="zset", server="redis always", sizes=Sizes(4_000, 80_000, 120_000), worker=[_CLAIM, _POLL]
-    ),
+    Contestant("ZSET by hand", module="zset", server="redis", sizes=Sizes(10_000, 100_000, 150_000), worker=_ZSET),
+    Contestant("ZSET, AOF always", module="zset", server="redis always", sizes=Sizes(4_000, 80_000, 120_000), worker=_ZSET),
     Contestant(
         "Givalia",
         module="givalia",

@@ -27,7 +27,10 @@ class Rig(harness.Rig):
     def start_server(self) -> None:
         """With a module that reads the ledger's line out of the params."""
         module = self.folder / "modules" / "bench_modules.py"
-        module.write_text(module.read_text().replace("int = self.params\n", 'int = self.params["line"]\n'))
+        text = module.read_text().replace("int = self.params\n", 'int = self.params["line"]\n')
+        if 'self.params["line"]' not in text:
+            raise harness.Broken("the module of the benchmarks has changed, and does not read these params")
+        module.write_text(text)
         super().start_server()
 
     def begin_work(self) -> None:
