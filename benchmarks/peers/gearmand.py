@@ -1,4 +1,5 @@
-"""gearmand: its binary protocol on a bare socket. The Python libraries for it make a packet a job and are no longer kept up.
+"""gearmand: its binary protocol on a bare socket. No library is between, so that
+jobs can share a packet.
 
 A job in the background is answered when it is in memory; done when its worker has said so. There are no delays to measure: a
 job with a time (SUBMIT_JOB_EPOCH) is kept back until then, but wakes no worker: it starts when some later job wakes one.
