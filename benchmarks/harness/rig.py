@@ -112,7 +112,8 @@ class Rig:
 
     def store_bytes(self) -> int:
         """What the store takes on disk, without the reserve it keeps for a full disk."""
-        return sum(path.stat().st_size for path in self.store.parent.iterdir() if not path.name.endswith(".ballast"))
+        files = [path for path in self.store.parent.rglob("*") if path.is_file() and path.suffix != ".ballast"]
+        return sum(path.stat().st_size for path in files)
 
     def await_done(self, client: Client, jobs: int, seconds: float) -> None:
         """Wait until the server counts so many jobs as done.

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -50,6 +51,7 @@ _PRAGMAS: Final = (
     ("checkpoint_fullfsync", "ON" if sys.platform == "darwin" else "OFF", int(sys.platform == "darwin")),
 )
 
+_COUNTED = attrgetter("module", "state")
 _pack = msgpack.Packer(autoreset=True).pack
 
 
@@ -301,9 +303,9 @@ class SQLite(Reads):
 
 def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:
     """By how much the counts change."""
-    counts = Counter((job.module, job.state) for job in jobs)
-    counts.update((update.job.module, update.job.state) for update in updates)
-    counts.subtract((update.was.module, update.was.state) for update in updates)
+    counts = Counter(map(_COUNTED, jobs))
+    counts.update(map(_COUNTED, [update.job for update in updates]))
+    counts.subtract(map(_COUNTED, [update.was for update in updates]))
     return counts
 
 

@@ -174,9 +174,8 @@ class Reads:
 
     def _keep(self, slot: int, job: Job) -> None:
         """Have a job in memory, unless it is large."""
-        if len(job.params) + len(job.result or b"") > _KEPT_BYTES:
-            self._recent.pop(slot, None)
-            self._less_recent.pop(slot, None)
+        if len(job.params) + (0 if job.result is None else len(job.result)) > _KEPT_BYTES:
+            self._let_go_of(slot)
             return
         self._recent[slot] = job
         if len(self._recent) > _KEPT_JOBS:
@@ -210,22 +209,20 @@ class Reads:
             left = claim.limit - len(slots)
             if not left:
                 break
-            slots += [slot for _, _, slot in islice(merge(*(self._due(lane, now) for lane in lanes)), left)]
+            due = sorted(entry for lane in lanes for entry in self._due(lane, now, left))
+            slots += [slot for _, _, slot in due[:left]]
         jobs = self._jobs(slots)
         claimable = [jobs[slot] for slot in slots]
         self._slot_of.update(zip((job.seq for job in claimable), slots, strict=True))
         return claimable
 
-    def _due(self, lane: Lane, now: Now) -> Iterable[Entry]:
-        """What is due in a lane, by its due on the timer clock."""
+    def _due(self, lane: Lane, now: Now, limit: int) -> list[Entry]:
+        """The first of what is due in a lane, with the dues on the timer clock."""
         _, on_wall, *_ = lane.key
-        now_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
-        if lane.low > now_us:
-            return
-        for when, seq, slot in self._index.lanes.walk(lane):
-            if when > now_us:
-                return
-            yield when + shift_us, seq, slot
+        if not on_wall:
+            return self._index.lanes.first(lane, now.timer_us, limit)
+        shift_us = now.timer_ahead_us
+        return [(when + shift_us, seq, slot) for when, seq, slot in self._index.lanes.first(lane, now.wall_us, limit)]
 
     @ours
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
@@ -237,7 +234,7 @@ class Reads:
         for lane in self._lanes(span.route):
             _, on_wall, *_ = lane.key
             now_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
-            is_ready = is_ready or any(True for _ in self._due(lane, now))
+            is_ready = is_ready or bool(self._due(lane, now, 1))
             entries = self._index.lanes.after(lane, (now_us, FAR, 0), span.limit + 1)
             parts.append([Timer(when + shift_us, seq) for when, seq, _ in entries])
         timers = list(islice(merge(*parts), span.limit + 1))
@@ -316,7 +313,7 @@ class Reads:
         left = READY_COUNTED_TO
         for route in self._index.routes:
             for lane in self._lanes(route):
-                count = sum(1 for _ in islice(self._due(lane, now), left))
+                count = len(self._due(lane, now, left))
                 ready[route.module] += count
                 left -= count
         return {module: count for module, count in ready.items() if count}

@@ -9,7 +9,8 @@ from system_rig import Rig
 
 
 def _bytes(rig: Rig) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(rig.store.parent.iterdir())}
+    files = [file for file in sorted(rig.store.parent.rglob("*")) if file.is_file()]
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_a_second_server_on_a_store_is_refused_naming_the_first(rig: Rig) -> None:

@@ -50,17 +50,19 @@ def old_store(rig: Rig) -> Path:
 
 def _refused(rig: Rig, store: Path, code: int, words: str) -> None:
     """The server does not start, says why, and leaves every byte as it was."""
-    before = {
-        file.name: hashlib.sha256(file.read_bytes()).digest() for file in store.parent.iterdir() if file.suffix != ".lock"
-    }
+    before = _digests(store)
 
     done = _start(rig, "--store", f"sqlite://{store}")
 
     assert done.returncode == code, done.stderr
     assert re.search(words, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
-    after = {file.name: hashlib.sha256(file.read_bytes()).digest() for file in store.parent.iterdir() if file.suffix != ".lock"}
-    assert after == before
+    assert _digests(store) == before
+
+
+def _digests(store: Path) -> dict[Path, bytes]:
+    files = [file for file in store.parent.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    return {file: hashlib.sha256(file.read_bytes()).digest() for file in files}
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(rig: Rig, old_store: Path) -> None:

@@ -103,10 +103,10 @@ class Lanes:
 
     def move(self, slot: int, lane: Lane, when: int) -> None:
         """File a job, whose seq the slot has, in this lane instead of the one the slot names."""
-        at, counts = self._slots.at, self._words.at
-        counts[lane.number * _LANE_WORDS + _COUNT] += 1
+        at, counts, number = self._slots.at, self._words.at, lane.number
         before = at[slot + LANE]
-        at[slot + LANE] = lane.number
+        counts[number * _LANE_WORDS + _COUNT] += 1
+        at[slot + LANE] = number
         at[slot + WHEN] = when
         if before >= 0:
             counts[before * _LANE_WORDS + _COUNT] -= 1
@@ -155,10 +155,30 @@ class Lanes:
             place = len(front)
             if lane.bound is None:
                 return
-            entries, lane.bound = self._behind(lane, max(lane.bound, (lane.low, -1, 0)), _FRONT)
-            front += entries
-            if place == 0:
-                self._raise_low(lane)
+            self._read_on(lane)
+
+    def first(self, lane: Lane, until: int, limit: int) -> list[Entry]:
+        """The first entries that count and are of a time no later than this, at most so many."""
+        if lane.low > until:
+            return []
+        self._prune(lane)
+        front = lane.front
+        while True:
+            found = list(self._counting(lane, front[: bisect_right(front, (until, FAR, 0))]))
+            if len(found) > 1:
+                found = [entry for entry, before in zip(found, [START, *found], strict=False) if entry != before]
+            if len(found) >= limit or lane.bound is None or lane.bound[0] > until:
+                return found[:limit]
+            self._read_on(lane)
+
+    def _read_on(self, lane: Lane) -> None:
+        """Let the front hold more of the lane."""
+        assert lane.bound is not None
+        is_empty = not lane.front
+        entries, lane.bound = self._behind(lane, max(lane.bound, (lane.low, -1, 0)), _FRONT)
+        lane.front += entries
+        if is_empty:
+            self._raise_low(lane)
 
     def after(self, lane: Lane, start: Entry, limit: int) -> list[Entry]:
         """The next entries behind one, which need not exist."""
