@@ -37,6 +37,7 @@ from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error, refusal
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage
+from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
@@ -92,6 +93,7 @@ class Server:
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
+        self._alarm = Alarm(self._wake)
         self._outage = outage.Outage()
         self._was_stop_asked = False
         self._is_stopping = False
@@ -130,6 +132,7 @@ class Server:
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
         self._from_threads = gevent.get_hub().loop.async_()
         self._from_threads.start(self._take_from_threads)
+        self._alarm.open()
         try:
             self.client_port = self._listen(Port.CLIENT, self.settings.port)
             self.worker_port = self._listen(Port.WORKER, self.settings.worker_port)
@@ -223,6 +226,7 @@ class Server:
         for future in self._asked_inside.values():
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
+        self._alarm.close()
         self._store.close()
 
     def _say_goodbye(self) -> None:
@@ -348,7 +352,7 @@ class Server:
                 continue
             wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
             if wait_us > 0:
-                self._wake.wait(wait_us / SECOND_US)
+                self._alarm.wait(wait_us)
             else:
                 gevent.sleep(0)
 
@@ -450,12 +454,12 @@ def _frames(effect: Tell) -> list[bytes]:
 
 
 def resident_mib() -> int:
-    """The memory that this process holds now, in MiB; 0 where the system does not say."""
+    """The memory that this process holds now and the system could not take back, in MiB; 0 where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    except (OSError, ValueError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def is_loopback(host: str) -> bool:
