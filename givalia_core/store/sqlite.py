@@ -7,6 +7,7 @@ outlives the process, and is made anew after the machine itself went down. Openi
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import sys
@@ -51,6 +52,7 @@ _PRAGMAS: Final = (
     ("checkpoint_fullfsync", "ON" if sys.platform == "darwin" else "OFF", int(sys.platform == "darwin")),
 )
 
+log = logging.getLogger("givalia.store")
 _COUNTED = attrgetter("module", "state")
 _pack = msgpack.Packer(autoreset=True).pack
 
@@ -105,6 +107,8 @@ class SQLite(Reads):
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._ballast.give_up)
         sealed = index.open(epoch, self._commits, boot_id())
         index.begin(epoch + 1, boot_id())
+        if sealed is None and self._counted.total():
+            log.warning("the index of %s is made anew, for %d jobs", self.path, self._counted.total())
         with _Transaction(self):
             sqlite_recovery.catch_up(index, self._records, sealed)
         index.conclude(self._commits, self._last_number, self._last_seq)
