@@ -1,0 +1,168 @@
+"""A SQLite store of format 1 becomes one of the present format: all is there, the old file is kept, a kill harms nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from givalia_core.clock import Mark
+from givalia_core.errors import StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
+from givalia_core.store import packing, sqlite_file, sqlite_upgrade
+from givalia_core.store.base import Filter
+from givalia_core.store.sqlite import SQLite
+from givalia_core.store.suite import MARK, NOW, by_seq, changed, claimed, inserts, job_id, request_id, waiting
+
+FORMAT_1 = """
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY, id BLOB NOT NULL, key TEXT, state INTEGER NOT NULL, module TEXT NOT NULL,
+    target_worker TEXT NOT NULL, rank INTEGER NOT NULL, on_wall INTEGER NOT NULL, due_at_us INTEGER NOT NULL,
+    expires_at_us INTEGER, ended_at_us INTEGER NOT NULL, forget_at_us INTEGER, version INTEGER NOT NULL,
+    body BLOB NOT NULL, params BLOB NOT NULL, result BLOB, crc INTEGER NOT NULL
+) STRICT;
+CREATE TABLE requests (request BLOB PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE counts (
+    module TEXT NOT NULL, state INTEGER NOT NULL, jobs INTEGER NOT NULL, PRIMARY KEY (module, state)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+JOBS = [
+    waiting(1, key="first", due_at_us=NOW.timer_us - 1, params=b"\x00" * 3_000),
+    waiting(2, state=RUNNING, attempt=1, fence=77, worker="w", holder=b"h" * 16, version=2),
+    waiting(4, key="first", state=DONE, ended_at_us=5, forget_at_us=NOW.timer_us + 9, result=b"it", version=3),
+    waiting(5, state=DEAD, ended_at_us=6, forget_at_us=NOW.timer_us + 9, reason="failed", error="no", version=4),
+    waiting(8, state=CANCELLED, ended_at_us=7, forget_at_us=NOW.timer_us + 9, version=2,
+            answered=(Answered(job_id(8), "enq", 3), Answered(request_id(8), "cancel", 0))),
+    waiting(9, target_worker="w", specifier=">=2", priority=3, on_wall=True, expires_at_us=NOW.wall_us + 5),
+]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store as format 1 had it."""
+    path = tmp_path / "queue.db"
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    database.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.executescript(FORMAT_1)
+    for job in JOBS:
+        database.execute(f"INSERT INTO jobs VALUES ({','.join('?' * 17)})", _row(job))
+        database.execute(
+            "INSERT INTO counts VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1",
+            (job.module, STORED_STATES.index(job.state)),
+        )
+    for name, value in (("epoch", 41), ("mark", tuple(MARK)), ("last_seq", 11)):
+        packed = msgpack.packb(value)
+        database.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed)))
+    database.commit()
+    database.close()
+    return path
+
+
+def _row(job: Job) -> tuple[Any, ...]:
+    head = (
+        *job[:3], STORED_STATES.index(job.state), job.module, job.target, -job.priority, int(job.on_wall),
+        *job[8 : packing.HEAD],
+    )  # fmt: skip
+    body = packing.pack_body(job)
+    crc = zlib.crc32(job.result or b"", zlib.crc32(job.params, zlib.crc32(body, zlib.crc32(msgpack.packb(head)))))
+    return (*head, body, job.params, job.result, crc)
+
+
+def test_a_server_does_not_open_it_and_says_what_to_do(path: Path) -> None:
+    before = path.read_bytes()
+
+    with pytest.raises(StoreUnfit, match="givalia store upgrade"):
+        SQLite(f"sqlite://{path}").open()
+
+    assert path.read_bytes() == before
+
+
+def test_every_job_and_number_is_there_afterwards(path: Path) -> None:
+    store = SQLite(f"sqlite://{path}")
+
+    assert store.upgrade() == (1, sqlite_file.FORMAT)
+
+    opened = store.open()
+    assert opened.epoch > 41
+    assert opened.last_seq == 11
+    assert opened.mark == Mark(*MARK)
+    assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
+    assert store.page(Filter(), None, 100, NOW).jobs == JOBS
+    assert claimed(store) == [JOBS[0]]
+    assert list(store.running()) == [JOBS[1]]
+    assert sum(store.counts().values()) == len(JOBS)
+    assert store.check() == []
+    assert store.commit([changed(JOBS[0], state=RUNNING), *inserts([waiting(12)])], MARK).refused == ()
+    store.close()
+
+
+def test_doing_it_again_changes_nothing(path: Path) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.upgrade()
+
+    assert store.upgrade() == (sqlite_file.FORMAT, sqlite_file.FORMAT)
+
+    store.open()
+    assert len(by_seq(store, range(12))) == len(JOBS)
+    store.close()
+
+
+def test_the_old_file_is_kept(path: Path) -> None:
+    SQLite(f"sqlite://{path}").upgrade()
+
+    kept = sqlite3.connect(path.with_name("queue.db.format-1"))
+    assert kept.execute("SELECT count(*) FROM jobs").fetchone() == (len(JOBS),)
+    assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+    kept.close()
+
+
+@pytest.mark.parametrize("step", ["_copy", "_keep_old"])
+def test_one_that_is_cut_short_leaves_a_store_that_can_be_upgraded(
+    path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(sqlite_upgrade, step)
+
+    def cut_short(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_upgrade, step, cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            SQLite(f"sqlite://{path}").upgrade()
+
+    store = SQLite(f"sqlite://{path}")
+    assert store.upgrade() == (1, sqlite_file.FORMAT)
+    store.open()
+    assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
+    store.close()
+
+
+def test_a_damaged_row_is_refused_and_the_store_stays_as_it_is(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("UPDATE jobs SET due_at_us = due_at_us + 1 WHERE seq = 4")
+    database.commit()
+    database.close()
+
+    with pytest.raises(StoreCorrupt):
+        SQLite(f"sqlite://{path}").upgrade()
+
+    assert sqlite_file.format_of(path) == 1
+
+
+def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
+    lock = sqlite_file.Lock(path.with_name("queue.db.lock"))
+
+    with pytest.raises(StoreLocked):
+        SQLite(f"sqlite://{path}").upgrade()
+
+    lock.release()
