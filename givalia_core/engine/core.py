@@ -254,14 +254,14 @@ class Engine:
     def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
         """The commit is durable: renew what memory believes, and return what may now be said."""
         batch = plan.batch
-        refused = {plan.changes[place].job.seq for place in commit.refused}
+        lost = [plan.changes[place].job for place in commit.refused]
+        refused = {job.seq for job in lost}
         self._must_mark = False
         self._watched = None
-        contested = {c.job.key for c in plan.changes if c.job.seq in refused and c.job.key is not None}
-        self._also_keys = self._also_keys | contested if refused else frozenset()
-        if refused:
+        self._also_keys = self._also_keys | {job.key for job in lost if job.key is not None} if lost else frozenset()
+        if lost:
             self.desk.routing.forget_windows()
-            self.desk.suspects.update(c.job.id for c in plan.changes if c.job.seq in refused and c.job.id in self.desk.leases)
+            self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         unanswerable = self.again.take_back(self._inputs, batch, refused)
         for resumed in batch.resumed:

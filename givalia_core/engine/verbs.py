@@ -59,7 +59,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     if holder is not None:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     _admit(batch)
-    route = _admitted_route(batch, message)
+    specifier = None if message.version is None else _admitted_specifier(batch, message)
     due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_ahead_us
     job = Job(
         seq=batch.desk.next_seq(),
@@ -79,7 +79,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         retain_us=message.retain_us,
         answered=(Answered(message.id, "enq", due_on_wall_us),),
         params=message.payload,
-        specifier=route.specifier,
+        specifier=specifier,
     )
     batch.insert(job)
     batch.hook("on_enq", job)
@@ -108,12 +108,12 @@ def route_of(message: Enq) -> Route:
     return Route(message.module, join_target(message.target_worker, specifier))
 
 
-def _admitted_route(batch: Batch, message: Enq) -> Route:
+def _admitted_specifier(batch: Batch, message: Enq) -> str | None:
     route = route_of(message)
     if not batch.has_room(route):
         words = f"jobs wait that ask for {VARIANTS_MAX} different versions of {message.module}, as many as this server takes"
         raise Refusal(Busy(words, retry_after=10.0))
-    return route
+    return route.specifier
 
 
 def _due(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
@@ -154,7 +154,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
             "expires_us": message.expires_us,
             "retain_us": message.retain_us,
             "params": message.payload,
-            "specifier": _admitted_route(batch, message).specifier,
+            "specifier": _admitted_specifier(batch, message),
         }
     job = _moved(batch, holder, message.if_exists, message.id, on_wall, due_at_us, changes)
     return (OK, job.id, job.due_on_wall_us(batch.now), batch.desk.durability), b""
