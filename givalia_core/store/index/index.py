@@ -390,6 +390,10 @@ class Index:
         self.lanes.take_out(slot)
         self.slots.free(slot)
 
+    def is_whole(self, commit: int) -> bool:
+        """Whether all commits up to this one are in the index."""
+        return self.slots.at[COMMITS] == commit
+
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
         """A commit is whole in the index, whose last change and seq are these."""
         self.slots.at[COMMITS] = commit

@@ -1,0 +1,276 @@
+"""What the index of the SQLite store promises: it is right after a kill at any instruction, and made anew when it is strange."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytest
+
+from givalia_core.clock import Mark, Now
+from givalia_core.errors import StoreFailed
+from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
+from givalia_core.store import sqlite, sqlite_file, sqlite_sweeper
+from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
+from givalia_core.store.index import index, lanes, words
+from givalia_core.store.memory import Memory
+from givalia_core.store.sqlite import SQLite
+from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, job_id, request_id, waiting
+
+SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
+KEYS = ("a", "b", "ключ", None, None)
+ROUTES = (Route("Mail", "any"), Route("Mail", "any >=2"), Route("Mail", "w1"), Route("Fax", "any"))
+ENDS = (DONE, DEAD, CANCELLED)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that seals, sweeps and cut fronts happen all the time."""
+    make_small(monkeypatch.setattr)
+
+
+def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: int = 4) -> None:
+    set_to(sqlite_file, "BALLAST_BYTES", 1 << 16)
+    set_to(sqlite_sweeper, "ROWS_AT_ONCE", 2)
+    set_to(lanes, "RUN_ENTRIES", run)
+    set_to(index, "RUN_ENTRIES", run)
+    set_to(lanes, "_RUN_WORDS", lanes._COLUMNS + 4 * run)
+    set_to(lanes, "_FRONT", front)
+    set_to(lanes, "_FRONT_MOST", 3 * front)
+    set_to(lanes, "_LEAST_OF_A_RUN", 2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "queue.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SQLite]:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    yield store
+    store.close()
+
+
+class Step(NamedTuple):
+    """A commit, as the reference store does it: its changes, then what is forgotten."""
+
+    changes: list[Change]
+    mark: Mark
+    retention: Retention | None
+
+    def do(self, store: Store) -> list[Any]:
+        answers: list[Any] = [store.commit(self.changes, self.mark)]
+        if self.retention is not None:
+            answers.append(store.commit([], self.mark, self.retention))
+        return answers
+
+
+class Script:
+    """Commits chosen by chance, decided on what the reference holds."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.reference = Memory()
+        self.last = 0
+        self.now_us = NOW.timer_us
+        self.end_us = NOW.timer_us - 1_000_000
+        self.reference.open()
+
+    @property
+    def now(self) -> Now:
+        return Now(self.now_us, self.now_us + 400_000, 5)
+
+    def step(self) -> Step:
+        chance = self.chance
+        self.now_us += chance.choice((0, 0, chance.randrange(1_500)))
+        jobs = list(self.reference._jobs.values())
+        chance.shuffle(jobs)
+        changes = []
+        for _ in range(chance.choice((0, 1, 1, 2, 8, 30))):
+            if jobs and chance.random() < 0.6:
+                was = jobs.pop()
+                fields = self._fields()
+                if chance.random() < 0.7:
+                    fields["params"] = was.params
+                if chance.random() < 0.7:
+                    fields["key"] = was.key
+                if chance.random() < 0.2:
+                    fields["answered"] = (*was.answered, Answered(request_id(chance.randrange(10**6)), "x", 1))[-3:]
+                stale = chance.random() < 0.05
+                changes.append(Change(was._replace(version=was.version + stale), was._replace(version=was.version + 1, **fields)))
+            else:
+                self.last += chance.choice((1, 1, 1, 1, 2))
+                changes.append(Change(None, waiting(self.last, **self._fields())))
+        retention = None
+        if chance.random() < 0.4:
+            keep = chance.choice((0, 3, 1_000)), chance.choice((0, 3, 1_000))
+            retention = Retention(self.now_us, self.end_us - chance.randrange(3_000), *keep, 1_000)
+        return Step(changes, Mark("b", 1, self.now_us, self.now_us), retention)
+
+    def _fields(self) -> dict[str, Any]:
+        chance = self.chance
+        module, target = chance.choice(ROUTES)
+        target_worker, specifier = split_target(target)
+        state = chance.choice((WAITING, WAITING, WAITING, WAITING, RUNNING, RUNNING, *ENDS))
+        fields = {
+            "key": chance.choice(KEYS), "module": module, "target_worker": target_worker, "specifier": specifier,
+            "state": state, "priority": chance.choice((0, 0, 1, -3)), "on_wall": chance.random() < 0.3,
+            "due_at_us": self.now_us + chance.randrange(-1_000, 3_000), "params": bytes(chance.randrange(300)),
+            "expires_at_us": None, "ended_at_us": 0, "forget_at_us": None,
+        }  # fmt: skip
+        if state in ENDED:
+            self.end_us += chance.randrange(1, 50)
+            fields |= {"ended_at_us": self.end_us, "forget_at_us": self.now_us + chance.randrange(-500, 2_000)}
+        elif state is WAITING and chance.random() < 0.1:
+            fields["expires_at_us"] = self.now_us + chance.randrange(-1_000, 1_000)
+        return fields
+
+    def seen(self, store: Store) -> dict[str, Any]:
+        """All that a store says, in words that are the same for every store."""
+        now = self.now
+        numbers = range(1, self.last + 2)
+        keys = frozenset(key for key in KEYS if key)
+        claims = tuple(Claim(route, 100) for route in ROUTES)
+        requests = frozenset(past.request for job in self.reference._jobs.values() for past in job.answered)
+        wanted = Wanted(frozenset(map(job_id, numbers)), keys, keys, requests, claims, variants=frozenset(ROUTES[:1]))
+        seen: dict[str, Any] = {
+            "found": store.find(wanted, now),
+            "counts": store.counts(),
+            "ready": store.ready(now),
+            "running": list(store.running()),
+            "expired": sorted(store.expired(now, 1_000)),
+            "upcoming": [store.upcoming([Span(route, limit) for route in ROUTES], now) for limit in (1, 3, 1_000)],
+        }
+        for state in (None, RUNNING, WAITING, DONE, DEAD):
+            jobs, after = [], None
+            while True:
+                page = store.page(Filter(state=state), after, 7, now)
+                jobs += page.jobs
+                if (after := page.after) is None:
+                    break
+            # The reference also lists ended jobs that are never forgotten; others list them among all jobs only.
+            seen[f"page {state}"] = sorted(job for job in jobs if state not in ENDED or job.forget_at_us is not None)
+        return seen
+
+
+def power_cut(store: SQLite, name: str) -> SQLite:
+    """The store as it is after a restart of the machine: its file and its log, and no index."""
+    folder = store.path.parent
+    new = folder.with_name(name)
+    new.mkdir()
+    for file in (store.path, Path(f"{store.path}-wal")):
+        if file.exists():
+            shutil.copy(file, new / file.name)
+    store._let_go()
+    shutil.rmtree(folder)
+    return SQLite(f"sqlite://{new / store.path.name}")
+
+
+def killed(store: SQLite) -> SQLite:
+    """The store as it is after a kill: what is in its files, and nothing of what was in memory."""
+    store._let_go()
+    return SQLite(f"sqlite://{store.path}")
+
+
+def test_a_history_with_restarts_of_all_kinds_is_that_of_the_reference(tmp_path: Path) -> None:
+    print(f"GIVALIA_SEED={SEED} replays this run")
+    until = time.monotonic() + 8
+    seed = SEED
+    while time.monotonic() < until:
+        chance = random.Random(seed)
+        with pytest.MonkeyPatch.context() as patched:
+            make_small(patched.setattr, chance.choice((8, 16, 64)), chance.choice((3, 4, 20)))
+            _live(seed, tmp_path / str(seed), chance)
+        seed += 1
+
+
+def _live(seed: int, folder: Path, chance: random.Random) -> None:
+    script = Script(seed)
+    store = SQLite(f"sqlite://{folder}/queue.db")
+    store.open()
+    for number in range(60):
+        step = script.step()
+        assert step.do(store) == step.do(script.reference), (seed, number)
+        store.tidy()
+        if chance.random() < 0.15:
+            how = chance.choice(("close", "kill", "power cut"))
+            if how == "close":
+                store.close()
+            else:
+                store = killed(store) if how == "kill" else power_cut(store, f"{folder.name}.{number}")
+            store.open()
+            assert store.check() == [], (seed, number, how)
+        if chance.random() < 0.4:
+            assert script.seen(store) == script.seen(script.reference), (seed, number)
+    store.close()
+
+
+def run_killed(work: Callable[[], None], after: int | None) -> int:
+    """Do this in a fork that is killed after so many instructions of the store; returns how many there were."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        done = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal done
+            if "/givalia_core/store/" not in frame.f_code.co_filename:
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            if event == "opcode":
+                done += 1
+                if done == after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        try:
+            sys.settrace(trace)
+            work()
+            sys.settrace(None)
+            os.write(writing, b"%d" % done)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        told = file.read()
+    os.waitpid(child, 0)
+    assert told or after is not None
+    return int(told or 0)
+
+
+# When the disk is full.
+
+
+def test_a_commit_that_the_index_had_no_room_for_is_filed_by_the_next_start(
+    store: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(1)
+    script.reference.commit(inserts([waiting(1, key="a")]), MARK)
+    store.commit(inserts([waiting(1, key="a")]), MARK)
+    many = inserts(waiting(seq, key=f"k{seq}") for seq in range(2, 1_200))
+
+    def full(fd: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(words, "_allocate", full)
+        with pytest.raises(StoreFailed):
+            store.commit(many, MARK)
+        store.close()
+
+    store.open()
+    script.reference.commit(many, MARK)
+    script.last = 1_200
+    assert store.check() == []
+    assert script.seen(store) == script.seen(script.reference)
