@@ -81,3 +81,4 @@ def _change(index: Index, place: int, job: Job) -> None:
         index.stand_again(slot, job)
     elif index.version(slot) < job.version:
         index.change(slot, index.jobs([slot])[slot], job, place)
+        index.name_again(slot, job)

@@ -55,6 +55,10 @@ class Sweeper:
         rows = self.past.take_jobs(rows_at_once)
         slots = [slot for _, of_row in rows for slot in of_row]
         jobs = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in slots])
+        # Now, for behind the transaction nobody may know any more what they were called.
+        for slot in slots:
+            if (job := jobs.get(at[slot + SEQ])) is not None:
+                self._index.unname(slot, job)
         for row in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
             self.past.is_gone(row)
         full, half = self.past.take_changes(rows_at_once)
@@ -68,8 +72,7 @@ class Sweeper:
             for place in (at[slot + AT], at[slot + WHEN]):
                 if place:
                     self.past.add_change(place)
-            if job is not None:
-                self._index.drop(slot, job)
+            self._index.drop(slot, job)
 
     def look(self) -> None:
         """Find out a little more of what was past when the store was opened."""

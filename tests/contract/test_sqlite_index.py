@@ -103,7 +103,7 @@ class Script:
                 fields = self._fields()
                 if chance.random() < 0.7:
                     fields["params"] = was.params
-                if chance.random() < 0.7:
+                if fields["params"] != was.params or chance.random() < 0.7:
                     fields["key"] = was.key
                 if chance.random() < 0.2:
                     fields["answered"] = (*was.answered, Answered(request_id(chance.randrange(10**6)), "x", 1))[-3:]
@@ -216,8 +216,11 @@ def _live(seed: int, folder: Path, chance: random.Random) -> None:
     store.close()
 
 
-def run_killed(work: Callable[[], None], after: int | None) -> int:
-    """Do this in a fork that is killed after so many instructions of the store; returns how many there were."""
+def run_killed(work: Callable[[], None], after: int | None, within: str = "") -> int:
+    """Do this in a fork that is killed after so many instructions of the store; returns how many there were.
+
+    `within` names the only function whose instructions count, with its class.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -226,6 +229,8 @@ def run_killed(work: Callable[[], None], after: int | None) -> int:
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal done
             if "/givalia_core/store/" not in frame.f_code.co_filename:
+                return None
+            if within not in ("", frame.f_code.co_qualname):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             if event == "opcode":
@@ -247,6 +252,100 @@ def run_killed(work: Callable[[], None], after: int | None) -> int:
     os.waitpid(child, 0)
     assert told or after is not None
     return int(told or 0)
+
+
+# Kills.
+
+
+def each_kill(path: Path, within: str, before: list[list[Change]], last: list[Change]) -> Iterator[tuple[SQLite, Store]]:
+    """The store after a kill at each instruction of a function while it does the last of some commits, with the reference.
+
+    That commit was not acknowledged, and is in the reference if it is in the records.
+    """
+
+    def work() -> None:
+        store = SQLite(f"sqlite://{path}")
+        store.open()
+        store.commit(last, MARK)
+
+    def prepare() -> None:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        store = SQLite(f"sqlite://{path}")
+        store.open()
+        for changes in before:
+            assert not store.commit(changes, MARK).refused
+        store.close()
+
+    prepare()
+    instructions = run_killed(work, None, within)
+    assert instructions
+    for number in range(1, instructions + 1):
+        prepare()
+        run_killed(work, number, within)
+        store = SQLite(f"sqlite://{path}")
+        store.open()
+        reference = Memory()
+        reference.open()
+        for changes in (*before, last):
+            reference.commit(changes, MARK)
+        assert store.check() == []
+        assert store.counts() == reference.counts()
+        yield store, reference
+        store.close()
+
+
+def past_of(store: Store, key: str) -> int | None:
+    job = store.find(Wanted(past_keys=frozenset({key})), NOW).ended.get(key)
+    return None if job is None else job.seq
+
+
+def test_a_kill_while_a_job_is_linked_behind_later_ends_of_its_key_leaves_one_chain(path: Path) -> None:
+    ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2, 4)]
+    first = waiting(3, key="a")
+
+    for store, reference in each_kill(path, "Index._link", [inserts([*ends, first])], [ended(first, ago_us=99)]):
+        for seq in (4, 2, 3, 1):
+            assert past_of(store, "a") == past_of(reference, "a") == seq
+            for each in (store, reference):
+                (job,) = each.find(Wanted(ids=frozenset({job_id(seq)})), NOW).ids.values()
+                assert not each.commit([changed(job, state=WAITING, key=None, ended_at_us=0, forget_at_us=None)], MARK).refused
+
+
+def test_a_kill_while_an_ended_job_comes_in_leaves_it_under_its_key(path: Path) -> None:
+    for store, _ in each_kill(path, "Index._link", [[]], inserts([ended(waiting(1, key="a")).job])):
+        assert past_of(store, "a") == 1
+
+
+def test_a_kill_while_a_job_starts_again_with_other_params_leaves_it_under_its_key(path: Path) -> None:
+    ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2)]
+    again = changed(ends[0], state=WAITING, params=b"other", ended_at_us=0, forget_at_us=None)
+
+    for store, _ in each_kill(path, "Index.change", [inserts(ends)], [again]):
+        assert store.find(Wanted(keys=frozenset({"a"})), NOW).live["a"] == again.job
+
+
+def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_key(
+    store: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = ended(waiting(1, key="a"), ago_us=50).job
+    goes = [ended(waiting(seq, key="a"), ago_us=50 - seq, forget_in_us=-1).job for seq in (2, 3, 4)]
+    for job in (stays, *goes):
+        store.commit(inserts([job]), MARK)
+    assert store.commit([], MARK, KEEP_ALL).forgotten == 3
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_sweeper.Sweeper, "drop", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.tidy()
+    store._let_go()
+    store.open()
+    assert past_of(store, "a") == 1
+    for _ in range(20):
+        store.tidy()
+
+    assert past_of(store, "a") == 1
+    store.commit(inserts([waiting(5)]), MARK)
+    assert store._index.slots.most == 4  # Those of forgotten jobs are used again.
 
 
 # When the disk is full.

@@ -238,24 +238,26 @@ class Index:
         before = head
         while at[before + PAST] > 1 and at[at[before + PAST] + ENDED_AT] > at[slot + ENDED_AT]:
             before = at[before + PAST]
+        # First, or a kill behind this would leave it looking like the head of what follows it.
+        self.names.remove(hashed, slot)
         at[slot + PAST] = at[before + PAST]
         at[before + PAST] = slot
-        self.names.remove(hashed, slot)
 
-    def _unlink(self, slot: int, key: str) -> None:
-        """Take a job out of the chain of its key. Which chain that is, is seen from its links: records may be gone."""
-        at, hashed = self.slots.at, self.of_key(key)
+    def _unlink(self, slot: int, *keys: str) -> None:
+        """Take a job out of the chain of one of these keys. Which chain it is, is seen from its links: records may be gone."""
+        at = self.slots.at
         following = at[slot + PAST]
-        heads = self.names.slots(hashed)
-        if slot in heads:
-            if following > 1:
-                self.names.add(hashed, following)
-            self.names.remove(hashed, slot)
-        for before in heads:
-            while before > 1 and at[before + PAST] != slot:
-                before = at[before + PAST]
-            if before > 1:
-                at[before + PAST] = following
+        for hashed in map(self.of_key, keys):
+            heads = self.names.slots(hashed)
+            if slot in heads:
+                if following > 1:
+                    self.names.add(hashed, following)
+                self.names.remove(hashed, slot)
+            for before in heads:
+                while before > 1 and at[before + PAST] != slot:
+                    before = at[before + PAST]
+                if before > 1:
+                    at[before + PAST] = following
         at[slot + PAST] = 0
 
     # Lanes.
@@ -323,7 +325,9 @@ class Index:
         if job.key is not None:
             if job.state not in ENDED:
                 self.names.add(self.of_key(job.key) if hashed_key is None else hashed_key, slot)
-            elif not at[slot + PAST]:
+            else:
+                if at[slot + PAST]:  # A kill may have come while it was linked.
+                    self._unlink(slot, job.key)
                 self._link(slot, job.key)
         self._add_requests(slot, job)
         self._file(slot, job)
@@ -336,11 +340,11 @@ class Index:
     def change(self, slot: int, was: Job, job: Job, place: int) -> None:
         """The job of a slot is another than it was; its record is at `place`."""
         at = self.slots.at
-        if was.key is not None:
-            if at[slot + PAST]:
-                self._unlink(slot, was.key)
-            if was.key != job.key:
-                self.names.remove(self.of_key(was.key), slot)
+        if at[slot + PAST]:
+            # After a kill it may be in the chain that it is to come to.
+            self._unlink(slot, *{key for key in (was.key, job.key) if key is not None})
+        if was.key is not None and was.key != job.key:
+            self.names.remove(self.of_key(was.key), slot)
         at[slot + ENDED_AT] = job.ended_at_us
         if job.key is not None:
             if job.state in ENDED:
@@ -360,6 +364,11 @@ class Index:
         self.lanes.stand(slot, self.lane_of(job), _when(job))
         self._stand_by_expiry(slot, job)
 
+    def name_again(self, slot: int, job: Job) -> None:
+        """After a kill: what the job was before may be lost, for the record of its enq is replaced when its params change."""
+        if job.key is not None and job.state not in ENDED:
+            self.names.add(self.of_key(job.key), slot)
+
     def _add_requests(self, slot: int, job: Job) -> None:
         for past in job.answered:
             if past.request != job.id:
@@ -377,8 +386,8 @@ class Index:
         """The job of a slot is forgotten, which is written at `place`; until `drop` only the slot's records are known."""
         self.lanes.move(slot, self._forgotten, place)
 
-    def drop(self, slot: int, job: Job) -> None:
-        """The records of a forgotten job are gone; `job` is what they said last."""
+    def unname(self, slot: int, job: Job) -> None:
+        """The records of a forgotten job will be gone; `job` is what they said last. Its id stays, which a restart looks for."""
         if job.key is not None:
             if self.slots.at[slot + PAST]:
                 self._unlink(slot, job.key)
@@ -386,9 +395,13 @@ class Index:
         for past in job.answered:
             if past.request != job.id:
                 self.names.remove(self.of_request(past.request), slot)
-        self.names.remove(self.of_id(job.id), slot)
-        self.lanes.take_out(slot)
+
+    def drop(self, slot: int, job: Job | None) -> None:
+        """The records of an unnamed job are gone; without a job they were so before, and a kill came in between."""
+        if job is not None:
+            self.names.remove(self.of_id(job.id), slot)
         self.slots.free(slot)
+        self.lanes.take_out(slot)
 
     def is_whole(self, commit: int) -> bool:
         """Whether all commits up to this one are in the index."""
