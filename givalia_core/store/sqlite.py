@@ -105,12 +105,14 @@ class SQLite(Reads):
         rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
         self._counted = Counter({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._ballast.give_up)
-        sealed = index.open(epoch, self._commits, boot_id())
+        sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
         index.begin(epoch + 1, boot_id())
         if sealed is None and self._counted.total():
             log.warning("the index of %s is made anew, for %d jobs", self.path, self._counted.total())
         with _Transaction(self):
             sqlite_recovery.catch_up(index, self._records, sealed)
+            if sealed is None:
+                self._keep_fact("index", index.name)
         index.conclude(self._commits, self._last_number, self._last_seq)
         self._sweeper = Sweeper(index, self._records, self._last_number, self._last_seq)
         with _Transaction(self):

@@ -50,6 +50,12 @@ def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: in
 
 
 @pytest.fixture
+def larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a thousand jobs are a few runs."""
+    make_small(monkeypatch.setattr, 256, 20)
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "queue.db"
 
@@ -346,6 +352,96 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
     assert past_of(store, "a") == 1
     store.commit(inserts([waiting(5)]), MARK)
     assert store._index.slots.most == 4  # Those of forgotten jobs are used again.
+
+
+# When its files are not what it left.
+
+
+def lived(path: Path, seed: int = 7) -> tuple[SQLite, Script]:
+    """A store that is open, in the middle of a history."""
+    script = Script(seed)
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    for _ in range(40):
+        step = script.step()
+        assert step.do(store) == step.do(script.reference)
+        store.tidy()
+    script.last += 1_100  # More than the files have room for at first.
+    for each in (store, script.reference):
+        each.commit(inserts(waiting(seq, key=f"k{seq}") for seq in range(script.last - 1_099, script.last + 1)), MARK)
+    return store, script
+
+
+def half(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def zeros(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def noise(file: Path) -> None:
+    file.write_bytes(random.Random(SEED).randbytes(file.stat().st_size))
+
+
+@pytest.mark.usefixtures("larger")
+@pytest.mark.parametrize("name", index._FILES)
+@pytest.mark.parametrize("damage", [Path.unlink, half, zeros, noise], ids=["gone", "half", "zeros", "noise"])
+def test_a_damaged_index_is_made_anew(path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    store, script = lived(path)
+    store.close()
+    damage(path.with_name("queue.db.index") / name)
+    files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+    store.open()
+
+    assert store.check() == []
+    assert script.seen(store) == script.seen(script.reference)
+    store.close()
+    assert not files or len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.usefixtures("larger")
+@pytest.mark.parametrize("name", index._FILES)
+def test_an_index_that_lacks_a_file_after_a_kill_is_made_anew(path: Path, name: str) -> None:
+    store, script = lived(path)
+    store._let_go()
+    (path.with_name("queue.db.index") / name).unlink()
+
+    store.open()
+
+    assert store.check() == []
+    assert script.seen(store) == script.seen(script.reference)
+    store.close()
+
+
+@pytest.mark.usefixtures("larger")
+def test_an_index_that_cannot_be_removed_is_not_taken_for_an_empty_one(path: Path) -> None:
+    store, _ = lived(path)
+    store.close()
+    folder = path.with_name("queue.db.index")
+    elsewhere = folder.rename(path.with_name("elsewhere"))
+    folder.symlink_to(elsewhere)
+    half(folder / "slots")
+
+    with pytest.raises(StoreFailed, match="index"):
+        store.open()
+
+
+def test_the_index_of_another_store_is_made_anew(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "queue.db"
+    for place, key in ((path, "a"), (other, "b")):
+        store = SQLite(f"sqlite://{place}")
+        store.open()
+        store.commit(inserts([waiting(1, key=key)]), MARK)
+        store.close()
+    other.rename(path)
+
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+
+    assert set(store.find(Wanted(keys=frozenset({"a", "b"})), NOW).live) == {"b"}
+    store.close()
 
 
 # When the disk is full.

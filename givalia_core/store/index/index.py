@@ -34,6 +34,7 @@ from givalia_core.store.index.slots import (
     FORMAT,
     IS_CLOSED,
     LANE,
+    PARTS,
     PAST,
     SEALED_AT,
     SEALED_COMMIT,
@@ -47,6 +48,7 @@ from givalia_core.store.index.slots import (
 
 INDEX_FORMAT: Final = 1
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where it is said.
+_FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 48 << 20
 RUNNING_LANE: Final[LaneKey] = ("running",)
@@ -75,27 +77,44 @@ class Index:
         self._lane_of: dict[tuple[object, ...], Lane] = {}
         self.routes: dict[Route, list[Lane]] = {}  # The lanes of each route on which jobs have waited.
         self.targets: dict[str, set[str]] = {}  # By module.
+        self._found: list[int] = []
 
     # Opening and closing.
 
-    def open(self, epoch: int, commit: int, boot: str) -> Sealed | None:
-        """Open what the run of this epoch left when its last commit was `commit`; None: nothing of use, it is empty now."""
-        if not self._open_files(boot) or not self._is_of(epoch, commit, boot):
+    def open(self, epoch: int, commit: int, boot: str, name: int | None) -> Sealed | None:
+        """Open what the run of this epoch left when its last commit was `commit`; None: nothing of use, it is empty now.
+
+        `name` says which index is that of the store: the one that had this name when it was made.
+
+        Raises:
+            OSError: There is no room for it, or what is there cannot be removed.
+        """
+        try:
+            is_sound = self._open_files(boot) and self.name == name and self._is_of(epoch, commit, boot)
+        except (ValueError, IndexError, TypeError):  # The files are not what was written.
+            is_sound = False
+        if not is_sound:
             self.close(sync=False)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._folder)
             self._open_files(boot)
             return None
         at = self.slots.at
         return Sealed(at[SEALED_COMMIT], at[SEALED_AT], at[SEALED_SEQ])
 
+    @property
+    def name(self) -> int:
+        """What tells it from every other index."""
+        return self.slots.at[FIRST_SECRET]
+
     def _open_files(self, boot: str) -> bool:
-        """Whether there was an index."""
+        """Whether there was an index, with all its files."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        was_there = all((self._folder / name).exists() for name in _FILES)
+        self._found = self._sizes() if was_there else []  # Before a file that is too short is made longer.
         self._lane_of.clear()
         self.routes.clear()
         self.targets.clear()
         path = self._folder / "slots"
-        was_there = path.exists()
         self.slots = Slots(path, self._make_room)
         at = self.slots.at
         if not at[FORMAT]:
@@ -120,7 +139,14 @@ class Index:
             and at[COMMITS] in (commit, commit - 1)
             and (at[FILE], at[DEVICE]) == _identity(self._folder / "slots")  # Not a copy, made at another moment than the rest.
             and (at[BOOT] == zlib.crc32(boot.encode()) or at[IS_CLOSED] == 1)
+            and (at[IS_CLOSED] == 0 or at[PARTS] == self._summary(self._found))
         )
+
+    def _sizes(self) -> list[int]:
+        return [(self._folder / name).stat().st_size for name in _FILES]
+
+    def _summary(self, sizes: list[int]) -> int:
+        return zlib.crc32(self.names.summary() + self.lanes.summary() + repr(sizes).encode())
 
     def begin(self, epoch: int, boot: str) -> None:
         """This run, of this epoch, changes it from now on."""
@@ -129,15 +155,15 @@ class Index:
 
     def close(self, *, sync: bool) -> None:
         """Let the files go; with `sync`, and everything sealed, they are good after a restart of the machine too."""
-        if not hasattr(self, "lanes"):
-            return
         if sync:
             for part in (self.names, self.lanes, self.slots):
                 part.sync()
+            self.slots.at[PARTS] = self._summary(self._sizes())
             self.slots.at[IS_CLOSED] = 1
             self.slots.sync()
-        for part in (self.names, self.lanes, self.slots):
-            part.close()
+        for name in ("names", "lanes", "slots"):
+            if hasattr(self, name):  # Opening may have failed half-way.
+                getattr(self, name).close()
 
     def trim(self) -> None:
         """Give back the memory that the files are mapped into."""

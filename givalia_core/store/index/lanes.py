@@ -71,9 +71,13 @@ class Lanes:
         self._free: list[int] = []
         path = folder / "lanes.keys"
         self._keys_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        for key in _keys(path.read_bytes()):
-            number = len(self.by_number)
-            self._add(Lane(number, key, self._words.at[number * _LANE_WORDS + _LOW]))
+        try:
+            for key in _keys(path.read_bytes()):
+                number = len(self.by_number)
+                self._add(Lane(number, key, self._words.at[number * _LANE_WORDS + _LOW]))
+        except BaseException:
+            self.close()
+            raise
         words = self._run_words.at
         for start in range(0, len(words) - _RUN_WORDS + 1, _RUN_WORDS):
             (self._runs if words[start] else self._free).append(start)
@@ -303,6 +307,11 @@ class Lanes:
                 self.by_number[number].is_loosely_filed or (at[slot + LANE] == number and at[slot + WHEN] == when)
             ):
                 yield number, when, seq, slot
+
+    def summary(self) -> bytes:
+        """What tells these lanes and runs from others that lost something as a whole."""
+        lanes = bytes(self._words.at[: len(self.by_number) * _LANE_WORDS])
+        return lanes + repr(sorted((run, self._run_words.at[run]) for run in self._runs)).encode()
 
     def trim(self) -> None:
         """Give back the memory that the runs are mapped into."""

@@ -36,6 +36,9 @@ class Names:
             for shard in range(_SHARDS):
                 at[shard] = (_DATA + (shard << _FIRST_LOG)) << 6 | _FIRST_LOG
         self._places = [at[shard] for shard in range(_SHARDS)]
+        if any((place >> 6) + (1 << (place & 63)) > len(self._words) for place in self._places):
+            self.close()
+            raise ValueError(f"{path} is shorter than it was")
         self._free: dict[int, list[int]] = {}
         self._end = self._find_gaps()
 
@@ -141,6 +144,10 @@ class Names:
         self._words.grow(start + (1 << log))
         self._end += 1 << log
         return start
+
+    def summary(self) -> bytes:
+        """What tells this table from one that lost something as a whole."""
+        return bytes(self._words.at[:_DATA])
 
     def trim(self) -> None:
         """Give back the memory that the table is mapped into."""

@@ -18,7 +18,7 @@ is filed under, the place of its newest change (0: none since its enq), the slot
 key (1: none; 0: it is not in such a chain), when it ended, and the place of the record of its enq."""
 
 (FORMAT, EPOCH, BOOT, COMMITS, IS_CLOSED, FREE, END, SEALED_AT, SEALED_SEQ, SEALED_COMMIT, FIRST_SECRET, SECOND_SECRET,
- FILE, DEVICE) = range(14)  # fmt: skip
+ FILE, DEVICE, PARTS) = range(15)  # fmt: skip
 """The words before the first slot."""
 _FIRST: Final = 64
 
@@ -32,6 +32,9 @@ class Slots:
         self.at = self._words.at
         if not self.at[END]:
             self.at[END] = _FIRST
+        if self.at[END] > len(self._words):
+            self.close()
+            raise ValueError(f"{path} is shorter than it was")
 
     @property
     def most(self) -> int:
