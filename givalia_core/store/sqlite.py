@@ -149,6 +149,8 @@ class SQLite(Reads):
             self._opened_index.close(sync=False)
             self._opened_index = None
         self._recent, self._less_recent = {}, {}
+        for known in (self._slot_of, self._hashes, self._absent):
+            known.clear()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -186,6 +188,8 @@ class SQLite(Reads):
         """Make rows durable, with what follows from them: counts, and how far the numbers go."""
         last_seq = max(self._last_seq, last_seq)
         last_number = self._last_number + len(changes)
+        if jobs:
+            self._index.expect(jobs[0][0])
         at = self._index.slots.at
         with _Transaction(self):
             self._records.append(jobs, changes)

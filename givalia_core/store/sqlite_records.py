@@ -202,9 +202,17 @@ class Past:
         """Rows of `changes` that are past altogether, and some of those that are half past, with the bits of what is."""
         full, self._full_changes = self._full_changes[: 16 * limit], self._full_changes[16 * limit :]
         for row in full:
-            del self._changes[row]
+            self._changes.pop(row, None)
         taken, self._half_changes = self._half_changes[:limit], self._half_changes[limit:]
         return full, [(row, self._changes[row]) for row in taken if row in self._changes]
+
+    def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
+        """What was taken could not be written."""
+        for row, slots in jobs:
+            self._slots.setdefault(row, []).extend(slots)
+            self._ripe_jobs.append(row)
+        self._full_changes += full
+        self._half_changes += [row for row, _ in half]
 
 
 class Records:

@@ -32,6 +32,7 @@ class Sweeper:
     def __init__(self, index: Index, records: Records, last_number: int, last_seq: int) -> None:
         """Of what was there before, up to these, it is still to be found out what is past."""
         self.past = Past()
+        self._taken: list[tuple[list[tuple[int, list[int]]], list[int], list[tuple[int, int]]]] = []  # Not durable yet.
         self._index = index
         self._records = records
         self._forgotten_from: Entry | None = START
@@ -53,6 +54,8 @@ class Sweeper:
         rows_at_once = max(ROWS_AT_ONCE, len(self.past) // 16)
         at = self._index.slots.at
         rows = self.past.take_jobs(rows_at_once)
+        full, half = self.past.take_changes(rows_at_once)
+        self._taken.append((rows, full, half))
         slots = [slot for _, of_row in rows for slot in of_row]
         jobs = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in slots])
         # Now, for behind the transaction nobody may know any more what they were called.
@@ -61,12 +64,14 @@ class Sweeper:
                 self._index.unname(slot, job)
         for row in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
             self.past.is_gone(row)
-        full, half = self.past.take_changes(rows_at_once)
         self._records.drop_changes(full, half)
         return Swept([(slot, jobs.get(at[slot + SEQ])) for slot in slots], len(rows) + len(full) + len(half))
 
     def drop(self, swept: Swept) -> None:
-        """The rows are written: the index forgets the jobs too."""
+        """The rows are written: the index forgets the jobs too. Now there is room for what could not be written before."""
+        for before in self._taken[:-1]:
+            self.past.put_back(*before)
+        self._taken.clear()
         at = self._index.slots.at
         for slot, job in swept.jobs:
             for place in (at[slot + AT], at[slot + WHEN]):

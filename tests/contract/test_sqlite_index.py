@@ -7,18 +7,20 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreFailed
-from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
+from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, Job, split_target
 from givalia_core.store import sqlite, sqlite_file, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
 from givalia_core.store.index import index, lanes, words
@@ -354,6 +356,55 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
     assert store._index.slots.most == 4  # Those of forgotten jobs are used again.
 
 
+def test_a_job_that_comes_in_below_those_before_it_is_there_after_a_kill(store: SQLite) -> None:
+    high = inserts(waiting(seq, key=f"k{seq}") for seq in range(100, 140))
+    low = inserts(waiting(seq, key=f"k{seq}") for seq in range(1, 5))
+    store.commit(high, MARK)
+    store.commit(low, MARK)
+    store._let_go()
+
+    store.open()
+
+    assert store.check() == []
+    assert [timer.seq for timer in store.upcoming([Span(Route("Mail", "any"), 5)], NOW)[0].timers] == [1, 2, 3, 4, 100]
+
+
+def test_half_the_name_of_a_lane_is_dropped(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [waiting(seq, target_worker=f"w{seq}", due_at_us=5) for seq in (1, 2, 3)]
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+        with pytest.raises(StoreFailed):
+            store.commit(inserts(jobs[:1]), MARK)
+    store.close()
+    with store.path.with_name("queue.db.index").joinpath("lanes.keys").open("ab") as file:
+        file.write(b"\x95\xa3du")
+    store._let_go()
+
+    for job in (None, *jobs[1:]):
+        store.open()
+        store.commit(inserts([job] if job else []), MARK)
+        store._let_go()
+    store.open()
+
+    assert [claimed(store, route=Route("Mail", f"w{seq}")) for seq in (1, 2, 3)] == [[job] for job in jobs]
+    assert store.check() == []
+
+
+def test_a_store_that_is_opened_again_knows_nothing_of_the_index_it_had(store: SQLite, path: Path) -> None:
+    jobs = [waiting(seq) for seq in range(1, 4_000)]
+    store.commit(inserts(jobs), MARK)
+    store.commit([ended(job, forget_in_us=-1) for job in jobs[:-1]], MARK)
+    while store.commit([], MARK, KEEP_ALL).forgotten:
+        store.tidy()
+    store.close()
+    shutil.rmtree(path.with_name("queue.db.index"))
+
+    store.open()
+
+    assert store.commit([changed(jobs[-1])], MARK).refused == ()
+
+
 # When its files are not what it left.
 
 
@@ -447,6 +498,26 @@ def test_the_index_of_another_store_is_made_anew(path: Path, tmp_path: Path) -> 
 # When the disk is full.
 
 
+def test_what_a_full_disk_kept_from_being_swept_is_swept_later(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    jobs = [ended(waiting(seq, params=bytes(3_000)), forget_in_us=-1).job for seq in range(1, 41)]
+
+    def forget(some: list[Job]) -> None:
+        store.commit(inserts(some), MARK)
+        store.commit([], MARK, KEEP_ALL)
+        for _ in range(30):
+            store.tidy()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_sweeper.Records, "drop_changes", Mock(side_effect=full))
+        forget(jobs[:20])
+    forget(jobs[20:])
+
+    rows = sum(1 for _ in store._records.bases(0))
+    assert rows <= sqlite_sweeper.ROWS_AT_ONCE
+
+
 def test_a_commit_that_the_index_had_no_room_for_is_filed_by_the_next_start(
     store: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,3 +540,25 @@ def test_a_commit_that_the_index_had_no_room_for_is_filed_by_the_next_start(
     script.last = 1_200
     assert store.check() == []
     assert script.seen(store) == script.seen(script.reference)
+
+
+# How much it looks at.
+
+
+@pytest.mark.usefixtures("larger")
+def test_jobs_that_ended_before_they_expired_are_not_read_to_find_those_that_expired(store: SQLite) -> None:
+    jobs = [waiting(seq, expires_at_us=NOW.timer_us - 1) for seq in range(1, 500)]
+    store.commit(inserts(jobs), MARK)
+    store.commit([ended(job) for job in jobs[:-1]], MARK)
+    statements: list[str] = []
+    store._recent.clear()
+    assert store._database is not None
+    store._database.set_trace_callback(statements.append)
+
+    assert store.expired(NOW, 10) == jobs[-1:]
+
+    assert len(statements) == 1
+    store._database.set_trace_callback(None)
+    again = changed(ended(jobs[0]).job, state=WAITING, expires_at_us=NOW.timer_us - 1, ended_at_us=0, forget_at_us=None)
+    assert not store.commit([again], MARK).refused
+    assert store.expired(NOW, 10) == [again.job, jobs[-1]]

@@ -429,6 +429,11 @@ class Index:
         self.slots.free(slot)
         self.lanes.take_out(slot)
 
+    def expect(self, seq: int) -> None:
+        """Jobs from this seq on come in; they may be below those that came in before, and a restart is to look at them."""
+        at = self.slots.at
+        at[SEALED_SEQ] = min(at[SEALED_SEQ], seq - 1)
+
     def is_whole(self, commit: int) -> bool:
         """Whether all commits up to this one are in the index."""
         return self.slots.at[COMMITS] == commit

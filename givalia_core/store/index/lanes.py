@@ -8,6 +8,7 @@ that changed since the last seal. Of a lane that is looked at, its *front* is in
 
 from __future__ import annotations
 
+import errno
 import os
 from array import array
 from bisect import bisect_left, bisect_right, insort
@@ -39,16 +40,17 @@ START: Final[Entry] = (-FAR, 0, 0)
 class Lane:
     """One order of jobs. `bound` is the last entry that `front` would hold if it existed; None: it holds all there are.
 
-    No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one.
+    No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one, where they wait.
     """
 
-    __slots__ = ("bound", "front", "is_loosely_filed", "key", "loose", "low", "number")
+    __slots__ = ("bound", "front", "is_due", "is_loosely_filed", "key", "loose", "low", "number")
 
     def __init__(self, number: int, key: LaneKey, low: int) -> None:
         """A lane of whose entries nothing is known yet."""
         self.number = number
         self.key = key
         self.low = low
+        self.is_due = key[0] == "due"
         self.is_loosely_filed = key[0] == "expires"
         self.front: list[Entry] = []
         self.bound: Entry | None = START
@@ -69,12 +71,15 @@ class Lanes:
         self._run_words = Words(folder / "runs", _RUN_WORDS, make_room)
         self._runs: deque[int] = deque()  # Where each begins; first the one whose entries were looked through longest ago.
         self._free: list[int] = []
+        self._make_room = make_room
+        self._keys_end = 0  # How long the file of keys is.
         path = folder / "lanes.keys"
         self._keys_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            for key in _keys(path.read_bytes()):
+            for key, self._keys_end in _keys(path.read_bytes()):
                 number = len(self.by_number)
                 self._add(Lane(number, key, self._words.at[number * _LANE_WORDS + _LOW]))
+            os.ftruncate(self._keys_fd, self._keys_end)  # A kill or a full disk may have left half a key.
         except BaseException:
             self.close()
             raise
@@ -94,10 +99,24 @@ class Lanes:
             self._words.grow((number + 1) * _LANE_WORDS)
             self._words.at[number * _LANE_WORDS + _LOW] = FAR
             self._words.at[number * _LANE_WORDS + _COUNT] = 0
-            os.write(self._keys_fd, msgpack.packb(key))
+            self._write_key(msgpack.packb(key))
             found = Lane(number, key, FAR)
             self._add(found)
         return found
+
+    def _write_key(self, packed: bytes) -> None:
+        for make_room in (self._make_room, None):
+            try:
+                if os.write(self._keys_fd, packed) == len(packed):
+                    self._keys_end += len(packed)
+                    return
+            except OSError:
+                if make_room is None:
+                    raise
+            os.ftruncate(self._keys_fd, self._keys_end)
+            if make_room is not None:
+                make_room()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def count(self, lane: Lane) -> int:
         """How many jobs are filed in a lane; after a kill it may be one too many."""
@@ -214,7 +233,8 @@ class Lanes:
     def _counting(self, lane: Lane, entries: list[Entry]) -> Iterator[Entry]:
         at, number = self._slots.at, lane.number
         if lane.is_loosely_filed:
-            return (entry for entry in entries if at[entry[2] + SEQ] == entry[1])
+            filed = self.by_number
+            return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and filed[at[entry[2] + LANE]].is_due)
         return (
             entry
             for entry in entries
@@ -303,8 +323,11 @@ class Lanes:
         size = words[run]
         columns = (words[first : first + size] for first in chain((run + _COLUMNS,), _columns(run)))
         for number, when, seq, slot in zip(*columns, strict=True):
+            filed = at[slot + LANE]
             if at[slot + SEQ] == seq and (
-                self.by_number[number].is_loosely_filed or (at[slot + LANE] == number and at[slot + WHEN] == when)
+                self.by_number[filed].is_due
+                if self.by_number[number].is_loosely_filed
+                else filed == number and at[slot + WHEN] == when
             ):
                 yield number, when, seq, slot
 
@@ -338,7 +361,9 @@ def _columns(run: int) -> tuple[int, int, int]:
     return first, first + RUN_ENTRIES, first + 2 * RUN_ENTRIES
 
 
-def _keys(packed: bytes) -> Iterator[LaneKey]:
+def _keys(packed: bytes) -> Iterator[tuple[LaneKey, int]]:
+    """The keys, each with where it ends."""
     unpacker: Any = msgpack.Unpacker(use_list=False)
     unpacker.feed(packed)
-    yield from unpacker
+    for key in unpacker:
+        yield key, unpacker.tell()
