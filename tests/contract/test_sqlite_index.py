@@ -21,7 +21,7 @@ import pytest
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreFailed
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, Job, split_target
-from givalia_core.store import sqlite, sqlite_file, sqlite_sweeper
+from givalia_core.store import sqlite_file, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
 from givalia_core.store.index import index, lanes, words
 from givalia_core.store.memory import Memory
@@ -116,7 +116,9 @@ class Script:
                 if chance.random() < 0.2:
                     fields["answered"] = (*was.answered, Answered(request_id(chance.randrange(10**6)), "x", 1))[-3:]
                 stale = chance.random() < 0.05
-                changes.append(Change(was._replace(version=was.version + stale), was._replace(version=was.version + 1, **fields)))
+                changes.append(
+                    Change(was._replace(version=was.version + stale), was._replace(version=was.version + 1, **fields))
+                )
             else:
                 self.last += chance.choice((1, 1, 1, 1, 2))
                 changes.append(Change(None, waiting(self.last, **self._fields())))

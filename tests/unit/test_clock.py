@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-from givalia_core.clock import SECOND_US, ManualClock, Mark, Reading, SystemClock, TimerClock
+from givalia_core.clock import SECOND_US, ManualClock, Mark, Reading, SystemClock, TimerClock, new_id
 
 HOUR_US = 3_600 * SECOND_US
 WALL_US = 1_750_000_000 * SECOND_US
@@ -135,3 +136,23 @@ def test_a_mark_carries_the_length_of_the_leases_that_were_granted() -> None:
     timer = TimerClock.start(ManualClock(), None)
 
     assert timer.mark(timer.now(ManualClock().read()), 30_000_000).lease_us == 30_000_000
+
+
+def test_ids_are_all_different_also_between_a_process_and_its_fork() -> None:
+    new_id()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"".join(new_id() for _ in range(100)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 1_600)
+    os.close(reading)
+    os.close(writing)
+
+    ids = [new_id() for _ in range(5_000)] + [theirs[start : start + 16] for start in range(0, 1_600, 16)]
+
+    # Their second halves are all random but for two bits.
+    assert len({each[8:] for each in ids}) == len(ids)
+    assert {each[6] >> 4 for each in ids} == {7}
+    assert {each[8] >> 6 for each in ids} == {2}
