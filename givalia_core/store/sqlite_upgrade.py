@@ -58,6 +58,8 @@ def _copy(path: Path, making: Path) -> None:
     old = sqlite3.connect(path, isolation_level=None)
     try:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        for leftover in ("-journal", "-wal", "-shm"):  # Of a process that was killed, and not of what is made now.
+            making.with_name(making.name + leftover).unlink(missing_ok=True)
         sqlite_file.create(making)
         new = sqlite3.connect(making, isolation_level=None)
         try:
@@ -79,13 +81,19 @@ def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
         new.executemany("INSERT INTO jobs VALUES (?, ?)", rows)
         last_seq = jobs[-1].seq
     new.executemany("INSERT INTO counts VALUES (?, ?, ?)", old.execute("SELECT module, state, jobs FROM counts"))
-    facts = {name: msgpack.unpackb(value) for name, value in old.execute("SELECT name, value FROM facts")}
+    facts = {name: _fact(name, value, crc) for name, value, crc in old.execute("SELECT name, value, crc FROM facts")}
     last_seq = max(last_seq, facts.get("last_seq") or 0)
     for name, value in (("epoch", facts.get("epoch") or 0), ("commit", (0, 0, last_seq, facts.get("mark")))):
         packed = _pack(value)
         new.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed)))
     new.execute("COMMIT")
     new.execute("PRAGMA journal_mode = WAL")
+
+
+def _fact(name: str, value: bytes, crc: int) -> Any:
+    if crc != zlib.crc32(value):
+        raise StoreCorrupt(f"the stored {name} does not match its checksum")
+    return msgpack.unpackb(value)
 
 
 def _parts(old: sqlite3.Connection) -> Iterator[list[Job]]:

@@ -1,4 +1,4 @@
-"""What the index of the SQLite store promises: it is right after a kill at any instruction, and made anew when it is strange."""
+"""What the index of the SQLite store promises: it is right after a kill at any instruction, and made anew if it is strange."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from givalia_core.errors import StoreFailed
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, Job, split_target
 from givalia_core.store import sqlite_file, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
-from givalia_core.store.index import index, lanes, words
+from givalia_core.store.index import index, lanes, names, words
 from givalia_core.store.memory import Memory
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, job_id, request_id, waiting
@@ -257,7 +257,7 @@ def run_killed(work: Callable[[], None], after: int | None, within: str = "") ->
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os.close(writing)
-    with open(reading, "rb") as file:
+    with os.fdopen(reading, "rb") as file:
         told = file.read()
     os.waitpid(child, 0)
     assert told or after is not None
@@ -267,7 +267,9 @@ def run_killed(work: Callable[[], None], after: int | None, within: str = "") ->
 # Kills.
 
 
-def each_kill(path: Path, within: str, before: list[list[Change]], last: list[Change]) -> Iterator[tuple[SQLite, Store]]:
+def each_kill(
+    path: Path, within: str, before: list[list[Change]], last: list[Change], every: int = 1
+) -> Iterator[tuple[SQLite, Store]]:
     """The store after a kill at each instruction of a function while it does the last of some commits, with the reference.
 
     That commit was not acknowledged, and is in the reference if it is in the records.
@@ -289,7 +291,7 @@ def each_kill(path: Path, within: str, before: list[list[Change]], last: list[Ch
     prepare()
     instructions = run_killed(work, None, within)
     assert instructions
-    for number in range(1, instructions + 1):
+    for number in range(1, instructions + 1, every):
         prepare()
         run_killed(work, number, within)
         store = SQLite(f"sqlite://{path}")
@@ -319,6 +321,18 @@ def test_a_kill_while_a_job_is_linked_behind_later_ends_of_its_key_leaves_one_ch
             for each in (store, reference):
                 (job,) = each.find(Wanted(ids=frozenset({job_id(seq)})), NOW).ids.values()
                 assert not each.commit([changed(job, state=WAITING, key=None, ended_at_us=0, forget_at_us=None)], MARK).refused
+
+
+def test_a_kill_while_a_name_is_removed_leaves_the_last_end_of_a_key_before_the_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names.Names, "hash", lambda self, name: name[0] << 8)  # So that entries move.
+    other = waiting(1, answered=(Answered(request_id(1), "ext", 1),))
+    first = ended(waiting(2, key="a"), ago_us=9).job
+
+    for store, _ in each_kill(path, "Names.remove", [inserts([other, first])], [changed(other, answered=())], 11):
+        store.commit(inserts([ended(waiting(3, key="a")).job]), MARK)
+        assert past_of(store, "a") == 3
 
 
 def test_a_kill_while_an_ended_job_comes_in_leaves_it_under_its_key(path: Path) -> None:
@@ -425,6 +439,12 @@ def lived(path: Path, seed: int = 7) -> tuple[SQLite, Script]:
     return store, script
 
 
+def open_files() -> int:
+    """How many this process has, where the system tells."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
 def half(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
@@ -444,14 +464,14 @@ def test_a_damaged_index_is_made_anew(path: Path, name: str, damage: Callable[[P
     store, script = lived(path)
     store.close()
     damage(path.with_name("queue.db.index") / name)
-    files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    files = open_files()
 
     store.open()
 
     assert store.check() == []
     assert script.seen(store) == script.seen(script.reference)
     store.close()
-    assert not files or len(os.listdir("/proc/self/fd")) == files
+    assert open_files() == files
 
 
 @pytest.mark.usefixtures("larger")

@@ -248,6 +248,8 @@ class Index:
         heads = [slot for slot in self.names.slots(hashed) if slot != but and at[slot + PAST] and at[slot + SEQ]]
         if not heads:
             return None
+        if len(heads) > 1:  # A kill may have left the name to one further down the chain.
+            heads.sort(key=lambda slot: -at[slot + ENDED_AT])
         jobs = self.jobs(heads)
         return next((slot for slot in heads if slot in jobs and jobs[slot].key == key), None)
 
@@ -413,7 +415,7 @@ class Index:
         self.lanes.move(slot, self._forgotten, place)
 
     def unname(self, slot: int, job: Job) -> None:
-        """The records of a forgotten job will be gone; `job` is what they said last. Its id stays, which a restart looks for."""
+        """The records of a forgotten job will be gone; `job` is what they said last. Its id stays: a restart looks for it."""
         if job.key is not None:
             if self.slots.at[slot + PAST]:
                 self._unlink(slot, job.key)
