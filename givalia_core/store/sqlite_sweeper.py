@@ -59,9 +59,7 @@ class Sweeper:
         slots = [slot for _, of_row in rows for slot in of_row]
         jobs = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in slots])
         # Now, for behind the transaction nobody may know any more what they were called.
-        for slot in slots:
-            if (job := jobs.get(at[slot + SEQ])) is not None:
-                self._index.unname(slot, job)
+        self._index.unname({slot: job for slot in slots if (job := jobs.get(at[slot + SEQ])) is not None})
         for row in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
             self.past.is_gone(row)
         self._records.drop_changes(full, half)

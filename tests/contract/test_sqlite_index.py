@@ -568,6 +568,27 @@ def test_a_commit_that_the_index_had_no_room_for_is_filed_by_the_next_start(
 
 
 @pytest.mark.usefixtures("larger")
+def test_forgetting_the_jobs_of_one_key_does_not_go_through_all_of_them_for_each(
+    store: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_sweeper, "ROWS_AT_ONCE", 32)
+    for first in range(1, 3_000, 1_000):
+        jobs = [ended(waiting(seq, key="a"), ago_us=-seq, forget_in_us=seq - 9_000).job for seq in range(first, first + 1_000)]
+        store.commit(inserts(jobs), MARK)
+    while store.commit([], MARK, KEEP_ALL).forgotten:
+        pass
+
+    walks = Mock(wraps=store._index._unlink)
+    monkeypatch.setattr(store._index, "_unlink", walks)
+    sweeps = 0
+    while store._sweeper.has_work:
+        store.tidy()
+        sweeps += 1
+
+    assert walks.call_count == sweeps
+
+
+@pytest.mark.usefixtures("larger")
 def test_jobs_that_ended_before_they_expired_are_not_read_to_find_those_that_expired(store: SQLite) -> None:
     jobs = [waiting(seq, expires_at_us=NOW.timer_us - 1) for seq in range(1, 500)]
     store.commit(inserts(jobs), MARK)

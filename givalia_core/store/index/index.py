@@ -271,22 +271,30 @@ class Index:
         at[slot + PAST] = at[before + PAST]
         at[before + PAST] = slot
 
-    def _unlink(self, slot: int, *keys: str) -> None:
-        """Take a job out of the chain of one of these keys. Which chain it is, is seen from its links: records may be gone."""
+    def _unlink(self, gone: set[int], *keys: str) -> None:
+        """Take jobs out of the chains of these keys. Which chain that is, is seen from the links: records may be gone."""
         at = self.slots.at
-        following = at[slot + PAST]
+
+        def behind(slot: int) -> int:
+            following = at[slot + PAST]
+            while following in gone:
+                following = at[following + PAST]
+            return following
+
         for hashed in map(self.of_key, keys):
-            heads = self.names.slots(hashed)
-            if slot in heads:
-                if following > 1:
-                    self.names.add(hashed, following)
-                self.names.remove(hashed, slot)
-            for before in heads:
-                while before > 1 and at[before + PAST] != slot:
-                    before = at[before + PAST]
-                if before > 1:
-                    at[before + PAST] = following
-        at[slot + PAST] = 0
+            for head in self.names.slots(hashed):
+                before = head
+                if head in gone:
+                    if (before := behind(head)) > 1:
+                        self.names.add(hashed, before)
+                    self.names.remove(hashed, head)
+                while before > 1:
+                    following = behind(before)
+                    if following != at[before + PAST]:
+                        at[before + PAST] = following
+                    before = following
+        for slot in gone:
+            at[slot + PAST] = 0
 
     # Lanes.
 
@@ -355,7 +363,7 @@ class Index:
                 self.names.add(self.of_key(job.key) if hashed_key is None else hashed_key, slot)
             else:
                 if at[slot + PAST]:  # A kill may have come while it was linked.
-                    self._unlink(slot, job.key)
+                    self._unlink({slot}, job.key)
                 self._link(slot, job.key)
         self._add_requests(slot, job)
         self._file(slot, job)
@@ -370,7 +378,7 @@ class Index:
         at = self.slots.at
         if at[slot + PAST]:
             # After a kill it may be in the chain that it is to come to.
-            self._unlink(slot, *{key for key in (was.key, job.key) if key is not None})
+            self._unlink({slot}, *{key for key in (was.key, job.key) if key is not None})
         if was.key is not None and was.key != job.key:
             self.names.remove(self.of_key(was.key), slot)
         at[slot + ENDED_AT] = job.ended_at_us
@@ -414,15 +422,21 @@ class Index:
         """The job of a slot is forgotten, which is written at `place`; until `drop` only the slot's records are known."""
         self.lanes.move(slot, self._forgotten, place)
 
-    def unname(self, slot: int, job: Job) -> None:
-        """The records of a forgotten job will be gone; `job` is what they said last. Its id stays: a restart looks for it."""
-        if job.key is not None:
-            if self.slots.at[slot + PAST]:
-                self._unlink(slot, job.key)
-            self.names.remove(self.of_key(job.key), slot)
-        for past in job.answered:
-            if past.request != job.id:
-                self.names.remove(self.of_request(past.request), slot)
+    def unname(self, jobs: dict[int, Job]) -> None:
+        """The records of forgotten jobs will be gone; these are what they said last. Ids stay: a restart looks for them."""
+        at = self.slots.at
+        ended: dict[str, set[int]] = {}  # A chain may be long: it is walked once for all of them.
+        for slot, job in jobs.items():
+            if job.key is not None and at[slot + PAST]:
+                ended.setdefault(job.key, set()).add(slot)
+        for key, gone in ended.items():
+            self._unlink(gone, key)
+        for slot, job in jobs.items():
+            if job.key is not None:
+                self.names.remove(self.of_key(job.key), slot)
+            for past in job.answered:
+                if past.request != job.id:
+                    self.names.remove(self.of_request(past.request), slot)
 
     def drop(self, slot: int, job: Job | None) -> None:
         """The records of an unnamed job are gone; without a job they were so before, and a kill came in between."""
