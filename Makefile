@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What draws and profiles is kept apart: nobody needs it to test or to run Givalia.
+# What draws, profiles or is only measured beside ours is kept apart: nobody needs it to test or to run Givalia.
 DRAW := build/bench-venv
 DRAW_STAMP := $(DRAW)/.installed
 SOURCES := pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml) example_modules_pkg/pyproject.toml
