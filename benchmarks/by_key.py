@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import harness
@@ -27,7 +28,6 @@ BATCH = 1_000
 REST_S = 1.0  # In which the server tidies up after it was filled.
 WARM = 50
 DUE = {"between": (7_200, 10_800)}
-NO_MANY = "the client has no ext_many and cancel_many: they are not measured"
 
 
 class Taken(NamedTuple):
@@ -47,7 +47,7 @@ def measure(few: int, waiting: int, singles: int, many: int, folder: str | None 
         lines = random.sample(range(few, waiting), singles + many)
         then = singly(client, lines[:singles])
         at_once = in_batches(client, lines[singles:])
-        left = waiting - 2 * singles - (many if at_once else 0)
+        left = waiting - 2 * singles - many
         if rig.waiting(client) != left:
             raise harness.Broken(f"{left:,} jobs should be left; {rig.waiting(client):,} are")
     return [*compared(first, few, then, waiting), *at_once]
@@ -83,20 +83,33 @@ def compared(first: Taken, few: int, then: Taken, waiting: int) -> list[Figure]:
 
 
 def in_batches(client: harness.Client, lines: Sequence[int]) -> list[Figure]:
-    """The same with as many keys as a batch has; empty for a client that cannot."""
-    ext_many: Any = getattr(client, "ext_many", None)
-    cancel_many: Any = getattr(client, "cancel_many", None)
-    if ext_many is None or cancel_many is None:
-        harness.say(NO_MANY)
-        return []
+    """The same with as many keys as a batch has.
+
+    Raises:
+        harness.Broken: One of the jobs was not moved, or not called off.
+    """
     keys = [harness.key_of(line) for line in lines]
     batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
-    ext_ms = sum(_ms(ext_many, batch, 60) for batch in batches)
-    cancel_ms = sum(_ms(cancel_many, batch) for batch in batches)
+    ext_ms, dues = _answered(batches, lambda batch: client.ext_many(batch, 60))
+    cancel_ms, ends = _answered(batches, client.cancel_many)
+    # Whatever was refused is an error among the answers.
+    moved, cancelled = sum(isinstance(each, datetime) for each in dues), ends.count("cancelled")
+    if not len(keys) == len(dues) == len(ends) == moved == cancelled:
+        raise harness.Broken(f"of {len(keys):,} jobs {moved:,} were moved and {cancelled:,} called off")
     return [
         Figure(f"ext_many, batches of {BATCH:,}", 1e3 * len(keys) / ext_ms, "jobs/s", least=30_000),
         Figure(f"cancel_many, batches of {BATCH:,}", 1e3 * len(keys) / cancel_ms, "jobs/s", least=30_000),
     ]
+
+
+def _answered(batches: list[list[str]], call: Callable[[list[str]], list[Any]]) -> tuple[float, list[Any]]:
+    """The milliseconds of these calls, one after the other, and all their answers."""
+    took_ms, answers = 0.0, list[Any]()
+    for batch in batches:
+        began = time.perf_counter()
+        answers += call(batch)
+        took_ms += (time.perf_counter() - began) * 1e3
+    return took_ms, answers
 
 
 if __name__ == "__main__":

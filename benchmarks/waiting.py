@@ -141,9 +141,8 @@ class _Growth:
             self._figures += by_key.compared(self._few, FEW, self._singly(client), level)
         if level == min(MILLION, self._levels[-1]):
             lines = self._some(min(self._many, level // 4))
-            if many := by_key.in_batches(client, lines):
-                self._figures += many
-                self._cancelled += len(lines)
+            self._figures += by_key.in_batches(client, lines)
+            self._cancelled += len(lines)
 
     def _singly(self, client: harness.Client) -> by_key.Taken:
         taken = by_key.singly(client, self._some(self._singles))
