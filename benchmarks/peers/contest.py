@@ -9,6 +9,7 @@ server takes jobs, answers them, is killed (kill -9) and started again: those th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import harness
+from harness import Figure
 
 from peers import bring, servers, side
 
@@ -46,11 +48,12 @@ class Sizes(NamedTuple):
 
     singles: int
     batched: int
+    """None for a peer that has no batches."""
     load: int
 
     def scaled(self, scale: float) -> Sizes:
         """A share of them, for a quick look."""
-        return Sizes(*(max(int(jobs * scale), 1) for jobs in self))
+        return Sizes(*(max(int(jobs * scale), 1) if jobs else 0 for jobs in self))
 
 
 class Rig(Protocol):
@@ -86,6 +89,8 @@ class Contestant(NamedTuple):
     sizes: Sizes
     worker: Sequence[Setting] = ()
     client: Sequence[Setting] = ()
+    is_library: bool = False
+    """A job queue for Python, as Givalia is."""
     rig: Callable[[Contestant, int, str | None], contextlib.AbstractContextManager[Rig]] | None = None
 
     def start(self, jobs: int, folder: str | None) -> contextlib.AbstractContextManager[Rig]:
@@ -195,73 +200,79 @@ class PeerRig:
 
 # One round.
 
+SINGLES: Final = "enqueued one at a time"
+BATCHED: Final = f"enqueued in batches of {side.BATCH:,}"
+LOAD: Final = "end to end"
+IDLE_P50, IDLE_P99 = "idle, enq to start, p50", "idle, enq to start, p99"
+LATE_P50, LATE_P99 = "delayed job, start after its due, p50", "delayed job, start after its due, p99"
+EARLY: Final = "delayed jobs that started before their due"
+CPU: Final = {name: f"end to end, CPU of the {name}" for name in ("client", "worker", "server")}
+LOST: Final = "answered jobs that kill -9 of the server lost"
 
-class Round(NamedTuple):
-    """What one round found; None where a contestant has no such thing."""
-
-    singles: float
-    batched: float | None
-    load: float
-    idle_p50: float
-    idle_p99: float
-    late_p50: float | None
-    late_p99: float | None
-    early: float | None
-    cpu_client: float
-    cpu_worker: float
-    cpu_server: float
-    lost: float
+Part = dict[str, int]
+"""Lines of the ledger that follow each other, as an act of a client is told of them."""
 
 
-def measure(contestant: Contestant, scale: float, folder: str | None) -> Round:
-    """One round.
+def measure(contestant: Contestant, scale: float, folder: str | None) -> list[Figure]:
+    """One round: what it found, without what the contestant does not have.
 
     Raises:
         harness.Broken: A job was lost without a kill, or ran twice, or a process failed.
         bring.Absent: The contestant cannot be had here.
     """
-    sizes = contestant.sizes.scaled(scale)
-    idle_jobs, delayed_jobs, killed_jobs = (max(int(jobs * scale), 10) for jobs in (IDLE, DELAYED, KILLED))
-    with contestant.start(sum(sizes) + idle_jobs + delayed_jobs, folder) as rig, _client(contestant, rig) as client:
-        singles = {"first": 0, "jobs": sizes.singles}
-        singles_s = client.ask("singles", **singles)
-        batched = {"first": sizes.singles, "jobs": sizes.batched}
-        batched_s = client.ask("batches", **batched)
-        # Those are the jobs that warm it up.
-        rig.begin_work()
-        enqueued = [singles, batched] if batched_s is not None else [singles]
-        for part in enqueued:
-            client.ask("drain", **part)
-        load = {"first": sizes.singles + sizes.batched, "jobs": sizes.load}
-        pids = {**rig.pids(), "client": client.pid}
-        before = {name: harness.cpu_s(pid) for name, pid in pids.items()}
-        load_s = client.ask("load", **load)
-        cpu_us = {name: (harness.cpu_s(pid) - before[name]) / sizes.load * 1e6 for name, pid in pids.items()}
-        idle = {"first": sum(sizes), "jobs": idle_jobs}
-        starts_ms = [
-            (rig.ledger.started_us(idle["first"] + number) - began_us) / 1e3
-            for number, began_us in enumerate(client.ask("idle", **idle))
+    idle, delayed, killed = (max(int(jobs * scale), 10) for jobs in (IDLE, DELAYED, KILLED))
+    parts = _parts(*contestant.sizes.scaled(scale), idle, delayed)
+    with contestant.start(sum(part["jobs"] for part in parts), folder) as rig, _client(contestant, rig) as client:
+        singles, batched, load, idle_jobs, delayed_jobs = parts
+        figures = [
+            *_handed_over(rig, client, singles, batched),
+            *_end_to_end(rig, client, load),
+            *_idle(rig, client, idle_jobs),
+            *(late := _late(rig, client, delayed_jobs, DELAYED_OVER_S * min(scale, 1.0))),
         ]
-        delayed = {"first": sum(sizes) + idle_jobs, "jobs": delayed_jobs}
-        dues_us = client.ask("delays", **delayed, over_s=DELAYED_OVER_S * min(scale, 1.0))
-        late_ms = [
-            (rig.ledger.started_us(delayed["first"] + number) - due_us) / 1e3 for number, due_us in enumerate(dues_us or ())
-        ]
-        rig.ledger.check(_lines([*enqueued, load, idle, *([delayed] if late_ms else [])]))
-    return Round(
-        singles=sizes.singles / singles_s,
-        batched=batched_s and sizes.batched / batched_s,
-        load=sizes.load / load_s,
-        idle_p50=harness.quantile(starts_ms, 0.5),
-        idle_p99=harness.quantile(starts_ms, 0.99),
-        late_p50=harness.quantile(late_ms, 0.5) if late_ms else None,
-        late_p99=harness.quantile(late_ms, 0.99) if late_ms else None,
-        early=sum(late < 0 for late in late_ms) if late_ms else None,
-        cpu_client=cpu_us["client"],
-        cpu_worker=cpu_us["worker"],
-        cpu_server=cpu_us["server"],
-        lost=lost_by_kill(contestant, killed_jobs, folder),
-    )
+        rig.ledger.check(_lines(parts if late else parts[:-1]))
+    return [*figures, Figure(LOST, lost_by_kill(contestant, killed, folder), f"of {killed:,}")]
+
+
+def _handed_over(rig: Rig, client: Side, singles: Part, batched: Part) -> list[Figure]:
+    """Enqueue with no worker; then let one drain it all, which warms it up."""
+    figures = [Figure(SINGLES, singles["jobs"] / client.ask("singles", **singles), "jobs/s")]
+    if batched["jobs"]:
+        figures.append(Figure(BATCHED, batched["jobs"] / client.ask("batches", **batched), "jobs/s"))
+    rig.begin_work()
+    for part in (singles, batched):
+        client.ask("drain", **part)
+    return figures
+
+
+def _end_to_end(rig: Rig, client: Side, load: Part) -> list[Figure]:
+    pids = {"client": client.pid, **rig.pids()}
+    before = {name: harness.cpu_s(pid) for name, pid in pids.items()}
+    rate = load["jobs"] / client.ask("load", **load)
+    cpu_us = {name: (harness.cpu_s(pid) - before[name]) / load["jobs"] * 1e6 for name, pid in pids.items()}
+    return [Figure(LOAD, rate, "jobs/s"), *(Figure(words, cpu_us[name], "us a job") for name, words in CPU.items())]
+
+
+def _idle(rig: Rig, client: Side, idle: Part) -> list[Figure]:
+    began_us = client.ask("idle", **idle)
+    starts_ms = [(rig.ledger.started_us(line) - us) / 1e3 for line, us in zip(_lines([idle]), began_us, strict=True)]
+    return [
+        Figure(IDLE_P50, harness.quantile(starts_ms, 0.5), "ms"),
+        Figure(IDLE_P99, harness.quantile(starts_ms, 0.99), "ms"),
+    ]
+
+
+def _late(rig: Rig, client: Side, delayed: Part, over_s: float) -> list[Figure]:
+    """Empty for a contestant without delays."""
+    dues_us = client.ask("delays", **delayed, over_s=over_s)
+    if dues_us is None:
+        return []
+    late_ms = [(rig.ledger.started_us(line) - us) / 1e3 for line, us in zip(_lines([delayed]), dues_us, strict=True)]
+    return [
+        Figure(LATE_P50, harness.quantile(late_ms, 0.5), "ms"),
+        Figure(LATE_P99, harness.quantile(late_ms, 0.99), "ms"),
+        Figure(EARLY, sum(late < 0 for late in late_ms), f"of {len(late_ms):,}"),
+    ]
 
 
 def lost_by_kill(contestant: Contestant, jobs: int, folder: str | None) -> int:
@@ -282,6 +293,11 @@ def _client(contestant: Contestant, rig: Rig) -> Iterator[Side]:
         yield client
 
 
-def _lines(parts: list[dict[str, int]]) -> Iterator[int]:
+def _parts(*counts: int) -> list[Part]:
+    """So many lines each, one part after the other."""
+    return [{"first": first, "jobs": jobs} for first, jobs in zip(itertools.accumulate(counts, initial=0), counts, strict=False)]
+
+
+def _lines(parts: Sequence[Part]) -> Iterator[int]:
     for part in parts:
         yield from range(part["first"], part["first"] + part["jobs"])

@@ -41,6 +41,7 @@ CONTESTANTS: Final = (
         "RQ",
         module="rq",
         server="redis",
+        is_library=True,
         sizes=Sizes(500, 1_000, 800),
         worker=[Setting("worker_class", "SimpleWorker", "runs jobs in its own process: 3 times the one that forks")],
     ),
@@ -48,6 +49,7 @@ CONTESTANTS: Final = (
         "Dramatiq, gevent",
         module="dramatiq",
         server="redis",
+        is_library=True,
         sizes=Sizes(3_000, 0, 8_000),
         worker=[
             Setting("gevent", True, "greenlets for threads, as Givalia's worker has them"),
@@ -59,6 +61,7 @@ CONTESTANTS: Final = (
         "Huey",
         module="huey",
         server="redis",
+        is_library=True,
         sizes=Sizes(4_000, 0, 8_000),
         worker=[Setting("workers", 1, "threads: 2 and 4 were slower, they share the interpreter")],
     ),
@@ -66,6 +69,7 @@ CONTESTANTS: Final = (
         "Celery",
         module="celery",
         server="redis",
+        is_library=True,
         sizes=Sizes(1_500, 0, 2_500),
         worker=[
             Setting("pool", "solo", "for jobs that do nothing faster than prefork, threads and gevent"),
@@ -78,6 +82,7 @@ CONTESTANTS: Final = (
         "Taskiq, stream",
         module="taskiq",
         server="redis",
+        is_library=True,
         sizes=Sizes(2_000, 3_000, 6_000),
         worker=[
             Setting("max_async_tasks", 1_000, "its default of 100 was slower"),
