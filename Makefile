@@ -57,9 +57,11 @@ $(DRAW_STAMP): benchmarks/requirements.lock
 	$(DRAW)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	@touch $(DRAW_STAMP)
 
-# It brings the peers by itself, into build/peers. For a quick look: make bench-peers PEERS="--only rq,givalia --repeats 1".
-bench-peers: $(STAMP)  ## Givalia beside other job servers and queues, in one run
-	PYTHONPATH=benchmarks $(BIN)/python -m peers $(PEERS)
+# It brings the peers by itself, into build/peers. For a quick look: make bench-peers PEERS="--scale 0.1 --repeats 1"; with ten
+# million jobs waiting: make bench-peers PEERS=--ten-million.
+bench-peers: $(STAMP) $(DRAW_STAMP)  ## Givalia beside other job servers and queues, and every goal, in one run
+	status=0; PYTHONPATH=benchmarks $(BIN)/python -m peers $(PEERS) || status=$$?; \
+	$(DRAW)/bin/python benchmarks/plot.py build build/bench-peers.json; exit $$status
 
 lock:  ## Pin every dependency anew, with hashes and without naming an index
 	$(PYTHON) -m venv $(VENV)/lock

@@ -1,38 +1,40 @@
-"""Writes `docs/benchmarks.md` from the figures of the last runs, and puts their plots beside it.
+"""Writes `docs/benchmarks.md` from the figures of a run, and puts its plots beside it.
 
-    python benchmarks/document.py
+    python benchmarks/document.py [RUN.json...]
 
-Reads what `make bench`, `make bench-ten-million` and `make bench-peers` left in `build`; the first of them must be there. No
-figure on the page is written by hand, so none can outlive the run that it is from.
+Reads `build/bench-peers.json`, the whole run that `make bench-peers` left, or the named files: what `make bench` and `make
+bench-ten-million` leave has the same form, without the peers. No figure on the page is written by hand, so none can outlive
+the run that it is from.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import document_peers
-from markdown import aim, measured, shown, table
+from harness import Figure, shown, unmapped
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD, PAGE, PICTURES = ROOT / "build", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks"
-RUNS: Final = {"make bench": BUILD / "bench.json", "make bench-ten-million": BUILD / "bench-ten-million.json"}
 PLOTS: Final = {
     "end-to-end": "Jobs a second end to end against the number of jobs that wait",
     "lateness": "Lateness against the number of jobs that wait",
     "memory": "Resident memory of the server against the number of jobs that wait",
 }
 
-Run = dict[str, Any]
+Data = dict[str, Any]
+Row = tuple[str, ...]
 
 INTRODUCTION: Final = """\
 # Benchmarks
 
 This page is written by `benchmarks/document.py` from the figures of a run, and is not edited by hand. Measure on your own
-machine with `make bench`: a queue that syncs is as fast as its disk, and figures of two machines compare only beside what each
-of them does without Givalia.
+machine with `make bench-peers`, or without the peers with `make bench`: a queue that syncs is as fast as its disk, and figures
+of two machines compare only beside what each of them does without Givalia.
 """
 
 HOW_TO_READ: Final = """\
@@ -49,68 +51,162 @@ HOW_TO_READ: Final = """\
   runs; **late** is from the due until that.
 - **p50** and **p99** are what half of the calls, and 99 of a hundred, do not exceed. Where there are several rounds, the median
   of the rounds is shown.
-- **Aims** were set before; one that is missed stays on the page.
+- **Goals** were set before; one that is missed stays on the page, and what a peer does in the same run is beside it.
+- **Lateness** of a peer that began jobs before their due counts for nothing, however near to the due they began.
 """
 
 
-def page(runs: dict[str, Run]) -> str:
+def page(runs: list[Data]) -> str:
     """The whole page."""
-    parts = [INTRODUCTION, _where(runs), HOW_TO_READ, _goals(runs), _lost(runs), _plots(), *map(_tables, runs, runs.values())]
-    return "\n".join(filter(None, [*parts, document_peers.part(BUILD / "bench-peers.json")]))
+    each_run = (_peers, _goals, _lost)
+    parts = [
+        INTRODUCTION,
+        _where(runs),
+        HOW_TO_READ,
+        *(part(run) for part in each_run for run in runs),
+        _plots(),
+        *map(_tables, runs),
+    ]
+    return "\n".join(filter(None, parts))
 
 
-def _where(runs: dict[str, Run]) -> str:
+def _table(heads: Row, rows: list[Row]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _measured(figure: Figure) -> str:
+    return f"{shown(figure.value)} {figure.unit}".strip()
+
+
+def _where(runs: list[Data]) -> str:
     rows = []
-    for command, run in runs.items():
+    for run in runs:
         versions = ", ".join(
             version if name in ("python", "machine") else f"{name} {version}" for name, version in run["versions"].items()
         )
-        machine = ", ".join(f"{each['name']}: {shown(each['value'])} {each['unit']}".strip() for each in run["machine"])
-        rows.append((f"`{command}`", run["at"], versions, machine))
-    return "## Where it was measured\n\n" + table(("with", "when", "on what", "what the machine does without Givalia"), rows)
+        machine = ", ".join(f"{each.name}: {_measured(each)}" for each in map(unmapped, run["machine"]))
+        rows.append((f"`{run['command']}`", run["at"], versions, machine))
+    return "## Where it was measured\n\n" + _table(("with", "when", "on what", "what the machine does without Givalia"), rows)
 
 
-def _goals(runs: dict[str, Run]) -> str:
-    rows = [
-        (title, figure["name"], measured(figure), aim(figure), "reached" if figure["reached"] else "**missed**")
-        for title, figure in _aimed(runs)
+# The peers.
+
+
+def _peers(run: Data) -> str:
+    """Who took part and how, what was found, and how it is to be read."""
+    peers = run["peers"]
+    if not peers:
+        return ""
+    parts = [
+        "## Beside others\n",
+        "Each is measured in turn with the others by the same client program, with one worker process, on fresh servers on\n"
+        f"loopback, {peers['repeats']} times. Medians are shown, and of jobs that were lost or early the most.\n",
+        _standing(peers),
+        "\n".join(f"- **{name}** is left out: {why}" for name, why in peers["left_out"].items()),
+        _ratios(peers["ratios"]),
+        "### At which settings\n",
+        _settings(peers["contestants"]),
     ]
-    reached = sum(figure["reached"] for _, figure in _aimed(runs))
-    words = f"{reached} of {len(rows)} are reached.\n\n"
-    return "## Goals\n\n" + words + table(("of", "figure", "measured", "aim", ""), rows)
+    return "\n".join(filter(None, parts))
 
 
-def _lost(runs: dict[str, Run]) -> str:
-    lost = [(_share(figure), title, figure) for title, figure in _aimed(runs) if not figure["reached"]]
-    lines = [
-        f"- {title}: **{figure['name']}** is {measured(figure)}, where {aim(figure)} was aimed at ({share})."
-        for (_, share), title, figure in sorted(lost, key=lambda each: each[0])
+def _standing(peers: Data) -> str:
+    """A line for each figure: there are more figures than a page is wide."""
+    found = {name: {each["name"]: unmapped(each) for each in figures} for name, figures in peers["figures"].items()}
+    rows = []
+    for column in peers["columns"]:
+        unit = next((figures[column].unit for figures in found.values() if column in figures), "")
+        values = [shown(figures[column].value) if column in figures else "-" for figures in found.values()]
+        rows.append((f"{column}, {unit}", *values))
+    return _table(("", *found), rows)
+
+
+def _ratios(ratios: list[Data]) -> str:
+    """How many times a peer's figure ours is."""
+
+    def words(peer: Data | None) -> tuple[str, str]:
+        if not peer:
+            return "-", ""
+        return f"{peer['name']}: {shown(peer['value'])}", shown(peer["ratio"]) if peer["ratio"] else "-"
+
+    if not ratios:
+        return ""
+    rows: list[Row] = []
+    for row in ratios:
+        figure, own = f"{row['figure']}, {row['unit']}", shown(row["givalia"])
+        rows.append((figure, own, *words(row["best"]), *words(row["best_durable"])))
+    heads = ("", "Givalia", "best peer", "ratio", "best that lost nothing by kill -9", "ratio")
+    words_above = "### Givalia and the best peer\n\nOf jobs a second a ratio above 1 is better, of times one below 1.\n\n"
+    return words_above + _table(heads, rows)
+
+
+def _settings(contestants: Mapping[str, Data]) -> str:
+    rows: list[Row] = []
+    for name, each in contestants.items():
+        flags = " ".join(each["flags"])
+        rows.append((name, "server", f"{each['server']}{f' (`{flags}`)' if flags else ''}"))
+        rows += [("", f"{setting['name']} = {setting['value']}", setting["why"]) for setting in each["settings"]]
+        jobs = each["jobs"]
+        rows.append(
+            ("", "jobs", f"{jobs['singles']:,} one at a time, {jobs['batched']:,} in batches, {jobs['load']:,} end to end")
+        )
+    return _table(("", "setting", "why"), rows)
+
+
+# The goals.
+
+
+def _goals(run: Data) -> str:
+    rows = []
+    for goal in run["goals"]:
+        figure, peer = unmapped(goal), goal["peer"]
+        beside = f"{peer['name']}: {shown(peer['value'])} {peer['unit']}" if peer else ""
+        reached = "reached" if figure.is_reached else "**missed**"
+        rows.append((goal["of"], figure.name, _measured(figure), figure.aim, reached, beside))
+    if not rows:
+        return ""
+    reached_in_all = sum(goal["reached"] for goal in run["goals"])
+    words = f"## Goals, with `{run['command']}`\n\n{reached_in_all} of {len(rows)} are reached.\n\n"
+    heads = ("of", "figure", "measured", "goal", "", "best peer, or the one that is meant")
+    return words + _table(heads, rows) + "".join(f"\n{note}\n" for note in run["notes"])
+
+
+def _lost(run: Data) -> str:
+    """Every figure in which a peer is better, and every goal that is missed, those that are missed by most first."""
+    broken = [f"- **{name}** has no figures, as a promise was not kept: {why}" for name, why in run["broken"].items()]
+    missed = sorted((_share(unmapped(goal)), goal["of"], unmapped(goal)) for goal in run["goals"] if not goal["reached"])
+    goals = [
+        f"- {title}: **{figure.name}** is {_measured(figure)}, where {figure.aim} was aimed at ({share})."
+        for (_, share), title, figure in missed
     ]
-    return (
-        "## Where we lose\n\nThe aims that are missed, those that are missed by most first.\n\n" + "\n".join(lines) + "\n"
-        if lines
-        else ""
-    )
+    parts = [f"## Where we lose, with `{run['command']}`\n"]
+    if broken:
+        parts += ["\n".join(broken) + "\n"]
+    if better := list(_better(run["peers"]["better"] if run["peers"] else [])):
+        parts += ["Where a peer is better:\n", "\n".join(better) + "\n"]
+    if goals:
+        parts += ["The goals that are missed, those that are missed by most first:\n", "\n".join(goals) + "\n"]
+    return "\n".join(parts) if len(parts) > 1 else ""
 
 
-def _aimed(runs: dict[str, Run]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (title, figure)
-        for run in runs.values()
-        for title, section in run["sections"].items()
-        for figure in section["figures"]
-        if figure["reached"] is not None
-    ]
+def _better(rows: list[Data]) -> Iterator[str]:
+    for row in rows:
+        peer, own = (f"{shown(row[name])} {row['unit']}" for name in ("value", "givalia"))
+        yield f"- {row['figure']}: **{row['peer']}** {peer}, Givalia {own}."
 
 
-def _share(figure: dict[str, Any]) -> tuple[float, str]:
+def _share(figure: Figure) -> tuple[float, str]:
     """How near a figure came to its aim, 1 being there; as a number and in words."""
-    if figure["least"] is not None:
-        share = figure["value"] / figure["least"]
+    if figure.least is not None:
+        share = figure.value / figure.least
         return share, f"{100 * share:.0f} % of it"
-    if not figure["most"]:
+    if not figure.most:
         return 0.0, "none is right"
-    return figure["most"] / figure["value"], f"{figure['value'] / figure['most']:.1f} times that"
+    return figure.most / figure.value, f"{figure.value / figure.most:.1f} times that"
+
+
+# All the rest.
 
 
 def _plots() -> str:
@@ -118,28 +214,31 @@ def _plots() -> str:
     return "## While more and more jobs wait\n\n" + "\n".join(lines) if lines else ""
 
 
-def _tables(command: str, run: Run) -> str:
-    parts = [f"## All figures of `{command}`\n"]
+def _tables(run: Data) -> str:
+    parts = [f"## All figures of our own of `{run['command']}`\n"]
     for title, section in run["sections"].items():
         settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
-        rows = [(figure["name"], measured(figure)) for figure in section["figures"]]
+        rows = [(figure.name, _measured(figure)) for figure in map(unmapped, section["figures"])]
         parts.append(
             f"### {title}\n\n{section['words']}\n\nOn its own: `python benchmarks/{section['file']}`. "
-            f"Here with {settings}; it took {section['seconds']:.0f} s.\n\n{table(('figure', 'measured'), rows)}"
+            f"Here with {settings}; it took {section['seconds']:.0f} s.\n\n{_table(('figure', 'measured'), rows)}"
         )
-    return "\n".join(parts)
+    return "\n".join(parts) if run["sections"] else ""
 
 
 def main() -> None:
     """Write the page."""
-    runs = {command: json.loads(path.read_text(encoding="utf-8")) for command, path in RUNS.items() if path.exists()}
-    if "make bench" not in runs:
-        raise SystemExit("build/bench.json is not there: run make bench first")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", default=[BUILD / "bench-peers.json"])
+    given = parser.parse_args()
+    missing = [str(path) for path in given.runs if not path.exists()]
+    if missing:
+        parser.error(f"not there: {' '.join(missing)}; make bench-peers or make bench writes it")
     PICTURES.mkdir(exist_ok=True)
     for name in PLOTS:
         if (BUILD / f"{name}.svg").exists():
             shutil.copy(BUILD / f"{name}.svg", PICTURES)
-    PAGE.write_text(page(runs), encoding="utf-8")
+    PAGE.write_text(page([json.loads(path.read_text(encoding="utf-8")) for path in given.runs]), encoding="utf-8")
 
 
 if __name__ == "__main__":

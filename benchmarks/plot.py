@@ -55,12 +55,13 @@ PLOTS: Final = (
 
 def curves(run: dict[str, Any]) -> dict[str, Points]:
     """The points of each curve of a run, by the number that wait."""
-    found: dict[str, Points] = {}
+    found: dict[str, dict[float, float]] = {}
     for section in run["sections"].values():
         for figure in section["figures"]:
             if figure["curve"]:
-                found.setdefault(figure["curve"], []).append((figure["at"], figure["value"]))
-    return {name: sorted(points) for name, points in found.items()}
+                # Of a number that two stores have measured, the first store that had it is drawn.
+                found.setdefault(figure["curve"], {}).setdefault(figure["at"], figure["value"])
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def draw(plot: Plot, points: dict[str, Points], folder: Path, suffix: str) -> Path:

@@ -7,8 +7,9 @@ early: its figures are then left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import backlog
 import end_to_end
@@ -20,7 +21,7 @@ import postgres
 import steady_store
 import store_commit
 import waiting
-from harness import Section
+from harness import Figure, Section
 
 from givalia_core import GivaliaError
 
@@ -59,24 +60,45 @@ OPTIONS = (
 )
 
 
+class Measured(NamedTuple):
+    """What the benchmarks of a plan found."""
+
+    sections: dict[str, Section]
+    broken: dict[str, str]
+    """Those that have no figures, and why."""
+
+    @property
+    def figures(self) -> dict[str, list[Figure]]:
+        """By the titles of the benchmarks."""
+        return {title: section.figures for title, section in self.sections.items()}
+
+
+def measure(plan: Plan, folder: str | None, titles: Mapping[ModuleType, str] | None = None) -> Measured:
+    """Run the benchmarks of a plan, one after the other; each says how long it took. They have their own titles or these."""
+    sections: dict[str, Section] = {}
+    broken: dict[str, str] = {}
+    for benchmark, some in plan.items():
+        name = (titles or {}).get(benchmark, benchmark.TITLE)
+        harness.say(f"{name} ({benchmark.__name__}.py)")
+        try:
+            sections[name] = harness.run(benchmark, {**harness.options_of(benchmark), **some}, folder)
+            harness.say(f"{name} took {sections[name].seconds:.0f} s")
+        except (harness.Broken, GivaliaError) as error:
+            broken[name] = str(error)
+            harness.say(f"BROKEN: {error}")
+    return Measured(sections, broken)
+
+
 def main() -> int:
-    """Measure everything and print one table a benchmark."""
+    """Measure everything and print one table a benchmark, and one of all goals."""
     given = harness.arguments(__doc__, OPTIONS).parse_args()
     plan = TEN_MILLION if given.ten_million else QUICK if given.quick else USUAL
     only = set(filter(None, given.only.split(",")))
     machine = harness.calibrate(given.folder)
-    sections: dict[str, Section] = {}
-    worst = 0
-    for benchmark, some in plan.items():
-        if only and benchmark.__name__ not in only:
-            continue
-        harness.say(f"{benchmark.TITLE} ({benchmark.__name__}.py)")
-        try:
-            sections[benchmark.TITLE] = harness.run(benchmark, {**harness.options_of(benchmark), **some}, given.folder)
-        except (harness.Broken, GivaliaError) as broken:
-            harness.say(f"BROKEN: {broken}")
-            worst = 2
-    return max(worst, harness.report(machine, sections, given.json))
+    found = measure({each: some for each, some in plan.items() if not only or each.__name__ in only}, given.folder)
+    command = "make bench-ten-million" if given.ten_million else "make bench"
+    goals = harness.goals_of(found.figures)
+    return harness.report(harness.Run(command, machine, harness.versions(), found.sections, goals, found.broken), given.json)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ touches a server, store or file that it did not make.
 """
 
 from givalia_core import Client
-from harness.figures import MIB, Figure, mapped, medians, quantile, table
+from harness.figures import MIB, Figure, aligned, mapped, medians, quantile, shown, table, unmapped, verdict
+from harness.goals import Goal, Peer, goals_of
 from harness.ledger import Broken, Ledger
 from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
 from harness.machine import calibrate, round_trip_ms, versions
-from harness.program import Option, Section, arguments, main, options_of, report, run
+from harness.program import Beside, Option, Run, Section, arguments, main, options_of, report, run
 from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, mapped_bytes, rss_bytes
 from harness.words import say
 
@@ -20,18 +21,24 @@ __all__ = [
     "MODULE",
     "PART",
     "START_S",
+    "Beside",
     "Broken",
     "Client",
     "Figure",
+    "Goal",
     "Ledger",
     "Option",
+    "Peer",
     "Rig",
+    "Run",
     "Section",
+    "aligned",
     "arguments",
     "calibrate",
     "cpu_s",
     "enq_in_frames",
     "enq_in_parts",
+    "goals_of",
     "jobs_of",
     "key_of",
     "latencies",
@@ -47,6 +54,9 @@ __all__ = [
     "rss_bytes",
     "run",
     "say",
+    "shown",
     "table",
+    "unmapped",
+    "verdict",
     "versions",
 ]

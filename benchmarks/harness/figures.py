@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 MIB: Final = 1 << 20
@@ -24,8 +24,8 @@ class Figure(NamedTuple):
     def aim(self) -> str:
         """The aim in words."""
         if self.least is not None:
-            return f"at least {_shown(self.least)}"
-        return "" if self.most is None else f"at most {_shown(self.most)}"
+            return f"at least {shown(self.least)}"
+        return "" if self.most is None else f"at most {shown(self.most)}"
 
     @property
     def is_reached(self) -> bool | None:
@@ -46,21 +46,39 @@ def medians(rounds: Sequence[Sequence[Figure]]) -> list[Figure]:
     return [same[0]._replace(value=statistics.median(each.value for each in same)) for same in zip(*rounds, strict=True)]
 
 
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def shown(value: float) -> str:
+    """A number as people read it."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def verdict(is_reached: bool | None) -> str:
+    """Whether an aim is reached, in a word."""
+    return {True: "reached", False: "MISSED", None: ""}[is_reached]
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows as lines, their columns below each other; those of these numbers end below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{word:>{width}}" if column in right else f"{word:{width}}"
+            for column, (word, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures for people: one to a line, its aim beside it, and whether it is reached."""
-    words = {True: "reached", False: "MISSED", None: ""}
-    rows = [(each.name, _shown(each.value), each.unit, each.aim, words[each.is_reached]) for each in figures]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        f"{name:{widths[0]}}  {value:>{widths[1]}} {unit:{widths[2]}}  {aim:{widths[3]}}  {reached}".rstrip()
-        for name, value, unit, aim, reached in rows
-    )
+    rows = [(each.name, shown(each.value), each.unit, each.aim, verdict(each.is_reached)) for each in figures]
+    return aligned(rows, right={1})
 
 
 def mapped(figure: Figure) -> dict[str, Any]:
     """The figure as JSON has it."""
     return {**figure._asdict(), "reached": figure.is_reached}
+
+
+def unmapped(data: Mapping[str, Any]) -> Figure:
+    """The figure that JSON had so."""
+    return Figure(**{field: data[field] for field in Figure._fields})

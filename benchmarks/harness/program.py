@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from givalia_core import GivaliaError
 from harness.figures import Figure, mapped, table
+from harness.goals import Goal, goals_of, goals_table, mapped_goal
 from harness.ledger import Broken
 from harness.machine import calibrate, versions
 from harness.words import say
@@ -70,31 +71,79 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
     return Section(file, (benchmark.__doc__ or "").strip(), settings, time.monotonic() - began, figures)
 
 
-def report(machine: list[Figure], sections: dict[str, Section], file: str | None) -> int:
-    """Print the figures, and write them as JSON if a file is named; returns the exit code, 1 if an aim is missed."""
+class Beside(NamedTuple):
+    """What else a run found, beside our own figures: for people, and as JSON."""
+
+    text: str
+    data: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """Everything that a command measured. As JSON it has one form, whatever the command: see `recorded`."""
+
+    command: str
+    machine: list[Figure]
+    versions: dict[str, str]
+    sections: dict[str, Section]
+    goals: list[Goal]
+    broken: dict[str, str]
+    """What has no figures because a promise was not kept, and why."""
+    notes: Sequence[str] = ()
+    """What is to be known of the goals, such as which of them this run could not measure."""
+    peers: Beside | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every goal is reached, 1 if one is missed, 2 if something is broken."""
+        return 2 if self.broken else int(not all(each.figure.is_reached for each in self.goals))
+
+
+def recorded(run: Run) -> dict[str, Any]:
+    """The run as JSON has it, for `document.py` and `plot.py`."""
+    return {
+        "command": run.command,
+        "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "versions": run.versions,
+        "machine": [mapped(each) for each in run.machine],
+        "sections": {
+            title: {**each._asdict(), "figures": [mapped(figure) for figure in each.figures]}
+            for title, each in run.sections.items()
+        },
+        "goals": [mapped_goal(each) for each in run.goals],
+        "notes": list(run.notes),
+        "broken": run.broken,
+        "peers": run.peers and run.peers.data,
+    }
+
+
+def printed(run: Run) -> str:
+    """The run for people."""
+    words = [f"{name} {version}" for name, version in run.versions.items()]
+    lines = "\n".join(" · ".join(words[start : start + 8]) for start in range(0, len(words), 8))
+    parts = [lines, f"This machine\n{table(run.machine)}"]
+    for title, (program, _, settings, seconds, figures) in run.sections.items():
+        given = " ".join(f"{name}={value}" for name, value in settings.items())
+        parts.append(f"{title} ({program}, {seconds:.0f} s: {given})\n{table(figures)}")
+    if run.peers:
+        parts.append(run.peers.text)
+    if len(run.sections) > 1 or run.peers:
+        parts.append("\n".join(["Goals", goals_table(run.goals), *run.notes] if run.goals else ["No goals", *run.notes]))
+    parts += [f"BROKEN: {name}: {why}" for name, why in run.broken.items()]
+    return "\n\n".join(parts)
+
+
+def report(run: Run, file: str | None) -> int:
+    """Print the run, and write it as JSON if a file is named; returns the exit code."""
     if file:
-        known = {
-            "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "versions": versions(),
-            "machine": [mapped(each) for each in machine],
-            "sections": {
-                title: {**each._asdict(), "figures": [mapped(figure) for figure in each.figures]}
-                for title, each in sections.items()
-            },
-        }
-        text = json.dumps(known, indent=2)
+        text = json.dumps(recorded(run), indent=2)
         if file == "-":
             print(text)
         else:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text(text + "\n", encoding="utf-8")
     if file != "-":
-        print(" · ".join(f"{name} {version}" for name, version in versions().items()))
-        print(f"\nThis machine\n{table(machine)}")
-        for title, (program, _, settings, seconds, figures) in sections.items():
-            given = " ".join(f"{name}={value}" for name, value in settings.items())
-            print(f"\n{title} ({program}, {seconds:.0f} s: {given})\n{table(figures)}")
-    return int(any(each.is_reached is False for section in sections.values() for each in section.figures))
+        print(printed(run))
+    return run.exit_code
 
 
 def main(benchmark: ModuleType) -> int:
@@ -107,4 +156,5 @@ def main(benchmark: ModuleType) -> int:
     except (Broken, GivaliaError) as broken:
         say(f"BROKEN: {broken}")
         return 2
-    return report(machine, {benchmark.TITLE: section}, file)
+    goals = goals_of({benchmark.TITLE: section.figures})
+    return report(Run(f"python benchmarks/{section.file}", machine, versions(), {benchmark.TITLE: section}, goals, {}), file)

@@ -1,232 +1,164 @@
-"""Givalia and its peers side by side, on this machine and in this run: no-op jobs with params of about 30 bytes.
+"""Givalia and its peers side by side, and every goal that Givalia has, on this machine and in this run.
 
 The peers are brought to `build/peers`, started on loopback and measured in turns with Givalia: whatever else the machine does
-meets all of them. The figures are the medians of the rounds; of jobs lost by kill -9, the most. A peer that cannot be had
-here is left out, and one that lost or doubled a job is broken; both are named with the reason.
+meets all of them. Their jobs do nothing, and have params of about 30 bytes. The figures are the medians of the rounds; of jobs
+lost by kill -9, the most. A peer that cannot be had here is left out, and one that lost or doubled a job is broken; both are
+named with the reason. Then the benchmarks of `make bench` follow, and the goals with what the peers did beside them. The exit
+code is 0 if every goal is reached, 1 if one is missed, 2 if somebody's promise was not kept.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import harness
+import run
+import waiting
+from harness import Figure
 
 from givalia_core import GivaliaError
-from peers import bring, contest, servers
-from peers.contest import Round
+from peers import bring, contest, servers, standing
+from peers.contest import Contestant
 from peers.contestants import CONTESTANTS
 
-_OURS: Final = "Givalia"
 _OUR_STORE: Final = "SQLite on disk, synced before each answer: its default"
 _JSON: Final = Path(__file__).resolve().parents[2] / "build" / "bench-peers.json"
-
-
-class Column(NamedTuple):
-    """A figure of a round, and how it is shown."""
-
-    field: str
-    head: tuple[str, str]
-    words: str
-    best: Callable[..., Any] | None = None
-    """`max` or `min`; nothing where a ratio says nothing."""
-
-
-COLUMNS: Final = (
-    Column("singles", ("enq 1", "jobs/s"), "enqueued one at a time, jobs/s", max),
-    Column("batched", ("enq batch", "jobs/s"), "enqueued in batches of 1,000, jobs/s", max),
-    Column("load", ("end to end", "jobs/s"), "end to end, jobs/s", max),
-    Column("idle_p50", ("idle", "p50 ms"), "idle, enq to start, p50 ms", min),
-    Column("idle_p99", ("idle", "p99 ms"), "idle, enq to start, p99 ms", min),
-    Column("late_p50", ("late", "p50 ms"), "delayed job's start after its due, p50 ms"),
-    Column("late_p99", ("late", "p99 ms"), "delayed job's start after its due, p99 ms", min),
-    Column("early", ("early", "of 300"), "delayed jobs that started before their due"),
-    Column("cpu_client", ("client", "us/job"), "CPU of the client, end to end, us a job", min),
-    Column("cpu_worker", ("worker", "us/job"), "CPU of the worker, end to end, us a job", min),
-    Column("cpu_server", ("server", "us/job"), "CPU of the server, end to end, us a job", min),
-    Column("lost", ("lost by", "kill -9"), "of 2,000 answered jobs, lost by kill -9 of the server"),
+_OPTIONS: Final = (
+    harness.Option("repeats", 3, "rounds of the contest, each on fresh servers; the medians are shown"),
+    harness.Option("scale", 1.0, "share of the contest's jobs; below 1 our own benchmarks are those of make bench's --quick"),
+    harness.Option("only", "", "contestants and benchmarks, with commas between"),
+    harness.Option("ten_million", False, "also measure with ten million jobs waiting; it takes a while"),
 )
-
-
-class Section(NamedTuple):
-    """A part of what is reported: for people, and as JSON."""
-
-    text: str
-    data: Any
+_WORST: Final = (contest.LOST, contest.EARLY)
+_TEN_MILLION: Final = "While ten million wait"
+_NO_TEN_MILLION: Final = (
+    "The rows with ten million waiting (memory, ext and cancel by key, first answer after kill -9, steady, end to end) need "
+    "--ten-million; those above are with fewer."
+)
 
 
 class Found(NamedTuple):
     """What the rounds found."""
 
-    figures: dict[str, dict[str, float | None]]
-    missing: dict[str, str]
-    """Who has no figures, and why."""
+    figures: dict[str, list[Figure]]
+    left_out: dict[str, str]
+    broken: dict[str, str]
 
 
-def rounds(names: Sequence[str], repeats: int, scale: float, folder: str | None) -> Found:
+def rounds(some: Sequence[Contestant], repeats: int, scale: float, folder: str | None) -> Found:
     """Each contestant's rounds, in turns."""
-    found: dict[str, list[Round]] = {}
-    missing: dict[str, str] = {}
+    found: dict[str, list[list[Figure]]] = {each.name: [] for each in some}
+    left_out: dict[str, str] = {}
+    broken: dict[str, str] = {}
     for number in range(repeats):
-        for contestant in (each for each in CONTESTANTS if each.name in names and each.name not in missing):
-            harness.say(f"{contestant.name}, round {number + 1} of {repeats}")
+        for contestant in (each for each in some if each.name in found):
+            name = contestant.name
+            harness.say(f"{name}, round {number + 1} of {repeats}")
             try:
-                found.setdefault(contestant.name, []).append(contest.measure(contestant, scale, folder))
+                found[name].append(contest.measure(contestant, scale, folder))
             except bring.Absent as absent:
-                missing[contestant.name] = f"LEFT OUT: {absent}"
-            except (harness.Broken, GivaliaError) as broken:
-                missing[contestant.name] = f"BROKEN: {broken}"
-            if contestant.name in missing:
-                harness.say(f"{contestant.name} {missing[contestant.name]}")
-    return Found({name: _medians(some) for name, some in found.items() if name not in missing}, missing)
+                left_out[name] = str(absent)
+            except (harness.Broken, GivaliaError) as error:
+                broken[name] = str(error)
+            if why := left_out.get(name) or broken.get(name):
+                harness.say(f"{name} has no figures: {why}")
+                del found[name]
+    return Found({name: _together(each) for name, each in found.items()}, left_out, broken)
 
 
-def _medians(some: Sequence[Round]) -> dict[str, float | None]:
-    medians = {field: _median([getattr(each, field) for each in some]) for field in Round._fields}
-    # A single loss is one too many.
-    return medians | {"lost": max(each.lost for each in some)}
+def _together(some: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """The medians of the rounds; but a single job lost is one too many, and so is a single one that was early."""
+    worst = {name: [each.value for figures in some for each in figures if each.name == name] for name in _WORST}
+    return [
+        figure._replace(value=max(worst[figure.name])) if figure.name in worst else figure for figure in harness.medians(some)
+    ]
 
 
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
-
-
-# The sections.
-
-
-def machine_section(folder: str | None) -> Section:
-    """What the machine does without any of them."""
-    figures = harness.calibrate(folder)
-    return Section(harness.table(figures), [figure._asdict() for figure in figures])
-
-
-def versions_section(found: Found) -> Section:
+def versions(some: Sequence[Contestant]) -> dict[str, str]:
     """What was measured."""
-    known = harness.versions()
-    kinds = {each.server for each in CONTESTANTS if each.name in found.figures and each.server}
-    if kinds:
-        brought = (servers.KINDS[kind] for kind in sorted(kinds))
-        known |= {kind.program: kind.brought().version for kind in brought} | bring.package_versions()
-    words = [f"{name} {version}" for name, version in known.items()]
-    return Section("\n".join(" · ".join(words[start : start + 7]) for start in range(0, len(words), 7)), known)
+    brought = [servers.KINDS[kind] for kind in sorted({each.server for each in some if each.server})]
+    programs = {kind.program: kind.brought().version for kind in brought}
+    return harness.versions() | programs | (bring.package_versions() if brought else {})
 
 
-def settings_section(found: Found) -> Section:
+def settings(some: Sequence[Contestant], scale: float) -> dict[str, Any]:
     """At which settings, and why."""
-    shown = [each for each in CONTESTANTS if each.name in found.figures]
-    rows = []
-    for each in shown:
-        rows.append((each.name, "server", servers.KINDS[each.server].words if each.server else _OUR_STORE))
-        rows += [("", f"{setting.name} = {setting.value}", setting.why) for setting in (*each.worker, *each.client)]
-    data = {
+    return {
         each.name: {
-            "server": list(servers.KINDS[each.server].flags) if each.server else [],
+            "server": servers.KINDS[each.server].words if each.server else _OUR_STORE,
+            "flags": list(servers.KINDS[each.server].flags) if each.server else [],
             "settings": [setting._asdict() for setting in (*each.worker, *each.client)],
-            "jobs": each.sizes._asdict(),
+            "jobs": each.sizes.scaled(scale)._asdict(),
         }
-        for each in shown
+        for each in some
     }
-    return Section(_aligned(rows), data)
 
 
-def table_section(found: Found) -> Section:
-    """A line for each contestant, a column for each figure; whoever has none is named below."""
-    heads = [("", *(column.head[line] for column in COLUMNS)) for line in (0, 1)]
-    rows = [(name, *(_shown(row[column.field]) for column in COLUMNS)) for name, row in found.figures.items()]
-    words = "\n".join(f"{name} {why}" for name, why in found.missing.items())
-    return Section(_aligned([*heads, *rows], to_right=True) + (f"\n\n{words}" if words else ""), found._asdict())
+def beside(found: Found, some: Sequence[Contestant], repeats: int, scale: float) -> harness.Beside:
+    """The contest, for people and as JSON."""
+    at = settings(some, scale)
+    rows: list[tuple[str, str, str]] = []
+    for name, each in at.items():
+        rows.append((name, "server", each["server"]))
+        rows += [("", f"{setting['name']} = {setting['value']}", setting["why"]) for setting in each["settings"]]
+    ratios = standing.ratios(found.figures)
+    parts = [f"Settings\n{harness.aligned(rows)}", f"Side by side\n{standing.table(found.figures)}"]
+    parts += [f"LEFT OUT: {name}: {why}" for name, why in found.left_out.items()]
+    if ratios:
+        parts.append(f"Givalia and the best peer\n{standing.ratios_table(ratios)}")
+    data = {
+        "repeats": repeats,
+        "scale": scale,
+        "contestants": at,
+        "columns": [column.figure for column in standing.COLUMNS],
+        "figures": {name: [harness.mapped(figure) for figure in figures] for name, figures in found.figures.items()},
+        "left_out": found.left_out,
+        "ratios": ratios,
+        "better": standing.better(found.figures),
+    }
+    return harness.Beside("\n\n".join(parts), data)
 
 
-def ratios_section(found: Found) -> Section:
-    """Givalia beside the best peer, and beside the best of those that lost nothing by kill -9."""
-    figures = dict(found.figures)
-    ours = figures.pop(_OURS, None)
-    if ours is None or not figures:
-        return Section("", {})
-    durable = {name: row for name, row in figures.items() if not row["lost"]}
-    rows = [("", _OURS, "best peer", "", "ratio", "best that lost nothing", "", "ratio")]
-    data: dict[str, Any] = {}
-    for column in (each for each in COLUMNS if each.best):
-        own = ours[column.field]
-        pairs = [_best(column, some) for some in (figures, durable)]
-        ratios = [own / value if own is not None and value else None for _, value in pairs]
-        words = [(name, _shown(value), _shown(ratio)) for (name, value), ratio in zip(pairs, ratios, strict=True)]
-        rows.append((column.words, _shown(own), *words[0], *words[1]))
-        data[column.field] = {
-            "givalia": own,
-            "best": {"name": pairs[0][0], "value": pairs[0][1], "ratio": ratios[0]},
-            "best_durable": {"name": pairs[1][0], "value": pairs[1][1], "ratio": ratios[1]},
-        }
-    return Section(_aligned(rows) + "\n(of jobs/s, more than 1 is better; of ms and us, less than 1)", data)
-
-
-def _best(column: Column, figures: Mapping[str, Mapping[str, float | None]]) -> tuple[str, float | None]:
-    known = {name: value for name, row in figures.items() if (value := row[column.field]) is not None}
-    if not known:
-        return "", None
-    assert column.best is not None
-    name = column.best(known, key=known.__getitem__)
-    return name, known[name]
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], to_right: bool = False) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-
-    def line(row: Sequence[str]) -> str:
-        first, *others = (f"{word:<{width}}" for word, width in zip(row, widths, strict=True))
-        if to_right:
-            others = [f"{word:>{width}}" for word, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([first, *others]).rstrip()
-
-    return "\n".join(map(line, rows))
+def own(plan: run.Plan, with_ten_million: bool, folder: str | None) -> run.Measured:
+    """Our own benchmarks; with ten million waiting a store more, as the others have its million."""
+    found = run.measure(plan, folder)
+    if with_ten_million:
+        more = run.measure({waiting: {"levels": "0,10000000", "seconds": 15.0}}, folder, {waiting: _TEN_MILLION})
+        found = run.Measured(found.sections | more.sections, found.broken | more.broken)
+    return found
 
 
 def main() -> int:
-    """Measure all that are there, print what was found, and write it as JSON; returns 2 if a contestant broke."""
-    options = (
-        harness.Option("repeats", 3, "rounds, each on fresh servers; the medians are shown"),
-        harness.Option("scale", 1.0, "share of the jobs"),
-        harness.Option("only", "", "contestants, with commas between: " + ", ".join(each.module for each in CONTESTANTS)),
-    )
-    parser = harness.arguments(__doc__, options)
+    """Measure all that are there, print what was found, and write it as JSON."""
+    parser = harness.arguments(__doc__, _OPTIONS)
     parser.set_defaults(json=str(_JSON))
     given = parser.parse_args()
     wanted = {word.strip().lower() for word in given.only.split(",") if word.strip()}
-    names = [each.name for each in CONTESTANTS if not wanted or wanted & {each.name.lower(), each.module}]
-    if not names:
+    some = [each for each in CONTESTANTS if not wanted or wanted & {each.name.lower(), each.module}]
+    usual = run.QUICK if given.scale < 1 else run.USUAL
+    plan = {each: options for each, options in usual.items() if not wanted or each.__name__ in wanted}
+    if not some and not plan:
         parser.error(f"nobody is called {given.only}")
-    machine = machine_section(given.folder)
-    found = rounds(names, given.repeats, given.scale, given.folder)
-    sections = {
-        "Versions": versions_section(found),
-        "This machine": machine,
-        "Settings": settings_section(found),
-        "Side by side": table_section(found),
-        "Givalia and the best peer": ratios_section(found),
-    }
-    report(sections, given.json)
-    return 2 if any(why.startswith("BROKEN") for why in found.missing.values()) else 0
-
-
-def report(sections: Mapping[str, Section], file: str) -> None:
-    """Print the sections, and write them to the file; as `-`, it is standard output, without what is for people."""
-    text = json.dumps({title: section.data for title, section in sections.items()}, indent=2)
-    if file == "-":
-        print(text)
-        return
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(text + "\n", encoding="utf-8")
-    print("\n\n".join(f"{title}\n{section.text}" for title, section in sections.items() if section.text))
+    machine = harness.calibrate(given.folder)
+    found = rounds(some, given.repeats, given.scale, given.folder)
+    ours = own(plan, given.ten_million, given.folder)
+    shown = [each for each in some if each.name in found.figures]
+    among_peers, notes = standing.goals(found.figures)
+    return harness.report(
+        harness.Run(
+            "make bench-peers",
+            machine,
+            versions(shown),
+            ours.sections,
+            [*among_peers, *harness.goals_of(ours.figures, standing.beside(found.figures))],
+            found.broken | ours.broken,
+            [*notes, *([] if given.ten_million else [_NO_TEN_MILLION])],
+            beside(found, shown, given.repeats, given.scale) if shown else None,
+        ),
+        given.json,
+    )
 
 
 if __name__ == "__main__":

@@ -295,7 +295,8 @@ def _client(contestant: Contestant, rig: Rig) -> Iterator[Side]:
 
 def _parts(*counts: int) -> list[Part]:
     """So many lines each, one part after the other."""
-    return [{"first": first, "jobs": jobs} for first, jobs in zip(itertools.accumulate(counts, initial=0), counts, strict=False)]
+    firsts = itertools.accumulate((0, *counts[:-1]))
+    return [{"first": first, "jobs": jobs} for first, jobs in zip(firsts, counts, strict=True)]
 
 
 def _lines(parts: Sequence[Part]) -> Iterator[int]:

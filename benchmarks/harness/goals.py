@@ -1,0 +1,63 @@
+"""The goals of a run: every figure that has an aim, and where there are peers in the run, theirs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from harness.figures import Figure, aligned, mapped, shown, verdict
+
+
+class Peer(NamedTuple):
+    """What somebody else did in the same run."""
+
+    name: str
+    value: float
+    unit: str
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.name}: {shown(self.value)} {self.unit}"
+
+
+class Goal(NamedTuple):
+    """A figure with an aim, of the benchmark with that title; and the peer's beside it, where there is one."""
+
+    of: str
+    figure: Figure
+    peer: Peer | None = None
+
+
+def goals_of(figures: Mapping[str, Sequence[Figure]], beside: Mapping[str, Peer] | None = None) -> list[Goal]:
+    """The goals among the figures of these benchmarks, and the peers' by the names of our figures."""
+    return [
+        Goal(title, figure, (beside or {}).get(figure.name))
+        for title, some in figures.items()
+        for figure in some
+        if figure.is_reached is not None
+    ]
+
+
+def goals_table(goals: Sequence[Goal]) -> str:
+    """For people: our figure, the goal, whether it is reached, and the peer's figure of the same run."""
+    rows = [("", "", "Givalia", "", "goal", "", "best peer, or the one that is meant")] if any(g.peer for g in goals) else []
+    rows += [
+        (
+            of,
+            figure.name,
+            shown(figure.value),
+            figure.unit,
+            figure.aim,
+            verdict(figure.is_reached),
+            peer.words if peer else "",
+        )
+        for of, figure, peer in goals
+    ]
+    reached = sum(bool(each.figure.is_reached) for each in goals)
+    return aligned(rows, right={2}) + f"\n{reached} of {len(goals)} reached"
+
+
+def mapped_goal(goal: Goal) -> dict[str, Any]:
+    """The goal as JSON has it: its figure, and what is beside it."""
+    return {"of": goal.of, **mapped(goal.figure), "peer": goal.peer and goal.peer._asdict()}
