@@ -46,7 +46,7 @@ def measure(few: int, waiting: int, singles: int, many: int, folder: str | None 
         many = min(many, (waiting - few) // 2)
         lines = random.sample(range(few, waiting), singles + many)
         then = singly(client, lines[:singles])
-        at_once = in_batches(client, lines[singles:])
+        at_once = in_batches(client, lines[singles:], waiting)
         left = waiting - 2 * singles - many
         if rig.waiting(client) != left:
             raise harness.Broken(f"{left:,} jobs should be left; {rig.waiting(client):,} are")
@@ -77,13 +77,13 @@ def compared(first: Taken, few: int, then: Taken, waiting: int) -> list[Figure]:
             Figure(f"{name} by key, {few:,} waiting, p50", p50, "ms"),
             Figure(f"{name} by key, {waiting:,} waiting, p50", p50_then, "ms"),
             Figure(f"{name} by key, {waiting:,} waiting, p99", harness.quantile(after, 0.99), "ms"),
-            Figure(f"{name} by key, p50, of that with {few:,}", p50_then / p50, "times", most=1.5),
+            Figure(f"{name} by key, {waiting:,} waiting, p50, of that with {few:,}", p50_then / p50, "times", most=1.5),
         ]
     return figures
 
 
-def in_batches(client: harness.Client, lines: Sequence[int]) -> list[Figure]:
-    """The same with as many keys as a batch has.
+def in_batches(client: harness.Client, lines: Sequence[int], waiting: int) -> list[Figure]:
+    """The same with as many keys as a batch has, while so many wait.
 
     Raises:
         harness.Broken: One of the jobs was not moved, or not called off.
@@ -97,8 +97,8 @@ def in_batches(client: harness.Client, lines: Sequence[int]) -> list[Figure]:
     if not len(keys) == len(dues) == len(ends) == moved == cancelled:
         raise harness.Broken(f"of {len(keys):,} jobs {moved:,} were moved and {cancelled:,} called off")
     return [
-        Figure(f"ext_many, batches of {BATCH:,}", 1e3 * len(keys) / ext_ms, "jobs/s", least=30_000),
-        Figure(f"cancel_many, batches of {BATCH:,}", 1e3 * len(keys) / cancel_ms, "jobs/s", least=30_000),
+        Figure(f"{waiting:,} waiting, ext_many, batches of {BATCH:,}", 1e3 * len(keys) / ext_ms, "jobs/s", least=30_000),
+        Figure(f"{waiting:,} waiting, cancel_many, batches of {BATCH:,}", 1e3 * len(keys) / cancel_ms, "jobs/s", least=30_000),
     ]
 
 

@@ -26,17 +26,18 @@ from harness import Figure, Section
 from givalia_core import GivaliaError
 
 Plan = dict[ModuleType, dict[str, Any]]
-# Less of some than they measure alone, so that all of it is done within five minutes.
+# Less of some than they measure alone, so that all of it is done within five minutes, also where a server does 10,000 jobs/s;
+# the words of a benchmark say of what it has less. To fill a store takes longest, so only one of them has its million here.
 USUAL: Plan = {
-    enqueue: {},
-    end_to_end: {},
-    lateness: {},
+    enqueue: {"batches": 60_000, "repeats": 2},
+    end_to_end: {"repeats": 2},
+    lateness: {"spread": 8.0},
     instant: {},
-    waiting: {},
+    waiting: {"levels": "0,100000,1000000", "repeats": 2, "seconds": 6.0},
     backlog: {"nobody": 50_000, "away": 20_000},
-    steady_store: {"waiting": 1_000_000},
+    steady_store: {"waiting": 300_000},
     store_commit: {"seconds": 0.5},
-    postgres: {"jobs": 20_000, "repeats": 1, "transactions": 50, "idle": 5, "waiting": 50_000, "late": 300},
+    postgres: {"jobs": 10_000, "repeats": 1, "transactions": 50, "idle": 5, "waiting": 30_000, "late": 300},
 }
 QUICK: Plan = {
     enqueue: {"singles": 400, "together": 10_000, "batches": 20_000, "repeats": 1},

@@ -26,15 +26,15 @@ OPTIONS = (
     Option("levels", "0,10000,100000,1000000", "how many jobs wait, level after level; the first is 0"),
     Option("load", 20_000, "jobs end to end at each level"),
     Option("repeats", 3, "times that load; the median is shown"),
-    Option("late", 500, "jobs that fall due at each level within four seconds"),
+    Option("late", 500, "jobs that fall due at each level within three seconds"),
     Option("singles", 300, "calls of ext and of cancel, one at a time"),
     Option("many", 30_000, "keys of ext_many and of cancel_many at a million"),
     Option("restarts", 3, "times the server is killed; the median is shown"),
     Option("seconds", 8.0, "how long jobs are enqueued and run at the last level"),
 )
 FEW = 1_000  # What calls by key are compared with.
-LATE_S = 4.0
-LEVEL_S = 10.0  # What a level takes besides its load, more or less.
+LATE_S = 3.0
+LEVEL_S = 8.0  # What a level takes besides its load, more or less.
 MILLION = 1_000_000
 MB = 1_000_000
 
@@ -141,7 +141,7 @@ class _Growth:
             self._figures += by_key.compared(self._few, FEW, self._singly(client), level)
         if level == min(MILLION, self._levels[-1]):
             lines = self._some(min(self._many, level // 4))
-            self._figures += by_key.in_batches(client, lines)
+            self._figures += by_key.in_batches(client, lines, level)
             self._cancelled += len(lines)
 
     def _singly(self, client: harness.Client) -> by_key.Taken:

@@ -68,7 +68,15 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
     began = time.monotonic()
     figures = benchmark.measure(**settings, folder=folder)
     file = Path(benchmark.__file__ or "").name
-    return Section(file, (benchmark.__doc__ or "").strip(), settings, time.monotonic() - began, figures)
+    return Section(file, _words(benchmark, settings), settings, time.monotonic() - began, figures)
+
+
+def _words(benchmark: ModuleType, settings: dict[str, Any]) -> str:
+    """What the benchmark says of itself, and what of it was made smaller here than it is alone, or larger."""
+    alone = options_of(benchmark)
+    changed = [f"{name} {value} ({alone[name]})" for name, value in settings.items() if value != alone[name]]
+    words = (benchmark.__doc__ or "").strip()
+    return f"{words}\n\nHere otherwise than on its own (in brackets): {', '.join(changed)}." if changed else words
 
 
 class Beside(NamedTuple):
@@ -124,6 +132,9 @@ def printed(run: Run) -> str:
     for title, (program, _, settings, seconds, figures) in run.sections.items():
         given = " ".join(f"{name}={value}" for name, value in settings.items())
         parts.append(f"{title} ({program}, {seconds:.0f} s: {given})\n{table(figures)}")
+    took = [f"{title} {section.seconds:.0f} s" for title, section in run.sections.items()]
+    if len(took) > 1:
+        parts.append(f"Our own took {sum(each.seconds for each in run.sections.values()):.0f} s: {', '.join(took)}")
     if run.peers:
         parts.append(run.peers.text)
     if len(run.sections) > 1 or run.peers:

@@ -44,7 +44,6 @@ _LATE: Final = (contest.LATE_P50, contest.LATE_P99)
 
 # Our own figures that the contest has, too; those of the peers are beside them in the table of goals.
 _BESIDE: Final = {
-    "one at a time, of what they allow": contest.SINGLES,
     "batches of 1,000, one client": contest.BATCHED,
     "end to end": contest.LOAD,
     "idle, enq to start, p50": contest.IDLE_P50,
@@ -176,6 +175,8 @@ def goals(standing: Standing) -> tuple[list[Goal], list[str]]:
             missing = OURS if own is None else " and ".join(names)
             notes.append(f"Not measured: {words}, as {missing} took no part or has no figures.")
             continue
+        if away := sorted(set(names) - {each.name for each in peers}):
+            notes.append(f"Of a part of them only: {words}, as {', '.join(away)} took no part or has no figures.")
         peer = max(peers, key=lambda each: each.value)
         found.append(Goal(TITLE, Figure(words, own.value / peer.value, "times", least=least), peer))
     return found, notes

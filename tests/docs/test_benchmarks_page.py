@@ -1,0 +1,106 @@
+"""A run of the benchmarks is judged as `benchmarks` says, and the page of it leaves out nothing that we lose."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[SimpleNamespace]:
+    """The benchmarks' modules, which are on the path of those who run them only."""
+    sys.path.insert(0, BENCHMARKS)
+    import document
+    import harness
+    from harness import program
+    from peers import contest, standing
+
+    yield SimpleNamespace(document=document, harness=harness, program=program, contest=contest, standing=standing)
+    sys.path.remove(BENCHMARKS)
+
+
+def contest_of(benchmarks: SimpleNamespace, **rates: float) -> dict[str, list[object]]:
+    """Those who took part, with the jobs a second that each does end to end, and one at a time."""
+    figure, contest = benchmarks.harness.Figure, benchmarks.contest
+    return {
+        name: [figure(contest.SINGLES, rate, "jobs/s"), figure(contest.LOAD, rate, "jobs/s")] for name, rate in rates.items()
+    }
+
+
+def run_of(benchmarks: SimpleNamespace, value: float, broken: dict[str, str] | None = None, peers: object = None) -> object:
+    """A run with one benchmark, one figure and one goal."""
+    harness = benchmarks.harness
+    figure = harness.Figure("end to end", value, "jobs/s", least=50_000)
+    sections = {"End to end": harness.Section("end_to_end.py", "Words.", {"jobs": 10}, 1.0, [figure])}
+    goals = harness.goals_of({"End to end": [figure]}, {"end to end": harness.Peer("Sloth", 7_000, "jobs/s")})
+    return harness.Run("make bench-peers", [], {"python": "CPython"}, sections, goals, broken or {}, ["A note."], peers)
+
+
+@pytest.mark.parametrize(
+    ("value", "broken", "code"), [(50_000, {}, 0), (49_999, {}, 1), (50_000, {"Sloth": "lost"}, 2), (1, {"Sloth": "lost"}, 2)]
+)
+def test_exit_code_says_reached_missed_or_broken(
+    benchmarks: SimpleNamespace, value: float, broken: dict[str, str], code: int
+) -> None:
+    run = run_of(benchmarks, value, broken)
+
+    assert run.exit_code == code
+
+
+def test_goal_has_the_peers_figure_beside_it(benchmarks: SimpleNamespace) -> None:
+    printed = benchmarks.program.printed(run_of(benchmarks, 40_000, peers=benchmarks.harness.Beside("", {})))
+
+    (line,) = (line for line in printed.splitlines() if "Sloth" in line)
+    assert line.split("  ")[0] == "End to end"
+    assert "MISSED" in line
+    assert "Sloth: 7,000 jobs/s" in line
+
+
+def test_goals_among_peers_are_judged_by_those_they_mean(benchmarks: SimpleNamespace) -> None:
+    found = contest_of(benchmarks, Givalia=40_000, RQ=1_000, Huey=4_000, beanstalkd=8_000)
+
+    goals, notes = benchmarks.standing.goals(found)
+
+    judged = {goal.figure.name: (goal.figure.value, goal.peer.name, goal.figure.is_reached) for goal in goals}
+    assert judged == {
+        "end to end, of the best Python library": (10, "Huey", False),
+        "end to end, of beanstalkd in memory": (5, "beanstalkd", True),
+    }
+    assert [note for note in notes if "beanstalkd -b -f0" in note and note.startswith("Not measured")]
+    assert [note for note in notes if "Celery" in note and note.startswith("Of a part")]
+
+
+def test_peer_that_was_early_is_not_punctual(benchmarks: SimpleNamespace) -> None:
+    figure, contest = benchmarks.harness.Figure, benchmarks.contest
+    hasty = [figure(contest.LATE_P50, 0.1, "ms"), figure(contest.EARLY, 1, "of 300")]
+    ours = [figure(contest.LATE_P50, 0.5, "ms"), figure(contest.EARLY, 0, "of 300")]
+
+    better = benchmarks.standing.better({"Hasty": hasty, "Givalia": ours})
+
+    assert better == []
+
+
+def test_page_names_better_peers_and_missed_goals(benchmarks: SimpleNamespace) -> None:
+    standing = benchmarks.standing
+    found = contest_of(benchmarks, Givalia=5_000, Hare=9_000, Sloth=10)
+    data = {
+        "repeats": 1, "scale": 1.0, "contestants": {}, "columns": [column.figure for column in standing.COLUMNS],
+        "figures": {name: [benchmarks.harness.mapped(each) for each in figures] for name, figures in found.items()},
+        "left_out": {}, "ratios": standing.ratios(found), "better": standing.better(found),
+    }  # fmt: skip
+    run = run_of(benchmarks, 40_000, peers=benchmarks.harness.Beside("", data))
+
+    page = benchmarks.document.page([json.loads(json.dumps(benchmarks.program.recorded(run)))])
+
+    lost = page.partition("## Where we lose")[2].partition("\n## ")[0]
+    assert "end to end: **Hare** 9,000 jobs/s, Givalia 5,000 jobs/s" in lost
+    assert "**end to end** is 40,000 jobs/s, where at least 50,000 was aimed at (80 % of it)" in lost
+    assert "Sloth" not in lost
+    assert "A note." in page
