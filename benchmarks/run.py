@@ -29,7 +29,7 @@ Plan = dict[ModuleType, dict[str, Any]]
 # Less of some than they measure alone, so that all of it is done within five minutes, also where a server does 10,000 jobs/s;
 # the words of a benchmark say of what it has less. To fill a store takes longest, so only one of them has its million here.
 USUAL: Plan = {
-    enqueue: {"batches": 60_000, "repeats": 2},
+    enqueue: {"together": 30_000, "batches": 60_000, "repeats": 2},
     end_to_end: {"repeats": 2},
     lateness: {"spread": 8.0},
     instant: {},
@@ -97,7 +97,8 @@ def main() -> int:
     only = set(filter(None, given.only.split(",")))
     machine = harness.calibrate(given.folder)
     found = measure({each: some for each, some in plan.items() if not only or each.__name__ in only}, given.folder)
-    command = "make bench-ten-million" if given.ten_million else "make bench"
+    flags = harness.flags(OPTIONS, given)
+    command = f"python benchmarks/run.py {flags}" if flags else "make bench"
     goals = harness.goals_of(found.figures)
     return harness.report(harness.Run(command, machine, harness.versions(), found.sections, goals, found.broken), given.json)
 

@@ -11,7 +11,7 @@ from harness.goals import Goal, Peer, goals_of
 from harness.ledger import Broken, Ledger
 from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
 from harness.machine import calibrate, round_trip_ms, versions
-from harness.program import Beside, Option, Run, Section, arguments, main, options_of, report, run
+from harness.program import Beside, Option, Run, Section, arguments, flags, main, options_of, report, run
 from harness.rig import HOST, MODULE, START_S, Rig, cpu_s, mapped_bytes, rss_bytes
 from harness.words import say
 
@@ -38,6 +38,7 @@ __all__ = [
     "cpu_s",
     "enq_in_frames",
     "enq_in_parts",
+    "flags",
     "goals_of",
     "jobs_of",
     "key_of",

@@ -49,6 +49,16 @@ def arguments(words: str | None, options: Sequence[Option]) -> argparse.Argument
     return parser
 
 
+def flags(options: Sequence[Option], given: argparse.Namespace) -> str:
+    """Those of the options that were given otherwise than by default, as they are typed."""
+    typed = []
+    for name, default, _ in options:
+        flag, value = f"--{name.replace('_', '-')}", getattr(given, name)
+        if value != default:
+            typed.append(flag if default is False else f"{flag} {value}")
+    return " ".join(typed)
+
+
 class Section(NamedTuple):
     """What one benchmark measured: its file, its words, the settings it ran with, how long it took, and the figures."""
 

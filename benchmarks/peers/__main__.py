@@ -145,17 +145,18 @@ def main() -> int:
     found = rounds(some, given.repeats, given.scale, given.folder)
     ours = own(plan, given.ten_million, given.folder)
     shown = [each for each in some if each.name in found.figures]
+    flags = harness.flags(_OPTIONS, given)
     among_peers, notes = standing.goals(found.figures)
     return harness.report(
         harness.Run(
-            "make bench-peers",
+            f'make bench-peers PEERS="{flags}"' if flags else "make bench-peers",
             machine,
             versions(shown),
             ours.sections,
             [*among_peers, *harness.goals_of(ours.figures, standing.beside(found.figures))],
             found.broken | ours.broken,
             [*notes, *([] if given.ten_million else [_NO_TEN_MILLION])],
-            beside(found, shown, given.repeats, given.scale) if shown else None,
+            beside(found, shown, given.repeats, given.scale) if some else None,
         ),
         given.json,
     )
