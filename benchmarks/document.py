@@ -100,8 +100,8 @@ def _peers(run: Data) -> str:
         return ""
     parts = [
         "## Beside others\n",
-        "Each is measured in turn with the others by the same client program, with one worker process, on fresh servers on\n"
-        f"loopback, {peers['repeats']} times. Medians are shown, and of jobs that were lost or early the most.\n",
+        f"{peers['words']}\n",
+        f"Rounds of each, in turns: {peers['repeats']}. Medians are shown, and of jobs that were lost or early the most.\n",
         _standing(peers),
         "\n".join(f"- **{name}** is left out: {why}" for name, why in peers["left_out"].items()),
         _ratios(peers["ratios"]),
@@ -183,17 +183,23 @@ def _lost(run: Data) -> str:
     parts = [f"## Where we lose, with `{run['command']}`\n"]
     if broken:
         parts += ["\n".join(broken) + "\n"]
-    if better := list(_better(run["peers"]["better"] if run["peers"] else [])):
-        parts += ["Where a peer is better:\n", "\n".join(better) + "\n"]
+    if run["peers"] and run["peers"]["better"]:
+        parts += ["Where a peer is better, the best first:\n", "\n".join(_better(run["peers"])) + "\n"]
     if goals:
         parts += ["The goals that are missed, those that are missed by most first:\n", "\n".join(goals) + "\n"]
     return "\n".join(parts) if len(parts) > 1 else ""
 
 
-def _better(rows: list[Data]) -> Iterator[str]:
-    for row in rows:
-        peer, own = (f"{shown(row[name])} {row['unit']}" for name in ("value", "givalia"))
-        yield f"- {row['figure']}: **{row['peer']}** {peer}, Givalia {own}."
+def _better(peers: Data) -> Iterator[str]:
+    """A line for each figure, and who of those in it would lose jobs."""
+    figures = dict.fromkeys(row["figure"] for row in peers["better"])
+    for figure in figures:
+        rows = [row for row in peers["better"] if row["figure"] == figure]
+        words = ", ".join(f"**{row['peer']}** {shown(row['value'])}" for row in rows)
+        yield f"- {figure}: {words}; Givalia {shown(rows[0]['givalia'])} {rows[0]['unit']}."
+    named = {row["peer"] for row in peers["better"]}
+    if forgetful := [name for name in peers["forgetful"] if name in named]:
+        yield f"\nOf these, the servers of {', '.join(forgetful)} lost answered jobs when they were killed (kill -9)."
 
 
 def _share(figure: Figure) -> tuple[float, str]:

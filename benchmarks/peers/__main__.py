@@ -109,14 +109,12 @@ def beside(found: Found, some: Sequence[Contestant], repeats: int, scale: float)
     if ratios:
         parts.append(f"Givalia and the best peer\n{standing.ratios_table(ratios)}")
     data = {
+        "words": (contest.__doc__ or "").strip(),
         "repeats": repeats,
         "scale": scale,
         "contestants": at,
-        "columns": [column.figure for column in standing.COLUMNS],
-        "figures": {name: [harness.mapped(figure) for figure in figures] for name, figures in found.figures.items()},
         "left_out": found.left_out,
-        "ratios": ratios,
-        "better": standing.better(found.figures),
+        **standing.recorded(found.figures),
     }
     return harness.Beside("\n\n".join(parts), data)
 

@@ -110,6 +110,12 @@ def _ranked(standing: Standing) -> Iterator[tuple[Column, Figure]]:
             yield column, own
 
 
+def forgetful(standing: Standing) -> list[str]:
+    """Whose servers lost answered jobs when they were killed."""
+    losses = {name: _value(standing, name, contest.LOST) for name in standing}
+    return [name for name, lost in losses.items() if lost is None or lost.value]
+
+
 def ratios(standing: Standing) -> list[dict[str, Any]]:
     """Givalia beside the best peer, and beside the best of those that lost nothing by kill -9."""
     durable = {
@@ -180,3 +186,14 @@ def goals(standing: Standing) -> tuple[list[Goal], list[str]]:
         peer = max(peers, key=lambda each: each.value)
         found.append(Goal(TITLE, Figure(words, own.value / peer.value, "times", least=least), peer))
     return found, notes
+
+
+def recorded(standing: Standing) -> dict[str, Any]:
+    """The standing as JSON has it."""
+    return {
+        "columns": [column.figure for column in COLUMNS],
+        "figures": {name: [harness.mapped(figure) for figure in figures] for name, figures in standing.items()},
+        "ratios": ratios(standing),
+        "better": better(standing),
+        "forgetful": forgetful(standing),
+    }
