@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
     singles: int
     batched: int
-    """None for a peer that has no batches."""
+    """0 for a peer that has no batches."""
     load: int
 
     def scaled(self, scale: float) -> Sizes:
