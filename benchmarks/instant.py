@@ -1,7 +1,7 @@
 """Many jobs that fall due in one instant: how fast they are done, and whether the server still answers others meanwhile.
 
-The clock runs from the instant until the server counts the last of them as done, and is compared with the same number of jobs
-end to end on the same server. From a little before the instant until the last is done another client sends a stat or an enq
+The clock runs from the instant until the server counts the last of them as done, and the rate is compared with that of jobs
+end to end on the same server before. From a little before the instant until the last is done another client sends a stat or an enq
 every ten milliseconds; what it waits longest for is shown.
 """
 
@@ -19,6 +19,7 @@ from harness import Figure, Option
 TITLE = "Due in one instant"
 OPTIONS = (
     Option("jobs", 100_000, "jobs that fall due together"),
+    Option("before", 50_000, "jobs end to end before them"),
     Option("rate", 15_000, "jobs/s that are enqueued at least, so that all wait before the instant"),
     Option("frame", 1_000, "jobs in one frame"),
     Option("in_flight", 4, "frames on their way at once"),
@@ -26,12 +27,12 @@ OPTIONS = (
 PROBE_S = 0.01
 
 
-def measure(jobs: int, rate: int, frame: int, in_flight: int, folder: str | None = None) -> list[Figure]:
+def measure(jobs: int, before: int, rate: int, frame: int, in_flight: int, folder: str | None = None) -> list[Figure]:
     """End to end first, then the instant, on one server and one worker."""
-    with harness.Rig(2 * jobs, folder) as rig, rig.client() as client, rig.client() as other:
+    with harness.Rig(before + jobs, folder) as rig, rig.client() as client, rig.client() as other:
         worker = rig.start_worker(client)
-        ran = end_to_end.run(rig, client, worker, range(jobs), frame, in_flight)
-        load = harness.jobs_of(range(jobs, 2 * jobs))
+        ran = end_to_end.run(rig, client, worker, range(before), frame, in_flight)
+        load = harness.jobs_of(range(before, before + jobs))
         instant = time.time() + 2 + jobs / rate
         handles = harness.enq_in_frames(client, [{**job, "at": instant} for job in load], frame, in_flight)
         if time.time() > instant - 0.5:
@@ -41,10 +42,10 @@ def measure(jobs: int, rate: int, frame: int, in_flight: int, folder: str | None
         probe.start()
         time.sleep(max(0.0, instant - time.time()))
         # The instant is a point on the wall clock, and so is the end.
-        rig.await_done(client, 2 * jobs, 120)
+        rig.await_done(client, before + jobs, 120)
         seconds = time.time() - instant
         waits_ms = probe.stop()
-        rig.ledger.check(range(2 * jobs))
+        rig.ledger.check(range(before + jobs))
     return [
         Figure("from the instant until all are done", jobs / seconds, "jobs/s"),
         Figure("end to end, on the same server before", ran.done, "jobs/s"),
