@@ -44,7 +44,7 @@ def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: in
     set_to(sqlite_file, "BALLAST_BYTES", 1 << 16)
     set_to(sqlite_sweeper, "ROWS_AT_ONCE", 2)
     set_to(lanes, "RUN_ENTRIES", run)
-    set_to(index, "RUN_ENTRIES", run)
+    set_to(index, "SEAL_ENTRIES", run)
     set_to(lanes, "_RUN_WORDS", lanes._COLUMNS + 4 * run)
     set_to(lanes, "_FRONT", front)
     set_to(lanes, "_FRONT_MOST", 3 * front)

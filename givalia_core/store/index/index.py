@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
-from givalia_core.store.index.lanes import FAR, RUN_ENTRIES, Entry, Lane, LaneKey, Lanes
+from givalia_core.store.index.lanes import FAR, SEAL_ENTRIES, Entry, Lane, LaneKey, Lanes
 from givalia_core.store.index.names import Names
 from givalia_core.store.index.slots import (
     AT,
@@ -50,7 +50,7 @@ INDEX_FORMAT: Final = 1
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where it is said.
 _FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
 _STATM: Final = Path("/proc/self/statm")
-_MAPPED_MOST: Final = 48 << 20
+_MAPPED_MOST: Final = 96 << 20
 RUNNING_LANE: Final[LaneKey] = ("running",)
 GET_JOBS = Callable[[Iterable[int]], dict[int, Job]]
 
@@ -461,7 +461,7 @@ class Index:
 
     def seal_if_many(self, commit: int, last_at: int, last_seq: int) -> None:
         """Seal, if there is enough for a run."""
-        if self.lanes.loose >= RUN_ENTRIES:
+        if self.lanes.loose >= SEAL_ENTRIES:
             self.seal(commit, last_at, last_seq)
 
     def seal(self, commit: int, last_at: int, last_seq: int) -> None:

@@ -23,7 +23,8 @@ import msgpack
 from givalia_core.store.index.slots import LANE, SEQ, WHEN, Slots
 from givalia_core.store.index.words import Words
 
-RUN_ENTRIES: Final = 8_192
+SEAL_ENTRIES: Final = 8_192  # Loose entries that are sealed.
+RUN_ENTRIES: Final = 10_240  # What a run has room for: as many, and those of the commit that made them so many.
 _COLUMNS: Final = 8  # Where the columns of a run begin: lane, when, seq, slot. Its first word is the number of entries.
 _RUN_WORDS: Final = _COLUMNS + 4 * RUN_ENTRIES
 _FRONT: Final = 4_000  # Entries of a lane that are read at once; a front that has grown to three times as many is cut back.
