@@ -315,7 +315,7 @@ def test_a_kill_while_a_job_is_linked_behind_later_ends_of_its_key_leaves_one_ch
     ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2, 4)]
     first = waiting(3, key="a")
 
-    for store, reference in each_kill(path, "Index._link", [inserts([*ends, first])], [ended(first, ago_us=99)]):
+    for store, reference in each_kill(path, "Chains.link", [inserts([*ends, first])], [ended(first, ago_us=99)]):
         for seq in (4, 2, 3, 1):
             assert past_of(store, "a") == past_of(reference, "a") == seq
             for each in (store, reference):
@@ -336,7 +336,7 @@ def test_a_kill_while_a_name_is_removed_leaves_the_last_end_of_a_key_before_the_
 
 
 def test_a_kill_while_an_ended_job_comes_in_leaves_it_under_its_key(path: Path) -> None:
-    for store, _ in each_kill(path, "Index._link", [[]], inserts([ended(waiting(1, key="a")).job])):
+    for store, _ in each_kill(path, "Chains.link", [[]], inserts([ended(waiting(1, key="a")).job])):
         assert past_of(store, "a") == 1
 
 
@@ -578,8 +578,8 @@ def test_forgetting_the_jobs_of_one_key_does_not_go_through_all_of_them_for_each
     while store.commit([], MARK, KEEP_ALL).forgotten:
         pass
 
-    walks = Mock(wraps=store._index._unlink)
-    monkeypatch.setattr(store._index, "_unlink", walks)
+    walks = Mock(wraps=store._index.chains.unlink)
+    monkeypatch.setattr(store._index.chains, "unlink", walks)
     sweeps = 0
     while store._sweeper.has_work:
         store.tidy()

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
+from givalia_core.store.index.chains import Chains, GetJobs
 from givalia_core.store.index.lanes import FAR, SEAL_ENTRIES, Entry, Lane, LaneKey, Lanes
 from givalia_core.store.index.names import Names
 from givalia_core.store.index.slots import (
@@ -52,7 +53,6 @@ _FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 112 << 20
 RUNNING_LANE: Final[LaneKey] = ("running",)
-GET_JOBS = Callable[[Iterable[int]], dict[int, Job]]
 
 
 class Sealed(NamedTuple):
@@ -69,7 +69,7 @@ class Index:
     `jobs` reads the jobs of slots: entries of names are no proof.
     """
 
-    def __init__(self, folder: Path, jobs: GET_JOBS, make_room: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, jobs: GetJobs, make_room: Callable[[], None]) -> None:
         """Nothing is opened yet."""
         self._folder = folder
         self.jobs = jobs
@@ -125,6 +125,7 @@ class Index:
             was_there = False
         secret = struct.pack("qq", at[FIRST_SECRET], at[SECOND_SECRET])
         self.names = Names(self._folder / "names", secret, self._make_room)
+        self.chains = Chains(self.slots, self.names, self.jobs)
         self.lanes = Lanes(self._folder, self.slots, self._make_room)
         for lane in self.lanes.by_number:
             self._note(lane)
@@ -234,67 +235,13 @@ class Index:
 
     def ended_last(self, key: str, hashed: int) -> int | None:
         """The slot of the job of this key that ended last."""
-        head = self._head(key, hashed)
+        head = self.chains.head(key, hashed)
         at = self.slots.at
         while head is not None and head > 1:
             if self.is_there(head):
                 return head
             head = at[head + PAST]
         return None
-
-    def _head(self, key: str, hashed: int, but: int = 0) -> int | None:
-        """Where the chain of the ended jobs of a key begins."""
-        at = self.slots.at
-        heads = [slot for slot in self.names.slots(hashed) if slot != but and at[slot + PAST] and at[slot + SEQ]]
-        if not heads:
-            return None
-        if len(heads) > 1:  # A kill may have left the name to one further down the chain.
-            heads.sort(key=lambda slot: -at[slot + ENDED_AT])
-        jobs = self.jobs(heads)
-        return next((slot for slot in heads if slot in jobs and jobs[slot].key == key), None)
-
-    def _link(self, slot: int, key: str) -> None:
-        """Put a job that ended into the chain of its key, in order of their ends; the last one alone has the name."""
-        at, hashed = self.slots.at, self.of_key(key)
-        head = self._head(key, hashed, but=slot)
-        if head is None or at[head + ENDED_AT] < at[slot + ENDED_AT]:
-            at[slot + PAST] = head or 1
-            self.names.add(hashed, slot)
-            if head is not None:
-                self.names.remove(hashed, head)
-            return
-        before = head
-        while at[before + PAST] > 1 and at[at[before + PAST] + ENDED_AT] > at[slot + ENDED_AT]:
-            before = at[before + PAST]
-        # First, or a kill behind this would leave it looking like the head of what follows it.
-        self.names.remove(hashed, slot)
-        at[slot + PAST] = at[before + PAST]
-        at[before + PAST] = slot
-
-    def _unlink(self, gone: set[int], *keys: str) -> None:
-        """Take jobs out of the chains of these keys. Which chain that is, is seen from the links: records may be gone."""
-        at = self.slots.at
-
-        def behind(slot: int) -> int:
-            following = at[slot + PAST]
-            while following in gone:
-                following = at[following + PAST]
-            return following
-
-        for hashed in map(self.of_key, keys):
-            for head in self.names.slots(hashed):
-                before = head
-                if head in gone:
-                    if (before := behind(head)) > 1:
-                        self.names.add(hashed, before)
-                    self.names.remove(hashed, head)
-                while before > 1:
-                    following = behind(before)
-                    if following != at[before + PAST]:
-                        at[before + PAST] = following
-                    before = following
-        for slot in gone:
-            at[slot + PAST] = 0
 
     # Lanes.
 
@@ -363,8 +310,8 @@ class Index:
                 self.names.add(self.of_key(job.key) if hashed_key is None else hashed_key, slot)
             else:
                 if at[slot + PAST]:  # A kill may have come while it was linked.
-                    self._unlink({slot}, job.key)
-                self._link(slot, job.key)
+                    self.chains.unlink({slot}, [self.of_key(job.key)])
+                self.chains.link(slot, job.key, self.of_key(job.key))
         self._add_requests(slot, job)
         self._file(slot, job)
         at[slot + VERSION] = job.version
@@ -378,13 +325,13 @@ class Index:
         at = self.slots.at
         if at[slot + PAST]:
             # After a kill it may be in the chain that it is to come to.
-            self._unlink({slot}, *{key for key in (was.key, job.key) if key is not None})
+            self.chains.unlink({slot}, {self.of_key(key) for key in (was.key, job.key) if key is not None})
         if was.key is not None and was.key != job.key:
             self.names.remove(self.of_key(was.key), slot)
         at[slot + ENDED_AT] = job.ended_at_us
         if job.key is not None:
             if job.state in ENDED:
-                self._link(slot, job.key)
+                self.chains.link(slot, job.key, self.of_key(job.key))
             elif was.key != job.key or was.state in ENDED:
                 self.names.add(self.of_key(job.key), slot)
         if was.answered is not job.answered:
@@ -430,7 +377,7 @@ class Index:
             if job.key is not None and at[slot + PAST]:
                 ended.setdefault(job.key, set()).add(slot)
         for key, gone in ended.items():
-            self._unlink(gone, key)
+            self.chains.unlink(gone, [self.of_key(key)])
         for slot, job in jobs.items():
             if job.key is not None:
                 self.names.remove(self.of_key(job.key), slot)
