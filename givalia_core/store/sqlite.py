@@ -37,7 +37,7 @@ from givalia_core.store.sqlite_sweeper import Sweeper
 CHECKPOINT_PAGES: Final = 2_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
 CACHE_KIB: Final = 24 << 10
-_TRIM_CHANGES: Final = 1_000  # How often it is looked how much of the index is mapped: each change may have touched new pages.
+_TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before it is seen how much of the index is mapped.
 _SLOTS_KEPT: Final = 50_000
 
 _PRAGMAS: Final = (
@@ -70,7 +70,7 @@ class SQLite(Reads):
         self._lock: sqlite_file.Lock | None = None
         self._pid = 0
         self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
-        self._rows_since_checkpoint = self._changes_since_trim = 0
+        self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
 
     # Opening and closing.
@@ -117,6 +117,7 @@ class SQLite(Reads):
         self._sweeper = Sweeper(index, self._records, self._last_number, self._last_seq)
         with _Transaction(self):
             self._keep_fact("epoch", epoch + 1)
+        index.trim_if_large()
         return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0))
 
     def _set(self, name: str, value: str, expected: str | int) -> None:
@@ -160,7 +161,7 @@ class SQLite(Reads):
     @ours
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         self._refuse_fork()
-        self._changes_since_trim += len(changes)
+        self._touched += len(changes)
         admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
         admission.admit(changes)
         jobs = [job for _, job in sorted(admission.inserts.items())]
@@ -285,8 +286,8 @@ class SQLite(Reads):
                 for slot, _ in swept.jobs:
                     self._let_go_of(slot)
             self._sweeper.look()
-            if self._changes_since_trim >= _TRIM_CHANGES:
-                self._changes_since_trim = 0
+            if self._touched >= _TRIM_TOUCHED:
+                self._touched = 0
                 self._index.trim_if_large()
             if self._rows_since_checkpoint * self._pages_per_row >= CHECKPOINT_PAGES:
                 self._checkpoint()

@@ -78,6 +78,7 @@ class Reads:
         self._less_recent: dict[int, Job] = {}  # and those before them.
         self._slot_of: dict[int, int] = {}  # By seq, of jobs that were written or are lent now.
         self._hashes: dict[bytes | str, int] = {}  # Of the names that were looked for last.
+        self._touched = 0  # Jobs whose part of the index may have been mapped lately.
         self._absent: set[bytes | str] = set()  # Ids that no job has and keys that no live one has, as far as is known.
         self._counted: Counter[tuple[str, JobState]] = Counter()
 
@@ -226,6 +227,7 @@ class Reads:
 
     @ours
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+        self._touched += sum(span.limit for span in spans)
         return [self._near(span, now) for span in spans]
 
     def _near(self, span: Span, now: Now) -> Near:

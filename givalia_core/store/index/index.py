@@ -51,7 +51,7 @@ INDEX_FORMAT: Final = 1
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where it is said.
 _FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
 _STATM: Final = Path("/proc/self/statm")
-_MAPPED_MOST: Final = 112 << 20
+_MAPPED_MOST: Final = 96 << 20
 RUNNING_LANE: Final[LaneKey] = ("running",)
 
 
