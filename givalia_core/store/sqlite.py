@@ -133,7 +133,7 @@ class SQLite(Reads):
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 # A commit that failed behind its transaction is filed by the next start, as after a kill.
                 if is_whole := self._index.is_whole(self._commits):
-                    self._index.seal(self._commits, self._last_number, self._last_seq)
+                    self._index.seal(self._last_number, self._last_seq)
                 self._index.close(sync=is_whole)
             except (sqlite3.Error, OSError) as error:
                 self._fail(error)

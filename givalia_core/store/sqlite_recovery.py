@@ -39,7 +39,7 @@ def _make(index: Index, records: Records) -> None:
                 placed.setdefault(row.number, []).append(slot)
             else:
                 index.insert(job, base)
-        index.seal_if_many(0, 0, 0)
+        index.seal_if_many(0, 0)
     # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
     records.drop_jobs(list(past.items()))
     for row in records.changes(0):
@@ -51,7 +51,7 @@ def _make(index: Index, records: Records) -> None:
     for slots in placed.values():
         for slot, job in index.jobs(slots).items():
             index.enter(slot, job)
-        index.seal_if_many(0, 0, 0)
+        index.seal_if_many(0, 0)
 
 
 def _replay(index: Index, records: Records, sealed: Sealed) -> None:

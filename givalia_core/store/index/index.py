@@ -38,7 +38,6 @@ from givalia_core.store.index.slots import (
     PARTS,
     PAST,
     SEALED_AT,
-    SEALED_COMMIT,
     SEALED_SEQ,
     SECOND_SECRET,
     SEQ,
@@ -47,7 +46,7 @@ from givalia_core.store.index.slots import (
     Slots,
 )
 
-INDEX_FORMAT: Final = 1
+INDEX_FORMAT: Final = 2
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where it is said.
 _FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
 _STATM: Final = Path("/proc/self/statm")
@@ -56,9 +55,8 @@ RUNNING_LANE: Final[LaneKey] = ("running",)
 
 
 class Sealed(NamedTuple):
-    """Up to where the order of jobs is in the files: a commit, its last change and the last seq before it."""
+    """Up to where the order of jobs is in the files: the last change and the last seq before the seal."""
 
-    commit: int
     at: int
     seq: int
 
@@ -99,7 +97,7 @@ class Index:
             self._open_files(boot)
             return None
         at = self.slots.at
-        return Sealed(at[SEALED_COMMIT], at[SEALED_AT], at[SEALED_SEQ])
+        return Sealed(at[SEALED_AT], at[SEALED_SEQ])
 
     @property
     def name(self) -> int:
@@ -404,18 +402,18 @@ class Index:
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
         """A commit is whole in the index, whose last change and seq are these."""
         self.slots.at[COMMITS] = commit
-        self.seal_if_many(commit, last_at, last_seq)
+        self.seal_if_many(last_at, last_seq)
 
-    def seal_if_many(self, commit: int, last_at: int, last_seq: int) -> None:
+    def seal_if_many(self, last_at: int, last_seq: int) -> None:
         """Seal, if there is enough for a run."""
         if self.lanes.loose >= SEAL_ENTRIES:
-            self.seal(commit, last_at, last_seq)
+            self.seal(last_at, last_seq)
 
-    def seal(self, commit: int, last_at: int, last_seq: int) -> None:
+    def seal(self, last_at: int, last_seq: int) -> None:
         """Have the order of all jobs in the files, so that a restart need not look at what was before."""
         self.lanes.seal()
         at = self.slots.at
-        at[SEALED_AT], at[SEALED_SEQ], at[SEALED_COMMIT] = last_at, last_seq, commit
+        at[SEALED_AT], at[SEALED_SEQ] = last_at, last_seq
 
     def trim_if_large(self) -> None:
         """Keep what this process is said to hold within bounds, where the system tells."""

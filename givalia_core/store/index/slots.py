@@ -17,8 +17,8 @@ SEQ, VERSION, LANE, WHEN, AT, PAST, ENDED_AT, BASE = range(WIDTH)
 is filed under, the place of its newest change (0: none since its enq), the slot of the job that ended before it under the same
 key (1: none; 0: it is not in such a chain), when it ended, and the place of the record of its enq."""
 
-(FORMAT, EPOCH, BOOT, COMMITS, IS_CLOSED, FREE, END, SEALED_AT, SEALED_SEQ, SEALED_COMMIT, FIRST_SECRET, SECOND_SECRET,
- FILE, DEVICE, PARTS) = range(15)  # fmt: skip
+(FORMAT, EPOCH, BOOT, COMMITS, IS_CLOSED, FREE, END, SEALED_AT, SEALED_SEQ, FIRST_SECRET, SECOND_SECRET,
+ FILE, DEVICE, PARTS) = range(14)  # fmt: skip
 """The words before the first slot."""
 _FIRST: Final = 64
 
