@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -311,15 +312,16 @@ def test_key_that_an_open_transaction_is_about_to_take_holds_up_nobody_else(flee
 
         thread = threading.Thread(target=take)
         thread.start()
-        slowest = 0.0
+        took: list[float] = []
         for number in range(100):
             began = time.monotonic()
             assert other.enq("Echo", params=number, key=f"other-{number}").wait(10) == number
-            slowest = max(slowest, time.monotonic() - began)
+            took.append(time.monotonic() - began)
 
         # then
         assert outcome == []
-        assert slowest < 1.0
+        # Some meet a try of the held key, which waits a tenth of a second for it, and the disk may stall; most meet nothing.
+        assert statistics.median(took) < 0.1
     thread.join(10)
     assert outcome[0] == ("DUPLICATE_KEY", mine.id)
     assert outcome[1] in (("NOT_FOUND", None), ("WRONG_STATE", "cancelled"))
