@@ -103,7 +103,7 @@ class Job(NamedTuple):
     ended_at_us: int = 0  # Timer clock, strictly increasing over the jobs of a store; 0 while live.
     forget_at_us: int | None = None  # Timer clock; set when ended.
     version: int = 1  # Grows with every change; a store refuses a change that was decided on an older one.
-    # From here to `params` the store keeps the fields as one packed value and never looks inside.
+    # From here to `result` a store of rows keeps the fields as one packed value and never looks inside.
     enq_at_us: int = 0  # Wall clock.
     attempt: int = 0
     max_attempts: int | None = None  # None until the first claim fills in the module's or the server's default.
@@ -123,10 +123,10 @@ class Job(NamedTuple):
     result_error: str | None = None  # Why a done job has no result.
     answered: tuple[Answered, ...] = ()
     keeper: int = 0  # The server that looks after the lease, where several share the store: its boot epoch.
-    params: bytes = b""
     result: bytes | None = None
     # Kept by stores in the `target`, so that it is part of the route.
     specifier: str | None = None  # What the version of the module's distribution must satisfy; None: any will do.
+    params: bytes = b""  # Last, for it seldom changes: a store that appends each state of a job leaves it out.
 
     @property
     def is_live(self) -> bool:
@@ -187,8 +187,9 @@ def evolve(job: Job, act: str, **changes: Any) -> Job:
     values[_VERSION] = job.version + 1
     for name, value in changes.items():
         values[_PLACE[name]] = value
-    return Job._make(values)
+    return _new(Job, values)
 
 
+_new: Final = tuple.__new__  # Without the check that all fields are there.
 _PLACE: Final = {name: place for place, name in enumerate(Job._fields)}
 _STATE, _VERSION = _PLACE["state"], _PLACE["version"]

@@ -1,6 +1,6 @@
 """What stores that keep jobs as rows have in common: the part of a job that no statement looks at, and pages of listings.
 
-A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `params` packed together, and
+A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `result` packed together, and
 one each for `params` and `result`. The column of the target worker holds the whole `Job.target`, so that one index finds the
 jobs of every route.
 """
@@ -18,7 +18,7 @@ from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState, sp
 from givalia_core.store.base import SCAN_MAX, Filter
 
 HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
-_BODY: Final = slice(HEAD, Job._fields.index("params"))
+_BODY: Final = slice(HEAD, Job._fields.index("result"))
 _ANSWERED: Final = Job._fields.index("answered") - HEAD
 _DEFAULTS: Final = [Job._field_defaults[name] for name in Job._fields[_BODY]]
 NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
@@ -44,7 +44,7 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     seq, job_id, key, state, module, target, rank, on_wall, *rest = head
     target_worker, specifier = split_target(target)
     front = (seq, job_id, key, STORED_STATES[state], module, target_worker, -rank, bool(on_wall), *rest)
-    return Job._make((*front, *cold, params, result, specifier))
+    return Job._make((*front, *cold, result, specifier, params))
 
 
 def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now) -> tuple[list[int], tuple[int, int] | None]:

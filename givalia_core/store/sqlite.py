@@ -34,7 +34,7 @@ from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of, ours
 from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
 from givalia_core.store.sqlite_sweeper import Sweeper
 
-CHECKPOINT_PAGES: Final = 2_000  # Few enough that no commit waits long behind one.
+CHECKPOINT_PAGES: Final = 1_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
 CACHE_KIB: Final = 24 << 10
 _TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before it is seen how much of the index is mapped.

@@ -25,11 +25,11 @@ _ROW_RECORDS: Final = 64
 _BYTE: Final = 0xFF
 _CRC_BYTES: Final = 4
 
-_PARAMS: Final = Job._fields.index("params")
+_RESULT: Final = Job._fields.index("result")
 _STATE: Final = Job._fields.index("state")
 _ANSWERED: Final = Job._fields.index("answered")
 _STATES: Final = {str(state): state for state in STORED_STATES}
-_DEFAULTS: Final = [Job._field_defaults.get(name) for name in Job._fields[:_PARAMS]]
+_DEFAULTS: Final = [Job._field_defaults.get(name) for name in Job._fields[:_RESULT]]
 
 _pack = msgpack.Packer(autoreset=True).pack
 
@@ -55,13 +55,13 @@ class Place(NamedTuple):
 
 def pack_change(job: Job) -> bytes:
     """A job as it is now, but for its params."""
-    packed: bytes = _pack((*job[:_PARAMS], job.result, job.specifier))
+    packed: bytes = _pack(job[:-1])
     return packed + zlib.crc32(packed).to_bytes(_CRC_BYTES, "little")
 
 
 def pack_base(job: Job) -> bytes:
     """A job as it was enqueued, but for its params, which stand behind it; the checksum is over both."""
-    packed: bytes = _pack((*job[:_PARAMS], job.result, job.specifier))
+    packed: bytes = _pack(job[:-1])
     return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(_CRC_BYTES, "little")
 
 
@@ -87,7 +87,7 @@ def unpack(record: bytes, params: bytes | None = None) -> Job | Forgotten:
     front += _DEFAULTS[len(front) :]  # What fields are for that are younger than the record.
     front[_STATE] = _STATES[front[_STATE]]
     front[_ANSWERED] = tuple([Answered(*past) for past in front[_ANSWERED]])
-    return Job._make((*front, params or b"", result, specifier))
+    return Job._make((*front, result, specifier, params or b""))
 
 
 # Rows.

@@ -23,8 +23,11 @@ class Chains:
 
     def head(self, key: str, hashed: int, but: int = 0) -> int | None:
         """Where the chain of a key begins, other than in this slot."""
+        return self._head(key, self._names.slots(hashed), but)
+
+    def _head(self, key: str, named: list[int], but: int) -> int | None:
         at = self._slots.at
-        heads = [slot for slot in self._names.slots(hashed) if slot != but and at[slot + PAST] and at[slot + SEQ]]
+        heads = [slot for slot in named if slot != but and at[slot + PAST] and at[slot + SEQ]]
         if not heads:
             return None
         if len(heads) > 1:  # A kill may have left the name to one further down the chain.
@@ -35,7 +38,11 @@ class Chains:
     def link(self, slot: int, key: str, hashed: int) -> None:
         """Put a job that ended into the chain of its key, in order of their ends; the last one alone has the name."""
         at = self._slots.at
-        head = self.head(key, hashed, but=slot)
+        named = self._names.slots(hashed)
+        if named == [slot]:  # As most are that end: it was live, and none ended before it.
+            at[slot + PAST] = LAST
+            return
+        head = self._head(key, named, but=slot)
         if head is None or at[head + ENDED_AT] < at[slot + ENDED_AT]:
             at[slot + PAST] = head or LAST
             self._names.add(hashed, slot)

@@ -14,7 +14,6 @@ from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ _RUN_WORDS: Final = _COLUMNS + 4 * RUN_ENTRIES
 _FRONT: Final = 4_000  # Entries of a lane that are read at once; a front that has grown to three times as many is cut back.
 _FRONT_MOST: Final = 3 * _FRONT
 _LEAST_OF_A_RUN: Final = 16
+_SAMPLE: Final = 16  # Of so many entries one is looked at to see how much of a run is past.
 _LOW, _COUNT, _LANE_WORDS = range(3)
 
 LaneKey = tuple[Any, ...]
@@ -281,15 +281,17 @@ class Lanes:
     def seal(self) -> None:
         """Sort the loose entries into runs, and with them those of an old run that is mostly past, whose place is free then."""
         old = self._look_through() if len(self._runs) > 3 else None
-        entries = [
-            (number, *entry)
-            for number, lane in sorted(self._with_loose.items())
-            for entry in self._counting(lane, sorted(set(lane.loose)))
-        ]
+        entries = {number: set(self._counting(lane, lane.loose)) for number, lane in self._with_loose.items()}
         if old is not None:
-            entries = sorted({*entries, *self._of_run(old)})
-        for start in range(0, len(entries), RUN_ENTRIES):
-            self._write(entries[start : start + RUN_ENTRIES])
+            for lane, some in self._of_run(old):
+                entries.setdefault(lane.number, set()).update(self._counting(lane, some))
+        columns = [array("q") for _ in range(4)]
+        for number, counting in sorted(entries.items()):
+            columns[0].extend([number] * len(counting))
+            for column, values in zip(columns[1:], zip(*sorted(counting), strict=True), strict=bool(counting)):
+                column.extend(values)
+        for start in range(0, len(columns[0]), RUN_ENTRIES):
+            self._write([column[start : start + RUN_ENTRIES] for column in columns])
         if old is not None:
             self._run_words.at[old] = 0
             self._free.append(old)
@@ -298,39 +300,40 @@ class Lanes:
         self._with_loose.clear()
         self.loose = 0
 
-    def _write(self, entries: list[tuple[int, int, int, int]]) -> None:
+    def _write(self, columns: list[array[int]]) -> None:
         if not self._free:
             start = len(self._run_words) // _RUN_WORDS * _RUN_WORDS
             self._run_words.grow(start + _RUN_WORDS)
             self._free += range(len(self._run_words) // _RUN_WORDS * _RUN_WORDS - _RUN_WORDS, start - 1, -_RUN_WORDS)
         run = self._free.pop()
-        words, size = self._run_words.at, len(entries)
-        for first, column in zip((run + _COLUMNS, *_columns(run)), zip(*entries, strict=True), strict=True):
-            words[first : first + size] = memoryview(array("q", column))
+        words, size = self._run_words.at, len(columns[0])
+        for first, column in zip((run + _COLUMNS, *_columns(run)), columns, strict=True):
+            words[first : first + size] = memoryview(column)
         words[run] = size  # From now on it is a run.
         self._runs.append(run)
 
     def _look_through(self) -> int | None:
         """Look at the run that was not looked at for longest; it is returned, and no run any more, if most of it is past."""
         run = self._runs.popleft()
-        if 2 * sum(1 for _ in self._of_run(run)) < self._run_words.at[run]:
+        looked_at = counting = 0
+        for lane, entries in self._of_run(run, _SAMPLE):
+            looked_at += len(entries)
+            counting += sum(1 for _ in self._counting(lane, entries))
+        if 2 * counting < looked_at:
             return run
         self._runs.append(run)
         return None
 
-    def _of_run(self, run: int) -> Iterator[tuple[int, int, int, int]]:
-        """The entries of a run that count, each behind the number of its lane."""
-        words, at = self._run_words.at, self._slots.at
-        size = words[run]
-        columns = (words[first : first + size] for first in chain((run + _COLUMNS,), _columns(run)))
-        for number, when, seq, slot in zip(*columns, strict=True):
-            filed = at[slot + LANE]
-            if at[slot + SEQ] == seq and (
-                self.by_number[filed].is_due
-                if self.by_number[number].is_loosely_filed
-                else filed == number and at[slot + WHEN] == when
-            ):
-                yield number, when, seq, slot
+    def _of_run(self, run: int, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
+        """The entries of a run, lane by lane, or one of so many; whether they count is not seen yet."""
+        words, end = self._run_words.at, self._run_words.at[run]
+        numbers, whens, seqs, slots = (words[first : first + end] for first in (run + _COLUMNS, *_columns(run)))
+        low = 0
+        while low < end:
+            high = bisect_right(numbers, numbers[low], low)
+            some = slice(low, high, step)
+            yield self.by_number[numbers[low]], list(zip(whens[some], seqs[some], slots[some], strict=True))
+            low = high
 
     def summary(self) -> bytes:
         """What tells these lanes and runs from others that lost something as a whole."""
