@@ -60,7 +60,7 @@ class Names:
             self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
         elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
             for message in asked.messages:
-                self._add_named(message)
+                self._add_named(message, with_past=kind is not Kind.EXT)
             if kind is Kind.REQUEUE:
                 self.requeued.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id is not None)
 
@@ -76,14 +76,15 @@ class Names:
             if message.version is not None and (route := verbs.route_of(message)) not in desk.routing.windows:
                 self.variants.add(route.plain)
 
-    def _add_named(self, message: Any) -> None:
+    def _add_named(self, message: Any, *, with_past: bool) -> None:
         if isinstance(message, GivaliaError):
             return
         if message.id is not None:
             self.ids.add(message.id)
         if message.key is not None:
             self.keys.add(message.key)
-            self.past_keys.add(message.key)
+            if with_past:
+                self.past_keys.add(message.key)
         request = getattr(message, "request", None)
         if request is not None:
             self.requests.add(request)

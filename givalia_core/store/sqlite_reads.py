@@ -76,10 +76,10 @@ class Reads:
         self._records = Records(lambda: self._connection)
         self._recent: dict[int, Job] = {}  # Slot -> job, those that were written or found last,
         self._less_recent: dict[int, Job] = {}  # and those before them.
-        self._slot_of: dict[int, int] = {}  # By seq, of jobs that were written or are lent now.
+        self._slot_of: dict[int, int] = {}  # By seq, of jobs that were written, found or are lent now.
         self._hashes: dict[bytes | str, int] = {}  # Of the names that were looked for last.
         self._touched = 0  # Jobs whose part of the index may have been mapped lately.
-        self._absent: set[bytes | str] = set()  # Ids that no job has and keys that no live one has, as far as is known.
+        self._absent: set[bytes | str] = set()  # Ids and keys that no job has, as far as is known.
         self._counted: Counter[tuple[str, JobState]] = Counter()
 
     @ours
@@ -87,9 +87,9 @@ class Reads:
         found = Found({}, {}, {}, {}, {}, {})
         if named := self._named(wanted):
             self._match(named, found)
-        index = self._index
-        for key in wanted.past_keys:
-            slot = index.ended_last(key, index.of_key(key))
+        index, hashes = self._index, self._hashes
+        for key in wanted.past_keys - self._absent:
+            slot = index.ended_last(key, index.names.slots(hashes.get(key) or index.of_key(key)))
             if slot is not None:
                 found.ended[key] = self._jobs((slot,))[slot]
         for claim in wanted.claims:
@@ -137,6 +137,7 @@ class Reads:
                     found.ids[name] = job
                 elif which == _KEY and job.key == name and job.state not in ENDED:
                     found.live[name] = job
+                    self._slot_of[job.seq] = slot
                 elif which == _REQUEST and any(past.request == name for past in job.answered):
                     found.requests[name] = job
 

@@ -21,11 +21,8 @@ class Chains:
         self._names = names
         self._jobs = jobs
 
-    def head(self, key: str, hashed: int, but: int = 0) -> int | None:
-        """Where the chain of a key begins, other than in this slot."""
-        return self._head(key, self._names.slots(hashed), but)
-
-    def _head(self, key: str, named: list[int], but: int) -> int | None:
+    def head(self, key: str, named: list[int], but: int = 0) -> int | None:
+        """Where the chain of a key begins, other than in this slot; `named` may have the key."""
         at = self._slots.at
         heads = [slot for slot in named if slot != but and at[slot + PAST] and at[slot + SEQ]]
         if not heads:
@@ -42,7 +39,7 @@ class Chains:
         if named == [slot]:  # As most are that end: it was live, and none ended before it.
             at[slot + PAST] = LAST
             return
-        head = self._head(key, named, but=slot)
+        head = self.head(key, named, but=slot)
         if head is None or at[head + ENDED_AT] < at[slot + ENDED_AT]:
             at[slot + PAST] = head or LAST
             self._names.add(hashed, slot)

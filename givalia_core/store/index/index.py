@@ -221,8 +221,8 @@ class Index:
     def is_named(self, slot: int, job: Job) -> bool:
         """Whether the job of a slot is found by its key, if it is live or the one that ended last."""
         assert job.key is not None
-        hashed = self.of_key(job.key)
-        return slot in self.names.slots(hashed) or (job.state in ENDED and self.ended_last(job.key, hashed) is not None)
+        named = self.names.slots(self.of_key(job.key))
+        return slot in named or (job.state in ENDED and self.ended_last(job.key, named) is not None)
 
     def is_filed(self, slot: int, job: Job) -> bool:
         """Whether a slot says of its job what is so, and the job is found in the order of its lane."""
@@ -231,9 +231,9 @@ class Index:
             return False
         return self.lanes.after(lane, (when, job.seq - 1, FAR), 1) == [(when, job.seq, slot)]
 
-    def ended_last(self, key: str, hashed: int) -> int | None:
-        """The slot of the job of this key that ended last."""
-        head = self.chains.head(key, hashed)
+    def ended_last(self, key: str, named: list[int]) -> int | None:
+        """The slot of the job of this key that ended last; these are the slots that may have the key."""
+        head = self.chains.head(key, named)
         at = self.slots.at
         while head is not None and head > 1:
             if self.is_there(head):
