@@ -1,7 +1,8 @@
-"""One connection: a greenlet that reads, writes that never hold anybody up, and the limits on both.
+"""One connection: the loop calls it when there is something to read, its writes hold nobody up, and both have limits.
 
 Reading stops while too much of this connection's own work is in flight or unread by its other side; everybody else goes on.
-What is written is sent at once as far as the socket takes it, and the rest by a greenlet with a deadline.
+What is written is sent at once as far as the socket takes it, and the rest by a greenlet with a deadline. A greenlet that
+waited for each read would cost two switches and an exception a request.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask, Port, Session
 
 RECEIVE_BYTES: Final = 16_384
-RECEIVED_AT_ONCE: Final = 8
-POLL_S: Final = 0.0001
 JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
 COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
@@ -73,8 +72,10 @@ class Connection:
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._writer: gevent.Greenlet[..., None] | None = None
-        self._may_read = Event()
-        self._may_read.set()
+        self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
+        self._is_reading = False
+        self._finish_by_us = 0  # Until when it is answered what it asked before its end; 0 while it has not ended.
+        self._over = Event()
         self.is_closed = False
         self.opened_us = mono_us()
         self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
@@ -85,26 +86,30 @@ class Connection:
 
     def run(self) -> None:
         """Read until the other side or the session ends it."""
-        received = 0
+        self._gate()
+        self._over.wait()
+
+    def _receive(self) -> None:
+        """There is something to read, and only so much is: the loop looks after everybody else in between. Never waits."""
         try:
-            while not self.is_closed and not self.session.is_over:
-                self._may_read.wait()
-                data = self._socket.recv(RECEIVE_BYTES)
-                if not data:
-                    break
+            # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
+            data = self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
+            if data:
                 self._take(data)
-                received += 1
-                if received % RECEIVED_AT_ONCE == 0:
-                    # While there is data, neither recv nor the gate would ever let the others have their turn.
-                    gevent.sleep(POLL_S)
-            self._finish()
+            if not data or self.session.is_over:
+                self._finish()
+        except BlockingIOError:
+            pass
         except OSError as error:
             if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT):
                 log.warning("connection %s: %s", self.peer, error)
+            self.close()
         except MemoryError:
             log.error("connection %s closed: out of memory", self.peer)
-        finally:
             self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def _take(self, data: bytes) -> None:
         asks = self.session.feed(data)
@@ -132,7 +137,13 @@ class Connection:
             self._reads.add(ask.request)
 
     def _gate(self) -> None:
-        """Read on only while this connection has room for more."""
+        """Read on only while this connection has room for more; close it when it has ended and all is said."""
+        if self.is_closed:
+            return
+        if self._finish_by_us:
+            if not self._in_flight and not self._unsent:
+                self.close()
+            return
         has_room = (
             len(self._in_flight) < IN_FLIGHT_MAX
             and self._commands < COMMANDS_IN_FLIGHT_MAX
@@ -140,13 +151,16 @@ class Connection:
             and len(self._waits) < WAITS_MAX
             and self._unsent_bytes < UNSENT_BYTES_MAX
         )
-        if self.is_closed or (has_room and not self._is_ending):
-            if self._begun_us and not self._may_read.is_set():
-                # The frame that stood while nobody read it is given its time anew.
-                self._begun_us, self._begun_bytes = self._mono_us(), 0
-            self._may_read.set()
-        else:
-            self._may_read.clear()
+        if has_room and not self._is_ending:
+            if not self._is_reading:
+                if self._begun_us:
+                    # The frame that stood while nobody read it is given its time anew.
+                    self._begun_us, self._begun_bytes = self._mono_us(), 0
+                self._is_reading = True
+                self._readable.start(self._receive)
+        elif self._is_reading:
+            self._is_reading = False
+            self._readable.stop()
 
     def stop_reading(self) -> None:
         """Take nothing more from it; what it has asked is answered."""
@@ -155,11 +169,11 @@ class Connection:
 
     def _finish(self) -> None:
         """Answer what was asked before the end, if the other side still listens."""
-        deadline = gevent.Timeout(WRITE_DEADLINE_S)
-        with contextlib.suppress(gevent.Timeout), deadline:
-            while not self.is_closed and (self._in_flight or self._unsent):
-                self._may_read.clear()
-                self._may_read.wait(0.5)
+        if not self.is_closed:
+            self._readable.stop()
+            self._is_reading = False
+            self._finish_by_us = self._mono_us() + round(WRITE_DEADLINE_S * SECOND_US)
+            self._gate()
 
     # Deadlines, looked after by the server once a second.
 
@@ -181,7 +195,9 @@ class Connection:
         is_worker = self.session.port is Port.WORKER
         if is_worker and not self.is_silent and not self._has_asked and now_us - self.opened_us > JOIN_US:
             return "no worker joined"
-        if self._begun_us == 0 or not self._may_read.is_set():
+        if self._finish_by_us:
+            return "it ended, and does not read what it asked for" if now_us > self._finish_by_us else ""
+        if self._begun_us == 0 or not self._is_reading:
             return ""
         age_us = now_us - self._begun_us
         if self.is_silent and age_us > HANDSHAKE_US:
@@ -266,10 +282,12 @@ class Connection:
             return
         self.is_closed = True
         self._unsent = []
-        self._may_read.set()
+        self._readable.stop()
+        self._readable.close()
         with contextlib.suppress(OSError):
             self._socket.shutdown(native_socket.SHUT_RDWR)
         self._socket.close()
+        self._over.set()
         self._on_end(self)
 
 
