@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 from typing import Any, Final
 
 import gevent
@@ -36,6 +37,7 @@ class Alarm:
         self._event = event
         self._fd = -1
         self._watcher: Any = None
+        self._rings_ns = 0  # When it will ring, on the clock it is set by; 0 if it has.
 
     def open(self) -> None:
         """Make ready, in the thread whose loop it is for."""
@@ -51,19 +53,26 @@ class Alarm:
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError):  # It was set anew after it rang.
             os.read(self._fd, 8)
+            self._rings_ns = 0
         self._event.set()
 
     def wait(self, us: int) -> None:
-        """Return when the event is set, or so many microseconds have passed."""
+        """Return when the event is set, or when so many microseconds have passed; or sooner.
+
+        It stays set for an earlier wait that an event has ended: under a load that is cheaper than to set it for each.
+        """
         if self._fd < 0:
             self._event.wait(us / SECOND_US)
             return
-        first = self._setting.first
-        first.seconds, rest_us = divmod(max(us, 1), SECOND_US)
-        first.nanoseconds = rest_us * 1_000
-        if self._system.timerfd_settime(self._fd, 0, ctypes.byref(self._setting), None) != 0:
-            self._event.wait(us / SECOND_US)
-            return
+        now_ns = time.monotonic_ns()
+        rings_ns = now_ns + max(us, 1) * 1_000
+        if not now_ns < self._rings_ns <= rings_ns:
+            first = self._setting.first
+            first.seconds, first.nanoseconds = divmod(rings_ns - now_ns, SECOND_US * 1_000)
+            if self._system.timerfd_settime(self._fd, 0, ctypes.byref(self._setting), None) != 0:
+                self._event.wait(us / SECOND_US)
+                return
+            self._rings_ns = rings_ns
         self._event.wait()
 
     def close(self) -> None:

@@ -57,6 +57,23 @@ def test_one_that_rang_unheard_and_is_set_anew_rings_again(alarm: Alarm, event: 
             alarm.wait(200)
 
 
+def test_one_that_is_set_already_rings_for_a_later_wait_too(alarm: Alarm, event: Event) -> None:
+    # given
+    event.set()
+    alarm.wait(20_000)
+    event.clear()
+
+    # when
+    with gevent.Timeout(5):
+        alarm.wait(3_600 * SECOND_US)
+
+    # then: it has rung, and does so again
+    assert event.is_set()
+    event.clear()
+    with gevent.Timeout(5):
+        alarm.wait(1_000)
+
+
 def test_nothing_is_left_open(event: Event) -> None:
     before = psutil.Process().num_fds()
     alarm = Alarm(event)
