@@ -71,7 +71,7 @@ def run(
 def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, *, cancelled: bool = False) -> tuple[Ran, list[Any]]:
     said: list[Any] = []
     attempt = Attempt(dispatch, describe(dispatch.module, "test", "0", work).work, hooks, said.append)
-    attempt.is_stop_asked = lambda: cancelled
+    attempt.is_cancelled = cancelled
     execute(attempt)
     assert attempt.job is not None
     progress = [(hint.fraction, hint.text) for hint in said if isinstance(hint, Progress)]

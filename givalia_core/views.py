@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def to_datetime(us: int) -> datetime:
     """Microseconds of the wall clock as an aware datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=us)
+    return _EPOCH + timedelta(0, 0, us)
 
 
 def at_to_us(at: float | datetime) -> int:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -43,6 +44,17 @@ def main(channel: int, page: int, last_words: int) -> int:
         return Child(supervisor, Page(page)).serve()
     except ConnectionError:
         return 1  # The supervisor is gone: there is nobody to tell.
+
+
+class _Alone(Attempt):
+    """An attempt that has this process for itself, and is told over the page what its supervisor wants."""
+
+    def __init__(self, dispatch: Dispatch, send: Callable[[Any], None], page: Page) -> None:
+        super().__init__(dispatch, None, None, send)
+        self._page = page
+
+    def is_stop_asked(self) -> bool:
+        return self._page.cancelled == self.dispatch.fence
 
 
 class Child:
@@ -87,8 +99,7 @@ class Child:
             self._raise(attempt.stopped)
 
     def _run(self, dispatch: Dispatch, source: str) -> None:
-        attempt = Attempt(dispatch, None, None, self.say)
-        attempt.is_stop_asked = lambda: self._page.cancelled == dispatch.fence
+        attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
         try:
             attempt.found = self._class(source)

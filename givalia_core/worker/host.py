@@ -144,7 +144,8 @@ class Host:
             self._hints[note.fence] = note
         else:
             self._out.append(note)
-        self._rung.set()
+        if not self._rung.is_set():
+            self._rung.set()
 
     def _send_forever(self) -> None:
         with contextlib.suppress(OSError):  # The supervisor is gone, which whoever reads will see to.

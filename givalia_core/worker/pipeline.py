@@ -28,6 +28,10 @@ from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
 ERROR_BYTES_MAX: Final = 16 << 10
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
+_PLAIN: Final = frozenset((type(None), bool, int, float))
+"""To pack these runs no code but the packer's, so one serves all; it is short, and can always be unpacked."""
+_pack_plain: Final = msgpack.Packer(autoreset=True).pack
+
 job_log = logging.getLogger("givalia.job")
 
 
@@ -48,17 +52,30 @@ class Attempt:
         self.found = work
         self.hooks = hooks
         self.send = send
-        self.is_stop_asked: Callable[[], bool] = lambda: False
-        self.is_in_process = False
-        self.stopped: Stopped | None = None
-        self.job: RunningJobView | None = None
-        self.work: WorkModule | None = None
-        self.value: Any = None
-        self.raised: BaseException | None = None
-        self.seconds = 0.0
-        self.result = b""
-        self.result_error: str | None = None
-        self.outcome = Outcome(OutcomeKind.FAILED)
+
+    # What the steps fill; until then each attempt has this in common with all others.
+    is_cancelled = False
+    is_in_process = False
+    stopped: Stopped | None = None
+    job: RunningJobView | None = None
+    work: WorkModule | None = None
+    value: Any = None
+    raised: BaseException | None = None
+    seconds = 0.0
+    kind = OutcomeKind.FAILED
+    error: str | None = None
+    result = b""
+    result_error: str | None = None
+
+    def is_stop_asked(self) -> bool:
+        """Whether somebody has cancelled the job."""
+        return self.is_cancelled
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, as people's code is shown it; only made when somebody looks."""
+        result = None if self.raised is not None or self.result_error else self.value
+        return Outcome(self.kind, result, self.error, self.seconds)
 
     def begin(self) -> None:
         """The job's own code is about to run: its time counts from now."""
@@ -112,7 +129,8 @@ def load(attempt: Attempt) -> None:
 
 def before_run(attempt: Attempt) -> None:
     """Tell the plugins that the attempt starts."""
-    _tell_plugins(attempt, "before_run")
+    if attempt.hooks is not None and attempt.hooks.listens("before_run"):
+        attempt.hooks.call("before_run", job=attempt.job, module=attempt.found or WorkModule)
 
 
 def process(attempt: Attempt) -> None:
@@ -141,24 +159,28 @@ def classify(attempt: Attempt) -> None:
     """Say in our words how it ended, and pack the result."""
     raised = attempt.raised
     if raised is None:
+        attempt.kind = OutcomeKind.SUCCEEDED
         _pack_result(attempt)
-        result = None if attempt.result_error else attempt.value
-        attempt.outcome = Outcome(OutcomeKind.SUCCEEDED, result, None, attempt.seconds)
         return
-    kind = OutcomeKind.FAILED
     why = attempt.stopped.why if attempt.stopped is not None else None
     if why == "timeout":
-        kind = OutcomeKind.TIMEOUT
+        attempt.kind = OutcomeKind.TIMEOUT
     elif why is not None or attempt.is_stop_asked():
-        kind = OutcomeKind.STOPPED
-    attempt.outcome = Outcome(kind, None, _words(attempt, raised), attempt.seconds)
+        attempt.kind = OutcomeKind.STOPPED
+    else:
+        attempt.kind = OutcomeKind.FAILED
+    attempt.error = _words(attempt, raised)
 
 
 def _pack_result(attempt: Attempt) -> None:
     """A result that cannot be kept costs the result, never the job: its effect happened."""
+    value = attempt.value
     try:
-        packed: bytes = msgpack.packb(attempt.value)
-        msgpack.unpackb(packed, strict_map_key=False)
+        if type(value) in _PLAIN:
+            packed: bytes = _pack_plain(value)
+        else:
+            packed = msgpack.packb(value)
+            msgpack.unpackb(packed, strict_map_key=False)
     except MemoryError:
         attempt.result_error = "TOO_LARGE"
     except BaseException:  # A result may run code of its own when it is packed: a kind of dict, say.
@@ -212,7 +234,8 @@ def timed_out(dispatch: Dispatch) -> str:
 
 def after_run(attempt: Attempt) -> None:
     """Tell the plugins how it ended."""
-    _tell_plugins(attempt, "after_run", outcome=attempt.outcome)
+    if attempt.hooks is not None and attempt.hooks.listens("after_run"):
+        attempt.hooks.call("after_run", job=attempt.job, module=attempt.found or WorkModule, outcome=attempt.outcome)
 
 
 def report(attempt: Attempt) -> None:
@@ -222,19 +245,14 @@ def report(attempt: Attempt) -> None:
 
 def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:
     """What the server is told; an attempt whose lease was lost has failed, whatever its code made of that."""
-    dispatch, outcome, raised = attempt.dispatch, attempt.outcome, attempt.raised
+    dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
         return messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
     after_us = raised.after_us if isinstance(raised, Retry) else None
     is_permanent = isinstance(raised, Fail)
-    return messages.Fail(dispatch.id, dispatch.fence, str(outcome.kind), outcome.error or "", after_us, is_permanent)
-
-
-def _tell_plugins(attempt: Attempt, name: str, **extra: Any) -> None:
-    if attempt.hooks is not None and attempt.hooks.listens(name):
-        attempt.hooks.call(name, job=attempt.job, module=attempt.found or WorkModule, **extra)
+    return messages.Fail(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
 STEPS: Final = (load, before_run, process, classify, after_run, report)

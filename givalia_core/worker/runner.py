@@ -37,6 +37,7 @@ from givalia_core.worker.notes import (
 )
 from givalia_core.worker.page import Page
 from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, decoded, execute, report, timed_out, view
+from givalia_core.worker.starter import Running, Starter
 
 PULSE_S: Final = 0.2
 
@@ -45,6 +46,9 @@ log = logging.getLogger("givalia.worker")
 
 class _Held(Attempt):
     """An attempt in a greenlet of this process; `stop` is called with it when its time is over."""
+
+    greenlet: Running | None = None  # While it is taken through the steps.
+    _limit: Any = None
 
     def __init__(
         self,
@@ -55,11 +59,10 @@ class _Held(Attempt):
         stop: Callable[[_Held, Stopped], None],
     ) -> None:
         super().__init__(dispatch, None if found is None else found.work, hooks, send)
-        self.greenlet: gevent.Greenlet[..., None] | None = None
-        self.is_cancelled = False
-        self.is_stop_asked = lambda: self.is_cancelled
         self._stop = stop
-        self._limit: Any = None
+
+    def is_stop_asked(self) -> bool:
+        return self.is_cancelled
 
     def begin(self) -> None:
         """Start the time that the attempt may take."""
@@ -78,12 +81,6 @@ class _Held(Attempt):
         is_news, self.stopped = self.stopped is None, self.stopped or stopped
         if is_news and self.is_in_process and self.greenlet is not None:
             self.greenlet.kill(stopped, block=False)
-
-
-class _Running(gevent.Greenlet):  # type: ignore[type-arg]
-    """The greenlet of an attempt; where it was started from is always the same, and not worth being looked up."""
-
-    spawning_stack_limit = 0
 
 
 class Runner:
@@ -107,6 +104,7 @@ class Runner:
         self._worker = worker
         self._attempts: dict[int, _Held] = {}  # By fence.
         self._fences: dict[Any, int] = {}  # By greenlet.
+        self._starter: Starter[_Held] = Starter(self._run)
         self._pulse: Any = None
         self._has_to_tidy = False
         self._draining: gevent.Greenlet[..., Any] | None = None
@@ -164,6 +162,7 @@ class Runner:
         """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
         self._page = Page()
         self._pulse.stop()
+        self._starter.forget()
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
             if (self._fences.get(switch[1]) or forker) != forker:  # The loop is nobody's, and runs here for the fork.
@@ -190,12 +189,14 @@ class Runner:
     def _begin(self, dispatch: Dispatch) -> None:
         attempt = _Held(dispatch, self._modules.get(dispatch.module), self._hooks, self._say, self._stop)
         self._attempts[dispatch.fence] = attempt
-        attempt.greenlet = running = _Running(self._run, attempt)
-        self._fences[running] = dispatch.fence
-        running.spawn_tree_locals = {_FENCE: dispatch.fence}  # Threads and greenlets that the job starts have that, too.
-        running.start()
+        self._starter.begin(attempt)
 
-    def _run(self, attempt: _Held) -> None:
+    def _run(self, attempt: _Held, running: Running) -> None:
+        attempt.greenlet, fence = running, attempt.dispatch.fence
+        self._fences[running] = fence
+        running.spawn_tree_locals = {_FENCE: fence}  # Threads and greenlets that the job starts have that, too.
+        if greenlet.gettrace() is self._trace:
+            self._page.current = fence  # The trace looked when this greenlet was switched to, which may be some attempts ago.
         try:
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
@@ -204,8 +205,9 @@ class Runner:
             classify(attempt)
             report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
         finally:
-            self._attempts.pop(attempt.dispatch.fence, None)
-            self._fences.pop(attempt.greenlet, None)
+            attempt.greenlet = None
+            self._attempts.pop(fence, None)
+            self._fences.pop(running, None)
             if not self._has_to_tidy:  # Once for all jobs that end in one turn of the loop.
                 self._has_to_tidy = True
                 self._loop.run_callback(self._tidy_up)
