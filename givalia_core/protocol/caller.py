@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import VERSION, Hello, Kind, answer_error, item
+from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
 
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
+_OK: Final = b"\x91\xa2OK"  # The fields of most answers, which are not worth being unpacked.
 _LAST_NUMBER: Final = (1 << 32) - 1
 
 
@@ -65,7 +66,7 @@ class Caller:
         for frame in self._reader.feed(data):
             if isinstance(frame, frames.Unreadable):
                 raise frame.error
-            items = [(frames.unpack_fields(fields), payload) for fields, payload in frame.items]
+            items = [([OK] if fields == _OK else frames.unpack_fields(fields), payload) for fields, payload in frame.items]
             if frame.kind == Kind.ANSWER:
                 arrived.append(Answer(frame.request, items))
             else:

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeAlias
 
 import gevent
@@ -87,6 +87,12 @@ class Crew:
         self._known_since = 0.0
         self._suspected = ""  # The module during whose import a process was killed, which may have been chance.
         self._is_local = host is not None
+        self._actions: dict[type, Callable[[Any], None]] = {  # What else the host says, it says of jobs.
+            Importing: self._note_import,
+            Ready: self._be_ready,
+            Started: self._be_serving,
+            Spoiled: self._be_spoiled,
+        }
         if host is None:
             self._start_host()
         else:
@@ -132,17 +138,10 @@ class Crew:
 
     def hear_host(self, heard: list[Any]) -> None:
         for note in heard:
-            if isinstance(note, Importing):
-                self.host.importing = note.module
-            elif isinstance(note, Ready):
-                self._be_ready(note)
-            elif isinstance(note, Started):
-                self.is_serving = True
-                self._foreman.crew_has_started(self)
-            elif isinstance(note, Spoiled):
-                self._foreman.host_is_spoiled(self, note.words)
-            else:
-                self._foreman.reported(note)
+            self._actions.get(type(note), self._foreman.reported)(note)
+
+    def _note_import(self, note: Importing) -> None:
+        self.host.importing = note.module
 
     def _be_ready(self, note: Ready) -> None:
         self.host.state, self.host.importing = "ready", None
@@ -153,6 +152,13 @@ class Crew:
         self._foreman.crew_is_ready(self)
         self.tell(*self._owed)
         self._owed = []
+
+    def _be_serving(self, note: Started) -> None:
+        self.is_serving = True
+        self._foreman.crew_has_started(self)
+
+    def _be_spoiled(self, note: Spoiled) -> None:
+        self._foreman.host_is_spoiled(self, note.words)
 
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""

@@ -60,13 +60,13 @@ class Member:
         self._out: list[Any] = []
         self._signals: list[int] = []
         self._nursery: Nursery | None = None
-        self._is_sending = False
+        self._rung = Event()
         self.is_open = True
         self.last_current = 0
         self._fault = ""  # What it was killed for, if that was done here.
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
-        self._sending: gevent.Greenlet[..., None] | None = None
+        self._sending = gevent.spawn(self._send_forever)
 
     @property
     def backlog(self) -> int:
@@ -76,19 +76,20 @@ class Member:
     def tell(self, *said: Any) -> None:
         """Say something to the process; returns at once, what it does not take waits."""
         self._out += said
-        if not self._is_sending and self.is_open:
-            self._is_sending = True
-            self._sending = gevent.spawn(self._send)
+        self._rung.set()
 
-    def _send(self) -> None:
-        try:
-            while self._out and self.is_open:
+    def _send_forever(self) -> None:
+        with contextlib.suppress(OSError):  # It is gone, or about to be: its end will be told.
+            while True:
+                self._rung.wait()
+                self._rung.clear()
                 out, self._out = self._out, []
-                self._channel.sendall(notes.pack(out))
-        except OSError:
-            pass  # It is gone, or about to be: its end will be told.
-        finally:
-            self._is_sending = False
+                try:
+                    packed = notes.pack(out)
+                except Exception as error:  # Job code has a say in some notes; those behind them are not to wait for ever.
+                    log.error("process %d cannot be told what it should be: %s: %s", self.pid, type(error).__name__, error)
+                else:
+                    self._channel.sendall(packed)
 
     def _read_forever(self) -> None:
         reader = notes.Reader(NOTES_BYTES_MAX[self.role])
@@ -139,6 +140,7 @@ class Member:
         self._reading.join(LINGER_S)  # Somebody it has left behind may hold its end open.
         self.is_open = False
         self._reading.kill()
+        self._sending.kill()
         if not self._fault:
             self.last_current = self.page.current
             if not self.last_current and not _is_killed(status):

@@ -20,7 +20,7 @@ from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
-from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Fail, Process, Progress, Release, Succeed
+from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.crew import Crew, Job
@@ -145,20 +145,29 @@ class Foreman:
     # What the link brings.
 
     def _begin(self, event: Dispatched) -> None:
-        dispatch, crew = event.job, self.generations.present
-        if self._is_stopping or crew is None or not crew.takes(dispatch.module):
-            self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
-            return
-        held = self._jobs[dispatch.fence] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
-        crew.held += 1
-        self._idle.clear()
-        if not held.is_process:
-            crew.tell(dispatch)
+        crew = self.generations.present
+        hosted: list[Dispatch] = []
+        for dispatch in event.jobs:
+            if self._is_stopping or crew is None or not crew.takes(dispatch.module):
+                self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
+                continue
+            held = self._jobs[dispatch.fence] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
+            crew.held += 1
+            self._idle.clear()
+            if held.is_process:
+                self._begin_apart(held)
+                continue
+            hosted.append(dispatch)
             if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
                 self._plan(held, dispatch.timeout_us / SECOND_US + self.settings.stop_grace, "kill", "timeout")
-        elif "before_run" in crew.hooks:
+        if crew is not None and hosted:
+            crew.tell(*hosted)
+
+    def _begin_apart(self, held: Job) -> None:
+        """Let the plugins know of a job that has a process of its own, if they want to; it starts when they do."""
+        if "before_run" in held.crew.hooks:
             held.phase = "before"
-            crew.tell(Before(tuple(dispatch)))
+            held.crew.tell(Before(tuple(held.dispatch)))
         else:
             self._run(held)
 

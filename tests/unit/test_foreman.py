@@ -139,7 +139,7 @@ class Rig:
 
     def lend(self, module: str = GREENLET, fence: int = 1, **fields: Any) -> Dispatch:
         job = Dispatch(b"j" * 16, fence, module, 1, 0, **fields)
-        self.foreman.deliver(Dispatched(job))
+        self.foreman.deliver(Dispatched([job]))
         return job
 
     def later(self, seconds: float) -> None:
