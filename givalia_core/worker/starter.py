@@ -41,6 +41,7 @@ class Starter(Generic[T]):
         self._is_due = False  # The loop will call `_start`, or is in it.
         self._starting: Running | None = None
         self._until_s = 0.0
+        self._again: Any = None
 
     def begin(self, attempt: T) -> None:
         """Have it run when the loop next comes to it."""
@@ -54,6 +55,9 @@ class Starter(Generic[T]):
         self._waiting.clear()
 
     def _start(self) -> None:
+        if self._again is not None:
+            self._again.close()
+            self._again = None
         self._until_s = time.monotonic() + TURN_S
         while self._waiting:
             self._starting = Running(self._run_in_a_row)
@@ -63,7 +67,9 @@ class Starter(Generic[T]):
                 break
         self._is_due = bool(self._waiting)
         if self._is_due:
-            gevent.get_hub().loop.run_callback(self._start)
+            # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
+            self._again = gevent.get_hub().loop.timer(0)
+            self._again.start(self._start)
 
     def _run_in_a_row(self) -> None:
         running = self._starting

@@ -135,7 +135,7 @@ def test_the_loop_has_its_turn_however_many_attempts_wait_to_start(made: Made, m
     timer.close()
 
     assert ran == list(range(10))
-    assert turns
+    assert turns[0] <= 2  # The loop runs dozens of callbacks in a row, and looks at no socket or timer in between.
 
 
 def test_what_is_forgotten_does_not_start(made: Made) -> None:
