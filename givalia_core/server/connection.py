@@ -117,6 +117,8 @@ class Connection:
         out = self.session.take_out()
         if out:
             self.send(out)
+            if self.is_closed:
+                return  # Nothing is asked by somebody of whom it is known that he is gone: nobody would say so again.
         self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
             if ask.request in self._in_flight or ask.request in self._waits:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import socket
+import struct
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from givalia_core import Busy, Client, ShuttingDown, TooLarge
 from givalia_core.engine.records import Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
+from givalia_core.protocol.caller import Caller
+from givalia_core.protocol.messages import Credit, Join, Kind, item
 from givalia_core.server import Server, app
 from givalia_core.settings import ServerSettings
 
@@ -124,3 +128,28 @@ def test_a_lease_that_workers_were_told_is_not_changed_under_them(server: Server
     server.reload(ServerSettings(lease=5, store="memory:", plugins=""))
 
     assert server._engine.desk.policy.lease_us == 30_000_000
+
+
+def test_what_a_peer_asked_that_is_gone_before_its_hello_is_answered_is_not_asked(server: Server) -> None:
+    """Its end is told once, and was told: a session or a wait that began behind that would stay."""
+    caller = Caller()
+    opening = caller.hello("test")
+    for kind, asked in ((Kind.JOIN, [Join("gone", b"i" * 16)]), (Kind.CREDIT, [Credit(100)])):
+        opening += caller.ask(kind, [item(message) for message in asked])[1]
+    peer = socket.create_connection(("127.0.0.1", server.worker_port))
+    wait_until(lambda: server._connections)
+
+    peer.sendall(opening)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # To close is to reset.
+    peer.close()
+
+    wait_until(lambda: not server._connections)
+    server.info()  # A turn later.
+    assert not server._engine.desk.routing.sessions
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    """Let the server work until something is so."""
+    with gevent.Timeout(5):
+        while not holds():
+            gevent.sleep(0.001)
