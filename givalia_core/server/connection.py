@@ -274,9 +274,27 @@ class Connection:
         return bool(self._unsent)
 
     def end_sending(self) -> None:
-        """Tell the other side that nothing more comes, and let it be the one that closes: what it has not read stays."""
+        """Tell the other side that nothing more comes, and let it be the one that closes: what it has not read stays.
+
+        What it still sends is dropped: it is read only to see when it has closed.
+        """
+        if self.is_closed:
+            return
         with contextlib.suppress(OSError):
             self._socket.shutdown(native_socket.SHUT_WR)
+        self._is_ending, self._is_reading = True, False
+        self._readable.stop()
+        self._readable.start(self._drop)
+
+    def _drop(self) -> None:
+        try:
+            is_over = not self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
+        except OSError:
+            is_over = True
+        if is_over:
+            self.close()
 
     def close(self) -> None:
         """End the connection; the engine is told once."""

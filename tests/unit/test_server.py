@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 
 from givalia_core import Busy, Client, ShuttingDown, TooLarge
@@ -146,6 +147,26 @@ def test_what_a_peer_asked_that_is_gone_before_its_hello_is_answered_is_not_aske
     wait_until(lambda: not server._connections)
     server.info()  # A turn later.
     assert not server._engine.desk.routing.sessions
+
+
+def test_a_server_that_stops_waits_for_nobody_who_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "GOODBYE_S", 40.0)
+    server = Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins=""))
+    server.start()
+    peer = gevent.socket.create_connection(("127.0.0.1", server.client_port))
+    wait_until(lambda: server._connections)
+
+    def close_when_told() -> None:
+        while peer.recv(100):
+            pass
+        peer.close()
+
+    closing = gevent.spawn(close_when_told)
+    stopping = gevent.spawn(server.stop)
+    stopping.join(5)
+
+    assert stopping.ready()
+    closing.join()
 
 
 def wait_until(holds: Callable[[], object]) -> None:
