@@ -84,12 +84,17 @@ class Member:
                 self._rung.wait()
                 self._rung.clear()
                 out, self._out = self._out, []
-                try:
-                    packed = notes.pack(out)
-                except Exception as error:  # Job code has a say in some notes; those behind them are not to wait for ever.
-                    log.error("process %d cannot be told what it should be: %s: %s", self.pid, type(error).__name__, error)
-                else:
-                    self._channel.sendall(packed)
+                self._channel.sendall(self._packed(out))
+
+    def _packed(self, out: list[Any]) -> bytes:
+        """Notes as they travel, but for those that cannot: job code has a say in some, and the others are not to suffer."""
+        try:
+            return notes.pack(out)
+        except Exception as error:
+            if len(out) > 1:
+                return b"".join(self._packed([note]) for note in out)
+            log.error("process %d cannot be told what it should be: %s: %s", self.pid, type(error).__name__, error)
+            return b""
 
     def _read_forever(self) -> None:
         reader = notes.Reader(NOTES_BYTES_MAX[self.role])
