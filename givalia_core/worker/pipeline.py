@@ -18,7 +18,7 @@ import msgpack
 
 from givalia_core.clock import SECOND_US
 from givalia_core.hooks import Hooks
-from givalia_core.model import OutcomeKind
+from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import Fail, Retry, Run, Stopped, WorkModule
 from givalia_core.protocol import messages
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
@@ -250,9 +250,18 @@ def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:
         return messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
-    after_us = raised.after_us if isinstance(raised, Retry) else None
+    after_us = _asked_for(raised) if isinstance(raised, Retry) else None
     is_permanent = isinstance(raised, Fail)
     return messages.Fail(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
+
+
+def _asked_for(retry: Retry) -> int | None:
+    """What is to pass before the next attempt. A class of job code's own may not have been made as ours is, or say anything."""
+    try:
+        after_us = retry.after_us
+    except BaseException:
+        return None
+    return after_us if type(after_us) is int and 0 <= after_us <= TEN_YEARS_US else None
 
 
 STEPS: Final = (load, before_run, process, classify, after_run, report)

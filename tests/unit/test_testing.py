@@ -35,6 +35,18 @@ class Patient(WorkModule):
             raise Retry(after=3600)
 
 
+class Own(Retry):
+    def __init__(self, after_us: object = None) -> None:
+        if after_us is not None:
+            self.after_us = after_us  # type: ignore[assignment]
+
+
+class Peculiar(WorkModule):
+    def process(self) -> None:
+        if self.job.attempt == 1:
+            raise Own(self.params)
+
+
 class Watchful(WorkModule):
     def process(self) -> bool:
         return self.cancelled
@@ -50,6 +62,16 @@ def test_run_never_raises_what_the_module_raises() -> None:
     ran = run(Hopeless)
 
     assert (ran.outcome.kind, ran.outcome.error) == ("failed", "never")
+
+
+@pytest.mark.parametrize("after_us", [None, 1.5, -1, 1 << 60, "soon"])
+def test_a_retry_that_was_not_made_as_ours_is_waits_as_long_as_any_failure(after_us: object) -> None:
+    queue = Queue({"Peculiar": Peculiar})
+    queue.enq("Peculiar", key="p", params=after_us)
+
+    queue.advance(60)
+
+    assert queue.stat("p").state == "done"
 
 
 def test_run_lets_the_module_see_that_it_was_cancelled() -> None:
