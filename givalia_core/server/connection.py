@@ -101,12 +101,12 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError as error:
+            self.close()
             if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT):
-                log.warning("connection %s: %s", self.peer, error)
-            self.close()
+                _log(logging.WARNING, "connection %s: %s", self.peer, error)
         except MemoryError:
-            log.error("connection %s closed: out of memory", self.peer)
             self.close()
+            _log(logging.ERROR, "connection %s closed: out of memory", self.peer)
         except BaseException:
             self.close()
             raise
@@ -122,8 +122,8 @@ class Connection:
         self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
             if ask.request in self._in_flight or ask.request in self._waits:
-                log.info("connection %s closed: it used a request number twice", self.peer)
                 self.close()
+                _log(logging.INFO, "connection %s closed: it used a request number twice", self.peer)
                 return
             self._count(ask)
             self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
@@ -309,6 +309,11 @@ class Connection:
         self._socket.close()
         self._over.set()
         self._on_end(self)
+
+
+def _log(level: int, words: str, *values: object) -> None:
+    """Log what the loop itself has come upon: a handler may wait, for a lock or a socket, and the loop cannot."""
+    gevent.spawn(log.log, level, words, *values)
 
 
 def _tune(sock: socket.socket) -> None:

@@ -17,7 +17,7 @@ from givalia_core import Busy, Client, ShuttingDown, TooLarge
 from givalia_core.engine.records import Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.caller import Caller
-from givalia_core.protocol.messages import Credit, Join, Kind, item
+from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
 from givalia_core.server import Server, app
 from givalia_core.settings import ServerSettings
 
@@ -167,6 +167,34 @@ def test_a_server_that_stops_waits_for_nobody_who_has_closed(monkeypatch: pytest
 
     assert stopping.ready()
     closing.join()
+
+
+def test_a_connection_that_the_loop_ends_is_logged_by_a_handler_that_waits(server: Server) -> None:
+    logged: list[str] = []
+
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            gevent.sleep(0)  # As for the socket of a log server, in a program that gevent has patched.
+            logged.append(record.getMessage())
+
+    caller = Caller()
+    opening = caller.hello("test")
+    _, wait = caller.ask(Kind.WAIT, [item(Wait(id=b"i" * 16))])
+    _, enq = caller.ask(Kind.ENQ, [item(Enq(id=b"i" * 16, module="Sample"))])
+    handler = Waiting()
+    log = logging.getLogger("givalia.server")
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+
+    with socket.create_connection(("127.0.0.1", server.client_port)) as peer:
+        peer.sendall(opening + enq + wait + wait)
+        wait_until(lambda: logged)
+
+    log.setLevel(level)
+    log.removeHandler(handler)
+    assert "twice" in logged[0]
+    assert not server._connections
 
 
 def wait_until(holds: Callable[[], object]) -> None:
