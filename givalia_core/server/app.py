@@ -214,7 +214,7 @@ class Server:
             # Whoever is sending now is told why, before nothing more is read.
             gevent.sleep(REFUSE_S)
         self._is_stopping = True
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):
             connection.stop_reading()
         self._wake.set()
         if self._greenlets:

@@ -147,6 +147,7 @@ class Foreman:
     def _begin(self, event: Dispatched) -> None:
         crew = self.generations.present
         hosted: list[Dispatch] = []
+        apart: list[Job] = []
         for dispatch in event.jobs:
             if self._is_stopping or crew is None or not crew.takes(dispatch.module):
                 self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
@@ -155,13 +156,15 @@ class Foreman:
             crew.held += 1
             self._idle.clear()
             if held.is_process:
-                self._begin_apart(held)
+                apart.append(held)
                 continue
             hosted.append(dispatch)
             if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
                 self._plan(held, dispatch.timeout_us / SECOND_US + self.settings.stop_grace, "kill", "timeout")
         if crew is not None and hosted:
-            crew.tell(*hosted)
+            crew.tell(*hosted)  # First, before anything gives way: an end must not overtake its job.
+        for held in apart:
+            self._begin_apart(held)
 
     def _begin_apart(self, held: Job) -> None:
         """Let the plugins know of a job that has a process of its own, if they want to; it starts when they do."""
