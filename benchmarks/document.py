@@ -51,6 +51,7 @@ HOW_TO_READ: Final = """\
   runs; **late** is from the due until that.
 - **p50** and **p99** are what half of the calls, and 99 of a hundred, do not exceed. Where there are several rounds, the median
   of the rounds is shown.
+- **The Python loop** before and after each benchmark shows how fast the machine was meanwhile: that of a rented one changes.
 - **Goals** were set before; one that is missed stays on the page, and what a peer does in the same run is beside it.
 - **Lateness** of a peer that began jobs before their due counts for nothing, however near to the due they began.
 """
@@ -224,10 +225,12 @@ def _tables(run: Data) -> str:
     parts = [f"## All figures of our own of `{run['command']}`\n"]
     for title, section in run["sections"].items():
         settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
+        loops = " ms before it, ".join(f"{each:.1f}" for each in section["loops_ms"])
         rows = [(figure.name, _measured(figure)) for figure in map(unmapped, section["figures"])]
         parts.append(
             f"### {title}\n\n{section['words']}\n\nOn its own: `python benchmarks/{section['file']}`. "
-            f"Here with {settings}; it took {section['seconds']:.0f} s.\n\n{_table(('figure', 'measured'), rows)}"
+            f"Here with {settings}; it took {section['seconds']:.0f} s, and the Python loop {loops} ms after it.\n\n"
+            f"{_table(('figure', 'measured'), rows)}"
         )
     return "\n".join(parts) if run["sections"] else ""
 

@@ -16,7 +16,7 @@ from givalia_core import GivaliaError
 from harness.figures import Figure, mapped, table
 from harness.goals import Goal, goals_of, goals_table, mapped_goal
 from harness.ledger import Broken
-from harness.machine import calibrate, versions
+from harness.machine import calibrate, loop_ms, versions
 from harness.words import say
 
 
@@ -60,13 +60,17 @@ def flags(options: Sequence[Option], given: argparse.Namespace) -> str:
 
 
 class Section(NamedTuple):
-    """What one benchmark measured: its file, its words, the settings it ran with, how long it took, and the figures."""
+    """What one benchmark measured: its file, its words, the settings it ran with, how long it took, and the figures.
+
+    `loops_ms` is what a million turns of a Python loop took right before and right after it.
+    """
 
     file: str
     words: str
     settings: dict[str, Any]
     seconds: float
     figures: list[Figure]
+    loops_ms: tuple[float, float]
 
 
 def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> Section:
@@ -75,10 +79,11 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
     Raises:
         Broken, GivaliaError: There are no figures.
     """
-    began = time.monotonic()
+    before_ms, began = loop_ms(), time.monotonic()
     figures = benchmark.measure(**settings, folder=folder)
+    seconds = time.monotonic() - began
     file = Path(benchmark.__file__ or "").name
-    return Section(file, _words(benchmark, settings), settings, time.monotonic() - began, figures)
+    return Section(file, _words(benchmark, settings), settings, seconds, figures, (before_ms, loop_ms()))
 
 
 def _words(benchmark: ModuleType, settings: dict[str, Any]) -> str:
@@ -139,9 +144,10 @@ def printed(run: Run) -> str:
     words = [f"{name} {version}" for name, version in run.versions.items()]
     lines = "\n".join(" · ".join(words[start : start + 8]) for start in range(0, len(words), 8))
     parts = [lines, f"This machine\n{table(run.machine)}"]
-    for title, (program, _, settings, seconds, figures) in run.sections.items():
+    for title, (program, _, settings, seconds, figures, loops_ms) in run.sections.items():
         given = " ".join(f"{name}={value}" for name, value in settings.items())
-        parts.append(f"{title} ({program}, {seconds:.0f} s: {given})\n{table(figures)}")
+        loops = " and ".join(f"{each:.1f}" for each in loops_ms)
+        parts.append(f"{title} ({program}, {seconds:.0f} s, the Python loop {loops} ms: {given})\n{table(figures)}")
     took = [f"{title} {section.seconds:.0f} s" for title, section in run.sections.items()]
     if len(took) > 1:
         parts.append(f"Our own took {sum(each.seconds for each in run.sections.values()):.0f} s: {', '.join(took)}")

@@ -38,7 +38,7 @@ def run_of(benchmarks: SimpleNamespace, value: float, broken: dict[str, str] | N
     """A run with one benchmark, one figure and one goal."""
     harness = benchmarks.harness
     figure = harness.Figure("end to end", value, "jobs/s", least=50_000)
-    sections = {"End to end": harness.Section("end_to_end.py", "Words.", {"jobs": 10}, 1.0, [figure])}
+    sections = {"End to end": harness.Section("end_to_end.py", "Words.", {"jobs": 10}, 1.0, [figure], (30.0, 40.0))}
     goals = harness.goals_of({"End to end": [figure]}, {"end to end": harness.Peer("Sloth", 7_000, "jobs/s")})
     return harness.Run("make bench-peers", [], {"python": "CPython"}, sections, goals, broken or {}, ["A note."], peers)
 
@@ -101,4 +101,5 @@ def test_page_names_better_peers_and_missed_goals(benchmarks: SimpleNamespace) -
     assert "the servers of Hare lost answered jobs" in lost
     assert "**end to end** is 40,000 jobs/s, where at least 50,000 was aimed at (80 % of it)" in lost
     assert "Sloth" not in lost
+    assert "the Python loop 30.0 ms before it, 40.0 ms after it" in page
     assert "A note." in page
