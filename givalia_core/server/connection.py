@@ -25,6 +25,7 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask, Port, Session
 
 RECEIVE_BYTES: Final = 16_384
+RECEIVED_AT_ONCE: Final = 8  # A turn of the queue may come behind each look at the sockets, and a large frame is to need few.
 JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
 COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
@@ -92,12 +93,15 @@ class Connection:
     def _receive(self) -> None:
         """There is something to read, and only so much is: the loop looks after everybody else in between. Never waits."""
         try:
-            # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
-            data = self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
-            if data:
-                self._take(data)
-            if not data or self.session.is_over:
-                self._finish()
+            for _ in range(RECEIVED_AT_ONCE):
+                # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
+                data = self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
+                if data:
+                    self._take(data)
+                if not data or self.session.is_over:
+                    self._finish()
+                if len(data) < RECEIVE_BYTES or not self._is_reading:
+                    return
         except BlockingIOError:
             pass
         except OSError as error:

@@ -12,7 +12,7 @@ from typing import Final
 from givalia_core.engine.records import Asked, Input
 from givalia_core.protocol.messages import Kind
 
-COMMANDS_PER_TURN: Final = 2_000  # Beyond that only a single frame that is larger itself.
+COMMANDS_PER_TURN: Final = 4_000  # Beyond that only a single frame that is larger itself.
 SMALL: Final = 64
 READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
 _READS: Final = frozenset({Kind.STAT, Kind.LIST})

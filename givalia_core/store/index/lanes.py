@@ -13,7 +13,8 @@ import os
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -188,11 +189,16 @@ class Lanes:
         self._prune(lane)
         front = lane.front
         while True:
-            found = list(self._counting(lane, front[: bisect_right(front, (until, FAR, 0))]))
-            if len(found) > 1:
-                found = [entry for entry, before in zip(found, [START, *found], strict=False) if entry != before]
-            if len(found) >= limit or lane.bound is None or lane.bound[0] > until:
-                return found[:limit]
+            found: list[Entry] = []
+            last = START
+            for entry in self._counting(lane, islice(front, bisect_right(front, (until, FAR, 0)))):
+                if entry != last:
+                    found.append(entry)
+                    if len(found) == limit:
+                        return found
+                last = entry
+            if lane.bound is None or lane.bound[0] > until:
+                return found
             self._read_on(lane)
 
     def _read_on(self, lane: Lane) -> None:
@@ -231,7 +237,7 @@ class Lanes:
         if low > lane.low:
             lane.low = self._words.at[lane.number * _LANE_WORDS + _LOW] = low
 
-    def _counting(self, lane: Lane, entries: list[Entry]) -> Iterator[Entry]:
+    def _counting(self, lane: Lane, entries: Iterable[Entry]) -> Iterator[Entry]:
         at, number = self._slots.at, lane.number
         if lane.is_loosely_filed:
             filed = self.by_number
