@@ -225,11 +225,12 @@ def _tables(run: Data) -> str:
     parts = [f"## All figures of our own of `{run['command']}`\n"]
     for title, section in run["sections"].items():
         settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
-        loops = " ms before it, ".join(f"{each:.1f}" for each in section["loops_ms"])
+        loops_ms = section.get("loops_ms")  # Runs of before do not say it.
+        speed = f", and the Python loop {loops_ms[0]:.1f} ms before it, {loops_ms[1]:.1f} ms after it" if loops_ms else ""
         rows = [(figure.name, _measured(figure)) for figure in map(unmapped, section["figures"])]
         parts.append(
             f"### {title}\n\n{section['words']}\n\nOn its own: `python benchmarks/{section['file']}`. "
-            f"Here with {settings}; it took {section['seconds']:.0f} s, and the Python loop {loops} ms after it.\n\n"
+            f"Here with {settings}; it took {section['seconds']:.0f} s{speed}.\n\n"
             f"{_table(('figure', 'measured'), rows)}"
         )
     return "\n".join(parts) if run["sections"] else ""
