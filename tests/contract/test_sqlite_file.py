@@ -47,19 +47,6 @@ def _small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", BALLAST_BYTES)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "queue.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SQLite]:
-    store = SQLite(f"sqlite://{path}")
-    store.open()
-    yield store
-    store.close()
-
-
 def database(store: SQLite) -> sqlite3.Connection:
     assert store._database is not None
     return store._database

@@ -57,19 +57,6 @@ def larger(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch.setattr, 256, 20)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "queue.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SQLite]:
-    store = SQLite(f"sqlite://{path}")
-    store.open()
-    yield store
-    store.close()
-
-
 class Step(NamedTuple):
     """A commit, as the reference store does it: its changes, then what is forgotten."""
 
