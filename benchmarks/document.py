@@ -52,6 +52,7 @@ HOW_TO_READ: Final = """\
 - **p50** and **p99** are what half of the calls, and 99 of a hundred, do not exceed. Where there are several rounds, the median
   of the rounds is shown.
 - **The Python loop** before and after each benchmark shows how fast the machine was meanwhile: that of a rented one changes.
+- **Runs of different times** may be of different states of the code; the table above says when each was made.
 - **Goals** were set before; one that is missed stays on the page, and what a peer does in the same run is beside it.
 - **Lateness** of a peer that began jobs before their due counts for nothing, however near to the due they began.
 """

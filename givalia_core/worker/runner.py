@@ -61,9 +61,6 @@ class _Held(Attempt):
         super().__init__(dispatch, None if found is None else found.work, hooks, send)
         self._stop = stop
 
-    def is_stop_asked(self) -> bool:
-        return self.is_cancelled
-
     def begin(self) -> None:
         """Start the time that the attempt may take."""
         limit_us = self.dispatch.timeout_us

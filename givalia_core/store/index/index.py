@@ -357,8 +357,7 @@ class Index:
 
     def _file(self, slot: int, job: Job) -> None:
         self.lanes.move(slot, self.lane_of(job), _when(job))
-        if job.expires_at_us is not None:
-            self._stand_by_expiry(slot, job)
+        self._stand_by_expiry(slot, job)
 
     def _stand_by_expiry(self, slot: int, job: Job) -> None:
         if job.expires_at_us is not None and job.state is WAITING:
