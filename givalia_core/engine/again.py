@@ -43,9 +43,9 @@ class Again:
         Of such a frame the commands that did come to something keep their answers.
         """
         lost: dict[int, set[int]] = {}
-        for seq in refused:
-            for place, number in batch.authors.get(seq, ()):
-                if place >= 0:
+        if refused:
+            for seq, (place, number) in batch.touched:
+                if seq in refused and place >= 0:
                     lost.setdefault(place, set()).add(number)
         answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
         gone = {given.conn for given in inputs if isinstance(given, Gone)} if lost else set()

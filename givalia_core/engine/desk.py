@@ -167,7 +167,7 @@ class Batch:
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
         self._variants: dict[Route, set[Route]] = {}  # By the route without a specifier: as read, and what came in this batch.
         self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
-        self.authors: dict[int, list[Author]] = {}
+        self.touched: list[tuple[int, Author]] = []  # Seqs, and who was told of the job or changed it.
 
     # Finding: every job is seen as this batch has left it.
 
@@ -196,18 +196,13 @@ class Batch:
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
         """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
         if job_id is not None:
-            found: tuple[Job | None, Job | None] = (self._unexpired(self.by_id(job_id)), None)
-        else:
-            assert key is not None
-            found = (self.live(key), self.ended(key))
-        for job in found:
-            if job is not None:
-                self._told(job)
-        return found
+            return self._unexpired(self.by_id(job_id)), None
+        assert key is not None
+        return self.live(key), self.ended(key)
 
     def _told(self, job: Job) -> Job:
         """Whoever is told of a job is told anew if what it was told comes to nothing."""
-        self.authors.setdefault(job.seq, []).append(self.author)
+        self.touched.append((job.seq, self.author))
         return job
 
     def _fresh(self, job: Job | None) -> Job | None:
@@ -265,7 +260,7 @@ class Batch:
         seq = job.seq
         self.jobs[seq] = job
         self._ids[job.id] = seq
-        self.authors.setdefault(seq, []).append(self.author)
+        self.touched.append((seq, self.author))
         if job.key is not None:
             if job.state not in ENDED:
                 self._live[job.key] = seq
