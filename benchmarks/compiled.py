@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,15 +41,8 @@ def measure(jobs: int, rounds: int, folder: str | None = None) -> list[Figure]:
     """The medians of both, and how they compare."""
     with tempfile.TemporaryDirectory(prefix="givalia-bench-", dir=folder) as path:
         _compile(Path(path))
-        found: dict[str, list[list[Figure]]] = {"as it is": [], "compiled": []}
-        for _ in range(rounds):
-            for words, source in (("as it is", _HERE.parent), ("compiled", Path(path))):
-                found[words].append(_load(source, jobs, folder))
-    medians = {words: harness.medians(some) for words, some in found.items()}
-    figures = [figure._replace(name=f"{words}, {figure.name}") for words, some in medians.items() for figure in some]
-    for plain, compiled in zip(medians["as it is"], medians["compiled"], strict=True):
-        figures.append(Figure(f"compiled, {plain.name}, of that as it is", 100 * compiled.value / plain.value, "%"))
-    return figures
+        sources = (_HERE.parent, Path(path))
+        return harness.in_turn(rounds, "as it is", "compiled", [partial(_load, source, jobs, folder) for source in sources])
 
 
 def _compile(folder: Path) -> None:

@@ -6,7 +6,7 @@ touches a server, store or file that it did not make.
 """
 
 from givalia_core import Client
-from harness.figures import MIB, Figure, aligned, mapped, medians, quantile, shown, table, unmapped, verdict
+from harness.figures import MIB, Figure, aligned, in_turn, mapped, medians, quantile, shown, table, unmapped, verdict
 from harness.goals import Goal, Peer, goals_of
 from harness.ledger import Broken, Ledger
 from harness.load import PART, enq_in_frames, enq_in_parts, jobs_of, key_of, latencies, params_of
@@ -40,6 +40,7 @@ __all__ = [
     "enq_in_parts",
     "flags",
     "goals_of",
+    "in_turn",
     "jobs_of",
     "key_of",
     "latencies",

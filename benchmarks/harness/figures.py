@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 MIB: Final = 1 << 20
@@ -44,6 +44,22 @@ def quantile(values: Iterable[float], share: float) -> float:
 def medians(rounds: Sequence[Sequence[Figure]]) -> list[Figure]:
     """Of several rounds of the same figures, the median of each."""
     return [same[0]._replace(value=statistics.median(each.value for each in same)) for same in zip(*rounds, strict=True)]
+
+
+def in_turn(rounds: int, plain: str, other: str, ways: Sequence[Callable[[], list[Figure]]]) -> list[Figure]:
+    """The medians of two ways to do the same, `plain` and `other`, which take turns; then each of the other's in percent."""
+    found: list[list[list[Figure]]] = [[], []]
+    for _ in range(rounds):
+        for way, some in zip(ways, found, strict=True):
+            some.append(way())
+    before, after = map(medians, found)
+    figures = [
+        each._replace(name=f"{words}, {each.name}") for words, some in ((plain, before), (other, after)) for each in some
+    ]
+    return figures + [
+        Figure(f"{other}, {was.name}, of that {plain}", 100 * now.value / was.value, "%")
+        for was, now in zip(before, after, strict=True)
+    ]
 
 
 def shown(value: float) -> str:
