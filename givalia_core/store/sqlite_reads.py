@@ -316,7 +316,8 @@ class Reads:
         left = READY_COUNTED_TO
         for route in self._index.routes:
             for lane in self._lanes(route):
-                count = len(self._due(lane, now, left))
+                _, on_wall, *_ = lane.key
+                count = self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
                 ready[route.module] += count
                 left -= count
         return {module: count for module, count in ready.items() if count}

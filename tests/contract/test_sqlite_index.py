@@ -21,7 +21,7 @@ import pytest
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreFailed
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, Job, split_target
-from givalia_core.store import sqlite_file, sqlite_sweeper
+from givalia_core.store import memory, sqlite_file, sqlite_reads, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
 from givalia_core.store.index import index, lanes, names, words
 from givalia_core.store.memory import Memory
@@ -592,3 +592,32 @@ def test_jobs_that_ended_before_they_expired_are_not_read_to_find_those_that_exp
     again = changed(ended(jobs[0]).job, state=WAITING, expires_at_us=NOW.timer_us - 1, ended_at_us=0, forget_at_us=None)
     assert not store.commit([again], MARK).refused
     assert store.expired(NOW, 10) == [again.job, jobs[-1]]
+
+
+def test_what_is_ready_is_counted_wherever_it_stands(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+    print(f"GIVALIA_SEED={SEED} replays this run")
+    chance = random.Random(SEED)
+    reference = Memory("memory:")
+    reference.open()
+    jobs: list[Job] = []
+    for first in range(1, 400, 20):
+        new = [
+            waiting(seq, due_at_us=chance.randrange(1_000), on_wall=chance.random() < 0.5) for seq in range(first, first + 20)
+        ]
+        for each in (store, reference):
+            each.commit(inserts(new), MARK)
+        jobs += new
+        moved = [
+            ended(jobs.pop(chance.randrange(len(jobs)))),
+            changed(jobs.pop(chance.randrange(len(jobs))), due_at_us=chance.randrange(1_000)),
+        ]
+        for each in (store, reference):
+            each.commit(moved, MARK)
+        jobs.append(moved[1].job)
+        monkeypatch.setattr(sqlite_reads, "READY_COUNTED_TO", chance.choice((5, 50, 1_000)))
+        monkeypatch.setattr(memory, "READY_COUNTED_TO", sqlite_reads.READY_COUNTED_TO)
+        now = NOW._replace(timer_us=chance.randrange(1_000), wall_us=chance.randrange(1_000))
+        if chance.random() < 0.3:
+            store.find(Wanted(claims=(Claim(Route("Mail", "any"), 7),)), now)  # So that some of it has been read.
+
+        assert store.ready(now) == reference.ready(now)

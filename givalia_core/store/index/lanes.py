@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgpack
 
@@ -35,6 +35,7 @@ _LOW, _COUNT, _LANE_WORDS = range(3)
 
 LaneKey = tuple[Any, ...]
 Entry = tuple[int, int, int]
+_Column: TypeAlias = "memoryview[int]"
 FAR: Final = 1 << 62
 START: Final[Entry] = (-FAR, 0, 0)
 
@@ -201,6 +202,21 @@ class Lanes:
                 return found
             self._read_on(lane)
 
+    def count_until(self, lane: Lane, until: int, most: int) -> int:
+        """How many entries count and are of a time no later than this, counted to `most`; nothing is put in order for that."""
+        if lane.low > until:
+            return 0
+        self._prune(lane)
+        found = {slot for _, _, slot in self._counting(lane, islice(lane.front, bisect_right(lane.front, (until, FAR, 0))))}
+        if lane.bound is not None and lane.bound[0] <= until:
+            found.update(slot for _, _, slot in self._counting(lane, [entry for entry in lane.loose if entry[0] <= until]))
+            for whens, seqs, slots, low, high in self._stretches(lane, max(lane.bound, (lane.low, -1, 0))):
+                if len(found) >= most:
+                    break
+                due = slice(low, bisect_right(whens, until, low, high))
+                found.update(slot for _, _, slot in self._counting(lane, zip(whens[due], seqs[due], slots[due], strict=True)))
+        return min(len(found), most)
+
     def _read_on(self, lane: Lane) -> None:
         """Let the front hold more of the lane."""
         assert lane.bound is not None
@@ -254,19 +270,9 @@ class Lanes:
         Of each run a few are read, and what lies behind the last one read of any run is left for the next time.
         """
         found = [entry for entry in lane.loose if entry > start]
-        words, number = self._run_words.at, lane.number
         each = max(2 * limit // (len(self._runs) + 1), _LEAST_OF_A_RUN)
         bound: Entry | None = None
-        for run in self._runs:
-            size = words[run]
-            lanes = words[run + _COLUMNS : run + _COLUMNS + size]
-            if not lanes[0] <= number <= lanes[size - 1]:
-                continue
-            whens, seqs, slots = (words[first : first + size] for first in _columns(run))
-            low = bisect_left(lanes, number)
-            high = bisect_right(lanes, number, low)
-            low = bisect_left(whens, start[0], low, high)
-            low = bisect_right(seqs, start[1], low, bisect_right(whens, start[0], low, high))
+        for whens, seqs, slots, low, high in self._stretches(lane, start):
             end = min(low + each, high)
             found += zip(whens[low:end], seqs[low:end], slots[low:end], strict=True)
             if end < high and (bound is None or found[-1] < bound):
@@ -281,6 +287,21 @@ class Lanes:
                 counting.append(entry)
             last = entry
         return counting, bound
+
+    def _stretches(self, lane: Lane, start: Entry) -> Iterator[tuple[_Column, _Column, _Column, int, int]]:
+        """Of each run its whens, seqs and slots, and from where to where in them entries of the lane behind one stand."""
+        words, number = self._run_words.at, lane.number
+        for run in self._runs:
+            size = words[run]
+            lanes = words[run + _COLUMNS : run + _COLUMNS + size]
+            if not lanes[0] <= number <= lanes[size - 1]:
+                continue
+            whens, seqs, slots = (words[first : first + size] for first in _columns(run))
+            low = bisect_left(lanes, number)
+            high = bisect_right(lanes, number, low)
+            low = bisect_left(whens, start[0], low, high)
+            low = bisect_right(seqs, start[1], low, bisect_right(whens, start[0], low, high))
+            yield whens, seqs, slots, low, high
 
     # Sealing.
 
