@@ -1,7 +1,8 @@
 """What has arrived and is not yet decided: a queue for each connection, so that no flood stands before a question.
 
-A turn takes what is small first, from everybody, and then as much of the large as it may; whoever was served goes behind the
-others. A connection's own commands keep their order.
+A turn takes what is small first, from everybody, whoever was served going behind the others; and then as much of the large as
+it may. Of that each connection has its share by commands, not by frames: who enqueues in frames of thousands does not get ahead
+of the workers that report in frames of hundreds. A connection's own commands keep their order.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from givalia_core.engine.records import Asked, Input
+from givalia_core.engine.records import Asked, Gone, Input
 from givalia_core.protocol.messages import Kind
 
-COMMANDS_PER_TURN: Final = 4_000  # Beyond that only a single frame that is larger itself.
+COMMANDS_PER_TURN: Final = 512  # Beyond that one large frame, so that none waits for ever for a turn with room.
 SMALL: Final = 64
 READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
 _READS: Final = frozenset({Kind.STAT, Kind.LIST})
@@ -23,6 +24,9 @@ class Inbox:
 
     def __init__(self) -> None:
         self._queues: dict[int, deque[Input]] = {}  # In the order in which they are to be served.
+        # Fair queueing of what is large: where a connection's next frame begins on a scale of commands, and the last one did.
+        self._begins: dict[int, int] = {}
+        self._begun = 0
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -34,13 +38,16 @@ class Inbox:
     def take(self) -> list[Input]:
         """What the next turn is to decide; empty only if there is nothing."""
         turn = _Turn()
-        for most in (SMALL, COMMANDS_PER_TURN, None):
-            if most is None and turn.taken:
+        for conn in list(self._queues):
+            if turn.is_full:
                 break
-            for conn in list(self._queues):
-                self._serve(conn, turn, most)
-                if turn.is_full or (most is None and turn.taken):
-                    break
+            self._serve(conn, turn)
+        turn.takes_large = True
+        large = [conn for conn, queue in self._queues.items() if _size(queue[0]) > SMALL]
+        for conn in sorted(large, key=self._next_begins):
+            if turn.is_full:
+                break
+            self._serve(conn, turn)
         return turn.taken
 
     def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
@@ -54,18 +61,24 @@ class Inbox:
                 del self._queues[conn]
         return taken
 
-    def _serve(self, conn: int, turn: _Turn, most: int | None) -> None:
-        """Move what fits from one connection's queue into the turn, nothing larger than `most`."""
+    def _serve(self, conn: int, turn: _Turn) -> None:
+        """Move what fits from one connection's queue into the turn."""
         queue = self._queues[conn]
         before = len(turn.taken)
-        while queue and turn.fits(queue[0], most):
+        while queue and turn.fits(given := queue[0]):
             turn.add(queue.popleft())
-            if most is None:
-                break
+            if isinstance(given, Gone):
+                self._begins.pop(conn, None)
+            elif (size := _size(given)) > SMALL:
+                self._begun = self._next_begins(conn)
+                self._begins[conn] = self._begun + size
         if len(turn.taken) > before:
             del self._queues[conn]
             if queue:
                 self._queues[conn] = queue
+
+    def _next_begins(self, conn: int) -> int:
+        return max(self._begins.get(conn, 0), self._begun)
 
 
 class _Turn:
@@ -73,22 +86,26 @@ class _Turn:
         self.taken: list[Input] = []
         self._commands = 0
         self._reads = 0
+        self._has_large = False
+        self.takes_large = False
 
     @property
     def is_full(self) -> bool:
-        return self._commands >= COMMANDS_PER_TURN
+        return self._commands >= COMMANDS_PER_TURN and (self._has_large or not self.takes_large)
 
-    def fits(self, given: Input, most: int | None) -> bool:
-        if most is None:
-            return True
+    def fits(self, given: Input) -> bool:
         size = _size(given)
+        if size > SMALL and not self._has_large:
+            return self.takes_large
         is_read = isinstance(given, Asked) and given.kind in _READS
-        return size <= most and self._commands + size <= COMMANDS_PER_TURN and not (is_read and self._reads >= READS_PER_TURN)
+        return self._commands + size <= COMMANDS_PER_TURN and not (is_read and self._reads >= READS_PER_TURN)
 
     def add(self, given: Input) -> None:
+        size = _size(given)
         self.taken.append(given)
-        self._commands += _size(given)
+        self._commands += size
         self._reads += isinstance(given, Asked) and given.kind in _READS
+        self._has_large = self._has_large or size > SMALL
 
 
 def _size(given: Input) -> int:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from givalia_core.engine.records import Asked, Gone, Input
 from givalia_core.protocol.messages import Kind
-from givalia_core.server.inbox import COMMANDS_PER_TURN, READS_PER_TURN, Inbox
+from givalia_core.server.inbox import COMMANDS_PER_TURN, READS_PER_TURN, SMALL, Inbox
 
 
 def asked(conn: int, request: int, commands: int = 1, kind: Kind = Kind.ENQ) -> Asked:
@@ -24,14 +24,23 @@ def filled(*inputs: Input) -> Inbox:
 def test_a_small_question_goes_before_frames_that_came_earlier() -> None:
     inbox = filled(asked(1, 1, 10_000), asked(2, 1, 10_000), asked(3, 1))
 
-    assert inbox.take()[0] == asked(3, 1)
-    assert [each.conn for each in inbox.take() + inbox.take()] == [1, 2]
+    assert inbox.take() == [asked(3, 1), asked(1, 1, 10_000)]
+    assert inbox.take() == [asked(2, 1, 10_000)]
 
 
-def test_a_frame_beyond_the_budget_is_a_turn_of_its_own() -> None:
-    inbox = filled(asked(1, 1, 10_000), asked(1, 2, 10_000))
+def test_a_turn_has_one_frame_beyond_the_budget_and_no_more() -> None:
+    inbox = filled(asked(1, 1, 10_000), asked(1, 2, 10_000), asked(2, 1, 100))
 
-    assert [len(inbox.take()), len(inbox.take()), len(inbox.take())] == [1, 1, 0]
+    assert [inbox.take(), inbox.take(), inbox.take()] == [[asked(1, 1, 10_000)], [asked(2, 1, 100)], [asked(1, 2, 10_000)]]
+
+
+def test_a_large_frame_does_not_wait_for_a_turn_that_small_ones_leave_room_in() -> None:
+    inbox = filled(*(asked(conn, request, SMALL) for conn in range(20) for request in range(2)), asked(99, 1, 1_000))
+
+    turn = inbox.take()
+
+    assert turn[-1] == asked(99, 1, 1_000)
+    assert sum(len(each.messages) for each in turn[:-1] if isinstance(each, Asked)) == COMMANDS_PER_TURN
 
 
 def test_whoever_was_served_goes_behind_the_others() -> None:
@@ -40,6 +49,34 @@ def test_whoever_was_served_goes_behind_the_others() -> None:
     served = [each.conn for _ in range(6) for each in inbox.take()]
 
     assert served == [1, 2, 3, 1, 2, 3]
+
+
+def test_large_frames_are_shared_out_by_commands_and_not_by_frames() -> None:
+    inbox = filled(*(asked(1, request, 1_000) for request in range(10)), *(asked(2, request, 250) for request in range(40)))
+
+    turns = [inbox.take() for _ in range(16)]
+
+    served = {conn: sum(len(each.messages) for turn in turns for each in turn if each.conn == conn) for conn in (1, 2)}  # type: ignore[union-attr]
+    assert abs(served[1] - served[2]) <= 1_000
+
+
+def test_whoever_was_away_has_no_more_than_its_share_when_it_comes_back() -> None:
+    inbox = filled(*(asked(1, request, 1_000) for request in range(20)))
+    for _ in range(10):
+        inbox.take()
+    for request in range(10):
+        inbox.put(asked(2, request, 1_000))
+
+    assert {each.conn for _ in range(3) for each in inbox.take()} == {1, 2}
+
+
+def test_a_connection_that_is_over_is_forgotten() -> None:
+    inbox = filled(asked(1, 1, 1_000), Gone(1))
+
+    while inbox:
+        inbox.take()
+
+    assert not inbox._begins
 
 
 def test_reads_are_bounded_in_one_turn() -> None:
@@ -63,7 +100,7 @@ def test_what_is_put_off_stands_before_everything_else_its_connection_asked() ->
     assert not inbox
 
 
-@given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 1, 64, 65, 1_000, 4_000, 10_000])), max_size=60))
+@given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 1, SMALL, SMALL + 1, 256, 1_000, 10_000])), max_size=60))
 def test_everything_comes_out_once_in_each_connections_order_and_turns_are_bounded(arrived: list[tuple[int, int]]) -> None:
     inputs = [asked(conn, request, commands) for request, (conn, commands) in enumerate(arrived)]
     inbox = filled(*inputs)
@@ -71,7 +108,10 @@ def test_everything_comes_out_once_in_each_connections_order_and_turns_are_bound
     while inbox:
         turn = inbox.take()
         assert turn
-        assert len(turn) == 1 or sum(len(each.messages) for each in turn if isinstance(each, Asked)) <= COMMANDS_PER_TURN
+        sizes = [len(each.messages) for each in turn if isinstance(each, Asked)]
+        assert sum(sizes) <= COMMANDS_PER_TURN or (
+            sum(size > SMALL for size in sizes) == 1 and sum(sizes) - max(sizes) <= COMMANDS_PER_TURN
+        )
         out += turn
 
     assert sorted(out, key=inputs.index) == inputs
