@@ -124,6 +124,7 @@ class Child:
         except OSError:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 signal.pause()
+        attempt.let_go()
 
     def _has_announced_code(self, begin: Begin) -> bool:
         """Whether what is about to be imported is what the server was told of: packages may have been installed since."""

@@ -83,6 +83,10 @@ class Attempt:
     def finish(self) -> None:
         """The job's own code has ended: nothing is to be raised in it any more."""
 
+    def let_go(self) -> None:
+        """Forget what the job's code made, when all is said: it refers to the attempt, so only the collector would free it."""
+        self.work = self.value = self.raised = self.stopped = None
+
     def tell(self, fraction: float, words: str) -> None:
         """Send a hint of how far the job is."""
         self.send(Progress(self.dispatch.id, self.dispatch.fence, fraction, words))

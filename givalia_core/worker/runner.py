@@ -208,6 +208,7 @@ class Runner:
             if not self._has_to_tidy:  # Once for all jobs that end in one turn of the loop.
                 self._has_to_tidy = True
                 self._loop.run_callback(self._tidy_up)
+            attempt.let_go()
 
     def _tidy_up(self) -> None:
         self._has_to_tidy = False

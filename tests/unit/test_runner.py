@@ -1,0 +1,67 @@
+"""What the jobs of a process leave behind in it: nothing, or the collector stops all of them to sweep up after thousands."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import gevent
+import pytest
+
+from givalia_core import WorkModule
+from givalia_core.hooks import Hooks
+from givalia_core.modules import describe
+from givalia_core.protocol.messages import Dispatch, Fail, Succeed
+from givalia_core.worker.page import Page
+from givalia_core.worker.runner import Runner
+
+MADE: list[weakref.ref[WorkModule]] = []
+
+
+class Ends(WorkModule):
+    """Ends as its params say."""
+
+    def process(self) -> Any:
+        MADE.append(weakref.ref(self))
+        if self.params == "raises":
+            raise ValueError("no")
+        if self.params == "runs out of its time":
+            gevent.sleep(10)
+        return self if self.params == "returns what cannot be packed" else None
+
+
+@pytest.fixture(autouse=True)
+def _no_collector() -> Iterator[None]:
+    MADE.clear()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("how", "report"),
+    [
+        ("returns", Succeed),
+        ("returns what cannot be packed", Succeed),
+        ("raises", Fail),
+        ("runs out of its time", Fail),
+    ],
+)
+def test_what_a_job_made_is_gone_when_it_has_ended(how: str, report: type) -> None:
+    said: list[Any] = []
+    settings = Mock(stop_grace=0.05)
+    runner = Runner({"Ends": describe("Ends", "test", "0", Ends)}, Hooks([]), said.append, Page(), Mock(settings=settings))
+    runner.open()
+    try:
+        packed = b"\xd9" + bytes([len(how)]) + how.encode()
+        runner.take(Dispatch(b"i" * 16, 1, "Ends", 1, 0, timeout_us=50_000, payload=packed))
+        gevent.sleep(0.2)
+    finally:
+        runner.close()
+
+    assert [type(note) for note in said[1:]] == [report]
+    assert [made() for made in MADE] == [None]
+    assert not runner.holds
