@@ -1,8 +1,8 @@
 """The SQLite store in a process of its own, as a server could have it: what `store_apart.py` measures.
 
 The server waits for an answer as it waits for a socket, so its loop reads, decodes and answers meanwhile. What crosses over
-is kept small: a job that was is named by its seq, since the other side has it; jobs are packed as in records, which takes half
-as long as to pickle them; housekeeping is not waited for.
+is kept small: a job that was is named by its seq, since the other side has it; one that is goes over as the record of it;
+housekeeping is not waited for.
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-import msgpack
 from gevent import socket
 from gevent.lock import RLock
 
 from givalia_core.clock import Mark, Now
-from givalia_core.model import STORED_STATES, Answered, Job
+from givalia_core.model import Job
 from givalia_core.program import spare_the_collector
 from givalia_core.store import SQLite
 from givalia_core.store.base import Change, Commit, Found, Opened, Retention, Wanted
+from givalia_core.store.sqlite_records import pack_base, unpack
 
 _LENGTH: Final = struct.Struct(">I")
 _BUFFER_BYTES: Final = 1 << 20  # So that a whole batch crosses at once.
-_STATE: Final = Job._fields.index("state")
-_ANSWERED: Final = Job._fields.index("answered")
-_STATES: Final = {str(state): state for state in STORED_STATES}
-_pack = msgpack.Packer(autoreset=True).pack
 
 
 class Apart:
@@ -62,8 +58,8 @@ class Apart:
         return found
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
-        packed = _pack([(None if was is None else was.seq, job) for was, job in changes])
-        commit: Commit = self._ask("commit", packed, mark, retention)
+        slim = [(None if was is None else was.seq, pack_base(job), job.params) for was, job in changes]
+        commit: Commit = self._ask("commit", slim, mark, retention)
         return commit
 
     def tidy(self) -> None:
@@ -90,8 +86,8 @@ def serve(store: SQLite, sock: native_socket.socket) -> None:
     while True:
         name, *values = _receive(sock)
         if name == "commit":
-            packed, *rest = values
-            changes = [Change(None if seq is None else kept[seq], _job(fields)) for seq, fields in _unpack(packed)]
+            slim, *rest = values
+            changes = [Change(None if seq is None else kept[seq], _job(record, params)) for seq, record, params in slim]
             answer: Any = store.commit(changes, *rest)
             kept.update((job.seq, job) for _, job in changes)
             for seq in [job.seq for _, job in changes if not job.is_live]:
@@ -109,15 +105,10 @@ def serve(store: SQLite, sock: native_socket.socket) -> None:
             return
 
 
-def _unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(packed, use_list=False)
-
-
-def _job(fields: Sequence[Any]) -> Job:
-    values = list(fields)
-    values[_STATE] = _STATES[values[_STATE]]
-    values[_ANSWERED] = tuple([Answered(*past) for past in values[_ANSWERED]])
-    return Job._make(values)
+def _job(record: bytes, params: bytes) -> Job:
+    job = unpack(record, params)
+    assert isinstance(job, Job)
+    return job
 
 
 def _keep(kept: dict[int, Job], found: Found) -> None:
