@@ -46,8 +46,9 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
         StoreError: What is on disk is unknown; nothing may be said, the server must stop.
     """
     now = timer.now(clock.read())
-    if engine.desk.is_full and store.has_room():
-        engine.desk.is_full = False
+    # A store of somebody else may be older than the attribute.
+    if engine.desk.is_full or getattr(store, "is_full", False):
+        engine.desk.is_full = not store.has_room()
     shared = as_shared(store)
     if shared is not None:
         engine.hear(shared.news())

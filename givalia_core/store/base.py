@@ -182,6 +182,10 @@ class Store(Protocol):
     is_shared: bool
     """Whether several servers may have it open, so that rows change without this one; it is a `SharedStore` then."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the store has met a full disk, in whatever it did, since `has_room` last said that there is room."""
+
     def open(self, *, unsafe: bool = False) -> Opened:
         """Open, for this process alone unless the store is shared, and make a new boot epoch durable.
 
@@ -232,7 +236,7 @@ class Store(Protocol):
         """How many jobs are ready by module, counted to `READY_COUNTED_TO` in all."""
 
     def has_room(self) -> bool:
-        """After `StoreFull`: whether there is room again for new jobs."""
+        """Whether there is room for new jobs; asked before each turn while `is_full`, or after `StoreFull`."""
 
     def raise_numbers(self, seq: int, fence: int) -> None:
         """From the next `open` on, every seq and fence this store gives out is above these. Durable on return.

@@ -44,6 +44,7 @@ class Memory:
 
     durability = "memory"
     is_shared = False
+    is_full = False
 
     def __init__(self, url: str = "memory:") -> None:
         self._epoch = 0

@@ -2,7 +2,8 @@
 
 What was enqueued and what changed since is appended (`sqlite_records`), so a commit writes as many pages as its bytes fill,
 with ten jobs waiting and with ten million. What finds a job by name or time is derived from that and not synced (`index`): it
-outlives the process, and is made anew after the machine itself went down. Opening takes the same time whatever a store holds.
+outlives the process. The store rebuilds it after the machine itself went down, and when it is not what was written. Opening
+takes the same time whatever a store holds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sqlite3
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +23,14 @@ from urllib.parse import unquote
 import msgpack
 
 from givalia_core.clock import Mark, boot_id
-from givalia_core.errors import StoreFailed, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreUnfit
 from givalia_core.model import ENDED, STORED_STATES, Job, JobState
 from givalia_core.store import sqlite_file, sqlite_recovery, sqlite_upgrade
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.slots import AT, BASE, VERSION
+from givalia_core.store.index.index import DAMAGED, Index, Sealed
+from givalia_core.store.index.scrub import Scrub
+from givalia_core.store.index.slots import AT, Place
+from givalia_core.store.index.words import Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
 from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of, ours
@@ -39,6 +42,8 @@ VACUUM_PAGES: Final = 500
 CACHE_KIB: Final = 24 << 10
 _TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before it is seen how much of the index is mapped.
 _SLOTS_KEPT: Final = 50_000
+_SCRUB_AT_START_S: Final = 0.1
+_DAMAGES_KEPT: Final = 100
 
 _PRAGMAS: Final = (
     ("locking_mode", "EXCLUSIVE", "exclusive"),  # Before the log is first touched: its index then stays in memory.
@@ -72,14 +77,17 @@ class SQLite(Reads):
         self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
+        self._epoch = 0
 
     # Opening and closing.
 
+    @ours
     def open(self, *, unsafe: bool = False) -> Opened:
         sqlite_file.prepare_folder(self.path, allow_network=self._allow_network)
         self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
         try:
-            sqlite_file.prepare(self.path)
+            self._files.is_new = sqlite_file.prepare(self.path)
+            self._files.open()
             return self._open()
         except BaseException:
             self._let_go()
@@ -91,34 +99,127 @@ class SQLite(Reads):
         self.close()
         return before, sqlite_file.FORMAT
 
-    @ours
     def _open(self) -> Opened:
         self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
         for name, value, expected in _PRAGMAS:
             self._set(name, value, expected)
         self._pid = os.getpid()
+        self._damages, self._rebuilds = [], 0
+        self._room.take()
         # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
-        _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
-        self._ballast.take()
+        recovered = self._first_checkpoint()
         epoch = self._fact("epoch") or 0
         self._commits, self._last_number, self._last_seq, mark = self._fact("commit") or (0, 0, 0, None)
-        rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
-        self._counted = Counter({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
-        index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._ballast.give_up)
+        self._read_counts()
+        self._quarantine.open()
+        index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
-        index.begin(epoch + 1, boot_id())
-        if sealed is None and self._counted.total():
-            log.warning("the index of %s is made anew, for %d jobs", self.path, self._counted.total())
-        with _Transaction(self):
-            sqlite_recovery.catch_up(index, self._records, sealed)
-            if sealed is None:
-                self._keep_fact("index", index.name)
-        index.conclude(self._commits, self._last_number, self._last_seq)
-        self._sweeper = Sweeper(index, self._records, self._last_number, self._last_seq)
-        with _Transaction(self):
-            self._keep_fact("epoch", epoch + 1)
+        self._epoch = epoch + 1
+        if sealed is not None:
+            index.begin(self._epoch, boot_id())
+        if sealed is None or not self._has_replayed(index, sealed):
+            if index.strangeness.startswith(DAMAGED) and index.is_sure:
+                self._damages.append(f"the index was damaged, and has been rebuilt: {index.strangeness}")
+            self._rebuild(index.strangeness)
+        else:
+            self._settle_in()
+        self._write_or_make_room(lambda: self._keep_fact("epoch", epoch + 1))
+        # SQLite does so too when it makes the log, but hides what went wrong.
+        sqlite_file.sync(self.path.parent)
+        self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
         index.trim_if_large()
         return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0))
+
+    def _first_checkpoint(self) -> int:
+        """Copy back what a killed run left in the log; returns how many pages the log has."""
+        try:
+            _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            if code_of(error) not in FULL_CODES:
+                raise
+            self._room.note_full()  # The log keeps what could not be copied back.
+            return 0
+        return int(recovered)
+
+    def _read_counts(self) -> None:
+        rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
+        if any(not 0 <= state < len(STORED_STATES) for _, state, _ in rows):
+            raise StoreCorrupt(f"{self.path}: the stored counts name a state that no job can have")
+        self._counted = Counter({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
+
+    def _write_or_make_room(self, write: Callable[[], None]) -> None:
+        """Do this in a transaction; if the disk is full, once more with the reserve given up."""
+        try:
+            with _Transaction(self):
+                write()
+        except sqlite3.Error as error:
+            if code_of(error) not in FULL_CODES:
+                raise
+            self._room.note_full()
+            with _Transaction(self):
+                write()
+
+    def _has_replayed(self, index: Index, sealed: Sealed) -> bool:
+        """File in the index what the last run did since the last seal; False if something about that is strange."""
+        try:
+            sqlite_recovery.replay(index, self._records, sealed)
+        except (Damaged, StoreCorrupt, IndexError) as error:
+            index.strangeness = f"{DAMAGED}: {error}"
+            return False
+        index.conclude(self._commits, self._last_number, self._last_seq)
+        return True
+
+    def _settle_in(self) -> None:
+        """Begin with an index that is in step with the records."""
+        self._sweeper = Sweeper(self._index, self._records, self._last_number, self._last_seq)
+        self._scrub = Scrub(self._index)
+
+    def _rebuild(self, why: str) -> None:
+        """Replace the index by one that is made from the records, which are read from the first to the last."""
+        index, jobs = self._index, self._counted.total()
+        if jobs:
+            log.warning("the index of %s is rebuilt from the records, %d jobs: %s", self.path, jobs, why)
+        self._forget_memory()
+        bad: list[tuple[Place, str]] = []
+
+        def remake() -> None:
+            index.remake(boot_id())
+            index.begin(self._epoch, boot_id())
+
+        def write() -> None:
+            rebuild = sqlite_recovery.Rebuild(index, self._records, lambda place, why: bad.append((place, why)))
+            counts = rebuild.run(remake)
+            for place, reason in bad:
+                if place.seq:
+                    self._quarantine.add(place, reason)
+            self._correct_counts(counts)
+            self._keep_fact("index", index.name)
+
+        with _Transaction(self):
+            write()
+        for place, reason in bad:
+            log.error("job %s of %s is set aside: %s", place.seq or "?", self.path, reason)
+        index.conclude(self._commits, self._last_number, self._last_seq)
+        self._rebuilds += 1
+        self._settle_in()
+
+    def _correct_counts(self, counts: Counter[tuple[str, JobState]]) -> None:
+        before = {name: count for name, count in self._counted.items() if count}
+        if before != dict(counts):
+            log.error(
+                "%s: the records have %d jobs, the stored counts had %d: the counts are corrected",
+                self.path, counts.total(), self._counted.total(),
+            )  # fmt: skip
+            self._connection.execute("DELETE FROM counts")
+            self._write_counts(counts)
+            self._counted = counts
+
+    def _mend(self, error: Exception) -> None:
+        del self._damages[_DAMAGES_KEPT:]
+        why = str(error) or type(error).__name__
+        if self._index.is_sure:
+            self._damages.append(f"the index was damaged, and has been rebuilt: {why}")
+        self._rebuild(why)
 
     def _set(self, name: str, value: str, expected: str | int) -> None:
         self._one(f"PRAGMA {name} = {value}")
@@ -131,16 +232,35 @@ class SQLite(Reads):
         if database is not None and os.getpid() == self._pid:
             try:
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                # A commit that failed behind its transaction is filed by the next start, as after a kill.
-                if is_whole := self._index.is_whole(self._commits):
-                    self._index.seal(self._last_number, self._last_seq)
-                self._index.close(sync=is_whole)
+                self._close_index()
             except (sqlite3.Error, OSError) as error:
                 self._fail(error)
             finally:
                 database.close()
                 self._let_go()
         self._let_go()
+
+    def _close_index(self) -> None:
+        """Close the index, whole if that can be. What a failed commit or a full disk kept out of it the next start files."""
+        is_whole = self._index.is_whole(self._commits) and self._index.names.is_whole
+        if is_whole:
+            try:
+                self._index.seal(self._last_number, self._last_seq)
+            except Damaged as error:
+                log.warning("the index of %s is rebuilt at the next start: %s", self.path, error)
+                is_whole = False
+            except OSError as error:
+                if error.errno not in sqlite_file.FULL_ERRNOS:
+                    raise
+                is_whole = False
+        self._index.close(sync=is_whole)
+
+    def _forget_memory(self) -> None:
+        """Drop what is known of the index and of the jobs in it."""
+        self._recent, self._less_recent = {}, {}
+        self._bad.clear()
+        for known in (self._slot_of, self._hashes, self._absent):
+            known.clear()
 
     def _let_go(self) -> None:
         database, self._database = self._database, None
@@ -149,9 +269,7 @@ class SQLite(Reads):
         if self._opened_index is not None:
             self._opened_index.close(sync=False)
             self._opened_index = None
-        self._recent, self._less_recent = {}, {}
-        for known in (self._slot_of, self._hashes, self._absent):
-            known.clear()
+        self._forget_memory()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -162,21 +280,45 @@ class SQLite(Reads):
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         self._refuse_fork()
         self._touched += len(changes)
-        admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
-        admission.admit(changes)
+        admission = self._mending(lambda: self._admitted(changes))
         jobs = [job for _, job in sorted(admission.inserts.items())]
         updates = list(admission.updates.values())
+        self._secure(jobs, updates)
         rows_of_jobs, bases = base_rows(jobs)
         rows, places = change_rows([pack_change(update.job) for update in updates], self._last_number)
+        self._files.look()
         self._append(rows_of_jobs, rows, _counts(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
-        for job, base in zip(jobs, bases, strict=True):
-            self._insert(job, base)
-        for update, place in zip(updates, places, strict=True):
-            self._change(update, place)
+        try:
+            self._sweeper.past.wrote(places, [update.was.seq for update in updates])
+            for job, base in zip(jobs, bases, strict=True):
+                self._insert(job, base)
+            for update, place in zip(updates, places, strict=True):
+                self._change(update, place)
+            self._index.conclude(self._commits, self._last_number, self._last_seq)
+        except (Damaged, IndexError) as error:
+            self._mend(error)  # From the records, which have this commit.
         self._absent.clear()
         self._hashes.clear()
-        self._index.conclude(self._commits, self._last_number, self._last_seq)
-        return Commit(tuple(admission.refused), self._retire(retention, mark) if retention is not None else 0)
+        forgotten = self._mending(lambda: self._retire(retention, mark)) if retention is not None else 0
+        return Commit(tuple(admission.refused), forgotten)
+
+    def _admitted(self, changes: Sequence[Change]) -> Admission:
+        admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
+        admission.admit(changes)
+        return admission
+
+    def _secure(self, jobs: Sequence[Job], updates: Sequence[Update]) -> None:
+        """Have room in the index for a commit before it is accepted: afterwards a full disk must not be met.
+
+        Raises:
+            OSError: There is none, for the disk is full.
+        """
+        lane_of = self._index.lane_of
+        self._index.secure(len(jobs))
+        for job in jobs:
+            lane_of(job)
+        for update in updates:
+            lane_of(update.job)
 
     def _append(
         self,
@@ -192,12 +334,12 @@ class SQLite(Reads):
         last_number = self._last_number + len(changes)
         if jobs:
             self._index.expect(jobs[0][0])
-        at = self._index.slots.at
+        base_of = self._index.slots.base
         with _Transaction(self):
             self._records.append(jobs, changes)
             for slot, was, job in updates:
                 if was.params is not job.params and was.params != job.params:
-                    self._records.replace(at[slot + BASE], job)
+                    self._records.replace(base_of(slot), job)
             self._write_counts(counts)
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark))
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
@@ -209,17 +351,19 @@ class SQLite(Reads):
         forgotten = self._to_forget(retention)
         if not forgotten:
             return 0
-        at = self._index.slots.at
-        gone = [pack_forgotten(Forgotten(at[slot], at[slot + VERSION] + 1, slot)) for slot, _ in forgotten]
+        versions = self._index.slots.version
+        gone = [pack_forgotten(Forgotten(job.seq, versions(slot) + 1, slot)) for slot, job in forgotten]
         rows, places = change_rows(gone, self._last_number)
         counts: Counter[tuple[str, JobState]] = Counter()
-        counts.subtract((lane.key[2], JobState(lane.key[1])) for _, lane in forgotten)
+        counts.subtract((job.module, job.state) for _, job in forgotten)
         try:
             self._append((), rows, counts, mark)
         except sqlite3.Error as error:
             if code_of(error) not in FULL_CODES:
                 raise
+            self._room.note_full()
             return 0  # What was to be forgotten stays until there is room; the changes are safe.
+        self._sweeper.past.wrote(places, [job.seq for _, job in forgotten])
         for (slot, _), place in zip(forgotten, places, strict=True):
             self._index.forget(slot, place)
             self._sweeper.forget(slot)
@@ -236,7 +380,7 @@ class SQLite(Reads):
     def _change(self, update: Update, place: int) -> None:
         slot, was, job = update
         if before := self._index.slots.at[slot + AT]:
-            self._sweeper.past.add_change(before)
+            self._sweeper.change(before, job.seq)
         self._index.change(slot, was, job, place)
         self._keep(slot, job)
         if job.state in ENDED:
@@ -274,36 +418,62 @@ class SQLite(Reads):
 
     # Housekeeping: none of it in the way of an answer.
 
+    @ours
     def tidy(self) -> None:
+        if len(self._slot_of) > _SLOTS_KEPT:
+            self._slot_of.clear()
         try:
-            if len(self._slot_of) > _SLOTS_KEPT:
-                self._slot_of.clear()
-            if self._sweeper.has_work:
-                with _Transaction(self):
-                    swept = self._sweeper.write()
-                self._sweeper.drop(swept)
-                self._rows_since_checkpoint += swept.rows
-                for slot, _ in swept.jobs:
-                    self._let_go_of(slot)
-            self._sweeper.look()
+            self._mending(self._sweep)
+            if self._bad:
+                self._mending(self._set_bad_aside)
             if self._touched >= _TRIM_TOUCHED:
                 self._touched = 0
                 self._index.trim_if_large()
             if self._rows_since_checkpoint * self._pages_per_row >= CHECKPOINT_PAGES:
                 self._checkpoint()
-                (free,) = self._one("PRAGMA freelist_count")
-                (pages,) = self._one("PRAGMA page_count")
-                if free > 10 * VACUUM_PAGES and free * 4 > pages:
-                    # Not `execute`, which would stop at the first page.
-                    self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+                self._vacuum()
         except sqlite3.Error as error:
-            if code_of(error) in FULL_CODES:
-                # The log keeps what could not be copied back; the reserve makes room to go on settling.
-                self._ballast.give_up()
-                return
-            self._fail(error)
-        except OSError as error:
-            self._fail(error)
+            if code_of(error) not in FULL_CODES:
+                raise
+            # The log keeps what could not be copied back; the reserve makes room to go on settling.
+            self._room.note_full()
+
+    def _sweep(self) -> None:
+        if self._sweeper.has_work:
+            with _Transaction(self):
+                swept = self._sweeper.write()
+            self._sweeper.drop(swept)
+            self._rows_since_checkpoint += swept.rows
+            for slot, _ in swept.jobs:
+                self._let_go_of(slot)
+        self._sweeper.look()
+        self._scrub.step()
+
+    def _vacuum(self) -> None:
+        (free,) = self._one("PRAGMA freelist_count")
+        (pages,) = self._one("PRAGMA page_count")
+        if free > 10 * VACUUM_PAGES and free * 4 > pages:
+            # Not `execute`, which would stop at the first page.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def _set_bad_aside(self) -> None:
+        """Move the jobs whose records were found bad into quarantine, so that the others go on."""
+        bad, self._bad = self._bad, {}
+        for slot, why in bad.items():
+            job = self._index.slots.place(slot)
+            if not job.seq:
+                continue
+            lane = self._index.lanes.filed(slot)
+            with _Transaction(self):
+                self._quarantine.add(job, why)
+                self._keep_fact("index", 0)  # How the counts change is known when the next start reads every record.
+            self._index.slots.free(slot)
+            self._slot_of.pop(job.seq, None)
+            self._let_go_of(slot)
+            log.error(
+                "job %d of %s (%s) is set aside: %s; givalia store check lists what is in quarantine",
+                job.seq, self.path, " ".join(map(str, lane.key)), why,
+            )  # fmt: skip
 
     def _checkpoint(self) -> None:
         """Copy the log back into the file; the log is then written again from its start, not truncated."""
@@ -312,8 +482,12 @@ class SQLite(Reads):
             self._pages_per_row = max(pages / self._rows_since_checkpoint, 0.05)
         self._rows_since_checkpoint = 0
 
+    @property
+    def is_full(self) -> bool:
+        return self._room.is_full
+
     def has_room(self) -> bool:
-        return self._ballast.take()
+        return self._room.take()
 
 
 def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from givalia_core.model import ENDED, Job
 from givalia_core.store.base import Change
 from givalia_core.store.index.index import Index
-from givalia_core.store.index.slots import VERSION
 
 
 class Update(NamedTuple):
@@ -70,7 +69,7 @@ class Admission:
             if found is None:
                 return False
             slot, first = found, was
-            version = self._index.slots.at[slot + VERSION]
+            version = self._index.slots.version(slot)
         if version != was.version:
             return False
         held = was.key if was.state not in ENDED else None

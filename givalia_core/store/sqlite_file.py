@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 import struct
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreTooNew, StoreUnfit
+from givalia_core.store.index.words import allocate
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 2  # In the header too, as user_version: the first thing checked.
 BALLAST_BYTES: Final = 16 << 20
+FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
 SCHEMA: Final = """
@@ -32,6 +35,8 @@ CREATE TABLE counts (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+
+log = logging.getLogger("givalia.store")
 
 
 class Lock:
@@ -81,8 +86,8 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
         raise StoreFailed(f"{folder} cannot be written to")
 
 
-def prepare(path: Path) -> None:
-    """If there is no database yet, make one, complete or not at all; call with the lock held.
+def prepare(path: Path) -> bool:
+    """If there is no database yet, make one, complete or not at all; returns whether it did. Call it with the lock held.
 
     Raises:
         StoreFailed: It cannot be made or written to.
@@ -93,12 +98,13 @@ def prepare(path: Path) -> None:
         raise StoreUnfit(f"{path} is a symbolic link")
     if not path.exists():
         create(path)
-    elif not path.is_file():
+        return True
+    if not path.is_file():
         raise StoreUnfit(f"{path} is no file")
-    elif not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK):
         raise StoreFailed(f"{path} cannot be written to")
-    else:
-        check_header(path)
+    check_header(path)
+    return False
 
 
 def check_header(path: Path, least: int = FORMAT) -> None:
@@ -181,42 +187,76 @@ def _filesystem(folder: Path) -> str:
     return kind
 
 
-class Ballast:
-    """Disk space held back for the day the disk is full."""
+def way_out(path: Path) -> str:
+    """Return the words that name the way out of a damaged store."""
+    return f"givalia store salvage --store sqlite://{path} TO writes what is sound into a new store"
+
+
+class Files:
+    """The file of a store as it was when it was opened. A file that was moved or removed can still be written, and is gone."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._identity = (0, 0)
+        self.is_new = False  # Whether the store was made by this opening.
+
+    def open(self) -> None:
+        """Remember which file it is."""
+        status = self._path.stat()
+        self._identity = status.st_ino, status.st_dev
+
+    def look(self) -> None:
+        """Refuse to go on if another file, or none, has the name of the store.
+
+        Raises:
+            StoreFailed: What is written now would not be there after a restart.
+        """
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise StoreFailed(f"{self._path} is gone, moved or removed while it was open: {error}") from error
+        if (status.st_ino, status.st_dev) != self._identity:
+            raise StoreFailed(f"{self._path} is another file than the one that was opened")
+
+
+class Room:
+    """Room on disk held back for the day the disk is full, and whether that day has come.
+
+    Everything that writes tells it of a full disk. The reserve is given up at once, so that what runs can be settled, and no
+    new job is taken before there is room for the reserve and as much again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.is_full = False
 
     def take(self) -> bool:
-        """Hold the space back; False if the disk has no room for it beside as much again."""
+        """Hold the reserve back; False if the disk has no room for it beside as much again."""
         try:
-            usage = os.statvfs(self._path.parent)
-            if self._path.exists() and self._path.stat().st_size == BALLAST_BYTES:
-                return True
-            if usage.f_bavail * usage.f_frsize < 2 * BALLAST_BYTES:
-                return False
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                _allocate(fd)
-            finally:
-                os.close(fd)
+            self.is_full = not self._take()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in FULL_ERRNOS:
                 raise StoreFailed(f"{self._path}: {error}") from error
-            self.give_up()
+            self.note_full()
+        return not self.is_full
+
+    def _take(self) -> bool:
+        if self._path.exists() and self._path.stat().st_size == BALLAST_BYTES:
+            return True
+        usage = os.statvfs(self._path.parent)
+        if usage.f_bavail * usage.f_frsize < 2 * BALLAST_BYTES:
             return False
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            allocate(fd, 0, BALLAST_BYTES)
+        finally:
+            os.close(fd)
         return True
 
-    def give_up(self) -> None:
-        """Give the space back to whoever needs it first: the store."""
+    def note_full(self) -> None:
+        """The disk is full: give the reserve back to whoever needs it first, the store."""
+        if not self.is_full:
+            log.warning("the disk of %s is full: no new jobs are taken until there is room", self._path.with_suffix(""))
+        self.is_full = True
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)
-
-
-def _allocate(fd: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, BALLAST_BYTES)
-        return
-    block = bytes(1 << 20)
-    for _ in range(BALLAST_BYTES >> 20):
-        os.write(fd, block)

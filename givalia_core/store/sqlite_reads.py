@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from heapq import merge
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, Job, JobState
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
@@ -34,35 +34,52 @@ from givalia_core.store.base import (
     Wanted,
 )
 from givalia_core.store.index.index import Index
-from givalia_core.store.index.lanes import FAR, Entry, Lane
-from givalia_core.store.index.slots import AT, BASE, ENDED_AT, SEQ
+from givalia_core.store.index.lanes import Lane
+from givalia_core.store.index.runs import Entry
+from givalia_core.store.index.scrub import Scrub
+from givalia_core.store.index.slots import AT, FAR
+from givalia_core.store.index.words import Damaged
 from givalia_core.store.packing import is_ended
-from givalia_core.store.sqlite_records import Place, Records, jobs_of
+from givalia_core.store.sqlite_check import Check
+from givalia_core.store.sqlite_quarantine import Quarantine
+from givalia_core.store.sqlite_records import Records, jobs_of
 
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
-_PASSED_OVER: Final = 10_000  # Jobs that ended too lately to be forgotten before it is left for another time.
+_READ_AT_ONCE: Final = 64
+_PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 _ID, _KEY, _REQUEST = range(3)
 
+T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="Reads")
 
 
-def ours(read: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Let a method raise our errors instead of SQLite's."""
+def ours(work: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Let a method raise our errors instead of those of SQLite and of the system."""
+
+    @wraps(work)
+    def working(self: S, /, *values: P.args, **named: P.kwargs) -> R:
+        try:
+            return work(self, *values, **named)
+        except (sqlite3.Error, OSError, Damaged, IndexError) as error:
+            self._fail(error)
+
+    return working
+
+
+def mended(read: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """The same for a method that reads: if it meets damage in the index, that is rebuilt, and it reads once more."""
 
     @wraps(read)
     def reading(self: S, /, *values: P.args, **named: P.kwargs) -> R:
-        try:
-            return read(self, *values, **named)
-        except (sqlite3.Error, OSError) as error:
-            self._fail(error)
+        return self._mending(lambda: read(self, *values, **named))
 
-    return reading
+    return ours(reading)
 
 
 class Reads:
@@ -70,10 +87,16 @@ class Reads:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._ballast = sqlite_file.Ballast(path.with_name(path.name + ".ballast"))
+        self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
+        self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
         self._opened_index: Index | None = None
+        self._scrub: Scrub
         self._records = Records(lambda: self._connection)
+        self._quarantine = Quarantine(lambda: self._connection, self._records)
+        self._bad: dict[int, str] = {}  # Slots of jobs whose records are not what was written, with the reason.
+        self._damages: list[str] = []  # What was found of the index since the store was opened, one sentence each.
+        self._rebuilds = 0  # Of the index, since the store was opened.
         self._recent: dict[int, Job] = {}  # Slot -> job, those that were written or found last,
         self._less_recent: dict[int, Job] = {}  # and those before them.
         self._slot_of: dict[int, int] = {}  # By seq, of jobs that were written, found or are lent now.
@@ -82,7 +105,7 @@ class Reads:
         self._absent: set[bytes | str] = set()  # Ids and keys that no job has, as far as is known.
         self._counted: Counter[tuple[str, JobState]] = Counter()
 
-    @ours
+    @mended
     def find(self, wanted: Wanted, now: Now) -> Found:
         found = Found({}, {}, {}, {}, {}, {})
         if named := self._named(wanted):
@@ -90,8 +113,8 @@ class Reads:
         index, hashes = self._index, self._hashes
         for key in wanted.past_keys - self._absent:
             slot = index.ended_last(key, index.names.slots(hashes.get(key) or index.of_key(key)))
-            if slot is not None:
-                found.ended[key] = self._jobs((slot,))[slot]
+            if slot is not None and (job := self._jobs((slot,)).get(slot)) is not None:
+                found.ended[key] = job
         for claim in wanted.claims:
             if jobs := self._claimable(claim, now):
                 found.ready[claim.route] = jobs
@@ -142,15 +165,19 @@ class Reads:
                     found.requests[name] = job
 
     def _jobs(self, slots: Iterable[int]) -> dict[int, Job]:
-        """The jobs of these slots, none of which is forgotten; they are kept in memory for a while.
+        """Return the jobs of these slots, none of which is forgotten, and keep them in memory for a while.
+
+        Those whose records are not what was written are absent; `tidy` sets them aside.
 
         Raises:
-            StoreCorrupt: A record is not what was written, or gone.
+            Damaged: A record is not where the index says.
         """
         slots = list(slots)
         found = self._peek(slots)
-        if len(found) < len(slots) and (gone := [self._index.slots.at[slot + SEQ] for slot in slots if slot not in found]):
-            raise StoreCorrupt(f"{self.path}: the record of job {gone[0]} is gone")
+        if len(found) < len(slots):
+            for slot in slots:
+                if slot not in found and slot not in self._bad:
+                    raise Damaged(f"the record of job {self._index.slots.at[slot]} is gone")
         recent = self._recent
         for slot, job in found.items():
             if slot not in recent:
@@ -158,7 +185,7 @@ class Reads:
         return found
 
     def _peek(self, slots: Iterable[int]) -> dict[int, Job]:
-        """The same without keeping them; those whose records are gone are absent."""
+        """Return the same without keeping them; those whose records are gone are absent too."""
         found: dict[int, Job] = {}
         missing: list[int] = []
         recent, less = self._recent, self._less_recent
@@ -169,10 +196,25 @@ class Reads:
             else:
                 found[slot] = job
         if missing:
-            at = self._index.slots.at
-            read = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in missing])
-            found |= {slot: read[at[slot + SEQ]] for slot in missing if at[slot + SEQ] in read}
+            places = {slot: self._index.slots.place(slot) for slot in missing}
+            bad: dict[int, str] = {}
+            read = self._records.read(places.values(), bad)
+            found |= {slot: read[place.seq] for slot, place in places.items() if place.seq in read}
+            if bad:
+                self._bad.update((slot, bad[place.seq]) for slot, place in places.items() if place.seq in bad)
         return found
+
+    def _mending(self, work: Callable[[], T]) -> T:
+        """Do this; if it meets damage in the index, rebuild that, and do it once more."""
+        try:
+            return work()
+        except (Damaged, IndexError) as error:
+            self._mend(error)
+        return work()
+
+    def _mend(self, error: Exception) -> None:
+        """Rebuild the index, which is not what was written."""
+        raise NotImplementedError
 
     def _keep(self, slot: int, job: Job) -> None:
         """Have a job in memory, unless it is large."""
@@ -194,9 +236,8 @@ class Reads:
         return list(islice((route for route in routes if any(map(self._first, self._lanes(route)))), VARIANTS_MAX))
 
     def _lanes(self, route: Route) -> list[Lane]:
-        """The lanes of a route on which jobs wait."""
-        lanes = self._index.lanes
-        return [lane for lane in self._index.routes.get(route, ()) if lanes.count(lane)]
+        """Return the lanes of a route on which jobs may wait."""
+        return [lane for lane in self._index.routes.get(route, ()) if lane.low < FAR]
 
     def _first(self, lane: Lane) -> Entry | None:
         return next(self._index.lanes.walk(lane), None)
@@ -214,9 +255,9 @@ class Reads:
             due = sorted(entry for lane in lanes for entry in self._due(lane, now, left))
             slots += [slot for _, _, slot in due[:left]]
         jobs = self._jobs(slots)
-        claimable = [jobs[slot] for slot in slots]
-        self._slot_of.update(zip((job.seq for job in claimable), slots, strict=True))
-        return claimable
+        claimable = {slot: jobs[slot] for slot in slots if slot in jobs}
+        self._slot_of.update((job.seq, slot) for slot, job in claimable.items())
+        return list(claimable.values())
 
     def _due(self, lane: Lane, now: Now, limit: int) -> list[Entry]:
         """The first of what is due in a lane, with the dues on the timer clock."""
@@ -226,7 +267,7 @@ class Reads:
         shift_us = now.timer_ahead_us
         return [(when + shift_us, seq, slot) for when, seq, slot in self._index.lanes.first(lane, now.wall_us, limit)]
 
-    @ours
+    @mended
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         self._touched += sum(span.limit for span in spans)
         return [self._near(span, now) for span in spans]
@@ -243,11 +284,11 @@ class Reads:
         timers = list(islice(merge(*parts), span.limit + 1))
         return Near(is_ready, timers[: span.limit], len(timers) > span.limit)
 
-    @ours
+    @mended
     def running(self) -> Iterable[Job]:
         return list(self._running_after(0, self._index.slots.most))
 
-    @ours
+    @mended
     def expired(self, now: Now, limit: int) -> list[Job]:
         found: list[Job] = []
         for on_wall, now_us in ((False, now.timer_us), (True, now.wall_us)):
@@ -262,7 +303,7 @@ class Reads:
                     found += [job for job in self._jobs((slot,)).values() if job.is_expired(now) and job.expires_at_us == when]
         return found
 
-    @ours
+    @mended
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
         start = after or (0, 0)
         if is_ended(wanted.state):
@@ -281,16 +322,23 @@ class Reads:
     def _running_after(self, seq: int, limit: int) -> Iterator[Job]:
         slots = [slot for _, _, slot in self._index.running_after(seq, limit)]
         jobs = self._jobs(slots)
-        return (jobs[slot] for slot in slots)
+        return (jobs[slot] for slot in slots if slot in jobs)
 
     def _all_after(self, seq: int) -> Iterator[Job]:
-        """All jobs behind a seq, in the order of their seqs."""
+        """Yield all jobs behind a seq, in the order of their seqs; those whose records are bad are left out."""
         at = self._index.slots.at
         for row in self._records.bases(self._records.first_at_or_before(seq) - 1):
-            jobs = [(job, slot) for job in jobs_of(row) if job.seq > seq and (slot := self._index.slot_of(job)) is not None]
+            jobs = [
+                (job, slot)
+                for job in jobs_of(row, lambda *_: None)
+                if job.seq > seq and (slot := self._index.slot_of(job)) is not None
+            ]
             changed = self._jobs([slot for _, slot in jobs if at[slot + AT]])
             for job, slot in jobs:
-                yield changed.get(slot, job)
+                if not at[slot + AT]:
+                    yield job
+                elif slot in changed:
+                    yield changed[slot]
 
     def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now) -> Page:
         """In the order in which they are forgotten; all those that are dead, or all those that are not, are looked at."""
@@ -299,8 +347,8 @@ class Reads:
         jobs: list[Job] = []
         when = seq = 0
         for looked_at, (when, seq, slot) in enumerate(islice(entries, SCAN_MAX), 1):
-            job = self._jobs((slot,))[slot]
-            if wanted.admits(job, now):
+            job = self._jobs((slot,)).get(slot)
+            if job is not None and wanted.admits(job, now):
                 jobs.append(job)
             if len(jobs) == limit or looked_at == SCAN_MAX:
                 return Page(jobs, (when, seq))
@@ -310,7 +358,7 @@ class Reads:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._counted.items() if count}
 
-    @ours
+    @mended
     def ready(self, now: Now) -> dict[str, int]:
         ready: Counter[str] = Counter()
         left = READY_COUNTED_TO
@@ -332,66 +380,69 @@ class Reads:
             "bytes": self.path.stat().st_size,
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "index_bytes": sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0,
+            "index": self._about_index(),
+            "quarantined": self._quarantine.count,
+            "is_new": self._files.is_new,
+            "is_full": self._room.is_full,
+        }
+
+    def _about_index(self) -> dict[str, Any]:
+        last = self._scrub.last
+        return {
+            "rebuilds": self._rebuilds,
+            "is_verified": self._index.is_verified,
+            "scrub_rounds": 0 if last is None else last.number,
+            "scrub_ended_at_us": None if last is None else round(last.ended_at * 1e6),
+            "scrub_seconds": None if last is None else round(last.seconds, 3),
         }
 
     def _ended_count(self, states: Iterable[JobState]) -> int:
         wanted = set(states)
         return sum(count for (_, state), count in self._counted.items() if state in wanted)
 
-    @ours
+    @mended
     def forgettable(self, retention: Retention) -> bool:
         return bool(self._to_forget(retention._replace(limit=1)))
 
-    def _to_forget(self, retention: Retention) -> list[tuple[int, Lane]]:
-        """Slots of the jobs that a commit with this retention forgets, with their lanes."""
-        found: list[tuple[int, Lane]] = []
-        at = self._index.slots.at
+    def _to_forget(self, retention: Retention) -> list[tuple[int, Job]]:
+        """Return the jobs that a commit with this retention forgets, with their slots; the records say that each may go.
+
+        Raises:
+            Damaged: The index files a job among those to be forgotten of which the records say otherwise.
+        """
+        found: list[tuple[int, Job]] = []
         for states, keep in (((DONE, CANCELLED), retention.keep_ended), ((DEAD,), retention.keep_dead)):
             lanes = self._index.ended_lanes(states)
             beyond = self._ended_count(states) - keep
             if beyond <= 0 and all(lane.low > retention.now_us for lane in lanes):
                 continue
-            walks = [zip(self._index.lanes.walk(lane), repeat(lane)) for lane in lanes]
             passed_over = 0
-            for (when, _, slot), lane in merge(*walks, key=lambda pair: pair[0]):
-                is_over = when <= retention.now_us
-                if len(found) == retention.limit or passed_over == _PASSED_OVER or not (is_over or beyond > 0):
+            for (when, _, slot), job in self._ended(lanes):
+                if len(found) == retention.limit or passed_over == _PASSED_OVER or not (when <= retention.now_us or beyond > 0):
                     break
-                if not (is_over or at[slot + ENDED_AT] <= retention.ended_before_us):
+                if job.state not in states or job.forget_at_us != when:
+                    raise Damaged(f"job {job.seq} is filed as one to be forgotten, and its record says otherwise")
+                if not (when <= retention.now_us or job.ended_at_us <= retention.ended_before_us):
                     passed_over += 1
                     continue
-                found.append((slot, lane))
+                found.append((slot, job))
                 beyond -= 1
         return found
 
-    def check(self) -> list[str]:
-        """Read every page and every record, and compare the index with them. Slow: some seconds for each million jobs."""
-        try:
-            wrong = [line for (line,) in self._all("PRAGMA quick_check") if line != "ok"]
-            counts: Counter[tuple[str, JobState]] = Counter()
-            for row in self._records.bases(0):
-                try:
-                    for job in jobs_of(row):
-                        slot = self._index.slot_of(job)
-                        if slot is not None:
-                            counts.update(self._checked(slot, wrong))
-                except StoreCorrupt as error:
-                    wrong.append(f"row {row.number} of jobs: {error}")
-            if not wrong and counts != self.counts():
-                wrong.append(f"the stored counts {self.counts()} are not those of the records {dict(counts)}")
-        except (sqlite3.Error, StoreCorrupt) as error:
-            return [str(error)]
-        return wrong
+    def _ended(self, lanes: Sequence[Lane]) -> Iterator[tuple[Entry, Job]]:
+        """Yield the jobs of some lanes with their entries, in order, reading a few records at a time."""
+        entries = merge(*(self._index.lanes.walk(lane) for lane in lanes))
+        while some := list(islice(entries, _READ_AT_ONCE)):
+            jobs = self._peek([slot for _, _, slot in some])
+            yield from ((entry, jobs[entry[2]]) for entry in some if entry[2] in jobs)
 
-    def _checked(self, slot: int, wrong: list[str]) -> list[tuple[str, JobState]]:
-        index = self._index
-        at = index.slots.at
-        (job,) = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT])]).values()
-        if job.key is not None and not index.is_named(slot, job):
-            wrong.append(f"job {job.seq} is not found by its key")
-        if not index.is_filed(slot, job):
-            wrong.append(f"job {job.seq} is not filed where it belongs")
-        return [(job.module, job.state)]
+    def check(self) -> list[str]:
+        """Read every page and every record, and compare the index with them, and them with it.
+
+        Slow: some seconds for each hundred thousand jobs.
+        """
+        wrong = Check(self._connection, self._records, self._index, self.counts()).run()
+        return [*self._damages, *self._quarantine.lines(), *wrong]
 
     # What all statements share.
 
@@ -401,7 +452,7 @@ class Reads:
             return None
         value, crc = row
         if zlib.crc32(value) != crc:
-            raise StoreCorrupt(f"{self.path}: the stored {name} does not match its checksum")
+            raise StoreCorrupt(f"{self.path}: the stored {name} does not match its checksum; {sqlite_file.way_out(self.path)}")
         return msgpack.unpackb(value)
 
     @property
@@ -422,18 +473,25 @@ class Reads:
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._connection.execute(statement, values).fetchone()
 
-    def _fail(self, error: sqlite3.Error | OSError) -> NoReturn:
-        """Turn the error of a file into ours: full is survived, anything else stops the server."""
+    def _fail(self, error: Exception) -> NoReturn:
+        """Turn the error of a file into ours: a full disk is survived, anything else stops the server."""
         if isinstance(error, OSError):
-            raise StoreFailed(f"{self.path}: its index: {error}") from error
+            if error.errno in sqlite_file.FULL_ERRNOS:
+                self._room.note_full()
+                raise StoreFull(f"{self.path}: {error}") from error
+            raise StoreFailed(f"{self.path}: {error}") from error
+        if not isinstance(error, sqlite3.Error):
+            raise StoreFailed(f"{self.path}: its index cannot be rebuilt: {error}") from error
         code = code_of(error)
         if code in FULL_CODES:
-            self._ballast.give_up()
+            self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
-        kind: type[StoreError] = StoreCorrupt if is_corrupt else StoreFailed
-        raise kind(f"{self.path}: {error}") from error
+        if is_corrupt:
+            raise StoreCorrupt(f"{self.path}: {error}; {sqlite_file.way_out(self.path)}") from error
+        raise StoreFailed(f"{self.path}: {error}") from error
 
 
 def code_of(error: sqlite3.Error) -> int:
+    """Return the primary result code of an error of SQLite."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF

@@ -10,6 +10,7 @@ Read without anything else: a change counts if the job's record is there and has
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,11 +20,14 @@ import msgpack
 
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import STORED_STATES, Answered, Job
+from givalia_core.store.index.slots import Place
+from givalia_core.store.index.words import Damaged
 
 _PAGE_BYTES: Final = 3_900  # What a row may take and still fit a page.
 _ROW_RECORDS: Final = 64
 _BYTE: Final = 0xFF
 _CRC_BYTES: Final = 4
+_WRITTEN_ROWS: Final = 8_192
 
 _RESULT: Final = Job._fields.index("result")
 _STATE: Final = Job._fields.index("state")
@@ -40,14 +44,6 @@ class Forgotten(NamedTuple):
     seq: int
     version: int
     slot: int
-
-
-class Place(NamedTuple):
-    """Where the records of a job are: the one of its enq, and the newest change, 0 if there is none."""
-
-    seq: int
-    base: int
-    at: int
 
 
 # Records.
@@ -71,12 +67,14 @@ def pack_forgotten(forgotten: Forgotten) -> bytes:
     return packed + zlib.crc32(packed).to_bytes(_CRC_BYTES, "little")
 
 
-def unpack(record: bytes, params: bytes | None = None) -> Job | Forgotten:
-    """What a record says; with `params` it is one of an enq.
+def unpack(record: bytes | None, params: bytes | None = None) -> Job | Forgotten:
+    """Return what a record says; with `params` it is one of an enq.
 
     Raises:
         StoreCorrupt: It is not what was written.
     """
+    if not isinstance(record, bytes) or not isinstance(params, bytes | None):
+        raise StoreCorrupt("a record is none")
     packed = record[:-_CRC_BYTES]
     if zlib.crc32(params or b"", zlib.crc32(packed)).to_bytes(_CRC_BYTES, "little") != record[-_CRC_BYTES:]:
         raise StoreCorrupt("a record does not match its checksum")
@@ -90,14 +88,33 @@ def unpack(record: bytes, params: bytes | None = None) -> Job | Forgotten:
     return Job._make((*front, result, specifier, params or b""))
 
 
+def likely_seq(record: object) -> int | None:
+    """Return the seq that a record seems to have which does not match its checksum; None if it cannot be read at all."""
+    with contextlib.suppress(Exception):  # Whatever the bytes are, a hint is all that is wanted.
+        unpacker: Any = msgpack.Unpacker()
+        unpacker.feed(record)
+        if unpacker.read_array_header():
+            seq = unpacker.unpack()
+            return seq if type(seq) is int else None
+    return None
+
+
 # Rows.
 
 
 class Row(NamedTuple):
-    """A row of either table: its number, and its records (None where one is past); for `jobs` each with its params."""
+    """A row of either table: its number, and its records (None where one is past); for `jobs` each with its params.
+
+    Of a row that cannot be read, `raw` has the bytes, and there are no records.
+    """
 
     number: int
     records: list[Any]
+    raw: bytes | None = None
+
+
+OnBad = Callable[[int, int, str], None]
+"""Is told of a record that is not what was written: the row, the place in it (-1: the whole row), and the reason."""
 
 
 def base_rows(jobs: Sequence[Job]) -> tuple[list[tuple[int, bytes]], list[int]]:
@@ -154,7 +171,11 @@ def number_of(place: int) -> int:
 
 
 class Past:
-    """Which records are past, by row, until the rows are written anew: once when half of it is past, once when all is."""
+    """Which records are past, by row, until the rows are written again: once when half of it is past, once when all is.
+
+    Whoever says that a record is past knows it from the index, which may be wrong. So it is remembered whose records each new
+    row has; what is said of another row is only a hint, and is compared with the records before anything is removed.
+    """
 
     def __init__(self) -> None:
         self._changes: dict[int, int] = {}  # Row -> bits, one for each record.
@@ -163,24 +184,53 @@ class Past:
         self._full_changes: list[int] = []
         self._half_changes: list[int] = []
         self._ripe_jobs: list[int] = []
+        self._written: dict[int, list[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
+        self._hints: set[int] = set()  # Rows of which something is a hint.
 
     def __len__(self) -> int:
         return len(self._full_changes) + len(self._half_changes) + len(self._ripe_jobs)
 
-    def add_change(self, place: int) -> None:
-        """The record at this place is past."""
-        row, bit, size = place >> 16, 1 << (place >> 8 & _BYTE), place & _BYTE
+    def wrote(self, places: Sequence[int], seqs: Iterable[int]) -> None:
+        """Remember whose records are at these places of new rows."""
+        written = self._written
+        for place, seq in zip(places, seqs, strict=True):
+            row = place >> 16
+            if row in written:
+                written[row].append(seq)
+            else:
+                written[row] = [seq]
+                if len(written) > _WRITTEN_ROWS:
+                    del written[next(iter(written))]
+
+    def add_change(self, place: int, seq: int) -> bool:
+        """Note that the record of this job at this place is past; False: it is that of another job."""
+        row = place >> 16
+        written = self._written.get(row)
+        if written is None:
+            self._hints.add(row)
+        elif written[place >> 8 & _BYTE] != seq:
+            return False
+        self._add(row, 1 << (place >> 8 & _BYTE), place & _BYTE)
+        return True
+
+    def add_proven(self, row: int, bits: int, size: int) -> None:
+        """Note that these records of a row are past, as its records and the others say."""
+        self._hints.discard(row)
+        self._changes.pop(row, None)
+        if bits:
+            self._add(row, bits, size)
+
+    def _add(self, row: int, more: int, size: int) -> None:
         before = self._changes.get(row, 0)
-        bits = self._changes[row] = before | bit
-        if bits != before:
-            past = bits.bit_count()
-            if past == size:
-                self._full_changes.append(row)
-            elif past == (size + 1) // 2:
-                self._half_changes.append(row)
+        bits = self._changes[row] = before | more
+        past, half = bits.bit_count(), (size + 1) // 2
+        if bits != before and past == size:
+            self._full_changes.append(row)
+        elif before.bit_count() < half <= past:
+            self._half_changes.append(row)
 
     def add_job(self, seq: int, base: int, slot: int | None) -> None:
-        """The job whose first record is at `base` is forgotten; without a slot the record is gone already."""
+        """Note that the job whose first record is at `base` is forgotten; without a slot the record is gone already."""
         row, size = base >> 8, base & _BYTE
         before = self._jobs.get(row, 0)
         bits = self._jobs[row] = before | 1 << (seq - row)
@@ -190,21 +240,33 @@ class Past:
             self._ripe_jobs.append(row)
 
     def take_jobs(self, limit: int) -> list[tuple[int, list[int]]]:
-        """Rows of `jobs` to write anew, with the slots of what is past in them."""
+        """Take rows of `jobs` to write again, with the slots of what is past in them."""
         taken, self._ripe_jobs = self._ripe_jobs[:limit], self._ripe_jobs[limit:]
         return [(row, self._slots.pop(row)) for row in taken if row in self._slots]
 
     def is_gone(self, row: int) -> None:
-        """A row of `jobs` was removed."""
+        """Note that a row of `jobs` was removed."""
         self._jobs.pop(row, None)
 
+    def take_hints(self, limit: int) -> list[int]:
+        """Take rows that would be written again on a hint alone: at most so many, those that come first."""
+        if not self._hints:
+            return []
+        coming = [*self._full_changes[: 16 * limit], *self._half_changes[:limit]]
+        return [row for row in coming if row in self._hints][:limit]
+
     def take_changes(self, limit: int) -> tuple[list[int], list[tuple[int, int]]]:
-        """Rows of `changes` that are past altogether, and some of those that are half past, with the bits of what is."""
-        full, self._full_changes = self._full_changes[: 16 * limit], self._full_changes[16 * limit :]
+        """Take rows of `changes` that are past altogether, and some that are half past, with the bits of what is.
+
+        A row of hints stays for the next time.
+        """
+        hinted = self._hints
+        full = [row for row in self._full_changes[: 16 * limit] if row not in hinted]
+        self._full_changes = self._full_changes[16 * limit :]
         for row in full:
             self._changes.pop(row, None)
         taken, self._half_changes = self._half_changes[:limit], self._half_changes[limit:]
-        return full, [(row, self._changes[row]) for row in taken if row in self._changes]
+        return full, [(row, self._changes[row]) for row in taken if row in self._changes and row not in hinted]
 
     def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
         """What was taken could not be written."""
@@ -226,25 +288,34 @@ class Records:
     def _connection(self) -> sqlite3.Connection:
         return self._connect()
 
-    def read(self, places: Iterable[Place]) -> dict[int, Job]:
-        """The jobs at these places, by seq; those whose records are gone are absent."""
+    def read(self, places: Iterable[Place], bad: dict[int, str] | None = None) -> dict[int, Job]:
+        """Return the jobs at these places, by seq; those whose records are gone are absent.
+
+        Args:
+            places: Where the records are.
+            bad: Takes the seqs of the jobs whose records are not what was written, with the reason.
+
+        Raises:
+            StoreCorrupt: A record is not what was written, and `bad` is None.
+        """
         wanted = list(places)
         bases = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {place.base >> 8 for place in wanted})
         changes = self._rows("SELECT number, records FROM changes WHERE number IN", {p.at >> 16 for p in wanted if p.at})
         found: dict[int, Job] = {}
-        for seq, base, at in wanted:
-            first = base >> 8
-            row = bases.get(first)
-            if row is None or row[2 * (seq - first)] is None:
-                continue
-            params = row[2 * (seq - first) + 1]
-            job = unpack(changes[at >> 16][at >> 8 & _BYTE]) if at else unpack(row[2 * (seq - first)], params)
-            if not isinstance(job, Job) or job.seq != seq:
-                raise StoreCorrupt(f"the record of job {seq} is that of another")
-            found[seq] = job._replace(params=params) if at and params else job
+        for place in wanted:
+            try:
+                job = _job_at(place, bases.get(place.base >> 8), changes.get(place.at >> 16) if place.at else None)
+            except StoreCorrupt as error:
+                if bad is None:
+                    raise
+                bad[place.seq] = str(error)
+            else:
+                if job is not None:
+                    found[place.seq] = job
         return found
 
     def _rows(self, select: str, numbers: set[int]) -> dict[int, Any]:
+        """Return the records of rows; of a row that cannot be read, the bytes."""
         found: dict[int, Any] = {}
         left = list(numbers)
         while left:
@@ -252,8 +323,31 @@ class Records:
             chunk, left = left[:size], left[size:]
             chunk += chunk[-1:] * (size - len(chunk))
             for number, records in self._connection.execute(f"{select} ({','.join('?' * size)})", chunk):
-                found[number] = _unpacked(records)
+                try:
+                    found[number] = _unpacked(records)
+                except StoreCorrupt:
+                    found[number] = records
         return found
+
+    def forgets(self, places: Iterable[int]) -> dict[int, int]:
+        """Return the seqs of the jobs that the records at these places say are forgotten, by place."""
+        wanted = list(places)
+        rows = self._rows("SELECT number, records FROM changes WHERE number IN", {place >> 16 for place in wanted})
+        found: dict[int, int] = {}
+        for place in wanted:
+            with contextlib.suppress(StoreCorrupt, LookupError, TypeError):
+                record = unpack(rows[place >> 16][place >> 8 & _BYTE])
+                if isinstance(record, Forgotten):
+                    found[place] = record.seq
+        return found
+
+    def have_bases(self, seqs: Iterable[int]) -> set[int]:
+        """Return the seqs of which the record of the enq is there, whatever the index says."""
+        rows: dict[int, set[int]] = {}
+        for seq in set(seqs):
+            rows.setdefault(self.first_at_or_before(seq), set()).add(seq)
+        found = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", set(rows))
+        return {seq for first, of_row in rows.items() for seq in of_row if _has_base(found.get(first), first, seq)}
 
     def append(self, jobs: Sequence[tuple[int, bytes]], changes: Sequence[tuple[int, bytes]]) -> None:
         """Write new rows."""
@@ -263,12 +357,38 @@ class Records:
             self._connection.executemany("INSERT INTO changes VALUES (?, ?)", changes)
 
     def replace(self, base: int, job: Job) -> None:
-        """Write the record of a job's enq anew, with other params."""
+        """Write the record of a job's enq again, with other params.
+
+        Raises:
+            StoreCorrupt: What is at `base` is not the record of this job; it stays.
+        """
         first = base >> 8
-        records = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first})[first]
+        found = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first}).get(first)
+        if _job_at(Place(job.seq, base, 0), found, None) is None:
+            raise StoreCorrupt(f"the record of job {job.seq} is gone")
+        records = _list(found)
         place = 2 * (job.seq - first)
         records[place : place + 2] = pack_base(job), job.params
         self._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (_pack(records), first))
+
+    def take_out(self, place: Place) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Take a job's records out of their rows: that of its enq, its params, and its newest change; None for each that cannot
+        be taken out. A row that cannot be read stays as it is.
+        """
+        first, number = place.base >> 8, place.at >> 16
+        base = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first}).get(first)
+        change = self._rows("SELECT number, records FROM changes WHERE number IN", {number}).get(number)
+        taken: list[Any] = [None, None, None]
+        at = 2 * (place.seq - first)
+        if isinstance(base, list) and 0 <= at < len(base) - 1 and not _is_of_another(base[at], base[at + 1], place.seq):
+            taken[:2], base[at : at + 2] = base[at : at + 2], (None, None)
+            self._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (_pack(base), first))
+        at = place.at >> 8 & _BYTE
+        if place.at and isinstance(change, list) and at < len(change) and not _is_of_another(change[at], None, place.seq):
+            taken[2], change[at] = change[at], None
+            self._connection.execute("UPDATE changes SET records = ? WHERE number = ?", (_pack(change), number))
+        blobs = [blob if isinstance(blob, bytes) else None for blob in taken]
+        return blobs[0], blobs[1], blobs[2]
 
     def drop_jobs(self, rows: Sequence[tuple[int, Iterable[int]]]) -> list[int]:
         """Take these seqs out of rows of `jobs`; returns the rows that are removed thereby."""
@@ -277,7 +397,7 @@ class Records:
         kept: list[tuple[bytes, int]] = []
         for first, seqs in rows:
             records = found.get(first)
-            if records is None:
+            if not isinstance(records, list):
                 continue
             for seq in seqs:
                 records[2 * (seq - first) : 2 * (seq - first) + 2] = None, None
@@ -295,25 +415,75 @@ class Records:
         found = self._rows("SELECT number, records FROM changes WHERE number IN", {number for number, _ in half})
         kept: list[tuple[bytes, int]] = []
         for number, bits in half:
-            if (records := found.get(number)) is not None:
+            if isinstance(records := found.get(number), list):
                 slim = [None if bits >> place & 1 else record for place, record in enumerate(records)]
                 kept.append((_pack(slim), number))
         self._connection.executemany("UPDATE changes SET records = ? WHERE number = ?", kept)
 
     def bases(self, after: int, limit: int = -1) -> Iterator[Row]:
-        """Rows of `jobs` whose first seq is above this one, in order."""
+        """Return rows of `jobs` whose first seq is above this one, in order."""
         select = "SELECT first_seq, records FROM jobs WHERE first_seq > ? ORDER BY first_seq LIMIT ?"
-        return (Row(number, _unpacked(records)) for number, records in self._connection.execute(select, (after, limit)))
+        return (_row(number, records) for number, records in self._connection.execute(select, (after, limit)))
 
     def changes(self, after: int, limit: int = -1) -> Iterator[Row]:
-        """Rows of `changes` above this number, in order."""
+        """Return rows of `changes` above this number, in order."""
         select = "SELECT number, records FROM changes WHERE number > ? ORDER BY number LIMIT ?"
-        return (Row(number, _unpacked(records)) for number, records in self._connection.execute(select, (after, limit)))
+        return (_row(number, records) for number, records in self._connection.execute(select, (after, limit)))
 
     def first_at_or_before(self, seq: int) -> int:
         """The row of `jobs` that a seq would be in; 0 if all begin behind it."""
         (first,) = self._connection.execute("SELECT max(first_seq) FROM jobs WHERE first_seq <= ?", (seq,)).fetchone()
         return int(first or 0)
+
+
+def _job_at(place: Place, base: Any, change: Any) -> Job | None:
+    """Return the job of a place whose rows were read; None if its record is gone.
+
+    Raises:
+        StoreCorrupt: A record is not what was written.
+        Damaged: The records are sound, and are not those of this job: the place is wrong.
+    """
+    if base is None:
+        return None
+    offset, number = 2 * (place.seq - (place.base >> 8)), place.at >> 8 & _BYTE
+    records = _list(base)
+    if not 0 <= offset < len(records) - 1:
+        raise Damaged(f"job {place.seq} is not in the row where it should be")
+    record, params = records[offset : offset + 2]
+    if record is None:
+        return None
+    first = changed = unpack(record, params)
+    if place.at:
+        records = [] if change is None else _list(change)
+        if number >= len(records) or records[number] is None:
+            raise Damaged(f"job {place.seq} has no record where its newest one should be")
+        changed = unpack(records[number])
+    if not isinstance(first, Job) or not isinstance(changed, Job) or first.seq != place.seq or changed.seq != place.seq:
+        raise Damaged(f"the record of job {place.seq} is that of another")
+    return changed._replace(params=params) if place.at and params else changed
+
+
+def _is_of_another(record: Any, params: Any, seq: int) -> bool:
+    """Return whether a record is sound and another job's."""
+    with contextlib.suppress(StoreCorrupt):
+        return unpack(record, params).seq != seq
+    return False
+
+
+def _list(records: Any) -> list[Any]:
+    if not isinstance(records, list):
+        raise StoreCorrupt("a row of records cannot be read")
+    return records
+
+
+def _has_base(records: Any, first: int, seq: int) -> bool:
+    """Return whether a row may have the record of a job's enq; one that cannot be read may."""
+    if records is None:
+        return False
+    if not isinstance(records, list):
+        return True
+    place = 2 * (seq - first)
+    return place < len(records) and records[place] is not None
 
 
 def _unpacked(records: bytes) -> list[Any]:
@@ -326,27 +496,61 @@ def _unpacked(records: bytes) -> list[Any]:
     return unpacked
 
 
-def jobs_of(row: Row) -> Iterator[Job]:
-    """The jobs of a row of `jobs` as they were enqueued.
+def _row(number: int, records: bytes) -> Row:
+    try:
+        return Row(number, _unpacked(records))
+    except StoreCorrupt:
+        return Row(number, [], records)
+
+
+def jobs_of(row: Row, on_bad: OnBad | None = None) -> Iterator[Job]:
+    """Yield the jobs of a row of `jobs` as they were enqueued, leaving out the bad ones that `on_bad` is told of.
 
     Raises:
-        StoreCorrupt: A record is not what was written.
+        StoreCorrupt: A record is not what was written, and `on_bad` is None.
     """
-    for seq, (record, params) in enumerate(zip(row.records[::2], row.records[1::2], strict=True), row.number):
-        if record is not None:
+    for place, record, params in _parts(row, on_bad):
+        try:
             job = unpack(record, params)
-            if not isinstance(job, Job) or job.seq != seq:
-                raise StoreCorrupt(f"the record of job {seq} is that of another")
+            if not isinstance(job, Job) or job.seq != row.number + place:
+                raise StoreCorrupt(f"the record of job {row.number + place} is that of another")
+        except StoreCorrupt as error:
+            if on_bad is None:
+                raise
+            on_bad(row.number, place, str(error))
+        else:
             yield job
 
 
-def changes_of(row: Row) -> Iterator[tuple[int, Job | Forgotten]]:
-    """The records of a row of `changes` that are not past, each with its place.
+def _parts(row: Row, on_bad: OnBad | None) -> Iterator[tuple[int, bytes, bytes]]:
+    if row.raw is not None or len(row.records) % 2:
+        if on_bad is None:
+            raise StoreCorrupt(f"row {row.number} of the records cannot be read")
+        on_bad(row.number, -1, "the row cannot be read")
+        return
+    for place, (record, params) in enumerate(zip(row.records[::2], row.records[1::2], strict=True)):
+        if record is not None:
+            yield place, record, params
+
+
+def changes_of(row: Row, on_bad: OnBad | None = None) -> Iterator[tuple[int, Job | Forgotten]]:
+    """Yield the records of a row of `changes` that are not past, each with its place, leaving out the bad ones.
 
     Raises:
-        StoreCorrupt: A record is not what was written.
+        StoreCorrupt: A record is not what was written, and `on_bad` is None.
     """
     size = len(row.records)
+    if row.raw is not None:
+        if on_bad is None:
+            raise StoreCorrupt(f"row {row.number} of the changes cannot be read")
+        on_bad(row.number, -1, "the row cannot be read")
     for place, record in enumerate(row.records):
         if record is not None:
-            yield row.number << 16 | place << 8 | size, unpack(record)
+            try:
+                told = unpack(record)
+            except StoreCorrupt as error:
+                if on_bad is None:
+                    raise
+                on_bad(row.number, place, str(error))
+            else:
+                yield row.number << 16 | place << 8 | size, told

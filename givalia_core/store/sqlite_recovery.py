@@ -1,68 +1,133 @@
-"""Bring the index of a SQLite store in step with its records, when the store is opened."""
+"""Bring the index of a SQLite store in step with its records: when the store is opened, and when the index proved damaged."""
 
 from __future__ import annotations
 
-from givalia_core.model import Job
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from givalia_core.model import Job, JobState
 from givalia_core.store.index.index import Index, Sealed
-from givalia_core.store.sqlite_records import Records, changes_of, jobs_of
+from givalia_core.store.index.slots import Place
+from givalia_core.store.sqlite_records import Forgotten, Records, Row, changes_of, jobs_of, likely_seq
+
+Counts = Counter[tuple[str, JobState]]
+OnBad = Callable[[Place, str], None]
+"""Is told of a bad record and why it is bad: the seq (0: unknown), the place of the enq's record, that of the change."""
+
+_GONE: Final = "what became of it since its enq cannot be read"
 
 
-def catch_up(index: Index, records: Records, sealed: Sealed | None) -> None:
-    """File what the last run did since the last seal; without one, everything. Call it within a transaction.
+class Rebuild:
+    """Files every job in an empty index. A job of which a record is bad is left out, and `on_bad` is told of it."""
+
+    def __init__(self, index: Index, records: Records, on_bad: OnBad) -> None:
+        self._index = index
+        self._records = records
+        self._on_bad = on_bad
+        self._forgotten: set[int] = set()
+        self._changed: set[int] = set()
+        self._lost: dict[int, int] = {}  # Seq -> place of a change that cannot be read.
+        self._unknown: set[int] = (
+            set()
+        )  # Places, without the size of the row, of records of which it is not known whose they are,
+        self._unknown_rows: set[int] = set()  # and rows of which nothing can be read.
+        self._counts: Counts = Counter()
+
+    def run(self, remake: Callable[[], None]) -> Counts:
+        """File all; returns how many jobs there are by module and state. Call it within a transaction.
+
+        Jobs that never changed are entered as they are read; of the others it must be known first which record counts. The
+        index is emptied by `remake`; before that it may still know whose the records are that cannot be read.
+        """
+        self._read_changes()
+        if self._unknown or self._unknown_rows:
+            self._lost |= self._index.owners(self._unknown, self._unknown_rows)
+        remake()
+        placed = self._enter_unchanged()
+        self._note_newest()
+        for slots in placed:
+            self._enter_changed(slots)
+        return self._counts
+
+    def _read_changes(self) -> None:
+        for row in self._records.changes(0):
+            for _, record in self._changes_of(row):
+                (self._changed if isinstance(record, Job) else self._forgotten).add(record.seq)
+
+    def _changes_of(self, row: Row) -> Iterator[tuple[int, Job | Forgotten]]:
+        def lose(number: int, place: int, why: str) -> None:
+            seq = likely_seq(row.records[place]) if place >= 0 else None
+            if seq is None:
+                self._on_bad(Place(0, 0, number << 16 | max(place, 0) << 8), why)
+                if place < 0:
+                    self._unknown_rows.add(number)
+                else:
+                    self._unknown.add(number << 8 | place)
+            else:
+                self._lost[seq] = number << 16 | place << 8 | len(row.records)
+
+        return changes_of(row, lose)
+
+    def _enter_unchanged(self) -> list[list[int]]:
+        """Enter the jobs that never changed; returns the slots of the others, by row."""
+        past: list[tuple[int, list[int]]] = []
+        placed: list[list[int]] = []
+        for row in self._records.bases(0):
+            past.append((row.number, []))
+            placed.append([])
+            base = row.number << 8 | len(row.records) // 2
+            for job in jobs_of(row, self._bad_base):
+                if job.seq in self._forgotten:
+                    past[-1][1].append(job.seq)
+                elif job.seq in self._lost:
+                    self._on_bad(Place(job.seq, base, self._lost[job.seq]), _GONE)
+                elif job.seq in self._changed:
+                    placed[-1].append(self._index.place(job, base))
+                else:
+                    self._index.insert(job, base)
+                    self._counts[job.module, job.state] += 1
+            self._index.seal_if_many(0, 0)
+        # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
+        self._records.drop_jobs([(row, seqs) for row, seqs in past if seqs])
+        return placed
+
+    def _bad_base(self, row: int, place: int, why: str) -> None:
+        self._on_bad(Place(row + max(place, 0), row << 8, 0), why)
+
+    def _note_newest(self) -> None:
+        for row in self._records.changes(0):
+            for place, record in changes_of(row, lambda *_: None):
+                found = self._index.slot_of(record) if isinstance(record, Job) else None
+                # A record without that of its enq is of a job that is long forgotten.
+                if found is not None and record.version > self._index.version(found):
+                    self._index.note(found, record.version, place)
+
+    def _enter_changed(self, slots: list[int]) -> None:
+        places = {slot: self._index.slots.place(slot) for slot in slots}
+        jobs = self._records.read(places.values(), {})
+        for slot, place in places.items():
+            job = jobs[place.seq]
+            self._index.enter(slot, job)
+            self._counts[job.module, job.state] += 1
+        self._index.seal_if_many(0, 0)
+
+
+def replay(index: Index, records: Records, sealed: Sealed) -> None:
+    """File what the last run did since the last seal: jobs that are not in the order of their lanes yet.
+
+    Those of the last commit may not be in the index at all. Call it within a transaction.
 
     Raises:
-        StoreCorrupt: A record is not what was written.
+        Damaged: The index is not what was written.
+        StoreCorrupt: A record is not.
     """
-    if sealed is None:
-        _make(index, records)
-    else:
-        _replay(index, records, sealed)
-
-
-def _make(index: Index, records: Records) -> None:
-    """Jobs that never changed are entered as they are read; of the others it must be known first which record counts."""
-    forgotten: set[int] = set()
-    changed: set[int] = set()
-    for row in records.changes(0):
-        for _, record in changes_of(row):
-            (changed if isinstance(record, Job) else forgotten).add(record.seq)
-    past: dict[int, list[int]] = {}
-    placed: dict[int, list[int]] = {}
-    for row in records.bases(0):
-        base = row.number << 8 | len(row.records) // 2
-        for job in jobs_of(row):
-            if job.seq in forgotten:
-                past.setdefault(row.number, []).append(job.seq)
-            elif job.seq in changed:
-                slot = index.place(job, base)
-                index.note(slot, job.version, 0)
-                placed.setdefault(row.number, []).append(slot)
-            else:
-                index.insert(job, base)
-        index.seal_if_many(0, 0)
-    # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
-    records.drop_jobs(list(past.items()))
-    for row in records.changes(0):
-        for place, record in changes_of(row):
-            found = index.slot_of(record) if isinstance(record, Job) else None
-            # A record without that of its enq is of a job that is long forgotten.
-            if found is not None and record.version > index.version(found):
-                index.note(found, record.version, place)
-    for slots in placed.values():
-        for slot, job in index.jobs(slots).items():
-            index.enter(slot, job)
-        index.seal_if_many(0, 0)
-
-
-def _replay(index: Index, records: Records, sealed: Sealed) -> None:
-    """The jobs that are not in the order of their lanes yet; those of the last commit may not be in the index at all."""
+    _drop_pending(index, records)
     for row in records.bases(sealed.seq):
         for job in jobs_of(row):
             slot = index.slot_with(job)
             if slot is None:
                 index.insert(job, row.number << 8 | len(row.records) // 2)
-            elif not index.version(slot):
-                index.enter(slot, job)
             elif index.version(slot) == job.version:
                 index.stand_again(slot, job)
     for row in records.changes(sealed.at):
@@ -73,6 +138,19 @@ def _replay(index: Index, records: Records, sealed: Sealed) -> None:
                 index.forget(record.slot, place)
 
 
+def _drop_pending(index: Index, records: Records) -> None:
+    """Free the slot of a job that a kill kept from being named: nothing leads to it, and the job gets another one."""
+    slot = index.slots.pending
+    if not index.slots.is_slot(slot):
+        return
+    index.slots.ensure((slot,))
+    place = index.slots.place(slot)
+    if place.seq:
+        job = records.read([place], {}).get(place.seq)
+        if job is None or index.slot_with(job) != slot:
+            index.slots.free(slot)
+
+
 def _change(index: Index, place: int, job: Job) -> None:
     slot = index.slot_of(job)
     if slot is None:
@@ -80,5 +158,5 @@ def _change(index: Index, place: int, job: Job) -> None:
     if index.version(slot) == job.version:
         index.stand_again(slot, job)
     elif index.version(slot) < job.version:
-        index.change(slot, index.jobs([slot])[slot], job, place)
+        index.change(slot, index.jobs([slot]).get(slot, job), job, place)
         index.name_again(slot, job)

@@ -1,18 +1,22 @@
 """Removes from the SQLite store what is past: records that later ones have replaced, and all those of forgotten jobs.
 
-A row is written anew when half of it is past and removed when all of it is, so that a page is touched once for many jobs. What
-is past is known while it happens; after a start it is found again little by little, beside the work.
+A row is written again when half of it is past and removed when all of it is, so that a page is touched once for many jobs. What
+is past is known while it happens; after a start it is found again little by little, beside the work. No record is removed
+because the index says so: either this process wrote what replaced it, or the records are read and say it themselves.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job
 from givalia_core.store.index.index import Index
-from givalia_core.store.index.lanes import START, Entry
-from givalia_core.store.index.slots import AT, BASE, SEQ, WHEN
-from givalia_core.store.sqlite_records import Forgotten, Past, Place, Records, changes_of, number_of
+from givalia_core.store.index.lanes import START
+from givalia_core.store.index.runs import Entry
+from givalia_core.store.index.slots import AT, SEQ, WHEN
+from givalia_core.store.index.words import Damaged
+from givalia_core.store.sqlite_records import Forgotten, Past, Records, Row, number_of, unpack
 
 ROWS_AT_ONCE: Final = 32
 _JOBS_LOOKED_AT: Final = 200
@@ -45,25 +49,49 @@ class Sweeper:
         return len(self.past) >= ROWS_AT_ONCE
 
     def forget(self, slot: int) -> None:
-        """The job of this slot is forgotten; its records may go."""
-        at = self._index.slots.at
-        self.past.add_job(at[slot + SEQ], at[slot + BASE], slot)
+        """Note that the job of this slot is forgotten; its records may go."""
+        slots = self._index.slots
+        self.past.add_job(slots.at[slot + SEQ], slots.base(slot), slot)
+
+    def change(self, place: int, seq: int) -> None:
+        """Note that the record of this job at this place is past.
+
+        Raises:
+            Damaged: It is that of another job.
+        """
+        if not self.past.add_change(place, seq):
+            raise Damaged(f"the record that the index has of job {seq} is that of another")
 
     def write(self) -> Swept:
-        """Write some rows anew, within a transaction; `drop` follows when it is durable."""
+        """Write some rows again, within a transaction; `drop` follows when that is durable.
+
+        Raises:
+            Damaged: The index calls a job forgotten of which no record says so.
+        """
         rows_at_once = max(ROWS_AT_ONCE, len(self.past) // 16)
+        for number in self.past.take_hints(rows_at_once):
+            for row in self._records.changes(number - 1, 1):
+                self.past.add_proven(number, self._past_of(row) if row.number == number else 0, len(row.records))
         at = self._index.slots.at
         rows = self.past.take_jobs(rows_at_once)
         full, half = self.past.take_changes(rows_at_once)
         self._taken.append((rows, full, half))
         slots = [slot for _, of_row in rows for slot in of_row]
-        jobs = self._records.read([Place(at[slot + SEQ], at[slot + BASE], at[slot + AT]) for slot in slots])
-        # Now, for behind the transaction nobody may know any more what they were called.
+        self._refuse_unsaid(slots)
+        jobs = self._records.read(map(self._index.slots.place, slots), bad={})
+        # Remove the names now: after the transaction the records that hold them are gone.
         self._index.unname({slot: job for slot in slots if (job := jobs.get(at[slot + SEQ])) is not None})
-        for row in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
-            self.past.is_gone(row)
+        for first in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
+            self.past.is_gone(first)
         self._records.drop_changes(full, half)
         return Swept([(slot, jobs.get(at[slot + SEQ])) for slot in slots], len(rows) + len(full) + len(half))
+
+    def _refuse_unsaid(self, slots: list[int]) -> None:
+        at = self._index.slots.at
+        said = self._records.forgets([at[slot + WHEN] for slot in slots])
+        for slot in slots:
+            if said.get(at[slot + WHEN]) != at[slot + SEQ]:
+                raise Damaged(f"no record says that job {at[slot + SEQ]} is forgotten")
 
     def drop(self, swept: Swept) -> None:
         """The rows are written: the index forgets the jobs too. Now there is room for what could not be written before."""
@@ -74,7 +102,7 @@ class Sweeper:
         for slot, job in swept.jobs:
             for place in (at[slot + AT], at[slot + WHEN]):
                 if place:
-                    self.past.add_change(place)
+                    self.change(place, at[slot + SEQ])
             self._index.drop(slot, job)
 
     def look(self) -> None:
@@ -93,19 +121,30 @@ class Sweeper:
     def _look_at_changes(self) -> None:
         rows = list(self._records.changes(self._changes_from, _ROWS_LOOKED_AT))
         for row in rows:
-            size = len(row.records)
-            left = {place for place, record in changes_of(row) if self._counts(place, record)}
-            for number in range(size):
-                if (place := row.number << 16 | number << 8 | size) not in left:
-                    self.past.add_change(place)
+            self.past.add_proven(row.number, self._past_of(row), len(row.records))
         self._changes_from = rows[-1].number if rows else self._changes_to
 
-    def _counts(self, place: int, record: Job | Forgotten) -> bool:
-        at = self._index.slots.at
-        if isinstance(record, Forgotten):
-            return self._index.has_seq(record.slot, record.seq) and at[record.slot + WHEN] == place
-        slot = self._index.slot_with(record)
-        return slot is not None and at[slot + AT] == place
+    def _past_of(self, row: Row) -> int:
+        """Return which records of a row are past, as bits: those that are gone, and those that other records replace.
+
+        A record that cannot be read stays, for `check` and `salvage` to find.
+        """
+        told = {place: _told(record) for place, record in enumerate(row.records) if record is not None}
+        told = {place: record for place, record in told.items() if record is not None}
+        there = self._records.have_bases(record.seq for record in told.values() if record is not None)
+        jobs = [record for record in told.values() if isinstance(record, Job) and record.seq in there]
+        slots = [slot for job in jobs if (slot := self._index.slot_with(job)) is not None]
+        newest = self._records.read(map(self._index.slots.place, slots), bad={})
+        bits = 0
+        for place, record in enumerate(row.records):
+            known = told.get(place)
+            is_replaced = known is not None and (
+                known.seq not in there
+                or (isinstance(known, Job) and known.seq in newest and newest[known.seq].version > known.version)
+            )
+            if record is None or is_replaced:
+                bits |= 1 << place
+        return bits
 
     def _look_at_jobs(self) -> None:
         rows = list(self._records.bases(self._jobs_from, _ROWS_LOOKED_AT))
@@ -115,3 +154,10 @@ class Sweeper:
                 if record is None:
                     self.past.add_job(row.number + number, row.number << 8 | size, None)
         self._jobs_from = rows[-1].number if rows else self._jobs_to
+
+
+def _told(record: bytes) -> Job | Forgotten | None:
+    try:
+        return unpack(record)
+    except StoreCorrupt:
+        return None

@@ -1,13 +1,18 @@
-"""A SQLite store in a file, for the tests that know it from the inside."""
+"""A SQLite store in a file, for the tests that know it from the inside; and this folder on the path, for `sqlite_history`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from givalia_core.store.sqlite import SQLite
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""The ended jobs of each key, the one that ended last first: it has the name, and each slot says which comes behind it."""
+"""The ended jobs of each key, the one that ended last first: the head has the name, and each slot knows both its neighbours.
+
+So a job leaves its chain in three writes, however long the chain is. Each step may be done twice: after a kill the change that
+was under way is done again.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from typing import Final
 from givalia_core.model import Job
 from givalia_core.store.index.names import Names
 from givalia_core.store.index.slots import ENDED_AT, PAST, SEQ, Slots
+from givalia_core.store.index.words import Damaged
 
 GetJobs = Callable[[Iterable[int]], dict[int, Job]]
-LAST: Final = 1  # What a slot says behind which none comes.
+LAST: Final = 1  # Stands for the older neighbour where there is none.
+_SHIFT: Final = 34
+_OLDER: Final = (1 << _SHIFT) - 1
 
 
 class Chains:
@@ -22,7 +29,7 @@ class Chains:
         self._jobs = jobs
 
     def head(self, key: str, named: list[int], but: int = 0) -> int | None:
-        """Where the chain of a key begins, other than in this slot; `named` may have the key."""
+        """Return the head of the chain of a key, other than this slot; `named` may have the key."""
         at = self._slots.at
         heads = [slot for slot in named if slot != but and at[slot + PAST] and at[slot + SEQ]]
         if not heads:
@@ -32,50 +39,93 @@ class Chains:
         jobs = self._jobs(heads)
         return next((slot for slot in heads if slot in jobs and jobs[slot].key == key), None)
 
-    def link(self, slot: int, key: str, hashed: int) -> None:
-        """Put a job that ended into the chain of its key, in order of their ends; the last one alone has the name."""
-        at = self._slots.at
-        named = self._names.slots(hashed)
+    def older(self, slot: int) -> int:
+        """Return the job that ended before this one, 0 if there is none.
+
+        Raises:
+            Damaged: The chain does not hold together.
+        """
+        older = self._slots.at[slot + PAST] & _OLDER
+        if older <= LAST:
+            return 0
+        if not self._slots.is_slot(older):
+            raise Damaged(f"slot {slot} has a neighbour that is no slot")
+        self._slots.ensure((older,))
+        if self._newer(older) != slot or not self._slots.at[older + SEQ]:
+            raise Damaged(f"slots {slot} and {older} are not neighbours on both sides")
+        return older
+
+    def _newer(self, slot: int) -> int:
+        return self._slots.at[slot + PAST] >> _SHIFT << 3
+
+    def link(self, slot: int, ended_at: int, key: str, hashed: int) -> int:
+        """Put a job that ended into the chain of its key, in order of their ends; returns what its slot says then."""
+        names, at = self._names, self._slots.at
+        named = names.slots(hashed)
         if named == [slot]:  # As most are that end: it was live, and none ended before it.
-            at[slot + PAST] = LAST
-            return
+            return LAST
         head = self.head(key, named, but=slot)
-        if head is None or at[head + ENDED_AT] < at[slot + ENDED_AT]:
-            at[slot + PAST] = head or LAST
-            self._names.add(hashed, slot)
+        if head is None or at[head + ENDED_AT] <= ended_at:
+            self._join(slot, head or 0, 0)
+            names.add(hashed, slot)
             if head is not None:
-                self._names.remove(hashed, head)
-            return
-        before = head
-        while at[before + PAST] > LAST and at[at[before + PAST] + ENDED_AT] > at[slot + ENDED_AT]:
-            before = at[before + PAST]
-        # First, or a kill behind this would leave it looking like the head of what follows it.
-        self._names.remove(hashed, slot)
-        at[slot + PAST] = at[before + PAST]
-        at[before + PAST] = slot
+                names.remove(hashed, head)
+        else:
+            newer = head
+            while (older := self.older(newer)) and at[older + ENDED_AT] > ended_at:
+                newer = older
+            # First, or a kill behind this would leave it looking like the head of what follows it.
+            names.remove(hashed, slot)
+            self._join(slot, older, newer)
+        return at[slot + PAST]
 
-    def unlink(self, gone: set[int], hashes: Iterable[int]) -> None:
-        """Take jobs out of the chains of keys with these hashes; which ones, is seen from the links: records may be gone."""
-        at = self._slots.at
-        for hashed in hashes:
-            for head in self._names.slots(hashed):
-                before = head
-                if head in gone:
-                    if (before := self._behind(head, gone)) > LAST:
-                        self._names.add(hashed, before)
-                    self._names.remove(hashed, head)
-                while before > LAST:
-                    following = self._behind(before, gone)
-                    if following != at[before + PAST]:
-                        at[before + PAST] = following
-                    before = following
-        for slot in gone:
-            at[slot + PAST] = 0
+    def _join(self, slot: int, older: int, newer: int) -> None:
+        """Let a slot stand between these two."""
+        self._slots.put(slot, PAST, _packed(older, newer))
+        if older:
+            self._put(older, newer=slot)
+        if newer:
+            self._put(newer, older=slot)
 
-    def _behind(self, slot: int, gone: set[int]) -> int:
-        """What comes behind a slot when these are gone."""
-        at = self._slots.at
-        following = at[slot + PAST]
-        while following in gone:
-            following = at[following + PAST]
-        return following
+    def _put(self, slot: int, older: int | None = None, newer: int | None = None) -> None:
+        past = self._slots.at[slot + PAST]
+        self._slots.put(
+            slot,
+            PAST,
+            _packed(past & _OLDER if older is None else older, past >> _SHIFT << 3 if newer is None else newer),
+        )
+
+    def unlink(self, slot: int, hashed: int | None) -> None:
+        """Take a job out of the chain of its key; this is the hash of the key, None if nobody knows it any more.
+
+        A kill may have left the chain half done, so a neighbour that does not know the slot is left as it is.
+        """
+        past = self._slots.at[slot + PAST]
+        older, newer = past & _OLDER, past >> _SHIFT << 3
+        older = older if older > LAST else 0
+        for neighbour in filter(None, (older, newer)):
+            if not self._slots.is_slot(neighbour):
+                raise Damaged(f"slot {slot} has a neighbour that is no slot")
+            self._slots.ensure((neighbour,))
+        if newer and self._slots.at[newer + PAST] & _OLDER == slot:
+            self._put(newer, older=older or LAST)
+        if not newer and hashed is not None:
+            if older:
+                self._names.add(hashed, older)
+            self._names.remove(hashed, slot)
+        if older and self._newer(older) == slot:
+            self._put(older, newer=newer)
+        self._slots.put(slot, PAST, 0)
+
+    def is_head(self, slot: int) -> bool:
+        """Return whether a slot in a chain is its head."""
+        return not self._newer(slot)
+
+    def is_linked(self, slot: int) -> bool:
+        """Return whether a slot in a chain that is not its head and its newer neighbour know each other."""
+        newer = self._newer(slot)
+        return self._slots.is_slot(newer) and self.older(newer) == slot
+
+
+def _packed(older: int, newer: int) -> int:
+    return (newer >> 3) << _SHIFT | (older or LAST)

@@ -1,12 +1,13 @@
 """The index of a store: what finds its jobs, and in which order, held in mapped files that are never synced.
 
-It follows from the jobs alone. A process that is killed leaves it as it was, but for the last commit, whose jobs are filed
-again; after the machine went down, or if anything about it is strange, it is made anew from the jobs. Every step of a change
-may be done twice, so it does not matter where a kill fell.
+It follows from the jobs alone, and none of it is believed before it was compared with its checks. A process that is killed
+leaves it as it was, but for the last commit, whose jobs are filed again. After the machine went down, or if anything about it
+is strange, the store rebuilds it from the jobs. Every step of a change may be done twice, so a kill may come at any moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
@@ -19,39 +20,28 @@ from typing import Final, NamedTuple
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
 from givalia_core.store.index.chains import Chains, GetJobs
-from givalia_core.store.index.lanes import FAR, SEAL_ENTRIES, Entry, Lane, LaneKey, Lanes
+from givalia_core.store.index.keys import LaneKey
+from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
 from givalia_core.store.index.names import Names
-from givalia_core.store.index.slots import (
-    AT,
-    BASE,
-    BOOT,
-    COMMITS,
-    DEVICE,
-    END,
-    ENDED_AT,
-    EPOCH,
-    FILE,
-    FIRST_SECRET,
-    FORMAT,
-    IS_CLOSED,
-    LANE,
-    PARTS,
-    PAST,
-    SEALED_AT,
-    SEALED_SEQ,
-    SECOND_SECRET,
-    SEQ,
-    VERSION,
-    WHEN,
-    Slots,
-)
+from givalia_core.store.index.runs import Entry
+from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
+from givalia_core.store.index.words import Damaged
 
-INDEX_FORMAT: Final = 2
-FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where it is said.
-_FILES: Final = ("slots", "names", "lanes", "lanes.keys", "runs")
+INDEX_FORMAT: Final = 3
+FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
+RUNNING_LANE: Final[LaneKey] = ("running",)
+_FILES: Final = ("slots", "sums", "names", "lanes.keys", "runs")
+_CHECKED: Final = hash((1, -1, 1 << 40, 1 << 62))  # Differs where an interpreter hashes numbers in another way.
+_FIXED: Final = (
+    FORGOTTEN,
+    RUNNING_LANE,
+    *(("expires", on_wall) for on_wall in (False, True)),
+    *((kind, str(state)) for kind in ("ended", "kept") for state in sorted(ENDED)),
+)
+DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
-RUNNING_LANE: Final[LaneKey] = ("running",)
+_SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
 
 class Sealed(NamedTuple):
@@ -68,101 +58,127 @@ class Index:
     """
 
     def __init__(self, folder: Path, jobs: GetJobs, make_room: Callable[[], None]) -> None:
-        """Nothing is opened yet."""
+        """Nothing is opened yet. `make_room` is called when the disk is full."""
         self._folder = folder
         self.jobs = jobs
         self._make_room = make_room
         self._lane_of: dict[tuple[object, ...], Lane] = {}
         self.routes: dict[Route, list[Lane]] = {}  # The lanes of each route on which jobs have waited.
         self.targets: dict[str, set[str]] = {}  # By module.
-        self._found: list[int] = []
+        self._seal_entries = SEAL_ENTRIES
+        self.strangeness = ""  # Why the index was not used as it was found.
+        self._was_closed = False
+        self.is_verified = False  # Whether the scrub has seen all of it since it was opened.
 
     # Opening and closing.
 
     def open(self, epoch: int, commit: int, boot: str, name: int | None) -> Sealed | None:
-        """Open what the run of this epoch left when its last commit was `commit`; None: nothing of use, it is empty now.
+        """Open what the run of this epoch left when its last commit was `commit`; None: it is of no use, and `remake` follows.
 
-        `name` says which index is that of the store: the one that had this name when it was made.
+        Args:
+            epoch: The epoch of the last run.
+            commit: The number of its last commit.
+            boot: The id of this boot of the machine.
+            name: The name of the index that belongs to the store, given to it when it was made.
 
         Raises:
-            OSError: There is no room for it, or what is there cannot be removed.
+            OSError: There is no room, or what is there cannot be removed.
         """
         try:
-            is_sound = self._open_files(boot) and self.name == name and self._is_of(epoch, commit, boot)
-        except (ValueError, IndexError, TypeError):  # The files are not what was written.
-            is_sound = False
-        if not is_sound:
-            self.close(sync=False)
-            shutil.rmtree(self._folder)
-            self._open_files(boot)
+            was_there = self._open_files(boot)
+            self.strangeness = self._strangeness(epoch, commit, boot, name) if was_there else "it was not there"
+        except (Damaged, ValueError, IndexError, TypeError, struct.error) as error:  # The files are not what was written.
+            self.strangeness = f"{DAMAGED}: {error}"
+        if self.strangeness:
             return None
-        at = self.slots.at
-        return Sealed(at[SEALED_AT], at[SEALED_SEQ])
+        return Sealed(self.lanes.runs.sealed_at, min(self.lanes.runs.sealed_seq, self.slots.header.floor))
+
+    def remake(self, boot: str) -> None:
+        """Remove the index and make an empty one, which has another name.
+
+        Raises:
+            OSError: There is no room, or what is there cannot be removed.
+        """
+        self.close(sync=False)
+        shutil.rmtree(self._folder)
+        self._open_files(boot)
 
     @property
     def name(self) -> int:
         """What tells it from every other index."""
-        return self.slots.at[FIRST_SECRET]
+        return self.slots.header.first_secret
 
     def _open_files(self, boot: str) -> bool:
-        """Whether there was an index, with all its files."""
+        """Open all files; returns whether all of them were there."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         was_there = all((self._folder / name).exists() for name in _FILES)
-        self._found = self._sizes() if was_there else []  # Before a file that is too short is made longer.
         self._lane_of.clear()
         self.routes.clear()
         self.targets.clear()
-        path = self._folder / "slots"
-        self.slots = Slots(path, self._make_room)
-        at = self.slots.at
-        if not at[FORMAT]:
-            at[FIRST_SECRET], at[SECOND_SECRET] = struct.unpack("qq", os.urandom(16))
-            at[FILE], at[DEVICE] = _identity(path)
-            at[BOOT] = zlib.crc32(boot.encode())
-            at[FORMAT] = INDEX_FORMAT
+        self._seal_entries = SEAL_ENTRIES
+        self.slots = Slots(self._folder, self._make_room)
+        header = self.slots.header
+        self._was_closed, self.is_verified = header.is_closed == 1, False
+        if not header.format:
+            secrets = struct.unpack("qq", os.urandom(16))
+            file, device = _identity(self._folder / "slots")
+            header = Header(INDEX_FORMAT, _CHECKED, boot=_crc(boot), first_secret=secrets[0], second_secret=secrets[1])
+            self.slots.write_header(header._replace(file=file, device=device))
             was_there = False
-        secret = struct.pack("qq", at[FIRST_SECRET], at[SECOND_SECRET])
-        self.names = Names(self._folder / "names", secret, self._make_room)
+        elif header.format != INDEX_FORMAT or header.checked != _CHECKED:
+            raise Damaged("it is of another format")
+        secret = struct.pack("qq", header.first_secret, header.second_secret)
+        self.names = Names(self._folder / "names", secret, self.slots, self._make_room)
         self.chains = Chains(self.slots, self.names, self.jobs)
         self.lanes = Lanes(self._folder, self.slots, self._make_room)
-        for lane in self.lanes.by_number:
+        for lane in self.lanes.by_key.values():
             self._note(lane)
+        # All but those of waiting jobs are there from the beginning: a full disk is no time to need another one.
+        for key in _FIXED:
+            self.lanes.lane(key)
         self._forgotten = self.lanes.lane(FORGOTTEN)
         return was_there
 
-    def _is_of(self, epoch: int, commit: int, boot: str) -> bool:
-        at = self.slots.at
-        return (
-            at[FORMAT] == INDEX_FORMAT
-            and at[EPOCH] in (epoch, epoch + 1)  # A kill may have come between the two.
-            and at[COMMITS] in (commit, commit - 1)
-            and (at[FILE], at[DEVICE]) == _identity(self._folder / "slots")  # Not a copy, made at another moment than the rest.
-            and (at[BOOT] == zlib.crc32(boot.encode()) or at[IS_CLOSED] == 1)
-            and (at[IS_CLOSED] == 0 or at[PARTS] == self._summary(self._found))
-        )
+    def _strangeness(self, epoch: int, commit: int, boot: str, name: int | None) -> str:
+        """Return why the index is not the one that the last run left, if it is not."""
+        header = self.slots.header
+        if self.name != name:
+            return "it is that of another store"
+        if header.epoch not in (epoch, epoch + 1) or header.commits not in (commit, commit - 1):  # A kill may come between.
+            return "it is of another time than the records"
+        if (header.file, header.device) != _identity(self._folder / "slots"):
+            return "it is a copy, and may be of another moment than the records"
+        if header.boot != _crc(boot) and not header.is_closed:
+            return "the machine went down, and what was not synced is lost"
+        return ""
 
-    def _sizes(self) -> list[int]:
-        return [(self._folder / name).stat().st_size for name in _FILES]
-
-    def _summary(self, sizes: list[int]) -> int:
-        return zlib.crc32(self.names.summary() + self.lanes.summary() + repr(sizes).encode())
+    @property
+    def is_sure(self) -> bool:
+        """Whether damage that is found now can be no trace of a kill."""
+        return self._was_closed or self.is_verified
 
     def begin(self, epoch: int, boot: str) -> None:
-        """This run, of this epoch, changes it from now on."""
-        at = self.slots.at
-        at[IS_CLOSED], at[EPOCH], at[BOOT] = 0, epoch, zlib.crc32(boot.encode())
+        """Let this run, of this epoch, change it from now on."""
+        self.slots.write_header(self.slots.header._replace(is_closed=0, epoch=epoch, boot=_crc(boot)))
 
     def close(self, *, sync: bool) -> None:
-        """Let the files go; with `sync`, and everything sealed, they are good after a restart of the machine too."""
+        """Close the files; with `sync`, and everything sealed, they are good after a restart of the machine too."""
         if sync:
             for part in (self.names, self.lanes, self.slots):
                 part.sync()
-            self.slots.at[PARTS] = self._summary(self._sizes())
-            self.slots.at[IS_CLOSED] = 1
+            self._write_header(is_closed=1)
             self.slots.sync()
         for name in ("names", "lanes", "slots"):
             if hasattr(self, name):  # Opening may have failed half-way.
                 getattr(self, name).close()
+
+    def _write_header(self, **changes: int) -> None:
+        keys, runs = self.lanes.keys, self.lanes.runs
+        self.slots.write_header(
+            self.slots.header._replace(
+                end=self.slots.end, keys_end=keys.end, keys_crc=keys.crc, generation=runs.generation, **changes
+            )
+        )
 
     def trim(self) -> None:
         """Give back the memory that the files are mapped into."""
@@ -172,37 +188,35 @@ class Index:
     # Names.
 
     def of_id(self, job_id: bytes) -> int:
-        """The hash of an id."""
+        """Return the hash of an id."""
         return self.names.hash(b"i" + job_id)
 
     def of_key(self, key: str) -> int:
-        """The hash of a key."""
+        """Return the hash of a key."""
         return self.names.hash(b"k" + key.encode())
 
     def of_request(self, request: bytes) -> int:
-        """The hash of a request that was not an enq."""
+        """Return the hash of a request that was not an enq."""
         return self.names.hash(b"r" + request)
 
     def slot_with(self, job: Job) -> int | None:
-        """The slot of a job that was read, also if it is forgotten, as long as its records are there."""
+        """Return the slot of a job that was read, also if it is forgotten, as long as its records are there."""
         at = self.slots.at
         return next((slot for slot in self.names.slots(self.of_id(job.id)) if at[slot + SEQ] == job.seq), None)
 
     def has_seq(self, slot: int, seq: int) -> bool:
-        """Whether a slot that was written down is still that of this job."""
-        at = self.slots.at
-        return 0 < slot < at[END] and at[slot + SEQ] == seq
-
-    def has_changed(self, slot: int) -> bool:
-        """Whether the job of a slot has another record than that of its enq."""
-        return self.slots.at[slot + AT] != 0
+        """Return whether a slot that was written down is still that of this job."""
+        if not self.slots.is_slot(slot):
+            return False
+        self.slots.ensure((slot,))
+        return self.slots.at[slot + SEQ] == seq
 
     def version(self, slot: int) -> int:
-        """The version of the job of a slot."""
-        return self.slots.at[slot + VERSION]
+        """Return the version of the job of a slot."""
+        return self.slots.version(slot)
 
     def slot_of(self, job: Job, hashed: int | None = None) -> int | None:
-        """The slot of a job that was read once; None if it is forgotten."""
+        """Return the slot of a job that was read once; None if it is forgotten."""
         at = self.slots.at
         for slot in self.names.slots(self.of_id(job.id) if hashed is None else hashed):
             if at[slot + SEQ] == job.seq:
@@ -210,41 +224,33 @@ class Index:
         return None
 
     def is_there(self, slot: int) -> bool:
-        """Whether the slot has a job that is not forgotten."""
+        """Return whether the slot has a job that is not forgotten."""
         at = self.slots.at
         return at[slot + SEQ] != 0 and at[slot + LANE] != self._forgotten.number
 
     def is_past(self, slot: int) -> bool:
-        """Whether the slot's job has ended and has a key."""
+        """Return whether the slot's job has ended and has a key."""
         return self.slots.at[slot + PAST] != 0
 
-    def is_named(self, slot: int, job: Job) -> bool:
-        """Whether the job of a slot is found by its key, if it is live or the one that ended last."""
-        assert job.key is not None
-        named = self.names.slots(self.of_key(job.key))
-        return slot in named or (job.state in ENDED and self.ended_last(job.key, named) is not None)
-
-    def is_filed(self, slot: int, job: Job) -> bool:
-        """Whether a slot says of its job what is so, and the job is found in the order of its lane."""
-        at, lane, when = self.slots.at, self.lane_of(job), _when(job)
-        if (at[slot + VERSION], at[slot + LANE], at[slot + WHEN]) != (job.version, lane.number, when):
-            return False
-        return self.lanes.after(lane, (when, job.seq - 1, FAR), 1) == [(when, job.seq, slot)]
-
     def ended_last(self, key: str, named: list[int]) -> int | None:
-        """The slot of the job of this key that ended last; these are the slots that may have the key."""
-        head = self.chains.head(key, named)
-        at = self.slots.at
-        while head is not None and head > 1:
-            if self.is_there(head):
-                return head
-            head = at[head + PAST]
-        return None
+        """Return the slot of the job of this key that ended last; `named` are the slots that may have the key."""
+        slot = self.chains.head(key, named) or 0
+        for _ in range(self.slots.most + 1):
+            if not slot:
+                return None
+            if self.is_there(slot):
+                return slot
+            slot = self.chains.older(slot)
+        raise Damaged("the ended jobs of a key go round in a circle")
 
     # Lanes.
 
     def lane_of(self, job: Job) -> Lane:
-        """Where a job is filed."""
+        """Return the lane that a job belongs to, which is made if there is none.
+
+        Raises:
+            OSError: There is no room for it.
+        """
         state = job.state
         key = (state, job.module, job.target_worker, job.specifier, job.priority, job.on_wall, job.forget_at_us is None)
         lane = self._lane_of.get(key)
@@ -260,90 +266,144 @@ class Index:
         return lane
 
     def _note(self, lane: Lane) -> None:
-        if lane.key[0] == "due":
+        if lane.is_due:
             _, _, module, target, _ = lane.key
             self.routes.setdefault(Route(module, target), []).append(lane)
             self.targets.setdefault(module, set()).add(target)
 
+    def verify_rest(self) -> None:
+        """Compare what is neither slots, nor shards, nor runs with what was written.
+
+        Raises:
+            Damaged: It is another.
+        """
+        self.slots.verify_header()
+        self.names.verify_total()
+        self.lanes.keys.verify()
+        self.lanes.runs.verify_list()
+
+    def free_lanes(self) -> None:
+        """End a round of the scrub: let go of the lanes that no job was seen in."""
+        for lane in self.lanes.free_unused():
+            _, _, module, target, _ = lane.key
+            route = Route(module, target)
+            self.routes[route].remove(lane)
+            if not self.routes[route]:
+                del self.routes[route]
+                self.targets[module].discard(target)
+                if not self.targets[module]:
+                    del self.targets[module]
+        self._lane_of.clear()
+        self._write_header()
+
     def ended_lanes(self, states: Iterable[JobState]) -> list[Lane]:
-        """The lanes of jobs that have ended so and are to be forgotten one day."""
-        wanted = set(states)
-        return [lane for lane in self.lanes.by_number if lane.key[0] == "ended" and lane.key[1] in wanted]
+        """Return the lanes of jobs that ended so and are to be forgotten one day."""
+        lanes = (self.lanes.by_key.get(("ended", str(state))) for state in states)
+        return [lane for lane in lanes if lane is not None]
 
     @property
     def forgotten(self) -> Lane:
-        """Jobs that are forgotten while their records are still there."""
+        """The lane of jobs that are forgotten while their records are still there."""
         return self._forgotten
 
     def running_after(self, seq: int, limit: int) -> list[Entry]:
-        """The next running jobs behind a seq, in the order of their seqs."""
+        """Return the next running jobs behind a seq, in the order of their seqs."""
         lane = self.lanes.by_key.get(RUNNING_LANE)
         return [] if lane is None else self.lanes.after(lane, (0, seq, FAR), limit)
 
     # Changes.
 
+    def secure(self, jobs: int) -> None:
+        """Allocate room for this many new jobs, so that no change fails once its commit is durable.
+
+        Raises:
+            OSError: There is no room; nothing has changed.
+        """
+        self.slots.secure(jobs)
+
     def insert(self, job: Job, base: int, hashed_id: int | None = None, hashed_key: int | None = None) -> int:
-        """A new job, whose record is at `base`; its slot."""
-        slot = self.place(job, base, hashed_id)
-        self.enter(slot, job, hashed_key)
+        """Enter a new job, whose record is at `base`; returns its slot."""
+        slot = self.slots.take()
+        lane, when = self.lane_of(job), _when(job)
+        ended = job.state in ENDED
+        self.slots.write(
+            slot, job.seq, origin_of(job.seq, job.version, base), lane.number, when, 0, 0, job.ended_at_us if ended else 0
+        )
+        self.names.add(self.of_id(job.id) if hashed_id is None else hashed_id, slot)
+        if job.key is not None:
+            self._name_key(slot, job, self.of_key(job.key) if hashed_key is None else hashed_key)
+        self._add_requests(slot, job)
+        self._stand(slot, lane, when, job)
         return slot
 
-    def place(self, job: Job, base: int, hashed_id: int | None = None) -> int:
+    def _name_key(self, slot: int, job: Job, hashed: int) -> None:
+        """Let the job of a slot be found by its key."""
+        assert job.key is not None
+        if job.state not in ENDED:
+            self.names.add(hashed, slot)
+            return
+        if self.slots.at[slot + PAST]:  # A kill may have come while it was linked.
+            self.chains.unlink(slot, hashed)
+        past = self.chains.link(slot, job.ended_at_us, job.key, hashed)
+        if self.slots.at[slot + PAST] != past:
+            self.slots.put(slot, PAST, past)
+
+    def place(self, job: Job, base: int) -> int:
         """Take a slot for a job and let it be found by its id, and by nothing else before `enter`; its version there is 0."""
         slot = self.slots.take()
-        at = self.slots.at
-        at[slot + LANE] = -1
-        at[slot + PAST] = at[slot + AT] = at[slot + VERSION] = 0
-        at[slot + BASE] = base
-        at[slot + SEQ] = job.seq
-        self.names.add(self.of_id(job.id) if hashed_id is None else hashed_id, slot)
+        self.slots.write(slot, job.seq, origin_of(job.seq, 0, base), -1, 0, 0, 0, 0)
+        self.names.add(self.of_id(job.id), slot)
         return slot
 
-    def enter(self, slot: int, job: Job, hashed_key: int | None = None) -> None:
-        """Let a job that has a slot be found by its key and its requests and in its lane."""
-        at = self.slots.at
-        at[slot + ENDED_AT] = job.ended_at_us
-        if job.key is not None:
-            if job.state not in ENDED:
-                self.names.add(self.of_key(job.key) if hashed_key is None else hashed_key, slot)
-            else:
-                if at[slot + PAST]:  # A kill may have come while it was linked.
-                    self.chains.unlink({slot}, [self.of_key(job.key)])
-                self.chains.link(slot, job.key, self.of_key(job.key))
-        self._add_requests(slot, job)
-        self._file(slot, job)
-        at[slot + VERSION] = job.version
-
     def note(self, slot: int, version: int, place: int) -> None:
-        """A job that is not entered yet has a later record at this place."""
-        self.slots.at[slot + AT], self.slots.at[slot + VERSION] = place, version
+        """Write down that a placed job has a later record, at this place."""
+        seq, base = self.slots.at[slot], self.slots.base(slot)
+        self.slots.write(slot, seq, origin_of(seq, version, base), -1, 0, place, 0, 0)
+
+    def enter(self, slot: int, job: Job) -> None:
+        """Let a placed job be found by its key and its requests and in its lane."""
+        lane, when = self.lane_of(job), _when(job)
+        at = self.slots.at
+        origin = origin_of(job.seq, job.version, self.slots.base(slot))
+        ended_at = job.ended_at_us if job.state in ENDED else 0
+        self.slots.write(slot, job.seq, origin, lane.number, when, at[slot + AT], at[slot + PAST], ended_at)
+        if job.key is not None:
+            self._name_key(slot, job, self.of_key(job.key))
+        self._add_requests(slot, job)
+        self._stand(slot, lane, when, job)
 
     def change(self, slot: int, was: Job, job: Job, place: int) -> None:
-        """The job of a slot is another than it was; its record is at `place`."""
-        at = self.slots.at
+        """Let the job of a slot be another than it was; its record is at `place`."""
+        slots, at, key = self.slots, self.slots.at, job.key
+        lane, when = self.lane_of(job), _when(job)
         if at[slot + PAST]:
-            # After a kill it may be in the chain that it is to come to.
-            self.chains.unlink({slot}, {self.of_key(key) for key in (was.key, job.key) if key is not None})
-        if was.key is not None and was.key != job.key:
+            # After a kill a job that was live may be in the chain that it is to come to.
+            chained = was.key if was.state in ENDED else key
+            self.chains.unlink(slot, None if chained is None else self.of_key(chained))
+        if was.key is not None and was.key != key:
             self.names.remove(self.of_key(was.key), slot)
-        at[slot + ENDED_AT] = job.ended_at_us
-        if job.key is not None:
-            if job.state in ENDED:
-                self.chains.link(slot, job.key, self.of_key(job.key))
-            elif was.key != job.key or was.state in ENDED:
-                self.names.add(self.of_key(job.key), slot)
+        past = ended_at = 0
+        if job.state in ENDED:
+            ended_at = job.ended_at_us
+            if key is not None:
+                past = self.chains.link(slot, ended_at, key, self.of_key(key))
+        elif key is not None and (was.key != key or was.state in ENDED):
+            self.names.add(self.of_key(key), slot)
         if was.answered is not job.answered:
             self._add_requests(slot, job)
-            for past in set(was.answered).difference(job.answered):
-                self.names.remove(self.of_request(past.request), slot)
-        self._file(slot, job)
-        # Last, for a kill in here leaves what was, to be done again.
-        at[slot + AT], at[slot + VERSION] = place, job.version
+            for answered in set(was.answered).difference(job.answered):
+                self.names.remove(self.of_request(answered.request), slot)
+        # In one go and last: a kill before this leaves what was, to be done again.
+        origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
+        slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
+        self._stand(slot, lane, when, job)
 
     def stand_again(self, slot: int, job: Job) -> None:
-        """After a kill: the job's entry in the order of its lane was not sealed."""
-        self.lanes.stand(slot, self.lane_of(job), _when(job))
-        self._stand_by_expiry(slot, job)
+        """After a kill: file the entries of a job that were in memory only."""
+        if job.key is not None and (job.state not in ENDED or self.chains.is_head(slot)):
+            self._name_key(slot, job, self.of_key(job.key))
+        self._add_requests(slot, job)
+        self._stand(slot, self.lane_of(job), _when(job), job)
 
     def name_again(self, slot: int, job: Job) -> None:
         """After a kill: what the job was before may be lost, for the record of its enq is replaced when its params change."""
@@ -355,65 +415,70 @@ class Index:
             if past.request != job.id:
                 self.names.add(self.of_request(past.request), slot)
 
-    def _file(self, slot: int, job: Job) -> None:
-        self.lanes.move(slot, self.lane_of(job), _when(job))
-        self._stand_by_expiry(slot, job)
-
-    def _stand_by_expiry(self, slot: int, job: Job) -> None:
+    def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
+        self.lanes.stand(slot, lane, when)
         if job.expires_at_us is not None and job.state is WAITING:
             self.lanes.stand(slot, self._lane(("expires", job.on_wall)), job.expires_at_us)
 
     def forget(self, slot: int, place: int) -> None:
-        """The job of a slot is forgotten, which is written at `place`; until `drop` only the slot's records are known."""
-        self.lanes.move(slot, self._forgotten, place)
+        """File a job as forgotten, which is written at `place`; until `drop` only the slot's records are known."""
+        seq, origin, _, _, at, past, ended_at = self.slots.at[slot : slot + 7].tolist()
+        self.slots.write(slot, seq, origin, self._forgotten.number, place, at, past, ended_at)
+        self.lanes.stand(slot, self._forgotten, place)
 
     def unname(self, jobs: dict[int, Job]) -> None:
-        """The records of forgotten jobs will be gone; these are what they said last. Ids stay: a restart looks for them."""
-        at = self.slots.at
-        ended: dict[str, set[int]] = {}  # A chain may be long: it is walked once for all of them.
-        for slot, job in jobs.items():
-            if job.key is not None and at[slot + PAST]:
-                ended.setdefault(job.key, set()).add(slot)
-        for key, gone in ended.items():
-            self.chains.unlink(gone, [self.of_key(key)])
+        """Take away the names of forgotten jobs: their records, which say what they are called, will be gone.
+
+        Ids stay, for a restart looks for them.
+        """
         for slot, job in jobs.items():
             if job.key is not None:
-                self.names.remove(self.of_key(job.key), slot)
+                hashed = self.of_key(job.key)
+                if self.slots.at[slot + PAST]:
+                    self.chains.unlink(slot, hashed)
+                self.names.remove(hashed, slot)
             for past in job.answered:
                 if past.request != job.id:
                     self.names.remove(self.of_request(past.request), slot)
 
     def drop(self, slot: int, job: Job | None) -> None:
-        """The records of an unnamed job are gone; without a job they were so before, and a kill came in between."""
+        """Let the slot of an unnamed job be used again; without a job its records were gone before, by a kill."""
         if job is not None:
             self.names.remove(self.of_id(job.id), slot)
         self.slots.free(slot)
-        self.lanes.take_out(slot)
 
     def expect(self, seq: int) -> None:
-        """Jobs from this seq on come in; they may be below those that came in before, and a restart is to look at them."""
-        at = self.slots.at
-        at[SEALED_SEQ] = min(at[SEALED_SEQ], seq - 1)
+        """Jobs from this seq on come in; they may be below those that came in before, and a restart has to look at them."""
+        if seq <= min(self.lanes.runs.sealed_seq, self.slots.header.floor):
+            self._write_header(floor=seq - 1)
 
     def is_whole(self, commit: int) -> bool:
-        """Whether all commits up to this one are in the index."""
-        return self.slots.at[COMMITS] == commit
+        """Return whether all commits up to this one are in the index."""
+        return self.slots.header.commits == commit
 
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
-        """A commit is whole in the index, whose last change and seq are these."""
-        self.slots.at[COMMITS] = commit
+        """Write down that a commit is whole in the index, whose last change and seq are these."""
+        self._write_header(commits=commit)
         self.seal_if_many(last_at, last_seq)
 
     def seal_if_many(self, last_at: int, last_seq: int) -> None:
-        """Seal, if there is enough for a run."""
-        if self.lanes.loose >= SEAL_ENTRIES:
-            self.seal(last_at, last_seq)
+        """Seal, if there is enough for a run. On a full disk the entries stay in memory until there is room."""
+        if self.lanes.loose >= self._seal_entries and self.names.is_whole:
+            try:
+                self.seal(last_at, last_seq)
+            except OSError:
+                self._make_room()
+                self._seal_entries = self.lanes.loose + _SEAL_AGAIN
 
     def seal(self, last_at: int, last_seq: int) -> None:
-        """Have the order of all jobs in the files, so that a restart need not look at what was before."""
-        self.lanes.seal()
-        at = self.slots.at
-        at[SEALED_AT], at[SEALED_SEQ] = last_at, last_seq
+        """Have the order of all jobs in the files, so that a restart need not look at what was before.
+
+        Raises:
+            OSError: There is no room; nothing has changed.
+        """
+        self.lanes.seal(last_at, last_seq)
+        self._seal_entries = SEAL_ENTRIES
+        self._write_header(floor=FAR)
 
     def trim_if_large(self) -> None:
         """Keep what this process is said to hold within bounds, where the system tells."""
@@ -423,6 +488,47 @@ class Index:
             return
         if shared > _MAPPED_MOST:
             self.trim()
+
+    # Comparing it with the records.
+
+    def owners(self, places: set[int], rows: set[int]) -> dict[int, int]:
+        """Return the seqs of the jobs whose newest record is at one of these places or in one of these rows, with its place.
+
+        What cannot be read of the index is left out: this is for an index that is about to be rebuilt.
+        """
+        found: dict[int, int] = {}
+        with contextlib.suppress(AttributeError, Damaged, IndexError, ValueError):
+            for page in range(self.slots.pages):
+                with contextlib.suppress(Damaged):
+                    self.slots.verify(page)
+                    found.update(
+                        (seq, place)
+                        for seq, place in self.slots.newest_of(page)
+                        if seq and place and (place >> 8 in places or place >> 16 in rows)
+                    )
+        return found
+
+    def faults_of(self, slot: int, job: Job) -> list[str]:
+        """Return in which ways a slot does not say of its job what is so."""
+        slots, lane, when = self.slots, self.lane_of(job), _when(job)
+        faults = []
+        ended_at = job.ended_at_us if job.state in ENDED else 0
+        told = (slots.version(slot), slots.at[slot + LANE], slots.at[slot + WHEN], slots.at[slot + ENDED_AT])
+        if told != (job.version, lane.number, when, ended_at):
+            faults.append("is not filed where it belongs")
+        elif self.lanes.after(lane, (when, job.seq - 1, FAR), 1) != [(when, job.seq, slot)]:
+            faults.append("is not found in the order of its lane")
+        if job.key is not None and not self._is_named(slot, job):
+            faults.append("is not found by its key")
+        if any(slot not in self.names.slots(self.of_request(past.request)) for past in job.answered if past.request != job.id):
+            faults.append("is not found by a request")
+        return faults
+
+    def _is_named(self, slot: int, job: Job) -> bool:
+        assert job.key is not None
+        if job.state in ENDED and not self.chains.is_head(slot):
+            return self.chains.is_linked(slot)
+        return slot in self.names.slots(self.of_key(job.key))
 
 
 def _when(job: Job) -> int:
@@ -436,7 +542,11 @@ def _lane_key(job: Job) -> LaneKey:
         return "due", job.on_wall, job.module, job.target, job.rank
     if job.state is RUNNING:
         return RUNNING_LANE
-    return "kept" if job.forget_at_us is None else "ended", str(job.state), job.module
+    return "kept" if job.forget_at_us is None else "ended", str(job.state)
+
+
+def _crc(boot: str) -> int:
+    return zlib.crc32(boot.encode())
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""Which slots may belong to a name: a hash table in a mapped file that grows piece by piece.
+"""The slots that may belong to a name: a hash table in a mapped file that grows piece by piece.
 
 A name is hashed to 64 bits with a secret of the store, so that nobody can choose names that collide. The upper bits choose
 one of many shards, each an open-addressed table that grows by itself: no insert waits for more than one shard to be copied.
-An entry keeps 28 bits of the hash beside the slot. That is not proof, so whoever asks compares the job with the name; an entry
-that is left over from a kill is thereby harmless, and a lost one is impossible: what moves is copied before it is cleared.
+An entry keeps 28 bits of the hash beside the slot. That is no proof, so the caller compares the job with the name. Each shard
+has the sum of its entries beside it, and the header of the index the sum over all: a shard is believed once it was verified.
 """
 
 from __future__ import annotations
@@ -14,38 +14,53 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from givalia_core.store.index.words import Words
+from givalia_core.store.index.slots import NAMES_TOTAL, WIDTH, Slots
+from givalia_core.store.index.words import Damaged, Words
 
-_SHARDS: Final = 1_024
+SHARDS: Final = 1_024
 _SLOT_BITS: Final = 35  # With 28 bits of the hash in front, an entry fills a word and stays positive.
 _SLOT: Final = (1 << _SLOT_BITS) - 1
 _TAG: Final = (1 << 28) - 1
-_DATA: Final = 2 * _SHARDS  # The words before it: for each shard where it lies and how large it is, and how many it holds.
+_SUM: Final = (1 << 62) - 1
+_DATA: Final = 2 * SHARDS  # The words before the tables: for each shard where it lies and how large it is, and its sum.
 _FIRST_LOG: Final = 3
+_LOG_MOST: Final = 40
 
 
 class Names:
     """Slots by the hash of a name; several may have the same one."""
 
-    def __init__(self, path: Path, secret: bytes, make_room: Callable[[], None]) -> None:
-        """Open the table, or make an empty one."""
-        self._words = Words(path, _DATA + (_SHARDS << _FIRST_LOG), make_room)
+    def __init__(self, path: Path, secret: bytes, slots: Slots, make_room: Callable[[], None]) -> None:
+        """Open the table, or create an empty one.
+
+        Raises:
+            Damaged: The file is shorter than it was.
+            OSError: The file cannot be opened, or there is no room.
+        """
+        self._words = Words(path, _DATA + (SHARDS << _FIRST_LOG), make_room)
+        self._slots = slots
         self._hasher = blake2b(secret, digest_size=8)
         at = self._words.at
-        if not at[0]:
-            for shard in range(_SHARDS):
+        if not any(at[:_DATA].tolist()) and not slots.most:
+            for shard in range(SHARDS):
                 at[shard] = (_DATA + (shard << _FIRST_LOG)) << 6 | _FIRST_LOG
-        self._places = [at[shard] for shard in range(_SHARDS)]
-        if any((place >> 6) + (1 << (place & 63)) > len(self._words) for place in self._places):
-            self.close()
-            raise ValueError(f"{path} is shorter than it was")
+        self._places = [0] * SHARDS  # Of the shards that were verified.
+        self._held = [0] * SHARDS
+        self._overflow: dict[int, list[int]] = {}  # By hash: names that the disk has no room for.
         self._free: dict[int, list[int]] = {}
-        self._end = self._find_gaps()
+        try:
+            self._end = self._find_gaps()
+            self.verify_total()
+        except BaseException:
+            self.close()
+            raise
 
     def _find_gaps(self) -> int:
         end = _DATA
-        for place in sorted(self._places):
+        for place in sorted(self._words.at[:SHARDS].tolist()):
             start, log = place >> 6, place & 63
+            if start < end or log > _LOG_MOST or start + (1 << log) > len(self._words):
+                raise Damaged("the shards of the names do not lie where they did")
             self._give_back(end, start)
             end = start + (1 << log)
         return end
@@ -58,83 +73,156 @@ class Names:
             start += 1 << log
 
     def hash(self, name: bytes) -> int:
-        """The hash of a name, as the other methods take it."""
+        """Return the hash of a name, as the other methods take it."""
         hasher = self._hasher.copy()
         hasher.update(name)
         return int.from_bytes(hasher.digest(), "little")
 
     def slots(self, hashed: int) -> list[int]:
-        """The slots that may have the name."""
-        place = self._places[hashed >> 54]
+        """Return the slots that may have the name.
+
+        Raises:
+            Damaged: The shard, or the page of a slot, is not what was written.
+        """
+        place = self._places[hashed >> 54] or self.verify(hashed >> 54)
         start, last = place >> 6, (1 << (place & 63)) - 1
         tag, at = hashed & _TAG, self._words.at
-        turn = tag & last
         found: list[int] = []
-        while entry := at[start + turn]:
+        for turn in range(tag, tag + last + 1):
+            if not (entry := at[start + (turn & last)]):
+                break
             if entry >> _SLOT_BITS == tag:
                 found.append(entry & _SLOT)
-            turn = (turn + 1) & last
+        else:
+            raise Damaged(f"shard {hashed >> 54} of the names has no gap")
+        if self._overflow:
+            found += self._overflow.get(hashed, ())
+        if found and not self._slots.is_verified:
+            self._slots.ensure(found)
         return found
 
+    def verify_total(self) -> None:
+        """Compare the sums of all shards with their total.
+
+        Raises:
+            Damaged: They do not match.
+        """
+        if sum(self._words.at[SHARDS:_DATA].tolist()) & _SUM != self._slots.at[NAMES_TOTAL]:
+            raise Damaged("the sums of the names do not match their total")
+
+    def verify(self, shard: int) -> int:
+        """Compare a shard with its sum and its order; returns its place.
+
+        Raises:
+            Damaged: The shard is not what was written.
+        """
+        place = self._words.at[shard]
+        start, size = place >> 6, 1 << (place & 63)
+        entries = self._words.at[start : start + size].tolist()
+        held = size - entries.count(0)
+        if sum(entries) & _SUM != self._words.at[SHARDS + shard] or held >= size:
+            raise Damaged(f"shard {shard} of the names does not match its sum")
+        # A table begins behind a gap, so that no run of entries goes round its end.
+        first = entries.index(0)
+        run, last = 0, size - 1
+        for turn, entry in enumerate(entries[first:] + entries[:first], first):
+            if not entry:
+                run = 0
+                continue
+            if (turn - (entry >> _SLOT_BITS)) & last > run or entry & (WIDTH - 1) or entry < 0:
+                raise Damaged(f"shard {shard} of the names is not in order")
+            run += 1
+        self._held[shard] = held
+        self._places[shard] = place
+        return place
+
     def add(self, hashed: int, slot: int) -> None:
-        """Let a slot have the name; once is enough."""
+        """Let a slot have the name; a second time changes nothing."""
         shard, tag = hashed >> 54, hashed & _TAG
-        place = self._places[shard]
+        place = self._places[shard] or self.verify(shard)
         start, last = place >> 6, (1 << (place & 63)) - 1
         at = self._words.at
         entry = tag << _SLOT_BITS | slot
-        turn = tag & last
-        while there := at[start + turn]:
+        for turn in range(tag, tag + last + 1):
+            if not (there := at[start + (turn & last)]):
+                break
             if there == entry:
                 return
-            turn = (turn + 1) & last
-        at[start + turn] = entry
-        at[_SHARDS + shard] = held = at[_SHARDS + shard] + 1
-        if held * 4 > last * 3:
-            self._grow(shard)
+        else:
+            raise Damaged(f"shard {shard} of the names has no gap")
+        held = self._held[shard] + 1
+        if held * 4 > last * 3 and not self._grown(shard):
+            if held >= last:
+                self._overflow.setdefault(hashed, []).append(slot)
+                return
+        elif held * 4 > last * 3:
+            self.add(hashed, slot)
+            return
+        at[start + (turn & last)] = entry
+        self._held[shard] = held
+        self._note(shard, entry)
+
+    def _note(self, shard: int, change: int) -> None:
+        at, header = self._words.at, self._slots.at
+        at[SHARDS + shard] = (at[SHARDS + shard] + change) & _SUM
+        header[NAMES_TOTAL] = (header[NAMES_TOTAL] + change) & _SUM
 
     def remove(self, hashed: int, slot: int) -> None:
         """Take the name from a slot, if it has it."""
+        if self._overflow and slot in self._overflow.get(hashed, ()):
+            self._overflow[hashed].remove(slot)
+            if not self._overflow[hashed]:
+                del self._overflow[hashed]
         shard, tag = hashed >> 54, hashed & _TAG
-        place = self._places[shard]
+        place = self._places[shard] or self.verify(shard)
         start, last = place >> 6, (1 << (place & 63)) - 1
         at = self._words.at
         entry = tag << _SLOT_BITS | slot
-        turn = tag & last
-        while there := at[start + turn]:
-            if there == entry:
+        hole = -1
+        for turn in range(tag, tag + last + 1):
+            there = at[start + (turn & last)]
+            if not there:
                 break
-            turn = (turn + 1) & last
-        else:
-            return
-        at[_SHARDS + shard] -= 1
-        # Entries behind it that would no longer be found move up.
-        hole = turn
-        while there := at[start + (turn := (turn + 1) & last)]:
-            home = there >> _SLOT_BITS & last
-            if (turn - home) & last >= (turn - hole) & last:
-                at[start + hole] = there
+            if hole < 0:
+                if there == entry:
+                    hole = turn
+            elif (turn - (there >> _SLOT_BITS)) & last >= turn - hole:
+                # An entry behind the hole that would no longer be found moves into it.
+                at[start + (hole & last)] = there
                 hole = turn
-        at[start + hole] = 0
+        else:
+            raise Damaged(f"shard {shard} of the names has no gap")
+        if hole < 0:
+            return
+        at[start + (hole & last)] = 0
+        self._held[shard] -= 1
+        self._note(shard, -entry)
 
-    def _grow(self, shard: int) -> None:
+    def _grown(self, shard: int) -> bool:
+        """Move a shard to a table of twice the size; False if the disk has no room for it."""
         place = self._places[shard]
-        start, log = place >> 6, place & 63
-        size = 1 << log
-        old = [entry for entry in self._words.at[start : start + size].tolist() if entry]
-        log += 1
+        try:
+            self._move(shard, (place & 63) + 1)
+        except OSError:
+            return False
+        return True
+
+    def _move(self, shard: int, log: int) -> None:
+        """Lay a shard anew, in a table of this size."""
+        place = self._places[shard]
+        start, size = place >> 6, 1 << (place & 63)
         last = (1 << log) - 1
         table = [0] * (last + 1)
-        for entry in old:
-            turn = entry >> _SLOT_BITS & last
-            while table[turn]:
-                turn = (turn + 1) & last
-            table[turn] = entry
+        for entry in self._words.at[start : start + size].tolist():
+            if entry:
+                turn = entry >> _SLOT_BITS & last
+                while table[turn]:
+                    turn = (turn + 1) & last
+                table[turn] = entry
         new = self._room(log)
         at = self._words.at
         at[new : new + last + 1] = memoryview(array("q", table))
         at[shard] = self._places[shard] = new << 6 | log
-        at[_SHARDS + shard] = len(old)
         self._give_back(start, start + size)
 
     def _room(self, log: int) -> int:
@@ -145,9 +233,45 @@ class Names:
         self._end += 1 << log
         return start
 
-    def summary(self) -> bytes:
-        """What tells this table from one that lost something as a whole."""
-        return bytes(self._words.at[:_DATA])
+    def tidy(self, shard: int) -> None:
+        """Lay a shard that is mostly empty in a smaller table, or one of the last in the file further in front.
+
+        Names that the disk had no room for are tried again.
+        """
+        for hashed in [hashed for hashed in self._overflow if hashed >> 54 == shard]:
+            for slot in self._overflow.pop(hashed):
+                self.add(hashed, slot)
+        place = self._places[shard] or self.verify(shard)
+        log = place & 63
+        while log > _FIRST_LOG and self._held[shard] * 8 < 1 << log:
+            log -= 1
+        pieces = self._free.get(log)
+        if log < place & 63 or (pieces and min(pieces) < place >> 6 and (place >> 6) * 2 > self._end):
+            if pieces:
+                pieces.sort(reverse=True)
+            self._move(shard, log)
+
+    def cut(self) -> None:
+        """Give back the room behind the last shard, if there is much of it."""
+        self._free.clear()
+        self._end = self._find_gaps()
+        if self._end * 2 < len(self._words):
+            self._words.shrink(self._end + self._end // 8)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every name is in the file."""
+        return not self._overflow
+
+    def expected(self, sums: list[int], hashed: int, slot: int) -> None:
+        """Add to the sums of all shards what this name of this slot contributes."""
+        sums[hashed >> 54] += (hashed & _TAG) << _SLOT_BITS | slot
+
+    def entries(self, shard: int) -> list[int]:
+        """Return the slots that the entries of a shard name."""
+        place = self._places[shard] or self.verify(shard)
+        start, size = place >> 6, 1 << (place & 63)
+        return [entry & _SLOT for entry in self._words.at[start : start + size].tolist() if entry]
 
     def trim(self) -> None:
         """Give back the memory that the table is mapped into."""
@@ -158,5 +282,5 @@ class Names:
         self._words.sync()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file; safe to call twice."""
         self._words.close()

@@ -1,65 +1,296 @@
-"""What is kept of each job in eight words: where it is filed and where its records are. Slots of forgotten jobs are used again.
+"""The place of each job in eight words: where it is filed and where its records are. Slots of forgotten jobs are used again.
 
-A slot is named by the place of its first word. The words before the first slot say what the index as a whole is.
+A slot is named by the place of its first word. Its last word is a check over the others and over its own place. Each page of
+slots has the exclusive or of these checks in a second file, so that a page that is zeroed, swapped with another or left from an
+earlier time is found, after a kill too. A slot is written in one go. The words before the first slot are the header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from givalia_core.store.index.words import Words
+from givalia_core.store.index.words import Damaged, Words
 
 WIDTH: Final = 8
-SEQ, VERSION, LANE, WHEN, AT, PAST, ENDED_AT, BASE = range(WIDTH)
-"""The words of a slot: the job's seq (0: the slot is free), its version, the number of the lane it is filed in and the time it
-is filed under, the place of its newest change (0: none since its enq), the slot of the job that ended before it under the same
-key (1: none; 0: it is not in such a chain), when it ended, and the place of the record of its enq."""
+SEQ, ORIGIN, LANE, WHEN, AT, PAST, ENDED_AT, CHECK = range(WIDTH)
+"""The words of a slot: the job's seq (0: the slot is free); its version and where the record of its enq is; the number of the
+lane it is filed in and the time it is filed under; the place of its newest change (0: none since its enq); its neighbours among
+the ended jobs of its key (0: it is in no such chain); when it ended; the check."""
 
-(FORMAT, EPOCH, BOOT, COMMITS, IS_CLOSED, FREE, END, SEALED_AT, SEALED_SEQ, FIRST_SECRET, SECOND_SECRET,
- FILE, DEVICE, PARTS) = range(14)  # fmt: skip
-"""The words before the first slot."""
-_FIRST: Final = 64
+FIRST: Final = 64
+FAR: Final = 1 << 62
+PAGE_BITS: Final = 9
+PAGE: Final = 1 << PAGE_BITS
+_PENDING: Final = 40  # The slot that a new job is being written to, and
+NAMES_TOTAL: Final = 41  # the sum over all names: each is a word that changes on its own.
+_FREE_MOST: Final = 65_536  # Free slots that are known in memory.
+_CUT_LEAST: Final = 16_384  # Words.
+_VERSION_SHIFT: Final = 16
+_ROW: Final = 0xFF
+
+_HEADER: Final = struct.Struct("16q")  # With its check.
+_SLOT: Final = struct.Struct("8q")
+
+
+class Header(NamedTuple):
+    """What the index as a whole is."""
+
+    format: int = 0
+    checked: int = 0  # The hash of known numbers: another interpreter may hash differently.
+    epoch: int = 0
+    commits: int = 0
+    boot: int = 0
+    is_closed: int = 0
+    end: int = FIRST
+    keys_end: int = 0
+    keys_crc: int = 0
+    generation: int = 0
+    floor: int = FAR  # Jobs above this seq came in after the last seal, whatever the list of runs says.
+    first_secret: int = 0
+    second_secret: int = 0
+    file: int = 0
+    device: int = 0
+
+
+class Place(NamedTuple):
+    """Where the records of a job are: the one of its enq, and the newest change, 0 if there is none."""
+
+    seq: int
+    base: int
+    at: int
 
 
 class Slots:
-    """The slots of all jobs, and the words that say what the index is."""
+    """The slots of all jobs, and the header of the index."""
 
-    def __init__(self, path: Path, make_room: Callable[[], None]) -> None:
-        """Open the file, or make an empty one."""
-        self._words = Words(path, _FIRST + 1_024 * WIDTH, make_room)
+    def __init__(self, folder: Path, make_room: Callable[[], None]) -> None:
+        """Open the files, or create empty ones.
+
+        Raises:
+            Damaged: The header is not what was written.
+            OSError: There is no room, or a file cannot be opened.
+        """
+        self._words = Words(folder / "slots", FIRST + 1_024 * WIDTH, make_room)
+        try:
+            self._sums = Words(folder / "sums", 1_024, make_room)
+        except BaseException:
+            self._words.close()
+            raise
         self.at = self._words.at
-        if not self.at[END]:
-            self.at[END] = _FIRST
-        if self.at[END] > len(self._words):
+        self._free: list[int] = []
+        self._gathered = 0  # Pages before this one have their free slots in `_free`, but for those it had no room for.
+        self._has_dropped = False  # Whether there were such.
+        self.end = FIRST
+        self._unverified: set[int] = set()
+        try:
+            self.header = self._read_header()
+            self._find_end()
+        except BaseException:
             self.close()
-            raise ValueError(f"{path} is shorter than it was")
+            raise
+
+    def _read_header(self) -> Header:
+        *words, check = _HEADER.unpack_from(self._words.raw, 0)
+        if not any(words) and not check:
+            return Header()
+        if check != hash(tuple(words)):
+            raise Damaged("the header of the index does not match its check")
+        return Header._make(words)
+
+    def _find_end(self) -> None:
+        """Find the end of the slots in use: those of an unfinished commit are behind the one in the header."""
+        at, size = self.at, len(self._words)
+        end = self.header.end
+        if end > size or end < FIRST or end % WIDTH:
+            raise Damaged("the slots are fewer than the header says")
+        while end + WIDTH <= size and at[end + CHECK]:
+            end += WIDTH
+        self.end = end
+        pages = (end + PAGE - 1) >> PAGE_BITS
+        if pages > len(self._sums):
+            raise Damaged("the sums of the slots are fewer than their pages")
+        self._unverified = set(range(pages)) if end > FIRST else set()
+
+    def verify_header(self) -> None:
+        """Compare the header with what was written.
+
+        Raises:
+            Damaged: It is another.
+        """
+        if self._read_header() != self.header:
+            raise Damaged("the header of the index is not what was written")
+
+    def write_header(self, header: Header) -> None:
+        """Replace the header."""
+        self.header = header
+        _HEADER.pack_into(self._words.raw, 0, *header, hash(header))
 
     @property
     def most(self) -> int:
-        """How many jobs there are at most."""
-        return (self.at[END] - _FIRST) // WIDTH
+        """The number of slots, free ones included."""
+        return (self.end - FIRST) // WIDTH
+
+    # Taking and writing.
+
+    def secure(self, count: int) -> None:
+        """Allocate room for this many new jobs.
+
+        Raises:
+            OSError: There is no room; all is as before.
+        """
+        end = self.end + max(count - len(self._free), 0) * WIDTH
+        if end > len(self._words):
+            self._words.grow(end)
+            self.at = self._words.at
+        if (end + PAGE) >> PAGE_BITS > len(self._sums):
+            self._sums.grow((end + PAGE) >> PAGE_BITS)
 
     def take(self) -> int:
-        """A free slot; its words are what its last job left there."""
-        at = self.at
-        if slot := at[FREE]:
-            at[FREE] = at[slot + WHEN]
-            return slot
-        slot = at[END]
-        if slot + WIDTH > len(self._words):
-            self._words.grow(slot + WIDTH)
-            self.at = at = self._words.at
-        at[END] = slot + WIDTH
+        """Return a free slot; `pending` names it until another one is taken."""
+        if self._free:
+            slot = self._free.pop()
+            if not self._free and self._has_dropped:
+                self._gathered, self._has_dropped = 0, False
+        else:
+            slot = self.end
+            if slot + WIDTH > len(self._words) or slot >> PAGE_BITS >= len(self._sums):
+                self.secure(1)
+            self.end = slot + WIDTH
+        self.at[_PENDING] = slot
         return slot
 
+    @property
+    def pending(self) -> int:
+        """The slot that was taken last; after a kill its job may lack names."""
+        return self.at[_PENDING]
+
+    def write(self, slot: int, seq: int, origin: int, lane: int, when: int, at: int, past: int, ended_at: int) -> None:
+        """Write all of a slot."""
+        check = hash((slot, seq, origin, lane, when, at, past, ended_at))
+        self._sums.at[slot >> PAGE_BITS] ^= self.at[slot + CHECK] ^ check
+        _SLOT.pack_into(self._words.raw, slot * 8, seq, origin, lane, when, at, past, ended_at, check)
+
+    def put(self, slot: int, word: int, value: int) -> None:
+        """Change one word of a slot."""
+        words = self.at[slot : slot + CHECK].tolist()
+        words[word] = value
+        self.write(slot, *words)
+
     def free(self, slot: int) -> None:
-        """The job of the slot is forgotten. A kill in here loses the slot, no more."""
-        at = self.at
-        at[slot + SEQ] = 0
-        at[slot + WHEN] = at[FREE]
-        at[FREE] = slot
+        """Let the slot be used again; its job is forgotten."""
+        self.write(slot, 0, 0, -1, 0, 0, 0, 0)
+        if slot >> PAGE_BITS < self._gathered or self._gathered >= self.pages:
+            self._note_free([slot])
+
+    def gather(self, page: int) -> None:
+        """Note the free slots of a page; of a page out of turn they are known or are noted later."""
+        if page == self._gathered < self.pages:
+            self._gathered += 1
+            start = max(page << PAGE_BITS, FIRST)
+            seqs = self.at[start : min((page + 1) << PAGE_BITS, self.end) : WIDTH].tolist()
+            self._note_free([start + place * WIDTH for place, seq in enumerate(seqs) if not seq])
+
+    def _note_free(self, slots: list[int]) -> None:
+        if len(self._free) + len(slots) <= _FREE_MOST:
+            self._free += slots
+        else:
+            self._has_dropped = True
+
+    def cut(self) -> None:
+        """Give back the room of free slots at the end, if there is much of it."""
+        at, end = self.at, self.end
+        while end > FIRST and not at[end - WIDTH]:
+            end -= WIDTH
+        if (self.end - end) * 4 < self.end or self.end - end < _CUT_LEAST:
+            return
+        self.end = end
+        self._free = [slot for slot in self._free if slot < end]
+        page = end >> PAGE_BITS
+        self._words.shrink((page + 1) << PAGE_BITS)
+        self.at = self._words.at
+        total = 0
+        for slot in range(max(page << PAGE_BITS, FIRST), end, WIDTH):
+            total ^= self.at[slot + CHECK]
+        for place in range(end, (page + 1) << PAGE_BITS):
+            self.at[place] = 0
+        self._sums.shrink(page + 1)
+        self._sums.at[page] = total
+        self._gathered = min(self._gathered, page)
+
+    # Reading.
+
+    def version(self, slot: int) -> int:
+        """Return the version of the slot's job; 0 if the job is placed and not entered yet."""
+        return self.at[slot + ORIGIN] >> _VERSION_SHIFT
+
+    def base(self, slot: int) -> int:
+        """Return the place of the record of the job's enq."""
+        origin = self.at[slot + ORIGIN]
+        return (self.at[slot] - (origin >> 8 & _ROW)) << 8 | origin & _ROW
+
+    def place(self, slot: int) -> Place:
+        """Return where the records of the slot's job are."""
+        return Place(self.at[slot], self.base(slot), self.at[slot + AT])
+
+    def is_slot(self, slot: int) -> bool:
+        """Return whether this number can be that of a slot."""
+        return FIRST <= slot < self.end and not slot % WIDTH
+
+    def ensure(self, slots: Iterable[int]) -> None:
+        """Verify the pages of these slots, unless that was done since they were opened.
+
+        Raises:
+            Damaged: A number is not that of a slot, or a page is not what was written.
+        """
+        if not self._unverified:
+            return
+        end = self.end
+        for slot in slots:
+            if slot < FIRST or slot >= end or slot % WIDTH:
+                raise Damaged(f"there is no slot {slot}")
+            if slot >> PAGE_BITS in self._unverified:
+                self.verify(slot >> PAGE_BITS)
+
+    @property
+    def pages(self) -> int:
+        """The number of pages that have slots."""
+        return (self.end + PAGE - 1) >> PAGE_BITS
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every page was verified since the files were opened."""
+        return not self._unverified
+
+    def verify(self, page: int) -> None:
+        """Compare a page with its checks.
+
+        Raises:
+            Damaged: The page is not what was written.
+        """
+        at, total = self.at, 0
+        start = max(page << PAGE_BITS, FIRST)
+        end = min((page + 1) << PAGE_BITS, self.end)
+        for slot in range(start, end, WIDTH):
+            *words, check = at[slot : slot + WIDTH].tolist()
+            total ^= check
+            if check != hash((slot, *words)):
+                raise Damaged(f"slot {slot} does not match its check")
+        if total != self._sums.at[page]:
+            raise Damaged(f"page {page} of the slots does not match its sum")
+        self._unverified.discard(page)
+
+    def lanes_of(self, page: int) -> set[int]:
+        """Return the numbers of the lanes that the jobs of a page are filed in."""
+        start = max(page << PAGE_BITS, FIRST)
+        return set(self.at[start + LANE : min((page + 1) << PAGE_BITS, self.end) : WIDTH].tolist())
+
+    def newest_of(self, page: int) -> list[tuple[int, int]]:
+        """Return the seqs of a page's jobs with the places of their newest changes."""
+        start, end = max(page << PAGE_BITS, FIRST), min((page + 1) << PAGE_BITS, self.end)
+        return list(zip(self.at[start:end:WIDTH].tolist(), self.at[start + AT : end : WIDTH].tolist(), strict=True))
 
     def trim(self) -> None:
         """Give back the memory that the slots are mapped into."""
@@ -67,9 +298,16 @@ class Slots:
 
     def sync(self) -> None:
         """Bring all of it to stable storage."""
+        self._sums.sync()
         self._words.sync()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the files; safe to call twice."""
         self.at = memoryview(b"").cast("q")
         self._words.close()
+        self._sums.close()
+
+
+def origin_of(seq: int, version: int, base: int) -> int:
+    """Pack a job's version with the place of the record of its enq, which is less than a row before its seq."""
+    return version << _VERSION_SHIFT | (seq - (base >> 8)) << 8 | base & _ROW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -10,16 +11,27 @@ from typing import Final
 
 _WORD: Final = 8
 _LEAST: Final = 8_192  # Words a file grows by, so that it seldom does.
+_BLOCK: Final = 4_096
+_WITHOUT_FALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+
+class Damaged(Exception):
+    """The index is not what this program wrote. Nothing may be concluded from it; the store rebuilds it."""
 
 
 class Words:
-    """A file of signed 64-bit words, all zero at first; `at` is the memory they are in, until `grow` replaces it."""
+    """A file of signed 64-bit words, all zero at first. `at` is the memory they are in; `grow` and `shrink` replace it."""
 
     def __init__(self, path: Path, words: int, make_room: Callable[[], None]) -> None:
-        """Open the file, or make it with so many words. When the disk is full `make_room` is called, and it is tried again.
+        """Open the file, or create it with this many words.
+
+        Args:
+            path: The file. A symbolic link is refused.
+            words: The least length.
+            make_room: Called when the disk is full; the allocation is then tried once more.
 
         Raises:
-            OSError: It cannot be opened, or there is no room.
+            OSError: The file cannot be opened, or there is no room.
         """
         self._make_room = make_room
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -35,10 +47,16 @@ class Words:
     def __len__(self) -> int:
         return self._size
 
-    def grow(self, words: int) -> None:
-        """Have at least so many words.
+    @property
+    def raw(self) -> mmap.mmap:
+        """The mapping itself, for writes of several words at once."""
+        assert self._map is not None
+        return self._map
 
-        The room is taken on disk before it is mapped: writing to a hole on a full disk would end the process.
+    def grow(self, words: int) -> None:
+        """Have at least this many words.
+
+        The room is allocated on disk before it is mapped: a write to a hole on a full disk would end the process.
 
         Raises:
             OSError: There is no room; all is as before.
@@ -46,15 +64,27 @@ class Words:
         if words > self._size:
             words = max(words, self._size + self._size // 8, self._size + _LEAST)
             try:
-                _allocate(self._fd, self._size * _WORD, (words - self._size) * _WORD)
+                allocate(self._fd, self._size * _WORD, (words - self._size) * _WORD)
             except OSError:
                 self._make_room()
-                _allocate(self._fd, self._size * _WORD, (words - self._size) * _WORD)
+                allocate(self._fd, self._size * _WORD, (words - self._size) * _WORD)
             self._size = words
         elif self._map is not None:
             return
+        self._remap()
+
+    def shrink(self, words: int) -> None:
+        """Cut the file to this many words. Nobody may use an `at` from before."""
+        if words < self._size:
+            self.at = memoryview(b"").cast("q")
+            self._map = None
+            os.ftruncate(self._fd, words * _WORD)
+            self._size = words
+            self._remap()
+
+    def _remap(self) -> None:
         self._map = mmap.mmap(self._fd, self._size * _WORD)
-        # Whoever still reads the memory of before keeps it; it is the same file.
+        # A reader of the memory from before keeps it; it is the same file.
         self.at = memoryview(self._map).cast("q")
 
     def trim(self) -> None:
@@ -69,7 +99,7 @@ class Words:
             os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let the file go; safe to call twice."""
+        """Close the file; safe to call twice."""
         self.at = memoryview(b"").cast("q")
         self._map = None
         if self._fd >= 0:
@@ -77,8 +107,24 @@ class Words:
             self._fd = -1
 
 
-def _allocate(fd: int, start: int, length: int) -> None:
+def allocate(fd: int, start: int, length: int) -> None:
+    """Have the disk give room for these bytes of a file, which grows if it is shorter.
+
+    Raises:
+        OSError: There is no room, or the file may not be written.
+    """
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, start, length)
-    else:
-        os.ftruncate(fd, start + length)
+        try:
+            os.posix_fallocate(fd, start, length)
+            return
+        except OSError as error:
+            if error.errno not in _WITHOUT_FALLOCATE:
+                raise
+    _write_zeros(fd, max(start, os.fstat(fd).st_size), start + length)
+
+
+def _write_zeros(fd: int, start: int, end: int) -> None:
+    """Allocate by writing, where the system or the file system cannot allocate. A failure may leave the file longer."""
+    zeros = bytes(64 * _BLOCK)
+    while start < end:
+        start += os.pwrite(fd, zeros[: end - start], start)

@@ -1,0 +1,110 @@
+"""The scrub: it compares the index with its checks, all of it again and again, a little beside the work.
+
+What was not read since the index was opened is thereby verified too. A round also finds what holds nothing: slots, lanes, and
+room at the ends of the files.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+from givalia_core.store.index.index import Index
+from givalia_core.store.index.names import SHARDS
+
+SHARE: Final = 0.01  # Of the time that passes.
+_LEAST_S: Final = 0.000_3
+_MOST_S: Final = 0.010
+PAUSE_S: Final = 5.0  # Between two rounds.
+_PAGES_AT_ONCE: Final = 8
+
+
+class Round(NamedTuple):
+    """A round that came to its end."""
+
+    number: int
+    ended_at: float  # On the wall clock, in seconds.
+    seconds: float
+
+
+class Scrub:
+    """Goes through the pages of the slots, the shards of the names and the runs."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._place = 0
+        self._begun = self._last = time.monotonic()
+        self._owed_s = 0.0
+        self._rest_until = 0.0
+        self.last: Round | None = None
+        self.number = 1
+
+    def step(self, least_s: float = _LEAST_S) -> None:
+        """Go on for the share of the time that passed since the last step, if that is long enough to be worth it.
+
+        Raises:
+            Damaged: Something is not what was written.
+        """
+        now = time.monotonic()
+        self._owed_s = min(self._owed_s + (now - self._last) * SHARE, _MOST_S)
+        self._last = now
+        if self._owed_s < least_s or now < self._rest_until:
+            return
+        self.go_on(self._owed_s)
+        self._owed_s = 0.0
+
+    def go_on(self, seconds: float) -> None:
+        """Go on for about this long, or to the end of the round.
+
+        Raises:
+            Damaged: Something is not what was written.
+        """
+        until = time.monotonic() + seconds
+        while not self._look():
+            if time.monotonic() > until:
+                return
+
+    def finish(self) -> None:
+        """Go through a whole round, for tests and tools.
+
+        Raises:
+            Damaged: Something is not what was written.
+        """
+        self._place = 0
+        while not self._look():
+            pass
+
+    def _look(self) -> bool:
+        """Look at the next part; returns whether the round has ended."""
+        index, place = self._index, self._place
+        pages, runs = index.slots.pages, index.lanes.runs
+        if place < pages:
+            self._place = min(place + _PAGES_AT_ONCE, pages)
+            for page in range(place, self._place):
+                index.slots.verify(page)
+                index.slots.gather(page)
+                index.lanes.mark(index.slots.lanes_of(page))
+            return False
+        self._place += 1
+        if place < pages + SHARDS:
+            index.names.verify(place - pages)
+            index.names.tidy(place - pages)
+            return False
+        left = runs.all()[place - pages - SHARDS :]
+        if left:
+            runs.verify(left[0])
+            return False
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        index, now = self._index, time.monotonic()
+        index.verify_rest()
+        index.is_verified = True
+        index.free_lanes()
+        index.slots.cut()
+        index.names.cut()
+        index.lanes.runs.cut()
+        self.last = Round(self.number, time.time(), now - self._begun)
+        self.number += 1
+        self._place, self._begun, self._rest_until = 0, now + PAUSE_S, now + PAUSE_S
