@@ -28,6 +28,7 @@ from givalia_core.model import ENDED, STORED_STATES, Job, JobState
 from givalia_core.store import sqlite_file, sqlite_recovery, sqlite_upgrade
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
 from givalia_core.store.index.index import DAMAGED, Index, Sealed
+from givalia_core.store.index.lanes import Lane
 from givalia_core.store.index.scrub import Scrub
 from givalia_core.store.index.slots import AT, Place
 from givalia_core.store.index.words import Damaged
@@ -280,21 +281,30 @@ class SQLite(Reads):
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         self._refuse_fork()
         self._touched += len(changes)
-        admission = self._mending(lambda: self._admitted(changes))
+        try:
+            admission = self._admitted(changes)
+        except (Damaged, IndexError) as error:
+            self._mend(error)
+            admission = self._admitted(changes)
         jobs = [job for _, job in sorted(admission.inserts.items())]
         updates = list(admission.updates.values())
-        self._secure(jobs, updates)
+        # There is room in the index for a commit before it is accepted: afterwards a full disk must not be met.
+        index = self._index
+        if jobs:
+            index.slots.secure(len(jobs))
+        lane_of = index.lane_of
+        lanes = [lane_of(job) for job in jobs] + [lane_of(update.job) for update in updates]
         rows_of_jobs, bases = base_rows(jobs)
         rows, places = change_rows([pack_change(update.job) for update in updates], self._last_number)
         self._files.look()
         self._append(rows_of_jobs, rows, _counts(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
         try:
             self._sweeper.past.wrote(places, [update.was.seq for update in updates])
-            for job, base in zip(jobs, bases, strict=True):
-                self._insert(job, base)
-            for update, place in zip(updates, places, strict=True):
-                self._change(update, place)
-            self._index.conclude(self._commits, self._last_number, self._last_seq)
+            for job, base, lane in zip(jobs, bases, lanes[: len(jobs)], strict=True):
+                self._insert(job, base, lane)
+            for update, place, lane in zip(updates, places, lanes[len(jobs) :], strict=True):
+                self._change(update, place, lane)
+            index.conclude(self._commits, self._last_number, self._last_seq)
         except (Damaged, IndexError) as error:
             self._mend(error)  # From the records, which have this commit.
         self._absent.clear()
@@ -306,19 +316,6 @@ class SQLite(Reads):
         admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
         admission.admit(changes)
         return admission
-
-    def _secure(self, jobs: Sequence[Job], updates: Sequence[Update]) -> None:
-        """Have room in the index for a commit before it is accepted: afterwards a full disk must not be met.
-
-        Raises:
-            OSError: There is none, for the disk is full.
-        """
-        lane_of = self._index.lane_of
-        self._index.secure(len(jobs))
-        for job in jobs:
-            lane_of(job)
-        for update in updates:
-            lane_of(update.job)
 
     def _append(
         self,
@@ -371,17 +368,17 @@ class SQLite(Reads):
         self._index.conclude(self._commits, self._last_number, self._last_seq)
         return len(forgotten)
 
-    def _insert(self, job: Job, base: int) -> None:
+    def _insert(self, job: Job, base: int, lane: Lane) -> None:
         hashes, key = self._hashes, job.key
-        slot = self._index.insert(job, base, hashes.get(job.id), None if key is None else hashes.get(key))
+        slot = self._index.insert(job, base, hashes.get(job.id), None if key is None else hashes.get(key), lane)
         self._keep(slot, job)
         self._slot_of[job.seq] = slot
 
-    def _change(self, update: Update, place: int) -> None:
+    def _change(self, update: Update, place: int, lane: Lane) -> None:
         slot, was, job = update
         if before := self._index.slots.at[slot + AT]:
             self._sweeper.change(before, job.seq)
-        self._index.change(slot, was, job, place)
+        self._index.change(slot, was, job, place, lane)
         self._keep(slot, job)
         if job.state in ENDED:
             self._slot_of.pop(job.seq, None)
@@ -423,7 +420,10 @@ class SQLite(Reads):
         if len(self._slot_of) > _SLOTS_KEPT:
             self._slot_of.clear()
         try:
-            self._mending(self._sweep)
+            try:
+                self._sweep()
+            except (Damaged, IndexError) as error:
+                self._mend(error)
             if self._bad:
                 self._mending(self._set_bad_aside)
             if self._touched >= _TRIM_TOUCHED:

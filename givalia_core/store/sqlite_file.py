@@ -197,6 +197,7 @@ class Files:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._name = str(path)
         self._identity = (0, 0)
         self.is_new = False  # Whether the store was made by this opening.
 
@@ -212,7 +213,7 @@ class Files:
             StoreFailed: What is written now would not be there after a restart.
         """
         try:
-            status = self._path.stat()
+            status = os.stat(self._name)  # noqa: PTH116 - each commit asks, and a `Path` costs as much again.
         except OSError as error:
             raise StoreFailed(f"{self._path} is gone, moved or removed while it was open: {error}") from error
         if (status.st_ino, status.st_dev) != self._identity:

@@ -77,9 +77,19 @@ def mended(read: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
 
     @wraps(read)
     def reading(self: S, /, *values: P.args, **named: P.kwargs) -> R:
-        return self._mending(lambda: read(self, *values, **named))
+        try:
+            return read(self, *values, **named)
+        except (Damaged, IndexError) as error:
+            return again(self, error, *values, **named)
+        except (sqlite3.Error, OSError) as error:
+            self._fail(error)
 
-    return ours(reading)
+    @ours
+    def again(self: S, error: Exception, /, *values: P.args, **named: P.kwargs) -> R:
+        self._mend(error)
+        return read(self, *values, **named)
+
+    return reading
 
 
 class Reads:

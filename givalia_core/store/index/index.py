@@ -313,18 +313,12 @@ class Index:
 
     # Changes.
 
-    def secure(self, jobs: int) -> None:
-        """Allocate room for this many new jobs, so that no change fails once its commit is durable.
-
-        Raises:
-            OSError: There is no room; nothing has changed.
-        """
-        self.slots.secure(jobs)
-
-    def insert(self, job: Job, base: int, hashed_id: int | None = None, hashed_key: int | None = None) -> int:
+    def insert(
+        self, job: Job, base: int, hashed_id: int | None = None, hashed_key: int | None = None, lane: Lane | None = None
+    ) -> int:
         """Enter a new job, whose record is at `base`; returns its slot."""
         slot = self.slots.take()
-        lane, when = self.lane_of(job), _when(job)
+        lane, when = lane or self.lane_of(job), _when(job)
         ended = job.state in ENDED
         self.slots.write(
             slot, job.seq, origin_of(job.seq, job.version, base), lane.number, when, 0, 0, job.ended_at_us if ended else 0
@@ -372,10 +366,10 @@ class Index:
         self._add_requests(slot, job)
         self._stand(slot, lane, when, job)
 
-    def change(self, slot: int, was: Job, job: Job, place: int) -> None:
+    def change(self, slot: int, was: Job, job: Job, place: int, lane: Lane | None = None) -> None:
         """Let the job of a slot be another than it was; its record is at `place`."""
         slots, at, key = self.slots, self.slots.at, job.key
-        lane, when = self.lane_of(job), _when(job)
+        lane, when = lane or self.lane_of(job), _when(job)
         if at[slot + PAST]:
             # After a kill a job that was live may be in the chain that it is to come to.
             chained = was.key if was.state in ENDED else key
@@ -458,7 +452,8 @@ class Index:
 
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
         """Write down that a commit is whole in the index, whose last change and seq are these."""
-        self._write_header(commits=commit)
+        keys, runs = self.lanes.keys, self.lanes.runs
+        self.slots.conclude(commit, keys.end, keys.crc, runs.generation)
         self.seal_if_many(last_at, last_seq)
 
     def seal_if_many(self, last_at: int, last_seq: int) -> None:

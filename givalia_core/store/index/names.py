@@ -87,17 +87,17 @@ class Names:
         place = self._places[hashed >> 54] or self.verify(hashed >> 54)
         start, last = place >> 6, (1 << (place & 63)) - 1
         tag, at = hashed & _TAG, self._words.at
+        home = turn = tag & last
         found: list[int] = []
-        for turn in range(tag, tag + last + 1):
-            if not (entry := at[start + (turn & last)]):
-                break
+        while entry := at[start + turn]:
             if entry >> _SLOT_BITS == tag:
                 found.append(entry & _SLOT)
-        else:
-            raise Damaged(f"shard {hashed >> 54} of the names has no gap")
+            turn = (turn + 1) & last
+            if turn == home:
+                raise Damaged(f"shard {hashed >> 54} of the names has no gap")
         if self._overflow:
             found += self._overflow.get(hashed, ())
-        if found and not self._slots.is_verified:
+        if self._slots.unverified:
             self._slots.ensure(found)
         return found
 
@@ -143,13 +143,13 @@ class Names:
         start, last = place >> 6, (1 << (place & 63)) - 1
         at = self._words.at
         entry = tag << _SLOT_BITS | slot
-        for turn in range(tag, tag + last + 1):
-            if not (there := at[start + (turn & last)]):
-                break
+        home = turn = tag & last
+        while there := at[start + turn]:
             if there == entry:
                 return
-        else:
-            raise Damaged(f"shard {shard} of the names has no gap")
+            turn = (turn + 1) & last
+            if turn == home:
+                raise Damaged(f"shard {shard} of the names has no gap")
         held = self._held[shard] + 1
         if held * 4 > last * 3 and not self._grown(shard):
             if held >= last:
@@ -158,7 +158,7 @@ class Names:
         elif held * 4 > last * 3:
             self.add(hashed, slot)
             return
-        at[start + (turn & last)] = entry
+        at[start + turn] = entry
         self._held[shard] = held
         self._note(shard, entry)
 
@@ -178,23 +178,22 @@ class Names:
         start, last = place >> 6, (1 << (place & 63)) - 1
         at = self._words.at
         entry = tag << _SLOT_BITS | slot
-        hole = -1
-        for turn in range(tag, tag + last + 1):
-            there = at[start + (turn & last)]
-            if not there:
-                break
+        hole, home = -1, tag & last
+        turn = home
+        while there := at[start + turn]:
             if hole < 0:
                 if there == entry:
                     hole = turn
-            elif (turn - (there >> _SLOT_BITS)) & last >= turn - hole:
+            elif (turn - (there >> _SLOT_BITS)) & last >= (turn - hole) & last:
                 # An entry behind the hole that would no longer be found moves into it.
-                at[start + (hole & last)] = there
+                at[start + hole] = there
                 hole = turn
-        else:
-            raise Damaged(f"shard {shard} of the names has no gap")
+            turn = (turn + 1) & last
+            if turn == home:
+                raise Damaged(f"shard {shard} of the names has no gap")
         if hole < 0:
             return
-        at[start + (hole & last)] = 0
+        at[start + hole] = 0
         self._held[shard] -= 1
         self._note(shard, -entry)
 

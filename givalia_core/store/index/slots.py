@@ -79,12 +79,12 @@ class Slots:
         except BaseException:
             self._words.close()
             raise
-        self.at = self._words.at
+        self._take_over()
         self._free: list[int] = []
         self._gathered = 0  # Pages before this one have their free slots in `_free`, but for those it had no room for.
         self._has_dropped = False  # Whether there were such.
         self.end = FIRST
-        self._unverified: set[int] = set()
+        self.unverified: set[int] = set()  # Pages that were not compared with their checks since the files were opened.
         try:
             self.header = self._read_header()
             self._find_end()
@@ -92,8 +92,13 @@ class Slots:
             self.close()
             raise
 
+    def _take_over(self) -> None:
+        """Use the memory that the files are mapped into now."""
+        self.at, self._raw, self._size = self._words.at, self._words.raw, len(self._words)
+        self._pages, self._sum_at = len(self._sums), self._sums.at
+
     def _read_header(self) -> Header:
-        *words, check = _HEADER.unpack_from(self._words.raw, 0)
+        *words, check = _HEADER.unpack_from(self._raw, 0)
         if not any(words) and not check:
             return Header()
         if check != hash(tuple(words)):
@@ -102,7 +107,7 @@ class Slots:
 
     def _find_end(self) -> None:
         """Find the end of the slots in use: those of an unfinished commit are behind the one in the header."""
-        at, size = self.at, len(self._words)
+        at, size = self.at, self._size
         end = self.header.end
         if end > size or end < FIRST or end % WIDTH:
             raise Damaged("the slots are fewer than the header says")
@@ -110,9 +115,9 @@ class Slots:
             end += WIDTH
         self.end = end
         pages = (end + PAGE - 1) >> PAGE_BITS
-        if pages > len(self._sums):
+        if pages > self._pages:
             raise Damaged("the sums of the slots are fewer than their pages")
-        self._unverified = set(range(pages)) if end > FIRST else set()
+        self.unverified = set(range(pages)) if end > FIRST else set()
 
     def verify_header(self) -> None:
         """Compare the header with what was written.
@@ -126,7 +131,14 @@ class Slots:
     def write_header(self, header: Header) -> None:
         """Replace the header."""
         self.header = header
-        _HEADER.pack_into(self._words.raw, 0, *header, hash(header))
+        _HEADER.pack_into(self._raw, 0, *header, hash(header))
+
+    def conclude(self, commits: int, keys_end: int, keys_crc: int, generation: int) -> None:
+        """Replace the part of the header that may change with each commit."""
+        form, checked, epoch, _, boot, is_closed, *_ = rest = self.header
+        self.write_header(
+            Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
+        )
 
     @property
     def most(self) -> int:
@@ -142,11 +154,10 @@ class Slots:
             OSError: There is no room; all is as before.
         """
         end = self.end + max(count - len(self._free), 0) * WIDTH
-        if end > len(self._words):
+        if end > self._size or (end + PAGE) >> PAGE_BITS > self._pages:
             self._words.grow(end)
-            self.at = self._words.at
-        if (end + PAGE) >> PAGE_BITS > len(self._sums):
             self._sums.grow((end + PAGE) >> PAGE_BITS)
+            self._take_over()
 
     def take(self) -> int:
         """Return a free slot; `pending` names it until another one is taken."""
@@ -156,7 +167,7 @@ class Slots:
                 self._gathered, self._has_dropped = 0, False
         else:
             slot = self.end
-            if slot + WIDTH > len(self._words) or slot >> PAGE_BITS >= len(self._sums):
+            if slot + WIDTH > self._size or slot >> PAGE_BITS >= self._pages:
                 self.secure(1)
             self.end = slot + WIDTH
         self.at[_PENDING] = slot
@@ -170,8 +181,8 @@ class Slots:
     def write(self, slot: int, seq: int, origin: int, lane: int, when: int, at: int, past: int, ended_at: int) -> None:
         """Write all of a slot."""
         check = hash((slot, seq, origin, lane, when, at, past, ended_at))
-        self._sums.at[slot >> PAGE_BITS] ^= self.at[slot + CHECK] ^ check
-        _SLOT.pack_into(self._words.raw, slot * 8, seq, origin, lane, when, at, past, ended_at, check)
+        self._sum_at[slot >> PAGE_BITS] ^= self.at[slot + CHECK] ^ check
+        _SLOT.pack_into(self._raw, slot * 8, seq, origin, lane, when, at, past, ended_at, check)
 
     def put(self, slot: int, word: int, value: int) -> None:
         """Change one word of a slot."""
@@ -210,14 +221,14 @@ class Slots:
         self._free = [slot for slot in self._free if slot < end]
         page = end >> PAGE_BITS
         self._words.shrink((page + 1) << PAGE_BITS)
-        self.at = self._words.at
+        self._sums.shrink(page + 1)
+        self._take_over()
         total = 0
         for slot in range(max(page << PAGE_BITS, FIRST), end, WIDTH):
             total ^= self.at[slot + CHECK]
         for place in range(end, (page + 1) << PAGE_BITS):
             self.at[place] = 0
-        self._sums.shrink(page + 1)
-        self._sums.at[page] = total
+        self._sum_at[page] = total
         self._gathered = min(self._gathered, page)
 
     # Reading.
@@ -245,24 +256,19 @@ class Slots:
         Raises:
             Damaged: A number is not that of a slot, or a page is not what was written.
         """
-        if not self._unverified:
+        if not self.unverified:
             return
         end = self.end
         for slot in slots:
             if slot < FIRST or slot >= end or slot % WIDTH:
                 raise Damaged(f"there is no slot {slot}")
-            if slot >> PAGE_BITS in self._unverified:
+            if slot >> PAGE_BITS in self.unverified:
                 self.verify(slot >> PAGE_BITS)
 
     @property
     def pages(self) -> int:
         """The number of pages that have slots."""
         return (self.end + PAGE - 1) >> PAGE_BITS
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether every page was verified since the files were opened."""
-        return not self._unverified
 
     def verify(self, page: int) -> None:
         """Compare a page with its checks.
@@ -278,9 +284,9 @@ class Slots:
             total ^= check
             if check != hash((slot, *words)):
                 raise Damaged(f"slot {slot} does not match its check")
-        if total != self._sums.at[page]:
+        if total != self._sum_at[page]:
             raise Damaged(f"page {page} of the slots does not match its sum")
-        self._unverified.discard(page)
+        self.unverified.discard(page)
 
     def lanes_of(self, page: int) -> set[int]:
         """Return the numbers of the lanes that the jobs of a page are filed in."""
@@ -303,7 +309,8 @@ class Slots:
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
-        self.at = memoryview(b"").cast("q")
+        self.at = self._sum_at = memoryview(b"").cast("q")
+        self.__dict__.pop("_raw", None)  # Or the mapping would outlive the file.
         self._words.close()
         self._sums.close()
 
