@@ -8,7 +8,7 @@ DRAW := build/bench-venv
 DRAW_STAMP := $(DRAW)/.installed
 SOURCES := pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml) example_modules_pkg/pyproject.toml
 
-.PHONY: help demo test unit lint format lock bench bench-ten-million bench-peers flames clean
+.PHONY: help demo test test-all unit lint format lock bench bench-ten-million bench-peers flames clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +26,10 @@ demo: $(STAMP)  ## Watch it work: a job pushed back, one called off, a server ki
 
 test: $(STAMP)  ## Every test, in two halves beside each other
 	$(BIN)/python tests/halves.py
+
+# What takes too long for each change: every place at which a call of the system can fail, and two thousand damages.
+test-all: $(STAMP)  ## Every test, and those that try everything; as root also file systems that are really full
+	GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 $(BIN)/python tests/halves.py
 
 unit: $(STAMP)  ## The fast tests
 	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg

@@ -19,7 +19,7 @@ on call: what happened, whether anything changed, what to do.
     ├── SettingsInvalid    a setting cannot be used; nothing was started
     ├── ModuleClash        two packages claim one WorkModule name
     └── StoreError         the store cannot be used
-        ├── StoreFailed  StoreCorrupt  StoreLocked  StoreTooNew  StoreUnfit
+        ├── StoreFailed  StoreCorrupt  StoreLocked  StoreMissing  StoreTooNew  StoreUnfit
 """
 
 from __future__ import annotations
@@ -200,7 +200,8 @@ class StoreFailed(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """The store holds bytes that Givalia did not write. Nothing was changed. Keep a copy and restore from a backup."""
+    """The store holds bytes that Givalia did not write. Nothing was changed. Keep a copy; restore from a backup, or let
+    `givalia store salvage` write what is sound into a new store."""
 
     exit_code = 65
 
@@ -209,6 +210,12 @@ class StoreLocked(StoreError):
     """Another server (`pid`) has this store open. Nothing was changed. Stop that one, or name another store."""
 
     exit_code = 75
+
+
+class StoreMissing(StoreError):
+    """There is no store, and the setting `create` is false. Nothing was made. Mount the disk, or correct the URL."""
+
+    exit_code = 78
 
 
 class StoreTooNew(StoreError):

@@ -59,6 +59,7 @@ class ServerSettings:
     store: str = _setting(
         "", "URL of the store: sqlite:///path, sqlite:relative, memory:; empty: queue.db in the user's state folder."
     )
+    create: bool = _setting(True, "Make the store at the first start; false: refuse to start where there is none.")
     store_on_network: bool = _setting(False, "Allow a store on a network file system, whose syncs may lie.")
     store_unsafe: bool = _setting(
         False, "Use a database although it is set to lose what it acknowledged; each answer then names the weaker class."

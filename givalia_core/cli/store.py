@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Final
 
 from givalia_core.cli import moving, show
@@ -11,6 +12,9 @@ from givalia_core.client import Client
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
+from givalia_core.store import SQLite
+from givalia_core.store.base import Store
+from givalia_core.store.sqlite_salvage import salvage
 
 WORDS: Final = {
     "check": "read every row",
@@ -18,6 +22,7 @@ WORDS: Final = {
     "upgrade": "bring it to the format of this version, or make it",
     "export": "write all jobs to FILE",
     "import": "read them from FILE into a store that holds none",
+    "salvage": "write what is sound in a damaged store into a new one, whose path or URL is FILE",
 }
 
 
@@ -36,9 +41,13 @@ def act(client: Client, given: argparse.Namespace) -> None:
     if given.what in ("check", "info", "upgrade") and (given.file or given.force):
         raise BadRequest(f"{given.what} takes no FILE and no --force")
     settings = load(ServerSettings, {"store": given.store}, file=given.config)
-    store = open_store(settings)
+    # Whoever asks for it by name may make a store, whatever the server may.
+    store = open_store(replace(settings, create=settings.create or given.what in ("import", "upgrade")))
     if given.what == "import":
         moving.import_(store, given, unsafe=settings.store_unsafe)
+        return
+    if given.what == "salvage":
+        _salvage(store, given, settings)
         return
     if given.what == "upgrade":
         _upgrade(*store.upgrade(), as_json=given.json)
@@ -65,6 +74,24 @@ def act(client: Client, given: argparse.Namespace) -> None:
         raise StoreCorrupt(f"{len(wrong)} things are wrong; keep a copy of the files before anything else")
     if not given.json:
         show.emit("the store is sound")
+
+
+def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) -> None:
+    """Write what is sound into a new store, name what is not; the exit code says whether anything was lost."""
+    if not isinstance(store, SQLite):
+        raise BadRequest("only a SQLite store can be salvaged; a database server has tools of its own")
+    if not given.file:
+        raise BadRequest("salvage needs the path or URL of the new store")
+    url = given.file if ":" in given.file else f"sqlite:{given.file}"
+    done = salvage(store.path, open_store(replace(settings, store=url, create=True)))
+    if given.json:
+        show.emit(show.to_json({"jobs": done.jobs, "lost": done.lost}))
+    else:
+        show.emit(f"{done.jobs} jobs are in the new store")
+    for line in done.lost:
+        print(show.escaped(line), file=sys.stderr)
+    if done.lost:
+        raise StoreCorrupt(f"{len(done.lost)} things could not be taken over; keep the damaged files")
 
 
 def _upgrade(before: int, after: int, *, as_json: bool) -> None:

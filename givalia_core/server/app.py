@@ -121,6 +121,10 @@ class Server:
         if shared is not None:
             shared.wake = self._wake.set
         self._warn_of_clock(opened.mark)
+        if opened.is_new:
+            log.warning("a new, empty store was made at %s", without_secrets(self.settings.store))
+        if self._store.durability == "memory" and not self.settings.store.startswith("memory:"):
+            log.warning("the store lies in the memory of this machine and keeps nothing over its restart; answers say memory")
         if opened.recovered:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())

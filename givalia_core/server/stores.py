@@ -30,7 +30,7 @@ def open_store(settings: ServerSettings) -> Store:
     url = settings.store
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
-        return SQLite(url, allow_network=settings.store_on_network)
+        return SQLite(url, allow_network=settings.store_on_network, create=settings.create)
     if scheme == "memory":
         return Memory(url)
     entries = tuple(importlib_metadata.entry_points(group=GROUP, name=scheme))

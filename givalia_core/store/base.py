@@ -53,13 +53,15 @@ class Commit(NamedTuple):
 class Opened(NamedTuple):
     """What a store knows when it opens: a boot epoch no earlier run had (durable), the clocks' mark, the last seq.
 
-    `recovered` counts the pages of log that a run left behind which did not close the store.
+    `recovered` counts the pages of log that a run left behind which did not close the store. `is_new` says that there was no
+    store, and that this opening made one.
     """
 
     epoch: int
     mark: Mark | None
     last_seq: int
     recovered: int = 0
+    is_new: bool = False
 
 
 class Route(NamedTuple):

@@ -12,9 +12,11 @@ import logging
 import os
 import sqlite3
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +61,7 @@ _PRAGMAS: Final = (
 )
 
 log = logging.getLogger("givalia.store")
+_left_open: list[sqlite3.Connection] = []
 _COUNTED = attrgetter("module", "state")
 _pack = msgpack.Packer(autoreset=True).pack
 
@@ -66,12 +69,18 @@ _pack = msgpack.Packer(autoreset=True).pack
 class SQLite(Reads):
     """Keeps jobs in one file; see `givalia_core.store.base.Store` for what each method promises."""
 
-    durability = "fsync"
     is_shared = False
 
-    def __init__(self, url: str, *, allow_network: bool = False) -> None:
-        """Take `sqlite:///absolute/path` (repeated slashes are one) or `sqlite:relative/path`; nothing is opened yet."""
+    def __init__(self, url: str, *, allow_network: bool = False, create: bool = True) -> None:
+        """Take `sqlite:///absolute/path` (repeated slashes are one) or `sqlite:relative/path`; nothing is opened yet.
+
+        Args:
+            url: The URL of the store.
+            allow_network: Whether its folder may lie on a network file system.
+            create: Whether `open` may make a store where there is none.
+        """
         super().__init__(_path(url))
+        self._may_create = create
         self._allow_network = allow_network
         self._lock: sqlite_file.Lock | None = None
         self._pid = 0
@@ -79,6 +88,8 @@ class SQLite(Reads):
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
+        self._is_said_open = False  # Whether the file says that a server has it open, and that it therefore has a log.
+        self._looked_s = 0.0  # When it was last looked whether the files are still there.
 
     # Opening and closing.
 
@@ -87,8 +98,9 @@ class SQLite(Reads):
         sqlite_file.prepare_folder(self.path, allow_network=self._allow_network)
         self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
         try:
-            self._files.is_new = sqlite_file.prepare(self.path)
-            self._files.open()
+            self._files.is_new = sqlite_file.prepare(self.path, may_create=self._may_create)
+            is_in_memory = sqlite_file.filesystem(self.path.parent) in sqlite_file.MEMORY_FILESYSTEMS
+            self.durability = "memory" if is_in_memory else "fsync"
             return self._open()
         except BaseException:
             self._let_go()
@@ -101,6 +113,8 @@ class SQLite(Reads):
         return before, sqlite_file.FORMAT
 
     def _open(self) -> Opened:
+        log_path = Path(f"{self.path}-wal")
+        has_log = log_path.exists() and log_path.stat().st_size > 0
         self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
         for name, value, expected in _PRAGMAS:
             self._set(name, value, expected)
@@ -110,6 +124,11 @@ class SQLite(Reads):
         # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
         recovered = self._first_checkpoint()
         epoch = self._fact("epoch") or 0
+        if not has_log and self._fact("open") == epoch != 0:
+            raise StoreCorrupt(
+                f"{self.path} was not closed by its last server, and its log ({self.path.name}-wal) is missing or empty: what"
+                f" was in it is lost. {sqlite_file.way_out(self.path)}"
+            )
         self._commits, self._last_number, self._last_seq, mark = self._fact("commit") or (0, 0, 0, None)
         self._read_counts()
         self._quarantine.open()
@@ -124,15 +143,22 @@ class SQLite(Reads):
             self._rebuild(index.strangeness)
         else:
             self._settle_in()
-        self._write_or_make_room(lambda: self._keep_fact("epoch", epoch + 1))
-        # SQLite does so too when it makes the log, but hides what went wrong.
+        self._write_or_make_room(self._keep_epoch)
+        # SQLite syncs the folder too when it makes the log, and hides what went wrong.
         sqlite_file.sync(self.path.parent)
+        self._files.open()
+        self._first_checkpoint()  # From now on the file alone says that it has a log.
         self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
         index.trim_if_large()
-        return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0))
+        return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0), self._files.is_new)
+
+    def _keep_epoch(self) -> None:
+        self._is_said_open = True
+        self._keep_fact("epoch", self._epoch)
+        self._keep_fact("open", self._epoch)
 
     def _first_checkpoint(self) -> int:
-        """Copy back what a killed run left in the log; returns how many pages the log has."""
+        """Copy back what is in the log; returns how many pages that is."""
         try:
             _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
@@ -232,14 +258,42 @@ class SQLite(Reads):
         database, self._database = self._database, None
         if database is not None and os.getpid() == self._pid:
             try:
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                self._close_index()
+                if self._has_said_closed(database):
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    self._close_index()
             except (sqlite3.Error, OSError) as error:
                 self._fail(error)
             finally:
-                database.close()
+                self._database = database
                 self._let_go()
         self._let_go()
+
+    def _has_said_closed(self, database: sqlite3.Connection) -> bool:
+        """Write down that the store is closed, so that nobody looks for its log; False if the disk has no room for that."""
+        if not self._is_said_open:
+            return True
+        for _ in range(2):
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                self._keep_fact("open", 0, database)
+                database.execute("COMMIT")
+                self._is_said_open = False
+                return True
+            except sqlite3.Error as error:
+                if code_of(error) not in FULL_CODES:
+                    raise
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                self._room.note_full()
+        return False
+
+    def _close_database(self, database: sqlite3.Connection) -> None:
+        """Close the database, unless the file says that it has a log: closing it would remove that, and it would be missed."""
+        with suppress(sqlite3.Error):
+            if os.getpid() != self._pid or self._has_said_closed(database):
+                database.close()
+                return
+        _left_open.append(database)
 
     def _close_index(self) -> None:
         """Close the index, whole if that can be. What a failed commit or a full disk kept out of it the next start files."""
@@ -266,7 +320,7 @@ class SQLite(Reads):
     def _let_go(self) -> None:
         database, self._database = self._database, None
         if database is not None:
-            database.close()
+            self._close_database(database)
         if self._opened_index is not None:
             self._opened_index.close(sync=False)
             self._opened_index = None
@@ -409,9 +463,11 @@ class SQLite(Reads):
                 "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs", deltas
             )
 
-    def _keep_fact(self, name: str, value: Any) -> None:
+    def _keep_fact(self, name: str, value: Any, database: sqlite3.Connection | None = None) -> None:
         packed = _pack(value)
-        self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed)))
+        (database or self._connection).execute(
+            "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed))
+        )
 
     # Housekeeping: none of it in the way of an answer.
 
@@ -419,6 +475,12 @@ class SQLite(Reads):
     def tidy(self) -> None:
         if len(self._slot_of) > _SLOTS_KEPT:
             self._slot_of.clear()
+        now = time.monotonic()
+        if now - self._looked_s >= 1.0:
+            self._looked_s = now
+            self._files.look()
+            if self._lock is not None:
+                self._lock.look()
         try:
             try:
                 self._sweep()

@@ -18,13 +18,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreTooNew, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
 from givalia_core.store.index.words import allocate
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 2  # In the header too, as user_version: the first thing checked.
 BALLAST_BYTES: Final = 16 << 20
 FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
 SCHEMA: Final = """
@@ -48,48 +49,76 @@ class Lock:
         Raises:
             StoreLocked: Another process holds it; `pid` says which, as far as it wrote that down.
         """
+        self._path = path
+        self._fds = [_locked(path)]
+
+    def look(self) -> None:
+        """Lock the file again if somebody removed it, so that the next server is told who has the store."""
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise StoreUnfit(f"{path}: {error}") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._fd)
-            raise StoreLocked(f"process {pid or '?'} has the store {path.with_suffix('')} open", pid=pid) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            status = os.stat(self._path)  # noqa: PTH116
+            is_ours = any(os.path.samestat(status, os.fstat(fd)) for fd in self._fds)
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            log.error("%s was removed while the store is open; it is made and locked again", self._path)
+            with contextlib.suppress(StoreLocked):  # SQLite's own lock keeps that process out.
+                self._fds.append(_locked(self._path))
 
     def release(self) -> None:
-        """Let the next one in. The file stays: removing it would let two processes lock two files of one name."""
-        os.close(self._fd)
+        """Let the next process in. The file stays: removing it would let two processes lock two files of one name."""
+        for fd in self._fds:
+            os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            raise StoreUnfit(f"{path}: {error}") from error
+        raise
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise StoreLocked(f"process {pid or '?'} has the store {path.with_suffix('')} open", pid=pid) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def prepare_folder(path: Path, *, allow_network: bool) -> None:
-    """Make the folder of the store, readable for its owner alone.
+    """Make the folder of the store, readable for its owner alone, and have its name on stable storage.
 
     Raises:
         StoreFailed: It cannot be made or written to.
         StoreUnfit: It lies on a network file system.
     """
     folder = path.parent
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in missing:
+            sync(made.parent)
     except (FileExistsError, NotADirectoryError):
         raise StoreUnfit(f"{folder} is no folder") from None
     except OSError as error:
         raise StoreFailed(f"{folder}: {error}") from error
-    if not allow_network and (kind := _filesystem(folder)) in NETWORK_FILESYSTEMS:
+    if not allow_network and (kind := filesystem(folder)) in NETWORK_FILESYSTEMS:
         raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
     if not os.access(folder, os.W_OK):
         raise StoreFailed(f"{folder} cannot be written to")
 
 
-def prepare(path: Path) -> bool:
+def prepare(path: Path, *, may_create: bool) -> bool:
     """If there is no database yet, make one, complete or not at all; returns whether it did. Call it with the lock held.
 
     Raises:
+        StoreMissing: There is none, and none may be made.
         StoreFailed: It cannot be made or written to.
         StoreUnfit: What is there is no file.
         StoreCorrupt, StoreTooNew: The file that is there is not one of ours, or of a later format; it was not touched.
@@ -97,6 +126,8 @@ def prepare(path: Path) -> bool:
     if path.is_symlink():
         raise StoreUnfit(f"{path} is a symbolic link")
     if not path.exists():
+        if not may_create:
+            raise StoreMissing(f"there is no store at {path}, and the setting create is false")
         create(path)
         return True
     if not path.is_file():
@@ -171,7 +202,7 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def _filesystem(folder: Path) -> str:
+def filesystem(folder: Path) -> str:
     """The kind of file system a folder is on; empty where the system does not say."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text()
@@ -196,28 +227,27 @@ class Files:
     """The file of a store as it was when it was opened. A file that was moved or removed can still be written, and is gone."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._name = str(path)
-        self._identity = (0, 0)
+        self._names = (str(path), f"{path}-wal")
+        self._known: list[tuple[str, os.stat_result]] = []
         self.is_new = False  # Whether the store was made by this opening.
 
     def open(self) -> None:
-        """Remember which file it is."""
-        status = self._path.stat()
-        self._identity = status.st_ino, status.st_dev
+        """Remember which files they are: the database, and its log."""
+        self._known = [(name, os.stat(name)) for name in self._names]  # noqa: PTH116
 
     def look(self) -> None:
-        """Refuse to go on if another file, or none, has the name of the store.
+        """Refuse to go on if other files, or none, have the names of the store and its log.
 
         Raises:
             StoreFailed: What is written now would not be there after a restart.
         """
-        try:
-            status = os.stat(self._name)  # noqa: PTH116 - each commit asks, and a `Path` costs as much again.
-        except OSError as error:
-            raise StoreFailed(f"{self._path} is gone, moved or removed while it was open: {error}") from error
-        if (status.st_ino, status.st_dev) != self._identity:
-            raise StoreFailed(f"{self._path} is another file than the one that was opened")
+        for name, known in self._known:
+            try:
+                status = os.stat(name)  # noqa: PTH116 - each commit asks, and a `Path` costs as much again.
+            except OSError as error:
+                raise StoreFailed(f"{name} is gone, moved or removed while it was open: {error}") from error
+            if status.st_ino != known.st_ino or status.st_dev != known.st_dev:
+                raise StoreFailed(f"{name} is another file than the one that was opened")
 
 
 class Room:

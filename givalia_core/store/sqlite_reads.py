@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, Job, JobState
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
@@ -45,6 +45,7 @@ from givalia_core.store.sqlite_quarantine import Quarantine
 from givalia_core.store.sqlite_records import Records, jobs_of
 
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
+_BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
@@ -97,6 +98,7 @@ class Reads:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.durability = "fsync"
         self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
         self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
@@ -380,6 +382,7 @@ class Reads:
                 left -= count
         return {module: count for module, count in ready.items() if count}
 
+    @ours
     def describe(self) -> dict[str, Any]:
         log = Path(f"{self.path}-wal")
         folder = sqlite_file.index_folder(self.path)
@@ -496,10 +499,19 @@ class Reads:
         if code in FULL_CODES:
             self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
+        if code in _BUSY_CODES:
+            raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
-        if is_corrupt:
+        if is_corrupt and not self._reads_whole():
             raise StoreCorrupt(f"{self.path}: {error}; {sqlite_file.way_out(self.path)}") from error
         raise StoreFailed(f"{self.path}: {error}") from error
+
+    def _reads_whole(self) -> bool:
+        """Return whether the database is sound after all: SQLite calls an error of the disk in reading corruption, too."""
+        try:
+            return self._database is not None and self._all("PRAGMA quick_check(1)") == [("ok",)]
+        except sqlite3.Error:
+            return False
 
 
 def code_of(error: sqlite3.Error) -> int:

@@ -423,12 +423,12 @@ class Records:
     def bases(self, after: int, limit: int = -1) -> Iterator[Row]:
         """Return rows of `jobs` whose first seq is above this one, in order."""
         select = "SELECT first_seq, records FROM jobs WHERE first_seq > ? ORDER BY first_seq LIMIT ?"
-        return (_row(number, records) for number, records in self._connection.execute(select, (after, limit)))
+        return (row_of(number, records) for number, records in self._connection.execute(select, (after, limit)))
 
     def changes(self, after: int, limit: int = -1) -> Iterator[Row]:
         """Return rows of `changes` above this number, in order."""
         select = "SELECT number, records FROM changes WHERE number > ? ORDER BY number LIMIT ?"
-        return (_row(number, records) for number, records in self._connection.execute(select, (after, limit)))
+        return (row_of(number, records) for number, records in self._connection.execute(select, (after, limit)))
 
     def first_at_or_before(self, seq: int) -> int:
         """The row of `jobs` that a seq would be in; 0 if all begin behind it."""
@@ -496,7 +496,8 @@ def _unpacked(records: bytes) -> list[Any]:
     return unpacked
 
 
-def _row(number: int, records: bytes) -> Row:
+def row_of(number: int, records: bytes) -> Row:
+    """Return a row as it was read from a table."""
     try:
         return Row(number, _unpacked(records))
     except StoreCorrupt:

@@ -179,7 +179,7 @@ def test_a_file_in_the_place_of_the_folder_is_unfit(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(sqlite_file.NETWORK_FILESYSTEMS))
 def test_a_network_file_system_is_unfit_unless_forced(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "_filesystem", lambda folder: kind)
+    monkeypatch.setattr(sqlite_file, "filesystem", lambda folder: kind)
     with pytest.raises(StoreUnfit, match=kind):
         SQLite(f"sqlite://{path}").open()
 

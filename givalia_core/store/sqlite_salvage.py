@@ -1,0 +1,195 @@
+"""The way out of a damaged SQLite store: what is sound in it is written into a new one, and what is not is named.
+
+The damaged files are copied first and never written to. A job is taken over if the record of its enq and its newest change are
+what was written; one of which that is not known is left out, since it may have been cancelled or done meanwhile.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from givalia_core.clock import Mark
+from givalia_core.errors import StoreCorrupt, StoreUnfit
+from givalia_core.model import Job
+from givalia_core.store import sqlite_file
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Store
+from givalia_core.store.sqlite_records import Forgotten, Row, changes_of, jobs_of, likely_seq, row_of
+
+_JOBS_AT_ONCE: Final = 1_000
+_BYTES_AT_ONCE: Final = 4 << 20
+_FAR: Final = 1 << 62
+
+
+class Salvaged(NamedTuple):
+    """How many jobs the new store has, and a sentence about each thing that could not be taken over."""
+
+    jobs: int
+    lost: list[str]
+
+
+def salvage(path: Path, new: Store) -> Salvaged:
+    """Write what is sound in the store at this path into a new store, which is not open and holds no job.
+
+    Raises:
+        StoreLocked: A server has the damaged store open.
+        StoreUnfit: The new store holds jobs, or there is no store to read.
+        StoreError: The new store cannot be written.
+    """
+    if not path.is_file():
+        raise StoreUnfit(f"there is no store at {path}")
+    lock = sqlite_file.Lock(path.with_name(path.name + ".lock"))
+    try:
+        new.open()
+        try:
+            if any(new.counts().values()):
+                raise StoreUnfit("the new store holds jobs already")
+            with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
+                return _Salvage(_copied(path, Path(folder)), new).run()
+        finally:
+            new.close()
+    finally:
+        lock.release()
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    for name in (path.name, path.name + "-wal"):
+        if (file := path.with_name(name)).is_file():
+            shutil.copyfile(file, folder / name)
+    return folder / path.name
+
+
+class _Salvage:
+    def __init__(self, path: Path, new: Store) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._new = new
+        self._lost: list[str] = []
+        self._forgotten: set[int] = set()
+        self._newest: dict[int, tuple[int, int, int]] = {}  # Seq -> version, row and place of the newest change.
+        self._unsure: set[int] = set()
+        self._last_seq = self._last_fence = 0
+
+    def run(self) -> Salvaged:
+        mark = self._facts()
+        self._changes()
+        jobs, batch, size = 0, list[Job](), 0
+        for job in self._jobs():
+            self._last_seq, self._last_fence = max(self._last_seq, job.seq), max(self._last_fence, job.fence)
+            batch.append(job)
+            size += len(job.params) + len(job.result or b"")
+            if len(batch) == _JOBS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                jobs += self._write(batch, mark)
+                batch, size = [], 0
+        jobs += self._write(batch, mark)
+        self._new.raise_numbers(self._last_seq, self._last_fence)
+        self._database.close()
+        return Salvaged(jobs, self._lost)
+
+    def _facts(self) -> Mark:
+        """Return the mark of the clocks; note how far the numbers went."""
+        facts: dict[str, Any] = {}
+        for name in ("epoch", "commit"):
+            try:
+                value, crc = self._database.execute("SELECT value, crc FROM facts WHERE name = ?", (name,)).fetchone()
+                if zlib.crc32(value) != crc:
+                    raise StoreCorrupt("it does not match its checksum")
+                facts[name] = msgpack.unpackb(value)
+            except (sqlite3.Error, StoreCorrupt, TypeError) as error:
+                self._lost.append(f"the stored {name}: {error}")
+        self._last_fence = (facts.get("epoch") or 0) << FENCE_COUNTER_BITS
+        _, _, self._last_seq, mark = facts.get("commit") or (0, 0, 0, None)
+        return Mark(*mark) if mark else Mark("", 0, 0, 0)
+
+    def _changes(self) -> None:
+        for row in self._rows("changes", "number"):
+            for place, record in changes_of(row, lambda *bad, row=row: self._lose_change(row, *bad)):
+                if isinstance(record, Forgotten):
+                    self._forgotten.add(record.seq)
+                elif record.version > self._newest.get(record.seq, (0,))[0]:
+                    self._newest[record.seq] = record.version, row.number, place >> 8 & 0xFF
+
+    def _lose_change(self, row: Row, number: int, place: int, why: str) -> None:
+        seq = likely_seq(row.records[place]) if place >= 0 else None
+        if seq is None:
+            self._lost.append(f"change {number}.{place}: {why}; it is not known of which job")
+        else:
+            self._unsure.add(seq)
+
+    def _jobs(self) -> Iterator[Job]:
+        for row in self._rows("jobs", "first_seq"):
+            wanted = {self._newest[seq][1] for seq in range(row.number, row.number + 64) if seq in self._newest}
+            changes = {number: self._row("changes", "number", number) for number in wanted}
+            for job in jobs_of(row, lambda row, place, why: self._lost.append(f"job {row + max(place, 0)}: {why}")):
+                if job.seq in self._forgotten:
+                    continue
+                if job.seq in self._unsure:
+                    self._lost.append(f"job {job.seq} (id {job.id.hex()}): what became of it cannot be read")
+                elif job.seq in self._newest:
+                    yield self._changed(job, changes)
+                else:
+                    yield job
+
+    def _changed(self, job: Job, changes: dict[int, Row]) -> Job:
+        _, number, place = self._newest[job.seq]
+        for at, record in changes_of(changes[number], lambda *_: None):
+            if at >> 8 & 0xFF == place and isinstance(record, Job):
+                return record._replace(params=job.params)
+        return job
+
+    def _row(self, table: str, column: str, number: int) -> Row:
+        (records,) = self._database.execute(f"SELECT records FROM {table} WHERE {column} = ?", (number,)).fetchone()
+        return row_of(number, records)
+
+    def _rows(self, table: str, column: str) -> Iterator[Row]:
+        """Yield the rows of a table that can be read: behind one that cannot, the next one is looked for."""
+        after = -1
+        while True:
+            try:
+                select = f"SELECT {column}, records FROM {table} WHERE {column} > ? ORDER BY {column}"
+                for number, records in self._database.execute(select, (after,)):
+                    after = number
+                    yield row_of(number, records)
+                return
+            except sqlite3.Error as error:
+                self._lost.append(f"rows of {table} behind {after}: {error}")
+                following = self._readable(table, column, after)
+                if following is None:
+                    return
+                after = following
+
+    def _readable(self, table: str, column: str, after: int) -> int | None:
+        """Return a number behind which rows can be read again, as near as can be found."""
+        bad, step = after, 1
+        while step < _FAR and not self._is_readable(table, column, after + step):
+            bad, step = after + step, step * 2
+        if step >= _FAR:
+            return None
+        good = after + step
+        while good - bad > 1:
+            middle = (good + bad) // 2
+            if self._is_readable(table, column, middle):
+                good = middle
+            else:
+                bad = middle
+        return good
+
+    def _is_readable(self, table: str, column: str, after: int) -> bool:
+        select = f"SELECT {column}, length(records) FROM {table} WHERE {column} > ? ORDER BY {column} LIMIT 1"
+        try:
+            return self._database.execute(select, (after,)).fetchone() is not None
+        except sqlite3.Error:
+            return False
+
+    def _write(self, jobs: list[Job], mark: Mark) -> int:
+        if not jobs:
+            return 0
+        refused = self._new.commit([Change(None, job) for job in jobs], mark).refused
+        self._lost += [f"job {jobs[place].seq}: its id or key is that of another job" for place in refused]
+        return len(jobs) - len(refused)

@@ -1,0 +1,274 @@
+"""What becomes of a SQLite store when the system fails: each call in turn says each error, files are gone, the disk is full.
+
+`GIVALIA_EACH` lets each call fail at each place, as `make test-all` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreMissing
+from givalia_core.model import RUNNING, Job
+from givalia_core.store import sqlite, sqlite_file
+from givalia_core.store.base import Filter
+from givalia_core.store.sqlite import SQLite
+from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, waiting
+
+CALLS = ("open", "fsync", "ftruncate", "truncate", "pwrite", "posix_fallocate", "mkdir", "rename", "stat", "statvfs", "unlink")
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE)
+EACH = range(1, 60) if os.environ.get("GIVALIA_EACH") else (1, 2, 4, 7, 12, 20, 33)  # `make test-all` tries every one.
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", 1 << 16)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 10)
+
+
+class Failing:
+    """A call of the system that fails the `at`-th time it names a file of the store."""
+
+    def __init__(self, real: Callable[..., Any], number: int, at: int) -> None:
+        self.real, self.number, self.left = real, number, at
+        self.has_failed = False
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        self.left -= 1
+        if not self.left:
+            self.has_failed = True
+            raise OSError(self.number, os.strerror(self.number))
+        return self.real(*args, **named)
+
+
+def live(path: Path, acknowledged: set[int]) -> None:
+    """Open a store, work with it and close it; note which jobs were acknowledged."""
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    try:
+        done: list[Job] = []
+        for first in range(1, 60, 10):
+            jobs = [waiting(seq, key=f"k{seq}", target_worker=f"w{seq}", params=bytes(900)) for seq in range(first, first + 10)]
+            try:
+                store.commit(inserts(jobs), MARK)
+            except StoreFull:
+                store.has_room()
+                continue
+            acknowledged.update(job.seq for job in jobs)
+            done += jobs[5:]
+            store.tidy()
+        for job in done:
+            try:
+                store.commit([ended(job)], MARK, KEEP_ALL)
+            except StoreFull:
+                store.has_room()
+            store.tidy()
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("call", CALLS)
+def test_whichever_call_fails_and_how_nothing_acknowledged_is_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    for at in EACH:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        acknowledged: set[int] = set()
+        failing = Failing(getattr(os, call), number, at)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, failing)
+            try:
+                live(path, acknowledged)
+            except StoreCorrupt:
+                pytest.fail(f"call {at}: nothing is corrupt")
+            except (StoreError, StoreFull):
+                pass  # Anything else ends the test.
+        if not failing.has_failed:
+            return
+        shutil.rmtree(path.with_name("queue.db.making"), ignore_errors=True)
+        store = SQLite(f"sqlite://{path}")
+        store.open()
+        jobs, after = set(), None
+        while True:
+            page = store.page(Filter(), after, 100, NOW)
+            jobs |= {job.seq for job in page.jobs}
+            if (after := page.after) is None:
+                break
+        assert acknowledged <= jobs, (at, acknowledged - jobs)
+        assert store.check() == [], at
+        store.close()
+
+
+def test_a_new_folder_and_its_parents_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    real = sqlite_file.sync
+    monkeypatch.setattr(sqlite_file, "sync", lambda path: (synced.append(path), real(path)))
+
+    store = SQLite(f"sqlite://{tmp_path}/a/b/c/queue.db")
+    store.open()
+    store.close()
+
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"} <= set(synced)
+
+
+def test_an_error_of_the_disk_in_reading_is_no_corruption(store: SQLite) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    error = sqlite3.DatabaseError("database disk image is malformed")  # So SQLite says when a read fails.
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+    with pytest.raises(StoreFailed):
+        store._fail(error)
+
+
+# Files that are gone.
+
+
+def _move(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def _remove_log(path: Path) -> None:
+    path.with_name("queue.db-wal").unlink()
+
+
+def _replace(path: Path) -> None:
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+@pytest.mark.parametrize("how", [_move, _remove, _remove_log, _replace], ids=["moved", "removed", "log", "replaced"])
+@pytest.mark.parametrize("then", ["commit", "tidy"])
+def test_a_store_that_is_gone_acknowledges_nothing_and_stops_the_server(
+    path: Path, how: Callable[[Path], None], then: str
+) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.commit(inserts([waiting(1)]), MARK)
+
+    how(path)
+
+    store._looked_s = 0.0
+    with pytest.raises(StoreFailed) as raised:
+        store.commit(inserts([waiting(2)]), MARK) if then == "commit" else store.tidy()
+    assert raised.value.exit_code == 74
+    store._let_go()
+
+
+def test_a_copy_without_its_log_is_not_taken_for_a_sound_store(path: Path) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    for seq in range(1, 300):
+        store.commit(inserts([waiting(seq, params=bytes(500))]), MARK)
+        store.tidy()
+    (path.parent / "copy").mkdir()
+    copy = path.parent / "copy" / "queue.db"
+    shutil.copy(path, copy)
+    store.close()
+
+    with pytest.raises(StoreCorrupt, match=r"its log .* is missing"):
+        SQLite(f"sqlite://{copy}").open()
+
+    store.open()  # This one was closed, and needs none.
+    assert store.check() == []
+    store.close()
+
+
+def test_a_store_is_not_made_where_none_may_be_made(path: Path) -> None:
+    store = SQLite(f"sqlite://{path}", create=False)
+    with pytest.raises(StoreMissing, match="create is false"):
+        store.open()
+    assert not path.exists()
+
+    first = SQLite(f"sqlite://{path}")
+    assert first.open().is_new
+    assert first.describe()["is_new"]
+    first.close()
+    assert not store.open().is_new
+    store.close()
+
+
+def test_a_file_system_in_memory_is_named_in_every_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "filesystem", lambda folder: "tmpfs")
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+
+    assert store.durability == "memory"
+    store.close()
+
+
+SECOND = """
+import sys
+from givalia_core.errors import StoreError
+from givalia_core.store.sqlite import SQLite
+try:
+    SQLite("sqlite://" + sys.argv[1]).open()
+except StoreError as error:
+    print(type(error).__name__)
+    raise SystemExit(error.exit_code)
+"""
+
+
+def sums(path: Path) -> str:
+    """What the files hold, read by another process: who closes a file gives back the locks that SQLite has on it."""
+    files = [str(path), f"{path}-wal"]
+    return subprocess.run(["cksum", *files], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.parametrize("has_looked", [False, True])
+def test_a_second_process_that_finds_no_lock_file_is_refused_as_one_that_does(
+    store: SQLite, path: Path, has_looked: bool
+) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    path.with_name("queue.db.lock").unlink()
+    if has_looked:
+        store._looked_s = 0.0
+        store.tidy()
+    before = sums(path)
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(sqlite.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND, str(path)], env=environment, capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stdout.strip()) == (75, StoreLocked.__name__), done.stderr
+    assert sums(path) == before
+    assert store.commit(inserts([waiting(2)]), MARK).refused == ()
+
+
+# A disk that is full.
+
+
+def test_a_checkpoint_or_sweep_that_meets_a_full_disk_tells_the_engine(
+    store: SQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    with monkeypatch.context() as patched:
+
+        def fails() -> None:
+            raise full
+
+        patched.setattr(store, "_checkpoint", fails)
+        store._rows_since_checkpoint = 10_000
+        store.tidy()
+    assert store.is_full
+    assert path.with_name("queue.db.ballast").stat().st_size == 0
+
+    assert store.has_room()
+    assert not store.is_full
+    assert store.commit([changed(waiting(1), state=RUNNING)], MARK).refused == ()
