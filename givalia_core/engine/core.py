@@ -31,7 +31,7 @@ WATCH_US: Final = 2_500_000  # How often it is looked what other servers did: th
 WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
-FORGOTTEN_AT_ONCE: Final = 1_000
+FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
 
 
 class Reads(NamedTuple):

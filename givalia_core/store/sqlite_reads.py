@@ -99,6 +99,7 @@ class Reads:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.durability = "fsync"
+        self._is_said_open = False  # Whether the file says that a server has it open, and that it therefore has a log.
         self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
         self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
@@ -116,6 +117,7 @@ class Reads:
         self._touched = 0  # Jobs whose part of the index may have been mapped lately.
         self._absent: set[bytes | str] = set()  # Ids and keys that no job has, as far as is known.
         self._counted: Counter[tuple[str, JobState]] = Counter()
+        self._in_state: Counter[JobState] = Counter()
 
     @mended
     def find(self, wanted: Wanted, now: Now) -> Found:
@@ -410,8 +412,7 @@ class Reads:
         }
 
     def _ended_count(self, states: Iterable[JobState]) -> int:
-        wanted = set(states)
-        return sum(count for (_, state), count in self._counted.items() if state in wanted)
+        return sum(self._in_state[state] for state in states)
 
     @mended
     def forgettable(self, retention: Retention) -> bool:
@@ -499,7 +500,7 @@ class Reads:
         if code in FULL_CODES:
             self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
-        if code in _BUSY_CODES:
+        if code in _BUSY_CODES and not self._is_said_open:
             raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
         if is_corrupt and not self._reads_whole():

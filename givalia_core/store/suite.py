@@ -908,7 +908,7 @@ class StoreSuite:
         opened = store.open()
 
         assert opened.epoch >= 1
-        assert opened == Opened(opened.epoch, None, 0)
+        assert opened == Opened(opened.epoch, None, 0, is_new=opened.is_new)
         assert self.listed(store) == []
         assert store.counts() == {}
         assert store.ready(NOW) == {}

@@ -41,6 +41,7 @@ _FIXED: Final = (
 DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
+_LANES_AT_ONCE: Final = 500
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
 
@@ -278,13 +279,24 @@ class Index:
             Damaged: It is another.
         """
         self.slots.verify_header()
+        self.slots.verify_total()
         self.names.verify_total()
         self.lanes.keys.verify()
         self.lanes.runs.verify_list()
 
+    def end_round(self) -> None:
+        """End a round of the scrub, which has seen the whole index."""
+        self.is_verified = True
+        self.lanes.end_round()
+        if self.slots.cut():
+            self.lanes.forget_behind(self.slots.end)
+        self.names.cut()
+        self.lanes.runs.cut()
+        self._write_header()
+
     def free_lanes(self) -> None:
-        """End a round of the scrub: let go of the lanes that no job was seen in."""
-        for lane in self.lanes.free_unused():
+        """Let go of some of the lanes that hold no job."""
+        for lane in self.lanes.free_unused(_LANES_AT_ONCE):
             _, _, module, target, _ = lane.key
             route = Route(module, target)
             self.routes[route].remove(lane)
