@@ -163,7 +163,8 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
 
 def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_at_us: int, changes: dict[str, Any]) -> Job:
     moved = evolve(job, act, on_wall=on_wall, due_at_us=due_at_us, **changes)
-    expires = moved.expires_us is not None and moved.attempt == 0
+    # An attempt that was given back because its process was replaced had started.
+    expires = moved.expires_us is not None and moved.attempt == 0 and not moved.replacements
     moved = moved._replace(
         expires_at_us=due_at_us + (moved.expires_us or 0) if expires else None,
         answered=batch.answered(job, request, act, moved.due_on_wall_us(batch.now)),

@@ -1064,6 +1064,21 @@ def test_c1_a_row_keeps_the_last_four_commands_however_old_they_are(rig: EngineR
     assert rig.store.counts() == {("Mail", WAITING): 1}
 
 
+def test_a_job_that_had_started_does_not_expire_although_it_is_replaced(rig: EngineRig) -> None:
+    # given a job whose attempt was given back, for its process was replaced
+    worker = rig.worker()
+    rig.enq(id=uid(1), key="k", delay_us=0)
+    worker.credit(0)
+    worker.release(replaced=True)
+
+    # when
+    rig.enq(key="k", delay_us=SECOND_US, expires_us=SECOND_US, if_exists="replace")
+    rig.tick(5)
+
+    # then
+    assert rig.state("k") == "ready"
+
+
 # C5 and names.
 
 
