@@ -23,7 +23,7 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.routing import Session
-from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.store.base import Change, Commit, Filter, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -32,6 +32,7 @@ WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
+NOTHING_UNKEPT: Final = Keeping()
 
 
 class Reads(NamedTuple):
@@ -83,6 +84,7 @@ class Engine:
         self._lender = Lender(self.desk)
         self._inputs: Sequence[Input] = ()
         self._now = now
+        self._held_up_until_us = 0
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
@@ -138,6 +140,11 @@ class Engine:
         gap_us = now.mono_us - self._now.mono_us
         if gap_us > GAP_US:
             self._extend_leases(gap_us)
+            self._remember_longer(gap_us, now)
+        elif now.mono_us > self._held_up_until_us:
+            self.desk.held_up_us = 0
+        if self.desk.remembered.bytes:
+            self.desk.remembered.forget(now.mono_us, self.desk.held_up_us)
         if abs(now.timer_ahead_us - self._ahead_us) > STEP_US:
             # The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept.
             self.desk.routing.forget_windows()
@@ -166,6 +173,11 @@ class Engine:
             lease.expires_mono_us += gap_us
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
+
+    def _remember_longer(self, gap_us: int, now: Now) -> None:
+        """Commands may have waited in our sockets for as long as we stood still, so their answers are kept for longer."""
+        self.desk.held_up_us += gap_us
+        self._held_up_until_us = now.mono_us + REMEMBERED_AT_LEAST_US
 
     def look_again(self, now: Now) -> Now:
         """Take the time once more before anything is decided."""
@@ -251,8 +263,14 @@ class Engine:
         policy, now_us = self.desk.policy, self._now.timer_us
         return Retention(now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, FORGOTTEN_AT_ONCE)
 
-    def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
-        """The commit is durable: renew what memory believes, and return what may now be said."""
+    def conclude(self, plan: Plan, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
+        """The commit is durable: renew what memory believes, and return what may now be said.
+
+        Args:
+            plan: What was decided.
+            commit: What became of its changes.
+            keeping: What a shared store did not keep of the answers that changed nothing.
+        """
         batch = plan.batch
         lost = [plan.changes[place].job for place in commit.refused]
         refused = {job.seq for job in lost}
@@ -263,7 +281,11 @@ class Engine:
             self.desk.routing.forget_windows()
             self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
+        if keeping.decided:
+            refused |= {batch.unchanged[request].number for request in keeping.decided}
         unanswerable = self.again.take_back(self._inputs, batch, refused)
+        if batch.unchanged:
+            self._remember_answers(batch, refused, keeping.busy)
         for resumed in batch.resumed:
             resumed.has_resumed = True
         # Progress goes first: who waits hears it before the end.
@@ -283,6 +305,14 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _remember_answers(self, batch: Batch, refused: set[int], busy: frozenset[bytes]) -> None:
+        """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
+        if busy:
+            numbers = {batch.unchanged[request].number for request in busy}
+            answers.forget(batch, self._inputs, numbers)
+            refused = refused | numbers
+        self.desk.remembered.add(batch.standing(refused), self._now.mono_us)
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
@@ -328,14 +358,15 @@ class Engine:
         self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:
-        """The store went away in this batch. Nothing is answered; all of it is decided again when it is back.
+        """The store went away in this batch, or met an answer of another server. Nothing is answered; all is decided again.
 
         Args:
             plan: What was decided, if it came to that: it may have been stored.
         """
         if plan is not None:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        self.again.keep(self._inputs, is_unsure=plan is not None and bool(plan.changes))
+        is_unsure = plan is not None and bool(plan.changes or plan.batch.unchanged)
+        self.again.keep(self._inputs, is_unsure=is_unsure)
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 

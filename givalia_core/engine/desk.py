@@ -10,31 +10,36 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from givalia_core.clock import Now
-from givalia_core.engine.records import Close, Effect, Hook, Tell
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine import remembered
+from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
+from givalia_core.engine.remembered import Remembered
+from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
     ENDED,
     REMEMBERED_AT_LEAST_US,
-    REQUESTS_KEPT,
+    REQUESTS_MOST,
     RUNNING,
     WAITING,
     Answered,
     Job,
     evolve,
+    still_remembered,
 )
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Room, Routing, Session
-from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Page, Route
+from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Kept, Page, Route
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
 DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
+LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
 
 
@@ -72,6 +77,8 @@ class Desk:
         self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
         self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
+        self.remembered = Remembered()
+        self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
         self.is_draining = False
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
@@ -129,6 +136,18 @@ class Desk:
                 lease.room.held += 1
 
 
+class Unchanged(NamedTuple):
+    """The answer of one command that changed no job, and the seqs of the jobs that the answer depends on.
+
+    It has a number like a seq, below 0: who was told of it is told anew if it comes to nothing.
+    """
+
+    answer: Item
+    is_enq: bool
+    seqs: frozenset[int]
+    number: int
+
+
 class Facts:
     """What was read from the store for one batch."""
 
@@ -157,6 +176,7 @@ class Batch:
         self._live: dict[str, int | None] = {}
         self._ended: dict[str, int] = {}
         self._requests: dict[bytes, int] = {}
+        self.unchanged: dict[bytes, Unchanged] = {}  # By request id; to be remembered if the commit lets them stand.
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
         self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
         self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
@@ -286,10 +306,60 @@ class Batch:
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
-        """The job's memory of commands with this one added, the oldest gone."""
-        past = (*job.answered, Answered(request, act, due_at_us))[-REQUESTS_KEPT:]
+        """The job's memory of commands with this one added, those that are old enough gone.
+
+        Raises:
+            Refusal: So many commands changed the job within two minutes that another cannot be remembered.
+        """
+        now_us = self.now.timer_us
+        past = still_remembered(job.answered, now_us - REMEMBERED_AT_LEAST_US - self.desk.held_up_us)
+        if len(past) >= REQUESTS_MOST and act not in LAST:
+            words = f"{len(past)} commands changed this job within two minutes, as many as it remembers"
+            wait_us = past[0].at_us + REMEMBERED_AT_LEAST_US - now_us
+            raise Refusal(Busy(words, retry_after=max(wait_us / SECOND_US, 1.0)))
         self._requests[request] = job.seq
-        return past
+        return (*past, Answered(request, act, due_at_us, now_us))
+
+    # Answers that changed nothing.
+
+    def has_changed(self, request: bytes, *, is_enq: bool) -> bool:
+        """Whether this request has made or changed a job in this batch, so that the job remembers it."""
+        return (is_enq and request in self._ids) or request in self._requests
+
+    def recall(self, request: bytes) -> Item | None:
+        """The answer that this request was given without changing a job; None if it is not known."""
+        if self.unchanged and (here := self.unchanged.get(request)) is not None:
+            self.touched += [(seq, self.author) for seq in (here.number, *here.seqs)]
+            return here.answer
+        kept = self.facts.found.answers
+        if kept and (packed := kept.get(request)) is not None:
+            return remembered.unpack(packed)
+        return self.desk.remembered.get(request)
+
+    def remember(self, request: bytes, answer: Item, *, is_enq: bool, since: int) -> bool:
+        """Remember the answer of a command that changed no job; False if there is no room for it.
+
+        Args:
+            request: The id of the command.
+            answer: What it is answered.
+            is_enq: Whether the id could become that of a job.
+            since: The length of `touched` before the command was decided.
+        """
+        if not self.desk.remembered.has_room(len(self.unchanged)):
+            return False
+        seqs = frozenset(seq for seq, _ in self.touched[since:])
+        number = -1 - len(self.unchanged)
+        self.unchanged[request] = Unchanged(answer, is_enq, seqs, number)
+        self.touched.append((number, self.author))
+        return True
+
+    def standing(self, refused: set[int]) -> list[Kept]:
+        """The answers that changed no job, but for those that depend on what was refused."""
+        return [
+            Kept(request, remembered.pack(each.answer), each.is_enq)
+            for request, each in self.unchanged.items()
+            if each.number not in refused and refused.isdisjoint(each.seqs)
+        ]
 
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""

@@ -69,6 +69,8 @@ class Names:
             if isinstance(message, GivaliaError):
                 continue
             self.ids.add(message.id)
+            if desk.is_shared:
+                self.requests.add(message.id)  # Another server may have refused it.
             if message.key is not None:
                 self.keys.add(message.key)
                 if message.if_exists in ("replace", "reschedule"):

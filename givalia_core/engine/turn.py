@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Final
 
-from givalia_core.clock import Clock, Now, Timekeeper
+from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper
 from givalia_core.engine import sharing
-from givalia_core.engine.core import Engine, Plan
+from givalia_core.engine.core import NOTHING_UNKEPT, Engine, Plan
 from givalia_core.engine.desk import Facts
 from givalia_core.engine.records import Close, Effect, Input
 from givalia_core.errors import StoreAway, StoreFailed, StoreFull
 from givalia_core.policy import Policy
-from givalia_core.store.base import Commit, Opened, Store, Wanted, as_shared
+from givalia_core.store.base import AlreadyDecided, Commit, Keeping, Opened, Store, Wanted, as_shared
+
+PAUSE_US: Final = 5 * SECOND_US
+"""A process that stood still for longer between its reading and its commit reads again: others may have decided meanwhile."""
 
 
 def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
@@ -65,10 +69,15 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
             # What was read has brought the database's time: no delay is counted from before its command was there.
             now = engine.look_again(timer.now(clock.read()))
         plan = engine.decide(facts)
+        if shared is not None and clock.read().mono_us - now.mono_us > PAUSE_US:
+            raise AlreadyDecided
         effects = _concluded(engine, store, timer, plan, now)
     except StoreAway:
         engine.suspend(plan)
         raise
+    except AlreadyDecided:
+        engine.suspend(plan)
+        return []
     if shared is not None and plan.batch.followed:
         shared.follow(plan.batch.followed)
     return effects
@@ -85,8 +94,8 @@ def _concluded(engine: Engine, store: Store, timer: Timekeeper, plan: Plan, now:
         except StoreFull as error:
             failed = StoreAway if store.is_shared else StoreFailed
             raise failed(f"the disk is full and the reserve is used up: {error}") from error
-        return [*engine.conclude(plan, commit), *closed]
-    return engine.conclude(plan, commit)
+        return [*engine.conclude(plan, commit, _kept(store, plan, commit)), *closed]
+    return engine.conclude(plan, commit, _kept(store, plan, commit))
 
 
 def _facts(engine: Engine, store: Store, now: Now) -> Facts:
@@ -112,6 +121,17 @@ def _commit(store: Store, timer: Timekeeper, plan: Plan, now: Now) -> Commit:
     if not plan.must_commit:
         return Commit()
     return store.commit(plan.changes, timer.mark(now, plan.batch.desk.policy.lease_us), plan.retention)
+
+
+def _kept(store: Store, plan: Plan, commit: Commit) -> Keeping:
+    """Let a shared store keep the answers that changed nothing.
+
+    After the changes, on which the answers may depend: an answer whose change was refused is decided again.
+    """
+    shared = as_shared(store) if plan.batch.unchanged else None
+    if shared is None:
+        return NOTHING_UNKEPT
+    return shared.keep(plan.batch.standing({plan.changes[place].job.seq for place in commit.refused}))
 
 
 def _without_new_jobs(engine: Engine, store: Store, timer: Timekeeper, now: Now) -> tuple[Plan, Commit]:

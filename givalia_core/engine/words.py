@@ -8,8 +8,9 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk, Facts
-from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job, JobState
+from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
@@ -127,6 +128,11 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
         "running": len(desk.leases),
         "workers": len(desk.routing.sessions),
         "stale_reports": desk.stale,
+        "remembered": {
+            "answers": len(desk.remembered),
+            "bytes": desk.remembered.bytes,
+            "bytes_max": remembered.BYTES_MAX,
+        },
         **desk.about(),
         "store": facts.described,
         "limits": {
@@ -138,6 +144,7 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
             "result_bytes": frames.RESULT_BYTES_MAX,
             "key_bytes": 255,
             "live_jobs": policy.live_max,
+            "remembered_per_job": REQUESTS_MOST,
         },
         "defaults": {
             "max_attempts": policy.max_attempts,

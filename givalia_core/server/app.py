@@ -276,7 +276,7 @@ class Server:
             self._last_number,
             sock,
             peer,
-            Session(port, is_busy=is_busy),
+            Session(port, is_busy=is_busy, read_clock=self._clock.read),
             self._submit,
             self._ended,
             lambda: self._clock.read().mono_us,

@@ -130,7 +130,7 @@ class Connection:
                 _log(logging.INFO, "connection %s closed: it used a request number twice", self.peer)
                 return
             self._count(ask)
-            self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
+            self._submit(Asked(self.number, *ask))
         self._gate()
 
     def _count(self, ask: Ask) -> None:

@@ -7,7 +7,8 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from givalia_core.clock import Mark, Now, Timekeeper
@@ -27,6 +28,17 @@ class Change(NamedTuple):
 
     was: Job | None
     job: Job
+
+
+class Kept(NamedTuple):
+    """An answer that changed no job, which a shared store keeps by its request id for `REMEMBERED_AT_LEAST_US`.
+
+    With `is_enq` the request id could be a job's: no job gets it while the answer is kept.
+    """
+
+    request: bytes
+    answer: bytes
+    is_enq: bool
 
 
 class Retention(NamedTuple):
@@ -136,7 +148,8 @@ class Found(NamedTuple):
     `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
     server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
     `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
-    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each.
+    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each. `answers` are
+    what a shared store keeps by request id (`Kept.answer`), read after all jobs.
     """
 
     ids: dict[bytes, Job]
@@ -146,6 +159,7 @@ class Found(NamedTuple):
     ready: dict[Route, list[Job]]
     variants: dict[Route, list[Route]]
     floor: int = 0
+    answers: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Filter(NamedTuple):
@@ -169,6 +183,10 @@ class Page(NamedTuple):
 
     jobs: list[Job]
     after: tuple[int, int] | None
+
+
+class AlreadyDecided(Exception):
+    """A commit met the answer of another server to one of its commands; nothing is known of the rest. Decide it again."""
 
 
 class Store(Protocol):
@@ -280,6 +298,16 @@ class News(NamedTuple):
     is_deaf: bool = False  # No news arrives for now.
 
 
+class Keeping(NamedTuple):
+    """The requests whose answers `keep` did not keep: another server has decided those of `decided`, so they are decided again.
+
+    Those of `busy` cannot be kept for now; nobody may be told the answers.
+    """
+
+    decided: frozenset[bytes] = frozenset()
+    busy: frozenset[bytes] = frozenset()
+
+
 class Watched(NamedTuple):
     """What `watch` found that no news may have told."""
 
@@ -304,6 +332,12 @@ class SharedStore(Store, Protocol):
 
     wake: Callable[[], None]
     """Called from the store's own greenlet when there is news; the server sets it."""
+
+    def keep(self, answers: Sequence[Kept]) -> Keeping:
+        """Keep these answers, durable on return, so that no server decides the same commands in another way.
+
+        `commit` in turn raises `AlreadyDecided` if an answer to one of its commands is kept.
+        """
 
     def news(self) -> News:
         """What arrived since it was last asked; reads nothing."""

@@ -27,6 +27,7 @@ from givalia_core.model import (
     DONE,
     ENDED,
     REQUESTS_KEPT,
+    REQUESTS_MOST,
     RUNNING,
     STORED_STATES,
     WAITING,
@@ -498,6 +499,23 @@ class StoreSuite:
         found = store.find(Wanted(requests=frozenset(request_id(number) for number in range(1, 8))), NOW)
 
         assert found.requests == {request_id(number): job for number in (3, 4, 5, 6)}
+
+    def test_a_job_is_found_by_each_of_a_thousand_requests_after_a_restart_too(self, tmp_path: Path) -> None:
+        numbers = range(1, REQUESTS_MOST)
+        job = waiting(1)
+        store = self.opened(tmp_path, job)
+        every = (*job.answered, *(Answered(request_id(number), "ext", number, number) for number in numbers))
+        change = changed(job, answered=every)
+        store.commit([change], MARK)
+        fewer = changed(change.job, answered=(*every[500:], Answered(request_id(2_000), "ext", 1, 1)))
+        store.commit([fewer], MARK)
+
+        wanted = Wanted(requests=frozenset(request_id(number) for number in (*numbers, 2_000)))
+        left = {request_id(number): fewer.job for number in (*range(500, REQUESTS_MOST), 2_000)}
+
+        assert store.find(wanted, NOW).requests == left
+        store, _ = self.reopened(store)
+        assert store.find(wanted, NOW).requests == left
 
     def test_a_request_is_still_found_when_its_job_has_ended(self, tmp_path: Path) -> None:
         job = waiting(1)

@@ -123,6 +123,7 @@ class SimServer:
         self.engine = turn.start(self.store, opened, self._timer, world.clock, self._policy, rng)
         self.is_up = True
         self._life += 1
+        world.history.lives.append(world.history.turns + 1)
         self._turn_at_us, self._paused_until_us = None, 0
         world.history.note("server", "fault", "start", value=opened.epoch)
         self._plan_turn(0)
@@ -159,10 +160,10 @@ class SimServer:
         """A connection was made."""
         self._conns[conn.number] = conn
 
-    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any]) -> None:
+    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any], until_us: int | None = None) -> None:
         """A frame has arrived."""
         if conn.number in self._conns:
-            asked = Asked(conn.number, request, kind, messages)
+            asked = Asked(conn.number, request, kind, messages, until_us)
             self._asked[conn.number, request] = asked
             self._take_in(asked)
 

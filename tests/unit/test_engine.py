@@ -84,7 +84,10 @@ def test_a_message_that_could_not_be_decoded_is_answered_in_its_place(rig: Engin
     assert [type(answer) for answer in answers] == [tuple, BadRequest, tuple]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in m.TABLE if kind not in (Kind.HELLO, Kind.INFO, Kind.MODULES, Kind.WORKERS)])
+NOT_MANY = (Kind.HELLO, Kind.CLOCK, Kind.INFO, Kind.MODULES, Kind.WORKERS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in m.TABLE if kind not in NOT_MANY])
 def test_whatever_could_not_be_decoded_is_refused_and_harms_nothing(rig: EngineRig, kind: Kind) -> None:
     worker = rig.worker(10, "any", "Mail", capacity=1)
     rig.enq(id=uid(1))
@@ -1050,14 +1053,30 @@ def test_c1_a_resent_stop_answers_the_same_after_the_job_has_ended(rig: EngineRi
     assert rig.cancel("k", running=True, request=uid(9)) == first == ("stop_requested",)
 
 
-def test_c1_a_row_keeps_the_last_four_commands(rig: EngineRig) -> None:
-    rig.enq(id=uid(1), key="k", delay_us=SECOND_US)
+def test_c1_a_row_keeps_the_last_four_commands_however_old_they_are(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), key="k", delay_us=3_600 * SECOND_US)
     for number in range(1, 7):
         rig.ext("k", delta_us=SECOND_US, request=uid(100 + number))
+        rig.tick(121)
 
     assert [past.request for past in rig.stored(uid(1)).answered] == [uid(100 + number) for number in (3, 4, 5, 6)]
     assert isinstance(rig.enq(id=uid(1)), tuple)
     assert rig.store.counts() == {("Mail", WAITING): 1}
+
+
+def test_a_job_that_had_started_does_not_expire_although_it_is_replaced(rig: EngineRig) -> None:
+    # given a job whose attempt was given back, for its process was replaced
+    worker = rig.worker()
+    rig.enq(id=uid(1), key="k", delay_us=0)
+    worker.credit(0)
+    worker.release(replaced=True)
+
+    # when
+    rig.enq(key="k", delay_us=SECOND_US, expires_us=SECOND_US, if_exists="replace")
+    rig.tick(5)
+
+    # then
+    assert rig.state("k") == "ready"
 
 
 # C5 and names.
@@ -2019,7 +2038,7 @@ def test_a_job_whose_row_remembers_a_strange_request_is_still_one_job(rig: Engin
     rig.enq(id=uid(1), key="k", delay_us=SECOND_US)
     rig.ext("k", delta_us=SECOND_US, request=uid(1))  # A client that uses one id for two commands.
 
-    assert rig.stored(uid(1)).answered[-1] == Answered(uid(1), "ext", rig.now.wall_us + 2 * SECOND_US)
+    assert rig.stored(uid(1)).answered[-1] == Answered(uid(1), "ext", rig.now.wall_us + 2 * SECOND_US, rig.now.timer_us)
     assert rig.enq(id=uid(1), key="k")[0] == uid(1)
     assert rig.store.check() == []
 

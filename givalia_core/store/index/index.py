@@ -396,9 +396,7 @@ class Index:
         elif key is not None and (was.key != key or was.state in ENDED):
             self.names.add(self.of_key(key), slot)
         if was.answered is not job.answered:
-            self._add_requests(slot, job)
-            for answered in set(was.answered).difference(job.answered):
-                self.names.remove(self.of_request(answered.request), slot)
+            self._change_requests(slot, was, job)
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
         slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
@@ -420,6 +418,15 @@ class Index:
         for past in job.answered:
             if past.request != job.id:
                 self.names.add(self.of_request(past.request), slot)
+
+    def _change_requests(self, slot: int, was: Job, job: Job) -> None:
+        """Name the slot by the requests that are new; a job may remember a thousand, and each change adds one."""
+        before, after = set(was.answered), set(job.answered)
+        for past in after - before:
+            if past.request != job.id:
+                self.names.add(self.of_request(past.request), slot)
+        for past in before - after:
+            self.names.remove(self.of_request(past.request), slot)
 
     def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
         self.lanes.stand(slot, lane, when)

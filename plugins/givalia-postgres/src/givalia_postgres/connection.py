@@ -15,6 +15,7 @@ import gevent
 import psycopg
 from gevent.hub import Hub
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.store.base import AlreadyDecided
 from psycopg import RawCursor, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -256,6 +257,7 @@ def _rows(cursor: Any) -> Rows:
 
 # Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables.
 _AGAIN: Final = {"40001", "40P01", "23505", "26000", "42P05", "0A000"}
+_DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _FULL: Final = {"53100"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
@@ -267,6 +269,8 @@ def meaning_of(error: psycopg.Error) -> Exception:
     """What an error of the database is to the server."""
     state = error.sqlstate
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
+    if error.diag.constraint_name in _DECIDED:
+        return AlreadyDecided(words)
     if state in _HELD:
         return Held(words)
     if state in _AGAIN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from givalia_core.clock import Now
 from givalia_core.errors import StoreAway, StoreError, StoreFull
@@ -54,7 +55,7 @@ class Reads:
         return [to_job(row) for row in self._read((words, values))[0]]
 
     def find(self, wanted: Wanted, now: Now) -> Found:
-        found = Found({}, {}, {}, {}, {}, {})
+        found = Found({}, {}, {}, {}, {}, {}, answers={})
         parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now)]
         if not parts and not wanted.numbers:
             return found
@@ -159,7 +160,8 @@ class Reads:
 
 
 def named(wanted: Wanted, found: Found) -> Iterable[Part]:
-    """What is asked for by name, and where the answers go."""
+    """What is asked for by name, and where the answers go: `found` must have a dict of its own for `answers`."""
+    answers = cast("dict[bytes, bytes]", found.answers)
 
     def by_id(rows: Rows) -> None:
         found.ids.update((job.id, job) for job in map(to_job, rows))
@@ -171,7 +173,11 @@ def named(wanted: Wanted, found: Found) -> Iterable[Part]:
         found.ended.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
 
     def by_request(rows: Rows) -> None:
-        found.requests.update((request, to_job(row)) for request, *row in rows)
+        for request, answer, *row in rows:
+            if answer is None:
+                found.requests[request] = to_job(row)
+            else:
+                answers[request] = answer
 
     if wanted.ids:
         yield (sql.BY_ID, [uuids(list(wanted.ids))]), by_id
@@ -179,6 +185,7 @@ def named(wanted: Wanted, found: Found) -> Iterable[Part]:
         yield (sql.BY_KEY, [texts(list(wanted.keys))]), by_key
     if wanted.past_keys:
         yield (sql.BY_PAST_KEY, [texts(list(wanted.past_keys))]), by_past_key
+    # Last: a change that was seen by any of the above has left its request here.
     if wanted.requests:
         yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 LOCK: Final = 0x47495641  # "GIVA": an advisory lock that is held while the tables are made.
 
 # Rows change their place with each step of a job; room in the pages and a busy vacuum keep them from spreading.
@@ -60,5 +60,12 @@ CREATE TABLE givalia.events (
 );
 """
 
-STEPS: Final = (_FIRST,)
+# A request that has changed a job has that job's seq; one that has changed nothing has its answer, for a while, and no seq.
+_ANSWERS: Final = """
+ALTER TABLE givalia.requests ADD COLUMN answer bytea, ADD COLUMN until_us bigint,
+    ADD CONSTRAINT requests_decided_once CHECK (answer IS NULL OR seq = 0);
+CREATE INDEX requests_until ON givalia.requests (until_us) WHERE until_us IS NOT NULL;
+"""
+
+STEPS: Final = (_FIRST, _ANSWERS)
 """What brings the tables from each format to the next; from nothing to format 1 first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from givalia_core.model import REMEMBERED_AT_LEAST_US
 from givalia_core.store.base import ALIVE_US
 
 from givalia_postgres.rows import COLUMNS
@@ -28,7 +29,8 @@ SELECT j.* FROM unnest($1::text[]) AS k(key), LATERAL (
     {_SELECT} WHERE key = k.key AND key IS NOT NULL AND ended_at_us > 0 ORDER BY key, ended_at_us DESC, seq DESC LIMIT 1
 ) AS j"""
 BY_REQUEST: Final = f"""
-SELECT q.request, {_J_COLUMNS} FROM givalia.requests q JOIN givalia.jobs j ON j.seq = q.seq WHERE q.request = ANY($1::uuid[])"""
+SELECT q.request, q.answer, {_J_COLUMNS} FROM givalia.requests q LEFT JOIN givalia.jobs j ON j.seq = q.seq
+WHERE q.request = ANY($1::uuid[]) AND (q.answer IS NOT NULL OR j.seq IS NOT NULL)"""
 # By hops along the index of those that wait. The variants of a route stand together: no name has a blank, nor what sorts behind
 # it; $3: how many of each clock's at most.
 VARIANTS: Final = """
@@ -181,8 +183,37 @@ FORGET_REQUESTS: Final = f"""
 DELETE FROM givalia.requests q USING unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
 WHERE q.request = u.request"""
 KEEP_REQUESTS: Final = f"""
-INSERT INTO givalia.requests SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
+INSERT INTO givalia.requests (request, seq)
+SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
 ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
+
+# The answers that changed no job. The unique index of the requests sees to it that one server decides each: whoever takes
+# another's for a change violates `requests_decided_once`.
+KEEP_ANSWERS: Final = f"""
+INSERT INTO givalia.requests SELECT u.request, 0, u.answer, {NOW_US} + {REMEMBERED_AT_LEAST_US}
+FROM unnest($1::uuid[], $2::bytea[]) AS u(request, answer) ON CONFLICT (request) DO NOTHING RETURNING request"""
+# The id of a refused enq could be a job's by now, or be about to become one. A row that takes its place in the index of ids
+# until the end of the transaction makes each of two servers wait for the other; whoever comes second finds what was decided.
+TAKE_IDS: Final = """
+INSERT INTO givalia.jobs (seq, id, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, body, params,
+    keeper, stop_asked)
+SELECT -1 - floor(random() * 9e18)::bigint, u.id, 4, '', '', 0, false, 0, 1, 1, '', '', 0, false
+FROM unnest($1::uuid[]) AS u(id) ON CONFLICT DO NOTHING"""
+DROP_ANSWERS_OF_JOBS: Final = """
+DELETE FROM givalia.requests q WHERE q.request = ANY($1::uuid[]) AND q.answer IS NOT NULL
+    AND EXISTS (SELECT FROM givalia.jobs j WHERE j.id = q.request AND j.seq > 0) RETURNING q.request"""
+GIVE_IDS_BACK: Final = "DELETE FROM givalia.jobs WHERE id = ANY($1::uuid[]) AND seq < 0"
+# Fails for an id that is a request already: another server has refused it since it was looked for.
+ARE_NEW_IDS: Final = """
+INSERT INTO givalia.requests (request, seq) SELECT request, 0 FROM givalia.requests WHERE request = ANY($1::uuid[])"""
+KEEP_WAIT: Final = "SELECT set_config('lock_timeout', '50ms', true)"
+SWEEP_ANSWERS: Final = f"""
+WITH gone AS (
+    DELETE FROM givalia.requests WHERE request = ANY(ARRAY(
+        SELECT request FROM givalia.requests WHERE until_us < {NOW_US} ORDER BY until_us LIMIT $1 FOR UPDATE SKIP LOCKED
+    )) RETURNING request
+)
+SELECT count(*) FROM gone"""
 
 # $1: dead ones or the others; $2: now; $3: what ended later stays; $4: how many stay; $5: how many go at most.
 RETIRE: Final = """
@@ -275,7 +306,7 @@ TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {IS_ALIVE} AND terms <>
 ADD_COUNTS: Final = """
 INSERT INTO givalia.counts SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[])"""
 ADD_REQUESTS: Final = """
-INSERT INTO givalia.requests SELECT * FROM unnest($1::uuid[], $2::bigint[])
+INSERT INTO givalia.requests (request, seq) SELECT * FROM unnest($1::uuid[], $2::bigint[])
 ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
 DROP_REQUESTS: Final = "DELETE FROM givalia.requests WHERE request = ANY($1::uuid[])"
 ADD_EVENTS: Final = """

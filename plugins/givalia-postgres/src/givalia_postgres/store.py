@@ -15,7 +15,7 @@ import gevent
 import msgpack
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
-from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
+from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Keeping, Kept, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
@@ -32,6 +32,8 @@ FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 STRAYED_AT_ONCE: Final = 2_000
+SWEEP_S: Final = 2.0
+SWEPT_AT_ONCE: Final = 2_000
 EVENTS_AT_ONCE: Final = 1_000
 
 
@@ -61,6 +63,8 @@ class Postgres(Reads):
         self._full_since: float | None = None
         self._doubts = Doubts()
         self._commits = 0
+        self._swept = time.monotonic()
+        self._has_more_to_sweep = False
 
     # Opening and closing.
 
@@ -154,6 +158,35 @@ class Postgres(Reads):
         self._note(changes, refused)
         return Commit(refused, forgotten)
 
+    def keep(self, answers: Sequence[Kept]) -> Keeping:
+        if not answers:
+            return Keeping()
+        try:
+            kept = self._keep(answers)
+        except StoreFull:
+            return Keeping(busy=frozenset(answer.request for answer in answers))
+        except Held:
+            # Somebody's open transaction makes a job of one of the ids; whether it will exist is not known before its end.
+            new = frozenset(answer.request for answer in answers if answer.is_enq)
+            others = [answer for answer in answers if not answer.is_enq]
+            return self.keep(others)._replace(busy=new) if new else Keeping(busy=frozenset(a.request for a in answers))
+        return Keeping(frozenset(answer.request for answer in answers if answer.request not in kept))
+
+    def _keep(self, answers: Sequence[Kept]) -> set[bytes]:
+        for tried in range(TRIES):
+            try:
+                if self._connection.in_transaction:
+                    self._let_go()
+                _, kept, *more = self._write(list(writes.keep(answers)), is_last=True)
+            except Held:
+                raise
+            except Again:
+                gevent.sleep(0.002 * tried)
+            else:
+                dropped = more[1] if more else []
+                return {request for (request,) in kept} - {request for (request,) in dropped}
+        raise StoreAway(f"no answer could be kept in {TRIES} tries")
+
     def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
         """Remember what the others should hear of a commit that is done."""
         assert self._mark is not None
@@ -195,10 +228,22 @@ class Postgres(Reads):
         if self._commits >= FOLD_AFTER:
             self._commits = 0
             statements.append((sql.FOLD, ()))
+        sweeps = self._must_sweep()
+        if sweeps:
+            statements.append((sql.SWEEP_ANSWERS, [SWEPT_AT_ONCE]))
         if statements:
             # Nothing here is owed to anybody; whether the store is back shows in the next turn.
             with suppress(Again, StoreAway, StoreFull):
-                self._connection.ask(*statements)
+                answers = self._connection.ask(*statements)
+                self._has_more_to_sweep = sweeps and answers[-1] == [(SWEPT_AT_ONCE,)]
+
+    def _must_sweep(self) -> bool:
+        """Whether it is time to remove answers that were kept for long enough."""
+        now = time.monotonic()
+        must_sweep = self._has_more_to_sweep or now - self._swept >= SWEEP_S
+        if must_sweep:
+            self._swept, self._has_more_to_sweep = now, False
+        return must_sweep
 
     def has_room(self) -> bool:
         if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:

@@ -13,7 +13,7 @@ from givalia_core.store.base import ALIVE_US, Opened
 
 from givalia_postgres import schema
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Connection
+from givalia_postgres.connection import Again, Connection
 from givalia_postgres.statements import IS_ALIVE, NOW_US, TICK_BITS
 
 OLDEST: Final = 140_000
@@ -69,11 +69,22 @@ def upgrade(connection: Connection) -> tuple[int, int]:
         before = found = _format(connection) or 0
         for step in schema.STEPS[found:]:
             found += 1
-            words = [each for each in step.split(";") if each.strip()]
-            connection.ask(("BEGIN", ()), *((each, ()) for each in words), (_KEEP, ["format", str(found)]), ("COMMIT", ()))
+            _take_step(connection, step, found)
     finally:
         connection.ask(("SELECT pg_advisory_unlock($1)", [schema.LOCK]))
     return before, found
+
+
+def _take_step(connection: Connection, step: str, number: int) -> None:
+    """Make one step in a transaction; a table that somebody uses at the moment is waited for."""
+    words = [(each, ()) for each in step.split(";") if each.strip()]
+    for _ in range(round(LOCK_S / LOCK_LOOK_S)):
+        try:
+            connection.ask(("BEGIN", ()), *words, (_KEEP, ["format", str(number)]), ("COMMIT", ()))
+            return
+        except Again:
+            gevent.sleep(LOCK_LOOK_S)
+    raise StoreAway(f"the tables were in use for {LOCK_S:g} s, so they could not be brought to format {number}")
 
 
 def _lock(connection: Connection) -> None:

@@ -197,7 +197,7 @@ def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
 
 def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
     """The jobs that the command names, locked and as they are then; new numbers; and the database's time."""
-    found = Found({}, {}, {}, {}, {}, {})
+    found = Found({}, {}, {}, {}, {}, {}, answers={})
     parts = [*reads.named(single.wanted, found), *reads.variants(single.wanted, found)]
 
     def look() -> None:
