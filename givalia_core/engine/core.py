@@ -315,9 +315,7 @@ class Engine:
             elif job.seq in batch.taken:
                 self._take_over(batch, job, *batch.taken[job.seq])
         elif job.state in ENDED:
-            for conn, request in desk.waiters.pop(job.id, ()):
-                desk.waits_of[conn].discard(job.id)
-                effects.append(Reply(conn, request, [words.end(job)]))
+            effects += [Reply(conn, request, [words.end(job)], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
         if session is not None and session.conn not in self.desk.routing.sessions:

@@ -8,12 +8,12 @@ batch left it, and ends as at most one change for each job, however often the jo
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from givalia_core.clock import Now
 from givalia_core.engine.records import Close, Effect, Hook, Tell
+from givalia_core.engine.waits import Waits
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
@@ -67,10 +67,8 @@ class Desk:
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases: dict[bytes, Lease] = {}
-        # job id -> (conn, request) -> whether it wants to hear of the job's progress
-        self.waiters: dict[bytes, dict[tuple[int, int], bool]] = defaultdict(dict)
-        self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
-        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
+        self.waits = Waits()
+        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.is_full = False
         self.is_draining = False
@@ -108,15 +106,6 @@ class Desk:
         first_us, most_us = job.backoff_us or (self.policy.backoff_us, self.policy.backoff_max_us)
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
-
-    def unwait(self, conn: int, request: int) -> None:
-        """A wait is asked once more, or its connection is gone: it is not answered for what it asked before."""
-        for job_id in [job_id for job_id in self.waits_of.get(conn, ()) if (conn, request) in self.waiters.get(job_id, ())]:
-            del self.waiters[job_id][conn, request]
-            if not self.waiters[job_id]:
-                del self.waiters[job_id]
-            if all(waiter[0] != conn for waiter in self.waiters.get(job_id, ())):
-                self.waits_of[conn].discard(job_id)
 
     def drop_hints(self) -> None:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""

@@ -60,12 +60,7 @@ def leave(batch: Batch, conn: int) -> None:
         for lease in batch.desk.leases.values():
             if lease.session is session:
                 lease.room = None
-    for job_id in batch.desk.waits_of.pop(conn, ()):
-        waiting = batch.desk.waiters.get(job_id, {})
-        for waiter in [each for each in waiting if each[0] == conn]:
-            del waiting[waiter]
-        if not waiting:
-            batch.desk.waiters.pop(job_id, None)
+    batch.desk.waits.leave(conn)
 
 
 def announce(batch: Batch, asked: Asked) -> list[Item]:
@@ -172,7 +167,7 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
     lease = batch.desk.leases.get(_held(batch, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
-        for waiter, wants_progress in batch.desk.waiters.get(message.id, {}).items():
+        for waiter, wants_progress in batch.desk.waits.of(message.id).items():
             if wants_progress:
                 batch.tell_progress(message.id, waiter)
     return (OK,), b""

@@ -25,7 +25,7 @@ from givalia_core.views import text_id
 def hear(desk: Desk, news: News) -> None:
     """Take in what other servers say they did."""
     desk.routing.hear(news)
-    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waiters)
+    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
 
 
 def about(desk: Desk) -> bytes:
@@ -46,7 +46,7 @@ def note_others(desk: Desk, watched: Watched) -> None:
     desk.live = watched.live
     desk.others = [msgpack.unpackb(other) for other in watched.others if other]
     desk.routing.elsewhere = [worker for other in desk.others for worker in other["workers"]]
-    desk.suspects.update(job_id for job_id in desk.waiters if job_id not in desk.leases)
+    desk.suspects.update(job_id for job_id in desk.waits if job_id not in desk.leases)
     if watched.has_lapsed:
         desk.suspects.update(desk.leases)
 
@@ -60,9 +60,7 @@ def review(desk: Desk, suspects: Iterable[bytes], found: dict[bytes, Job]) -> li
             effects += _review_lease(desk, lease, job)
         if job is None or job.state in ENDED:
             told = words.end(job) if job is not None else refusal(NotFound(f"no job has the id {text_id(job_id)} any more"))
-            for conn, request in desk.waiters.pop(job_id, ()):
-                desk.waits_of[conn].discard(job_id)
-                effects.append(Reply(conn, request, [told]))
+            effects += [Reply(*waiter, [told], job_id) for waiter in desk.waits.end(job_id)]
     return effects
 
 

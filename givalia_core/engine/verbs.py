@@ -11,7 +11,7 @@ from typing import Any
 from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Refusal
+from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
 from givalia_core.model import (
     CANCELLED,
@@ -272,16 +272,19 @@ def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
 
 
 def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
-    """Answer now if the job has ended; else None, and the answer follows when it has."""
+    """Answer when the job has ended, which may be in this batch; the answer is an effect of its own."""
     if len(asked.messages) > 1:
         raise Refusal(BadRequest("a wait is alone in its frame"))
     job = _known(batch, message)
+    waits = batch.desk.waits
     if job.state in ENDED:
-        return words.end(job)
-    batch.desk.waiters[job.id][asked.conn, asked.request] = message.progress
+        batch.effects.append((job.seq, Reply(asked.conn, asked.request, [words.end(job)], job.id)))
+        return None
+    if not waits.has_room(asked.conn):
+        raise Refusal(Busy("as many jobs are waited for as this server takes", retry_after=1.0))
+    waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress)
     if message.progress:
         batch.tell_progress(job.id, (asked.conn, asked.request))
-    batch.desk.waits_of[asked.conn].add(job.id)
     batch.follow(job)
     return None
 

@@ -9,6 +9,7 @@ import msgpack
 
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine.desk import Desk, Facts
+from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
@@ -138,6 +139,8 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
             "result_bytes": frames.RESULT_BYTES_MAX,
             "key_bytes": 255,
             "live_jobs": policy.live_max,
+            "waits": WAITS_MAX,
+            "waits_per_connection": WAITS_PER_CONNECTION,
         },
         "defaults": {
             "max_attempts": policy.max_attempts,

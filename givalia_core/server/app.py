@@ -34,7 +34,7 @@ from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, Sto
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind, answer_error, refusal
+from givalia_core.protocol.messages import Info, Kind, Wait, answer_error, refusal
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage
 from givalia_core.server.alarm import Alarm
@@ -42,6 +42,7 @@ from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 from givalia_core.store.base import as_shared
 from givalia_core.version import __version__
@@ -55,6 +56,9 @@ GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
 SLOW_TURN_US: Final = SECOND_US
+DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones.
+WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
+MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
@@ -90,6 +94,7 @@ class Server:
         self._per_peer: Counter[str] = Counter()
         self._last_number = INSIDE
         self._inbox = Inbox()
+        self._unread = Unread()
         self._asked_inside: dict[int, Future[Item]] = {}
         self._last_inside = 0
         self._wake = Event()
@@ -280,11 +285,32 @@ class Server:
             self._submit,
             self._ended,
             lambda: self._clock.read().mono_us,
-            self._wake.set,
+            self._unread,
+            self._note_reading,
         )
         self._connections[connection.number] = connection
         self._per_peer[peer] += 1
         connection.run()
+
+    def _note_reading(self, connection: Connection) -> None:
+        """A peer has fallen behind with reading its answers, or has read some."""
+        if connection.is_closed or connection.session.port is Port.WORKER:
+            pass
+        elif connection.is_behind:
+            self._inbox.hold(connection.number)
+        else:
+            self._inbox.release(connection.number)
+        self._wake.set()
+
+    def _make_room(self) -> None:
+        """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
+        if not (self._unread.is_low or self._inbox.is_short):
+            return
+        behind = [connection for connection in self._connections.values() if connection.unsent_since_us]
+        stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
+        if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
+            log.info("connection %s closed: it does not read, and others need the room", stalled.peer)
+            stalled.close()
 
     def _is_clogged(self, number: int) -> bool:
         connection = self._connections.get(number)
@@ -308,6 +334,7 @@ class Server:
                 if why:
                     log.info("connection %s closed: %s", connection.peer, why)
                     connection.close()
+            self._make_room()
             self._see_to_memory()
             if self._outage.is_stuck(now_us):
                 self._put_off(self._inbox.take_out(outage.PUT_OFF))
@@ -333,7 +360,8 @@ class Server:
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             self._round_us = now.mono_us
-            inputs = self._inbox.take()
+            self._make_room()
+            inputs = self._inbox.take(self._unread.left)
             self._outage.begin_turn(now.mono_us)
             try:
                 effects = turn.turn(self._engine, self._store, self._timer, inputs, self._clock)
@@ -355,6 +383,8 @@ class Server:
                 gevent.sleep(POLL_S)
                 continue
             wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
+            if self._inbox.is_short:
+                wait_us = min(wait_us, MAKE_ROOM_US)
             if wait_us > 0:
                 self._alarm.wait(wait_us)
             else:
@@ -373,26 +403,55 @@ class Server:
             self._engine.desk.busy = ""
 
     def _deliver(self, effects: Sequence[Effect], now: Now) -> None:
-        """Say what is now true: one write for each connection."""
-        out: dict[int, list[bytes]] = {}
+        """Send what is true now, to one connection after the other; then make the calls that end connections."""
+        out: dict[int, list[Reply | Tell]] = {}
+        closing: list[Close] = []
         for effect in effects:
-            if isinstance(effect, Reply):
-                if effect.conn == INSIDE:
-                    self._asked_inside.pop(effect.request).set_result(effect.items[0])
-                elif (connection := self._connections.get(effect.conn)) is not None:
-                    out.setdefault(effect.conn, []).append(_answer(connection, effect))
-            elif isinstance(effect, Tell):
-                out.setdefault(effect.conn, []).extend(_frames(effect))
-            elif isinstance(effect, Hook):
+            if isinstance(effect, Hook):
                 self._runner.tell(effect, now)
-        for number, parts in out.items():
-            connection = self._connections.get(number)
-            if connection is not None:
-                connection.send(b"".join(parts))
-        for effect in effects:
-            if isinstance(effect, Close) and (connection := self._connections.get(effect.conn)) is not None:
-                log.info("connection %s closed: %s", connection.peer, effect.why)
+            elif isinstance(effect, Close):
+                closing.append(effect)
+            elif effect.conn == INSIDE:
+                self._answer_inside(effect)
+            else:
+                out.setdefault(effect.conn, []).append(effect)
+        sent = 0
+        for number, told in out.items():
+            if (connection := self._connections.get(number)) is not None:
+                sent += self._say(connection, told, min(DELIVERED_BYTES, self._unread.left) - sent)
+        self._inbox.note_answered(sent)
+        for close in closing:
+            if (connection := self._connections.get(close.conn)) is not None:
+                log.info("connection %s closed: %s", connection.peer, close.why)
                 connection.close()
+
+    def _answer_inside(self, effect: Reply | Tell) -> None:
+        if isinstance(effect, Reply):
+            self._asked_inside.pop(effect.request).set_result(effect.items[0])
+
+    def _say(self, connection: Connection, told: Iterable[Reply | Tell], left: int) -> int:
+        """Send one connection its answers, in one write unless they are large; returns their bytes.
+
+        A wait is answered later if its connection has no room for the result, or if the turn has sent `left` bytes.
+        """
+        parts: list[bytes] = []
+        size = total = 0
+        for effect in told:
+            if isinstance(effect, Tell):
+                new = _frames(effect)
+            elif effect.ended and not (connection.takes(size + len(effect.items[0][1])) and total < left):
+                self._inbox.put_back(Asked(effect.conn, effect.request, Kind.WAIT, [Wait(id=effect.ended)]))
+                continue
+            else:
+                new = [_answer(connection, effect)]
+            parts += new
+            size += sum(map(len, new))
+            if size >= WRITE_BYTES:
+                connection.send(b"".join(parts))
+                total, size, parts = total + size, 0, []
+        if parts:
+            connection.send(b"".join(parts))
+        return total + size
 
     # What code in this process may ask.
 

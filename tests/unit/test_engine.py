@@ -1782,7 +1782,7 @@ def test_whoever_waits_and_leaves_is_forgotten(rig: EngineRig) -> None:
 
     assert (gone.conn, gone.request) not in rig.replies
     assert rig.answers(stays) == [("done", None)]
-    assert not rig.engine.desk.waiters
+    assert not list(rig.engine.desk.waits)
 
 
 def test_progress_is_told_to_those_who_wait_and_want_to_hear_of_it(rig: EngineRig) -> None:
