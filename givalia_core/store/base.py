@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from givalia_core.clock import Mark, Now, Timekeeper
 from givalia_core.model import Job, JobState, split_target
 
-SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
+SCAN_MAX: Final = 5_000  # Rows that one page may look at.
+ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
 READY_COUNTED_TO: Final = 10_000
 VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
@@ -164,6 +165,11 @@ class Filter(NamedTuple):
         )
 
 
+def rows_of(params_bytes: int, result_bytes: int) -> int:
+    """How many rows a job counts as in a page."""
+    return 1 + (params_bytes + result_bytes) // ROW_BYTES
+
+
 class Page(NamedTuple):
     """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that."""
 
@@ -228,8 +234,11 @@ class Store(Protocol):
     def forgettable(self, retention: Retention) -> bool:
         """Whether a commit with this retention would forget anything."""
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        """A page of jobs; looks at no more than `SCAN_MAX` rows."""
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        """A page of at most `limit` jobs; looks at no more than `rows` rows, at most `SCAN_MAX`.
+
+        A large job counts as several rows (`rows_of`), so that a page is bounded in bytes and in time.
+        """
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from heapq import merge
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from givalia_core.clock import Mark, Now
 from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
@@ -34,9 +34,11 @@ from givalia_core.store.base import (
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
 
 _FAR = float("inf")
+PASSED_OVER: Final = 10_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 
 class Memory:
@@ -51,6 +53,7 @@ class Memory:
         self._mark: Mark | None = None
         self._last_seq = 0
         self._jobs: dict[int, Job] = {}
+        self._seqs: list[int] = []  # Of all jobs in order, and of some that are forgotten.
         self._by_id: dict[bytes, int] = {}
         self._live: dict[str, int] = {}
         self._ended: dict[str, list[tuple[int, int]]] = defaultdict(list)  # key -> sorted (ended_at_us, seq)
@@ -71,7 +74,10 @@ class Memory:
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
         self._mark = mark
-        return Commit(refused, self._retire(retention) if retention else 0)
+        forgotten = self._retire(retention) if retention else 0
+        if len(self._seqs) > 2 * len(self._jobs) + SCAN_MAX:
+            self._seqs = sorted(self._jobs)
+        return Commit(refused, forgotten)
 
     def _apply(self, change: Change) -> bool:
         was, job = change
@@ -80,6 +86,7 @@ class Memory:
             if job.id in self._by_id or holder is not None:
                 return False
             self._last_seq = max(self._last_seq, job.seq)
+            insort(self._seqs, job.seq)
         else:
             stored = self._jobs.get(was.seq)
             if stored is None or stored.version != was.version or holder not in (None, was.seq):
@@ -112,6 +119,8 @@ class Memory:
         seq = job.seq
         del self._jobs[seq], self._by_id[job.id]
         self._counts[job.module, job.state] -= 1
+        if not self._counts[job.module, job.state]:
+            del self._counts[job.module, job.state]
         for past in job.answered:
             self._by_request.pop(past.request, None)
         if job.key is not None:
@@ -142,7 +151,7 @@ class Memory:
         forgotten = 0
         for is_dead, queue in self._forget.items():
             beyond = len(queue) - (retention.keep_dead if is_dead else retention.keep_ended)
-            for forget_at_us, seq in list(queue):
+            for forget_at_us, seq in queue[: retention.limit + PASSED_OVER]:
                 if forgotten == retention.limit or (forget_at_us > retention.now_us and beyond <= 0):
                     break
                 if forget_at_us > retention.now_us and self._jobs[seq].ended_at_us > retention.ended_before_us:
@@ -215,16 +224,20 @@ class Memory:
             found += [self._jobs[seq] for _, seq in queue[: bisect_right(queue, (now_us, _FAR))][:limit]]
         return found[:limit]
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        start = (after or (0, 0))[1]
-        seen = sorted(seq for seq in self._jobs if seq > start)[:SCAN_MAX]
-        admitted = [seq for seq in seen if wanted.admits(self._jobs[seq], now)]
-        if len(admitted) > limit:
-            return Page([self._jobs[seq] for seq in admitted[:limit]], (0, admitted[limit - 1]))
-        return Page([self._jobs[seq] for seq in admitted], (0, seen[-1]) if len(seen) == SCAN_MAX else None)
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        jobs: list[Job] = []
+        seqs, left = self._seqs, rows
+        for place in range(bisect_right(seqs, (after or (0, 0))[1]), len(seqs)):
+            job = self._jobs.get(seqs[place])
+            if job is not None and wanted.admits(job, now):
+                jobs.append(job)
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
+                return Page(jobs, (0, seqs[place]))
+        return Page(jobs, None)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        return {name: count for name, count in self._counts.items() if count}
+        return dict(self._counts)
 
     def ready(self, now: Now) -> dict[str, int]:
         ready: Counter[str] = Counter()

@@ -32,6 +32,7 @@ from givalia_core.store.base import (
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
 from givalia_core.store.index.index import Index
 from givalia_core.store.index.lanes import Lane
@@ -50,6 +51,7 @@ _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
 _READ_AT_ONCE: Final = 64
+_READ_TOGETHER: Final = 16  # Running jobs of a page, each of which may be large.
 _PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 _ID, _KEY, _REQUEST = range(3)
@@ -316,25 +318,29 @@ class Reads:
         return found
 
     @mended
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         start = after or (0, 0)
         if is_ended(wanted.state):
             assert wanted.state is not None
-            return self._page_of_ended(wanted, start, limit, now)
+            return self._page_of_ended(wanted, start, limit, now, rows)
         last = start[1]
         jobs: list[Job] = []
-        found = self._running_after(last, SCAN_MAX) if wanted.state is RUNNING else self._all_after(last)
-        for looked_at, job in enumerate(found, 1):
+        found = self._running_after(last, rows) if wanted.state is RUNNING else self._all_after(last)
+        left = rows
+        for job in found:
             if wanted.admits(job, now):
                 jobs.append(job)
-            if len(jobs) == limit or looked_at == SCAN_MAX:
+            left -= rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
                 return Page(jobs, (0, job.seq))
         return Page(jobs, None)
 
     def _running_after(self, seq: int, limit: int) -> Iterator[Job]:
         slots = [slot for _, _, slot in self._index.running_after(seq, limit)]
-        jobs = self._jobs(slots)
-        return (jobs[slot] for slot in slots if slot in jobs)
+        for start in range(0, len(slots), _READ_TOGETHER):
+            some = slots[start : start + _READ_TOGETHER]
+            jobs = self._jobs(some)
+            yield from (jobs[slot] for slot in some if slot in jobs)
 
     def _all_after(self, seq: int) -> Iterator[Job]:
         """Yield all jobs behind a seq, in the order of their seqs; those whose records are bad are left out."""
@@ -352,17 +358,18 @@ class Reads:
                 elif slot in changed:
                     yield changed[slot]
 
-    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now) -> Page:
+    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now, rows: int) -> Page:
         """In the order in which they are forgotten; all those that are dead, or all those that are not, are looked at."""
         lanes = self._index.ended_lanes((DEAD,) if wanted.state is DEAD else (DONE, CANCELLED))
-        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), SCAN_MAX) for lane in lanes))
+        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), rows) for lane in lanes))
         jobs: list[Job] = []
-        when = seq = 0
-        for looked_at, (when, seq, slot) in enumerate(islice(entries, SCAN_MAX), 1):
+        left = rows
+        for when, seq, slot in entries:
             job = self._jobs((slot,)).get(slot)
             if job is not None and wanted.admits(job, now):
                 jobs.append(job)
-            if len(jobs) == limit or looked_at == SCAN_MAX:
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
                 return Page(jobs, (when, seq))
         return Page(jobs, None)
 

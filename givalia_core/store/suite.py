@@ -37,6 +37,7 @@ from givalia_core.model import (
 from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
+    ROW_BYTES,
     SCAN_MAX,
     VARIANTS_MAX,
     Change,
@@ -761,6 +762,43 @@ class StoreSuite:
         assert first.jobs == []
         assert first.after is not None
         assert store.page(Filter(module="Fax"), first.after, 10, NOW).jobs == [rare]
+
+    def of_three_states(self, tmp_path: Path, each: int, **fields: Any) -> Store:
+        """A store with so many jobs that wait, then as many that run, then as many that are done."""
+        jobs = [waiting(seq, **fields) for seq in range(1, 3 * each + 1)]
+        store = self.opened(tmp_path, *jobs)
+        run, end = jobs[each : 2 * each], jobs[2 * each :]
+        store.commit([*(changed(job, state=RUNNING) for job in run), *map(ended, end)], MARK)
+        return store
+
+    @staticmethod
+    def pages(store: Store, wanted: Filter, rows: int) -> list[list[int]]:
+        """The seqs of each page of a listing whose pages look at so many rows."""
+        pages: list[list[int]] = []
+        after: tuple[int, int] | None = None
+        while not pages or after is not None:
+            page = store.page(wanted, after, 40, NOW, rows)
+            pages.append([job.seq for job in page.jobs])
+            after = page.after
+            assert len(pages) < 100
+        return pages
+
+    def test_a_page_looks_at_no_more_rows_than_it_is_told_and_goes_on_behind_them(self, tmp_path: Path) -> None:
+        store = self.of_three_states(tmp_path, 20)
+        for state, seqs in ((None, range(1, 61)), (WAITING, range(1, 21)), (RUNNING, range(21, 41)), (DONE, range(41, 61))):
+            pages = self.pages(store, Filter(state), 7)
+
+            assert list(itertools.chain(*pages)) == list(seqs)
+            assert max(map(len, pages)) == 7
+            assert len(self.pages(store, Filter(state, module="Fax"), 7)) > 20 // 7
+
+    def test_a_large_job_counts_as_several_rows_of_a_page(self, tmp_path: Path) -> None:
+        store = self.of_three_states(tmp_path, 4, params=bytes(20 * ROW_BYTES))
+        for state, seqs in ((None, range(1, 13)), (WAITING, range(1, 5)), (RUNNING, range(5, 9)), (DONE, range(9, 13))):
+            pages = self.pages(store, Filter(state), 30)
+
+            assert list(itertools.chain(*pages)) == list(seqs)
+            assert max(map(len, pages)) == 2
 
     def test_counts_are_by_module_and_stored_state(self, tmp_path: Path) -> None:
         job, fax = waiting(1, due_at_us=0), waiting(2, module="Fax")

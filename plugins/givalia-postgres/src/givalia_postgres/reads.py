@@ -114,14 +114,14 @@ class Reads:
                 return True
         return False
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         major, minor = after or (0, 0)
         if is_ended(wanted.state):
-            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
+            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, rows])
         else:
-            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
+            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
         heads = self._read(scan)[0]
-        seqs, after = choose(heads, wanted, limit, now)
+        seqs, after = choose(heads, wanted, limit, now, rows)
         found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
         # One may have been forgotten since.
         return Page([found[seq] for seq in seqs if seq in found], after)

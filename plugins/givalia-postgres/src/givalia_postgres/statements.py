@@ -91,7 +91,9 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
     ORDER BY expires_at_us LIMIT $3
 ) AS j LIMIT $3"""
 
-_HEADS: Final = "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM givalia.jobs"
+_HEADS: Final = """
+SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us,
+    octet_length(params) + coalesce(octet_length(result), 0) FROM givalia.jobs"""
 PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
 PAGE_ENDED: Final = f"""
