@@ -80,6 +80,10 @@ class Again:
         if is_unsure:
             self._unsure.update((given.conn, given.request) for given in inputs if isinstance(given, Asked))
 
+    def add(self, asked: Sequence[Asked]) -> None:
+        """Decide questions again whose answers could not be read."""
+        self.inputs += asked
+
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds that are known not to have been stored."""
         put_off: list[Asked] = []

@@ -12,18 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, sharing, words
+from givalia_core.engine import answers, leases, questions, sharing, words
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
+from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.routing import Session
-from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.store.base import Change, Commit, Near, News, Retention, Route, Span, Wanted, Watched
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -39,8 +40,6 @@ class Reads(NamedTuple):
 
     wanted: Wanted
     requeued: frozenset[bytes]  # Ids whose keys must be looked up as well.
-    pages: frozenset[tuple[Filter, tuple[int, int] | None, int]]
-    info: bool
     expired: int
     retention: Retention | None
 
@@ -80,6 +79,7 @@ class Engine:
         for job in running:
             self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
         self.again = Again(self.desk)
+        self.questions = Questions(self.desk)
         self._lender = Lender(self.desk)
         self._inputs: Sequence[Input] = ()
         self._now = now
@@ -143,7 +143,7 @@ class Engine:
             self.desk.routing.forget_windows()
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
-        self._inputs, self._now = inputs, now
+        self._inputs, self._now = self._without_questions(inputs), now
         for session in self.desk.routing.sessions.values():
             session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
@@ -160,6 +160,21 @@ class Engine:
         if self._sweeping_rows:
             self._swept_rows_us = now.mono_us
         return self.desk.routing.tick(now)
+
+    def _without_questions(self, inputs: Sequence[Input]) -> list[Input]:
+        """Hand questions to those who walk; the rest is decided in this batch."""
+        decided: list[Input] = []
+        for given in inputs:
+            if isinstance(given, Gone):
+                self.questions.leave(given.conn)
+                decided.append(given)
+            elif given.kind not in questions.KINDS:
+                decided.append(given)
+            elif (refused := questions.refused(given)) is not None:
+                self._owed.append(refused)
+            else:
+                self.questions.add(given)
+        return decided
 
     def _extend_leases(self, gap_us: int) -> None:
         for lease in self.desk.leases.values():
@@ -186,14 +201,13 @@ class Engine:
                 wanted.add(given, self.desk)
         self._suspects = frozenset(self.desk.suspects | wanted.resumed)
         wanted.ids.update(self._suspects)
+        wanted.ids.update(self.desk.lapsed)
         wanted.variants.update(self.desk.routing.unlearned)
         self._learning = frozenset(wanted.variants)
         claims = self._lender.claims(wanted.reports)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
-            frozenset(wanted.pages),
-            wanted.info,
             EXPIRED_AT_ONCE if self._has_expired else 0,
             self._retention() if self._sweeping_rows or self._forget_more else None,
         )
@@ -223,7 +237,9 @@ class Engine:
             sharing.care(batch, self._watched)
         if self._sweeping:
             self._sweep(batch)
-        for job in facts.expired:
+        lapsed = [job for job_id in self.desk.lapsed if (job := facts.found.ids.get(job_id)) is not None]
+        self.desk.lapsed.clear()
+        for job in (*facts.expired, *lapsed):
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
@@ -333,13 +349,13 @@ class Engine:
         """
         if plan is not None:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        self.again.keep(self._inputs, is_unsure=plan is not None and bool(plan.changes))
+        self.again.keep([*self._inputs, *self.questions.take_all()], is_unsure=plan is not None and bool(plan.changes))
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._lender.hurry or self._forget_more or self.desk.routing.must_read:
+        if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us

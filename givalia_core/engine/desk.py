@@ -30,7 +30,7 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Room, Routing, Session
-from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Page, Route
+from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Found, Route
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -65,6 +65,9 @@ class Desk:
         self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
+        self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
+        # Until when, on the monotonic clock, the ready jobs by module are not counted again, and their counts.
+        self.ready_known: tuple[int, dict[str, int]] = 0, {}
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases: dict[bytes, Lease] = {}
         self.waits = Waits()
@@ -121,16 +124,12 @@ class Desk:
 class Facts:
     """What was read from the store for one batch."""
 
-    __slots__ = ("counts", "described", "expired", "forgettable", "found", "pages", "ready")
+    __slots__ = ("expired", "forgettable", "found")
 
     def __init__(self, found: Found) -> None:
         self.found = found
         self.expired: list[Job] = []
         self.forgettable = False
-        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page] = {}
-        self.counts: dict[tuple[str, Any], int] = {}
-        self.ready: dict[str, int] = {}
-        self.described: dict[str, Any] = {}
 
 
 class Batch:

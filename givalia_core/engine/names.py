@@ -9,11 +9,11 @@ from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Claim, Filter, Route, Wanted
+from givalia_core.store.base import Claim, Route, Wanted
 
 
 class Names:
-    """Jobs by id, key, request; pages of listings; whether anybody asked for `info`; how many reports there are."""
+    """Jobs by id, key and request, and how many reports there are."""
 
     def __init__(self) -> None:
         self.ids: set[bytes] = set()
@@ -21,8 +21,6 @@ class Names:
         self.past_keys: set[str] = set()
         self.requests: set[bytes] = set()
         self.requeued: set[bytes] = set()
-        self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
-        self.info = False
         self.reports = 0
         self.has_enq = False
         self.resumed: set[bytes] = set()
@@ -54,10 +52,6 @@ class Names:
         elif kind is Kind.ENQ:
             self.has_enq = True
             self._add_enq(asked.messages, desk)
-        elif kind is Kind.INFO:
-            self.info = True
-        elif kind is Kind.LIST:
-            self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
         elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
             for message in asked.messages:
                 self._add_named(message, with_past=kind is not Kind.EXT)

@@ -356,7 +356,7 @@ class Server:
         self._wake.set()
 
     def _turn_forever(self) -> None:
-        while not (self._is_stopping and not self._inbox):
+        while not (self._is_stopping and not self._inbox and not self._engine.questions.has_work):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             self._round_us = now.mono_us
@@ -364,31 +364,39 @@ class Server:
             inputs = self._inbox.take(self._unread.left)
             self._outage.begin_turn(now.mono_us)
             try:
-                effects = turn.turn(self._engine, self._store, self._timer, inputs, self._clock)
+                self._deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
+                self._store.tidy()
+                if len(inputs) != 1:
+                    # A frame of thousands that is alone in its turn says nothing about the disk.
+                    self._note_pace(self._clock.read().mono_us - now.mono_us)
+                self._deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
             except StoreAway as error:
-                retry_s = self._outage.fail_turn(error, now.mono_us)
-                if self._outage.lasts(self._clock.read().mono_us):
-                    self._put_off(self._engine.again.put_off(outage.PUT_OFF))
-                gevent.sleep(retry_s)
-                continue
-            self._outage.end_turn()
-            self._deliver(effects, now)
-            self._store.tidy()
-            if len(inputs) != 1:
-                # A frame of thousands that is alone in its turn says nothing about the disk.
-                self._note_pace(self._clock.read().mono_us - now.mono_us)
-            if self._inbox or len(inputs) > 1:
-                # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
-                # loop look at every socket, timer and signal, so that a flood on some starves none.
-                gevent.sleep(POLL_S)
-                continue
-            wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
-            if self._inbox.is_short:
-                wait_us = min(wait_us, MAKE_ROOM_US)
-            if wait_us > 0:
-                self._alarm.wait(wait_us)
+                self._wait_for_store(error, now)
             else:
-                gevent.sleep(0)
+                self._outage.end_turn()
+                self._rest(is_loaded=len(inputs) > 1)
+
+    def _wait_for_store(self, error: StoreAway, now: Now) -> None:
+        """The store is away: tell clients to come later if that lasts, and wait until it is asked again."""
+        retry_s = self._outage.fail_turn(error, now.mono_us)
+        if self._outage.lasts(self._clock.read().mono_us):
+            self._put_off(self._engine.again.put_off(outage.PUT_OFF))
+        gevent.sleep(retry_s)
+
+    def _rest(self, *, is_loaded: bool) -> None:
+        """Let connections be read, and return when there is something to do."""
+        if self._inbox or is_loaded or self._engine.questions.has_work:
+            # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
+            # loop look at every socket, timer and signal, so that a flood on some starves none.
+            gevent.sleep(POLL_S)
+            return
+        wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
+        if self._inbox.is_short:
+            wait_us = min(wait_us, MAKE_ROOM_US)
+        if wait_us > 0:
+            self._alarm.wait(wait_us)
+        else:
+            gevent.sleep(0)
 
     def _put_off(self, refused: Iterable[Asked]) -> None:
         """Tell clients to come again when the store is back."""
