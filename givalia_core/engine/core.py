@@ -23,8 +23,8 @@ from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
-from givalia_core.routing import Session
 from givalia_core.store.base import Change, Commit, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.takers import Session
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -144,8 +144,7 @@ class Engine:
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = self._without_questions(inputs), now
-        for session in self.desk.routing.sessions.values():
-            session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
+        self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         self._sweeping_rows = self._sweeping
         if self._sweeping:
@@ -204,7 +203,7 @@ class Engine:
         wanted.ids.update(self.desk.lapsed)
         wanted.variants.update(self.desk.routing.unlearned)
         self._learning = frozenset(wanted.variants)
-        claims = self._lender.claims(wanted.reports)
+        claims = self._lender.claims(wanted.reporting)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
@@ -339,6 +338,7 @@ class Engine:
         room = None if session is None else session.room(job.module)
         if room is not None:
             room.held += 1
+            room.session.taken_up.add(job.id)
         self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:

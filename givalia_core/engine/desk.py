@@ -29,8 +29,9 @@ from givalia_core.model import (
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.routing import Room, Routing, Session
+from givalia_core.routing import Routing
 from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Found, Route
+from givalia_core.takers import Room, Session
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -41,10 +42,11 @@ NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store
 class Lease:
     """A worker's time-limited hold on one running job."""
 
-    __slots__ = ("expires_mono_us", "job", "progress", "room")
+    __slots__ = ("expires_mono_us", "holder", "job", "progress", "room")
 
     def __init__(self, job: Job, room: Room | None, expires_mono_us: int) -> None:
         self.job = job
+        self.holder = job.holder  # The worker process it was granted to.
         self.room = room  # None while its worker is not connected.
         self.expires_mono_us = expires_mono_us
         self.progress: tuple[float, str] | None = None
@@ -53,6 +55,36 @@ class Lease:
     def session(self) -> Session | None:
         """The worker that holds it, while that is connected."""
         return None if self.room is None else self.room.session
+
+
+class Leases(dict[bytes, Lease]):
+    """The leases by the id of their job, and besides by the worker process that holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[bytes | None, dict[bytes, Lease]] = {}
+
+    def __setitem__(self, job_id: bytes, lease: Lease) -> None:
+        if job_id in self:
+            del self[job_id]
+        super().__setitem__(job_id, lease)
+        holder = lease.holder
+        if holder in self._held:
+            self._held[holder][job_id] = lease
+        else:
+            self._held[holder] = {job_id: lease}
+
+    def __delitem__(self, job_id: bytes) -> None:
+        holder = self[job_id].holder
+        super().__delitem__(job_id)
+        held = self._held[holder]
+        del held[job_id]
+        if not held:
+            del self._held[holder]
+
+    def of_holder(self, instance: bytes) -> list[Lease]:
+        """The leases of one worker process."""
+        return list(self._held.get(instance, {}).values())
 
 
 class Desk:
@@ -69,7 +101,7 @@ class Desk:
         # Until when, on the monotonic clock, the ready jobs by module are not counted again, and their counts.
         self.ready_known: tuple[int, dict[str, int]] = 0, {}
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
-        self.leases: dict[bytes, Lease] = {}
+        self.leases = Leases()
         self.waits = Waits()
         self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from givalia_core.engine import verbs
@@ -13,7 +14,7 @@ from givalia_core.store.base import Claim, Route, Wanted
 
 
 class Names:
-    """Jobs by id, key and request, and how many reports there are."""
+    """Jobs by id, key and request, and who reports how many."""
 
     def __init__(self) -> None:
         self.ids: set[bytes] = set()
@@ -21,7 +22,7 @@ class Names:
         self.past_keys: set[str] = set()
         self.requests: set[bytes] = set()
         self.requeued: set[bytes] = set()
-        self.reports = 0
+        self.reporting: Counter[int] = Counter()  # By connection, how many jobs it says have ended.
         self.has_enq = False
         self.resumed: set[bytes] = set()
         self.variants: set[Route] = set()
@@ -48,7 +49,7 @@ class Names:
                 # The worker comes from another server, perhaps, which may have taken over what this one believes to have.
                 self.resumed |= named & desk.leases.keys()
             if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-                self.reports += len(asked.messages)
+                self.reporting[asked.conn] += len(asked.messages)
         elif kind is Kind.ENQ:
             self.has_enq = True
             self._add_enq(asked.messages, desk)

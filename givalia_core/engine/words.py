@@ -13,8 +13,8 @@ from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
-from givalia_core.routing import Session
 from givalia_core.store.base import READY_COUNTED_TO
+from givalia_core.takers import Session
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack

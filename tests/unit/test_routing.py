@@ -9,8 +9,9 @@ import pytest
 from givalia_core.clock import Now
 from givalia_core.model import WAITING, Job
 from givalia_core.protocol.messages import Announce, Join
-from givalia_core.routing import Routing, Session
+from givalia_core.routing import Routing
 from givalia_core.store.base import Near, News, Route, Span
+from givalia_core.takers import Session
 from givalia_core.timers import PREFIX_TIMERS
 
 NOW = Now(1_000, 5_000, 7)
