@@ -18,6 +18,7 @@ from givalia_core.takers import Room
 from givalia_core.timers import Window
 
 ROOM_LEAST: Final = 8
+LENT_TOGETHER_BYTES: Final = 8 << 20  # Of params, to all workers in one batch; and read for one.
 
 Order = tuple[int, ...]  # Of dispatch.
 
@@ -30,6 +31,7 @@ class Lender:
         self.hurry = False  # Whether more could be lent at once, in another batch.
         self._room = CAPACITY_MAX  # How many jobs of a route are read at once.
         self._claims: dict[Route, int] = {}  # How many the store was asked for.
+        self._lent_bytes = 0  # Of params, in this batch.
 
     def claims(self, reporting: Mapping[int, int]) -> tuple[Claim, ...]:
         """What the store is asked for; `reporting` is how many more jobs the workers may take that report in this batch."""
@@ -69,8 +71,9 @@ class Lender:
                 self._queue(heads, unread, route, iter(self._line(batch, window)))
             elif not window.fresh:
                 routing.park(route)
+        self._lent_bytes = 0
         # What is unread must not be overtaken, so the next batch reads on first.
-        while heads and not any(map(routing.taker, unread)):
+        while heads and self._lent_bytes < LENT_TOGETHER_BYTES and not any(map(routing.taker, unread)):
             _, route, job, line = heappop(heads)
             room = routing.taker(route)
             if room is None:
@@ -96,7 +99,8 @@ class Lender:
         Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
         """
         stored = batch.facts.found.ready.get(window.route, [])
-        window.has_ready = window.has_ready and len(stored) >= self._claims.get(window.route, 0)
+        is_cut = window.route in batch.facts.found.cut
+        window.has_ready = window.has_ready and (is_cut or len(stored) >= self._claims.get(window.route, 0))
         fresh = [(_order(job, batch.now), job) for job in map(batch.jobs.__getitem__, window.fresh)]
         if window.has_ready:
             last = _order(stored[-1], batch.now) if stored else ()
@@ -105,7 +109,7 @@ class Lender:
 
     def _pace(self, routing: Routing) -> None:
         """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
-        if routing.has_lent_much:
+        if routing.has_lent_much or self._lent_bytes >= LENT_TOGETHER_BYTES:
             self._room, self.hurry = ROOM_LEAST, True
         else:
             self._room = min(self._room * 2, CAPACITY_MAX)
@@ -115,6 +119,7 @@ class Lender:
             batch.end(job, "expire", reason="expired")
         else:
             leases.claim(batch, job, room)
+            self._lent_bytes += len(job.params)
 
 
 def _order(job: Job, now: Now) -> Order:

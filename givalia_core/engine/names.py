@@ -7,6 +7,7 @@ from typing import Any
 
 from givalia_core.engine import verbs
 from givalia_core.engine.desk import Desk
+from givalia_core.engine.lending import LENT_TOGETHER_BYTES
 from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
@@ -37,6 +38,7 @@ class Names:
             claims,
             numbers=self.has_enq or may_lend or bool(claims),
             variants=frozenset(self.variants),
+            claimed_bytes=LENT_TOGETHER_BYTES,
         )
 
     def add(self, asked: Asked, desk: Desk) -> None:

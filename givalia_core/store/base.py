@@ -30,6 +30,24 @@ class Change(NamedTuple):
     job: Job
 
 
+class Share:
+    """What the claims of one question may bring: bytes of params that are used up job by job."""
+
+    def __init__(self, claimed_bytes: int) -> None:
+        self._left = claimed_bytes
+        self.cut: set[Route] = set()
+
+    def take(self, route: Route, jobs: list[Job], more: Iterable[Job]) -> bool:
+        """Add the next jobs of a route to those that it has, as far as there is room; False if there is none."""
+        for job in more:
+            if jobs and self._left <= 0:
+                self.cut.add(route)
+                return False
+            self._left -= len(job.params)
+            jobs.append(job)
+        return True
+
+
 class Retention(NamedTuple):
     """Which ended jobs to forget with a commit, at most `limit` of them, those nearest to being forgotten first.
 
@@ -109,7 +127,11 @@ class Near(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch."""
+    """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch.
+
+    At least one of them; a store may leave out others once the claims of a question have brought `Wanted.claimed_bytes` of
+    params.
+    """
 
     route: Route
     limit: int
@@ -129,6 +151,7 @@ class Wanted(NamedTuple):
     claims: tuple[Claim, ...] = ()
     numbers: bool = False
     variants: frozenset[Route] = frozenset()
+    claimed_bytes: int = 1 << 40
 
 
 class Found(NamedTuple):
@@ -137,7 +160,8 @@ class Found(NamedTuple):
     `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
     server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
     `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
-    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each.
+    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each. `cut` are the
+    routes of claims for which `Wanted.claimed_bytes` left no room: they may have jobs that were not named.
     """
 
     ids: dict[bytes, Job]
@@ -147,6 +171,7 @@ class Found(NamedTuple):
     ready: dict[Route, list[Job]]
     variants: dict[Route, list[Route]]
     floor: int = 0
+    cut: frozenset[Route] = frozenset()
 
 
 class Filter(NamedTuple):

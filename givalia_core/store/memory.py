@@ -31,6 +31,7 @@ from givalia_core.store.base import (
     Page,
     Retention,
     Route,
+    Share,
     Span,
     Timer,
     Wanted,
@@ -178,13 +179,15 @@ class Memory:
             return {name: self._jobs[index[name]] for name in names if name in index}
 
         ended = {key: past[-1][1] for key in wanted.past_keys if (past := self._ended.get(key))}
+        share = Share(wanted.claimed_bytes)
         return Found(
             ids=jobs(self._by_id, wanted.ids),
             live=jobs(self._live, wanted.keys),
             ended=jobs(ended, ended),
             requests=jobs(self._by_request, wanted.requests),
-            ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now))},
+            ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now, share))},
             variants={plain: variants for plain in wanted.variants if (variants := self._variants(plain))},
+            cut=frozenset(share.cut),
         )
 
     def _variants(self, plain: Route) -> list[Route]:
@@ -192,13 +195,15 @@ class Memory:
         routes = {route for route, _ in self._due if route.module == plain.module and route.target.startswith(start)}
         return sorted(routes)[:VARIANTS_MAX]
 
-    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+    def _claimable(self, claim: Claim, now: Now, share: Share) -> list[Job]:
         ready: list[tuple[int, int, int]] = []
         for on_wall, now_us, shift_us in _clocks(now):
             for rank, dues in self._due.get((claim.route, on_wall), {}).items():
                 cut = bisect_right(dues, (now_us, _FAR))
                 ready += [(rank, due_us + shift_us, seq) for due_us, seq in dues[: min(cut, claim.limit)]]
-        return [self._jobs[seq] for _, _, seq in sorted(ready)[: claim.limit]]
+        jobs: list[Job] = []
+        share.take(claim.route, jobs, (self._jobs[seq] for _, _, seq in sorted(ready)[: claim.limit]))
+        return jobs
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         return [self._near(span, now) for span in spans]

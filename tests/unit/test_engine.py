@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
-from givalia_core.clock import SECOND_US, Mark
+from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.engine.records import Asked, Gone, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
@@ -37,7 +37,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.memory import Memory
 from givalia_core.views import text_id
 
@@ -2149,3 +2149,22 @@ def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_work
     rig.engine.desk.is_clogged = lambda conn: False
     rig.tick()
     assert room.held == 12
+
+
+def test_jobs_with_large_params_are_read_and_lent_a_few_at_a_time_and_all_of_them_in_their_order(rig: EngineRig) -> None:
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    read: list[int] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        found = find(wanted, now)
+        read.append(sum(len(job.params) for jobs in found.ready.values() for job in jobs))
+        return found
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    worker = rig.worker(capacity=100)
+    rig.tick()
+
+    assert max(read) < 10 << 20
+    assert worker.ids == [uid(number) for number in range(1, 101)]
