@@ -29,6 +29,7 @@ from givalia_core.store.base import (
     Page,
     Retention,
     Route,
+    Share,
     Span,
     Timer,
     Wanted,
@@ -51,7 +52,8 @@ _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
 _READ_AT_ONCE: Final = 64
-_READ_TOGETHER: Final = 16  # Running jobs of a page, each of which may be large.
+_READ_TOGETHER: Final = 16  # Jobs that may all be large,
+_READ_MOST: Final = 256  # and, behind small ones, of one route.
 _PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 _ID, _KEY, _REQUEST = range(3)
@@ -129,13 +131,14 @@ class Reads:
             slot = index.ended_last(key, index.names.slots(hashes.get(key) or index.of_key(key)))
             if slot is not None and (job := self._jobs((slot,)).get(slot)) is not None:
                 found.ended[key] = job
+        share = Share(wanted.claimed_bytes)
         for claim in wanted.claims:
-            if jobs := self._claimable(claim, now):
+            if jobs := self._claimable(claim, now, share):
                 found.ready[claim.route] = jobs
         for plain in wanted.variants:
             if variants := self._variants(plain):
                 found.variants[plain] = variants
-        return found
+        return found._replace(cut=frozenset(share.cut)) if share.cut else found
 
     def _named(self, wanted: Wanted) -> list[tuple[int, Any, list[int]]]:
         """The names that some slots may have. Of ids and keys it is remembered for the commit what was found out."""
@@ -256,7 +259,7 @@ class Reads:
     def _first(self, lane: Lane) -> Entry | None:
         return next(self._index.lanes.walk(lane), None)
 
-    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+    def _claimable(self, claim: Claim, now: Now, share: Share) -> list[Job]:
         """Rank by rank, since a lower one is only looked at when the higher ones do not fill the claim."""
         slots: list[int] = []
         by_rank: dict[int, list[Lane]] = {}
@@ -268,10 +271,16 @@ class Reads:
                 break
             due = sorted(entry for lane in lanes for entry in self._due(lane, now, left))
             slots += [slot for _, _, slot in due[:left]]
-        jobs = self._jobs(slots)
-        claimable = {slot: jobs[slot] for slot in slots if slot in jobs}
-        self._slot_of.update((job.seq, slot) for slot, job in claimable.items())
-        return list(claimable.values())
+        claimable: list[Job] = []
+        start, size = 0, _READ_TOGETHER
+        while start < len(slots):
+            some = slots[start : start + size]
+            jobs = self._jobs(some)
+            self._slot_of.update((job.seq, slot) for slot, job in jobs.items())
+            if not share.take(claim.route, claimable, (jobs[slot] for slot in some if slot in jobs)):
+                break
+            start, size = start + size, min(2 * size, _READ_MOST)
+        return claimable
 
     def _due(self, lane: Lane, now: Now, limit: int) -> list[Entry]:
         """The first of what is due in a lane, with the dues on the timer clock."""
