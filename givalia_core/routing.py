@@ -70,7 +70,7 @@ class Routing:
         self.sessions[session.conn] = session
         self._named.setdefault(session.join.name, {})[session] = None
         self._instances[session.join.instance] = session
-        session.moves = self._moves
+        session.note = self._moves.note
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
             room.number = number
 

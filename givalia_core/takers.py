@@ -7,7 +7,7 @@ cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ class Room:
     @capacity.setter
     def capacity(self, count: int) -> None:
         self._capacity = count
-        self.session.moves.note(self)
+        self.session.note(self)
 
     @property
     def held(self) -> int:
@@ -74,7 +74,7 @@ class Room:
     @held.setter
     def held(self, count: int) -> None:
         self._held = count
-        self.session.moves.note(self)
+        self.session.note(self)
 
     @property
     def free(self) -> int:
@@ -84,10 +84,16 @@ class Room:
     def lend(self, params_bytes: int) -> None:
         """Count a job that is lent to it."""
         session = self.session
-        self.held += 1
+        self._held += 1
+        session.note(self)
         session.lent_bytes += params_bytes
         if session.lent_bytes >= LENT_BYTES_MAX:
             session.clog(is_clogged=True)
+
+    def give_back(self) -> None:
+        """Count a job that it holds no more."""
+        self._held -= 1
+        self.session.note(self)
 
 
 class Session:
@@ -95,13 +101,13 @@ class Session:
 
     __slots__ = (
         "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "is_looked_at", "join", "joined_wall_us",
-        "lent_bytes", "moves", "processes", "rooms", "taken_up",
+        "lent_bytes", "note", "processes", "rooms", "taken_up",
     )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
         self.conn = conn
         self.join = join
-        self.moves = Moves()  # Where its credits are noted; that of all workers, once it has joined.
+        self.note: Callable[[Room], None] = Moves().note  # Notes its credits; with those of all workers, once it has joined.
         self.announced: dict[str, Announce] = {}
         self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
         self.processes: Sequence[Process] = ()  # What it says of its own processes.
@@ -119,7 +125,7 @@ class Session:
         if is_clogged is not self.is_clogged:
             self.is_clogged = is_clogged
             for room in self.rooms.values():
-                self.moves.note(room)
+                self.note(room)
 
     def room(self, module: str) -> Room:
         """Where a job of this module has its place."""
@@ -161,11 +167,12 @@ class Session:
 class Takers:
     """The rooms of the workers that serve one route."""
 
-    __slots__ = ("_at", "_credits", "_heap", "_known", "_moves", "_rooms")
+    __slots__ = ("_at", "_credits", "_heap", "_known", "_moves", "_only", "_rooms")
 
     def __init__(self, moves: Moves) -> None:
         self._moves = moves
         self._rooms: dict[int, Room] = {}
+        self._only: Room | None = None  # The room of a single worker.
         self._at = -1  # The place in the moves up to which what follows holds; -1 if nothing of it does.
         self._known: dict[int, int] = {}  # The free credits of each room,
         self._heap: list[tuple[int, int]] = []  # the most first (with some that are no longer so),
@@ -181,12 +188,16 @@ class Takers:
         """A worker serves the route."""
         if room.number not in self._rooms:
             self._rooms[room.number] = room
-            self._at = -1
+            self._change()
 
     def discard(self, room: Room) -> None:
         """A worker does not serve the route any more."""
         if self._rooms.pop(room.number, None) is not None:
-            self._at = -1
+            self._change()
+
+    def _change(self) -> None:
+        self._at = -1
+        self._only = next(iter(self._rooms.values())) if len(self._rooms) == 1 else None
 
     @property
     def credits(self) -> int:
@@ -198,14 +209,23 @@ class Takers:
 
     def best(self) -> Room | None:
         """The room with the most free credits, of equals the one that joined first; None if all are full."""
+        if self._only is not None:
+            return self._only if self._only.free > 0 else None
         if len(self._rooms) <= FEW:
-            best = max(self._rooms.values(), key=lambda room: room.free, default=None)
-            return None if best is None or best.free <= 0 else best
+            return self._best_of_few()
         self._look()
         heap, known = self._heap, self._known
         while heap and -heap[0][0] != known[heap[0][1]]:
             heappop(heap)
         return self._rooms[heap[0][1]] if heap else None
+
+    def _best_of_few(self) -> Room | None:
+        best, most = None, 0
+        for room in self._rooms.values():
+            free = room.free
+            if free > most:
+                best, most = room, free
+        return best
 
     def _look(self) -> None:
         """Take in what has changed since the last time."""

@@ -132,7 +132,6 @@ class Window:
             self.fresh[timer.seq] = None
         else:
             self.timers.offer(timer)
-        self.note()
 
     def hear(self, due_us: int) -> None:
         """Another server says that a job came to wait here, and may be the first of many: the store is asked when it is due."""
@@ -143,7 +142,8 @@ class Window:
         """The job waits no longer."""
         self.fresh.pop(seq, None)
         self.timers.discard(seq)
-        self.note()
+        if not self.is_noted:
+            self.note()
 
     def tick(self, now_us: int) -> None:
         """Begin a batch: what was fresh and not lent is due in the store by now, and so is what the timers show."""

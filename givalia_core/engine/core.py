@@ -301,7 +301,7 @@ class Engine:
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
-            batch.claims[seq].held -= 1
+            batch.claims[seq].give_back()
         if seq in batch.freed:
             batch.freed[seq].held += 1
 
@@ -329,7 +329,7 @@ class Engine:
                 lease.job = job
             elif job.seq in batch.taken:
                 self._take_over(batch, job, *batch.taken[job.seq])
-        elif job.state in ENDED:
+        elif job.id in desk.waits.by_job and job.state in ENDED:
             effects += [Reply(conn, request, [words.end(job)], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:

@@ -65,18 +65,14 @@ class Leases(dict[bytes, Lease]):
         self._held: dict[bytes | None, dict[bytes, Lease]] = {}
 
     def __setitem__(self, job_id: bytes, lease: Lease) -> None:
-        if job_id in self:
-            del self[job_id]
-        super().__setitem__(job_id, lease)
-        holder = lease.holder
-        if holder in self._held:
-            self._held[holder][job_id] = lease
-        else:
-            self._held[holder] = {job_id: lease}
+        dict.__setitem__(self, job_id, lease)
+        try:
+            self._held[lease.holder][job_id] = lease
+        except KeyError:
+            self._held[lease.holder] = {job_id: lease}
 
     def __delitem__(self, job_id: bytes) -> None:
-        holder = self[job_id].holder
-        super().__delitem__(job_id)
+        holder = self.pop(job_id).holder
         held = self._held[holder]
         del held[job_id]
         if not held:
@@ -84,7 +80,7 @@ class Leases(dict[bytes, Lease]):
 
     def of_holder(self, instance: bytes) -> list[Lease]:
         """The leases of one worker process."""
-        return list(self._held.get(instance, {}).values())
+        return [lease for job_id, lease in self._held.get(instance, {}).items() if self.get(job_id) is lease]
 
 
 class Desk:
@@ -273,7 +269,7 @@ class Batch:
         """The worker that held the job can take another, in this very batch."""
         lease = self.desk.leases.get(job.id)
         if lease is not None and lease.room is not None:
-            lease.room.held -= 1
+            lease.room.give_back()
             self.freed[job.seq] = lease.room
 
     def _keep(self, job: Job) -> None:

@@ -69,7 +69,7 @@ def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
     if job is None or job.state is not RUNNING or job.fence != known.fence or job.keeper != desk.me:
         del desk.leases[known.id]
         if lease.room is not None:
-            lease.room.held -= 1
+            lease.room.give_back()
         return []
     lease.job = job
     if not job.stop_asked or known.stop_asked:

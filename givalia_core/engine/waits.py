@@ -20,7 +20,7 @@ class Waits:
     """The waits of connections, by job and by connection."""
 
     def __init__(self) -> None:
-        self._by_job: dict[bytes, dict[Waiter, bool]] = {}  # With whether the waiter wants to hear of the job's progress.
+        self.by_job: dict[bytes, dict[Waiter, bool]] = {}  # With whether the waiter wants to hear of the job's progress.
         self._by_conn: dict[int, dict[int, bytes]] = {}
         self._count = 0
 
@@ -28,11 +28,11 @@ class Waits:
         return self._count
 
     def __contains__(self, job_id: bytes) -> bool:
-        return job_id in self._by_job
+        return job_id in self.by_job
 
     def __iter__(self) -> Iterator[bytes]:
         """The ids of the jobs that are waited for."""
-        return iter(self._by_job)
+        return iter(self.by_job)
 
     def has_room(self, conn: int) -> bool:
         """Return whether this connection may wait for another job."""
@@ -42,17 +42,17 @@ class Waits:
     def add(self, job_id: bytes, conn: int, request: int, *, wants_progress: bool) -> None:
         """Let a request wait for the end of a job."""
         self.drop(conn, request)
-        self._by_job.setdefault(job_id, {})[conn, request] = wants_progress
+        self.by_job.setdefault(job_id, {})[conn, request] = wants_progress
         self._by_conn.setdefault(conn, {})[request] = job_id
         self._count += 1
 
     def of(self, job_id: bytes) -> Mapping[Waiter, bool]:
         """Who waits for a job, with whether the waiter wants to hear of its progress."""
-        return self._by_job.get(job_id, {})
+        return self.by_job.get(job_id, {})
 
     def end(self, job_id: bytes) -> Iterable[Waiter]:
         """Take out and return who waited for a job, which has ended."""
-        waiters = self._by_job.pop(job_id, None)
+        waiters = self.by_job.pop(job_id, None)
         if not waiters:
             return ()
         self._count -= len(waiters)
@@ -73,11 +73,11 @@ class Waits:
             self._remove(job_id, (conn, request))
 
     def _remove(self, job_id: bytes, waiter: Waiter) -> None:
-        waiters = self._by_job[job_id]
+        waiters = self.by_job[job_id]
         del waiters[waiter]
         self._count -= 1
         if not waiters:
-            del self._by_job[job_id]
+            del self.by_job[job_id]
 
     def _forget(self, conn: int, request: int) -> None:
         own = self._by_conn[conn]

@@ -39,6 +39,12 @@ class Share:
 
     def take(self, route: Route, jobs: list[Job], more: Iterable[Job]) -> bool:
         """Add the next jobs of a route to those that it has, as far as there is room; False if there is none."""
+        more = list(more)
+        count = sum([len(job.params) for job in more])
+        if count <= self._left:
+            self._left -= count
+            jobs += more
+            return True
         for job in more:
             if jobs and self._left <= 0:
                 self.cut.add(route)
