@@ -85,6 +85,7 @@ class Engine:
         self._now = now
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
+        self._pace = sharing.Pace()
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
         self._learning: frozenset[Route] = frozenset()  # Routes whose variants this batch reads.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
@@ -198,7 +199,7 @@ class Engine:
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
-        self._suspects = frozenset(self.desk.suspects | wanted.resumed)
+        self._suspects = frozenset(self._pace.some(self.desk) | wanted.resumed)
         wanted.ids.update(self._suspects)
         wanted.ids.update(self.desk.lapsed)
         wanted.variants.update(self.desk.routing.unlearned)
@@ -225,6 +226,8 @@ class Engine:
         self.desk.routing.learn(self._learning, facts.found.variants)
         batch = Batch(self.desk, facts, now)
         self.desk.suspects -= self._suspects
+        if self._suspects:
+            self._pace.note(self._suspects, facts.found.ids)
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):

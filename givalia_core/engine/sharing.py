@@ -8,7 +8,9 @@ that it changed something, and is then read again. A store that is not shared ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Final
 
 import msgpack
 
@@ -20,6 +22,34 @@ from givalia_core.model import ENDED, RUNNING, Job
 from givalia_core.protocol.messages import Kind, Stop, item, refusal
 from givalia_core.store.base import Event, News, Watched
 from givalia_core.views import text_id
+
+AWAITED_LEAST: Final = 16  # Awaited jobs that are read again in one batch,
+AWAITED_MOST: Final = 4_096  # if they are small.
+REVIEWED_BYTES: Final = 4 << 20
+
+
+class Pace:
+    """How many suspects a batch reads: all that are leased here, and a few that are waited for, each of which may be large."""
+
+    def __init__(self) -> None:
+        self._room = AWAITED_LEAST
+
+    def some(self, desk: Desk) -> set[bytes]:
+        """The suspects that the next batch reads."""
+        suspects = desk.suspects
+        if len(suspects) <= self._room:
+            return set(suspects)
+        leased = {job_id for job_id in suspects if job_id in desk.leases}
+        return leased | set(islice(suspects - leased, self._room))
+
+    def note(self, suspects: Iterable[bytes], found: Mapping[bytes, Job]) -> None:
+        """Read fewer in the next batch after large ones, and more again after small ones."""
+        jobs = [job for job_id in suspects if (job := found.get(job_id)) is not None]
+        count = sum(len(job.params) + len(job.result or b"") for job in jobs)
+        if count > REVIEWED_BYTES:
+            self._room = max(self._room // 2, AWAITED_LEAST)
+        elif len(jobs) >= self._room // 2:
+            self._room = min(self._room * 2, AWAITED_MOST)
 
 
 def hear(desk: Desk, news: News) -> None:

@@ -2168,3 +2168,26 @@ def test_jobs_with_large_params_are_read_and_lent_a_few_at_a_time_and_all_of_the
 
     assert max(read) < 10 << 20
     assert worker.ids == [uid(number) for number in range(1, 101)]
+
+
+def test_awaited_jobs_are_read_again_a_few_at_a_time_and_all_of_them_and_leased_ones_at_once(rig: EngineRig) -> None:
+    worker = rig.worker(10, "any", "Fax", capacity=30)
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    leased = {rig.enq("Fax", id=uid(1_000 + number))[0] for number in range(30)}
+    assert set(worker.ids) == leased
+    read: list[frozenset[bytes]] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        read.append(wanted.ids)
+        return find(wanted, now)
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    rig.engine.desk.suspects = {*map(uid, range(1, 101)), *leased}
+    rig.turn()
+
+    assert leased <= read[0]
+    assert max(len(ids - leased) for ids in read) < 40
+    assert frozenset().union(*read) >= {*map(uid, range(1, 101)), *leased}
+    assert not rig.engine.desk.suspects
