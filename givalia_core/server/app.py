@@ -29,16 +29,16 @@ from gevent.server import StreamServer
 from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
-from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
+from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
-from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind, Wait, answer_error, refusal
+from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
+from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store, without_secrets
@@ -56,11 +56,8 @@ GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
 SLOW_TURN_US: Final = SECOND_US
-DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones.
-WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
-INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
 log = logging.getLogger("givalia.server")
 
@@ -95,7 +92,7 @@ class Server:
         self._last_number = INSIDE
         self._inbox = Inbox()
         self._unread = Unread()
-        self._asked_inside: dict[int, Future[Item]] = {}
+        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner)
         self._last_inside = 0
         self._wake = Event()
         self._alarm = Alarm(self._wake)
@@ -232,7 +229,7 @@ class Server:
         self._say_goodbye()
         self._runner.stop(1.0)
         self._take_from_threads()
-        for future in self._asked_inside.values():
+        for future in self._delivery.asked_inside.values():
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
         self._alarm.close()
@@ -364,12 +361,12 @@ class Server:
             inputs = self._inbox.take(self._unread.left)
             self._outage.begin_turn(now.mono_us)
             try:
-                self._deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
+                self._delivery.deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
                 self._store.tidy()
                 if len(inputs) != 1:
                     # A frame of thousands that is alone in its turn says nothing about the disk.
                     self._note_pace(self._clock.read().mono_us - now.mono_us)
-                self._deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
+                self._delivery.deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
             except StoreAway as error:
                 self._wait_for_store(error, now)
             else:
@@ -401,7 +398,7 @@ class Server:
     def _put_off(self, refused: Iterable[Asked]) -> None:
         """Tell clients to come again when the store is back."""
         now = self._timer.now(self._clock.read())
-        self._deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
+        self._delivery.deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
 
     def _note_pace(self, turn_us: int) -> None:
         """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
@@ -409,57 +406,6 @@ class Server:
             self._engine.desk.busy = SLOW_WORDS
         elif self._engine.desk.busy == SLOW_WORDS:
             self._engine.desk.busy = ""
-
-    def _deliver(self, effects: Sequence[Effect], now: Now) -> None:
-        """Send what is true now, to one connection after the other; then make the calls that end connections."""
-        out: dict[int, list[Reply | Tell]] = {}
-        closing: list[Close] = []
-        for effect in effects:
-            if isinstance(effect, Hook):
-                self._runner.tell(effect, now)
-            elif isinstance(effect, Close):
-                closing.append(effect)
-            elif effect.conn == INSIDE:
-                self._answer_inside(effect)
-            else:
-                out.setdefault(effect.conn, []).append(effect)
-        sent = 0
-        for number, told in out.items():
-            if (connection := self._connections.get(number)) is not None:
-                sent += self._say(connection, told, min(DELIVERED_BYTES, self._unread.left) - sent)
-        self._inbox.note_answered(sent)
-        for close in closing:
-            if (connection := self._connections.get(close.conn)) is not None:
-                log.info("connection %s closed: %s", connection.peer, close.why)
-                connection.close()
-
-    def _answer_inside(self, effect: Reply | Tell) -> None:
-        if isinstance(effect, Reply):
-            self._asked_inside.pop(effect.request).set_result(effect.items[0])
-
-    def _say(self, connection: Connection, told: Iterable[Reply | Tell], left: int) -> int:
-        """Send one connection its answers, in one write unless they are large; returns their bytes.
-
-        A wait is answered later if its connection has no room for the result, or if the turn has sent `left` bytes.
-        """
-        parts: list[bytes] = []
-        size = total = 0
-        for effect in told:
-            if isinstance(effect, Tell):
-                new = _frames(effect)
-            elif effect.ended and not (connection.takes(size + len(effect.items[0][1])) and total < left):
-                self._inbox.put_back(Asked(effect.conn, effect.request, Kind.WAIT, [Wait(id=effect.ended)]))
-                continue
-            else:
-                new = [_answer(connection, effect)]
-            parts += new
-            size += sum(map(len, new))
-            if size >= WRITE_BYTES:
-                connection.send(b"".join(parts))
-                total, size, parts = total + size, 0, []
-        if parts:
-            connection.send(b"".join(parts))
-        return total + size
 
     # What code in this process may ask.
 
@@ -492,7 +438,7 @@ class Server:
 
     def _ask_inside(self, message: Any, future: Future[Item]) -> None:
         self._last_inside += 1
-        self._asked_inside[self._last_inside] = future
+        self._delivery.asked_inside[self._last_inside] = future
         self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))
 
     def _about(self) -> dict[str, Any]:
@@ -506,22 +452,6 @@ class Server:
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
         }
-
-
-def _answer(connection: Connection, reply: Reply) -> bytes:
-    """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
-    try:
-        return connection.answer(reply.request, reply.items)
-    except GivaliaError as error:
-        return connection.session.answer(reply.request, [refusal(error)] * len(reply.items))
-
-
-def _frames(effect: Tell) -> list[bytes]:
-    """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
-    if effect.kind is not Kind.DISPATCH:
-        return frames.encode_split(effect.kind, 0, effect.items)
-    heard, *jobs = effect.items
-    return frames.encode_split(effect.kind, 0, jobs, first=heard)
 
 
 def resident_mib() -> int:
