@@ -352,7 +352,8 @@ class Engine:
         """
         if plan is not None:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        self.again.keep([*self._inputs, *self.questions.take_all()], is_unsure=plan is not None and bool(plan.changes))
+        self.again.keep(self._inputs, is_unsure=plan is not None and bool(plan.changes))
+        self.again.add(self.questions.take_all())
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 

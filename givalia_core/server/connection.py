@@ -234,6 +234,13 @@ class Connection:
             self._reads.discard(request)
         return self.session.answer(request, items)
 
+    def postpone(self, request: int) -> None:
+        """Note that a wait is over and is answered later, also if the peer ends its side meanwhile."""
+        if request in self._waits:
+            self._waits.discard(request)
+            self._in_flight[request] = 1
+            self._commands += 1
+
     def send(self, data: bytes) -> None:
         """Send what the socket takes now and keep the rest; never waits."""
         if self.is_closed:

@@ -77,6 +77,7 @@ class Delivery:
             if isinstance(effect, Tell):
                 new = _frames(effect)
             elif effect.ended and not (connection.takes(size + len(effect.items[0][1])) and total < left):
+                connection.postpone(effect.request)
                 self._inbox.put_back(Asked(effect.conn, effect.request, Kind.WAIT, [Wait(id=effect.ended)]))
                 continue
             else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from engine_rig import EngineRig
+from engine_rig import EngineRig, uid
 
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
@@ -15,7 +15,7 @@ from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.errors import BadRequest, StoreAway
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
-from givalia_core.protocol.messages import Kind
+from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 from givalia_core.store.base import SCAN_MAX, Filter, Page
 from givalia_core.store.memory import Memory
 
@@ -169,6 +169,22 @@ def test_a_listing_that_meets_a_store_that_is_away_begins_anew_when_it_is_back()
     (told,) = rig.walk_all()
 
     assert told.conn == 5
+
+
+def test_a_listing_is_put_off_while_the_store_is_away_also_if_commands_beside_it_may_be_stored() -> None:
+    rig = SlowRig()
+    commit = rig.store.commit
+
+    def away(*given: Any) -> Any:
+        commit(*given)
+        raise StoreAway("it is away")
+
+    rig.store.commit = away  # type: ignore[method-assign]
+    listing = vain(rig, 5)
+    with pytest.raises(StoreAway):
+        turn.turn(rig.engine, rig.store, rig.timer, [rig.frame(Kind.ENQ, m.Enq(uid(1), "Mail")), listing], rig.clock)
+
+    assert rig.engine.again.put_off(CLIENT_KINDS) == [listing]
 
 
 def test_a_listing_keeps_neither_params_nor_results_while_it_is_walked(rig: EngineRig) -> None:

@@ -209,6 +209,18 @@ def test_whoever_reads_gets_the_results_of_all_its_waits_each_once(server: Serve
     assert all(answer.items == [(["OK", "done", None], WORDS)] for answer in answers)
 
 
+def test_whoever_ends_its_side_and_reads_gets_the_results_of_what_had_ended(server: Server) -> None:
+    jobs = done(server, 30)
+    peer = Peer(server.client_port)
+    asked = [peer.begin(Kind.WAIT, m.Wait(id=job)) for job in jobs]
+    peer.socket.shutdown(gevent.socket.SHUT_WR)
+    with gevent.Timeout(15):
+        while unsent(server) == 0:
+            gevent.sleep(0.001)
+
+    assert {peer.read().request for _ in asked} == set(asked)
+
+
 def test_commands_behind_answers_that_were_not_read_are_done_in_their_order_when_they_are(server: Server) -> None:
     (job,) = done(server)
     peer = Peer(server.client_port)
