@@ -13,21 +13,17 @@ their workers is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import count, islice
-from typing import Any, Final
+from itertools import count
+from typing import Any
 
-from givalia_core import specifiers
 from givalia_core.clock import Now
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY, Announce
 from givalia_core.store.base import VARIANTS_MAX, News, Route, Span, Timer
 from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
 from givalia_core.timers import Window
-
-NAMED_MAX: Final = 5  # Workers that an explanation names.
-LOOKED_AT_MAX: Final = 100  # Workers that an explanation looks at for a broken module.
 
 Name = tuple[str, str]  # Of a route or variant.
 Sessions = dict[Session, None]
@@ -44,12 +40,12 @@ class Routing:
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
         self._crowded: set[Route] = set()  # Routes with more variants than have windows.
         self._served: dict[Session, dict[Route, None]] = {}
-        self._serving: dict[Route, Sessions] = {}  # Who serves a route, whatever its version.
+        self.serving: dict[Route, Sessions] = {}  # Who serves a route, whatever its version.
         self._variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
-        self._takers: dict[Name, Takers] = {}  # By route or variant.
-        self._having: dict[str, Sessions] = {}  # Who has announced a module,
-        self._broken: dict[str, Sessions] = {}  # or that it cannot serve it.
-        self._named: dict[str, Sessions] = {}
+        self.takers: dict[Name, Takers] = {}  # By route or variant.
+        self.having: dict[str, Sessions] = {}  # Who has announced a module,
+        self.broken: dict[str, Sessions] = {}  # or that it cannot serve it.
+        self.named: dict[str, Sessions] = {}
         self._instances: dict[bytes, Session] = {}
         self._moves = Moves()
         self._moved_at = 0  # The place in the moves up to which parked windows know of them.
@@ -68,7 +64,7 @@ class Routing:
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
         self.sessions[session.conn] = session
-        self._named.setdefault(session.join.name, {})[session] = None
+        self.named.setdefault(session.join.name, {})[session] = None
         self._instances[session.join.instance] = session
         session.note = self._moves.note
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
@@ -92,7 +88,7 @@ class Routing:
         self._serve(session, {})
         del self._served[session]
         session.announced = announced
-        _take_out(self._named, session.join.name, session)
+        _take_out(self.named, session.join.name, session)
         if self._instances.get(session.join.instance) is session:
             del self._instances[session.join.instance]
         return session
@@ -100,19 +96,19 @@ class Routing:
     def _serve(self, session: Session, announced: dict[str, Announce]) -> dict[Route, None]:
         """Let a worker serve these modules and no others; the routes that it now serves."""
         for module in session.announced:
-            _take_out(self._having, module, session)
-            _take_out(self._broken, module, session)
+            _take_out(self.having, module, session)
+            _take_out(self.broken, module, session)
         session.announced = announced
         for module, each in announced.items():
-            self._having.setdefault(module, {})[session] = None
+            self.having.setdefault(module, {})[session] = None
             if each.broken is not None:
-                self._broken.setdefault(module, {})[session] = None
+                self.broken.setdefault(module, {})[session] = None
         before, served = self._served.get(session, {}), dict.fromkeys(session.routes())
         self._served[session] = served
         for route in before.keys() - served.keys():
-            _take_out(self._serving, route, session)
+            _take_out(self.serving, route, session)
         for route in served:
-            self._serving.setdefault(route, {})[session] = None
+            self.serving.setdefault(route, {})[session] = None
         for route in {**before, **served}:
             for each in (route, *self._variants.get(route, ())):
                 self._refit(session, each, is_served=route in served)
@@ -120,7 +116,7 @@ class Routing:
 
     def _refit(self, session: Session, route: Route, *, is_served: bool) -> None:
         """Let a worker be a taker of a route or variant if it can, and only then; the last one takes its window with it."""
-        takers = self._takers.get(route)
+        takers = self.takers.get(route)
         room = session.room(route.module) if is_served and session.satisfies(route.module, route.specifier) else None
         for other in session.rooms.values():
             if takers is not None and other is not room:
@@ -137,7 +133,7 @@ class Routing:
         """Let the route have a window if there is a worker to take its jobs."""
         specifier = route.specifier
         plain = route if specifier is None else route.plain
-        able = [session for session in self._serving.get(plain, ()) if session.satisfies(route.module, specifier)]
+        able = [session for session in self.serving.get(plain, ()) if session.satisfies(route.module, specifier)]
         if not able:
             return None
         if specifier is not None:
@@ -146,7 +142,7 @@ class Routing:
                 self._crowded.add(plain)
                 return None
             known[route] = None
-        takers = self._takers[route] = Takers(self._moves)
+        takers = self.takers[route] = Takers(self._moves)
         for session in able:
             takers.add(session.room(route.module))
         return self._renew(route)
@@ -164,7 +160,7 @@ class Routing:
 
     def _close(self, route: Route) -> None:
         """Forget a route or variant that nobody takes jobs from, or on which none wait."""
-        del self._takers[route], self.windows[route]
+        del self.takers[route], self.windows[route]
         self._drop(route)
         if route.specifier is not None and (known := self._variants.get(route.plain)) is not None:
             known.pop(route, None)
@@ -190,7 +186,7 @@ class Routing:
 
     def learn_more(self) -> None:
         """Where there were more variants than get windows, ask again: some may have gone."""
-        self.unlearned |= self._crowded & self._serving.keys()
+        self.unlearned |= self._crowded & self.serving.keys()
         self._crowded.clear()
 
     # Windows.
@@ -200,7 +196,7 @@ class Routing:
         self._dues.clear()
         for window in list(self.windows.values()):
             self._renew(window.route)
-        self.unlearned.update(self._serving)
+        self.unlearned.update(self.serving)
 
     def hear(self, news: News) -> None:
         """Take in what other servers say of jobs that wait."""
@@ -316,7 +312,7 @@ class Routing:
 
     def taker(self, route: Name) -> Room | None:
         """Of the workers of this route the room with the most free credits; None if all are full."""
-        takers = self._takers.get(route)
+        takers = self.takers.get(route)
         if takers is None:
             return None
         while (best := takers.best()) is not None and not best.session.is_looked_at:
@@ -330,7 +326,7 @@ class Routing:
 
     def credits(self, route: Name) -> int:
         """How many jobs the workers of this route can take now."""
-        takers = self._takers.get(route)
+        takers = self.takers.get(route)
         return 0 if takers is None else takers.credits
 
     @property
@@ -359,58 +355,6 @@ class Routing:
                 heappop(self._dues)
         return None
 
-    # Words.
-
-    def why_not_taken(self, job: Job) -> str:
-        """In words, why no worker has taken this ready job yet."""
-        if self._is_taken_elsewhere(job):
-            return "it is for a worker of another server to take, or about to be"
-        if job.specifier is not None and (words := self._why_no_version(job)):
-            return words
-        if not self._serving.get(Route(job.module, job.target_worker)):
-            return self._why_not_served(job.module, job.target_worker)
-        if self.credits((job.module, job.target)) <= 0:
-            return "every worker that could take it is full"
-        return "it is about to be given to a worker"
-
-    def _why_not_served(self, module: str, target_worker: str) -> str:
-        """In words, why no worker serves a route."""
-        if target_worker != ANY:
-            named = self._named.get(target_worker)
-            if not named:
-                return f"worker {target_worker} is not connected"
-            return f"worker {target_worker} has no module {module}{_because(named, module)}"
-        broken = self._broken.get(module, {})
-        if len(self._having.get(module, ())) > len(broken):
-            return f"every worker with module {module} takes only jobs for its own name"
-        return f"no worker has module {module}{_because(broken, module)}"
-
-    def _why_no_version(self, job: Job) -> str | None:
-        """In words, if workers could take the job and that it asks for a version is why they do not."""
-        found = dict.fromkeys(f"{name} with {version}" for name, version in self._versions(job))
-        if not found or (job.module, job.target) in self._takers:
-            return None
-        here = self._serving.get(Route(job.module, job.target_worker), ())
-        if any(session.satisfies(job.module, job.specifier) for session in here):
-            return f"jobs ask for too many different versions of {job.module}; it waits until some of those are gone"
-        named = ", ".join([*found][:NAMED_MAX]) + (f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else "")
-        who = "no worker" if job.target_worker == ANY else f"no worker {job.target_worker}"
-        return f"{who} has {job.module} {job.specifier}; connected: {named}"
-
-    def _versions(self, job: Job) -> Iterator[tuple[str, str]]:
-        """Who could take the job if their version, which comes with the name, were one that it asks for."""
-        for session in self._serving.get(Route(job.module, job.target_worker), ()):
-            yield session.join.name, session.announced[job.module].version
-        for worker in self._takers_elsewhere(job):
-            yield worker["name"], worker.get("versions", {}).get(job.module, "an unknown version")
-
-    def _is_taken_elsewhere(self, job: Job) -> bool:
-        """Whether no worker here takes the job, and one that is connected to another server does."""
-        return (job.module, job.target) not in self._takers and any(
-            job.specifier is None or specifiers.satisfies(worker.get("versions", {}).get(job.module, ""), job.specifier)
-            for worker in self._takers_elsewhere(job)
-        )
-
     @property
     def elsewhere(self) -> list[dict[str, Any]]:
         """The workers of other servers of a shared store, as those describe them."""
@@ -421,7 +365,7 @@ class Routing:
         self._elsewhere = workers
         self._serving_elsewhere: dict[Name, list[dict[str, Any]]] = {}  # Made when somebody asks.
 
-    def _takers_elsewhere(self, job: Job) -> list[dict[str, Any]]:
+    def takers_elsewhere(self, job: Job) -> list[dict[str, Any]]:
         """The workers of other servers that take jobs from the route of this one, whatever their version."""
         if self._elsewhere and not self._serving_elsewhere:
             for worker in self._elsewhere:
@@ -438,11 +382,3 @@ def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:
         sessions.pop(session, None)
         if not sessions:
             del index[name]
-
-
-def _because(sessions: Iterable[Session], module: str) -> str:
-    for session in islice(sessions, LOOKED_AT_MAX):
-        announced = session.announced.get(module)
-        if announced is not None and announced.broken:
-            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
-    return ""

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgpack
 
+from givalia_core import why as why_room
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
@@ -41,7 +42,7 @@ def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
-    return "due, but " + desk.routing.why_not_taken(job)
+    return "due, but " + why_room.not_taken(desk.routing, job)
 
 
 def _why_running(desk: Desk, job: Job, now: Now) -> str:

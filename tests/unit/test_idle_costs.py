@@ -160,3 +160,18 @@ def test_a_worker_that_holds_nothing_comes_and_goes_at_the_same_cost_however_man
     costs = [min(calls(lambda each=rig: come_and_go(each)) for _ in range(3)) for rig in (few, many)]  # type: ignore[misc]
 
     assert costs[1] < 1.2 * costs[0] + 50
+
+
+@pytest.mark.parametrize("fields", [{}, {"target_worker": "w11"}, {"target_worker": "nobody"}, {"version": ">=7"}])
+@pytest.mark.parametrize("module", ["M1", "Nobody"])
+def test_why_a_job_waits_is_found_at_the_same_cost_however_many_workers_there_are(module: str, fields: dict[str, str]) -> None:
+    few, many = with_workers(12), with_workers(300)
+    for rig, count in ((few, 12), (many, 300)):
+        for conn in range(10, 10 + count):
+            rig.ask(Kind.CREDIT, m.Credit(0), conn=conn)
+        rig.enq(module, key="k", **fields)
+        assert rig.stat("k")["why"].startswith("due, but ")
+
+    costs = [min(calls(lambda each=rig: each.stat("k")) for _ in range(3)) for rig in (few, many)]  # type: ignore[misc]
+
+    assert costs[1] < 1.2 * costs[0] + 700  # What an explanation looks at is bounded.
