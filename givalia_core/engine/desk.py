@@ -94,8 +94,6 @@ class Desk:
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
-        # Until when, on the monotonic clock, the ready jobs by module are not counted again, and their counts.
-        self.ready_known: tuple[int, dict[str, int]] = 0, {}
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases = Leases()
         self.waits = Waits()

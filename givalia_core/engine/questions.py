@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final, TypeAlias
 
-from givalia_core.clock import SECOND_US, Now
+from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
@@ -19,14 +19,13 @@ from givalia_core.errors import GivaliaError, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
 from givalia_core.protocol.messages import OK, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted
+from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, by_module
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
+READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
-SLOW_US: Final = 5_000  # Ready jobs that took longer to count are counted again only after a while.
-SLOW_TIMES: Final = 20
 
 Line: TypeAlias = tuple[Kind, int]  # Listings: one for each connection; the other kinds: one for all of them.
 Walk: TypeAlias = Generator[bool, tuple[Now, int], Item]
@@ -183,11 +182,12 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
     now, rows = yield False
     counts = store.counts()
     now, rows = yield False
-    ready = dict(desk.ready_known[1]) if now.mono_us < desk.ready_known[0] else store.ready(now)
-    counted_us = now.mono_us
-    now, rows = yield False
-    if (took_us := now.mono_us - counted_us) > SLOW_US:
-        desk.ready_known = now.mono_us + min(SLOW_TIMES * took_us, 5 * SECOND_US), ready
+    counted: list[tuple[str, int]] = []
+    for each in store.ready(now):
+        counted.append(each)
+        if len(counted) % max(rows // READY_ROWS, 1) == 0:
+            now, rows = yield False
+    ready = by_module(counted)
     jobs: dict[str, dict[str, int]] = {}
     for place, ((module, state), count) in enumerate(counts.items(), 1):
         jobs.setdefault(module, {})[str(state)] = count

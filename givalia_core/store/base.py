@@ -7,7 +7,7 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from givalia_core.clock import Mark, Now, Timekeeper
@@ -274,8 +274,12 @@ class Store(Protocol):
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""
 
-    def ready(self, now: Now) -> dict[str, int]:
-        """How many jobs are ready by module, counted to `READY_COUNTED_TO` in all."""
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
+        """Yield modules, some of them several times, and how many of their jobs are ready; `READY_COUNTED_TO` in all.
+
+        Each step is short, however many modules there are, and between two of them the store may be changed. `by_module`
+        sums them up.
+        """
 
     def has_room(self) -> bool:
         """Whether there is room for new jobs; asked before each turn while `is_full`, or after `StoreFull`."""
@@ -300,6 +304,15 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
+
+
+def by_module(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sum up counts of modules; those of which there is none are left out."""
+    sums: dict[str, int] = {}
+    for module, count in counted:
+        if count:
+            sums[module] = sums.get(module, 0) + count
+    return sums
 
 
 class Event(NamedTuple):

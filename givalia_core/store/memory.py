@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import Any, Final
@@ -244,16 +244,16 @@ class Memory:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return dict(self._counts)
 
-    def ready(self, now: Now) -> dict[str, int]:
-        ready: Counter[str] = Counter()
-        for (route, on_wall), ranks in self._due.items():
-            now_us = now.wall_us if on_wall else now.timer_us
-            ready[route.module] += sum(bisect_right(dues, (now_us, _FAR)) for dues in ranks.values())
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left = READY_COUNTED_TO
-        for module, count in ready.items():
-            ready[module] = min(count, left)
-            left -= ready[module]
-        return {module: count for module, count in ready.items() if count}
+        for name in list(self._due):
+            (route, on_wall), dues = name, self._due.get(name, {}).values()
+            cut = (now.wall_us if on_wall else now.timer_us, _FAR)
+            count = min(sum(bisect_right(due, cut) for due in dues), left)
+            left -= count
+            yield route.module, count
+            if not left:
+                return
 
     def raise_numbers(self, seq: int, fence: int) -> None:
         self._last_seq = max(self._last_seq, seq)

@@ -386,17 +386,23 @@ class Reads:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._counted.items() if count}
 
-    @mended
-    def ready(self, now: Now) -> dict[str, int]:
-        ready: Counter[str] = Counter()
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left = READY_COUNTED_TO
-        for route in self._index.routes:
-            for lane in self._lanes(route):
-                _, on_wall, *_ = lane.key
-                count = self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
-                ready[route.module] += count
-                left -= count
-        return {module: count for module, count in ready.items() if count}
+        for route in list(self._index.routes):
+            count = self._ready_on(route, now, left)
+            left -= count
+            yield route.module, count
+            if not left:
+                return
+
+    @mended
+    def _ready_on(self, route: Route, now: Now, limit: int) -> int:
+        """Count the ready jobs of a route."""
+        left = limit
+        for lane in self._lanes(route):
+            _, on_wall, *_ = lane.key
+            left -= self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
+        return limit - left
 
     @ours
     def describe(self) -> dict[str, Any]:

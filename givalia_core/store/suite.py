@@ -53,6 +53,7 @@ from givalia_core.store.base import (
     Store,
     Timer,
     Wanted,
+    by_module,
 )
 
 NOW = Now(timer_us=1_000_000_000, wall_us=1_000_400_000, mono_us=5_000)  # The wall clock is ahead, so that mixing shows.
@@ -832,14 +833,14 @@ class StoreSuite:
             waiting(8, due_at_us=NOW.timer_us + 9, module="Late"),
         )
 
-        assert store.ready(NOW) == {"Mail": 3, "Fax": 1}
+        assert by_module(store.ready(NOW)) == {"Mail": 3, "Fax": 1}
 
     def test_ready_jobs_are_counted_to_a_bound_in_all(self, tmp_path: Path) -> None:
         half = READY_COUNTED_TO // 2 + 10
         jobs = [waiting(seq, module=("Mail", "Fax")[seq % 2], due_at_us=0) for seq in range(2 * half)]
         store = self.opened(tmp_path, *jobs)
 
-        assert sum(store.ready(NOW).values()) == READY_COUNTED_TO
+        assert sum(by_module(store.ready(NOW)).values()) == READY_COUNTED_TO
 
     # Forgetting.
 
@@ -949,7 +950,7 @@ class StoreSuite:
         assert opened == Opened(opened.epoch, None, 0)
         assert self.listed(store) == []
         assert store.counts() == {}
-        assert store.ready(NOW) == {}
+        assert by_module(store.ready(NOW)) == {}
         assert list(store.running()) == []
         assert store.check() == []
 
@@ -1247,7 +1248,7 @@ class History(RuleBasedStateMachine):
         assert found.requests == requests
         assert store.counts() == Counter((job.module, job.state) for job in every)
         ready = [job for job in every if job.state is WAITING and job.is_due(NOW)]
-        assert store.ready(NOW) == Counter(job.module for job in ready)
+        assert by_module(store.ready(NOW)) == Counter(job.module for job in ready)
         assert list(store.running()) == [jobs[seq] for seq in sorted(jobs) if jobs[seq].state is RUNNING]
         assert sorted(store.expired(NOW, 1_000)) == sorted(job for job in every if job.is_expired(NOW))
         assert sorted(self.suite.listed(store, limit=4)) == sorted(every)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -227,24 +227,24 @@ def test_info_asked_by_many_at_once_is_counted_once_and_told_to_all(rig: EngineR
     assert len(counted) == 1
 
 
-def test_ready_jobs_that_take_long_to_count_are_not_counted_again_for_each_who_asks() -> None:
-    rig = SlowRig()
-    counted: list[int] = []
+def test_ready_jobs_are_counted_in_turns_each_bounded_in_time_however_many_modules_wait() -> None:
+    rig = SlowRig(jobs=0)
+    for number in range(500):
+        rig.enq(f"M{number}")
+    ready = rig.store.ready
 
-    def slow(now: Now) -> dict[str, int]:
-        rig.clock.advance(us=50_000)
-        counted.append(1)
-        return {"Mail": 7}
+    def slow(now: Now) -> Iterator[tuple[str, int]]:
+        for counted in ready(now):
+            rig.clock.advance(us=ROW_US)
+            yield counted
 
     rig.store.ready = slow  # type: ignore[method-assign]
 
-    shown = [rig.info()["ready"] for _ in range(10)]
+    (told,) = rig.walk_all(rig.frame(Kind.INFO, m.Info()))
 
-    assert shown == ["7"] * 10
-    assert len(counted) == 1
-    rig.tick(5)
-    rig.info()
-    assert len(counted) == 2
+    shown = msgpack.unpackb(told.items[0][1])
+    assert shown["ready"] == "500"
+    assert shown["jobs"]["M7"] == {"waiting": 1, "ready": 1}
 
 
 @pytest.mark.parametrize("kind", [Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS])
