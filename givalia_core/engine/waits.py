@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-WAITS_MAX: Final = 100_000  # Of all connections.
+WAITS_MAX: Final = 50_000  # Of all connections.
 WAITS_PER_CONNECTION: Final = 9_000  # Fewer than a connection may have unanswered, so that it is told and not left unread.
 WAITS_ALWAYS: Final = 100  # Of one connection, however many others there are.
 

@@ -27,6 +27,8 @@ from givalia_core.protocol.session import Ask, Port, Session
 from givalia_core.server.unread import Unread
 
 RECEIVE_BYTES: Final = 16_384
+RECEIVE_LEAST_BYTES: Final = 2_048  # Where frames are small: decoding what many connections sent must not take long.
+FRAMES_AT_ONCE: Final = 32  # Frames beyond this in what was received make it so.
 RECEIVED_AT_ONCE: Final = 8  # A turn of the queue may come behind each look at the sockets, and a large frame is to need few.
 JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
@@ -84,6 +86,7 @@ class Connection:
         self._writer: gevent.Greenlet[..., None] | None = None
         self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
         self._is_reading = False
+        self._receive_bytes = RECEIVE_LEAST_BYTES
         self._finish_by_us = 0  # Deadline for sending pending answers after the peer closes; 0 until then.
         self._over = Event()
         self.is_closed = False
@@ -104,12 +107,13 @@ class Connection:
         try:
             for _ in range(RECEIVED_AT_ONCE):
                 # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
-                data = self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
-                if data:
-                    self._take(data)
+                wanted = self._receive_bytes
+                data = self._socket._sock.recv(wanted)  # type: ignore[attr-defined]
+                frames = self._take(data) if data else 0
                 if not data or self.session.is_over:
                     self._finish()
-                if len(data) < RECEIVE_BYTES or not self._is_reading:
+                self._receive_bytes = RECEIVE_LEAST_BYTES if frames > FRAMES_AT_ONCE else min(2 * wanted, RECEIVE_BYTES)
+                if len(data) < wanted or not self._is_reading or frames > FRAMES_AT_ONCE:
                     return
         except BlockingIOError:
             pass
@@ -124,23 +128,25 @@ class Connection:
             self.close()
             raise
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> int:
+        """Submit what has arrived; returns how many frames it was."""
         asks = self.session.feed(data)
         self._note_pace(len(data), whole=bool(asks))
         out = self.session.take_out()
         if out:
             self.send(out)
             if self.is_closed:
-                return  # The peer is gone; commands submitted now would never be followed by another `Gone`.
+                return 0  # The peer is gone; commands submitted now would never be followed by another `Gone`.
         self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
             if ask.request in self._in_flight or ask.request in self._waits:
                 self.close()
                 _log(logging.INFO, "connection %s closed: it used a request number twice", self.peer)
-                return
+                return 0
             self._count(ask)
             self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
         self._gate()
+        return len(asks)
 
     def _count(self, ask: Ask) -> None:
         if ask.kind is Kind.WAIT:

@@ -22,7 +22,8 @@ from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.unread import Unread
 
-DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones.
+DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
+DELIVERED_ENDS: Final = 2_000  # and so are further ends.
 WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
@@ -52,11 +53,11 @@ class Delivery:
                 self._answer_inside(effect)
             else:
                 out.setdefault(effect.conn, []).append(effect)
-        sent = 0
+        turn = _Turn(min(DELIVERED_BYTES, self._unread.left))
         for number, told in out.items():
             if (connection := self._connections.get(number)) is not None:
-                sent += self._say(connection, told, min(DELIVERED_BYTES, self._unread.left) - sent)
-        self._inbox.note_answered(sent)
+                self._say(connection, told, turn)
+        self._inbox.note_answered(turn.sent_bytes)
         for close in closing:
             if (connection := self._connections.get(close.conn)) is not None:
                 log.info("connection %s closed: %s", connection.peer, close.why)
@@ -66,19 +67,17 @@ class Delivery:
         if isinstance(effect, Reply):
             self.asked_inside.pop(effect.request).set_result(effect.items[0])
 
-    def _say(self, connection: Connection, told: Iterable[Reply | Tell], left: int) -> int:
-        """Send one connection its answers, in one write unless they are large; returns their bytes.
+    def _say(self, connection: Connection, told: Iterable[Reply | Tell], turn: _Turn) -> None:
+        """Send one connection its answers, in one write unless they are large.
 
-        A wait is answered later if its connection has no room for the result, or if the turn has sent `left` bytes.
+        The end of a job that was waited for is told later if the connection or the turn has no room for it.
         """
         parts: list[bytes] = []
-        size = total = 0
+        size = 0
         for effect in told:
             if isinstance(effect, Tell):
                 new = _frames(effect)
-            elif effect.ended and not (connection.takes(size + len(effect.items[0][1])) and total < left):
-                connection.postpone(effect.request)
-                self._inbox.put_back(Asked(effect.conn, effect.request, Kind.WAIT, [Wait(id=effect.ended)]))
+            elif effect.ended and not self._has_room(connection, effect, size, turn):
                 continue
             else:
                 new = [_answer(connection, effect)]
@@ -86,10 +85,31 @@ class Delivery:
             size += sum(map(len, new))
             if size >= WRITE_BYTES:
                 connection.send(b"".join(parts))
-                total, size, parts = total + size, 0, []
+                turn.sent_bytes += size
+                size, parts = 0, []
         if parts:
             connection.send(b"".join(parts))
-        return total + size
+            turn.sent_bytes += size
+
+    def _has_room(self, connection: Connection, reply: Reply, size: int, turn: _Turn) -> bool:
+        """Return whether the end of a job can be told now; if not, the wait is asked again."""
+        takes = connection.takes(size + len(reply.items[0][1]))
+        turn.ends += 1
+        if takes and turn.sent_bytes < turn.bytes_most and turn.ends <= DELIVERED_ENDS:
+            return True
+        connection.postpone(reply.request)
+        again = Asked(reply.conn, reply.request, Kind.WAIT, [Wait(id=reply.ended)])
+        (self._inbox.put if takes else self._inbox.put_back)(again)
+        return False
+
+
+class _Turn:
+    """What the deliveries of one turn have come to."""
+
+    def __init__(self, bytes_most: int) -> None:
+        self.bytes_most = bytes_most
+        self.sent_bytes = 0
+        self.ends = 0
 
 
 def _answer(connection: Connection, reply: Reply) -> bytes:

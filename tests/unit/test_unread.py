@@ -16,7 +16,7 @@ from givalia_core.protocol import messages as m
 from givalia_core.protocol.caller import Answer, Caller, Told
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, item
-from givalia_core.server import Server, connection
+from givalia_core.server import Server, connection, delivery
 from givalia_core.server.unread import Unread
 from givalia_core.settings import ServerSettings
 
@@ -267,6 +267,40 @@ def test_when_the_budget_is_used_up_the_peer_that_stood_still_for_longest_makes_
         assert reader.ask(Kind.STAT, *[m.Stat(id=job)] * 4).items[0][1] == WORDS  # When one of them is gone.
 
     assert server._unread.bytes < 6 * MIB
+
+
+def test_many_who_wait_for_one_job_are_told_in_several_turns_and_each_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "DELIVERED_ENDS", 50)
+    worker = Worker(server)
+    (ending,) = running(server, worker, 1)
+    peers = [Peer(server.client_port) for _ in range(4)]
+    asked = {(peer, peer.begin(Kind.WAIT, m.Wait(id=ending.id))) for peer in peers for _ in range(100)}
+    for peer in peers:
+        peer.ask(Kind.INFO, m.Info())
+
+    assert worker.ask(Kind.SUCCEED, ending._replace(payload=b"")).items[0][0] == ["OK"]
+
+    assert {(peer, peer.read().request) for peer in peers for _ in range(100)} == asked
+
+
+def test_small_frames_of_one_peer_are_taken_a_few_at_a_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = connection.Connection._take
+
+    def noted(self: connection.Connection, data: bytes) -> int:
+        taken.append(take(self, data))
+        return taken[-1]
+
+    monkeypatch.setattr(connection.Connection, "_take", noted)
+    peer = Peer(server.client_port)
+    waits = [peer.caller.ask(Kind.WAIT, [item(m.Wait("nobody"))])[1] for _ in range(3_000)]
+
+    peer.socket.sendall(b"".join(waits))
+
+    assert sum(len(peer.read().items) for _ in waits) == 3_000
+    assert max(taken) < 200
 
 
 def test_waits_are_counted_and_beyond_their_number_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
