@@ -2,7 +2,7 @@
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
-`info`, `modules` and `workers` are the same for everybody: one walk answers all connections that ask.
+`info`, `modules` and `workers` are the same for everybody: one walk answers all connections that had asked when it began.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Questions:
         self._desk = desk
         self._lines: dict[Line, deque[Asked]] = {}  # In the order of their next steps.
         self._walks: dict[Line, Walk] = {}
+        self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
         self._resting: set[Line] = set()  # Walks that go on after the next commit.
         self._clogged: set[Line] = set()  # Lines in which nobody can be answered before it has read.
         self._rows = ROWS_LEAST
@@ -65,6 +66,7 @@ class Questions:
         asked = [each for line in self._lines.values() for each in line]
         self._lines.clear()
         self._walks.clear()
+        self._audience.clear()
         return asked
 
     def begin_turn(self) -> None:
@@ -113,19 +115,22 @@ class Questions:
         return True
 
     def _begin(self, line: Line, store: Store) -> Walk:
-        walk = self._walks[line] = _WALKS[line[0]](self._desk, store, self._lines[line][0].messages[0])
+        asked = self._lines[line]
+        walk = self._walks[line] = _WALKS[line[0]](self._desk, store, asked[0].messages[0])
+        heard = [asked[0]] if line[0] is Kind.LIST else asked
+        self._audience[line] = {(each.conn, each.request) for each in heard}
         next(walk)
         return walk
 
     def _tell(self, line: Line, item: Item) -> list[Reply]:
-        """The answers of a walk that is over: to the first of a listing's line, to all who can be told of the others."""
+        """The answers of a walk that is over, to all who had asked when it began and have room for them."""
         del self._walks[line]
+        audience = self._audience.pop(line)
         waiting, self._lines[line] = self._lines[line], deque()
         told: list[Reply] = []
         room = TOLD_BYTES
         for asked in waiting:
-            is_next = line[0] is Kind.LIST and told
-            if is_next or room <= 0 or self._desk.is_clogged(asked.conn):
+            if room <= 0 or (asked.conn, asked.request) not in audience or self._desk.is_clogged(asked.conn):
                 self._lines[line].append(asked)
             else:
                 told.append(Reply(asked.conn, asked.request, [item]))
@@ -137,6 +142,7 @@ class Questions:
     def _forget(self, line: Line) -> None:
         del self._lines[line]
         self._walks.pop(line, None)
+        self._audience.pop(line, None)
         self._clogged.discard(line)
 
 

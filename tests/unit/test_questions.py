@@ -247,6 +247,21 @@ def test_ready_jobs_are_counted_in_turns_each_bounded_in_time_however_many_modul
     assert shown["jobs"]["M7"] == {"waiting": 1, "ready": 1}
 
 
+def test_info_shows_what_was_stored_before_it_was_asked_also_while_another_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "STEPS_MAX", 1)
+    rig = SlowRig(jobs=0)
+    rig.enq("M0")
+    told, _ = rig.walk(rig.frame(Kind.INFO, m.Info(), conn=5))
+    assert not told  # It has begun.
+    turn.turn(rig.engine, rig.store, rig.timer, [rig.frame(Kind.ENQ, m.Enq(uid(7), "M7"))], rig.clock)
+    rig.engine.questions.add(rig.frame(Kind.INFO, m.Info(), conn=6))
+
+    shown = {each.conn: msgpack.unpackb(each.items[0][1])["jobs"] for each in rig.walk_all()}
+
+    assert shown[6]["M7"] == {"waiting": 1, "ready": 1}
+    assert "M0" in shown[5]
+
+
 @pytest.mark.parametrize("kind", [Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS])
 def test_a_question_that_cannot_be_read_is_refused(rig: EngineRig, kind: Kind) -> None:
     assert isinstance(rig.ask(kind, BadRequest("no"))[0], BadRequest)
