@@ -8,7 +8,7 @@ delays beats, settles and claims, and no connection's questions delay another's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from typing import Any, Final, TypeAlias
 
 from givalia_core.clock import Now
@@ -23,6 +23,8 @@ from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, by_module
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
+PARTS_BYTES_MAX: Final = ANSWER_BYTES_MAX - 1024
+BRIEF_CHARS: Final = 200  # Of why a module is broken, in an answer that grows long.
 READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
@@ -175,12 +177,12 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
         found = store.find(Wanted(ids=frozenset(lapsed)), now).ids
         jobs = [words.brief(found[job.id]) if job.id in found else job for job in jobs]
         jobs = [job for job in jobs if wanted.admits(job, now)]
-    shown: list[bytes] = []
+    shown = _Parts()
     for job in jobs:
-        shown.append(words.pack(words.status(desk, job, now)))
+        shown.add(words.pack(words.status(desk, job, now)))
         if len(shown) % rows == 0:
             now, rows = yield False
-    return (OK, *(after or ())), _array(shown)
+    return (OK, *(after or ())), shown.array()
 
 
 def _info(desk: Desk, store: Store, _: Any) -> Walk:
@@ -201,39 +203,43 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
             now, rows = yield False
     for module, count in ready.items():
         jobs.setdefault(module, {})["ready"] = count
-    shown: list[bytes] = []
+    shown = _Parts()
     for module in sorted(jobs):
-        shown.append(words.pack(module) + words.pack(jobs[module]))
+        shown.add(words.pack(module), words.pack(jobs[module]))
         if len(shown) % rows == 0:
             now, rows = yield False
     about = words.info(desk, sum(ready.values()), store.describe(), now)
-    fields = [words.pack("jobs") + _map(shown), *(words.pack(name) + words.pack(value) for name, value in about.items())]
-    return (OK,), _map(fields)
+    fields = _Parts()
+    fields.add(words.pack("jobs"), shown.map())
+    for name, value in about.items():
+        fields.add(words.pack(name), words.pack(value))
+    return (OK,), fields.map()
 
 
 def _modules(desk: Desk, _: Store, __: Any) -> Walk:
     """Every module that a connected worker announced, worker by worker, over all servers of the store."""
     _now, rows = yield False
-    shown: list[bytes] = []
+    shown = _Parts()
     for module in words.each_module(desk):
-        shown.append(words.pack(module))
+        is_long = shown.is_half_full and module["broken"]
+        shown.add(words.pack({**module, "broken": module["broken"][-BRIEF_CHARS:]} if is_long else module))
         if len(shown) % rows == 0:
             _now, rows = yield False
-    return (OK,), _array(shown)
+    return (OK,), shown.array()
 
 
 def _workers(desk: Desk, _: Store, __: Any) -> Walk:
     """Every connected worker, over all servers of the store."""
     _now, rows = yield False
-    shown: list[bytes] = []
+    shown = _Parts()
     looked_at = 0
     for worker in words.each_worker(desk):
-        shown.append(words.pack(worker))
+        shown.add(words.pack({**worker, "processes": []} if shown.is_half_full else worker))
         looked_at += 1 + len(worker["modules"])
         if looked_at >= rows:
             looked_at = 0
             _now, rows = yield False
-    return (OK,), _array(shown)
+    return (OK,), shown.array()
 
 
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
@@ -251,16 +257,33 @@ def refused(asked: Asked) -> Reply | None:
     return Reply(asked.conn, asked.request, [refusal(message)]) if isinstance(message, GivaliaError) else None
 
 
-def _array(parts: list[bytes]) -> bytes:
-    return _joined(words.array_head(len(parts)), parts)
+class _Parts:
+    """The parts of an answer, which fit a frame together."""
 
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._bytes = 0
 
-def _map(pairs: list[bytes]) -> bytes:
-    return _joined(words.map_head(len(pairs)), pairs)
+    def __len__(self) -> int:
+        return len(self._parts)
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether what follows should be told in brief."""
+        return self._bytes > PARTS_BYTES_MAX // 2
 
-def _joined(head: bytes, parts: Iterable[bytes]) -> bytes:
-    joined = b"".join((head, *parts))
-    if len(joined) > ANSWER_BYTES_MAX - 1024:
-        raise Refusal(TooLarge(f"the answer has {len(joined)} bytes, more than fit a frame"))
-    return joined
+    def add(self, *packed: bytes) -> None:
+        """Add a part."""
+        part = b"".join(packed)
+        self._bytes += len(part)
+        if self._bytes > PARTS_BYTES_MAX:
+            raise Refusal(TooLarge(f"the answer is larger than a frame of {ANSWER_BYTES_MAX >> 20} MiB"))
+        self._parts.append(part)
+
+    def array(self) -> bytes:
+        """The packed array of these parts."""
+        return b"".join((words.array_head(len(self._parts)), *self._parts))
+
+    def map(self) -> bytes:
+        """The packed map of these pairs."""
+        return b"".join((words.map_head(len(self._parts)), *self._parts))

@@ -12,7 +12,7 @@ from engine_rig import EngineRig, uid
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
 from givalia_core.engine.records import Asked, Gone, Reply
-from givalia_core.errors import BadRequest, StoreAway
+from givalia_core.errors import BadRequest, StoreAway, TooLarge
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
@@ -281,3 +281,23 @@ def test_what_many_workers_have_is_walked_in_steps(rig: EngineRig, kind: Kind, m
 
     assert len(msgpack.unpackb(told[0].items[0][1])) == (500 if kind is Kind.MODULES else 100)
     assert len(steps) > 20
+
+
+def test_the_answers_about_workers_are_bounded_and_say_less_of_each_before_they_are_refused(
+    rig: EngineRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "PARTS_BYTES_MAX", 20_000)
+    broken = m.Announce("Mail", "d", "1", broken="x" * 3_000)
+    for conn in range(10, 20):
+        worker = rig.worker(conn, f"w{conn}", broken)
+        worker.ask(Kind.PROCESSES, m.Process(1, "greenlets", "ready", stack="s" * 3_000))
+
+    modules, workers = rig.info(Kind.MODULES), rig.info(Kind.WORKERS)
+
+    assert {len(each["broken"]) for each in modules} == {3_000, questions.BRIEF_CHARS}
+    assert {len(each["processes"]) for each in workers} == {0, 1}
+
+    for conn in range(20, 220):
+        rig.worker(conn, f"w{conn}", broken)
+    for kind, message in ((Kind.MODULES, m.Modules()), (Kind.WORKERS, m.Workers())):
+        assert isinstance(rig.ask(kind, message)[0], TooLarge)
