@@ -62,7 +62,7 @@ class Again:
                 for number in lost[place]:
                     items[number] = LATER
                 continue
-            self._desk.unwait(*name)
+            self._desk.waits.drop(*name)
             if given.kind is not Kind.WAIT or given.conn not in gone:
                 self.inputs.append(given)
                 stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
@@ -76,9 +76,13 @@ class Again:
         self.inputs = list(inputs)
         for given in inputs:
             if isinstance(given, Asked) and given.kind is Kind.WAIT:
-                self._desk.unwait(given.conn, given.request)
+                self._desk.waits.drop(given.conn, given.request)
         if is_unsure:
             self._unsure.update((given.conn, given.request) for given in inputs if isinstance(given, Asked))
+
+    def add(self, asked: Sequence[Asked]) -> None:
+        """Decide questions again whose answers could not be read."""
+        self.inputs += asked
 
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds that are known not to have been stored."""

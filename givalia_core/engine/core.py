@@ -12,18 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, sharing, words
+from givalia_core.engine import answers, leases, questions, sharing, words
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
+from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
-from givalia_core.routing import Session
-from givalia_core.store.base import Change, Commit, Filter, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.store.base import Change, Commit, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.takers import Session
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -40,8 +41,6 @@ class Reads(NamedTuple):
 
     wanted: Wanted
     requeued: frozenset[bytes]  # Ids whose keys must be looked up as well.
-    pages: frozenset[tuple[Filter, tuple[int, int] | None, int]]
-    info: bool
     expired: int
     retention: Retention | None
 
@@ -81,12 +80,14 @@ class Engine:
         for job in running:
             self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
         self.again = Again(self.desk)
+        self.questions = Questions(self.desk)
         self._lender = Lender(self.desk)
         self._inputs: Sequence[Input] = ()
         self._now = now
         self._held_up_until_us = 0
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
+        self._pace = sharing.Pace()
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
         self._learning: frozenset[Route] = frozenset()  # Routes whose variants this batch reads.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
@@ -150,9 +151,8 @@ class Engine:
             self.desk.routing.forget_windows()
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
-        self._inputs, self._now = inputs, now
-        for session in self.desk.routing.sessions.values():
-            session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
+        self._inputs, self._now = self._without_questions(inputs), now
+        self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         self._sweeping_rows = self._sweeping
         if self._sweeping:
@@ -167,6 +167,21 @@ class Engine:
         if self._sweeping_rows:
             self._swept_rows_us = now.mono_us
         return self.desk.routing.tick(now)
+
+    def _without_questions(self, inputs: Sequence[Input]) -> list[Input]:
+        """Hand questions to those who walk; the rest is decided in this batch."""
+        decided: list[Input] = []
+        for given in inputs:
+            if isinstance(given, Gone):
+                self.questions.leave(given.conn)
+                decided.append(given)
+            elif given.kind not in questions.KINDS:
+                decided.append(given)
+            elif (refused := questions.refused(given)) is not None:
+                self._owed.append(refused)
+            else:
+                self.questions.add(given)
+        return decided
 
     def _extend_leases(self, gap_us: int) -> None:
         for lease in self.desk.leases.values():
@@ -196,16 +211,15 @@ class Engine:
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(given, self.desk)
-        self._suspects = frozenset(self.desk.suspects | wanted.resumed)
+        self._suspects = frozenset(self._pace.some(self.desk) | wanted.resumed)
         wanted.ids.update(self._suspects)
+        wanted.ids.update(self.desk.lapsed)
         wanted.variants.update(self.desk.routing.unlearned)
         self._learning = frozenset(wanted.variants)
-        claims = self._lender.claims(wanted.reports)
+        claims = self._lender.claims(wanted.reporting)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
-            frozenset(wanted.pages),
-            wanted.info,
             EXPIRED_AT_ONCE if self._has_expired else 0,
             self._retention() if self._sweeping_rows or self._forget_more else None,
         )
@@ -224,6 +238,8 @@ class Engine:
         self.desk.routing.learn(self._learning, facts.found.variants)
         batch = Batch(self.desk, facts, now)
         self.desk.suspects -= self._suspects
+        if self._suspects:
+            self._pace.note(self._suspects, facts.found.ids)
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
@@ -235,7 +251,9 @@ class Engine:
             sharing.care(batch, self._watched)
         if self._sweeping:
             self._sweep(batch)
-        for job in facts.expired:
+        lapsed = [job for job_id in self.desk.lapsed if (job := facts.found.ids.get(job_id)) is not None]
+        self.desk.lapsed.clear()
+        for job in (*facts.expired, *lapsed):
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
@@ -316,7 +334,7 @@ class Engine:
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
-            batch.claims[seq].held -= 1
+            batch.claims[seq].give_back()
         if seq in batch.freed:
             batch.freed[seq].held += 1
 
@@ -344,10 +362,8 @@ class Engine:
                 lease.job = job
             elif job.seq in batch.taken:
                 self._take_over(batch, job, *batch.taken[job.seq])
-        elif job.state in ENDED:
-            for conn, request in desk.waiters.pop(job.id, ()):
-                desk.waits_of[conn].discard(job.id)
-                effects.append(Reply(conn, request, [words.end(job)]))
+        elif job.id in desk.waits.by_job and job.state in ENDED:
+            effects += [Reply(conn, request, [words.end(job)], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
         if session is not None and session.conn not in self.desk.routing.sessions:
@@ -355,6 +371,7 @@ class Engine:
         room = None if session is None else session.room(job.module)
         if room is not None:
             room.held += 1
+            room.session.taken_up.add(job.id)
         self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:
@@ -367,12 +384,13 @@ class Engine:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
         is_unsure = plan is not None and bool(plan.changes or plan.batch.unchanged)
         self.again.keep(self._inputs, is_unsure=is_unsure)
+        self.again.add(self.questions.take_all())
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._lender.hurry or self._forget_more or self.desk.routing.must_read:
+        if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us

@@ -8,7 +8,6 @@ batch left it, and ends as at most one change for each job, however often the jo
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
 from givalia_core.engine.remembered import Remembered
+from givalia_core.engine.waits import Waits
 from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
@@ -33,8 +33,9 @@ from givalia_core.model import (
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.routing import Room, Routing, Session
-from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Kept, Page, Route
+from givalia_core.routing import Routing
+from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Found, Kept, Route
+from givalia_core.takers import Room, Session
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -46,10 +47,11 @@ NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store
 class Lease:
     """A worker's time-limited hold on one running job."""
 
-    __slots__ = ("expires_mono_us", "job", "progress", "room")
+    __slots__ = ("expires_mono_us", "holder", "job", "progress", "room")
 
     def __init__(self, job: Job, room: Room | None, expires_mono_us: int) -> None:
         self.job = job
+        self.holder = job.holder  # The worker process it was granted to.
         self.room = room  # None while its worker is not connected.
         self.expires_mono_us = expires_mono_us
         self.progress: tuple[float, str] | None = None
@@ -58,6 +60,32 @@ class Lease:
     def session(self) -> Session | None:
         """The worker that holds it, while that is connected."""
         return None if self.room is None else self.room.session
+
+
+class Leases(dict[bytes, Lease]):
+    """The leases by the id of their job, and besides by the worker process that holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[bytes | None, dict[bytes, Lease]] = {}
+
+    def __setitem__(self, job_id: bytes, lease: Lease) -> None:
+        dict.__setitem__(self, job_id, lease)
+        try:
+            self._held[lease.holder][job_id] = lease
+        except KeyError:
+            self._held[lease.holder] = {job_id: lease}
+
+    def __delitem__(self, job_id: bytes) -> None:
+        holder = self.pop(job_id).holder
+        held = self._held[holder]
+        del held[job_id]
+        if not held:
+            del self._held[holder]
+
+    def of_holder(self, instance: bytes) -> list[Lease]:
+        """The leases of one worker process."""
+        return [lease for job_id, lease in self._held.get(instance, {}).items() if self.get(job_id) is lease]
 
 
 class Desk:
@@ -70,12 +98,11 @@ class Desk:
         self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
+        self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
-        self.leases: dict[bytes, Lease] = {}
-        # job id -> (conn, request) -> whether it wants to hear of the job's progress
-        self.waiters: dict[bytes, dict[tuple[int, int], bool]] = defaultdict(dict)
-        self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
-        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
+        self.leases = Leases()
+        self.waits = Waits()
+        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.remembered = Remembered()
         self.held_up_us = 0  # How long this process stood still within the last two minutes.
@@ -116,15 +143,6 @@ class Desk:
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
 
-    def unwait(self, conn: int, request: int) -> None:
-        """A wait is asked once more, or its connection is gone: it is not answered for what it asked before."""
-        for job_id in [job_id for job_id in self.waits_of.get(conn, ()) if (conn, request) in self.waiters.get(job_id, ())]:
-            del self.waiters[job_id][conn, request]
-            if not self.waiters[job_id]:
-                del self.waiters[job_id]
-            if all(waiter[0] != conn for waiter in self.waiters.get(job_id, ())):
-                self.waits_of[conn].discard(job_id)
-
     def drop_hints(self) -> None:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
         self.routing.forget_windows()
@@ -151,16 +169,12 @@ class Unchanged(NamedTuple):
 class Facts:
     """What was read from the store for one batch."""
 
-    __slots__ = ("counts", "described", "expired", "forgettable", "found", "pages", "ready")
+    __slots__ = ("expired", "forgettable", "found")
 
     def __init__(self, found: Found) -> None:
         self.found = found
         self.expired: list[Job] = []
         self.forgettable = False
-        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page] = {}
-        self.counts: dict[tuple[str, Any], int] = {}
-        self.ready: dict[str, int] = {}
-        self.described: dict[str, Any] = {}
 
 
 class Batch:
@@ -273,7 +287,7 @@ class Batch:
         """The worker that held the job can take another, in this very batch."""
         lease = self.desk.leases.get(job.id)
         if lease is not None and lease.room is not None:
-            lease.room.held -= 1
+            lease.room.give_back()
             self.freed[job.seq] = lease.room
 
     def _keep(self, job: Job) -> None:

@@ -31,11 +31,16 @@ Input: TypeAlias = Asked | Gone
 
 
 class Reply(NamedTuple):
-    """Answer one frame: an item for each of its commands."""
+    """Answer one frame: an item for each of its commands.
+
+    `ended` is the id of the job if the frame waited for its end. Such an answer may be dropped and the wait asked again, by
+    that id, when there is room for the result.
+    """
 
     conn: int
     request: int
     items: list[Item]
+    ended: bytes = b""
 
 
 class Tell(NamedTuple):

@@ -3,6 +3,8 @@
 Were an answer to leave before the commit, a crash between the two would lose what somebody was told is safe; were a
 dispatch to leave before it, two workers could hold one job with one fence. What arrives while a turn commits is the next
 turn's batch: at one request it costs one sync, at thousands it costs one sync.
+
+Questions that take a walk have a place of their own behind it, bounded in time: `walk`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from givalia_core.store.base import AlreadyDecided, Commit, Keeping, Opened, Sto
 
 PAUSE_US: Final = 5 * SECOND_US
 """A process that stood still for longer between its reading and its commit reads again: others may have decided meanwhile."""
+
+WALK_US: Final = 2_000  # What a turn spends on questions that take a walk, at most but for the last step.
+STEPS_MAX: Final = 64
 
 
 def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
@@ -83,6 +88,36 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
     return effects
 
 
+def walk(engine: Engine, store: Store, timer: Timekeeper, clock: Clock) -> list[Effect]:
+    """Go on with questions that take a walk, for as long as a turn may; return the answers that are ready.
+
+    Raises:
+        StoreAway: The shared store does not answer. The engine keeps the questions; another turn goes on with them.
+        StoreError: As `turn`.
+    """
+    questions = engine.questions
+    if not questions:
+        return []
+    questions.begin_turn()
+    effects: list[Effect] = []
+    began_us = before_us = clock.read().mono_us
+    for _ in range(STEPS_MAX):
+        try:
+            told = questions.step(store, timer.now(clock.read()))
+        except StoreAway:
+            engine.again.add(questions.take_all())
+            raise
+        if told is None:
+            break
+        effects += told
+        now_us = clock.read().mono_us
+        questions.note_pace(now_us - before_us)
+        before_us = now_us
+        if now_us - began_us >= WALK_US:
+            break
+    return effects
+
+
 def _concluded(engine: Engine, store: Store, timer: Timekeeper, plan: Plan, now: Now) -> list[Effect]:
     try:
         commit = _commit(store, timer, plan, now)
@@ -110,10 +145,6 @@ def _facts(engine: Engine, store: Store, now: Now) -> Facts:
         facts.expired = store.expired(now, reads.expired)
     if reads.retention is not None:
         facts.forgettable = store.forgettable(reads.retention)
-    for name in reads.pages:
-        facts.pages[name] = store.page(*name, now)
-    if reads.info:
-        facts.counts, facts.ready, facts.described = store.counts(), store.ready(now), store.describe()
     return facts
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Refusal
+from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
 from givalia_core.model import (
     CANCELLED,
@@ -23,7 +23,6 @@ from givalia_core.model import (
     WAITING,
     Answered,
     Job,
-    JobState,
     evolve,
     join_target,
 )
@@ -33,19 +32,15 @@ from givalia_core.protocol.messages import (
     Cancel,
     Enq,
     Ext,
-    Info,
     Kind,
-    List,
-    Modules,
     Requeue,
     Stat,
     Stop,
     Wait,
-    Workers,
     item,
 )
 from givalia_core.specifiers import canonical
-from givalia_core.store.base import VARIANTS_MAX, Filter, Route
+from givalia_core.store.base import VARIANTS_MAX, Route
 from givalia_core.views import text_id
 
 
@@ -285,53 +280,21 @@ def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
 
 
 def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
-    """Answer now if the job has ended; else None, and the answer follows when it has."""
+    """Answer when the job has ended, which may be in this batch; the answer is an effect of its own."""
     if len(asked.messages) > 1:
         raise Refusal(BadRequest("a wait is alone in its frame"))
     job = _known(batch, message)
+    waits = batch.desk.waits
     if job.state in ENDED:
-        return words.end(job)
-    batch.desk.waiters[job.id][asked.conn, asked.request] = message.progress
+        batch.effects.append((job.seq, Reply(asked.conn, asked.request, [words.end(job)], job.id)))
+        return None
+    if not waits.has_room(asked.conn):
+        raise Refusal(Busy("as many jobs are waited for as this server takes", retry_after=1.0))
+    waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress)
     if message.progress:
         batch.tell_progress(job.id, (asked.conn, asked.request))
-    batch.desk.waits_of[asked.conn].add(job.id)
     batch.follow(job)
     return None
-
-
-def list_(batch: Batch, asked: Asked, message: List) -> Item:
-    """A page of jobs; may be short or empty although more follow."""
-    page = batch.facts.pages[list_key(message)]
-    wanted = list_filter(message)
-    jobs = [batch.seen(job) for job in page.jobs]
-    shown = [words.status(batch.desk, words.brief(job), batch.now) for job in jobs if wanted.admits(job, batch.now)]
-    return (OK, *(page.after or ())), words.pack(shown)
-
-
-def list_filter(message: List) -> Filter:
-    """The store's form of what a listing asks for."""
-    return Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
-
-
-def list_key(message: List) -> tuple[Filter, tuple[int, int] | None, int]:
-    """What the page of a listing is filed under among the facts of a batch."""
-    after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
-    return list_filter(message), after, message.limit
-
-
-def info(batch: Batch, asked: Asked, message: Info) -> Item:
-    """What the server is, holds and allows."""
-    return (OK,), words.pack(words.info(batch.desk, batch.facts, batch.now))
-
-
-def modules(batch: Batch, asked: Asked, message: Modules) -> Item:
-    """Every module that a connected worker announced, worker by worker, over all servers of the store."""
-    return (OK,), words.pack(words.modules(batch.desk))
-
-
-def workers(batch: Batch, asked: Asked, message: Workers) -> Item:
-    """Every connected worker, over all servers of the store."""
-    return (OK,), words.pack(words.workers(batch.desk))
 
 
 def _known(batch: Batch, message: Stat | Wait) -> Job:

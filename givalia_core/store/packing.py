@@ -15,7 +15,7 @@ import msgpack
 from givalia_core.clock import Now
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState, split_target
-from givalia_core.store.base import SCAN_MAX, Filter
+from givalia_core.store.base import Filter, rows_of
 
 HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
 _BODY: Final = slice(HEAD, Job._fields.index("result"))
@@ -26,8 +26,8 @@ NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
 
 _packer: Any = msgpack.Packer(autoreset=True)
 
-PageHead = tuple[int, int | None, int, str, str, bool, int]
-"""Of a row: seq, forget_at_us, state's number, module, target, on_wall, due_at_us."""
+PageHead = tuple[int, int | None, int, str, str, bool, int, int]
+"""Of a row: seq, forget_at_us, state's number, module, target, on_wall, due_at_us, bytes of params and result."""
 
 
 def pack_body(job: Job) -> bytes:
@@ -47,24 +47,28 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     return Job._make((*front, *cold, result, specifier, params))
 
 
-def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now) -> tuple[list[int], tuple[int, int] | None]:
-    """Of rows in the order of one index, at most `SCAN_MAX`: the seqs that a page shows, and the cursor behind them.
+def choose(
+    heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows: int
+) -> tuple[list[int], tuple[int, int] | None]:
+    """Of rows in the order of one index, at most `rows`: the seqs that a page shows, and the cursor behind them.
 
     Raises:
         StoreCorrupt: A row has a state that no job can have.
     """
     seqs: list[int] = []
-    place = 0
-    for place, (seq, _, state, module, target, on_wall, due_at_us) in enumerate(heads, 1):  # noqa: B007
+    left, place = rows, 0
+    for place, (seq, _, state, module, target, on_wall, due_at_us, count) in enumerate(heads, 1):  # noqa: B007
         if not 0 <= state < len(STORED_STATES):
             raise StoreCorrupt(f"the row of job {seq} has no state that Givalia knows")
         target_worker, _ = split_target(target)
         head = Job(seq, b"", None, STORED_STATES[state], module, target_worker, 0, bool(on_wall), due_at_us)
+        left -= 1
         if wanted.admits(head, now):
             seqs.append(seq)
-            if len(seqs) == limit:
-                break
-    if not heads or (place == len(heads) and len(heads) < SCAN_MAX):
+            left -= rows_of(count, 0) - 1  # Only of a job that is shown the whole row is read.
+        if len(seqs) == limit or left <= 0:
+            break
+    if not heads or (place == len(heads) and len(heads) < rows):
         return seqs, None
     seq, forget_at_us, *_ = heads[place - 1]
     return seqs, (forget_at_us or 0 if is_ended(wanted.state) else 0, seq)

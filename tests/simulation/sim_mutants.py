@@ -23,9 +23,10 @@ from givalia_core.engine.remembered import Remembered
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.routing import Routing, Session
+from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
+from givalia_core.takers import Session
 from givalia_core.timers import Prefix, Window
 
 Patch = AbstractContextManager[Any]

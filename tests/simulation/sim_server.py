@@ -21,10 +21,10 @@ from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.routing import Session
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Change, Commit, Retention, Route
 from givalia_core.store.memory import Memory
+from givalia_core.takers import Session
 
 SPINS_MAX = 300  # Turns in a row with nothing to take in: more is an engine that goes round in circles.
 

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
-from givalia_core.clock import SECOND_US, Mark
+from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.engine.records import Asked, Gone, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
@@ -37,7 +37,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.memory import Memory
 from givalia_core.views import text_id
 
@@ -1801,7 +1801,7 @@ def test_whoever_waits_and_leaves_is_forgotten(rig: EngineRig) -> None:
 
     assert (gone.conn, gone.request) not in rig.replies
     assert rig.answers(stays) == [("done", None)]
-    assert not rig.engine.desk.waiters
+    assert not list(rig.engine.desk.waits)
 
 
 def test_progress_is_told_to_those_who_wait_and_want_to_hear_of_it(rig: EngineRig) -> None:
@@ -2168,3 +2168,45 @@ def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_work
     rig.engine.desk.is_clogged = lambda conn: False
     rig.tick()
     assert room.held == 12
+
+
+def test_jobs_with_large_params_are_read_and_lent_a_few_at_a_time_and_all_of_them_in_their_order(rig: EngineRig) -> None:
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    read: list[int] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        found = find(wanted, now)
+        read.append(sum(len(job.params) for jobs in found.ready.values() for job in jobs))
+        return found
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    worker = rig.worker(capacity=100)
+    rig.tick()
+
+    assert max(read) < 10 << 20
+    assert worker.ids == [uid(number) for number in range(1, 101)]
+
+
+def test_awaited_jobs_are_read_again_a_few_at_a_time_and_all_of_them_and_leased_ones_at_once(rig: EngineRig) -> None:
+    worker = rig.worker(10, "any", "Fax", capacity=30)
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    leased = {rig.enq("Fax", id=uid(1_000 + number))[0] for number in range(30)}
+    assert set(worker.ids) == leased
+    read: list[frozenset[bytes]] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        read.append(wanted.ids)
+        return find(wanted, now)
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    rig.engine.desk.suspects = {*map(uid, range(1, 101)), *leased}
+    rig.turn()
+
+    assert leased <= read[0]
+    assert max(len(ids - leased) for ids in read) < 40
+    assert frozenset().union(*read) >= {*map(uid, range(1, 101)), *leased}
+    assert not rig.engine.desk.suspects

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, cast
 
 from givalia_core.clock import Now
 from givalia_core.errors import StoreAway, StoreError, StoreFull
@@ -30,6 +30,9 @@ from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Rows, Statement
 from givalia_postgres.rows import int8s, texts, to_job, uuids
+
+READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs are counted by one statement,
+READY_ROUTES_MOST: Final = 256  # if there are few.
 
 Part = tuple[Statement, Callable[[Rows], None]]
 """A statement, and what takes its answer in."""
@@ -56,7 +59,8 @@ class Reads:
 
     def find(self, wanted: Wanted, now: Now) -> Found:
         found = Found({}, {}, {}, {}, {}, {}, answers={})
-        parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now)]
+        cut: set[Route] = set()
+        parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now, cut)]
         if not parts and not wanted.numbers:
             return found
         # Locks last as long as their transaction.
@@ -68,21 +72,24 @@ class Reads:
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
             take(rows)
+        found = found._replace(cut=frozenset(cut))
         if not numbers:
             return found
         ((floor, database_us),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
         return found._replace(floor=floor)
 
-    def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
+    def _claimed(self, wanted: Wanted, found: Found, now: Now, cut: set[Route]) -> Iterable[Part]:
         for claim in wanted.claims:
 
             def take(rows: Rows, route: Route = claim.route) -> None:
                 if rows:
                     found.ready[route] = ready = [to_job(row) for row in rows]
+                    if sum(len(job.params) for job in ready) >= wanted.claimed_bytes:
+                        cut.add(route)
                     self._held.update((job.seq, route) for job in ready)
 
-            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit]), take
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit, wanted.claimed_bytes]), take
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         if not spans:
@@ -115,14 +122,14 @@ class Reads:
                 return True
         return False
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         major, minor = after or (0, 0)
         if is_ended(wanted.state):
-            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
+            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, rows])
         else:
-            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
+            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
         heads = self._read(scan)[0]
-        seqs, after = choose(heads, wanted, limit, now)
+        seqs, after = choose(heads, wanted, limit, now, rows)
         found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
         # One may have been forgotten since.
         return Page([found[seq] for seq in seqs if seq in found], after)
@@ -130,8 +137,20 @@ class Reads:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {(module, STORED_STATES[state]): count for module, state, count in self._read((sql.COUNTS, ()))[0]}
 
-    def ready(self, now: Now) -> dict[str, int]:
-        return dict(self._read((sql.READY, [now.timer_us, now.wall_us, READY_COUNTED_TO]))[0])
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
+        left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
+        at: Sequence[object] = (False, "", "", -100)  # Before all routes.
+        while rows := self._read((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+            for *at, counted in rows:
+                count = min(counted, left)
+                left -= count
+                yield str(at[1]), count
+                if not left:
+                    return
+            # Each route may have as many ready jobs as are counted.
+            most = (
+                min(2 * most, READY_ROUTES_MOST) if sum(row[-1] for row in rows) < READY_COUNTED_TO // 4 else READY_ROUTES_FIRST
+            )
 
     def check(self) -> list[str]:
         wrong: list[str] = []

@@ -50,9 +50,12 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
 
-# Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there.
+# Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there. Behind so many
+# bytes of params ($6) nothing more is sent.
 CLAIM: Final = f"""
-SELECT {_J_COLUMNS} FROM {_RANKS}, LATERAL (
+SELECT {_J_COLUMNS} FROM (
+SELECT j.*, sum(octet_length(j.params)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(j.params) AS bytes_before
+FROM {_RANKS}, LATERAL (
     SELECT * FROM (
         SELECT l.*, l.due_at_us AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND NOT on_wall AND module = $3 AND target_worker = $4
@@ -64,7 +67,8 @@ SELECT {_J_COLUMNS} FROM {_RANKS}, LATERAL (
                 AND rank = r.rank AND due_at_us <= $2 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
     ) AS both_clocks ORDER BY sort_us, seq LIMIT $5
-) AS j LIMIT $5"""
+) AS j LIMIT $5
+) AS j WHERE j.bytes_before < $6"""
 
 UPCOMING: Final = f"""
 SELECT s.place, ready.is_ready, near.due_us, near.seq
@@ -93,7 +97,9 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
     ORDER BY expires_at_us LIMIT $3
 ) AS j LIMIT $3"""
 
-_HEADS: Final = "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM givalia.jobs"
+_HEADS: Final = """
+SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us,
+    octet_length(params) + coalesce(octet_length(result), 0) FROM givalia.jobs"""
 PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
 PAGE_ENDED: Final = f"""
@@ -102,9 +108,11 @@ ORDER BY forget_at_us, seq LIMIT $4"""
 
 CHECK: Final = f"{_SELECT} WHERE seq > $1 ORDER BY seq LIMIT $2"
 COUNTS: Final = "SELECT module, state, sum(jobs)::bigint FROM givalia.counts GROUP BY module, state HAVING sum(jobs) > 0"
+# $3: how many of each route at most; $4 to $7: the route behind which it begins; $8: how many routes.
 READY: Final = """
 WITH RECURSIVE routes AS (
-    (SELECT on_wall, module, target_worker, rank FROM givalia.jobs WHERE state = 0
+    (SELECT on_wall, module, target_worker, rank FROM givalia.jobs
+     WHERE state = 0 AND (on_wall, module, target_worker, rank) > ($4::boolean, $5::text, $6::text, $7::smallint)
      ORDER BY on_wall, module, target_worker, rank LIMIT 1)
     UNION ALL
     SELECT n.* FROM routes r, LATERAL (
@@ -113,13 +121,13 @@ WITH RECURSIVE routes AS (
         ORDER BY on_wall, module, target_worker, rank LIMIT 1
     ) AS n
 )
-SELECT module, count(*) FROM (
-    SELECT r.module FROM routes r, LATERAL (
+SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
+    SELECT count(*) AS jobs FROM (
         SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
             AND target_worker = r.target_worker AND rank = r.rank
-            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3
-    ) AS j LIMIT $3
-) AS counted GROUP BY module"""
+            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3::bigint
+    ) AS j
+) AS counted"""
 
 _NAMES: Final = f"{COLUMNS}, keeper, stop_asked"
 _TYPES: Final = [
