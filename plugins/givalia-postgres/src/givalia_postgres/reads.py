@@ -28,6 +28,7 @@ from givalia_core.store.packing import choose, is_ended
 from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.promise import Promise
 from givalia_postgres.rows import int8s, texts, to_job, uuids
 
 Part = tuple[Statement, Callable[[Rows], None]]
@@ -41,6 +42,7 @@ class Reads:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._promise = Promise(connection)
         self._last_seq = 0
         self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
 
@@ -61,7 +63,7 @@ class Reads:
         # Locks last as long as their transaction.
         begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
         # The numbers after the rows: so they are above any that another server had used in what was read.
-        numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
+        numbers: list[Statement] = [(sql.NUMBERS_AND_MORE, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
         answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
@@ -69,8 +71,9 @@ class Reads:
             take(rows)
         if not numbers:
             return found
-        ((floor, database_us),) = answers[-1]
+        ((floor, database_us, *seen),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
+        self._promise.note(floor, tuple(seen))
         return found._replace(floor=floor)
 
     def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:

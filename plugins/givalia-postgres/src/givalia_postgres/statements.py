@@ -6,6 +6,7 @@ from typing import Final
 
 from givalia_core.store.base import ALIVE_US
 
+from givalia_postgres.connection import SESSION
 from givalia_postgres.rows import COLUMNS
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
@@ -47,6 +48,9 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
 ) AS v ORDER BY v.target"""
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
+# What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
+CURRENT: Final = "current_setting('fsync'), current_setting('full_page_writes')"
+NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
 # Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there.
 CLAIM: Final = f"""

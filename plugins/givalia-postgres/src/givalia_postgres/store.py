@@ -14,7 +14,7 @@ from typing import Any, Final
 import gevent
 import msgpack
 from givalia_core.clock import Mark, Now
-from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
 from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
@@ -46,13 +46,12 @@ class Postgres(Reads):
 
     def __init__(self, url: str) -> None:
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
-        super().__init__(Connection(url, "givalia", self._see_that_it_keeps_the_promise))
+        super().__init__(Connection(url, "givalia", self._look))
         self._url = url
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
         self._mark: Mark | None = None
         self._epoch = 0
-        self._is_unsafe = False
         self._hints = Hints()
         self._listener: Listener | None = None
         self._about = self._known_terms = b""
@@ -66,10 +65,10 @@ class Postgres(Reads):
 
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
-            self.durability = tables.durability(self._connection, unsafe=unsafe)
-            self._is_unsafe = unsafe
+            self.durability = self._promise.begin(unsafe=unsafe)
             tables.create(self._connection)
-            opened = tables.enter(self._connection, self.timer)
+            opened, identity = tables.enter(self._connection, self.timer)
+            self._promise.hold(identity, opened.epoch)
         except Again as error:
             self._connection.close()
             raise StoreAway(str(error)) from error
@@ -80,14 +79,16 @@ class Postgres(Reads):
         self._hints.must_watch = True  # So that the others know of this one.
         return opened
 
-    def _see_that_it_keeps_the_promise(self) -> None:
-        """A database that was restarted may have other settings than when the server began to say what its answers mean."""
-        if self._epoch and tables.durability(self._connection, unsafe=self._is_unsafe) != self.durability:
-            raise StoreUnfit(f"PostgreSQL is not as durable any more, or more so, than when it was opened ({self.durability})")
+    def _look(self) -> None:
+        """See, on each new connection, that the database still keeps its promise and is the same store."""
+        if self._epoch:
+            self._promise.look()
 
     def upgrade(self) -> tuple[int, int]:
         try:
             return tables.upgrade(self._connection)
+        except Again as error:
+            raise StoreAway(str(error)) from error
         finally:
             self._connection.close()
 
@@ -97,6 +98,7 @@ class Postgres(Reads):
             self._listener = None
         if self._epoch and self._connection.is_made:
             with suppress(StoreError, Again):
+                self._promise.look()  # Another store's servers are none of ours.
                 tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
                 self._hints.must_watch = True  # So that the others see to what this one looked after.
                 self.tidy()
@@ -214,6 +216,7 @@ class Postgres(Reads):
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
+        self._promise.look()
         sent_us = time.monotonic_ns() // 1000
         ((lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed),) = self._read(
             (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])

@@ -1,48 +1,27 @@
-"""The store as a whole: whether the database can keep the promise, its tables, its servers."""
+"""The store as a whole: its tables, its facts, its servers."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any, Final
 
 import gevent
 from givalia_core.clock import SECOND_US, Mark
-from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
+from givalia_core.errors import StoreAway, StoreUnfit
 from givalia_core.store.base import ALIVE_US, Opened
 
 from givalia_postgres import schema
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Connection
+from givalia_postgres.promise import read_format
 from givalia_postgres.statements import IS_ALIVE, NOW_US, TICK_BITS
 
-OLDEST: Final = 140_000
 BURIED_US: Final = 3_600 * SECOND_US
 LOCK_S: Final = 30.0
 LOCK_LOOK_S: Final = 0.02
-
-
-def durability(connection: Connection, *, unsafe: bool) -> str:
-    """What an answer means: `fsync`; or, if `unsafe` allows that, what the database's settings leave of it.
-
-    Raises:
-        StoreUnfit: The database is set to lose what it acknowledged, or is too old.
-    """
-    names = ("server_version_num", "server_encoding", "fsync", "full_page_writes", "synchronous_commit")
-    asked = ", ".join(f"current_setting('{name}')" for name in names)
-    ((version, encoding, fsync, full_page_writes, synchronous_commit),) = connection.ask((f"SELECT {asked}", ()))[0]
-    if int(version) < OLDEST:
-        raise StoreUnfit(f"PostgreSQL {int(version) // 10_000} is too old; 14 is the oldest that Givalia works with")
-    if encoding != "UTF8":
-        raise StoreUnfit(f"the database has the encoding {encoding}; keys can be any text, so it must be UTF8")
-    weak = {"fsync": fsync, "full_page_writes": full_page_writes, "synchronous_commit": synchronous_commit}
-    off = [name for name, value in weak.items() if value == "off"]
-    if off and not unsafe:
-        raise StoreUnfit(
-            f"PostgreSQL has {' and '.join(off)} off, so it would lose jobs that it has acknowledged;"
-            " switch it on, or say store_unsafe, and each answer will name the weaker class"
-        )
-    return "fsync" if not off else "flush" if off == ["synchronous_commit"] else "memory"
+_BIGINT: Final = 2**63 - 1
 
 
 def create(connection: Connection) -> None:
@@ -90,10 +69,8 @@ def _format(connection: Connection) -> int | None:
     ((exists,),) = connection.ask(("SELECT to_regclass('givalia.facts') IS NOT NULL", ()))[0]
     if not exists:
         return None
-    ((found,),) = connection.ask(("SELECT value FROM givalia.facts WHERE name = 'format'", ()))[0]
-    if int(found) > schema.FORMAT:
-        raise StoreTooNew(f"the tables have format {found}; this Givalia knows {schema.FORMAT} at most")
-    return int(found)
+    rows = connection.ask(("SELECT value FROM givalia.facts WHERE name = 'format'", ()))[0]
+    return read_format(rows[0][0] if rows else None)
 
 
 _KEEP: Final = "INSERT INTO givalia.facts VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -101,19 +78,47 @@ _SERVER: Final = f"""
 INSERT INTO givalia.servers SELECT nextval('givalia.tick'), {NOW_US} + {ALIVE_US}, 0, '', '' RETURNING epoch, {NOW_US}"""
 _BURY: Final = f"DELETE FROM givalia.servers WHERE alive_until_us + 2 * lease_us + {BURIED_US} < {NOW_US}"
 _UNHEARD: Final = "DELETE FROM givalia.events WHERE at < now() - interval '1 day'"  # For hooks that no server has.
+_BORN: Final = "INSERT INTO givalia.facts VALUES ('store', gen_random_uuid()::text) ON CONFLICT (name) DO NOTHING"
 _FACTS: Final = "SELECT name, value FROM givalia.facts"
 _LAST: Final = "SELECT max(seq) FROM givalia.jobs"
 
 
-def enter(connection: Connection, clock: DatabaseClock) -> Opened:
-    """Add this server to those that share the queue."""
+def enter(connection: Connection, clock: DatabaseClock) -> tuple[Opened, str]:
+    """Add this server to those that share the queue; what it must know, and which store this is.
+
+    Raises:
+        StoreUnfit: A fact is missing, or is not as Givalia wrote it.
+    """
     sent_us = time.monotonic_ns() // 1000
-    answers = connection.ask((_SERVER, ()), (_FACTS, ()), (_LAST, ()), (_BURY, ()), (_UNHEARD, ()))
-    ((epoch, now_us),), facts, ((last_seq,),) = answers[:3]
+    answers = connection.ask((_SERVER, ()), (_BORN, ()), (_FACTS, ()), (_LAST, ()), (_BURY, ()), (_UNHEARD, ()))
+    ((epoch, now_us),), _, facts, ((last_seq,),) = answers[:4]
     clock.sample(now_us, sent_us, time.monotonic_ns() // 1000)
     known: dict[str, str] = dict(facts)
-    mark = Mark(*json.loads(known["mark"])) if "mark" in known else None
-    return Opened(epoch, mark, max(last_seq or 0, int(known.get("last_seq", 0))))
+    return Opened(epoch, _mark(known), max(last_seq or 0, _last_seq(known))), known["store"]
+
+
+def _mark(facts: dict[str, str]) -> Mark | None:
+    if "mark" not in facts:
+        return None
+    try:
+        mark = Mark(*json.loads(facts["mark"]))
+    except (ValueError, TypeError, RecursionError):
+        raise _rubbish(facts, "mark") from None
+    boot_id, *numbers = mark
+    if not isinstance(boot_id, str) or not all(type(number) is int and abs(number) <= _BIGINT for number in numbers):
+        raise _rubbish(facts, "mark")
+    return mark
+
+
+def _last_seq(facts: dict[str, str]) -> int:
+    value = facts.get("last_seq", "0")
+    if re.fullmatch("[0-9]{1,19}", value) is None or int(value) > _BIGINT:
+        raise _rubbish(facts, "last_seq")
+    return int(value)
+
+
+def _rubbish(facts: dict[str, str], name: str) -> StoreUnfit:
+    return StoreUnfit(f"the fact {name!r} of the store is {facts[name][:80]!r}: givalia.facts is not as Givalia wrote it")
 
 
 def leave(connection: Connection, epoch: int, mark: Mark | None, last_seq: int) -> None:
