@@ -129,6 +129,11 @@ def _transaction(connection: Any) -> Iterator[_Cursor]:
         raise BadRequest(
             f"the connection's client_encoding is {driver.info.encoding}; a key can be any text, so it must be UTF8"
         )
+    if getattr(driver, "_tpc", None) is not None:
+        raise BadRequest(
+            "the transaction is one of two phases (tpc_begin, twophase): PostgreSQL prepares none that notifies, and one that"
+            " is prepared would hold its jobs until somebody ends it; use a transaction of one phase"
+        )
     own = driver.transaction() if driver.autocommit and not driver.info.transaction_status else contextlib.nullcontext()
     with own, RawCursor(driver, row_factory=tuple_row) as cursor:
         rows.register(cursor)
@@ -249,5 +254,7 @@ def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now
         runnings = [event.running for event in events]
         cursor.ask((sql.ADD_EVENTS, [rows.texts(hooks), rows.bools(runnings), rows.int8s(jobs)]))
         hints.must_watch = True
+    if decided.changes and not hints:
+        hints.must_watch = True  # PostgreSQL prepares no transaction that notifies: so none of two phases holds a job.
     for payload in hints.payloads():
         cursor.ask(("SELECT pg_notify($1, $2)", [CHANNEL, payload]))
