@@ -69,6 +69,8 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
 
     session: tuple[int, str] = (0, "")
     """What `SESSION` answered when the connection was made."""
+    heard: list[tuple[int, bytes]]
+    """Notifications that arrived with the answer to something else, and were not taken since."""
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:
         hub: Hub = gevent.get_hub()
@@ -180,6 +182,14 @@ class Connection:
         except psycopg.Error as error:
             self._fail(error)
 
+    def ask_unprepared(self, words: str) -> Rows:
+        """The rows of a statement that is not prepared, so that it means the same in any session; raises as `ask`."""
+        connection = self.make()
+        try:
+            return _rows(_execute(connection, words, (), prepare=False))
+        except psycopg.Error as error:
+            self._fail(error)
+
     def _fail(self, error: psycopg.Error) -> NoReturn:
         self.in_transaction = False
         connection = self._made
@@ -194,11 +204,18 @@ class Connection:
             self.close()
         raise meaning from error
 
-    def await_more(self) -> None:
-        """Wait until something arrives that nobody asked for."""
+    def await_more(self, seconds: float) -> bool:
+        """Wait until something arrives that nobody asked for; False if nothing does for so long."""
         watcher = gevent.get_hub().loop.io(self.make().pgconn.socket, 1)
+        patience = gevent.Timeout(seconds)
         try:
-            gevent.get_hub().wait(watcher)
+            with patience:
+                gevent.get_hub().wait(watcher)
+            return True
+        except gevent.Timeout as timeout:
+            if timeout is not patience:
+                raise
+            return False
         finally:
             watcher.close()
 
@@ -208,14 +225,16 @@ class Connection:
         Raises:
             StoreAway: The connection is lost.
         """
-        pgconn = self.make().pgconn
-        heard: list[tuple[int, bytes]] = []
+        connection = self.make()
+        pgconn = connection.pgconn
         try:
             pgconn.consume_input()
             while (notify := pgconn.notifies()) is not None:
-                heard.append((notify.be_pid, notify.extra))
+                connection.heard.append((notify.be_pid, notify.extra))
         except psycopg.Error as error:
             self._fail(error)
+        heard = connection.heard.copy()
+        connection.heard.clear()
         return heard
 
     @property
@@ -277,12 +296,14 @@ def _connect(url: str, name: str, pinned: dict[str, str]) -> _Cooperative:
     row = connection.execute(f"SELECT pg_backend_pid(), {chosen}".encode(), prepare=False).fetchone()
     assert row is not None
     connection.session = (row[0], settings[_SESSION])
+    connection.heard = heard = []
+    connection.add_notify_handler(lambda notify: heard.append((notify.pid, notify.payload.encode())))
     return connection
 
 
-def _execute(connection: _Cooperative, words: str, values: Sequence[Any]) -> Any:
+def _execute(connection: _Cooperative, words: str, values: Sequence[Any], *, prepare: bool | None = None) -> Any:
     cursor = RawCursor(connection)
-    cursor.execute(words.encode(), values, binary=True)
+    cursor.execute(words.encode(), values, binary=True, prepare=prepare)
     return cursor
 
 

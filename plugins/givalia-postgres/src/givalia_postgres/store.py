@@ -24,6 +24,7 @@ from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.doubts import Doubts
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
+from givalia_postgres.pooling import refuse_pooler
 from givalia_postgres.reads import Reads
 from givalia_postgres.rows import texts, to_job
 
@@ -80,7 +81,8 @@ class Postgres(Reads):
         return opened
 
     def _look(self) -> None:
-        """See, on each new connection, that the database still keeps its promise and is the same store."""
+        """See, on each new connection, that its session is ours, and that the database is the one that was opened."""
+        refuse_pooler(self._url, self._connection)
         if self._epoch:
             self._promise.look()
 
@@ -248,4 +250,5 @@ class Postgres(Reads):
     def describe(self) -> dict[str, Any]:
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
-        return {**where, **tables.describe(self._connection)}
+        hears = self._listener is not None and not self._listener.is_deaf
+        return {**where, **tables.describe(self._connection), "hears_others": hears}
