@@ -67,6 +67,7 @@ class Held(Again):
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
     """Waits for its socket in the hub instead of blocking the thread."""
 
+    answer_s = ANSWER_S
     session: tuple[int, str] = (0, "")
     """What `SESSION` answered when the connection was made."""
     heard: list[tuple[int, bytes]]
@@ -75,7 +76,7 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:
         hub: Hub = gevent.get_hub()
         fd = self.pgconn.socket
-        deadline = time.monotonic() + (ANSWER_S if timeout is None else timeout)
+        deadline = time.monotonic() + (self.answer_s if timeout is None else timeout)
         try:
             wanted = next(gen)
             while True:
@@ -113,9 +114,10 @@ def _ready(fd: int, wanted: int) -> int:
 class Connection:
     """A connection that is made when it is needed, and made anew when it was lost."""
 
-    def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None, *, answer_s: float = ANSWER_S) -> None:
         self._url = url
         self._name = name
+        self._answer_s = answer_s
         self._on_made = on_made
         self._pinned: dict[str, str] = {}
         self._made: _Cooperative | None = None
@@ -148,6 +150,7 @@ class Connection:
             # What has worked once may work again, whatever is wrong with the password or the name for now.
             raise StoreAway(str(error)) if self._was_made else error
         self._made = made
+        made.answer_s = self._answer_s
         try:
             self._on_made()
         except BaseException:

@@ -46,6 +46,7 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
     )
     SELECT target FROM hops
 ) AS v ORDER BY v.target"""
+_WAYS: Final = ("seqscan", "hashjoin", "mergejoin", "bitmapscan")
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
 # What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
@@ -123,7 +124,7 @@ SELECT module, count(*) FROM (
     ) AS j LIMIT $3
 ) AS counted GROUP BY module"""
 
-_NAMES: Final = f"{COLUMNS}, keeper, stop_asked"
+_NAMES: Final = COLUMNS
 _TYPES: Final = [
     "bigint",
     "uuid",
@@ -194,6 +195,7 @@ WITH gone AS (
     DELETE FROM givalia.jobs WHERE seq IN (
         SELECT seq FROM givalia.jobs
         WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us <= $2 OR ended_at_us <= $3)
+            AND state > 1 AND ended_at_us > 0  -- Else it is a live job whose row is damaged.
         ORDER BY forget_at_us, seq LIMIT greatest(
             (SELECT count(*) FROM (
                 SELECT FROM givalia.jobs WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND forget_at_us <= $2 LIMIT $5
@@ -271,6 +273,29 @@ WITH gone AS (
     )) RETURNING number, hook, running, seq
 )
 SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
+
+# Rows that are not what was written. What is moved has been locked, and is still so.
+LOCK_ROWS: Final = f"{_SELECT} WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR UPDATE SKIP LOCKED"
+SET_ASIDE: Final = """
+WITH gone AS (
+    DELETE FROM givalia.jobs WHERE seq = ANY($1::bigint[]) RETURNING *
+), asked AS (
+    DELETE FROM givalia.requests WHERE seq IN (SELECT seq FROM gone)
+), counted AS (
+    INSERT INTO givalia.counts SELECT module, state, -count(*) FROM gone GROUP BY module, state
+)
+INSERT INTO givalia.quarantine SELECT gone.*, w.why FROM gone
+JOIN unnest($1::bigint[], $2::text[]) AS w(seq, why) ON w.seq = gone.seq RETURNING seq, id, key, why"""
+QUARANTINED: Final = "SELECT id, key, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'), why FROM givalia.quarantine ORDER BY at, seq"
+COUNT_ALONE: Final = "SELECT pg_try_advisory_xact_lock($1)"
+COUNT_FREELY: Final = f"""
+SELECT set_config('statement_timeout', '0', true), {", ".join(f"set_config('enable_{way}', 'on', true)" for way in _WAYS)}"""
+# Rows and their counts change in the same commits, so in one look both are as of the same moment.
+COUNT_ANEW: Final = """
+INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
+    SELECT module, state, count(*) AS jobs FROM givalia.jobs GROUP BY module, state
+    UNION ALL SELECT module, state, -jobs FROM givalia.counts
+) AS off GROUP BY module, state HAVING sum(jobs) <> 0"""
 
 # For a transaction that is somebody else's.
 LOCK: Final = """

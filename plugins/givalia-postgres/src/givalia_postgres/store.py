@@ -13,26 +13,28 @@ from typing import Any, Final
 
 import gevent
 import msgpack
-from givalia_core.clock import Mark, Now
+from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
 from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
-from givalia_postgres import tables, transaction, writes
+from givalia_postgres import tables, transaction, upgrading, writes
+from givalia_postgres.checksums import seal, unsealed
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.doubts import Doubts
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.pooling import refuse_pooler
 from givalia_postgres.reads import Reads
-from givalia_postgres.rows import texts, to_job
+from givalia_postgres.rows import texts
 
 TRIES: Final = 8  # Of a commit that meets other transactions.
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 STRAYED_AT_ONCE: Final = 2_000
+LEASE_MAX_US: Final = 86_400 * SECOND_US  # No server grants a longer one, whatever its row says.
 EVENTS_AT_ONCE: Final = 1_000
 
 
@@ -47,7 +49,7 @@ class Postgres(Reads):
 
     def __init__(self, url: str) -> None:
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
-        super().__init__(Connection(url, "givalia", self._look))
+        super().__init__(url, Connection(url, "givalia", self._look))
         self._url = url
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
@@ -67,7 +69,7 @@ class Postgres(Reads):
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
             self.durability = self._promise.begin(unsafe=unsafe)
-            tables.create(self._connection)
+            upgrading.create(self._connection)
             opened, identity = tables.enter(self._connection, self.timer)
             self._promise.hold(identity, opened.epoch)
         except Again as error:
@@ -87,14 +89,16 @@ class Postgres(Reads):
             self._promise.look()
 
     def upgrade(self) -> tuple[int, int]:
+        patient = Connection(self._url, "givalia", lambda: refuse_pooler(self._url, patient), answer_s=upgrading.ANSWER_S)
         try:
-            return tables.upgrade(self._connection)
+            return upgrading.upgrade(patient)
         except Again as error:
             raise StoreAway(str(error)) from error
         finally:
-            self._connection.close()
+            patient.close()
 
     def close(self) -> None:
+        self._quarantine.close()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -121,10 +125,12 @@ class Postgres(Reads):
         if not changes and retention is None:
             return Commit()
         try:
-            return self._try(changes, retention)
+            commit = self._try(changes, retention)
         except StoreFull:
             self._full_since = time.monotonic()
             raise
+        self._set_aside()
+        return commit
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
         """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
@@ -203,6 +209,7 @@ class Postgres(Reads):
             # Nothing here is owed to anybody; whether the store is back shows in the next turn.
             with suppress(Again, StoreAway, StoreFull):
                 self._connection.ask(*statements)
+        self._set_aside()
 
     def has_room(self) -> bool:
         if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
@@ -214,14 +221,18 @@ class Postgres(Reads):
     def news(self) -> News:
         if self._listener is None:
             self._listener = Listener(self._url, lambda: self.wake())
-        return self._listener.take()
+        news = self._listener.take()
+        if self._must_look:
+            self._must_look = False
+            news = news._replace(must_watch=True)
+        return news
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
         self._promise.look()
         sent_us = time.monotonic_ns() // 1000
         ((lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed),) = self._read(
-            (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])
+            (sql.BEAT, [me, ALIVE_US, lease_us, seal(about), seal(self._terms(about)), texts(self._hooks)])
         )[0]
         self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
@@ -230,12 +241,15 @@ class Postgres(Reads):
             self._listener.speaker = self._connection.pid
         own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
         rows = self._read((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
-        strayed = [(to_job(row), granted_us) for granted_us, *row in rows]
+        strayed = [(job, min(granted_us, LEASE_MAX_US)) for granted_us, *row in rows for job in self._quarantine.sound([row])]
         events: list[Event] = []
         if has_events:
             rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
-            events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
-        return Watched(own, strayed, mine, lapsed, live, expired, others, events)
+            events = [Event(hook, job, running) for hook, running, *row in rows for job in self._quarantine.sound([row])]
+        self._set_aside()
+        # What another server says of itself counts only if it is what was written; it says so again soon.
+        about_others = [unsealed(sealed) or b"" for sealed in others]
+        return Watched(own, strayed, mine, lapsed, live, expired, about_others, events)
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
