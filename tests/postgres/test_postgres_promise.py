@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import givalia_postgres
 import psycopg
 import pytest
 from givalia_postgres import Postgres
@@ -167,7 +168,7 @@ def test_crash_of_the_database_takes_nothing_that_was_acknowledged(
         kept = {text for (text,) in fleet.ask("SELECT id::text FROM givalia.jobs")}
         assert acknowledged - kept == set()
         assert server.is_alive
-        assert "synchronous_commit off" in server.log
+        server.await_log("synchronous_commit off")
 
 
 @pytest.mark.parametrize("look", ["numbers", "watch", "connection"])
@@ -301,6 +302,7 @@ RUBBISH = [
     ),
     "ALTER TABLE givalia.facts DROP COLUMN value",
     "DROP SEQUENCE givalia.tick",
+    "SELECT setval('givalia.tick', 4611686018427387904)",
 ]
 
 
@@ -318,7 +320,7 @@ def test_facts_that_are_missing_or_rubbish_are_refused_in_words(opened: Opens, u
     assert len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize("words", [RUBBISH[0], RUBBISH[2], RUBBISH[-2]])
+@pytest.mark.parametrize("words", [RUBBISH[0], RUBBISH[2], RUBBISH[-3]])
 def test_programs_end_with_78_and_without_a_traceback_where_facts_are_rubbish(
     opened: Opens, url: str, words: str, shared: Installed, tmp_path: Path
 ) -> None:
@@ -333,6 +335,28 @@ def test_programs_end_with_78_and_without_a_traceback_where_facts_are_rubbish(
             # then
             assert ended.returncode == 78, command
             assert "Traceback" not in ended.stderr
+
+
+def test_answer_of_a_transaction_names_no_class_that_the_tables_do_not_give(opened: Opens, url: str) -> None:
+    # given
+    opened()
+    say(url, "ALTER TABLE givalia.jobs SET UNLOGGED")
+
+    # when, then
+    with psycopg.connect(url) as connection:
+        assert givalia_postgres.enq(connection, "Note", time=60).durability == "memory"
+
+
+def test_numbers_that_are_rubbish_stop_a_running_server_in_words(opened: Opens, url: str) -> None:
+    # given
+    store = opened()
+
+    # when
+    say(url, "SELECT setval('givalia.tick', 4611686018427387904)")
+
+    # then
+    with pytest.raises(StoreUnfit, match=r"givalia\.tick"):
+        insert(store)
 
 
 def test_later_format_that_appears_while_a_server_runs_stops_it(opened: Opens, url: str) -> None:

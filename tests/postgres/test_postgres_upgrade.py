@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import givalia_postgres
 import psycopg
 import pytest
 from givalia_postgres import Postgres, schema, upgrading
@@ -172,6 +173,26 @@ def test_row_that_is_damaged_already_is_set_aside_by_the_upgrade(old: str) -> No
     assert [job.key for job in jobs] == [None, "done", "done", None]
     assert len(wrong) == 3
     assert all("is in quarantine" in line for line in wrong)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_job_that_an_application_enqueues_during_an_upgrade_is_kept(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    with psycopg.connect(old) as connection, pytest.raises(StoreUnfit, match="run givalia store upgrade"):
+        givalia_postgres.enq(connection, "Sample", time=60)
+    assert is_killed(old, 8, monkeypatch, after=True)
+    assert say(old, "SELECT FROM givalia.facts WHERE name = 'upgrade'")
+
+    # when
+    with psycopg.connect(old) as connection:
+        givalia_postgres.enq(connection, "Sample", time=60, key="meanwhile")
+    upgraded(old)
+
+    # then
+    jobs, wrong = contents(old)
+    assert wrong == []
+    assert "meanwhile" in {job.key for job in jobs}
+    assert len(jobs) == 8
 
 
 def test_upgrade_waits_for_nobody_who_has_the_store_open(old: str) -> None:

@@ -20,6 +20,7 @@ from givalia_postgres.statements import CURRENT, TICK_BITS
 OLDEST: Final = 140_000
 CLASSES: Final = ("memory", "flush", "fsync")  # From the weakest.
 TICKS_AT_ONCE: Final = 1_000_000
+TICK_MAX: Final = 2 ** (63 - TICK_BITS) - 1
 
 _KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
 _UNLOGGED: Final = f"""(
@@ -74,7 +75,7 @@ class Promise:
         self.durability = "fsync"
         self.tick = 0  # The highest that this server knows of.
         self._identity: str | None = None
-        self._expected: tuple[Any, ...] = ()  # The part of a look that each batch brings along.
+        self._expected: list[str] = []  # The settings that each batch brings along, as they were at the last look.
         self._warned: dict[str, str] = {}
 
     def begin(self, *, unsafe: bool) -> str:
@@ -110,13 +111,15 @@ class Promise:
 
         Raises:
             StoreUnfit: As of `look`.
-            StoreAway: The numbers went back, which the next connection puts right.
+            StoreAway: The numbers went back, and are put right.
         """
+        *settings, pid, token = seen
+        if (pid, token) != self._connection.session:
+            raise StoreUnfit(POOLED)
         tick = floor >> TICK_BITS
-        if seen != self._expected:
+        if settings != self._expected or tick <= self.tick:
             self.look()
         if tick <= self.tick:
-            self._connection.close()
             raise StoreAway(f"the database gave out number {tick} after {self.tick}: it was set back")
         self.tick = tick
 
@@ -135,13 +138,16 @@ class Promise:
 
     def judge(self, seen: Seen) -> None:
         """See that what a look shows is what was promised; raises as `look`."""
-        refuse_other_session(seen, self._connection)
+        if (seen.pid, seen.token) != self._connection.session:
+            raise StoreUnfit(POOLED)
+        if seen.tick > TICK_MAX:
+            raise StoreUnfit(f"the sequence givalia.tick is at {seen.tick}: Givalia cannot have used so many numbers")
         durability, words = weaknesses(seen.fsync, seen.full_page_writes, seen.synchronous_commit, seen.unlogged)
         if CLASSES.index(durability) < CLASSES.index(self.durability):
             raise StoreUnfit(f"PostgreSQL {words} since this server began to answer {self.durability}; it answers no more")
         self._refuse_other_store(seen)
         self._warn(seen)
-        self._expected = tuple(seen[:4])
+        self._expected = [seen.fsync, seen.full_page_writes]
         if seen.tick < self.tick:
             self._go_forward(seen.tick)
 
@@ -194,9 +200,3 @@ def read_format(value: str | None) -> int:
     if int(value) > schema.FORMAT:
         raise StoreTooNew(f"the tables have format {value}; this Givalia knows {schema.FORMAT} at most")
     return int(value)
-
-
-def refuse_other_session(seen: Seen, connection: Connection) -> None:
-    """Raise StoreUnfit if a statement ran in another session than the one that this connection began with."""
-    if (seen.pid, seen.token) != connection.session:
-        raise StoreUnfit(POOLED)

@@ -123,14 +123,19 @@ def to_job(row: Sequence[Any]) -> Job:
     Raises:
         StoreCorrupt: The row is not what was written.
     """
-    record = row[RECORD]
-    body, checksum = record[: -checksums.BYTES], record[-checksums.BYTES :]
     try:
-        if checksums.of_row((*row[:RECORD], body, *row[RECORD + 1 : WIDTH])) == checksum:
-            return packing.to_job(row[:HEAD], body, row[RECORD + 1], row[RECORD + 2])
+        if is_sealed(row):
+            return packing.to_job(row[:HEAD], row[RECORD][: -checksums.BYTES], row[RECORD + 1], row[RECORD + 2])
     except (ValueError, TypeError, LookupError) as error:
         raise StoreCorrupt(f"the row of job {row[0]} cannot be read: {error}") from error
     raise StoreCorrupt(f"the row of job {row[0]} does not match its checksum")
+
+
+def is_sealed(row: Sequence[Any]) -> bool:
+    """Whether the record of a row of `COLUMNS` ends with the checksum of the row."""
+    record: bytes = row[RECORD]
+    checksum = checksums.of_row((*row[:RECORD], record[: -checksums.BYTES], *row[RECORD + 1 : WIDTH]))
+    return checksum == record[-checksums.BYTES :]
 
 
 def sealed_record(row: Sequence[Any]) -> bytes:

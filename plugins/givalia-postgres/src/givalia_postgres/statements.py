@@ -311,5 +311,7 @@ ADD_EVENTS: Final = """
 INSERT INTO givalia.events (hook, running, seq) SELECT * FROM unnest($1::text[], $2::boolean[], $3::bigint[])"""
 DATABASE: Final = """
 SELECT to_regclass('givalia.facts') IS NOT NULL,
-    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off',
+    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('givalia.jobs') AND attname = 'record'),
+    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off'
+        AND NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('givalia.jobs') AND relpersistence <> 'p'),
     current_setting('synchronous_commit') <> 'off'"""

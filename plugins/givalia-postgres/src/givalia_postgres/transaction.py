@@ -179,9 +179,13 @@ class _Cursor:
 
 
 def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
-    ((is_there, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
+    ((is_there, is_known, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
     if not is_there:
         raise StoreUnfit("this database has no tables of Givalia: start a server on it first")
+    if not is_known:
+        raise StoreUnfit(
+            "the tables have another format than this package knows: run givalia store upgrade, or install its newer version"
+        )
     listened, policy = _common(cursor.ask((sql.TERMS, ()))[0])
     single = Single(kind, message, policy, "memory" if not is_durable else "fsync" if is_synced else "flush")
     for _ in range(TRIES):

@@ -17,7 +17,7 @@ from givalia_core.store.base import ALIVE_US
 from givalia_postgres import schema
 from givalia_postgres import statements as sql
 from givalia_postgres.connection import Connection, Rows, Statement
-from givalia_postgres.rows import RECORD, bytes_, int8s, sealed_record, texts
+from givalia_postgres.rows import RECORD, bytes_, int8s, is_sealed, sealed_record, texts
 from givalia_postgres.tables import KEEP, find_format
 
 ANSWER_S: Final = 3_600.0  # All rows are counted in one statement.
@@ -124,12 +124,13 @@ def _seal_rows(connection: Connection, done: int) -> None:
 
 
 def _sealed(rows: Rows) -> list[Statement]:
-    """The statements that bring these rows to the format."""
+    """The statements that bring these rows to the format; some are there already, for applications write meanwhile."""
     records: dict[int, bytes] = {}
     why: dict[int, str] = {}
     for row in rows:
         try:
-            records[row[0]] = sealed_record(row)
+            if not is_sealed(row):
+                records[row[0]] = sealed_record(row)
         except StoreCorrupt as error:
             why[row[0]] = str(error)
     statements: list[Statement] = [(_SEAL, [int8s(list(records)), bytes_(list(records.values()))])]
