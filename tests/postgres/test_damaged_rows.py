@@ -196,6 +196,28 @@ def test_sweeper_does_not_believe_a_damaged_row_that_it_is_past(open_store: Any,
     assert say(database_url, "SELECT seq FROM givalia.jobs ORDER BY seq") == [(1,), (BAD,)]
 
 
+def test_row_that_nobody_asks_for_is_met_by_the_scrub_of_one_server(
+    open_store: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    monkeypatch.setattr("givalia_postgres.store.SCRUB_EACH_S", 0.0)
+    monkeypatch.setattr("givalia_postgres.scrubbing.ROWS", 64)
+    store, other = open_store(), open_store()
+    filled(store, *(job(number, key=None) for number in range(1, 201)))
+    say(database_url, "UPDATE givalia.jobs SET state = 2, ended_at_us = 7, forget_at_us = 9e18 WHERE seq IN (1, 150, 200)")
+
+    # when
+    for _ in range(5):
+        other.watch(NOW, 0, b"", all_own=False)
+    assert other.describe()["quarantined"] == 0
+    for _ in range(5):
+        store.watch(NOW, 0, b"", all_own=False)
+
+    # then
+    assert say(database_url, "SELECT seq FROM givalia.quarantine ORDER BY seq") == [(1,), (150,), (200,)]
+    assert store.describe()["scrub_seconds"] >= 0
+
+
 @pytest.mark.parametrize("seed", [random.randrange(10**9) for _ in range(3)])
 def test_no_flipped_byte_is_ever_shown(open_store: Any, database_url: str, seed: int) -> None:
     # given

@@ -14,27 +14,17 @@ from typing import Any, Final, NamedTuple
 from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
 
 from givalia_postgres import schema
-from givalia_postgres.connection import POOLED, SESSION, Again, Connection
-from givalia_postgres.statements import CURRENT, TICK_BITS
+from givalia_postgres.connection import POOLED, Again, Connection
+from givalia_postgres.statements import LOOK, TICK_BITS, UNLOGGED
 
 OLDEST: Final = 140_000
 CLASSES: Final = ("memory", "flush", "fsync")  # From the weakest.
 TICKS_AT_ONCE: Final = 1_000_000
 TICK_MAX: Final = 2 ** (63 - TICK_BITS) - 1
 
-_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
-_UNLOGGED: Final = f"""(
-    SELECT string_agg(c.relname, ', ') FROM pg_class c WHERE c.relpersistence <> 'p'
-    AND c.oid = ANY(ARRAY[{", ".join(f"to_regclass('givalia.{name}')" for name in _KEPT)}]::oid[])
-)"""
 _SETTINGS: Final = f"""
 SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), current_setting('fsync'),
-    current_setting('full_page_writes'), current_setting('synchronous_commit'), {_UNLOGGED}"""
-_LOOK: Final = f"""
-SELECT {CURRENT}, {SESSION}, current_setting('synchronous_commit'), {_UNLOGGED},
-    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), current_setting('synchronous_standby_names'),
-    (SELECT value FROM givalia.facts WHERE name = 'format'), (SELECT value FROM givalia.facts WHERE name = 'store'),
-    coalesce(pg_sequence_last_value(to_regclass('givalia.tick')), 0)"""
+    current_setting('full_page_writes'), current_setting('synchronous_commit'), {UNLOGGED}"""
 _RAISE: Final = "SELECT max(nextval('givalia.tick')) FROM generate_series(1, $1::bigint)"
 
 log = logging.getLogger("givalia.server")
@@ -74,7 +64,7 @@ class Promise:
         self._connection = connection
         self.durability = "fsync"
         self.tick = 0  # The highest that this server knows of.
-        self._identity: str | None = None
+        self.identity: str | None = None
         self._expected: list[str] = []  # The settings that each batch brings along, as they were at the last look.
         self._warned: dict[str, str] = {}
 
@@ -103,7 +93,7 @@ class Promise:
 
     def hold(self, identity: str, tick: int) -> None:
         """The store is open: from now on it must be this one, and give out numbers above this tick."""
-        self._identity, self.tick = identity, tick
+        self.identity, self.tick = identity, tick
         self.look()
 
     def note(self, floor: int, seen: tuple[Any, ...]) -> None:
@@ -131,7 +121,7 @@ class Promise:
             StoreAway: It does not answer.
         """
         try:
-            (row,) = self._connection.ask((_LOOK, ()))[0]
+            (row,) = self._connection.ask((f"SELECT {LOOK}", ()))[0]
         except Again as error:
             raise StoreAway(str(error)) from error
         self.judge(Seen(*row))
@@ -155,10 +145,10 @@ class Promise:
         found = read_format(seen.format)
         if found != schema.FORMAT:
             raise StoreUnfit(f"the tables have format {found} now, and this server has opened format {schema.FORMAT}")
-        if seen.identity != self._identity:
+        if seen.identity != self.identity:
             raise StoreUnfit(
                 f"the database holds another store ({seen.identity}) than the one that this server has opened"
-                f" ({self._identity}): its tables were made anew, or restored from elsewhere. Start the server again to use it"
+                f" ({self.identity}): its tables were made anew, or restored from elsewhere. Start the server again to use it"
             )
 
     def _warn(self, seen: Seen) -> None:

@@ -51,6 +51,16 @@ TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
 # What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
 CURRENT: Final = "current_setting('fsync'), current_setting('full_page_writes')"
+_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
+UNLOGGED: Final = f"""(
+    SELECT string_agg(c.relname, ', ') FROM pg_class c WHERE c.relpersistence <> 'p'
+    AND c.oid = ANY(ARRAY[{", ".join(f"to_regclass('givalia.{name}')" for name in _KEPT)}]::oid[])
+)"""
+LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {UNLOGGED},
+    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), current_setting('synchronous_standby_names'),
+    (SELECT value FROM givalia.facts WHERE name = 'format'), (SELECT value FROM givalia.facts WHERE name = 'store'),
+    coalesce(pg_sequence_last_value(to_regclass('givalia.tick')), 0)"""
+"""The columns of `promise.Seen`."""
 NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
 # Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there.
@@ -246,9 +256,10 @@ FROM ({_STRAYED}) AS k, LATERAL (
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks.
+# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another.
 BEAT: Final = f"""
-INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
+INSERT INTO givalia.servers AS me SELECT $1::bigint, {NOW_US} + $2::bigint, $3::bigint, $4::bytea, $5::bytea
+WHERE EXISTS (SELECT FROM givalia.facts WHERE name = 'store' AND value = $7::text) ON CONFLICT (epoch) DO UPDATE
 SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
     terms = excluded.terms
 RETURNING
@@ -264,7 +275,10 @@ RETURNING
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
     EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
-    EXISTS ({_STRAYED})"""
+    EXISTS ({_STRAYED}),
+    NOT EXISTS (SELECT FROM givalia.servers WHERE epoch < $1 AND {IS_ALIVE}),
+    {LOOK}"""
+BEAT_WIDTH: Final = 11  # So many columns stand before those of `LOOK`.
 # An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
 EVENTS: Final = f"""
 WITH gone AS (

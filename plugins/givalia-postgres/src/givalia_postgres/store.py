@@ -26,13 +26,16 @@ from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.doubts import Doubts
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.pooling import refuse_pooler
+from givalia_postgres.promise import Seen
 from givalia_postgres.reads import Reads
 from givalia_postgres.rows import texts
+from givalia_postgres.scrubbing import Round
 
 TRIES: Final = 8  # Of a commit that meets other transactions.
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
+SCRUB_EACH_S: Final = 10.0
 STRAYED_AT_ONCE: Final = 2_000
 LEASE_MAX_US: Final = 86_400 * SECOND_US  # No server grants a longer one, whatever its row says.
 EVENTS_AT_ONCE: Final = 1_000
@@ -63,6 +66,8 @@ class Postgres(Reads):
         self._full_since: float | None = None
         self._doubts = Doubts()
         self._commits = 0
+        self._scrub_round = Round()
+        self._scrub_at = 0.0
 
     # Opening and closing.
 
@@ -229,11 +234,17 @@ class Postgres(Reads):
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
-        self._promise.look()
         sent_us = time.monotonic_ns() // 1000
-        ((lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed),) = self._read(
-            (sql.BEAT, [me, ALIVE_US, lease_us, seal(about), seal(self._terms(about)), texts(self._hooks)])
-        )[0]
+        said = [seal(about), seal(self._terms(about)), texts(self._hooks), self._promise.identity]
+        rows = self._read((sql.BEAT, [me, ALIVE_US, lease_us, *said]))[0]
+        if not rows:
+            self._promise.look()  # Raises: this is another store.
+            raise StoreAway("the store could not be told that this server is alive")
+        (row,) = rows
+        self._promise.judge(Seen(*row[sql.BEAT_WIDTH :]))
+        lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed, is_first = row[
+            : sql.BEAT_WIDTH
+        ]
         self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
         self._has_others = bool(others)
@@ -246,10 +257,19 @@ class Postgres(Reads):
         if has_events:
             rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
             events = [Event(hook, job, running) for hook, running, *row in rows for job in self._quarantine.sound([row])]
+        if is_first:
+            self._scrub()
         self._set_aside()
         # What another server says of itself counts only if it is what was written; it says so again soon.
         about_others = [unsealed(sealed) or b"" for sealed in others]
         return Watched(own, strayed, mine, lapsed, live, expired, about_others, events)
+
+    def _scrub(self) -> None:
+        """Now and then read some rows that perhaps nobody asks for, so that a damaged one is met."""
+        now = time.monotonic()
+        if now >= self._scrub_at:
+            self._scrub_at = now + SCRUB_EACH_S
+            self._scrub_round.take(self._read((sql.CHECK, self._scrub_round.wants))[0], self._quarantine, time.time())
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
@@ -265,4 +285,4 @@ class Postgres(Reads):
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
         hears = self._listener is not None and not self._listener.is_deaf
-        return {**where, **tables.describe(self._connection), "hears_others": hears}
+        return {**where, **tables.describe(self._connection), "hears_others": hears, **self._scrub_round.describe()}
