@@ -209,6 +209,20 @@ def test_running_server_ends_with_78_when_the_database_syncs_no_more(
         assert "fsync off" in server.log
 
 
+def test_store_that_is_opened_again_is_refused_by_the_settings_of_that_moment(opened: Opens, own: Rig, url: str) -> None:
+    # given
+    store = opened()
+    store.close()
+
+    # when
+    say(own.url(), "ALTER SYSTEM SET synchronous_commit = off", "SELECT pg_reload_conf()")
+    await_setting(own, "synchronous_commit", "off")
+
+    # then
+    with pytest.raises(StoreUnfit, match="synchronous_commit off"):
+        store.open()
+
+
 def test_database_that_keeps_more_than_it_was_taken_for_is_no_reason_to_stop(opened: Opens, own: Rig, url: str) -> None:
     # given
     say(own.url(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")

@@ -44,7 +44,7 @@ PINNED: Final = "synchronous_commit"
 
 _SESSION: Final = "givalia.session"
 SESSION: Final = f"pg_backend_pid(), current_setting('{_SESSION}', true)"
-"""Two columns that name the session which a statement runs in; compare them with `Connection.session`."""
+"""Two columns that name the session which a statement runs in; see `Connection.is_session`."""
 
 POOLED: Final = (
     "the URL leads to a pooler in transaction mode, which gives each transaction another session of PostgreSQL: settings,"
@@ -159,15 +159,19 @@ class Connection:
         self._was_made = True
         return made
 
-    @property
-    def session(self) -> tuple[int, str]:
-        """What `SESSION` must answer on this connection: another answer is another session's."""
-        return self.make().session
+    def is_session(self, pid: int, token: str | None) -> bool:
+        """Whether what `SESSION` answered is the session of this connection; nothing speaks against it once that is closed."""
+        return self._made is None or self._made.session == (pid, token)
 
     def pin(self, value: str) -> None:
         """Keep `PINNED` at this value, on this connection and on those that replace it."""
         self._pinned = {PINNED: value}
         self.ask(("SELECT set_config($1, $2, false)", [PINNED, value]))
+
+    def unpin(self) -> None:
+        """End the connection; the next ones have `PINNED` as the database says."""
+        self._pinned = {}
+        self.close()
 
     def ask(self, *statements: Statement) -> list[Rows]:
         """Send statements in one trip; the rows of each, none for one that has none.

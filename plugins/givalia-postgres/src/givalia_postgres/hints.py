@@ -136,6 +136,7 @@ class Listener:
             retry_s = min(retry_s * 2, RETRY_S[1])
 
     def _begin(self) -> None:
+        self._connection.make()  # Which has a deadline of its own.
         with gevent.Timeout(ANSWER_S, _silent()):
             self._connection.ask((LISTEN, ()))
         if self._was_missed:

@@ -25,12 +25,11 @@ def refuse_pooler(url: str, connection: Connection) -> None:
     """
     other = Connection(url, "givalia probe")
     try:
-        pid = _begin(other)
-        if pid == connection.session[0]:
+        if _begin(other) == connection.make().session[0]:
             other.close()  # The pooler may have no other session for the next statement.
         for _ in range(LOOKS):
             (row,) = connection.ask_unprepared(f"SELECT {SESSION}")
-            if row != connection.session:
+            if not connection.is_session(*row):
                 raise StoreUnfit(POOLED)
     finally:
         other.close()

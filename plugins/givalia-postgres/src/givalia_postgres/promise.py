@@ -76,6 +76,7 @@ class Promise:
         Raises:
             StoreUnfit: The database is set to lose what it acknowledged, or is too old.
         """
+        self._connection.unpin()
         self.tick = 0
         version, encoding, *settings = self._connection.ask((_SETTINGS, ()))[0][0]
         if version < OLDEST:
@@ -104,12 +105,13 @@ class Promise:
             StoreAway: The numbers went back, and are put right.
         """
         *settings, pid, token = seen
-        if (pid, token) != self._connection.session:
+        if not self._connection.is_session(pid, token):
             raise StoreUnfit(POOLED)
         tick = floor >> TICK_BITS
         if settings != self._expected or tick <= self.tick:
             self.look()
         if tick <= self.tick:
+            self._connection.close()  # With what is locked there.
             raise StoreAway(f"the database gave out number {tick} after {self.tick}: it was set back")
         self.tick = tick
 
@@ -128,7 +130,7 @@ class Promise:
 
     def judge(self, seen: Seen) -> None:
         """See that what a look shows is what was promised; raises as `look`."""
-        if (seen.pid, seen.token) != self._connection.session:
+        if not self._connection.is_session(seen.pid, seen.token):
             raise StoreUnfit(POOLED)
         if seen.tick > TICK_MAX:
             raise StoreUnfit(f"the sequence givalia.tick is at {seen.tick}: Givalia cannot have used so many numbers")

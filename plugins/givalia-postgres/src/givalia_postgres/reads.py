@@ -85,12 +85,13 @@ class Reads:
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
             take(rows)
-        self._set_aside()
         if not numbers:
+            self._set_aside()
             return found
         ((floor, database_us, *seen),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
         self._promise.note(floor, tuple(seen))
+        self._set_aside()
         return found._replace(floor=floor)
 
     def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
