@@ -30,8 +30,8 @@ ROUTES_MAX: Final = 25
 SOON_US: Final = 5 * SECOND_US  # What is due later is found in time by looking.
 FOLLOWED_MAX: Final = 50_000
 RETRY_S: Final = (0.05, 2.0)
-PROBE_S: Final = 5.0  # Of silence, after which the listener asks whether it is still connected,
-ANSWER_S: Final = 3.0  # and how long the answer may take. Hints are missed for the sum of both at most.
+PROBE_S: Final = 5.0  # The listener asks after so much silence whether it is still connected,
+ANSWER_S: Final = 3.0  # and waits for the answer so long. Hints are missed for the sum of both at most.
 IS_LISTENING: Final = f"SELECT FROM pg_listening_channels() AS c WHERE c = '{CHANNEL}'"
 
 log = logging.getLogger("givalia.server")

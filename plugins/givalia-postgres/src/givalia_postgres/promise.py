@@ -1,8 +1,8 @@
-"""The promise of the database: that it keeps what it acknowledges, that it is the same store as before, and a session of ours.
+"""The promise of the database: it keeps what it acknowledges, it holds the same store as before, and the session is ours alone.
 
-All of it can change while a server runs: by ALTER SYSTEM and a reload, by a restart, by a restore behind the same URL. A server
-looks when it opens the store, at each new connection, and every few seconds. It stops before it names a class of durability
-that does not hold any more. `synchronous_commit` cannot change: each session of a server sets it to what it was at the start.
+Each of these can change while a server runs: by ALTER SYSTEM and a reload, by a restart, by a restore behind the same URL. A
+server looks when it opens the store, at each new connection, and every few seconds. It stops instead of naming a class of
+durability that no longer holds. `synchronous_commit` cannot change: each session sets it to its value at the start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Rows that are not what was written: nobody is shown them, they are set aside and said, and all others go on.
+"""Damaged rows: no reader returns one, one server moves each to `givalia.quarantine` and logs it, and the other jobs go on.
 
-A reader that meets one leaves it out of its answer and notes it. When no transaction is open, the row is locked, read again,
-and moved to `givalia.quarantine` as it is; whichever server moves it says so. Its columns may lie about its module and state,
-so all jobs are counted anew then, in the background.
+A reader that meets a damaged row leaves it out of its answer and notes it. When no transaction is open, the store locks the
+row, reads it again, and moves it as it is. Its columns may lie about its module and state, so a background greenlet then
+counts all jobs anew.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from givalia_postgres import statements as sql
 from givalia_postgres.connection import Again, Connection, Statement
 from givalia_postgres.rows import int8s, texts, to_job
 
-TRIES: Final = 10  # Of a recount, while another server counts.
+TRIES: Final = 10  # Attempts at a recount while another server counts.
 TRY_S: Final = 1.0
-COUNTING_S: Final = 600.0  # How long one may take.
+COUNTING_S: Final = 600.0  # The longest that a recount may take.
 CLOSE_S: Final = 5.0
 
 log = logging.getLogger("givalia.server")
@@ -94,7 +94,7 @@ def _count_anew(url: str) -> None:
     connection = Connection(url, "givalia recount", answer_s=COUNTING_S)
     try:
         for _ in range(TRIES):
-            # In a transaction one after the other: so each sees what the one before has put right.
+            # One server at a time, each in its own transaction: the next one sees what this one has put right.
             ((is_ours,),) = connection.ask(("BEGIN", ()), (sql.COUNT_ALONE, [schema.LOCK + 1]))[1]
             if is_ours:
                 connection.ask((sql.COUNT_FREELY, ()), (sql.COUNT_ANEW, ()), ("COMMIT", ()))

@@ -89,7 +89,7 @@ _ARRAYS: Final[tuple[Callable[[Any], Array], ...]] = (
     int8s, uuids, texts, int2s, texts, texts, int2s, bools, int8s, int8s, int8s, int8s, int8s, bytes_, bytes_, bytes_, int8s,
     bools,
 )  # fmt: skip
-"""Of each of `COLUMNS`, what packs it."""
+"""The packer of each of `COLUMNS`."""
 
 
 def job_columns(jobs: Sequence[Job]) -> list[Array]:

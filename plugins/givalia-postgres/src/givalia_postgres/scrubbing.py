@@ -1,7 +1,7 @@
-"""Reads every row in the background, some at a time, so that a damaged row is met that no job, listing or name leads to.
+"""Reads every row in the background, some at a time, so that a damaged row is met even if no command or claim leads to it.
 
-Of the servers that share a queue only the one that was started first does it. A row that says by mistake that it has ended is
-never looked for by anybody else: it would be lost without a word.
+Only the oldest of the servers that share a queue does it. A damaged row may say that its job has ended: then no server looks
+for it, and without a scrub the job would be lost without a word.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from givalia_postgres.connection import Rows
 from givalia_postgres.quarantine import Quarantine
 from givalia_postgres.rows import RECORD
 
-ROWS: Final = 2_000  # At once at most,
-BYTES: Final = 1 << 20  # and fewer while they are large.
+ROWS: Final = 2_000  # The most that one step reads;
+BYTES: Final = 1 << 20  # a step whose rows are larger than this halves the next one.
 _FIRST_ROWS: Final = 64
 _BEFORE_ALL: Final = -(2**63)
 
