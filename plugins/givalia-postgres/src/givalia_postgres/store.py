@@ -74,7 +74,7 @@ class Postgres(Reads):
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
             self.durability = self._promise.begin(unsafe=unsafe)
-            upgrading.create(self._connection)
+            is_new = upgrading.create(self._connection)
             opened, identity = tables.enter(self._connection, self.timer)
             self._promise.hold(identity, opened.epoch)
         except Again as error:
@@ -85,7 +85,7 @@ class Postgres(Reads):
             raise
         self._epoch = opened.epoch
         self._hints.must_watch = True  # So that the others know of this one.
-        return opened
+        return opened._replace(is_new=is_new)
 
     def _look(self) -> None:
         """See, on each new connection, that its session is ours, and that the database is the one that was opened."""

@@ -37,18 +37,19 @@ _DONE: Final = "DELETE FROM givalia.facts WHERE name = $1"
 _ALIVE: Final = f"SELECT count(*) FROM givalia.servers WHERE {sql.IS_ALIVE}"
 
 
-def create(connection: Connection) -> None:
-    """Make the tables if there are none.
+def create(connection: Connection) -> bool:
+    """Make the tables if there are none; return whether there were none.
 
     Raises:
         StoreTooNew, StoreUnfit: They are of another format, or may not be made.
     """
     if (found := find_format(connection)) is None:
-        upgrade(connection)
-    elif found < schema.FORMAT:
+        return upgrade(connection)[0] == 0
+    if found < schema.FORMAT:
         raise StoreUnfit(f"the tables have format {found}, this Givalia needs {schema.FORMAT}: run givalia store upgrade")
-    elif _progress(connection) is not None:
+    if _progress(connection) is not None:
         raise StoreUnfit(f"an upgrade to format {found} was begun and has not ended: run givalia store upgrade")
+    return False
 
 
 def upgrade(connection: Connection) -> tuple[int, int]:
