@@ -88,6 +88,16 @@ def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet
     assert fleet.check() == []
 
 
+def test_store_says_whether_it_was_made_by_its_opening(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+
+    # when, then
+    for is_new in (True, False):
+        assert store.open().is_new is is_new
+        store.close()
+
+
 def _has_role(connection: psycopg.Connection) -> bool:
     return connection.execute("SELECT FROM pg_roles WHERE rolname = 'few'").fetchone() is not None
 

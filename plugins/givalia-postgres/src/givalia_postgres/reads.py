@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, cast
+from contextlib import suppress
+from typing import Any, Final, cast
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreAway, StoreError, StoreFull
+from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
@@ -24,11 +25,14 @@ from givalia_core.store.base import (
     Timer,
     Wanted,
 )
-from givalia_core.store.packing import choose, is_ended
+from givalia_core.store.packing import choose, has_state, is_ended
+from givalia_core.views import text_id
 
 from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.promise import Promise
+from givalia_postgres.quarantine import Quarantine
 from givalia_postgres.rows import int8s, texts, to_job, uuids
 
 READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs are counted by one statement,
@@ -43,8 +47,11 @@ class Reads:
 
     timer: DatabaseClock
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, url: str, connection: Connection) -> None:
         self._connection = connection
+        self._promise = Promise(connection)
+        self._quarantine = Quarantine(url)
+        self._must_look = False  # Rows were set aside: what is near is not what it seemed.
         self._last_seq = 0
         self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
 
@@ -55,18 +62,28 @@ class Reads:
             raise StoreAway(str(error)) from error
 
     def _jobs(self, words: str, *values: object) -> list[Job]:
-        return [to_job(row) for row in self._read((words, values))[0]]
+        jobs = self._quarantine.sound(self._read((words, values))[0])
+        self._set_aside()
+        return jobs
+
+    def _set_aside(self) -> None:
+        """Move the bad rows that were met, if no transaction is open; what cannot be moved now is met again."""
+        if self._quarantine.is_due and not self._connection.in_transaction:
+            with suppress(Again, StoreAway, StoreFull):
+                self._quarantine.set_aside(self._connection)
+                self._must_look = True
 
     def find(self, wanted: Wanted, now: Now) -> Found:
         found = Found({}, {}, {}, {}, {}, {}, answers={})
         cut: set[Route] = set()
-        parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now, cut)]
+        sound = self._quarantine.sound
+        parts = [*named(wanted, found, sound), *variants(wanted, found), *self._claimed(wanted, found, now, cut)]
         if not parts and not wanted.numbers:
             return found
         # Locks last as long as their transaction.
         begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
         # The numbers after the rows: so they are above any that another server had used in what was read.
-        numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
+        numbers: list[Statement] = [(sql.NUMBERS_AND_MORE, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
         answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
@@ -74,17 +91,20 @@ class Reads:
             take(rows)
         found = found._replace(cut=frozenset(cut))
         if not numbers:
+            self._set_aside()
             return found
-        ((floor, database_us),) = answers[-1]
+        ((floor, database_us, *seen),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
+        self._promise.note(floor, tuple(seen))
+        self._set_aside()
         return found._replace(floor=floor)
 
     def _claimed(self, wanted: Wanted, found: Found, now: Now, cut: set[Route]) -> Iterable[Part]:
         for claim in wanted.claims:
 
             def take(rows: Rows, route: Route = claim.route) -> None:
-                if rows:
-                    found.ready[route] = ready = [to_job(row) for row in rows]
+                if ready := self._quarantine.sound(rows):
+                    found.ready[route] = ready
                     if sum(len(job.params) for job in ready) >= wanted.claimed_bytes:
                         cut.add(route)
                     self._held.update((job.seq, route) for job in ready)
@@ -129,13 +149,17 @@ class Reads:
         else:
             scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
         heads = self._read(scan)[0]
+        for seq, _, state, *_ in heads:
+            if not has_state(state):
+                self._quarantine.note(seq)
         seqs, after = choose(heads, wanted, limit, now, rows)
         found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
-        # One may have been forgotten since.
+        # One may have been forgotten since, or set aside.
         return Page([found[seq] for seq in seqs if seq in found], after)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        return {(module, STORED_STATES[state]): count for module, state, count in self._read((sql.COUNTS, ()))[0]}
+        rows = self._read((sql.COUNTS, ()))[0]
+        return {(module, STORED_STATES[state]): count for module, state, count in rows if has_state(state)}
 
     def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
@@ -154,49 +178,63 @@ class Reads:
 
     def check(self) -> list[str]:
         wrong: list[str] = []
-        counts: Counter[tuple[str, JobState]] = Counter()
-        last = 0
         try:
             # As of one moment, whatever other servers do meanwhile.
             end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
             self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
             self._connection.in_transaction = True
-            while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
-                for row in rows:
-                    last = row[0]
-                    try:
-                        job = to_job(row)
-                        counts[job.module, job.state] += 1
-                    except (ValueError, TypeError, IndexError) as error:
-                        wrong.append(f"the row of job {last} is not what was written: {error}")
-            if not wrong and counts != self.counts():
-                wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+            wrong += self._wrong_rows()
+            for job_id, key, at, why in self._read((sql.QUARANTINED, ()))[0]:
+                wrong.append(f"job {text_id(job_id)} (key {key!r}) is in quarantine since {at}: {why}")
             self._read((sql.COMMIT, ()))
             self._connection.in_transaction = False
         except StoreError as error:
             wrong.append(str(error))
         return wrong
 
+    def _wrong_rows(self) -> list[str]:
+        """What is wrong with the rows of jobs, or else with their counts."""
+        wrong: list[str] = []
+        counts: Counter[tuple[str, JobState]] = Counter()
+        last = -(2**63)
+        while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
+            for row in rows:
+                last = row[0]
+                try:
+                    job = to_job(row)
+                    counts[job.module, job.state] += 1
+                except StoreCorrupt as error:
+                    wrong.append(str(error))
+        if not wrong and counts != self.counts():
+            wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+        return wrong
 
-def named(wanted: Wanted, found: Found) -> Iterable[Part]:
-    """What is asked for by name, and where the answers go: `found` must have a dict of its own for `answers`."""
+
+def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]], list[Job]]) -> Iterable[Part]:
+    """What is asked for by name, and where the answers go; `sound` makes jobs of rows.
+
+    `found` must have a dict of its own for `answers`.
+    """
     answers = cast("dict[bytes, bytes]", found.answers)
 
     def by_id(rows: Rows) -> None:
-        found.ids.update((job.id, job) for job in map(to_job, rows))
+        found.ids.update((job.id, job) for job in sound(rows))
 
     def by_key(rows: Rows) -> None:
-        found.live.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+        found.live.update((job.key, job) for job in sound(rows) if job.key is not None)
 
     def by_past_key(rows: Rows) -> None:
-        found.ended.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+        found.ended.update((job.key, job) for job in sound(rows) if job.key is not None)
 
     def by_request(rows: Rows) -> None:
         for request, answer, *row in rows:
-            if answer is None:
-                found.requests[request] = to_job(row)
-            else:
+            if answer is not None:
                 answers[request] = answer
+                continue
+            # The job itself says what it has answered.
+            found.requests.update(
+                (request, job) for job in sound([row]) if any(request == past.request for past in job.answered)
+            )
 
     if wanted.ids:
         yield (sql.BY_ID, [uuids(list(wanted.ids))]), by_id

@@ -7,6 +7,7 @@ from typing import Final
 from givalia_core.model import REMEMBERED_AT_LEAST_US
 from givalia_core.store.base import ALIVE_US
 
+from givalia_postgres.connection import SESSION
 from givalia_postgres.rows import COLUMNS
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
@@ -47,8 +48,22 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
     )
     SELECT target FROM hops
 ) AS v ORDER BY v.target"""
+_WAYS: Final = ("seqscan", "hashjoin", "mergejoin", "bitmapscan")
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
+# What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
+CURRENT: Final = "current_setting('fsync'), current_setting('full_page_writes')"
+_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
+UNLOGGED: Final = f"""(
+    SELECT string_agg(c.relname, ', ') FROM pg_class c WHERE c.relpersistence <> 'p'
+    AND c.oid = ANY(ARRAY[{", ".join(f"to_regclass('givalia.{name}')" for name in _KEPT)}]::oid[])
+)"""
+LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {UNLOGGED},
+    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), current_setting('synchronous_standby_names'),
+    (SELECT value FROM givalia.facts WHERE name = 'format'), (SELECT value FROM givalia.facts WHERE name = 'store'),
+    coalesce(pg_sequence_last_value(to_regclass('givalia.tick')), 0)"""
+"""The columns of `promise.Seen`."""
+NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
 # Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there. Behind so many
 # bytes of params ($6) nothing more is sent.
@@ -129,7 +144,7 @@ SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs FROM (SELECT *
     ) AS j
 ) AS counted"""
 
-_NAMES: Final = f"{COLUMNS}, keeper, stop_asked"
+_NAMES: Final = COLUMNS
 _TYPES: Final = [
     "bigint",
     "uuid",
@@ -203,7 +218,7 @@ FROM unnest($1::uuid[], $2::bytea[]) AS u(request, answer) ON CONFLICT (request)
 # The id of a refused enq could be a job's by now, or be about to become one. A row that takes its place in the index of ids
 # until the end of the transaction makes each of two servers wait for the other; whoever comes second finds what was decided.
 TAKE_IDS: Final = """
-INSERT INTO givalia.jobs (seq, id, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, body, params,
+INSERT INTO givalia.jobs (seq, id, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params,
     keeper, stop_asked)
 SELECT -1 - floor(random() * 9e18)::bigint, u.id, 4, '', '', 0, false, 0, 1, 1, '', '', 0, false
 FROM unnest($1::uuid[]) AS u(id) ON CONFLICT DO NOTHING"""
@@ -229,6 +244,7 @@ WITH gone AS (
     DELETE FROM givalia.jobs WHERE seq IN (
         SELECT seq FROM givalia.jobs
         WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us <= $2 OR ended_at_us <= $3)
+            AND state > 1 AND ended_at_us > 0  -- Else it is a live job whose row is damaged.
         ORDER BY forget_at_us, seq LIMIT greatest(
             (SELECT count(*) FROM (
                 SELECT FROM givalia.jobs WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND forget_at_us <= $2 LIMIT $5
@@ -279,9 +295,10 @@ FROM ({_STRAYED}) AS k, LATERAL (
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks.
+# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another.
 BEAT: Final = f"""
-INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
+INSERT INTO givalia.servers AS me SELECT $1::bigint, {NOW_US} + $2::bigint, $3::bigint, $4::bytea, $5::bytea
+WHERE EXISTS (SELECT FROM givalia.facts WHERE name = 'store' AND value = $7::text) ON CONFLICT (epoch) DO UPDATE
 SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
     terms = excluded.terms
 RETURNING
@@ -297,7 +314,10 @@ RETURNING
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
     EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
-    EXISTS ({_STRAYED})"""
+    EXISTS ({_STRAYED}),
+    NOT EXISTS (SELECT FROM givalia.servers WHERE epoch < $1 AND {IS_ALIVE}),
+    {LOOK}"""
+BEAT_WIDTH: Final = 11  # So many columns stand before those of `LOOK`.
 # An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
 EVENTS: Final = f"""
 WITH gone AS (
@@ -306,6 +326,29 @@ WITH gone AS (
     )) RETURNING number, hook, running, seq
 )
 SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
+
+# Rows that are not what was written. What is moved has been locked, and is still so.
+LOCK_ROWS: Final = f"{_SELECT} WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR UPDATE SKIP LOCKED"
+SET_ASIDE: Final = """
+WITH gone AS (
+    DELETE FROM givalia.jobs WHERE seq = ANY($1::bigint[]) RETURNING *
+), asked AS (
+    DELETE FROM givalia.requests WHERE seq IN (SELECT seq FROM gone)
+), counted AS (
+    INSERT INTO givalia.counts SELECT module, state, -count(*) FROM gone GROUP BY module, state
+)
+INSERT INTO givalia.quarantine SELECT gone.*, w.why FROM gone
+JOIN unnest($1::bigint[], $2::text[]) AS w(seq, why) ON w.seq = gone.seq RETURNING seq, id, key, why"""
+QUARANTINED: Final = "SELECT id, key, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'), why FROM givalia.quarantine ORDER BY at, seq"
+COUNT_ALONE: Final = "SELECT pg_try_advisory_xact_lock($1)"
+COUNT_FREELY: Final = f"""
+SELECT set_config('statement_timeout', '0', true), {", ".join(f"set_config('enable_{way}', 'on', true)" for way in _WAYS)}"""
+# Rows and their counts change in the same commits, so in one look both are as of the same moment.
+COUNT_ANEW: Final = """
+INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
+    SELECT module, state, count(*) AS jobs FROM givalia.jobs GROUP BY module, state
+    UNION ALL SELECT module, state, -jobs FROM givalia.counts
+) AS off GROUP BY module, state HAVING sum(jobs) <> 0"""
 
 # For a transaction that is somebody else's.
 LOCK: Final = """
@@ -321,5 +364,7 @@ ADD_EVENTS: Final = """
 INSERT INTO givalia.events (hook, running, seq) SELECT * FROM unnest($1::text[], $2::boolean[], $3::bigint[])"""
 DATABASE: Final = """
 SELECT to_regclass('givalia.facts') IS NOT NULL,
-    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off',
+    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('givalia.jobs') AND attname = 'record'),
+    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off'
+        AND NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('givalia.jobs') AND relpersistence <> 'p'),
     current_setting('synchronous_commit') <> 'off'"""
