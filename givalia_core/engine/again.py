@@ -12,6 +12,7 @@ from givalia_core.errors import Busy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind, refusal
 
+STUCK_US: Final = 200_000  # Between looks for room on a disk whose reserve is used up.
 PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
 LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
 
@@ -26,11 +27,14 @@ class Again:
         self.inputs: list[Input] = []
         self._stored: dict[Name, dict[int, Item]] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
+        self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
         self._refusals = 0  # Batches in a row in which something was refused.
 
     @property
     def pause_us(self) -> int:
         """How long the next try may wait."""
+        if self.is_stuck:
+            return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
 
     def known(self, asked: Asked) -> dict[int, Item]:
@@ -68,6 +72,7 @@ class Again:
                 stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
         self._stored = stored
         self._unsure.clear()
+        self.is_stuck = False
         self._refusals = self._refusals + 1 if refused else 0
         return set(stored)
 

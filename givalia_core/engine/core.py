@@ -19,10 +19,11 @@ from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
 from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
+from givalia_core.errors import StoreFull
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item, refusal
 from givalia_core.store.base import Change, Commit, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
 from givalia_core.takers import Session
 
@@ -34,6 +35,10 @@ GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
 NOTHING_UNKEPT: Final = Keeping()
+COMMANDS: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
+CHANGES_NOTHING: Final = frozenset(
+    {Kind.STAT, Kind.WAIT, Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT, Kind.BEAT, Kind.PROGRESS, Kind.PROCESSES}
+)
 
 
 class Reads(NamedTuple):
@@ -231,6 +236,34 @@ class Engine:
 
     # The second half: decide, and after the commit let it be true.
 
+    def hold_changes(self) -> list[Input]:
+        """Keep in this batch what changes nothing; return what a later one decides, when the store has room again.
+
+        Clients are told that the disk is full, unless part of their frame took effect before.
+        """
+        held: list[Input] = []
+        kept: list[Input] = []
+        for given in self._inputs:
+            if isinstance(given, Asked) and given.kind in CHANGES_NOTHING:
+                kept.append(given)
+            elif isinstance(given, Asked) and given.kind in COMMANDS and not self.again.known(given):
+                words = "the disk of the store is full, and the reserve is used up: nothing can be changed until there is room"
+                refusals = [refusal(StoreFull(words))] * len(given.messages)
+                self._owed.append(Reply(given.conn, given.request, refusals))
+            else:
+                held.append(given)
+        self._inputs, self.desk.is_stuck = kept, True
+        return held
+
+    def conclude_without_commit(self, plan: Plan, held: Sequence[Input]) -> list[Effect]:
+        """Return what may be said of a batch that changed nothing, and decide what was held in the next one."""
+        must_mark = self._must_mark
+        effects = self.conclude(plan, Commit())
+        self._must_mark, self.desk.is_stuck = must_mark, False
+        self.again.keep(held, is_unsure=False)
+        self.again.is_stuck = True
+        return effects
+
     def decide(self, facts: Facts) -> Plan:
         """Decide everything that arrived, then lend what is ready to whoever is free."""
         now = self._now
@@ -249,18 +282,19 @@ class Engine:
         batch.author = NOBODY
         if self._watched is not None:
             sharing.care(batch, self._watched)
-        if self._sweeping:
+        if self._sweeping and not self.desk.is_stuck:
             self._sweep(batch)
         lapsed = [job for job_id in self.desk.lapsed if (job := facts.found.ids.get(job_id)) is not None]
         self.desk.lapsed.clear()
-        for job in (*facts.expired, *lapsed):
+        for job in (*facts.expired, *lapsed) if not self.desk.is_stuck else ():
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
         # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
         has_numbers = facts.found.floor or not self.desk.is_shared
-        if has_numbers and not self.desk.is_draining and not self.desk.routing.unlearned:
+        may_lend = not (self.desk.is_draining or self.desk.is_stuck)
+        if has_numbers and may_lend and not self.desk.routing.unlearned:
             self._lender.lend(batch)
         else:
             self._lender.hold()
@@ -390,6 +424,8 @@ class Engine:
 
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
+        if self.again.is_stuck:
+            return self.again.pause_us
         if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
             return 0
         if self.again.inputs or self.desk.suspects:

@@ -107,6 +107,7 @@ class Desk:
         self.remembered = Remembered()
         self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
+        self.is_stuck = False  # Whether this batch may change nothing, for the reserve of a full disk is used up.
         self.is_draining = False
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0

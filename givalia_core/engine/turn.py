@@ -127,10 +127,21 @@ def _concluded(engine: Engine, store: Store, timer: Timekeeper, plan: Plan, now:
         try:
             plan, commit = _without_new_jobs(engine, store, timer, now)
         except StoreFull as error:
-            failed = StoreAway if store.is_shared else StoreFailed
-            raise failed(f"the disk is full and the reserve is used up: {error}") from error
+            if store.is_shared:
+                raise StoreAway(f"the disk is full and the reserve is used up: {error}") from error
+            return [*_questions_alone(engine, store, now), *closed]
         return [*engine.conclude(plan, commit, _kept(store, plan, commit)), *closed]
     return engine.conclude(plan, commit, _kept(store, plan, commit))
+
+
+def _questions_alone(engine: Engine, store: Store, now: Now) -> list[Effect]:
+    """The reserve is used up, too: answer questions, refuse commands, and keep workers' reports until there is room."""
+    held = engine.hold_changes()
+    plan = engine.decide(_facts(engine, store, now))
+    if plan.changes:
+        engine.again.keep(held, is_unsure=False)
+        raise StoreFailed("a batch of questions has changes")
+    return engine.conclude_without_commit(plan, held)
 
 
 def _facts(engine: Engine, store: Store, now: Now) -> Facts:

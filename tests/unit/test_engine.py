@@ -1605,6 +1605,59 @@ def test_on_a_full_store_enq_is_refused_and_all_else_goes_on() -> None:
     assert isinstance(rig.enq(id=uid(10)), tuple)
 
 
+class UsedUp(Full):
+    """A memory store whose disk is full, reserve and all: it takes no change."""
+
+    is_used_up = False
+
+    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        if self.is_used_up:
+            raise StoreFull("no space left")
+        return super().commit(changes, mark, retention)
+
+    def has_room(self) -> bool:
+        return not self.is_used_up
+
+
+def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and_reports_kept() -> None:
+    store = UsedUp()
+    rig = EngineRig(store)
+    worker = rig.worker(capacity=3)
+    for number in (1, 2):
+        rig.enq(id=uid(number))
+    rig.enq(id=uid(4), key="k", delay_us=50 * SECOND_US)
+    rig.enq(id=uid(5), key="due", module="Nobody", delay_us=3 * SECOND_US)
+    store.is_used_up = True
+    succeed = rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.jobs[0].fence), conn=worker.conn)
+    fail = rig.frame(Kind.FAIL, m.Fail(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn)
+
+    commands = [
+        rig.frame(Kind.ENQ, m.Enq(uid(9), "Mail", key="new")),
+        rig.frame(Kind.CANCEL, m.Cancel(uid(50), "k")),
+        rig.frame(Kind.EXT, m.Ext(uid(51), "k", delta_us=SECOND_US)),
+    ]
+    stat = rig.frame(Kind.STAT, m.Stat("k"))
+    rig.turn(*commands, succeed, fail, stat)
+
+    assert [type(answer) for frame in commands for answer in rig.answers(frame)] == [StoreFull] * 3
+    assert rig.state(id=uid(1)) == rig.state(id=uid(2)) == "running"
+    for _ in range(40):  # Longer than a lease: nobody's is ended, and beats are answered.
+        rig.tick(1)
+        worker.beat(*worker.jobs)
+    assert (succeed.conn, succeed.request) not in rig.replies
+    assert rig.state("k") == "waiting"
+    assert len(rig.listed()) == 4
+
+    store.is_used_up = False
+    rig.tick(1)
+
+    assert rig.answers(succeed) == rig.answers(fail) == [()]
+    assert rig.state(id=uid(1)) == "done"
+    assert rig.cancel("k") == ("cancelled",)
+    assert isinstance(rig.enq(id=uid(9)), tuple)
+    assert rig.closed == []
+
+
 def test_a_worker_that_joins_while_the_store_is_full_serves_all_the_same() -> None:
     store = Full()
     rig = EngineRig(store)
