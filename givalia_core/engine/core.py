@@ -241,6 +241,7 @@ class Engine:
 
         Clients are told that the disk is full, unless part of their frame took effect before.
         """
+        self.desk.drop_hints()
         held: list[Input] = []
         kept: list[Input] = []
         for given in self._inputs:

@@ -15,7 +15,7 @@ import pytest
 from system_rig import Rig, await_true
 
 from givalia_core import Client
-from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WrongState
+from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WaitTimeout, WrongState
 
 FULL_S = float(os.environ.get("GIVALIA_FULL_S", "0"))
 SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
@@ -136,7 +136,10 @@ def test_a_full_disk_ends_nothing_and_loses_nothing(rig: Rig, tmp_path: Path, ki
         await_true(lambda: (load.enq(), len(load.live) > before)[1], "new jobs are taken", 5)
         print(f"new jobs after {time.monotonic() - freed:.1f} s")
         for handle in soon:
-            handle.wait(timeout=60)
+            try:
+                handle.wait(timeout=60)
+            except WaitTimeout:
+                pytest.fail(f"{client.stat(id=handle.id)}\n{server.log[-3000:]}\n{worker.log[-3000:]}")
         for job in load.live:
             assert client.stat(id=job).state == "waiting"
         for job in load.cancelled:

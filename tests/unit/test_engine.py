@@ -1626,7 +1626,7 @@ def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and
     for number in (1, 2):
         rig.enq(id=uid(number))
     rig.enq(id=uid(4), key="k", delay_us=50 * SECOND_US)
-    rig.enq(id=uid(5), key="due", module="Nobody", delay_us=3 * SECOND_US)
+    rig.enq(id=uid(5), key="due", delay_us=3 * SECOND_US)
     store.is_used_up = True
     succeed = rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.jobs[0].fence), conn=worker.conn)
     fail = rig.frame(Kind.FAIL, m.Fail(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn)
@@ -1653,6 +1653,7 @@ def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and
 
     assert rig.answers(succeed) == rig.answers(fail) == [()]
     assert rig.state(id=uid(1)) == "done"
+    assert rig.state("due") == "running"  # The tries that came to nothing have cost no credit.
     assert rig.cancel("k") == ("cancelled",)
     assert isinstance(rig.enq(id=uid(9)), tuple)
     assert rig.closed == []
