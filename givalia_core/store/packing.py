@@ -45,7 +45,7 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     cold = [*msgpack.unpackb(body, use_list=False)]
     if len(cold) < len(_DEFAULTS):
         cold += _DEFAULTS[len(cold) :]  # What fields are for that are younger than the row.
-    cold[_ANSWERED] = tuple(map(Answered._make, cold[_ANSWERED]))
+    cold[_ANSWERED] = tuple([Answered(*past) for past in cold[_ANSWERED]])
     seq, job_id, key, state, module, target, rank, on_wall, *rest = head
     target_worker, specifier = split_target(target) if " " in target else (target, None)
     return Job._make(

@@ -211,27 +211,6 @@ def test_tables_of_format_1_are_upgraded_with_every_job_and_what_it_was_asked(ea
     store.close()
 
 
-@pytest.mark.parametrize("number", range(1, len(schema.STEPS)))
-def test_an_upgrade_that_is_killed_anywhere_leaves_the_tables_as_they_were(
-    earlier: str, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given
-    monkeypatch.setattr(schema, "STEPS", schema.STEPS[:number])
-    Postgres(earlier).upgrade()
-    monkeypatch.undo()
-    statements = [each for each in schema.STEPS[number].split(";") if each.strip()]
-
-    # when the process ends behind each of the statements of a step
-    for count in range(1, len(statements) + 1):
-        connection = psycopg.connect(earlier)
-        for each in statements[:count]:
-            connection.execute(each.encode())
-        connection.close()
-
-    # then
-    assert Postgres(earlier).upgrade() == (number, schema.FORMAT)
-
-
 def test_an_upgrade_waits_for_whoever_uses_a_table(earlier: str) -> None:
     # given
     upgraded: list[tuple[int, int]] = []
