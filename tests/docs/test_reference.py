@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import re
 import subprocess
@@ -222,7 +223,7 @@ def test_names_in_capitals_exist(page: Path) -> None:
     }
     settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__} | {"GIVALIA_CONFIG"}
     words = {"UNSERIALIZABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE"}
-    known = _codes() | {kind.name for kind in Kind} | settings | plugins | words
+    known = _codes() | {kind.name for kind in Kind} | settings | plugins | words | set(errno.errorcode.values()) | {"ERROR"}
 
     said = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`|\b(GIVALIA_[A-Z_]*[A-Z])", prose(page)))
     said = {name for pair in said for name in pair if name}
