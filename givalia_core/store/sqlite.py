@@ -154,6 +154,7 @@ class SQLite(Reads):
 
     def _keep_epoch(self) -> None:
         self._is_said_open = True
+        self._connection.execute(f"PRAGMA user_version = {sqlite_file.FORMAT}")
         self._keep_fact("epoch", self._epoch)
         self._keep_fact("open", self._epoch)
 

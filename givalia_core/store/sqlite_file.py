@@ -22,7 +22,8 @@ from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMis
 from givalia_core.store.index.words import allocate
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
-FORMAT: Final = 2  # In the header too, as user_version: the first thing checked.
+FORMAT: Final = 3  # In the header too, as user_version: the first thing checked.
+READABLE: Final = 2  # The least that this version reads. The first start makes it `FORMAT`: an earlier version then refuses it.
 BALLAST_BYTES: Final = 16 << 20
 FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
@@ -138,7 +139,7 @@ def prepare(path: Path, *, may_create: bool) -> bool:
     return False
 
 
-def check_header(path: Path, least: int = FORMAT) -> None:
+def check_header(path: Path, least: int = READABLE) -> None:
     """Read what the file says it is, before SQLite may write anything to it; no format below `least` will do."""
     with path.open("rb") as file:
         head = file.read(100)

@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import msgpack
 
-from givalia_core.errors import StoreCorrupt, StoreFailed
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull
 from givalia_core.model import Job
 from givalia_core.store import packing, sqlite_file
+from givalia_core.store.sqlite_file import FULL_ERRNOS
 from givalia_core.store.sqlite_records import base_rows
 
 _ROWS: Final = 10_000
@@ -36,8 +37,10 @@ def upgrade(path: Path) -> int:
     Raises:
         StoreLocked, StoreCorrupt, StoreTooNew, StoreFailed: The store is as it was.
     """
-    if not path.is_file() or path.is_symlink() or (before := sqlite_file.format_of(path)) >= sqlite_file.FORMAT:
+    if not path.is_file() or path.is_symlink():
         return sqlite_file.FORMAT
+    if (before := sqlite_file.format_of(path)) >= sqlite_file.READABLE:
+        return before
     sqlite_file.check_header(path, least=1)
     lock = sqlite_file.Lock(path.with_name(path.name + ".lock"))
     making = path.with_name(path.name + ".upgrading")
@@ -48,7 +51,9 @@ def upgrade(path: Path) -> int:
         making.rename(path)
         sqlite_file.sync(path.parent)
     except (sqlite3.Error, OSError) as error:
-        raise StoreFailed(f"{path}: {error}") from error
+        making.unlink(missing_ok=True)
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL_ERRNOS
+        raise (StoreFull if full else StoreFailed)(f"{path}: {error}; the store is as it was") from error
     finally:
         lock.release()
     return before

@@ -272,3 +272,24 @@ def test_a_checkpoint_or_sweep_that_meets_a_full_disk_tells_the_engine(
     assert store.has_room()
     assert not store.is_full
     assert store.commit([changed(waiting(1), state=RUNNING)], MARK).refused == ()
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS], ids=lambda number: errno.errorcode[number])
+def test_a_file_system_that_cannot_allocate_is_written_to_instead(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fails)
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    jobs = [waiting(seq, key=f"k{seq}") for seq in range(1, 3_000)]
+
+    assert store.commit(inserts(jobs), MARK).refused == ()
+
+    for file in path.parent.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1 << 15:
+            assert file.stat().st_blocks * 512 >= file.stat().st_size * 0.9, file  # No holes: a write to one may find no room.
+    assert store.check() == []
+    store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import zlib
 from pathlib import Path
@@ -11,11 +12,12 @@ import msgpack
 import pytest
 
 from givalia_core.clock import Mark
-from givalia_core.errors import StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
 from givalia_core.store import packing, sqlite_file, sqlite_upgrade
-from givalia_core.store.base import Filter
+from givalia_core.store.base import Filter, Wanted
 from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite_records import base_rows
 from givalia_core.store.suite import MARK, NOW, by_seq, changed, claimed, inserts, job_id, request_id, waiting
 
 FORMAT_1 = """
@@ -166,3 +168,47 @@ def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
         SQLite(f"sqlite://{path}").upgrade()
 
     lock.release()
+
+
+def test_a_store_of_format_2_is_read_as_it_is_and_is_of_this_format_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "second" / "queue.db"
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    request = request_id(7)
+    job = waiting(1, key="k", answered=(Answered(job_id(1), "enq", 5), Answered(request, "ext", 6)))
+    # As the records of that format have it: an answer has no time.
+    store.commit(inserts([job]), MARK)
+    earlier: Any = tuple(past[:3] for past in job.answered)
+    ((_, records),), _ = base_rows([job._replace(answered=earlier)])
+    store._connection.execute("UPDATE jobs SET records = ?", (records,))
+    store.close()
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA user_version = 2")
+    database.close()
+    shutil.rmtree(path.with_name("queue.db.index"))
+
+    assert SQLite(f"sqlite://{path}").upgrade() == (2, sqlite_file.FORMAT)
+
+    assert sqlite_file.format_of(path) == sqlite_file.FORMAT
+    store.open()
+    assert store.find(Wanted(requests=frozenset({request})), NOW).requests == {request: job}
+    assert store.check() == []
+    store.close()
+
+
+def test_an_upgrade_that_meets_a_full_disk_leaves_the_store_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_bytes()
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def fails(*_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(sqlite_upgrade, "_fill", fails)
+    with pytest.raises(StoreFull):
+        SQLite(f"sqlite://{path}").upgrade()
+
+    assert path.read_bytes() == before
+    assert not path.with_name("queue.db.upgrading").exists()
+    monkeypatch.undo()
+    assert SQLite(f"sqlite://{path}").upgrade() == (1, sqlite_file.FORMAT)
