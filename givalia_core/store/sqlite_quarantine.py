@@ -6,10 +6,10 @@ What can be taken out of a job's rows lies here as it was found. Nothing reads i
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 from typing import Final
 
+from givalia_core.clock import SystemClock
 from givalia_core.store.index.slots import Place
 from givalia_core.store.sqlite_records import Records
 
@@ -43,7 +43,7 @@ class Quarantine:
         self._connect().execute(_SCHEMA)
         self._connect().execute(
             "INSERT INTO quarantine (found_at_us, seq, why, record, params, change) VALUES (?, ?, ?, ?, ?, ?)",
-            (time.time_ns() // 1_000, place.seq, why, *self._records.take_out(place)),
+            (SystemClock().read().wall_us, place.seq, why, *self._records.take_out(place)),
         )
         self.count += 1
 

@@ -429,7 +429,7 @@ class Reads:
             "rebuilds": self._rebuilds,
             "is_verified": self._index.is_verified,
             "scrub_rounds": 0 if last is None else last.number,
-            "scrub_ended_at_us": None if last is None else round(last.ended_at * 1e6),
+            "scrub_ended_at_us": None if last is None else last.ended_at_us,
             "scrub_seconds": None if last is None else round(last.seconds, 3),
         }
 

@@ -27,7 +27,6 @@ _PAGE_BYTES: Final = 3_900  # What a row may take and still fit a page.
 _ROW_RECORDS: Final = 64
 _BYTE: Final = 0xFF
 _CRC_BYTES: Final = 4
-_WRITTEN_ROWS: Final = 8_192
 
 _RESULT: Final = Job._fields.index("result")
 _STATE: Final = Job._fields.index("state")
@@ -168,113 +167,6 @@ def change_rows(records: Sequence[bytes], last: int) -> tuple[list[tuple[int, by
 def number_of(place: int) -> int:
     """The row of `changes` that has this place."""
     return place >> 16
-
-
-class Past:
-    """Which records are past, by row, until the rows are written again: once when half of it is past, once when all is.
-
-    Whoever says that a record is past knows it from the index, which may be wrong. So it is remembered whose records each new
-    row has; what is said of another row is only a hint, and is compared with the records before anything is removed.
-    """
-
-    def __init__(self) -> None:
-        self._changes: dict[int, int] = {}  # Row -> bits, one for each record.
-        self._jobs: dict[int, int] = {}
-        self._slots: dict[int, list[int]] = {}  # Row of jobs -> slots of forgotten ones whose records are still there.
-        self._full_changes: list[int] = []
-        self._half_changes: list[int] = []
-        self._ripe_jobs: list[int] = []
-        self._written: dict[int, list[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
-        self._hints: set[int] = set()  # Rows of which something is a hint.
-
-    def __len__(self) -> int:
-        return len(self._full_changes) + len(self._half_changes) + len(self._ripe_jobs)
-
-    def wrote(self, places: Sequence[int], seqs: Iterable[int]) -> None:
-        """Remember whose records are at these places of new rows."""
-        written = self._written
-        for place, seq in zip(places, seqs, strict=True):
-            row = place >> 16
-            if row in written:
-                written[row].append(seq)
-            else:
-                written[row] = [seq]
-                if len(written) > _WRITTEN_ROWS:
-                    del written[next(iter(written))]
-
-    def add_change(self, place: int, seq: int) -> bool:
-        """Note that the record of this job at this place is past; False: it is that of another job."""
-        row = place >> 16
-        written = self._written.get(row)
-        if written is None:
-            self._hints.add(row)
-        elif written[place >> 8 & _BYTE] != seq:
-            return False
-        self._add(row, 1 << (place >> 8 & _BYTE), place & _BYTE)
-        return True
-
-    def add_proven(self, row: int, bits: int, size: int) -> None:
-        """Note that these records of a row are past, as its records and the others say."""
-        self._hints.discard(row)
-        self._changes.pop(row, None)
-        if bits:
-            self._add(row, bits, size)
-
-    def _add(self, row: int, more: int, size: int) -> None:
-        before = self._changes.get(row, 0)
-        bits = self._changes[row] = before | more
-        past, half = bits.bit_count(), (size + 1) // 2
-        if bits != before and past == size:
-            self._full_changes.append(row)
-        elif before.bit_count() < half <= past:
-            self._half_changes.append(row)
-
-    def add_job(self, seq: int, base: int, slot: int | None) -> None:
-        """Note that the job whose first record is at `base` is forgotten; without a slot the record is gone already."""
-        row, size = base >> 8, base & _BYTE
-        before = self._jobs.get(row, 0)
-        bits = self._jobs[row] = before | 1 << (seq - row)
-        if slot is not None:
-            self._slots.setdefault(row, []).append(slot)
-        if bits != before and bits.bit_count() in (size, (size + 1) // 2):
-            self._ripe_jobs.append(row)
-
-    def take_jobs(self, limit: int) -> list[tuple[int, list[int]]]:
-        """Take rows of `jobs` to write again, with the slots of what is past in them."""
-        taken, self._ripe_jobs = self._ripe_jobs[:limit], self._ripe_jobs[limit:]
-        return [(row, self._slots.pop(row)) for row in taken if row in self._slots]
-
-    def is_gone(self, row: int) -> None:
-        """Note that a row of `jobs` was removed."""
-        self._jobs.pop(row, None)
-
-    def take_hints(self, limit: int) -> list[int]:
-        """Take rows that would be written again on a hint alone: at most so many, those that come first."""
-        if not self._hints:
-            return []
-        coming = [*self._full_changes[: 16 * limit], *self._half_changes[:limit]]
-        return [row for row in coming if row in self._hints][:limit]
-
-    def take_changes(self, limit: int) -> tuple[list[int], list[tuple[int, int]]]:
-        """Take rows of `changes` that are past altogether, and some that are half past, with the bits of what is.
-
-        A row of hints stays for the next time.
-        """
-        hinted = self._hints
-        full = [row for row in self._full_changes[: 16 * limit] if row not in hinted]
-        self._full_changes = self._full_changes[16 * limit :]
-        for row in full:
-            self._changes.pop(row, None)
-        taken, self._half_changes = self._half_changes[:limit], self._half_changes[limit:]
-        return full, [(row, self._changes[row]) for row in taken if row in self._changes and row not in hinted]
-
-    def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
-        """What was taken could not be written."""
-        for row, slots in jobs:
-            self._slots.setdefault(row, []).extend(slots)
-            self._ripe_jobs.append(row)
-        self._full_changes += full
-        self._half_changes += [row for row, _ in half]
 
 
 class Records:

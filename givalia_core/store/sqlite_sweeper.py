@@ -16,7 +16,8 @@ from givalia_core.store.index.lanes import START
 from givalia_core.store.index.runs import Entry
 from givalia_core.store.index.slots import AT, SEQ, WHEN
 from givalia_core.store.index.words import Damaged
-from givalia_core.store.sqlite_records import Forgotten, Past, Records, Row, number_of, unpack
+from givalia_core.store.sqlite_past import Past
+from givalia_core.store.sqlite_records import Forgotten, Records, Row, number_of, unpack
 
 ROWS_AT_ONCE: Final = 32
 _JOBS_LOOKED_AT: Final = 200

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
+from givalia_core.clock import SystemClock
 from givalia_core.store.index.index import Index
 from givalia_core.store.index.names import SHARDS
 
@@ -23,7 +24,7 @@ class Round(NamedTuple):
     """A round that came to its end."""
 
     number: int
-    ended_at: float  # On the wall clock, in seconds.
+    ended_at_us: int  # On the wall clock.
     seconds: float
 
 
@@ -104,6 +105,6 @@ class Scrub:
         now = time.monotonic()
         self._index.verify_rest()
         self._index.end_round()
-        self.last = Round(self.number, time.time(), now - self._begun)
+        self.last = Round(self.number, SystemClock().read().wall_us, now - self._begun)
         self.number += 1
         self._place, self._begun, self._rest_until = 0, now + PAUSE_S, now + PAUSE_S
