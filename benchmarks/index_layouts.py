@@ -39,6 +39,9 @@ def entry_of(seq: int, due_us: int) -> Entry:
     return Entry(seq, digest[:16], digest[16:].hex(), due_us)
 
 
+_TRIM_COMMITS = 20
+
+
 def hashes_of(entry: Entry) -> tuple[int, int]:
     """Id and key as signed 64-bit numbers, for the layouts that keep hashes."""
     first, second = blake2b(b"i" + entry.id, digest_size=8), blake2b(b"k" + entry.key.encode(), digest_size=8)
@@ -56,18 +59,19 @@ class Ours:
     is_on_disk = True
     package = "givalia_core.store.sqlite"
 
-    def __init__(self, folder: Path, last_seq: int = 0, commits: int = 0) -> None:
+    def __init__(self, folder: Path, last_seq: int = 0, commits: int = 0, name: int | None = None) -> None:
         from givalia_core.model import WAITING, Job
         from givalia_core.store.index import index, slots
-        from givalia_core.store.sqlite import _TRIM_COMMITS
 
         def job(entry: Entry) -> Any:
             return Job(entry.seq, entry.id, entry.key, WAITING, "Noop", "any", 0, False, entry.due_us)
 
         self._job = job
         self._index = index.Index(folder / "index", lambda _: {}, lambda: None)
-        self._commits, self._trim = commits, _TRIM_COMMITS
-        sealed = self._index.open(1, commits, "boot")
+        self._commits = commits
+        sealed = self._index.open(1, commits, "boot", name)
+        if sealed is None:
+            self._index.remake("boot")
         self._index.begin(1, "boot")
         at = self._index.slots.at
         # As after a kill of the store: what was not sealed stands again. The dues are in records, which are not read here.
@@ -92,7 +96,7 @@ class Ours:
     def insert(self, jobs: Sequence[Any]) -> None:
         """Index the jobs that were looked up last."""
         for job, (of_id, of_key) in zip(jobs, self._hashes, strict=True):
-            self._index.insert(job, job.seq, of_id, of_key)
+            self._index.insert(job, job.seq << 8 | 1, of_id, of_key)
         self._last_seq = jobs[-1].seq
         self._conclude()
 
@@ -102,18 +106,19 @@ class Ours:
 
     def remove(self, taken: Taken, jobs: Sequence[Any]) -> None:
         """Let the index forget what was taken."""
+        self._index.unname({slot: job for (_, _, slot), job in zip(taken, jobs, strict=True)})
         for (_, _, slot), job in zip(taken, jobs, strict=True):
             self._index.drop(slot, job)
         self._conclude()
 
     def left(self) -> dict[str, int]:
         """What the records would tell whoever opens it again."""
-        return {"last_seq": self._last_seq, "commits": self._commits}
+        return {"last_seq": self._last_seq, "commits": self._commits, "name": self._index.name}
 
     def _conclude(self) -> None:
         self._commits += 1
         self._index.conclude(self._commits, 0, self._last_seq)
-        if self._commits % self._trim == 0:
+        if self._commits % _TRIM_COMMITS == 0:
             self._index.trim_if_large()
 
 
@@ -123,9 +128,9 @@ class Packed(Ours):
     is_on_disk = False
 
     def __init__(self, folder: Path) -> None:
-        from givalia_core.store.index import lanes, names, slots
+        from givalia_core.store.index import names, runs, slots
 
-        for module in (lanes, names, slots):
+        for module in (names, runs, slots):
             setattr(module, "Words", _ArrayWords)  # noqa: B010 It is another class.
         super().__init__(folder)
 
@@ -141,6 +146,10 @@ class _ArrayWords:
 
     def __len__(self) -> int:
         return len(self._array)
+
+    @property
+    def raw(self) -> Any:
+        return self._array
 
     def grow(self, words: int) -> None:
         size = len(self._array)
