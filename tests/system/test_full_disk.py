@@ -20,7 +20,6 @@ from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WaitTim
 FULL_S = float(os.environ.get("GIVALIA_FULL_S", "0"))
 SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
 MIB = 1 << 20
-pytestmark = pytest.mark.skipif(not FULL_S, reason="mounts file systems: make test-all, as root, sets GIVALIA_FULL_S")
 
 
 @contextlib.contextmanager
