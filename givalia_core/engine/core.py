@@ -18,7 +18,7 @@ from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
-from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
+from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
@@ -104,6 +104,8 @@ class Engine:
         sharing.hear(self.desk, news)
         if news.must_watch or (self._is_deaf and not news.is_deaf):
             self._watched_us = None
+        if news.must_watch or news.changed or news.ready or news.nearing:
+            self.desk.aside.hear(self._now)  # What somebody changed may be what was held.
         self._is_deaf = news.is_deaf
 
     @property
@@ -119,9 +121,11 @@ class Engine:
         """Whether `watch` must name everything that this server looks after."""
         return self._all_own
 
-    def watch(self, watched: Watched) -> None:
+    def watch(self, watched: Watched | None) -> None:
         """Give what the store answered to `watch`."""
         self._watched, self._watched_us = watched, self._now.mono_us
+        if watched is None:
+            return
         sharing.note_others(self.desk, watched)
         self._has_expired = watched.has_expired
         self._owed += sharing.hooks(self.desk, watched.events)
@@ -144,6 +148,7 @@ class Engine:
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = inputs, now
+        self.desk.aside.leave(inputs)
         for session in self.desk.routing.sessions.values():
             session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
@@ -177,13 +182,27 @@ class Engine:
         for span, near in zip(spans, answers, strict=True):
             self.desk.routing.windows[span.route].fill(near)
 
+    @property
+    def must_look(self) -> bool:
+        """Whether the store must be asked which of `held` may be free, after `begin`."""
+        return self.desk.aside.must_look(self._now)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The names of the holds that commands wait for."""
+        return self.desk.aside.names
+
+    def take_up(self, freed: frozenset[str]) -> None:
+        """Decide again, in this batch, the commands that wait for these names."""
+        self._inputs = [*self.again.take_up(freed, self._now), *self._inputs]
+
     def reads(self) -> Reads:
         """What the commands name, and the jobs that may be lent."""
         wanted = Names()
         wanted.keys.update(self._also_keys)
         for given in self._inputs:
             if isinstance(given, Asked):
-                wanted.add(given, self.desk)
+                wanted.add(self.again.unanswered(given), self.desk)
         self._suspects = frozenset(self.desk.suspects | wanted.resumed)
         wanted.ids.update(self._suspects)
         wanted.variants.update(self.desk.routing.unlearned)
@@ -254,20 +273,24 @@ class Engine:
     def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
         """The commit is durable: renew what memory believes, and return what may now be said."""
         batch = plan.batch
-        lost = [plan.changes[place].job for place in commit.refused]
-        refused = {job.seq for job in lost}
+        lost = [plan.changes[place].job for place in commit.refused if place not in commit.held]
+        held = {plan.changes[place].job.seq: hold for place, hold in commit.held.items()}
+        refused = {job.seq for job in lost} | held.keys()
         self._must_mark = False
         self._watched = None
         self._also_keys = self._also_keys | {job.key for job in lost if job.key is not None} if lost else frozenset()
         if lost:
             self.desk.routing.forget_windows()
             self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
+        self.desk.aside.meet(held.values(), self._now)
+        for place in commit.held:
+            self._unoffer(*plan.changes[place])
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
-        unanswerable = self.again.take_back(self._inputs, batch, refused)
+        unanswerable = self.again.take_back(self._inputs, batch, refused, held)
         for resumed in batch.resumed:
             resumed.has_resumed = True
         # Progress goes first: who waits hears it before the end.
-        effects, self._owed = [*_progress(batch), *self._owed], []
+        effects, self._owed = [*_progress(batch), *self._owed, *self.desk.aside.overdue(self._now)], []
         dispatches: dict[int, list[Item]] = {}
         for was, job in plan.changes:
             if job.seq not in refused:
@@ -283,6 +306,12 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _unoffer(self, was: Job | None, job: Job) -> None:
+        """A change was held: as far as anybody knows, the job waits where it did before, or is not there."""
+        self.desk.routing.discard(job)
+        if was is not None and was.state is WAITING:
+            self.desk.routing.offer(was, self._now)
 
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
@@ -345,10 +374,9 @@ class Engine:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us
+        most_us = min(self.desk.aside.next_us(now), SWEEP_US) if self.desk.aside else SWEEP_US
         due_us = self.desk.routing.next_due_us()
-        if due_us is None:
-            return SWEEP_US
-        return min(max(due_us - now.timer_us, 0), SWEEP_US)
+        return most_us if due_us is None else min(max(due_us - now.timer_us, 0), most_us)
 
 
 def _progress(batch: Batch) -> list[Effect]:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from givalia_core.clock import Now
+from givalia_core.engine.aside import Aside
 from givalia_core.engine.records import Close, Effect, Hook, Tell
+from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
@@ -65,6 +67,7 @@ class Desk:
         self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
+        self.aside = Aside()
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases: dict[bytes, Lease] = {}
         # job id -> (conn, request) -> whether it wants to hear of the job's progress
@@ -132,13 +135,14 @@ class Desk:
 class Facts:
     """What was read from the store for one batch."""
 
-    __slots__ = ("counts", "described", "expired", "forgettable", "found", "pages", "ready")
+    __slots__ = ("counts", "described", "expired", "forgettable", "found", "info_refused", "pages", "ready")
 
     def __init__(self, found: Found) -> None:
         self.found = found
         self.expired: list[Job] = []
         self.forgettable = False
-        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page] = {}
+        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page | Busy] = {}
+        self.info_refused: Busy | None = None
         self.counts: dict[tuple[str, Any], int] = {}
         self.ready: dict[str, int] = {}
         self.described: dict[str, Any] = {}
@@ -213,8 +217,11 @@ class Batch:
         return self._unexpired(self._fresh(job)) or job
 
     def _unexpired(self, job: Job | None) -> Job | None:
-        """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read)."""
-        if job is None or not job.is_expired(self.now):
+        """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read).
+
+        A job that is held is shown as it is stored: its end could not be stored.
+        """
+        if job is None or not job.is_expired(self.now) or self.desk.aside.hold_of(job) is not None:
             return job
         return self.end(job, "expire", reason="expired")
 

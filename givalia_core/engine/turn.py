@@ -15,7 +15,7 @@ from givalia_core.engine import sharing
 from givalia_core.engine.core import Engine, Plan
 from givalia_core.engine.desk import Facts
 from givalia_core.engine.records import Close, Effect, Input
-from givalia_core.errors import StoreAway, StoreFailed, StoreFull
+from givalia_core.errors import Busy, StoreAway, StoreFailed, StoreFull
 from givalia_core.policy import Policy
 from givalia_core.store.base import Commit, Opened, Store, Wanted, as_shared
 
@@ -58,6 +58,8 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
         if shared is not None and engine.must_watch:
             lease_us = engine.desk.policy.lease_us
             engine.watch(shared.watch(now, lease_us, sharing.about(engine.desk), all_own=engine.all_own))
+        if shared is not None and engine.must_look:
+            engine.take_up(shared.freed(engine.held))
         if spans:
             engine.fill(spans, store.upcoming(spans, now))
         facts = _facts(engine, store, now)
@@ -102,9 +104,15 @@ def _facts(engine: Engine, store: Store, now: Now) -> Facts:
     if reads.retention is not None:
         facts.forgettable = store.forgettable(reads.retention)
     for name in reads.pages:
-        facts.pages[name] = store.page(*name, now)
+        try:
+            facts.pages[name] = store.page(*name, now)
+        except Busy as error:
+            facts.pages[name] = error
     if reads.info:
-        facts.counts, facts.ready, facts.described = store.counts(), store.ready(now), store.describe()
+        try:
+            facts.counts, facts.ready, facts.described = store.counts(), store.ready(now), store.describe()
+        except Busy as error:
+            facts.info_refused = error
     return facts
 
 

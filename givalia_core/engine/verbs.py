@@ -182,7 +182,7 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     job, last = batch.named(message.key, message.id)
     if job is None:
         job = last if last is not None and last.state is CANCELLED else None
-    job = _existing(job, message)
+    job = _existing(batch, job, message)
     if job.state is CANCELLED:
         return (OK, "cancelled"), b""
     if job.state is WAITING:
@@ -217,7 +217,7 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
         return _moved_answer(batch, known, message.request)
     _one_name(message)
     now = batch.now
-    job = _existing(batch.named(message.key, message.id)[0], message)
+    job = _existing(batch, batch.named(message.key, message.id)[0], message)
     if job.state is not WAITING:
         raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
     on_wall, due_at_us = job.on_wall, job.due_at_us
@@ -246,7 +246,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     job, last = batch.named(message.key, message.id)
     if message.id is None and job is not None and last is not None:
         raise Refusal(_taken(job))
-    job = _existing(job or last, message)
+    job = _existing(batch, job or last, message)
     if job.state not in (DEAD, CANCELLED):
         raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
     holder = batch.live(job.key) if job.key is not None else None
@@ -289,6 +289,8 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
 def list_(batch: Batch, asked: Asked, message: List) -> Item:
     """A page of jobs; may be short or empty although more follow."""
     page = batch.facts.pages[list_key(message)]
+    if isinstance(page, Busy):
+        raise Refusal(page)
     wanted = list_filter(message)
     jobs = [batch.seen(job) for job in page.jobs]
     shown = [words.status(batch.desk, words.brief(job), batch.now) for job in jobs if wanted.admits(job, batch.now)]
@@ -308,6 +310,8 @@ def list_key(message: List) -> tuple[Filter, tuple[int, int] | None, int]:
 
 def info(batch: Batch, asked: Asked, message: Info) -> Item:
     """What the server is, holds and allows."""
+    if batch.facts.info_refused is not None:
+        raise Refusal(batch.facts.info_refused)
     return (OK,), words.pack(words.info(batch.desk, batch.facts, batch.now))
 
 
@@ -324,14 +328,16 @@ def workers(batch: Batch, asked: Asked, message: Workers) -> Item:
 def _known(batch: Batch, message: Stat | Wait) -> Job:
     _one_name(message)
     job, last = batch.named(message.key, message.id)
-    return _existing(job or last, message)
+    return _existing(batch, job or last, message)
 
 
-def _existing(job: Job | None, message: Any) -> Job:
+def _existing(batch: Batch, job: Job | None, message: Any) -> Job:
     _one_name(message)
     if job is None:
         name = message.key if message.id is None else text_id(message.id)
-        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}"))
+        hold = batch.desk.aside.hold_of_name(message.key, message.id)
+        why = "" if hold is None else f"; {hold.words}"
+        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}{why}"))
     return job
 
 

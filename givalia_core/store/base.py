@@ -7,11 +7,13 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from givalia_core.clock import Mark, Now, Timekeeper
+from givalia_core.clock import SECOND_US, Mark, Now, Timekeeper
 from givalia_core.model import Job, JobState, split_target
+from givalia_core.views import text_id
 
 SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
 READY_COUNTED_TO: Final = 10_000
@@ -43,11 +45,39 @@ class Retention(NamedTuple):
     limit: int
 
 
+class Hold(NamedTuple):
+    """Something outside this server that keeps a change from being stored for now, although its guard may hold."""
+
+    name: str  # Of the key or job that is held; `hold_name_of_key` or `hold_name_of_id`.
+    why: str  # Continues "key cart-7 is ...".
+    since_us: int  # On the wall clock: when this store first met it.
+
+    @property
+    def words(self) -> str:
+        """The hold as a sentence for a caller."""
+        since = datetime.fromtimestamp(self.since_us / SECOND_US, UTC).isoformat(timespec="milliseconds")
+        return f"{self.name} is {self.why}, since {since}"
+
+
+def hold_name_of_key(key: str) -> str:
+    """Name a key in a `Hold`."""
+    return f"key {key}"
+
+
+def hold_name_of_id(job_id: bytes) -> str:
+    """Name a job's id in a `Hold`."""
+    return f"id {text_id(job_id)}"
+
+
 class Commit(NamedTuple):
-    """What a commit did: the places in `changes` that were refused, and how many ended jobs were forgotten."""
+    """What a commit did: the places in `changes` that were refused, and how many ended jobs were forgotten.
+
+    `held` has those of the refused places that are not worth another try before `SharedStore.freed` names their holds.
+    """
 
     refused: tuple[int, ...] = ()
     forgotten: int = 0
+    held: Mapping[int, Hold] = {}
 
 
 class Opened(NamedTuple):
@@ -229,7 +259,11 @@ class Store(Protocol):
         """Whether a commit with this retention would forget anything."""
 
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        """A page of jobs; looks at no more than `SCAN_MAX` rows."""
+        """A page of jobs; looks at no more than `SCAN_MAX` rows.
+
+        Raises:
+            Busy: A shared store takes too long to answer; this goes for `counts`, `ready` and `describe`, too.
+        """
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""
@@ -308,11 +342,15 @@ class SharedStore(Store, Protocol):
     def news(self) -> News:
         """What arrived since it was last asked; reads nothing."""
 
-    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
         """Say that this server is alive, grants leases of this length and is as in `about`; find what needs care.
 
-        A server that has not called it for `ALIVE_US` is gone as far as the others are concerned.
+        A server that has not called it for `ALIVE_US` is gone as far as the others are concerned. None if that could not be
+        written for now, although the store answers.
         """
+
+    def freed(self, names: frozenset[str]) -> frozenset[str]:
+        """Return those of these names of holds that may be free by now; costs one read and waits for no lock."""
 
     def follow(self, ids: Iterable[bytes]) -> None:
         """Ask to be told in `news` when another server ends one of these jobs; sent soon, and not waited for."""

@@ -15,17 +15,18 @@ import gevent
 import psycopg
 from gevent.hub import Hub
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
-from psycopg import RawCursor, pq
+from psycopg import RawCursor, generators, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from givalia_postgres import rows
+from givalia_postgres.statements import BEGIN, COMMIT
 
 CONNECT_S: Final = 3  # Unless the URL says otherwise.
 ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
 
 _SETTINGS: Final = {
-    "lock_timeout": "100ms",  # Only who inserts a key waits, for whoever is about to take it.
-    "statement_timeout": "10s",
+    "lock_timeout": "5ms",  # Only an insert waits for a lock; what it waits for is then found and left alone (`sifting`).
+    "statement_timeout": "3s",
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
     # Each statement here is meant for one index. A plan that was made while the tables were small must not outlive that.
@@ -38,6 +39,9 @@ _SETTINGS: Final = {
     "search_path": "pg_catalog",
 }
 
+SHORT_MS: Final = 300  # What a statement may take that is tried apart from others.
+_IMPATIENT: Final = "SELECT set_config('lock_timeout', '1', true), set_config('statement_timeout', $1::bigint::text, true)"
+
 T = TypeVar("T")
 Statement = tuple[str, Sequence[Any]]
 Rows = list[tuple[Any, ...]]
@@ -49,6 +53,10 @@ class Again(Exception):
 
 class Held(Again):
     """It would have had to wait for another one, for longer than anybody here should wait."""
+
+
+class TooLong(Again):
+    """One of its statements took longer than a statement may."""
 
 
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
@@ -73,14 +81,22 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
                 wanted = gen.send(ready)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        except psycopg.OperationalError:
-            self.pgconn.finish()
+        except psycopg.OperationalError as error:
+            # An error that PostgreSQL has a code for, as that of a lock which was not got, leaves the connection as it was.
+            if error.sqlstate is None:
+                self.pgconn.finish()
             raise
         except BaseException:
             # Whoever waited is gone, in the middle of a statement: nobody can use this connection any more.
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
+
+    def undo(self) -> None:
+        """End the open transaction, if there is one; unlike `rollback`, keep the statements that are prepared."""
+        if self.info.transaction_status:
+            self.pgconn.send_query(b"ROLLBACK")
+            self.wait(generators.execute(self.pgconn))
 
 
 def _ready(fd: int, wanted: int) -> int:
@@ -101,6 +117,7 @@ class Connection:
         self._on_made = on_made
         self._made: _Cooperative | None = None
         self._was_made = False
+        self._proven: set[str] = set()  # Statements that are prepared for certain, whatever became of a trip since.
         self.in_transaction = False
 
     @property
@@ -129,6 +146,7 @@ class Connection:
             # What has worked once may work again, whatever is wrong with the password or the name for now.
             raise StoreAway(str(error)) if self._was_made else error
         self._made, self._was_made = made, True
+        self._proven.clear()
         self._on_made()
         return made
 
@@ -144,20 +162,51 @@ class Connection:
                 return [_rows(_execute(connection, *statements[0]))]
             with connection.pipeline():
                 cursors = [_execute(connection, *statement) for statement in statements]
+            self._proven.update(words for words, values in statements if words not in self._proven and _is_steady(values))
             return [_rows(cursor) for cursor in cursors]
         except psycopg.Error as error:
-            self._fail(error)
+            self._fail(error, are_proven=all(words in self._proven and _is_steady(values) for words, values in statements))
 
-    def _fail(self, error: psycopg.Error) -> NoReturn:
+    def alone(self, *statements: Statement, keep: bool = True, most_ms: int = SHORT_MS) -> list[Rows]:
+        """Run statements as a transaction of their own that gives up at the first wait; without `keep` it is rolled back.
+
+        Statements that are prepared stay so when it fails, so a failure costs the next commit nothing. None of these may take
+        longer than `most_ms`.
+
+        Raises:
+            Again, StoreAway, StoreFull, StoreFailed: See there. Nothing is stored.
+        """
+        connection = self.make()
+        end: list[Statement] = [(COMMIT, ())] if keep else []
+        whole = [(BEGIN, ()), (_IMPATIENT, [most_ms]), *statements, *end]
+        try:
+            with connection.pipeline():
+                cursors = [_execute(connection, *statement, prepare=False) for statement in whole]
+            connection.undo()
+            return [_rows(cursor) for cursor in cursors[2 : 2 + len(statements)]]
+        except psycopg.Error as error:
+            meaning = meaning_of(error)
+            if connection.closed or not isinstance(meaning, (Again, StoreFull)):
+                self._fail(error)
+            try:
+                connection.undo()
+            except psycopg.Error as lost:
+                self._fail(lost)
+            raise meaning from error
+
+    def _fail(self, error: psycopg.Error, *, are_proven: bool = False) -> NoReturn:
         self.in_transaction = False
-        connection = self._made
+        connection, meaning = self._made, meaning_of(error)
         try:
             if connection is not None and not connection.closed:
-                # Not `rollback`: this also makes psycopg forget the statements that the failed trip did not come to prepare.
-                connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
+                if are_proven and isinstance(meaning, (Held, TooLong, StoreFull)):
+                    connection.undo()
+                else:
+                    # Not `rollback`: psycopg also forgets the statements that the failed trip did not come to prepare.
+                    connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
+                    self._proven.clear()
         except psycopg.Error:
             self.close()
-        meaning = meaning_of(error)
         if isinstance(meaning, StoreAway):
             self.close()
         raise meaning from error
@@ -244,20 +293,32 @@ def _connect(url: str, name: str) -> _Cooperative:
     return connection
 
 
-def _execute(connection: _Cooperative, words: str, values: Sequence[Any]) -> Any:
+def _execute(connection: _Cooperative, words: str, values: Sequence[Any], *, prepare: bool | None = None) -> Any:
     cursor = RawCursor(connection)
-    cursor.execute(words.encode(), values, binary=True)
+    cursor.execute(words.encode(), values, binary=True, prepare=prepare)
     return cursor
+
+
+def _is_steady(values: Sequence[Any]) -> bool:
+    """Whether the types of these values never change, so that the statement is prepared only once."""
+    return all(isinstance(value, rows.Array) for value in values)
 
 
 def _rows(cursor: Any) -> Rows:
     return cursor.fetchall() if cursor.description is not None else []
 
 
-# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables.
-_AGAIN: Final = {"40001", "40P01", "23505", "26000", "42P05", "0A000"}
+# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too
+# little memory, or room for temporary files, for one statement.
+_AGAIN: Final = {"40001", "40P01", "23505", "26000", "42P05", "0A000", "53200", "53400"}
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
+_TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
+_UNNAMED: Final = {
+    "58030",
+    "XX000",
+}  # What PostgreSQL makes of an error of the system that it has no code for, as a used up quota.
+_GROWING: Final = {"mdextend", "mdzeroextend", "FileWrite", "FileWriteV", "FileZero", "FileFallocate", "BufFileDumpBuffer"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
 _FORBIDDEN: Final = {"42501"}
@@ -269,9 +330,11 @@ def meaning_of(error: psycopg.Error) -> Exception:
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
     if state in _HELD:
         return Held(words)
+    if state in _TOO_LONG:
+        return TooLong(words)
     if state in _AGAIN:
         return Again(words)
-    if state in _FULL:
+    if state in _FULL or (state in _UNNAMED and error.diag.source_function in _GROWING):
         return StoreFull(words)
     if state in _FORBIDDEN:
         return StoreUnfit(words)

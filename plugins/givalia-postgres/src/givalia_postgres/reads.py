@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreAway, StoreError, StoreFull
+from givalia_core.errors import Busy, StoreAway, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
@@ -27,8 +28,21 @@ from givalia_core.store.packing import choose, is_ended
 
 from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
+from givalia_postgres.doubts import Doubts, names_of
 from givalia_postgres.rows import int8s, texts, to_job, uuids
+
+
+@contextmanager
+def surveying() -> Iterator[None]:
+    """Read what may look at many rows or wait for a table: that this takes too long is no outage of the store."""
+    try:
+        yield
+    except (Held, TooLong) as error:
+        raise Busy(f"the database takes too long to answer this: {error}", retry_after=1.0) from error
+    except (Again, StoreFull) as error:
+        raise StoreAway(str(error)) from error
+
 
 Part = tuple[Statement, Callable[[Rows], None]]
 """A statement, and what takes its answer in."""
@@ -43,12 +57,17 @@ class Reads:
         self._connection = connection
         self._last_seq = 0
         self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
+        self._doubts = Doubts()
 
     def _read(self, *statements: Statement) -> list[Rows]:
         try:
             return self._connection.ask(*statements)
         except (Again, StoreFull) as error:
             raise StoreAway(str(error)) from error
+
+    def _survey(self, *statements: Statement) -> list[Rows]:
+        with surveying():
+            return self._connection.ask(*statements)
 
     def _jobs(self, words: str, *values: object) -> list[Job]:
         return [to_job(row) for row in self._read((words, values))[0]]
@@ -77,9 +96,11 @@ class Reads:
         for claim in wanted.claims:
 
             def take(rows: Rows, route: Route = claim.route) -> None:
-                if rows:
-                    found.ready[route] = ready = [to_job(row) for row in rows]
-                    self._held.update((job.seq, route) for job in ready)
+                ready = [to_job(row) for row in rows]
+                self._held.update((job.seq, route) for job in ready)
+                # A job that cannot be written for now would be lent, and refused, again and again.
+                if free := [job for job in ready if self._doubts.hold_of(names_of(job)) is None] if self._doubts else ready:
+                    found.ready[route] = free
 
             yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit]), take
 
@@ -120,17 +141,17 @@ class Reads:
             scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
         else:
             scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
-        heads = self._read(scan)[0]
+        heads = self._survey(scan)[0]
         seqs, after = choose(heads, wanted, limit, now)
         found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
         # One may have been forgotten since.
         return Page([found[seq] for seq in seqs if seq in found], after)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        return {(module, STORED_STATES[state]): count for module, state, count in self._read((sql.COUNTS, ()))[0]}
+        return {(module, STORED_STATES[state]): count for module, state, count in self._survey((sql.COUNTS, ()))[0]}
 
     def ready(self, now: Now) -> dict[str, int]:
-        return dict(self._read((sql.READY, [now.timer_us, now.wall_us, READY_COUNTED_TO]))[0])
+        return dict(self._survey((sql.READY, [now.timer_us, now.wall_us, READY_COUNTED_TO]))[0])
 
     def check(self) -> list[str]:
         wrong: list[str] = []
@@ -139,7 +160,7 @@ class Reads:
         try:
             # As of one moment, whatever other servers do meanwhile.
             end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
-            self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
+            self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), (sql.PATIENT, ()))
             self._connection.in_transaction = True
             while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
                 for row in rows:

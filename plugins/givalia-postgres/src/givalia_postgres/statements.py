@@ -18,6 +18,8 @@ _RANKS: Final = "generate_series(-9, 9) AS r(rank)"
 
 BEGIN: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
+# For what may take long. A commit needs none of it: PostgreSQL ends no wait for a standby at a statement's timeout.
+PATIENT: Final = "SELECT set_config('statement_timeout', '0', true)"
 NOW_US: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 BY_ID: Final = f"{_SELECT} WHERE id = ANY($1::uuid[])"
@@ -169,6 +171,51 @@ UPDATE givalia.jobs j SET {sets} FROM u WHERE j.seq = u.seq AND j.version = u.wa
 _ALL: Final = [name.strip() for name in _NAMES.split(",")]
 UPDATE: Final = _update([name for name in _ALL if name not in _STEADY])
 REPLACE: Final = _update(_ALL[2:], f" AND (u.ended_at_us > 0 OR u.key IS NULL OR {_FREE_KEY})")
+
+# Rows that somebody else has locked. The lock that this takes is nothing to wait for a sync for.
+LOCKED: Final = """
+SELECT seq FROM givalia.jobs, set_config('synchronous_commit', 'off', true)
+WHERE seq = ANY($1::bigint[]) AND seq <> ALL(ARRAY(
+    SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
+))"""
+CAN_WRITE: Final = "LOCK TABLE givalia.jobs, givalia.counts, givalia.requests IN ROW EXCLUSIVE MODE NOWAIT"
+# Which keys and ids are about to be taken by others: PostgreSQL says so to whoever tries to take them, one by one. What this
+# inserts is undone at once. Each is a text, so that JSON loses none of its digits.
+PROBE_WHAT: Final = "SELECT set_config('givalia.probe', $1, true)"
+_PROBE_NAMES: Final = (
+    "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, body, params, keeper,"
+    " stop_asked"
+)
+_PROBE_REST: Final = "'', '', 0, false, 0, 0, 0, '', '', 0, false"
+PROBE: Final = f"""
+DO $$
+DECLARE
+    asked json;
+    ids text[] := '{{}}';
+    keys text[] := '{{}}';
+BEGIN
+    FOR asked IN SELECT value FROM json_array_elements(current_setting('givalia.probe')::json) LOOP
+        IF asked ->> 1 IS NOT NULL THEN
+            BEGIN
+                INSERT INTO givalia.jobs ({_PROBE_NAMES})
+                VALUES ((asked ->> 0)::bigint, (asked ->> 1)::uuid, NULL, 1, {_PROBE_REST});
+                RAISE EXCEPTION SQLSTATE 'GIVAL';
+            EXCEPTION WHEN lock_not_available THEN ids := ids || (asked ->> 0); WHEN OTHERS THEN NULL;
+            END;
+        END IF;
+        IF asked ->> 2 IS NOT NULL THEN
+            BEGIN
+                INSERT INTO givalia.jobs ({_PROBE_NAMES})
+                VALUES ((asked ->> 0)::bigint, gen_random_uuid(), asked ->> 2, 1, {_PROBE_REST});
+                RAISE EXCEPTION SQLSTATE 'GIVAL';
+            EXCEPTION WHEN lock_not_available THEN keys := keys || (asked ->> 0); WHEN OTHERS THEN NULL;
+            END;
+        END IF;
+    END LOOP;
+    PERFORM set_config('givalia.probe', json_build_object('ids', ids, 'keys', keys)::text, true);
+END $$"""
+PROBED: Final = "SELECT current_setting('givalia.probe')"
+IN_PROGRESS: Final = "SELECT ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())::text::bigint)"
 
 # What was counted and asked for only holds for the rows that this transaction has written.
 _WRITTEN: Final = "JOIN givalia.jobs j ON j.seq = u.seq AND j.xmin = pg_current_xact_id()::xid"

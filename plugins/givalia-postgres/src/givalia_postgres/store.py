@@ -15,19 +15,20 @@ import gevent
 import msgpack
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
-from givalia_core.store.base import ALIVE_US, Change, Commit, Event, News, Opened, Retention, Watched
+from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Hold, News, Opened, Retention, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
 from givalia_postgres import tables, transaction, writes
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
-from givalia_postgres.doubts import Doubts
+from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
+from givalia_postgres.doubts import TABLES, names_of
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
-from givalia_postgres.reads import Reads
+from givalia_postgres.reads import Reads, surveying
 from givalia_postgres.rows import texts, to_job
+from givalia_postgres.sifting import Sifter
 
-TRIES: Final = 8  # Of a commit that meets other transactions.
+TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
@@ -59,7 +60,7 @@ class Postgres(Reads):
         self._hooks: list[str] = []  # That this server has plugins for.
         self._has_others = True  # For all that is known before it was looked for them.
         self._full_since: float | None = None
-        self._doubts = Doubts()
+        self._sifter = Sifter(self._connection, self._doubts)
         self._commits = 0
 
     # Opening and closing.
@@ -123,36 +124,79 @@ class Postgres(Reads):
             raise
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
-        """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
-        keys = [key for change in changes if (key := writes.taken_key(change)) is not None]
+        """Commit what nothing holds, then what may be free by now; tell what holds the rest."""
+        held, doubtful = self._doubted(changes)
+        rest = [change for change in changes if change.job.seq not in held and change.job.seq not in doubtful]
+        applied, forgotten = self._commit_all(rest, retention, held)
+        if doubtful:
+            self._sift(list(doubtful.values()), None, applied, held)
+        refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
+        if len(refused) > len(held):
+            self._find_locks([changes[place] for place in refused if changes[place].job.seq not in held], held)
+        self._commits += 1
+        self._note(changes, refused)
+        holds = {place: held[seq] for place in refused if (seq := changes[place].job.seq) in held} if held else {}
+        return Commit(refused, forgotten, holds)
+
+    def _doubted(self, changes: Sequence[Change]) -> tuple[dict[int, Hold], dict[int, Change]]:
+        """Return, by seq, what holds those that are not worth a try now; and those that are tried apart from the rest."""
+        held: dict[int, Hold] = {}
+        doubtful: dict[int, Change] = {}
+        for change in changes if self._doubts else ():
+            names = (TABLES, *names_of(change.job, is_new=change.was is None))
+            if (hold := self._doubts.hold_of(names)) is not None:
+                held[change.job.seq] = hold
+            elif self._doubts.knows(names):
+                doubtful[change.job.seq] = change
+        return held, doubtful
+
+    def _commit_all(self, changes: list[Change], retention: Retention | None, held: dict[int, Hold]) -> tuple[set[int], int]:
+        """Store the changes in one transaction, or sifted; return the seqs that are stored, and how many were forgotten."""
+        if not changes and retention is None and not self._connection.in_transaction:
+            return set(), 0
+        met: Exception | None = None
         for tried in range(TRIES):
             try:
-                commit = self._commit(changes, retention, self._doubts.refuse(keys, time.monotonic()))
-            except Held:
-                self._doubts.blame(time.monotonic())
+                return self._commit(changes, retention)
+            except (Held, TooLong) as error:
+                met = error
+                break
             except Again as error:
-                if tried == TRIES - 1:
-                    raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
+                met = error
                 gevent.sleep(0.002 * tried)
-            else:
-                self._doubts.clear()
-                return commit
-        raise StoreAway("no commit came through, for others hold what it needs")
+            except StoreFull as error:
+                if any(change.was is None for change in changes):
+                    raise  # The engine refuses new jobs, and comes again with the others.
+                met = error
+                break
+        applied: set[int] = set()
+        self._sift(changes, met, applied, held)
+        return applied, 0
 
-    def _commit(self, changes: Sequence[Change], retention: Retention | None, held: frozenset[str]) -> Commit:
-        tried = [change for change in changes if writes.taken_key(change) not in held] if held else changes
-        written = self._write(list(writes.statements(tried)), is_last=retention is None)
-        applied = {seq for rows in written for (seq,) in rows}
-        refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
+    def _sift(self, changes: list[Change], met: Exception | None, applied: set[int], held: dict[int, Hold]) -> None:
+        assert self._mark is not None
+        stored, holds = self._sifter.write(changes, met, self._mark.wall_us)
+        applied |= stored
+        held |= holds
+        self._sifter.look()
+
+    def _find_locks(self, refused: list[Change], held: dict[int, Hold]) -> None:
+        """Tell the refused changes whose rows are locked from those whose guards failed."""
+        assert self._mark is not None
+        with suppress(Again, StoreFull):  # Then they count as changed, and are decided again at once.
+            if locked := self._sifter.locked(refused, self._mark.wall_us):
+                held |= locked
+                self._sifter.look()
+
+    def _commit(self, changes: Sequence[Change], retention: Retention | None) -> tuple[set[int], int]:
+        written = self._write(list(writes.statements(changes)), is_last=retention is None)
         forgotten = 0
         if retention is not None:
             for is_dead, keep in ((False, retention.keep_ended), (True, retention.keep_dead)):
                 values = [is_dead, retention.now_us, retention.ended_before_us, keep, retention.limit - forgotten]
                 ((count,),) = self._write([(sql.RETIRE, values)], is_last=is_dead)[0]
                 forgotten += count
-        self._commits += 1
-        self._note(changes, refused)
-        return Commit(refused, forgotten)
+        return {seq for rows in written for (seq,) in rows}, forgotten
 
     def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
         """Remember what the others should hear of a commit that is done."""
@@ -212,25 +256,36 @@ class Postgres(Reads):
             self._listener = Listener(self._url, lambda: self.wake())
         return self._listener.take()
 
-    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
+        self._sifter.look()  # Nobody may ask about a name that is free by now, and jobs that are held are not lent.
+        try:
+            return self._watch(lease_us, about, all_own=all_own)
+        except (Again, StoreFull):
+            return None
+
+    def _watch(self, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me = self._epoch
         sent_us = time.monotonic_ns() // 1000
-        ((lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed),) = self._read(
-            (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])
-        )[0]
+        beat = (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])
+        ((lapsed, now_us, mine, counts, live, expired, others, *has),) = self._connection.ask(beat)[0]
+        has_events, has_stopping, has_strayed = has
         self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
         self._has_others = bool(others)
         if self._listener is not None:
             self._listener.speaker = self._connection.pid
         own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
-        rows = self._read((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
+        rows = self._connection.ask((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
         strayed = [(to_job(row), granted_us) for granted_us, *row in rows]
         events: list[Event] = []
         if has_events:
-            rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
+            rows = self._connection.ask((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
             events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
         return Watched(own, strayed, mine, lapsed, live, expired, others, events)
+
+    def freed(self, names: frozenset[str]) -> frozenset[str]:
+        self._sifter.look()
+        return self._doubts.freed(names, time.monotonic())
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
@@ -245,4 +300,5 @@ class Postgres(Reads):
     def describe(self) -> dict[str, Any]:
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
-        return {**where, **tables.describe(self._connection)}
+        with surveying():
+            return {**where, **tables.describe(self._connection)}

@@ -14,7 +14,7 @@ from givalia_core.store.base import ALIVE_US, Opened
 from givalia_postgres import schema
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Connection
-from givalia_postgres.statements import IS_ALIVE, NOW_US, TICK_BITS
+from givalia_postgres.statements import BEGIN, COMMIT, IS_ALIVE, NOW_US, PATIENT, TICK_BITS
 
 OLDEST: Final = 140_000
 BURIED_US: Final = 3_600 * SECOND_US
@@ -70,7 +70,8 @@ def upgrade(connection: Connection) -> tuple[int, int]:
         for step in schema.STEPS[found:]:
             found += 1
             words = [each for each in step.split(";") if each.strip()]
-            connection.ask(("BEGIN", ()), *((each, ()) for each in words), (_KEEP, ["format", str(found)]), ("COMMIT", ()))
+            begin = [(BEGIN, ()), (PATIENT, ())]  # An index over many jobs takes its time.
+            connection.ask(*begin, *((each, ()) for each in words), (_KEEP, ["format", str(found)]), (COMMIT, ()))
     finally:
         connection.ask(("SELECT pg_advisory_unlock($1)", [schema.LOCK]))
     return before, found
@@ -130,7 +131,7 @@ def raise_numbers(connection: Connection, seq: int, fence: int) -> None:
     least = (max(seq, fence) >> TICK_BITS) + 1
     words = "SELECT setval('givalia.tick', $1::bigint) FROM givalia.tick WHERE last_value < $1::bigint"
     kept = f"{_KEEP} WHERE facts.value::bigint < excluded.value::bigint"
-    connection.ask(("BEGIN", ()), (words, [least]), (kept, ["last_seq", str(seq)]), ("COMMIT", ()))
+    connection.ask((BEGIN, ()), (words, [least]), (kept, ["last_seq", str(seq)]), (COMMIT, ()))
 
 
 def describe(connection: Connection) -> dict[str, Any]:
