@@ -10,7 +10,8 @@ import gevent
 from engine_rig import EngineRig
 from givalia_postgres import Postgres
 
-from givalia_core.clock import ManualClock
+from givalia_core.clock import SECOND_US, ManualClock
+from givalia_core.engine.records import Asked
 from givalia_core.store.base import Store
 
 Make = Callable[..., EngineRig]
@@ -44,3 +45,20 @@ def rest(rig: EngineRig, seconds: float) -> None:
 def url_of(rig: EngineRig) -> str:
     assert isinstance(rig.store, Postgres)
     return rig.store._url
+
+
+def drive(rig: EngineRig, seconds: float) -> int:
+    """Let a server's loop run for so long by its own clock; how many turns it took."""
+    end_us = rig.now.mono_us + round(seconds * SECOND_US)
+    turns = 0
+    while rig.now.mono_us < end_us:
+        rig._turn_once()
+        rig.store.tidy()
+        turns += 1
+        rig.clock.advance(us=max(rig.engine.wake_in_us(rig.now), 100))
+    return turns
+
+
+def said(rig: EngineRig, frame: Asked) -> Any:
+    """The answer to a frame, or None while there is none."""
+    return rig.answers(frame)[0] if (frame.conn, frame.request) in rig.replies else None

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from engine_rig import EngineRig, uid
 from givalia_postgres import Postgres
-from shared_rig import Make, rest, url_of
+from shared_rig import Make, drive, rest, said, url_of
 
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked, Gone
@@ -91,28 +91,11 @@ WAYS: tuple[Callable[[EngineRig, Any], Asked], ...] = (
 )  # fmt: skip
 
 
-def drive(rig: EngineRig, seconds: float) -> int:
-    """Let a server's loop run for so long by its own clock; how many turns it took."""
-    end_us = rig.now.mono_us + round(seconds * SECOND_US)
-    turns = 0
-    while rig.now.mono_us < end_us:
-        rig._turn_once()
-        rig.store.tidy()
-        turns += 1
-        rig.clock.advance(us=max(rig.engine.wake_in_us(rig.now), 100))
-    return turns
-
-
 def seconds_of(rig: EngineRig, *frames: Asked) -> float:
     """Decide these in one turn; what it cost by the clock."""
     began_us = rig.now.mono_us
     rig._turn_once(*frames)
     return (rig.now.mono_us - began_us) / SECOND_US
-
-
-def said(rig: EngineRig, frame: Asked) -> Any:
-    """The answer to a frame, or None while there is none."""
-    return rig.answers(frame)[0] if (frame.conn, frame.request) in rig.replies else None
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import gevent
@@ -160,8 +160,7 @@ class Connection:
         try:
             if len(statements) == 1:
                 return [_rows(_execute(connection, *statements[0]))]
-            with connection.pipeline():
-                cursors = [_execute(connection, *statement) for statement in statements]
+            cursors = _trip(connection, statements)
             self._proven.update(words for words, values in statements if words not in self._proven and _is_steady(values))
             return [_rows(cursor) for cursor in cursors]
         except psycopg.Error as error:
@@ -180,8 +179,7 @@ class Connection:
         end: list[Statement] = [(COMMIT, ())] if keep else []
         whole = [(BEGIN, ()), (_IMPATIENT, [most_ms]), *statements, *end]
         try:
-            with connection.pipeline():
-                cursors = [_execute(connection, *statement, prepare=False) for statement in whole]
+            cursors = _trip(connection, whole, prepare=False)
             connection.undo()
             return [_rows(cursor) for cursor in cursors[2 : 2 + len(statements)]]
         except psycopg.Error as error:
@@ -297,6 +295,23 @@ def _execute(connection: _Cooperative, words: str, values: Sequence[Any], *, pre
     cursor = RawCursor(connection)
     cursor.execute(words.encode(), values, binary=True, prepare=prepare)
     return cursor
+
+
+def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare: bool | None = None) -> list[Any]:
+    """Execute statements in one trip; of several errors raise the first, which the others only follow."""
+    met: psycopg.Error | None = None
+    cursors: list[Any] = []
+    try:
+        with connection.pipeline():
+            try:
+                cursors += [_execute(connection, *statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as error:
+                met = error  # Not out of the pipeline: psycopg would log that its end fails as well.
+    except psycopg.Error as error:
+        met = met or error
+    if met is not None:
+        raise met
+    return cursors
 
 
 def _is_steady(values: Sequence[Any]) -> bool:

@@ -60,9 +60,6 @@ class Doubts:
         self._doubts: dict[str, _Doubt] = {}
         self._next_try = 0.0
 
-    def __bool__(self) -> bool:
-        return bool(self._doubts)
-
     def hold_of(self, names: Iterable[str]) -> Hold | None:
         """Return the hold of the first of these names that is not worth a try now."""
         found = (self._doubts.get(name) for name in names)
@@ -83,10 +80,18 @@ class Doubts:
             del self._doubts[next(iter(self._doubts))]
         return doubt.hold
 
-    def clear(self, names: Iterable[str]) -> None:
-        """Forget names whose changes came through."""
-        for name in names:
-            self._doubts.pop(name, None)
+    def open(self, why: str) -> None:
+        """One change that was held for this reason came through: each of the others is worth a try."""
+        for doubt in self._doubts.values():
+            doubt.is_open = doubt.is_open or doubt.hold.why == why
+
+    def __len__(self) -> int:
+        return len(self._doubts)
+
+    def clear(self, names: Iterable[str]) -> set[str]:
+        """Forget names whose changes came through; return why they were held."""
+        gone = [self._doubts.pop(name, None) for name in names] if self._doubts else []
+        return {doubt.hold.why for doubt in gone if doubt is not None}
 
     def look(self, running: frozenset[int]) -> None:
         """Take in which transactions are in progress: open the names whose holder may be among those that have ended."""
@@ -96,7 +101,7 @@ class Doubts:
                 del self._doubts[name]
 
     def freed(self, names: Iterable[str], now: float) -> frozenset[str]:
-        """Return those of these names, for which somebody waits, that are worth a try: also one whose pause is over."""
+        """Return those of these names, which somebody wants, that are worth a try: also one whose pause is over."""
         freed = set()
         for name in names:
             doubt = self._doubts.get(name)

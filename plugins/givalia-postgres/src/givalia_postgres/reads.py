@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.errors import Busy, StoreAway, StoreError, StoreFull
@@ -48,6 +49,11 @@ Part = tuple[Statement, Callable[[Rows], None]]
 """A statement, and what takes its answer in."""
 
 
+FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
+FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
+DOUBTED_MAX: Final = 1_000
+
+
 class Reads:
     """The reading half of the store; see `givalia_core.store.base.Store` for what each method promises."""
 
@@ -58,6 +64,14 @@ class Reads:
         self._last_seq = 0
         self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
         self._doubts = Doubts()
+        self._full_since: float | None = None
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the disk of the database was full a moment ago."""
+        if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
+            self._full_since = None
+        return self._full_since is not None
 
     def _read(self, *statements: Statement) -> list[Rows]:
         try:
@@ -94,15 +108,24 @@ class Reads:
 
     def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
         for claim in wanted.claims:
+            most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
 
-            def take(rows: Rows, route: Route = claim.route) -> None:
+            def take(rows: Rows, route: Route = claim.route, most: int = most) -> None:
                 ready = [to_job(row) for row in rows]
                 self._held.update((job.seq, route) for job in ready)
-                # A job that cannot be written for now would be lent, and refused, again and again.
-                if free := [job for job in ready if self._doubts.hold_of(names_of(job)) is None] if self._doubts else ready:
+                if free := self._writable(ready)[:most]:
                     found.ready[route] = free
 
-            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit]), take
+            # Jobs that cannot be written for now must not stand before the others.
+            limit = most + min(len(self._doubts), DOUBTED_MAX)
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit]), take
+
+    def _writable(self, jobs: list[Job]) -> list[Job]:
+        """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
+        if not self._doubts:
+            return jobs
+        free = self._doubts.freed((name for job in jobs for name in names_of(job)), time.monotonic())
+        return [job for job in jobs if free.issuperset(names_of(job))]
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         if not spans:

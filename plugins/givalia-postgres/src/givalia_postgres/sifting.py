@@ -77,7 +77,9 @@ class Sifter:
         seqs = {seq for rows in answers for (seq,) in rows}
         for change in changes:
             if change.job.seq in seqs:
-                self._doubts.clear(names_of(change.job, is_new=change.was is None))
+                names = names_of(change.job, is_new=change.was is None)
+                if FULL in self._doubts.clear(names):
+                    self._doubts.open(FULL)
         return seqs
 
     def _are_tables_locked(self) -> bool:

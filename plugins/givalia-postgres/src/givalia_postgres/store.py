@@ -26,10 +26,9 @@ from givalia_postgres.doubts import TABLES, names_of
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.reads import Reads, surveying
 from givalia_postgres.rows import texts, to_job
-from givalia_postgres.sifting import Sifter
+from givalia_postgres.sifting import FULL, Sifter
 
 TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
-FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 STRAYED_AT_ONCE: Final = 2_000
@@ -59,7 +58,6 @@ class Postgres(Reads):
         self._about = self._known_terms = b""
         self._hooks: list[str] = []  # That this server has plugins for.
         self._has_others = True  # For all that is known before it was looked for them.
-        self._full_since: float | None = None
         self._sifter = Sifter(self._connection, self._doubts)
         self._commits = 0
 
@@ -97,7 +95,7 @@ class Postgres(Reads):
             self._listener.close()
             self._listener = None
         if self._epoch and self._connection.is_made:
-            with suppress(StoreError, Again):
+            with suppress(StoreError, StoreFull, Again):
                 tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
                 self._hints.must_watch = True  # So that the others see to what this one looked after.
                 self.tidy()
@@ -176,6 +174,8 @@ class Postgres(Reads):
     def _sift(self, changes: list[Change], met: Exception | None, applied: set[int], held: dict[int, Hold]) -> None:
         assert self._mark is not None
         stored, holds = self._sifter.write(changes, met, self._mark.wall_us)
+        if any(hold.why == FULL for hold in holds.values()):
+            self._full_since = time.monotonic()
         applied |= stored
         held |= holds
         self._sifter.look()
@@ -245,9 +245,7 @@ class Postgres(Reads):
                 self._connection.ask(*statements)
 
     def has_room(self) -> bool:
-        if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
-            self._full_since = None
-        return self._full_since is None
+        return not self._is_full
 
     # What other servers do.
 
