@@ -132,7 +132,7 @@ class Engine:
         if self._all_own:
             sharing.forget_unknown(self.desk, watched.own)
         self.desk.suspects.update(job.id for job in watched.own if job.stop_asked)
-        if not self._all_own and watched.looked_after != len(self.desk.leases):
+        if not self._all_own and watched.looked_after not in (None, len(self.desk.leases)):
             self._all_own, self._watched_us = True, None  # Somebody's word was lost, or a commit came late: look closer.
         else:
             self._all_own = False

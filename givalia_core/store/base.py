@@ -319,7 +319,7 @@ class Watched(NamedTuple):
 
     own: list[Job]  # Running jobs that this server looks after: those that were asked to stop, or all of them.
     strayed: list[tuple[Job, int]]  # Running jobs of servers that are gone, and how long a lease each of those granted.
-    looked_after: int  # How many running jobs name this server as their keeper.
+    looked_after: int | None  # How many running jobs name this server as their keeper; None: not counted this time.
     has_lapsed: bool  # This server was silent for so long that others may have taken over what it looked after.
     live: int  # How many jobs wait or run.
     has_expired: bool  # Whether `expired` would name any.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def database_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture
 def make(database_url: str) -> Iterator[Make]:
     """Makes engines that share a database and a clock."""
-    clock = ManualClock()
+    clock = ManualClock(wall_us=time.time_ns() // 1000)  # That of the database, which people's transactions go by.
     made: list[EngineRig] = []
 
     def new(**policy: Any) -> EngineRig:

@@ -10,7 +10,7 @@ from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.errors import Busy, StoreAway, StoreError, StoreFull
-from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
+from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
@@ -31,6 +31,7 @@ from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
 from givalia_postgres.doubts import Doubts, names_of
+from givalia_postgres.floors import Floors
 from givalia_postgres.rows import int8s, texts, to_job, uuids
 
 
@@ -52,6 +53,8 @@ Part = tuple[Statement, Callable[[Rows], None]]
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
 DOUBTED_MAX: Final = 1_000
+HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
+READY: Final = JobState.READY
 
 
 class Reads:
@@ -62,7 +65,9 @@ class Reads:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._last_seq = 0
-        self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
+        # Jobs that are locked for this server until the transaction ends, each with its route and due.
+        self._held: dict[int, tuple[Route, int]] = {}
+        self._floors = Floors()
         self._doubts = Doubts()
         self._full_since: float | None = None
 
@@ -96,7 +101,8 @@ class Reads:
         # The numbers after the rows: so they are above any that another server had used in what was read.
         numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
-        answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
+        with self._noting(claim.route for claim in wanted.claims):
+            answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
             take(rows)
@@ -106,19 +112,29 @@ class Reads:
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
         return found._replace(floor=floor)
 
+    @contextmanager
+    def _noting(self, routes: Iterable[Route]) -> Iterator[None]:
+        """Note how long a look at these routes takes, if it is one at everything."""
+        is_full = not all(map(self._floors.knows, routes))
+        began = time.monotonic()
+        yield
+        if is_full:
+            self._floors.looked(time.monotonic() - began)
+
     def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
         for claim in wanted.claims:
             most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
+            # Jobs that cannot be written for now must not stand before the others.
+            limit = most + min(len(self._doubts), DOUBTED_MAX)
 
-            def take(rows: Rows, route: Route = claim.route, most: int = most) -> None:
+            def take(rows: Rows, route: Route = claim.route, most: int = most, limit: int = limit) -> None:
                 ready = [to_job(row) for row in rows]
-                self._held.update((job.seq, route) for job in ready)
+                self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
+                self._floors.found(route, ready, limit, now)
                 if free := self._writable(ready)[:most]:
                     found.ready[route] = free
 
-            # Jobs that cannot be written for now must not stand before the others.
-            limit = most + min(len(self._doubts), DOUBTED_MAX)
-            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit]), take
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit, int8s(self._floors.of(claim.route))]), take
 
     def _writable(self, jobs: list[Job]) -> list[Job]:
         """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
@@ -135,8 +151,13 @@ class Reads:
             texts([span.route.target for span in spans]),
             int8s([span.limit for span in spans]),
         ]
+        floors = int8s([floor for span in spans for floor in self._floors.of(span.route)])
         near = [Near(False, [], False) for _ in spans]
-        for place, is_ready, due_us, seq in self._read((sql.UPCOMING, [now.timer_us, now.wall_us, *columns]))[0]:
+        with self._noting(span.route for span in spans):
+            rows = self._read((sql.UPCOMING, [now.timer_us, now.wall_us, *columns, floors]))[0]
+        for place, is_ready, due_us, seq in rows:
+            if not is_ready:
+                self._floors.found(spans[place - 1].route, (), 1, now)
             known = near[place - 1]
             if due_us is None or len(known.timers) == spans[place - 1].limit:
                 near[place - 1] = Near(is_ready, known.timers, due_us is not None)
@@ -159,6 +180,34 @@ class Reads:
         return False
 
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+        if wanted.state in (WAITING, READY) and (after is None or after[0]):
+            page = self._page_waiting(wanted, after or (1, 0), limit, now)
+            if page is not None:
+                return page
+            after = None
+        return self._page_scanned(wanted, after, limit, now)
+
+    def _page_waiting(self, wanted: Filter, after: tuple[int, int], limit: int, now: Now) -> Page | None:
+        """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that.
+
+        Its cursor is the due and one, so that it is none of `_page_scanned`, and the seq.
+        """
+        words = sql.PAGE_WAITING if wanted.module is None else sql.PAGE_WAITING_OF
+        named = [wanted.module, wanted.target_worker, wanted.state is READY]
+        rows = self._survey((words, [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX]))[0]
+        if rows[0][0] is not None and rows[0][0] >= HOPS_MAX:
+            return None
+        found = [(due_us, seq) for _, due_us, seq in rows if seq is not None]
+        end = (found[-1][0] + 1, found[-1][1]) if len(found) == limit else None
+        return Page(self._in_order([seq for _, seq in found]), end)
+
+    def _in_order(self, seqs: list[int]) -> list[Job]:
+        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
+        # One may have been forgotten since.
+        return [found[seq] for seq in seqs if seq in found]
+
+    def _page_scanned(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+        """A page of those that the filter admits among the next `SCAN_MAX` jobs."""
         major, minor = after or (0, 0)
         if is_ended(wanted.state):
             scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
@@ -166,9 +215,7 @@ class Reads:
             scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
         heads = self._survey(scan)[0]
         seqs, after = choose(heads, wanted, limit, now)
-        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
-        # One may have been forgotten since.
-        return Page([found[seq] for seq in seqs if seq in found], after)
+        return Page(self._in_order(seqs), after)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {(module, STORED_STATES[state]): count for module, state, count in self._survey((sql.COUNTS, ()))[0]}

@@ -50,22 +50,26 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
 
-# Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there.
+# Rank by rank and clock by clock, each in the order of its index, from its floor on ($6, see `floors`); what another server has
+# locked is not there.
 CLAIM: Final = f"""
 SELECT {_J_COLUMNS} FROM {_RANKS}, LATERAL (
     SELECT * FROM (
         SELECT l.*, l.due_at_us AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND NOT on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $1 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+                AND rank = r.rank AND due_at_us <= $1 AND due_at_us >= ($6::bigint[])[r.rank + 10]
+                ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
         UNION ALL
         SELECT l.*, l.due_at_us + ($1::bigint - $2::bigint) AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $2 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+                AND rank = r.rank AND due_at_us <= $2 AND due_at_us >= ($6::bigint[])[r.rank + 29]
+                ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
     ) AS both_clocks ORDER BY sort_us, seq LIMIT $5
 ) AS j LIMIT $5"""
 
+# $6: the floors of one route after the other.
 UPCOMING: Final = f"""
 SELECT s.place, ready.is_ready, near.due_us, near.seq
 FROM unnest($3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS s(module, target_worker, most, place)
@@ -73,7 +77,8 @@ CROSS JOIN LATERAL (
     SELECT EXISTS (
         SELECT FROM {_RANKS}, {_CLOCKS}, LATERAL (
             SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
-                AND target_worker = s.target_worker AND rank = r.rank AND due_at_us <= c.now_us LIMIT 1
+                AND target_worker = s.target_worker AND rank = r.rank AND due_at_us <= c.now_us
+                AND due_at_us >= ($6::bigint[])[(s.place - 1) * 38 + r.rank + 10 + 19 * c.on_wall::int] LIMIT 1
         ) AS j
     ) AS is_ready
 ) AS ready
@@ -86,6 +91,17 @@ LEFT JOIN LATERAL (
 ) AS near ON true
 ORDER BY s.place, near.due_us, near.seq"""
 
+# The first that waits, on any rank and clock, in each of these ranges of dues.
+BELOW: Final = f"""
+SELECT s.place, min(j.due_at_us)
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS s(module, target_worker, low, high, place),
+    {_RANKS}, (VALUES (false), (true)) AS c(on_wall), LATERAL (
+        SELECT due_at_us FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
+            AND target_worker = s.target_worker AND rank = r.rank AND due_at_us >= s.low AND due_at_us < s.high
+        ORDER BY due_at_us LIMIT 1
+    ) AS j
+GROUP BY s.place"""
+
 RUNNING: Final = f"{_SELECT} WHERE state = 1 ORDER BY seq"
 EXPIRED: Final = f"""
 SELECT j.* FROM {_CLOCKS}, LATERAL (
@@ -94,6 +110,46 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
 ) AS j LIMIT $3"""
 
 _HEADS: Final = "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM givalia.jobs"
+
+
+def _page_waiting(of: str) -> str:
+    """Jobs that wait, by due: the first of each rank of each route, found by hops along the index of those that wait.
+
+    The hops go backwards: what is due last comes first, and dead rows last. $3, $4: only of this module, only for this worker;
+    $5: those that are due, or those that are not; $6, $7: behind this due, by the timer clock, and seq; $8: how many; $9: how
+    many ranks of routes are visited on each clock.
+    """
+    return f"""
+WITH RECURSIVE hops AS (
+    SELECT c.*, f.*, 1 AS number FROM {_CLOCKS}, LATERAL (
+        SELECT module, target_worker, rank FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall{of}
+        ORDER BY module DESC, target_worker DESC, rank DESC LIMIT 1
+    ) AS f
+    UNION ALL
+    SELECT h.on_wall, h.now_us, h.shift_us, n.*, h.number + 1 FROM hops h, LATERAL (
+        SELECT module, target_worker, rank FROM givalia.jobs WHERE state = 0 AND on_wall = h.on_wall{of}
+            AND (module, target_worker, rank) < (h.module, h.target_worker, h.rank)
+        ORDER BY module DESC, target_worker DESC, rank DESC LIMIT 1
+    ) AS n WHERE h.number < $9::bigint
+)
+SELECT m.number, j.due_us, j.seq FROM (SELECT max(number) AS number FROM hops) AS m LEFT JOIN LATERAL (
+    SELECT first.* FROM hops h, LATERAL (
+        SELECT due_at_us + h.shift_us AS due_us, seq FROM givalia.jobs
+        WHERE state = 0 AND on_wall = h.on_wall AND module = h.module AND target_worker = h.target_worker AND rank = h.rank
+            AND (due_at_us, seq) > ($6::bigint - h.shift_us, $7::bigint)
+            AND due_at_us > CASE WHEN $5::boolean THEN -1 ELSE h.now_us END
+            AND due_at_us <= CASE WHEN $5::boolean THEN h.now_us ELSE 1::bigint << 62 END
+        ORDER BY due_at_us, seq LIMIT $8::bigint
+    ) AS first
+    WHERE ($3::text IS NULL OR h.module = $3::text)
+        AND ($4::text IS NULL OR h.target_worker = $4::text OR starts_with(h.target_worker, $4::text || ' '))
+        AND m.number < $9::bigint
+    ORDER BY first.due_us, first.seq LIMIT $8::bigint
+) AS j ON true"""
+
+
+PAGE_WAITING: Final = _page_waiting("")
+PAGE_WAITING_OF: Final = _page_waiting(" AND module = $3::text")
 PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
 PAGE_ENDED: Final = f"""
@@ -287,7 +343,7 @@ FROM ({_STRAYED}) AS k, LATERAL (
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks.
+# own transactions; $6: its hooks; $7: whether to look at what dead rows may lie before.
 BEAT: Final = f"""
 INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
 SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
@@ -295,17 +351,17 @@ SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, abou
 RETURNING
     coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
     {NOW_US},
-    (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1),
+    CASE WHEN $7::boolean THEN (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1) END,
     (SELECT count(*) FROM givalia.counts),
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
-    EXISTS (
+    $7::boolean AND EXISTS (
         SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
         WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
     ),
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
-    EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
-    EXISTS ({_STRAYED})"""
+    $7::boolean AND EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
+    $7::boolean AND EXISTS ({_STRAYED})"""
 # An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
 EVENTS: Final = f"""
 WITH gone AS (

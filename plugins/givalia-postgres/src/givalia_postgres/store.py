@@ -15,7 +15,8 @@ import gevent
 import msgpack
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
-from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Hold, News, Opened, Retention, Watched
+from givalia_core.model import WAITING
+from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Hold, News, Opened, Retention, Route, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
@@ -25,7 +26,7 @@ from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
 from givalia_postgres.doubts import TABLES, names_of
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.reads import Reads, surveying
-from givalia_postgres.rows import texts, to_job
+from givalia_postgres.rows import int8s, texts, to_job
 from givalia_postgres.sifting import FULL, Sifter
 
 TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
@@ -205,13 +206,16 @@ class Postgres(Reads):
         stored = [change for place, change in enumerate(changes) if place not in lost] if lost else changes
         followed = self._listener.followed if self._listener is not None else {}
         of_changes(self._hints, stored, self._epoch, followed, self._mark.timer_us)
-        for change in changes:
-            self._held.pop(change.job.seq, None)
+        for _, job in changes:
+            self._held.pop(job.seq, None)
+            if job.state is WAITING:
+                self._floors.lower(Route(job.module, job.target), job.due_at_us)
         self._let_go()
 
     def _let_go(self) -> None:
         """What was held and is not lent is there for the others, who looked past it meanwhile."""
-        self._hints.ready.update(self._held.values())
+        for route, due_us in self._held.values():
+            self._hints.is_ready(route, due_us)
         self._held.clear()
 
     def _write(self, some: list[Statement], *, is_last: bool) -> list[Rows]:
@@ -252,7 +256,12 @@ class Postgres(Reads):
     def news(self) -> News:
         if self._listener is None:
             self._listener = Listener(self._url, lambda: self.wake())
-        return self._listener.take()
+        news = self._listener.take()
+        if news.must_watch or news.is_deaf:
+            self._floors.forget()
+        for route, due_us in self._listener.dues.items():
+            self._floors.lower(route, due_us)
+        return news
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
         self._sifter.look()  # Nobody may ask about a name that is free by now, and jobs that are held are not lent.
@@ -262,10 +271,15 @@ class Postgres(Reads):
             return None
 
     def _watch(self, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
-        me = self._epoch
+        me, began = self._epoch, time.monotonic()
         sent_us = time.monotonic_ns() // 1000
-        beat = (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks)])
+        looks = all_own or self._floors.is_time(began)
+        beat = (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks), looks])
         ((lapsed, now_us, mine, counts, live, expired, others, *has),) = self._connection.ask(beat)[0]
+        if looks:
+            self._floors.counted(time.monotonic() - began, time.monotonic())
+        self._floors.forget()
+        self._look_below_floors()
         has_events, has_stopping, has_strayed = has
         self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
@@ -280,6 +294,16 @@ class Postgres(Reads):
             rows = self._connection.ask((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
             events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
         return Watched(own, strayed, mine, lapsed, live, expired, others, events)
+
+    def _look_below_floors(self) -> None:
+        """Find what has come to wait below a floor without a word."""
+        if pieces := self._floors.pieces():
+            began = time.monotonic()
+            routes, lows, highs = zip(*pieces, strict=True)
+            columns = [texts([route.module for route in routes]), texts([route.target for route in routes])]
+            for place, due_us in self._read((sql.BELOW, [*columns, int8s(lows), int8s(highs)]))[0]:
+                self._floors.lower(pieces[place - 1].route, due_us)
+            self._floors.looked_at_pieces(time.monotonic() - began)
 
     def freed(self, names: frozenset[str]) -> frozenset[str]:
         self._sifter.look()
