@@ -215,6 +215,24 @@ def test_many_keys_that_are_held_at_once_hold_up_no_other_for_long(make: Make) -
     assert {type(said(here, frame)) for frame in more[:99]} == {DuplicateKey}
 
 
+def test_held_keys_are_found_in_a_database_without_plpgsql(make: Make) -> None:
+    # given
+    here = make()
+    with psycopg.connect(url_of(here)) as connection:
+        connection.execute("DROP EXTENSION plpgsql")
+    with psycopg.connect(url_of(here)) as connection:
+        for number in range(3):
+            givalia_postgres.enq(connection, "Mail", time=60, key=f"k{number}")
+
+        # when
+        frames = [here.frame(Kind.ENQ, m.Enq(uid(n), "Mail", HOUR_US, f"k{n}"), conn=n + 1) for n in range(20)]
+        here._turn_once(*frames)
+        drive(here, 0.5)
+
+        # then
+        assert [n for n, frame in enumerate(frames) if said(here, frame) is None] == [0, 1, 2]
+
+
 def test_commands_of_a_frame_that_are_not_held_stand_while_the_held_one_waits(make: Make) -> None:
     # given
     here = make()

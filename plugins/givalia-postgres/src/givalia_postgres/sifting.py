@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from givalia_core.errors import StoreFull
+from givalia_core.errors import StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import RUNNING
 from givalia_core.store.base import Change, Hold, hold_name_of_id, hold_name_of_key
 
@@ -52,7 +52,7 @@ class Sifter:
         """
         applied: set[int] = set()
         held: dict[int, Hold] = {}
-        if isinstance(error, Held) and self._are_tables_locked():
+        if (isinstance(error, Held) or self._doubts.knows((TABLES,))) and self._are_tables_locked():
             hold = self._doubts.blame(Hold(TABLES, HELD, wall_us), time.monotonic(), has_holder=True)
             return applied, {change.job.seq: hold for change in changes}
         self._doubts.clear((TABLES,))
@@ -125,8 +125,8 @@ class Sifter:
         asked = json.dumps([[str(job.seq), str(UUID(bytes=job.id)) if is_new else None, job.key] for job, is_new in taking])
         try:
             answers = self._connection.alone((sql.PROBE_WHAT, [asked]), (sql.PROBE, ()), (sql.PROBED, ()), keep=False)
-        except (Again, StoreFull):
-            return {}
+        except (Again, StoreFull, StoreFailed, StoreUnfit):
+            return {}  # As in a database without plpgsql: halving finds them, too.
         found: dict[str, list[str]] = json.loads(answers[-1][0][0])
         jobs = {str(job.seq): job for job, _ in taking}
         names = {seq: hold_name_of_key(jobs[seq].key or "") for seq in found["keys"]}
