@@ -40,6 +40,7 @@ class Floors:
 
     def __init__(self) -> None:
         self._floors: dict[Route, list[int]] = {}
+        self.tops: dict[tuple[str, str], int] = {}  # By route: its highest floor, above which nothing needs to be told.
         self._look_at = 0.0
         self._is_cheap = True  # To look at everything.
         self._reached: dict[Route, int] = {}  # How far back a route was looked at, piece by piece.
@@ -55,7 +56,7 @@ class Floors:
         return route in self._floors
 
     def found(self, route: Route, jobs: Sequence[Job], limit: int, now: Now) -> None:
-        """Take in what a look found, in the order of rank; fewer than `limit` are all that is due.
+        """Take in what a look found, by rank and then by due; fewer than `limit` are all that is due.
 
         Ranks behind the last of a look that reached its limit were not looked at.
         """
@@ -63,23 +64,24 @@ class Floors:
         last = jobs[-1].rank if len(jobs) >= limit else RANKS.stop
         for rank in range(RANKS.start, min(last, RANKS.stop)):
             floors[_place(rank, on_wall=False)], floors[_place(rank, on_wall=True)] = now.timer_us, now.wall_us
-        firsts: dict[int, int] = {}
+        firsts: dict[tuple[int, bool], int] = {}
         for job in jobs:
-            place = _place(job.rank, on_wall=job.on_wall)
-            firsts[place] = min(firsts.get(place, job.due_at_us), job.due_at_us)
-        for place, due_us in firsts.items():
-            floors[place] = due_us
+            firsts.setdefault((job.priority, job.on_wall), job.due_at_us)
+        for (priority, on_wall), due_us in firsts.items():
+            floors[_place(-priority, on_wall=on_wall)] = due_us
+        self.tops[route] = max(floors)
 
     def lower(self, route: Route, due_us: int) -> None:
         """A job that is due then has come to wait on this route, on whatever rank."""
-        floors = self._floors.get(route)
-        if floors is not None and due_us < max(floors):
-            self._floors[route] = [min(floor, due_us) for floor in floors]
+        if due_us < self.tops.get(route, 0):
+            self._floors[route] = [min(floor, due_us) for floor in self._floors[route]]
+            self.tops[route] = due_us
 
     def forget(self) -> None:
         """Look at everything next time, unless that takes long."""
         if self._is_cheap:
             self._floors.clear()
+            self.tops.clear()
 
     def looked(self, took_s: float) -> None:
         """A look at everything on some routes took so long."""
@@ -93,7 +95,7 @@ class Floors:
             return []
         pieces: list[Piece] = []
         for route in sorted(self._floors, key=lambda route: self._reached.get(route, 1 << 62), reverse=True)[:ROUTES_MAX]:
-            top_us = max(self._floors[route])
+            top_us = self.tops[route]
             recent_us = max(top_us - RECENT_US, 0)
             high_us = min(self._reached.get(route, recent_us), recent_us)
             low_us = self._reached[route] = max(high_us - self._piece_us, 0)

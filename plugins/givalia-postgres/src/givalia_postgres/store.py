@@ -206,9 +206,10 @@ class Postgres(Reads):
         stored = [change for place, change in enumerate(changes) if place not in lost] if lost else changes
         followed = self._listener.followed if self._listener is not None else {}
         of_changes(self._hints, stored, self._epoch, followed, self._mark.timer_us)
+        tops = self._floors.tops
         for _, job in changes:
             self._held.pop(job.seq, None)
-            if job.state is WAITING:
+            if job.state is WAITING and job.due_at_us < tops.get((job.module, job.target), 0):
                 self._floors.lower(Route(job.module, job.target), job.due_at_us)
         self._let_go()
 
