@@ -60,16 +60,23 @@ class Clock(Protocol):
         """The clocks now."""
 
 
+# Uptime counts suspended time where the system can say so (Linux); elsewhere the monotonic clock stands in.
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def read_system() -> Reading:
+    """The clocks of this machine now."""
+    return Reading(time.time_ns() // 1000, time.clock_gettime_ns(_UPTIME) // 1000, time.monotonic_ns() // 1000)
+
+
 class SystemClock:
     """The clocks of this machine."""
 
     def __init__(self) -> None:
         self.boot_id = boot_id()
-        # Uptime counts suspended time where the system can say so (Linux); elsewhere the monotonic clock stands in.
-        self._uptime = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
     def read(self) -> Reading:
-        return Reading(time.time_ns() // 1000, time.clock_gettime_ns(self._uptime) // 1000, time.monotonic_ns() // 1000)
+        return read_system()
 
 
 # Randomness for ids to come: asking the system for each would cost more than all else about them. A fork draws its own.

@@ -14,11 +14,13 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.errors import IllegalTransition
 
 TEN_YEARS_US: Final = 10 * 365 * 86_400 * SECOND_US
-REMEMBERED_AT_LEAST_US: Final = 120 * SECOND_US  # Longer than any client resends, so that a resend finds its job.
-REQUESTS_KEPT: Final = 4
+REMEMBERED_AT_LEAST_US: Final = 120 * SECOND_US  # Longer than any client resends, so that a resend finds its answer.
+REQUESTS_KEPT: Final = 4  # A job keeps the answers to its newest commands however old they are, at least so many,
+REQUESTS_MOST: Final = 1_000  # and never more than this: a further command that would change the job is refused.
 RELEASES_MAX: Final = 1_000
 REPLACEMENTS_MAX: Final = 3
 CHILD_DEATHS_MAX: Final = 3
+STORY_ACTS: Final = 20
 
 
 class JobState(StrEnum):
@@ -69,11 +71,20 @@ TRANSITIONS: Final[dict[tuple[JobState, str], JobState]] = {
 
 
 class Answered(NamedTuple):
-    """What one changing command was answered, kept in the row so that a resend gets the same answer."""
+    """The answer to one command that changed the job, kept in the job's record so that a resend gets the same answer."""
 
     request: bytes
     act: str
     due_at_us: int  # Wall clock, as the client was told.
+    at_us: int = 0  # Timer clock, when it was decided; 0 in records of versions that did not keep it.
+
+
+def still_remembered(answered: tuple[Answered, ...], since_us: int) -> tuple[Answered, ...]:
+    """The answers, oldest first, without those decided before `since_us`, but for room for one of `REQUESTS_KEPT`."""
+    passed = 0
+    while len(answered) - passed >= REQUESTS_KEPT and answered[passed].at_us < since_us:
+        passed += 1
+    return answered[passed:]
 
 
 def join_target(target_worker: str, specifier: str | None) -> str:
@@ -169,7 +180,7 @@ class Job(NamedTuple):
 
     def story(self) -> str:
         """What is known of the job's past, for the message of a bug."""
-        acts = ", ".join(past.act for past in self.answered) or "nothing asked"
+        acts = ", ".join(past.act for past in self.answered[-STORY_ACTS:]) or "nothing asked"
         return f"seq {self.seq}, {self.state}, version {self.version}, attempt {self.attempt}, fence {self.fence}, {acts}"
 
 

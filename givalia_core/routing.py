@@ -5,103 +5,28 @@ name and, unless told otherwise, for `any`. Jobs may besides ask for certain ver
 the route, which those of its workers serve whose version satisfies it. For every served route there is a near window; a route
 that nobody serves has none, so its jobs stay rows and cost nothing. All of this is a hint that workers' announcements rebuild
 after a restart; on which variants jobs wait is learned from the store then, and from each job that comes to wait.
+
+A batch looks at the windows on which something happens, and at no others: those that have changed, whose next timer is due,
+or whose workers have free credits while jobs are ready. Windows with ready jobs and no free worker are *parked* until one of
+their workers is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
 
-from givalia_core import specifiers
 from givalia_core.clock import Now
 from givalia_core.model import Job
-from givalia_core.protocol.messages import ANY, ISOLATIONS, Announce, Join, Process
+from givalia_core.protocol.messages import ANY, Announce
 from givalia_core.store.base import VARIANTS_MAX, News, Route, Span, Timer
+from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 
-LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
-NAMED_MAX: Final = 5  # Workers that an explanation names.
-
-
-class Room:
-    """What a worker can hold of one isolation: jobs that run as greenlets, or jobs that each have a process."""
-
-    __slots__ = ("capacity", "held", "session")
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.capacity = 0
-        self.held = 0
-
-    @property
-    def free(self) -> int:
-        """How many more jobs it can take now."""
-        return 0 if self.session.is_clogged else self.capacity - self.held
-
-    def lend(self, params_bytes: int) -> None:
-        """Count a job that is lent to it."""
-        session = self.session
-        self.held += 1
-        session.lent_bytes += params_bytes
-        session.is_clogged = session.is_clogged or session.lent_bytes >= LENT_BYTES_MAX
-
-
-class Session:
-    """One connected worker: what it can run and how much of it now."""
-
-    __slots__ = (
-        "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "join", "joined_wall_us", "lent_bytes",
-        "processes", "rooms",
-    )  # fmt: skip
-
-    def __init__(self, conn: int, join: Join, now: Now) -> None:
-        self.conn = conn
-        self.join = join
-        self.announced: dict[str, Announce] = {}
-        self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
-        self.processes: Sequence[Process] = ()  # What it says of its own processes.
-        self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
-        self.lent_bytes = 0  # Of params, in this batch.
-        self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
-        self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
-        self.beat_mono_us = now.mono_us
-        self.joined_wall_us = now.wall_us
-
-    def room(self, module: str) -> Room:
-        """Where a job of this module has its place."""
-        announced = self.announced.get(module)
-        return self.rooms.get(announced.isolation if announced else "", self.rooms["greenlet"])
-
-    def serves(self, module: str) -> bool:
-        """Whether it can run this module."""
-        announced = self.announced.get(module)
-        return announced is not None and announced.broken is None
-
-    def satisfies(self, module: str, specifier: str | None) -> bool:
-        """Whether its version of a module that it serves is one that is asked for."""
-        return specifier is None or specifiers.satisfies(self.announced[module].version, specifier)
-
-    def routes(self) -> Iterable[Route]:
-        """The routes it takes jobs from; their variants, which it may satisfy or not, are not named."""
-        names = (self.join.name,) if self.join.only_targeted or self.join.name == ANY else (self.join.name, ANY)
-        return [Route(module, name) for module in self.announced if self.serves(module) for name in names]
-
-    def describe(self) -> dict[str, Any]:
-        """What `givalia workers` shows."""
-        return {
-            "name": self.join.name,
-            "instance": self.join.instance.hex(),
-            "pid": self.join.pid,
-            "only_targeted": self.join.only_targeted,
-            "capacity": self.rooms["greenlet"].capacity,
-            "process_capacity": self.rooms["process"].capacity,
-            "running": sum(room.held for room in self.rooms.values()),
-            "processes": [{**each._asdict(), "job": each.job and each.job.hex()} for each in self.processes],
-            "since_us": self.joined_wall_us,
-            "modules": sorted(name for name in self.announced if self.serves(name)),
-            "versions": {name: each.version for name, each in sorted(self.announced.items()) if self.serves(name)},
-            "broken": sorted(name for name in self.announced if not self.serves(name)),
-        }
+Name = tuple[str, str]  # Of a route or variant.
+Sessions = dict[Session, None]
 
 
 class Routing:
@@ -109,47 +34,106 @@ class Routing:
 
     def __init__(self, near_limit: int | None = None) -> None:
         self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
-        self.elsewhere: list[dict[str, Any]] = []  # The workers of other servers of a shared store, as those describe them.
+        self.elsewhere = []
         self.sessions: dict[int, Session] = {}
-        self.windows: dict[tuple[str, str], Window] = {}  # By route.
+        self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
         self._crowded: set[Route] = set()  # Routes with more variants than have windows.
-        self._serving: dict[Route, list[Session]] = {}  # Who serves a route, whatever its version.
+        self._served: dict[Session, dict[Route, None]] = {}
+        self.serving: dict[Route, Sessions] = {}  # Who serves a route, whatever its version.
         self._variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
-        self._takers: dict[tuple[str, str], list[Room]] = {}  # By route or variant.
+        self.takers: dict[Name, Takers] = {}  # By route or variant.
+        self.having: dict[str, Sessions] = {}  # Who has announced a module,
+        self.broken: dict[str, Sessions] = {}  # or that it cannot serve it.
+        self.named: dict[str, Sessions] = {}
+        self._instances: dict[bytes, Session] = {}
+        self._moves = Moves()
+        self._moved_at = 0  # The place in the moves up to which parked windows know of them.
+        self._numbers = count(0, 2)
+        self._changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
+        self.stirring: dict[Route, Window] = {}  # Windows with jobs that may be lent now.
+        self._parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
+        self._spent: dict[Route, Window] = {}  # Windows that must be read.
+        self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
+        self._armed = count()
+        self._looked_at: list[Session] = []  # Those of which it is known for this batch if they are clogged.
+        self._is_clogged: Callable[[int], bool] = lambda _: False
+
+    # Workers.
 
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
         self.sessions[session.conn] = session
+        self.named.setdefault(session.join.name, {})[session] = None
+        self._instances[session.join.instance] = session
+        session.note = self._moves.note
+        for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
+            room.number = number
+
+    def of_instance(self, instance: bytes) -> Session | None:
+        """The connection of a worker process."""
+        return self._instances.get(instance)
 
     def announce(self, session: Session, announced: Iterable[Announce]) -> None:
         """Replace what a worker serves."""
-        session.announced = {module.name: module for module in announced}
-        self._rebuild()
-        self.unlearned.update(session.routes())  # It may satisfy what nobody did.
+        served = self._serve(session, {module.name: module for module in announced})
+        self.unlearned.update(served)  # It may satisfy what nobody did.
 
     def leave(self, conn: int) -> Session | None:
         """A connection is gone; the session it had, if it was a worker's."""
         session = self.sessions.pop(conn, None)
-        if session is not None:
-            self._rebuild()
+        if session is None:
+            return None
+        announced = session.announced
+        self._serve(session, {})
+        del self._served[session]
+        session.announced = announced
+        _take_out(self.named, session.join.name, session)
+        if self._instances.get(session.join.instance) is session:
+            del self._instances[session.join.instance]
         return session
 
-    def _rebuild(self) -> None:
-        self._serving = {}
-        for session in self.sessions.values():
-            for route in session.routes():
-                self._serving.setdefault(route, []).append(session)
-        windows, variants = self.windows, [route for known in self._variants.values() for route in known]
-        self.windows, self._takers, self._variants = {}, {}, {}
-        for route in (*self._serving, *variants):
-            self._open(route, windows.get(route))
+    def _serve(self, session: Session, announced: dict[str, Announce]) -> dict[Route, None]:
+        """Let a worker serve these modules and no others; the routes that it now serves."""
+        for module in session.announced:
+            _take_out(self.having, module, session)
+            _take_out(self.broken, module, session)
+        session.announced = announced
+        for module, each in announced.items():
+            self.having.setdefault(module, {})[session] = None
+            if each.broken is not None:
+                self.broken.setdefault(module, {})[session] = None
+        before, served = self._served.get(session, {}), dict.fromkeys(session.routes())
+        self._served[session] = served
+        for route in before.keys() - served.keys():
+            _take_out(self.serving, route, session)
+        for route in served:
+            self.serving.setdefault(route, {})[session] = None
+        for route in {**before, **served}:
+            for each in (route, *self._variants.get(route, ())):
+                self._refit(session, each, is_served=route in served)
+        return served
 
-    def _open(self, route: Route, window: Window | None = None) -> Window | None:
-        """Let the route have a window, this one or a new one, if there is a worker to take its jobs."""
+    def _refit(self, session: Session, route: Route, *, is_served: bool) -> None:
+        """Let a worker be a taker of a route or variant if it can, and only then; the last one takes its window with it."""
+        takers = self.takers.get(route)
+        room = session.room(route.module) if is_served and session.satisfies(route.module, route.specifier) else None
+        for other in session.rooms.values():
+            if takers is not None and other is not room:
+                takers.discard(other)
+        if room is not None and takers is None:
+            self._open(route)
+        elif room is not None and takers is not None:
+            takers.add(room)
+            self._unpark(route)
+        elif takers is not None and not takers:
+            self._close(route)
+
+    def _open(self, route: Route) -> Window | None:
+        """Let the route have a window if there is a worker to take its jobs."""
         specifier = route.specifier
         plain = route if specifier is None else route.plain
-        able = [session for session in self._serving.get(plain, ()) if session.satisfies(route.module, specifier)]
+        able = [session for session in self.serving.get(plain, ()) if session.satisfies(route.module, specifier)]
         if not able:
             return None
         if specifier is not None:
@@ -158,9 +142,31 @@ class Routing:
                 self._crowded.add(plain)
                 return None
             known[route] = None
-        self._takers[route] = [session.room(route.module) for session in able]
-        self.windows[route] = window = window or Window(route, self._near_limit)
+        takers = self.takers[route] = Takers(self._moves)
+        for session in able:
+            takers.add(session.room(route.module))
+        return self._renew(route)
+
+    def _renew(self, route: Route) -> Window:
+        """Give the route a window of which nothing is known yet."""
+        self._drop(route)
+        window = self.windows[route] = Window(route, self._near_limit, self._changed)
+        window.note()
         return window
+
+    def _drop(self, route: Route) -> None:
+        for windows in (self._changed, self.stirring, self._parked, self._spent):
+            windows.pop(route, None)
+
+    def _close(self, route: Route) -> None:
+        """Forget a route or variant that nobody takes jobs from, or on which none wait."""
+        del self.takers[route], self.windows[route]
+        self._drop(route)
+        if route.specifier is not None and (known := self._variants.get(route.plain)) is not None:
+            known.pop(route, None)
+            if not known:
+                del self._variants[route.plain]
+        self.unlearned.discard(route)
 
     def learn(self, asked: Iterable[Route], found: Mapping[Route, Sequence[Route]]) -> None:
         """Take in what the store says: on these and no other variants of the routes that were asked about do jobs wait.
@@ -170,7 +176,7 @@ class Routing:
         for plain in sorted(asked):
             variants = found.get(plain, ())
             for gone in self._variants.get(plain, {}).keys() - set(variants):
-                del self._variants[plain][gone], self.windows[gone], self._takers[gone]
+                self._close(gone)
             if len(variants) >= VARIANTS_MAX:
                 self._crowded.add(plain)
             for route in variants:
@@ -180,19 +186,23 @@ class Routing:
 
     def learn_more(self) -> None:
         """Where there were more variants than get windows, ask again: some may have gone."""
-        self.unlearned |= self._crowded & self._serving.keys()
+        self.unlearned |= self._crowded & self.serving.keys()
         self._crowded.clear()
+
+    # Windows.
 
     def forget_windows(self) -> None:
         """Throw the near windows away; the store fills them again."""
-        self.windows = {route: Window(window.route, self._near_limit) for route, window in self.windows.items()}
-        self.unlearned.update(self._serving)
+        self._dues.clear()
+        for window in list(self.windows.values()):
+            self._renew(window.route)
+        self.unlearned.update(self.serving)
 
     def hear(self, news: News) -> None:
         """Take in what other servers say of jobs that wait."""
         for route in news.ready:
             if (window := self._window(route)) is not None:
-                window.has_ready = True
+                window.say_ready()
         for route, due_us in news.nearing.items():
             if (window := self._window(route)) is not None:
                 window.hear(due_us)
@@ -202,13 +212,87 @@ class Routing:
         window = self.windows.get(route)
         return self._open(route) if window is None and route.specifier is not None else window
 
+    def begin(self, is_clogged: Callable[[int], bool]) -> None:
+        """Begin a batch: nothing was lent in it yet. `is_clogged` says of a connection if it may be sent more."""
+        self._is_clogged = is_clogged
+        looked_at, self._looked_at = self._looked_at, []
+        for session in looked_at:
+            session.lent_bytes, session.is_looked_at = 0, False
+            if session.is_clogged:
+                self._look_at(session, is_clogged=is_clogged(session.conn))
+
     def tick(self, now: Now) -> list[Span]:
-        """Begin a batch: let timers fall due; return what must be read to know which come next."""
-        spans: list[Span] = []
-        for window in self.windows.values():
-            window.tick(now.timer_us)
-            spans += window.spans()
-        return spans
+        """Let timers fall due; return what must be read to know which come next."""
+        self.sort()
+        while self._dues and self._dues[0][0] <= now.timer_us:
+            due_us, _, window = heappop(self._dues)
+            if self._is_armed(window, due_us):
+                window.armed_us = None
+                window.tick(now.timer_us)
+                window.note()
+        for window in list(self.stirring.values()):
+            if window.fresh:
+                window.tick(now.timer_us)
+        self.unpark_moved()
+        self.sort()
+        return [span for window in self._spent.values() for span in window.spans()]
+
+    def sort(self) -> None:
+        """See what has become of the windows that have changed."""
+        if not self._changed:
+            return
+        for route, window in self._changed.items():
+            window.is_noted = False
+            if window.timers.is_spent:
+                self._spent[route] = window
+            else:
+                self._spent.pop(route, None)
+            if window.fresh or (window.has_ready and route not in self._parked):
+                self._parked.pop(route, None)
+                self.stirring[route] = window
+            self._arm(window)
+        self._changed.clear()
+
+    def _arm(self, window: Window) -> None:
+        due_us = window.next_due_us()
+        if due_us is not None and (window.armed_us is None or due_us < window.armed_us):
+            window.armed_us = due_us
+            heappush(self._dues, (due_us, next(self._armed), window))
+
+    def _is_armed(self, window: Window, due_us: int) -> bool:
+        return window.armed_us == due_us and self.windows.get(window.route) is window
+
+    def park(self, route: Route) -> None:
+        """Leave a window alone until one of its workers is free, or a job comes to it that is due."""
+        self._parked[route] = self.stirring.pop(route)
+
+    def _unpark(self, route: Route) -> None:
+        if (window := self._parked.pop(route, None)) is not None:
+            self.stirring[route] = window
+
+    def unpark_moved(self) -> None:
+        """Look again at the windows whose workers have other credits than when they were parked."""
+        if self._parked:
+            moved = self._moves.since(self._moved_at)
+            if moved is None:
+                self.stirring.update(self._parked)
+                self._parked.clear()
+            else:
+                for session in {room.session: None for room in moved if room.free > 0}:
+                    self.unpark_for(session)
+        self._moves.trim()
+        self._moved_at = self._moves.end
+
+    def unpark_for(self, session: Session) -> list[Route]:
+        """A worker can take another job, or is about to: look again at the windows that it serves, and return those."""
+        served = self._served.get(session, {})
+        if len(self._parked) + len(self.stirring) < len(served):
+            routes = [route for route in (*self._parked, *self.stirring) if route.plain in served]
+        else:
+            routes = [route for plain in served for route in (plain, *self._variants.get(plain, ()))]
+        for route in routes:
+            self._unpark(route)
+        return [route for route in routes if route in self.stirring]
 
     def offer(self, job: Job, now: Now) -> None:
         """A job waits (or waits anew); remember it if it is near and its route is served."""
@@ -224,90 +308,77 @@ class Routing:
         if window is not None:
             window.discard(job.seq)
 
-    def taker(self, route: tuple[str, str]) -> Room | None:
+    # Credits.
+
+    def taker(self, route: Name) -> Room | None:
         """Of the workers of this route the room with the most free credits; None if all are full."""
-        best: Room | None = None
-        for room in self._takers.get(route, ()):
-            if room.free > 0 and (best is None or room.free > best.free):
-                best = room
+        takers = self.takers.get(route)
+        if takers is None:
+            return None
+        while (best := takers.best()) is not None and not best.session.is_looked_at:
+            self._look_at(best.session, is_clogged=self._is_clogged(best.session.conn))
         return best
 
-    def credits(self, route: tuple[str, str]) -> int:
+    def _look_at(self, session: Session, *, is_clogged: bool) -> None:
+        session.is_looked_at = True
+        self._looked_at.append(session)
+        session.clog(is_clogged=is_clogged)
+
+    def credits(self, route: Name) -> int:
         """How many jobs the workers of this route can take now."""
-        return sum(max(room.free, 0) for room in self._takers.get(route, ()))
+        takers = self.takers.get(route)
+        return 0 if takers is None else takers.credits
+
+    @property
+    def has_lent_much(self) -> bool:
+        """Whether a worker was lent as many bytes in this batch as it may be."""
+        return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._looked_at)
 
     @property
     def must_read(self) -> bool:
         """Whether the store must be asked before one can say what comes next: a near window has run out, or may be missing."""
-        return bool(self.unlearned) or any(window.timers.is_spent for window in self.windows.values())
+        self.sort()
+        return bool(self.unlearned) or bool(self._spent)
 
     def next_due_us(self) -> int | None:
         """When the next near timer falls due, on the timer clock."""
-        dues = [due for window in self.windows.values() if (due := window.next_due_us()) is not None]
-        return min(dues, default=None)
+        self.sort()
+        while self._dues:
+            due_us, _, window = self._dues[0]
+            if self._is_armed(window, due_us):
+                if window.next_due_us() == due_us:
+                    return due_us
+                window.armed_us = None
+                heappop(self._dues)
+                self._arm(window)
+            else:
+                heappop(self._dues)
+        return None
 
-    def why_not_taken(self, job: Job) -> str:
-        """In words, why no worker has taken this ready job yet."""
-        if self._is_taken_elsewhere(job):
-            return "it is for a worker of another server to take, or about to be"
-        if job.specifier is not None and (words := self._why_no_version(job)):
-            return words
-        able = [session for session in self.sessions.values() if session.serves(job.module)]
-        if job.target_worker != ANY:
-            named = [session for session in self.sessions.values() if session.join.name == job.target_worker]
-            if not named:
-                return f"worker {job.target_worker} is not connected"
-            able = [session for session in named if session.serves(job.module)]
-            if not able:
-                return f"worker {job.target_worker} has no module {job.module}{_because(named, job.module)}"
-        if not able:
-            return f"no worker has module {job.module}{_because(self.sessions.values(), job.module)}"
-        if job.target_worker == ANY:
-            able = [session for session in able if not session.join.only_targeted or session.join.name == ANY]
-            if not able:
-                return f"every worker with module {job.module} takes only jobs for its own name"
-        if all(session.room(job.module).free <= 0 for session in able if session.satisfies(job.module, job.specifier)):
-            return "every worker that could take it is full"
-        return "it is about to be given to a worker"
+    @property
+    def elsewhere(self) -> list[dict[str, Any]]:
+        """The workers of other servers of a shared store, as those describe them."""
+        return self._elsewhere
 
-    def _why_no_version(self, job: Job) -> str | None:
-        """In words, if workers could take the job and that it asks for a version is why they do not."""
-        found = dict.fromkeys(f"{name} with {version}" for name, version in self._versions(job))
-        if not found or (job.module, job.target) in self._takers:
-            return None
-        here = self._serving.get(Route(job.module, job.target_worker), ())
-        if any(session.satisfies(job.module, job.specifier) for session in here):
-            return f"jobs ask for too many different versions of {job.module}; it waits until some of those are gone"
-        named = ", ".join([*found][:NAMED_MAX]) + (f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else "")
-        who = "no worker" if job.target_worker == ANY else f"no worker {job.target_worker}"
-        return f"{who} has {job.module} {job.specifier}; connected: {named}"
+    @elsewhere.setter
+    def elsewhere(self, workers: list[dict[str, Any]]) -> None:
+        self._elsewhere = workers
+        self._serving_elsewhere: dict[Name, list[dict[str, Any]]] = {}  # Made when somebody asks.
 
-    def _versions(self, job: Job) -> Iterator[tuple[str, str]]:
-        """Who could take the job if their version, which comes with the name, were one that it asks for."""
-        for session in self._serving.get(Route(job.module, job.target_worker), ()):
-            yield session.join.name, session.announced[job.module].version
-        for worker in self.elsewhere:
-            if _serves(worker, job):
-                yield worker["name"], worker.get("versions", {}).get(job.module, "an unknown version")
-
-    def _is_taken_elsewhere(self, job: Job) -> bool:
-        """Whether no worker here takes the job, and one that is connected to another server does."""
-        return (job.module, job.target) not in self._takers and any(
-            _serves(worker, job)
-            and (job.specifier is None or specifiers.satisfies(worker.get("versions", {}).get(job.module, ""), job.specifier))
-            for worker in self.elsewhere
-        )
+    def takers_elsewhere(self, job: Job) -> list[dict[str, Any]]:
+        """The workers of other servers that take jobs from the route of this one, whatever their version."""
+        if self._elsewhere and not self._serving_elsewhere:
+            for worker in self._elsewhere:
+                names = {worker["name"]} if worker["only_targeted"] else {worker["name"], ANY}
+                for module in worker["modules"]:
+                    for name in names:
+                        self._serving_elsewhere.setdefault((module, name), []).append(worker)
+        return self._serving_elsewhere.get((job.module, job.target_worker), [])
 
 
-def _serves(worker: dict[str, Any], job: Job) -> bool:
-    """Whether a worker of another server takes jobs from the route of this one, whatever their version."""
-    is_named = worker["name"] == job.target_worker or (job.target_worker == ANY and not worker["only_targeted"])
-    return is_named and job.module in worker["modules"]
-
-
-def _because(sessions: Iterable[Session], module: str) -> str:
-    for session in sessions:
-        announced = session.announced.get(module)
-        if announced is not None and announced.broken:
-            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
-    return ""
+def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:
+    """Take a worker out of those that an index has under a name; a name that nobody has is forgotten."""
+    if (sessions := index.get(name)) is not None:
+        sessions.pop(session, None)
+        if not sessions:
+            del index[name]

@@ -89,15 +89,30 @@ class Window:
     `fresh` are the seqs of the jobs that became due in the batch that is being decided, which the store does not know yet.
     """
 
-    __slots__ = ("_limit", "_rumour_us", "fresh", "has_ready", "route", "timers")
+    __slots__ = ("_changed", "_limit", "_rumour_us", "armed_us", "fresh", "has_ready", "is_noted", "route", "timers")
 
-    def __init__(self, route: Route, limit: int | None = None) -> None:
+    def __init__(self, route: Route, limit: int | None = None, changed: dict[Route, Window] | None = None) -> None:
+        """Make the window of a route; `changed` is where it is noted when something happens to it."""
         self.route = route
+        self._changed = {} if changed is None else changed
+        self.is_noted = False
+        self.armed_us: int | None = None  # When it is looked at next, unless something happens to it.
         self._limit = limit or PREFIX_TIMERS
         self._rumour_us: int | None = None  # The first due of jobs that are said to have come without this server.
         self.timers = Prefix()
         self.has_ready = True  # For all that is known before the first fill.
         self.fresh: dict[int, None] = {}
+
+    def note(self) -> None:
+        """Something has happened to it."""
+        if not self.is_noted:
+            self.is_noted = True
+            self._changed[self.route] = self
+
+    def say_ready(self) -> None:
+        """Another server says that a job is due here."""
+        self.has_ready = True
+        self.note()
 
     def spans(self) -> list[Span]:
         """What must be read before this window can say what comes next; empty most of the time. Call `tick` first."""
@@ -108,6 +123,7 @@ class Window:
         self.timers.fill(near.timers, near.more)
         self.has_ready = near.is_ready
         self._rumour_us = None
+        self.note()
 
     def offer(self, timer: Timer, now_us: int) -> None:
         """A job of this route waits, or waits for another time than before."""
@@ -120,14 +136,18 @@ class Window:
     def hear(self, due_us: int) -> None:
         """Another server says that a job came to wait here, and may be the first of many: the store is asked when it is due."""
         self._rumour_us = due_us if self._rumour_us is None else min(due_us, self._rumour_us)
+        self.note()
 
     def discard(self, seq: int) -> None:
         """The job waits no longer."""
         self.fresh.pop(seq, None)
         self.timers.discard(seq)
+        if not self.is_noted:
+            self.note()
 
     def tick(self, now_us: int) -> None:
         """Begin a batch: what was fresh and not lent is due in the store by now, and so is what the timers show."""
+        self.note()
         self.has_ready = self.has_ready or bool(self.fresh)
         self.fresh.clear()
         timers = self.timers

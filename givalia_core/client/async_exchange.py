@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time as clock
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -87,7 +88,12 @@ class AsyncExchange:
         self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
 
     async def close(self) -> None:
-        """Close the connection; calls under way raise `ConnectionLost`."""
+        """Close the connection; calls under way raise `ConnectionLost`.
+
+        Raises:
+            RuntimeError: The client is at work in another event loop; nothing was changed.
+        """
+        self._enter()
         self._errands.close()
         line, tending = self._line, self._tending
         if tending is not None:
@@ -123,16 +129,42 @@ class AsyncExchange:
             for slot, _ in on_their_way:
                 self._errands.forget(slot)
 
+    def _enter(self) -> None:
+        """Refuse another event loop than the one in which the client is at work; call it before anything is touched.
+
+        A loop may have been closed with its tasks unfinished. Then the connection of the client ended with it.
+        """
+        loop = None if self._tending is None else self._tending.get_loop()
+        if loop is None or loop is asyncio.get_running_loop():
+            return
+        if not loop.is_closed():
+            raise RuntimeError("this client is at work in another event loop; close it there, and make one for each loop")
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Forget what belongs to a loop that was closed; nothing there can be woken any more."""
+        line, self._line, self._changed = self._line, None, None
+        for slot in list(self._errands.calls):
+            self._errands.forget(slot)
+        if line is not None:
+            self._errands.drop(line.visit, "its event loop was closed", clock.monotonic())
+            with contextlib.suppress(OSError):
+                line.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        self._out.clear()
+        self._tending = None
+
     def begin(self, call: Call[Any], timeout: float | None) -> tuple[Slot, asyncio.Event]:
-        """Send a call on its way; the event is set whenever there is something for its caller."""
+        """Send a call on its way; the event is set whenever there is something for its caller.
+
+        Raises:
+            RuntimeError: The client is at work in another event loop; nothing was sent.
+        """
+        self._enter()
         event = asyncio.Event()
         slot = self._errands.begin(call, timeout, clock.monotonic(), event.set)
         if self._tending is None:
             self._changed = asyncio.Event()
             self._tending = asyncio.create_task(self._tend(self._changed), name="givalia client")
-        elif self._tending.get_loop() is not asyncio.get_running_loop():
-            self._errands.forget(slot)
-            raise RuntimeError("this client is at work in another event loop; make one for each")
         if self._line is not None:
             self._transmit(self._line, slot)
         else:
@@ -174,11 +206,12 @@ class AsyncExchange:
                 else:
                     await asyncio.sleep(step.seconds)
         finally:
-            # Cancelled, by `close` or with the whole loop; a later loop may begin anew.
-            self._tending = None
-            self._errands.end_all("the client is closed")
-            if self._line is not None:
-                self.drop(self._line, "the client is closed")
+            # Cancelled, by `close` or with the whole loop; a later loop may begin anew, or has done so.
+            if self._changed is changed:
+                self._tending = None
+                self._errands.end_all("the client is closed")
+                if self._line is not None:
+                    self.drop(self._line, "the client is closed")
 
     async def _connect(self, step: Connect) -> None:
         """Connect, and send whatever has no answer."""

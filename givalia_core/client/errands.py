@@ -3,7 +3,8 @@
 A connection is a visit to one server. When a server cannot be reached, is lost, is silent or stops, the next is visited at
 once, and only when all have failed is there a rest. Everything unanswered is then sent again with the same ids, so nothing
 happens twice: servers that share a store know each other's ids. After a minute without an answer the outcome is unknown and
-says so.
+says so. A command is sent with the time until which we wait for its answer on this connection, on the server's own clock, so
+that a copy of it which was held up on the way is not done after we have heard of another.
 
 Whoever moves the bytes, with threads or in an event loop, asks `step` what comes next, does it, and says what came of it.
 Nothing here may be entered by two at once. All times are seconds on one monotonic clock, which the caller reads.
@@ -17,11 +18,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.client import talk
+from givalia_core.client.server_clock import ServerClock
 from givalia_core.client.talk import Call
 from givalia_core.errors import Busy, ConnectionLost, GivaliaError, WaitTimeout
 from givalia_core.protocol.addresses import Address, Round
 from givalia_core.protocol.caller import Answer, Caller, Told, refused, retry_after_s
-from givalia_core.protocol.messages import Kind, Progressed
+from givalia_core.protocol.messages import CHANGING, Kind, Progressed
 
 AGENT: Final = "givalia-client"
 CONNECT_LEAST_S: Final = 0.01
@@ -35,7 +37,20 @@ SILENT_S: Final = 10.0  # With commands unanswered; then another server is asked
 class Slot:
     """One call on its way: what was sent, and the answers once they are there."""
 
-    __slots__ = ("answers", "call", "deadline", "error", "news", "refusal", "refusals", "sent", "unsent_since", "visit", "wake")
+    __slots__ = (
+        "answers",
+        "call",
+        "deadline",
+        "error",
+        "lates",
+        "news",
+        "refusal",
+        "refusals",
+        "sent",
+        "unsent_since",
+        "visit",
+        "wake",
+    )
 
     def __init__(self, call: Call[Any], deadline: float | None, now: float, wake: Callable[[], None] = lambda: None) -> None:
         self.call = call
@@ -46,6 +61,7 @@ class Slot:
         self.news: tuple[float, str] | None = None  # The newest progress that the caller has not taken.
         self.refusal: list[Any] | None = None  # What a server that stops has answered, until the next has been asked.
         self.refusals = 0
+        self.lates = 0  # How often a server has refused it because it came too late.
         self.visit: Visit | None = None  # The connection that has carried it.
         self.sent = 0.0
         self.unsent_since = now  # Since when no connection has carried it.
@@ -109,15 +125,16 @@ class Visit:
         self.caller = Caller()
         self.commands: dict[int, Slot] = {}  # Those that are answered at once, in the order in which they were sent.
         self.waits: dict[int, Slot] = {}  # Those that are answered when a job has ended.
-        self.heard = 0.0  # When the server last said anything.
+        self.heard = 0.0  # When the server last said anything but its clock.
+        self.clock = ServerClock(self.caller)
         self.has_answered = False  # Whether it has brought an answer.
 
     def hello(self) -> bytes:
         """What is sent first."""
-        return self.caller.hello(AGENT)
+        return self.caller.hello(AGENT) + self.clock.ask(None)
 
     def greet(self, data: bytes) -> bool:
-        """Take what arrived before the answer to hello was whole; whether it is.
+        """Take what arrived before both answers to `hello` were whole; whether they are.
 
         Raises:
             OSError: The server is busy; try again.
@@ -125,12 +142,13 @@ class Visit:
         """
         for arrived in self.caller.feed(data):
             if isinstance(arrived, Answer):
+                if self.clock.take(arrived):
+                    return True
                 error = refused(arrived)
                 if isinstance(error, Busy):
                     raise ConnectionRefusedError(str(error))
                 if error is not None:
                     raise error
-                return True
         return False
 
 
@@ -259,6 +277,7 @@ class Errands:
     def connected(self, visit: Visit, now: float) -> list[Slot]:
         """A server has been reached and greeted; the calls to be sent to it."""
         visit.heard = now
+        visit.clock.heard(now)
         self.visit = visit
         return list(self.calls)
 
@@ -266,11 +285,23 @@ class Errands:
         """Number a call and give the bytes to send; None if it is over, was sent already, or the visit is."""
         if visit is not self.visit or slot not in self.calls or slot.visit is visit:
             return None
+        limit = self._limit(visit, slot, now)
         number, data = visit.caller.ask(slot.call.kind, slot.call.items)
         (visit.waits if slot.call.waits else visit.commands)[number] = slot
         self._put_off.pop(slot, None)
         slot.visit, slot.refusal, slot.sent = visit, None, now
-        return data
+        return limit + data
+
+    def _limit(self, visit: Visit, slot: Slot, now: float) -> bytes:
+        """What tells the server how long we wait for this command here: until we ask another server, or the caller gives up.
+
+        One that came too late is given longer, for its way may be long; the servers' memory of answers covers that.
+        """
+        if slot.call.kind not in CHANGING:
+            return b""
+        patience_s = self.silent_s * 2**slot.lates
+        left = slot.left(now)
+        return visit.clock.limit(now, patience_s if left is None else min(patience_s, left))
 
     def drop(self, visit: Visit, why: str, now: float) -> None:
         """A connection is of no use any more; unanswered calls are to be sent on the next."""
@@ -333,9 +364,15 @@ class Errands:
         Raises:
             GivaliaError, ValueError: The server sends what no server of this protocol sends. Drop the visit.
         """
-        visit.heard = now
         was_served: list[bool] = []
-        for each in visit.caller.feed(data):
+        arrived = visit.caller.feed(data)
+        # A server that tells its clock may do nothing else: that is no sign of being served.
+        others = [each for each in arrived if not (isinstance(each, Answer) and visit.clock.take(each))]
+        if len(others) < len(arrived):
+            visit.clock.heard(now)
+        if others or not arrived:
+            visit.heard = now
+        for each in others:
             if isinstance(each, Answer):
                 was_served.append(self._hand_out(visit, each, now))
             else:
@@ -366,6 +403,7 @@ class Errands:
             slot.wake()
         else:
             slot.visit = None
+            slot.lates += talk.is_late(busy)
             self._put_off[slot] = now + retry_after_s(busy)
         return True
 

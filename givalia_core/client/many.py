@@ -75,8 +75,7 @@ def ext(
     sized: list[tuple[Item, int]] = []
     for job, move in _moves(given, time, at):
         name = name_of(job)
-        # A row remembers the last four requests that changed it. Were a job in one call more often than that, a resend would
-        # move it again. With each name taken once it can be there twice: by its key and by its id.
+        # Two moves of one job in one call are more likely a mistake than a wish.
         if name in moved:
             raise BadRequest(f"each job is moved once, and {job!r:.300} is named twice")
         moved[name] = job

@@ -113,9 +113,16 @@ def ask_next(answers: Sequence[Any]) -> bool:
 def ask_later(call: Call[Any], answers: Sequence[Any]) -> Busy | None:
     """The refusal after whose `retry_after` the same server is to be asked again, unheard by the caller.
 
-    Only for who waits: there the time to wait is the caller's own. What else is refused with `Busy` is for the caller to hear.
+    A wait is asked again whenever the server is busy, since the time to wait is the caller's own. A command is asked again if
+    it came too late to be decided; any other `Busy` is for the caller to hear.
     """
-    return next((answer for answer in answers if isinstance(answer, Busy)), None) if call.waits else None
+    busy = (answer for answer in answers if isinstance(answer, Busy))
+    return next((answer for answer in busy if call.waits or is_late(answer)), None)
+
+
+def is_late(answer: Any) -> bool:
+    """Whether a command was refused because it was older than we said we would wait: nothing was decided."""
+    return isinstance(answer, Busy) and bool(answer.details.get("late"))
 
 
 # The verbs.

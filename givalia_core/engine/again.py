@@ -15,6 +15,7 @@ from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind, refusal
 from givalia_core.store.base import Hold
 
+STUCK_US: Final = 200_000  # Between looks for room on a disk whose reserve is used up.
 PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
 LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
 
@@ -30,11 +31,14 @@ class Again:
         self.aside: Aside = desk.aside
         self._stored: dict[Name, dict[int, Item]] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
+        self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
         self._refusals = 0  # Batches in a row in which something was refused.
 
     @property
     def pause_us(self) -> int:
         """How long the next try may wait."""
+        if self.is_stuck:
+            return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
 
     def known(self, asked: Asked) -> dict[int, Item]:
@@ -73,7 +77,7 @@ class Again:
                 for number in lost[place]:
                     items[number] = LATER
                 continue
-            self._desk.unwait(*name)
+            self._desk.waits.drop(*name)
             if given.kind is not Kind.WAIT or given.conn not in gone:
                 answered = {number: item for number, item in enumerate(items) if number not in lost[place]}
                 stored[name] = answered
@@ -85,6 +89,7 @@ class Again:
         self.aside.settle(inputs, stored)
         self._stored = stored
         self._unsure.clear()
+        self.is_stuck = False
         self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
         return set(stored)
 
@@ -99,9 +104,13 @@ class Again:
         self.inputs = list(inputs)
         for given in inputs:
             if isinstance(given, Asked) and given.kind is Kind.WAIT:
-                self._desk.unwait(given.conn, given.request)
+                self._desk.waits.drop(given.conn, given.request)
         if is_unsure:
             self._unsure.update((given.conn, given.request) for given in inputs if isinstance(given, Asked))
+
+    def add(self, asked: Sequence[Asked]) -> None:
+        """Decide questions again whose answers could not be read."""
+        self.inputs += asked
 
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds that are known not to have been stored."""

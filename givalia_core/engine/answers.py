@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from givalia_core.engine import leases, verbs
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Refusal, Reply
-from givalia_core.errors import GivaliaError
+from givalia_core.engine.records import Asked, Input, Refusal, Reply
+from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind, refusal
 
 Verb = Callable[[Batch, Asked, Any], Item | None]
+FindKnown = Callable[[Batch, Any], Item | None]
 Report = Callable[[Batch, Asked], list[Item]]
+
+FORGETFUL: Final = refusal(Busy("the answer cannot be remembered for now, so nothing was decided", retry_after=2.0))
+LATE: Final = refusal(
+    Busy("the command is older than its client waits for the answer; nothing was decided", retry_after=0.05, late=True)
+)
 
 ONE_BY_ONE: Final[dict[Kind, Verb]] = {
     Kind.ENQ: verbs.enq,
@@ -21,10 +28,6 @@ ONE_BY_ONE: Final[dict[Kind, Verb]] = {
     Kind.CANCEL: verbs.cancel,
     Kind.EXT: verbs.ext,
     Kind.REQUEUE: verbs.requeue,
-    Kind.LIST: verbs.list_,
-    Kind.INFO: verbs.info,
-    Kind.MODULES: verbs.modules,
-    Kind.WORKERS: verbs.workers,
     Kind.WAIT: verbs.wait,
     Kind.JOIN: leases.join,
     Kind.CREDIT: leases.credit,
@@ -55,10 +58,10 @@ def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Item]) -> No
         except Refusal as refused:
             answers = [refusal(refused.error)]
     else:
-        verb = ONE_BY_ONE[asked.kind]
+        decide = _decider(asked)
         for number, message in enumerate(asked.messages):
             batch.author = (place, number)
-            answer = known.get(number) or answer_one(verb, batch, asked, message)
+            answer = known.get(number) or decide(batch, asked, message)
             if answer is not None:
                 answers.append(answer)
         if asked.messages and not answers:
@@ -66,11 +69,55 @@ def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Item]) -> No
     batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
 
 
-def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
-    """What one command is answered, by the verb or by the error that it raised; None if the answer comes later."""
+def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
+    """Tell whoever was to be told these answers (`Unchanged.number`) that nothing was decided."""
+    replies = {(effect.conn, effect.request): effect.items for _, effect in batch.effects if isinstance(effect, Reply)}
+    for number, (place, command) in batch.touched:
+        if number in numbers:
+            asked = inputs[place]
+            assert isinstance(asked, Asked)
+            replies[asked.conn, asked.request][command] = FORGETFUL
+
+
+def answer_one(batch: Batch, asked: Asked, message: Any) -> Item | None:
+    """What one command is answered, by its verb or by the error that it raised; None if the answer comes later."""
+    return _decider(asked)(batch, asked, message)
+
+
+def _decider(asked: Asked) -> Verb:
+    """What decides each command of a frame; found once, for a frame may have ten thousand."""
+    verb, find_known = ONE_BY_ONE[asked.kind], verbs.KNOWN.get(asked.kind)
+    return partial(_answer, verb) if find_known is None else partial(_answer_once, verb, find_known)
+
+
+def _answer(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
     if isinstance(message, GivaliaError):
         return refusal(message)
     try:
         return verb(batch, asked, message)
     except Refusal as refused:
         return refusal(refused.error)
+
+
+def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, message: Any) -> Item | None:
+    """Answer a changing command: as before if its request id is known, and not at all if it is older than its client waits."""
+    if isinstance(message, GivaliaError):
+        return refusal(message)
+    request: bytes = message[0]
+    known = find_known(batch, message) or batch.recall(request)
+    if known is not None:
+        return known
+    if asked.until_us is not None and batch.now.mono_us > asked.until_us:
+        return LATE
+    since = len(batch.touched)
+    try:
+        answer = verb(batch, asked, message)
+    except Refusal as refused:
+        answer = refusal(refused.error)
+        if not refused.is_decided:
+            return answer
+    is_enq = asked.kind is Kind.ENQ
+    if answer is None or asked.is_once or batch.has_changed(request, is_enq=is_enq):
+        return answer
+    is_kept = batch.remember(request, answer, is_enq=is_enq, since=since)
+    return answer if is_kept else FORGETFUL

@@ -12,18 +12,20 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, sharing, words
+from givalia_core.engine import answers, leases, questions, sharing, words
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
+from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
+from givalia_core.errors import StoreFull
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
-from givalia_core.routing import Session
-from givalia_core.store.base import Change, Commit, Filter, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item, refusal
+from givalia_core.store.base import Change, Commit, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.takers import Session
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
 SWEEP_SHARED_US: Final = 10 * SECOND_US  # and retention where several servers do it.
@@ -31,7 +33,12 @@ WATCH_US: Final = 2_500_000  # How often it is looked what other servers did: th
 WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 EXPIRED_AT_ONCE: Final = 1_000
-FORGOTTEN_AT_ONCE: Final = 1_000
+FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
+NOTHING_UNKEPT: Final = Keeping()
+COMMANDS: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
+CHANGES_NOTHING: Final = frozenset(
+    {Kind.STAT, Kind.WAIT, Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT, Kind.BEAT, Kind.PROGRESS, Kind.PROCESSES}
+)
 
 
 class Reads(NamedTuple):
@@ -39,8 +46,6 @@ class Reads(NamedTuple):
 
     wanted: Wanted
     requeued: frozenset[bytes]  # Ids whose keys must be looked up as well.
-    pages: frozenset[tuple[Filter, tuple[int, int] | None, int]]
-    info: bool
     expired: int
     retention: Retention | None
 
@@ -80,11 +85,14 @@ class Engine:
         for job in running:
             self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
         self.again = Again(self.desk)
+        self.questions = Questions(self.desk)
         self._lender = Lender(self.desk)
         self._inputs: Sequence[Input] = ()
         self._now = now
+        self._held_up_until_us = 0
         self._ahead_us = now.timer_ahead_us  # What the near windows were last filled by: a slow drift adds up.
         self._also_keys: frozenset[str] = frozenset()  # Of refused changes: who holds these keys must be read.
+        self._pace = sharing.Pace()
         self._suspects: frozenset[bytes] = frozenset()  # Those that this batch reads again.
         self._learning: frozenset[Route] = frozenset()  # Routes whose variants this batch reads.
         self._owed: list[Effect] = []  # What is to be said with the next answers, whatever becomes of the batch.
@@ -142,15 +150,19 @@ class Engine:
         gap_us = now.mono_us - self._now.mono_us
         if gap_us > GAP_US:
             self._extend_leases(gap_us)
+            self._remember_longer(gap_us, now)
+        elif now.mono_us > self._held_up_until_us:
+            self.desk.held_up_us = 0
+        if self.desk.remembered.bytes:
+            self.desk.remembered.forget(now.mono_us, self.desk.held_up_us)
         if abs(now.timer_ahead_us - self._ahead_us) > STEP_US:
             # The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept.
             self.desk.routing.forget_windows()
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
-        self._inputs, self._now = inputs, now
+        self._inputs, self._now = self._without_questions(inputs), now
         self.desk.aside.leave(inputs)
-        for session in self.desk.routing.sessions.values():
-            session.lent_bytes, session.is_clogged = 0, self.desk.is_clogged(session.conn)
+        self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         self._sweeping_rows = self._sweeping
         if self._sweeping:
@@ -166,11 +178,31 @@ class Engine:
             self._swept_rows_us = now.mono_us
         return self.desk.routing.tick(now)
 
+    def _without_questions(self, inputs: Sequence[Input]) -> list[Input]:
+        """Hand questions to those who walk; the rest is decided in this batch."""
+        decided: list[Input] = []
+        for given in inputs:
+            if isinstance(given, Gone):
+                self.questions.leave(given.conn)
+                decided.append(given)
+            elif given.kind not in questions.KINDS:
+                decided.append(given)
+            elif (refused := questions.refused(given)) is not None:
+                self._owed.append(refused)
+            else:
+                self.questions.add(given)
+        return decided
+
     def _extend_leases(self, gap_us: int) -> None:
         for lease in self.desk.leases.values():
             lease.expires_mono_us += gap_us
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
+
+    def _remember_longer(self, gap_us: int, now: Now) -> None:
+        """Commands may have waited in our sockets for as long as we stood still, so their answers are kept for longer."""
+        self.desk.held_up_us += gap_us
+        self._held_up_until_us = now.mono_us + REMEMBERED_AT_LEAST_US
 
     def look_again(self, now: Now) -> Now:
         """Take the time once more before anything is decided."""
@@ -203,16 +235,15 @@ class Engine:
         for given in self._inputs:
             if isinstance(given, Asked):
                 wanted.add(self.again.unanswered(given), self.desk)
-        self._suspects = frozenset(self.desk.suspects | wanted.resumed)
+        self._suspects = frozenset(self._pace.some(self.desk) | wanted.resumed)
         wanted.ids.update(self._suspects)
+        wanted.ids.update(self.desk.lapsed)
         wanted.variants.update(self.desk.routing.unlearned)
         self._learning = frozenset(wanted.variants)
-        claims = self._lender.claims(wanted.reports)
+        claims = self._lender.claims(wanted.reporting)
         return Reads(
             wanted.wanted(claims, may_lend=self._may_lend()),
             frozenset(wanted.requeued),
-            frozenset(wanted.pages),
-            wanted.info,
             EXPIRED_AT_ONCE if self._has_expired else 0,
             self._retention() if self._sweeping_rows or self._forget_more else None,
         )
@@ -224,6 +255,34 @@ class Engine:
 
     # The second half: decide, and after the commit let it be true.
 
+    def hold_changes(self) -> list[Input]:
+        """Keep in this batch what changes nothing; return what a later one decides, when the store has room again.
+
+        Clients are told that the disk is full, unless part of their frame took effect before.
+        """
+        held: list[Input] = []
+        kept: list[Input] = []
+        for given in self._inputs:
+            if isinstance(given, Asked) and given.kind in CHANGES_NOTHING:
+                kept.append(given)
+            elif isinstance(given, Asked) and given.kind in COMMANDS and not self.again.known(given):
+                words = "the disk of the store is full, and the reserve is used up: nothing can be changed until there is room"
+                refusals = [refusal(StoreFull(words))] * len(given.messages)
+                self._owed.append(Reply(given.conn, given.request, refusals))
+            else:
+                held.append(given)
+        self._inputs, self.desk.is_stuck = kept, True
+        return held
+
+    def conclude_without_commit(self, plan: Plan, held: Sequence[Input]) -> list[Effect]:
+        """Return what may be said of a batch that changed nothing, and decide what was held in the next one."""
+        must_mark = self._must_mark
+        effects = self.conclude(plan, Commit())
+        self._must_mark, self.desk.is_stuck = must_mark, False
+        self.again.keep(held, is_unsure=False)
+        self.again.is_stuck = True
+        return effects
+
     def decide(self, facts: Facts) -> Plan:
         """Decide everything that arrived, then lend what is ready to whoever is free."""
         now = self._now
@@ -231,6 +290,8 @@ class Engine:
         self.desk.routing.learn(self._learning, facts.found.variants)
         batch = Batch(self.desk, facts, now)
         self.desk.suspects -= self._suspects
+        if self._suspects:
+            self._pace.note(self._suspects, facts.found.ids)
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
@@ -240,16 +301,19 @@ class Engine:
         batch.author = NOBODY
         if self._watched is not None:
             sharing.care(batch, self._watched)
-        if self._sweeping:
+        if self._sweeping and not self.desk.is_stuck:
             self._sweep(batch)
-        for job in facts.expired:
+        lapsed = [job for job_id in self.desk.lapsed if (job := facts.found.ids.get(job_id)) is not None]
+        self.desk.lapsed.clear()
+        for job in (*facts.expired, *lapsed) if not self.desk.is_stuck else ():
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
                 batch.end(current, "expire", reason="expired")
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
         # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
         has_numbers = facts.found.floor or not self.desk.is_shared
-        if has_numbers and not self.desk.is_draining and not self.desk.routing.unlearned:
+        may_lend = not (self.desk.is_draining or self.desk.is_stuck)
+        if has_numbers and may_lend and not self.desk.routing.unlearned:
             self._lender.lend(batch)
         else:
             self._lender.hold()
@@ -270,8 +334,14 @@ class Engine:
         policy, now_us = self.desk.policy, self._now.timer_us
         return Retention(now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, FORGOTTEN_AT_ONCE)
 
-    def conclude(self, plan: Plan, commit: Commit) -> list[Effect]:
-        """The commit is durable: renew what memory believes, and return what may now be said."""
+    def conclude(self, plan: Plan, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
+        """The commit is durable: renew what memory believes, and return what may now be said.
+
+        Args:
+            plan: What was decided.
+            commit: What became of its changes.
+            keeping: What a shared store did not keep of the answers that changed nothing.
+        """
         batch = plan.batch
         lost = [plan.changes[place].job for place in commit.refused if place not in commit.held]
         held = {plan.changes[place].job.seq: hold for place, hold in commit.held.items()}
@@ -286,7 +356,11 @@ class Engine:
         for place in commit.held:
             self._unoffer(*plan.changes[place])
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
+        if keeping.decided:
+            refused |= {batch.unchanged[request].number for request in keeping.decided}
         unanswerable = self.again.take_back(self._inputs, batch, refused, held)
+        if batch.unchanged:
+            self._remember_answers(batch, refused, keeping.busy)
         for resumed in batch.resumed:
             resumed.has_resumed = True
         # Progress goes first: who waits hears it before the end.
@@ -313,9 +387,17 @@ class Engine:
         if was is not None and was.state is WAITING:
             self.desk.routing.offer(was, self._now)
 
+    def _remember_answers(self, batch: Batch, refused: set[int], busy: frozenset[bytes]) -> None:
+        """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
+        if busy:
+            numbers = {batch.unchanged[request].number for request in busy}
+            answers.forget(batch, self._inputs, numbers)
+            refused = refused | numbers
+        self.desk.remembered.add(batch.standing(refused), self._now.mono_us)
+
     def _take_back_credits(self, batch: Batch, seq: int) -> None:
         if seq in batch.claims:
-            batch.claims[seq].held -= 1
+            batch.claims[seq].give_back()
         if seq in batch.freed:
             batch.freed[seq].held += 1
 
@@ -343,10 +425,8 @@ class Engine:
                 lease.job = job
             elif job.seq in batch.taken:
                 self._take_over(batch, job, *batch.taken[job.seq])
-        elif job.state in ENDED:
-            for conn, request in desk.waiters.pop(job.id, ()):
-                desk.waits_of[conn].discard(job.id)
-                effects.append(Reply(conn, request, [words.end(job)]))
+        elif job.id in desk.waits.by_job and job.state in ENDED:
+            effects += [Reply(conn, request, [words.end(job)], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _take_over(self, batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
         if session is not None and session.conn not in self.desk.routing.sessions:
@@ -354,23 +434,28 @@ class Engine:
         room = None if session is None else session.room(job.module)
         if room is not None:
             room.held += 1
+            room.session.taken_up.add(job.id)
         self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:
-        """The store went away in this batch. Nothing is answered; all of it is decided again when it is back.
+        """The store went away in this batch, or met an answer of another server. Nothing is answered; all is decided again.
 
         Args:
             plan: What was decided, if it came to that: it may have been stored.
         """
         if plan is not None:
             self._owed += [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        self.again.keep(self._inputs, is_unsure=plan is not None and bool(plan.changes))
+        is_unsure = plan is not None and bool(plan.changes or plan.batch.unchanged)
+        self.again.keep(self._inputs, is_unsure=is_unsure)
+        self.again.add(self.questions.take_all())
         self.desk.drop_hints()
         self._watched, self._watched_us, self._all_own = None, None, True
 
     def wake_in_us(self, now: Now) -> int:
         """How long nothing needs to be decided unless something arrives; never over a second (K4)."""
-        if self._lender.hurry or self._forget_more or self.desk.routing.must_read:
+        if self.again.is_stuck:
+            return self.again.pause_us
+        if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us

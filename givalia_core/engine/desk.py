@@ -8,45 +8,51 @@ batch left it, and ends as at most one change for each job, however often the jo
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from givalia_core.clock import Now
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine import remembered
 from givalia_core.engine.aside import Aside
-from givalia_core.engine.records import Close, Effect, Hook, Tell
+from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
+from givalia_core.engine.remembered import Remembered
+from givalia_core.engine.waits import Waits
 from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
     ENDED,
     REMEMBERED_AT_LEAST_US,
-    REQUESTS_KEPT,
+    REQUESTS_MOST,
     RUNNING,
     WAITING,
     Answered,
     Job,
     evolve,
+    still_remembered,
 )
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.routing import Room, Routing, Session
-from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Filter, Found, Page, Route
+from givalia_core.routing import Routing
+from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Found, Kept, Route
+from givalia_core.takers import Room, Session
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
 DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
+LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
 
 
 class Lease:
     """A worker's time-limited hold on one running job."""
 
-    __slots__ = ("expires_mono_us", "job", "progress", "room")
+    __slots__ = ("expires_mono_us", "holder", "job", "progress", "room")
 
     def __init__(self, job: Job, room: Room | None, expires_mono_us: int) -> None:
         self.job = job
+        self.holder = job.holder  # The worker process it was granted to.
         self.room = room  # None while its worker is not connected.
         self.expires_mono_us = expires_mono_us
         self.progress: tuple[float, str] | None = None
@@ -55,6 +61,32 @@ class Lease:
     def session(self) -> Session | None:
         """The worker that holds it, while that is connected."""
         return None if self.room is None else self.room.session
+
+
+class Leases(dict[bytes, Lease]):
+    """The leases by the id of their job, and besides by the worker process that holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[bytes | None, dict[bytes, Lease]] = {}
+
+    def __setitem__(self, job_id: bytes, lease: Lease) -> None:
+        dict.__setitem__(self, job_id, lease)
+        try:
+            self._held[lease.holder][job_id] = lease
+        except KeyError:
+            self._held[lease.holder] = {job_id: lease}
+
+    def __delitem__(self, job_id: bytes) -> None:
+        holder = self.pop(job_id).holder
+        held = self._held[holder]
+        del held[job_id]
+        if not held:
+            del self._held[holder]
+
+    def of_holder(self, instance: bytes) -> list[Lease]:
+        """The leases of one worker process."""
+        return [lease for job_id, lease in self._held.get(instance, {}).items() if self.get(job_id) is lease]
 
 
 class Desk:
@@ -68,14 +100,16 @@ class Desk:
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.aside = Aside()
+        self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
-        self.leases: dict[bytes, Lease] = {}
-        # job id -> (conn, request) -> whether it wants to hear of the job's progress
-        self.waiters: dict[bytes, dict[tuple[int, int], bool]] = defaultdict(dict)
-        self.waits_of: dict[int, set[bytes]] = defaultdict(set)  # conn -> job ids
-        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a connection has too much unsent.
+        self.leases = Leases()
+        self.waits = Waits()
+        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
+        self.remembered = Remembered()
+        self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
+        self.is_stuck = False  # Whether this batch may change nothing, for the reserve of a full disk is used up.
         self.is_draining = False
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
@@ -112,15 +146,6 @@ class Desk:
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
 
-    def unwait(self, conn: int, request: int) -> None:
-        """A wait is asked once more, or its connection is gone: it is not answered for what it asked before."""
-        for job_id in [job_id for job_id in self.waits_of.get(conn, ()) if (conn, request) in self.waiters.get(job_id, ())]:
-            del self.waiters[job_id][conn, request]
-            if not self.waiters[job_id]:
-                del self.waiters[job_id]
-            if all(waiter[0] != conn for waiter in self.waiters.get(job_id, ())):
-                self.waits_of[conn].discard(job_id)
-
     def drop_hints(self) -> None:
         """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
         self.routing.forget_windows()
@@ -132,20 +157,27 @@ class Desk:
                 lease.room.held += 1
 
 
+class Unchanged(NamedTuple):
+    """The answer of one command that changed no job, and the seqs of the jobs that the answer depends on.
+
+    It has a number like a seq, below 0: who was told of it is told anew if it comes to nothing.
+    """
+
+    answer: Item
+    is_enq: bool
+    seqs: frozenset[int]
+    number: int
+
+
 class Facts:
     """What was read from the store for one batch."""
 
-    __slots__ = ("counts", "described", "expired", "forgettable", "found", "info_refused", "pages", "ready")
+    __slots__ = ("expired", "forgettable", "found")
 
     def __init__(self, found: Found) -> None:
         self.found = found
         self.expired: list[Job] = []
         self.forgettable = False
-        self.pages: dict[tuple[Filter, tuple[int, int] | None, int], Page | Busy] = {}
-        self.info_refused: Busy | None = None
-        self.counts: dict[tuple[str, Any], int] = {}
-        self.ready: dict[str, int] = {}
-        self.described: dict[str, Any] = {}
 
 
 class Batch:
@@ -161,6 +193,7 @@ class Batch:
         self._live: dict[str, int | None] = {}
         self._ended: dict[str, int] = {}
         self._requests: dict[bytes, int] = {}
+        self.unchanged: dict[bytes, Unchanged] = {}  # By request id; to be remembered if the commit lets them stand.
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
         self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
         self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
@@ -260,7 +293,7 @@ class Batch:
         """The worker that held the job can take another, in this very batch."""
         lease = self.desk.leases.get(job.id)
         if lease is not None and lease.room is not None:
-            lease.room.held -= 1
+            lease.room.give_back()
             self.freed[job.seq] = lease.room
 
     def _keep(self, job: Job) -> None:
@@ -293,10 +326,60 @@ class Batch:
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
-        """The job's memory of commands with this one added, the oldest gone."""
-        past = (*job.answered, Answered(request, act, due_at_us))[-REQUESTS_KEPT:]
+        """The job's memory of commands with this one added, those that are old enough gone.
+
+        Raises:
+            Refusal: So many commands changed the job within two minutes that another cannot be remembered.
+        """
+        now_us = self.now.timer_us
+        past = still_remembered(job.answered, now_us - REMEMBERED_AT_LEAST_US - self.desk.held_up_us)
+        if len(past) >= REQUESTS_MOST and act not in LAST:
+            words = f"{len(past)} commands changed this job within two minutes, as many as it remembers"
+            wait_us = past[0].at_us + REMEMBERED_AT_LEAST_US - now_us
+            raise Refusal(Busy(words, retry_after=max(wait_us / SECOND_US, 1.0)))
         self._requests[request] = job.seq
-        return past
+        return (*past, Answered(request, act, due_at_us, now_us))
+
+    # Answers that changed nothing.
+
+    def has_changed(self, request: bytes, *, is_enq: bool) -> bool:
+        """Whether this request has made or changed a job in this batch, so that the job remembers it."""
+        return (is_enq and request in self._ids) or request in self._requests
+
+    def recall(self, request: bytes) -> Item | None:
+        """The answer that this request was given without changing a job; None if it is not known."""
+        if self.unchanged and (here := self.unchanged.get(request)) is not None:
+            self.touched += [(seq, self.author) for seq in (here.number, *here.seqs)]
+            return here.answer
+        kept = self.facts.found.answers
+        if kept and (packed := kept.get(request)) is not None:
+            return remembered.unpack(packed)
+        return self.desk.remembered.get(request)
+
+    def remember(self, request: bytes, answer: Item, *, is_enq: bool, since: int) -> bool:
+        """Remember the answer of a command that changed no job; False if there is no room for it.
+
+        Args:
+            request: The id of the command.
+            answer: What it is answered.
+            is_enq: Whether the id could become that of a job.
+            since: The length of `touched` before the command was decided.
+        """
+        if not self.desk.remembered.has_room(len(self.unchanged)):
+            return False
+        seqs = frozenset(seq for seq, _ in self.touched[since:])
+        number = -1 - len(self.unchanged)
+        self.unchanged[request] = Unchanged(answer, is_enq, seqs, number)
+        self.touched.append((number, self.author))
+        return True
+
+    def standing(self, refused: set[int]) -> list[Kept]:
+        """The answers that changed no job, but for those that depend on what was refused."""
+        return [
+            Kept(request, remembered.pack(each.answer), each.is_enq)
+            for request, each in self.unchanged.items()
+            if each.number not in refused and refused.isdisjoint(each.seqs)
+        ]
 
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""

@@ -37,18 +37,17 @@ from givalia_core.protocol.messages import (
     item,
     refusal,
 )
-from givalia_core.routing import Room, Session
+from givalia_core.takers import Room, Session
 
 
 def join(batch: Batch, asked: Asked, message: Join) -> Item:
     """A worker process introduces itself; an older connection of the same process is over."""
     routing = batch.desk.routing
-    for session in list(routing.sessions.values()):
-        if session.conn == asked.conn:
-            leave(batch, session.conn)
-        elif session.join.instance == message.instance:
-            leave(batch, session.conn)
-            batch.close(session.conn, "the same worker has connected again")
+    if asked.conn in routing.sessions:
+        leave(batch, asked.conn)
+    if (session := routing.of_instance(message.instance)) is not None:
+        leave(batch, session.conn)
+        batch.close(session.conn, "the same worker has connected again")
     routing.join(Session(asked.conn, message, batch.now))
     return (OK, batch.desk.policy.lease_us), b""
 
@@ -57,15 +56,12 @@ def leave(batch: Batch, conn: int) -> None:
     """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
     session = batch.desk.routing.leave(conn)
     if session is not None:
-        for lease in batch.desk.leases.values():
+        leases = batch.desk.leases
+        taken_up = [leases[job_id] for job_id in session.taken_up if job_id in leases]
+        for lease in (*leases.of_holder(session.join.instance), *taken_up):
             if lease.session is session:
                 lease.room = None
-    for job_id in batch.desk.waits_of.pop(conn, ()):
-        waiting = batch.desk.waiters.get(job_id, {})
-        for waiter in [each for each in waiting if each[0] == conn]:
-            del waiting[waiter]
-        if not waiting:
-            batch.desk.waiters.pop(job_id, None)
+    batch.desk.waits.leave(conn)
 
 
 def announce(batch: Batch, asked: Asked) -> list[Item]:
@@ -83,7 +79,7 @@ def resume(batch: Batch, asked: Asked) -> list[Item]:
         batch.resumed.append(session)
         named = {message.id for message in asked.messages if isinstance(message, Hold)}
         asking, batch.author = batch.author, NOBODY
-        for lease in list(batch.desk.leases.values()):
+        for lease in batch.desk.leases.of_holder(session.join.instance):
             job = batch.jobs.get(lease.job.seq, lease.job)
             if job.state is RUNNING and job.holder == session.join.instance and job.id not in named:
                 give_back(batch, job)
@@ -115,6 +111,8 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
         if lease.session is not session:
             lease.room = session.room(job.module)
             lease.room.held += 1
+            if job.holder != session.join.instance:
+                session.taken_up.add(job.id)
         lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
     if job.stop_asked:
         batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
@@ -172,7 +170,7 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
     lease = batch.desk.leases.get(_held(batch, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
-        for waiter, wants_progress in batch.desk.waiters.get(message.id, {}).items():
+        for waiter, wants_progress in batch.desk.waits.of(message.id).items():
             if wants_progress:
                 batch.tell_progress(message.id, waiter)
     return (OK,), b""

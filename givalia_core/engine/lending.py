@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -11,11 +12,13 @@ from givalia_core.engine import leases
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.model import Job
 from givalia_core.protocol.messages import CAPACITY_MAX
-from givalia_core.routing import LENT_BYTES_MAX, Room, Routing
+from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Route
+from givalia_core.takers import Room
 from givalia_core.timers import Window
 
 ROOM_LEAST: Final = 8
+LENT_TOGETHER_BYTES: Final = 8 << 20  # Of params, to all workers in one batch; and read for one.
 
 Order = tuple[int, ...]  # Of dispatch.
 
@@ -28,33 +31,49 @@ class Lender:
         self.hurry = False  # Whether more could be lent at once, in another batch.
         self._room = CAPACITY_MAX  # How many jobs of a route are read at once.
         self._claims: dict[Route, int] = {}  # How many the store was asked for.
+        self._lent_bytes = 0  # Of params, in this batch.
 
-    def claims(self, reports: int) -> tuple[Claim, ...]:
-        """What the store is asked for; `reports` is how many more jobs those who report in this batch may take."""
-        self._claims = {} if self._desk.is_draining else dict(self._to_claim(reports))
+    def claims(self, reporting: Mapping[int, int]) -> tuple[Claim, ...]:
+        """What the store is asked for; `reporting` is how many more jobs the workers may take that report in this batch."""
+        self._claims = {} if self._desk.is_draining else dict(self._to_claim(reporting))
         return tuple(Claim(*claim) for claim in self._claims.items())
 
-    def _to_claim(self, reports: int) -> Iterable[Claim]:
+    def _to_claim(self, reporting: Mapping[int, int]) -> Iterable[Claim]:
         routing = self._desk.routing
-        for route, window in routing.windows.items():
-            if window.has_ready and (room := min(routing.credits(route) + reports, self._room)):
-                yield Claim(window.route, room)
+        routing.sort()
+        freed: Counter[Route] = Counter()
+        for conn, reports in reporting.items():
+            if (session := routing.sessions.get(conn)) is not None:
+                for route in routing.unpark_for(session):
+                    freed[route] += reports
+        for route, window in routing.stirring.items():
+            if window.has_ready and (room := min(routing.credits(route) + freed[route], self._room)):
+                yield Claim(route, room)
 
     def hold(self) -> None:
         """Lend nothing in this batch; what has become ready in it is for the next one to ask for."""
         routing = self._desk.routing
-        self.hurry = not self._desk.is_draining and any(w.fresh and routing.taker(r) for r, w in routing.windows.items())
+        routing.sort()
+        stirring = routing.stirring.items()
+        self.hurry = not self._desk.is_draining and any(window.fresh and routing.taker(route) for route, window in stirring)
 
     def lend(self, batch: Batch) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
         routing = self._desk.routing
+        routing.sort()
+        routing.unpark_moved()
         heads: list[tuple[Order, Route, Job, Iterator[tuple[Order, Job]]]] = []
         unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.
-        for route, window in routing.windows.items():
-            if (window.has_ready or window.fresh) and routing.taker(route) is not None:
-                self._queue(heads, unread, window.route, iter(self._line(batch, window)))
+        for route, window in list(routing.stirring.items()):
+            if not (window.has_ready or window.fresh):
+                del routing.stirring[route]
+            elif routing.taker(route) is not None:
+                self._queue(heads, unread, route, iter(self._line(batch, window)))
+            elif not window.fresh:
+                routing.park(route)
+        self._lent_bytes = 0
         # What is unread must not be overtaken, so the next batch reads on first.
-        while heads and not any(map(routing.taker, unread)):
+        while heads and self._lent_bytes < LENT_TOGETHER_BYTES and not any(map(routing.taker, unread)):
             _, route, job, line = heappop(heads)
             room = routing.taker(route)
             if room is None:
@@ -64,7 +83,7 @@ class Lender:
             self._queue(heads, unread, route, line)
         for _, route, _, _ in heads:
             routing.windows[route].has_ready = True
-        self.hurry = any(window.has_ready and routing.taker(route) for route, window in routing.windows.items())
+        self.hurry = any(window.has_ready and routing.taker(route) for route, window in routing.stirring.items())
         self._pace(routing)
 
     def _queue(self, heads: list[Any], unread: list[Route], route: Route, line: Iterator[tuple[Order, Job]]) -> None:
@@ -80,7 +99,8 @@ class Lender:
         Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
         """
         stored = batch.facts.found.ready.get(window.route, [])
-        window.has_ready = window.has_ready and len(stored) >= self._claims.get(window.route, 0)
+        is_cut = window.route in batch.facts.found.cut
+        window.has_ready = window.has_ready and (is_cut or len(stored) >= self._claims.get(window.route, 0))
         fresh = [(_order(job, batch.now), job) for job in map(batch.jobs.__getitem__, window.fresh)]
         if window.has_ready:
             last = _order(stored[-1], batch.now) if stored else ()
@@ -89,7 +109,7 @@ class Lender:
 
     def _pace(self, routing: Routing) -> None:
         """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
-        if any(session.lent_bytes >= LENT_BYTES_MAX for session in routing.sessions.values()):
+        if routing.has_lent_much or self._lent_bytes >= LENT_TOGETHER_BYTES:
             self._room, self.hurry = ROOM_LEAST, True
         else:
             self._room = min(self._room * 2, CAPACITY_MAX)
@@ -99,6 +119,7 @@ class Lender:
             batch.end(job, "expire", reason="expired")
         else:
             leases.claim(batch, job, room)
+            self._lent_bytes += len(job.params)
 
 
 def _order(job: Job, now: Now) -> Order:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from givalia_core.engine import verbs
 from givalia_core.engine.desk import Desk
+from givalia_core.engine.lending import LENT_TOGETHER_BYTES
 from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Claim, Filter, Route, Wanted
+from givalia_core.store.base import Claim, Route, Wanted
 
 
 class Names:
-    """Jobs by id, key, request; pages of listings; whether anybody asked for `info`; how many reports there are."""
+    """Jobs by id, key and request, and who reports how many."""
 
     def __init__(self) -> None:
         self.ids: set[bytes] = set()
@@ -21,9 +23,7 @@ class Names:
         self.past_keys: set[str] = set()
         self.requests: set[bytes] = set()
         self.requeued: set[bytes] = set()
-        self.pages: set[tuple[Filter, tuple[int, int] | None, int]] = set()
-        self.info = False
-        self.reports = 0
+        self.reporting: Counter[int] = Counter()  # By connection, how many jobs it says have ended.
         self.has_enq = False
         self.resumed: set[bytes] = set()
         self.variants: set[Route] = set()
@@ -38,6 +38,7 @@ class Names:
             claims,
             numbers=self.has_enq or may_lend or bool(claims),
             variants=frozenset(self.variants),
+            claimed_bytes=LENT_TOGETHER_BYTES,
         )
 
     def add(self, asked: Asked, desk: Desk) -> None:
@@ -50,14 +51,10 @@ class Names:
                 # The worker comes from another server, perhaps, which may have taken over what this one believes to have.
                 self.resumed |= named & desk.leases.keys()
             if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-                self.reports += len(asked.messages)
+                self.reporting[asked.conn] += len(asked.messages)
         elif kind is Kind.ENQ:
             self.has_enq = True
             self._add_enq(asked.messages, desk)
-        elif kind is Kind.INFO:
-            self.info = True
-        elif kind is Kind.LIST:
-            self.pages.update(verbs.list_key(m) for m in asked.messages if not isinstance(m, GivaliaError))
         elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
             for message in asked.messages:
                 self._add_named(message, with_past=kind is not Kind.EXT)
@@ -69,6 +66,8 @@ class Names:
             if isinstance(message, GivaliaError):
                 continue
             self.ids.add(message.id)
+            if desk.is_shared:
+                self.requests.add(message.id)  # Another server may have refused it.
             if message.key is not None:
                 self.keys.add(message.key)
                 if message.if_exists in ("replace", "reschedule"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from givalia_core.errors import GivaliaError
+from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull, TooLarge, Unauthorized
 from givalia_core.model import Job, OutcomeKind
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
@@ -17,6 +17,8 @@ class Asked(NamedTuple):
     request: int
     kind: Kind
     messages: list[Any]
+    until_us: int | None = None  # Monotonic clock: commands that change something are not decided later; None: no limit.
+    is_once: bool = False  # The server made the request ids itself, so the same command never comes again.
 
 
 class Gone(NamedTuple):
@@ -29,11 +31,16 @@ Input: TypeAlias = Asked | Gone
 
 
 class Reply(NamedTuple):
-    """Answer one frame: an item for each of its commands."""
+    """Answer one frame: an item for each of its commands.
+
+    `ended` is the id of the job if the frame waited for its end. Such an answer may be dropped and the wait asked again, by
+    that id, when there is room for the result.
+    """
 
     conn: int
     request: int
     items: list[Item]
+    ended: bytes = b""
 
 
 class Tell(NamedTuple):
@@ -69,9 +76,17 @@ class Ended(NamedTuple):
 Effect: TypeAlias = Reply | Tell | Close | Hook
 
 
-class Refusal(Exception):
-    """Carries the error that a command is answered with from where it was found to where it is answered."""
+UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)
+"""Errors that decide nothing: the same command may be asked again and be done."""
 
-    def __init__(self, error: GivaliaError) -> None:
+
+class Refusal(Exception):
+    """Carries the error that a command is answered with from where it was found to where it is answered.
+
+    `is_decided` says whether the command must never be done later; by default that follows from the error.
+    """
+
+    def __init__(self, error: GivaliaError, *, is_decided: bool | None = None) -> None:
         super().__init__(str(error))
         self.error = error
+        self.is_decided = not isinstance(error, UNDECIDED) if is_decided is None else is_decided

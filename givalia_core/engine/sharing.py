@@ -8,7 +8,9 @@ that it changed something, and is then read again. A store that is not shared ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Final
 
 import msgpack
 
@@ -21,11 +23,39 @@ from givalia_core.protocol.messages import Kind, Stop, item, refusal
 from givalia_core.store.base import Event, News, Watched
 from givalia_core.views import text_id
 
+AWAITED_LEAST: Final = 16  # Awaited jobs that are read again in one batch,
+AWAITED_MOST: Final = 4_096  # if they are small.
+REVIEWED_BYTES: Final = 4 << 20
+
+
+class Pace:
+    """How many suspects a batch reads: all that are leased here, and a few that are waited for, each of which may be large."""
+
+    def __init__(self) -> None:
+        self._room = AWAITED_LEAST
+
+    def some(self, desk: Desk) -> set[bytes]:
+        """The suspects that the next batch reads."""
+        suspects = desk.suspects
+        if len(suspects) <= self._room:
+            return set(suspects)
+        leased = {job_id for job_id in suspects if job_id in desk.leases}
+        return leased | set(islice(suspects - leased, self._room))
+
+    def note(self, suspects: Iterable[bytes], found: Mapping[bytes, Job]) -> None:
+        """Read fewer in the next batch after large ones, and more again after small ones."""
+        jobs = [job for job_id in suspects if (job := found.get(job_id)) is not None]
+        count = sum(len(job.params) + len(job.result or b"") for job in jobs)
+        if count > REVIEWED_BYTES:
+            self._room = max(self._room // 2, AWAITED_LEAST)
+        elif len(jobs) >= self._room // 2:
+            self._room = min(self._room * 2, AWAITED_MOST)
+
 
 def hear(desk: Desk, news: News) -> None:
     """Take in what other servers say they did."""
     desk.routing.hear(news)
-    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waiters)
+    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
 
 
 def about(desk: Desk) -> bytes:
@@ -46,7 +76,7 @@ def note_others(desk: Desk, watched: Watched) -> None:
     desk.live = watched.live
     desk.others = [msgpack.unpackb(other) for other in watched.others if other]
     desk.routing.elsewhere = [worker for other in desk.others for worker in other["workers"]]
-    desk.suspects.update(job_id for job_id in desk.waiters if job_id not in desk.leases)
+    desk.suspects.update(job_id for job_id in desk.waits if job_id not in desk.leases)
     if watched.has_lapsed:
         desk.suspects.update(desk.leases)
 
@@ -60,9 +90,7 @@ def review(desk: Desk, suspects: Iterable[bytes], found: dict[bytes, Job]) -> li
             effects += _review_lease(desk, lease, job)
         if job is None or job.state in ENDED:
             told = words.end(job) if job is not None else refusal(NotFound(f"no job has the id {text_id(job_id)} any more"))
-            for conn, request in desk.waiters.pop(job_id, ()):
-                desk.waits_of[conn].discard(job_id)
-                effects.append(Reply(conn, request, [told]))
+            effects += [Reply(*waiter, [told], job_id) for waiter in desk.waits.end(job_id)]
     return effects
 
 
@@ -71,7 +99,7 @@ def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
     if job is None or job.state is not RUNNING or job.fence != known.fence or job.keeper != desk.me:
         del desk.leases[known.id]
         if lease.room is not None:
-            lease.room.held -= 1
+            lease.room.give_back()
         return []
     lease.job = job
     if not job.stop_asked or known.stop_asked:

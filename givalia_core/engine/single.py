@@ -10,7 +10,7 @@ import random
 from typing import Final, NamedTuple
 
 from givalia_core.clock import Now
-from givalia_core.engine.answers import ONE_BY_ONE, answer_one
+from givalia_core.engine.answers import answer_one
 from givalia_core.engine.desk import Batch, Desk, Facts
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Hook
@@ -54,7 +54,7 @@ class Single:
         desk = self._desk()
         desk.use_numbers(found.floor)
         batch = Batch(desk, Facts(found), now)
-        answer = answer_one(ONE_BY_ONE[self._asked.kind], batch, self._asked, self._asked.messages[0])
+        answer = answer_one(batch, self._asked, self._asked.messages[0])
         assert answer is not None, "this command is answered later, and nobody would"
         hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
         return Decided(answer, batch.changes(), [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks])

@@ -1,17 +1,18 @@
 """What users ask for: one function a verb, each reading its message, deciding, and returning its answer.
 
-Every changing verb first looks for its own request id: a job that knows it gives the same answer again and nothing changes
-(CONTRACT C1). No function here talks to a store or a socket; what it decides is put into the batch.
+A changing verb is only asked when its request id is not known (CONTRACT C1); `KNOWN` has the function that finds the answer
+of one that changed a job before. No function here talks to a store or a socket; what it decides is put into the batch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Refusal
+from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
 from givalia_core.model import (
     CANCELLED,
@@ -22,7 +23,6 @@ from givalia_core.model import (
     WAITING,
     Answered,
     Job,
-    JobState,
     evolve,
     join_target,
 )
@@ -32,27 +32,20 @@ from givalia_core.protocol.messages import (
     Cancel,
     Enq,
     Ext,
-    Info,
     Kind,
-    List,
-    Modules,
     Requeue,
     Stat,
     Stop,
     Wait,
-    Workers,
     item,
 )
 from givalia_core.specifiers import canonical
-from givalia_core.store.base import VARIANTS_MAX, Filter, Route
+from givalia_core.store.base import VARIANTS_MAX, Route
 from givalia_core.views import text_id
 
 
 def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     """Make the job, or do with the live one of its key what `if_exists` says."""
-    known = batch.by_id(message.id) or batch.by_request(message.id)
-    if known is not None:
-        return _enqueued(batch, known, message.id)
     now = batch.now
     on_wall, due_at_us = _due(message.delay_us, message.at_us, now)
     holder = batch.live(message.key) if message.key is not None else None
@@ -77,7 +70,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         timeout_us=message.timeout_us,
         expires_us=message.expires_us,
         retain_us=message.retain_us,
-        answered=(Answered(message.id, "enq", due_on_wall_us),),
+        answered=(Answered(message.id, "enq", due_on_wall_us, now.timer_us),),
         params=message.payload,
         specifier=specifier,
     )
@@ -120,12 +113,15 @@ def _due(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
     if at_us is None:
         return False, now.timer_us + delay_us
     if at_us > now.wall_us + TEN_YEARS_US:
-        raise Refusal(BadRequest("at is more than ten years ahead"))
+        raise Refusal(BadRequest("at is more than ten years ahead"), is_decided=True)
     return True, max(at_us, now.wall_us)
 
 
-def _enqueued(batch: Batch, job: Job, request: bytes) -> Item:
-    past = _past(job, request)
+def _known_enq(batch: Batch, message: Enq) -> Item | None:
+    job = batch.by_id(message.id) or batch.by_request(message.id)
+    if job is None:
+        return None
+    past = _past(job, message.id)
     due_at_us = job.due_on_wall_us(batch.now) if past is None else past.due_at_us
     return (OK, job.id, due_at_us, batch.desk.durability), b""
 
@@ -162,7 +158,8 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
 
 def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_at_us: int, changes: dict[str, Any]) -> Job:
     moved = evolve(job, act, on_wall=on_wall, due_at_us=due_at_us, **changes)
-    expires = moved.expires_us is not None and moved.attempt == 0
+    # An attempt that was given back because its process was replaced had started.
+    expires = moved.expires_us is not None and moved.attempt == 0 and not moved.replacements
     moved = moved._replace(
         expires_at_us=due_at_us + (moved.expires_us or 0) if expires else None,
         answered=batch.answered(job, request, act, moved.due_on_wall_us(batch.now)),
@@ -174,10 +171,6 @@ def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_
 
 def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     """Call the job off; it will not start again once this is answered."""
-    known = batch.by_request(message.request)
-    if known is not None:
-        past = _past(known, message.request)
-        return (OK, "stop_requested" if past is not None and past.act == "ask_stop" else "cancelled"), b""
     _one_name(message)
     job, last = batch.named(message.key, message.id)
     if job is None:
@@ -196,6 +189,14 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     return (OK, "stop_requested"), b""
 
 
+def _known_cancel(batch: Batch, message: Cancel) -> Item | None:
+    job = batch.by_request(message.request)
+    if job is None:
+        return None
+    past = _past(job, message.request)
+    return (OK, "stop_requested" if past is not None and past.act == "ask_stop" else "cancelled"), b""
+
+
 def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
     asked = batch.answered(job, request, "ask_stop", 0)
     # If another server looks after the job, it is told of the change and does what is to be done here.
@@ -212,9 +213,6 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
     """Move the due of a job that has not started."""
     if (message.delta_us is None) == (message.at_us is None):
         raise Refusal(BadRequest("ext takes either a time or an at"))
-    known = batch.by_request(message.request)
-    if known is not None:
-        return _moved_answer(batch, known, message.request)
     _one_name(message)
     now = batch.now
     job = _existing(batch, batch.named(message.key, message.id)[0], message)
@@ -227,21 +225,21 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
         clock_us = now.wall_us if on_wall else now.timer_us
         due_at_us = max(max(due_at_us, clock_us) + message.delta_us, clock_us)
         if due_at_us > clock_us + TEN_YEARS_US:
-            raise Refusal(BadRequest("the job would be due in more than ten years"))
+            raise Refusal(BadRequest("the job would be due in more than ten years"), is_decided=True)
     moved = _moved(batch, job, "ext", message.request, on_wall, due_at_us, {})
     return (OK, moved.id, moved.due_on_wall_us(now)), b""
 
 
-def _moved_answer(batch: Batch, job: Job, request: bytes) -> Item:
-    past = _past(job, request)
+def _known_move(batch: Batch, message: Ext | Requeue) -> Item | None:
+    job = batch.by_request(message.request)
+    if job is None:
+        return None
+    past = _past(job, message.request)
     return (OK, job.id, job.due_on_wall_us(batch.now) if past is None else past.due_at_us), b""
 
 
 def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     """Give a dead or cancelled job another life, with all its attempts."""
-    known = batch.by_request(message.request)
-    if known is not None:
-        return _moved_answer(batch, known, message.request)
     _one_name(message)
     job, last = batch.named(message.key, message.id)
     if message.id is None and job is not None and last is not None:
@@ -265,6 +263,16 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     return (OK, again.id, due_on_wall_us), b""
 
 
+KNOWN: Final[dict[Kind, Callable[[Batch, Any], Item | None]]] = {
+    Kind.ENQ: _known_enq,
+    Kind.CANCEL: _known_cancel,
+    Kind.EXT: _known_move,
+    Kind.REQUEUE: _known_move,
+}
+"""By the kind of a changing command, whose first field is its request id: what finds the answer that it got when it changed
+a job; None if no job knows the request."""
+
+
 def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
     """What is known of a job: the live one of a key, else the one that ended last."""
     job = _known(batch, message)
@@ -272,57 +280,21 @@ def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
 
 
 def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
-    """Answer now if the job has ended; else None, and the answer follows when it has."""
+    """Answer when the job has ended, which may be in this batch; the answer is an effect of its own."""
     if len(asked.messages) > 1:
         raise Refusal(BadRequest("a wait is alone in its frame"))
     job = _known(batch, message)
+    waits = batch.desk.waits
     if job.state in ENDED:
-        return words.end(job)
-    batch.desk.waiters[job.id][asked.conn, asked.request] = message.progress
+        batch.effects.append((job.seq, Reply(asked.conn, asked.request, [words.end(job)], job.id)))
+        return None
+    if not waits.has_room(asked.conn):
+        raise Refusal(Busy("as many jobs are waited for as this server takes", retry_after=1.0))
+    waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress)
     if message.progress:
         batch.tell_progress(job.id, (asked.conn, asked.request))
-    batch.desk.waits_of[asked.conn].add(job.id)
     batch.follow(job)
     return None
-
-
-def list_(batch: Batch, asked: Asked, message: List) -> Item:
-    """A page of jobs; may be short or empty although more follow."""
-    page = batch.facts.pages[list_key(message)]
-    if isinstance(page, Busy):
-        raise Refusal(page)
-    wanted = list_filter(message)
-    jobs = [batch.seen(job) for job in page.jobs]
-    shown = [words.status(batch.desk, words.brief(job), batch.now) for job in jobs if wanted.admits(job, batch.now)]
-    return (OK, *(page.after or ())), words.pack(shown)
-
-
-def list_filter(message: List) -> Filter:
-    """The store's form of what a listing asks for."""
-    return Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
-
-
-def list_key(message: List) -> tuple[Filter, tuple[int, int] | None, int]:
-    """What the page of a listing is filed under among the facts of a batch."""
-    after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
-    return list_filter(message), after, message.limit
-
-
-def info(batch: Batch, asked: Asked, message: Info) -> Item:
-    """What the server is, holds and allows."""
-    if batch.facts.info_refused is not None:
-        raise Refusal(batch.facts.info_refused)
-    return (OK,), words.pack(words.info(batch.desk, batch.facts, batch.now))
-
-
-def modules(batch: Batch, asked: Asked, message: Modules) -> Item:
-    """Every module that a connected worker announced, worker by worker, over all servers of the store."""
-    return (OK,), words.pack(words.modules(batch.desk))
-
-
-def workers(batch: Batch, asked: Asked, message: Workers) -> Item:
-    """Every connected worker, over all servers of the store."""
-    return (OK,), words.pack(words.workers(batch.desk))
 
 
 def _known(batch: Batch, message: Stat | Wait) -> Job:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgpack
 
+from givalia_core import why as why_room
 from givalia_core.clock import SECOND_US, Now
-from givalia_core.engine.desk import Desk, Facts
-from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job, JobState
+from givalia_core.engine import remembered
+from givalia_core.engine.desk import Desk
+from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
+from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
+from givalia_core.takers import Session
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
+array_head: Callable[[int], bytes] = _packer.pack_array_header
+map_head: Callable[[int], bytes] = _packer.pack_map_header
 
 
 def seconds(us: int) -> str:
@@ -39,7 +45,7 @@ def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
-    return "due, but " + desk.routing.why_not_taken(job)
+    return "due, but " + why_room.not_taken(desk.routing, job)
 
 
 def _why_running(desk: Desk, job: Job, now: Now) -> str:
@@ -96,8 +102,8 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
 
 
 def brief(job: Job) -> Job:
-    """The job for a listing, whose page is one frame: of a long error only the end, which says the most."""
-    return job if job.error is None else job._replace(error=job.error[-500:])
+    """The job for a listing, whose page is one frame: without params and result, and of a long error only the end."""
+    return job._replace(params=b"", result=None, error=None if job.error is None else job.error[-500:])
 
 
 def end(job: Job) -> Item:
@@ -109,28 +115,26 @@ def end(job: Job) -> Item:
     return (messages.OK, str(DEAD), job.reason, job.error), b""
 
 
-def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
-    """The map that `info` answers with, but for what only the server round the engine knows."""
-    jobs: dict[str, dict[str, int]] = {}
-    for (module, state), count in sorted(facts.counts.items()):
-        jobs.setdefault(module, {})[str(state)] = count
-    for module, count in facts.ready.items():
-        jobs.setdefault(module, {})["ready"] = count
-    total = sum(facts.ready.values())
+def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[str, Any]:
+    """The map that `info` answers with, but for the jobs by module."""
     policy = desk.policy
     return {
         "durability": desk.durability,
         "draining": desk.is_draining,
         "store_full": desk.is_full,
         "now_us": now.wall_us,
-        "jobs": jobs,
         "live": desk.live,
-        "ready": f"{READY_COUNTED_TO:,}+" if total >= READY_COUNTED_TO else str(total),
+        "ready": f"{READY_COUNTED_TO:,}+" if ready >= READY_COUNTED_TO else str(ready),
         "running": len(desk.leases),
         "workers": len(desk.routing.sessions),
         "stale_reports": desk.stale,
+        "remembered": {
+            "answers": len(desk.remembered),
+            "bytes": desk.remembered.bytes,
+            "bytes_max": remembered.BYTES_MAX,
+        },
         **desk.about(),
-        "store": facts.described,
+        "store": described,
         "limits": {
             "frame_bytes": frames.FRAME_BYTES_MAX,
             "fields_bytes": frames.FIELDS_BYTES_MAX,
@@ -140,6 +144,9 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
             "result_bytes": frames.RESULT_BYTES_MAX,
             "key_bytes": 255,
             "live_jobs": policy.live_max,
+            "remembered_per_job": REQUESTS_MOST,
+            "waits": WAITS_MAX,
+            "waits_per_connection": WAITS_PER_CONNECTION,
         },
         "defaults": {
             "max_attempts": policy.max_attempts,
@@ -153,25 +160,35 @@ def info(desk: Desk, facts: Facts, now: Now) -> dict[str, Any]:
     }
 
 
-def workers(desk: Desk) -> list[dict[str, Any]]:
-    """One map for each worker that is connected to this server, or to another one of a shared store."""
-    return own_workers(desk) + [worker for other in desk.others for worker in other["workers"]]
+def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
+    """A map for each worker that is connected to this server, or to another one of a shared store."""
+    for session in list(desk.routing.sessions.values()):
+        yield session.describe()
+    for other in list(desk.others):
+        yield from other["workers"]
 
 
 def own_workers(desk: Desk) -> list[dict[str, Any]]:
-    """One map for each worker that is connected to this server."""
+    """A map for each worker that is connected to this server."""
     return [session.describe() for session in desk.routing.sessions.values()]
 
 
-def modules(desk: Desk) -> list[dict[str, Any]]:
-    """One map for each module of each worker that is connected to this server, or to another one of a shared store."""
-    return own_modules(desk) + [module for other in desk.others for module in other["modules"]]
+def each_module(desk: Desk) -> Iterator[dict[str, Any]]:
+    """A map for each module of each worker that is connected to this server, or to another one of a shared store."""
+    for session in list(desk.routing.sessions.values()):
+        yield from _modules_of(session)
+    for other in list(desk.others):
+        yield from other["modules"]
 
 
 def own_modules(desk: Desk) -> list[dict[str, Any]]:
-    """One map for each module of each worker that is connected to this server."""
-    return [
-        {
+    """A map for each module of each worker that is connected to this server."""
+    return [module for session in desk.routing.sessions.values() for module in _modules_of(session)]
+
+
+def _modules_of(session: Session) -> Iterator[dict[str, Any]]:
+    for announced in list(session.announced.values()):
+        yield {
             "module": announced.name,
             "worker": session.join.name,
             "pid": session.join.pid,
@@ -180,6 +197,3 @@ def own_modules(desk: Desk) -> list[dict[str, Any]]:
             "isolation": announced.isolation,
             "broken": announced.broken,
         }
-        for session in desk.routing.sessions.values()
-        for announced in session.announced.values()
-    ]

@@ -76,6 +76,12 @@ class Enq(NamedTuple):
     payload: bytes = b""
 
 
+class Clock(NamedTuple):
+    """Ask for the server's uptime; what changes something and comes behind is not decided after `until_us` on that clock."""
+
+    until_us: int | None = None
+
+
 class Stat(NamedTuple):
     """Ask about a job, by key or id."""
 
@@ -280,7 +286,7 @@ class Progressed(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
+    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
     | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
 )  # fmt: skip
 
@@ -300,6 +306,7 @@ class Kind(IntEnum):
     MODULES = 9
     WORKERS = 10
     WAIT = 11
+    CLOCK = 12
     JOIN = 32
     ANNOUNCE = 33
     RESUME = 34
@@ -329,6 +336,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "version_min": is_int(0, 1 << 16), "version_max": is_int(0, 1 << 16),
         "agent": is_text(255), "auth": is_text(255), "proof": lambda value: type(value) is bytes,
     },
+    Clock: {"until_us": or_none(is_int(0, 1 << 62))},
     Enq: {
         "id": _ID, "module": is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": is_name, "at_us": _AT,
         "if_exists": one_of(*IF_EXISTS), "priority": is_int(-9, 9), "max_attempts": or_none(is_int(1, 100)),
@@ -392,6 +400,7 @@ TABLE: Final[dict[Kind, _Shape]] = {
     Kind.ENQ: _shape(Enq),
     Kind.STAT: _shape(Stat),
     Kind.WAIT: _shape(Wait),
+    Kind.CLOCK: _shape(Clock),
     Kind.CANCEL: _shape(Cancel),
     Kind.EXT: _shape(Ext),
     Kind.REQUEUE: _shape(Requeue),
@@ -410,7 +419,9 @@ TABLE: Final[dict[Kind, _Shape]] = {
     Kind.PROGRESS: _shape(Progress),
     Kind.PROCESSES: _shape(Process),
 }
-CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.WAIT)
+CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
+"""The commands of clients that change something; each carries a request id."""
+CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.CLOCK)
 WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROCESSES)
 
 

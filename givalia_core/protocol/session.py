@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from givalia_core.clock import new_id
+from givalia_core.clock import Reading, new_id, read_system
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
 from givalia_core.protocol import frames, lines, messages
 from givalia_core.protocol.frames import Item
@@ -31,7 +31,9 @@ class Port(Enum):
 
 
 KINDS: Final = {Port.CLIENT: CLIENT_KINDS, Port.WORKER: WORKER_KINDS}
-_ONE_BY_ONE: Final = frozenset({Kind.WAIT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.JOIN, Kind.CREDIT})
+_ONE_BY_ONE: Final = frozenset(
+    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.JOIN, Kind.CREDIT}
+)
 
 
 class Ask(NamedTuple):
@@ -40,14 +42,17 @@ class Ask(NamedTuple):
     request: int
     kind: Kind
     messages: list[Any]
+    until_us: int | None = None  # On the server's monotonic clock: what changes something is not to be decided later.
+    is_once: bool = False  # Its request ids were made here, so it cannot come again.
 
 
 class Session:
     """One connection's side of the talk; `feed` it what arrives, send what `take_out` gives, close when `is_over`."""
 
-    def __init__(self, port: Port, *, is_busy: bool = False) -> None:
+    def __init__(self, port: Port, *, is_busy: bool = False, read_clock: Callable[[], Reading] = read_system) -> None:
         self.port = port
         self._is_busy = is_busy
+        self._read_clock = read_clock
         self._talk: _Framed | _Lines | None = None
         self._start = b""
         self.is_over = False
@@ -80,7 +85,7 @@ class Session:
             self._talk, self._start = _Lines(), b""
             return start
         if start.startswith(frames.MAGIC):
-            self._talk, self._start = _Framed(KINDS[self.port], is_busy=self._is_busy), b""
+            self._talk, self._start = _Framed(KINDS[self.port], self._read_clock, is_busy=self._is_busy), b""
             return start[len(frames.MAGIC) :]
         self.is_over = not frames.MAGIC.startswith(start)
         return b""
@@ -96,8 +101,10 @@ class Session:
 
 
 class _Framed:
-    def __init__(self, kinds: frozenset[Kind], *, is_busy: bool) -> None:
+    def __init__(self, kinds: frozenset[Kind], read_clock: Callable[[], Reading], *, is_busy: bool) -> None:
         self._kinds = kinds
+        self._read_clock = read_clock
+        self._until_us: int | None = None  # As the newest CLOCK of this connection said, on the monotonic clock.
         self._is_busy = is_busy
         self._reader = frames.Reader()
         self._out: list[bytes] = []
@@ -156,7 +163,21 @@ class _Framed:
         except BadRequest as error:
             self._refuse(frame.request, error)
             return
-        asks.append(Ask(frame.request, kind, [_decoded(kind, *packed) for packed in frame.items]))
+        if kind is Kind.CLOCK:
+            self._tell_clock(frame)
+        else:
+            asks.append(Ask(frame.request, kind, [_decoded(kind, *packed) for packed in frame.items], self._until_us))
+
+    def _tell_clock(self, frame: frames.Frame) -> None:
+        """Answer at once: a client takes the answer for the present, and nothing has to be decided for it."""
+        clock = _decoded(Kind.CLOCK, *frame.items[0])
+        if isinstance(clock, GivaliaError):
+            self._refuse(frame.request, clock)
+            return
+        # We tell the uptime, which counts suspended time; decisions are made on the monotonic clock.
+        _, uptime_us, mono_us = self._read_clock()
+        self._until_us = None if clock.until_us is None else clock.until_us - uptime_us + mono_us
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, uptime_us), b"")]))
 
     def _legal_kind(self, frame: frames.Frame) -> Kind:
         try:
@@ -241,7 +262,7 @@ class _Lines:
     def _numbered(self, kind: Kind, message: Any) -> Ask:
         self._count += 1
         self._kinds[self._count] = kind
-        return Ask(self._count, kind, [message])
+        return Ask(self._count, kind, [message], is_once=True)
 
     def answer(self, request: int, items: list[Item]) -> bytes:
         return lines.encode(self._kinds.pop(request), items[0])

@@ -29,19 +29,20 @@ from gevent.server import StreamServer
 from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
-from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
+from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
-from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind, answer_error, refusal
+from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
+from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 from givalia_core.store.base import as_shared
 from givalia_core.version import __version__
@@ -55,8 +56,8 @@ GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
 SLOW_TURN_US: Final = SECOND_US
+MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
-INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
 log = logging.getLogger("givalia.server")
 
@@ -90,7 +91,8 @@ class Server:
         self._per_peer: Counter[str] = Counter()
         self._last_number = INSIDE
         self._inbox = Inbox()
-        self._asked_inside: dict[int, Future[Item]] = {}
+        self._unread = Unread()
+        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner)
         self._last_inside = 0
         self._wake = Event()
         self._alarm = Alarm(self._wake)
@@ -227,7 +229,7 @@ class Server:
         self._say_goodbye()
         self._runner.stop(1.0)
         self._take_from_threads()
-        for future in self._asked_inside.values():
+        for future in self._delivery.asked_inside.values():
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
         self._alarm.close()
@@ -276,15 +278,36 @@ class Server:
             self._last_number,
             sock,
             peer,
-            Session(port, is_busy=is_busy),
+            Session(port, is_busy=is_busy, read_clock=self._clock.read),
             self._submit,
             self._ended,
             lambda: self._clock.read().mono_us,
-            self._wake.set,
+            self._unread,
+            self._note_reading,
         )
         self._connections[connection.number] = connection
         self._per_peer[peer] += 1
         connection.run()
+
+    def _note_reading(self, connection: Connection) -> None:
+        """A peer has fallen behind with reading its answers, or has read some."""
+        if connection.is_closed or connection.session.port is Port.WORKER:
+            pass
+        elif connection.is_behind:
+            self._inbox.hold(connection.number)
+        else:
+            self._inbox.release(connection.number)
+        self._wake.set()
+
+    def _make_room(self) -> None:
+        """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
+        if not (self._unread.is_low or self._inbox.is_short):
+            return
+        behind = [connection for connection in self._connections.values() if connection.unsent_since_us]
+        stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
+        if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
+            log.info("connection %s closed: it does not read, and others need the room", stalled.peer)
+            stalled.close()
 
     def _is_clogged(self, number: int) -> bool:
         connection = self._connections.get(number)
@@ -308,6 +331,7 @@ class Server:
                 if why:
                     log.info("connection %s closed: %s", connection.peer, why)
                     connection.close()
+            self._make_room()
             self._see_to_memory()
             if self._outage.is_stuck(now_us):
                 self._put_off(self._inbox.take_out(outage.PUT_OFF))
@@ -329,41 +353,52 @@ class Server:
         self._wake.set()
 
     def _turn_forever(self) -> None:
-        while not (self._is_stopping and not self._inbox):
+        while not (self._is_stopping and not self._inbox and not self._engine.questions.has_work):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             self._round_us = now.mono_us
-            inputs = self._inbox.take()
+            self._make_room()
+            inputs = self._inbox.take(self._unread.left)
             self._outage.begin_turn(now.mono_us)
             try:
-                effects = turn.turn(self._engine, self._store, self._timer, inputs, self._clock)
+                self._delivery.deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
+                self._store.tidy()
+                if len(inputs) != 1:
+                    # A frame of thousands that is alone in its turn says nothing about the disk.
+                    self._note_pace(self._clock.read().mono_us - now.mono_us)
+                self._delivery.deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
             except StoreAway as error:
-                retry_s = self._outage.fail_turn(error, now.mono_us)
-                if self._outage.lasts(self._clock.read().mono_us):
-                    self._put_off(self._engine.again.put_off(outage.PUT_OFF))
-                gevent.sleep(retry_s)
-                continue
-            self._outage.end_turn()
-            self._deliver(effects, now)
-            self._store.tidy()
-            if len(inputs) != 1:
-                # A frame of thousands that is alone in its turn says nothing about the disk.
-                self._note_pace(self._clock.read().mono_us - now.mono_us)
-            if self._inbox or len(inputs) > 1:
-                # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
-                # loop look at every socket, timer and signal, so that a flood on some starves none.
-                gevent.sleep(POLL_S)
-                continue
-            wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
-            if wait_us > 0:
-                self._alarm.wait(wait_us)
+                self._wait_for_store(error, now)
             else:
-                gevent.sleep(0)
+                self._outage.end_turn()
+                self._rest(is_loaded=len(inputs) > 1)
+
+    def _wait_for_store(self, error: StoreAway, now: Now) -> None:
+        """The store is away: tell clients to come later if that lasts, and wait until it is asked again."""
+        retry_s = self._outage.fail_turn(error, now.mono_us)
+        if self._outage.lasts(self._clock.read().mono_us):
+            self._put_off(self._engine.again.put_off(outage.PUT_OFF))
+        gevent.sleep(retry_s)
+
+    def _rest(self, *, is_loaded: bool) -> None:
+        """Let connections be read, and return when there is something to do."""
+        if self._inbox or is_loaded or self._engine.questions.has_work:
+            # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
+            # loop look at every socket, timer and signal, so that a flood on some starves none.
+            gevent.sleep(POLL_S)
+            return
+        wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
+        if self._inbox.is_short:
+            wait_us = min(wait_us, MAKE_ROOM_US)
+        if wait_us > 0:
+            self._alarm.wait(wait_us)
+        else:
+            gevent.sleep(0)
 
     def _put_off(self, refused: Iterable[Asked]) -> None:
         """Tell clients to come again when the store is back."""
         now = self._timer.now(self._clock.read())
-        self._deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
+        self._delivery.deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
 
     def _note_pace(self, turn_us: int) -> None:
         """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
@@ -371,28 +406,6 @@ class Server:
             self._engine.desk.busy = SLOW_WORDS
         elif self._engine.desk.busy == SLOW_WORDS:
             self._engine.desk.busy = ""
-
-    def _deliver(self, effects: Sequence[Effect], now: Now) -> None:
-        """Say what is now true: one write for each connection."""
-        out: dict[int, list[bytes]] = {}
-        for effect in effects:
-            if isinstance(effect, Reply):
-                if effect.conn == INSIDE:
-                    self._asked_inside.pop(effect.request).set_result(effect.items[0])
-                elif (connection := self._connections.get(effect.conn)) is not None:
-                    out.setdefault(effect.conn, []).append(_answer(connection, effect))
-            elif isinstance(effect, Tell):
-                out.setdefault(effect.conn, []).extend(_frames(effect))
-            elif isinstance(effect, Hook):
-                self._runner.tell(effect, now)
-        for number, parts in out.items():
-            connection = self._connections.get(number)
-            if connection is not None:
-                connection.send(b"".join(parts))
-        for effect in effects:
-            if isinstance(effect, Close) and (connection := self._connections.get(effect.conn)) is not None:
-                log.info("connection %s closed: %s", connection.peer, effect.why)
-                connection.close()
 
     # What code in this process may ask.
 
@@ -425,7 +438,7 @@ class Server:
 
     def _ask_inside(self, message: Any, future: Future[Item]) -> None:
         self._last_inside += 1
-        self._asked_inside[self._last_inside] = future
+        self._delivery.asked_inside[self._last_inside] = future
         self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))
 
     def _about(self) -> dict[str, Any]:
@@ -439,22 +452,6 @@ class Server:
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
         }
-
-
-def _answer(connection: Connection, reply: Reply) -> bytes:
-    """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
-    try:
-        return connection.answer(reply.request, reply.items)
-    except GivaliaError as error:
-        return connection.session.answer(reply.request, [refusal(error)] * len(reply.items))
-
-
-def _frames(effect: Tell) -> list[bytes]:
-    """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
-    if effect.kind is not Kind.DISPATCH:
-        return frames.encode_split(effect.kind, 0, effect.items)
-    heard, *jobs = effect.items
-    return frames.encode_split(effect.kind, 0, jobs, first=heard)
 
 
 def resident_mib() -> int:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import socket as native_socket
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -23,8 +24,11 @@ from givalia_core.engine.records import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask, Port, Session
+from givalia_core.server.unread import Unread
 
 RECEIVE_BYTES: Final = 16_384
+RECEIVE_LEAST_BYTES: Final = 2_048  # Where frames are small: decoding what many connections sent must not take long.
+FRAMES_AT_ONCE: Final = 32  # Frames beyond this in what was received make it so.
 RECEIVED_AT_ONCE: Final = 8  # A turn of the queue may come behind each look at the sockets, and a large frame is to need few.
 JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
@@ -32,6 +36,7 @@ COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have m
 READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
 WAITS_MAX: Final = 10_000
 UNSENT_BYTES_MAX: Final = 1 << 20
+BEHIND_BYTES: Final = 256 << 10  # A peer that has left so much unread is asked for nothing and answered nothing more.
 WRITE_DEADLINE_S: Final = 10.0
 HANDSHAKE_US: Final = 5 * SECOND_US
 FRAME_US: Final = 30 * SECOND_US
@@ -54,7 +59,8 @@ class Connection:
         submit: Callable[[Asked], None],
         on_end: Callable[[Connection], None],
         mono_us: Callable[[], int],
-        on_room: Callable[[], None],
+        unread: Unread,
+        on_pace: Callable[[Connection], None],
     ) -> None:
         self.number = number
         self.peer = peer
@@ -63,19 +69,25 @@ class Connection:
         self._submit = submit
         self._on_end = on_end
         self._mono_us = mono_us
-        self._on_room = on_room
+        self._unread = unread  # What all connections keep for their peers together.
+        self._on_pace = on_pace  # Called when the peer falls behind, and when it has caught up.
+        # A worker is read on for longer: its reports hold up nobody, and its leases depend on its beats.
+        self._unsent_most = UNSENT_BYTES_MAX if session.port is Port.WORKER else BEHIND_BYTES
+        self.is_behind = False  # The peer has left so much unread that its commands wait until it has read.
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
         self._has_asked = False
         self._is_ending = False
         self._reads: set[int] = set()
         self._waits: set[int] = set()
-        self._unsent: list[bytes] = []
+        self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
+        self.unsent_since_us = 0  # When the oldest of the unsent bytes came to wait; 0 while none do.
         self._writer: gevent.Greenlet[..., None] | None = None
         self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
         self._is_reading = False
-        self._finish_by_us = 0  # Until when it is answered what it asked before its end; 0 while it has not ended.
+        self._receive_bytes = RECEIVE_LEAST_BYTES
+        self._finish_by_us = 0  # Deadline for sending pending answers after the peer closes; 0 until then.
         self._over = Event()
         self.is_closed = False
         self.opened_us = mono_us()
@@ -95,12 +107,13 @@ class Connection:
         try:
             for _ in range(RECEIVED_AT_ONCE):
                 # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
-                data = self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
-                if data:
-                    self._take(data)
+                wanted = self._receive_bytes
+                data = self._socket._sock.recv(wanted)  # type: ignore[attr-defined]
+                frames = self._take(data) if data else 0
                 if not data or self.session.is_over:
                     self._finish()
-                if len(data) < RECEIVE_BYTES or not self._is_reading:
+                self._receive_bytes = RECEIVE_LEAST_BYTES if frames > FRAMES_AT_ONCE else min(2 * wanted, RECEIVE_BYTES)
+                if len(data) < wanted or not self._is_reading or frames > FRAMES_AT_ONCE:
                     return
         except BlockingIOError:
             pass
@@ -115,23 +128,25 @@ class Connection:
             self.close()
             raise
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> int:
+        """Submit what has arrived; returns how many frames it was."""
         asks = self.session.feed(data)
         self._note_pace(len(data), whole=bool(asks))
         out = self.session.take_out()
         if out:
             self.send(out)
             if self.is_closed:
-                return  # Nothing is asked by somebody of whom it is known that he is gone: nobody would say so again.
+                return 0  # The peer is gone; commands submitted now would never be followed by another `Gone`.
         self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
             if ask.request in self._in_flight or ask.request in self._waits:
                 self.close()
                 _log(logging.INFO, "connection %s closed: it used a request number twice", self.peer)
-                return
+                return 0
             self._count(ask)
-            self._submit(Asked(self.number, ask.request, ask.kind, ask.messages))
+            self._submit(Asked(self.number, *ask))
         self._gate()
+        return len(asks)
 
     def _count(self, ask: Ask) -> None:
         if ask.kind is Kind.WAIT:
@@ -155,7 +170,7 @@ class Connection:
             and self._commands < COMMANDS_IN_FLIGHT_MAX
             and len(self._reads) < READS_IN_FLIGHT_MAX
             and len(self._waits) < WAITS_MAX
-            and self._unsent_bytes < UNSENT_BYTES_MAX
+            and self._unsent_bytes < self._unsent_most
         )
         if has_room and not self._is_ending:
             if not self._is_reading:
@@ -225,8 +240,15 @@ class Connection:
             self._reads.discard(request)
         return self.session.answer(request, items)
 
+    def postpone(self, request: int) -> None:
+        """Note that a wait is over and is answered later, also if the peer ends its side meanwhile."""
+        if request in self._waits:
+            self._waits.discard(request)
+            self._in_flight[request] = 1
+            self._commands += 1
+
     def send(self, data: bytes) -> None:
-        """Send now what the socket takes, the rest later; never waits."""
+        """Send what the socket takes now and keep the rest; never waits."""
         if self.is_closed:
             return
         if not self._unsent:
@@ -242,23 +264,26 @@ class Connection:
                 self._gate()
                 return
             data = data[sent:]
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+        self._keep(data)
         if self._writer is None:
             self._writer = gevent.spawn(self._write)
         self._gate()
 
+    def _keep(self, data: bytes) -> None:
+        """Keep bytes until the peer takes them."""
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        self._unread.bytes += len(data)
+        self.unsent_since_us = self.unsent_since_us or self._mono_us()
+        if not self.is_behind and self._unsent_bytes >= BEHIND_BYTES:
+            self.is_behind = True
+            self._on_pace(self)
+
     def _write(self) -> None:
         try:
             while self._unsent and not self.is_closed:
-                data = b"".join(self._unsent)
-                self._unsent = [data]
                 with gevent.Timeout(WRITE_DEADLINE_S):
-                    self._socket.sendall(data)
-                self._unsent = self._unsent[1:]
-                self._unsent_bytes -= len(data)
-                self._gate()
-                self._on_room()
+                    self._write_all(len(self._unsent))
         except gevent.Timeout:
             log.info("connection %s closed: it does not read what it asked for", self.peer)
             self.close()
@@ -267,14 +292,35 @@ class Connection:
         finally:
             self._writer = None
 
+    def _write_all(self, parts: int) -> None:
+        """Send the oldest parts, all of them before one deadline: a peer that takes a byte now and then does not move it."""
+        for _ in range(parts):
+            self._socket.sendall(self._unsent[0])
+            if self.is_closed:
+                return
+            self._let_go(len(self._unsent.popleft()))
+        self.unsent_since_us = self._mono_us() if self._unsent else 0
+        if self.is_behind and self._unsent_bytes < BEHIND_BYTES:
+            self.is_behind = False
+        self._gate()
+        self._on_pace(self)
+
+    def _let_go(self, count: int) -> None:
+        self._unsent_bytes -= count
+        self._unread.bytes -= count
+
     @property
     def is_clogged(self) -> bool:
-        """Whether so much waits for the other side to read that nothing is to be added unasked."""
-        return self._unsent_bytes >= UNSENT_BYTES_MAX
+        """Whether so much waits for the peer to read that nothing large may be added."""
+        return self.is_behind or (self._unread.is_low and bool(self._unsent))
+
+    def takes(self, count: int) -> bool:
+        """Whether an answer of so many bytes may be made now; a peer that has read everything may have any one."""
+        return not self._unsent or self._unsent_bytes + count <= UNSENT_BYTES_MAX
 
     @property
     def has_unsent(self) -> bool:
-        """Whether answers wait for the other side to read."""
+        """Whether answers wait for the peer to read."""
         return bool(self._unsent)
 
     def end_sending(self) -> None:
@@ -305,7 +351,8 @@ class Connection:
         if self.is_closed:
             return
         self.is_closed = True
-        self._unsent = []
+        self._unsent.clear()
+        self._let_go(self._unsent_bytes)
         self._readable.stop()
         self._readable.close()
         with contextlib.suppress(OSError):

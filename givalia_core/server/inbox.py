@@ -1,8 +1,12 @@
-"""What has arrived and is not yet decided: a queue for each connection, so that no flood stands before a question.
+"""Inputs that wait for a turn: a queue for each connection, so that no flood delays another connection's command.
 
-A turn takes what is small first, from everybody, whoever was served going behind the others; and then as much of the large as
-it may. Of that each connection has its share by commands, not by frames: who enqueues in frames of thousands does not get ahead
-of the workers that report in frames of hundreds. A connection's own commands keep their order.
+A turn takes small inputs first, from every connection, and moves each connection that it served behind the others; then it
+takes large frames as far as there is room. Large frames are shared out by commands, not by frames: a client that enqueues in
+frames of thousands does not get ahead of workers that report in frames of hundreds. The commands of one connection keep their
+order.
+
+A command whose answer may be large is taken only when there is room for that answer. The queue of a connection that does not
+read its answers is held, and taken on when the peer has read.
 """
 
 from __future__ import annotations
@@ -11,33 +15,87 @@ from collections import deque
 from typing import Final
 
 from givalia_core.engine.records import Asked, Gone, Input
-from givalia_core.protocol.messages import Kind
+from givalia_core.protocol.frames import FRAME_BYTES_MAX, RESULT_BYTES_MAX
+from givalia_core.protocol.messages import CLIENT_KINDS, ERROR_BYTES_MAX, Kind
 
 COMMANDS_PER_TURN: Final = 512  # Beyond that one large frame, so that none waits for ever for a turn with room.
 SMALL: Final = 64
-READS_PER_TURN: Final = 64  # Each may bring a megabyte into memory.
-_READS: Final = frozenset({Kind.STAT, Kind.LIST})
+READS_PER_TURN: Final = 64  # Each may bring a result into memory.
+READS_LEAST: Final = 8
+TURN_BYTES: Final = 4 << 20  # Answers to reads that make a turn long: the next one takes fewer reads.
+SMALL_ANSWER_BYTES: Final = 4 << 10  # Answers up to this size are made however low the server's budget is.
+ANSWER_BYTES: Final = 200  # An answer to a command that changes something, with its words.
+STATUS_BYTES: Final = RESULT_BYTES_MAX + 2 * ERROR_BYTES_MAX
+_READS: Final = {Kind.STAT: STATUS_BYTES, Kind.WAIT: STATUS_BYTES}  # What one answer may bring, at most.
+_QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS})
+PLENTY: Final = 1 << 40
+
+Queue = deque[Input]
 
 
 class Inbox:
     """Takes inputs in any order of connections, gives them out fairly."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, deque[Input]] = {}  # In the order in which they are to be served.
-        # Fair queueing of what is large: where a connection's next frame begins on a scale of commands, and the last one did.
+        self._queues: dict[int, Queue] = {}  # In the order in which they are served next.
+        self._held: dict[int, Queue] = {}  # Of connections whose peers have answers to read first.
+        self._short: dict[int, Queue] = {}  # Of connections whose next answer does not fit the server's budget.
+        self._sparing: set[int] = set()  # Connections that asked for more ended jobs at once than fit their answers.
+        self._reads_most = READS_PER_TURN
+        # Fair queueing of large frames: where a connection's next frame begins on a scale of commands, and the last one did.
         self._begins: dict[int, int] = {}
         self._begun = 0
 
     def __bool__(self) -> bool:
+        """Whether a turn would find something to take."""
         return bool(self._queues)
 
-    def put(self, given: Input) -> None:
-        """Something arrived."""
-        self._queues.setdefault(given.conn, deque()).append(given)
+    @property
+    def is_short(self) -> bool:
+        """Whether commands wait for room in the server's budget of answers."""
+        return bool(self._short)
 
-    def take(self) -> list[Input]:
-        """What the next turn is to decide; empty only if there is nothing."""
-        turn = _Turn()
+    def put(self, given: Input) -> None:
+        """Add an input that has arrived."""
+        conn = given.conn
+        if conn in self._held or conn in self._short:
+            self._put_aside(given)
+        else:
+            self._queues.setdefault(conn, deque()).append(given)
+
+    def put_back(self, asked: Asked) -> None:
+        """Add a wait whose answer has no room yet; from now on this connection's waits are taken a few at a time."""
+        self._sparing.add(asked.conn)
+        self.put(asked)
+
+    def _put_aside(self, given: Input) -> None:
+        conn = given.conn
+        queue = self._held[conn] if conn in self._held else self._short[conn]
+        queue.append(given)
+        if isinstance(given, Gone):
+            # The peer is gone: its commands are still decided, its questions have nobody to answer.
+            self._held.pop(conn, None)
+            self._short.pop(conn, None)
+            self._queues[conn] = deque(each for each in queue if not _is_question(each))
+
+    def hold(self, conn: int) -> None:
+        """Take nothing more of this connection until `release`."""
+        if conn not in self._held:
+            queue = self._queues.pop(conn, None)
+            self._held[conn] = self._short.pop(conn, deque()) if queue is None else queue
+
+    def release(self, conn: int) -> None:
+        """Take inputs of this connection again."""
+        queue = self._held.pop(conn, None)
+        if queue:
+            self._queues[conn] = queue
+
+    def take(self, left: int = PLENTY) -> list[Input]:
+        """Return the inputs of the next turn, whose answers may come to wait with so many bytes in all."""
+        if self._short and left >= FRAME_BYTES_MAX:
+            self._queues.update(self._short)
+            self._short.clear()
+        turn = _Turn(self._reads_most, left)
         for conn in list(self._queues):
             if turn.is_full:
                 break
@@ -50,21 +108,30 @@ class Inbox:
             self._serve(conn, turn)
         return turn.taken
 
+    def note_answered(self, count: int) -> None:
+        """Adapt the number of reads in a turn to the bytes of the answers that were just sent."""
+        if count > TURN_BYTES:
+            self._reads_most = max(self._reads_most // 2, READS_LEAST)
+        elif count < TURN_BYTES // 2:
+            self._reads_most = min(self._reads_most * 2, READS_PER_TURN)
+
     def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
-        """Everything of these kinds, past all turns; of a connection only what stands before anything else it has asked."""
+        """Take out every input of these kinds, of each connection only those that stand before anything else it asked."""
         taken: list[Asked] = []
-        for conn, queue in list(self._queues.items()):
-            while queue and isinstance(given := queue[0], Asked) and given.kind in kinds:
-                taken.append(given)
-                queue.popleft()
-            if not queue:
-                del self._queues[conn]
+        for queues in (self._queues, self._held, self._short):
+            for conn, queue in list(queues.items()):
+                while queue and isinstance(given := queue[0], Asked) and given.kind in kinds:
+                    taken.append(given)
+                    queue.popleft()
+                if not queue and queues is not self._held:
+                    del queues[conn]
         return taken
 
     def _serve(self, conn: int, turn: _Turn) -> None:
         """Move what fits from one connection's queue into the turn."""
         queue = self._queues[conn]
         before = len(turn.taken)
+        turn.begin(is_sparing=conn in self._sparing)
         while queue and turn.fits(given := queue[0]):
             turn.add(queue.popleft())
             if isinstance(given, Gone):
@@ -72,22 +139,35 @@ class Inbox:
             elif (size := _size(given)) > SMALL:
                 self._begun = self._next_begins(conn)
                 self._begins[conn] = self._begun + size
-        if len(turn.taken) > before:
+        if turn.is_short:
+            self._short[conn] = self._queues.pop(conn)
+        elif len(turn.taken) > before:
             del self._queues[conn]
             if queue:
                 self._queues[conn] = queue
+            else:
+                self._sparing.discard(conn)
 
     def _next_begins(self, conn: int) -> int:
         return max(self._begins.get(conn, 0), self._begun)
 
 
 class _Turn:
-    def __init__(self) -> None:
+    def __init__(self, reads_most: int, left: int) -> None:
         self.taken: list[Input] = []
         self._commands = 0
         self._reads = 0
+        self._reads_most = reads_most
+        self._left = left
+        self._own_left = 0  # Of the connection that is being served.
+        self._is_sparing = False
         self._has_large = False
         self.takes_large = False
+        self.is_short = False
+
+    def begin(self, *, is_sparing: bool) -> None:
+        """Serve the next connection."""
+        self._own_left, self._is_sparing, self.is_short = FRAME_BYTES_MAX, is_sparing, False
 
     @property
     def is_full(self) -> bool:
@@ -96,17 +176,42 @@ class _Turn:
     def fits(self, given: Input) -> bool:
         size = _size(given)
         if size > SMALL and not self._has_large:
-            return self.takes_large
-        is_read = isinstance(given, Asked) and given.kind in _READS
-        return self._commands + size <= COMMANDS_PER_TURN and not (is_read and self._reads >= READS_PER_TURN)
+            if not self.takes_large:
+                return False
+        elif self._commands + size > COMMANDS_PER_TURN:
+            return False
+        # What workers report is answered in a few bytes, and no lease may end because clients do not read.
+        return isinstance(given, Gone) or given.kind not in CLIENT_KINDS or self._has_room(given, size)
+
+    def _has_room(self, asked: Asked, size: int) -> bool:
+        """Whether there is room for the answer: of this connection, of this turn, and in the server's budget."""
+        if (bytes_each := _READS.get(asked.kind)) is None:
+            owed = size * ANSWER_BYTES
+        else:
+            owed = size * bytes_each
+            if self._reads and self._reads + size > self._reads_most:
+                return False
+            is_counted = self._is_sparing or asked.kind is Kind.STAT
+            if is_counted and self._own_left < FRAME_BYTES_MAX and owed > self._own_left:
+                return False
+        self.is_short = owed > SMALL_ANSWER_BYTES and owed > self._left
+        return not self.is_short
 
     def add(self, given: Input) -> None:
         size = _size(given)
         self.taken.append(given)
         self._commands += size
-        self._reads += isinstance(given, Asked) and given.kind in _READS
         self._has_large = self._has_large or size > SMALL
+        if isinstance(given, Asked) and (bytes_each := _READS.get(given.kind)) is not None:
+            self._reads += size
+            self._left -= size * bytes_each
+            if self._is_sparing or given.kind is Kind.STAT:
+                self._own_left -= size * bytes_each
 
 
 def _size(given: Input) -> int:
     return max(len(given.messages), 1) if isinstance(given, Asked) else 1
+
+
+def _is_question(given: Input) -> bool:
+    return isinstance(given, Asked) and given.kind in _QUESTIONS

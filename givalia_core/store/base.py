@@ -7,15 +7,17 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from givalia_core.clock import SECOND_US, Mark, Now, Timekeeper
 from givalia_core.model import Job, JobState, split_target
 from givalia_core.views import text_id
 
-SCAN_MAX: Final = 5_000  # Rows one page may look at, so that no listing holds up the queue.
+SCAN_MAX: Final = 5_000  # Rows that one page may look at.
+ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
 READY_COUNTED_TO: Final = 10_000
 VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
@@ -29,6 +31,41 @@ class Change(NamedTuple):
 
     was: Job | None
     job: Job
+
+
+class Kept(NamedTuple):
+    """An answer that changed no job, which a shared store keeps by its request id for `REMEMBERED_AT_LEAST_US`.
+
+    With `is_enq` the request id could be a job's: no job gets it while the answer is kept.
+    """
+
+    request: bytes
+    answer: bytes
+    is_enq: bool
+
+
+class Share:
+    """What the claims of one question may bring: bytes of params that are used up job by job."""
+
+    def __init__(self, claimed_bytes: int) -> None:
+        self._left = claimed_bytes
+        self.cut: set[Route] = set()
+
+    def take(self, route: Route, jobs: list[Job], more: Iterable[Job]) -> bool:
+        """Add the next jobs of a route to those that it has, as far as there is room; False if there is none."""
+        more = list(more)
+        count = sum([len(job.params) for job in more])
+        if count <= self._left:
+            self._left -= count
+            jobs += more
+            return True
+        for job in more:
+            if jobs and self._left <= 0:
+                self.cut.add(route)
+                return False
+            self._left -= len(job.params)
+            jobs.append(job)
+        return True
 
 
 class Retention(NamedTuple):
@@ -138,7 +175,11 @@ class Near(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch."""
+    """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch.
+
+    At least one of them; a store may leave out others once the claims of a question have brought `Wanted.claimed_bytes` of
+    params.
+    """
 
     route: Route
     limit: int
@@ -158,6 +199,7 @@ class Wanted(NamedTuple):
     claims: tuple[Claim, ...] = ()
     numbers: bool = False
     variants: frozenset[Route] = frozenset()
+    claimed_bytes: int = 1 << 40
 
 
 class Found(NamedTuple):
@@ -166,7 +208,9 @@ class Found(NamedTuple):
     `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
     server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
     `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
-    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each.
+    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each. `answers` are
+    what a shared store keeps by request id (`Kept.answer`), read after all jobs. `cut` are the routes of claims for which
+    `Wanted.claimed_bytes` left no room: they may have jobs that were not named.
     """
 
     ids: dict[bytes, Job]
@@ -176,6 +220,8 @@ class Found(NamedTuple):
     ready: dict[Route, list[Job]]
     variants: dict[Route, list[Route]]
     floor: int = 0
+    answers: Mapping[bytes, bytes] = MappingProxyType({})
+    cut: frozenset[Route] = frozenset()
 
 
 class Filter(NamedTuple):
@@ -194,11 +240,20 @@ class Filter(NamedTuple):
         )
 
 
+def rows_of(params_bytes: int, result_bytes: int) -> int:
+    """How many rows a job counts as in a page."""
+    return 1 + (params_bytes + result_bytes) // ROW_BYTES
+
+
 class Page(NamedTuple):
     """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that."""
 
     jobs: list[Job]
     after: tuple[int, int] | None
+
+
+class AlreadyDecided(Exception):
+    """A commit met the answer of another server to one of its commands; nothing is known of the rest. Decide it again."""
 
 
 class Store(Protocol):
@@ -258,8 +313,10 @@ class Store(Protocol):
     def forgettable(self, retention: Retention) -> bool:
         """Whether a commit with this retention would forget anything."""
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        """A page of jobs; looks at no more than `SCAN_MAX` rows.
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        """A page of at most `limit` jobs; looks at no more than `rows` rows, at most `SCAN_MAX`.
+
+        A large job counts as several rows (`rows_of`), so that a page is bounded in bytes and in time.
 
         Raises:
             Busy: A shared store takes too long to answer; this goes for `counts`, `ready` and `describe`, too.
@@ -268,8 +325,12 @@ class Store(Protocol):
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""
 
-    def ready(self, now: Now) -> dict[str, int]:
-        """How many jobs are ready by module, counted to `READY_COUNTED_TO` in all."""
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
+        """Yield modules, some of them several times, and how many of their jobs are ready; `READY_COUNTED_TO` in all.
+
+        Each step is short, however many modules there are, and between two of them the store may be changed. `by_module`
+        sums them up.
+        """
 
     def has_room(self) -> bool:
         """Whether there is room for new jobs; asked before each turn while `is_full`, or after `StoreFull`."""
@@ -296,6 +357,15 @@ class Store(Protocol):
         """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
 
 
+def by_module(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sum up counts of modules; those of which there is none are left out."""
+    sums: dict[str, int] = {}
+    for module, count in counted:
+        if count:
+            sums[module] = sums.get(module, 0) + count
+    return sums
+
+
 class Event(NamedTuple):
     """A call of a hook that a change in somebody's own transaction owes; it is this server's to make."""
 
@@ -312,6 +382,16 @@ class News(NamedTuple):
     nearing: dict[Route, int] = {}  # Where jobs came to wait, and when the first of them is due, on the timer clock.
     must_watch: bool = False  # Something wants `watch` now.
     is_deaf: bool = False  # No news arrives for now.
+
+
+class Keeping(NamedTuple):
+    """The requests whose answers `keep` did not keep: another server has decided those of `decided`, so they are decided again.
+
+    Those of `busy` cannot be kept for now; nobody may be told the answers.
+    """
+
+    decided: frozenset[bytes] = frozenset()
+    busy: frozenset[bytes] = frozenset()
 
 
 class Watched(NamedTuple):
@@ -338,6 +418,12 @@ class SharedStore(Store, Protocol):
 
     wake: Callable[[], None]
     """Called from the store's own greenlet when there is news; the server sets it."""
+
+    def keep(self, answers: Sequence[Kept]) -> Keeping:
+        """Keep these answers, durable on return, so that no server decides the same commands in another way.
+
+        `commit` in turn raises `AlreadyDecided` if an answer to one of its commands is kept.
+        """
 
     def news(self) -> News:
         """What arrived since it was last asked; reads nothing."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from givalia_core.clock import Mark, Now
 from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
@@ -31,12 +31,15 @@ from givalia_core.store.base import (
     Page,
     Retention,
     Route,
+    Share,
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
 
 _FAR = float("inf")
+PASSED_OVER: Final = 10_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 
 class Memory:
@@ -51,6 +54,7 @@ class Memory:
         self._mark: Mark | None = None
         self._last_seq = 0
         self._jobs: dict[int, Job] = {}
+        self._seqs: list[int] = []  # Of all jobs in order, and of some that are forgotten.
         self._by_id: dict[bytes, int] = {}
         self._live: dict[str, int] = {}
         self._ended: dict[str, list[tuple[int, int]]] = defaultdict(list)  # key -> sorted (ended_at_us, seq)
@@ -71,7 +75,10 @@ class Memory:
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
         refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
         self._mark = mark
-        return Commit(refused, self._retire(retention) if retention else 0)
+        forgotten = self._retire(retention) if retention else 0
+        if len(self._seqs) > 2 * len(self._jobs) + SCAN_MAX:
+            self._seqs = sorted(self._jobs)
+        return Commit(refused, forgotten)
 
     def _apply(self, change: Change) -> bool:
         was, job = change
@@ -80,6 +87,7 @@ class Memory:
             if job.id in self._by_id or holder is not None:
                 return False
             self._last_seq = max(self._last_seq, job.seq)
+            insort(self._seqs, job.seq)
         else:
             stored = self._jobs.get(was.seq)
             if stored is None or stored.version != was.version or holder not in (None, was.seq):
@@ -112,6 +120,8 @@ class Memory:
         seq = job.seq
         del self._jobs[seq], self._by_id[job.id]
         self._counts[job.module, job.state] -= 1
+        if not self._counts[job.module, job.state]:
+            del self._counts[job.module, job.state]
         for past in job.answered:
             self._by_request.pop(past.request, None)
         if job.key is not None:
@@ -142,7 +152,7 @@ class Memory:
         forgotten = 0
         for is_dead, queue in self._forget.items():
             beyond = len(queue) - (retention.keep_dead if is_dead else retention.keep_ended)
-            for forget_at_us, seq in list(queue):
+            for forget_at_us, seq in queue[: retention.limit + PASSED_OVER]:
                 if forgotten == retention.limit or (forget_at_us > retention.now_us and beyond <= 0):
                     break
                 if forget_at_us > retention.now_us and self._jobs[seq].ended_at_us > retention.ended_before_us:
@@ -169,13 +179,15 @@ class Memory:
             return {name: self._jobs[index[name]] for name in names if name in index}
 
         ended = {key: past[-1][1] for key in wanted.past_keys if (past := self._ended.get(key))}
+        share = Share(wanted.claimed_bytes)
         return Found(
             ids=jobs(self._by_id, wanted.ids),
             live=jobs(self._live, wanted.keys),
             ended=jobs(ended, ended),
             requests=jobs(self._by_request, wanted.requests),
-            ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now))},
+            ready={claim.route: ready for claim in wanted.claims if (ready := self._claimable(claim, now, share))},
             variants={plain: variants for plain in wanted.variants if (variants := self._variants(plain))},
+            cut=frozenset(share.cut),
         )
 
     def _variants(self, plain: Route) -> list[Route]:
@@ -183,13 +195,15 @@ class Memory:
         routes = {route for route, _ in self._due if route.module == plain.module and route.target.startswith(start)}
         return sorted(routes)[:VARIANTS_MAX]
 
-    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+    def _claimable(self, claim: Claim, now: Now, share: Share) -> list[Job]:
         ready: list[tuple[int, int, int]] = []
         for on_wall, now_us, shift_us in _clocks(now):
             for rank, dues in self._due.get((claim.route, on_wall), {}).items():
                 cut = bisect_right(dues, (now_us, _FAR))
                 ready += [(rank, due_us + shift_us, seq) for due_us, seq in dues[: min(cut, claim.limit)]]
-        return [self._jobs[seq] for _, _, seq in sorted(ready)[: claim.limit]]
+        jobs: list[Job] = []
+        share.take(claim.route, jobs, (self._jobs[seq] for _, _, seq in sorted(ready)[: claim.limit]))
+        return jobs
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         return [self._near(span, now) for span in spans]
@@ -215,27 +229,31 @@ class Memory:
             found += [self._jobs[seq] for _, seq in queue[: bisect_right(queue, (now_us, _FAR))][:limit]]
         return found[:limit]
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        start = (after or (0, 0))[1]
-        seen = sorted(seq for seq in self._jobs if seq > start)[:SCAN_MAX]
-        admitted = [seq for seq in seen if wanted.admits(self._jobs[seq], now)]
-        if len(admitted) > limit:
-            return Page([self._jobs[seq] for seq in admitted[:limit]], (0, admitted[limit - 1]))
-        return Page([self._jobs[seq] for seq in admitted], (0, seen[-1]) if len(seen) == SCAN_MAX else None)
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        jobs: list[Job] = []
+        seqs, left = self._seqs, rows
+        for place in range(bisect_right(seqs, (after or (0, 0))[1]), len(seqs)):
+            job = self._jobs.get(seqs[place])
+            if job is not None and wanted.admits(job, now):
+                jobs.append(job)
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
+                return Page(jobs, (0, seqs[place]))
+        return Page(jobs, None)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        return {name: count for name, count in self._counts.items() if count}
+        return dict(self._counts)
 
-    def ready(self, now: Now) -> dict[str, int]:
-        ready: Counter[str] = Counter()
-        for (route, on_wall), ranks in self._due.items():
-            now_us = now.wall_us if on_wall else now.timer_us
-            ready[route.module] += sum(bisect_right(dues, (now_us, _FAR)) for dues in ranks.values())
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left = READY_COUNTED_TO
-        for module, count in ready.items():
-            ready[module] = min(count, left)
-            left -= ready[module]
-        return {module: count for module, count in ready.items() if count}
+        for name in list(self._due):
+            (route, on_wall), dues = name, self._due.get(name, {}).values()
+            cut = (now.wall_us if on_wall else now.timer_us, _FAR)
+            count = min(sum(bisect_right(due, cut) for due in dues), left)
+            left -= count
+            yield route.module, count
+            if not left:
+                return
 
     def raise_numbers(self, seq: int, fence: int) -> None:
         self._last_seq = max(self._last_seq, seq)

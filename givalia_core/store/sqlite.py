@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -45,6 +45,7 @@ VACUUM_PAGES: Final = 500
 CACHE_KIB: Final = 24 << 10
 _TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before it is seen how much of the index is mapped.
 _SLOTS_KEPT: Final = 50_000
+_EMPTY_COUNTS_MOST: Final = 1_000
 _SCRUB_AT_START_S: Final = 0.1
 _DAMAGES_KEPT: Final = 100
 
@@ -88,7 +89,6 @@ class SQLite(Reads):
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
-        self._is_said_open = False  # Whether the file says that a server has it open, and that it therefore has a log.
         self._looked_s = 0.0  # When it was last looked whether the files are still there.
 
     # Opening and closing.
@@ -172,7 +172,7 @@ class SQLite(Reads):
         rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
         if any(not 0 <= state < len(STORED_STATES) for _, state, _ in rows):
             raise StoreCorrupt(f"{self.path}: the stored counts name a state that no job can have")
-        self._counted = Counter({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
+        self._count_from({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
 
     def _write_or_make_room(self, write: Callable[[], None]) -> None:
         """Do this in a transaction; if the disk is full, once more with the reserve given up."""
@@ -239,7 +239,19 @@ class SQLite(Reads):
             )  # fmt: skip
             self._connection.execute("DELETE FROM counts")
             self._write_counts(counts)
-            self._counted = counts
+            self._count_from(counts)
+
+    def _count_from(self, counts: Mapping[tuple[str, JobState], int]) -> None:
+        self._counted, self._in_state = Counter(counts), Counter()
+        for (_, state), jobs in counts.items():
+            self._in_state[state] += jobs
+
+    def _drop_empty_counts(self) -> None:
+        """Let go of the counts of modules that have no job any more, if they are many."""
+        if len(self._counted) - _EMPTY_COUNTS_MOST > len(self._index.targets) * len(STORED_STATES):
+            with _Transaction(self):
+                self._connection.execute("DELETE FROM counts WHERE jobs = 0")
+            self._counted = Counter({name: jobs for name, jobs in self._counted.items() if jobs})
 
     def _mend(self, error: Exception) -> None:
         del self._damages[_DAMAGES_KEPT:]
@@ -395,6 +407,8 @@ class SQLite(Reads):
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark))
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
         self._counted.update(counts)
+        for (_, state), change in counts.items():
+            self._in_state[state] += change
         self._rows_since_checkpoint += len(jobs) + len(changes) + 1
 
     def _retire(self, retention: Retention, mark: Mark) -> int:
@@ -494,6 +508,7 @@ class SQLite(Reads):
             if self._rows_since_checkpoint * self._pages_per_row >= CHECKPOINT_PAGES:
                 self._checkpoint()
                 self._vacuum()
+                self._drop_empty_counts()
         except sqlite3.Error as error:
             if code_of(error) not in FULL_CODES:
                 raise

@@ -29,9 +29,11 @@ from givalia_core.store.base import (
     Page,
     Retention,
     Route,
+    Share,
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
 from givalia_core.store.index.index import Index
 from givalia_core.store.index.lanes import Lane
@@ -50,6 +52,8 @@ _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
 _READ_AT_ONCE: Final = 64
+_READ_TOGETHER: Final = 16  # Jobs that may all be large,
+_READ_MOST: Final = 256  # and, behind small ones, of one route.
 _PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before it is left for another time.
 
 _ID, _KEY, _REQUEST = range(3)
@@ -99,6 +103,7 @@ class Reads:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.durability = "fsync"
+        self._is_said_open = False  # Whether the file says that a server has it open, and that it therefore has a log.
         self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
         self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
@@ -116,6 +121,7 @@ class Reads:
         self._touched = 0  # Jobs whose part of the index may have been mapped lately.
         self._absent: set[bytes | str] = set()  # Ids and keys that no job has, as far as is known.
         self._counted: Counter[tuple[str, JobState]] = Counter()
+        self._in_state: Counter[JobState] = Counter()
 
     @mended
     def find(self, wanted: Wanted, now: Now) -> Found:
@@ -127,13 +133,14 @@ class Reads:
             slot = index.ended_last(key, index.names.slots(hashes.get(key) or index.of_key(key)))
             if slot is not None and (job := self._jobs((slot,)).get(slot)) is not None:
                 found.ended[key] = job
+        share = Share(wanted.claimed_bytes)
         for claim in wanted.claims:
-            if jobs := self._claimable(claim, now):
+            if jobs := self._claimable(claim, now, share):
                 found.ready[claim.route] = jobs
         for plain in wanted.variants:
             if variants := self._variants(plain):
                 found.variants[plain] = variants
-        return found
+        return found._replace(cut=frozenset(share.cut)) if share.cut else found
 
     def _named(self, wanted: Wanted) -> list[tuple[int, Any, list[int]]]:
         """The names that some slots may have. Of ids and keys it is remembered for the commit what was found out."""
@@ -254,7 +261,7 @@ class Reads:
     def _first(self, lane: Lane) -> Entry | None:
         return next(self._index.lanes.walk(lane), None)
 
-    def _claimable(self, claim: Claim, now: Now) -> list[Job]:
+    def _claimable(self, claim: Claim, now: Now, share: Share) -> list[Job]:
         """Rank by rank, since a lower one is only looked at when the higher ones do not fill the claim."""
         slots: list[int] = []
         by_rank: dict[int, list[Lane]] = {}
@@ -266,10 +273,16 @@ class Reads:
                 break
             due = sorted(entry for lane in lanes for entry in self._due(lane, now, left))
             slots += [slot for _, _, slot in due[:left]]
-        jobs = self._jobs(slots)
-        claimable = {slot: jobs[slot] for slot in slots if slot in jobs}
-        self._slot_of.update((job.seq, slot) for slot, job in claimable.items())
-        return list(claimable.values())
+        claimable: list[Job] = []
+        start, size = 0, _READ_TOGETHER
+        while start < len(slots):
+            some = slots[start : start + size]
+            jobs = self._jobs(some)
+            self._slot_of.update((job.seq, slot) for slot, job in jobs.items())
+            if not share.take(claim.route, claimable, (jobs[slot] for slot in some if slot in jobs)):
+                break
+            start, size = start + size, min(2 * size, _READ_MOST)
+        return claimable
 
     def _due(self, lane: Lane, now: Now, limit: int) -> list[Entry]:
         """The first of what is due in a lane, with the dues on the timer clock."""
@@ -316,25 +329,29 @@ class Reads:
         return found
 
     @mended
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         start = after or (0, 0)
         if is_ended(wanted.state):
             assert wanted.state is not None
-            return self._page_of_ended(wanted, start, limit, now)
+            return self._page_of_ended(wanted, start, limit, now, rows)
         last = start[1]
         jobs: list[Job] = []
-        found = self._running_after(last, SCAN_MAX) if wanted.state is RUNNING else self._all_after(last)
-        for looked_at, job in enumerate(found, 1):
+        found = self._running_after(last, rows) if wanted.state is RUNNING else self._all_after(last)
+        left = rows
+        for job in found:
             if wanted.admits(job, now):
                 jobs.append(job)
-            if len(jobs) == limit or looked_at == SCAN_MAX:
+            left -= rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
                 return Page(jobs, (0, job.seq))
         return Page(jobs, None)
 
     def _running_after(self, seq: int, limit: int) -> Iterator[Job]:
         slots = [slot for _, _, slot in self._index.running_after(seq, limit)]
-        jobs = self._jobs(slots)
-        return (jobs[slot] for slot in slots if slot in jobs)
+        for start in range(0, len(slots), _READ_TOGETHER):
+            some = slots[start : start + _READ_TOGETHER]
+            jobs = self._jobs(some)
+            yield from (jobs[slot] for slot in some if slot in jobs)
 
     def _all_after(self, seq: int) -> Iterator[Job]:
         """Yield all jobs behind a seq, in the order of their seqs; those whose records are bad are left out."""
@@ -352,17 +369,18 @@ class Reads:
                 elif slot in changed:
                     yield changed[slot]
 
-    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now) -> Page:
+    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now, rows: int) -> Page:
         """In the order in which they are forgotten; all those that are dead, or all those that are not, are looked at."""
         lanes = self._index.ended_lanes((DEAD,) if wanted.state is DEAD else (DONE, CANCELLED))
-        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), SCAN_MAX) for lane in lanes))
+        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), rows) for lane in lanes))
         jobs: list[Job] = []
-        when = seq = 0
-        for looked_at, (when, seq, slot) in enumerate(islice(entries, SCAN_MAX), 1):
+        left = rows
+        for when, seq, slot in entries:
             job = self._jobs((slot,)).get(slot)
             if job is not None and wanted.admits(job, now):
                 jobs.append(job)
-            if len(jobs) == limit or looked_at == SCAN_MAX:
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
                 return Page(jobs, (when, seq))
         return Page(jobs, None)
 
@@ -370,17 +388,23 @@ class Reads:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._counted.items() if count}
 
-    @mended
-    def ready(self, now: Now) -> dict[str, int]:
-        ready: Counter[str] = Counter()
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left = READY_COUNTED_TO
-        for route in self._index.routes:
-            for lane in self._lanes(route):
-                _, on_wall, *_ = lane.key
-                count = self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
-                ready[route.module] += count
-                left -= count
-        return {module: count for module, count in ready.items() if count}
+        for route in list(self._index.routes):
+            count = self._ready_on(route, now, left)
+            left -= count
+            yield route.module, count
+            if not left:
+                return
+
+    @mended
+    def _ready_on(self, route: Route, now: Now, limit: int) -> int:
+        """Count the ready jobs of a route."""
+        left = limit
+        for lane in self._lanes(route):
+            _, on_wall, *_ = lane.key
+            left -= self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
+        return limit - left
 
     @ours
     def describe(self) -> dict[str, Any]:
@@ -410,8 +434,7 @@ class Reads:
         }
 
     def _ended_count(self, states: Iterable[JobState]) -> int:
-        wanted = set(states)
-        return sum(count for (_, state), count in self._counted.items() if state in wanted)
+        return sum(self._in_state[state] for state in states)
 
     @mended
     def forgettable(self, retention: Retention) -> bool:
@@ -499,7 +522,7 @@ class Reads:
         if code in FULL_CODES:
             self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
-        if code in _BUSY_CODES:
+        if code in _BUSY_CODES and not self._is_said_open:
             raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
         if is_corrupt and not self._reads_whole():

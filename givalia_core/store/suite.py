@@ -27,6 +27,7 @@ from givalia_core.model import (
     DONE,
     ENDED,
     REQUESTS_KEPT,
+    REQUESTS_MOST,
     RUNNING,
     STORED_STATES,
     WAITING,
@@ -37,6 +38,7 @@ from givalia_core.model import (
 from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
     READY_COUNTED_TO,
+    ROW_BYTES,
     SCAN_MAX,
     VARIANTS_MAX,
     Change,
@@ -52,6 +54,7 @@ from givalia_core.store.base import (
     Store,
     Timer,
     Wanted,
+    by_module,
 )
 
 NOW = Now(timer_us=1_000_000_000, wall_us=1_000_400_000, mono_us=5_000)  # The wall clock is ahead, so that mixing shows.
@@ -499,6 +502,23 @@ class StoreSuite:
 
         assert found.requests == {request_id(number): job for number in (3, 4, 5, 6)}
 
+    def test_a_job_is_found_by_each_of_a_thousand_requests_after_a_restart_too(self, tmp_path: Path) -> None:
+        numbers = range(1, REQUESTS_MOST)
+        job = waiting(1)
+        store = self.opened(tmp_path, job)
+        every = (*job.answered, *(Answered(request_id(number), "ext", number, number) for number in numbers))
+        change = changed(job, answered=every)
+        store.commit([change], MARK)
+        fewer = changed(change.job, answered=(*every[500:], Answered(request_id(2_000), "ext", 1, 1)))
+        store.commit([fewer], MARK)
+
+        wanted = Wanted(requests=frozenset(request_id(number) for number in (*numbers, 2_000)))
+        left = {request_id(number): fewer.job for number in (*range(500, REQUESTS_MOST), 2_000)}
+
+        assert store.find(wanted, NOW).requests == left
+        store, _ = self.reopened(store)
+        assert store.find(wanted, NOW).requests == left
+
     def test_a_request_is_still_found_when_its_job_has_ended(self, tmp_path: Path) -> None:
         job = waiting(1)
         store = self.opened(tmp_path, job)
@@ -762,6 +782,43 @@ class StoreSuite:
         assert first.after is not None
         assert store.page(Filter(module="Fax"), first.after, 10, NOW).jobs == [rare]
 
+    def of_three_states(self, tmp_path: Path, each: int, **fields: Any) -> Store:
+        """A store with so many jobs that wait, then as many that run, then as many that are done."""
+        jobs = [waiting(seq, **fields) for seq in range(1, 3 * each + 1)]
+        store = self.opened(tmp_path, *jobs)
+        run, end = jobs[each : 2 * each], jobs[2 * each :]
+        store.commit([*(changed(job, state=RUNNING) for job in run), *map(ended, end)], MARK)
+        return store
+
+    @staticmethod
+    def pages(store: Store, wanted: Filter, rows: int) -> list[list[int]]:
+        """The seqs of each page of a listing whose pages look at so many rows."""
+        pages: list[list[int]] = []
+        after: tuple[int, int] | None = None
+        while not pages or after is not None:
+            page = store.page(wanted, after, 40, NOW, rows)
+            pages.append([job.seq for job in page.jobs])
+            after = page.after
+            assert len(pages) < 100
+        return pages
+
+    def test_a_page_looks_at_no_more_rows_than_it_is_told_and_goes_on_behind_them(self, tmp_path: Path) -> None:
+        store = self.of_three_states(tmp_path, 20)
+        for state, seqs in ((None, range(1, 61)), (WAITING, range(1, 21)), (RUNNING, range(21, 41)), (DONE, range(41, 61))):
+            pages = self.pages(store, Filter(state), 7)
+
+            assert list(itertools.chain(*pages)) == list(seqs)
+            assert max(map(len, pages)) == 7
+            assert len(self.pages(store, Filter(state, module="Fax"), 7)) > 20 // 7
+
+    def test_a_large_job_counts_as_several_rows_of_a_page(self, tmp_path: Path) -> None:
+        store = self.of_three_states(tmp_path, 4, params=bytes(20 * ROW_BYTES))
+        for state, seqs in ((None, range(1, 13)), (WAITING, range(1, 5)), (RUNNING, range(5, 9)), (DONE, range(9, 13))):
+            pages = self.pages(store, Filter(state), 30)
+
+            assert list(itertools.chain(*pages)) == list(seqs)
+            assert max(map(len, pages)) == 2
+
     def test_counts_are_by_module_and_stored_state(self, tmp_path: Path) -> None:
         job, fax = waiting(1, due_at_us=0), waiting(2, module="Fax")
         store = self.opened(tmp_path, job, fax, waiting(3))
@@ -794,14 +851,14 @@ class StoreSuite:
             waiting(8, due_at_us=NOW.timer_us + 9, module="Late"),
         )
 
-        assert store.ready(NOW) == {"Mail": 3, "Fax": 1}
+        assert by_module(store.ready(NOW)) == {"Mail": 3, "Fax": 1}
 
     def test_ready_jobs_are_counted_to_a_bound_in_all(self, tmp_path: Path) -> None:
         half = READY_COUNTED_TO // 2 + 10
         jobs = [waiting(seq, module=("Mail", "Fax")[seq % 2], due_at_us=0) for seq in range(2 * half)]
         store = self.opened(tmp_path, *jobs)
 
-        assert sum(store.ready(NOW).values()) == READY_COUNTED_TO
+        assert sum(by_module(store.ready(NOW)).values()) == READY_COUNTED_TO
 
     # Forgetting.
 
@@ -908,10 +965,10 @@ class StoreSuite:
         opened = store.open()
 
         assert opened.epoch >= 1
-        assert opened == Opened(opened.epoch, None, 0)
+        assert opened == Opened(opened.epoch, None, 0, is_new=opened.is_new)
         assert self.listed(store) == []
         assert store.counts() == {}
-        assert store.ready(NOW) == {}
+        assert by_module(store.ready(NOW)) == {}
         assert list(store.running()) == []
         assert store.check() == []
 
@@ -1209,7 +1266,7 @@ class History(RuleBasedStateMachine):
         assert found.requests == requests
         assert store.counts() == Counter((job.module, job.state) for job in every)
         ready = [job for job in every if job.state is WAITING and job.is_due(NOW)]
-        assert store.ready(NOW) == Counter(job.module for job in ready)
+        assert by_module(store.ready(NOW)) == Counter(job.module for job in ready)
         assert list(store.running()) == [jobs[seq] for seq in sorted(jobs) if jobs[seq].state is RUNNING]
         assert sorted(store.expired(NOW, 1_000)) == sorted(job for job in every if job.is_expired(NOW))
         assert sorted(self.suite.listed(store, limit=4)) == sorted(every)

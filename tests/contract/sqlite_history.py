@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
 from givalia_core.store import sqlite_file, sqlite_sweeper
-from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted
+from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted, by_module
 from givalia_core.store.index import index, lanes, runs
 from givalia_core.store.memory import Memory
 from givalia_core.store.sqlite import SQLite
@@ -123,7 +123,7 @@ class Script:
         seen: dict[str, Any] = {
             "found": store.find(wanted, now),
             "counts": store.counts(),
-            "ready": store.ready(now),
+            "ready": by_module(store.ready(now)),
             "running": list(store.running()),
             "expired": sorted(store.expired(now, 1_000)),
             "upcoming": [store.upcoming([Span(route, limit) for route in ROUTES], now) for limit in (1, 3, 1_000)],

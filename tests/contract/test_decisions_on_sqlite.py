@@ -7,6 +7,7 @@ from pathlib import Path
 
 import engine_rig
 import pytest
+from test_answers_stand import *  # noqa: F403
 from test_engine import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
 

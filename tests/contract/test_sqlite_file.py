@@ -692,8 +692,9 @@ CALLS = {
         (sqlite3.SQLITE_IOERR_FSYNC, StoreFailed),
         (sqlite3.SQLITE_READONLY, StoreFailed),
         (sqlite3.SQLITE_BUSY, StoreFailed),
-        (sqlite3.SQLITE_CORRUPT, StoreCorrupt),
-        (sqlite3.SQLITE_NOTADB, StoreCorrupt),
+        # A failed read is called corruption, too: the file is looked through, and it is whole.
+        (sqlite3.SQLITE_CORRUPT, StoreFailed),
+        (sqlite3.SQLITE_NOTADB, StoreFailed),
     ],
 )
 def test_an_error_of_sqlite_is_never_shown_as_it_is(

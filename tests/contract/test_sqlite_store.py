@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from givalia_core.model import Answered
 from givalia_core.store import sqlite_file
-from givalia_core.store.base import Opened, Store
+from givalia_core.store.base import Opened, Store, Wanted
 from givalia_core.store.sqlite import SQLite
-from givalia_core.store.suite import StoreSuite
+from givalia_core.store.suite import NOW, StoreSuite, job_id, request_id, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -18,11 +20,28 @@ def _small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", 1 << 16)
 
 
+class Earlier(NamedTuple):
+    """An `Answered` of such a version."""
+
+    request: bytes
+    act: str
+    due_at_us: int
+
+
 class TestSQLite(StoreSuite):
     examples = 30
 
     def make_store(self, folder: Path) -> Store:
         return SQLite(f"sqlite://{folder}/queue.db")
+
+    def test_records_whose_answers_have_no_instant_are_read(self, tmp_path: Path) -> None:
+        """As versions wrote them that remembered the last four."""
+        earlier: Any = (Earlier(job_id(1), "enq", 5), Earlier(request_id(1), "ext", 6))
+        store = self.opened(tmp_path, waiting(1, answered=earlier))
+
+        found = self.reopen(store)[0].find(Wanted(requests=frozenset({request_id(1)})), NOW)
+
+        assert found.requests[request_id(1)].answered == (Answered(job_id(1), "enq", 5), Answered(request_id(1), "ext", 6))
 
 
 class TestSQLiteDropped(TestSQLite):

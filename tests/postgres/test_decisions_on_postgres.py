@@ -8,6 +8,7 @@ import engine_rig
 import pytest
 from givalia_postgres import Postgres
 from postgres_rig import Postgres as Rig
+from test_answers_stand import *  # noqa: F403
 from test_engine import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
 

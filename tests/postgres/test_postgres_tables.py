@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
+from typing import Final
 
 import psycopg
 import pytest
+from engine_rig import EngineRig
 from givalia_postgres import Postgres, schema
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
@@ -85,6 +88,16 @@ def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet
     assert fleet.check() == []
 
 
+def test_store_says_whether_it_was_made_by_its_opening(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+
+    # when, then
+    for is_new in (True, False):
+        assert store.open().is_new is is_new
+        store.close()
+
+
 def _has_role(connection: psycopg.Connection) -> bool:
     return connection.execute("SELECT FROM pg_roles WHERE rolname = 'few'").fetchone() is not None
 
@@ -155,3 +168,82 @@ def test_socket_and_both_schemes_lead_to_the_same_queue(postgres: Rig, database_
 
     # then
     assert epochs == [1, 2]
+
+
+# From one format to the next.
+
+FORMAT_1: Final = (Path(__file__).parent / "format_1.sql").read_text()
+
+
+def uid(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+@pytest.fixture
+def earlier(database_url: str) -> str:
+    """A database with tables of format 1: a job that waits, one that was cancelled, one that runs, one that is done."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(FORMAT_1.encode())
+    return database_url
+
+
+def test_tables_of_format_1_are_upgraded_with_every_job_and_what_it_was_asked(earlier: str) -> None:
+    # given
+    store = Postgres(earlier)
+    with pytest.raises(StoreUnfit, match="givalia store upgrade"):
+        store.open()
+
+    # when
+    assert store.upgrade() == (1, schema.FORMAT)
+
+    # then
+    rig = EngineRig(store)
+    states = {number: rig.state(id=uid(number)) for number in (1, 2, 3, 4)}
+    assert states == {1: "waiting", 2: "cancelled", 3: "running", 4: "done"}
+    assert store.check() == []
+    due_us = rig.stored(uid(1)).due_at_us
+    assert rig.ext("waits", delta_us=10**6, request=uid(105))[0] == uid(1)
+    assert rig.cancel("over", request=uid(200)) == ("cancelled",)
+    assert rig.cancel("runs", running=True, request=uid(300)) == ("stop_requested",)
+    assert rig.stored(uid(1)).due_at_us == due_us
+    assert rig.ext("waits", delta_us=10**6)[0] == uid(1)
+    assert rig.stored(uid(1)).due_at_us == due_us + 10**6
+    store.close()
+
+
+@pytest.mark.parametrize("number", range(1, len(schema.STEPS)))
+def test_an_upgrade_that_is_killed_anywhere_leaves_the_tables_as_they_were(
+    earlier: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    monkeypatch.setattr(schema, "STEPS", schema.STEPS[:number])
+    Postgres(earlier).upgrade()
+    monkeypatch.undo()
+    statements = [each for each in schema.STEPS[number].split(";") if each.strip()]
+
+    # when the process ends behind each of the statements of a step
+    for count in range(1, len(statements) + 1):
+        connection = psycopg.connect(earlier)
+        for each in statements[:count]:
+            connection.execute(each.encode())
+        connection.close()
+
+    # then
+    assert Postgres(earlier).upgrade() == (number, schema.FORMAT)
+
+
+def test_an_upgrade_waits_for_whoever_uses_a_table(earlier: str) -> None:
+    # given
+    upgraded: list[tuple[int, int]] = []
+    with psycopg.connect(earlier) as connection:
+        connection.execute("SELECT FROM givalia.requests")
+
+        # when
+        thread = threading.Thread(target=lambda: upgraded.append(Postgres(earlier).upgrade()))
+        thread.start()
+        thread.join(0.5)
+        assert upgraded == []
+    thread.join(30)
+
+    # then
+    assert upgraded == [(1, schema.FORMAT)]

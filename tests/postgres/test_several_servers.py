@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from postgres_fleet import Fleet
 from system_rig import await_true, lines_of
 
-from givalia_core import DuplicateKey, JobCancelled, NotFound
+from givalia_core import DuplicateKey, JobCancelled, NotFound, WrongState
+from givalia_core.client.server_clock import ServerClock
+from givalia_core.protocol import addresses
 
 
 @pytest.fixture
@@ -172,3 +176,42 @@ def test_rolling_restart_loses_and_doubles_nothing(two: Fleet, tmp_path: Path) -
     for job in jobs:
         job.wait(30)
     assert sorted(words[0] for words in lines_of(ran)) == sorted(job.id for job in jobs)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["tells how long it waits", "of the version before"])
+def test_what_waits_in_a_stopped_server_is_not_done_when_its_client_was_answered_by_another(
+    two: Fleet, monkeypatch: pytest.MonkeyPatch, is_old: bool
+) -> None:
+    # given clients whose commands are in the sockets of a stopped server, and who were answered by the other one
+    if is_old:
+        monkeypatch.setattr(ServerClock, "limit", lambda self, now, patience_s: b"")
+    monkeypatch.setattr(addresses, "random", SimpleNamespace(sample=lambda given, count: list(given)))
+    second = two.client_of(1)
+    second.enq_many([{"module": "Waits", "time": 600, "key": key} for key in ("held", "moved", "ended")])
+    wavering = [two.client_of(0, 1, resend=6.0) for _ in range(4)]
+    for client in wavering:
+        client.info()
+    two.servers[0].send(signal.SIGSTOP)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(wavering[0].cancel, "none"),
+            pool.submit(wavering[1].enq, "Waits", time=600, key="held"),
+            pool.submit(wavering[2].requeue, "ended", time=600),
+            pool.submit(wavering[3].ext, "moved", 100),
+        ]
+        refusals = [each.exception(20) for each in asked]
+    assert [type(each) for each in refusals] == [NotFound, DuplicateKey, WrongState, type(None)]
+
+    # when what they met has changed, and the stopped server goes on
+    second.enq("Waits", time=600, key="none")
+    second.cancel_many(["held", "ended"])
+    for _ in range(6):
+        second.ext("moved", 1)
+    before = {status.key: status.due.timestamp() for status in second.list("waiting")}
+    two.servers[0].send(signal.SIGCONT)
+    first = two.client_of(0)
+    await_true(lambda: first.info()["connections"] == 1, "the connections of those who have gone, and what they had sent")
+
+    # then
+    assert {status.key: status.due.timestamp() for status in second.list("waiting")} == pytest.approx(before, abs=0.05)
+    assert before.keys() == {"none", "moved"}

@@ -24,7 +24,6 @@ from givalia_core.model import (
     ENDED,
     REMEMBERED_AT_LEAST_US,
     REPLACEMENTS_MAX,
-    REQUESTS_KEPT,
     RUNNING,
     TRANSITIONS,
     WAITING,
@@ -36,6 +35,7 @@ from givalia_core.protocol.messages import OK, Enq, Ext, Fail, Kind, Release, Re
 from givalia_core.specifiers import canonical, satisfies
 from givalia_core.store.memory import Memory
 
+UNDECIDED = ("BUSY", "SHUTTING_DOWN", "STORE_FULL", "UNAUTHORIZED", "BAD_REQUEST", "TOO_LARGE")
 NEXT: dict[JobState, set[JobState]] = defaultdict(set)
 for (_from, _), _to in TRANSITIONS.items():
     NEXT[_from].add(_to)
@@ -128,6 +128,10 @@ class Evidence:
             if past.request in self.ops
         ]
 
+    def life_began(self, turn: int) -> int:
+        """The first turn of the process of the server that had this turn."""
+        return max(began for began in self.history.lives if began <= turn)
+
     def key(self, job_id: bytes) -> str | None:
         """The key of a job, as its client asked."""
         return self.enqs[job_id].message.key if job_id in self.enqs else None
@@ -142,7 +146,6 @@ class Evidence:
         return any(
             op.invoked_us < before_us
             and not op.is_before(after_us)
-            # One that took effect may be refused when it is resent, once the job has forgotten it (C1: its last four).
             and (op.status != "fail" or op.request in self.took_effect)
             and self.names(op, job_id)
             for op in self.requeues
@@ -167,12 +170,6 @@ def news(written: Written) -> list[Answered]:
     return [past for past in written.job.answered if past.request not in known]
 
 
-def is_unclear(written: Written) -> bool:
-    """Whether more commands may have touched the job in this commit than it remembers."""
-    added = len(news(written))
-    return added == REQUESTS_KEPT and (written.was is not None or written.job.answered[0].act != "enq")
-
-
 def is_claim(written: Written) -> bool:
     """Whether a commit lent the job."""
     return written.job.fence > (written.was.fence if written.was is not None else 0)
@@ -181,7 +178,7 @@ def is_claim(written: Written) -> bool:
 def is_given_back(written: Written) -> bool:
     """Whether a commit took a lease back as if the attempt had never been."""
     was, job = written.was, written.job
-    if was is None or was.state is not RUNNING or is_unclear(written):
+    if was is None or was.state is not RUNNING:
         return False
     if any(past.act == "requeue" for past in news(written)):
         return False
@@ -310,8 +307,6 @@ def _judge_lives(evidence: Evidence, job_id: bytes, written: list[Written]) -> I
                 lives.append(_reborn(lives[-1]))
             _note_message(lives[-1], past.act, op.message)
             due = _moved(due, each, past.act, op)
-        if is_unclear(each):
-            due, lives[-1].is_clear = None, False
         if is_claim(each):
             if due is not None:
                 yield from _judge_claim(evidence, each, lives[-1], due)
@@ -563,7 +558,7 @@ def transitions_are_legal(evidence: Evidence) -> Iterator[Violation]:
 
 
 def answers_repeat(evidence: Evidence) -> Iterator[Violation]:
-    """I10: a request takes effect once, and whoever asks again is told the same."""
+    """I10: a request takes effect once, whoever asks again is told the same, and what was refused is never done."""
     said = _grouped(
         (each for each in evidence.history.said if each.kind in (Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE)),
         lambda each: each.message.id if each.kind is Kind.ENQ else each.message.request,
@@ -571,23 +566,27 @@ def answers_repeat(evidence: Evidence) -> Iterator[Violation]:
     for job_id, applied in evidence.applied.items():
         places: dict[bytes | None, int] = {}
         for place, each in enumerate(applied):
-            first = places.setdefault(each.op.request, place)
-            if place - first in range(1, REQUESTS_KEPT):
+            if places.setdefault(each.op.request, place) != place:
                 yield Violation("I10", f"one {each.act} took effect twice", job_id)
         for request, place in places.items():
-            yield from _judge_answers(applied, place, said.get(request, []), job_id)
+            life_began = evidence.life_began(applied[place].written.turn)
+            yield from _judge_answers(applied[place], said.get(request, []), life_began, job_id)
 
 
-def _judge_answers(applied: list[Applied], place: int, said: list[Said], job_id: bytes) -> Iterator[Violation]:
-    turn = applied[place].written.turn
-    fallen_out = applied[place + REQUESTS_KEPT].written.turn if place + REQUESTS_KEPT < len(applied) else None
-    # In the very turn, an earlier copy of the command may have met another job or none, and changed nothing.
-    answers = [each for each in said if each.turn == turn and each.is_ok][-1:]
-    answers += [each for each in said if each.turn > turn and (fallen_out is None or each.turn < fallen_out)]
-    if any(not each.is_ok for each in answers):
-        yield Violation("I10", f"a resent {applied[place].act} that had taken effect was refused", job_id)
-    elif len({tuple(each.answer[0]) for each in answers}) > 1:
-        yield Violation("I10", f"a resent {applied[place].act} was answered differently", job_id)
+def _judge_answers(applied: Applied, said: list[Said], life_began: int, job_id: bytes) -> Iterator[Violation]:
+    """A process of the server that ended may be contradicted by the next, unless its client has heard of the answer."""
+    act, written, op = applied.act, applied.written, applied.op
+    decided = [each for each in said if each.answer[0][0] not in UNDECIDED and each.turn >= life_began]
+    if any(each.turn < written.turn for each in decided):
+        yield Violation("I10", f"a command that was answered before took effect later ({act})", job_id)
+    if any(not each.is_ok and each.turn >= written.turn for each in decided):
+        yield Violation("I10", f"a resent {act} that had taken effect was refused", job_id)
+    elif len({tuple(each.answer[0]) for each in decided}) > 1:
+        yield Violation("I10", f"a resent {act} was answered differently", job_id)
+    if op.status == "fail" and op.fields[0] not in UNDECIDED:
+        yield Violation("I10", f"what its client was refused took effect ({act})", job_id)
+    elif op.is_ok and op.is_before(written.mono_us):
+        yield Violation("I10", f"what its client was answered took effect later ({act})", job_id)
 
 
 def dues_are_told_right(evidence: Evidence) -> Iterator[Violation]:
@@ -597,8 +596,8 @@ def dues_are_told_right(evidence: Evidence) -> Iterator[Violation]:
         if not op.is_ok or op.fields[1] != job_id or message.at_us is not None or op.steps_before != op.steps_after:
             continue
         applied = evidence.applied.get(job_id, [])
-        if len(applied) > REQUESTS_KEPT or (applied and applied[0].op is not op):
-            continue  # So many commands followed that the job no longer knows what the first was told.
+        if applied and applied[0].op is not op:
+            continue
         if not 0 <= op.fields[2] - op.invoked_wall_us - message.delay_us <= op.answered_wall_us - op.invoked_wall_us:
             yield Violation("I3", "enq was answered with a due that its delay does not give", job_id)
 

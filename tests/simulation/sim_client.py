@@ -1,7 +1,8 @@
 """A client as the library promises it: commands in flight together, resent with their ids for at most 60 s.
 
-A frame whose answer was lost with its connection is sent again, unchanged, over the next one. When 60 virtual seconds have
-passed since the call, its commands are unknown (`info`), which is what `ConnectionLost` means.
+A frame whose answer was lost with its connection is sent again, unchanged, over the next one; a connection that is silent for
+10 s is left for another. When 60 virtual seconds have passed since the call, its commands are unknown (`info`), which is what
+`ConnectionLost` means. A client of an earlier version does not tell the server how long it waits.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sim_history import Op
-from sim_setup import RESENDS_FOR_US
+from sim_setup import PATIENCE_US, RESENDS_FOR_US
 from sim_world import Connection, Network, World
 
 from givalia_core.protocol.frames import Item
@@ -19,8 +20,9 @@ from givalia_core.protocol.messages import OK, Kind
 class SimClient:
     """One client process."""
 
-    def __init__(self, world: World, network: Network, name: str) -> None:
+    def __init__(self, world: World, network: Network, name: str, *, is_old: bool = False) -> None:
         self.name = name
+        self.is_old = is_old
         self._world = world
         self._network = network
         self._conn: Connection | None = None
@@ -57,7 +59,18 @@ class SimClient:
 
     def _send(self, request: int, ops: list[Op]) -> None:
         assert self._conn is not None
-        self._conn.ask(ops[0].kind, request, [op.message for op in ops])
+        world = self._world
+        patience_us = min(PATIENCE_US << ops[0].lates, ops[0].invoked_us + RESENDS_FOR_US - world.now_us)
+        self._conn.ask(ops[0].kind, request, [op.message for op in ops], None if self.is_old else world.now_us + patience_us)
+        if ops[0].kind is not Kind.WAIT:
+            world.after(PATIENCE_US, self._check_heard, self._conn, request)
+
+    def _check_heard(self, conn: Connection, request: int) -> None:
+        """A server that does not answer is left: what was sent to it may still arrive."""
+        if conn is self._conn and request in self._open:
+            conn.peer_closed()
+            self._conn = None
+            self._connect_soon(0)
 
     def _connect_soon(self, delay_us: int) -> None:
         if not self._is_connecting:
@@ -89,6 +102,12 @@ class SimClient:
         if conn is not self._conn:
             return
         ops = self._open.pop(request, [])
+        if any(_is_late(fields) for fields, _ in items if ops):
+            self._last_request += 1
+            self._open[self._last_request] = ops
+            ops[0].lates += 1
+            self._send(self._last_request, ops)
+            return
         for op, (fields, payload) in zip(ops, items, strict=bool(ops)):
             self._answered(op, fields, payload)
 
@@ -107,3 +126,7 @@ class SimClient:
                 for op in ops:
                     op.status = "info"
                     self._note("info", op, None)
+
+
+def _is_late(fields: Any) -> bool:
+    return fields[0] == "BUSY" and len(fields) > 2 and bool(fields[2].get("late"))

@@ -57,6 +57,7 @@ class Op:
     steps_after: int = 0
     fields: Any = ()
     payload: bytes = b""
+    lates: int = 0  # How often its frame came too late to be decided.
 
     @property
     def request(self) -> bytes | None:
@@ -137,6 +138,7 @@ class History:
     versions: dict[bytes, str] = field(default_factory=dict)  # Of the modules of each worker process, by its instance.
     wall_steps: int = 0
     turns: int = 0
+    lives: list[int] = field(default_factory=list)  # The first turn of each process of the server.
     healed_us: int = 0
 
     def note(

@@ -15,16 +15,18 @@ from sim_server import PowerCut
 from sim_worker import SimWorker
 
 from givalia_core.clock import Clock, Now, Reading, TimerClock
-from givalia_core.engine import answers, leases, turn, verbs
+from givalia_core.engine import answers, desk, leases, turn, verbs
 from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.engine.records import Asked, Effect, Input, Refusal
+from givalia_core.engine.remembered import Remembered
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.routing import Routing, Session
+from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
+from givalia_core.takers import Session
 from givalia_core.timers import Prefix, Window
 
 Patch = AbstractContextManager[Any]
@@ -127,6 +129,31 @@ def requests_are_not_remembered() -> Sequence[Patch]:
     return [_swap(Batch, "by_request", lambda self, request: None)]
 
 
+def what_changed_nothing_is_not_remembered() -> Sequence[Patch]:
+    """A copy of a command that was refused is decided anew."""
+    return [_swap(Batch, "recall", lambda self, request: None)]
+
+
+def a_refusal_is_forgotten_with_its_batch() -> Sequence[Patch]:
+    """Only copies that arrive together are known."""
+    return [_swap(Remembered, "add", _do_nothing)]
+
+
+def a_job_remembers_the_last_four_commands() -> Sequence[Patch]:
+    """However young they are, older ones are forgotten."""
+    return [_swap(desk, "still_remembered", lambda answered, since_us: answered[-3:])]
+
+
+def late_commands_are_decided() -> Sequence[Patch]:
+    """Nobody looks for how long the client waits."""
+    right = answers.answer
+
+    def answer(batch: Batch, asked: Asked, *more: Any) -> None:
+        right(batch, asked._replace(until_us=None), *more)
+
+    return [_swap(answers, "answer", answer)]
+
+
 def a_resent_enq_makes_another_job() -> Sequence[Patch]:
     """The id that the client sent is not what a job is known by."""
     right = verbs.enq
@@ -136,7 +163,7 @@ def a_resent_enq_makes_another_job() -> Sequence[Patch]:
             message = message._replace(id=message.id[::-1], key=None)
         return right(batch, asked, message)
 
-    return [_verb(Kind.ENQ, enq)]
+    return [_verb(Kind.ENQ, enq), mock.patch.dict(verbs.KNOWN, {Kind.ENQ: _do_nothing})]
 
 
 def keys_are_not_unique() -> Sequence[Patch]:
@@ -335,6 +362,10 @@ MUTANTS: dict[str, Mutant] = dict(
         _mutant(cancel_says_yes_of_a_running_job, "I4"),
         _mutant(fences_are_not_checked, "I7"),
         _mutant(requests_are_not_remembered, "I10"),
+        _mutant(what_changed_nothing_is_not_remembered, "I10"),
+        _mutant(a_refusal_is_forgotten_with_its_batch, "I10"),
+        _mutant(a_job_remembers_the_last_four_commands, "I10"),
+        _mutant(late_commands_are_decided, "I10"),
         _mutant(a_resent_enq_makes_another_job, "I2", "I1"),
         _mutant(keys_are_not_unique, "I5"),
         _mutant(a_lost_lease_costs_no_attempt, "I6"),

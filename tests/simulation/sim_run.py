@@ -118,7 +118,7 @@ class Scene:
         self.server.store.cut_chance = self.weather.cut_chance
         self.server.can_reboot = self.weather.can_reboot
         self.network = Network(self.world, self.server, self.weather.slow, self.weather.breaks)
-        self.clients = [SimClient(self.world, self.network, f"client{number}") for number in range(3)]
+        self.clients = [SimClient(self.world, self.network, f"client{number}", is_old=number == 2) for number in range(3)]
         self.workers = [
             self._worker("any", ["Mail", "Rebuild"], 2),
             self._worker("w1", ["Mail"], 1, only_targeted=self.world.chance(0.3)),
@@ -243,6 +243,15 @@ class Scene:
             self.world.history.note("net", "fault", "cut", value=conn.peer.name)
             conn.cut()
 
+    def _stall_connections(self) -> None:
+        """Hold up what clients send, for longer than answers are remembered only if they say how long they wait."""
+        conns = [conn for conn in self.network.open_connections() if isinstance(conn.peer, SimClient)]
+        for conn in self.world.rng.sample(conns, min(len(conns), self.world.rng.randint(1, 3))):
+            is_long = isinstance(conn.peer, SimClient) and not conn.peer.is_old and self.world.chance(0.4)
+            length_us = self.world.between_us(*((125.0, 160.0) if is_long else (5.0, 30.0)))
+            self.world.history.note("net", "fault", "stall", value=conn.peer.name)
+            self.network.stall(conn, length_us)
+
     def _crash_worker(self) -> None:
         self.world.rng.choice(self.workers).crash(self.world.between_us(0.1, 3.0))
 
@@ -285,7 +294,7 @@ class Scene:
     def heal(self) -> None:
         """No more faults, every name, module and version is served, every job succeeds, and the wall clock is at its latest."""
         world = self.world
-        world.history.healed_us = world.now_us
+        world.history.healed_us = max(world.now_us, self.network.stalled_until_us)
         world.step_wall((world.wall_ahead_most_us - world.wall_ahead_us) / SECOND_US)
         world.history.note("world", "fault", "heal")
         store = self.server.store
@@ -313,7 +322,8 @@ class Scene:
             world.history.blame("I14", f"after {DRAIN_S} s of calm there are live jobs ({live}) or calls without an answer")
 
     def _is_drained(self) -> bool:
-        if not self.server.is_up or not all(client.is_idle for client in self.clients):
+        is_stalled = self.network.stalled_until_us + SECOND_US > self.world.now_us
+        if is_stalled or not self.server.is_up or not all(client.is_idle for client in self.clients):
             return False
         counts = self.server.store.memory._counts
         return not any(count for (_, state), count in counts.items() if state in (WAITING, RUNNING))
@@ -339,6 +349,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "pause_server": Scene._pause_server,
     "fill_disk": Scene._fill_disk,
     "cut_connections": Scene._cut_connections,
+    "stall_connections": Scene._stall_connections,
     "crash_worker": Scene._crash_worker,
     "pause_worker": Scene._pause_worker,
     "step_wall": Scene._step_wall,

@@ -21,10 +21,10 @@ from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.routing import Session
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Change, Commit, Retention, Route
 from givalia_core.store.memory import Memory
+from givalia_core.takers import Session
 
 SPINS_MAX = 300  # Turns in a row with nothing to take in: more is an engine that goes round in circles.
 
@@ -123,6 +123,7 @@ class SimServer:
         self.engine = turn.start(self.store, opened, self._timer, world.clock, self._policy, rng)
         self.is_up = True
         self._life += 1
+        world.history.lives.append(world.history.turns + 1)
         self._turn_at_us, self._paused_until_us = None, 0
         world.history.note("server", "fault", "start", value=opened.epoch)
         self._plan_turn(0)
@@ -159,10 +160,10 @@ class SimServer:
         """A connection was made."""
         self._conns[conn.number] = conn
 
-    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any]) -> None:
+    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any], until_us: int | None = None) -> None:
         """A frame has arrived."""
         if conn.number in self._conns:
-            asked = Asked(conn.number, request, kind, messages)
+            asked = Asked(conn.number, request, kind, messages, until_us)
             self._asked[conn.number, request] = asked
             self._take_in(asked)
 

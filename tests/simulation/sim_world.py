@@ -87,7 +87,7 @@ class Host(Protocol):
     def accept(self, conn: Connection) -> None:
         """A connection was made."""
 
-    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any]) -> None:
+    def submit(self, conn: Connection, kind: Kind, request: int, messages: list[Any], until_us: int | None) -> None:
         """A frame has arrived."""
 
     def gone(self, conn: Connection) -> None:
@@ -106,12 +106,13 @@ class _Pipe:
         self._arrived = 0
         self._limit: int | None = None
         self._until_us = 0
+        self.held_until_us = 0
 
     def send(self, *frame: Any) -> None:
         if self._limit is not None:
             return
         self._sent += 1
-        self._last_us = max(self._world.now_us + self._delay_us(), self._last_us + 1)
+        self._last_us = max(self._world.now_us + self._delay_us(), self._last_us + 1, self.held_until_us)
         self._world.after(self._last_us - self._world.now_us, self._arrive, self._sent, frame)
 
     def _arrive(self, number: int, frame: tuple[Any, ...]) -> None:
@@ -123,7 +124,7 @@ class _Pipe:
         """Nothing more is sent; of what is under way a beginning may still arrive."""
         if self._limit is None:
             self._limit = self._arrived if lose_all else self._world.rng.randint(self._arrived, self._sent)
-            self._until_us = self._world.now_us + LAST_BYTES_US
+            self._until_us = max(self._world.now_us, self.held_until_us) + LAST_BYTES_US
         elif lose_all:
             self._limit = self._arrived
 
@@ -146,11 +147,11 @@ class Connection:
         rng = self._world.rng
         return rng.randint(20 * MS_US, 800 * MS_US) if rng.random() < self._slow else rng.randint(50, 4 * MS_US)
 
-    def ask(self, kind: Kind, request: int, messages: list[Any]) -> None:
-        """The peer sends a frame."""
+    def ask(self, kind: Kind, request: int, messages: list[Any], until_us: int | None = None) -> None:
+        """The peer sends a frame, which is not to be decided after `until_us`."""
         if self._world.rng.random() < 0.1:
             messages = _over_the_wire(kind, request, messages)
-        self._up.send(kind, request, messages)
+        self._up.send(kind, request, messages, until_us)
         if self._world.rng.random() < self.breaks:
             # Aimed at the moment when the answer matters: the command, its answer or neither gets through.
             self._world.after(self._world.rng.randint(0, 8 * MS_US), self.cut)
@@ -159,11 +160,20 @@ class Connection:
         """The server sends a frame."""
         self._down.send(kind, request, items)
 
-    def _to_host(self, kind: Kind, request: int, messages: list[Any]) -> None:
-        self._host.submit(self, kind, request, messages)
+    def _to_host(self, kind: Kind, request: int, messages: list[Any], until_us: int | None) -> None:
+        self._host.submit(self, kind, request, messages, until_us)
 
     def _to_peer(self, kind: Kind, request: int, items: list[Item]) -> None:
         self.peer.receive(self, kind, request, items)
+
+    def stall(self, length_us: int) -> None:
+        """What the peer sends from now on arrives when so much time has passed, even if the peer has gone by then."""
+        self._up.held_until_us = max(self._up.held_until_us, self._world.now_us + length_us)
+
+    @property
+    def stalled_until_us(self) -> int:
+        """When what the peer sends arrives again."""
+        return self._up.held_until_us
 
     def cut(self, half_open: float = 0.2) -> None:
         """The network breaks it; each side finds out in its own time, now and then late."""
@@ -177,7 +187,10 @@ class Connection:
 
     def _find_out(self, hears: Callable[[Connection], None], half_open: float) -> None:
         late = self._world.chance(half_open)
-        self._world.after(LAST_BYTES_US + self._world.between_us(*((1.0, 12.0) if late else (0.0, 0.3))), hears, self)
+        delay_us = LAST_BYTES_US + self._world.between_us(*((1.0, 12.0) if late else (0.0, 0.3)))
+        if hears == self._host.gone:
+            delay_us += max(self._up.held_until_us - self._world.now_us, 0)
+        self._world.after(delay_us, hears, self)
 
     def server_died(self) -> None:
         """The server is gone: what was sent to it is lost, what it sent may partly arrive."""
@@ -212,6 +225,7 @@ class Network:
         self._slow = slow
         self.breaks = breaks
         self._open: list[Connection] = []
+        self._stalled: list[Connection] = []
         self._last_number = 0
 
     def connect(self, peer: Peer) -> Connection | None:
@@ -230,6 +244,16 @@ class Network:
         self.breaks = 0.0
         for conn in self._open:
             conn.breaks = 0.0
+
+    @property
+    def stalled_until_us(self) -> int:
+        """When the last stall ends, or has ended."""
+        return max((conn.stalled_until_us for conn in self._stalled), default=0)
+
+    def stall(self, conn: Connection, length_us: int) -> None:
+        """Hold up what is sent over a connection."""
+        self._stalled.append(conn)
+        conn.stall(length_us)
 
     def open_connections(self) -> list[Connection]:
         """Those that may be broken."""

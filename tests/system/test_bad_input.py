@@ -511,3 +511,24 @@ def test_no_canary_waits_for_a_second_while_five_connections_flood_the_server(ho
             flood.communicate()
     assert waits
     assert max(waits) < CANARY_S
+
+
+def test_no_canary_waits_for_a_second_while_connections_list_in_vain(house: House) -> None:
+    """CONTRACT I15. Each listing looks at thousands of jobs, and admits none."""
+    house.canary.enq_many([{"module": "Waiting", "time": 600} for _ in range(20_000)])
+    wires = [Framed(house.port) for _ in range(10)]
+    waits: list[float] = []
+    try:
+        for number, wire in enumerate(wires):
+            for each in range(8):
+                wire.begin(Kind.LIST, m.List(module=f"Nobody{number}.{each}"))
+        for _ in range(50):
+            _timed(waits, lambda: house.canary.enq("Canary", time=600))
+            _timed(waits, house.canary.info)
+            _timed(waits, house.canary.modules)
+        for wire in wires:
+            assert [len(answers(wire.read())[0]) for _ in range(8)] == [2] * 8  # Each says where it goes on.
+    finally:
+        for wire in wires:
+            wire.socket.close()
+    assert max(waits) < CANARY_S

@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from system_install import Installed
+from system_proxy import Proxy
 from system_rig import Rig, await_true, free_port, lines_of
 
 from givalia_core import (
@@ -36,37 +36,17 @@ CLOCKS_S = 0.05
 """A due is shown on the wall clock, counted from two clocks that are read one after the other."""
 
 
-class LosingProxy:
-    """Stands between client and server; of each kind of command it loses the first answer, and the connection with it.
+class LosingProxy(Proxy):
+    """Of each kind of command it loses the first answer, and the connection with it.
 
     The server has answered by then, so the command has taken effect: exactly what a network that breaks does.
     """
 
     def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
         self.lost: list[Kind] = []
-        self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = [self._listener]
-        self._go(self._accept)
+        super().__init__(port)
 
-    def _go(self, function: Any, *arguments: Any) -> None:
-        thread = threading.Thread(target=function, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-                self._sockets += [near, far]
-                asked: dict[int, Kind] = {}
-                self._go(self._ask, near, far, asked)
-                self._go(self._answer, far, near, asked)
-
-    def _ask(self, near: socket.socket, far: socket.socket, asked: dict[int, Kind]) -> None:
+    def ask(self, near: socket.socket, far: socket.socket, asked: dict[int, Any]) -> None:
         reader = frames.Reader()
         skip = len(frames.MAGIC)
         with contextlib.suppress(OSError):
@@ -76,33 +56,20 @@ class LosingProxy:
                     assert isinstance(frame, frames.Frame)
                     asked[frame.request] = Kind(frame.kind)
                 far.sendall(data)
-        self._cut(near, far)
+        self.cut(near, far)
 
-    def _answer(self, far: socket.socket, near: socket.socket, asked: dict[int, Kind]) -> None:
+    def answer(self, far: socket.socket, near: socket.socket, asked: dict[int, Any]) -> None:
         reader = frames.Reader(frames.ANSWER_BYTES_MAX)
         with contextlib.suppress(OSError):
             while data := far.recv(65_536):
                 for frame in reader.feed(data):
                     kind = asked.get(frame.request, Kind.HELLO)
-                    if kind is not Kind.HELLO and kind not in self.lost:
+                    if kind not in (Kind.HELLO, Kind.CLOCK) and kind not in self.lost:
                         self.lost.append(kind)
-                        self._cut(near, far)
+                        self.cut(near, far)
                         return
                 near.sendall(data)
-        self._cut(near, far)
-
-    @staticmethod
-    def _cut(*both: socket.socket) -> None:
-        for each in both:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._cut(*self._sockets)
-        for each in self._sockets:
-            each.close()
-        for thread in self._threads:
-            thread.join(5)
+        self.cut(near, far)
 
 
 @pytest.fixture(scope="module")

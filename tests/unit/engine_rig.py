@@ -81,6 +81,7 @@ class EngineRig:
 
     def _turn_once(self, *inputs: Input) -> list[Effect]:
         effects = turn.turn(self.engine, self.store, self.timer, inputs, self.clock)
+        effects += turn.walk(self.engine, self.store, self.timer, self.clock)
         for effect in effects:
             if isinstance(effect, Reply):
                 assert (effect.conn, effect.request) not in self.replies, "answered twice"

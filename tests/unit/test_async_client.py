@@ -6,6 +6,7 @@ What both clients have in common is claimed in `test_exchange`, `test_failover` 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -226,6 +227,63 @@ def test_a_client_is_not_shared_by_two_loops_at_once(scripted: Scripted) -> None
                 await asyncio.to_thread(lambda: asyncio.run(client.wait(JOB)))
 
     run(main)
+
+
+async def first(jobs: Any) -> Any:
+    return await anext(jobs)
+
+
+VERBS: dict[str, Callable[[AsyncClient], Any]] = {
+    "close": lambda client: client.close(),
+    "exit": lambda client: client.__aexit__(None, None, None),
+    "enq": lambda client: client.enq("Sample"),
+    "enq_many": lambda client: client.enq_many([{"module": "Sample"}]),
+    "stat": lambda client: client.stat(id=JOB),
+    "cancel_many": lambda client: client.cancel_many([JOB]),
+    "requeue_all": lambda client: client.requeue_all(),
+    "list": lambda client: first(client.list()),
+    "wait": lambda client: client.wait(JOB),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_from_another_loop_raises_and_the_first_loop_goes_on(scripted: Scripted, verb: str) -> None:
+    server = scripted()
+
+    async def from_another_loop(client: AsyncClient) -> None:
+        await asyncio.to_thread(lambda: asyncio.run(asyncio.wait_for(VERBS[verb](client), PATIENCE_S / 2)))
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            job = await client.enq("Sample", id=JOB)
+            waiting = asyncio.create_task(job.wait())
+
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await from_another_loop(client)
+
+            assert await waiting == 7
+            assert (await client.enq("Sample", id=JOB)).id == JOB
+
+    run(main)
+    assert len(server._lines) == 1
+
+
+@pytest.mark.parametrize("verb", ["close", "wait"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Of the loop, which is closed too early on purpose.
+def test_a_loop_that_was_closed_with_its_tasks_unfinished_is_no_hindrance(scripted: Scripted, verb: str) -> None:
+    server = scripted()
+    client = AsyncClient(server.address)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(client.enq("Sample", id=JOB))
+    loop.close()
+
+    async def act() -> Any:
+        return await asyncio.wait_for(VERBS[verb](client), PATIENCE_S)
+
+    assert asyncio.run(act()) == (7 if verb == "wait" else None)
+    asyncio.run(client.close())
+    del loop
+    gc.collect()
 
 
 def test_a_listing_that_is_cancelled_leaves_nothing_behind(scripted: Scripted) -> None:

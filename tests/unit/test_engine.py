@@ -9,7 +9,7 @@ import msgpack
 import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
-from givalia_core.clock import SECOND_US, Mark
+from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.engine.records import Asked, Gone, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
@@ -37,7 +37,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.memory import Memory
 from givalia_core.views import text_id
 
@@ -84,7 +84,10 @@ def test_a_message_that_could_not_be_decoded_is_answered_in_its_place(rig: Engin
     assert [type(answer) for answer in answers] == [tuple, BadRequest, tuple]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in m.TABLE if kind not in (Kind.HELLO, Kind.INFO, Kind.MODULES, Kind.WORKERS)])
+NOT_MANY = (Kind.HELLO, Kind.CLOCK, Kind.INFO, Kind.MODULES, Kind.WORKERS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in m.TABLE if kind not in NOT_MANY])
 def test_whatever_could_not_be_decoded_is_refused_and_harms_nothing(rig: EngineRig, kind: Kind) -> None:
     worker = rig.worker(10, "any", "Mail", capacity=1)
     rig.enq(id=uid(1))
@@ -1050,14 +1053,30 @@ def test_c1_a_resent_stop_answers_the_same_after_the_job_has_ended(rig: EngineRi
     assert rig.cancel("k", running=True, request=uid(9)) == first == ("stop_requested",)
 
 
-def test_c1_a_row_keeps_the_last_four_commands(rig: EngineRig) -> None:
-    rig.enq(id=uid(1), key="k", delay_us=SECOND_US)
+def test_c1_a_row_keeps_the_last_four_commands_however_old_they_are(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), key="k", delay_us=3_600 * SECOND_US)
     for number in range(1, 7):
         rig.ext("k", delta_us=SECOND_US, request=uid(100 + number))
+        rig.tick(121)
 
     assert [past.request for past in rig.stored(uid(1)).answered] == [uid(100 + number) for number in (3, 4, 5, 6)]
     assert isinstance(rig.enq(id=uid(1)), tuple)
     assert rig.store.counts() == {("Mail", WAITING): 1}
+
+
+def test_a_job_that_had_started_does_not_expire_although_it_is_replaced(rig: EngineRig) -> None:
+    # given a job whose attempt was given back, for its process was replaced
+    worker = rig.worker()
+    rig.enq(id=uid(1), key="k", delay_us=0)
+    worker.credit(0)
+    worker.release(replaced=True)
+
+    # when
+    rig.enq(key="k", delay_us=SECOND_US, expires_us=SECOND_US, if_exists="replace")
+    rig.tick(5)
+
+    # then
+    assert rig.state("k") == "ready"
 
 
 # C5 and names.
@@ -1586,6 +1605,59 @@ def test_on_a_full_store_enq_is_refused_and_all_else_goes_on() -> None:
     assert isinstance(rig.enq(id=uid(10)), tuple)
 
 
+class UsedUp(Full):
+    """A memory store whose disk is full, reserve and all: it takes no change."""
+
+    is_used_up = False
+
+    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        if self.is_used_up:
+            raise StoreFull("no space left")
+        return super().commit(changes, mark, retention)
+
+    def has_room(self) -> bool:
+        return not self.is_used_up
+
+
+def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and_reports_kept() -> None:
+    store = UsedUp()
+    rig = EngineRig(store)
+    worker = rig.worker(capacity=3)
+    for number in (1, 2):
+        rig.enq(id=uid(number))
+    rig.enq(id=uid(4), key="k", delay_us=50 * SECOND_US)
+    rig.enq(id=uid(5), key="due", module="Nobody", delay_us=3 * SECOND_US)
+    store.is_used_up = True
+    succeed = rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.jobs[0].fence), conn=worker.conn)
+    fail = rig.frame(Kind.FAIL, m.Fail(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn)
+
+    commands = [
+        rig.frame(Kind.ENQ, m.Enq(uid(9), "Mail", key="new")),
+        rig.frame(Kind.CANCEL, m.Cancel(uid(50), "k")),
+        rig.frame(Kind.EXT, m.Ext(uid(51), "k", delta_us=SECOND_US)),
+    ]
+    stat = rig.frame(Kind.STAT, m.Stat("k"))
+    rig.turn(*commands, succeed, fail, stat)
+
+    assert [type(answer) for frame in commands for answer in rig.answers(frame)] == [StoreFull] * 3
+    assert rig.state(id=uid(1)) == rig.state(id=uid(2)) == "running"
+    for _ in range(40):  # Longer than a lease: nobody's is ended, and beats are answered.
+        rig.tick(1)
+        worker.beat(*worker.jobs)
+    assert (succeed.conn, succeed.request) not in rig.replies
+    assert rig.state("k") == "waiting"
+    assert len(rig.listed()) == 4
+
+    store.is_used_up = False
+    rig.tick(1)
+
+    assert rig.answers(succeed) == rig.answers(fail) == [()]
+    assert rig.state(id=uid(1)) == "done"
+    assert rig.cancel("k") == ("cancelled",)
+    assert isinstance(rig.enq(id=uid(9)), tuple)
+    assert rig.closed == []
+
+
 def test_a_worker_that_joins_while_the_store_is_full_serves_all_the_same() -> None:
     store = Full()
     rig = EngineRig(store)
@@ -1782,7 +1854,7 @@ def test_whoever_waits_and_leaves_is_forgotten(rig: EngineRig) -> None:
 
     assert (gone.conn, gone.request) not in rig.replies
     assert rig.answers(stays) == [("done", None)]
-    assert not rig.engine.desk.waiters
+    assert not list(rig.engine.desk.waits)
 
 
 def test_progress_is_told_to_those_who_wait_and_want_to_hear_of_it(rig: EngineRig) -> None:
@@ -2019,7 +2091,7 @@ def test_a_job_whose_row_remembers_a_strange_request_is_still_one_job(rig: Engin
     rig.enq(id=uid(1), key="k", delay_us=SECOND_US)
     rig.ext("k", delta_us=SECOND_US, request=uid(1))  # A client that uses one id for two commands.
 
-    assert rig.stored(uid(1)).answered[-1] == Answered(uid(1), "ext", rig.now.wall_us + 2 * SECOND_US)
+    assert rig.stored(uid(1)).answered[-1] == Answered(uid(1), "ext", rig.now.wall_us + 2 * SECOND_US, rig.now.timer_us)
     assert rig.enq(id=uid(1), key="k")[0] == uid(1)
     assert rig.store.check() == []
 
@@ -2149,3 +2221,45 @@ def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_work
     rig.engine.desk.is_clogged = lambda conn: False
     rig.tick()
     assert room.held == 12
+
+
+def test_jobs_with_large_params_are_read_and_lent_a_few_at_a_time_and_all_of_them_in_their_order(rig: EngineRig) -> None:
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    read: list[int] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        found = find(wanted, now)
+        read.append(sum(len(job.params) for jobs in found.ready.values() for job in jobs))
+        return found
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    worker = rig.worker(capacity=100)
+    rig.tick()
+
+    assert max(read) < 10 << 20
+    assert worker.ids == [uid(number) for number in range(1, 101)]
+
+
+def test_awaited_jobs_are_read_again_a_few_at_a_time_and_all_of_them_and_leased_ones_at_once(rig: EngineRig) -> None:
+    worker = rig.worker(10, "any", "Fax", capacity=30)
+    for number in range(1, 101):
+        rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(500 << 10)))
+    leased = {rig.enq("Fax", id=uid(1_000 + number))[0] for number in range(30)}
+    assert set(worker.ids) == leased
+    read: list[frozenset[bytes]] = []
+    find = rig.store.find
+
+    def noted(wanted: Wanted, now: Now) -> Found:
+        read.append(wanted.ids)
+        return find(wanted, now)
+
+    rig.store.find = noted  # type: ignore[method-assign]
+    rig.engine.desk.suspects = {*map(uid, range(1, 101)), *leased}
+    rig.turn()
+
+    assert leased <= read[0]
+    assert max(len(ids - leased) for ids in read) < 40
+    assert frozenset().union(*read) >= {*map(uid, range(1, 101)), *leased}
+    assert not rig.engine.desk.suspects

@@ -10,7 +10,7 @@ import pytest
 from givalia_core import ConnectionLost, ShuttingDown, WaitTimeout
 from givalia_core.client import errands, talk
 from givalia_core.client.errands import Connect, Errands, Listen, Rest, Slot, Visit
-from givalia_core.errors import Unauthorized
+from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
@@ -163,3 +163,91 @@ def test_what_was_sent_after_a_refusal_is_unknown_and_not_refused() -> None:
 
     assert slots[0].answers == [STOPPING]
     assert isinstance(slots[1].error, ConnectionLost)
+
+
+def greeted(made: Errands, now: float) -> Visit:
+    """Be connected to a server that tells its clock, and send what is to be sent."""
+    visit = Visit()
+    assert frames.Reader().feed(visit.hello()[4:])
+    assert not visit.greet(answer(1, OK, 1, "givalia"))
+    assert visit.greet(answer(2, OK, 7_000_000))
+    for slot in made.connected(visit, now):
+        made.load(visit, slot, now)
+    return visit
+
+
+def sent(data: bytes | None) -> list[tuple[int, int, Any]]:
+    """The kinds, numbers and first fields of frames."""
+    every = frames.Reader().feed(data or b"")
+    return [(each.kind, each.request, frames.unpack_fields(each.items[0][0])[:1]) for each in every]  # type: ignore[union-attr]
+
+
+def test_a_command_is_sent_with_the_time_after_which_another_server_is_asked() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    visit = greeted(made, 0.0)
+    slots = [made.begin(call, None, 0.0) for call in (talk.info(), talk.cancel("k", None, running=False), talk.enq("Mail"))]
+
+    question, first, second = (sent(made.load(visit, slot, 0.0)) for slot in slots)
+
+    assert [kind for kind, *_ in question] == [Kind.INFO]
+    assert [kind for kind, *_ in first] == [Kind.CLOCK, Kind.CANCEL]
+    assert first[0][2] == [7_000_000 + 10_000_000]
+    assert [kind for kind, *_ in second] == [Kind.ENQ], "that limit holds for what comes behind, too"
+
+
+def test_a_command_that_came_too_late_is_sent_again_and_given_longer() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    visit = greeted(made, 0.0)
+    number = max(visit.commands)
+    late = refusal(Busy("late", retry_after=0.05, late=True))
+
+    assert made.arrived(visit, answer(number, *late[0]), 1.0)
+    assert not slot.is_over
+    assert made.due(1.0) == []
+    assert made.due(1.06) == [slot]
+
+    again = sent(made.load(visit, slot, 1.06))
+    assert [kind for kind, *_ in again] == [Kind.CLOCK, Kind.CANCEL]
+    assert 27_000_000 < again[0][2][0] <= 28_060_000
+    made.arrived(visit, answer(again[1][1], OK, "cancelled"), 2.0)
+    assert slot.result() == ["cancelled"]
+
+
+def test_a_command_is_never_decided_after_its_caller_has_given_up() -> None:
+    made = Errands([ONE], 60.0)
+    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    made.drop(greeted(made, 0.0), "lost", 55.0)
+    visit = Visit()
+    visit.hello()
+    visit.greet(answer(1, OK, 1) + answer(2, OK, 0))
+    made.connected(visit, 56.0)
+
+    limit, _ = sent(made.load(visit, slot, 56.0))
+
+    assert limit[2] == [4_000_000]
+
+
+def test_an_answer_of_busy_that_is_not_late_is_for_the_caller() -> None:
+    made = Errands([ONE], 60.0)
+    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    visit = greeted(made, 0.0)
+
+    made.arrived(visit, answer(max(visit.commands), *refusal(Busy("full", retry_after=1.0))[0]), 1.0)
+
+    assert [type(each) for each in slot.result()] == [Busy]
+
+
+def test_a_server_that_only_tells_its_clock_is_silent() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    visit = greeted(made, 0.0)
+
+    for second in range(1, 10):
+        slot = made.begin(talk.cancel("k", None, running=False), None, float(second))
+        for kind, number, _ in sent(made.load(visit, slot, second + 0.5)):
+            if kind == Kind.CLOCK:
+                made.arrived(visit, answer(number, OK, 7_000_000), second + 0.5)
+
+    with pytest.raises(TimeoutError):
+        made.check_heard(visit, 10.0)

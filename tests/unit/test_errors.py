@@ -116,5 +116,5 @@ def test_families_can_be_caught_at_once() -> None:
     assert issubclass(WaitTimeout, TimeoutError)
     assert not issubclass(PartlyRefused, errors.Refused)
     assert {cls.__name__ for cls in StoreError.__subclasses__()} == {
-        "StoreFailed", "StoreCorrupt", "StoreLocked", "StoreTooNew", "StoreAway", "StoreUnfit",
+        "StoreFailed", "StoreCorrupt", "StoreLocked", "StoreMissing", "StoreTooNew", "StoreAway", "StoreUnfit",
     }  # fmt: skip

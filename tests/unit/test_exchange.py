@@ -29,9 +29,9 @@ from givalia_core import Busy, Client, ConnectionLost, DuplicateKey, PartlyRefus
 from givalia_core.client import errands
 from givalia_core.client.exchange import Exchange
 from givalia_core.errors import VersionMismatch
-from givalia_core.protocol import addresses
+from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
+from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed, item, refusal
 from givalia_core.protocol.session import Port
 from givalia_core.views import text_id
 
@@ -92,6 +92,30 @@ def test_a_command_under_way_goes_to_the_next_server_with_the_same_id(connect: C
     (sent,) = lost.next(Kind.ENQ).messages
     assert [sent] == there.next(Kind.ENQ).messages
     assert text_id(sent.id) == job.id
+
+
+def test_a_server_of_the_version_before_is_told_no_limit(
+    connect: Connect, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(session.KINDS, Port.CLIENT, CLIENT_KINDS - {Kind.CLOCK})
+    server = scripted()
+
+    with connect(server) as client:
+        assert client.enq("Sample", id=JOB).id == JOB
+
+    assert server.next(Kind.ENQ).until_us is None
+
+
+def test_a_command_that_came_too_late_is_sent_again_with_the_same_id(connect: Connect, scripted: Scripted) -> None:
+    late = Busy("late", retry_after=0.01, late=True)
+    server = scripted(first(Kind.ENQ, refuse(late)))
+
+    with connect(server) as client:
+        job = client.enq("Sample")
+
+    asked = [server.next(Kind.ENQ) for _ in range(2)]
+    assert [text_id(ask.messages[0].id) for ask in asked] == [job.id] * 2
+    assert None not in (asked[0].until_us, asked[1].until_us)
 
 
 def test_a_server_that_is_lost_after_it_worked_is_left_at_once(connect: Connect, scripted: Scripted) -> None:

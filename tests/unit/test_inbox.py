@@ -85,6 +85,72 @@ def test_reads_are_bounded_in_one_turn() -> None:
     assert len(inbox.take()) == READS_PER_TURN
 
 
+def test_a_connection_whose_peer_has_to_read_first_is_held_and_goes_on_in_its_order() -> None:
+    inbox = filled(asked(1, 1), asked(2, 1))
+    inbox.hold(1)
+    inbox.put(asked(1, 2, kind=Kind.STAT))
+
+    assert inbox.take() == [asked(2, 1)]
+    assert not inbox  # Nothing to turn for.
+
+    inbox.release(1)
+    inbox.put(asked(1, 3))
+
+    assert inbox.take() == [asked(1, 1), asked(1, 2, kind=Kind.STAT), asked(1, 3)]
+
+
+def test_the_end_of_a_connection_that_is_held_lets_its_commands_be_decided_and_drops_its_questions() -> None:
+    inbox = filled(asked(1, 1, kind=Kind.WAIT), asked(1, 2), asked(1, 3, kind=Kind.LIST))
+    inbox.hold(1)
+
+    inbox.put(Gone(1))
+
+    assert inbox.take() == [asked(1, 2), Gone(1)]
+    assert not inbox
+
+
+def test_one_connection_gets_no_more_results_in_a_turn_than_a_frame_of_them() -> None:
+    inbox = filled(*(asked(1, request, 4, Kind.STAT) for request in range(3)), asked(2, 1, 1, Kind.STAT))
+
+    assert inbox.take() == [asked(1, 0, 4, Kind.STAT), asked(2, 1, 1, Kind.STAT)]
+
+
+def test_large_answers_wait_for_room_in_the_budget_and_small_ones_and_reports_do_not() -> None:
+    report = asked(3, 1, 1_000, Kind.SUCCEED)
+    inbox = filled(asked(1, 1, 1, Kind.STAT), asked(2, 1), asked(4, 1, 10_000), report)
+
+    assert inbox.take(left=0) == [asked(2, 1), report]
+    assert inbox.is_short
+    assert not inbox
+
+    taken = inbox.take(left=1 << 24) + inbox.take(left=1 << 24)
+
+    assert taken == [asked(1, 1, 1, Kind.STAT), asked(4, 1, 10_000)]
+    assert not inbox.is_short
+
+
+def test_waits_of_a_connection_that_has_no_room_for_their_results_are_taken_a_few_at_a_time() -> None:
+    inbox = filled(*(asked(1, request, kind=Kind.WAIT) for request in range(40)))
+
+    assert len(inbox.take()) == 40
+
+    for request in range(40):
+        inbox.put_back(asked(1, request, kind=Kind.WAIT))
+
+    assert len(inbox.take()) < 5
+
+
+def test_reads_in_a_turn_are_fewer_after_large_answers_and_more_again_after_small_ones() -> None:
+    inbox = filled(*(asked(conn, 1, 1, Kind.STAT) for conn in range(200)))
+    inbox.note_answered(1 << 24)
+
+    assert len(inbox.take()) == READS_PER_TURN // 2
+
+    inbox.note_answered(0)
+
+    assert len(inbox.take()) == READS_PER_TURN
+
+
 def test_the_end_of_a_connection_comes_behind_what_it_asked() -> None:
     inbox = filled(asked(1, 1), Gone(1))
 

@@ -79,6 +79,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "if_exists": words("refuse", "keep", "replace", "reschedule"), "priority": numbers(-9, 9), "max_attempts": ATTEMPTS,
         "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY, "version": SPECIFIER,
     },
+    Kind.CLOCK: {"until_us": numbers(0, 1 << 62, optional=True)},
     Kind.STAT: NAMED,
     Kind.WAIT: {**NAMED, "progress": BOOL},
     Kind.CANCEL: {"request": UUID, **NAMED, "running": BOOL},

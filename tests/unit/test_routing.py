@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from givalia_core import why
 from givalia_core.clock import Now
 from givalia_core.model import WAITING, Job
 from givalia_core.protocol.messages import Announce, Join
-from givalia_core.routing import Routing, Session
+from givalia_core.routing import Routing
 from givalia_core.store.base import Near, News, Route, Span
+from givalia_core.takers import Session
 from givalia_core.timers import PREFIX_TIMERS
 
 NOW = Now(1_000, 5_000, 7)
@@ -181,7 +183,7 @@ BROKEN.announced = {"Mail": Announce("Mail", "dist", "1", broken="Traceback\n  .
     ],
 )
 def test_why_says_in_words_what_is_missing(sessions: list[Session], fields: dict[str, Any], expected: str) -> None:
-    assert routing(*sessions).why_not_taken(job(**fields)).startswith(expected)
+    assert why.not_taken(routing(*sessions), job(**fields)).startswith(expected)
 
 
 # Versions.
@@ -284,4 +286,4 @@ def test_why_names_the_versions_that_are_connected_over_all_servers(
     made = routing(*(versioned(1, "w1", version) for version in sessions))
     made.elsewhere = others
 
-    assert made.why_not_taken(job(specifier=">=2", **fields)).startswith(expected)
+    assert why.not_taken(made, job(specifier=">=2", **fields)).startswith(expected)

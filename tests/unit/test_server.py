@@ -18,7 +18,7 @@ from givalia_core.engine.records import Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
-from givalia_core.server import Server, app
+from givalia_core.server import Server, app, delivery
 from givalia_core.settings import ServerSettings
 
 
@@ -122,7 +122,7 @@ def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server
         def answer(request: int, items: list[Any]) -> bytes:
             raise TooLarge("it fits no frame")
 
-    assert app._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
+    assert delivery._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
 
 
 def test_a_lease_that_workers_were_told_is_not_changed_under_them(server: Server) -> None:

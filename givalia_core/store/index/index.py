@@ -41,6 +41,7 @@ _FIXED: Final = (
 DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
+_LANES_AT_ONCE: Final = 500
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
 
@@ -278,13 +279,24 @@ class Index:
             Damaged: It is another.
         """
         self.slots.verify_header()
+        self.slots.verify_total()
         self.names.verify_total()
         self.lanes.keys.verify()
         self.lanes.runs.verify_list()
 
+    def end_round(self) -> None:
+        """End a round of the scrub, which has seen the whole index."""
+        self.is_verified = True
+        self.lanes.end_round()
+        if self.slots.cut():
+            self.lanes.forget_behind(self.slots.end)
+        self.names.cut()
+        self.lanes.runs.cut()
+        self._write_header()
+
     def free_lanes(self) -> None:
-        """End a round of the scrub: let go of the lanes that no job was seen in."""
-        for lane in self.lanes.free_unused():
+        """Let go of some of the lanes that hold no job."""
+        for lane in self.lanes.free_unused(_LANES_AT_ONCE):
             _, _, module, target, _ = lane.key
             route = Route(module, target)
             self.routes[route].remove(lane)
@@ -384,9 +396,7 @@ class Index:
         elif key is not None and (was.key != key or was.state in ENDED):
             self.names.add(self.of_key(key), slot)
         if was.answered is not job.answered:
-            self._add_requests(slot, job)
-            for answered in set(was.answered).difference(job.answered):
-                self.names.remove(self.of_request(answered.request), slot)
+            self._change_requests(slot, was, job)
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
         slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
@@ -408,6 +418,15 @@ class Index:
         for past in job.answered:
             if past.request != job.id:
                 self.names.add(self.of_request(past.request), slot)
+
+    def _change_requests(self, slot: int, was: Job, job: Job) -> None:
+        """Name the slot by the requests that are new; a job may remember a thousand, and each change adds one."""
+        before, after = set(was.answered), set(job.answered)
+        for past in after - before:
+            if past.request != job.id:
+                self.names.add(self.of_request(past.request), slot)
+        for past in before - after:
+            self.names.remove(self.of_request(past.request), slot)
 
     def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
         self.lanes.stand(slot, lane, when)

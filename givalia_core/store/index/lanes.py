@@ -65,6 +65,7 @@ class Lanes:
         self.by_number: list[Lane | None] = []
         self.loose = 0  # Entries that are not sealed.
         self.round = 1
+        self.unused: list[Lane] = []  # Lanes to be freed.
         self._slots = slots
         self._with_loose: dict[int, Lane] = {}
         self._numbers: list[int] = []  # Of lanes that were freed.
@@ -139,20 +140,21 @@ class Lanes:
                     raise Damaged(f"jobs are filed in lane {number}, which does not exist")
                 lane.used_in = self.round
 
-    def free_unused(self) -> list[Lane]:
-        """End a round of the scrub: free the lanes that no job was seen in, and return them."""
-        unused = [
-            lane
-            for lane in self.by_number
-            if lane is not None and not lane.is_fixed and lane.used_in < self.round and not lane.loose
-        ]
-        for lane in unused:
+    def end_round(self) -> None:
+        """End a round of the scrub: note the lanes that no job was seen in."""
+        self.unused = [lane for lane in self.by_key.values() if not lane.is_fixed and lane.used_in < self.round]
+        self.round += 1
+
+    def free_unused(self, limit: int) -> list[Lane]:
+        """Free some of the lanes that no job was seen in, if none was filed there since, and return them."""
+        some, self.unused = self.unused[:limit], self.unused[limit:]
+        freed = [lane for lane in some if lane.used_in < self.round - 1 and not lane.loose]
+        for lane in freed:
             self._set(lane.number, None)
             self._numbers.append(lane.number)
-        if unused:
+        if freed and not self.unused:
             self.keys.rewrite((lane.number, lane.key) for lane in self.by_number if lane is not None)
-        self.round += 1
-        return unused
+        return freed
 
     # Filing.
 
@@ -225,8 +227,9 @@ class Lanes:
                 if len(found) >= most:
                     break
                 due = slice(low, bisect_right(whens, until, low, high))
-                self._slots.ensure(slots[due])
-                found.update(slot for _, _, slot in self._counting(lane, zip(whens[due], seqs[due], slots[due], strict=True)))
+                entries = [entry for entry in zip(whens[due], seqs[due], slots[due], strict=True) if entry[2] < self._slots.end]
+                self._slots.ensure(slot for _, _, slot in entries)
+                found.update(slot for _, _, slot in self._counting(lane, entries))
         return min(len(found), most)
 
     def _read_on(self, lane: Lane) -> None:
@@ -293,6 +296,8 @@ class Lanes:
             if bound <= start:
                 raise Damaged(f"the entries of lane {lane.number} are not in order")
             del found[bisect_right(found, bound) :]
+        end = self._slots.end  # Slots behind it were given back, with jobs that are forgotten.
+        found = [entry for entry in found if entry[2] < end]
         self._slots.ensure(slot for _, _, slot in found)
         last = START
         counting: list[Entry] = []
@@ -330,10 +335,8 @@ class Lanes:
     def _look_through(self) -> Run | None:
         """Look at the run that was not looked at for longest; return it if most of it is past."""
         run = self.runs.oldest()
-        looked_at = counting = 0
-        for lane, entries in self._of_run(run, _SAMPLE):
-            looked_at += len(entries)
-            counting += sum(1 for _ in self._counting(lane, entries))
+        looked_at = sum(len(entries) for _, entries in self.runs.entries(run, _SAMPLE))
+        counting = sum(1 for lane, entries in self._of_run(run, _SAMPLE) for _ in self._counting(lane, entries))
         return run if 2 * counting < looked_at else None
 
     def _of_run(self, run: Run, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
@@ -341,8 +344,15 @@ class Lanes:
         for number, entries in self.runs.entries(run, step):
             lane = self.by_number[number] if number < len(self.by_number) else None
             if lane is not None:
-                self._slots.ensure(slot for _, _, slot in entries)
-                yield lane, entries
+                some = [entry for entry in entries if entry[2] < self._slots.end]
+                self._slots.ensure(slot for _, _, slot in some)
+                yield lane, some
+
+    def forget_behind(self, end: int) -> None:
+        """Drop from memory the entries of slots behind this one, which were given back."""
+        for lane in self.by_key.values():
+            lane.front, lane.bound = [], START
+            lane.loose = [entry for entry in lane.loose if entry[2] < end]
 
     def trim(self) -> None:
         """Give back the memory that the runs are mapped into."""

@@ -77,6 +77,9 @@ class Scrub:
     def _look(self) -> bool:
         """Look at the next part; returns whether the round has ended."""
         index, place = self._index, self._place
+        if index.lanes.unused:
+            index.free_lanes()
+            return False
         pages, runs = index.slots.pages, index.lanes.runs
         if place < pages:
             self._place = min(place + _PAGES_AT_ONCE, pages)
@@ -98,13 +101,9 @@ class Scrub:
         return True
 
     def _end(self) -> None:
-        index, now = self._index, time.monotonic()
-        index.verify_rest()
-        index.is_verified = True
-        index.free_lanes()
-        index.slots.cut()
-        index.names.cut()
-        index.lanes.runs.cut()
+        now = time.monotonic()
+        self._index.verify_rest()
+        self._index.end_round()
         self.last = Round(self.number, time.time(), now - self._begun)
         self.number += 1
         self._place, self._begun, self._rest_until = 0, now + PAUSE_S, now + PAUSE_S

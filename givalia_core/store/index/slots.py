@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import xor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,7 +27,8 @@ FAR: Final = 1 << 62
 PAGE_BITS: Final = 9
 PAGE: Final = 1 << PAGE_BITS
 _PENDING: Final = 40  # The slot that a new job is being written to, and
-NAMES_TOTAL: Final = 41  # the sum over all names: each is a word that changes on its own.
+NAMES_TOTAL: Final = 41  # the sum over all names,
+_SLOTS_TOTAL: Final = 42  # and the exclusive or of all slots' checks: each is a word that changes on its own.
 _FREE_MOST: Final = 65_536  # Free slots that are known in memory.
 _CUT_LEAST: Final = 16_384  # Words.
 _VERSION_SHIFT: Final = 16
@@ -118,6 +121,16 @@ class Slots:
         if pages > self._pages:
             raise Damaged("the sums of the slots are fewer than their pages")
         self.unverified = set(range(pages)) if end > FIRST else set()
+        self.verify_total()
+
+    def verify_total(self) -> None:
+        """Compare the sums of all pages with their total: a page and its sum may both be those of an earlier time.
+
+        Raises:
+            Damaged: They do not match.
+        """
+        if reduce(xor, self._sum_at[: self.pages].tolist(), 0) != self.at[_SLOTS_TOTAL]:
+            raise Damaged("the sums of the slots do not match their total")
 
     def verify_header(self) -> None:
         """Compare the header with what was written.
@@ -181,7 +194,10 @@ class Slots:
     def write(self, slot: int, seq: int, origin: int, lane: int, when: int, at: int, past: int, ended_at: int) -> None:
         """Write all of a slot."""
         check = hash((slot, seq, origin, lane, when, at, past, ended_at))
-        self._sum_at[slot >> PAGE_BITS] ^= self.at[slot + CHECK] ^ check
+        words = self.at
+        change = words[slot + CHECK] ^ check
+        self._sum_at[slot >> PAGE_BITS] ^= change
+        words[_SLOTS_TOTAL] ^= change
         _SLOT.pack_into(self._raw, slot * 8, seq, origin, lane, when, at, past, ended_at, check)
 
     def put(self, slot: int, word: int, value: int) -> None:
@@ -210,13 +226,13 @@ class Slots:
         else:
             self._has_dropped = True
 
-    def cut(self) -> None:
-        """Give back the room of free slots at the end, if there is much of it."""
+    def cut(self) -> bool:
+        """Give back the room of free slots at the end, if there is much of it; returns whether it did."""
         at, end = self.at, self.end
         while end > FIRST and not at[end - WIDTH]:
             end -= WIDTH
         if (self.end - end) * 4 < self.end or self.end - end < _CUT_LEAST:
-            return
+            return False
         self.end = end
         self._free = [slot for slot in self._free if slot < end]
         page = end >> PAGE_BITS
@@ -228,8 +244,11 @@ class Slots:
             total ^= self.at[slot + CHECK]
         for place in range(end, (page + 1) << PAGE_BITS):
             self.at[place] = 0
+        self.at[_SLOTS_TOTAL] = reduce(xor, self._sum_at[:page].tolist(), total)
         self._sum_at[page] = total
         self._gathered = min(self._gathered, page)
+        self.unverified = {number for number in self.unverified if number <= page}
+        return True
 
     # Reading.
 

@@ -6,6 +6,7 @@ done again (`Again`), the database is away (`StoreAway`), or it is full (`StoreF
 
 from __future__ import annotations
 
+import secrets
 import select
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -15,11 +16,11 @@ import gevent
 import psycopg
 from gevent.hub import Hub
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.store.base import AlreadyDecided
 from psycopg import RawCursor, generators, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from givalia_postgres import rows
-from givalia_postgres.statements import BEGIN, COMMIT
 
 CONNECT_S: Final = 3  # Unless the URL says otherwise.
 ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
@@ -37,7 +38,19 @@ _SETTINGS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "search_path": "pg_catalog",
+    "idle_session_timeout": "0",  # The listener says nothing for long.
 }
+PINNED: Final = "synchronous_commit"
+"""A setting of our sessions that stays as it was when the store was opened, whatever is configured later."""
+
+_SESSION: Final = "givalia.session"
+SESSION: Final = f"pg_backend_pid(), current_setting('{_SESSION}', true)"
+"""Two columns that name the session which a statement runs in; see `Connection.is_session`."""
+
+POOLED: Final = (
+    "the URL leads to a pooler in transaction mode, which gives each transaction another session of PostgreSQL: settings,"
+    " prepared statements and LISTEN of a server would be lost. Connect servers directly, or through a pool in session mode"
+)
 
 SHORT_MS: Final = 300  # What a statement may take that is tried apart from others.
 _IMPATIENT: Final = "SELECT set_config('lock_timeout', '1', true), set_config('statement_timeout', $1::bigint::text, true)"
@@ -62,10 +75,16 @@ class TooLong(Again):
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
     """Waits for its socket in the hub instead of blocking the thread."""
 
+    answer_s = ANSWER_S
+    session: tuple[int, str] = (0, "")
+    """What `SESSION` answered when the connection was made."""
+    heard: list[tuple[int, bytes]]
+    """Notifications that arrived with the answer to something else, and were not taken since."""
+
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:
         hub: Hub = gevent.get_hub()
         fd = self.pgconn.socket
-        deadline = time.monotonic() + (ANSWER_S if timeout is None else timeout)
+        deadline = time.monotonic() + (self.answer_s if timeout is None else timeout)
         try:
             wanted = next(gen)
             while True:
@@ -111,10 +130,12 @@ def _ready(fd: int, wanted: int) -> int:
 class Connection:
     """A connection that is made when it is needed, and made anew when it was lost."""
 
-    def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None, *, answer_s: float = ANSWER_S) -> None:
         self._url = url
         self._name = name
+        self._answer_s = answer_s
         self._on_made = on_made
+        self._pinned: dict[str, str] = {}
         self._made: _Cooperative | None = None
         self._was_made = False
         self._proven: set[str] = set()  # Statements that are prepared for certain, whatever became of a trip since.
@@ -135,7 +156,7 @@ class Connection:
             return self._made
         self.in_transaction = False
         # In a thread: it looks up names, and the hub has other things to do meanwhile.
-        making = _Making(self._url, self._name)
+        making = _Making(self._url, self._name, self._pinned)
         try:
             made = gevent.get_hub().threadpool.apply(making.connect)
         except BaseException:
@@ -145,10 +166,30 @@ class Connection:
             error = _cannot_connect(made)
             # What has worked once may work again, whatever is wrong with the password or the name for now.
             raise StoreAway(str(error)) if self._was_made else error
-        self._made, self._was_made = made, True
+        self._made = made
         self._proven.clear()
-        self._on_made()
+        made.answer_s = self._answer_s
+        try:
+            self._on_made()
+        except BaseException:
+            self.close()  # The next use looks again.
+            raise
+        self._was_made = True
         return made
+
+    def is_session(self, pid: int, token: str | None) -> bool:
+        """Whether what `SESSION` answered is the session of this connection; nothing speaks against it once that is closed."""
+        return self._made is None or self._made.session == (pid, token)
+
+    def pin(self, value: str) -> None:
+        """Keep `PINNED` at this value, on this connection and on those that replace it."""
+        self._pinned = {PINNED: value}
+        self.ask(("SELECT set_config($1, $2, false)", [PINNED, value]))
+
+    def unpin(self) -> None:
+        """End the connection; the next ones have `PINNED` as the database says."""
+        self._pinned = {}
+        self.close()
 
     def ask(self, *statements: Statement) -> list[Rows]:
         """Send statements in one trip; the rows of each, none for one that has none.
@@ -166,6 +207,14 @@ class Connection:
         except psycopg.Error as error:
             self._fail(error, are_proven=all(words in self._proven and _is_steady(values) for words, values in statements))
 
+    def ask_unprepared(self, words: str) -> Rows:
+        """The rows of a statement that is not prepared, so that it means the same in any session; raises as `ask`."""
+        connection = self.make()
+        try:
+            return _rows(_execute(connection, words, (), prepare=False))
+        except psycopg.Error as error:
+            self._fail(error)
+
     def alone(self, *statements: Statement, keep: bool = True, most_ms: int = SHORT_MS) -> list[Rows]:
         """Run statements as a transaction of their own that gives up at the first wait; without `keep` it is rolled back.
 
@@ -176,8 +225,8 @@ class Connection:
             Again, StoreAway, StoreFull, StoreFailed: See there. Nothing is stored.
         """
         connection = self.make()
-        end: list[Statement] = [(COMMIT, ())] if keep else []
-        whole = [(BEGIN, ()), (_IMPATIENT, [most_ms]), *statements, *end]
+        end: list[Statement] = [("COMMIT", ())] if keep else []
+        whole = [("BEGIN", ()), (_IMPATIENT, [most_ms]), *statements, *end]
         try:
             cursors = _trip(connection, whole, prepare=False)
             connection.undo()
@@ -205,15 +254,22 @@ class Connection:
                     self._proven.clear()
         except psycopg.Error:
             self.close()
-        if isinstance(meaning, StoreAway):
+        if isinstance(meaning, StoreAway) or error.sqlstate in _STATEMENT_GONE:
             self.close()
         raise meaning from error
 
-    def await_more(self) -> None:
-        """Wait until something arrives that nobody asked for."""
+    def await_more(self, seconds: float) -> bool:
+        """Wait until something arrives that nobody asked for; False if nothing does for so long."""
         watcher = gevent.get_hub().loop.io(self.make().pgconn.socket, 1)
+        patience = gevent.Timeout(seconds)
         try:
-            gevent.get_hub().wait(watcher)
+            with patience:
+                gevent.get_hub().wait(watcher)
+            return True
+        except gevent.Timeout as timeout:
+            if timeout is not patience:
+                raise
+            return False
         finally:
             watcher.close()
 
@@ -223,14 +279,16 @@ class Connection:
         Raises:
             StoreAway: The connection is lost.
         """
-        pgconn = self.make().pgconn
-        heard: list[tuple[int, bytes]] = []
+        connection = self.make()
+        pgconn = connection.pgconn
         try:
             pgconn.consume_input()
             while (notify := pgconn.notifies()) is not None:
-                heard.append((notify.be_pid, notify.extra))
+                connection.heard.append((notify.be_pid, notify.extra))
         except psycopg.Error as error:
             self._fail(error)
+        heard = connection.heard.copy()
+        connection.heard.clear()
         return heard
 
     @property
@@ -248,8 +306,8 @@ class Connection:
 class _Making:
     """A connection that a thread makes for somebody who may be gone when it is there."""
 
-    def __init__(self, url: str, name: str) -> None:
-        self._given = (url, name)
+    def __init__(self, url: str, name: str, pinned: dict[str, str]) -> None:
+        self._given = (url, name, pinned)
         self._made: _Cooperative | None = None
         self._is_given_up = False
 
@@ -270,7 +328,7 @@ class _Making:
             self._made.close()
 
 
-def _connect(url: str, name: str) -> _Cooperative:
+def _connect(url: str, name: str, pinned: dict[str, str]) -> _Cooperative:
     # A standby that was not promoted yet is not the database we want.
     wanted: dict[str, Any] = {
         "connect_timeout": CONNECT_S,
@@ -286,8 +344,14 @@ def _connect(url: str, name: str) -> _Cooperative:
     connection = _Cooperative.connect(make_conninfo(**wanted), autocommit=True, prepare_threshold=0, client_encoding="utf8")
     connection.prepared_max = 500
     rows.register(connection)
-    chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
-    connection.execute(f"SELECT {chosen}".encode())
+    # Said in each session, so that no default of a role or a database says otherwise.
+    settings = {**_SETTINGS, **pinned, _SESSION: secrets.token_hex(8)}
+    chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+    row = connection.execute(f"SELECT pg_backend_pid(), {chosen}".encode(), prepare=False).fetchone()
+    assert row is not None
+    connection.session = (row[0], settings[_SESSION])
+    connection.heard = heard = []
+    connection.add_notify_handler(lambda notify: heard.append((notify.pid, notify.payload.encode())))
     return connection
 
 
@@ -325,7 +389,12 @@ def _rows(cursor: Any) -> Rows:
 
 # Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too
 # little memory, or room for temporary files, for one statement.
-_AGAIN: Final = {"40001", "40P01", "23505", "26000", "42P05", "0A000", "53200", "53400"}
+_STATEMENT_GONE: Final = {"26000"}
+_AGAIN: Final = {"40001", "40P01", "23505", "0A000", "53200", "53400"} | _STATEMENT_GONE
+_DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
+_STATEMENT_THERE: Final = {"42P05"}  # No name is given twice in a session, so somebody else uses it, too.
+# A schema, table, column or function that is missing, or of another type.
+_OTHER_TABLES: Final = {"3F000", "42P01", "42703", "42883", "42809", "42804"}
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
@@ -343,6 +412,8 @@ def meaning_of(error: psycopg.Error) -> Exception:
     """What an error of the database is to the server."""
     state = error.sqlstate
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
+    if error.diag.constraint_name in _DECIDED:
+        return AlreadyDecided(words)
     if state in _HELD:
         return Held(words)
     if state in _TOO_LONG:
@@ -353,6 +424,10 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return StoreFull(words)
     if state in _FORBIDDEN:
         return StoreUnfit(words)
+    if state in _STATEMENT_THERE:
+        return StoreUnfit(f"{POOLED} ({words})")
+    if state in _OTHER_TABLES:
+        return StoreUnfit(f"the database does not have the tables that this Givalia makes; {words}")
     if state is None or state[:2] in _AWAY_CLASSES or state in _READ_ONLY or state == "25P03":
         is_ours = state is None and not isinstance(error, psycopg.OperationalError)
         return StoreFailed(words) if is_ours else StoreAway(words)

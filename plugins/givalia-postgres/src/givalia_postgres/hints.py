@@ -7,13 +7,14 @@ each server looks for itself every few seconds. It is sent when its commit is do
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import gevent
 from givalia_core.clock import SECOND_US
+from givalia_core.errors import StoreAway
 from givalia_core.model import WAITING, Job
 from givalia_core.store.base import Change, News, Route
 
@@ -29,6 +30,11 @@ ROUTES_MAX: Final = 25
 SOON_US: Final = 5 * SECOND_US  # What is due later is found in time by looking.
 FOLLOWED_MAX: Final = 50_000
 RETRY_S: Final = (0.05, 2.0)
+PROBE_S: Final = 5.0  # The listener asks after so much silence whether it is still connected,
+ANSWER_S: Final = 3.0  # and waits for the answer so long. Hints are missed for the sum of both at most.
+IS_LISTENING: Final = f"SELECT FROM pg_listening_channels() AS c WHERE c = '{CHANNEL}'"
+
+log = logging.getLogger("givalia.server")
 
 
 class Hints:
@@ -102,14 +108,15 @@ class Listener:
         self._dues: dict[Route, int] = {}
         self.dues: dict[Route, int] = {}  # Of the news that was taken last: the first due of each route, 0 if it is not known.
         self._must_watch = False
-        self._is_deaf = True
+        self.is_deaf = True  # Whether nothing would be heard now.
+        self._was_missed = False  # Whether that was said.
         self.speaker = 0  # Our own other connection: what it says is no news to us.
         self.followed: dict[bytes, None] = {}  # Jobs that somebody waits for at another server.
         self._greenlet = gevent.spawn(self._listen_forever)
 
     def take(self) -> News:
         """What was heard since it was last taken."""
-        news = News(frozenset(self._changed), frozenset(self._ready), dict(self._nearing), self._must_watch, self._is_deaf)
+        news = News(frozenset(self._changed), frozenset(self._ready), dict(self._nearing), self._must_watch, self.is_deaf)
         self._changed, self._ready, self._nearing, self._must_watch = set(), set(), {}, False
         self.dues, self._dues = self._dues, {}
         return news
@@ -122,20 +129,43 @@ class Listener:
     def _listen_forever(self) -> None:
         retry_s = RETRY_S[0]
         while True:
-            with contextlib.suppress(Exception):
-                self._connection.ask((LISTEN, ()))
-                # What was said before this is lost, so look once.
-                self._is_deaf, self._must_watch, retry_s = False, True, RETRY_S[0]
-                self._wake()
+            try:
+                self._begin()
+                retry_s = RETRY_S[0]
                 while True:
                     self._hear(self._connection.notifies())
-                    self._connection.await_more()
-            if not self._is_deaf:
-                self._is_deaf = True
-                self._wake()
+                    if not self._connection.await_more(PROBE_S):
+                        self._probe()
+            except Exception as error:
+                self._miss(error)
             self._connection.close()
             gevent.sleep(retry_s)
             retry_s = min(retry_s * 2, RETRY_S[1])
+
+    def _begin(self) -> None:
+        self._connection.make()  # Which has a deadline of its own.
+        with gevent.Timeout(ANSWER_S, _silent()):
+            self._connection.ask((LISTEN, ()))
+        if self._was_missed:
+            log.info("what other servers say is heard again")
+        self._was_missed = False
+        # What was said before this is lost, so look once.
+        self.is_deaf, self._must_watch = False, True
+        self._wake()
+
+    def _probe(self) -> None:
+        """See that somebody is at the other end: a connection whose peer has vanished looks like one where nobody speaks."""
+        with gevent.Timeout(ANSWER_S, _silent()):
+            if not self._connection.ask((IS_LISTENING, ())):
+                raise StoreAway("the session does not listen any more")
+
+    def _miss(self, error: Exception) -> None:
+        if not self._was_missed:
+            log.warning("what other servers say is not heard for now (%s); looking twice a second instead", error)
+        self._was_missed = True
+        if not self.is_deaf:
+            self.is_deaf = True
+            self._wake()
 
     def _hear(self, heard: Sequence[tuple[int, bytes]]) -> None:
         for pid, payload in heard:
@@ -164,6 +194,10 @@ class Listener:
             self._must_watch = True  # Somebody else's words, or a later version's.
         while len(self.followed) > FOLLOWED_MAX:
             del self.followed[next(iter(self.followed))]
+
+
+def _silent() -> StoreAway:
+    return StoreAway(f"no answer in {ANSWER_S:g} s")
 
 
 def _text(job_id: bytes) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
 
 from givalia_core.clock import Now
-from givalia_core.errors import Busy, StoreAway, StoreError, StoreFull
+from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
@@ -24,15 +24,22 @@ from givalia_core.store.base import (
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
-from givalia_core.store.packing import choose, is_ended
+from givalia_core.store.packing import choose, has_state, is_ended
+from givalia_core.views import text_id
 
 from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
 from givalia_postgres.doubts import Doubts, names_of
 from givalia_postgres.floors import Floors
-from givalia_postgres.rows import int8s, texts, to_job, uuids
+from givalia_postgres.promise import Promise
+from givalia_postgres.quarantine import Quarantine
+from givalia_postgres.rows import RECORD, int8s, texts, to_job, uuids
+
+READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs are counted by one statement,
+READY_ROUTES_MOST: Final = 256  # if there are few.
 
 
 @contextmanager
@@ -62,8 +69,11 @@ class Reads:
 
     timer: DatabaseClock
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, url: str, connection: Connection) -> None:
         self._connection = connection
+        self._promise = Promise(connection)
+        self._quarantine = Quarantine(url)
+        self._must_look = False  # Rows were set aside: what is near is not what it seemed.
         self._last_seq = 0
         # Jobs that are locked for this server until the transaction ends, each with its route and due.
         self._held: dict[int, tuple[Route, int]] = {}
@@ -89,27 +99,42 @@ class Reads:
             return self._connection.ask(*statements)
 
     def _jobs(self, words: str, *values: object) -> list[Job]:
-        return [to_job(row) for row in self._read((words, values))[0]]
+        jobs = self._quarantine.sound(self._read((words, values))[0])
+        self._set_aside()
+        return jobs
+
+    def _set_aside(self) -> None:
+        """Move the bad rows that were met, if no transaction is open; what cannot be moved now is met again."""
+        if self._quarantine.is_due and not self._connection.in_transaction:
+            with suppress(Again, StoreAway, StoreFull):
+                self._quarantine.set_aside(self._connection)
+                self._must_look = True
 
     def find(self, wanted: Wanted, now: Now) -> Found:
-        found = Found({}, {}, {}, {}, {}, {})
-        parts = [*named(wanted, found), *variants(wanted, found), *self._claimed(wanted, found, now)]
+        found = Found({}, {}, {}, {}, {}, {}, answers={})
+        cut: set[Route] = set()
+        sound = self._quarantine.sound
+        parts = [*named(wanted, found, sound), *variants(wanted, found), *self._claimed(wanted, found, now, cut)]
         if not parts and not wanted.numbers:
             return found
         # Locks last as long as their transaction.
         begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
         # The numbers after the rows: so they are above any that another server had used in what was read.
-        numbers: list[Statement] = [(sql.NUMBERS, ())] if wanted.numbers else []
+        numbers: list[Statement] = [(sql.NUMBERS_AND_MORE, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
         with self._noting(claim.route for claim in wanted.claims):
             answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
             take(rows)
+        found = found._replace(cut=frozenset(cut))
         if not numbers:
+            self._set_aside()
             return found
-        ((floor, database_us),) = answers[-1]
+        ((floor, database_us, *seen),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
+        self._promise.note(floor, tuple(seen))
+        self._set_aside()
         return found._replace(floor=floor)
 
     @contextmanager
@@ -121,20 +146,26 @@ class Reads:
         if is_full:
             self._floors.looked(time.monotonic() - began)
 
-    def _claimed(self, wanted: Wanted, found: Found, now: Now) -> Iterable[Part]:
+    def _claimed(self, wanted: Wanted, found: Found, now: Now, cut: set[Route]) -> Iterable[Part]:
         for claim in wanted.claims:
             most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
             # Jobs that cannot be written for now must not stand before the others.
             limit = most + min(len(self._doubts), DOUBTED_MAX)
 
             def take(rows: Rows, route: Route = claim.route, most: int = most, limit: int = limit) -> None:
-                ready = [to_job(row) for row in rows]
+                ready = self._quarantine.sound(rows)
                 self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
-                self._floors.found(route, ready, limit, now)
+                is_cut = sum(len(row[RECORD + 1]) for row in rows) >= wanted.claimed_bytes
+                is_all = len(rows) < limit and not is_cut
+                if ready or is_all:
+                    self._floors.found(route, ready, limit if is_all else len(ready), now)
                 if free := self._writable(ready)[:most]:
                     found.ready[route] = free
+                    if is_cut:
+                        cut.add(route)
 
-            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit, int8s(self._floors.of(claim.route))]), take
+            values = [now.timer_us, now.wall_us, *claim.route, limit, wanted.claimed_bytes, int8s(self._floors.of(claim.route))]
+            yield (sql.CLAIM, values), take
 
     def _writable(self, jobs: list[Job]) -> list[Job]:
         """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
@@ -179,90 +210,130 @@ class Reads:
                 return True
         return False
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
+    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         if wanted.state in (WAITING, READY) and (after is None or after[0]):
-            page = self._page_waiting(wanted, after or (1, 0), limit, now)
+            page = self._page_waiting(wanted, after or (1, 0), min(limit, rows), now, rows)
             if page is not None:
                 return page
             after = None
-        return self._page_scanned(wanted, after, limit, now)
+        return self._page_scanned(wanted, after, limit, now, rows)
 
-    def _page_waiting(self, wanted: Filter, after: tuple[int, int], limit: int, now: Now) -> Page | None:
+    def _page_waiting(self, wanted: Filter, after: tuple[int, int], limit: int, now: Now, rows: int) -> Page | None:
         """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that.
 
         Its cursor is the due and one, so that it is none of `_page_scanned`, and the seq.
         """
         words = sql.PAGE_WAITING if wanted.module is None else sql.PAGE_WAITING_OF
         named = [wanted.module, wanted.target_worker, wanted.state is READY]
-        rows = self._survey((words, [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX]))[0]
-        if rows[0][0] is not None and rows[0][0] >= HOPS_MAX:
+        heads = self._survey((words, [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX]))[0]
+        if heads[0][0] is not None and heads[0][0] >= HOPS_MAX:
             return None
-        found = [(due_us, seq) for _, due_us, seq in rows if seq is not None]
-        end = (found[-1][0] + 1, found[-1][1]) if len(found) == limit else None
+        found: list[tuple[int, int]] = []
+        for _, due_us, seq, size_bytes in heads:
+            if seq is None or rows <= 0:
+                break
+            found.append((due_us, seq))
+            rows -= rows_of(size_bytes or 0, 0)
+        end = (found[-1][0] + 1, found[-1][1]) if len(found) == limit or rows <= 0 else None
         return Page(self._in_order([seq for _, seq in found]), end)
 
     def _in_order(self, seqs: list[int]) -> list[Job]:
         found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
-        # One may have been forgotten since.
+        # One may have been forgotten since, or set aside.
         return [found[seq] for seq in seqs if seq in found]
 
-    def _page_scanned(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now) -> Page:
-        """A page of those that the filter admits among the next `SCAN_MAX` jobs."""
+    def _page_scanned(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int) -> Page:
+        """A page of those that the filter admits among the next rows."""
         major, minor = after or (0, 0)
         if is_ended(wanted.state):
-            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, SCAN_MAX])
+            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, rows])
         else:
-            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, SCAN_MAX])
+            scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
         heads = self._survey(scan)[0]
-        seqs, after = choose(heads, wanted, limit, now)
+        for seq, _, state, *_ in heads:
+            if not has_state(state):
+                self._quarantine.note(seq)
+        seqs, after = choose(heads, wanted, limit, now, rows)
         return Page(self._in_order(seqs), after)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        return {(module, STORED_STATES[state]): count for module, state, count in self._survey((sql.COUNTS, ()))[0]}
+        rows = self._survey((sql.COUNTS, ()))[0]
+        return {(module, STORED_STATES[state]): count for module, state, count in rows if has_state(state)}
 
-    def ready(self, now: Now) -> dict[str, int]:
-        return dict(self._survey((sql.READY, [now.timer_us, now.wall_us, READY_COUNTED_TO]))[0])
+    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
+        left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
+        at: Sequence[object] = (False, "", "", -100)  # Before all routes.
+        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+            for *at, counted in rows:
+                count = min(counted, left)
+                left -= count
+                yield str(at[1]), count
+                if not left:
+                    return
+            # Each route may have as many ready jobs as are counted.
+            most = (
+                min(2 * most, READY_ROUTES_MOST) if sum(row[-1] for row in rows) < READY_COUNTED_TO // 4 else READY_ROUTES_FIRST
+            )
 
     def check(self) -> list[str]:
         wrong: list[str] = []
-        counts: Counter[tuple[str, JobState]] = Counter()
-        last = 0
         try:
             # As of one moment, whatever other servers do meanwhile.
             end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
             self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), (sql.PATIENT, ()))
             self._connection.in_transaction = True
-            while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
-                for row in rows:
-                    last = row[0]
-                    try:
-                        job = to_job(row)
-                        counts[job.module, job.state] += 1
-                    except (ValueError, TypeError, IndexError) as error:
-                        wrong.append(f"the row of job {last} is not what was written: {error}")
-            if not wrong and counts != self.counts():
-                wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+            wrong += self._wrong_rows()
+            for job_id, key, at, why in self._read((sql.QUARANTINED, ()))[0]:
+                wrong.append(f"job {text_id(job_id)} (key {key!r}) is in quarantine since {at}: {why}")
             self._read((sql.COMMIT, ()))
             self._connection.in_transaction = False
-        except StoreError as error:
+        except (StoreError, Busy) as error:
             wrong.append(str(error))
         return wrong
 
+    def _wrong_rows(self) -> list[str]:
+        """What is wrong with the rows of jobs, or else with their counts."""
+        wrong: list[str] = []
+        counts: Counter[tuple[str, JobState]] = Counter()
+        last = -(2**63)
+        while rows := self._read((sql.CHECK, [last, SCAN_MAX]))[0]:
+            for row in rows:
+                last = row[0]
+                try:
+                    job = to_job(row)
+                    counts[job.module, job.state] += 1
+                except StoreCorrupt as error:
+                    wrong.append(str(error))
+        if not wrong and counts != self.counts():
+            wrong.append(f"the stored counts {self.counts()} are not those of the rows {dict(counts)}")
+        return wrong
 
-def named(wanted: Wanted, found: Found) -> Iterable[Part]:
-    """What is asked for by name, and where the answers go."""
+
+def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]], list[Job]]) -> Iterable[Part]:
+    """What is asked for by name, and where the answers go; `sound` makes jobs of rows.
+
+    `found` must have a dict of its own for `answers`.
+    """
+    answers = cast("dict[bytes, bytes]", found.answers)
 
     def by_id(rows: Rows) -> None:
-        found.ids.update((job.id, job) for job in map(to_job, rows))
+        found.ids.update((job.id, job) for job in sound(rows))
 
     def by_key(rows: Rows) -> None:
-        found.live.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+        found.live.update((job.key, job) for job in sound(rows) if job.key is not None)
 
     def by_past_key(rows: Rows) -> None:
-        found.ended.update((job.key, job) for job in map(to_job, rows) if job.key is not None)
+        found.ended.update((job.key, job) for job in sound(rows) if job.key is not None)
 
     def by_request(rows: Rows) -> None:
-        found.requests.update((request, to_job(row)) for request, *row in rows)
+        for request, answer, *row in rows:
+            if answer is not None:
+                answers[request] = answer
+                continue
+            # The job itself says what it has answered.
+            found.requests.update(
+                (request, job) for job in sound([row]) if any(request == past.request for past in job.answered)
+            )
 
     if wanted.ids:
         yield (sql.BY_ID, [uuids(list(wanted.ids))]), by_id
@@ -270,6 +341,7 @@ def named(wanted: Wanted, found: Found) -> Iterable[Part]:
         yield (sql.BY_KEY, [texts(list(wanted.keys))]), by_key
     if wanted.past_keys:
         yield (sql.BY_PAST_KEY, [texts(list(wanted.past_keys))]), by_past_key
+    # Last: a change that was seen by any of the above has left its request here.
     if wanted.requests:
         yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request
 

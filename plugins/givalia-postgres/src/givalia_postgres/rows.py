@@ -7,20 +7,25 @@ fraction of what adapting each value would cost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job
 from givalia_core.store import packing
 from givalia_core.store.packing import HEAD, NUMBER
 from psycopg.adapt import Buffer, Dumper, Loader
 from psycopg.pq import Format
 
+from givalia_postgres import checksums
+
 COLUMNS: Final = (
     "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
-    " version, body, params, result"
+    " version, record, params, result, keeper, stop_asked"
 )
-WIDTH: Final = HEAD + 3
+RECORD: Final = HEAD
+"""The place of the record; params and result stand behind it."""
+WIDTH: Final = HEAD + 5
 
 _BOOL, _BYTEA, _INT8, _INT2, _TEXT, _UUID = 16, 17, 20, 21, 25, 2950
 _ARRAY_OF: Final = {_BOOL: 1000, _BYTEA: 1001, _INT8: 1016, _INT2: 1005, _TEXT: 1009, _UUID: 2951}
@@ -80,36 +85,74 @@ def _blobs(element: int, values: Sequence[bytes | None]) -> Array:
     return _packed(element, (_NULL if value is None else _length(len(value)) + value for value in values), len(values))
 
 
+_ARRAYS: Final[tuple[Callable[[Any], Array], ...]] = (
+    int8s, uuids, texts, int2s, texts, texts, int2s, bools, int8s, int8s, int8s, int8s, int8s, bytes_, bytes_, bytes_, int8s,
+    bools,
+)  # fmt: skip
+"""The packer of each of `COLUMNS`."""
+
+
 def job_columns(jobs: Sequence[Job]) -> list[Array]:
-    """The arrays of all columns of these jobs: those of `COLUMNS`, then keeper and stop_asked."""
-    seq, job_id, key, state, module, _, priority, on_wall, due, expires, ended, forget, version = zip(
-        *(job[:HEAD] for job in jobs), strict=True
-    )
-    return [
-        int8s(seq),
-        uuids(job_id),
-        texts(key),
-        int2s([NUMBER[each] for each in state]),
-        texts(module),
-        texts([job.target for job in jobs]),
-        int2s([-each for each in priority]),
-        bools(on_wall),
-        int8s(due),
-        int8s(expires),
-        int8s(ended),
-        int8s(forget),
-        int8s(version),
-        bytes_([packing.pack_body(job) for job in jobs]),
-        bytes_([job.params for job in jobs]),
-        bytes_([job.result for job in jobs]),
-        int8s([job.keeper for job in jobs]),
-        bools([job.stop_asked for job in jobs]),
+    """The arrays of all `COLUMNS` of these jobs."""
+    seq, job_id, key, state, module, _, priority, on_wall, *times = zip(*(job[:HEAD] for job in jobs), strict=True)
+    bodies = [packing.pack_body(job) for job in jobs]
+    columns: list[Sequence[Any]] = [
+        seq,
+        job_id,
+        key,
+        [NUMBER[each] for each in state],
+        module,
+        [job.target for job in jobs],
+        [-each for each in priority],
+        [bool(each) for each in on_wall],
+        *times,
+        bodies,
+        [job.params for job in jobs],
+        [job.result for job in jobs],
+        [job.keeper for job in jobs],
+        [bool(job.stop_asked) for job in jobs],
     ]
+    rows = zip(*columns, strict=True)
+    columns[RECORD] = [body + checksums.of_row(row) for body, row in zip(bodies, rows, strict=True)]
+    return [array(column) for array, column in zip(_ARRAYS, columns, strict=True)]
 
 
 def to_job(row: Sequence[Any]) -> Job:
-    """The job of a row of `COLUMNS`."""
-    return packing.to_job(row[:HEAD], *row[HEAD:WIDTH])
+    """The job of a row of `COLUMNS`.
+
+    Raises:
+        StoreCorrupt: The row is not what was written.
+    """
+    try:
+        if is_sealed(row):
+            return packing.to_job(row[:HEAD], row[RECORD][: -checksums.BYTES], row[RECORD + 1], row[RECORD + 2])
+    except (ValueError, TypeError, LookupError) as error:
+        raise StoreCorrupt(f"the row of job {row[0]} cannot be read: {error}") from error
+    raise StoreCorrupt(f"the row of job {row[0]} does not match its checksum")
+
+
+def is_sealed(row: Sequence[Any]) -> bool:
+    """Whether the record of a row of `COLUMNS` ends with the checksum of the row."""
+    record: bytes = row[RECORD]
+    checksum = checksums.of_row((*row[:RECORD], record[: -checksums.BYTES], *row[RECORD + 1 : WIDTH]))
+    return checksum == record[-checksums.BYTES :]
+
+
+def sealed_record(row: Sequence[Any]) -> bytes:
+    """The record of a row of format 1, whose `record` has no checksum.
+
+    Raises:
+        StoreCorrupt: It is no row of a job.
+    """
+    body, params, result, keeper, stop_asked = row[RECORD:WIDTH]
+    record: bytes = body + checksums.of_row(row[:WIDTH])
+    try:
+        job = packing.to_job(row[:HEAD], body, params, result)
+    except (ValueError, TypeError, LookupError) as error:
+        raise StoreCorrupt(f"the row of job {row[0]} cannot be read: {error}") from error
+    if (job.keeper, job.stop_asked) != (keeper, stop_asked):
+        raise StoreCorrupt(f"the row of job {row[0]} contradicts its record")
+    return record
 
 
 class _ArrayDumper(Dumper):

@@ -1,14 +1,14 @@
 """The tables, in a schema of their own named `givalia`, and how they come to be.
 
-`facts` says which format the tables have. The first server makes them; a later format is reached step by step, each step a
-transaction. A server whose user may only use the tables starts once their owner has run `givalia store upgrade`.
+`facts` says which format the tables have. The first server makes them; a later format is reached by `givalia store upgrade`
+(see `upgrading`). A server whose user may only use the tables starts once their owner has run that.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 LOCK: Final = 0x47495641  # "GIVA": an advisory lock that is held while the tables are made.
 
 # Rows change their place with each step of a job; room in the pages and a busy vacuum keep them from spreading.
@@ -60,5 +60,25 @@ CREATE TABLE givalia.events (
 );
 """
 
-STEPS: Final = (_FIRST,)
+# Rows have a checksum in their record. The column has another name now, so that no program of the version before, be it an
+# application that enqueues in its own transactions, writes a row without one: its statements fail.
+_SECOND: Final = (
+    "ALTER TABLE givalia.jobs RENAME COLUMN body TO record",
+    "CREATE TABLE givalia.quarantine (LIKE givalia.jobs, why text NOT NULL, at timestamptz NOT NULL DEFAULT now())",
+    # Whoever may delete jobs may set them aside.
+    """DO $$ DECLARE who oid; BEGIN
+        FOR who IN SELECT DISTINCT a.grantee FROM pg_class c, aclexplode(c.relacl) a
+            WHERE c.oid = 'givalia.jobs'::regclass AND a.privilege_type = 'DELETE'
+        LOOP
+            EXECUTE 'GRANT SELECT, INSERT ON givalia.quarantine TO '
+                || CASE who WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(who)) END;
+        END LOOP;
+    END $$""",
+    # A request that has changed a job has that job's seq; one that has changed nothing has its answer, for a while, and no seq.
+    """ALTER TABLE givalia.requests ADD COLUMN answer bytea, ADD COLUMN until_us bigint,
+        ADD CONSTRAINT requests_decided_once CHECK (answer IS NULL OR seq = 0)""",
+    "CREATE INDEX requests_until ON givalia.requests (until_us) WHERE until_us IS NOT NULL",
+)
+
+STEPS: Final = (tuple(words for words in _FIRST.split(";") if words.strip()), _SECOND)
 """What brings the tables from each format to the next; from nothing to format 1 first."""

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from givalia_core.errors import StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import RUNNING
-from givalia_core.store.base import Change, Hold, hold_name_of_id, hold_name_of_key
+from givalia_core.store.base import AlreadyDecided, Change, Hold, hold_name_of_id, hold_name_of_key
 
 from givalia_postgres import statements as sql
 from givalia_postgres import writes
@@ -67,7 +67,7 @@ class Sifter:
             part = parts.pop()
             try:
                 applied |= self._apart(part)
-            except (Again, StoreFull) as met:
+            except (Again, StoreFull, AlreadyDecided) as met:
                 parts += self._split(part, met, held, wall_us)
         return applied, held
 
@@ -101,6 +101,8 @@ class Sifter:
                     held[change.job.seq] = self._blame(name, error, wall_us)
             if names:
                 return [rest] if (rest := [change for change in part if change.job.seq not in names]) else []
+        if len(part) == 1 and isinstance(error, AlreadyDecided):
+            return []  # Refused: the engine decides it again, and finds the answer of the other server.
         if len(part) == 1:
             ((was, job),) = part
             held[job.seq] = self._blame(names_of(job, is_new=was is None)[0], error, wall_us)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from givalia_core.model import REMEMBERED_AT_LEAST_US
 from givalia_core.store.base import ALIVE_US
 
+from givalia_postgres.connection import SESSION
 from givalia_postgres.rows import COLUMNS
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
@@ -30,7 +32,8 @@ SELECT j.* FROM unnest($1::text[]) AS k(key), LATERAL (
     {_SELECT} WHERE key = k.key AND key IS NOT NULL AND ended_at_us > 0 ORDER BY key, ended_at_us DESC, seq DESC LIMIT 1
 ) AS j"""
 BY_REQUEST: Final = f"""
-SELECT q.request, {_J_COLUMNS} FROM givalia.requests q JOIN givalia.jobs j ON j.seq = q.seq WHERE q.request = ANY($1::uuid[])"""
+SELECT q.request, q.answer, {_J_COLUMNS} FROM givalia.requests q LEFT JOIN givalia.jobs j ON j.seq = q.seq
+WHERE q.request = ANY($1::uuid[]) AND (q.answer IS NOT NULL OR j.seq IS NOT NULL)"""
 # By hops along the index of those that wait. The variants of a route stand together: no name has a blank, nor what sorts behind
 # it; $3: how many of each clock's at most.
 VARIANTS: Final = """
@@ -47,27 +50,44 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
     )
     SELECT target FROM hops
 ) AS v ORDER BY v.target"""
+_WAYS: Final = ("seqscan", "hashjoin", "mergejoin", "bitmapscan")
 TICK_BITS: Final = 20  # Each tick is good for a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
+# What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
+CURRENT: Final = "current_setting('fsync'), current_setting('full_page_writes')"
+_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
+UNLOGGED: Final = f"""(
+    SELECT string_agg(c.relname, ', ') FROM pg_class c WHERE c.relpersistence <> 'p'
+    AND c.oid = ANY(ARRAY[{", ".join(f"to_regclass('givalia.{name}')" for name in _KEPT)}]::oid[])
+)"""
+LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {UNLOGGED},
+    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), current_setting('synchronous_standby_names'),
+    (SELECT value FROM givalia.facts WHERE name = 'format'), (SELECT value FROM givalia.facts WHERE name = 'store'),
+    coalesce(pg_sequence_last_value(to_regclass('givalia.tick')), 0)"""
+"""The columns of `promise.Seen`."""
+NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
-# Rank by rank and clock by clock, each in the order of its index, from its floor on ($6, see `floors`); what another server has
-# locked is not there.
+# Rank by rank and clock by clock, each in the order of its index, from its floor on ($7, see `floors`); what another server has
+# locked is not there. Behind so many bytes of params ($6) nothing more is sent.
 CLAIM: Final = f"""
-SELECT {_J_COLUMNS} FROM {_RANKS}, LATERAL (
+SELECT {_J_COLUMNS} FROM (
+SELECT j.*, sum(octet_length(j.params)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(j.params) AS bytes_before
+FROM {_RANKS}, LATERAL (
     SELECT * FROM (
         SELECT l.*, l.due_at_us AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND NOT on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $1 AND due_at_us >= ($6::bigint[])[r.rank + 10]
+                AND rank = r.rank AND due_at_us <= $1 AND due_at_us >= ($7::bigint[])[r.rank + 10]
                 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
         UNION ALL
         SELECT l.*, l.due_at_us + ($1::bigint - $2::bigint) AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $2 AND due_at_us >= ($6::bigint[])[r.rank + 29]
+                AND rank = r.rank AND due_at_us <= $2 AND due_at_us >= ($7::bigint[])[r.rank + 29]
                 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
     ) AS both_clocks ORDER BY sort_us, seq LIMIT $5
-) AS j LIMIT $5"""
+) AS j LIMIT $5
+) AS j WHERE j.bytes_before < $6"""
 
 # $6: the floors of one route after the other.
 UPCOMING: Final = f"""
@@ -109,7 +129,8 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
     ORDER BY expires_at_us LIMIT $3
 ) AS j LIMIT $3"""
 
-_HEADS: Final = "SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us FROM givalia.jobs"
+_SIZE: Final = "octet_length(params) + coalesce(octet_length(result), 0)"
+_HEADS: Final = f"SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us, {_SIZE} FROM givalia.jobs"
 
 
 def _page_waiting(of: str) -> str:
@@ -132,7 +153,8 @@ WITH RECURSIVE hops AS (
         ORDER BY module DESC, target_worker DESC, rank DESC LIMIT 1
     ) AS n WHERE h.number < $9::bigint
 )
-SELECT m.number, j.due_us, j.seq FROM (SELECT max(number) AS number FROM hops) AS m LEFT JOIN LATERAL (
+SELECT m.number, j.due_us, j.seq, (SELECT {_SIZE} FROM givalia.jobs WHERE seq = j.seq) AS size
+FROM (SELECT max(number) AS number FROM hops) AS m LEFT JOIN LATERAL (
     SELECT first.* FROM hops h, LATERAL (
         SELECT due_at_us + h.shift_us AS due_us, seq FROM givalia.jobs
         WHERE state = 0 AND on_wall = h.on_wall AND module = h.module AND target_worker = h.target_worker AND rank = h.rank
@@ -158,9 +180,11 @@ ORDER BY forget_at_us, seq LIMIT $4"""
 
 CHECK: Final = f"{_SELECT} WHERE seq > $1 ORDER BY seq LIMIT $2"
 COUNTS: Final = "SELECT module, state, sum(jobs)::bigint FROM givalia.counts GROUP BY module, state HAVING sum(jobs) > 0"
+# $3: how many of each route at most; $4 to $7: the route behind which it begins; $8: how many routes.
 READY: Final = """
 WITH RECURSIVE routes AS (
-    (SELECT on_wall, module, target_worker, rank FROM givalia.jobs WHERE state = 0
+    (SELECT on_wall, module, target_worker, rank FROM givalia.jobs
+     WHERE state = 0 AND (on_wall, module, target_worker, rank) > ($4::boolean, $5::text, $6::text, $7::smallint)
      ORDER BY on_wall, module, target_worker, rank LIMIT 1)
     UNION ALL
     SELECT n.* FROM routes r, LATERAL (
@@ -169,15 +193,15 @@ WITH RECURSIVE routes AS (
         ORDER BY on_wall, module, target_worker, rank LIMIT 1
     ) AS n
 )
-SELECT module, count(*) FROM (
-    SELECT r.module FROM routes r, LATERAL (
+SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
+    SELECT count(*) AS jobs FROM (
         SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
             AND target_worker = r.target_worker AND rank = r.rank
-            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3
-    ) AS j LIMIT $3
-) AS counted GROUP BY module"""
+            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3::bigint
+    ) AS j
+) AS counted"""
 
-_NAMES: Final = f"{COLUMNS}, keeper, stop_asked"
+_NAMES: Final = COLUMNS
 _TYPES: Final = [
     "bigint",
     "uuid",
@@ -239,7 +263,7 @@ CAN_WRITE: Final = "LOCK TABLE givalia.jobs, givalia.counts, givalia.requests IN
 # inserts is undone at once. Each is a text, so that JSON loses none of its digits.
 PROBE_WHAT: Final = "SELECT set_config('givalia.probe', $1, true)"
 _PROBE_NAMES: Final = (
-    "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, body, params, keeper,"
+    "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params, keeper,"
     " stop_asked"
 )
 _PROBE_REST: Final = "'', '', 0, false, 0, 0, 0, '', '', 0, false"
@@ -284,8 +308,37 @@ FORGET_REQUESTS: Final = f"""
 DELETE FROM givalia.requests q USING unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
 WHERE q.request = u.request"""
 KEEP_REQUESTS: Final = f"""
-INSERT INTO givalia.requests SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
+INSERT INTO givalia.requests (request, seq)
+SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
 ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
+
+# The answers that changed no job. The unique index of the requests sees to it that one server decides each: whoever takes
+# another's for a change violates `requests_decided_once`.
+KEEP_ANSWERS: Final = f"""
+INSERT INTO givalia.requests SELECT u.request, 0, u.answer, {NOW_US} + {REMEMBERED_AT_LEAST_US}
+FROM unnest($1::uuid[], $2::bytea[]) AS u(request, answer) ON CONFLICT (request) DO NOTHING RETURNING request"""
+# The id of a refused enq could be a job's by now, or be about to become one. A row that takes its place in the index of ids
+# until the end of the transaction makes each of two servers wait for the other; whoever comes second finds what was decided.
+TAKE_IDS: Final = """
+INSERT INTO givalia.jobs (seq, id, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params,
+    keeper, stop_asked)
+SELECT -1 - floor(random() * 9e18)::bigint, u.id, 4, '', '', 0, false, 0, 1, 1, '', '', 0, false
+FROM unnest($1::uuid[]) AS u(id) ON CONFLICT DO NOTHING"""
+DROP_ANSWERS_OF_JOBS: Final = """
+DELETE FROM givalia.requests q WHERE q.request = ANY($1::uuid[]) AND q.answer IS NOT NULL
+    AND EXISTS (SELECT FROM givalia.jobs j WHERE j.id = q.request AND j.seq > 0) RETURNING q.request"""
+GIVE_IDS_BACK: Final = "DELETE FROM givalia.jobs WHERE id = ANY($1::uuid[]) AND seq < 0"
+# Fails for an id that is a request already: another server has refused it since it was looked for.
+ARE_NEW_IDS: Final = """
+INSERT INTO givalia.requests (request, seq) SELECT request, 0 FROM givalia.requests WHERE request = ANY($1::uuid[])"""
+KEEP_WAIT: Final = "SELECT set_config('lock_timeout', '50ms', true)"
+SWEEP_ANSWERS: Final = f"""
+WITH gone AS (
+    DELETE FROM givalia.requests WHERE request = ANY(ARRAY(
+        SELECT request FROM givalia.requests WHERE until_us < {NOW_US} ORDER BY until_us LIMIT $1 FOR UPDATE SKIP LOCKED
+    )) RETURNING request
+)
+SELECT count(*) FROM gone"""
 
 # $1: dead ones or the others; $2: now; $3: what ended later stays; $4: how many stay; $5: how many go at most.
 RETIRE: Final = """
@@ -293,6 +346,7 @@ WITH gone AS (
     DELETE FROM givalia.jobs WHERE seq IN (
         SELECT seq FROM givalia.jobs
         WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us <= $2 OR ended_at_us <= $3)
+            AND state > 1 AND ended_at_us > 0  -- Else it is a live job whose row is damaged.
         ORDER BY forget_at_us, seq LIMIT greatest(
             (SELECT count(*) FROM (
                 SELECT FROM givalia.jobs WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND forget_at_us <= $2 LIMIT $5
@@ -343,25 +397,30 @@ FROM ({_STRAYED}) AS k, LATERAL (
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks; $7: whether to look at what dead rows may lie before.
+# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another; $8: whether to look at what
+# dead rows may lie before.
 BEAT: Final = f"""
-INSERT INTO givalia.servers AS me VALUES ($1, {NOW_US} + $2, $3, $4, $5) ON CONFLICT (epoch) DO UPDATE
+INSERT INTO givalia.servers AS me SELECT $1::bigint, {NOW_US} + $2::bigint, $3::bigint, $4::bytea, $5::bytea
+WHERE EXISTS (SELECT FROM givalia.facts WHERE name = 'store' AND value = $7::text) ON CONFLICT (epoch) DO UPDATE
 SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, about = excluded.about,
     terms = excluded.terms
 RETURNING
     coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
     {NOW_US},
-    CASE WHEN $7::boolean THEN (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1) END,
+    CASE WHEN $8::boolean THEN (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1) END,
     (SELECT count(*) FROM givalia.counts),
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
-    $7::boolean AND EXISTS (
+    $8::boolean AND EXISTS (
         SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
         WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
     ),
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
-    $7::boolean AND EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
-    $7::boolean AND EXISTS ({_STRAYED})"""
+    $8::boolean AND EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
+    $8::boolean AND EXISTS ({_STRAYED}),
+    NOT EXISTS (SELECT FROM givalia.servers WHERE epoch < $1 AND {IS_ALIVE}),
+    {LOOK}"""
+BEAT_WIDTH: Final = 11  # So many columns stand before those of `LOOK`.
 # An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
 EVENTS: Final = f"""
 WITH gone AS (
@@ -371,6 +430,29 @@ WITH gone AS (
 )
 SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
 
+# Rows that are not what was written. What is moved has been locked, and is still so.
+LOCK_ROWS: Final = f"{_SELECT} WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR UPDATE SKIP LOCKED"
+SET_ASIDE: Final = """
+WITH gone AS (
+    DELETE FROM givalia.jobs WHERE seq = ANY($1::bigint[]) RETURNING *
+), asked AS (
+    DELETE FROM givalia.requests WHERE seq IN (SELECT seq FROM gone)
+), counted AS (
+    INSERT INTO givalia.counts SELECT module, state, -count(*) FROM gone GROUP BY module, state
+)
+INSERT INTO givalia.quarantine SELECT gone.*, w.why FROM gone
+JOIN unnest($1::bigint[], $2::text[]) AS w(seq, why) ON w.seq = gone.seq RETURNING seq, id, key, why"""
+QUARANTINED: Final = "SELECT id, key, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'), why FROM givalia.quarantine ORDER BY at, seq"
+COUNT_ALONE: Final = "SELECT pg_try_advisory_xact_lock($1)"
+COUNT_FREELY: Final = f"""
+SELECT set_config('statement_timeout', '0', true), {", ".join(f"set_config('enable_{way}', 'on', true)" for way in _WAYS)}"""
+# Rows and their counts change in the same commits, so in one look both are as of the same moment.
+COUNT_ANEW: Final = """
+INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
+    SELECT module, state, count(*) AS jobs FROM givalia.jobs GROUP BY module, state
+    UNION ALL SELECT module, state, -jobs FROM givalia.counts
+) AS off GROUP BY module, state HAVING sum(jobs) <> 0"""
+
 # For a transaction that is somebody else's.
 LOCK: Final = """
 SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR NO KEY UPDATE"""
@@ -378,12 +460,14 @@ TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {IS_ALIVE} AND terms <>
 ADD_COUNTS: Final = """
 INSERT INTO givalia.counts SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[])"""
 ADD_REQUESTS: Final = """
-INSERT INTO givalia.requests SELECT * FROM unnest($1::uuid[], $2::bigint[])
+INSERT INTO givalia.requests (request, seq) SELECT * FROM unnest($1::uuid[], $2::bigint[])
 ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
 DROP_REQUESTS: Final = "DELETE FROM givalia.requests WHERE request = ANY($1::uuid[])"
 ADD_EVENTS: Final = """
 INSERT INTO givalia.events (hook, running, seq) SELECT * FROM unnest($1::text[], $2::boolean[], $3::bigint[])"""
 DATABASE: Final = """
 SELECT to_regclass('givalia.facts') IS NOT NULL,
-    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off',
+    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('givalia.jobs') AND attname = 'record'),
+    current_setting('fsync') <> 'off' AND current_setting('full_page_writes') <> 'off'
+        AND NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('givalia.jobs') AND relpersistence <> 'p'),
     current_setting('synchronous_commit') <> 'off'"""

@@ -13,26 +13,47 @@ from typing import Any, Final
 
 import gevent
 import msgpack
-from givalia_core.clock import Mark, Now
-from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.clock import SECOND_US, Mark, Now
+from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
 from givalia_core.model import WAITING
-from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Hold, News, Opened, Retention, Route, Watched
+from givalia_core.store.base import (
+    ALIVE_US,
+    Change,
+    Commit,
+    Event,
+    Hold,
+    Keeping,
+    Kept,
+    News,
+    Opened,
+    Retention,
+    Route,
+    Watched,
+)
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
-from givalia_postgres import tables, transaction, writes
+from givalia_postgres import tables, transaction, upgrading, writes
+from givalia_postgres.checksums import seal, unsealed
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
 from givalia_postgres.doubts import TABLES, names_of
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
+from givalia_postgres.pooling import refuse_pooler
+from givalia_postgres.promise import Seen
 from givalia_postgres.reads import Reads, surveying
-from givalia_postgres.rows import int8s, texts, to_job
+from givalia_postgres.rows import int8s, texts
+from givalia_postgres.scrubbing import Round
 from givalia_postgres.sifting import FULL, Sifter
 
 TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
+SCRUB_EACH_S: Final = 10.0
 STRAYED_AT_ONCE: Final = 2_000
+SWEEP_S: Final = 2.0
+SWEPT_AT_ONCE: Final = 2_000
+LEASE_MAX_US: Final = 86_400 * SECOND_US  # No server grants a longer one, whatever its row says.
 EVENTS_AT_ONCE: Final = 1_000
 
 
@@ -47,13 +68,12 @@ class Postgres(Reads):
 
     def __init__(self, url: str) -> None:
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
-        super().__init__(Connection(url, "givalia", self._see_that_it_keeps_the_promise))
+        super().__init__(url, Connection(url, "givalia", self._look))
         self._url = url
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
         self._mark: Mark | None = None
         self._epoch = 0
-        self._is_unsafe = False
         self._hints = Hints()
         self._listener: Listener | None = None
         self._about = self._known_terms = b""
@@ -61,15 +81,19 @@ class Postgres(Reads):
         self._has_others = True  # For all that is known before it was looked for them.
         self._sifter = Sifter(self._connection, self._doubts)
         self._commits = 0
+        self._swept = time.monotonic()
+        self._has_more_to_sweep = False
+        self._scrub_round = Round()
+        self._scrub_at = 0.0
 
     # Opening and closing.
 
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
-            self.durability = tables.durability(self._connection, unsafe=unsafe)
-            self._is_unsafe = unsafe
-            tables.create(self._connection)
-            opened = tables.enter(self._connection, self.timer)
+            self.durability = self._promise.begin(unsafe=unsafe)
+            is_new = upgrading.create(self._connection)
+            opened, identity = tables.enter(self._connection, self.timer)
+            self._promise.hold(identity, opened.epoch)
         except Again as error:
             self._connection.close()
             raise StoreAway(str(error)) from error
@@ -78,25 +102,31 @@ class Postgres(Reads):
             raise
         self._epoch = opened.epoch
         self._hints.must_watch = True  # So that the others know of this one.
-        return opened
+        return opened._replace(is_new=is_new)
 
-    def _see_that_it_keeps_the_promise(self) -> None:
-        """A database that was restarted may have other settings than when the server began to say what its answers mean."""
-        if self._epoch and tables.durability(self._connection, unsafe=self._is_unsafe) != self.durability:
-            raise StoreUnfit(f"PostgreSQL is not as durable any more, or more so, than when it was opened ({self.durability})")
+    def _look(self) -> None:
+        """See, on each new connection, that its session is ours, and that the database is the one that was opened."""
+        refuse_pooler(self._url, self._connection)
+        if self._epoch:
+            self._promise.look()
 
     def upgrade(self) -> tuple[int, int]:
+        patient = Connection(self._url, "givalia", lambda: refuse_pooler(self._url, patient), answer_s=upgrading.ANSWER_S)
         try:
-            return tables.upgrade(self._connection)
+            return upgrading.upgrade(patient)
+        except Again as error:
+            raise StoreAway(str(error)) from error
         finally:
-            self._connection.close()
+            patient.close()
 
     def close(self) -> None:
+        self._quarantine.close()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         if self._epoch and self._connection.is_made:
             with suppress(StoreError, StoreFull, Again):
+                self._promise.look()  # Another store's servers are none of ours.
                 tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
                 self._hints.must_watch = True  # So that the others see to what this one looked after.
                 self.tidy()
@@ -117,10 +147,12 @@ class Postgres(Reads):
         if not changes and retention is None:
             return Commit()
         try:
-            return self._try(changes, retention)
+            commit = self._try(changes, retention)
         except StoreFull:
             self._full_since = time.monotonic()
             raise
+        self._set_aside()
+        return commit
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
         """Commit what nothing holds, then what may be free by now; tell what holds the rest."""
@@ -199,6 +231,35 @@ class Postgres(Reads):
                 forgotten += count
         return {seq for rows in written for (seq,) in rows}, forgotten
 
+    def keep(self, answers: Sequence[Kept]) -> Keeping:
+        if not answers:
+            return Keeping()
+        try:
+            kept = self._keep(answers)
+        except StoreFull:
+            return Keeping(busy=frozenset(answer.request for answer in answers))
+        except Held:
+            # Somebody's open transaction makes a job of one of the ids; whether it will exist is not known before its end.
+            new = frozenset(answer.request for answer in answers if answer.is_enq)
+            others = [answer for answer in answers if not answer.is_enq]
+            return self.keep(others)._replace(busy=new) if new else Keeping(busy=frozenset(a.request for a in answers))
+        return Keeping(frozenset(answer.request for answer in answers if answer.request not in kept))
+
+    def _keep(self, answers: Sequence[Kept]) -> set[bytes]:
+        for tried in range(TRIES):
+            try:
+                if self._connection.in_transaction:
+                    self._let_go()
+                _, kept, *more = self._write(list(writes.keep(answers)), is_last=True)
+            except Held:
+                raise
+            except Again:
+                gevent.sleep(0.002 * tried)
+            else:
+                dropped = more[1] if more else []
+                return {request for (request,) in kept} - {request for (request,) in dropped}
+        raise StoreAway(f"no answer could be kept in {TRIES} tries")
+
     def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
         """Remember what the others should hear of a commit that is done."""
         assert self._mark is not None
@@ -244,10 +305,23 @@ class Postgres(Reads):
         if self._commits >= FOLD_AFTER:
             self._commits = 0
             statements.append((sql.FOLD, ()))
+        sweeps = self._must_sweep()
+        if sweeps:
+            statements.append((sql.SWEEP_ANSWERS, [SWEPT_AT_ONCE]))
         if statements:
             # Nothing here is owed to anybody; whether the store is back shows in the next turn.
             with suppress(Again, StoreAway, StoreFull):
-                self._connection.ask(*statements)
+                answers = self._connection.ask(*statements)
+                self._has_more_to_sweep = sweeps and answers[-1] == [(SWEPT_AT_ONCE,)]
+        self._set_aside()
+
+    def _must_sweep(self) -> bool:
+        """Return whether it is time to remove answers that were kept for long enough."""
+        now = time.monotonic()
+        must_sweep = self._has_more_to_sweep or now - self._swept >= SWEEP_S
+        if must_sweep:
+            self._swept, self._has_more_to_sweep = now, False
+        return must_sweep
 
     def has_room(self) -> bool:
         return not self._is_full
@@ -258,6 +332,9 @@ class Postgres(Reads):
         if self._listener is None:
             self._listener = Listener(self._url, lambda: self.wake())
         news = self._listener.take()
+        if self._must_look:
+            self._must_look = False
+            news = news._replace(must_watch=True)
         if news.must_watch or news.is_deaf:
             self._floors.forget()
         for route, due_us in self._listener.dues.items():
@@ -269,19 +346,27 @@ class Postgres(Reads):
         try:
             return self._watch(lease_us, about, all_own=all_own)
         except (Again, StoreFull):
+            self._promise.look()  # It writes nothing, and the promise must hold all the same.
             return None
 
     def _watch(self, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
         me, began = self._epoch, time.monotonic()
         sent_us = time.monotonic_ns() // 1000
         looks = all_own or self._floors.is_time(began)
-        beat = (sql.BEAT, [me, ALIVE_US, lease_us, about, self._terms(about), texts(self._hooks), looks])
-        ((lapsed, now_us, mine, counts, live, expired, others, *has),) = self._connection.ask(beat)[0]
+        said = [seal(about), seal(self._terms(about)), texts(self._hooks), self._promise.identity]
+        rows = self._connection.ask((sql.BEAT, [me, ALIVE_US, lease_us, *said, looks]))[0]
+        if not rows:
+            self._promise.look()  # Raises: this is another store.
+            raise StoreAway("the store could not be told that this server is alive")
+        (row,) = rows
         if looks:
             self._floors.counted(time.monotonic() - began, time.monotonic())
+        self._promise.judge(Seen(*row[sql.BEAT_WIDTH :]))
         self._floors.forget()
         self._look_below_floors()
-        has_events, has_stopping, has_strayed = has
+        lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed, is_first = row[
+            : sql.BEAT_WIDTH
+        ]
         self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
         self._has_others = bool(others)
@@ -289,12 +374,26 @@ class Postgres(Reads):
             self._listener.speaker = self._connection.pid
         own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
         rows = self._connection.ask((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
-        strayed = [(to_job(row), granted_us) for granted_us, *row in rows]
+        strayed = [(job, min(granted_us, LEASE_MAX_US)) for granted_us, *row in rows for job in self._quarantine.sound([row])]
         events: list[Event] = []
         if has_events:
             rows = self._connection.ask((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
-            events = [Event(hook, to_job(row), running) for hook, running, *row in rows]
-        return Watched(own, strayed, mine, lapsed, live, expired, others, events)
+            events = [Event(hook, job, running) for hook, running, *row in rows for job in self._quarantine.sound([row])]
+        if is_first:
+            self._scrub()
+        self._set_aside()
+        # What another server says of itself counts only if it is what was written; it says so again soon.
+        about_others = [unsealed(sealed) or b"" for sealed in others]
+        return Watched(own, strayed, mine, lapsed, live, expired, about_others, events)
+
+    def _scrub(self) -> None:
+        """Now and then read some rows that perhaps nobody asks for, so that a damaged one is met."""
+        now = time.monotonic()
+        if now >= self._scrub_at:
+            self._scrub_at = now + SCRUB_EACH_S
+            with suppress(Again, StoreFull):  # What was not read is read next time; the events of this look are not lost.
+                rows = self._connection.ask((sql.CHECK, self._scrub_round.wants))[0]
+                self._scrub_round.take(rows, self._quarantine, time.time())
 
     def _look_below_floors(self) -> None:
         """Find what has come to wait below a floor without a word."""
@@ -323,5 +422,7 @@ class Postgres(Reads):
     def describe(self) -> dict[str, Any]:
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
+        hears = self._listener is not None and not self._listener.is_deaf
         with surveying():
-            return {**where, **tables.describe(self._connection)}
+            described = tables.describe(self._connection)
+        return {**where, **described, "hears_others": hears, **self._scrub_round.describe()}

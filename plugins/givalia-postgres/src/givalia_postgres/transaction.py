@@ -7,7 +7,7 @@ decide is written through it. No server is asked. At the commit PostgreSQL notif
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ from givalia_core.client import talk
 from givalia_core.clock import Now
 from givalia_core.engine.single import Decided, Single
 from givalia_core.errors import BadRequest, Busy, NotFound, StoreUnfit, TooLarge
-from givalia_core.model import TEN_YEARS_US, WAITING
+from givalia_core.model import TEN_YEARS_US, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
 from givalia_core.protocol.frames import RESULT_BYTES_MAX, Item
@@ -27,7 +27,7 @@ from givalia_core.views import text_id
 from psycopg import RawCursor
 from psycopg.rows import tuple_row
 
-from givalia_postgres import reads, rows, writes
+from givalia_postgres import checksums, reads, rows, writes
 from givalia_postgres import statements as sql
 from givalia_postgres.connection import Rows, Statement
 from givalia_postgres.hints import CHANNEL, Hints
@@ -129,6 +129,11 @@ def _transaction(connection: Any) -> Iterator[_Cursor]:
         raise BadRequest(
             f"the connection's client_encoding is {driver.info.encoding}; a key can be any text, so it must be UTF8"
         )
+    if getattr(driver, "_tpc", None) is not None:
+        raise BadRequest(
+            "the transaction is one of two phases (tpc_begin, twophase): PostgreSQL prepares none that notifies, and one that"
+            " is prepared would hold its jobs until somebody ends it; use a transaction of one phase"
+        )
     own = driver.transaction() if driver.autocommit and not driver.info.transaction_status else contextlib.nullcontext()
     with own, RawCursor(driver, row_factory=tuple_row) as cursor:
         rows.register(cursor)
@@ -174,9 +179,13 @@ class _Cursor:
 
 
 def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
-    ((is_there, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
+    ((is_there, is_known, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
     if not is_there:
         raise StoreUnfit("this database has no tables of Givalia: start a server on it first")
+    if not is_known:
+        raise StoreUnfit(
+            "the tables have another format than this package knows: run givalia store upgrade, or install its newer version"
+        )
     listened, policy = _common(cursor.ask((sql.TERMS, ()))[0])
     single = Single(kind, message, policy, "memory" if not is_durable else "fsync" if is_synced else "flush")
     for _ in range(TRIES):
@@ -190,15 +199,15 @@ def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
 
 def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
     """Which hooks the servers that are alive have (None if none is: then a later one is to decide), and their policy."""
-    known = [msgpack.unpackb(packed) for (packed,) in terms]
+    known = [msgpack.unpackb(packed) for (sealed,) in terms if (packed := checksums.unsealed(sealed))]
     hooks = {name for names, _ in known for name in names} if known else None
     return hooks, Policy(*known[0][1]) if known else Policy()
 
 
 def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
     """The jobs that the command names, locked and as they are then; new numbers; and the database's time."""
-    found = Found({}, {}, {}, {}, {}, {})
-    parts = [*reads.named(single.wanted, found), *reads.variants(single.wanted, found)]
+    found = Found({}, {}, {}, {}, {}, {}, answers={})
+    parts = [*reads.named(single.wanted, found, _sound), *reads.variants(single.wanted, found)]
 
     def look() -> None:
         for named in found[:4]:
@@ -213,6 +222,11 @@ def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
         look()
     ((floor, now_us),) = cursor.ask((sql.NUMBERS, ()))[0]
     return found._replace(floor=floor), Now(now_us, now_us, 0)
+
+
+def _sound(some: Iterable[Sequence[Any]]) -> list[Job]:
+    """The jobs of these rows; a user may not have the right to set a bad one aside, so it is raised."""
+    return [rows.to_job(row) for row in some]
 
 
 def _write(cursor: _Cursor, changes: list[Change]) -> bool:
@@ -249,5 +263,7 @@ def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now
         runnings = [event.running for event in events]
         cursor.ask((sql.ADD_EVENTS, [rows.texts(hooks), rows.bools(runnings), rows.int8s(jobs)]))
         hints.must_watch = True
+    if decided.changes and not hints:
+        hints.must_watch = True  # PostgreSQL prepares no transaction that notifies: so none of two phases holds a job.
     for payload in hints.payloads():
         cursor.ask(("SELECT pg_notify($1, $2)", [CHANNEL, payload]))

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from givalia_core.model import Job
-from givalia_core.store.base import Change
+from givalia_core.store.base import Change, Kept
 from givalia_core.store.packing import NUMBER
 
 from givalia_postgres import statements as sql
 from givalia_postgres.connection import Statement
-from givalia_postgres.rows import int2s, int8s, job_columns, texts, uuids
+from givalia_postgres.rows import bytes_, int2s, int8s, job_columns, texts, uuids
 
 
 def statements(changes: Sequence[Change]) -> Iterator[Statement]:
@@ -74,14 +74,15 @@ def accounts_of(changes: Sequence[Change]) -> Accounts:
     """What these changes mean if they all apply."""
     accounts = Accounts([], [], [])
     for was, job in changes:
-        before = set() if was is None else set(was.answered)
-        after = set(job.answered)
         if was is None or was.state != job.state or was.module != job.module:
             accounts.counts.append((job.seq, job.module, NUMBER[job.state], 1))
             if was is not None:
                 accounts.counts.append((job.seq, was.module, NUMBER[was.state], -1))
-        accounts.known.extend((past.request, job.seq) for past in after - before if past.request != job.id)
-        accounts.dropped.extend((past.request, job.seq) for past in before - after)
+        if was is None or was.answered is not job.answered:
+            before = set() if was is None else set(was.answered)
+            after = set(job.answered)
+            accounts.known.extend((past.request, job.seq) for past in after - before if past.request != job.id)
+            accounts.dropped.extend((past.request, job.seq) for past in before - after)
     return accounts
 
 
@@ -94,3 +95,22 @@ def _account(changes: Sequence[Change]) -> Iterator[Statement]:
     for words, some in ((sql.FORGET_REQUESTS, dropped), (sql.KEEP_REQUESTS, known)):
         if some:
             yield words, [uuids([request for request, _ in some]), int8s([seq for _, seq in some])]
+    if new := [change.job.id for change in changes if change.was is None]:
+        yield sql.ARE_NEW_IDS, [uuids(new)]
+
+
+def keep(answers: Sequence[Kept]) -> Iterator[Statement]:
+    """Keep answers that changed no job, in a transaction of their own.
+
+    The second statement answers with the requests that are kept, and the fourth, if there is one, with those of them whose
+    ids are jobs' by now: they are not kept after all.
+    """
+    answers = sorted(answers)  # So that two servers with copies of the same commands do not wait for each other.
+    requests = uuids([answer.request for answer in answers])
+    yield sql.KEEP_WAIT, ()
+    yield sql.KEEP_ANSWERS, [requests, bytes_([answer.answer for answer in answers])]
+    if new := [answer.request for answer in answers if answer.is_enq]:
+        ids = uuids(new)
+        yield sql.TAKE_IDS, [ids]
+        yield sql.DROP_ANSWERS_OF_JOBS, [ids]
+        yield sql.GIVE_IDS_BACK, [ids]

@@ -1,0 +1,291 @@
+"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`.
+
+A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
+delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
+`info`, `modules` and `workers` are the same for everybody: one walk answers all connections that had asked when it began.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeAlias
+
+from givalia_core.clock import Now
+from givalia_core.engine import words
+from givalia_core.engine.desk import Desk
+from givalia_core.engine.records import Asked, Refusal, Reply
+from givalia_core.errors import Busy, GivaliaError, TooLarge
+from givalia_core.model import Job, JobState
+from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
+from givalia_core.protocol.messages import OK, Kind, List, refusal
+from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, by_module
+
+ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
+ROWS_MOST: Final = 512
+PARTS_BYTES_MAX: Final = ANSWER_BYTES_MAX - 1024
+BRIEF_CHARS: Final = 200  # Of why a module is broken, in an answer that grows long.
+READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
+STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
+TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
+
+Line: TypeAlias = tuple[Kind, int]  # Listings: one for each connection; the other kinds: one for all of them.
+Walk: TypeAlias = Generator[bool, tuple[Now, int], Item]
+"""Yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the answer."""
+
+
+class Questions:
+    """The questions that have not been answered, in lines that take turns."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._lines: dict[Line, deque[Asked]] = {}  # In the order of their next steps.
+        self._walks: dict[Line, Walk] = {}
+        self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
+        self._resting: set[Line] = set()  # Walks that go on after the next commit.
+        self._clogged: set[Line] = set()  # Lines in which nobody can be answered before it has read.
+        self._rows = ROWS_LEAST
+
+    def __bool__(self) -> bool:
+        """Whether any question has not been answered."""
+        return bool(self._lines)
+
+    def add(self, asked: Asked) -> None:
+        """Let a question wait for its answer."""
+        self._lines.setdefault(_line(asked), deque()).append(asked)
+
+    def leave(self, conn: int) -> None:
+        """A connection is gone; nothing that it asked is answered."""
+        for line in [line for line in self._lines if line[0] is not Kind.LIST or line[1] == conn]:
+            kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
+            if kept:
+                self._lines[line] = kept
+            else:
+                self._forget(line)
+
+    def take_all(self) -> list[Asked]:
+        """Take out every question: the walks ended without an answer."""
+        asked = [each for line in self._lines.values() for each in line]
+        self._lines.clear()
+        self._walks.clear()
+        self._audience.clear()
+        return asked
+
+    def begin_turn(self) -> None:
+        """A commit is made, and peers may have read since."""
+        self._resting.clear()
+        self._clogged.clear()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step can be taken, in this turn or after the next commit."""
+        return len(self._lines) > len(self._clogged)
+
+    def step(self, store: Store, now: Now) -> list[Reply] | None:
+        """Take a step of the walk whose turn it is and return the answers that are ready; None if no walk can go on.
+
+        Raises:
+            StoreAway: The walk is over without an answer; see `take_all`.
+        """
+        line = next((line for line in self._lines if line not in self._resting and self._can_be_told(line)), None)
+        if line is None:
+            return None
+        self._lines[line] = self._lines.pop(line)  # Behind the others.
+        walk = self._walks.get(line) or self._begin(line, store)
+        try:
+            if walk.send((now, self._rows)):
+                self._resting.add(line)
+        except StopIteration as end:
+            return self._tell(line, end.value)
+        except Refusal as refused:
+            return self._tell(line, refusal(refused.error))
+        except Busy as busy:
+            return self._tell(line, refusal(busy))  # A shared store takes too long to answer.
+        return []
+
+    def note_pace(self, took_us: int) -> None:
+        """Adapt the rows of the next step to the time that this one took."""
+        if took_us >= 2 * STEP_US:
+            self._rows = max(self._rows // 2, ROWS_LEAST)
+        elif took_us < STEP_US:
+            self._rows = min(self._rows * 2, ROWS_MOST)
+
+    def _can_be_told(self, line: Line) -> bool:
+        if line in self._clogged:
+            return False
+        if all(self._desk.is_clogged(asked.conn) for asked in self._lines[line]):
+            self._clogged.add(line)
+            return False
+        return True
+
+    def _begin(self, line: Line, store: Store) -> Walk:
+        asked = self._lines[line]
+        walk = self._walks[line] = _WALKS[line[0]](self._desk, store, asked[0].messages[0])
+        heard = [asked[0]] if line[0] is Kind.LIST else asked
+        self._audience[line] = {(each.conn, each.request) for each in heard}
+        next(walk)
+        return walk
+
+    def _tell(self, line: Line, item: Item) -> list[Reply]:
+        """The answers of a walk that is over, to all who had asked when it began and have room for them."""
+        del self._walks[line]
+        audience = self._audience.pop(line)
+        waiting, self._lines[line] = self._lines[line], deque()
+        told: list[Reply] = []
+        room = TOLD_BYTES
+        for asked in waiting:
+            if room <= 0 or (asked.conn, asked.request) not in audience or self._desk.is_clogged(asked.conn):
+                self._lines[line].append(asked)
+            else:
+                told.append(Reply(asked.conn, asked.request, [item]))
+                room -= len(item[1])
+        if not self._lines[line]:
+            self._forget(line)
+        return told
+
+    def _forget(self, line: Line) -> None:
+        del self._lines[line]
+        self._walks.pop(line, None)
+        self._audience.pop(line, None)
+        self._clogged.discard(line)
+
+
+def _line(asked: Asked) -> Line:
+    return asked.kind, asked.conn if asked.kind is Kind.LIST else 0
+
+
+# The walks.
+
+
+def _list(desk: Desk, store: Store, message: List) -> Walk:
+    """A page of jobs; may be short or empty although more follow."""
+    now, rows = yield False
+    wanted = Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
+    after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
+    jobs: list[Job] = []
+    left = SCAN_MAX
+    while True:
+        looked_at = min(rows, left)
+        page = store.page(wanted, after, message.limit - len(jobs), now, looked_at)
+        jobs += map(words.brief, page.jobs)
+        after, left = page.after, left - looked_at
+        if after is None or len(jobs) == message.limit or not left:
+            break
+        now, rows = yield False
+    if lapsed := {job.id for job in jobs if job.is_expired(now)}:
+        # Their end must be on disk before anybody is told of it (T14).
+        desk.lapsed |= lapsed
+        now, rows = yield True
+        found = store.find(Wanted(ids=frozenset(lapsed)), now).ids
+        jobs = [words.brief(found[job.id]) if job.id in found else job for job in jobs]
+        jobs = [job for job in jobs if wanted.admits(job, now)]
+    shown = _Parts()
+    for job in jobs:
+        shown.add(words.pack(words.status(desk, job, now)))
+        if len(shown) % rows == 0:
+            now, rows = yield False
+    return (OK, *(after or ())), shown.array()
+
+
+def _info(desk: Desk, store: Store, _: Any) -> Walk:
+    """What the server is, holds and allows."""
+    now, rows = yield False
+    counts = store.counts()
+    now, rows = yield False
+    counted: list[tuple[str, int]] = []
+    for each in store.ready(now):
+        counted.append(each)
+        if len(counted) % max(rows // READY_ROWS, 1) == 0:
+            now, rows = yield False
+    ready = by_module(counted)
+    jobs: dict[str, dict[str, int]] = {}
+    for place, ((module, state), count) in enumerate(counts.items(), 1):
+        jobs.setdefault(module, {})[str(state)] = count
+        if place % rows == 0:
+            now, rows = yield False
+    for module, count in ready.items():
+        jobs.setdefault(module, {})["ready"] = count
+    shown = _Parts()
+    for module in sorted(jobs):
+        shown.add(words.pack(module), words.pack(jobs[module]))
+        if len(shown) % rows == 0:
+            now, rows = yield False
+    about = words.info(desk, sum(ready.values()), store.describe(), now)
+    fields = _Parts()
+    fields.add(words.pack("jobs"), shown.map())
+    for name, value in about.items():
+        fields.add(words.pack(name), words.pack(value))
+    return (OK,), fields.map()
+
+
+def _modules(desk: Desk, _: Store, __: Any) -> Walk:
+    """Every module that a connected worker announced, worker by worker, over all servers of the store."""
+    _now, rows = yield False
+    shown = _Parts()
+    for module in words.each_module(desk):
+        is_long = shown.is_half_full and module["broken"]
+        shown.add(words.pack({**module, "broken": module["broken"][-BRIEF_CHARS:]} if is_long else module))
+        if len(shown) % rows == 0:
+            _now, rows = yield False
+    return (OK,), shown.array()
+
+
+def _workers(desk: Desk, _: Store, __: Any) -> Walk:
+    """Every connected worker, over all servers of the store."""
+    _now, rows = yield False
+    shown = _Parts()
+    looked_at = 0
+    for worker in words.each_worker(desk):
+        shown.add(words.pack({**worker, "processes": []} if shown.is_half_full else worker))
+        looked_at += 1 + len(worker["modules"])
+        if looked_at >= rows:
+            looked_at = 0
+            _now, rows = yield False
+    return (OK,), shown.array()
+
+
+_WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
+    Kind.LIST: _list,
+    Kind.INFO: _info,
+    Kind.MODULES: _modules,
+    Kind.WORKERS: _workers,
+}
+KINDS: Final = frozenset(_WALKS)
+
+
+def refused(asked: Asked) -> Reply | None:
+    """The answer to a question that cannot be read."""
+    (message,) = asked.messages
+    return Reply(asked.conn, asked.request, [refusal(message)]) if isinstance(message, GivaliaError) else None
+
+
+class _Parts:
+    """The parts of an answer, which fit a frame together."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether what follows should be told in brief."""
+        return self._bytes > PARTS_BYTES_MAX // 2
+
+    def add(self, *packed: bytes) -> None:
+        """Add a part."""
+        part = b"".join(packed)
+        self._bytes += len(part)
+        if self._bytes > PARTS_BYTES_MAX:
+            raise Refusal(TooLarge(f"the answer is larger than a frame of {ANSWER_BYTES_MAX >> 20} MiB"))
+        self._parts.append(part)
+
+    def array(self) -> bytes:
+        """The packed array of these parts."""
+        return b"".join((words.array_head(len(self._parts)), *self._parts))
+
+    def map(self) -> bytes:
+        """The packed map of these pairs."""
+        return b"".join((words.map_head(len(self._parts)), *self._parts))

@@ -1,0 +1,80 @@
+"""The answers of commands that changed no job, by request id, so that what was refused is never done later.
+
+A job's own record keeps the answers of the commands that changed it. This memory keeps the others: refusals, and answers such
+as "already cancelled". It is bounded, and need not survive: a copy of a frame that still waits in a socket ends with the
+process. Servers that share a store keep these answers in the store as well, and this memory bounds how many each adds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgpack
+
+from givalia_core.model import REMEMBERED_AT_LEAST_US
+from givalia_core.protocol.frames import Item
+from givalia_core.store.base import Kept
+
+BYTES_MAX: Final = 128 << 20
+ENTRY_BYTES: Final = 250  # The cost of one entry beside the bytes of its answer.
+FORGOTTEN_AT_ONCE: Final = 4_000  # In one turn, which adds fewer unless one of its frames alone has more.
+
+_pack = msgpack.Packer(autoreset=True).pack
+
+
+def pack(answer: Item) -> bytes:
+    """An answer without a payload, as it is kept."""
+    packed: bytes = _pack(answer[0])
+    return packed
+
+
+def unpack(packed: bytes) -> Item:
+    """The answer that was packed."""
+    fields: list[Any] = msgpack.unpackb(packed)
+    return fields, b""
+
+
+class Remembered:
+    """Answers by request id, each for at least two minutes."""
+
+    def __init__(self) -> None:
+        self._answers: dict[bytes, bytes] = {}
+        self._order: deque[tuple[int, bytes]] = deque()  # When each was added on the monotonic clock, oldest first.
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def has_room(self, more: int) -> bool:
+        """Return whether another answer can be added besides so many that are about to be."""
+        return self.bytes + more * ENTRY_BYTES < BYTES_MAX
+
+    def get(self, request: bytes) -> Item | None:
+        """Return the answer that this request was given; None if it is not known."""
+        packed = self._answers.get(request)
+        return None if packed is None else unpack(packed)
+
+    def add(self, answers: Iterable[Kept], mono_us: int) -> None:
+        """Remember answers from now on."""
+        for request, packed, _ in answers:
+            if request not in self._answers:
+                self._answers[request] = packed
+                self._order.append((mono_us, request))
+                self.bytes += len(packed) + ENTRY_BYTES
+
+    def forget(self, mono_us: int, held_up_us: int) -> None:
+        """Let go of answers that are old enough, a bounded number of them.
+
+        Args:
+            mono_us: Now.
+            held_up_us: How long this process stood still lately: copies of commands may have waited in its sockets as long.
+        """
+        since_us = mono_us - REMEMBERED_AT_LEAST_US - held_up_us
+        order = self._order
+        for _ in range(FORGOTTEN_AT_ONCE):
+            if not order or order[0][0] >= since_us:
+                return
+            _, request = order.popleft()
+            self.bytes -= len(self._answers.pop(request)) + ENTRY_BYTES

@@ -1,0 +1,128 @@
+"""Answers, dispatches and hook calls on their way out, once what they tell is on disk.
+
+One connection is served after the other, so that the answers of a turn are never all in memory together, and a large result
+that was waited for is only made into an answer when its connection has room for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from givalia_core.clock import Now
+from givalia_core.engine.records import Asked, Close, Effect, Hook, Reply, Tell
+from givalia_core.errors import GivaliaError
+from givalia_core.protocol import frames
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind, Wait, refusal
+from givalia_core.server.connection import Connection
+from givalia_core.server.hookrunner import HookRunner
+from givalia_core.server.inbox import Inbox
+from givalia_core.server.unread import Unread
+
+DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
+DELIVERED_ENDS: Final = 2_000  # and so are further ends.
+WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
+INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
+
+log = logging.getLogger("givalia.server")
+
+
+class Delivery:
+    """Hands the effects of a turn to connections, to plugins, and to code in this process."""
+
+    def __init__(self, connections: Mapping[int, Connection], inbox: Inbox, unread: Unread, runner: HookRunner) -> None:
+        self._connections = connections
+        self._inbox = inbox
+        self._unread = unread
+        self._runner = runner
+        self.asked_inside: dict[int, Future[Item]] = {}  # By request, what code in this process waits for.
+
+    def deliver(self, effects: Sequence[Effect], now: Now) -> None:
+        """Send what is true now, to one connection after the other; then make the calls that end connections."""
+        out: dict[int, list[Reply | Tell]] = {}
+        closing: list[Close] = []
+        for effect in effects:
+            if isinstance(effect, Hook):
+                self._runner.tell(effect, now)
+            elif isinstance(effect, Close):
+                closing.append(effect)
+            elif effect.conn == INSIDE:
+                self._answer_inside(effect)
+            else:
+                out.setdefault(effect.conn, []).append(effect)
+        turn = _Turn(min(DELIVERED_BYTES, self._unread.left))
+        for number, told in out.items():
+            if (connection := self._connections.get(number)) is not None:
+                self._say(connection, told, turn)
+        self._inbox.note_answered(turn.sent_bytes)
+        for close in closing:
+            if (connection := self._connections.get(close.conn)) is not None:
+                log.info("connection %s closed: %s", connection.peer, close.why)
+                connection.close()
+
+    def _answer_inside(self, effect: Reply | Tell) -> None:
+        if isinstance(effect, Reply):
+            self.asked_inside.pop(effect.request).set_result(effect.items[0])
+
+    def _say(self, connection: Connection, told: Iterable[Reply | Tell], turn: _Turn) -> None:
+        """Send one connection its answers, in one write unless they are large.
+
+        The end of a job that was waited for is told later if the connection or the turn has no room for it.
+        """
+        parts: list[bytes] = []
+        size = 0
+        for effect in told:
+            if isinstance(effect, Tell):
+                new = _frames(effect)
+            elif effect.ended and not self._has_room(connection, effect, size, turn):
+                continue
+            else:
+                new = [_answer(connection, effect)]
+            parts += new
+            size += sum(map(len, new))
+            if size >= WRITE_BYTES:
+                connection.send(b"".join(parts))
+                turn.sent_bytes += size
+                size, parts = 0, []
+        if parts:
+            connection.send(b"".join(parts))
+            turn.sent_bytes += size
+
+    def _has_room(self, connection: Connection, reply: Reply, size: int, turn: _Turn) -> bool:
+        """Return whether the end of a job can be told now; if not, the wait is asked again."""
+        takes = connection.takes(size + len(reply.items[0][1]))
+        turn.ends += 1
+        if takes and turn.sent_bytes < turn.bytes_most and turn.ends <= DELIVERED_ENDS:
+            return True
+        connection.postpone(reply.request)
+        again = Asked(reply.conn, reply.request, Kind.WAIT, [Wait(id=reply.ended)])
+        (self._inbox.put if takes else self._inbox.put_back)(again)
+        return False
+
+
+class _Turn:
+    """What the deliveries of one turn have come to."""
+
+    def __init__(self, bytes_most: int) -> None:
+        self.bytes_most = bytes_most
+        self.sent_bytes = 0
+        self.ends = 0
+
+
+def _answer(connection: Connection, reply: Reply) -> bytes:
+    """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
+    try:
+        return connection.answer(reply.request, reply.items)
+    except GivaliaError as error:
+        return connection.session.answer(reply.request, [refusal(error)] * len(reply.items))
+
+
+def _frames(effect: Tell) -> list[bytes]:
+    """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
+    if effect.kind is not Kind.DISPATCH:
+        return frames.encode_split(effect.kind, 0, effect.items)
+    heard, *jobs = effect.items
+    return frames.encode_split(effect.kind, 0, jobs, first=heard)

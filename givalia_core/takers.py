@@ -1,0 +1,250 @@
+"""Connected workers and their credits: who of those that serve a route has the most room for a job.
+
+A credit changes with each job that is lent or ends, and hundreds of workers may serve one route. So every change is noted once,
+in `Moves`, and the workers of a route (`Takers`) take in what has changed when somebody asks. Workers that nothing happens to
+cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any, Final
+
+from givalia_core import specifiers
+from givalia_core.clock import Now
+from givalia_core.protocol.messages import ANY, ISOLATIONS, Announce, Join, Process
+from givalia_core.store.base import Route
+
+LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
+FEW: Final = 4  # Takers of a route that are looked at one by one.
+MOVES_KEPT: Final = 4_096
+
+
+class Moves:
+    """The rooms whose credits have changed, in the order of the changes; the oldest are dropped."""
+
+    def __init__(self) -> None:
+        self._rooms: list[Room] = []
+        self._start = 0
+        self.note = self._rooms.append
+
+    @property
+    def end(self) -> int:
+        """The place behind the last change."""
+        return self._start + len(self._rooms)
+
+    def since(self, place: int) -> list[Room] | None:
+        """The rooms that have changed from this place on, some more than once; None if some of that was dropped."""
+        return None if place < self._start else self._rooms[place - self._start :]
+
+    def trim(self) -> None:
+        """Drop what was noted, if it is much."""
+        if len(self._rooms) > MOVES_KEPT:
+            self._start += len(self._rooms)
+            self._rooms.clear()
+
+
+class Room:
+    """What a worker can hold of one isolation: jobs that run as greenlets, or jobs that each have a process."""
+
+    __slots__ = ("_capacity", "_held", "number", "session")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.number = 0  # In the order in which workers have joined.
+        self._capacity = 0
+        self._held = 0
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it can hold."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, count: int) -> None:
+        self._capacity = count
+        self.session.note(self)
+
+    @property
+    def held(self) -> int:
+        """How many jobs it holds."""
+        return self._held
+
+    @held.setter
+    def held(self, count: int) -> None:
+        self._held = count
+        self.session.note(self)
+
+    @property
+    def free(self) -> int:
+        """How many more jobs it can take now."""
+        return 0 if self.session.is_clogged else self._capacity - self._held
+
+    def lend(self, params_bytes: int) -> None:
+        """Count a job that is lent to it."""
+        session = self.session
+        self._held += 1
+        session.note(self)
+        session.lent_bytes += params_bytes
+        if session.lent_bytes >= LENT_BYTES_MAX:
+            session.clog(is_clogged=True)
+
+    def give_back(self) -> None:
+        """Count a job that it holds no more."""
+        self._held -= 1
+        self.session.note(self)
+
+
+class Session:
+    """One connected worker: what it can run and how much of it now."""
+
+    __slots__ = (
+        "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "is_looked_at", "join", "joined_wall_us",
+        "lent_bytes", "note", "processes", "rooms", "taken_up",
+    )  # fmt: skip
+
+    def __init__(self, conn: int, join: Join, now: Now) -> None:
+        self.conn = conn
+        self.join = join
+        self.note: Callable[[Room], None] = Moves().note  # Notes its credits; with those of all workers, once it has joined.
+        self.announced: dict[str, Announce] = {}
+        self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
+        self.processes: Sequence[Process] = ()  # What it says of its own processes.
+        self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
+        self.is_looked_at = False  # Whether it is known for this batch if it is clogged.
+        self.taken_up: set[bytes] = set()  # Ids of jobs that it named and another process was lent.
+        self.lent_bytes = 0  # Of params, in this batch.
+        self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
+        self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
+        self.beat_mono_us = now.mono_us
+        self.joined_wall_us = now.wall_us
+
+    def clog(self, *, is_clogged: bool) -> None:
+        """Note whether it may be sent more."""
+        if is_clogged is not self.is_clogged:
+            self.is_clogged = is_clogged
+            for room in self.rooms.values():
+                self.note(room)
+
+    def room(self, module: str) -> Room:
+        """Where a job of this module has its place."""
+        announced = self.announced.get(module)
+        return self.rooms.get(announced.isolation if announced else "", self.rooms["greenlet"])
+
+    def serves(self, module: str) -> bool:
+        """Whether it can run this module."""
+        announced = self.announced.get(module)
+        return announced is not None and announced.broken is None
+
+    def satisfies(self, module: str, specifier: str | None) -> bool:
+        """Whether its version of a module that it serves is one that is asked for."""
+        return specifier is None or specifiers.satisfies(self.announced[module].version, specifier)
+
+    def routes(self) -> Iterable[Route]:
+        """The routes it takes jobs from; their variants, which it may satisfy or not, are not named."""
+        names = (self.join.name,) if self.join.only_targeted or self.join.name == ANY else (self.join.name, ANY)
+        return [Route(module, name) for module in self.announced if self.serves(module) for name in names]
+
+    def describe(self) -> dict[str, Any]:
+        """What `givalia workers` shows."""
+        return {
+            "name": self.join.name,
+            "instance": self.join.instance.hex(),
+            "pid": self.join.pid,
+            "only_targeted": self.join.only_targeted,
+            "capacity": self.rooms["greenlet"].capacity,
+            "process_capacity": self.rooms["process"].capacity,
+            "running": sum(room.held for room in self.rooms.values()),
+            "processes": [{**each._asdict(), "job": each.job and each.job.hex()} for each in self.processes],
+            "since_us": self.joined_wall_us,
+            "modules": sorted(name for name in self.announced if self.serves(name)),
+            "versions": {name: each.version for name, each in sorted(self.announced.items()) if self.serves(name)},
+            "broken": sorted(name for name in self.announced if not self.serves(name)),
+        }
+
+
+class Takers:
+    """The rooms of the workers that serve one route."""
+
+    __slots__ = ("_at", "_credits", "_heap", "_known", "_moves", "_only", "_rooms")
+
+    def __init__(self, moves: Moves) -> None:
+        self._moves = moves
+        self._rooms: dict[int, Room] = {}
+        self._only: Room | None = None  # The room of a single worker.
+        self._at = -1  # The place in the moves up to which what follows holds; -1 if nothing of it does.
+        self._known: dict[int, int] = {}  # The free credits of each room,
+        self._heap: list[tuple[int, int]] = []  # the most first (with some that are no longer so),
+        self._credits = 0  # and all of them together.
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def __contains__(self, room: Room) -> bool:
+        return room.number in self._rooms
+
+    def add(self, room: Room) -> None:
+        """A worker serves the route."""
+        if room.number not in self._rooms:
+            self._rooms[room.number] = room
+            self._change()
+
+    def discard(self, room: Room) -> None:
+        """A worker does not serve the route any more."""
+        if self._rooms.pop(room.number, None) is not None:
+            self._change()
+
+    def _change(self) -> None:
+        self._at = -1
+        self._only = next(iter(self._rooms.values())) if len(self._rooms) == 1 else None
+
+    @property
+    def credits(self) -> int:
+        """How many jobs they can take now."""
+        if len(self._rooms) <= FEW:
+            return sum(free for room in self._rooms.values() if (free := room.free) > 0)
+        self._look()
+        return self._credits
+
+    def best(self) -> Room | None:
+        """The room with the most free credits, of equals the one that joined first; None if all are full."""
+        if self._only is not None:
+            return self._only if self._only.free > 0 else None
+        if len(self._rooms) <= FEW:
+            return self._best_of_few()
+        self._look()
+        heap, known = self._heap, self._known
+        while heap and -heap[0][0] != known[heap[0][1]]:
+            heappop(heap)
+        return self._rooms[heap[0][1]] if heap else None
+
+    def _best_of_few(self) -> Room | None:
+        best, most = None, 0
+        for room in self._rooms.values():
+            free = room.free
+            if free > most:
+                best, most = room, free
+        return best
+
+    def _look(self) -> None:
+        """Take in what has changed since the last time."""
+        moved = self._moves.since(self._at)
+        if moved is None or self._at < 0 or len(moved) > len(self._rooms) or len(self._heap) > 2 * len(self._rooms) + FEW:
+            self._known = {number: max(room.free, 0) for number, room in self._rooms.items()}
+            self._heap = [(-free, number) for number, free in self._known.items() if free]
+            heapify(self._heap)
+            self._credits = sum(self._known.values())
+        else:
+            for room in moved:
+                if room.number in self._rooms:
+                    self._update(room)
+        self._at = self._moves.end
+
+    def _update(self, room: Room) -> None:
+        free, was = max(room.free, 0), self._known[room.number]
+        if free != was:
+            self._known[room.number] = free
+            self._credits += free - was
+            if free:
+                heappush(self._heap, (-free, room.number))

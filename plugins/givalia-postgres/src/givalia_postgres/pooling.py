@@ -1,0 +1,45 @@
+"""Recognises a pooler in transaction mode between a server and its database.
+
+Such a pooler gives each transaction any session that is free, and nothing in its protocol says so. So a second connection is
+made: if its transaction gets the session of the first, or pushes the first into another session, they share sessions. A busy
+pooler may hide that; then it shows in a later batch, each of which names the session that it ran in.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from givalia_core.errors import StoreAway, StoreUnfit
+
+from givalia_postgres.connection import POOLED, SESSION, Again, Connection
+
+LOOKS: Final = 5  # A pooler that gives sessions in turn may come back to the same one by chance.
+
+
+def refuse_pooler(url: str, connection: Connection) -> None:
+    """See that the session of this connection is its own; call it when nothing else is under way there.
+
+    Raises:
+        StoreUnfit: A pooler in transaction mode is in between.
+        StoreAway: The connection was lost.
+    """
+    other = Connection(url, "givalia probe")
+    try:
+        if _begin(other) == connection.make().session[0]:
+            other.close()  # The pooler may have no other session for the next statement.
+        for _ in range(LOOKS):
+            (row,) = connection.ask_unprepared(f"SELECT {SESSION}")
+            if not connection.is_session(*row):
+                raise StoreUnfit(POOLED)
+    finally:
+        other.close()
+
+
+def _begin(other: Connection) -> int | None:
+    """Begin a transaction; the process that serves it, or None if there is no connection to be had for that."""
+    try:
+        other.ask_unprepared("BEGIN")
+        ((pid,),) = other.ask_unprepared("SELECT pg_backend_pid()")
+    except (StoreAway, Again):
+        return None
+    return int(pid)

@@ -1,0 +1,194 @@
+"""The promise of the database: it keeps what it acknowledges, it holds the same store as before, and the session is ours alone.
+
+Each of these can change while a server runs: by ALTER SYSTEM and a reload, by a restart, by a restore behind the same URL. A
+server looks when it opens the store, at each new connection, and every few seconds. It stops instead of naming a class of
+durability that no longer holds. `synchronous_commit` cannot change: each session sets it to its value at the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final, NamedTuple
+
+from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
+
+from givalia_postgres import schema
+from givalia_postgres.connection import POOLED, Again, Connection
+from givalia_postgres.statements import LOOK, TICK_BITS, UNLOGGED
+
+OLDEST: Final = 140_000
+CLASSES: Final = ("memory", "flush", "fsync")  # From the weakest.
+TICKS_AT_ONCE: Final = 1_000_000
+TICK_MAX: Final = 2 ** (63 - TICK_BITS) - 1
+
+_SETTINGS: Final = f"""
+SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), current_setting('fsync'),
+    current_setting('full_page_writes'), current_setting('synchronous_commit'), {UNLOGGED}"""
+_RAISE: Final = "SELECT max(nextval('givalia.tick')) FROM generate_series(1, $1::bigint)"
+
+log = logging.getLogger("givalia.server")
+
+
+class Seen(NamedTuple):
+    """What one look shows. The fields up to `token` are those that each batch brings along."""
+
+    fsync: str
+    full_page_writes: str
+    pid: int
+    token: str | None
+    synchronous_commit: str
+    unlogged: str | None  # Tables that a crash of the database empties.
+    default_commit: str  # What `synchronous_commit` is in a session that does not set it.
+    standby_names: str
+    format: str | None
+    identity: str | None
+    tick: int
+
+
+def weaknesses(fsync: str, full_page_writes: str, synchronous_commit: str, unlogged: str | None) -> tuple[str, str]:
+    """What an answer means with these settings, and in words why it is less than `fsync`; no words if it is not."""
+    settings = {"fsync": fsync, "full_page_writes": full_page_writes, "synchronous_commit": synchronous_commit}
+    off = [name for name, value in settings.items() if value == "off"]
+    words = [f"has {' and '.join(off)} off"] if off else []
+    if unlogged:
+        words.append(f"has unlogged tables ({unlogged})")
+    durability = "fsync" if not words else "flush" if off == ["synchronous_commit"] and not unlogged else "memory"
+    return durability, " and ".join(words)
+
+
+class Promise:
+    """What a server was promised when it opened the store, and whether that still holds."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.durability = "fsync"
+        self.tick = 0  # The highest that this server knows of.
+        self.identity: str | None = None
+        self._expected: list[str] = []  # The settings that each batch brings along, as they were at the last look.
+        self._warned: dict[str, str] = {}
+
+    def begin(self, *, unsafe: bool) -> str:
+        """Look at a database that the store is opened on; return what an answer means there.
+
+        With `unsafe` that may be less than `fsync`.
+
+        Raises:
+            StoreUnfit: The database is set to lose what it acknowledged, or is too old.
+        """
+        self._connection.unpin()
+        self.tick = 0
+        version, encoding, *settings = self._connection.ask((_SETTINGS, ()))[0][0]
+        if version < OLDEST:
+            raise StoreUnfit(f"PostgreSQL {version // 10_000} is too old; 14 is the oldest that Givalia works with")
+        if encoding != "UTF8":
+            raise StoreUnfit(f"the database has the encoding {encoding}; keys can be any text, so it must be UTF8")
+        self.durability, words = weaknesses(*settings)
+        if words and not unsafe:
+            raise StoreUnfit(
+                f"PostgreSQL {words}, so it would lose jobs that it has acknowledged;"
+                " change that, or say store_unsafe, and each answer will name the weaker class"
+            )
+        self._connection.pin(settings[2])
+        return self.durability
+
+    def hold(self, identity: str, tick: int) -> None:
+        """The store is open: from now on it must be this one, and give out numbers above this tick."""
+        self.identity, self.tick = identity, tick
+        self.look()
+
+    def note(self, floor: int, seen: tuple[Any, ...]) -> None:
+        """Take in what a batch brought along with its numbers; look closer if anything is not as it was.
+
+        Raises:
+            StoreUnfit: As of `look`.
+            StoreAway: The numbers went back, and are put right.
+        """
+        *settings, pid, token = seen
+        if not self._connection.is_session(pid, token):
+            raise StoreUnfit(POOLED)
+        tick = floor >> TICK_BITS
+        if settings != self._expected or tick <= self.tick:
+            self.look()
+        if tick <= self.tick:
+            self._connection.close()  # With what is locked there.
+            raise StoreAway(f"the database gave out number {tick} after {self.tick}: it was set back")
+        self.tick = tick
+
+    def look(self) -> None:
+        """See that the database keeps the promise; call it once `hold` has said which.
+
+        Raises:
+            StoreUnfit, StoreTooNew: It does not, so no answer may be given any more.
+            StoreAway: It does not answer.
+        """
+        try:
+            (row,) = self._connection.ask((f"SELECT {LOOK}", ()))[0]
+        except Again as error:
+            raise StoreAway(str(error)) from error
+        self.judge(Seen(*row))
+
+    def judge(self, seen: Seen) -> None:
+        """See that what a look shows is what was promised; raises as `look`."""
+        if not self._connection.is_session(seen.pid, seen.token):
+            raise StoreUnfit(POOLED)
+        if seen.tick > TICK_MAX:
+            raise StoreUnfit(f"the sequence givalia.tick is at {seen.tick}: Givalia cannot have used so many numbers")
+        durability, words = weaknesses(seen.fsync, seen.full_page_writes, seen.synchronous_commit, seen.unlogged)
+        if CLASSES.index(durability) < CLASSES.index(self.durability):
+            raise StoreUnfit(f"PostgreSQL {words} since this server began to answer {self.durability}; it answers no more")
+        self._refuse_other_store(seen)
+        self._warn(seen)
+        self._expected = [seen.fsync, seen.full_page_writes]
+        if seen.tick < self.tick:
+            self._go_forward(seen.tick)
+
+    def _refuse_other_store(self, seen: Seen) -> None:
+        found = read_format(seen.format)
+        if found != schema.FORMAT:
+            raise StoreUnfit(f"the tables have format {found} now, and this server has opened format {schema.FORMAT}")
+        if seen.identity != self.identity:
+            raise StoreUnfit(
+                f"the database holds another store ({seen.identity}) than the one that this server has opened"
+                f" ({self.identity}): its tables were made anew, or restored from elsewhere. Start the server again to use it"
+            )
+
+    def _warn(self, seen: Seen) -> None:
+        """Say once what does not touch the promise of this server, yet is not as it was."""
+        off = seen.default_commit == "off" and seen.synchronous_commit != "off"
+        self._say_once(
+            "synchronous_commit",
+            seen.default_commit if off else "",
+            "the database has synchronous_commit off: this server keeps it on in its own sessions, and would not start again",
+        )
+        before = self._warned.setdefault("standbys", seen.standby_names)
+        if before and not seen.standby_names:
+            log.warning("the database waits for no standby any more (synchronous_standby_names was %s)", before)
+        self._warned["standbys"] = seen.standby_names
+
+    def _say_once(self, name: str, value: str, words: str) -> None:
+        if value and self._warned.get(name) != value:
+            log.warning("%s", words)
+        self._warned[name] = value
+
+    def _go_forward(self, tick: int) -> None:
+        """The database was set back, by a failover or a restore: no number may be given out a second time."""
+        log.warning("the database was set back: it would give out number %d after %d; going on above that", tick, self.tick)
+        (((reached,),),) = self._connection.ask((_RAISE, [min(self.tick - tick, TICKS_AT_ONCE)]))
+        if reached < self.tick:
+            raise StoreAway(f"the numbers of the database are at {reached}, and go on from {self.tick}")
+
+
+def read_format(value: str | None) -> int:
+    """The format that a fact names.
+
+    Raises:
+        StoreUnfit: It names none.
+        StoreTooNew: It is later than this version knows.
+    """
+    if value is None or re.fullmatch("[1-9][0-9]{0,5}", value) is None:
+        said = "is missing" if value is None else f"is {value[:40]!r}"
+        raise StoreUnfit(f"the fact 'format' of the store {said}: givalia.facts is not as Givalia wrote it")
+    if int(value) > schema.FORMAT:
+        raise StoreTooNew(f"the tables have format {value}; this Givalia knows {schema.FORMAT} at most")
+    return int(value)

@@ -1,0 +1,140 @@
+"""How the tables come to be, and come to a later format.
+
+Fresh tables are made in one transaction. An upgrade names the new format first, so that no older server starts any more, with
+a fact that it is not finished, so that no newer one does; then it goes through the rows, some in each transaction, which also
+says how far it came. Killed at any moment, it goes on from there when it is done again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import gevent
+from givalia_core.errors import StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.store.base import ALIVE_US
+
+from givalia_postgres import schema
+from givalia_postgres import statements as sql
+from givalia_postgres.connection import Connection, Rows, Statement
+from givalia_postgres.rows import RECORD, bytes_, int8s, is_sealed, sealed_record, texts
+from givalia_postgres.tables import KEEP, find_format
+
+ANSWER_S: Final = 3_600.0  # All rows are counted in one statement.
+LOCK_S: Final = 30.0
+LOCK_LOOK_S: Final = 0.02
+UNFINISHED: Final = "upgrade"
+"""The fact that an upgrade is under way: the seq up to which rows are as the new format has them."""
+
+_NOTHING_DONE: Final = str(-(2**63))
+_FIRST_ROWS: Final = 16  # Rows may be large; steps grow as long as they are not.
+_ROWS: Final = 2_000
+_STEP_BYTES: Final = 4 << 20
+_PATIENCE: Final = "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '0', true)"
+_SEAL: Final = """
+UPDATE givalia.jobs j SET record = u.record FROM unnest($1::bigint[], $2::bytea[]) AS u(seq, record) WHERE j.seq = u.seq"""
+_DONE: Final = "DELETE FROM givalia.facts WHERE name = $1"
+_ALIVE: Final = f"SELECT count(*) FROM givalia.servers WHERE {sql.IS_ALIVE}"
+
+
+def create(connection: Connection) -> bool:
+    """Make the tables if there are none; return whether there were none.
+
+    Raises:
+        StoreTooNew, StoreUnfit: They are of another format, or may not be made.
+    """
+    if (found := find_format(connection)) is None:
+        return upgrade(connection)[0] == 0
+    if found < schema.FORMAT:
+        raise StoreUnfit(f"the tables have format {found}, this Givalia needs {schema.FORMAT}: run givalia store upgrade")
+    if _progress(connection) is not None:
+        raise StoreUnfit(f"an upgrade to format {found} was begun and has not ended: run givalia store upgrade")
+    return False
+
+
+def upgrade(connection: Connection) -> tuple[int, int]:
+    """Bring the tables to this format; from which to which. Two programs may do it at once.
+
+    Raises:
+        StoreTooNew: They are of a later one. Nothing was changed.
+        StoreLocked: Servers have them open. Nothing was changed.
+        StoreUnfit: The user may not.
+    """
+    _lock(connection)
+    try:
+        before = find_format(connection)
+        if before is None:
+            _step(connection, [words for step in schema.STEPS for words in step], finishes=True)
+            return 0, schema.FORMAT
+        if before < schema.FORMAT:
+            _refuse_company(connection)
+            _step(connection, [words for step in schema.STEPS[before:] for words in step], finishes=False)
+        if (done := _progress(connection)) is not None:
+            before = min(before, schema.FORMAT - 1)
+            _seal_rows(connection, done)
+        return before, schema.FORMAT
+    finally:
+        connection.ask(("SELECT pg_advisory_unlock($1)", [schema.LOCK]))
+
+
+def _lock(connection: Connection) -> None:
+    """Wait for whoever makes the tables; not in the database, where nobody here waits for a lock for long."""
+    for _ in range(round(LOCK_S / LOCK_LOOK_S)):
+        ((is_ours,),) = connection.ask(("SELECT pg_try_advisory_lock($1)", [schema.LOCK]))[0]
+        if is_ours:
+            return
+        gevent.sleep(LOCK_LOOK_S)
+    raise StoreAway(f"somebody else has been making the tables for {LOCK_S:g} s")
+
+
+def _refuse_company(connection: Connection) -> None:
+    ((alive,),) = connection.ask((_ALIVE, ()))[0]
+    if alive:
+        raise StoreLocked(f"{alive} servers have the store open, or had within the last {ALIVE_US // 1_000_000} s: stop them")
+
+
+def _step(connection: Connection, words: list[str], *, finishes: bool) -> None:
+    """Change the tables, and say so, in one transaction."""
+    facts: list[Statement] = [(KEEP, ["format", str(schema.FORMAT)])]
+    if not finishes:
+        facts.append((KEEP, [UNFINISHED, _NOTHING_DONE]))
+    connection.ask(("BEGIN", ()), (_PATIENCE, ()), *((each, ()) for each in words), *facts, ("COMMIT", ()))
+
+
+def _progress(connection: Connection) -> int | None:
+    """The seq up to which an upgrade came that has not ended; None if none is under way."""
+    rows = connection.ask(("SELECT value FROM givalia.facts WHERE name = $1", [UNFINISHED]))[0]
+    if not rows:
+        return None
+    if re.fullmatch("-?[0-9]{1,19}", rows[0][0]) is None or not -(2**63) <= int(rows[0][0]) < 2**63:
+        raise StoreUnfit(f"the fact {UNFINISHED!r} of the store is {rows[0][0][:40]!r}, which Givalia did not write")
+    return int(rows[0][0])
+
+
+def _seal_rows(connection: Connection, done: int) -> None:
+    """Give each row above this seq its checksum; what is no row of a job is set aside."""
+    limit = _FIRST_ROWS
+    while rows := connection.ask((sql.CHECK, [done, limit]))[0]:
+        done = rows[-1][0]
+        connection.ask(("BEGIN", ()), (_PATIENCE, ()), *_sealed(rows), (KEEP, [UNFINISHED, str(done)]), ("COMMIT", ()))
+        size_bytes = sum(len(part or b"") for row in rows for part in row[RECORD : RECORD + 3])
+        limit = max(limit // 2, 1) if size_bytes > _STEP_BYTES else min(limit * 2, _ROWS)
+    # What was set aside may have lied about what it is counted as.
+    counted: list[Statement] = [(sql.COUNT_FREELY, ()), (sql.COUNT_ANEW, ())]
+    connection.ask(("BEGIN", ()), *counted, (_DONE, [UNFINISHED]), ("COMMIT", ()))
+
+
+def _sealed(rows: Rows) -> list[Statement]:
+    """The statements that bring these rows to the format; some are there already, for applications write meanwhile."""
+    records: dict[int, bytes] = {}
+    why: dict[int, str] = {}
+    for row in rows:
+        try:
+            if not is_sealed(row):
+                records[row[0]] = sealed_record(row)
+        except StoreCorrupt as error:
+            why[row[0]] = str(error)
+    statements: list[Statement] = [(_SEAL, [int8s(list(records)), bytes_(list(records.values()))])]
+    if why:
+        statements.append((sql.SET_ASIDE, [int8s(list(why)), texts(list(why.values()))]))
+    return statements

@@ -1,0 +1,151 @@
+"""A disk that is really full, for as long as `GIVALIA_FULL_S` says, under mixed load. Mounting needs root: `make test-all`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from system_rig import Rig, await_true
+
+from givalia_core import Client
+from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WrongState
+
+FULL_S = float(os.environ.get("GIVALIA_FULL_S", "0"))
+SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
+MIB = 1 << 20
+pytestmark = pytest.mark.skipif(not FULL_S, reason="mounts file systems: make test-all, as root, sets GIVALIA_FULL_S")
+
+
+@contextlib.contextmanager
+def mounted(kind: str, folder: Path) -> Iterator[Path]:
+    """A file system of 96 MiB."""
+    place = folder / "mounted"
+    place.mkdir()
+    if kind == "tmpfs":
+        words = ["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(place)]
+    else:
+        image = folder / "image"
+        with image.open("wb") as file:
+            file.truncate(96 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, timeout=60)
+        words = ["mount", "-o", "loop", str(image), str(place)]
+    subprocess.run(words, check=True, timeout=60)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True, timeout=60)
+
+
+class Filler:
+    """Another program on the same disk: it takes every byte that is free."""
+
+    def __init__(self, place: Path) -> None:
+        self._file = place / "filler"
+
+    def fill(self) -> None:
+        with self._file.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            for size in (MIB, 65_536, 4_096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+
+    def remove(self) -> None:
+        self._file.unlink()
+
+
+class Load:
+    """Asks for everything there is, one after the other, and remembers what was answered."""
+
+    def __init__(self, client: Client, chance: random.Random) -> None:
+        self.client = client
+        self.chance = chance
+        self.live: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.refused = self.questions = self.changed = 0
+
+    def enq(self) -> None:
+        try:
+            job = self.client.enq("Echo", time=3_600, key=f"k{self.chance.getrandbits(60)}", params=bytes(20_000))
+        except StoreFull:
+            self.refused += 1
+        else:
+            self.live.add(job.id)
+
+    def stat(self) -> None:
+        self.client.stat(id=self.chance.choice(sorted(self.live)))
+        list(itertools.islice(self.client.list("waiting"), 20))
+        self.questions += 1
+
+    def cancel(self) -> None:
+        job = self.chance.choice(sorted(self.live))
+        with contextlib.suppress(StoreFull, Busy):
+            self.client.cancel(id=job)
+            self.live.discard(job)
+            self.cancelled.add(job)
+            self.changed += 1
+
+    def ext(self) -> None:
+        with contextlib.suppress(StoreFull, Busy):
+            self.client.ext(id=self.chance.choice(sorted(self.live)), time=1)
+            self.changed += 1
+
+    def run(self) -> None:
+        """Once each of these."""
+        for ask in (self.enq, self.stat, self.ext, self.stat, self.ext, self.cancel):
+            if len(self.live) > 20 or ask is self.enq:
+                began = time.monotonic()
+                ask()
+                assert time.monotonic() - began < 10, ask
+
+
+@pytest.mark.parametrize("others", ["stand still", "take every byte"])
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+def test_a_full_disk_ends_nothing_and_loses_nothing(rig: Rig, tmp_path: Path, kind: str, others: str) -> None:
+    print(f"GIVALIA_SEED={SEED} replays this run")
+    with mounted(kind, tmp_path) as place:
+        rig.store = place / "store" / "queue.db"
+        server = rig.start_server("--log-level", "info")
+        worker = rig.start_worker()
+        client = rig.client()
+        load, filler = Load(client, random.Random(SEED)), Filler(place)
+        for _ in range(200):
+            load.enq()
+        soon = [client.enq("Echo", params=n, time=2 + n * FULL_S / 2_000) for n in range(1_000)]  # Settled while it is full.
+        filler.fill()
+        until = time.monotonic() + FULL_S
+        while time.monotonic() < until:
+            load.run()
+            if others == "take every byte":
+                filler.fill()
+        assert server.is_alive
+        assert load.refused
+        assert load.questions
+        print(f"{kind}, others {others}: {load.refused} refused, {load.questions} questions, {load.changed} changes while full")
+
+        filler.remove()
+
+        freed = time.monotonic()
+        before = len(load.live)
+        await_true(lambda: (load.enq(), len(load.live) > before)[1], "new jobs are taken", 5)
+        print(f"new jobs after {time.monotonic() - freed:.1f} s")
+        for handle in soon:
+            handle.wait(timeout=60)
+        for job in load.live:
+            assert client.stat(id=job).state == "waiting"
+        for job in load.cancelled:
+            with contextlib.suppress(NotFound):
+                assert client.stat(id=job).state == "cancelled"
+        with pytest.raises((WrongState, GivaliaError)):
+            client.ext(id=next(iter(load.cancelled)), time=1)
+        assert server.is_alive
+        assert worker.stop() == 0
+        assert server.stop() == 0
+        done = rig.run("givalia", "store", "check", "--store", f"sqlite://{rig.store}")
+        assert done.returncode == 0, done.stderr
