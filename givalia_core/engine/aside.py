@@ -24,7 +24,7 @@ LOOK_FIRST_US: Final = 5_000  # Until the store is first asked what is free; dou
 LOOK_MAX_US: Final = 250_000  # up to this,
 LOOK_NEWS_US: Final = 20_000  # or until it is asked because of news.
 KNOWN_US: Final = 20_000_000  # A hold that nobody has met for so long is explained no more.
-READS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST})
+READS: Final = frozenset({Kind.STAT, Kind.WAIT})
 
 Name = tuple[int, int]  # Of a frame: its connection and request.
 

@@ -15,7 +15,20 @@ from givalia_core.engine.records import Asked
 from givalia_core.store.base import Store
 
 Make = Callable[..., EngineRig]
-ASKED: Final = ("find", "upcoming", "expired", "forgettable", "page", "counts", "ready", "commit", "watch", "freed", "tidy")
+ASKED: Final = (
+    "find",
+    "upcoming",
+    "expired",
+    "forgettable",
+    "page",
+    "counts",
+    "ready",
+    "commit",
+    "keep",
+    "watch",
+    "freed",
+    "tidy",
+)
 """What an engine asks of a store while it runs."""
 
 

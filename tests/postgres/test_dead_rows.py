@@ -20,7 +20,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.model import DONE, RUNNING, JobState
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import SCAN_MAX, Filter
+from givalia_core.store.base import ROW_BYTES, SCAN_MAX, Claim, Filter, Route, Wanted
 
 HOUR_US = 3_600 * SECOND_US
 DEAD = 6_000
@@ -195,6 +195,28 @@ def test_no_job_is_missed_whatever_happens_to_it(make: Make, place: int) -> None
     assert left == []
 
 
+def claimed(rig: EngineRig, most_bytes: int) -> list[bytes]:
+    """The ids of the ready jobs that a look for up to a hundred brings, which may stop behind so many bytes of params."""
+    route = Route("Mail", "any")
+    found = rig.store.find(Wanted(claims=(Claim(route, 100),), claimed_bytes=most_bytes), rig.now)
+    rig.store.tidy()
+    return [job.id for job in found.ready[route]]
+
+
+def test_look_that_is_cut_by_its_bytes_hides_no_job_from_the_next_one(make: Make) -> None:
+    # given jobs of two priorities on both clocks
+    here = make()
+    ids = [uid(number) for number in range(1, 9)]
+    for number, job_id in enumerate(ids):
+        when = {"at_us": here.now.wall_us + number} if number % 2 else {"delay_us": number}
+        here.enq(id=job_id, priority=5 if number < 4 else -5, params=bytes(1_000), **when)
+    rest(here, 0.1)
+
+    # when, then
+    assert claimed(here, 2_500) == ids[:3]
+    assert claimed(here, 1 << 40) == ids
+
+
 def waiting_in_pages(rig: EngineRig, limit: int, **filters: Any) -> list[list[bytes]]:
     """The ids that each page of a listing shows."""
     after: tuple[Any, ...] = (None, None)
@@ -221,6 +243,21 @@ def test_waiting_jobs_are_listed_past_all_that_have_ended(make: Make) -> None:
     # when, then
     assert waiting_in_pages(here, 500) == [waits[::-1]]
     assert waiting_in_pages(here, 2) == [[waits[4], waits[3]], [waits[2], waits[1]], [waits[0]]]
+
+
+def test_page_of_waiting_jobs_is_bounded_in_the_bytes_of_its_jobs(make: Make) -> None:
+    # given
+    here = make()
+    ids = [here.enq(params=bytes(4 * ROW_BYTES), delay_us=number * HOUR_US)[0] for number in range(1, 6)]
+
+    # when
+    first = here.store.page(Filter(JobState.WAITING), None, 500, here.now, 10)
+    second = here.store.page(Filter(JobState.WAITING), first.after, 500, here.now, 100)
+
+    # then
+    assert [job.id for job in first.jobs] == ids[:2]
+    assert [job.id for job in second.jobs] == ids[2:]
+    assert second.after is None
 
 
 @pytest.mark.parametrize("hops", [reads.HOPS_MAX, 3], ids=["by hops", "on too many routes"])

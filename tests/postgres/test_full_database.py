@@ -156,6 +156,7 @@ class _Said(psycopg.OperationalError):
         class Diag:
             message_primary = "could not extend file: Disk quota exceeded"
             source_function = self._function
+            constraint_name = None
 
         return Diag()
 
