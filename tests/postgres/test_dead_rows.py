@@ -20,7 +20,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.model import DONE, RUNNING, JobState
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import ROW_BYTES, SCAN_MAX, Claim, Filter, Route, Wanted
+from givalia_core.store.base import ROW_BYTES, SCAN_MAX, Claim, Filter, Route, Wanted, as_shared
+from givalia_core.store.suite import changed
 
 HOUR_US = 3_600 * SECOND_US
 DEAD = 6_000
@@ -215,6 +216,37 @@ def test_look_that_is_cut_by_its_bytes_hides_no_job_from_the_next_one(make: Make
     # when, then
     assert claimed(here, 2_500) == ids[:3]
     assert claimed(here, 1 << 40) == ids
+
+
+def test_jobs_that_a_look_has_locked_and_not_read_are_found_by_other_servers_at_once(make: Make) -> None:
+    # given two servers, and one look that reads the first of four jobs and locks them all
+    here, there = make(), make()
+    rest(here, 0.1)
+    for rig in (here, there):
+        rig.turn()
+        rig.store.tidy()
+    ids = [here.enq(id=uid(number), priority=9 - number, params=bytes(1_000))[0] for number in range(1, 5)]
+    here.store.tidy()
+    rest(here, 0.3)
+    there.turn()
+    route = Route("Mail", "any")
+    found = here.store.find(Wanted(claims=(Claim(route, 4),), claimed_bytes=500), here.now)
+    (first,) = found.ready[route]
+    assert found.cut == {route}
+
+    # when the other one has looked for them, and the first job is lent
+    assert not there.store.find(Wanted(claims=(Claim(route, 4),)), there.now).ready
+    there.store.tidy()
+    mark = here.timer.mark(here.now, SECOND_US)
+    assert here.store.commit([changed(first, state=RUNNING, keeper=1)], mark).refused == ()
+    here.store.tidy()
+    gevent.sleep(0.3)
+
+    # then
+    shared = as_shared(there.store)
+    assert shared is not None
+    assert shared.news().ready == {route}
+    assert claimed(there, 1 << 40) == ids[1:]
 
 
 def waiting_in_pages(rig: EngineRig, limit: int, **filters: Any) -> list[list[bytes]]:

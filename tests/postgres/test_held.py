@@ -373,6 +373,24 @@ def test_ready_job_that_cannot_be_written_is_not_lent_again_and_again(make: Make
     assert turns < 40
 
 
+def test_large_ready_jobs_that_cannot_be_written_do_not_stand_before_the_others(make: Make) -> None:
+    # given more bytes than one look may bring
+    here = make()
+    for number in range(1, 19):
+        here.enq(id=uid(number), key=f"bad{number}", delay_us=SECOND_US, params=bytes(512 << 10))
+    here.enq(id=uid(100), key="good", delay_us=SECOND_US)
+    trouble(here, "40P01", AT_ONCE)
+    worker = here.worker(10, capacity=100)
+
+    # when
+    rest(here, 1.1)
+    turns = drive(here, 10.0)
+
+    # then
+    assert worker.ids == [uid(100)]
+    assert turns < 400
+
+
 @pytest.mark.parametrize("mode", ["SHARE", "SHARE ROW EXCLUSIVE", "EXCLUSIVE"])
 def test_lock_on_the_table_leaves_questions_and_beats(make: Make, mode: str) -> None:
     # given

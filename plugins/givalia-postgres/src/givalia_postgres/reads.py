@@ -60,6 +60,7 @@ Part = tuple[Statement, Callable[[Rows], None]]
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
 DOUBTED_MAX: Final = 1_000
+PASSED_BYTES_MAX: Final = 64 << 20
 HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
 READY: Final = JobState.READY
 
@@ -77,6 +78,8 @@ class Reads:
         self._last_seq = 0
         # Jobs that are locked for this server until the transaction ends, each with its route and due.
         self._held: dict[int, tuple[Route, int]] = {}
+        self._unread: dict[Route, int] = {}  # Routes with locked jobs that were not read; none of these is due before that.
+        self._passed_bytes: dict[Route, int] = {}  # Of params of ready jobs that cannot be written for now.
         self._floors = Floors()
         self._doubts = Doubts()
         self._full_since: float | None = None
@@ -151,28 +154,44 @@ class Reads:
             most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
             # Jobs that cannot be written for now must not stand before the others.
             limit = most + min(len(self._doubts), DOUBTED_MAX)
+            most_bytes = wanted.claimed_bytes + self._passed_bytes.get(claim.route, 0)
 
-            def take(rows: Rows, route: Route = claim.route, most: int = most, limit: int = limit) -> None:
-                ready = self._quarantine.sound(rows)
-                self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
-                is_cut = sum(len(row[RECORD + 1]) for row in rows) >= wanted.claimed_bytes
-                is_all = len(rows) < limit and not is_cut
-                if ready or is_all:
-                    self._floors.found(route, ready, limit if is_all else len(ready), now)
-                if free := self._writable(ready)[:most]:
+            def take(
+                rows: Rows, route: Route = claim.route, most: int = most, limit: int = limit, most_bytes: int = most_bytes
+            ) -> None:
+                ready = self._looked_at(route, rows, limit, most_bytes, now)
+                if free := self._writable(route, ready)[:most]:
                     found.ready[route] = free
-                    if is_cut:
+                    if route in self._unread:
                         cut.add(route)
 
-            values = [now.timer_us, now.wall_us, *claim.route, limit, wanted.claimed_bytes, int8s(self._floors.of(claim.route))]
-            yield (sql.CLAIM, values), take
+            floors = int8s(self._floors.of(claim.route))
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit, most_bytes, floors]), take
 
-    def _writable(self, jobs: list[Job]) -> list[Job]:
+    def _looked_at(self, route: Route, rows: Rows, limit: int, most_bytes: int, now: Now) -> list[Job]:
+        """The jobs of a look that was to bring so many jobs and bytes at most; note what it says of the route."""
+        ready = self._quarantine.sound(rows)
+        self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
+        is_cut = sum(len(row[RECORD + 1]) for row in rows) >= most_bytes
+        is_all = len(rows) < limit and not is_cut
+        if ready or is_all:
+            self._floors.found(route, ready, limit if is_all else len(ready), now)
+        self._unread.pop(route, None)
+        if is_cut:
+            self._unread[route] = min(self._floors.of(route))
+        return ready
+
+    def _writable(self, route: Route, jobs: list[Job]) -> list[Job]:
         """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
+        self._passed_bytes.pop(route, None)
         if not self._doubts:
             return jobs
         free = self._doubts.freed((name for job in jobs for name in names_of(job)), time.monotonic())
-        return [job for job in jobs if free.issuperset(names_of(job))]
+        writable = [job for job in jobs if free.issuperset(names_of(job))]
+        if len(writable) < len(jobs):
+            passed_bytes = sum(len(job.params) for job in jobs) - sum(len(job.params) for job in writable)
+            self._passed_bytes[route] = min(passed_bytes, PASSED_BYTES_MAX)
+        return writable
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         if not spans:

@@ -276,9 +276,10 @@ class Postgres(Reads):
 
     def _let_go(self) -> None:
         """What was held and is not lent is there for the others, who looked past it meanwhile."""
-        for route, due_us in self._held.values():
+        for route, due_us in (*self._held.values(), *self._unread.items()):
             self._hints.is_ready(route, due_us)
         self._held.clear()
+        self._unread.clear()
 
     def _write(self, some: list[Statement], *, is_last: bool) -> list[Rows]:
         """Send statements in the transaction that is open, or a new one; the last ones with the commit."""
