@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from givalia_core.clock import Now
 from givalia_core.engine.answers import TOGETHER
+from givalia_core.engine.aside import Aside, Waiting
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.errors import Busy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.store.base import Hold
 
 STUCK_US: Final = 200_000  # Between looks for room on a disk whose reserve is used up.
 PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
@@ -25,6 +28,7 @@ class Again:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.inputs: list[Input] = []
+        self.aside: Aside = desk.aside
         self._stored: dict[Name, dict[int, Item]] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
         self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
@@ -41,10 +45,17 @@ class Again:
         """Of a frame that is decided again: the answers to the commands that did take effect, by their place."""
         return self._stored.get((asked.conn, asked.request), {})
 
-    def take_back(self, inputs: Sequence[Input], batch: Batch, refused: set[int]) -> set[Name]:
+    def unanswered(self, asked: Asked) -> Asked:
+        """A frame without the commands whose answers are known."""
+        known = self.known(asked)
+        left = [message for number, message in enumerate(asked.messages) if number not in known] if known else asked.messages
+        return asked._replace(messages=left) if known else asked
+
+    def take_back(self, inputs: Sequence[Input], batch: Batch, refused: set[int], held: Mapping[int, Hold]) -> set[Name]:
         """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
 
-        Of such a frame the commands that did come to something keep their answers.
+        Of such a frame the commands that did come to something keep their answers. A frame of which nothing is left but what
+        is held (the holds by seq) waits alone.
         """
         lost: dict[int, set[int]] = {}
         if refused:
@@ -68,13 +79,25 @@ class Again:
                 continue
             self._desk.waits.drop(*name)
             if given.kind is not Kind.WAIT or given.conn not in gone:
-                self.inputs.append(given)
-                stored[name] = {number: item for number, item in enumerate(items) if number not in lost[place]}
+                answered = {number: item for number, item in enumerate(items) if number not in lost[place]}
+                stored[name] = answered
+                holds = _holds_of(batch, held, place) if held else {}
+                if not holds.keys() >= lost[place]:
+                    self.inputs.append(given)
+                elif given.conn not in gone:
+                    self.aside.put(Waiting(given, holds, answered), batch.now, is_unsure=name in self._unsure)
+        self.aside.settle(inputs, stored)
         self._stored = stored
         self._unsure.clear()
         self.is_stuck = False
-        self._refusals = self._refusals + 1 if refused else 0
+        self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
         return set(stored)
+
+    def take_up(self, freed: frozenset[str], now: Now) -> list[Input]:
+        """Bring back the frames whose holds may be over; the answers of each that stand are known again."""
+        taken = self.aside.take(freed, now)
+        self._stored |= {(each.asked.conn, each.asked.request): each.answers for each in taken if each.answers}
+        return [each.asked for each in taken]
 
     def keep(self, inputs: Sequence[Input], *, is_unsure: bool) -> None:
         """Decide all of a batch again; `is_unsure` if it may have been stored all the same."""
@@ -91,7 +114,7 @@ class Again:
 
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds that are known not to have been stored."""
-        put_off: list[Asked] = []
+        put_off: list[Asked] = self.aside.put_off(kinds)
         kept: list[Input] = []
         for given in self.inputs:
             if isinstance(given, Asked) and given.kind in kinds and not self._may_be_stored(given):
@@ -105,3 +128,8 @@ class Again:
         """Whether all or some of a frame that is to be decided again may have been stored."""
         name = asked.conn, asked.request
         return name in self._unsure or bool(self._stored.get(name))
+
+
+def _holds_of(batch: Batch, held: Mapping[int, Hold], place: int) -> dict[int, Hold]:
+    """Return what holds the commands of the input at this place, by the place of the command in it."""
+    return {number: held[seq] for seq, (at, number) in batch.touched if at == place and seq in held}

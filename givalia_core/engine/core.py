@@ -20,7 +20,7 @@ from givalia_core.engine.names import Names
 from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.errors import StoreFull
-from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, Job
+from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item, refusal
@@ -112,6 +112,8 @@ class Engine:
         sharing.hear(self.desk, news)
         if news.must_watch or (self._is_deaf and not news.is_deaf):
             self._watched_us = None
+        if news.must_watch or news.changed or news.ready or news.nearing:
+            self.desk.aside.hear(self._now)  # What somebody changed may be what was held.
         self._is_deaf = news.is_deaf
 
     @property
@@ -127,16 +129,18 @@ class Engine:
         """Whether `watch` must name everything that this server looks after."""
         return self._all_own
 
-    def watch(self, watched: Watched) -> None:
+    def watch(self, watched: Watched | None) -> None:
         """Give what the store answered to `watch`."""
         self._watched, self._watched_us = watched, self._now.mono_us
+        if watched is None:
+            return
         sharing.note_others(self.desk, watched)
         self._has_expired = watched.has_expired
         self._owed += sharing.hooks(self.desk, watched.events)
         if self._all_own:
             sharing.forget_unknown(self.desk, watched.own)
         self.desk.suspects.update(job.id for job in watched.own if job.stop_asked)
-        if not self._all_own and watched.looked_after != len(self.desk.leases):
+        if not self._all_own and watched.looked_after not in (None, len(self.desk.leases)):
             self._all_own, self._watched_us = True, None  # Somebody's word was lost, or a commit came late: look closer.
         else:
             self._all_own = False
@@ -157,6 +161,7 @@ class Engine:
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = self._without_questions(inputs), now
+        self.desk.aside.leave(inputs)
         self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         self._sweeping_rows = self._sweeping
@@ -209,13 +214,27 @@ class Engine:
         for span, near in zip(spans, answers, strict=True):
             self.desk.routing.windows[span.route].fill(near)
 
+    @property
+    def must_look(self) -> bool:
+        """Whether the store must be asked which of `held` may be free, after `begin`."""
+        return self.desk.aside.must_look(self._now)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The names of the holds that commands wait for."""
+        return self.desk.aside.names
+
+    def take_up(self, freed: frozenset[str]) -> None:
+        """Decide again, in this batch, the commands that wait for these names."""
+        self._inputs = [*self.again.take_up(freed, self._now), *self._inputs]
+
     def reads(self) -> Reads:
         """What the commands name, and the jobs that may be lent."""
         wanted = Names()
         wanted.keys.update(self._also_keys)
         for given in self._inputs:
             if isinstance(given, Asked):
-                wanted.add(given, self.desk)
+                wanted.add(self.again.unanswered(given), self.desk)
         self._suspects = frozenset(self._pace.some(self.desk) | wanted.resumed)
         wanted.ids.update(self._suspects)
         wanted.ids.update(self.desk.lapsed)
@@ -325,24 +344,28 @@ class Engine:
             keeping: What a shared store did not keep of the answers that changed nothing.
         """
         batch = plan.batch
-        lost = [plan.changes[place].job for place in commit.refused]
-        refused = {job.seq for job in lost}
+        lost = [plan.changes[place].job for place in commit.refused if place not in commit.held]
+        held = {plan.changes[place].job.seq: hold for place, hold in commit.held.items()}
+        refused = {job.seq for job in lost} | held.keys()
         self._must_mark = False
         self._watched = None
         self._also_keys = self._also_keys | {job.key for job in lost if job.key is not None} if lost else frozenset()
         if lost:
             self.desk.routing.forget_windows()
             self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
+        self.desk.aside.meet(held.values(), self._now)
+        for place in commit.held:
+            self._unoffer(*plan.changes[place])
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         if keeping.decided:
             refused |= {batch.unchanged[request].number for request in keeping.decided}
-        unanswerable = self.again.take_back(self._inputs, batch, refused)
+        unanswerable = self.again.take_back(self._inputs, batch, refused, held)
         if batch.unchanged:
             self._remember_answers(batch, refused, keeping.busy)
         for resumed in batch.resumed:
             resumed.has_resumed = True
         # Progress goes first: who waits hears it before the end.
-        effects, self._owed = [*_progress(batch), *self._owed], []
+        effects, self._owed = [*_progress(batch), *self._owed, *self.desk.aside.overdue(self._now)], []
         dispatches: dict[int, list[Item]] = {}
         for was, job in plan.changes:
             if job.seq not in refused:
@@ -358,6 +381,12 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _unoffer(self, was: Job | None, job: Job) -> None:
+        """A change was held: as far as anybody knows, the job waits where it did before, or is not there."""
+        self.desk.routing.discard(job)
+        if was is not None and was.state is WAITING:
+            self.desk.routing.offer(was, self._now)
 
     def _remember_answers(self, batch: Batch, refused: set[int], busy: frozenset[bytes]) -> None:
         """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
@@ -431,10 +460,9 @@ class Engine:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us
+        most_us = min(self.desk.aside.next_us(now), SWEEP_US) if self.desk.aside else SWEEP_US
         due_us = self.desk.routing.next_due_us()
-        if due_us is None:
-            return SWEEP_US
-        return min(max(due_us - now.timer_us, 0), SWEEP_US)
+        return most_us if due_us is None else min(max(due_us - now.timer_us, 0), most_us)
 
 
 def _progress(batch: Batch) -> list[Effect]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
+from givalia_core.engine.aside import Aside
 from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.waits import Waits
@@ -98,6 +99,7 @@ class Desk:
         self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
+        self.aside = Aside()
         self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases = Leases()
@@ -248,8 +250,11 @@ class Batch:
         return self._unexpired(self._fresh(job)) or job
 
     def _unexpired(self, job: Job | None) -> Job | None:
-        """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read)."""
-        if job is None or not job.is_expired(self.now):
+        """The same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read).
+
+        A job that is held is shown as it is stored: its end could not be stored.
+        """
+        if job is None or not job.is_expired(self.now) or self.desk.aside.hold_of(job) is not None:
             return job
         return self.end(job, "expire", reason="expired")
 

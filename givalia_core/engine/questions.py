@@ -15,7 +15,7 @@ from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
-from givalia_core.errors import GivaliaError, TooLarge
+from givalia_core.errors import Busy, GivaliaError, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
 from givalia_core.protocol.messages import OK, Kind, List, refusal
@@ -99,6 +99,8 @@ class Questions:
             return self._tell(line, end.value)
         except Refusal as refused:
             return self._tell(line, refusal(refused.error))
+        except Busy as busy:
+            return self._tell(line, refusal(busy))  # A shared store takes too long to answer.
         return []
 
     def note_pace(self, took_us: int) -> None:

@@ -67,6 +67,8 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
         if shared is not None and engine.must_watch:
             lease_us = engine.desk.policy.lease_us
             engine.watch(shared.watch(now, lease_us, sharing.about(engine.desk), all_own=engine.all_own))
+        if shared is not None and engine.must_look:
+            engine.take_up(shared.freed(engine.held))
         if spans:
             engine.fill(spans, store.upcoming(spans, now))
         facts = _facts(engine, store, now)

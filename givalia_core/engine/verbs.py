@@ -175,7 +175,7 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     job, last = batch.named(message.key, message.id)
     if job is None:
         job = last if last is not None and last.state is CANCELLED else None
-    job = _existing(job, message)
+    job = _existing(batch, job, message)
     if job.state is CANCELLED:
         return (OK, "cancelled"), b""
     if job.state is WAITING:
@@ -215,7 +215,7 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
         raise Refusal(BadRequest("ext takes either a time or an at"))
     _one_name(message)
     now = batch.now
-    job = _existing(batch.named(message.key, message.id)[0], message)
+    job = _existing(batch, batch.named(message.key, message.id)[0], message)
     if job.state is not WAITING:
         raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
     on_wall, due_at_us = job.on_wall, job.due_at_us
@@ -244,7 +244,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     job, last = batch.named(message.key, message.id)
     if message.id is None and job is not None and last is not None:
         raise Refusal(_taken(job))
-    job = _existing(job or last, message)
+    job = _existing(batch, job or last, message)
     if job.state not in (DEAD, CANCELLED):
         raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
     holder = batch.live(job.key) if job.key is not None else None
@@ -300,14 +300,16 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
 def _known(batch: Batch, message: Stat | Wait) -> Job:
     _one_name(message)
     job, last = batch.named(message.key, message.id)
-    return _existing(job or last, message)
+    return _existing(batch, job or last, message)
 
 
-def _existing(job: Job | None, message: Any) -> Job:
+def _existing(batch: Batch, job: Job | None, message: Any) -> Job:
     _one_name(message)
     if job is None:
         name = message.key if message.id is None else text_id(message.id)
-        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}"))
+        hold = batch.desk.aside.hold_of_name(message.key, message.id)
+        why = "" if hold is None else f"; {hold.words}"
+        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}{why}"))
     return job
 
 

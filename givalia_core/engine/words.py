@@ -31,7 +31,9 @@ def seconds(us: int) -> str:
 
 def why(desk: Desk, job: Job, now: Now) -> str:
     """Why the job has not run (or what became of it), in words."""
-    return _WHY[job.shown_state(now)](desk, job, now)
+    words = _WHY[job.shown_state(now)](desk, job, now)
+    hold = desk.aside.hold_of(job) if job.is_live else None
+    return words if hold is None else f"{words}; {hold.words}"
 
 
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:

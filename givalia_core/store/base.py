@@ -8,11 +8,13 @@ atomic and durable commit, and names the others. Everything else is reading. Eve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from givalia_core.clock import Mark, Now, Timekeeper
+from givalia_core.clock import SECOND_US, Mark, Now, Timekeeper
 from givalia_core.model import Job, JobState, split_target
+from givalia_core.views import text_id
 
 SCAN_MAX: Final = 5_000  # Rows that one page may look at.
 ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
@@ -80,11 +82,39 @@ class Retention(NamedTuple):
     limit: int
 
 
+class Hold(NamedTuple):
+    """Something outside this server that keeps a change from being stored for now, although its guard may hold."""
+
+    name: str  # Of the key or job that is held; `hold_name_of_key` or `hold_name_of_id`.
+    why: str  # Continues "key cart-7 is ...".
+    since_us: int  # On the wall clock: when this store first met it.
+
+    @property
+    def words(self) -> str:
+        """The hold as a sentence for a caller."""
+        since = datetime.fromtimestamp(self.since_us / SECOND_US, UTC).isoformat(timespec="milliseconds")
+        return f"{self.name} is {self.why}, since {since}"
+
+
+def hold_name_of_key(key: str) -> str:
+    """Name a key in a `Hold`."""
+    return f"key {key}"
+
+
+def hold_name_of_id(job_id: bytes) -> str:
+    """Name a job's id in a `Hold`."""
+    return f"id {text_id(job_id)}"
+
+
 class Commit(NamedTuple):
-    """What a commit did: the places in `changes` that were refused, and how many ended jobs were forgotten."""
+    """What a commit did: the places in `changes` that were refused, and how many ended jobs were forgotten.
+
+    `held` has those of the refused places that are not worth another try before `SharedStore.freed` names their holds.
+    """
 
     refused: tuple[int, ...] = ()
     forgotten: int = 0
+    held: Mapping[int, Hold] = {}
 
 
 class Opened(NamedTuple):
@@ -287,6 +317,9 @@ class Store(Protocol):
         """A page of at most `limit` jobs; looks at no more than `rows` rows, at most `SCAN_MAX`.
 
         A large job counts as several rows (`rows_of`), so that a page is bounded in bytes and in time.
+
+        Raises:
+            Busy: A shared store takes too long to answer; this goes for `counts`, `ready` and `describe`, too.
         """
 
     def counts(self) -> dict[tuple[str, JobState], int]:
@@ -366,7 +399,7 @@ class Watched(NamedTuple):
 
     own: list[Job]  # Running jobs that this server looks after: those that were asked to stop, or all of them.
     strayed: list[tuple[Job, int]]  # Running jobs of servers that are gone, and how long a lease each of those granted.
-    looked_after: int  # How many running jobs name this server as their keeper.
+    looked_after: int | None  # How many running jobs name this server as their keeper; None: not counted this time.
     has_lapsed: bool  # This server was silent for so long that others may have taken over what it looked after.
     live: int  # How many jobs wait or run.
     has_expired: bool  # Whether `expired` would name any.
@@ -395,11 +428,15 @@ class SharedStore(Store, Protocol):
     def news(self) -> News:
         """What arrived since it was last asked; reads nothing."""
 
-    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
         """Say that this server is alive, grants leases of this length and is as in `about`; find what needs care.
 
-        A server that has not called it for `ALIVE_US` is gone as far as the others are concerned.
+        A server that has not called it for `ALIVE_US` is gone as far as the others are concerned. None if that could not be
+        written for now, although the store answers.
         """
+
+    def freed(self, names: frozenset[str]) -> frozenset[str]:
+        """Return those of these names of holds that may be free by now; costs one read and waits for no lock."""
 
     def follow(self, ids: Iterable[bytes]) -> None:
         """Ask to be told in `news` when another server ends one of these jobs; sent soon, and not waited for."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper, TimerClock
-from givalia_core.errors import GivaliaError, StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.errors import GivaliaError, StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import Job
 from givalia_core.store.base import ALIVE_US, FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted, as_shared
 from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, Footer, Header, Reader, Writer
@@ -50,7 +50,12 @@ def _timer(store: Store, opened: Opened, clock: Clock) -> Timekeeper:
 def _refuse_company(store: Store, now: Now) -> None:
     """Nobody else may change what is moved; an embedded store has refused to open then."""
     shared = as_shared(store)
-    if shared is not None and shared.watch(now, 0, b"", all_own=False).others:
+    if shared is None:
+        return
+    watched = shared.watch(now, 0, b"", all_own=False)
+    if watched is None:
+        raise StoreAway("the store cannot be written for now, so nobody can tell whether other servers have it open")
+    if watched.others:
         raise StoreLocked(f"other servers have the store open, or had within the last {ALIVE_US // SECOND_US} s: stop them")
 
 

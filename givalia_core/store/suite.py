@@ -809,7 +809,8 @@ class StoreSuite:
 
             assert list(itertools.chain(*pages)) == list(seqs)
             assert max(map(len, pages)) == 7
-            assert len(self.pages(store, Filter(state, module="Fax"), 7)) > 20 // 7
+            # A store may have an index of jobs that wait by module, and look at none of the others.
+            assert state is WAITING or len(self.pages(store, Filter(state, module="Fax"), 7)) > 20 // 7
 
     def test_a_large_job_counts_as_several_rows_of_a_page(self, tmp_path: Path) -> None:
         store = self.of_three_states(tmp_path, 4, params=bytes(20 * ROW_BYTES))

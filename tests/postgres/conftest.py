@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from engine_rig import EngineRig
+from givalia_postgres import Postgres as Store
+
+from givalia_core.clock import ManualClock
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
@@ -14,6 +20,7 @@ if str(HERE) not in sys.path:
 
 from postgres_fleet import Fleet  # noqa: E402
 from postgres_rig import Postgres  # noqa: E402
+from shared_rig import Make, let_waits_count  # noqa: E402
 from system_install import Installed, Wheels  # noqa: E402
 
 
@@ -32,6 +39,24 @@ def database_url(postgres: Postgres) -> Iterator[str]:
     yield url
     postgres.start_again()
     postgres.drop_database(url)
+
+
+@pytest.fixture
+def make(database_url: str) -> Iterator[Make]:
+    """Makes engines that share a database and a clock."""
+    clock = ManualClock(wall_us=time.time_ns() // 1000)  # That of the database, which people's transactions go by.
+    made: list[EngineRig] = []
+
+    def new(**policy: Any) -> EngineRig:
+        rig = EngineRig(Store(database_url), clock, **policy)
+        let_waits_count(rig.store, clock)
+        rig._id += 10_000 * len(made)
+        made.append(rig)
+        return rig
+
+    yield new
+    for rig in made:
+        rig.store.close()
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,40 @@ def test_a_change_whose_request_another_server_refuses_meanwhile_is_not_made(
     assert rows(here) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "refusal"),
+    [
+        (Kind.ENQ, m.Enq(COPY, "Mail", FAR_US, "k"), m.Enq(COPY, "Mail", 5, "other")),
+        (Kind.EXT, m.Ext(COPY, "other", delta_us=5), m.Ext(COPY, "none", delta_us=5)),
+    ],
+    ids=["enq", "ext"],
+)
+def test_a_refusal_of_another_server_costs_no_other_command_its_place_in_a_commit_that_is_sifted(
+    two: Pair, kind: Kind, message: Any, refusal: Any
+) -> None:
+    # given a job, a key that an open transaction holds, and a refusal that another server decides before the commit
+    here, there = two
+    here.enq(id=NEXT, key="other", delay_us=FAR_US)
+    refused: list[Any] = []
+    with psycopg.connect(url_of(here)) as connection:
+        givalia_postgres.enq(connection, "Mail", time=60, key="held")
+        before_commit(here, lambda: refused.extend(there.ask(kind, refusal)))
+
+        # when
+        held = here.frame(Kind.ENQ, m.Enq(uid(3), "Mail", FAR_US, "held"))
+        copy = here.frame(kind, message, conn=2)
+        others = here.frame(Kind.ENQ, *(m.Enq(uid(number), "Mail", FAR_US) for number in range(20, 40)), conn=3)
+        here._turn_once(held, copy, others)
+
+        # then the others are stored in the same turn, and the copy is told what was decided in the next one
+        assert [answer[0] for answer in here.answers(others)] == [uid(number) for number in range(20, 40)]
+        here._turn_once()
+        (told,) = here.answers(copy)
+        assert str(told) == str(refused[0])
+        assert (held.conn, held.request) not in here.replies
+    assert here.store.check() == []
+
+
 def test_a_refusal_of_a_job_that_another_server_makes_meanwhile_is_told_to_nobody(two: Pair) -> None:
     # given a server that has decided to refuse a job, its key being held
     here, there = two

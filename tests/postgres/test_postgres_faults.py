@@ -19,7 +19,7 @@ from postgres_rig import Postgres as Rig
 from system_install import Installed
 from system_rig import await_true, lines_of
 
-from givalia_core import Client, WrongState
+from givalia_core import Client, DuplicateKey, WrongState
 from givalia_core.errors import Busy, GivaliaError, StoreFull
 
 LOAD_S = 3.5
@@ -326,3 +326,52 @@ def test_key_that_an_open_transaction_is_about_to_take_holds_up_nobody_else(flee
     assert outcome[0] == ("DUPLICATE_KEY", mine.id)
     assert outcome[1] in (("NOT_FOUND", None), ("WRONG_STATE", "cancelled"))
     assert client.stat(id=there.id).state == "cancelled"
+
+
+def test_transaction_that_is_open_for_longer_than_a_lease_costs_no_other_job_its_lease(fleet: Fleet, tmp_path: Path) -> None:
+    # given a long job at each server, and clients that ask for what a transaction holds
+    import givalia_postgres
+
+    started = tmp_path / "started"
+    client = fleet.client_of()
+    long = [client.enq("Stay", params={"file": str(started), "seconds": 9}) for _ in range(4)]
+    await_true(lambda: len(lines_of(started)) == 4, "the jobs to start")
+    ended = threading.Event()
+    refused: list[GivaliaError] = []
+
+    def ask(asking: Client, number: int) -> None:
+        while not ended.is_set():
+            try:
+                asking.enq("Note", key=f"held-{number % 4}", id=None if number % 2 else taken.id)
+            except GivaliaError as error:
+                refused.append(error)
+
+    with psycopg.connect(fleet.url) as connection:
+        for number in range(4):
+            givalia_postgres.enq(connection, "Note", time=60, key=f"held-{number}")
+        taken = givalia_postgres.enq(connection, "Note", time=60)
+        askers = [threading.Thread(target=ask, args=(fleet.client_of(), number)) for number in range(8)]
+        for asker in askers:
+            asker.start()
+
+        # when
+        took: list[float] = []
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert client.enq("Echo", params=1).wait(10) == 1
+            took.append(time.monotonic() - began)
+            time.sleep(0.05)
+        ended.set()
+        connection.rollback()
+    for asker in askers:
+        asker.join(20)
+
+    # then
+    assert [job.wait(20) for job in long] == [1] * 4
+    assert max(took) < 4  # It was until the transaction ended.
+    assert statistics.median(took) < 0.5
+    assert type(refused[0]) is Busy
+    assert "held by another transaction" in str(refused[0])
+    assert {type(error) for error in refused} <= {Busy, DuplicateKey}  # Of those that ask when it has ended, one is first.
+    assert fleet.check() == []

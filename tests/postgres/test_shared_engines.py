@@ -1,8 +1,11 @@
-"""Two engines on one database, batch by batch on a clock that is set by hand: what one decides while the other does."""
+"""Two engines on one database, batch by batch on a clock that is set by hand: what one decides while the other does.
+
+The clock also moves by what each question to the store really takes: an engine that waits for a lock loses that time, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -12,8 +15,9 @@ import pytest
 from engine_rig import EngineRig, uid
 from givalia_postgres import Postgres
 from postgres_rig import Postgres as Rig
+from shared_rig import Make, rest, url_of
 
-from givalia_core.clock import SECOND_US, ManualClock
+from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Gone
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, StoreUnfit, WrongState
 from givalia_core.model import DONE, RUNNING, WAITING
@@ -21,30 +25,6 @@ from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import VARIANTS_MAX
 from givalia_core.views import text_id
-
-Make = Callable[..., EngineRig]
-
-
-@pytest.fixture
-def make(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Makes engines that share a database and a clock."""
-    clock = ManualClock()
-    made: list[EngineRig] = []
-
-    def new(**policy: Any) -> EngineRig:
-        rig = EngineRig(Postgres(database_url), clock, **policy)
-        rig._id += 10_000 * len(made)
-        made.append(rig)
-        return rig
-
-    yield new
-    for rig in made:
-        rig.store.close()
-
-
-def url_of(rig: EngineRig) -> str:
-    assert isinstance(rig.store, Postgres)
-    return rig.store._url
 
 
 def before_commit(rig: EngineRig, act: Callable[[], object]) -> None:
@@ -192,7 +172,7 @@ def test_requeue_of_a_key_that_an_open_transaction_takes_waits_alone(make: Make)
         # then
         assert here.answers(enq)[0][0] == uid(1)
         assert (1, requeue.request) not in here.replies
-    gevent.sleep(0.3)
+    rest(here, 0.3)
     here.turn()
     assert isinstance(here.answers(requeue)[0], DuplicateKey)
 

@@ -12,7 +12,7 @@ from engine_rig import EngineRig, uid
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
 from givalia_core.engine.records import Asked, Gone, Reply
-from givalia_core.errors import BadRequest, StoreAway, TooLarge
+from givalia_core.errors import BadRequest, Busy, StoreAway, TooLarge
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
@@ -30,12 +30,15 @@ class Slow(Memory):
         self.clock = clock
         self.looked_at: list[int] = []
         self.is_away = False
+        self.too_long: set[str | None] = set()  # Modules whose pages take too long.
 
     def page(
         self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX
     ) -> Page:  # fmt: skip
         if self.is_away:
             raise StoreAway("it is away")
+        if wanted.module in self.too_long:
+            raise Busy("it takes too long", retry_after=1.0)
         page = super().page(wanted, after, limit, now, rows)
         self.looked_at.append(rows)
         self.clock.advance(us=rows * ROW_US)
@@ -169,6 +172,18 @@ def test_a_listing_that_meets_a_store_that_is_away_begins_anew_when_it_is_back()
     (told,) = rig.walk_all()
 
     assert told.conn == 5
+
+
+def test_a_listing_that_takes_the_store_too_long_is_answered_busy_and_the_others_go_on() -> None:
+    rig = SlowRig()
+    rig.slow.too_long.add("Nobody1")
+
+    told = rig.walk_all(vain(rig, 5, 1), vain(rig, 6, 2))
+
+    answers = {each.conn: m.answer_error(each.items[0][0]) for each in told}
+    assert isinstance(answers[5], Busy)
+    assert answers[6] is None
+    assert not rig.engine.questions
 
 
 def test_a_listing_is_put_off_while_the_store_is_away_also_if_commands_beside_it_may_be_stored() -> None:

@@ -1,62 +1,100 @@
-"""Keys that an open transaction is about to take are found by halves, and hold up no others."""
+"""Names that are held are left alone while their holder goes on, and are tried again when it may have let go."""
 
 from __future__ import annotations
 
-import random
+from givalia_core.store.base import Hold
 
-import pytest
+from givalia_postgres.doubts import NAMES_MAX, PAUSE_HELD_S, PAUSE_S, TRY_EACH_S, Doubts
 
-from givalia_postgres.doubts import PAUSE_S, Doubts
-
-
-def store(doubts: Doubts, wanted: list[str], held: set[str], now: float) -> list[str]:
-    """One commit as the store tries it; what it has stored."""
-    for _ in range(8):
-        refused = doubts.refuse(wanted, now)
-        tried = [key for key in wanted if key not in refused]
-        if held.isdisjoint(tried):
-            doubts.clear()
-            return tried
-        doubts.blame(now)
-    raise AssertionError("it would have been taken for away")
+WHY = "held"
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_all_but_the_held_keys_are_stored_soon_and_those_once_they_are_free(seed: int) -> None:
-    # given
-    choice = random.Random(seed)
-    left = [f"k{number}" for number in range(200)]
-    held = set(choice.sample(left, 3))
+def blamed(*names: str, has_holder: bool = True, running: set[int] | None = None) -> Doubts:
+    """Doubts that have met a hold of each of these names while these transactions were in progress."""
     doubts = Doubts()
+    for name in names:
+        doubts.blame(Hold(name, WHY, 7), 0.0, has_holder=has_holder)
+    doubts.look(frozenset({1, 2} if running is None else running))
+    return doubts
+
+
+def test_name_is_left_alone_while_every_transaction_of_then_goes_on() -> None:
+    doubts = blamed("a")
+    doubts.look(frozenset({1, 2, 3}))
+    assert doubts.freed(["a", "b"], 0.1) == {"b"}
+    assert doubts.hold_of(["b", "a"]) == Hold("a", WHY, 7)
+
+
+def test_name_is_tried_when_one_of_them_ends_and_keeps_its_beginning_if_it_was_another() -> None:
+    # given
+    doubts = blamed("a")
 
     # when
-    now = 0.0
-    for _ in range(60):
-        stored = store(doubts, left, held, now)
-        left = [key for key in left if key not in stored]
+    doubts.look(frozenset({2, 3}))
+
+    # then
+    assert doubts.freed(["a"], 0.2) == {"a"}
+    assert doubts.hold_of(["a"]) is None
+    assert doubts.knows(["a"])
+
+    # when it is held all the same
+    assert doubts.blame(Hold("a", WHY, 99), 0.2, has_holder=True).since_us == 7
+    doubts.look(frozenset({2, 4}))
+
+    # then
+    assert doubts.freed(["a"], 0.2) == frozenset()
+
+
+def test_name_is_free_when_all_of_them_have_ended() -> None:
+    doubts = blamed("a", running={1})
+    doubts.look(frozenset({5}))
+    assert not doubts.knows(["a"])
+
+
+def test_name_whose_holder_goes_on_is_tried_after_a_pause_that_grows_to_its_most() -> None:
+    # given
+    doubts = blamed("a")
+    now, tries = 0.0, []
+
+    # when
+    while now < 10:
         now += 0.01
+        doubts.look(frozenset({1, 2}))
+        if doubts.freed(["a"], now):
+            tries.append(now)
+            doubts.blame(Hold("a", WHY, 7), now, has_holder=True)
 
     # then
-    assert set(left) == held
+    pauses = [later - sooner for sooner, later in zip([0.0, *tries], tries, strict=False)]
+    assert abs(pauses[0] - PAUSE_S) < 0.02
+    assert abs(pauses[-1] - PAUSE_HELD_S) < 0.02
+
+
+def test_of_many_names_few_are_tried_at_once() -> None:
+    # given
+    names = [f"k{number}" for number in range(1_000)]
+    doubts = blamed(*names)
 
     # when
-    now += PAUSE_S
-    for _ in range(5):
-        stored = store(doubts, left, set(), now)
-        left = [key for key in left if key not in stored]
+    tried = 0
+    for step in range(100):
+        doubts.look(frozenset({1, 2}))
+        for name in doubts.freed(names, PAUSE_S + step / 100):
+            doubts.blame(Hold(name, WHY, 7), PAUSE_S + step / 100, has_holder=True)
+            tried += 1
 
     # then
-    assert left == []
+    assert 10 <= tried <= 1 / TRY_EACH_S + 1
 
 
-def test_keys_that_nobody_asks_for_any_more_are_forgotten() -> None:
-    # given
-    doubts = Doubts()
-    doubts.refuse(["a"], 0.0)
-    doubts.blame(0.0)
-    assert doubts.refuse(["a", "b"], 0.1) == {"a"}
-    doubts.clear()
+def test_name_that_is_kept_back_without_a_holder_is_not_freed_by_the_end_of_others() -> None:
+    doubts = blamed("a", has_holder=False)
+    doubts.look(frozenset())
+    assert doubts.freed(["a"], 0.2) == frozenset()
+    assert doubts.freed(["a"], PAUSE_S) == {"a"}
 
-    # when, then
-    assert doubts.refuse(["b"], 0.1) == frozenset()
-    assert doubts.refuse(["a"], 0.1) == frozenset()
+
+def test_names_beyond_the_most_are_forgotten_oldest_first() -> None:
+    doubts = blamed(*(f"k{number}" for number in range(NAMES_MAX + 1)))
+    assert not doubts.knows(["k0"])
+    assert doubts.knows(["k1", f"k{NAMES_MAX}"])

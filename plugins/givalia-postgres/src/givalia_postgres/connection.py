@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import select
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import gevent
@@ -17,7 +17,7 @@ import psycopg
 from gevent.hub import Hub
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.store.base import AlreadyDecided
-from psycopg import RawCursor, pq
+from psycopg import RawCursor, generators, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from givalia_postgres import rows
@@ -26,8 +26,8 @@ CONNECT_S: Final = 3  # Unless the URL says otherwise.
 ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
 
 _SETTINGS: Final = {
-    "lock_timeout": "100ms",  # Only who inserts a key waits, for whoever is about to take it.
-    "statement_timeout": "10s",
+    "lock_timeout": "5ms",  # Only an insert waits for a lock; what it waits for is then found and left alone (`sifting`).
+    "statement_timeout": "3s",
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
     # Each statement here is meant for one index. A plan that was made while the tables were small must not outlive that.
@@ -52,6 +52,9 @@ POOLED: Final = (
     " prepared statements and LISTEN of a server would be lost. Connect servers directly, or through a pool in session mode"
 )
 
+SHORT_MS: Final = 300  # What a statement may take that is tried apart from others.
+_IMPATIENT: Final = "SELECT set_config('lock_timeout', '1', true), set_config('statement_timeout', $1::bigint::text, true)"
+
 T = TypeVar("T")
 Statement = tuple[str, Sequence[Any]]
 Rows = list[tuple[Any, ...]]
@@ -63,6 +66,10 @@ class Again(Exception):
 
 class Held(Again):
     """It would have had to wait for another one, for longer than anybody here should wait."""
+
+
+class TooLong(Again):
+    """One of its statements took longer than a statement may."""
 
 
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
@@ -93,14 +100,22 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
                 wanted = gen.send(ready)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        except psycopg.OperationalError:
-            self.pgconn.finish()
+        except psycopg.OperationalError as error:
+            # An error that PostgreSQL has a code for, as that of a lock which was not got, leaves the connection as it was.
+            if error.sqlstate is None:
+                self.pgconn.finish()
             raise
         except BaseException:
             # Whoever waited is gone, in the middle of a statement: nobody can use this connection any more.
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
+
+    def undo(self) -> None:
+        """End the open transaction, if there is one; unlike `rollback`, keep the statements that are prepared."""
+        if self.info.transaction_status:
+            self.pgconn.send_query(b"ROLLBACK")
+            self.wait(generators.execute(self.pgconn))
 
 
 def _ready(fd: int, wanted: int) -> int:
@@ -123,6 +138,7 @@ class Connection:
         self._pinned: dict[str, str] = {}
         self._made: _Cooperative | None = None
         self._was_made = False
+        self._proven: set[str] = set()  # Statements that are prepared for certain, whatever became of a trip since.
         self.in_transaction = False
 
     @property
@@ -151,6 +167,7 @@ class Connection:
             # What has worked once may work again, whatever is wrong with the password or the name for now.
             raise StoreAway(str(error)) if self._was_made else error
         self._made = made
+        self._proven.clear()
         made.answer_s = self._answer_s
         try:
             self._on_made()
@@ -184,11 +201,11 @@ class Connection:
         try:
             if len(statements) == 1:
                 return [_rows(_execute(connection, *statements[0]))]
-            with connection.pipeline():
-                cursors = [_execute(connection, *statement) for statement in statements]
+            cursors = _trip(connection, statements)
+            self._proven.update(words for words, values in statements if words not in self._proven and _is_steady(values))
             return [_rows(cursor) for cursor in cursors]
         except psycopg.Error as error:
-            self._fail(error)
+            self._fail(error, are_proven=all(words in self._proven and _is_steady(values) for words, values in statements))
 
     def ask_unprepared(self, words: str) -> Rows:
         """The rows of a statement that is not prepared, so that it means the same in any session; raises as `ask`."""
@@ -198,16 +215,45 @@ class Connection:
         except psycopg.Error as error:
             self._fail(error)
 
-    def _fail(self, error: psycopg.Error) -> NoReturn:
+    def alone(self, *statements: Statement, keep: bool = True, most_ms: int = SHORT_MS) -> list[Rows]:
+        """Run statements as a transaction of their own that gives up at the first wait; without `keep` it is rolled back.
+
+        Statements that are prepared stay so when it fails, so a failure costs the next commit nothing. None of these may take
+        longer than `most_ms`.
+
+        Raises:
+            Again, StoreAway, StoreFull, StoreFailed: See there. Nothing is stored.
+        """
+        connection = self.make()
+        end: list[Statement] = [("COMMIT", ())] if keep else []
+        whole = [("BEGIN", ()), (_IMPATIENT, [most_ms]), *statements, *end]
+        try:
+            cursors = _trip(connection, whole, prepare=False)
+            connection.undo()
+            return [_rows(cursor) for cursor in cursors[2 : 2 + len(statements)]]
+        except psycopg.Error as error:
+            meaning = meaning_of(error)
+            if connection.closed or not isinstance(meaning, (Again, StoreFull)):
+                self._fail(error)
+            try:
+                connection.undo()
+            except psycopg.Error as lost:
+                self._fail(lost)
+            raise meaning from error
+
+    def _fail(self, error: psycopg.Error, *, are_proven: bool = False) -> NoReturn:
         self.in_transaction = False
-        connection = self._made
+        connection, meaning = self._made, meaning_of(error)
         try:
             if connection is not None and not connection.closed:
-                # Not `rollback`: this also makes psycopg forget the statements that the failed trip did not come to prepare.
-                connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
+                if are_proven and isinstance(meaning, (Held, TooLong, StoreFull)):
+                    connection.undo()
+                else:
+                    # Not `rollback`: psycopg also forgets the statements that the failed trip did not come to prepare.
+                    connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
+                    self._proven.clear()
         except psycopg.Error:
             self.close()
-        meaning = meaning_of(error)
         if isinstance(meaning, StoreAway) or error.sqlstate in _STATEMENT_GONE:
             self.close()
         raise meaning from error
@@ -315,19 +361,48 @@ def _execute(connection: _Cooperative, words: str, values: Sequence[Any], *, pre
     return cursor
 
 
+def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare: bool | None = None) -> list[Any]:
+    """Execute statements in one trip; of several errors raise the first, which the others only follow."""
+    met: psycopg.Error | None = None
+    cursors: list[Any] = []
+    try:
+        with connection.pipeline():
+            try:
+                cursors += [_execute(connection, *statement, prepare=prepare) for statement in statements]
+            except psycopg.Error as error:
+                met = error  # Not out of the pipeline: psycopg would log that its end fails as well.
+    except psycopg.Error as error:
+        met = met or error
+    if met is not None:
+        raise met
+    return cursors
+
+
+def _is_steady(values: Sequence[Any]) -> bool:
+    """Whether the types of these values never change, so that the statement is prepared only once."""
+    return all(isinstance(value, rows.Array) for value in values)
+
+
 def _rows(cursor: Any) -> Rows:
     return cursor.fetchall() if cursor.description is not None else []
 
 
-# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables.
+# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too
+# little memory, or room for temporary files, for one statement.
 _STATEMENT_GONE: Final = {"26000"}
-_AGAIN: Final = {"40001", "40P01", "23505", "0A000"} | _STATEMENT_GONE
+_AGAIN: Final = {"40001", "40P01", "23505", "0A000", "53200", "53400"} | _STATEMENT_GONE
 _DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
 _STATEMENT_THERE: Final = {"42P05"}  # No name is given twice in a session, so somebody else uses it, too.
 # A schema, table, column or function that is missing, or of another type.
 _OTHER_TABLES: Final = {"3F000", "42P01", "42703", "42883", "42809", "42804"}
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
+_TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
+_UNNAMED: Final = {
+    "58030",
+    "XX000",
+}  # What PostgreSQL makes of an error of the system that it has no code for, as a used up quota.
+_GROWING: Final = {"mdextend", "mdzeroextend", "FileWrite", "FileWriteV", "FileZero", "FileFallocate", "BufFileDumpBuffer"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
 _FORBIDDEN: Final = {"42501"}
@@ -341,9 +416,11 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return AlreadyDecided(words)
     if state in _HELD:
         return Held(words)
+    if state in _TOO_LONG:
+        return TooLong(words)
     if state in _AGAIN:
         return Again(words)
-    if state in _FULL:
+    if state in _FULL or (state in _UNNAMED and error.diag.source_function in _GROWING):
         return StoreFull(words)
     if state in _FORBIDDEN:
         return StoreUnfit(words)

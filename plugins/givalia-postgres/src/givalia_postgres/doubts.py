@@ -1,48 +1,113 @@
-"""Which keys cannot be taken for now, because somebody's open transaction is about to take them.
+"""Which keys and jobs are held by something outside this server, and when each is worth another try.
 
-PostgreSQL does not say which of many inserted keys it would have to wait for, and a transaction of somebody else may stay open
-for minutes. So the keys of a commit that would have waited are halved and tried apart until the one is found; that one is left
-alone for a moment, again and again, and the others are stored.
+PostgreSQL does not say when a lock that somebody else holds is free, and to try costs a wait on the connection that every
+command needs. It does say, at the price of one read, which transactions are in progress. The holder of a lock is one of those
+that were in progress when the lock was met, so a name is left alone while all of these go on. A holder can also let go without
+ending, by a rollback to a savepoint, and other holds (a statement that always fails) have no holder: so each name is tried
+again after a pause as well, seldom, and few names at once.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
-PAUSE_S: Final = 0.25
+from givalia_core.model import Job
+from givalia_core.store.base import Hold, hold_name_of_id, hold_name_of_key
+
+PAUSE_S: Final = 0.5  # Between tries of a name while its holder seems to go on; doubled each time,
+PAUSE_HELD_S: Final = 2.0  # up to this if a transaction holds it,
+PAUSE_MAX_S: Final = 8.0  # or this if it is kept back without one, for such a try may be long.
+TRY_EACH_S: Final = 0.05  # At least this long between such tries of any two names.
+NAMES_MAX: Final = 10_000  # Beyond that the oldest are forgotten, and found again when somebody asks for them.
+TABLES: Final = "the table of jobs"
+
+
+def names_of(job: Job, *, is_new: bool = False) -> tuple[str, ...]:
+    """Return the names under which a change of this job can be held: its key, or else its id; both if it makes the job."""
+    key = () if job.key is None else (hold_name_of_key(job.key),)
+    return (*key, hold_name_of_id(job.id)) if is_new or not key else key
+
+
+class _Doubt:
+    __slots__ = ("has_holder", "hold", "is_open", "pause_s", "running", "try_at")
+
+    def __init__(self, hold: Hold) -> None:
+        self.hold = hold
+        self.has_holder = True  # A transaction holds it.
+        self.is_open = False  # Worth a try.
+        self.running: frozenset[int] | None = None  # One of these transactions is the holder; None: not looked at yet.
+        self.pause_s = PAUSE_S
+        self.try_at = 0.0
+
+    def look(self, running: frozenset[int]) -> None:
+        """Open the name if its holder may be among those that have ended."""
+        before = self.running
+        self.running = running if before is None else before & running
+        if self.has_holder and before is not None and self.running != before:
+            self.is_open = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the holder has ended for certain."""
+        return self.has_holder and self.running is not None and not self.running
 
 
 class Doubts:
-    """What is known of keys that somebody holds."""
+    """The names that are held, as far as this server has met them."""
 
     def __init__(self) -> None:
-        self._groups: deque[list[str]] = deque()  # One of each would have had to be waited for.
-        self._until: dict[str, float] = {}
-        self._tried: list[str] = []
+        self._doubts: dict[str, _Doubt] = {}
+        self._next_try = 0.0
 
-    def refuse(self, keys: list[str], now: float) -> frozenset[str]:
-        """Those of these keys that are not to be tried now; the others are, until `blame` or `clear` says how it went."""
-        asked = set(keys)
-        self._until = {key: until for key, until in self._until.items() if until > now and key in asked}
-        groups = ([key for key in group if key in asked and key not in self._until] for group in self._groups)
-        self._groups = deque(group for group in groups if group)
-        refused = set(self._until).union(*list(self._groups)[1:])
-        self._tried = [key for key in keys if key not in refused]
-        return frozenset(refused)
+    def hold_of(self, names: Iterable[str]) -> Hold | None:
+        """Return the hold of the first of these names that is not worth a try now."""
+        found = (self._doubts.get(name) for name in names)
+        return next((doubt.hold for doubt in found if doubt is not None and not doubt.is_open), None)
 
-    def blame(self, now: float) -> None:
-        """The commit would have had to wait for one of those that were tried."""
-        tried = self._tried
-        if self._groups:
-            self._groups.popleft()
-        if len(tried) == 1:
-            self._until[tried[0]] = now + PAUSE_S
-        elif tried:
-            middle = len(tried) // 2
-            self._groups.extendleft((tried[middle:], tried[:middle]))
+    def knows(self, names: Iterable[str]) -> bool:
+        """Return whether one of these names is in doubt, worth a try or not."""
+        return not self._doubts.keys().isdisjoint(names)
 
-    def clear(self) -> None:
-        """All that were tried are stored, or refused for good reasons."""
-        if self._groups:
-            self._groups.popleft()
+    def blame(self, hold: Hold, now: float, *, has_holder: bool) -> Hold:
+        """Note that a try met this hold, and return it; that of a name which is known keeps its beginning."""
+        name = hold.name
+        doubt = self._doubts.pop(name, None) or _Doubt(hold)
+        doubt.hold = hold._replace(since_us=doubt.hold.since_us)
+        doubt.has_holder, doubt.is_open, doubt.try_at = has_holder, False, now + doubt.pause_s
+        self._doubts[name] = doubt
+        if len(self._doubts) > NAMES_MAX:
+            del self._doubts[next(iter(self._doubts))]
+        return doubt.hold
+
+    def open(self, why: str) -> None:
+        """One change that was held for this reason came through: each of the others is worth a try."""
+        for doubt in self._doubts.values():
+            doubt.is_open = doubt.is_open or doubt.hold.why == why
+
+    def __len__(self) -> int:
+        return len(self._doubts)
+
+    def clear(self, names: Iterable[str]) -> set[str]:
+        """Forget names whose changes came through; return why they were held."""
+        gone = [self._doubts.pop(name, None) for name in names] if self._doubts else []
+        return {doubt.hold.why for doubt in gone if doubt is not None}
+
+    def look(self, running: frozenset[int]) -> None:
+        """Take in which transactions are in progress: open the names whose holder may be among those that have ended."""
+        for name, doubt in list(self._doubts.items()):
+            doubt.look(running)
+            if doubt.is_over:
+                del self._doubts[name]
+
+    def freed(self, names: Iterable[str], now: float) -> frozenset[str]:
+        """Return those of these names, which somebody wants, that are worth a try: also one whose pause is over."""
+        freed = set()
+        for name in names:
+            doubt = self._doubts.get(name)
+            if doubt is not None and not doubt.is_open and doubt.try_at <= now and self._next_try <= now:
+                doubt.is_open, self._next_try = True, now + TRY_EACH_S
+                doubt.pause_s = min(doubt.pause_s * 2, PAUSE_HELD_S if doubt.has_holder else PAUSE_MAX_S)
+            if doubt is None or doubt.is_open:
+                freed.add(name)
+        return frozenset(freed)

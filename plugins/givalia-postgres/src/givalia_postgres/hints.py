@@ -43,7 +43,7 @@ class Hints:
     def __init__(self) -> None:
         self.changed: set[bytes] = set()
         self.followed: set[bytes] = set()
-        self.ready: set[Route] = set()
+        self.ready: dict[Route, int] = {}  # With the first due there.
         self.nearing: dict[Route, int] = {}
         self.must_watch = False
 
@@ -54,9 +54,13 @@ class Hints:
         """This job waits, where others may not know of it. The database's clock is both of its clocks."""
         route = Route(job.module, job.target)
         if job.due_at_us <= now_us:
-            self.ready.add(route)
+            self.is_ready(route, job.due_at_us)
         elif job.due_at_us <= now_us + soon_us:
             self.nearing[route] = min(job.due_at_us, self.nearing.get(route, job.due_at_us))
+
+    def is_ready(self, route: Route, due_us: int) -> None:
+        """A job of this route is there to be lent since then."""
+        self.ready[route] = min(due_us, self.ready.get(route, due_us))
 
     def payloads(self) -> list[str]:
         """Texts that say it all; too much becomes the advice to look for oneself."""
@@ -64,7 +68,7 @@ class Hints:
         if len(self.ready) + len(self.nearing) > ROUTES_MAX:
             said["w"] = 1
         else:
-            said["r"] = [*self.ready]
+            said["r"], said["d"] = [*self.ready], [*self.ready.values()]
             said["n"] = [[*route, due_us] for route, due_us in self.nearing.items()]
         parts = [{name: value for name, value in said.items() if value}]
         for name, ids in (("c", [*self.changed]), ("f", [*self.followed])):
@@ -101,6 +105,8 @@ class Listener:
         self._changed: set[bytes] = set()
         self._ready: set[Route] = set()
         self._nearing: dict[Route, int] = {}
+        self._dues: dict[Route, int] = {}
+        self.dues: dict[Route, int] = {}  # Of the news that was taken last: the first due of each route, 0 if it is not known.
         self._must_watch = False
         self.is_deaf = True  # Whether nothing would be heard now.
         self._was_missed = False  # Whether that was said.
@@ -112,6 +118,7 @@ class Listener:
         """What was heard since it was last taken."""
         news = News(frozenset(self._changed), frozenset(self._ready), dict(self._nearing), self._must_watch, self.is_deaf)
         self._changed, self._ready, self._nearing, self._must_watch = set(), set(), {}, False
+        self.dues, self._dues = self._dues, {}
         return news
 
     def close(self) -> None:
@@ -171,10 +178,15 @@ class Listener:
         try:
             said = json.loads(payload)
             self._changed.update(map(_id, said.get("c", ())))
-            self._ready.update(Route(*route) for route in said.get("r", ()))
+            # An earlier version says no dues of what is ready.
+            ready = [Route(*route) for route in said.get("r", ())]
+            for route, due_us in zip(ready, said.get("d") or [0] * len(ready), strict=True):
+                self._ready.add(route)
+                self._dues[route] = min(int(due_us), self._dues.get(route, int(due_us)))
             for module, target, due_us in said.get("n", ()):
                 route = Route(module, target)
                 self._nearing[route] = min(int(due_us), self._nearing.get(route, int(due_us)))
+                self._dues[route] = min(int(due_us), self._dues.get(route, int(due_us)))
             for each in said.get("f", ()):
                 self.followed[_id(each)] = None
             self._must_watch = self._must_watch or bool(said.get("w"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFull
-from givalia_core.model import DEAD, RUNNING, STORED_STATES, Job, JobState
+from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
+from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
@@ -24,22 +24,45 @@ from givalia_core.store.base import (
     Span,
     Timer,
     Wanted,
+    rows_of,
 )
 from givalia_core.store.packing import choose, has_state, is_ended
 from givalia_core.views import text_id
 
 from givalia_postgres import statements as sql
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Again, Connection, Rows, Statement
+from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
+from givalia_postgres.doubts import Doubts, names_of
+from givalia_postgres.floors import Floors
 from givalia_postgres.promise import Promise
 from givalia_postgres.quarantine import Quarantine
-from givalia_postgres.rows import int8s, texts, to_job, uuids
+from givalia_postgres.rows import RECORD, int8s, texts, to_job, uuids
 
 READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs are counted by one statement,
 READY_ROUTES_MOST: Final = 256  # if there are few.
 
+
+@contextmanager
+def surveying() -> Iterator[None]:
+    """Read what may look at many rows or wait for a table: that this takes too long is no outage of the store."""
+    try:
+        yield
+    except (Held, TooLong) as error:
+        raise Busy(f"the database takes too long to answer this: {error}", retry_after=1.0) from error
+    except (Again, StoreFull) as error:
+        raise StoreAway(str(error)) from error
+
+
 Part = tuple[Statement, Callable[[Rows], None]]
 """A statement, and what takes its answer in."""
+
+
+FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
+FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
+DOUBTED_MAX: Final = 1_000
+PASSED_BYTES_MAX: Final = 64 << 20
+HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
+READY: Final = JobState.READY
 
 
 class Reads:
@@ -53,13 +76,30 @@ class Reads:
         self._quarantine = Quarantine(url)
         self._must_look = False  # Rows were set aside: what is near is not what it seemed.
         self._last_seq = 0
-        self._held: dict[int, Route] = {}  # Jobs that are locked for this server until the transaction ends.
+        # Jobs that are locked for this server until the transaction ends, each with its route and due.
+        self._held: dict[int, tuple[Route, int]] = {}
+        self._unread: dict[Route, int] = {}  # Routes with locked jobs that were not read; none of these is due before that.
+        self._passed_bytes: dict[Route, int] = {}  # Of params of ready jobs that cannot be written for now.
+        self._floors = Floors()
+        self._doubts = Doubts()
+        self._full_since: float | None = None
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the disk of the database was full a moment ago."""
+        if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
+            self._full_since = None
+        return self._full_since is not None
 
     def _read(self, *statements: Statement) -> list[Rows]:
         try:
             return self._connection.ask(*statements)
         except (Again, StoreFull) as error:
             raise StoreAway(str(error)) from error
+
+    def _survey(self, *statements: Statement) -> list[Rows]:
+        with surveying():
+            return self._connection.ask(*statements)
 
     def _jobs(self, words: str, *values: object) -> list[Job]:
         jobs = self._quarantine.sound(self._read((words, values))[0])
@@ -85,7 +125,8 @@ class Reads:
         # The numbers after the rows: so they are above any that another server had used in what was read.
         numbers: list[Statement] = [(sql.NUMBERS_AND_MORE, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
-        answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
+        with self._noting(claim.route for claim in wanted.claims):
+            answers = self._read(*begin, *(statement for statement, _ in parts), *numbers)
         self._connection.in_transaction = self._connection.in_transaction or bool(begin)
         for (_, take), rows in zip(parts, answers[len(begin) :], strict=False):
             take(rows)
@@ -99,17 +140,58 @@ class Reads:
         self._set_aside()
         return found._replace(floor=floor)
 
+    @contextmanager
+    def _noting(self, routes: Iterable[Route]) -> Iterator[None]:
+        """Note how long a look at these routes takes, if it is one at everything."""
+        is_full = not all(map(self._floors.knows, routes))
+        began = time.monotonic()
+        yield
+        if is_full:
+            self._floors.looked(time.monotonic() - began)
+
     def _claimed(self, wanted: Wanted, found: Found, now: Now, cut: set[Route]) -> Iterable[Part]:
         for claim in wanted.claims:
+            most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
+            # Jobs that cannot be written for now must not stand before the others.
+            limit = most + min(len(self._doubts), DOUBTED_MAX)
+            most_bytes = wanted.claimed_bytes + self._passed_bytes.get(claim.route, 0)
 
-            def take(rows: Rows, route: Route = claim.route) -> None:
-                if ready := self._quarantine.sound(rows):
-                    found.ready[route] = ready
-                    if sum(len(job.params) for job in ready) >= wanted.claimed_bytes:
+            def take(
+                rows: Rows, route: Route = claim.route, most: int = most, limit: int = limit, most_bytes: int = most_bytes
+            ) -> None:
+                ready = self._looked_at(route, rows, limit, most_bytes, now)
+                if free := self._writable(route, ready)[:most]:
+                    found.ready[route] = free
+                    if route in self._unread:
                         cut.add(route)
-                    self._held.update((job.seq, route) for job in ready)
 
-            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, claim.limit, wanted.claimed_bytes]), take
+            floors = int8s(self._floors.of(claim.route))
+            yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit, most_bytes, floors]), take
+
+    def _looked_at(self, route: Route, rows: Rows, limit: int, most_bytes: int, now: Now) -> list[Job]:
+        """The jobs of a look that was to bring so many jobs and bytes at most; note what it says of the route."""
+        ready = self._quarantine.sound(rows)
+        self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
+        is_cut = sum(len(row[RECORD + 1]) for row in rows) >= most_bytes
+        is_all = len(rows) < limit and not is_cut
+        if ready or is_all:
+            self._floors.found(route, ready, limit if is_all else len(ready), now)
+        self._unread.pop(route, None)
+        if is_cut:
+            self._unread[route] = min(self._floors.of(route))
+        return ready
+
+    def _writable(self, route: Route, jobs: list[Job]) -> list[Job]:
+        """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
+        self._passed_bytes.pop(route, None)
+        if not self._doubts:
+            return jobs
+        free = self._doubts.freed((name for job in jobs for name in names_of(job)), time.monotonic())
+        writable = [job for job in jobs if free.issuperset(names_of(job))]
+        if len(writable) < len(jobs):
+            passed_bytes = sum(len(job.params) for job in jobs) - sum(len(job.params) for job in writable)
+            self._passed_bytes[route] = min(passed_bytes, PASSED_BYTES_MAX)
+        return writable
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
         if not spans:
@@ -119,8 +201,13 @@ class Reads:
             texts([span.route.target for span in spans]),
             int8s([span.limit for span in spans]),
         ]
+        floors = int8s([floor for span in spans for floor in self._floors.of(span.route)])
         near = [Near(False, [], False) for _ in spans]
-        for place, is_ready, due_us, seq in self._read((sql.UPCOMING, [now.timer_us, now.wall_us, *columns]))[0]:
+        with self._noting(span.route for span in spans):
+            rows = self._read((sql.UPCOMING, [now.timer_us, now.wall_us, *columns, floors]))[0]
+        for place, is_ready, due_us, seq in rows:
+            if not is_ready:
+                self._floors.found(spans[place - 1].route, (), 1, now)
             known = near[place - 1]
             if due_us is None or len(known.timers) == spans[place - 1].limit:
                 near[place - 1] = Near(is_ready, known.timers, due_us is not None)
@@ -143,28 +230,59 @@ class Reads:
         return False
 
     def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        if wanted.state in (WAITING, READY) and (after is None or after[0]):
+            page = self._page_waiting(wanted, after or (1, 0), min(limit, rows), now, rows)
+            if page is not None:
+                return page
+            after = None
+        return self._page_scanned(wanted, after, limit, now, rows)
+
+    def _page_waiting(self, wanted: Filter, after: tuple[int, int], limit: int, now: Now, rows: int) -> Page | None:
+        """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that.
+
+        Its cursor is the due and one, so that it is none of `_page_scanned`, and the seq.
+        """
+        words = sql.PAGE_WAITING if wanted.module is None else sql.PAGE_WAITING_OF
+        named = [wanted.module, wanted.target_worker, wanted.state is READY]
+        heads = self._survey((words, [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX]))[0]
+        if heads[0][0] is not None and heads[0][0] >= HOPS_MAX:
+            return None
+        found: list[tuple[int, int]] = []
+        for _, due_us, seq, size_bytes in heads:
+            if seq is None or rows <= 0:
+                break
+            found.append((due_us, seq))
+            rows -= rows_of(size_bytes or 0, 0)
+        end = (found[-1][0] + 1, found[-1][1]) if len(found) == limit or rows <= 0 else None
+        return Page(self._in_order([seq for _, seq in found]), end)
+
+    def _in_order(self, seqs: list[int]) -> list[Job]:
+        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
+        # One may have been forgotten since, or set aside.
+        return [found[seq] for seq in seqs if seq in found]
+
+    def _page_scanned(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int) -> Page:
+        """A page of those that the filter admits among the next rows."""
         major, minor = after or (0, 0)
         if is_ended(wanted.state):
             scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, rows])
         else:
             scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
-        heads = self._read(scan)[0]
+        heads = self._survey(scan)[0]
         for seq, _, state, *_ in heads:
             if not has_state(state):
                 self._quarantine.note(seq)
         seqs, after = choose(heads, wanted, limit, now, rows)
-        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
-        # One may have been forgotten since, or set aside.
-        return Page([found[seq] for seq in seqs if seq in found], after)
+        return Page(self._in_order(seqs), after)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
-        rows = self._read((sql.COUNTS, ()))[0]
+        rows = self._survey((sql.COUNTS, ()))[0]
         return {(module, STORED_STATES[state]): count for module, state, count in rows if has_state(state)}
 
     def ready(self, now: Now) -> Iterator[tuple[str, int]]:
         left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
         at: Sequence[object] = (False, "", "", -100)  # Before all routes.
-        while rows := self._read((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
             for *at, counted in rows:
                 count = min(counted, left)
                 left -= count
@@ -181,14 +299,14 @@ class Reads:
         try:
             # As of one moment, whatever other servers do meanwhile.
             end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
-            self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()))
+            self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), (sql.PATIENT, ()))
             self._connection.in_transaction = True
             wrong += self._wrong_rows()
             for job_id, key, at, why in self._read((sql.QUARANTINED, ()))[0]:
                 wrong.append(f"job {text_id(job_id)} (key {key!r}) is in quarantine since {at}: {why}")
             self._read((sql.COMMIT, ()))
             self._connection.in_transaction = False
-        except StoreError as error:
+        except (StoreError, Busy) as error:
             wrong.append(str(error))
         return wrong
 

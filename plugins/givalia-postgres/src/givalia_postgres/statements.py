@@ -20,6 +20,8 @@ _RANKS: Final = "generate_series(-9, 9) AS r(rank)"
 
 BEGIN: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
+# For what may take long. A commit needs none of it: PostgreSQL ends no wait for a standby at a statement's timeout.
+PATIENT: Final = "SELECT set_config('statement_timeout', '0', true)"
 NOW_US: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 BY_ID: Final = f"{_SELECT} WHERE id = ANY($1::uuid[])"
@@ -65,8 +67,8 @@ LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {
 """The columns of `promise.Seen`."""
 NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
-# Rank by rank and clock by clock, each in the order of its index; what another server has locked is not there. Behind so many
-# bytes of params ($6) nothing more is sent.
+# Rank by rank and clock by clock, each in the order of its index, from its floor on ($7, see `floors`); what another server has
+# locked is not there. Behind so many bytes of params ($6) nothing more is sent.
 CLAIM: Final = f"""
 SELECT {_J_COLUMNS} FROM (
 SELECT j.*, sum(octet_length(j.params)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(j.params) AS bytes_before
@@ -74,17 +76,20 @@ FROM {_RANKS}, LATERAL (
     SELECT * FROM (
         SELECT l.*, l.due_at_us AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND NOT on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $1 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+                AND rank = r.rank AND due_at_us <= $1 AND due_at_us >= ($7::bigint[])[r.rank + 10]
+                ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
         UNION ALL
         SELECT l.*, l.due_at_us + ($1::bigint - $2::bigint) AS sort_us FROM (
             SELECT * FROM givalia.jobs WHERE state = 0 AND on_wall AND module = $3 AND target_worker = $4
-                AND rank = r.rank AND due_at_us <= $2 ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
+                AND rank = r.rank AND due_at_us <= $2 AND due_at_us >= ($7::bigint[])[r.rank + 29]
+                ORDER BY due_at_us, seq LIMIT $5 FOR NO KEY UPDATE SKIP LOCKED
         ) AS l
     ) AS both_clocks ORDER BY sort_us, seq LIMIT $5
 ) AS j LIMIT $5
 ) AS j WHERE j.bytes_before < $6"""
 
+# $6: the floors of one route after the other.
 UPCOMING: Final = f"""
 SELECT s.place, ready.is_ready, near.due_us, near.seq
 FROM unnest($3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS s(module, target_worker, most, place)
@@ -92,7 +97,8 @@ CROSS JOIN LATERAL (
     SELECT EXISTS (
         SELECT FROM {_RANKS}, {_CLOCKS}, LATERAL (
             SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
-                AND target_worker = s.target_worker AND rank = r.rank AND due_at_us <= c.now_us LIMIT 1
+                AND target_worker = s.target_worker AND rank = r.rank AND due_at_us <= c.now_us
+                AND due_at_us >= ($6::bigint[])[(s.place - 1) * 38 + r.rank + 10 + 19 * c.on_wall::int] LIMIT 1
         ) AS j
     ) AS is_ready
 ) AS ready
@@ -105,6 +111,17 @@ LEFT JOIN LATERAL (
 ) AS near ON true
 ORDER BY s.place, near.due_us, near.seq"""
 
+# The first that waits, on any rank and clock, in each of these ranges of dues.
+BELOW: Final = f"""
+SELECT s.place, min(j.due_at_us)
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS s(module, target_worker, low, high, place),
+    {_RANKS}, (VALUES (false), (true)) AS c(on_wall), LATERAL (
+        SELECT due_at_us FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall AND module = s.module
+            AND target_worker = s.target_worker AND rank = r.rank AND due_at_us >= s.low AND due_at_us < s.high
+        ORDER BY due_at_us LIMIT 1
+    ) AS j
+GROUP BY s.place"""
+
 RUNNING: Final = f"{_SELECT} WHERE state = 1 ORDER BY seq"
 EXPIRED: Final = f"""
 SELECT j.* FROM {_CLOCKS}, LATERAL (
@@ -112,9 +129,49 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
     ORDER BY expires_at_us LIMIT $3
 ) AS j LIMIT $3"""
 
-_HEADS: Final = """
-SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us,
-    octet_length(params) + coalesce(octet_length(result), 0) FROM givalia.jobs"""
+_SIZE: Final = "octet_length(params) + coalesce(octet_length(result), 0)"
+_HEADS: Final = f"SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us, {_SIZE} FROM givalia.jobs"
+
+
+def _page_waiting(of: str) -> str:
+    """Jobs that wait, by due: the first of each rank of each route, found by hops along the index of those that wait.
+
+    The hops go backwards: what is due last comes first, and dead rows last. $3, $4: only of this module, only for this worker;
+    $5: those that are due, or those that are not; $6, $7: behind this due, by the timer clock, and seq; $8: how many; $9: how
+    many ranks of routes are visited on each clock.
+    """
+    return f"""
+WITH RECURSIVE hops AS (
+    SELECT c.*, f.*, 1 AS number FROM {_CLOCKS}, LATERAL (
+        SELECT module, target_worker, rank FROM givalia.jobs WHERE state = 0 AND on_wall = c.on_wall{of}
+        ORDER BY module DESC, target_worker DESC, rank DESC LIMIT 1
+    ) AS f
+    UNION ALL
+    SELECT h.on_wall, h.now_us, h.shift_us, n.*, h.number + 1 FROM hops h, LATERAL (
+        SELECT module, target_worker, rank FROM givalia.jobs WHERE state = 0 AND on_wall = h.on_wall{of}
+            AND (module, target_worker, rank) < (h.module, h.target_worker, h.rank)
+        ORDER BY module DESC, target_worker DESC, rank DESC LIMIT 1
+    ) AS n WHERE h.number < $9::bigint
+)
+SELECT m.number, j.due_us, j.seq, (SELECT {_SIZE} FROM givalia.jobs WHERE seq = j.seq) AS size
+FROM (SELECT max(number) AS number FROM hops) AS m LEFT JOIN LATERAL (
+    SELECT first.* FROM hops h, LATERAL (
+        SELECT due_at_us + h.shift_us AS due_us, seq FROM givalia.jobs
+        WHERE state = 0 AND on_wall = h.on_wall AND module = h.module AND target_worker = h.target_worker AND rank = h.rank
+            AND (due_at_us, seq) > ($6::bigint - h.shift_us, $7::bigint)
+            AND due_at_us > CASE WHEN $5::boolean THEN -1 ELSE h.now_us END
+            AND due_at_us <= CASE WHEN $5::boolean THEN h.now_us ELSE 1::bigint << 62 END
+        ORDER BY due_at_us, seq LIMIT $8::bigint
+    ) AS first
+    WHERE ($3::text IS NULL OR h.module = $3::text)
+        AND ($4::text IS NULL OR h.target_worker = $4::text OR starts_with(h.target_worker, $4::text || ' '))
+        AND m.number < $9::bigint
+    ORDER BY first.due_us, first.seq LIMIT $8::bigint
+) AS j ON true"""
+
+
+PAGE_WAITING: Final = _page_waiting("")
+PAGE_WAITING_OF: Final = _page_waiting(" AND module = $3::text")
 PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
 PAGE_ENDED: Final = f"""
@@ -194,6 +251,51 @@ UPDATE givalia.jobs j SET {sets} FROM u WHERE j.seq = u.seq AND j.version = u.wa
 _ALL: Final = [name.strip() for name in _NAMES.split(",")]
 UPDATE: Final = _update([name for name in _ALL if name not in _STEADY])
 REPLACE: Final = _update(_ALL[2:], f" AND (u.ended_at_us > 0 OR u.key IS NULL OR {_FREE_KEY})")
+
+# Rows that somebody else has locked. The lock that this takes is nothing to wait for a sync for.
+LOCKED: Final = """
+SELECT seq FROM givalia.jobs, set_config('synchronous_commit', 'off', true)
+WHERE seq = ANY($1::bigint[]) AND seq <> ALL(ARRAY(
+    SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
+))"""
+CAN_WRITE: Final = "LOCK TABLE givalia.jobs, givalia.counts, givalia.requests IN ROW EXCLUSIVE MODE NOWAIT"
+# Which keys and ids are about to be taken by others: PostgreSQL says so to whoever tries to take them, one by one. What this
+# inserts is undone at once. Each is a text, so that JSON loses none of its digits.
+PROBE_WHAT: Final = "SELECT set_config('givalia.probe', $1, true)"
+_PROBE_NAMES: Final = (
+    "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params, keeper,"
+    " stop_asked"
+)
+_PROBE_REST: Final = "'', '', 0, false, 0, 0, 0, '', '', 0, false"
+PROBE: Final = f"""
+DO $$
+DECLARE
+    asked json;
+    ids text[] := '{{}}';
+    keys text[] := '{{}}';
+BEGIN
+    FOR asked IN SELECT value FROM json_array_elements(current_setting('givalia.probe')::json) LOOP
+        IF asked ->> 1 IS NOT NULL THEN
+            BEGIN
+                INSERT INTO givalia.jobs ({_PROBE_NAMES})
+                VALUES ((asked ->> 0)::bigint, (asked ->> 1)::uuid, NULL, 1, {_PROBE_REST});
+                RAISE EXCEPTION SQLSTATE 'GIVAL';
+            EXCEPTION WHEN lock_not_available THEN ids := ids || (asked ->> 0); WHEN OTHERS THEN NULL;
+            END;
+        END IF;
+        IF asked ->> 2 IS NOT NULL THEN
+            BEGIN
+                INSERT INTO givalia.jobs ({_PROBE_NAMES})
+                VALUES ((asked ->> 0)::bigint, gen_random_uuid(), asked ->> 2, 1, {_PROBE_REST});
+                RAISE EXCEPTION SQLSTATE 'GIVAL';
+            EXCEPTION WHEN lock_not_available THEN keys := keys || (asked ->> 0); WHEN OTHERS THEN NULL;
+            END;
+        END IF;
+    END LOOP;
+    PERFORM set_config('givalia.probe', json_build_object('ids', ids, 'keys', keys)::text, true);
+END $$"""
+PROBED: Final = "SELECT current_setting('givalia.probe')"
+IN_PROGRESS: Final = "SELECT ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())::text::bigint)"
 
 # What was counted and asked for only holds for the rows that this transaction has written.
 _WRITTEN: Final = "JOIN givalia.jobs j ON j.seq = u.seq AND j.xmin = pg_current_xact_id()::xid"
@@ -295,7 +397,8 @@ FROM ({_STRAYED}) AS k, LATERAL (
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
 # $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another.
+# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another; $8: whether to look at what
+# dead rows may lie before.
 BEAT: Final = f"""
 INSERT INTO givalia.servers AS me SELECT $1::bigint, {NOW_US} + $2::bigint, $3::bigint, $4::bytea, $5::bytea
 WHERE EXISTS (SELECT FROM givalia.facts WHERE name = 'store' AND value = $7::text) ON CONFLICT (epoch) DO UPDATE
@@ -304,17 +407,17 @@ SET alive_until_us = excluded.alive_until_us, lease_us = excluded.lease_us, abou
 RETURNING
     coalesce((SELECT before.alive_until_us FROM givalia.servers before WHERE before.epoch = $1), 0) < {NOW_US},
     {NOW_US},
-    (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1),
+    CASE WHEN $8::boolean THEN (SELECT count(*) FROM givalia.jobs WHERE state = 1 AND keeper = $1) END,
     (SELECT count(*) FROM givalia.counts),
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state < 2),
-    EXISTS (
+    $8::boolean AND EXISTS (
         SELECT FROM (VALUES (false), (true)) AS c(on_wall), givalia.jobs j
         WHERE j.state = 0 AND j.expires_at_us IS NOT NULL AND j.on_wall = c.on_wall AND j.expires_at_us <= {NOW_US}
     ),
     ARRAY(SELECT about FROM givalia.servers WHERE epoch <> $1 AND {IS_ALIVE} ORDER BY epoch),
     EXISTS (SELECT FROM givalia.events WHERE hook = ANY($6::text[])),
-    EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
-    EXISTS ({_STRAYED}),
+    $8::boolean AND EXISTS (SELECT FROM givalia.jobs WHERE state = 1 AND keeper = $1 AND stop_asked),
+    $8::boolean AND EXISTS ({_STRAYED}),
     NOT EXISTS (SELECT FROM givalia.servers WHERE epoch < $1 AND {IS_ALIVE}),
     {LOOK}"""
 BEAT_WIDTH: Final = 11  # So many columns stand before those of `LOOK`.

@@ -15,24 +15,38 @@ import gevent
 import msgpack
 from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
-from givalia_core.store.base import ALIVE_US, Change, Commit, Event, Keeping, Kept, News, Opened, Retention, Watched
+from givalia_core.model import WAITING
+from givalia_core.store.base import (
+    ALIVE_US,
+    Change,
+    Commit,
+    Event,
+    Hold,
+    Keeping,
+    Kept,
+    News,
+    Opened,
+    Retention,
+    Route,
+    Watched,
+)
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql
 from givalia_postgres import tables, transaction, upgrading, writes
 from givalia_postgres.checksums import seal, unsealed
 from givalia_postgres.clock import DatabaseClock
-from givalia_postgres.connection import Again, Connection, Held, Rows, Statement
-from givalia_postgres.doubts import Doubts
+from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
+from givalia_postgres.doubts import TABLES, names_of
 from givalia_postgres.hints import Hints, Listener, notify, of_changes
 from givalia_postgres.pooling import refuse_pooler
 from givalia_postgres.promise import Seen
-from givalia_postgres.reads import Reads
-from givalia_postgres.rows import texts
+from givalia_postgres.reads import Reads, surveying
+from givalia_postgres.rows import int8s, texts
 from givalia_postgres.scrubbing import Round
+from givalia_postgres.sifting import FULL, Sifter
 
-TRIES: Final = 8  # Of a commit that meets other transactions.
-FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
+TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 SCRUB_EACH_S: Final = 10.0
@@ -65,8 +79,7 @@ class Postgres(Reads):
         self._about = self._known_terms = b""
         self._hooks: list[str] = []  # That this server has plugins for.
         self._has_others = True  # For all that is known before it was looked for them.
-        self._full_since: float | None = None
-        self._doubts = Doubts()
+        self._sifter = Sifter(self._connection, self._doubts)
         self._commits = 0
         self._swept = time.monotonic()
         self._has_more_to_sweep = False
@@ -112,7 +125,7 @@ class Postgres(Reads):
             self._listener.close()
             self._listener = None
         if self._epoch and self._connection.is_made:
-            with suppress(StoreError, Again):
+            with suppress(StoreError, StoreFull, Again):
                 self._promise.look()  # Another store's servers are none of ours.
                 tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
                 self._hints.must_watch = True  # So that the others see to what this one looked after.
@@ -142,36 +155,81 @@ class Postgres(Reads):
         return commit
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
-        """Commit, and again if it meets other transactions; without new keys that one of those holds and does not let go."""
-        keys = [key for change in changes if (key := writes.taken_key(change)) is not None]
+        """Commit what nothing holds, then what may be free by now; tell what holds the rest."""
+        held, doubtful = self._doubted(changes)
+        rest = [change for change in changes if change.job.seq not in held and change.job.seq not in doubtful]
+        applied, forgotten = self._commit_all(rest, retention, held)
+        if doubtful:
+            self._sift(list(doubtful.values()), None, applied, held)
+        refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
+        if len(refused) > len(held):
+            self._find_locks([changes[place] for place in refused if changes[place].job.seq not in held], held)
+        self._commits += 1
+        self._note(changes, refused)
+        holds = {place: held[seq] for place in refused if (seq := changes[place].job.seq) in held} if held else {}
+        return Commit(refused, forgotten, holds)
+
+    def _doubted(self, changes: Sequence[Change]) -> tuple[dict[int, Hold], dict[int, Change]]:
+        """Return, by seq, what holds those that are not worth a try now; and those that are tried apart from the rest."""
+        held: dict[int, Hold] = {}
+        doubtful: dict[int, Change] = {}
+        for change in changes if self._doubts else ():
+            names = (TABLES, *names_of(change.job, is_new=change.was is None))
+            if (hold := self._doubts.hold_of(names)) is not None:
+                held[change.job.seq] = hold
+            elif self._doubts.knows(names):
+                doubtful[change.job.seq] = change
+        return held, doubtful
+
+    def _commit_all(self, changes: list[Change], retention: Retention | None, held: dict[int, Hold]) -> tuple[set[int], int]:
+        """Store the changes in one transaction, or sifted; return the seqs that are stored, and how many were forgotten."""
+        if not changes and retention is None and not self._connection.in_transaction:
+            return set(), 0
+        met: Exception | None = None
         for tried in range(TRIES):
             try:
-                commit = self._commit(changes, retention, self._doubts.refuse(keys, time.monotonic()))
-            except Held:
-                self._doubts.blame(time.monotonic())
+                return self._commit(changes, retention)
+            except (Held, TooLong) as error:
+                met = error
+                break
             except Again as error:
-                if tried == TRIES - 1:
-                    raise StoreAway(f"no commit came through in {TRIES} tries: {error}") from error
+                met = error
                 gevent.sleep(0.002 * tried)
-            else:
-                self._doubts.clear()
-                return commit
-        raise StoreAway("no commit came through, for others hold what it needs")
+            except StoreFull as error:
+                if any(change.was is None for change in changes):
+                    raise  # The engine refuses new jobs, and comes again with the others.
+                met = error
+                break
+        applied: set[int] = set()
+        self._sift(changes, met, applied, held)
+        return applied, 0
 
-    def _commit(self, changes: Sequence[Change], retention: Retention | None, held: frozenset[str]) -> Commit:
-        tried = [change for change in changes if writes.taken_key(change) not in held] if held else changes
-        written = self._write(list(writes.statements(tried)), is_last=retention is None)
-        applied = {seq for rows in written for (seq,) in rows}
-        refused = tuple(place for place, change in enumerate(changes) if change.job.seq not in applied)
+    def _sift(self, changes: list[Change], met: Exception | None, applied: set[int], held: dict[int, Hold]) -> None:
+        assert self._mark is not None
+        stored, holds = self._sifter.write(changes, met, self._mark.wall_us)
+        if any(hold.why == FULL for hold in holds.values()):
+            self._full_since = time.monotonic()
+        applied |= stored
+        held |= holds
+        self._sifter.look()
+
+    def _find_locks(self, refused: list[Change], held: dict[int, Hold]) -> None:
+        """Tell the refused changes whose rows are locked from those whose guards failed."""
+        assert self._mark is not None
+        with suppress(Again, StoreFull):  # Then they count as changed, and are decided again at once.
+            if locked := self._sifter.locked(refused, self._mark.wall_us):
+                held |= locked
+                self._sifter.look()
+
+    def _commit(self, changes: Sequence[Change], retention: Retention | None) -> tuple[set[int], int]:
+        written = self._write(list(writes.statements(changes)), is_last=retention is None)
         forgotten = 0
         if retention is not None:
             for is_dead, keep in ((False, retention.keep_ended), (True, retention.keep_dead)):
                 values = [is_dead, retention.now_us, retention.ended_before_us, keep, retention.limit - forgotten]
                 ((count,),) = self._write([(sql.RETIRE, values)], is_last=is_dead)[0]
                 forgotten += count
-        self._commits += 1
-        self._note(changes, refused)
-        return Commit(refused, forgotten)
+        return {seq for rows in written for (seq,) in rows}, forgotten
 
     def keep(self, answers: Sequence[Kept]) -> Keeping:
         if not answers:
@@ -209,14 +267,19 @@ class Postgres(Reads):
         stored = [change for place, change in enumerate(changes) if place not in lost] if lost else changes
         followed = self._listener.followed if self._listener is not None else {}
         of_changes(self._hints, stored, self._epoch, followed, self._mark.timer_us)
-        for change in changes:
-            self._held.pop(change.job.seq, None)
+        tops = self._floors.tops
+        for _, job in changes:
+            self._held.pop(job.seq, None)
+            if job.state is WAITING and job.due_at_us < tops.get((job.module, job.target), 0):
+                self._floors.lower(Route(job.module, job.target), job.due_at_us)
         self._let_go()
 
     def _let_go(self) -> None:
         """What was held and is not lent is there for the others, who looked past it meanwhile."""
-        self._hints.ready.update(self._held.values())
+        for route, due_us in (*self._held.values(), *self._unread.items()):
+            self._hints.is_ready(route, due_us)
         self._held.clear()
+        self._unread.clear()
 
     def _write(self, some: list[Statement], *, is_last: bool) -> list[Rows]:
         """Send statements in the transaction that is open, or a new one; the last ones with the commit."""
@@ -262,9 +325,7 @@ class Postgres(Reads):
         return must_sweep
 
     def has_room(self) -> bool:
-        if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
-            self._full_since = None
-        return self._full_since is None
+        return not self._is_full
 
     # What other servers do.
 
@@ -275,18 +336,35 @@ class Postgres(Reads):
         if self._must_look:
             self._must_look = False
             news = news._replace(must_watch=True)
+        if news.must_watch or news.is_deaf:
+            self._floors.forget()
+        for route, due_us in self._listener.dues.items():
+            self._floors.lower(route, due_us)
         return news
 
-    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
-        me = self._epoch
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
+        self._sifter.look()  # Nobody may ask about a name that is free by now, and jobs that are held are not lent.
+        try:
+            return self._watch(lease_us, about, all_own=all_own)
+        except (Again, StoreFull):
+            self._promise.look()  # It writes nothing, and the promise must hold all the same.
+            return None
+
+    def _watch(self, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
+        me, began = self._epoch, time.monotonic()
         sent_us = time.monotonic_ns() // 1000
+        looks = all_own or self._floors.is_time(began)
         said = [seal(about), seal(self._terms(about)), texts(self._hooks), self._promise.identity]
-        rows = self._read((sql.BEAT, [me, ALIVE_US, lease_us, *said]))[0]
+        rows = self._connection.ask((sql.BEAT, [me, ALIVE_US, lease_us, *said, looks]))[0]
         if not rows:
             self._promise.look()  # Raises: this is another store.
             raise StoreAway("the store could not be told that this server is alive")
         (row,) = rows
+        if looks:
+            self._floors.counted(time.monotonic() - began, time.monotonic())
         self._promise.judge(Seen(*row[sql.BEAT_WIDTH :]))
+        self._floors.forget()
+        self._look_below_floors()
         lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed, is_first = row[
             : sql.BEAT_WIDTH
         ]
@@ -296,11 +374,11 @@ class Postgres(Reads):
         if self._listener is not None:
             self._listener.speaker = self._connection.pid
         own = self._jobs(sql.OWN, me, all_own) if has_stopping or all_own else []
-        rows = self._read((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
+        rows = self._connection.ask((sql.STRAYED, [STRAYED_AT_ONCE]))[0] if has_strayed else []
         strayed = [(job, min(granted_us, LEASE_MAX_US)) for granted_us, *row in rows for job in self._quarantine.sound([row])]
         events: list[Event] = []
         if has_events:
-            rows = self._read((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
+            rows = self._connection.ask((sql.EVENTS, [EVENTS_AT_ONCE, texts(self._hooks)]))[0]
             events = [Event(hook, job, running) for hook, running, *row in rows for job in self._quarantine.sound([row])]
         if is_first:
             self._scrub()
@@ -314,7 +392,23 @@ class Postgres(Reads):
         now = time.monotonic()
         if now >= self._scrub_at:
             self._scrub_at = now + SCRUB_EACH_S
-            self._scrub_round.take(self._read((sql.CHECK, self._scrub_round.wants))[0], self._quarantine, time.time())
+            with suppress(Again, StoreFull):  # What was not read is read next time; the events of this look are not lost.
+                rows = self._connection.ask((sql.CHECK, self._scrub_round.wants))[0]
+                self._scrub_round.take(rows, self._quarantine, time.time())
+
+    def _look_below_floors(self) -> None:
+        """Find what has come to wait below a floor without a word."""
+        if pieces := self._floors.pieces():
+            began = time.monotonic()
+            routes, lows, highs = zip(*pieces, strict=True)
+            columns = [texts([route.module for route in routes]), texts([route.target for route in routes])]
+            for place, due_us in self._read((sql.BELOW, [*columns, int8s(lows), int8s(highs)]))[0]:
+                self._floors.lower(pieces[place - 1].route, due_us)
+            self._floors.looked_at_pieces(time.monotonic() - began)
+
+    def freed(self, names: frozenset[str]) -> frozenset[str]:
+        self._sifter.look()
+        return self._doubts.freed(names, time.monotonic())
 
     def _terms(self, about: bytes) -> bytes:
         if about != self._about:
@@ -330,4 +424,6 @@ class Postgres(Reads):
         known = conninfo_to_dict(self._url)
         where = {name: str(known[name]) for name in ("host", "port", "dbname", "user") if known.get(name)}
         hears = self._listener is not None and not self._listener.is_deaf
-        return {**where, **tables.describe(self._connection), "hears_others": hears, **self._scrub_round.describe()}
+        with surveying():
+            described = tables.describe(self._connection)
+        return {**where, **described, "hears_others": hears, **self._scrub_round.describe()}

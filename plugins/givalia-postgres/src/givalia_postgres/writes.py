@@ -38,13 +38,6 @@ def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
         yield wave
 
 
-def taken_key(change: Change) -> str | None:
-    """The key that a change takes, which another transaction may be about to take."""
-    was, job = change
-    takes = not job.ended_at_us and (was is None or was.ended_at_us > 0 or was.key != job.key)
-    return job.key if takes else None
-
-
 def _replaces(was: Job, job: Job) -> bool:
     """Whether the change touches what stands in a row, or may take a key."""
     return (
