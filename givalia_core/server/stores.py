@@ -42,4 +42,6 @@ def open_store(settings: ServerSettings) -> Store:
     except Exception as error:
         raise StoreUnfit(f"the store for the scheme {scheme!r} cannot be loaded: {error}") from error
     store: Store = made(url)
+    if hasattr(store, "may_create"):
+        store.may_create = settings.create
     return store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,9 @@ from givalia_postgres import Postgres, schema
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
 
-from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
+from givalia_core.errors import StoreAway, StoreMissing, StoreTooNew, StoreUnfit
+from givalia_core.server.stores import open_store
+from givalia_core.settings import ServerSettings
 
 
 def test_ten_servers_that_start_at_once_make_the_tables_once(database_url: str) -> None:
@@ -226,3 +229,17 @@ def test_an_upgrade_waits_for_whoever_uses_a_table(earlier: str) -> None:
 
     # then
     assert upgraded == [(1, schema.FORMAT)]
+
+
+def test_tables_are_not_made_where_none_may_be_made(database_url: str) -> None:
+    settings = ServerSettings(store=database_url, create=False)
+
+    with pytest.raises(StoreMissing, match="create is false"):
+        open_store(settings).open()
+
+    first = open_store(replace(settings, create=True))
+    assert first.open().is_new
+    first.close()
+    again = open_store(settings)
+    assert not again.open().is_new
+    again.close()

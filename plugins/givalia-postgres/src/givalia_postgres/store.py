@@ -70,6 +70,7 @@ class Postgres(Reads):
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
         super().__init__(url, Connection(url, "givalia", self._look))
         self._url = url
+        self.may_create = True  # The setting `create` of the server that opens it.
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
         self._mark: Mark | None = None
@@ -91,7 +92,7 @@ class Postgres(Reads):
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
             self.durability = self._promise.begin(unsafe=unsafe)
-            is_new = upgrading.create(self._connection)
+            is_new = upgrading.create(self._connection, may_create=self.may_create)
             opened, identity = tables.enter(self._connection, self.timer)
             self._promise.hold(identity, opened.epoch)
         except Again as error:

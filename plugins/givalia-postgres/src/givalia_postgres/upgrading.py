@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 import gevent
-from givalia_core.errors import StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.errors import StoreAway, StoreCorrupt, StoreLocked, StoreMissing, StoreUnfit
 from givalia_core.store.base import ALIVE_US
 
 from givalia_postgres import schema
@@ -37,13 +37,16 @@ _DONE: Final = "DELETE FROM givalia.facts WHERE name = $1"
 _ALIVE: Final = f"SELECT count(*) FROM givalia.servers WHERE {sql.IS_ALIVE}"
 
 
-def create(connection: Connection) -> bool:
+def create(connection: Connection, *, may_create: bool = True) -> bool:
     """Make the tables if there are none; return whether there were none.
 
     Raises:
+        StoreMissing: There are none, and none may be made.
         StoreTooNew, StoreUnfit: They are of another format, or may not be made.
     """
     if (found := find_format(connection)) is None:
+        if not may_create:
+            raise StoreMissing("the database has no tables of Givalia, and the setting create is false")
         return upgrade(connection)[0] == 0
     if found < schema.FORMAT:
         raise StoreUnfit(f"the tables have format {found}, this Givalia needs {schema.FORMAT}: run givalia store upgrade")
