@@ -14,7 +14,7 @@ from shared_rig import Make, drive, rest, said, url_of
 
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked, Gone
-from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway
+from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreUnfit
 from givalia_core.model import CANCELLED, DONE, WAITING
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
@@ -431,6 +431,24 @@ def test_row_of_the_server_itself_can_be_locked(make: Make) -> None:
         # then
         assert here.enq(key="k")[0]
         assert turns < 60
+
+
+def test_server_that_cannot_say_it_is_alive_still_sees_that_its_promise_is_broken(make: Make) -> None:
+    # given
+    here = make()
+    here.turn()
+    store = here.store
+    assert isinstance(store, Postgres)
+    with psycopg.connect(url_of(here)) as connection, psycopg.connect(url_of(here), autocommit=True) as other:
+        connection.execute("SELECT FROM givalia.servers FOR UPDATE")
+        assert store.watch(here.now, SECOND_US, store._about, all_own=False) is None
+
+        # when
+        other.execute("ALTER TABLE givalia.requests SET UNLOGGED")
+
+        # then
+        with pytest.raises(StoreUnfit, match="unlogged"):
+            store.watch(here.now, SECOND_US, store._about, all_own=False)
 
 
 def test_cancel_that_waited_for_a_rollback_takes_effect(make: Make) -> None:
