@@ -60,7 +60,7 @@ Part = tuple[Statement, Callable[[Rows], None]]
 FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
 FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
 DOUBTED_MAX: Final = 1_000
-PASSED_BYTES_MAX: Final = 64 << 20
+PASSED_BYTES_MAX: Final = 64 << 20  # Of their params, that a look reads besides what may be lent.
 HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
 READY: Final = JobState.READY
 

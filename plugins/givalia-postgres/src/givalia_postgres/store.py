@@ -361,15 +361,15 @@ class Postgres(Reads):
             self._promise.look()  # Raises: this is another store.
             raise StoreAway("the store could not be told that this server is alive")
         (row,) = rows
+        lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed, is_first = row[
+            : sql.BEAT_WIDTH
+        ]
+        self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         if looks:
             self._floors.counted(time.monotonic() - began, time.monotonic())
         self._promise.judge(Seen(*row[sql.BEAT_WIDTH :]))
         self._floors.forget()
         self._look_below_floors()
-        lapsed, now_us, mine, counts, live, expired, others, has_events, has_stopping, has_strayed, is_first = row[
-            : sql.BEAT_WIDTH
-        ]
-        self.timer.sample(now_us, sent_us, time.monotonic_ns() // 1000)
         self._commits += FOLD_AFTER * (counts > FOLD_ROWS)
         self._has_others = bool(others)
         if self._listener is not None:
