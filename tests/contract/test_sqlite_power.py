@@ -23,6 +23,7 @@ from givalia_core.store.suite import NOW
 
 IMAGES = int(os.environ.get("GIVALIA_IMAGES", "400"))
 SECTOR = 512
+LOG_HEADER = 32
 Files = dict[str, bytes]
 
 
@@ -51,7 +52,10 @@ class Cut:
     def image(self) -> Files:
         """Every file with some of its changes; one that is new may be missing, if nothing was synced since it was made."""
         share = self.chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))
-        image = {name: self._mixed(self.before.get(name, b""), bytes_, share) for name, bytes_ in self.after.items()}
+        image = {
+            name: (self._log if name.endswith("-wal") else self._mixed)(self.before.get(name, b""), bytes_, share)
+            for name, bytes_ in self.after.items()
+        }
         for name in set(self.after) - set(self.before):
             if name.startswith("queue.db.index") and self.chance.random() < 0.3:
                 del image[name]
@@ -67,6 +71,14 @@ class Cut:
                     new = new[: self.chance.randrange(SECTOR)]
                 mixed[start : start + len(new)] = new
         return bytes(mixed)
+
+    def _log(self, before: bytes, after: bytes, share: float) -> bytes:
+        """The log: SQLite syncs its header before the frames when it begins anew, or old frames would count once more."""
+        if before[:LOG_HEADER] == after[:LOG_HEADER]:
+            return self._mixed(before, after, share)
+        if self.chance.random() < 0.2:
+            return self._mixed(before[:LOG_HEADER], after[:LOG_HEADER], share) + before[LOG_HEADER:]
+        return after[:LOG_HEADER] + self._mixed(before, after, share)[LOG_HEADER:]
 
 
 def write(image: Files, folder: Path) -> None:
