@@ -58,7 +58,7 @@ class Wire:
                     return arrived
 
     def receive(self) -> list[Answer | Told]:
-        """What has arrived, once something has."""
+        """Wait until something has arrived; return it."""
         data = self.socket.recv(1 << 20)
         if not data:
             raise harness.Broken("the server closed a connection")

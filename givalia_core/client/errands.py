@@ -293,7 +293,7 @@ class Errands:
         return limit + data
 
     def _limit(self, visit: Visit, slot: Slot, now: float) -> bytes:
-        """What tells the server how long we wait for this command here: until we ask another server, or the caller gives up.
+        """Return the frame that tells the server how long this client waits here: until it asks another server, or gives up.
 
         One that came too late is given longer, for its way may be long; the servers' memory of answers covers that.
         """

@@ -44,7 +44,7 @@ class ServerClock:
         return True
 
     def heard(self, now: float) -> None:
-        """What was taken in last has arrived by now."""
+        """Note that the last input taken in has arrived."""
         self._told = now
 
     def limit(self, now: float, patience_s: float) -> bytes:

@@ -121,7 +121,7 @@ def ask_later(call: Call[Any], answers: Sequence[Any]) -> Busy | None:
 
 
 def is_late(answer: Any) -> bool:
-    """Whether a command was refused because it was older than we said we would wait: nothing was decided."""
+    """Return whether a command was refused as older than its client waits; nothing was decided."""
     return isinstance(answer, Busy) and bool(answer.details.get("late"))
 
 

@@ -262,10 +262,6 @@ class Names:
         """Whether every name is in the file."""
         return not self._overflow
 
-    def expected(self, sums: list[int], hashed: int, slot: int) -> None:
-        """Add to the sums of all shards what this name of this slot contributes."""
-        sums[hashed >> 54] += (hashed & _TAG) << _SLOT_BITS | slot
-
     def entries(self, shard: int) -> list[int]:
         """Return the slots that the entries of a shard name."""
         place = self._places[shard] or self.verify(shard)
