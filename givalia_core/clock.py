@@ -75,8 +75,7 @@ class SystemClock:
     def __init__(self) -> None:
         self.boot_id = boot_id()
 
-    def read(self) -> Reading:
-        return read_system()
+    read = staticmethod(read_system)
 
 
 # Randomness for ids to come: asking the system for each would cost more than all else about them. A fork draws its own.

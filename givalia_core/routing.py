@@ -296,7 +296,7 @@ class Routing:
 
     def offer(self, job: Job, now: Now) -> None:
         """A job waits (or waits anew); remember it if it is near and its route is served."""
-        window = self.windows.get((job.module, job.target))
+        window = self.windows.get(_name(job))
         if window is None and job.specifier is not None:
             window = self._open(Route(job.module, job.target))
         if window is not None:
@@ -304,7 +304,7 @@ class Routing:
 
     def discard(self, job: Job) -> None:
         """A job waits no longer on this route."""
-        window = self.windows.get((job.module, job.target))
+        window = self.windows.get(_name(job))
         if window is not None:
             window.discard(job.seq)
 
@@ -374,6 +374,11 @@ class Routing:
                     for name in names:
                         self._serving_elsewhere.setdefault((module, name), []).append(worker)
         return self._serving_elsewhere.get((job.module, job.target_worker), [])
+
+
+def _name(job: Job) -> Name:
+    """The route or variant that a job waits on."""
+    return job.module, job.target_worker if job.specifier is None else job.target
 
 
 def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:

@@ -104,7 +104,9 @@ def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, 
     if isinstance(message, GivaliaError):
         return refusal(message)
     request: bytes = message[0]
-    known = find_known(batch, message) or batch.recall(request)
+    known = find_known(batch, message)
+    if known is None and batch.may_recall:
+        known = batch.recall(request)
     if known is not None:
         return known
     if asked.until_us is not None and batch.now.mono_us > asked.until_us:

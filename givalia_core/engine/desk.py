@@ -346,6 +346,11 @@ class Batch:
         """Whether this request has made or changed a job in this batch, so that the job remembers it."""
         return (is_enq and request in self._ids) or request in self._requests
 
+    @property
+    def may_recall(self) -> bool:
+        """Whether any answer is known that was given without changing a job."""
+        return bool(self.unchanged or self.desk.remembered.bytes or self.facts.found.answers)
+
     def recall(self, request: bytes) -> Item | None:
         """The answer that this request was given without changing a job; None if it is not known."""
         if self.unchanged and (here := self.unchanged.get(request)) is not None:
@@ -408,9 +413,7 @@ class Batch:
 
     def changes(self) -> list[Change]:
         """One change for each job that was touched, inserts in order of enq."""
-        changes: list[Change] = []
-        for seq, job in self.jobs.items():
-            was = self._was[seq]
-            if was is None or was.version != job.version:
-                changes.append(Change(was, job))
-        return changes
+        stored = self._was
+        return [
+            Change(was, job) for seq, job in self.jobs.items() if (was := stored[seq]) is None or was.version != job.version
+        ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from givalia_core.engine import verbs
@@ -23,7 +22,7 @@ class Names:
         self.past_keys: set[str] = set()
         self.requests: set[bytes] = set()
         self.requeued: set[bytes] = set()
-        self.reporting: Counter[int] = Counter()  # By connection, how many jobs it says have ended.
+        self.reporting: dict[int, int] = {}  # By connection, how many jobs it says have ended.
         self.has_enq = False
         self.resumed: set[bytes] = set()
         self.variants: set[Route] = set()
@@ -51,7 +50,7 @@ class Names:
                 # The worker comes from another server, perhaps, which may have taken over what this one believes to have.
                 self.resumed |= named & desk.leases.keys()
             if kind in (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE):
-                self.reporting[asked.conn] += len(asked.messages)
+                self.reporting[asked.conn] = self.reporting.get(asked.conn, 0) + len(asked.messages)
         elif kind is Kind.ENQ:
             self.has_enq = True
             self._add_enq(asked.messages, desk)

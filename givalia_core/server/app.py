@@ -366,7 +366,8 @@ class Server:
                 if len(inputs) != 1:
                     # A frame of thousands that is alone in its turn says nothing about the disk.
                     self._note_pace(self._clock.read().mono_us - now.mono_us)
-                self._delivery.deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
+                if answers := turn.walk(self._engine, self._store, self._timer, self._clock):
+                    self._delivery.deliver(answers, now)
             except StoreAway as error:
                 self._wait_for_store(error, now)
             else:

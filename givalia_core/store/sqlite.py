@@ -571,8 +571,12 @@ class SQLite(Reads):
 def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:
     """By how much the counts change."""
     counts = Counter(map(_COUNTED, jobs))
-    counts.update(map(_COUNTED, [update.job for update in updates]))
-    counts.subtract(map(_COUNTED, [update.was for update in updates]))
+    # A job stays with its module unless it is replaced, so that most updates are of a few kinds.
+    for ((before, was), (after, state)), times in Counter(
+        [((was.module, was.state), (job.module, job.state)) for _, was, job in updates]
+    ).items():
+        counts[after, state] += times
+        counts[before, was] -= times
     return counts
 
 

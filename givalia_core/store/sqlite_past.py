@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 _BYTE: Final = 0xFF
@@ -23,23 +23,21 @@ class Past:
         self._full_changes: list[int] = []
         self._half_changes: list[int] = []
         self._ripe_jobs: list[int] = []
-        self._written: dict[int, list[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
+        self._written: dict[int, Sequence[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
         self._hints: set[int] = set()  # Rows of which something is a hint.
 
     def __len__(self) -> int:
         return len(self._full_changes) + len(self._half_changes) + len(self._ripe_jobs)
 
-    def wrote(self, places: Sequence[int], seqs: Iterable[int]) -> None:
-        """Remember whose records are at these places of new rows."""
-        written = self._written
-        for place, seq in zip(places, seqs, strict=True):
-            row = place >> 16
-            if row in written:
-                written[row].append(seq)
-            else:
-                written[row] = [seq]
-                if len(written) > _WRITTEN_ROWS:
-                    del written[next(iter(written))]
+    def wrote(self, places: Sequence[int], seqs: Sequence[int]) -> None:
+        """Remember whose records are at these places, which are those of whole new rows, in order."""
+        written, start = self._written, 0
+        while start < len(places):
+            row, count = places[start] >> 16, places[start] & _BYTE
+            written[row] = seqs[start : start + count]
+            start += count
+            if len(written) > _WRITTEN_ROWS:
+                del written[next(iter(written))]
 
     def add_change(self, place: int, seq: int) -> bool:
         """Note that the record of this job at this place is past; False: it is that of another job."""

@@ -937,3 +937,16 @@ def test_a_large_fence_and_far_times_keep_all_their_bits(store: SQLite) -> None:
     assert found == {1: job}
     assert claimed(store) == [job]
     assert store.page(Filter(JobState.READY), None, 1, NOW).jobs == [job]
+
+
+def test_a_file_is_told_from_every_other_by_its_device_and_its_number_on_it(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).touch()
+    one, other = (sqlite_file.identity(os.fsencode(tmp_path / name)) for name in ("one", "other"))
+    status = (tmp_path / "one").stat()
+
+    assert one != other
+    assert one[0] == status.st_ino
+    assert one[1:] in ((os.major(status.st_dev), os.minor(status.st_dev)), (status.st_dev,))
+    with pytest.raises(FileNotFoundError, match="none"):
+        sqlite_file.identity(os.fsencode(tmp_path / "none"))

@@ -188,6 +188,16 @@ def test_a_kill_while_an_ended_job_comes_in_leaves_it_under_its_key(path: Path) 
         assert past_of(store, "a") == 1
 
 
+def test_a_job_that_ends_while_another_of_its_key_comes_and_ends_is_second_in_their_chain(store: SQLite) -> None:
+    first = waiting(1, key="a")
+    store.commit(inserts([first]), MARK)
+
+    store.commit([ended(first, ago_us=50), *inserts([ended(waiting(2, key="a"), ago_us=10).job])], MARK)
+
+    assert past_of(store, "a") == 2
+    assert store.check() == []
+
+
 def test_a_kill_while_a_job_starts_again_with_other_params_leaves_it_under_its_key(path: Path) -> None:
     ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2)]
     again = changed(ends[0], state=WAITING, params=b"other", ended_at_us=0, forget_at_us=None)

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
-from givalia_core.store.index.chains import Chains, GetJobs
+from givalia_core.store.index.chains import LAST, Chains, GetJobs
 from givalia_core.store.index.keys import LaneKey
 from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
 from givalia_core.store.index.names import Names
@@ -42,6 +42,7 @@ DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
 _LANES_AT_ONCE: Final = 500
+_ALONE_MOST: Final = 50_000
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
 
@@ -66,6 +67,7 @@ class Index:
         self._lane_of: dict[tuple[object, ...], Lane] = {}
         self.routes: dict[Route, list[Lane]] = {}  # The lanes of each route on which jobs have waited.
         self.targets: dict[str, set[str]] = {}  # By module.
+        self._alone: dict[int, int] = {}  # Slot -> seq, of live jobs whose keys no other job has.
         self._seal_entries = SEAL_ENTRIES
         self.strangeness = ""  # Why the index was not used as it was found.
         self._was_closed = False
@@ -116,6 +118,7 @@ class Index:
         self._lane_of.clear()
         self.routes.clear()
         self.targets.clear()
+        self._alone.clear()
         self._seal_entries = SEAL_ENTRIES
         self.slots = Slots(self._folder, self._make_room)
         header = self.slots.header
@@ -346,13 +349,28 @@ class Index:
         """Let the job of a slot be found by its key."""
         assert job.key is not None
         if job.state not in ENDED:
-            self.names.add(hashed, slot)
+            self._add_key(hashed, slot, job.seq)
             return
         if self.slots.at[slot + PAST]:  # A kill may have come while it was linked.
             self.chains.unlink(slot, hashed)
+        self._share(hashed)
         past = self.chains.link(slot, job.ended_at_us, job.key, hashed)
         if self.slots.at[slot + PAST] != past:
             self.slots.put(slot, PAST, past)
+
+    def _add_key(self, hashed: int, slot: int, seq: int) -> None:
+        """Let a live job be found by its key, and note whether no other job has that key."""
+        if not self.names.add(hashed, slot):
+            self._share(hashed)
+            return
+        if len(self._alone) >= _ALONE_MOST:
+            self._alone.clear()
+        self._alone[slot] = seq
+
+    def _share(self, hashed: int) -> None:
+        """Another job comes to have this key: when one of them ends, the others are looked for."""
+        for slot in self.names.slots(hashed):
+            self._alone.pop(slot, None)
 
     def place(self, job: Job, base: int) -> int:
         """Take a slot for a job and let it be found by its id, and by nothing else before `enter`; its version there is 0."""
@@ -392,9 +410,10 @@ class Index:
         if job.state in ENDED:
             ended_at = job.ended_at_us
             if key is not None:
-                past = self.chains.link(slot, ended_at, key, self.of_key(key))
+                is_alone = self._alone.pop(slot, 0) == job.seq and was.key == key
+                past = LAST if is_alone else self.chains.link(slot, ended_at, key, self.of_key(key))
         elif key is not None and (was.key != key or was.state in ENDED):
-            self.names.add(self.of_key(key), slot)
+            self._add_key(self.of_key(key), slot, job.seq)
         if was.answered is not job.answered:
             self._change_requests(slot, was, job)
         # In one go and last: a kill before this leaves what was, to be done again.

@@ -24,6 +24,7 @@ _TAG: Final = (1 << 28) - 1
 _SUM: Final = (1 << 62) - 1
 _DATA: Final = 2 * SHARDS  # The words before the tables: for each shard where it lies and how large it is, and its sum.
 _FIRST_LOG: Final = 3
+_SMALL_LOG: Final = 7  # Tables below this size grow fourfold, so that a new store does not move all of them so often.
 _LOG_MOST: Final = 40
 
 
@@ -136,17 +137,24 @@ class Names:
         self._places[shard] = place
         return place
 
-    def add(self, hashed: int, slot: int) -> None:
-        """Let a slot have the name; a second time changes nothing."""
+    def add(self, hashed: int, slot: int) -> bool:
+        """Let a slot have the name; a second time changes nothing.
+
+        Returns:
+            Whether the slot came to it now, and no other slot has the name.
+        """
         shard, tag = hashed >> 54, hashed & _TAG
         place = self._places[shard] or self.verify(shard)
         start, last = place >> 6, (1 << (place & 63)) - 1
         at = self._words.at
         entry = tag << _SLOT_BITS | slot
         home = turn = tag & last
+        is_alone = True
         while there := at[start + turn]:
-            if there == entry:
-                return
+            if there >> _SLOT_BITS == tag:
+                if there == entry:
+                    return False
+                is_alone = False
             turn = (turn + 1) & last
             if turn == home:
                 raise Damaged(f"shard {shard} of the names has no gap")
@@ -154,13 +162,16 @@ class Names:
         if held * 4 > last * 3 and not self._grown(shard):
             if held >= last:
                 self._overflow.setdefault(hashed, []).append(slot)
-                return
+                return False
         elif held * 4 > last * 3:
-            self.add(hashed, slot)
-            return
+            return self.add(hashed, slot)
         at[start + turn] = entry
         self._held[shard] = held
-        self._note(shard, entry)
+        # As `_note` does; a call for each name of each job is what the disk costs.
+        header = self._slots.at
+        at[SHARDS + shard] = (at[SHARDS + shard] + entry) & _SUM
+        header[NAMES_TOTAL] = (header[NAMES_TOTAL] + entry) & _SUM
+        return is_alone and not self._overflow
 
     def _note(self, shard: int, change: int) -> None:
         at, header = self._words.at, self._slots.at
@@ -198,10 +209,11 @@ class Names:
         self._note(shard, -entry)
 
     def _grown(self, shard: int) -> bool:
-        """Move a shard to a table of twice the size; False if the disk has no room for it."""
+        """Move a shard to a larger table; False if the disk has no room for it."""
         place = self._places[shard]
         try:
-            self._move(shard, (place & 63) + 1)
+            log = place & 63
+            self._move(shard, log + (2 if log < _SMALL_LOG else 1))
         except OSError:
             return False
         return True
