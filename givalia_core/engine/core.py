@@ -412,8 +412,7 @@ class Engine:
     ) -> None:
         desk = self.desk
         lease = desk.leases.get(job.id)
-        was_live = was is not None and was.is_live
-        desk.live += job.is_live - was_live
+        desk.live += (job.state not in ENDED) - (was is not None and was.state not in ENDED)
         if lease is not None and (job.state is not RUNNING or job.fence != lease.job.fence):
             del desk.leases[job.id]
             lease = None

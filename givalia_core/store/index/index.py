@@ -255,8 +255,9 @@ class Index:
         Raises:
             OSError: There is no room for it.
         """
-        state = job.state
-        key = (state, job.module, job.target_worker, job.specifier, job.priority, job.on_wall, job.forget_at_us is None)
+        key: tuple[object, ...] = (job.state, job.forget_at_us is None)
+        if job.state is WAITING:
+            key = (job.module, job.target_worker, job.specifier, job.priority, job.on_wall)
         lane = self._lane_of.get(key)
         if lane is None:
             lane = self._lane_of[key] = self._lane(_lane_key(job))
@@ -342,7 +343,9 @@ class Index:
         if job.key is not None:
             self._name_key(slot, job, self.of_key(job.key) if hashed_key is None else hashed_key)
         self._add_requests(slot, job)
-        self._stand(slot, lane, when, job)
+        self.lanes.stand(slot, lane, when)
+        if job.expires_at_us is not None:
+            self._stand_to_expire(slot, job)
         return slot
 
     def _name_key(self, slot: int, job: Job, hashed: int) -> None:
@@ -419,7 +422,9 @@ class Index:
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
         slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
-        self._stand(slot, lane, when, job)
+        self.lanes.stand(slot, lane, when)
+        if job.expires_at_us is not None:
+            self._stand_to_expire(slot, job)
 
     def stand_again(self, slot: int, job: Job) -> None:
         """After a kill: file the entries of a job that were in memory only."""
@@ -449,6 +454,9 @@ class Index:
 
     def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
         self.lanes.stand(slot, lane, when)
+        self._stand_to_expire(slot, job)
+
+    def _stand_to_expire(self, slot: int, job: Job) -> None:
         if job.expires_at_us is not None and job.state is WAITING:
             self.lanes.stand(slot, self._lane(("expires", job.on_wall)), job.expires_at_us)
 
