@@ -46,6 +46,7 @@ CACHE_KIB: Final = 24 << 10
 _TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before it is seen how much of the index is mapped.
 _SLOTS_KEPT: Final = 50_000
 _EMPTY_COUNTS_MOST: Final = 1_000
+_UNCOUNTED_MOST: Final = 12  # Counts whose changes are written with each commit and not in their table.
 _SCRUB_AT_START_S: Final = 0.1
 _DAMAGES_KEPT: Final = 100
 
@@ -86,6 +87,8 @@ class SQLite(Reads):
         self._lock: sqlite_file.Lock | None = None
         self._pid = 0
         self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
+        self._mark: Mark | None = None
+        self._uncounted: Counter[tuple[str, JobState]] = Counter()  # Changes of counts that are not in their table.
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
@@ -129,8 +132,9 @@ class SQLite(Reads):
                 f"{self.path} was not closed by its last server, and its log ({self.path.name}-wal) is missing or empty: what"
                 f" was in it is lost. {sqlite_file.way_out(self.path)}"
             )
-        self._commits, self._last_number, self._last_seq, mark = self._fact("commit") or (0, 0, 0, None)
-        self._read_counts()
+        self._commits, self._last_number, self._last_seq, mark, *changes = self._fact("commit") or (0, 0, 0, None)
+        self._mark = Mark(*mark) if mark else None
+        self._read_counts(changes[0] if changes else ())
         self._quarantine.open()
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
@@ -150,7 +154,7 @@ class SQLite(Reads):
         self._first_checkpoint()  # From now on the file alone says that it has a log.
         self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
         index.trim_if_large()
-        return Opened(epoch + 1, Mark(*mark) if mark else None, self._last_seq, max(recovered, 0), self._files.is_new)
+        return Opened(epoch + 1, self._mark, self._last_seq, max(recovered, 0), self._files.is_new)
 
     def _keep_epoch(self) -> None:
         self._is_said_open = True
@@ -169,11 +173,16 @@ class SQLite(Reads):
             return 0
         return int(recovered)
 
-    def _read_counts(self) -> None:
-        rows = self._all("SELECT module, state, jobs FROM counts WHERE jobs > 0")
+    def _read_counts(self, changes: Iterable[tuple[str, int, int]]) -> None:
+        """Read the counts of the table, and add by how much they have changed since."""
+        rows = [*self._all("SELECT module, state, jobs FROM counts"), *changes]
         if any(not 0 <= state < len(STORED_STATES) for _, state, _ in rows):
             raise StoreCorrupt(f"{self.path}: the stored counts name a state that no job can have")
-        self._count_from({(module, STORED_STATES[state]): jobs for module, state, jobs in rows})
+        counts: Counter[tuple[str, JobState]] = Counter()
+        for module, state, jobs in rows:
+            counts[module, STORED_STATES[state]] += jobs
+        self._count_from(+counts)
+        self._uncounted = Counter({(module, STORED_STATES[state]): change for module, state, change in changes})
 
     def _write_or_make_room(self, write: Callable[[], None]) -> None:
         """Do this in a transaction; if the disk is full, once more with the reserve given up."""
@@ -240,6 +249,8 @@ class SQLite(Reads):
             )  # fmt: skip
             self._connection.execute("DELETE FROM counts")
             self._write_counts(counts)
+            self._uncounted = Counter()
+            self._keep_fact("commit", (self._commits, self._last_number, self._last_seq, self._mark))
             self._count_from(counts)
 
     def _count_from(self, counts: Mapping[tuple[str, JobState], int]) -> None:
@@ -404,9 +415,10 @@ class SQLite(Reads):
             for slot, was, job in updates:
                 if was.params is not job.params and was.params != job.params:
                     self._records.replace(base_of(slot), job)
-            self._write_counts(counts)
-            self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark))
+            uncounted = self._write_many_counts(counts)
+            self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark, _deltas(uncounted)))
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
+        self._mark, self._uncounted = mark, uncounted
         self._counted.update(counts)
         for (_, state), change in counts.items():
             self._in_state[state] += change
@@ -461,9 +473,9 @@ class SQLite(Reads):
     @ours
     def raise_numbers(self, seq: int, fence: int) -> None:
         self._refuse_fork()
-        commits, number, last_seq, mark = self._fact("commit") or (0, 0, 0, None)
+        commits, number, last_seq, *rest = self._fact("commit") or (0, 0, 0, None)
         with _Transaction(self):
-            self._keep_fact("commit", (commits, number, max(last_seq, seq), mark))
+            self._keep_fact("commit", (commits, number, max(last_seq, seq), *rest))
             self._keep_fact("epoch", max(self._fact("epoch") or 0, fence >> FENCE_COUNTER_BITS))
         self._last_seq = max(self._last_seq, seq)
 
@@ -471,9 +483,20 @@ class SQLite(Reads):
         if os.getpid() != self._pid:
             raise StoreFailed("the store was opened by another process; a fork may not use it")
 
+    def _write_many_counts(self, counts: Counter[tuple[str, JobState]]) -> Counter[tuple[str, JobState]]:
+        """Write by how much counts change to their table, if they are many.
+
+        Few are written with what every commit writes: one page less. Returns those that are to be written so.
+        """
+        uncounted = self._uncounted.copy()
+        uncounted.update(counts)
+        if len(uncounted) <= _UNCOUNTED_MOST:
+            return uncounted
+        self._write_counts(uncounted)
+        return Counter()
+
     def _write_counts(self, counts: Counter[tuple[str, JobState]]) -> None:
-        deltas = [(module, NUMBER[state], delta) for (module, state), delta in counts.items() if delta]
-        if deltas:
+        if deltas := _deltas(counts):
             self._connection.executemany(
                 "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs", deltas
             )
@@ -566,6 +589,11 @@ class SQLite(Reads):
 
     def has_room(self) -> bool:
         return self._room.take()
+
+
+def _deltas(counts: Counter[tuple[str, JobState]]) -> list[tuple[str, int, int]]:
+    """Counts as they are stored, those that are none left out."""
+    return [(module, NUMBER[state], delta) for (module, state), delta in counts.items() if delta]
 
 
 def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:

@@ -3,6 +3,9 @@
 Beside `queue.db` (and SQLite's own `queue.db-wal`) stand `queue.db.lock`, held with flock for as long as a server runs,
 `queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled, and `queue.db.index`, a
 folder that may be removed while no server runs: it is made anew from the store.
+
+Of the facts, `commit` says with each commit how far the numbers go, what the clocks showed, and by how much counts have changed
+since the table of counts was written.
 """
 
 from __future__ import annotations

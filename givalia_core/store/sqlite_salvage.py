@@ -104,7 +104,7 @@ class _Salvage:
             except (sqlite3.Error, StoreCorrupt, TypeError) as error:
                 self._lost.append(f"the stored {name}: {error}")
         self._last_fence = (facts.get("epoch") or 0) << FENCE_COUNTER_BITS
-        _, _, self._last_seq, mark = facts.get("commit") or (0, 0, 0, None)
+        _, _, self._last_seq, mark, *_ = facts.get("commit") or (0, 0, 0, None)
         return Mark(*mark) if mark else Mark("", 0, 0, 0)
 
     def _changes(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
-from givalia_core.store import sqlite_file, sqlite_sweeper
+from givalia_core.store import sqlite, sqlite_file, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted, by_module
 from givalia_core.store.index import index, lanes, runs
 from givalia_core.store.memory import Memory
@@ -28,6 +28,7 @@ ENDS = (DONE, DEAD, CANCELLED)
 def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: int = 4) -> None:
     set_to(sqlite_file, "BALLAST_BYTES", 1 << 16)
     set_to(sqlite_sweeper, "ROWS_AT_ONCE", 2)
+    set_to(sqlite, "_UNCOUNTED_MOST", 3)
     set_to(runs, "RUN_ENTRIES", run)
     set_to(index, "SEAL_ENTRIES", run)
     set_to(lanes, "_FRONT", front)

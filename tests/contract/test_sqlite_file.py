@@ -18,6 +18,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from sqlite_history import killed
 
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Answered, Job, JobState
@@ -528,7 +529,8 @@ def test_a_damaged_fact_is_corrupt_at_open(store: SQLite, fact: str) -> None:
         store.open()
 
 
-def test_check_finds_counts_that_are_not_those_of_the_rows(store: SQLite) -> None:
+def test_check_finds_counts_that_are_not_those_of_the_rows(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_UNCOUNTED_MOST", 0)
     store.commit(inserts([waiting(1)]), MARK)
     assert store.check() == []
 
@@ -710,7 +712,10 @@ def test_an_error_of_sqlite_is_never_shown_as_it_is(
 
 
 @pytest.mark.parametrize("word", ["BEGIN", "INSERT INTO jobs", "INSERT OR REPLACE", "INSERT INTO counts", "COMMIT"])
-def test_whichever_statement_fails_nothing_of_the_commit_is_stored(store: SQLite, broken: Any, word: str) -> None:
+def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
+    store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_UNCOUNTED_MOST", 0)
     first = waiting(1)
     store.commit(inserts([first]), MARK)
     real = database(store)
@@ -807,13 +812,32 @@ def test_kill_9_in_the_middle_of_commits_loses_no_acknowledged_one(path: Path) -
         assert wrong == []
 
 
+@pytest.mark.parametrize("modules", [1, 40])
+def test_counts_are_right_after_a_kill_however_many_modules_there_are(store: SQLite, modules: int) -> None:
+    jobs = [waiting(seq, module=f"m{seq % modules}") for seq in range(1, 81)]
+    for job in jobs:
+        store.commit(inserts([job]), MARK)
+    for job in jobs[:60]:
+        store.commit([ended(job)], MARK)
+    before = store.counts()
+
+    again = killed(store)
+    again.open()
+
+    assert again.counts() == before
+    assert sum(count for (_, state), count in before.items() if state is DONE) == 60
+    assert again.check() == []
+    again.close()
+
+
 def test_a_torn_end_of_the_log_is_dropped_and_the_rest_stands(store: SQLite, path: Path, tmp_path: Path) -> None:
+    in_second_page = 32 + 24 + 4_096 + 512
     sizes = []
     for seq in range(1, 6):
         store.commit(inserts([waiting(seq)]), MARK)
         sizes.append(Path(f"{path}-wal").stat().st_size)
 
-    for cut, expected in ((sizes[4] - 1, 4), (sizes[3] + 512, 4), (sizes[2], 3), (sizes[0] - 4_096, 0)):
+    for cut, expected in ((sizes[4] - 1, 4), (sizes[3] + 512, 4), (sizes[2], 3), (in_second_page, 0)):
         folder = tmp_path / str(cut)
         folder.mkdir(mode=0o700)
         (folder / "queue.db").write_bytes(path.read_bytes())
