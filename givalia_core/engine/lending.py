@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Any, Final
@@ -41,13 +40,13 @@ class Lender:
     def _to_claim(self, reporting: Mapping[int, int]) -> Iterable[Claim]:
         routing = self._desk.routing
         routing.sort()
-        freed: Counter[Route] = Counter()
+        freed: dict[Route, int] = {}
         for conn, reports in reporting.items():
             if (session := routing.sessions.get(conn)) is not None:
                 for route in routing.unpark_for(session):
-                    freed[route] += reports
+                    freed[route] = freed.get(route, 0) + reports
         for route, window in routing.stirring.items():
-            if window.has_ready and (room := min(routing.credits(route) + freed[route], self._room)):
+            if window.has_ready and (room := min(routing.credits(route) + freed.get(route, 0), self._room)):
                 yield Claim(route, room)
 
     def hold(self) -> None:

@@ -62,6 +62,8 @@ _PRAGMAS: Final = (
     ("checkpoint_fullfsync", "ON" if sys.platform == "darwin" else "OFF", int(sys.platform == "darwin")),
 )
 
+Counts = Mapping[tuple[str, JobState], int]
+
 log = logging.getLogger("givalia.store")
 _left_open: list[sqlite3.Connection] = []
 _COUNTED = attrgetter("module", "state")
@@ -88,7 +90,7 @@ class SQLite(Reads):
         self._pid = 0
         self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
         self._mark: Mark | None = None
-        self._uncounted: Counter[tuple[str, JobState]] = Counter()  # Changes of counts that are not in their table.
+        self._uncounted: Counts = {}  # Changes of counts that are not in their table.
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
@@ -182,7 +184,7 @@ class SQLite(Reads):
         for module, state, jobs in rows:
             counts[module, STORED_STATES[state]] += jobs
         self._count_from(+counts)
-        self._uncounted = Counter({(module, STORED_STATES[state]): change for module, state, change in changes})
+        self._uncounted = {(module, STORED_STATES[state]): change for module, state, change in changes}
 
     def _write_or_make_room(self, write: Callable[[], None]) -> None:
         """Do this in a transaction; if the disk is full, once more with the reserve given up."""
@@ -249,7 +251,7 @@ class SQLite(Reads):
             )  # fmt: skip
             self._connection.execute("DELETE FROM counts")
             self._write_counts(counts)
-            self._uncounted = Counter()
+            self._uncounted = {}
             self._keep_fact("commit", (self._commits, self._last_number, self._last_seq, self._mark))
             self._count_from(counts)
 
@@ -399,7 +401,7 @@ class SQLite(Reads):
         self,
         jobs: Sequence[tuple[int, bytes]],
         changes: Sequence[tuple[int, bytes]],
-        counts: Counter[tuple[str, JobState]],
+        counts: Counts,
         mark: Mark,
         last_seq: int = 0,
         updates: Sequence[Update] = (),
@@ -419,9 +421,9 @@ class SQLite(Reads):
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark, _deltas(uncounted)))
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
         self._mark, self._uncounted = mark, uncounted
-        self._counted.update(counts)
-        for (_, state), change in counts.items():
-            self._in_state[state] += change
+        for name, change in counts.items():
+            self._counted[name] += change
+            self._in_state[name[1]] += change
         self._rows_since_checkpoint += len(jobs) + len(changes) + 1
 
     def _retire(self, retention: Retention, mark: Mark) -> int:
@@ -483,19 +485,20 @@ class SQLite(Reads):
         if os.getpid() != self._pid:
             raise StoreFailed("the store was opened by another process; a fork may not use it")
 
-    def _write_many_counts(self, counts: Counter[tuple[str, JobState]]) -> Counter[tuple[str, JobState]]:
+    def _write_many_counts(self, counts: Counts) -> Counts:
         """Write by how much counts change to their table, if they are many.
 
         Few are written with what every commit writes: one page less. Returns those that are to be written so.
         """
-        uncounted = self._uncounted.copy()
-        uncounted.update(counts)
+        uncounted = dict(self._uncounted)
+        for name, change in counts.items():
+            uncounted[name] = uncounted.get(name, 0) + change
         if len(uncounted) <= _UNCOUNTED_MOST:
             return uncounted
         self._write_counts(uncounted)
-        return Counter()
+        return {}
 
-    def _write_counts(self, counts: Counter[tuple[str, JobState]]) -> None:
+    def _write_counts(self, counts: Counts) -> None:
         if deltas := _deltas(counts):
             self._connection.executemany(
                 "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs", deltas
@@ -591,20 +594,20 @@ class SQLite(Reads):
         return self._room.take()
 
 
-def _deltas(counts: Counter[tuple[str, JobState]]) -> list[tuple[str, int, int]]:
+def _deltas(counts: Counts) -> list[tuple[str, int, int]]:
     """Counts as they are stored, those that are none left out."""
     return [(module, NUMBER[state], delta) for (module, state), delta in counts.items() if delta]
 
 
-def _counts(jobs: Iterable[Job], updates: Iterable[Update]) -> Counter[tuple[str, JobState]]:
+def _counts(jobs: Sequence[Job], updates: Sequence[Update]) -> Counts:
     """By how much the counts change."""
-    counts = Counter(map(_COUNTED, jobs))
-    # A job stays with its module unless it is replaced, so that most updates are of a few kinds.
-    for ((before, was), (after, state)), times in Counter(
-        [((was.module, was.state), (job.module, job.state)) for _, was, job in updates]
-    ).items():
-        counts[after, state] += times
-        counts[before, was] -= times
+    counts: dict[tuple[str, JobState], int] = dict(Counter(map(_COUNTED, jobs))) if jobs else {}
+    if updates:
+        # A job stays with its module unless it is replaced, so that most updates are of a few kinds.
+        kinds = Counter([(was.module, was.state, job.module, job.state) for _, was, job in updates])
+        for (before, was, after, state), times in kinds.items():
+            counts[after, state] = counts.get((after, state), 0) + times
+            counts[before, was] = counts.get((before, was), 0) - times
     return counts
 
 
