@@ -29,7 +29,7 @@ test: $(STAMP)  ## Every test, in two halves beside each other
 
 # What takes too long for each change: every place at which a call of the system can fail, and two thousand damages.
 test-all: $(STAMP)  ## Every test, and those that try everything; as root also file systems that are really full
-	GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 $(BIN)/python tests/halves.py
+	GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 $(BIN)/python tests/halves.py
 
 unit: $(STAMP)  ## The fast tests
 	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg
