@@ -63,7 +63,7 @@ class Member:
         self._rung = Event()
         self.is_open = True
         self.last_current = 0
-        self._fault = ""  # What it was killed for, if that was done here.
+        self._fault = ""  # What it was killed for, if that was done here or by the end of its nursery.
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending = gevent.spawn(self._send_forever)
@@ -138,6 +138,10 @@ class Member:
         self._nursery, self.pid = nursery, pid
         for number in self._signals:
             nursery.signal(pid, number)
+
+    def lose_nursery(self) -> None:
+        """Note that it ends because its nursery has: the job whose code it is in is not to blame."""
+        self._fault = self._fault or "the process that had made it is gone"
 
     def end(self, status: int) -> None:
         """It is gone."""
@@ -231,6 +235,8 @@ class Nursery:
         self._socket.close()
         if not self._is_closed:
             self._lost()  # Before anybody hears of an end, and has another process made by one that is not there.
+            for member in members:
+                member.lose_nursery()
         gevent.joinall([gevent.spawn(member.end, signal.SIGKILL) for member in members])
 
     def _take(self, what: int, a: int, b: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import gevent
 from gevent import socket
+from gevent.event import AsyncResult
 
 from givalia_core.worker import notes
-from givalia_core.worker.family import Member
+from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.notes import Logged, Start, Told
 
 DEPTH = 2_000  # More than can be packed.
@@ -36,3 +38,20 @@ def test_a_note_that_cannot_be_packed_costs_those_said_with_it_and_behind_it_not
     theirs.close()
     member.end(0)
     assert heard == [Told(b"i" * 16, 6), Told(b"j" * 16, 7), Start()]
+
+
+def test_nobody_is_to_blame_for_a_process_that_ends_with_its_nursery() -> None:
+    ended: AsyncResult[int] = AsyncResult()
+    member = Member("job", lambda heard: None, ended.set)
+    nursery = Nursery(lambda: None)
+    nursery.fork(member)
+    with gevent.Timeout(20):
+        while not member.pid:
+            gevent.sleep(0.01)
+    member.page.current = 7  # It is just in the code of this one.
+
+    os.kill(nursery.pid, signal.SIGKILL)
+
+    status = ended.get(timeout=20)
+    assert member.last_current == 0
+    assert member.words_for(status) == "the process that had made it is gone"
