@@ -311,6 +311,35 @@ def trouble(here: EngineRig, code: str, moment: dict[str, str]) -> None:
         connection.execute(TROUBLE.format(trouble=words, **moment))
 
 
+SHARE_LOCK = "LOCK TABLE givalia.jobs IN SHARE MODE"
+ADVISORY_LOCK = "SELECT pg_advisory_lock(77)"
+
+
+@pytest.mark.parametrize("lock", [SHARE_LOCK, ADVISORY_LOCK])
+def test_command_that_is_held_by_a_transaction_without_a_number_is_not_tried_all_the_time(make: Make, lock: str) -> None:
+    # given a table that is locked, or a trigger that waits for somebody's advisory lock
+    here = make()
+    here.enq(key="bad", delay_us=HOUR_US)
+    with psycopg.connect(url_of(here)) as connection:
+        connection.execute(TROUBLE.format(trouble="PERFORM pg_advisory_xact_lock(77)", **AT_ONCE))
+    with psycopg.connect(url_of(here)) as connection:
+        connection.execute(lock)
+
+        # when
+        held = here.frame(Kind.CANCEL, m.Cancel(uid(1), "bad"))
+        here._turn_once(held)
+        turns = drive(here, 3.0)
+
+        # then
+        assert said(here, held) is None
+        assert turns < 150
+
+    # then it is decided soon when the lock is free
+    rest(here, 0.3)
+    drive(here, 0.5)
+    assert said(here, held) == ("cancelled",)
+
+
 @pytest.mark.parametrize("moment", [AT_ONCE, AT_COMMIT], ids=["in the statement", "at the commit"])
 @pytest.mark.parametrize("code", ["55P03", "57014", "40001", "40P01", "53200"])
 def test_command_that_the_database_keeps_back_waits_alone(make: Make, code: str, moment: dict[str, str]) -> None:

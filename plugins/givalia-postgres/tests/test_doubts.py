@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from givalia_core.store.base import Hold
 
-from givalia_postgres.doubts import NAMES_MAX, PAUSE_HELD_S, PAUSE_S, TRY_EACH_S, Doubts
+from givalia_postgres.doubts import LOOK_MAX_S, NAMES_MAX, OVER_S, PAUSE_HELD_S, PAUSE_S, TRY_EACH_S, Doubts
 
 WHY = "held"
 
@@ -14,13 +15,13 @@ def blamed(*names: str, has_holder: bool = True, running: set[int] | None = None
     doubts = Doubts()
     for name in names:
         doubts.blame(Hold(name, WHY, 7), 0.0, has_holder=has_holder)
-    doubts.look(frozenset({1, 2} if running is None else running))
+    doubts.look(frozenset({1, 2} if running is None else running), 0.0)
     return doubts
 
 
 def test_name_is_left_alone_while_every_transaction_of_then_goes_on() -> None:
     doubts = blamed("a")
-    doubts.look(frozenset({1, 2, 3}))
+    doubts.look(frozenset({1, 2, 3}), 0.1)
     assert doubts.freed(["a", "b"], 0.1) == {"b"}
     assert doubts.hold_of(["b", "a"]) == Hold("a", WHY, 7)
 
@@ -30,7 +31,7 @@ def test_name_is_tried_when_one_of_them_ends_and_keeps_its_beginning_if_it_was_a
     doubts = blamed("a")
 
     # when
-    doubts.look(frozenset({2, 3}))
+    doubts.look(frozenset({2, 3}), 0.2)
 
     # then
     assert doubts.freed(["a"], 0.2) == {"a"}
@@ -39,16 +40,39 @@ def test_name_is_tried_when_one_of_them_ends_and_keeps_its_beginning_if_it_was_a
 
     # when it is held all the same
     assert doubts.blame(Hold("a", WHY, 99), 0.2, has_holder=True).since_us == 7
-    doubts.look(frozenset({2, 4}))
+    doubts.look(frozenset({2, 4}), 0.2)
 
     # then
     assert doubts.freed(["a"], 0.2) == frozenset()
 
 
-def test_name_is_free_when_all_of_them_have_ended() -> None:
+def test_name_is_free_when_all_of_them_have_ended_and_is_forgotten_when_nobody_tries_it() -> None:
     doubts = blamed("a", running={1})
-    doubts.look(frozenset({5}))
+    doubts.look(frozenset({5}), 0.01)
+    assert doubts.freed(["a"], 0.01) == {"a"}
+    doubts.look(frozenset({5}), 0.01 + OVER_S)
     assert not doubts.knows(["a"])
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_name_whose_holder_has_no_number_is_tried_seldom_however_fast_others_come_and_go(others: int) -> None:
+    # given
+    doubts = blamed("a", running=set(range(others)))
+    tries = []
+
+    # when
+    for step in range(1, 10_000):
+        now = step / 1_000
+        doubts.look(frozenset(range(step, step + others)), now)
+        if doubts.freed(["a"], now):
+            tries.append(now)
+            doubts.blame(Hold("a", WHY, 7), now, has_holder=True)
+
+    # then
+    pauses = [later - sooner for sooner, later in zip([0.0, *tries], tries, strict=False)]
+    assert pauses[0] < 0.01
+    assert len(tries) < 10 / LOOK_MAX_S + 10
+    assert abs(pauses[-1] - LOOK_MAX_S) < 0.01
 
 
 def test_name_whose_holder_goes_on_is_tried_after_a_pause_that_grows_to_its_most() -> None:
@@ -59,7 +83,7 @@ def test_name_whose_holder_goes_on_is_tried_after_a_pause_that_grows_to_its_most
     # when
     while now < 10:
         now += 0.01
-        doubts.look(frozenset({1, 2}))
+        doubts.look(frozenset({1, 2}), now)
         if doubts.freed(["a"], now):
             tries.append(now)
             doubts.blame(Hold("a", WHY, 7), now, has_holder=True)
@@ -78,7 +102,7 @@ def test_of_many_names_few_are_tried_at_once() -> None:
     # when
     tried = 0
     for step in range(100):
-        doubts.look(frozenset({1, 2}))
+        doubts.look(frozenset({1, 2}), PAUSE_S + step / 100)
         for name in doubts.freed(names, PAUSE_S + step / 100):
             doubts.blame(Hold(name, WHY, 7), PAUSE_S + step / 100, has_holder=True)
             tried += 1
@@ -89,7 +113,7 @@ def test_of_many_names_few_are_tried_at_once() -> None:
 
 def test_name_that_is_kept_back_without_a_holder_is_not_freed_by_the_end_of_others() -> None:
     doubts = blamed("a", has_holder=False)
-    doubts.look(frozenset())
+    doubts.look(frozenset(), 0.2)
     assert doubts.freed(["a"], 0.2) == frozenset()
     assert doubts.freed(["a"], PAUSE_S) == {"a"}
 

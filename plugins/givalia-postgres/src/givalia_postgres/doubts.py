@@ -5,6 +5,10 @@ command needs. It does say, at the price of one read, which transactions are in 
 that were in progress when the lock was met, so a name is left alone while all of these go on. A holder can also let go without
 ending, by a rollback to a savepoint, and other holds (a statement that always fails) have no holder: so each name is tried
 again after a pause as well, seldom, and few names at once.
+
+Not every holder is among those: a transaction that has only locked a table, or a session with an advisory lock, has no number.
+Each end of another transaction could then be that of the holder. So two tries of a name that a look suggests are apart by a
+pause, which is short at first and grows while the name stays held.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ PAUSE_S: Final = 0.5  # Between tries of a name while its holder seems to go on;
 PAUSE_HELD_S: Final = 2.0  # up to this if a transaction holds it,
 PAUSE_MAX_S: Final = 8.0  # or this if it is kept back without one, for such a try may be long.
 TRY_EACH_S: Final = 0.05  # At least this long between such tries of any two names.
+LOOK_FIRST_S: Final = 0.002  # Between tries that a look suggests; doubled each time,
+LOOK_MAX_S: Final = 0.25  # up to this.
+OVER_S: Final = 1.0  # A name whose holder seems to have ended is forgotten when nobody has tried it for so long.
 NAMES_MAX: Final = 10_000  # Beyond that the oldest are forgotten, and found again when somebody asks for them.
 TABLES: Final = "the table of jobs"
 
@@ -30,7 +37,7 @@ def names_of(job: Job, *, is_new: bool = False) -> tuple[str, ...]:
 
 
 class _Doubt:
-    __slots__ = ("has_holder", "hold", "is_open", "pause_s", "running", "try_at")
+    __slots__ = ("has_holder", "hold", "is_open", "look_at", "look_pause_s", "may_be_free", "pause_s", "running", "try_at")
 
     def __init__(self, hold: Hold) -> None:
         self.hold = hold
@@ -39,18 +46,30 @@ class _Doubt:
         self.running: frozenset[int] | None = None  # One of these transactions is the holder; None: not looked at yet.
         self.pause_s = PAUSE_S
         self.try_at = 0.0
+        self.may_be_free = False  # A look suggests a try,
+        self.look_at = 0.0  # which is not made before this,
+        self.look_pause_s = LOOK_FIRST_S  # and the next one not so soon after it.
 
-    def look(self, running: frozenset[int]) -> None:
+    def meet(self, now: float) -> None:
+        """Note that a try met the hold."""
+        self.is_open = self.may_be_free = False
+        self.try_at = now + self.pause_s
+        self.running = self.running or None  # If none is left, the holder is a later one, or has no number.
+        if self.look_at <= now:
+            self.look_at = now + self.look_pause_s
+            self.look_pause_s = min(self.look_pause_s * 2, LOOK_MAX_S)
+
+    def look(self, running: frozenset[int], now: float) -> None:
         """Open the name if its holder may be among those that have ended."""
         before = self.running
         self.running = running if before is None else before & running
-        if self.has_holder and before is not None and self.running != before:
-            self.is_open = True
+        has_changed = before is not None and self.running != before
+        self.may_be_free |= self.has_holder and (has_changed or not self.running)
+        self.is_open |= self.may_be_free and self.look_at <= now
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the holder has ended for certain."""
-        return self.has_holder and self.running is not None and not self.running
+    def is_over(self, now: float) -> bool:
+        """Return whether none of those that could hold it goes on, and nobody tries it any more."""
+        return self.has_holder and self.is_open and not self.running and self.look_at + OVER_S <= now
 
 
 class Doubts:
@@ -74,7 +93,8 @@ class Doubts:
         name = hold.name
         doubt = self._doubts.pop(name, None) or _Doubt(hold)
         doubt.hold = hold._replace(since_us=doubt.hold.since_us)
-        doubt.has_holder, doubt.is_open, doubt.try_at = has_holder, False, now + doubt.pause_s
+        doubt.has_holder = has_holder
+        doubt.meet(now)
         self._doubts[name] = doubt
         if len(self._doubts) > NAMES_MAX:
             del self._doubts[next(iter(self._doubts))]
@@ -93,11 +113,11 @@ class Doubts:
         gone = [self._doubts.pop(name, None) for name in names] if self._doubts else []
         return {doubt.hold.why for doubt in gone if doubt is not None}
 
-    def look(self, running: frozenset[int]) -> None:
+    def look(self, running: frozenset[int], now: float) -> None:
         """Take in which transactions are in progress: open the names whose holder may be among those that have ended."""
         for name, doubt in list(self._doubts.items()):
-            doubt.look(running)
-            if doubt.is_over:
+            doubt.look(running, now)
+            if doubt.is_over(now):
                 del self._doubts[name]
 
     def freed(self, names: Iterable[str], now: float) -> frozenset[str]:

@@ -150,4 +150,4 @@ class Sifter:
         if self._doubts:
             with suppress(Again):
                 ((running,),) = self._connection.ask((sql.IN_PROGRESS, ()))[0]
-                self._doubts.look(frozenset(running))
+                self._doubts.look(frozenset(running), time.monotonic())
