@@ -14,7 +14,7 @@ from test_answers_stand import CHANGED, COPY, FAR_US, JOB, NEXT, UNCHANGED, enq,
 from test_shared_engines import before_commit, url_of
 
 from givalia_core.clock import SECOND_US, ManualClock
-from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreFull
+from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreCorrupt, StoreFull
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 from givalia_core.views import text_id
@@ -66,6 +66,29 @@ def test_a_command_that_another_server_has_answered_changes_nothing_and_is_answe
     told, again = here.replies[first.conn, first.request][0], there.replies[copy.conn, copy.request][0]
     assert list(told[0]) == list(again[0])
     assert rows(here) == before
+
+
+@pytest.mark.parametrize("damage", ["''", "'\\xc1'", "substr(answer, 2)", "set_byte(answer, 2, 255)", "set_byte(answer, 2, 6)"])
+def test_a_damaged_answer_is_said_to_be_so_and_its_command_is_not_done_later(two: Pair, damage: str) -> None:
+    # given
+    here, there = two
+    here.enq(key="k", delay_us=FAR_US)
+    enq = m.Enq(COPY, "Mail", FAR_US, "k")
+    refused = here.frame(Kind.ENQ, enq)
+    here.turn(refused)
+    here.cancel("k")
+
+    # when
+    assert of(here, f"UPDATE givalia.requests SET answer = {damage} WHERE answer IS NOT NULL") == 1
+    copy = there.frame(Kind.ENQ, enq)
+    there.turn(copy)
+
+    # then
+    told = there.answers(copy)[0]
+    assert isinstance(told, StoreCorrupt)
+    assert "changed nothing" in str(told)
+    assert isinstance(there.stat(id=COPY), NotFound)
+    assert there.enq(key="k", delay_us=FAR_US)[0]
 
 
 def test_a_job_whose_id_another_server_refuses_meanwhile_is_not_made(two: Pair) -> None:

@@ -56,7 +56,12 @@ DAMAGES = {
     "version": "version = version + 1",
     "keeper": "keeper = 44",
     "stop": "stop_asked = NOT stop_asked",
+    "key no text": "key = ('\\xff61'::bytea)::text",
+    "module no text": "module = ('\\xff61'::bytea)::text",
+    "module cut in a letter": "module = ('\\x61e2'::bytea)::text",
+    "target no text": "target_worker = ('\\x80'::bytea)::text",
 }
+NO_TEXT = "CREATE CAST (bytea AS text) WITHOUT FUNCTION"  # So that a text can be what no statement would let it be.
 
 
 def job(number: int, **fields: Any) -> Job:
@@ -121,6 +126,7 @@ def test_damaged_row_is_shown_to_nobody_and_the_others_go_on(
     filled(store, job(BAD, result=b"\x01" if damage == "result" else None), *sound)
 
     # when
+    say(database_url, NO_TEXT)
     say(database_url, f"UPDATE givalia.jobs SET {DAMAGES[damage]} WHERE seq = {BAD}")
     shown = meet_all(store) + meet_all(other)
 
@@ -137,6 +143,25 @@ def test_damaged_row_is_shown_to_nobody_and_the_others_go_on(
     (wrong,) = third.check()
     assert "is in quarantine since" in wrong
     assert third.counts() == {("Sample", WAITING): 2}
+
+
+def test_ready_jobs_are_counted_to_an_end_although_the_modules_of_some_are_no_text(open_store: Any, database_url: str) -> None:
+    # given
+    store = open_store()
+    filled(store, *(job(number, module=f"M{number:02}", due_at_us=1) for number in range(1, 20)))
+
+    # when
+    say(database_url, NO_TEXT)
+    say(database_url, "UPDATE givalia.jobs SET module = ('\\xff61'::bytea)::text WHERE seq = 19")
+    say(
+        database_url,
+        "UPDATE givalia.jobs SET module = (set_byte('\\x8061'::bytea, 1, 60 + seq::int))::text WHERE seq IN (7, 8)",
+    )
+
+    # then
+    counted = [module for module, count in store.ready(NOW)]
+    assert len(counted) < 30
+    assert {f"M{number:02}" for number in range(1, 19) if number not in (7, 8)} <= set(counted)
 
 
 @pytest.mark.parametrize("damage", ["record cut", "params flipped", "state unknown", "key changed"])

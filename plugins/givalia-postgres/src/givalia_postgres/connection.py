@@ -200,10 +200,10 @@ class Connection:
         connection = self.make()
         try:
             if len(statements) == 1:
-                return [_rows(_execute(connection, *statements[0]))]
+                return [rows.fetched(_execute(connection, *statements[0]))]
             cursors = _trip(connection, statements)
             self._proven.update(words for words, values in statements if words not in self._proven and _is_steady(values))
-            return [_rows(cursor) for cursor in cursors]
+            return [rows.fetched(cursor) for cursor in cursors]
         except psycopg.Error as error:
             self._fail(error, are_proven=all(words in self._proven and _is_steady(values) for words, values in statements))
 
@@ -211,7 +211,7 @@ class Connection:
         """The rows of a statement that is not prepared, so that it means the same in any session; raises as `ask`."""
         connection = self.make()
         try:
-            return _rows(_execute(connection, words, (), prepare=False))
+            return rows.fetched(_execute(connection, words, (), prepare=False))
         except psycopg.Error as error:
             self._fail(error)
 
@@ -230,7 +230,7 @@ class Connection:
         try:
             cursors = _trip(connection, whole, prepare=False)
             connection.undo()
-            return [_rows(cursor) for cursor in cursors[2 : 2 + len(statements)]]
+            return [rows.fetched(cursor) for cursor in cursors[2 : 2 + len(statements)]]
         except psycopg.Error as error:
             meaning = meaning_of(error)
             if connection.closed or not isinstance(meaning, (Again, StoreFull)):
@@ -381,10 +381,6 @@ def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare:
 def _is_steady(values: Sequence[Any]) -> bool:
     """Whether the types of these values never change, so that the statement is prepared only once."""
     return all(isinstance(value, rows.Array) for value in values)
-
-
-def _rows(cursor: Any) -> Rows:
-    return cursor.fetchall() if cursor.description is not None else []
 
 
 # Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,8 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
 
 from givalia_core.clock import Now
+from givalia_core.engine import remembered
 from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
+from givalia_core.protocol.messages import refusal
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
@@ -30,6 +33,7 @@ from givalia_core.store.packing import choose, has_state, is_ended
 from givalia_core.views import text_id
 
 from givalia_postgres import statements as sql
+from givalia_postgres.checksums import unsealed
 from givalia_postgres.clock import DatabaseClock
 from givalia_postgres.connection import Again, Connection, Held, Rows, Statement, TooLong
 from givalia_postgres.doubts import Doubts, names_of
@@ -63,6 +67,11 @@ DOUBTED_MAX: Final = 1_000
 PASSED_BYTES_MAX: Final = 64 << 20  # Of their params, that a look reads besides what may be lent.
 HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
 READY: Final = JobState.READY
+DAMAGED_ANSWER: Final = remembered.pack(
+    refusal(StoreCorrupt("the answer that this command was given is damaged in the database; it changed nothing"))
+)
+
+log = logging.getLogger("givalia.server")
 
 
 class Reads:
@@ -283,12 +292,15 @@ class Reads:
         left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
         at: Sequence[object] = (False, "", "", -100)  # Before all routes.
         while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+            before = tuple(at)
             for *at, counted in rows:
                 count = min(counted, left)
                 left -= count
                 yield str(at[1]), count
                 if not left:
                     return
+            if tuple(at) <= before:
+                return  # The module of a damaged row is not what the database sorts by.
             # Each route may have as many ready jobs as are counted.
             most = (
                 min(2 * most, READY_ROUTES_MOST) if sum(row[-1] for row in rows) < READY_COUNTED_TO // 4 else READY_ROUTES_FIRST
@@ -347,7 +359,7 @@ def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]
     def by_request(rows: Rows) -> None:
         for request, answer, *row in rows:
             if answer is not None:
-                answers[request] = answer
+                answers[request] = _kept_answer(request, answer)
                 continue
             # The job itself says what it has answered.
             found.requests.update(
@@ -363,6 +375,14 @@ def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]
     # Last: a change that was seen by any of the above has left its request here.
     if wanted.requests:
         yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request
+
+
+def _kept_answer(request: bytes, sealed: bytes) -> bytes:
+    """The answer that was kept; if it is damaged, one that says so, for the command must not be decided again."""
+    answer = unsealed(sealed)
+    if answer is None:
+        log.error("the answer to the command %s is damaged in givalia.requests", text_id(request))
+    return answer or DAMAGED_ANSWER
 
 
 def variants(wanted: Wanted, found: Found) -> Iterable[Part]:

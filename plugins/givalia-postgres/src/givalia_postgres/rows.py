@@ -14,7 +14,7 @@ from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job
 from givalia_core.store import packing
 from givalia_core.store.packing import HEAD, NUMBER
-from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.adapt import Buffer, Dumper, Loader, Transformer
 from psycopg.pq import Format
 
 from givalia_postgres import checksums
@@ -172,6 +172,15 @@ class _ArrayDumper(Dumper):
         return dumper
 
 
+class _AnyText(Loader):
+    """A text that is damaged: what is none of UTF-8 becomes U+FFFD, so no checksum fits it."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode(errors="replace")
+
+
 class _IdLoader(Loader):
     """A uuid as its 16 bytes."""
 
@@ -179,6 +188,20 @@ class _IdLoader(Loader):
 
     def load(self, data: Buffer) -> bytes:
         return bytes(data)
+
+
+def fetched(cursor: Any) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement, none for one that has none; a text in them may be damaged, as on a bad disk."""
+    if cursor.description is None:
+        return []
+    try:
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+    except UnicodeDecodeError:
+        cursor.adapters.register_loader(_TEXT, _AnyText)
+        transformer = Transformer(cursor)
+        transformer.set_pgresult(cursor.pgresult)
+        found = transformer.load_rows(0, cursor.pgresult.ntuples, tuple)
+    return found
 
 
 def register(connection: Any) -> None:

@@ -172,7 +172,7 @@ class _Cursor:
     def _ask(self, words: str, values: Any) -> Rows:
         # Not prepared: the connection may be a pool's that gives the next transaction another one.
         self._cursor.execute(words.encode(), values, binary=True, prepare=False)
-        return self._cursor.fetchall() if self._cursor.description is not None else []
+        return rows.fetched(self._cursor)
 
 
 # The command.

@@ -10,6 +10,7 @@ from givalia_core.store.base import Change, Kept
 from givalia_core.store.packing import NUMBER
 
 from givalia_postgres import statements as sql
+from givalia_postgres.checksums import seal
 from givalia_postgres.connection import Statement
 from givalia_postgres.rows import bytes_, int2s, int8s, job_columns, texts, uuids
 
@@ -108,7 +109,7 @@ def keep(answers: Sequence[Kept]) -> Iterator[Statement]:
     answers = sorted(answers)  # So that two servers with copies of the same commands do not wait for each other.
     requests = uuids([answer.request for answer in answers])
     yield sql.KEEP_WAIT, ()
-    yield sql.KEEP_ANSWERS, [requests, bytes_([answer.answer for answer in answers])]
+    yield sql.KEEP_ANSWERS, [requests, bytes_([seal(answer.answer) for answer in answers])]
     if new := [answer.request for answer in answers if answer.is_enq]:
         ids = uuids(new)
         yield sql.TAKE_IDS, [ids]
