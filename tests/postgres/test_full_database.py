@@ -11,7 +11,7 @@ from givalia_postgres.connection import Again, meaning_of
 from shared_rig import Make, drive, rest, said, url_of
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import Busy, StoreFailed, StoreFull
+from givalia_core.errors import Busy, StoreAway, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import CANCELLED, DONE, RUNNING, STORED_STATES
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
@@ -169,10 +169,10 @@ class _Said(psycopg.OperationalError):
         ("XX000", "FileWriteV", StoreFull),
         ("53200", "ShmemAlloc", Again),
         ("53400", "FileWrite", Again),
+        ("25P04", "ProcessInterrupts", StoreAway),
+        ("42P07", "heap_create_with_catalog", StoreUnfit),
         ("XX000", "heap_update", StoreFailed),
     ],
 )
-def test_used_up_quota_is_a_full_disk_and_too_little_memory_concerns_one_statement(
-    state: str, function: str, meaning: type[Exception]
-) -> None:
+def test_error_of_the_database_means_as_much_as_it_says(state: str, function: str, meaning: type[Exception]) -> None:
     assert type(meaning_of(_Said(state, function))) is meaning

@@ -389,8 +389,8 @@ _STATEMENT_GONE: Final = {"26000"}
 _AGAIN: Final = {"40001", "40P01", "23505", "0A000", "53200", "53400"} | _STATEMENT_GONE
 _DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
 _STATEMENT_THERE: Final = {"42P05"}  # No name is given twice in a session, so somebody else uses it, too.
-# A schema, table, column or function that is missing, or of another type.
-_OTHER_TABLES: Final = {"3F000", "42P01", "42703", "42883", "42809", "42804"}
+# A schema, table, column or function that is missing, or of another type; a part of the tables that is there without the facts.
+_OTHER_TABLES: Final = {"42P07", "3F000", "42P01", "42703", "42883", "42809", "42804"}
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
@@ -401,6 +401,7 @@ _UNNAMED: Final = {
 _GROWING: Final = {"mdextend", "mdzeroextend", "FileWrite", "FileWriteV", "FileZero", "FileFallocate", "BufFileDumpBuffer"}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
+_TRANSACTION_ENDED: Final = {"25P03", "25P04"}  # With its session, by a timeout.
 _FORBIDDEN: Final = {"42501"}
 
 
@@ -424,7 +425,7 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return StoreUnfit(f"{POOLED} ({words})")
     if state in _OTHER_TABLES:
         return StoreUnfit(f"the database does not have the tables that this Givalia makes; {words}")
-    if state is None or state[:2] in _AWAY_CLASSES or state in _READ_ONLY or state == "25P03":
+    if state is None or state[:2] in _AWAY_CLASSES or state in _READ_ONLY or state in _TRANSACTION_ENDED:
         is_ours = state is None and not isinstance(error, psycopg.OperationalError)
         return StoreFailed(words) if is_ours else StoreAway(words)
     return (StoreCorrupt if state in ("XX001", "XX002") else StoreFailed)(f"{words} ({state})")
