@@ -243,10 +243,8 @@ class _Identity(ctypes.Structure):
 
 _AT_FDCWD: Final = -100
 _STATX_INO: Final = 0x100
+_WITHOUT_STATX: Final = frozenset({errno.ENOSYS, errno.EPERM})  # Of an old kernel, and of a sandbox that does not know it.
 _statx: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if sys.platform == "linux" else None
-
-
-_found: Final = _Identity()
 
 
 def identity(name: bytes) -> tuple[int, ...]:
@@ -258,13 +256,15 @@ def identity(name: bytes) -> tuple[int, ...]:
     Raises:
         OSError: There is no such file, or it cannot be looked at.
     """
-    if _statx is None:
-        status = os.stat(name)  # noqa: PTH116
-        return status.st_ino, status.st_dev
-    if _statx(_AT_FDCWD, name, 0, _STATX_INO, ctypes.byref(_found)) != 0:
+    if _statx is not None:
+        found = _Identity()
+        if _statx(_AT_FDCWD, name, 0, _STATX_INO, ctypes.byref(found)) == 0:
+            return found.inode, found.major, found.minor
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
-    return _found.inode, _found.major, _found.minor
+        if number not in _WITHOUT_STATX:
+            raise OSError(number, os.strerror(number), name)
+    status = os.stat(name)  # noqa: PTH116
+    return status.st_ino, os.major(status.st_dev), os.minor(status.st_dev)
 
 
 class Files:

@@ -187,6 +187,63 @@ def test_a_copy_without_its_log_is_not_taken_for_a_sound_store(path: Path) -> No
     store.close()
 
 
+def _killed(path: Path) -> Path:
+    """Return a copy of a store as a kill leaves it."""
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.commit(inserts([waiting(1), waiting(2)]), MARK)
+    copy = path.parent / "killed" / "queue.db"
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    store.close()
+    return copy
+
+
+def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(path: Path) -> None:
+    killed = _killed(path)
+    in_the_way = sqlite_file.index_folder(killed)
+    in_the_way.touch()
+    store = SQLite(f"sqlite://{killed}")
+    with pytest.raises(StoreError):
+        store.open()
+    in_the_way.unlink()
+
+    store.open()
+
+    assert store.check() == []
+    assert sum(store.counts().values()) == 2
+    store.close()
+
+
+def _make_link(file: Path) -> None:
+    kept = file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(kept)
+
+
+def _make_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("file", ["slots", "sums", "names", "lanes.keys", "runs"])
+@pytest.mark.parametrize("damage", [_make_link, _make_folder], ids=["link", "folder"])
+def test_what_is_no_file_in_the_index_makes_it_anew(path: Path, file: str, damage: Callable[[Path], None]) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.commit(inserts([waiting(1)]), MARK)
+    store.close()
+    damage(sqlite_file.index_folder(path) / file)
+
+    store.open()
+    store.close()  # It says at most once that it rebuilt the index.
+
+    store.open()
+    assert store.check() == []
+    assert sum(store.counts().values()) == 1
+    store.close()
+
+
 def test_a_store_is_not_made_where_none_may_be_made(path: Path) -> None:
     store = SQLite(f"sqlite://{path}", create=False)
     with pytest.raises(StoreMissing, match="create is false"):

@@ -8,6 +8,7 @@ is strange, the store rebuilds it from the jobs. Every step of a change may be d
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -42,6 +43,7 @@ DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
 _LANES_AT_ONCE: Final = 500
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP})  # A folder or a symbolic link has the name of a file.
 _ALONE_MOST: Final = 50_000
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
@@ -91,6 +93,10 @@ class Index:
             was_there = self._open_files(boot)
             self.strangeness = self._strangeness(epoch, commit, boot, name) if was_there else "it was not there"
         except (Damaged, ValueError, IndexError, TypeError, struct.error) as error:  # The files are not what was written.
+            self.strangeness = f"{DAMAGED}: {error}"
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             self.strangeness = f"{DAMAGED}: {error}"
         if self.strangeness:
             return None
@@ -436,7 +442,7 @@ class Index:
     def name_again(self, slot: int, job: Job) -> None:
         """After a kill: what the job was before may be lost, for the record of its enq is replaced when its params change."""
         if job.key is not None and job.state not in ENDED:
-            self.names.add(self.of_key(job.key), slot)
+            self._add_key(self.of_key(job.key), slot, job.seq)
 
     def _add_requests(self, slot: int, job: Job) -> None:
         for past in job.answered:
