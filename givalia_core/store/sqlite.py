@@ -124,14 +124,11 @@ class SQLite(Reads):
             # If there is no room for another file, SQLite would not say why it cannot open one.
             os.close(os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-        self._is_said_open = has_log  # Until the file has been asked: if this start fails, its log stays or is not missed.
         for name, value, expected in _PRAGMAS:
             self._set(name, value, expected)
         self._pid = os.getpid()
         self._damages, self._rebuilds = [], 0
-        self._room.take()
         # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
-        recovered = self._first_checkpoint()
         epoch = self._fact("epoch") or 0
         if not has_log and self._fact("open") == epoch != 0:
             raise StoreCorrupt(
@@ -140,6 +137,8 @@ class SQLite(Reads):
             )
         # A start that fails behind this must not take away the log of a store that is said to have one.
         self._is_said_open = self._fact("open") == epoch != 0
+        self._room.take()
+        recovered = self._first_checkpoint()
         self._commits, self._last_number, self._last_seq, mark, *changes = self._fact("commit") or (0, 0, 0, None)
         self._mark = Mark(*mark) if mark else None
         self._read_counts(changes[0] if changes else ())

@@ -216,6 +216,46 @@ def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(path: P
     store.close()
 
 
+def _refuse(*_: object) -> None:
+    raise StoreFailed("no")
+
+
+@pytest.mark.parametrize("step", [(sqlite_file.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts")])
+def test_a_start_that_fails_at_any_step_leaves_what_the_log_of_a_killed_store_has(
+    path: Path, step: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLite(f"sqlite://{_killed(path)}")
+    with monkeypatch.context() as patched:
+        patched.setattr(*step, _refuse)
+        with pytest.raises(StoreFailed):
+            store.open()
+
+    store.open()
+
+    assert sum(store.counts().values()) == 2
+    store.close()
+
+
+def test_a_log_for_which_the_disk_has_no_room_is_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.close()
+    real = os.open
+
+    def no_inode(name: Any, *rest: Any) -> int:
+        if str(name).endswith("-wal"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(name, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_inode)
+        with pytest.raises(StoreFull):
+            store.open()
+
+    store.open()
+    store.close()
+
+
 def _make_link(file: Path) -> None:
     kept = file.rename(file.parent.parent / "elsewhere")
     file.symlink_to(kept)
