@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,13 @@ def test_a_reader_that_goes_away_fails_the_export(rig: Rig, url: str) -> None:
 
     assert done.returncode == 74
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
+def test_an_export_that_finds_no_room_says_that_the_disk_is_full(rig: Rig, url: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = _store(rig, "export", "--store", url, stdout=full)
+
+    assert done.returncode == 75
+    assert b"STORE_FULL" in done.stderr
+    assert b"No space left" in done.stderr
