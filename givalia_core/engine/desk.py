@@ -348,7 +348,7 @@ class Batch:
 
     @property
     def may_recall(self) -> bool:
-        """Whether any answer is known that was given without changing a job."""
+        """Whether `recall` can find anything: it is asked for each command, and mostly there is nothing."""
         return bool(self.unchanged or self.desk.remembered.bytes or self.facts.found.answers)
 
     def recall(self, request: bytes) -> Item | None:

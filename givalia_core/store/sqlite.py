@@ -422,7 +422,7 @@ class SQLite(Reads):
             for slot, was, job in updates:
                 if was.params is not job.params and was.params != job.params:
                     self._records.replace(base_of(slot), job)
-            uncounted = self._write_many_counts(counts)
+            uncounted = self._add_to_uncounted(counts)
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark, _deltas(uncounted)))
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
         self._mark, self._uncounted = mark, uncounted
@@ -490,10 +490,10 @@ class SQLite(Reads):
         if os.getpid() != self._pid:
             raise StoreFailed("the store was opened by another process; a fork may not use it")
 
-    def _write_many_counts(self, counts: Counts) -> Counts:
-        """Write by how much counts change to their table, if they are many.
+    def _add_to_uncounted(self, counts: Counts) -> Counts:
+        """Return the changes of counts that are not in the table, with these added; if they are many, write them to the table.
 
-        Few are written with what every commit writes: one page less. Returns those that are to be written so.
+        Few are written with the fact of the commit, which every commit writes: that saves a page.
         """
         uncounted = dict(self._uncounted)
         for name, change in counts.items():

@@ -250,8 +250,8 @@ _statx: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) i
 def identity(name: bytes) -> tuple[int, ...]:
     """Return what tells a file from every other one.
 
-    It asks for no times: Linux gives the next write a new time when somebody has seen the last one, and the sync of that write
-    takes half as long again.
+    It asks for no times: when somebody has read the time of the last write, Linux gives the next one a time of its own, and the
+    sync of that write may have to wait once more.
 
     Raises:
         OSError: There is no such file, or it cannot be looked at.

@@ -261,9 +261,11 @@ class Index:
         Raises:
             OSError: There is no room for it.
         """
-        key: tuple[object, ...] = (job.state, job.forget_at_us is None)
+        key: tuple[object, ...]
         if job.state is WAITING:
             key = (job.module, job.target_worker, job.specifier, job.priority, job.on_wall)
+        else:
+            key = (job.state, job.forget_at_us is None)
         lane = self._lane_of.get(key)
         if lane is None:
             lane = self._lane_of[key] = self._lane(_lane_key(job))
