@@ -36,7 +36,7 @@ from givalia_core.store.index.slots import AT, Place
 from givalia_core.store.index.words import Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
-from givalia_core.store.sqlite_reads import FULL_CODES, Reads, code_of, ours
+from givalia_core.store.sqlite_reads import FULL_CODES, Reads, Unfiled, code_of, ours
 from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
 from givalia_core.store.sqlite_sweeper import Sweeper
 
@@ -220,10 +220,10 @@ class SQLite(Reads):
 
     def _rebuild(self, why: str) -> None:
         """Replace the index by one that is made from the records, which are read from the first to the last."""
+        self._forget_memory()
         index, jobs = self._index, self._counted.total()
         if jobs:
             log.warning("the index of %s is rebuilt from the records, %d jobs: %s", self.path, jobs, why)
-        self._forget_memory()
         bad: list[tuple[Place, str]] = []
 
         def remake() -> None:
@@ -286,6 +286,12 @@ class SQLite(Reads):
             raise StoreUnfit(f"{self.path}: {name} is {actual!r} and will not become {expected!r}")
 
     def close(self) -> None:
+        if self._unfiled is not None and os.getpid() == self._pid:
+            try:
+                self._catch_up()
+            except BaseException:
+                self._let_go()
+                raise
         database, self._database = self._database, None
         if database is not None and os.getpid() == self._pid:
             try:
@@ -343,6 +349,7 @@ class SQLite(Reads):
 
     def _forget_memory(self) -> None:
         """Drop what is known of the index and of the jobs in it."""
+        self._unfiled = None
         self._recent, self._less_recent = {}, {}
         self._bad.clear()
         for known in (self._slot_of, self._hashes, self._absent):
@@ -383,19 +390,26 @@ class SQLite(Reads):
         rows, places = change_rows([pack_change(update.job) for update in updates], self._last_number)
         self._files.look()
         self._append(rows_of_jobs, rows, _counts(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
+        self._unfiled = Unfiled(jobs, bases, updates, places, lanes)
+        forgotten = self._mending(lambda: self._retire(retention, mark)) if retention is not None else 0
+        return Commit(tuple(admission.refused), forgotten)
+
+    @ours
+    def _catch_up(self) -> None:
+        # A kill before this is made good by the next start: all that follows the last seal is read again.
+        assert self._unfiled is not None
+        (jobs, bases, updates, places, lanes), self._unfiled = self._unfiled, None
         try:
             self._sweeper.past.wrote(places, [update.was.seq for update in updates])
             for job, base, lane in zip(jobs, bases, lanes[: len(jobs)], strict=True):
                 self._insert(job, base, lane)
             for update, place, lane in zip(updates, places, lanes[len(jobs) :], strict=True):
                 self._change(update, place, lane)
-            index.conclude(self._commits, self._last_number, self._last_seq)
+            self._index.conclude(self._commits, self._last_number, self._last_seq)
         except (Damaged, IndexError) as error:
             self._mend(error)  # From the records, which have this commit.
         self._absent.clear()
         self._hashes.clear()
-        forgotten = self._mending(lambda: self._retire(retention, mark)) if retention is not None else 0
-        return Commit(tuple(admission.refused), forgotten)
 
     def _admitted(self, changes: Sequence[Change]) -> Admission:
         admission = Admission(self._index, self._jobs, self._find_slot, self._absent)
@@ -519,6 +533,8 @@ class SQLite(Reads):
 
     @ours
     def tidy(self) -> None:
+        if self._unfiled is not None:
+            self._catch_up()
         if len(self._slot_of) > _SLOTS_KEPT:
             self._slot_of.clear()
         now = time.monotonic()

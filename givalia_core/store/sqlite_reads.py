@@ -10,7 +10,7 @@ from functools import wraps
 from heapq import merge
 from itertools import islice
 from pathlib import Path
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import msgpack
 
@@ -42,6 +42,7 @@ from givalia_core.store.index.scrub import Scrub
 from givalia_core.store.index.slots import AT, FAR
 from givalia_core.store.index.words import Damaged
 from givalia_core.store.packing import is_ended
+from givalia_core.store.sqlite_admission import Update
 from givalia_core.store.sqlite_check import Check
 from givalia_core.store.sqlite_quarantine import Quarantine
 from givalia_core.store.sqlite_records import Records, jobs_of
@@ -97,6 +98,16 @@ def mended(read: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
     return reading
 
 
+class Unfiled(NamedTuple):
+    """A durable commit that is not in the index yet."""
+
+    jobs: Sequence[Job]
+    bases: Sequence[int]
+    updates: Sequence[Update]
+    places: Sequence[int]
+    lanes: Sequence[Lane]  # Of the jobs, then of the updates.
+
+
 class Reads:
     """The reading half of the store; see `givalia_core.store.base.Store` for what each method promises."""
 
@@ -108,6 +119,7 @@ class Reads:
         self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
         self._opened_index: Index | None = None
+        self._unfiled: Unfiled | None = None
         self._scrub: Scrub
         self._records = Records(lambda: self._connection)
         self._quarantine = Quarantine(lambda: self._connection, self._records)
@@ -230,6 +242,10 @@ class Reads:
         except (Damaged, IndexError) as error:
             self._mend(error)
         return work()
+
+    def _catch_up(self) -> None:
+        """File the last commit in the index."""
+        raise NotImplementedError
 
     def _mend(self, error: Exception) -> None:
         """Rebuild the index, which is not what was written."""
@@ -493,6 +509,9 @@ class Reads:
 
     @property
     def _index(self) -> Index:
+        """The index, with the last commit in it: that waits until its answers have left or until something is looked for."""
+        if self._unfiled is not None:
+            self._catch_up()
         if self._opened_index is None:
             raise StoreFailed(f"{self.path} is not open")
         return self._opened_index

@@ -55,6 +55,7 @@ def database(store: SQLite) -> sqlite3.Connection:
 
 def read_anew(store: SQLite) -> SQLite:
     """The same store without what it has in memory of jobs."""
+    store.tidy()
     store._recent.clear()
     store._less_recent.clear()
     return store

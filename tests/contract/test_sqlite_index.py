@@ -127,6 +127,7 @@ def each_kill(
         store = SQLite(f"sqlite://{path}")
         store.open()
         store.commit(last, MARK)
+        store.tidy()
 
     def prepare() -> None:
         shutil.rmtree(path.parent, ignore_errors=True)
@@ -152,6 +153,23 @@ def each_kill(
         assert store.counts() == reference.counts()
         yield store, reference
         store.close()
+
+
+@pytest.mark.parametrize("look", ["find", "tidy", "commit", "close"])
+def test_answers_do_not_wait_for_the_index(store: SQLite, monkeypatch: pytest.MonkeyPatch, look: str) -> None:
+    entered = Mock(wraps=store._index.insert)
+    monkeypatch.setattr(store._index, "insert", entered)
+
+    store.commit(inserts([waiting(1, key="a")]), MARK)
+
+    assert not entered.called
+    if look == "find":
+        assert store.find(Wanted(keys=frozenset({"a"})), NOW).live["a"].seq == 1
+    elif look == "commit":
+        assert store.commit(inserts([waiting(2, key="a")]), MARK).refused == (0,)
+    else:
+        getattr(store, look)()
+    assert entered.called
 
 
 def past_of(store: Store, key: str) -> int | None:
@@ -479,6 +497,7 @@ def test_jobs_that_ended_before_they_expired_are_not_read_to_find_those_that_exp
     store.commit(inserts(jobs), MARK)
     store.commit([ended(job) for job in jobs[:-1]], MARK)
     statements: list[str] = []
+    store.tidy()
     store._recent.clear()
     assert store._database is not None
     store._database.set_trace_callback(statements.append)
