@@ -117,6 +117,7 @@ class SQLite(Reads):
         self.close()
         return before, sqlite_file.FORMAT
 
+    @ours
     def _open(self) -> Opened:
         log_path = Path(f"{self.path}-wal")
         has_log = log_path.exists() and log_path.stat().st_size > 0
@@ -220,6 +221,7 @@ class SQLite(Reads):
 
     def _rebuild(self, why: str) -> None:
         """Replace the index by one that is made from the records, which are read from the first to the last."""
+        self._refuse_disorder()
         self._forget_memory()
         index, jobs = self._index, self._counted.total()
         if jobs:

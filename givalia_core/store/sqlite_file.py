@@ -165,6 +165,17 @@ def format_of(path: Path) -> int:
         return int(struct.unpack_from(">i", file.read(100), 60)[0])
 
 
+def is_readable(path: Path) -> bool:
+    """Return whether the disk gives all bytes of a file."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
+
+
 def index_folder(path: Path) -> Path:
     """Where the index of a store is."""
     return path.with_name(path.name + ".index")

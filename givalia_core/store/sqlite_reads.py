@@ -6,6 +6,7 @@ import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import wraps
 from heapq import merge
 from itertools import islice
@@ -50,6 +51,7 @@ from givalia_core.store.sqlite_records import Records, jobs_of
 FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DISORDER: Final = "*** in database main ***"  # How SQLite begins to say that pages are not in order.
 _KEPT_JOBS: Final = 8_000  # Jobs in memory, twice as many at most: most that are read were written a moment ago.
 _KEPT_BYTES: Final = 1_000  # Of a job; a larger one is read again.
 _READ_AT_ONCE: Final = 64
@@ -544,16 +546,31 @@ class Reads:
         if code in _BUSY_CODES and not self._is_said_open:
             raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
-        if is_corrupt and not self._reads_whole():
+        if is_corrupt and not self._is_disk_to_blame():
             raise StoreCorrupt(f"{self.path}: {error}; {sqlite_file.way_out(self.path)}") from error
         raise StoreFailed(f"{self.path}: {error}") from error
 
-    def _reads_whole(self) -> bool:
-        """Return whether the database is sound after all: SQLite calls an error of the disk in reading corruption, too."""
-        try:
-            return self._database is not None and self._all("PRAGMA quick_check(1)") == [("ok",)]
-        except sqlite3.Error:
-            return False
+    def _is_disk_to_blame(self) -> bool:
+        """Return whether the disk fails, and the database is sound as far as it can be read: SQLite calls both corruption."""
+        with suppress(sqlite3.Error):
+            if self._database is not None and self._all("PRAGMA quick_check(1)") == [("ok",)]:
+                return True
+        return not sqlite_file.is_readable(self.path)
+
+    def _refuse_disorder(self) -> None:
+        """Refuse a database whose pages are not where they belong: rows would be missed, or found twice.
+
+        Raises:
+            StoreCorrupt: It is one.
+            StoreFailed: It cannot be read.
+        """
+        ((found,),) = self._all("PRAGMA quick_check(1)")
+        if not found.startswith(_DISORDER):
+            return  # What is wrong in a row is found when the row is read, and costs that row alone.
+        words = f"{self.path}: {' '.join(found.removeprefix(_DISORDER).split())}"
+        if self._is_disk_to_blame():
+            raise StoreFailed(words)
+        raise StoreCorrupt(f"{words}; {sqlite_file.way_out(self.path)}")
 
 
 def code_of(error: sqlite3.Error) -> int:

@@ -77,6 +77,7 @@ class _Salvage:
         self._last_seq = self._last_fence = 0
 
     def run(self) -> Salvaged:
+        self._pages()
         mark = self._facts()
         self._changes()
         jobs, batch, size = 0, list[Job](), 0
@@ -91,6 +92,14 @@ class _Salvage:
         self._new.raise_numbers(self._last_seq, self._last_fence)
         self._database.close()
         return Salvaged(jobs, self._lost)
+
+    def _pages(self) -> None:
+        """Name the pages that are not where they belong: rows may be missing without a trace in the others."""
+        try:
+            lines = [line for (line,) in self._database.execute("PRAGMA quick_check") if line != "ok"]
+        except sqlite3.Error as error:
+            lines = [str(error)]
+        self._lost += [f"pages of the database: {part}" for line in lines for part in line.splitlines()]
 
     def _facts(self) -> Mark:
         """Return the mark of the clocks; note how far the numbers went."""
@@ -125,39 +134,57 @@ class _Salvage:
     def _jobs(self) -> Iterator[Job]:
         for row in self._rows("jobs", "first_seq"):
             wanted = {self._newest[seq][1] for seq in range(row.number, row.number + 64) if seq in self._newest}
-            changes = {number: self._row("changes", "number", number) for number in wanted}
+            changes = {number: found for number in wanted if (found := self._change_row(number)) is not None}
             for job in jobs_of(row, lambda row, place, why: self._lost.append(f"job {row + max(place, 0)}: {why}")):
                 if job.seq in self._forgotten:
                     continue
-                if job.seq in self._unsure:
+                newest = None if job.seq in self._unsure else self._newest_of(job, changes)
+                if newest is None:
                     self._lost.append(f"job {job.seq} (id {job.id.hex()}): what became of it cannot be read")
-                elif job.seq in self._newest:
-                    yield self._changed(job, changes)
                 else:
-                    yield job
+                    yield newest
 
-    def _changed(self, job: Job, changes: dict[int, Row]) -> Job:
+    def _newest_of(self, job: Job, changes: dict[int, Row]) -> Job | None:
+        """Return the job after its newest change; None if that is not in these rows."""
+        if job.seq not in self._newest:
+            return job
         _, number, place = self._newest[job.seq]
-        for at, record in changes_of(changes[number], lambda *_: None):
-            if at >> 8 & 0xFF == place and isinstance(record, Job):
-                return record._replace(params=job.params)
-        return job
+        if number in changes:
+            for at, record in changes_of(changes[number], lambda *_: None):
+                if at >> 8 & 0xFF == place and isinstance(record, Job) and record.seq == job.seq:
+                    return record._replace(params=job.params)
+        return None
 
-    def _row(self, table: str, column: str, number: int) -> Row:
-        (records,) = self._database.execute(f"SELECT records FROM {table} WHERE {column} = ?", (number,)).fetchone()
-        return row_of(number, records)
+    def _change_row(self, number: int) -> Row | None:
+        """Return a row of `changes`; None if it is not where its number says, though it was read."""
+        try:
+            found = self._database.execute("SELECT records FROM changes WHERE number = ?", (number,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if found is None else row_of(number, *found)
 
     def _rows(self, table: str, column: str) -> Iterator[Row]:
-        """Yield the rows of a table that can be read: behind one that cannot, the next one is looked for."""
+        """Yield the rows of a table that can be read, each once: behind one that cannot, the next one is looked for.
+
+        Where pages are swapped, rows come out of order. The search never goes back, or it would not end.
+        """
         after = -1
+        seen: set[int] = set()
         while True:
             try:
                 select = f"SELECT {column}, records FROM {table} WHERE {column} > ? ORDER BY {column}"
                 for number, records in self._database.execute(select, (after,)):
-                    after = number
-                    yield row_of(number, records)
+                    after = max(after, number)
+                    if number not in seen:
+                        seen.add(number)
+                        yield row_of(number, records)
                 return
             except sqlite3.Error as error:
+                # Python asks for the row behind before it hands a row out: the last one that can be read is not seen yet.
+                if (last := self._next(table, column, after)) is not None and last[0] not in seen:
+                    after = last[0]
+                    seen.add(after)
+                    yield row_of(*last)
                 self._lost.append(f"rows of {table} behind {after}: {error}")
                 following = self._readable(table, column, after)
                 if following is None:
@@ -181,11 +208,16 @@ class _Salvage:
         return good
 
     def _is_readable(self, table: str, column: str, after: int) -> bool:
-        select = f"SELECT {column}, length(records) FROM {table} WHERE {column} > ? ORDER BY {column} LIMIT 1"
+        return self._next(table, column, after) is not None
+
+    def _next(self, table: str, column: str, after: int) -> tuple[int, bytes] | None:
+        """Return the next row behind a number, alone; None if there is none or it cannot be read."""
+        select = f"SELECT {column}, records FROM {table} WHERE {column} > ? ORDER BY {column} LIMIT 1"
         try:
-            return self._database.execute(select, (after,)).fetchone() is not None
+            row: tuple[int, bytes] | None = self._database.execute(select, (after,)).fetchone()
         except sqlite3.Error:
-            return False
+            return None
+        return row
 
     def _write(self, jobs: list[Job], mark: Mark) -> int:
         if not jobs:

@@ -712,6 +712,31 @@ def test_an_error_of_sqlite_is_never_shown_as_it_is(
         CALLS[call](store)
 
 
+def test_a_read_that_fails_at_the_start_is_not_called_corruption(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> int:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    store = SQLite(f"sqlite://{path}")
+    monkeypatch.setattr(store, "_first_checkpoint", failing)
+
+    with pytest.raises(StoreFailed):
+        store.open()
+
+
+def test_pages_that_the_disk_does_not_give_are_not_called_corrupt(
+    store: SQLite, broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    read_anew(store)
+    broken(sqlite3.SQLITE_CORRUPT, "SELECT", "quick_check")
+    monkeypatch.setattr(sqlite_file, "is_readable", lambda path: False)
+
+    with pytest.raises(StoreFailed):
+        by_seq(store, {1})
+
+
 @pytest.mark.parametrize("word", ["BEGIN", "INSERT INTO jobs", "INSERT OR REPLACE", "INSERT INTO counts", "COMMIT"])
 def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
 import pytest
 from sqlite_history import SEED, Script
+from test_sqlite_damage import deadline
 
 from givalia_core.errors import StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, WAITING, Job
+from givalia_core.store import sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, Filter
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.sqlite_salvage import Salvaged, salvage
@@ -72,6 +75,104 @@ def test_damaged_pages_cost_their_own_jobs_alone(path: Path) -> None:
     assert done.lost
     assert len(found) > 900
     assert all(jobs[seq - 1] == job for seq, job in found.items())
+
+
+PAGE = 4_096
+LEAF, INTERIOR = 13, 5  # The first byte of such a page of a table.
+
+
+def _pages(bytes_: bytearray, kind: int, root: int) -> list[int]:
+    """Where the pages of one kind begin whose parent is this one, by SQLite's map of pages."""
+    parents = {2 + at: bytes_[PAGE + 5 * at : PAGE + 5 * at + 5] for at in range(1, PAGE // 5)}
+    return [(page - 1) * PAGE for page, entry in parents.items() if entry == bytes([5]) + root.to_bytes(4, "big")
+            and bytes_[(page - 1) * PAGE] == kind]  # fmt: skip
+
+
+def _swap(bytes_: bytearray, pages: list[int], root: int) -> None:
+    one, other = pages[2], pages[6]
+    bytes_[one : one + PAGE], bytes_[other : other + PAGE] = bytes_[other : other + PAGE], bytes_[one : one + PAGE]
+
+
+def _repeat(bytes_: bytearray, pages: list[int], root: int) -> None:
+    bytes_[pages[6] : pages[6] + PAGE] = bytes_[pages[2] : pages[2] + PAGE]
+
+
+def _forget_rows(bytes_: bytearray, pages: list[int], root: int) -> None:
+    at = pages[3] + 3
+    bytes_[at : at + 2] = (int.from_bytes(bytes_[at : at + 2], "big") - 1).to_bytes(2, "big")
+
+
+def _misplace(bytes_: bytearray, pages: list[int], root: int) -> None:
+    """Give a cell of the root a number that leads past rows of the leaf that it is for."""
+    start = (root - 1) * PAGE
+    cell = start + int.from_bytes(bytes_[start + 14 : start + 16], "big")
+    bytes_[cell + 5] = 1
+
+
+@pytest.mark.parametrize("table", ["jobs", "changes"])
+@pytest.mark.parametrize("damage", [_swap, _repeat, _forget_rows, _misplace])
+def test_pages_that_are_not_where_they_belong_are_said(path: Path, table: str, damage: Callable[..., None]) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    jobs = [waiting(seq, key=f"k{seq}", params=bytes(300)) for seq in range(1, 300)]
+    for at in range(0, len(jobs), 3):
+        store.commit(inserts(jobs[at : at + 3]), MARK)
+        store.commit([changed(job, due_at_us=NOW.timer_us + job.seq) for job in jobs[at : at + 3]], MARK)
+    (root,) = store._connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    store.close()
+    bytes_ = bytearray(path.read_bytes())
+    pages = _pages(bytes_, LEAF, root)
+    assert bytes_[(root - 1) * PAGE] == INTERIOR
+    damage(bytes_, pages, root)
+    path.write_bytes(bytes_)
+    shutil.rmtree(sqlite_file.index_folder(path))
+
+    with pytest.raises(StoreCorrupt, match="givalia store salvage --store sqlite:///"):
+        store.open()
+    done, found = salvaged(path)
+
+    assert done.lost[0].startswith("pages of the database: ")
+    assert len(found) > 200
+    assert all(job.params == jobs[seq - 1].params for seq, job in found.items())
+
+
+def _with_a_bad_page(path: Path, swapped: tuple[int, ...]) -> list[Job]:
+    """A store of three jobs a row and a row a page; the 22nd page cannot be read. Returns its jobs."""
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    jobs = [waiting(seq, key=f"k{seq}", params=bytes(500)) for seq in range(1, 240)]
+    for at in range(0, len(jobs), 3):
+        store.commit(inserts(jobs[at : at + 3]), MARK)
+    (root,) = store._connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+    store.close()
+    bytes_ = bytearray(path.read_bytes())
+    pages = _pages(bytes_, LEAF, root)
+    if swapped:
+        one, other = (pages[at] for at in swapped)
+        bytes_[one : one + PAGE], bytes_[other : other + PAGE] = bytes_[other : other + PAGE], bytes_[one : one + PAGE]
+    bytes_[pages[21] : pages[21] + PAGE] = b"\x99" * PAGE
+    path.write_bytes(bytes_)
+    return jobs
+
+
+def test_rows_out_of_order_behind_a_bad_page_do_not_lead_back(path: Path) -> None:
+    _with_a_bad_page(path, swapped=(1, 20))
+
+    with deadline("the search goes in a circle"):
+        done, found = salvaged(path)
+
+    assert len(found) > 200
+    assert sum(line.startswith("rows of jobs") for line in done.lost) == 1
+
+
+def test_the_last_row_before_a_bad_page_is_not_lost_with_it(path: Path) -> None:
+    jobs = _with_a_bad_page(path, swapped=())
+
+    _, found = salvaged(path)
+
+    missing = [job.seq for job in jobs if job.seq not in found]
+    assert len(missing) % 3 == 0
+    assert 3 <= len(missing) <= 6
 
 
 def test_a_job_whose_newest_change_is_bad_is_named_and_does_not_come_back(path: Path) -> None:
