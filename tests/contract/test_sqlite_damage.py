@@ -212,3 +212,57 @@ def test_a_damaged_index_loses_nothing_and_is_rebuilt(tmp_path: Path, how: str) 
         shutil.rmtree(tmp_path / str(seed))
     print(dict(seen))
     assert sum(seen.values()) == DAMAGES // 3
+
+
+def _remove(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def _move_away(place: Path) -> None:
+    place.rename(place.with_name(f"{place.name}.away"))
+
+
+def _leave_a_file(place: Path) -> None:
+    _remove(place)
+    place.write_text("not an index")
+
+
+def _leave_a_folder(place: Path) -> None:
+    _remove(place)
+    (place / "inner").mkdir(parents=True)
+
+
+def _leave_a_link(place: Path) -> None:
+    _move_away(place)
+    place.symlink_to(f"{place}.away")
+
+
+@pytest.mark.parametrize("how", ["running", "stopped"])
+@pytest.mark.parametrize("name", [".", "lanes.keys", "sealed.0", "sealed.1"])
+@pytest.mark.parametrize("act", [_remove, _move_away, _leave_a_file, _leave_a_folder, _leave_a_link])
+def test_an_index_that_somebody_removed_or_replaced_is_made_again(
+    tmp_path: Path, how: str, name: str, act: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_small(monkeypatch.setattr)
+    store, script, _ = lived(tmp_path, SEED)
+    if how == "stopped":
+        store.close()
+    place = tmp_path / "queue.db.index" / name
+    if place.exists():
+        act(place)
+
+    if how == "stopped":
+        store.open()
+    for _ in range(60):
+        step = script.step()
+        step.do(store), step.do(script.reference)
+        store.tidy()
+    store._mending(store._scrub.finish)
+
+    assert script.seen(store) == script.seen(script.reference)
+    for _ in range(2):  # A link is followed until the next start.
+        assert all(line.startswith("the index was damaged, and has been rebuilt") for line in store.check())
+        store.close()
+        store.open()
+    assert store.check() == []
+    store.close()

@@ -8,7 +8,6 @@ is strange, the store rebuilds it from the jobs. Every step of a change may be d
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import shutil
@@ -26,7 +25,7 @@ from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
 from givalia_core.store.index.names import Names
 from givalia_core.store.index.runs import Entry
 from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
-from givalia_core.store.index.words import Damaged
+from givalia_core.store.index.words import NO_FILE, Damaged
 
 INDEX_FORMAT: Final = 3
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
@@ -43,7 +42,6 @@ DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
 _MAPPED_MOST: Final = 96 << 20
 _LANES_AT_ONCE: Final = 500
-_NO_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP})  # A folder or a symbolic link has the name of a file.
 _ALONE_MOST: Final = 50_000
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 
@@ -95,7 +93,7 @@ class Index:
         except (Damaged, ValueError, IndexError, TypeError, struct.error) as error:  # The files are not what was written.
             self.strangeness = f"{DAMAGED}: {error}"
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in NO_FILE:
                 raise
             self.strangeness = f"{DAMAGED}: {error}"
         if self.strangeness:
@@ -109,7 +107,10 @@ class Index:
             OSError: There is no room, or what is there cannot be removed.
         """
         self.close(sync=False)
-        shutil.rmtree(self._folder)
+        if self._folder.is_dir():
+            shutil.rmtree(self._folder)
+        else:  # Somebody removed it, or left a file in its place.
+            self._folder.unlink(missing_ok=True)
         self._open_files(boot)
 
     @property

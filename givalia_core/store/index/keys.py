@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
-from givalia_core.store.index.words import Damaged
+from givalia_core.store.index.words import Damaged, no_file_is_damage
 
 _FRAME: Final = struct.Struct("<II")  # The length and the checksum of what follows.
 _REWRITE_LEAST: Final = 64
@@ -65,7 +65,8 @@ class Keys:
         Raises:
             Damaged: The file is not what was written.
         """
-        told = self._path.read_bytes()
+        with no_file_is_damage():
+            told = self._path.read_bytes()
         if len(told) != self.end or zlib.crc32(told) != self.crc:
             raise Damaged("the names of the lanes do not match their checksum")
 
@@ -96,18 +97,21 @@ class Keys:
 
         Raises:
             OSError: There is no room; the file is as before.
+            Damaged: The folder is gone.
         """
         kept = [_framed(number, key) for number, key in lanes]
         if self._records < 2 * len(kept) + _REWRITE_LEAST:
             return
         told = b"".join(kept)
         making = self._path.with_name(self._path.name + ".making")
-        fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with no_file_is_damage():
+            fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             done = 0
             while done < len(told):
                 done += os.write(fd, told[done:])
-            making.rename(self._path)
+            with no_file_is_damage():
+                making.rename(self._path)
         except BaseException:
             os.close(fd)
             raise

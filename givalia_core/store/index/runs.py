@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from givalia_core.store.index.words import Damaged, Words
+from givalia_core.store.index.words import Damaged, Words, no_file_is_damage
 
 RUN_ENTRIES: Final = 10_240  # The room of a run: what is sealed at once, and the entries of the commit that reached that.
 _LISTS: Final = ("sealed.0", "sealed.1")
@@ -135,7 +135,8 @@ class Runs:
         Raises:
             Damaged: The list is not what was written.
         """
-        told = _read(self._folder / _LISTS[self.generation % 2])
+        with no_file_is_damage():
+            told = _read(self._folder / _LISTS[self.generation % 2])
         if self.generation and told != (self.generation, self.sealed_at, self.sealed_seq, [list(run) for run in self._runs]):
             raise Damaged("the list of the runs is not what was written")
 
@@ -252,7 +253,8 @@ def _read(path: Path) -> tuple[int, int, int, list[list[int]]] | None:
 
 
 def _write(path: Path, packed: bytes) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with no_file_is_damage():
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         told = packed + zlib.crc32(packed).to_bytes(_CRC_BYTES, "little")
         done = os.pwrite(fd, told, 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,25 @@ _WITHOUT_FALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENO
 
 class Damaged(Exception):
     """The index is not what this program wrote. Nothing may be concluded from it; the store rebuilds it."""
+
+
+# There is no file of a name, or something that is none: a folder, or a symbolic link.
+NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP})
+
+
+@contextlib.contextmanager
+def no_file_is_damage() -> Iterator[None]:
+    """Take a file of the index that somebody removed or replaced for what it is.
+
+    Raises:
+        Damaged: There is no such file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise Damaged(str(error)) from error
+        raise
 
 
 class Words:
