@@ -124,10 +124,12 @@ class SQLite(Reads):
         if not log_path.exists():
             # If there is no room for another file, SQLite would not say why it cannot open one.
             os.close(os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        # Until the file has been read: a start that fails must not take away a log that may be needed.
+        self._is_said_open = has_log
+        self._pid = os.getpid()
         self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
         for name, value, expected in _PRAGMAS:
             self._set(name, value, expected)
-        self._pid = os.getpid()
         self._damages, self._rebuilds = [], 0
         # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
         epoch = self._fact("epoch") or 0
@@ -136,7 +138,6 @@ class SQLite(Reads):
                 f"{self.path} was not closed by its last server, and its log ({self.path.name}-wal) is missing or empty: what"
                 f" was in it is lost. {sqlite_file.way_out(self.path)}"
             )
-        # A start that fails behind this must not take away the log of a store that is said to have one.
         self._is_said_open = self._fact("open") == epoch != 0
         self._room.take()
         recovered = self._first_checkpoint()

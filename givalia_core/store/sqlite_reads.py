@@ -116,7 +116,7 @@ class Reads:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.durability = "fsync"
-        self._is_said_open = False  # Whether the file says that a server has it open, and that it therefore has a log.
+        self._is_said_open = False  # Whether the file says, or may say, that a server has it open and that it has a log.
         self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
         self._files = sqlite_file.Files(path)
         self._database: sqlite3.Connection | None = None
@@ -543,7 +543,7 @@ class Reads:
         if code in FULL_CODES:
             self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
-        if code in _BUSY_CODES and not self._is_said_open:
+        if code in _BUSY_CODES and self._opened_index is None:
             raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
         if is_corrupt and not self._is_disk_to_blame():

@@ -200,14 +200,22 @@ def _killed(path: Path) -> Path:
     return copy
 
 
-def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(path: Path) -> None:
+@pytest.mark.parametrize("step", ["_set", "_fact", "_first_checkpoint", "_read_counts", "_rebuild", "_write_or_make_room"])
+def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(
+    path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = _killed(path)
-    in_the_way = sqlite_file.index_folder(killed)
-    in_the_way.touch()
     store = SQLite(f"sqlite://{killed}")
-    with pytest.raises(StoreError):
-        store.open()
-    in_the_way.unlink()
+
+    def failing(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, step, failing)
+        with pytest.raises(StoreFailed):
+            store.open()
 
     store.open()
 
