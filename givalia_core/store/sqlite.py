@@ -36,7 +36,7 @@ from givalia_core.store.index.slots import AT, Place
 from givalia_core.store.index.words import Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
-from givalia_core.store.sqlite_reads import FULL_CODES, Reads, Unfiled, code_of, ours
+from givalia_core.store.sqlite_reads import Reads, Unfiled, ours
 from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
 from givalia_core.store.sqlite_sweeper import Sweeper
 
@@ -176,7 +176,7 @@ class SQLite(Reads):
         try:
             _, recovered, _ = self._one("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
-            if code_of(error) not in FULL_CODES:
+            if not self._is_full(error):
                 raise
             self._room.note_full()  # The log keeps what could not be copied back.
             return 0
@@ -199,7 +199,7 @@ class SQLite(Reads):
             with _Transaction(self):
                 write()
         except sqlite3.Error as error:
-            if code_of(error) not in FULL_CODES:
+            if not self._is_full(error):
                 raise
             self._room.note_full()
             with _Transaction(self):
@@ -320,7 +320,7 @@ class SQLite(Reads):
                 self._is_said_open = False
                 return True
             except sqlite3.Error as error:
-                if code_of(error) not in FULL_CODES:
+                if not self._is_full(error):
                     raise
                 if database.in_transaction:
                     database.execute("ROLLBACK")
@@ -461,7 +461,7 @@ class SQLite(Reads):
         try:
             self._append((), rows, counts, mark)
         except sqlite3.Error as error:
-            if code_of(error) not in FULL_CODES:
+            if not self._is_full(error):
                 raise
             self._room.note_full()
             return 0  # What was to be forgotten stays until there is room; the changes are safe.
@@ -561,7 +561,7 @@ class SQLite(Reads):
                 self._vacuum()
                 self._drop_empty_counts()
         except sqlite3.Error as error:
-            if code_of(error) not in FULL_CODES:
+            if not self._is_full(error):
                 raise
             # The log keeps what could not be copied back; the reserve makes room to go on settling.
             self._room.note_full()

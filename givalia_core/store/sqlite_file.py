@@ -19,10 +19,11 @@ import os
 import sqlite3
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
 from givalia_core.store.index.words import allocate
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
@@ -30,6 +31,7 @@ FORMAT: Final = 3  # In the header too, as user_version: the first thing checked
 READABLE: Final = 2  # The least that this version reads. The first start makes it `FORMAT`: an earlier version then refuses it.
 BALLAST_BYTES: Final = 16 << 20
 FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
@@ -100,6 +102,7 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
     """Make the folder of the store, readable for its owner alone, and have its name on stable storage.
 
     Raises:
+        StoreFull: The disk has no room for it.
         StoreFailed: It cannot be made or written to.
         StoreUnfit: It lies on a network file system.
     """
@@ -112,7 +115,7 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
     except (FileExistsError, NotADirectoryError):
         raise StoreUnfit(f"{folder} is no folder") from None
     except OSError as error:
-        raise StoreFailed(f"{folder}: {error}") from error
+        raise (StoreFull if error.errno in FULL_ERRNOS else StoreFailed)(f"{folder}: {error}") from error
     if not allow_network and (kind := filesystem(folder)) in NETWORK_FILESYSTEMS:
         raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
     if not os.access(folder, os.W_OK):
@@ -124,6 +127,7 @@ def prepare(path: Path, *, may_create: bool) -> bool:
 
     Raises:
         StoreMissing: There is none, and none may be made.
+        StoreFull: The disk has no room for it.
         StoreFailed: It cannot be made or written to.
         StoreUnfit: What is there is no file.
         StoreCorrupt, StoreTooNew: The file that is there is not one of ours, or of a later format; it was not touched.
@@ -176,6 +180,26 @@ def is_readable(path: Path) -> bool:
     return True
 
 
+def is_full(error: Exception, folder: Path) -> bool:
+    """Return whether an error of the system or of SQLite, in writing to this folder, says that the disk is full.
+
+    SQLite calls a used-up quota an error of input and output: the disk is then asked for a little room.
+    """
+    if isinstance(error, OSError):
+        return error.errno in FULL_ERRNOS
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and not _has_room(folder))
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            allocate(file.fileno(), 0, _LITTLE_ROOM)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
+
+
 def index_folder(path: Path) -> Path:
     """Where the index of a store is."""
     return path.with_name(path.name + ".index")
@@ -196,7 +220,7 @@ def create(path: Path) -> None:
         if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StoreUnfit(f"{path}: the file system cannot carry a write-ahead log")
     except sqlite3.Error as error:
-        raise StoreFailed(f"{path}: {error}") from error
+        raise (StoreFull if is_full(error, path.parent) else StoreFailed)(f"{path}: {error}") from error
     finally:
         database.close()
     sync(making)

@@ -48,7 +48,6 @@ from givalia_core.store.sqlite_check import Check
 from givalia_core.store.sqlite_quarantine import Quarantine
 from givalia_core.store.sqlite_records import Records, jobs_of
 
-FULL_CODES: Final = frozenset({sqlite3.SQLITE_FULL})
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _DISORDER: Final = "*** in database main ***"  # How SQLite begins to say that pages are not in order.
@@ -530,17 +529,20 @@ class Reads:
     def _one(self, statement: str, values: Sequence[Any] = ()) -> Any:
         return self._connection.execute(statement, values).fetchone()
 
+    def _is_full(self, error: Exception) -> bool:
+        return sqlite_file.is_full(error, self.path.parent)
+
     def _fail(self, error: Exception) -> NoReturn:
         """Turn the error of a file into ours: a full disk is survived, anything else stops the server."""
         if isinstance(error, OSError):
-            if error.errno in sqlite_file.FULL_ERRNOS:
+            if self._is_full(error):
                 self._room.note_full()
                 raise StoreFull(f"{self.path}: {error}") from error
             raise StoreFailed(f"{self.path}: {error}") from error
         if not isinstance(error, sqlite3.Error):
             raise StoreFailed(f"{self.path}: its index cannot be rebuilt: {error}") from error
         code = code_of(error)
-        if code in FULL_CODES:
+        if self._is_full(error):
             self._room.note_full()
             raise StoreFull(f"{self.path}: {error}") from error
         if code in _BUSY_CODES and self._opened_index is None:

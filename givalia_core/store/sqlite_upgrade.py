@@ -6,6 +6,7 @@ its place in one step: a process that is killed meanwhile leaves the old one as 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -19,7 +20,6 @@ import msgpack
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull
 from givalia_core.model import Job
 from givalia_core.store import packing, sqlite_file
-from givalia_core.store.sqlite_file import FULL_ERRNOS
 from givalia_core.store.sqlite_records import base_rows
 
 _ROWS: Final = 10_000
@@ -51,9 +51,10 @@ def upgrade(path: Path) -> int:
         making.rename(path)
         sqlite_file.sync(path.parent)
     except (sqlite3.Error, OSError) as error:
-        making.unlink(missing_ok=True)
-        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL_ERRNOS
-        raise (StoreFull if full else StoreFailed)(f"{path}: {error}; the store is as it was") from error
+        kind = StoreFull if sqlite_file.is_full(error, path.parent) else StoreFailed
+        with contextlib.suppress(OSError):
+            making.unlink(missing_ok=True)
+        raise kind(f"{path}: {error}; the store is as it was") from error
     finally:
         lock.release()
     return before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -754,6 +756,39 @@ def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     assert not real.in_transaction
     assert by_seq(store, {1, 2}) == {1: first}
     assert store.check() == []
+
+
+@pytest.mark.parametrize("word", ["BEGIN", "INSERT INTO jobs", "COMMIT", "PRAGMA wal_checkpoint"])
+def test_a_used_up_quota_is_a_full_disk(store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has one error for each write that fails; only of a disk without a block to spare it says that it is full."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    real = database(store)
+    allocated = sqlite_file.allocate
+
+    def no_quota(fd: int, start: int, length: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(sqlite_file, "allocate", no_quota)
+    store.commit(inserts([waiting(1)]), MARK)
+    broken(sqlite3.SQLITE_IOERR_WRITE, word)
+
+    with contextlib.suppress(StoreFull):
+        store.commit(inserts([waiting(2)]), MARK)
+    store.tidy()
+
+    assert store.is_full
+    store._database = real
+    monkeypatch.setattr(sqlite_file, "allocate", allocated)
+    assert store.has_room()
+    store.commit(inserts([waiting(3)]), MARK)
+    assert store.check() == []
+
+
+def test_a_new_store_on_a_full_disk_is_refused_for_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "SCHEMA", "PRAGMA max_page_count = 3; " + sqlite_file.SCHEMA)
+
+    with pytest.raises(StoreFull):
+        SQLite(f"sqlite://{path}").open()
 
 
 def test_a_checkpoint_that_fails_stops_the_server(store: SQLite, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
