@@ -20,6 +20,7 @@ import sqlite3
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,6 +190,20 @@ def is_full(error: Exception, folder: Path) -> bool:
         return error.errno in FULL_ERRNOS
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and not _has_room(folder))
+
+
+@contextlib.contextmanager
+def ours(path: Path) -> Iterator[None]:
+    """Let a tool raise our errors instead of those of the system, in what it does with the store at this path.
+
+    Raises:
+        StoreFull: The disk has no room.
+        StoreFailed: Any other error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise (StoreFull if is_full(error, path.parent) else StoreFailed)(f"{path}: {error}") from error
 
 
 def _has_room(folder: Path) -> bool:

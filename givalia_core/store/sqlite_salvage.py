@@ -41,8 +41,14 @@ def salvage(path: Path, new: Store) -> Salvaged:
     Raises:
         StoreLocked: A server has the damaged store open.
         StoreUnfit: The new store holds jobs, or there is no store to read.
+        StoreFull: The disk has no room for the new store, or for a copy of this one.
         StoreError: The new store cannot be written.
     """
+    with sqlite_file.ours(path):
+        return _salvage(path, new)
+
+
+def _salvage(path: Path, new: Store) -> Salvaged:
     if not path.is_file():
         raise StoreUnfit(f"there is no store at {path}")
     lock = sqlite_file.Lock(path.with_name(path.name + ".lock"))

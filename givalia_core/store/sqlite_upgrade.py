@@ -35,8 +35,13 @@ def upgrade(path: Path) -> int:
     """Upgrade the store at this path, if there is one of an earlier format; returns the format it had.
 
     Raises:
-        StoreLocked, StoreCorrupt, StoreTooNew, StoreFailed: The store is as it was.
+        StoreLocked, StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: The store is as it was.
     """
+    with sqlite_file.ours(path):
+        return _upgrade(path)
+
+
+def _upgrade(path: Path) -> int:
     if not path.is_file() or path.is_symlink():
         return sqlite_file.FORMAT
     if (before := sqlite_file.format_of(path)) >= sqlite_file.READABLE:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 from sqlite_history import SEED, Script
 from test_sqlite_damage import deadline
 
-from givalia_core.errors import StoreCorrupt, StoreLocked, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, WAITING, Job
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, Filter
@@ -212,6 +214,23 @@ def test_a_store_that_is_refused_names_the_command_that_salvages_it(path: Path, 
     new = SQLite(f"sqlite://{path.with_name('new.db')}")
     assert new.open().epoch > 7  # No fence is granted twice.
     new.close()
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, StoreFull), (errno.EIO, StoreFailed)])
+def test_an_error_of_the_system_is_named_as_one(
+    path: Path, number: int, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.close()
+
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfile", failing)
+
+    with pytest.raises(expected):
+        salvaged(path)
 
 
 def test_an_open_store_and_a_full_one_are_refused(path: Path) -> None:

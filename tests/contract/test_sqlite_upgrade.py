@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from givalia_core.clock import Mark
-from givalia_core.errors import StoreCorrupt, StoreFull, StoreLocked, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
 from givalia_core.store import packing, sqlite_file, sqlite_upgrade
 from givalia_core.store.base import Filter, Wanted
@@ -212,3 +212,13 @@ def test_an_upgrade_that_meets_a_full_disk_leaves_the_store_as_it_was(path: Path
     assert not path.with_name("queue.db.upgrading").exists()
     monkeypatch.undo()
     assert SQLite(f"sqlite://{path}").upgrade() == (1, sqlite_file.FORMAT)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sqlite_file, "format_of", failing)
+
+    with pytest.raises(StoreFailed):
+        SQLite(f"sqlite://{path}").upgrade()
