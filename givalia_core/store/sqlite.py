@@ -148,6 +148,8 @@ class SQLite(Reads):
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
         self._epoch = epoch + 1
+        if index.ahead:
+            self._say_commits_are_missing(index.ahead)
         if sealed is not None:
             index.begin(self._epoch, boot_id())
         if sealed is None or not self._has_replayed(index, sealed):
@@ -164,6 +166,14 @@ class SQLite(Reads):
         self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
         index.trim_if_large()
         return Opened(epoch + 1, self._mark, self._last_seq, max(recovered, 0), self._files.is_new)
+
+    def _say_commits_are_missing(self, commits: int) -> None:
+        words = (
+            f"the newest commits are missing, {commits} that the index knows of: the log ({self.path.name}-wal) was damaged, or"
+            f" the store is an older copy"
+        )
+        log.error("%s: %s", self.path, words)
+        self._damages.append(words)
 
     def _keep_epoch(self) -> None:
         self._is_said_open = True

@@ -264,6 +264,58 @@ def test_a_log_for_which_the_disk_has_no_room_is_a_full_disk(path: Path, monkeyp
     store.close()
 
 
+def _cut(log: bytes) -> bytes:
+    return log[: len(log) // 2]
+
+
+def _without_header(log: bytes) -> bytes:
+    return bytes(100) + log[100:]
+
+
+def _with_a_hole(log: bytes) -> bytes:
+    third = len(log) // 3
+    return log[:third] + bytes(third) + log[2 * third :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _without_header, _with_a_hole])
+def test_commits_that_are_lost_with_a_damaged_log_are_said(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = SQLite(f"sqlite://{path}")
+    if not (pid := os.fork()):
+        try:
+            store.open()
+            for seq in range(1, 40):
+                store.commit(inserts([waiting(seq)]), MARK)
+        finally:
+            os._exit(0)  # As a kill: nothing is closed.
+    os.waitpid(pid, 0)
+
+    log = Path(f"{path}-wal")
+    log.write_bytes(damage(log.read_bytes()))
+    store.open()
+
+    assert [line for line in store.check() if "commits are missing" in line]
+    store.close()
+    store.open()
+    assert store.check() == []
+    store.close()
+
+
+def test_a_kill_between_a_commit_and_its_index_is_no_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.commit(inserts([waiting(1)]), MARK)
+    monkeypatch.setattr(store._index, "conclude", lambda *_: None)
+    store.commit(inserts([waiting(2)]), MARK)
+    store._let_go()
+    monkeypatch.undo()
+
+    store.open()
+
+    assert store.check() == []
+    assert sum(store.counts().values()) == 2
+    store.close()
+
+
 def _make_link(file: Path) -> None:
     kept = file.rename(file.parent.parent / "elsewhere")
     file.symlink_to(kept)

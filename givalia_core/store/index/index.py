@@ -70,6 +70,7 @@ class Index:
         self._alone: dict[int, int] = {}  # Slot -> seq, of live jobs whose keys no other job has.
         self._seal_entries = SEAL_ENTRIES
         self.strangeness = ""  # Why the index was not used as it was found.
+        self.ahead = 0  # Commits that it knows of, and that the records did not have when it was opened.
         self._was_closed = False
         self.is_verified = False  # Whether the scrub has seen all of it since it was opened.
 
@@ -87,6 +88,7 @@ class Index:
         Raises:
             OSError: There is no room, or what is there cannot be removed.
         """
+        self.ahead = 0
         try:
             was_there = self._open_files(boot)
             self.strangeness = self._strangeness(epoch, commit, boot, name) if was_there else "it was not there"
@@ -155,6 +157,7 @@ class Index:
         header = self.slots.header
         if self.name != name:
             return "it is that of another store"
+        self.ahead = max(header.commits - commit, 0)  # It is told of a commit when that is on stable storage.
         if header.epoch not in (epoch, epoch + 1) or header.commits not in (commit, commit - 1):  # A kill may come between.
             return "it is of another time than the records"
         if (header.file, header.device) != _identity(self._folder / "slots"):
