@@ -184,12 +184,14 @@ def is_readable(path: Path) -> bool:
 def is_full(error: Exception, folder: Path) -> bool:
     """Return whether an error of the system or of SQLite, in writing to this folder, says that the disk is full.
 
-    SQLite calls a used-up quota an error of input and output: the disk is then asked for a little room.
+    SQLite calls a used-up quota an error of input and output, and does not say why it can make no file: the disk is then asked
+    for a little room.
     """
     if isinstance(error, OSError):
         return error.errno in FULL_ERRNOS
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_WRITE and not _has_room(folder))
+    may_be = code == sqlite3.SQLITE_IOERR_WRITE or code & 0xFF == sqlite3.SQLITE_CANTOPEN
+    return code & 0xFF == sqlite3.SQLITE_FULL or (may_be and not _has_room(folder))
 
 
 @contextlib.contextmanager

@@ -17,15 +17,17 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from givalia_core.clock import Mark
-from givalia_core.errors import StoreCorrupt, StoreUnfit
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import Job
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Store
+from givalia_core.store.sqlite_reads import code_of
 from givalia_core.store.sqlite_records import Forgotten, Row, changes_of, jobs_of, likely_seq, row_of
 
 _JOBS_AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4 << 20
 _FAR: Final = 1 << 62
+_OF_THE_DISK: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM})
 
 
 class Salvaged(NamedTuple):
@@ -74,6 +76,7 @@ def _copied(path: Path, folder: Path) -> Path:
 
 class _Salvage:
     def __init__(self, path: Path, new: Store) -> None:
+        self._path = path
         self._database = sqlite3.connect(path, isolation_level=None)
         self._new = new
         self._lost: list[str] = []
@@ -104,7 +107,7 @@ class _Salvage:
         try:
             lines = [line for (line,) in self._database.execute("PRAGMA quick_check") if line != "ok"]
         except sqlite3.Error as error:
-            lines = [str(error)]
+            lines = [self._damage(error)]
         self._lost += [f"pages of the database: {part}" for line in lines for part in line.splitlines()]
 
     def _facts(self) -> Mark:
@@ -116,11 +119,24 @@ class _Salvage:
                 if zlib.crc32(value) != crc:
                     raise StoreCorrupt("it does not match its checksum")
                 facts[name] = msgpack.unpackb(value)
-            except (sqlite3.Error, StoreCorrupt, TypeError) as error:
+            except sqlite3.Error as error:
+                self._lost.append(f"the stored {name}: {self._damage(error)}")
+            except (StoreCorrupt, TypeError) as error:
                 self._lost.append(f"the stored {name}: {error}")
         self._last_fence = (facts.get("epoch") or 0) << FENCE_COUNTER_BITS
         _, _, self._last_seq, mark, *_ = facts.get("commit") or (0, 0, 0, None)
         return Mark(*mark) if mark else Mark("", 0, 0, 0)
+
+    def _damage(self, error: sqlite3.Error) -> str:
+        """Return the words of an error that tells of damage.
+
+        Raises:
+            StoreFull, StoreFailed: It tells of the disk on which the copy is.
+        """
+        if code_of(error) not in _OF_THE_DISK:
+            return str(error)
+        kind = StoreFull if sqlite_file.is_full(error, self._path.parent) else StoreFailed
+        raise kind(f"the copy of the damaged store cannot be read: {error}") from error
 
     def _changes(self) -> None:
         for row in self._rows("changes", "number"):
@@ -191,7 +207,7 @@ class _Salvage:
                     after = last[0]
                     seen.add(after)
                     yield row_of(*last)
-                self._lost.append(f"rows of {table} behind {after}: {error}")
+                self._lost.append(f"rows of {table} behind {after}: {self._damage(error)}")
                 following = self._readable(table, column, after)
                 if following is None:
                     return

@@ -758,8 +758,11 @@ def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     assert store.check() == []
 
 
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN])
 @pytest.mark.parametrize("word", ["BEGIN", "INSERT INTO jobs", "COMMIT", "PRAGMA wal_checkpoint"])
-def test_a_used_up_quota_is_a_full_disk(store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_used_up_quota_is_a_full_disk(
+    store: SQLite, broken: Any, word: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite has one error for each write that fails; only of a disk without a block to spare it says that it is full."""
     monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
     real = database(store)
@@ -770,7 +773,7 @@ def test_a_used_up_quota_is_a_full_disk(store: SQLite, broken: Any, word: str, m
 
     monkeypatch.setattr(sqlite_file, "allocate", no_quota)
     store.commit(inserts([waiting(1)]), MARK)
-    broken(sqlite3.SQLITE_IOERR_WRITE, word)
+    broken(code, word)
 
     with contextlib.suppress(StoreFull):
         store.commit(inserts([waiting(2)]), MARK)

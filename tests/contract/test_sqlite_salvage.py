@@ -233,6 +233,25 @@ def test_an_error_of_the_system_is_named_as_one(
         salvaged(path)
 
 
+def test_a_copy_that_cannot_be_opened_is_not_called_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store.commit(inserts([waiting(1)]), MARK)
+    store.close()
+    copied = shutil.copyfile
+
+    def copying(old: Path, new: Path) -> None:
+        copied(old, new)
+        Path(f"{new}-wal").mkdir()  # As if there were no room for a file: SQLite says that it cannot open one.
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", copying)
+        with pytest.raises(StoreFailed, match="the copy of the damaged store"):
+            salvaged(path)
+
+    assert salvaged(path)[0] == Salvaged(1, [])
+
+
 def test_an_open_store_and_a_full_one_are_refused(path: Path) -> None:
     store = SQLite(f"sqlite://{path}")
     store.open()
