@@ -9,14 +9,16 @@ import givalia_postgres
 import psycopg
 import pytest
 from engine_rig import EngineRig, uid
-from givalia_postgres import Postgres
+from givalia_postgres import Postgres, reads
+from givalia_postgres import statements as sql
 from test_answers_stand import CHANGED, COPY, FAR_US, JOB, NEXT, UNCHANGED, enq, enq_next, rows, touch
 from test_shared_engines import before_commit, url_of
 
 from givalia_core.clock import SECOND_US, ManualClock
-from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreCorrupt, StoreFull
+from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreCorrupt, StoreFull
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import AlreadyDecided
 from givalia_core.views import text_id
 
 Pair = tuple[EngineRig, EngineRig]
@@ -276,6 +278,40 @@ def test_a_server_that_stood_still_before_its_commit_decides_again(two: Pair, mo
     assert type(answer) is Busy
     assert answer.late
     assert rows(here) == before
+
+
+def test_a_commit_that_was_held_up_on_its_way_makes_no_job_that_another_server_has_refused(
+    two: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a commit of a new job that something between server and database keeps
+    here, there = two
+    connection = here.store._connection  # type: ignore[attr-defined]
+    right = connection.ask
+    kept_back: list[Any] = []
+
+    def ask(*statements: Any) -> Any:
+        if any(words == sql.INSERT for words, _ in statements):
+            kept_back.extend(statements)
+            raise StoreAway("no answer in time")
+        return right(*statements)
+
+    monkeypatch.setattr(connection, "ask", ask)
+    with monkeypatch.context() as patience:
+        patience.setattr(reads, "ON_ITS_WAY_US", 0)
+        with pytest.raises(StoreAway):
+            here.turn(here.frame(Kind.ENQ, m.Enq(COPY, "Mail", FAR_US, "k")))
+
+    # when its client was refused elsewhere, that is forgotten, and the database gets it all the same
+    enq_next(there)
+    assert isinstance(there.enq(id=COPY, key="k"), DuplicateKey)
+    there.cancel("k")
+    assert of(here, "DELETE FROM givalia.requests WHERE answer IS NOT NULL") == 1
+    with pytest.raises(AlreadyDecided):
+        right(*kept_back)
+
+    # then
+    assert [each[0] for each in rows(here)] == [NEXT]
+    assert here.store.check() == []
 
 
 def test_answers_are_swept_when_they_are_old_a_bounded_number_at_once(two: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
 
-from givalia_core.clock import Now
+from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
 from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
@@ -67,6 +67,8 @@ DOUBTED_MAX: Final = 1_000
 PASSED_BYTES_MAX: Final = 64 << 20  # Of their params, that a look reads besides what may be lent.
 HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
 READY: Final = JobState.READY
+ON_ITS_WAY_US: Final = 30 * SECOND_US  # From what was read to the commit of new jobs; nobody waits for its answer so long.
+NEVER_US: Final = 1 << 62
 DAMAGED_ANSWER: Final = remembered.pack(
     refusal(StoreCorrupt("the answer that this command was given is damaged in the database; it changed nothing"))
 )
@@ -92,6 +94,7 @@ class Reads:
         self._floors = Floors()
         self._doubts = Doubts()
         self._full_since: float | None = None
+        self._new_until_us = NEVER_US  # Until when new jobs may be stored that are decided by what was read last.
 
     @property
     def _is_full(self) -> bool:
@@ -145,6 +148,7 @@ class Reads:
             return found
         ((floor, database_us, *seen),) = answers[-1]
         self.timer.sample(database_us, sent_us, time.monotonic_ns() // 1000)
+        self._new_until_us = database_us + ON_ITS_WAY_US
         self._promise.note(floor, tuple(seen))
         self._set_aside()
         return found._replace(floor=floor)

@@ -39,13 +39,16 @@ class Sifter:
         self._connection = connection
         self._doubts = doubts
 
-    def write(self, changes: Sequence[Change], error: Exception | None, wall_us: int) -> tuple[set[int], dict[int, Hold]]:
+    def write(
+        self, changes: Sequence[Change], error: Exception | None, wall_us: int, until_us: int
+    ) -> tuple[set[int], dict[int, Hold]]:
         """Return the seqs of the changes that are stored, durable; and by seq what holds those that something holds.
 
         Args:
             changes: What to store, as far as that is possible.
             error: Why all of them together did not come through; None if that was not tried.
             wall_us: The time, for holds that begin now.
+            until_us: See `writes.statements`.
 
         Raises:
             StoreAway, StoreFailed: Some of it may be stored.
@@ -66,14 +69,14 @@ class Sifter:
         while parts and (time.monotonic() < end or not (applied or held)):
             part = parts.pop()
             try:
-                applied |= self._apart(part)
+                applied |= self._apart(part, until_us)
             except (Again, StoreFull, AlreadyDecided) as met:
                 parts += self._split(part, met, held, wall_us)
         return applied, held
 
-    def _apart(self, changes: list[Change]) -> set[int]:
+    def _apart(self, changes: list[Change], until_us: int) -> set[int]:
         most_ms = SHORT_MS + sum(len(job.params) + len(job.result or b"") for _, job in changes) // BYTES_A_MS
-        answers = self._connection.alone(*writes.statements(changes), most_ms=most_ms)
+        answers = self._connection.alone(*writes.statements(changes, until_us), most_ms=most_ms)
         seqs = {seq for rows in answers for (seq,) in rows}
         for change in changes:
             if change.job.seq in seqs:

@@ -328,9 +328,12 @@ DROP_ANSWERS_OF_JOBS: Final = """
 DELETE FROM givalia.requests q WHERE q.request = ANY($1::uuid[]) AND q.answer IS NOT NULL
     AND EXISTS (SELECT FROM givalia.jobs j WHERE j.id = q.request AND j.seq > 0) RETURNING q.request"""
 GIVE_IDS_BACK: Final = "DELETE FROM givalia.jobs WHERE id = ANY($1::uuid[]) AND seq < 0"
-# Fails for an id that is a request already: another server has refused it since it was looked for.
-ARE_NEW_IDS: Final = """
-INSERT INTO givalia.requests (request, seq) SELECT request, 0 FROM givalia.requests WHERE request = ANY($1::uuid[])"""
+# Fails for an id that is a request already: another server has refused it since it was looked for. After $2 it fails for all,
+# by `requests_decided_once`: what another server has refused may be forgotten by then.
+ARE_NEW_IDS: Final = f"""
+INSERT INTO givalia.requests (request, seq, answer)
+SELECT request, 0, NULL::bytea FROM givalia.requests WHERE request = ANY($1::uuid[])
+UNION ALL SELECT gen_random_uuid(), 1, '' WHERE {NOW_US} > ($2::bigint[])[1]"""
 KEEP_WAIT: Final = "SELECT set_config('lock_timeout', '50ms', true)"
 SWEEP_ANSWERS: Final = f"""
 WITH gone AS (

@@ -207,7 +207,7 @@ class Postgres(Reads):
 
     def _sift(self, changes: list[Change], met: Exception | None, applied: set[int], held: dict[int, Hold]) -> None:
         assert self._mark is not None
-        stored, holds = self._sifter.write(changes, met, self._mark.wall_us)
+        stored, holds = self._sifter.write(changes, met, self._mark.wall_us, self._new_until_us)
         if any(hold.why == FULL for hold in holds.values()):
             self._full_since = time.monotonic()
         applied |= stored
@@ -223,7 +223,7 @@ class Postgres(Reads):
                 self._sifter.look()
 
     def _commit(self, changes: Sequence[Change], retention: Retention | None) -> tuple[set[int], int]:
-        written = self._write(list(writes.statements(changes)), is_last=retention is None)
+        written = self._write(list(writes.statements(changes, self._new_until_us)), is_last=retention is None)
         forgotten = 0
         if retention is not None:
             for is_dead, keep in ((False, retention.keep_ended), (True, retention.keep_dead)):

@@ -15,11 +15,14 @@ from givalia_postgres.connection import Statement
 from givalia_postgres.rows import bytes_, int2s, int8s, job_columns, texts, uuids
 
 
-def statements(changes: Sequence[Change]) -> Iterator[Statement]:
-    """Those that apply the changes, each of which answers with the seqs it has written; then those that account for them."""
+def statements(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
+    """Those that apply the changes, each of which answers with the seqs it has written; then those that account for them.
+
+    They fail if new jobs are among the changes and it is later than `until_us` by the database's clock.
+    """
     for wave in _waves(changes):
         yield from apply(wave)
-    yield from _account(changes)
+    yield from _account(changes, until_us)
 
 
 def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
@@ -87,7 +90,7 @@ def accounts_of(changes: Sequence[Change]) -> Accounts:
     return accounts
 
 
-def _account(changes: Sequence[Change]) -> Iterator[Statement]:
+def _account(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
     """The counts and the request ids, for those of the rows that were written."""
     counts, known, dropped = accounts_of(changes)
     if counts:
@@ -97,7 +100,7 @@ def _account(changes: Sequence[Change]) -> Iterator[Statement]:
         if some:
             yield words, [uuids([request for request, _ in some]), int8s([seq for _, seq in some])]
     if new := [change.job.id for change in changes if change.was is None]:
-        yield sql.ARE_NEW_IDS, [uuids(new)]
+        yield sql.ARE_NEW_IDS, [uuids(new), int8s([until_us])]
 
 
 def keep(answers: Sequence[Kept]) -> Iterator[Statement]:
