@@ -90,6 +90,11 @@ class Session:
         self.is_over = not frames.MAGIC.startswith(start)
         return b""
 
+    @property
+    def at_once(self) -> int:
+        """How many frames `take_out` has the answers to: nothing is to be decided for them."""
+        return 0 if self._talk is None else self._talk.at_once
+
     def answer(self, request: int, items: list[Item]) -> bytes:
         """The bytes that answer a frame or line."""
         assert self._talk is not None
@@ -115,6 +120,10 @@ class _Framed:
     @property
     def is_mid_frame(self) -> bool:
         return self._reader.is_mid_frame or not self.is_open
+
+    @property
+    def at_once(self) -> int:
+        return len(self._out)
 
     def feed(self, data: bytes) -> list[Ask]:
         if not self.is_open:
@@ -214,6 +223,7 @@ class _Lines:
     """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
 
     is_open = True
+    at_once = 0  # Every line is asked.
 
     def __init__(self, make_id: Callable[[], bytes] = new_id) -> None:
         self._make_id = make_id

@@ -131,6 +131,7 @@ class Connection:
     def _take(self, data: bytes) -> int:
         """Submit what has arrived; returns how many frames it was."""
         asks = self.session.feed(data)
+        frames = len(asks) + self.session.at_once
         self._note_pace(len(data), whole=bool(asks))
         out = self.session.take_out()
         if out:
@@ -146,7 +147,7 @@ class Connection:
             self._count(ask)
             self._submit(Asked(self.number, *ask))
         self._gate()
-        return len(asks)
+        return frames
 
     def _count(self, ask: Ask) -> None:
         if ask.kind is Kind.WAIT:

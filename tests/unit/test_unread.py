@@ -16,6 +16,7 @@ from givalia_core.protocol import messages as m
 from givalia_core.protocol.caller import Answer, Caller, Told
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, item
+from givalia_core.protocol.session import Ask, Session
 from givalia_core.server import Server, connection, delivery
 from givalia_core.server.unread import Unread
 from givalia_core.settings import ServerSettings
@@ -301,6 +302,31 @@ def test_small_frames_of_one_peer_are_taken_a_few_at_a_time(server: Server, monk
 
     assert sum(len(peer.read().items) for _ in waits) == 3_000
     assert max(taken) < 200
+
+
+@pytest.mark.parametrize("kind", [Kind.CLOCK, 99], ids=["clocks", "refusals"])
+def test_frames_that_are_answered_at_once_are_taken_a_few_at_a_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    taken: list[int] = []
+    receive, feed = connection.Connection._receive, Session.feed
+
+    def noted(self: connection.Connection) -> None:
+        taken.append(0)
+        receive(self)
+
+    def fed(self: Session, data: bytes) -> list[Ask]:
+        taken[-1] += len(data)
+        return feed(self, data)
+
+    monkeypatch.setattr(connection.Connection, "_receive", noted)
+    monkeypatch.setattr(Session, "feed", fed)
+    peer = Peer(server.client_port)
+
+    peer.socket.sendall(b"".join(peer.caller.ask(kind, [item(m.Clock())])[1] for _ in range(10_000)))
+
+    assert sum(len(peer.read().items) for _ in range(10_000)) == 10_000
+    assert max(taken) < 10_000
 
 
 def test_waits_are_counted_and_beyond_their_number_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
