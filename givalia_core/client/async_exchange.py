@@ -63,6 +63,7 @@ class Line(asyncio.Protocol):
     def _end(self, error: Exception) -> None:
         if not self.greeted.done():
             self.greeted.set_exception(error)
+            self.greeted.exception()  # Whoever waited for it may be cancelled, and asyncio is not to complain of that.
         self._exchange.drop(self, str(error))
 
     def send(self, data: bytes) -> None:

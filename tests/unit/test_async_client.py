@@ -189,6 +189,27 @@ def test_close_ends_the_calls_of_every_task_and_the_client_takes_no_other(script
     assert [type(error) for error in run(main)] == [ConnectionLost] * 3
 
 
+def test_close_while_it_connects_leaves_nothing_for_asyncio_to_complain_of(scripted: Scripted) -> None:
+    server = scripted()
+    complaints: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, about: complaints.append(about))
+        for rounds in range(40):
+            client = AsyncClient(server.address)
+            asking = asyncio.create_task(client.wait(JOB))
+            for _ in range(rounds % 10):
+                await asyncio.sleep(0)
+            await client.close()
+            await asyncio.wait([asking])
+            asking.exception()
+        del client, asking
+        gc.collect()
+
+    run(main)
+    assert complaints == []
+
+
 def test_when_every_other_task_is_cancelled_whoever_waits_hears_of_it_and_may_call_again(scripted: Scripted) -> None:
     server = scripted(every(Kind.WAIT, say_nothing))
 
