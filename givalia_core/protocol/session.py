@@ -19,6 +19,8 @@ from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
 
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
+DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
+ERRORS_MAX: Final = 64  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
 
@@ -36,8 +38,28 @@ _ONE_BY_ONE: Final = frozenset(
 )
 
 
+class Packed(list[tuple[bytes, bytes]]):
+    """The items of a large frame as they came: until it is decided, it costs little more than was sent."""
+
+    def __init__(self, kind: Kind, items: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(items)
+        self._kind = kind
+
+    def decoded(self) -> list[Any]:
+        """A message or the error that decoding gave, for each item."""
+        return _decoded(self._kind, self)
+
+
+def decoded(messages: list[Any]) -> list[Any]:
+    """The messages of an `Ask`, of a large frame too."""
+    return messages.decoded() if isinstance(messages, Packed) else messages
+
+
 class Ask(NamedTuple):
-    """One frame (or line) to be decided: its commands in order, each a message or the error that decoding it gave."""
+    """One frame (or line) to be decided: its commands in order, each a message or the error that decoding it gave.
+
+    The commands of a large frame are not decoded yet; see `decoded`.
+    """
 
     request: int
     kind: Kind
@@ -175,11 +197,13 @@ class _Framed:
         if kind is Kind.CLOCK:
             self._tell_clock(frame)
         else:
-            asks.append(Ask(frame.request, kind, [_decoded(kind, *packed) for packed in frame.items], self._until_us))
+            is_large = len(frame.items) > DECODED_AT_ONCE
+            messages = Packed(kind, frame.items) if is_large else _decoded(kind, frame.items)
+            asks.append(Ask(frame.request, kind, messages, self._until_us))
 
     def _tell_clock(self, frame: frames.Frame) -> None:
         """Answer at once: a client takes the answer for the present, and nothing has to be decided for it."""
-        clock = _decoded(Kind.CLOCK, *frame.items[0])
+        (clock,) = _decoded(Kind.CLOCK, frame.items)
         if isinstance(clock, GivaliaError):
             self._refuse(frame.request, clock)
             return
@@ -212,11 +236,27 @@ class _Framed:
         return out
 
 
-def _decoded(kind: Kind, packed: bytes, payload: bytes) -> Any:
-    try:
-        return messages.decode(kind, packed, payload)
-    except GivaliaError as error:
-        return error
+def _decoded(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:
+    decoded: list[Any] = []
+    errors: dict[str, GivaliaError] = {}
+    for packed, payload in items:
+        try:
+            decoded.append(messages.decode(kind, packed, payload))
+        except GivaliaError as error:
+            decoded.append(_kept(error, errors))
+    return decoded
+
+
+def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
+    """An error as it is kept for its answer: one of those that the frame has already, if that says the same."""
+    words = str(error)
+    if words not in errors:
+        if len(errors) >= ERRORS_MAX:
+            return errors.setdefault(error.code, type(error)("one of many items of this frame that cannot be taken"))
+        # Without what Python remembers of its way here, which is a thousand bytes each.
+        error.__traceback__ = error.__context__ = None
+        errors[words] = error
+    return errors[words]
 
 
 class _Lines:

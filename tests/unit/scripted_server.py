@@ -13,7 +13,7 @@ from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, Kind, refusal
-from givalia_core.protocol.session import Ask, Port, Session
+from givalia_core.protocol.session import Ask, Port, Session, decoded
 
 PATIENCE_S: Final = 10.0
 LEASE_US: Final = 30_000_000
@@ -83,7 +83,7 @@ class ScriptedServer:
                     break
                 asks = session.feed(data)
                 sock.sendall(session.take_out())
-                for ask in asks:
+                for ask in (ask._replace(messages=decoded(ask.messages)) for ask in asks):
                     self.asks.put(ask)
                     self._script(line, ask)
 
