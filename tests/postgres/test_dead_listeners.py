@@ -158,3 +158,22 @@ def test_info_says_whether_other_servers_are_heard(database_url: str) -> None:
         assert store.describe()["hears_others"] is True
     finally:
         store.close()
+
+
+def test_the_database_looks_whether_a_server_that_says_nothing_has_vanished(database_url: str) -> None:
+    """In the middle of a trip no timeout runs; the settings are what PostgreSQL reads from its end of the socket."""
+    connection = Connection(database_url, "givalia")
+    try:
+        names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+        asked = ", ".join(f"current_setting('{name}')" for name in names)
+        assert connection.ask_unprepared(f"SELECT {asked}") == [("10", "5", "3", "20000")]
+    finally:
+        connection.close()
+
+
+def test_a_session_over_a_socket_of_unix_needs_no_probes(postgres: Rig, database_url: str) -> None:
+    connection = Connection(postgres.socket_url(database_url.rpartition("/")[2]), "givalia")
+    try:
+        assert connection.ask_unprepared("SELECT current_setting('tcp_keepalives_idle')") == [("0",)]
+    finally:
+        connection.close()

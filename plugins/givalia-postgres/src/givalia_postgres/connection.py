@@ -39,6 +39,11 @@ _SETTINGS: Final = {
     "jit": "off",
     "search_path": "pg_catalog",
     "idle_session_timeout": "0",  # The listener says nothing for long.
+    # A server can vanish in the middle of a trip. No other timeout runs then, and what the trip has changed stays locked.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
 }
 PINNED: Final = "synchronous_commit"
 """A setting of our sessions that stays as it was when the store was opened, whatever is configured later."""
