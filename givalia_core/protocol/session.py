@@ -20,7 +20,7 @@ from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
 DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
-ERRORS_MAX: Final = 64  # That a frame keeps words for; whatever else is wrong in it shares them.
+ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
 
@@ -198,8 +198,8 @@ class _Framed:
             self._tell_clock(frame)
         else:
             is_large = len(frame.items) > DECODED_AT_ONCE
-            messages = Packed(kind, frame.items) if is_large else _decoded(kind, frame.items)
-            asks.append(Ask(frame.request, kind, messages, self._until_us))
+            commands = Packed(kind, frame.items) if is_large else _decoded(kind, frame.items)
+            asks.append(Ask(frame.request, kind, commands, self._until_us))
 
     def _tell_clock(self, frame: frames.Frame) -> None:
         """Answer at once: a client takes the answer for the present, and nothing has to be decided for it."""
@@ -237,14 +237,14 @@ class _Framed:
 
 
 def _decoded(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:
-    decoded: list[Any] = []
+    found: list[Any] = []
     errors: dict[str, GivaliaError] = {}
     for packed, payload in items:
         try:
-            decoded.append(messages.decode(kind, packed, payload))
+            found.append(messages.decode(kind, packed, payload))
         except GivaliaError as error:
-            decoded.append(_kept(error, errors))
-    return decoded
+            found.append(_kept(error, errors))
+    return found
 
 
 def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:

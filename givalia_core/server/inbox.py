@@ -17,10 +17,10 @@ from typing import Final
 from givalia_core.engine.records import Asked, Gone, Input
 from givalia_core.protocol.frames import FRAME_BYTES_MAX, RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, ERROR_BYTES_MAX, Kind
-from givalia_core.protocol.session import decoded
+from givalia_core.protocol.session import DECODED_AT_ONCE, decoded
 
 COMMANDS_PER_TURN: Final = 512  # Beyond that one large frame, so that none waits for ever for a turn with room.
-SMALL: Final = 64
+SMALL: Final = DECODED_AT_ONCE
 READS_PER_TURN: Final = 64  # Each may bring a result into memory.
 READS_LEAST: Final = 8
 TURN_BYTES: Final = 4 << 20  # Answers to reads that make a turn long: the next one takes fewer reads.
@@ -200,7 +200,9 @@ class _Turn:
 
     def add(self, given: Input) -> None:
         size = _size(given)
-        self.taken.append(given._replace(messages=decoded(given.messages)) if isinstance(given, Asked) else given)
+        if size > SMALL and isinstance(given, Asked):
+            given = given._replace(messages=decoded(given.messages))
+        self.taken.append(given)
         self._commands += size
         self._has_large = self._has_large or size > SMALL
         if isinstance(given, Asked) and (bytes_each := _READS.get(given.kind)) is not None:
