@@ -43,6 +43,7 @@ class Slot:
         "deadline",
         "error",
         "lates",
+        "may_be_done",
         "news",
         "refusal",
         "refusals",
@@ -62,6 +63,7 @@ class Slot:
         self.refusal: list[Any] | None = None  # What a server that stops has answered, until the next has been asked.
         self.refusals = 0
         self.lates = 0  # How often a server has refused it because it came too late.
+        self.may_be_done = False  # Whether a connection has carried it and was lost before the answer.
         self.visit: Visit | None = None  # The connection that has carried it.
         self.sent = 0.0
         self.unsent_since = now  # Since when no connection has carried it.
@@ -73,7 +75,7 @@ class Slot:
     @property
     def is_refused(self) -> bool:
         """Whether it was not done, and is not under way: servers that stop have refused it, and it was not sent since."""
-        return self.refusal is not None and not self.call.waits
+        return self.refusal is not None and not self.call.waits and not self.may_be_done
 
     def left(self, now: float) -> float | None:
         """Seconds until the caller will wait no longer; None if for ever."""
@@ -289,6 +291,7 @@ class Errands:
         number, data = visit.caller.ask(slot.call.kind, slot.call.items)
         (visit.waits if slot.call.waits else visit.commands)[number] = slot
         self._put_off.pop(slot, None)
+        slot.may_be_done = slot.may_be_done or (slot.visit is not None and slot.call.kind in CHANGING)
         slot.visit, slot.refusal, slot.sent = visit, None, now
         return limit + data
 
@@ -393,10 +396,11 @@ class Errands:
             return True  # Nobody waits for it any more.
         answers = talk.read_answers(slot.call, answer.items)
         if self._servers.has_others and talk.ask_next(answers):
+            slot.visit = None
             slot.refusal, slot.refusals = answers, slot.refusals + 1
             self._must_rest = self._must_rest or slot.refusals % len(self._servers) == 0
             return False
-        busy = talk.ask_later(slot.call, answers)
+        busy = talk.ask_later(slot.call, answers, may_be_done=slot.may_be_done)
         if busy is None:
             slot.take(answers)
             self.forget(slot)

@@ -23,6 +23,7 @@ from givalia_core.errors import (
     PartlyRefused,
     ResultLost,
     ShuttingDown,
+    StoreFull,
     TooLarge,
 )
 from givalia_core.model import JobState
@@ -110,14 +111,15 @@ def ask_next(answers: Sequence[Any]) -> bool:
     return any(isinstance(answer, ShuttingDown) for answer in answers)
 
 
-def ask_later(call: Call[Any], answers: Sequence[Any]) -> Busy | None:
+def ask_later(call: Call[Any], answers: Sequence[Any], *, may_be_done: bool = False) -> GivaliaError | None:
     """The refusal after whose `retry_after` the same server is to be asked again, unheard by the caller.
 
     A wait is asked again whenever the server is busy, since the time to wait is the caller's own. A command is asked again if
-    it came too late to be decided; any other `Busy` is for the caller to hear.
+    it came too late to be decided; any other `Busy` is for the caller to hear, unless an earlier copy of it may be done: a
+    server that decides nothing does not know.
     """
-    busy = (answer for answer in answers if isinstance(answer, Busy))
-    return next((answer for answer in busy if call.waits or is_late(answer)), None)
+    undecided = (answer for answer in answers if isinstance(answer, Busy) or (may_be_done and isinstance(answer, StoreFull)))
+    return next((answer for answer in undecided if call.waits or may_be_done or is_late(answer)), None)
 
 
 def is_late(answer: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from givalia_core.errors import Busy, GivaliaError
+from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
@@ -79,7 +79,7 @@ def refused(answer: Answer) -> GivaliaError | None:
     return answer_error(answer.items[0][0]) if answer.items else None
 
 
-def retry_after_s(busy: Busy) -> float:
+def retry_after_s(busy: GivaliaError) -> float:
     """Seconds after which a server that is busy wants to be asked again, from 0.05 to 60; 1 if it does not say."""
     said = busy.details.get("retry_after")
     if isinstance(said, bool) or not isinstance(said, (int, float)) or not said > 0:  # A NaN compares false.

@@ -28,7 +28,7 @@ from scripted_server import (
 from givalia_core import Busy, Client, ConnectionLost, DuplicateKey, PartlyRefused, ResultLost, ShuttingDown, WaitTimeout
 from givalia_core.client import errands
 from givalia_core.client.exchange import Exchange
-from givalia_core.errors import VersionMismatch
+from givalia_core.errors import StoreFull, VersionMismatch
 from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed, item, refusal
@@ -116,6 +116,34 @@ def test_a_command_that_came_too_late_is_sent_again_with_the_same_id(connect: Co
     asked = [server.next(Kind.ENQ) for _ in range(2)]
     assert [text_id(ask.messages[0].id) for ask in asked] == [job.id] * 2
     assert None not in (asked[0].until_us, asked[1].until_us)
+
+
+UNDECIDED = {
+    "busy": Busy("busy; nothing changed", retry_after=0.05),
+    "full": StoreFull("full; nothing changed"),
+    "stopping": ShuttingDown("stopping", retry_after=0.05),
+}
+
+
+@pytest.mark.parametrize("name", UNDECIDED)
+def test_a_refusal_that_decides_nothing_is_no_answer_while_a_copy_of_the_command_may_be_done(
+    connect: Connect, scripted: Scripted, name: str
+) -> None:
+    lost, refusing = scripted(every(Kind.EXT, hang_up)), scripted(every(Kind.EXT, refuse(UNDECIDED[name])))
+
+    with connect(lost, refusing, resend=2.0) as client, pytest.raises(ConnectionLost, match="unknown"):
+        client.ext("k", 5)
+
+
+def test_a_command_that_a_lost_connection_has_carried_is_asked_again_when_the_next_server_is_busy(
+    connect: Connect, scripted: Scripted
+) -> None:
+    lost, there = scripted(every(Kind.ENQ, hang_up)), scripted(first(Kind.ENQ, refuse(UNDECIDED["busy"])))
+
+    with connect(lost, there) as client:
+        job = client.enq("Sample")
+
+    assert [text_id(there.next(Kind.ENQ).messages[0].id) for _ in range(2)] == [job.id] * 2
 
 
 def test_a_server_that_is_lost_after_it_worked_is_left_at_once(connect: Connect, scripted: Scripted) -> None:
