@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 from engine_rig import EngineRig, uid
-from givalia_postgres.connection import Again, meaning_of
+from givalia_postgres.connection import Again, Connection, Held, meaning_of
 from shared_rig import Make, drive, rest, said, url_of
 
 from givalia_core.clock import SECOND_US
@@ -140,6 +140,27 @@ def test_server_that_cannot_say_that_it_is_alive_for_want_of_room_goes_on(make: 
     # then
     assert here.cancel("k") == ("cancelled",)
     assert here.state("k") == CANCELLED
+
+
+@pytest.mark.parametrize(("code", "meaning"), [("53100", StoreFull), ("55P03", Held)])
+@pytest.mark.parametrize("way", ["ask", "alone"])
+def test_error_whose_consequences_come_later_is_told_as_it_is_and_costs_no_connection(
+    database_url: str, way: str, code: str, meaning: type[Exception]
+) -> None:
+    # given
+    connection = Connection(database_url, "test")
+    pid = connection.pid
+    fails = f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$"
+    takes_long_to_send = ("SELECT length($1::text)", ["x" * (30 << 20)])
+
+    # when
+    with pytest.raises(meaning):
+        getattr(connection, way)((fails, ()), takes_long_to_send)
+
+    # then
+    assert connection.pid == pid
+    assert connection.ask(("SELECT 1", ())) == [[(1,)]]
+    connection.close()
 
 
 class _Said(psycopg.OperationalError):

@@ -106,8 +106,9 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         except psycopg.OperationalError as error:
-            # An error that PostgreSQL has a code for, as that of a lock which was not got, leaves the connection as it was.
-            if error.sqlstate is None:
+            # An error that PostgreSQL has a code for, as that of a lock which was not got, leaves the connection as it was; so
+            # does what the statements behind it in the same trip get, for which psycopg has no code.
+            if error.sqlstate is None and not isinstance(error, psycopg.errors.PipelineAborted):
                 self.pgconn.finish()
             raise
         except BaseException:
@@ -379,8 +380,15 @@ def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare:
     except psycopg.Error as error:
         met = met or error
     if met is not None:
-        raise met
+        raise _first_of(met)
     return cursors
+
+
+def _first_of(error: psycopg.Error) -> psycopg.Error:
+    """The error that was met first, where psycopg raises the consequences of one that it was about to raise."""
+    while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+        error = error.__context__
+    return error
 
 
 def _is_steady(values: Sequence[Any]) -> bool:
