@@ -187,7 +187,12 @@ class _Said(psycopg.OperationalError):
     [
         ("53100", "mdextend", StoreFull),
         ("58030", "mdzeroextend", StoreFull),
+        ("58030", "mdwritev", StoreAway),
         ("XX000", "FileWriteV", StoreFull),
+        ("XX000", "mdwritev", StoreFull),
+        ("XX000", "mdcreate", StoreFull),
+        ("XX000", "SlruReportIOError", StoreFull),
+        ("XX000", "OpenTemporaryFileInTablespace", StoreFull),
         ("53200", "ShmemAlloc", Again),
         ("53400", "FileWrite", Again),
         ("25P04", "ProcessInterrupts", StoreAway),

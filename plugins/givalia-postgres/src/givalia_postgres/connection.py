@@ -407,11 +407,22 @@ _OTHER_TABLES: Final = {"42P07", "3F000", "42P01", "42703", "42883", "42809", "4
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
-_UNNAMED: Final = {
-    "58030",
-    "XX000",
-}  # What PostgreSQL makes of an error of the system that it has no code for, as a used up quota.
+# Errors of the system that PostgreSQL has no code of its own for, as a used up quota: told apart by what it did. It also gives
+# none to a temporary file that finds no room, whatever the reason.
+_UNNAMED: Final = {"58030", "XX000"}
 _GROWING: Final = {"mdextend", "mdzeroextend", "FileWrite", "FileWriteV", "FileZero", "FileFallocate", "BufFileDumpBuffer"}
+_UNCODED: Final = "XX000"
+_WRITING: Final = {
+    "mdcreate",
+    "mdwrite",
+    "mdwritev",
+    "_mdfd_openseg",
+    "_mdfd_getseg",
+    "SlruReportIOError",
+    "OpenTemporaryFileInTablespace",
+    "PathNameCreateTemporaryDir",
+    "PathNameCreateTemporaryFile",
+}
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
 _READ_ONLY: Final = {"25006"}  # It is a standby now.
 _TRANSACTION_ENDED: Final = {"25P03", "25P04"}  # With its session, by a timeout.
@@ -430,7 +441,7 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return TooLong(words)
     if state in _AGAIN:
         return Again(words)
-    if state in _FULL or (state in _UNNAMED and error.diag.source_function in _GROWING):
+    if _is_full(state, error.diag.source_function):
         return StoreFull(words)
     if state in _FORBIDDEN:
         return StoreUnfit(words)
@@ -442,6 +453,12 @@ def meaning_of(error: psycopg.Error) -> Exception:
         is_ours = state is None and not isinstance(error, psycopg.OperationalError)
         return StoreFailed(words) if is_ours else StoreAway(words)
     return (StoreCorrupt if state in ("XX001", "XX002") else StoreFailed)(f"{words} ({state})")
+
+
+def _is_full(state: str | None, function: str | None) -> bool:
+    """Whether an error with this code, met in this function of PostgreSQL, says that there is no room."""
+    is_growing = state in _UNNAMED and function in _GROWING
+    return state in _FULL or is_growing or (state == _UNCODED and function in _WRITING)
 
 
 def _cannot_connect(error: psycopg.Error) -> StoreError:
