@@ -174,27 +174,50 @@ def _the_base() -> _Base:
     return _base
 
 
+def new_folder() -> Path:
+    """An empty folder that PostgreSQL's user can get to, for a file system to be mounted in."""
+    return _the_base().new_folder()
+
+
+def give(path: Path) -> None:
+    """Let PostgreSQL's user have this folder."""
+    _the_base().give(path)
+
+
 class Postgres:
     """A PostgreSQL server of our own: a child of this process that takes connections when `start` returns."""
 
     port = 0
 
-    def __init__(self, settings: dict[str, str] | None = None, version: int = NEWEST, primary: Postgres | None = None) -> None:
-        """Make its folder and data; `start` does this and starts it. A standby has the data of its primary."""
+    def __init__(
+        self,
+        settings: dict[str, str] | None = None,
+        version: int = NEWEST,
+        primary: Postgres | None = None,
+        moved: dict[str, Path] | None = None,
+    ) -> None:
+        """Make its folder and data; `start` does this and starts it. A standby has the data of its primary.
+
+        Parts of the data that are `moved`, "." being all of it, are on other file systems, with a link in their place.
+        """
         self._base = _the_base()
         self.version = version
         self.folder = self._base.new_folder()
         self._program = self._base.program(version, "postgres")
         self._data = self._base.new_data(version, self.folder) if primary is None else self._copy(primary)
+        for part, place in (moved or {}).items():
+            self._move(self._data / part, place)
         self._settings = {**DEFAULTS, **(settings or {})}
         self._log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
 
     @classmethod
-    def start(cls, settings: dict[str, str] | None = None, version: int = NEWEST) -> Postgres:
+    def start(
+        cls, settings: dict[str, str] | None = None, version: int = NEWEST, *, moved: dict[str, Path] | None = None
+    ) -> Postgres:
         """A new server with these lines in its configuration; returns when it takes connections."""
-        postgres = cls(settings, version)
+        postgres = cls(settings, version, moved=moved)
         try:
             for ports_left in (4, 3, 2, 1, 0):
                 postgres.port = _free_port()
@@ -207,6 +230,12 @@ class Postgres:
             postgres.close()
             raise
         raise AssertionError("not reached")
+
+    def _move(self, part: Path, place: Path) -> None:
+        moved = place / part.name
+        self._base.run(["cp", "-Rp", str(part), str(moved)], self.folder)
+        shutil.rmtree(part)
+        part.symlink_to(moved)
 
     def _copy(self, primary: Postgres) -> Path:
         data = self.folder / "data"

@@ -6,12 +6,11 @@ import contextlib
 import itertools
 import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from system_disks import Filler, mounted
 from system_rig import Rig, await_true
 
 from givalia_core import Client
@@ -19,44 +18,6 @@ from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WaitTim
 
 FULL_S = float(os.environ.get("GIVALIA_FULL_S", "0"))
 SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
-MIB = 1 << 20
-
-
-@contextlib.contextmanager
-def mounted(kind: str, folder: Path) -> Iterator[Path]:
-    """A file system of 96 MiB."""
-    place = folder / "mounted"
-    place.mkdir()
-    if kind == "tmpfs":
-        words = ["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(place)]
-    else:
-        image = folder / "image"
-        with image.open("wb") as file:
-            file.truncate(96 * MIB)
-        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, timeout=60)
-        words = ["mount", "-o", "loop", str(image), str(place)]
-    subprocess.run(words, check=True, timeout=60)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True, timeout=60)
-
-
-class Filler:
-    """Another program on the same disk: it takes every byte that is free."""
-
-    def __init__(self, place: Path) -> None:
-        self._file = place / "filler"
-
-    def fill(self) -> None:
-        with self._file.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-            for size in (MIB, 65_536, 4_096):
-                with contextlib.suppress(OSError):
-                    while True:
-                        file.write(bytes(size))
-
-    def remove(self) -> None:
-        self._file.unlink()
 
 
 class Load:
