@@ -62,6 +62,27 @@ def test_server_waits_for_somebody_who_takes_his_time_to_make_the_tables(databas
     assert opened == [1]
 
 
+def test_server_waits_for_another_that_enters_the_store(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+    store.open()
+    store.close()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM givalia.facts WHERE name = 'store'")
+        connection.commit()
+        connection.execute("INSERT INTO givalia.facts VALUES ('store', 'x')")
+
+        # when
+        thread = threading.Thread(target=store.open)
+        thread.start()
+        thread.join(0.3)
+
+    # then
+    thread.join(30)
+    assert store._promise.identity == "x"
+    store.close()
+
+
 def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet: Fleet) -> None:
     # given
     with psycopg.connect(fleet.url, autocommit=True) as connection:

@@ -47,6 +47,8 @@ from givalia_postgres.scrubbing import Round
 from givalia_postgres.sifting import FULL, Sifter
 
 TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
+ENTER_TRIES: Final = 100  # While other servers enter the store, too,
+ENTER_PAUSE_S: Final = 0.02  # with this between the tries.
 FOLD_AFTER: Final = 400  # Commits,
 FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
 SCRUB_EACH_S: Final = 10.0
@@ -93,7 +95,7 @@ class Postgres(Reads):
         try:
             self.durability = self._promise.begin(unsafe=unsafe)
             is_new = upgrading.create(self._connection, may_create=self.may_create)
-            opened, identity = tables.enter(self._connection, self.timer)
+            opened, identity = self._enter()
             self._promise.hold(identity, opened.epoch)
         except Again as error:
             self._connection.close()
@@ -104,6 +106,15 @@ class Postgres(Reads):
         self._epoch = opened.epoch
         self._hints.must_watch = True  # So that the others know of this one.
         return opened._replace(is_new=is_new)
+
+    def _enter(self) -> tuple[Opened, str]:
+        """Enter the store, once others that do so at the same moment let go of what all of them write."""
+        for _ in range(ENTER_TRIES):
+            try:
+                return tables.enter(self._connection, self.timer)
+            except Held:
+                gevent.sleep(ENTER_PAUSE_S)
+        return tables.enter(self._connection, self.timer)
 
     def _look(self) -> None:
         """See, on each new connection, that its session is ours, and that the database is the one that was opened."""
