@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -11,9 +12,10 @@ from typing import Final
 import psycopg
 import pytest
 from engine_rig import EngineRig
-from givalia_postgres import Postgres, schema
+from givalia_postgres import Postgres, schema, shape
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
+from shared_rig import Make, drive, rest, url_of
 
 from givalia_core.errors import StoreAway, StoreMissing, StoreTooNew, StoreUnfit
 from givalia_core.server.stores import open_store
@@ -264,3 +266,88 @@ def test_tables_are_not_made_where_none_may_be_made(database_url: str) -> None:
     again = open_store(settings)
     assert not again.open().is_new
     again.close()
+
+
+# Tables that somebody has changed.
+
+RETYPED: Final = [
+    ("ALTER TABLE givalia.facts ALTER value TYPE bytea USING convert_to(value, 'UTF8')", "the fact 'format' of the store"),
+    ("ALTER TABLE givalia.servers ALTER about TYPE text USING ''", "column about of givalia.servers is text, not bytea"),
+    ("ALTER TABLE givalia.jobs ALTER due_at_us TYPE numeric", "column due_at_us of givalia.jobs is numeric, not bigint"),
+    ("ALTER TABLE givalia.jobs ALTER key TYPE varchar(255)", "column key of givalia.jobs"),
+    ("ALTER TABLE givalia.jobs ALTER id TYPE text", "column id of givalia.jobs"),
+    ("ALTER TABLE givalia.counts ALTER state TYPE text", "column state of givalia.counts"),
+    ("ALTER TABLE givalia.requests RENAME until_us TO until", "column until_us of givalia.requests is missing"),
+]
+CHANGED: Final = [
+    *RETYPED,
+    ("ALTER TABLE givalia.counts ALTER jobs TYPE numeric", "column jobs of givalia.counts"),
+    ("ALTER TABLE givalia.requests DROP CONSTRAINT requests_pkey", "givalia.requests has no unique index on request"),
+    ("ALTER TABLE givalia.facts DROP CONSTRAINT facts_pkey", "givalia.facts has no unique index on name"),
+    ("DROP INDEX givalia.jobs_live_key", "givalia.jobs has no unique index on key"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGED)
+def test_tables_that_somebody_has_changed_are_not_opened(database_url: str, change: str, words: str) -> None:
+    # given
+    store = Postgres(database_url)
+    store.open()
+    store.close()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(change.encode())
+
+    # when, then
+    with pytest.raises(StoreUnfit, match=words):
+        store.open()
+
+
+@pytest.mark.parametrize("change", [change for change, _ in RETYPED])
+def test_column_whose_type_somebody_changes_ends_a_running_server_with_words(make: Make, change: str) -> None:
+    # given
+    here = make()
+    here.worker(10, capacity=2)
+    for key in ("a", "b"):
+        here.enq(key=key, delay_us=10**6)
+    drive(here, 3.0)
+
+    # when
+    with psycopg.connect(url_of(here), autocommit=True) as connection:
+        connection.execute(change.encode())
+
+    # then
+    with pytest.raises(StoreUnfit):
+        _work_on(here)
+
+
+def _work_on(rig: EngineRig) -> None:
+    for number in range(40):
+        rest(rig, 0.1)
+        with suppress(StoreAway):
+            rig.enq(key=f"more-{number}")
+            drive(rig, 0.3)
+
+
+def test_shape_that_is_asked_for_is_that_of_tables_that_are_made(database_url: str) -> None:
+    store = Postgres(database_url)
+    store.open()
+    columns, unique = store._connection.ask(*shape.LOOK)
+    store.close()
+
+    assert {(table, column): kind for table, column, kind in columns} == {
+        (table, column): kind for table, wanted in shape.COLUMNS.items() for column, kind in wanted.items()
+    }
+    assert set(unique) >= shape.UNIQUE
+
+
+def test_sequence_that_is_used_up_is_said(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+    store.open()
+    store.close()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"SELECT setval('givalia.tick', {2**63 - 1})")
+
+    # when, then
+    with pytest.raises(StoreUnfit, match=r'a sequence of the store is used up; .*"tick"'):
+        store.open()

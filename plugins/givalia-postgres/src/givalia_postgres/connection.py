@@ -398,12 +398,13 @@ def _is_steady(values: Sequence[Any]) -> bool:
 
 # Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too
 # little memory, or room for temporary files, for one statement.
-_STATEMENT_GONE: Final = {"26000"}
-_AGAIN: Final = {"40001", "40P01", "23505", "0A000", "53200", "53400"} | _STATEMENT_GONE
+_STATEMENT_GONE: Final = {"26000", "0A000"}
+_AGAIN: Final = {"40001", "40P01", "23505", "53200", "53400"} | _STATEMENT_GONE
 _DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
 _STATEMENT_THERE: Final = {"42P05"}  # No name is given twice in a session, so somebody else uses it, too.
 # A schema, table, column or function that is missing, or of another type; a part of the tables that is there without the facts.
 _OTHER_TABLES: Final = {"42P07", "3F000", "42P01", "42703", "42883", "42809", "42804"}
+_USED_UP: Final = {"2200H"}  # A sequence has no number left.
 _HELD: Final = {"55P03"}  # A lock that was not got in time.
 _TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
@@ -445,6 +446,8 @@ def meaning_of(error: psycopg.Error) -> Exception:
         return StoreFull(words)
     if state in _FORBIDDEN:
         return StoreUnfit(words)
+    if state in _USED_UP:
+        return StoreUnfit(f"a sequence of the store is used up; {words}")
     if state in _STATEMENT_THERE:
         return StoreUnfit(f"{POOLED} ({words})")
     if state in _OTHER_TABLES:

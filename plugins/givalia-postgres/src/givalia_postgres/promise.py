@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from givalia_core.errors import StoreAway, StoreTooNew, StoreUnfit
 
-from givalia_postgres import schema
+from givalia_postgres import schema, shape
 from givalia_postgres.connection import POOLED, Again, Connection
 from givalia_postgres.statements import LOOK, TICK_BITS, UNLOGGED
 
@@ -123,9 +123,10 @@ class Promise:
             StoreAway: It does not answer.
         """
         try:
-            (row,) = self._connection.ask((f"SELECT {LOOK}", ()))[0]
+            (row,), *found = self._connection.ask((f"SELECT {LOOK}", ()), *shape.LOOK)
         except Again as error:
             raise StoreAway(str(error)) from error
+        shape.refuse_other(*found)
         self.judge(Seen(*row))
 
     def judge(self, seen: Seen) -> None:

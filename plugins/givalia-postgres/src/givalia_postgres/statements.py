@@ -62,7 +62,8 @@ UNLOGGED: Final = f"""(
 )"""
 LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {UNLOGGED},
     (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'), current_setting('synchronous_standby_names'),
-    (SELECT value FROM givalia.facts WHERE name = 'format'), (SELECT value FROM givalia.facts WHERE name = 'store'),
+    (SELECT value::text FROM givalia.facts WHERE name = 'format'),
+    (SELECT value::text FROM givalia.facts WHERE name = 'store'),
     coalesce(pg_sequence_last_value(to_regclass('givalia.tick')), 0)"""
 """The columns of `promise.Seen`."""
 NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"

@@ -30,7 +30,7 @@ def find_format(connection: Connection) -> int | None:
     ((exists,),) = connection.ask(("SELECT to_regclass('givalia.facts') IS NOT NULL", ()))[0]
     if not exists:
         return None
-    rows = connection.ask(("SELECT value FROM givalia.facts WHERE name = 'format'", ()))[0]
+    rows = connection.ask(("SELECT value::text FROM givalia.facts WHERE name = 'format'", ()))[0]
     return read_format(rows[0][0] if rows else None)
 
 

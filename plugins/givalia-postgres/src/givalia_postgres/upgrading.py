@@ -14,7 +14,7 @@ import gevent
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreLocked, StoreMissing, StoreUnfit
 from givalia_core.store.base import ALIVE_US
 
-from givalia_postgres import schema
+from givalia_postgres import schema, shape
 from givalia_postgres import statements as sql
 from givalia_postgres.connection import Connection, Rows, Statement
 from givalia_postgres.rows import RECORD, bytes_, int8s, is_sealed, sealed_record, texts
@@ -52,6 +52,7 @@ def create(connection: Connection, *, may_create: bool = True) -> bool:
         raise StoreUnfit(f"the tables have format {found}, this Givalia needs {schema.FORMAT}: run givalia store upgrade")
     if _progress(connection) is not None:
         raise StoreUnfit(f"an upgrade to format {found} was begun and has not ended: run givalia store upgrade")
+    shape.refuse_other(*connection.ask(*shape.LOOK))
     return False
 
 
