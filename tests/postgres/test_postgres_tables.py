@@ -6,7 +6,6 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -194,64 +193,6 @@ def test_socket_and_both_schemes_lead_to_the_same_queue(postgres: Rig, database_
 
     # then
     assert epochs == [1, 2]
-
-
-# From one format to the next.
-
-FORMAT_1: Final = (Path(__file__).parent / "format_1.sql").read_text()
-
-
-def uid(number: int) -> bytes:
-    return number.to_bytes(16, "big")
-
-
-@pytest.fixture
-def earlier(database_url: str) -> str:
-    """A database with tables of format 1: a job that waits, one that was cancelled, one that runs, one that is done."""
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(FORMAT_1.encode())
-    return database_url
-
-
-def test_tables_of_format_1_are_upgraded_with_every_job_and_what_it_was_asked(earlier: str) -> None:
-    # given
-    store = Postgres(earlier)
-    with pytest.raises(StoreUnfit, match="givalia store upgrade"):
-        store.open()
-
-    # when
-    assert store.upgrade() == (1, schema.FORMAT)
-
-    # then
-    rig = EngineRig(store)
-    states = {number: rig.state(id=uid(number)) for number in (1, 2, 3, 4)}
-    assert states == {1: "waiting", 2: "cancelled", 3: "running", 4: "done"}
-    assert store.check() == []
-    due_us = rig.stored(uid(1)).due_at_us
-    assert rig.ext("waits", delta_us=10**6, request=uid(105))[0] == uid(1)
-    assert rig.cancel("over", request=uid(200)) == ("cancelled",)
-    assert rig.cancel("runs", running=True, request=uid(300)) == ("stop_requested",)
-    assert rig.stored(uid(1)).due_at_us == due_us
-    assert rig.ext("waits", delta_us=10**6)[0] == uid(1)
-    assert rig.stored(uid(1)).due_at_us == due_us + 10**6
-    store.close()
-
-
-def test_an_upgrade_waits_for_whoever_uses_a_table(earlier: str) -> None:
-    # given
-    upgraded: list[tuple[int, int]] = []
-    with psycopg.connect(earlier) as connection:
-        connection.execute("SELECT FROM givalia.requests")
-
-        # when
-        thread = threading.Thread(target=lambda: upgraded.append(Postgres(earlier).upgrade()))
-        thread.start()
-        thread.join(0.5)
-        assert upgraded == []
-    thread.join(30)
-
-    # then
-    assert upgraded == [(1, schema.FORMAT)]
 
 
 def test_tables_are_not_made_where_none_may_be_made(database_url: str) -> None:

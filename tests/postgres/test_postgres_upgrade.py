@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import givalia_postgres
 import psycopg
 import pytest
+from engine_rig import EngineRig
 from givalia_postgres import Postgres, schema, upgrading
 from givalia_postgres.connection import Connection
 from postgres_fleet import Fleet
@@ -39,6 +42,10 @@ def say(url: str, words: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description is not None else []
 
 
+def uuid(text: str) -> bytes:
+    return UUID(text).bytes
+
+
 def contents(url: str) -> tuple[list[Job], list[str]]:
     """The jobs of a store, and what it finds wrong."""
     store = Postgres(url)
@@ -62,14 +69,15 @@ def test_store_of_the_format_before_is_whole_after_its_upgrade(old: str) -> None
     # then
     jobs, wrong = contents(old)
     assert wrong == []
-    assert [job.state for job in jobs] == [WAITING, WAITING, RUNNING, DONE, DEAD, CANCELLED, RUNNING]
-    first, variant, runs, done, dead, cancelled, asked = jobs
+    assert [job.state for job in jobs] == [WAITING, WAITING, RUNNING, DONE, DEAD, CANCELLED, RUNNING, WAITING]
+    first, variant, runs, done, dead, cancelled, asked, pushed = jobs
     assert (first.key, first.params, first.keeper) == ("cart-7", b"\xa9parameter", 0)
     assert (variant.specifier, variant.priority, variant.on_wall, variant.expires_us) == (">=2", -3, True, 5)
     assert (runs.worker, runs.fence, runs.keeper, runs.backoff_us) == ("w1", (2 << 20) + 5, 2, (1_000_000, 600_000_000))
     assert (done.result, done.params, dead.error) == (b"\x07", b"", "ValueError: x")
     assert cancelled.answered[0].act == "cancel"
     assert asked.stop_asked
+    assert [request.act for request in pushed.answered] == ["ext"] * 4
     assert upgraded(old) == (schema.FORMAT, schema.FORMAT)
 
 
@@ -87,6 +95,40 @@ def test_requests_and_numbers_go_on_after_an_upgrade(old: str) -> None:
         # then
         assert found.requests[request].state is CANCELLED
         assert found.floor > (1 << 20) + 6
+
+
+def test_command_that_was_answered_before_an_upgrade_is_answered_alike_after_it(old: str) -> None:
+    # given
+    upgraded(old)
+    store = Postgres(old)
+    with closing(store):
+        rig = EngineRig(store)
+        pushed, asked = uuid("00000000-0000-0000-0000-000000000001"), uuid("0195d6c0-7a80-7000-8000-000000000065")
+        due_us = rig.stored(pushed).due_at_us
+
+        # when, then
+        assert rig.cancel("asked", running=True, request=asked) == ("stop_requested",)
+        assert rig.ext("waits", delta_us=10**6, request=uuid("00000000-0000-0000-0000-000000000069"))[0] == pushed
+        assert rig.stored(pushed).due_at_us == due_us
+        assert rig.ext("waits", delta_us=10**6)[0] == pushed
+        assert rig.stored(pushed).due_at_us == due_us + 10**6
+
+
+def test_an_upgrade_waits_for_whoever_uses_a_table(old: str) -> None:
+    # given
+    ended: list[tuple[int, int]] = []
+    with psycopg.connect(old) as connection:
+        connection.execute("SELECT FROM givalia.requests")
+
+        # when
+        thread = threading.Thread(target=lambda: ended.append(upgraded(old)))
+        thread.start()
+        thread.join(0.5)
+        assert ended == []
+    thread.join(30)
+
+    # then
+    assert ended == [(1, schema.FORMAT)]
 
 
 @pytest.fixture
@@ -170,7 +212,7 @@ def test_row_that_is_damaged_already_is_set_aside_by_the_upgrade(old: str) -> No
 
     # then
     jobs, wrong = contents(old)
-    assert [job.key for job in jobs] == [None, "done", "done", None]
+    assert [job.key for job in jobs] == [None, "done", "done", None, "waits"]
     assert len(wrong) == 3
     assert all("is in quarantine" in line for line in wrong)
 
@@ -192,7 +234,7 @@ def test_job_that_an_application_enqueues_during_an_upgrade_is_kept(old: str, mo
     jobs, wrong = contents(old)
     assert wrong == []
     assert "meanwhile" in {job.key for job in jobs}
-    assert len(jobs) == 8
+    assert len(jobs) == 9
 
 
 def test_upgrade_waits_for_nobody_who_has_the_store_open(old: str) -> None:
@@ -237,7 +279,7 @@ def test_servers_user_keeps_its_rights_over_an_upgrade(fleet: Fleet, database_ur
 
     # then
     jobs, wrong = contents(database_url.replace("postgres@", "serves@"))
-    assert (len(jobs), wrong) == (7, [])
+    assert (len(jobs), wrong) == (8, [])
 
     # when the rights are taken away, then it is said at the start, and not when a row is damaged
     say(database_url, "REVOKE ALL ON givalia.quarantine FROM serves")
