@@ -59,6 +59,7 @@ class Lock:
         """
         self._path = path
         self._fds = [_locked(path)]
+        self._is_lost = False  # Another file, or none, has its name; that was said.
 
     def look(self) -> None:
         """Lock the file again if somebody removed it, so that the next server is told who has the store."""
@@ -67,10 +68,17 @@ class Lock:
             is_ours = any(os.path.samestat(status, os.fstat(fd)) for fd in self._fds)
         except FileNotFoundError:
             is_ours = False
-        if not is_ours:
-            log.error("%s was removed while the store is open; it is made and locked again", self._path)
-            with contextlib.suppress(StoreLocked):  # SQLite's own lock keeps that process out.
-                self._fds.append(_locked(self._path))
+        if is_ours:
+            self._is_lost = False
+            return
+        if not self._is_lost:
+            log.error(
+                "%s was removed or replaced while the store is open; it is made and locked again if that can be", self._path
+            )
+        self._is_lost = True
+        # SQLite's own lock keeps other processes out, whatever lies there now.
+        with contextlib.suppress(StoreLocked, StoreUnfit, OSError):
+            self._fds.append(_locked(self._path))
 
     def release(self) -> None:
         """Let the next process in. The file stays: removing it would let two processes lock two files of one name."""

@@ -337,6 +337,27 @@ def test_a_refused_open_leaves_the_lock_to_the_next(path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize(
+    "replace",
+    [Path.touch, Path.mkdir, os.mkfifo, lambda lock: lock.symlink_to("elsewhere"), lambda _: None],
+    ids=["file", "folder", "pipe", "link", "nothing"],
+)
+def test_a_lock_file_that_is_replaced_ends_no_server_and_is_said_once(
+    store: SQLite, path: Path, replace: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = path.with_name(path.name + ".lock")
+    lock.unlink()
+    replace(lock)
+
+    for _ in range(3):
+        store._looked_s = 0.0
+        store.tidy()
+
+    assert [record.message for record in caplog.records if "removed or replaced" in record.message] != []
+    assert len(caplog.records) == 1
+    assert store.commit(inserts([waiting(1)]), MARK).refused == ()
+
+
 def test_a_truncated_database_is_corrupt(store: SQLite, path: Path) -> None:
     store.commit(inserts(waiting(seq, params=bytes(9_000)) for seq in range(1, 30)), MARK)
     store.close()
