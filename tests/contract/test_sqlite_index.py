@@ -571,3 +571,23 @@ def test_names_that_were_used_once_leave_nothing_behind(store: SQLite, name: str
     more = inserts(waiting(seq, key=f"k{seq}") for seq in range(10_000, 11_000))
     assert store.commit(more, MARK).refused == ()
     assert store.check() == []
+
+
+def test_the_table_of_names_is_as_small_as_a_new_one_when_its_names_are_gone_little_by_little(tmp_path: Path) -> None:
+    there = slots.Slots(tmp_path, Mock())
+    table = names.Names(tmp_path / "names", b"secret", there, Mock())
+    new = (tmp_path / "names").stat().st_size
+    hashes = [table.hash(b"%d" % number) for number in range(40_000)]
+    for hashed in hashes:
+        table.add(hashed, slots.FIRST)
+    for first, end in ((0, 20_000), (20_000, 30_000), (30_000, 35_000), (35_000, 40_000), *[(0, 0)] * 4):
+        for hashed in hashes[first:end]:
+            table.remove(hashed, slots.FIRST)
+
+        for shard in range(names.SHARDS):
+            table.tidy(shard)
+        table.cut()
+
+    assert (tmp_path / "names").stat().st_size < 2 * new
+    table.close()
+    there.close()

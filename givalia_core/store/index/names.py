@@ -236,9 +236,16 @@ class Names:
         at[shard] = self._places[shard] = new << 6 | log
         self._give_back(start, start + size)
 
+    def _gap(self, log: int) -> tuple[int, int] | None:
+        """Return the piece furthest in front that has room for a table of this size, and its own size."""
+        return min(((min(pieces), size) for size, pieces in self._free.items() if size >= log and pieces), default=None)
+
     def _room(self, log: int) -> int:
-        if pieces := self._free.get(log):
-            return pieces.pop()
+        if (gap := self._gap(log)) is not None:
+            start, size = gap
+            self._free[size].remove(start)
+            self._give_back(start + (1 << log), start + (1 << size))
+            return start
         start = self._end
         self._words.grow(start + (1 << log))
         self._end += 1 << log
@@ -256,10 +263,9 @@ class Names:
         log = place & 63
         while log > _FIRST_LOG and self._held[shard] * 8 < 1 << log:
             log -= 1
-        pieces = self._free.get(log)
-        if log < place & 63 or (pieces and min(pieces) < place >> 6 and (place >> 6) * 2 > self._end):
-            if pieces:
-                pieces.sort(reverse=True)
+        gap = self._gap(log)
+        is_far_back = (place >> 6) * 2 > self._end
+        if log < place & 63 or (is_far_back and gap is not None and gap[0] < place >> 6):
             self._move(shard, log)
 
     def cut(self) -> None:
