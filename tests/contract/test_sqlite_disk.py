@@ -21,6 +21,7 @@ from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull
 from givalia_core.model import RUNNING, Job
 from givalia_core.store import sqlite, sqlite_file
 from givalia_core.store.base import Filter
+from givalia_core.store.index.index import Index
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, waiting
 
@@ -228,7 +229,9 @@ def _refuse(*_: object) -> None:
     raise StoreFailed("no")
 
 
-@pytest.mark.parametrize("step", [(sqlite_file.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts")])
+@pytest.mark.parametrize(
+    "step", [(sqlite_file.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts"), (Index, "open")]
+)
 def test_a_start_that_fails_at_any_step_leaves_what_the_log_of_a_killed_store_has(
     path: Path, step: tuple[type, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,16 +383,60 @@ def test_an_index_that_lacks_a_file_after_a_kill_is_made_anew(path: Path, name: 
 
 
 @pytest.mark.usefixtures("larger")
-def test_an_index_that_cannot_be_removed_is_not_taken_for_an_empty_one(path: Path) -> None:
+def test_an_index_that_cannot_be_removed_is_not_taken_for_an_empty_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = lived(path)
     store.close()
-    folder = path.with_name("queue.db.index")
-    elsewhere = folder.rename(path.with_name("elsewhere"))
-    folder.symlink_to(elsewhere)
-    half(folder / "slots")
+    half(path.with_name("queue.db.index") / "slots")
+    monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=PermissionError(errno.EPERM, "not permitted", "queue.db.index")))
 
     with pytest.raises(StoreFailed, match="index"):
         store.open()
+
+
+def a_link(folder: Path) -> None:
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(elsewhere)
+
+
+def a_dead_link(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"not ours")
+
+
+def a_pipe(folder: Path) -> None:
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+
+
+@pytest.mark.usefixtures("larger")
+@pytest.mark.parametrize("replaced", [a_link, a_dead_link, a_file, a_pipe])
+def test_what_has_the_place_of_the_index_and_is_no_folder_makes_way_for_a_new_one(
+    path: Path, replaced: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, script = lived(path)
+    store.close()
+    folder = path.with_name("queue.db.index")
+    replaced(folder)
+    elsewhere = folder.with_name("elsewhere")
+    before = {each.name: each.read_bytes() for each in elsewhere.iterdir()} if elsewhere.exists() else None
+
+    store.open()
+
+    assert [record.message for record in caplog.records if "is no folder of its own" in record.message] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert folder.is_dir()
+    assert not folder.is_symlink()
+    assert script.seen(store) == script.seen(script.reference)
+    store.close()
+    assert before == ({each.name: each.read_bytes() for each in elsewhere.iterdir()} if elsewhere.exists() else None)
+    store.open()
+    assert caplog.messages[1:] == []
+    store.close()
 
 
 def test_the_index_of_another_store_is_made_anew(path: Path, tmp_path: Path) -> None:

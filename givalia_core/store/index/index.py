@@ -89,6 +89,9 @@ class Index:
             OSError: There is no room, or what is there cannot be removed.
         """
         self.ahead = 0
+        if self._is_no_folder:
+            self.strangeness = f"{DAMAGED}: {self._folder.name} is no folder of its own"
+            return None
         try:
             was_there = self._open_files(boot)
             self.strangeness = self._strangeness(epoch, commit, boot, name) if was_there else "it was not there"
@@ -109,11 +112,16 @@ class Index:
             OSError: There is no room, or what is there cannot be removed.
         """
         self.close(sync=False)
-        if self._folder.is_dir():
+        if self._is_no_folder:
+            self._folder.unlink()  # Through a link nothing is removed: what it leads to is somebody else's.
+        elif self._folder.exists():
             shutil.rmtree(self._folder)
-        else:  # Somebody removed it, or left a file in its place.
-            self._folder.unlink(missing_ok=True)
         self._open_files(boot)
+
+    @property
+    def _is_no_folder(self) -> bool:
+        """Whether something else, or a link, has the name of the folder."""
+        return self._folder.is_symlink() or (self._folder.exists() and not self._folder.is_dir())
 
     @property
     def name(self) -> int:
