@@ -21,7 +21,8 @@ from givalia_core.errors import BadRequest, NotFound, StoreFailed, StoreFull, St
 from givalia_core.store import Memory, moving
 from givalia_core.store.base import Opened, Store
 from givalia_core.store.export_stream import Footer, Reader
-from givalia_core.store.sqlite_file import FULL_ERRNOS, sync
+from givalia_core.store.index.words import FULL_ERRNOS
+from givalia_core.store.sqlite_file import sync
 
 
 def export(store: Store, given: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ from givalia_core.store.index.index import DAMAGED, Index, Sealed
 from givalia_core.store.index.lanes import Lane
 from givalia_core.store.index.scrub import Scrub
 from givalia_core.store.index.slots import AT, Place
-from givalia_core.store.index.words import Damaged
+from givalia_core.store.index.words import FULL_ERRNOS, Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
 from givalia_core.store.sqlite_reads import Reads, Unfiled, ours
@@ -355,7 +355,7 @@ class SQLite(Reads):
                 log.warning("the index of %s is rebuilt at the next start: %s", self.path, error)
                 is_whole = False
             except OSError as error:
-                if error.errno not in sqlite_file.FULL_ERRNOS:
+                if error.errno not in FULL_ERRNOS:
                     raise
                 is_whole = False
         self._index.close(sync=is_whole)

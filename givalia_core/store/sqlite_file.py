@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
-from givalia_core.store.index.words import allocate
+from givalia_core.store.index.words import FULL_ERRNOS, allocate
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 3  # In the header too, as user_version: the first thing checked.
 READABLE: Final = 2  # The least that this version reads. The first start makes it `FORMAT`: an earlier version then refuses it.
 BALLAST_BYTES: Final = 16 << 20
-FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})

@@ -23,7 +23,7 @@ from givalia_core.errors import StoreFailed, StoreFull
 from givalia_core.model import RUNNING, WAITING, Answered, Job
 from givalia_core.store import memory, sqlite_reads, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Route, Span, Store, Wanted, by_module
-from givalia_core.store.index import index, names, runs, slots
+from givalia_core.store.index import index, names, runs, slots, words
 from givalia_core.store.memory import Memory
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, job_id, request_id, waiting
@@ -635,3 +635,35 @@ def test_the_table_of_names_is_as_small_as_a_new_one_when_its_names_are_gone_lit
     assert (tmp_path / "names").stat().st_size < 2 * new
     table.close()
     there.close()
+
+
+@pytest.mark.usefixtures("larger")
+def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
+    store: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [waiting(seq, key=f"k{seq}", module=f"N{seq}") for seq in range(1, 1_001)]
+    store.commit(inserts(jobs), MARK)
+    store.commit([ended(job, forget_in_us=-1) for job in jobs], MARK)
+    while store.commit([], MARK, KEEP_ALL).forgotten or store._sweeper.has_work:
+        store.tidy()
+    real = os.open
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def without_new_files(name: Any, *rest: Any) -> int:
+        return full() or real(name, *rest) if str(name).endswith(".making") else real(name, *rest)
+
+    monkeypatch.setattr(store._scrub, "step", store._scrub.finish)
+    with monkeypatch.context() as patched:
+        patched.setattr(words, "allocate", full)
+        patched.setattr(os, "open", without_new_files)
+        patched.setattr(names.Names, "_room", full)
+        for _ in range(4):
+            store.tidy()
+
+    assert list(store._index.routes) == []
+    store.commit(inserts(waiting(seq, module=f"N{seq}") for seq in range(2_000, 2_100)), MARK)
+    assert len(store._index.routes) == 100
+    store.tidy()
+    assert store.check() == []

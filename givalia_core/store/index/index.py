@@ -330,7 +330,9 @@ class Index:
                 if not self.targets[module]:
                     del self.targets[module]
         self._lane_of.clear()
-        self._write_header()
+        if not self.lanes.unused:
+            self.lanes.rewrite_keys()
+            self._write_header()
 
     def ended_lanes(self, states: Iterable[JobState]) -> list[Lane]:
         """Return the lanes of jobs that ended so and are to be forgotten one day."""

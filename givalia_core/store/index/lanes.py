@@ -152,9 +152,15 @@ class Lanes:
         for lane in freed:
             self._set(lane.number, None)
             self._numbers.append(lane.number)
-        if freed and not self.unused:
-            self.keys.rewrite((lane.number, lane.key) for lane in self.by_number if lane is not None)
         return freed
+
+    def rewrite_keys(self) -> None:
+        """Leave the names of lanes that were freed out of the file.
+
+        Raises:
+            OSError: There is no room; they stay in it.
+        """
+        self.keys.rewrite((lane.number, lane.key) for lane in self.by_number if lane is not None)
 
     # Filing.
 

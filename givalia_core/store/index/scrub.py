@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from givalia_core.clock import SystemClock
 from givalia_core.store.index.index import Index
 from givalia_core.store.index.names import SHARDS
+from givalia_core.store.index.words import FULL_ERRNOS
 
 SHARE: Final = 0.01  # Of the time that passes.
 _LEAST_S: Final = 0.000_3
@@ -76,7 +77,15 @@ class Scrub:
             pass
 
     def _look(self) -> bool:
-        """Look at the next part; returns whether the round has ended."""
+        """Look at the next part; returns whether the round has ended. On a full disk the part stays as it is."""
+        try:
+            return self._look_at_next()
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS:
+                raise
+            return False
+
+    def _look_at_next(self) -> bool:
         index, place = self._index, self._place
         if index.lanes.unused:
             index.free_lanes()

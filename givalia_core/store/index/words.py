@@ -13,6 +13,7 @@ from typing import Final
 _WORD: Final = 8
 _LEAST: Final = 8_192  # Words a file grows by, so that it seldom does.
 _BLOCK: Final = 4_096
+FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _WITHOUT_FALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
