@@ -61,6 +61,8 @@ def _live(seed: int, folder: Path, chance: random.Random) -> None:
         step = script.step()
         assert step.do(store) == step.do(script.reference), (seed, number)
         store.tidy()
+        if chance.random() < 0.1:
+            store._scrub.finish()
         if chance.random() < 0.15:
             how = chance.choice(("close", "kill", "power cut"))
             if how == "close":
@@ -667,3 +669,28 @@ def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
     assert len(store._index.routes) == 100
     store.tidy()
     assert store.check() == []
+
+
+@pytest.mark.usefixtures("larger")
+@pytest.mark.parametrize("left", [0, 20, 400])
+def test_runs_whose_entries_are_past_are_laid_together(store: SQLite, path: Path, left: int) -> None:
+    runs_of, file = store._index.lanes.runs, path.with_name("queue.db.index") / "runs"
+    jobs = [waiting(seq, due_at_us=seq * 7 % 1_000, expires_at_us=10**15 if seq % 2 else None) for seq in range(1, 6_001)]
+    for first in range(0, 6_000, 500):
+        store.commit(inserts(jobs[first : first + 500]), MARK)
+    store.commit([ended(job, forget_in_us=-1) for job in jobs[: 6_000 - left]], MARK)
+    while store.commit([], MARK, KEEP_ALL).forgotten or store._sweeper.has_work:
+        store.tidy()
+    many, large = len(runs_of), file.stat().st_size
+
+    for _ in range(4):
+        store._scrub.finish()
+
+    assert len(runs_of) <= 3 + left // 64 < many / 4
+    assert file.stat().st_size < large / 2
+    assert store.check() == []
+    store._let_go()  # As a kill does.
+    store.open()
+    assert not store._index.strangeness
+    assert store.check() == []
+    assert store.counts() == ({("Mail", WAITING): left} if left else {})

@@ -23,7 +23,7 @@ from givalia_core.store.index.chains import LAST, Chains, GetJobs
 from givalia_core.store.index.keys import LaneKey
 from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
 from givalia_core.store.index.names import Names
-from givalia_core.store.index.runs import Entry
+from givalia_core.store.index.runs import Entry, Run
 from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
 from givalia_core.store.index.words import NO_FILE, Damaged
 
@@ -333,6 +333,18 @@ class Index:
         if not self.lanes.unused:
             self.lanes.rewrite_keys()
             self._write_header()
+
+    def thin_out(self, run: Run) -> int:
+        """Drop a run, lay it together with another one or move it, if that makes the file smaller; returns how many are gone.
+
+        Raises:
+            Damaged: A run is not what was written.
+            OSError: There is no room; all is as before.
+        """
+        gone = self.lanes.thin_out(run)
+        if gone:
+            self._write_header()  # Before another list is written: one that the header does not know of may be behind it.
+        return gone
 
     def ended_lanes(self, states: Iterable[JobState]) -> list[Lane]:
         """Return the lanes of jobs that ended so and are to be forgotten one day."""

@@ -66,6 +66,7 @@ class Lanes:
         self.loose = 0  # Entries that are not sealed.
         self.round = 1
         self.unused: list[Lane] = []  # Lanes to be freed.
+        self._thin: Run | None = None  # A run that is mostly past, to be laid together with the next one.
         self._slots = slots
         self._with_loose: dict[int, Lane] = {}
         self._numbers: list[int] = []  # Of lanes that were freed.
@@ -331,7 +332,7 @@ class Lanes:
             columns[0].extend([number] * len(counting))
             for column, values in zip(columns[1:], zip(*sorted(counting), strict=True), strict=bool(counting)):
                 column.extend(values)
-        self.runs.seal(columns, old, sealed_at, sealed_seq)
+        self.runs.seal(columns, () if old is None else (old,), sealed_at, sealed_seq)
         for lane in self._with_loose.values():
             lane.loose = []
             lane.used_in = self.round
@@ -344,6 +345,44 @@ class Lanes:
         looked_at = sum(len(entries) for _, entries in self.runs.entries(run, _SAMPLE))
         counting = sum(1 for lane, entries in self._of_run(run, _SAMPLE) for _ in self._counting(lane, entries))
         return run if 2 * counting < looked_at else None
+
+    def thin_out(self, run: Run) -> int:
+        """Drop a run of which nothing counts, lay two together that are mostly past, or move one to the front of the file.
+
+        Returns:
+            How many runs are gone. What counts in them is in a new one, the last of all.
+
+        Raises:
+            Damaged: A run is not what was written.
+            OSError: There is no room; all is as before.
+        """
+        sampled = self.runs.rows(run, _SAMPLE)
+        is_thin, is_far_back = 2 * len(self._counting_rows(sampled)) < len(sampled), self.runs.is_far_back(run)
+        if not (is_thin or is_far_back):
+            return 0
+        other = self._thin if is_thin and self._thin != run and self._thin in self.runs else None
+        old = (run,) if other is None else (other, run)
+        rows = sorted({row for each in old for row in self._counting_rows(self.runs.rows(each))})
+        if (rows and other is None and not is_far_back) or not self.runs.fit(len(rows)):
+            self._thin = run
+            return 0
+        self._thin = None
+        columns = [array("q", column) for column in zip(*rows, strict=True)] or [array("q")] * 4
+        self.runs.seal(columns, old, self.runs.sealed_at, self.runs.sealed_seq)
+        return len(old)
+
+    def _counting_rows(self, rows: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+        """Return the entries of a run that count, with their lanes in front."""
+        at, end = self._slots.at, self._slots.end
+        rows = [row for row in rows if row[3] < end]
+        self._slots.ensure(row[3] for row in rows)
+        expiring = {lane.number for on_wall in (False, True) if (lane := self.by_key.get(("expires", on_wall))) is not None}
+        return [
+            row
+            for row in rows
+            if at[(slot := row[3]) + SEQ] == row[2]
+            and ((at[slot + LANE] == row[0] and at[slot + WHEN] == row[1]) or (row[0] in expiring and self._is_waiting(slot)))
+        ]
 
     def _of_run(self, run: Run, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
         """Yield the lanes of a run with their entries, or with one of this many; some may count no longer."""

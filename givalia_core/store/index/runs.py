@@ -13,7 +13,7 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -66,6 +66,9 @@ class Runs:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __contains__(self, run: object) -> bool:
+        return run in self._runs
+
     def _read_list(self, generation: int) -> None:
         lists = [read for name in _LISTS if (read := _read(self._folder / name)) is not None]
         if not lists and not generation:
@@ -116,6 +119,17 @@ class Runs:
             yield numbers[low], list(zip(whens[some], seqs[some], slots[some], strict=True))
             low = high
 
+    def rows(self, run: Run, step: int = 1) -> list[tuple[int, int, int, int]]:
+        """Return the entries of a run with their lanes in front, or one of this many.
+
+        Raises:
+            Damaged: The run is not what was written.
+        """
+        if run.place in self._unverified:
+            self.verify(run)
+        firsts = (run.place, *_columns(run.place))
+        return list(zip(*(self._words.at[first : first + run.size : step].tolist() for first in firsts), strict=True))
+
     def verify(self, run: Run) -> None:
         """Compare a run with its checksum.
 
@@ -144,6 +158,15 @@ class Runs:
         """Return the runs."""
         return list(self._runs)
 
+    def is_far_back(self, run: Run) -> bool:
+        """Return whether a run lies in the second half of the file, and could lie further in front."""
+        return run.place * 2 > len(self._words) and min(self._free, default=run.place) < run.place
+
+    @staticmethod
+    def fit(count: int) -> bool:
+        """Return whether so many entries fit into one run."""
+        return count <= RUN_ENTRIES
+
     # Writing.
 
     def oldest(self) -> Run:
@@ -151,12 +174,12 @@ class Runs:
         self._turn += 1
         return self._runs[self._turn % len(self._runs)]
 
-    def seal(self, columns: Sequence[array[int]], without: Run | None, sealed_at: int, sealed_seq: int) -> None:
-        """Write new runs and a list with them, in which one run may be left out; it goes up to these records.
+    def seal(self, columns: Sequence[array[int]], without: Collection[Run], sealed_at: int, sealed_seq: int) -> None:
+        """Write new runs and a list with them, in which some runs may be left out; it goes up to these records.
 
         Args:
             columns: The lanes, whens, seqs and slots of the entries, in order.
-            without: A run whose entries are among the new ones.
+            without: Runs whose entries are among the new ones, as far as they count.
             sealed_at: The last change that the runs know of.
             sealed_seq: The last seq.
 
@@ -169,15 +192,14 @@ class Runs:
         while len(self._free) < len(parts):
             self._grow()
         written = [self._write(part) for part in parts]
-        runs = [run for run in self._runs if run != without] + written
+        runs = [run for run in self._runs if run not in without] + written
         try:
             self._write_list(runs, sealed_at, sealed_seq)
         except OSError:
             self._free += [run.place for run in written]
             raise
         self._runs = deque(runs)
-        if without is not None:
-            self._free.append(without.place)
+        self._free += [run.place for run in without]
         if not self._free:
             with contextlib.suppress(OSError):  # The next one, while there is room.
                 self._grow()
@@ -189,7 +211,8 @@ class Runs:
         self._free += range(start, len(self._words) - _run_words() + 1, _run_words())
 
     def _write(self, columns: list[array[int]]) -> Run:
-        place, size, crc = self._free.pop(), len(columns[0]), 0
+        place, size, crc = min(self._free), len(columns[0]), 0
+        self._free.remove(place)
         words = self._words.at
         for first, column in zip((place, *_columns(place)), columns, strict=True):
             words[first : first + size] = memoryview(column)

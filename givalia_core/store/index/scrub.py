@@ -106,6 +106,7 @@ class Scrub:
         left = runs.all()[place - pages - SHARDS :]
         if left:
             runs.verify(left[0])
+            self._place -= index.thin_out(left[0])  # Those behind it move up.
             return False
         self._end()
         return True
