@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,7 +24,7 @@ class Past:
         self._full_changes: list[int] = []
         self._half_changes: list[int] = []
         self._ripe_jobs: list[int] = []
-        self._written: dict[int, Sequence[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
+        self._written: dict[int, array[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
         self._hints: set[int] = set()  # Rows of which something is a hint.
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class Past:
         written, start = self._written, 0
         while start < len(places):
             row, count = places[start] >> 16, places[start] & _BYTE
-            written[row] = seqs[start : start + count]
+            written[row] = array("q", seqs[start : start + count])
             start += count
             if len(written) > _WRITTEN_ROWS:
                 del written[next(iter(written))]

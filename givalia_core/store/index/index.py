@@ -331,7 +331,7 @@ class Index:
                     del self.targets[module]
         self._lane_of.clear()
         if not self.lanes.unused:
-            self.lanes.rewrite_keys()
+            self.lanes.forget_freed()
             self._write_header()
 
     def thin_out(self, run: Run) -> int:

@@ -155,12 +155,18 @@ class Lanes:
             self._numbers.append(lane.number)
         return freed
 
-    def rewrite_keys(self) -> None:
-        """Leave the names of lanes that were freed out of the file.
+    def forget_freed(self) -> None:
+        """Leave nothing behind of lanes that were freed, in memory and in the file of their names.
 
         Raises:
-            OSError: There is no room; they stay in it.
+            OSError: There is no room; the names stay in the file.
         """
+        by_number = self.by_number
+        while by_number and by_number[-1] is None:
+            del by_number[-1]
+        # Thousands of numbers that are strewn over the memory would keep all of it from being given back.
+        self._numbers = [number for number in reversed(range(len(by_number))) if by_number[number] is None]
+        self.by_key = dict(self.by_key)
         self.keys.rewrite((lane.number, lane.key) for lane in self.by_number if lane is not None)
 
     # Filing.

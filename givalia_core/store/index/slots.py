@@ -8,6 +8,7 @@ earlier time is found, after a kill too. A slot is written in one go. The words 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import xor
@@ -83,7 +84,7 @@ class Slots:
             self._words.close()
             raise
         self._take_over()
-        self._free: list[int] = []
+        self._free = array("q")  # Not a list: its numbers would be strewn over the memory and keep it from being given back.
         self._gathered = 0  # Pages before this one have their free slots in `_free`, but for those it had no room for.
         self._has_dropped = False  # Whether there were such.
         self.end = FIRST
@@ -222,7 +223,7 @@ class Slots:
 
     def _note_free(self, slots: list[int]) -> None:
         if len(self._free) + len(slots) <= _FREE_MOST:
-            self._free += slots
+            self._free.extend(slots)
         else:
             self._has_dropped = True
 
@@ -234,7 +235,7 @@ class Slots:
         if (self.end - end) * 4 < self.end or self.end - end < _CUT_LEAST:
             return False
         self.end = end
-        self._free = [slot for slot in self._free if slot < end]
+        self._free = array("q", [slot for slot in self._free if slot < end])
         page = end >> PAGE_BITS
         self._words.shrink((page + 1) << PAGE_BITS)
         self._sums.shrink(page + 1)
