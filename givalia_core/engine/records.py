@@ -22,9 +22,10 @@ class Asked(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A connection has ended."""
+    """A connection has ended; `size` says how many commands cost a turn as much: for a worker the number of its modules."""
 
     conn: int
+    size: int = 1
 
 
 Input: TypeAlias = Asked | Gone

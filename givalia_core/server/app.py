@@ -318,7 +318,8 @@ class Server:
             self._per_peer[connection.peer] -= 1
             if not self._per_peer[connection.peer]:
                 del self._per_peer[connection.peer]
-            self._submit(Gone(connection.number))
+            worker = self._engine.desk.routing.sessions.get(connection.number)
+            self._submit(Gone(connection.number, 1 if worker is None else max(len(worker.announced), 1)))
 
     def _look_after(self) -> None:
         """Once a second: end connections whose deadlines have passed, see to memory; once an hour: say what is insecure."""

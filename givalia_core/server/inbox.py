@@ -213,7 +213,7 @@ class _Turn:
 
 
 def _size(given: Input) -> int:
-    return max(len(given.messages), 1) if isinstance(given, Asked) else 1
+    return max(len(given.messages), 1) if isinstance(given, Asked) else given.size
 
 
 def _is_question(given: Input) -> bool:

@@ -183,3 +183,15 @@ def test_everything_comes_out_once_in_each_connections_order_and_turns_are_bound
     assert sorted(out, key=inputs.index) == inputs
     for conn in range(1, 6):
         assert [each for each in out if each.conn == conn] == [each for each in inputs if each.conn == conn]
+
+
+def test_workers_with_many_modules_that_leave_together_are_spread_over_turns() -> None:
+    inbox = filled(*(Gone(conn, 100) for conn in range(1, 101)), asked(999, 1))
+
+    turns = [inbox.take()]
+    while inbox:
+        turns.append(inbox.take())
+
+    assert asked(999, 1) in turns[0]
+    assert all(sum(each.size for each in turn if isinstance(each, Gone)) <= COMMANDS_PER_TURN for turn in turns)
+    assert sorted(each.conn for turn in turns for each in turn) == [*range(1, 101), 999]
