@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 import pytest
 from engine_rig import EngineRig
-from givalia_postgres import Postgres, schema, shape
+from givalia_postgres import Postgres, schema, shape, statements
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
 from shared_rig import Make, drive, rest, url_of
@@ -207,6 +207,26 @@ def test_tables_are_not_made_where_none_may_be_made(database_url: str) -> None:
     again = open_store(settings)
     assert not again.open().is_new
     again.close()
+
+
+def test_counts_of_many_modules_that_have_no_job_any_more_leave_nothing_behind(database_url: str) -> None:
+    # given
+    store = Postgres(database_url)
+    store.open()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for jobs in (1, -1):
+            connection.execute(
+                "INSERT INTO givalia.counts SELECT 'M' || number, 0, %s FROM generate_series(1, 20000) AS number", (jobs,)
+            )
+        connection.execute("INSERT INTO givalia.counts SELECT 'Hot', 0, 1 FROM generate_series(1, 20000)")
+
+        # when
+        for _ in range(80):
+            connection.execute(statements.FOLD)
+
+        # then
+        assert connection.execute("SELECT module, jobs FROM givalia.counts").fetchall() == [("Hot", 20_000)]
+    store.close()
 
 
 # Tables that somebody has changed.

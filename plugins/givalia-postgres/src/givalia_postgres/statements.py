@@ -374,11 +374,19 @@ FROM (VALUES (false), (true)) AS d(dead), LATERAL (
     ORDER BY forget_at_us, seq LIMIT 1
 ) AS f"""
 
-# Counts are added as rows of their own, so that no two transactions wait for one; now and then they are summed up.
+# Counts are added as rows of their own, so that no two transactions wait for one; now and then they are summed up: some rows as
+# they lie, and all rows of some modules, since those of one module that cancel out may lie far apart.
 FOLD: Final = """
-WITH gone AS (
-    DELETE FROM givalia.counts WHERE ctid = ANY(ARRAY(SELECT ctid FROM givalia.counts LIMIT 5000 FOR UPDATE SKIP LOCKED))
-    RETURNING module, state, jobs
+WITH chosen AS MATERIALIZED (
+    SELECT parts, floor(random() * parts)::int AS part FROM (SELECT count(*)::int / 5000 + 1 AS parts FROM givalia.counts) AS c
+), gone AS (
+    DELETE FROM givalia.counts WHERE ctid = ANY(
+        ARRAY(SELECT ctid FROM givalia.counts LIMIT 5000 FOR UPDATE SKIP LOCKED)
+        || ARRAY(
+            SELECT of_part.ctid FROM givalia.counts AS of_part, chosen WHERE abs(hashtext(module) % parts) = part LIMIT 10000
+            FOR UPDATE OF of_part SKIP LOCKED
+        )
+    ) RETURNING module, state, jobs
 )
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM gone GROUP BY module, state HAVING sum(jobs) <> 0"""
 
