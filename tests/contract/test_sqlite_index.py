@@ -694,3 +694,20 @@ def test_runs_whose_entries_are_past_are_laid_together(store: SQLite, path: Path
     assert not store._index.strangeness
     assert store.check() == []
     assert store.counts() == ({("Mail", WAITING): left} if left else {})
+
+
+@pytest.mark.parametrize("bit", range(63))
+def test_a_flipped_bit_of_a_name_is_found(tmp_path: Path, bit: int) -> None:
+    there = slots.Slots(tmp_path, Mock())
+    table = names.Names(tmp_path / "names", b"secret", there, Mock())
+    hashed = table.hash(b"a name")
+    table.add(hashed, slots.FIRST)
+    at = table._words.at
+    (place,) = (place for place in range(names._DATA, len(table._words)) if at[place])
+
+    at[place] ^= 1 << bit
+
+    with pytest.raises(words.Damaged):
+        table.verify(hashed >> 54)
+    table.close()
+    there.close()

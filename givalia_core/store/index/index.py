@@ -27,7 +27,7 @@ from givalia_core.store.index.runs import Entry, Run
 from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
 from givalia_core.store.index.words import NO_FILE, Damaged
 
-INDEX_FORMAT: Final = 3
+INDEX_FORMAT: Final = 4
 FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
 RUNNING_LANE: Final[LaneKey] = ("running",)
 _FILES: Final = ("slots", "sums", "names", "lanes.keys", "runs")
