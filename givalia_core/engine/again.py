@@ -57,15 +57,31 @@ class Again:
         Of such a frame the commands that did come to something keep their answers. A frame of which nothing is left but what
         is held (the holds by seq) waits alone.
         """
-        lost: dict[int, set[int]] = {}
+        self.inputs = []
+        stored: dict[Name, dict[int, Item]] = {}
+        self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
         if refused:
-            for seq, (place, number) in batch.touched:
-                if seq in refused and place >= 0:
-                    lost.setdefault(place, set()).add(number)
+            self._take_back(inputs, batch, refused, held, stored)
+        self.aside.settle(inputs, stored)
+        self._stored = stored
+        self._unsure.clear()
+        self.is_stuck = False
+        return set(stored)
+
+    def _take_back(
+        self,
+        inputs: Sequence[Input],
+        batch: Batch,
+        refused: set[int],
+        held: Mapping[int, Hold],
+        stored: dict[Name, dict[int, Item]],
+    ) -> None:
+        lost: dict[int, set[int]] = {}
+        for seq, (place, number) in batch.touched:
+            if seq in refused and place >= 0:
+                lost.setdefault(place, set()).add(number)
         answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
         gone = {given.conn for given in inputs if isinstance(given, Gone)} if lost else set()
-        stored: dict[Name, dict[int, Item]] = {}
-        self.inputs = []
         for place in sorted(lost):
             given = inputs[place]
             if not isinstance(given, Asked):
@@ -86,12 +102,6 @@ class Again:
                     self.inputs.append(given)
                 elif given.conn not in gone:
                     self.aside.put(Waiting(given, holds, answered), batch.now, is_unsure=name in self._unsure)
-        self.aside.settle(inputs, stored)
-        self._stored = stored
-        self._unsure.clear()
-        self.is_stuck = False
-        self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
-        return set(stored)
 
     def take_up(self, freed: frozenset[str], now: Now) -> list[Input]:
         """Bring back the frames whose holds may be over; the answers of each that stand are known again."""

@@ -111,8 +111,9 @@ class Aside:
 
     def overdue(self, now: Now) -> list[Reply]:
         """Take out the frames that have waited for long enough, with their answers: those that stand, `Busy` for the rest."""
-        if self._holds:
-            self._holds = {name: each for name, each in self._holds.items() if now.mono_us - each[1] < KNOWN_US}
+        if not (self._holds or self._waiting):
+            return []
+        self._holds = {name: each for name, each in self._holds.items() if now.mono_us - each[1] < KNOWN_US}
         late = [name for name in self._waiting if self._until_us[name] <= now.mono_us]
         return [self._answered(name) for name in late]
 

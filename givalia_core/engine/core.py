@@ -24,7 +24,7 @@ from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, 
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item, refusal
-from givalia_core.store.base import Change, Commit, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
+from givalia_core.store.base import Change, Commit, Hold, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
 from givalia_core.takers import Session
 
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after,
@@ -344,18 +344,14 @@ class Engine:
             keeping: What a shared store did not keep of the answers that changed nothing.
         """
         batch = plan.batch
-        lost = [plan.changes[place].job for place in commit.refused if place not in commit.held]
-        held = {plan.changes[place].job.seq: hold for place, hold in commit.held.items()}
-        refused = {job.seq for job in lost} | held.keys()
         self._must_mark = False
         self._watched = None
-        self._also_keys = self._also_keys | {job.key for job in lost if job.key is not None} if lost else frozenset()
-        if lost:
-            self.desk.routing.forget_windows()
-            self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
-        self.desk.aside.meet(held.values(), self._now)
-        for place in commit.held:
-            self._unoffer(*plan.changes[place])
+        held: dict[int, Hold] = {}
+        refused: set[int] = set()
+        if commit.refused:
+            held, refused = self._note_refused(plan, commit)
+        else:
+            self._also_keys = frozenset()
         self._forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
         if keeping.decided:
             refused |= {batch.unchanged[request].number for request in keeping.decided}
@@ -381,6 +377,19 @@ class Engine:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
         return effects
+
+    def _note_refused(self, plan: Plan, commit: Commit) -> tuple[dict[int, Hold], set[int]]:
+        """Drop what was believed of refused changes; return the holds of those that are held, and the seqs of all."""
+        lost = [plan.changes[place].job for place in commit.refused if place not in commit.held]
+        held = {plan.changes[place].job.seq: hold for place, hold in commit.held.items()}
+        self._also_keys = self._also_keys | {job.key for job in lost if job.key is not None} if lost else frozenset()
+        if lost:
+            self.desk.routing.forget_windows()
+            self.desk.suspects.update(job.id for job in lost if job.id in self.desk.leases)
+        self.desk.aside.meet(held.values(), self._now)
+        for place in commit.held:
+            self._unoffer(*plan.changes[place])
+        return held, {job.seq for job in lost} | held.keys()
 
     def _unoffer(self, was: Job | None, job: Job) -> None:
         """A change was held: as far as anybody knows, the job waits where it did before, or is not there."""

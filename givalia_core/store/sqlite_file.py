@@ -306,6 +306,10 @@ _WITHOUT_STATX: Final = frozenset({errno.ENOSYS, errno.EPERM})  # Of an old kern
 _statx: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if sys.platform == "linux" else None
 
 
+_FOUND: Final = _Identity()  # Made once: this is asked twice before each sync, and nothing gives way in between.
+_AT_FOUND: Final = ctypes.byref(_FOUND)
+
+
 def identity(name: bytes) -> tuple[int, ...]:
     """Return what tells a file from every other one.
 
@@ -316,9 +320,8 @@ def identity(name: bytes) -> tuple[int, ...]:
         OSError: There is no such file, or it cannot be looked at.
     """
     if _statx is not None:
-        found = _Identity()
-        if _statx(_AT_FDCWD, name, 0, _STATX_INO, ctypes.byref(found)) == 0:
-            return found.inode, found.major, found.minor
+        if _statx(_AT_FDCWD, name, 0, _STATX_INO, _AT_FOUND) == 0:
+            return _FOUND.inode, _FOUND.major, _FOUND.minor
         number = ctypes.get_errno()
         if number not in _WITHOUT_STATX:
             raise OSError(number, os.strerror(number), name)
