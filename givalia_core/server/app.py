@@ -56,6 +56,8 @@ GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
 SLOW_TURN_US: Final = SECOND_US
+QUIET_US: Final = 5_000
+QUIET_LOOKS: Final = 20
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 
@@ -334,11 +336,22 @@ class Server:
                     connection.close()
             self._make_room()
             self._see_to_memory()
+            self._let_store_rest()
             if self._outage.is_stuck(now_us):
                 self._put_off(self._inbox.take_out(outage.PUT_OFF))
             if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
                 said_us = now_us
                 self._say_insecure()
+
+    def _let_store_rest(self) -> None:
+        """Let the store look after itself when no job is on its way; if there always is one, after a tenth of a second."""
+        rest = getattr(self._store, "rest", None)  # A store of somebody else may be older than this.
+        for _ in range(QUIET_LOOKS if rest is not None else 0):
+            if not self._inbox and self._clock.read().mono_us - self._round_us >= QUIET_US:
+                break
+            gevent.sleep(QUIET_US / SECOND_US)
+        if rest is not None and not self._is_stopping:
+            rest()
 
     def _see_to_memory(self) -> None:
         used_mib = resident_mib()

@@ -347,6 +347,9 @@ class Store(Protocol):
     def tidy(self) -> None:
         """Housekeeping the store wants, called when the answers of a commit are out; short."""
 
+    def rest(self) -> None:
+        """Housekeeping for a moment in which nobody waits, called about once a second; some milliseconds."""
+
     def check(self) -> list[str]:
         """Read everything and say what is wrong, one sentence each; empty means sound. Slow: for tools and tests."""
 

@@ -262,6 +262,9 @@ class Memory:
     def has_room(self) -> bool:
         return True
 
+    def rest(self) -> None:
+        """Nothing to do."""
+
     def tidy(self) -> None:
         """Nothing to tidy."""
 

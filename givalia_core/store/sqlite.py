@@ -576,6 +576,10 @@ class SQLite(Reads):
             # The log keeps what could not be copied back; the reserve makes room to go on settling.
             self._room.note_full()
 
+    @ours
+    def rest(self) -> None:
+        self._mending(lambda: self._scrub.step(is_quiet=True))
+
     def _sweep(self) -> None:
         if self._sweeper.has_work:
             with _Transaction(self):
@@ -585,7 +589,7 @@ class SQLite(Reads):
             for slot, _ in swept.jobs:
                 self._let_go_of(slot)
         self._sweeper.look()
-        self._scrub.step()
+        self._scrub.step(is_quiet=False)
 
     def _vacuum(self) -> None:
         (free,) = self._one("PRAGMA freelist_count")

@@ -656,7 +656,7 @@ def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
     def without_new_files(name: Any, *rest: Any) -> int:
         return full() or real(name, *rest) if str(name).endswith(".making") else real(name, *rest)
 
-    monkeypatch.setattr(store._scrub, "step", store._scrub.finish)
+    monkeypatch.setattr(store._scrub, "step", lambda **_: store._scrub.finish())
     with monkeypatch.context() as patched:
         patched.setattr(words, "allocate", full)
         patched.setattr(os, "open", without_new_files)
@@ -711,3 +711,29 @@ def test_a_flipped_bit_of_a_name_is_found(tmp_path: Path, bit: int) -> None:
         table.verify(hashed >> 54)
     table.close()
     there.close()
+
+
+# The scrub.
+
+
+def test_the_scrub_waits_for_a_moment_of_quiet_and_for_some_seconds_at_most(
+    store: SQLite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went_on = Mock()
+    monkeypatch.setattr(store._scrub, "go_on", went_on)
+    scrub = store._scrub
+    scrub._rest_until, scrub._owed_s = 0.0, 0.0
+
+    for _ in range(3):
+        scrub._last -= 1.0
+        store.tidy()
+    assert not went_on.called
+
+    store.rest()
+    (seconds,) = went_on.call_args.args
+    assert seconds <= 0.005
+
+    for _ in range(2):
+        scrub._last -= 1.0
+        store.tidy()
+    assert went_on.call_count == 2

@@ -14,9 +14,10 @@ from givalia_core.store.index.index import Index
 from givalia_core.store.index.names import SHARDS
 from givalia_core.store.index.words import FULL_ERRNOS
 
-SHARE: Final = 0.01  # Of the time that passes.
+SHARE: Final = 0.005  # Of the time that passes.
 _LEAST_S: Final = 0.000_3
-_MOST_S: Final = 0.010
+_MOST_S: Final = 0.005  # At once: a command that comes meanwhile waits.
+_OVERDUE_S: Final = 0.020
 PAUSE_S: Final = 5.0  # Between two rounds.
 _PAGES_AT_ONCE: Final = 8
 
@@ -41,19 +42,20 @@ class Scrub:
         self.last: Round | None = None
         self.number = 1
 
-    def step(self, least_s: float = _LEAST_S) -> None:
-        """Go on for the share of the time that passed since the last step, if that is long enough to be worth it.
+    def step(self, *, is_quiet: bool) -> None:
+        """Go on for a share of the time that has passed; while there is work only when that has not been done for seconds.
 
         Raises:
             Damaged: Something is not what was written.
         """
         now = time.monotonic()
-        self._owed_s = min(self._owed_s + (now - self._last) * SHARE, _MOST_S)
+        self._owed_s = min(self._owed_s + (now - self._last) * SHARE, _OVERDUE_S)
         self._last = now
-        if self._owed_s < least_s or now < self._rest_until:
+        if self._owed_s < (_LEAST_S if is_quiet else _OVERDUE_S) or now < self._rest_until:
             return
-        self.go_on(self._owed_s)
-        self._owed_s = 0.0
+        seconds = min(self._owed_s, _MOST_S)
+        self._owed_s -= seconds
+        self.go_on(seconds)
 
     def go_on(self, seconds: float) -> None:
         """Go on for about this long, or to the end of the round.

@@ -304,6 +304,9 @@ class Postgres(Reads):
 
     # Housekeeping.
 
+    def rest(self) -> None:
+        """Nothing to do: the database has its own housekeeping."""
+
     def tidy(self) -> None:
         """Let go of what was held and not lent, and say what the others should hear; now and then sum up the counts."""
         statements: list[Statement] = []
