@@ -208,6 +208,11 @@ class Batch:
 
     # Finding: every job is seen as this batch has left it.
 
+    def is_unheard(self, request: bytes) -> bool:
+        """Return whether no job is known that this request has made or changed; asked for each new job."""
+        found = self.facts.found
+        return not (request in self._ids or request in self._requests or request in found.ids or request in found.requests)
+
     def by_id(self, job_id: bytes) -> Job | None:
         seq = self._ids.get(job_id)
         return self._told(self.jobs[seq]) if seq is not None else self._fresh(self.facts.found.ids.get(job_id))

@@ -414,11 +414,15 @@ class SQLite(Reads):
         (jobs, bases, updates, places, lanes), self._unfiled = self._unfiled, None
         try:
             self._sweeper.past.wrote(places, [update.was.seq for update in updates])
+            index, hashes = self._index, self._hashes
             for job, base, lane in zip(jobs, bases, lanes[: len(jobs)], strict=True):
-                self._insert(job, base, lane)
+                key = job.key
+                slot = index.insert(job, base, hashes.get(job.id), None if key is None else hashes.get(key), lane)
+                self._keep(slot, job)
+                self._slot_of[job.seq] = slot
             for update, place, lane in zip(updates, places, lanes[len(jobs) :], strict=True):
-                self._change(update, place, lane)
-            self._index.conclude(self._commits, self._last_number, self._last_seq)
+                self._change(index, update, place, lane)
+            index.conclude(self._commits, self._last_number, self._last_seq)
         except (Damaged, IndexError) as error:
             self._mend(error)  # From the records, which have this commit.
         self._absent.clear()
@@ -483,26 +487,20 @@ class SQLite(Reads):
         self._index.conclude(self._commits, self._last_number, self._last_seq)
         return len(forgotten)
 
-    def _insert(self, job: Job, base: int, lane: Lane) -> None:
-        hashes, key = self._hashes, job.key
-        slot = self._index.insert(job, base, hashes.get(job.id), None if key is None else hashes.get(key), lane)
-        self._keep(slot, job)
-        self._slot_of[job.seq] = slot
-
-    def _change(self, update: Update, place: int, lane: Lane) -> None:
+    def _change(self, index: Index, update: Update, place: int, lane: Lane) -> None:
         slot, was, job = update
-        if before := self._index.slots.at[slot + AT]:
+        if before := index.slots.at[slot + AT]:
             self._sweeper.change(before, job.seq)
-        self._index.change(slot, was, job, place, lane)
+        index.change(slot, was, job, place, lane)
         self._keep(slot, job)
         if job.state in ENDED:
             self._slot_of.pop(job.seq, None)
 
     def _find_slot(self, was: Job) -> int | None:
-        slot = self._slot_of.get(was.seq)
-        if slot is not None and self._index.slots.at[slot] == was.seq and self._index.is_there(slot):
+        slot, index = self._slot_of.get(was.seq), self._index
+        if slot is not None and index.slots.at[slot] == was.seq and index.is_there(slot):
             return slot
-        return self._index.slot_of(was, self._hashes.get(was.id))
+        return index.slot_of(was, self._hashes.get(was.id))
 
     @ours
     def raise_numbers(self, seq: int, fence: int) -> None:
