@@ -32,6 +32,7 @@ from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
+from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
@@ -56,6 +57,8 @@ GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
 SLOW_TURN_US: Final = SECOND_US
+TRIM_US: Final = 60 * SECOND_US
+TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
 QUIET_US: Final = 5_000
 QUIET_LOOKS: Final = 20
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
@@ -102,6 +105,7 @@ class Server:
         self._was_stop_asked = False
         self._is_stopping = False
         self._round_us = 0
+        self._trimmed_us = self._trimmed_mib = 0  # When memory was given back last, and how much was left.
         self._greenlets: list[gevent.Greenlet[..., None]] = []
         self._listeners: list[StreamServer] = []
         self.client_port = 0
@@ -355,6 +359,12 @@ class Server:
 
     def _see_to_memory(self) -> None:
         used_mib = resident_mib()
+        now_us = self._round_us
+        if used_mib > self._trimmed_mib + TRIM_MIB and now_us - self._trimmed_us >= TRIM_US and not self._inbox:
+            give_back_memory()
+            used_mib = self._trimmed_mib = resident_mib()
+            self._trimmed_us = now_us
+        self._trimmed_mib = min(self._trimmed_mib, used_mib)
         if used_mib > self.settings.memory_max:
             self._engine.desk.busy = f"the server uses {used_mib} MiB of memory, more than it may"
         elif self._engine.desk.busy.endswith("than it may"):

@@ -44,6 +44,22 @@ def ask(server: Server, verb: str, *args: Any, **kwargs: Any) -> Any:
         return future.result()
 
 
+def test_freed_memory_is_given_back_when_there_is_much_of_it_and_once_a_minute(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    used = iter((100, 50, 60, 90, 40, 300))  # MiB, as they are asked for.
+    monkeypatch.setattr(app, "resident_mib", lambda: next(used))
+    monkeypatch.setattr(app, "give_back_memory", lambda: given_back.append(server._round_us))
+    server._trimmed_us = server._trimmed_mib = 0
+
+    for now_us in (app.TRIM_US, 2 * app.TRIM_US, 3 * app.TRIM_US, 4 * app.TRIM_US - 1):
+        server._round_us = now_us
+        server._see_to_memory()
+
+    assert given_back == [app.TRIM_US, 3 * app.TRIM_US]
+
+
 def test_the_server_answers_that_it_is_busy_while_it_uses_too_much_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
