@@ -50,7 +50,7 @@ class Routing:
         self._moves = Moves()
         self._moved_at = 0  # The place in the moves up to which parked windows know of them.
         self._numbers = count(0, 2)
-        self._changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
+        self.changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
         self.stirring: dict[Route, Window] = {}  # Windows with jobs that may be lent now.
         self._parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
         self._spent: dict[Route, Window] = {}  # Windows that must be read.
@@ -150,12 +150,12 @@ class Routing:
     def _renew(self, route: Route) -> Window:
         """Give the route a window of which nothing is known yet."""
         self._drop(route)
-        window = self.windows[route] = Window(route, self._near_limit, self._changed)
+        window = self.windows[route] = Window(route, self._near_limit, self.changed)
         window.note()
         return window
 
     def _drop(self, route: Route) -> None:
-        for windows in (self._changed, self.stirring, self._parked, self._spent):
+        for windows in (self.changed, self.stirring, self._parked, self._spent):
             windows.pop(route, None)
 
     def _close(self, route: Route) -> None:
@@ -223,7 +223,8 @@ class Routing:
 
     def tick(self, now: Now) -> list[Span]:
         """Let timers fall due; return what must be read to know which come next."""
-        self.sort()
+        if self.changed:
+            self.sort()
         while self._dues and self._dues[0][0] <= now.timer_us:
             due_us, _, window = heappop(self._dues)
             if self._is_armed(window, due_us):
@@ -233,15 +234,15 @@ class Routing:
         for window in list(self.stirring.values()):
             if window.fresh:
                 window.tick(now.timer_us)
-        self.unpark_moved()
-        self.sort()
+        if self._parked:
+            self.unpark_moved()
+        if self.changed:
+            self.sort()
         return [span for window in self._spent.values() for span in window.spans()]
 
     def sort(self) -> None:
-        """See what has become of the windows that have changed."""
-        if not self._changed:
-            return
-        for route, window in self._changed.items():
+        """See what has become of the windows that have changed; only worth a call if there are `changed` ones."""
+        for route, window in self.changed.items():
             window.is_noted = False
             if window.timers.is_spent:
                 self._spent[route] = window
@@ -251,7 +252,7 @@ class Routing:
                 self._parked.pop(route, None)
                 self.stirring[route] = window
             self._arm(window)
-        self._changed.clear()
+        self.changed.clear()
 
     def _arm(self, window: Window) -> None:
         due_us = window.next_due_us()
@@ -337,12 +338,14 @@ class Routing:
     @property
     def must_read(self) -> bool:
         """Whether the store must be asked before one can say what comes next: a near window has run out, or may be missing."""
-        self.sort()
+        if self.changed:
+            self.sort()
         return bool(self.unlearned) or bool(self._spent)
 
     def next_due_us(self) -> int | None:
         """When the next near timer falls due, on the timer clock."""
-        self.sort()
+        if self.changed:
+            self.sort()
         while self._dues:
             due_us, _, window = self._dues[0]
             if self._is_armed(window, due_us):

@@ -39,7 +39,8 @@ class Lender:
 
     def _to_claim(self, reporting: Mapping[int, int]) -> Iterable[Claim]:
         routing = self._desk.routing
-        routing.sort()
+        if routing.changed:
+            routing.sort()
         freed: dict[Route, int] = {}
         for conn, reports in reporting.items():
             if (session := routing.sessions.get(conn)) is not None:
@@ -52,14 +53,16 @@ class Lender:
     def hold(self) -> None:
         """Lend nothing in this batch; what has become ready in it is for the next one to ask for."""
         routing = self._desk.routing
-        routing.sort()
+        if routing.changed:
+            routing.sort()
         stirring = routing.stirring.items()
         self.hurry = not self._desk.is_draining and any(window.fresh and routing.taker(route) for route, window in stirring)
 
     def lend(self, batch: Batch) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
         routing = self._desk.routing
-        routing.sort()
+        if routing.changed:
+            routing.sort()
         routing.unpark_moved()
         heads: list[tuple[Order, Route, Job, Iterator[tuple[Order, Job]]]] = []
         unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.

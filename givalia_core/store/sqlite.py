@@ -549,7 +549,8 @@ class SQLite(Reads):
         if len(self._slot_of) > _SLOTS_KEPT:
             self._slot_of.clear()
         now = time.monotonic()
-        if now - self._looked_s >= 1.0:
+        is_second_over = now - self._looked_s >= 1.0
+        if is_second_over:
             self._looked_s = now
             self._files.look()
             if self._lock is not None:
@@ -557,6 +558,8 @@ class SQLite(Reads):
         try:
             try:
                 self._sweep()
+                if is_second_over:
+                    self._scrub.step(is_quiet=False)
             except (Damaged, IndexError) as error:
                 self._mend(error)
             if self._bad:
@@ -587,7 +590,6 @@ class SQLite(Reads):
             for slot, _ in swept.jobs:
                 self._let_go_of(slot)
         self._sweeper.look()
-        self._scrub.step(is_quiet=False)
 
     def _vacuum(self) -> None:
         (free,) = self._one("PRAGMA freelist_count")
