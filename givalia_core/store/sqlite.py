@@ -376,6 +376,7 @@ class SQLite(Reads):
             self._opened_index.close(sync=False)
             self._opened_index = None
         self._forget_memory()
+        self._files.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -401,7 +402,7 @@ class SQLite(Reads):
         lanes = [lane_of(job) for job in jobs] + [lane_of(update.job) for update in updates]
         rows_of_jobs, bases = base_rows(jobs)
         rows, places = change_rows([pack_change(update.job) for update in updates], self._last_number)
-        self._files.look()
+        self._files.look_if_news()
         self._append(rows_of_jobs, rows, _counts(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
         self._unfiled = Unfiled(jobs, bases, updates, places, lanes)
         forgotten = self._mending(lambda: self._retire(retention, mark)) if retention is not None else 0

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
 from givalia_core.store.index.words import FULL_ERRNOS, allocate
+from givalia_core.store.sqlite_notices import Notices
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 3  # In the header too, as user_version: the first thing checked.
@@ -333,13 +334,33 @@ class Files:
     """The file of a store as it was when it was opened. A file that was moved or removed can still be written, and is gone."""
 
     def __init__(self, path: Path) -> None:
+        self._folder = path.parent
+        self._notices: Notices | None = None
         self._names = (os.fsencode(path), os.fsencode(f"{path}-wal"))
         self._known: list[tuple[bytes, tuple[int, ...]]] = []
         self.is_new = False  # Whether the store was made by this opening.
 
     def open(self) -> None:
         """Remember which files they are: the database, and its log."""
+        self.close()
+        with contextlib.suppress(OSError):  # Then they are looked at each time.
+            self._notices = Notices(self._folder)
         self._known = [(name, identity(name)) for name in self._names]
+
+    def close(self) -> None:
+        """Watch them no more; safe to call twice."""
+        notices, self._notices = self._notices, None
+        if notices is not None:
+            notices.close()
+
+    def look_if_news(self) -> None:
+        """The same as `look` where the system says that something may have happened to their names, or does not say.
+
+        Raises:
+            StoreFailed: As `look`.
+        """
+        if self._notices is None or self._notices.has_news():
+            self.look()
 
     def look(self) -> None:
         """Refuse to go on if other files, or none, have the names of the store and its log.

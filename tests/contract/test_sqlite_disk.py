@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -151,13 +152,36 @@ def _replace(path: Path) -> None:
     path.with_name("copy").rename(path)
 
 
-@pytest.mark.parametrize("how", [_move, _remove, _remove_log, _replace], ids=["moved", "removed", "log", "replaced"])
+def _move_parent(path: Path) -> None:
+    path.parent.parent.rename(path.parent.parent.with_name("elsewhere"))
+
+
+def _move_file(path: Path) -> None:
+    path.rename(path.with_name("other.db"))
+
+
+GONE = {
+    "moved": _move,
+    "its parent moved": _move_parent,
+    "file moved": _move_file,
+    "removed": _remove,
+    "log": _remove_log,
+    "replaced": _replace,
+}
+
+
+@pytest.mark.parametrize("has_notices", [True, False], ids=["inotify", "none"])
+@pytest.mark.parametrize("how", GONE.values(), ids=GONE)
 @pytest.mark.parametrize("then", ["commit", "tidy"])
 def test_a_store_that_is_gone_acknowledges_nothing_and_stops_the_server(
-    path: Path, how: Callable[[Path], None], then: str
+    path: Path, how: Callable[[Path], None], then: str, has_notices: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not has_notices:
+        monkeypatch.setattr(sqlite_file, "Notices", Mock(side_effect=OSError("none")))
+    path = path.parent / "store" / "queue.db"
     store = SQLite(f"sqlite://{path}")
     store.open()
+    assert has_notices == (store._files._notices is not None)
     store.commit(inserts([waiting(1)]), MARK)
 
     how(path)
@@ -167,6 +191,24 @@ def test_a_store_that_is_gone_acknowledges_nothing_and_stops_the_server(
         store.commit(inserts([waiting(2)]), MARK) if then == "commit" else store.tidy()
     assert raised.value.exit_code == 74
     store._let_go()
+
+
+def test_a_commit_looks_at_the_files_only_if_something_may_have_happened_to_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLite(f"sqlite://{path}")
+    store.open()
+    store._files.look_if_news()  # Opening has made files.
+    look = Mock(wraps=store._files.look)
+    monkeypatch.setattr(store._files, "look", look)
+
+    store.commit(inserts([waiting(1)]), MARK)
+    assert not look.called
+
+    path.with_name("another").touch()
+    store.commit(inserts([waiting(2)]), MARK)
+    assert look.called
+    store.close()
 
 
 def test_a_copy_without_its_log_is_not_taken_for_a_sound_store(path: Path) -> None:
