@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
-import msgpack
-
 from givalia_core.clock import new_id
 from givalia_core.errors import (
     BadRequest,
@@ -27,7 +25,7 @@ from givalia_core.errors import (
     TooLarge,
 )
 from givalia_core.model import JobState
-from givalia_core.protocol import frames, messages
+from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
 from givalia_core.views import Status, at_to_us, length_to_us, to_datetime, wire_id
@@ -219,14 +217,15 @@ def pack_params(params: Any) -> bytes:
     """Params as they travel; empty for None.
 
     Raises:
-        BadRequest: Not plain data that msgpack can carry.
+        BadRequest: Not plain data; the message names the value and its place.
+        TooLarge: Over 512 KiB when packed.
     """
     if params is None:
         return b""
     try:
-        packed: bytes = msgpack.packb(params)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadRequest(f"params must be plain data that msgpack can carry: {error}") from None
+        packed = values.pack(params, "params")
+    except values.CannotPack as error:
+        raise BadRequest(str(error)) from None
     if len(packed) > frames.PARAMS_BYTES_MAX:
         raise TooLarge(f"params of {len(packed)} bytes; at most {frames.PARAMS_BYTES_MAX} are taken")
     return packed
@@ -335,12 +334,8 @@ def workers() -> Call[list[dict[str, Any]]]:
 # The answers.
 
 
-def _unpack(payload: bytes) -> Any:
-    return msgpack.unpackb(payload, strict_map_key=False) if payload else None
-
-
 def _read_map(_: Fields, payload: bytes) -> Any:
-    return _unpack(payload)
+    return values.unpack(payload)
 
 
 def read_word(fields: Fields, _: bytes) -> str:
@@ -363,7 +358,7 @@ def _read_stat(fields: Fields, payload: bytes) -> Status:
 
 
 def _read_page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:
-    return [status(shown, b"") for shown in _unpack(payload)], tuple(fields[1:])
+    return [status(shown, b"") for shown in values.unpack(payload)], tuple(fields[1:])
 
 
 def status(shown: Mapping[str, Any], payload: bytes) -> Status:
@@ -383,7 +378,7 @@ def status(shown: Mapping[str, Any], payload: bytes) -> Status:
         max_attempts=shown["max_attempts"],
         worker=shown["worker"],
         progress=None if progress is None else (progress[0], progress[1]),
-        result=_unpack(payload),
+        result=values.unpack(payload),
         error=shown["error"],
         reason=shown["reason"],
         result_error=shown["result_error"],
@@ -399,7 +394,7 @@ def _read_end(fields: Fields, payload: bytes) -> Any:
     if state == JobState.DONE:
         if fields[2] is not None:
             raise ResultLost(f"the job is done, but its result was not kept: {fields[2]}", why=fields[2])
-        return _unpack(payload)
+        return values.unpack(payload)
     if state == JobState.CANCELLED:
         raise JobCancelled("the job was cancelled")
     reason, error = fields[2], fields[3]

@@ -21,12 +21,10 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-import msgpack
-
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, TooLarge
 from givalia_core.model import JobState
-from givalia_core.protocol import messages
+from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import ANY, Kind
 from givalia_core.views import length_to_us, text_id, wire_id
@@ -167,11 +165,9 @@ def _key(job: dict[str, Any]) -> Any:
 
 def _packed(params: Any) -> bytes:
     try:
-        packed: bytes = msgpack.packb(params)
-    except (OverflowError, ValueError):
-        # The text is sound and not deep (see _parse): only a number can be in the way.
-        raise BadRequest("params: an integer is beyond 64 bits") from None
-    return packed
+        return values.pack(params, "params")
+    except values.CannotPack as error:
+        raise BadRequest(str(error)) from None
 
 
 def _shown(value: Any) -> str:

@@ -14,23 +14,17 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import msgpack
-
 from givalia_core.clock import SECOND_US
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import Fail, Retry, Run, Stopped, WorkModule
-from givalia_core.protocol import messages
+from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
 
 ERROR_BYTES_MAX: Final = 16 << 10
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
-
-_PLAIN: Final = frozenset((type(None), bool, int, float))
-"""To pack these runs no code but the packer's, so one serves all; it is short, and can always be unpacked."""
-_pack_plain: Final = msgpack.Packer(autoreset=True).pack
 
 job_log = logging.getLogger("givalia.job")
 
@@ -107,17 +101,12 @@ def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
     )  # fmt: skip
 
 
-def decoded(payload: bytes) -> Any:
-    """The params that a payload holds."""
-    return msgpack.unpackb(payload, strict_map_key=False) if payload else None
-
-
 def load(attempt: Attempt) -> None:
     """Decode the params and make the module's instance."""
     dispatch = attempt.dispatch
     params = None
     try:
-        params = decoded(dispatch.payload)
+        params = values.unpack(dispatch.payload)
     except Exception as error:
         attempt.raised = Fail(f"the params are not msgpack: {error}")
     job = attempt.job = view(dispatch, params)
@@ -178,22 +167,25 @@ def classify(attempt: Attempt) -> None:
 
 def _pack_result(attempt: Attempt) -> None:
     """A result that cannot be kept costs the result, never the job: its effect happened."""
-    value = attempt.value
     try:
-        if type(value) in _PLAIN:
-            packed: bytes = _pack_plain(value)
-        else:
-            packed = msgpack.packb(value)
-            msgpack.unpackb(packed, strict_map_key=False)
+        packed = values.pack(attempt.value, "result")
     except MemoryError:
-        attempt.result_error = "TOO_LARGE"
-    except BaseException:  # A result may run code of its own when it is packed: a kind of dict, say.
-        attempt.result_error = "UNSERIALIZABLE"
+        _lose_result(attempt, "TOO_LARGE", "there was no memory to pack it")
+    except values.CannotPack as error:
+        _lose_result(attempt, "UNSERIALIZABLE", str(error))
+    except BaseException as error:  # A result may run code of its own when it is packed.
+        _lose_result(attempt, "UNSERIALIZABLE", f"packing it raised {type(error).__name__}")
     else:
         if len(packed) > RESULT_BYTES_MAX:
-            attempt.result_error = "TOO_LARGE"
+            _lose_result(attempt, "TOO_LARGE", f"it has {len(packed)} bytes; at most {RESULT_BYTES_MAX} are kept")
         else:
             attempt.result = packed
+
+
+def _lose_result(attempt: Attempt, why: str, words: str) -> None:
+    attempt.result_error = why
+    attempt.error = clipped(f"the result was not kept: {words}")
+    job_log.warning("%s of %s: %s", text_id(attempt.dispatch.id), attempt.dispatch.module, attempt.error)
 
 
 def _words(attempt: Attempt, raised: BaseException) -> str:

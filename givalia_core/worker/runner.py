@@ -19,6 +19,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
+from givalia_core.protocol import values
 from givalia_core.protocol.messages import Dispatch
 from givalia_core.views import Outcome
 from givalia_core.worker.notes import (
@@ -36,7 +37,7 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, decoded, execute, report, timed_out, view
+from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, execute, report, timed_out, view
 from givalia_core.worker.starter import Running, Starter
 
 PULSE_S: Final = 0.2
@@ -248,13 +249,13 @@ class Runner:
         gevent.spawn(self._tell, note, "before_run")
 
     def _after(self, note: After) -> None:
-        result = decoded(note.result)
+        result = values.unpack(note.result)
         gevent.spawn(self._tell, note, "after_run", outcome=Outcome(OutcomeKind(note.kind), result, note.error, note.seconds))
 
     def _tell(self, note: Before | After, hook: str, **extra: Any) -> None:
         dispatch = Dispatch(*note.job)
         try:
-            params = decoded(dispatch.payload)
+            params = values.unpack(dispatch.payload)
         except Exception:
             params = None  # The attempt fails for it, and says so.
         found = self._modules.get(dispatch.module)

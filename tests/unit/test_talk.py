@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
+from givalia_core import testing
 from givalia_core.client import talk, verbs
+from givalia_core.errors import BadRequest
+from givalia_core.modules import WorkModule
 from givalia_core.protocol import frames
 
 COUNT = 5_000
@@ -37,3 +41,24 @@ def test_no_frame_has_more_commands_than_one_may(verb: str) -> None:
 
     assert sum(made) == 2 * frames.ITEMS_MAX + 1
     assert max(made) <= frames.ITEMS_MAX
+
+
+def _in_transaction(params: Any) -> Any:
+    from givalia_postgres import transaction
+
+    return transaction.enq(None, "M", params=params)
+
+
+@pytest.mark.parametrize(
+    "enq",
+    [
+        lambda params: talk.enq("M", params=params),
+        lambda params: list(talk.enq_many([{"module": "M"}, {"module": "M", "params": params}])),
+        lambda params: testing.run(WorkModule, params),
+        lambda params: testing.Queue({"M": WorkModule}).enq("M", params=params),
+        _in_transaction,
+    ],
+)
+def test_params_that_a_worker_could_not_read_are_refused_before_anything_is_sent(enq: Callable[[Any], Any]) -> None:
+    with pytest.raises(BadRequest, match=re.escape('params["cart"][1] has a key of type tuple')):
+        enq({"cart": [1, {(1, 2): "a"}]})

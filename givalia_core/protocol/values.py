@@ -1,0 +1,121 @@
+"""Params and results: values of Python, packed so that whoever unpacks them can."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgpack
+
+_PLAIN: Final = frozenset((type(None), bool, int, float))
+_pack_plain: Final = msgpack.Packer(autoreset=True).pack
+"""Packing these types runs no code but the packer's, so one packer serves all; what it makes is short and can be unpacked."""
+_KEY_CHARACTERS_MAX: Final = 40
+_STEPS_MAX: Final = 64
+_KEY: Final = " has a key"  # The step to a key.
+_INT_LEAST, _INT_MOST = -(1 << 63), (1 << 64) - 1
+
+
+class CannotPack(ValueError):
+    """The value, or one inside it, is not plain data; the message names its type and its place."""
+
+
+def pack(value: Any, name: str) -> bytes:
+    """Return the value packed by msgpack; it can be unpacked again.
+
+    Args:
+        value: None, bool, int of 64 bits, float, str, bytes, or lists, tuples and dicts of these.
+        name: The name of the value in messages, such as `params`.
+
+    Raises:
+        CannotPack: Some value is of another type, or cannot be read again.
+        MemoryError: There is no memory for it.
+    """
+    if type(value) in _PLAIN:
+        try:
+            plain: bytes = _pack_plain(value)
+            return plain
+        except OverflowError:
+            raise CannotPack(_words(value, name)) from None
+    try:
+        packed: bytes = msgpack.packb(value)
+        unpack(packed)
+    except MemoryError:
+        raise
+    except Exception:  # The value may run code of its own when it is packed: a subclass of dict, say.
+        raise CannotPack(_words(value, name)) from None
+    return packed
+
+
+def unpack(packed: bytes) -> Any:
+    """Return the value that was packed; None for an empty payload.
+
+    Raises:
+        ValueError: These bytes are no value, or have a dict with a key that cannot be one.
+    """
+    try:
+        return msgpack.unpackb(packed, strict_map_key=False) if packed else None
+    except TypeError as error:
+        raise ValueError(f"a dict has a key that cannot be one: {error}") from None
+
+
+def _words(value: Any, name: str) -> str:
+    """Return which value inside this one cannot be packed, and why."""
+    place = name
+    for _ in range(_STEPS_MAX):
+        inside = _inside(value)
+        if inside is None:
+            break
+        step, value = inside
+        place += step
+        if step == _KEY:
+            return f"{place} of type {_fault(value, is_key=True)}"
+    return f"{place} is of type {_fault(value)}"
+
+
+def _inside(value: Any) -> tuple[str, Any] | None:
+    """Return the first part of a container that cannot be packed, and the step that leads to it."""
+    if type(value) is dict:
+        for key, part in list(value.items()):
+            if not _can_be_key(key):
+                return _KEY, key
+            if not _is_sound(part):
+                return f"[{_shown(key)}]", part
+    elif type(value) in (list, tuple):
+        for number, part in enumerate(list(value)):
+            if not _is_sound(part):
+                return f"[{number}]", part
+    return None
+
+
+def _is_sound(value: Any) -> bool:
+    try:
+        unpack(msgpack.packb(value))
+    except Exception:
+        return False
+    return True
+
+
+def _can_be_key(key: Any) -> bool:
+    return _is_sound({key: None})
+
+
+def _fault(value: Any, *, is_key: bool = False) -> str:
+    kind = type(value).__name__
+    if type(value) is int and not _INT_LEAST <= value <= _INT_MOST:
+        return f"{kind} and beyond 64 bits"
+    if type(value) is str:
+        return f"{kind} and has characters that UTF-8 does not have"
+    if is_key and type(value) in (tuple, list, dict):
+        return f"{kind}, which cannot be a key when it is unpacked"
+    if type(value) in (dict, list, tuple):
+        return f"{kind} and is nested too deeply"
+    return f"{kind}; plain data is None, bool, int, float, str, bytes, list, tuple and dict"
+
+
+def _shown(key: Any) -> str:
+    if type(key) is str:
+        words = json.dumps(key)
+    else:
+        words = ascii(key) if type(key) in (bytes, int, float, bool, type(None)) else type(key).__name__
+    return words if len(words) <= _KEY_CHARACTERS_MAX else words[: _KEY_CHARACTERS_MAX - 3] + "..."
