@@ -17,7 +17,10 @@ from typing import Any, Final
 import importlib_metadata
 import pluggy
 
+from givalia_core.frozen import BUILTINS
 from givalia_core.views import JobView, Outcome, RunningJobView
+
+__builtins__ = BUILTINS
 
 PROJECT: Final = "givalia"
 GROUP: Final = "givalia.plugins"

@@ -7,21 +7,27 @@ can only pick from it. One broken or doubly claimed module is reported and never
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ClassVar, Final, NamedTuple
 
 import importlib_metadata
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, ModuleClash
+from givalia_core.frozen import BUILTINS
 from givalia_core.protocol.messages import ISOLATIONS, Announce
 from givalia_core.views import RunningJobView, length_to_us
 
+__builtins__ = BUILTINS
+
 GROUP: Final = "givalia.modules"
+NOT_RUN_ADVICE: Final = "let process be a plain function, and run async code in it by asyncio.run"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
 
@@ -169,6 +175,8 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
         raise BadRequest(f"{name} is {work!r}, not a class derived from WorkModule")
     if work.isolation not in ISOLATIONS:
         raise BadRequest(f"{name}: isolation must be one of {', '.join(ISOLATIONS)}, not {work.isolation!r}")
+    if (kind := _not_run_function(work)) is not None:
+        raise BadRequest(f"{name}: process is {kind}, whose code nobody runs; {NOT_RUN_ADVICE}")
     attempts = work.max_attempts
     if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= 100):
         raise BadRequest(f"{name}: max_attempts must be 1 to 100, not {attempts!r}")
@@ -180,6 +188,28 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
     return FoundModule(
         name, distribution, version, work, None, source, work.isolation, attempts, timeout_us, backoff_us, backoff_max_us
     )
+
+
+def not_run(value: object) -> str | None:
+    """Return what this value of `process` is, if it stands for code that has not run: nobody awaits or iterates it."""
+    kind = type(value)
+    if issubclass(kind, GeneratorType):
+        return "a generator"
+    if issubclass(kind, AsyncGeneratorType):
+        return "an async generator"
+    if issubclass(kind, CoroutineType):
+        return "a coroutine"
+    return "an awaitable" if any("__await__" in vars(base) for base in kind.__mro__) else None
+
+
+def _not_run_function(work: type[WorkModule]) -> str | None:
+    """Return what `process` is, if calling it runs nothing of it."""
+    process = work.process
+    if inspect.iscoroutinefunction(process):
+        return "a coroutine function"
+    if inspect.isasyncgenfunction(process):
+        return "an async generator function"
+    return "a generator function" if inspect.isgeneratorfunction(process) else None
 
 
 def announcement(found: FoundModule) -> Announce:

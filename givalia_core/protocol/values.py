@@ -7,6 +7,10 @@ from typing import Any, Final
 
 import msgpack
 
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
 _PLAIN: Final = frozenset((type(None), bool, int, float))
 _pack_plain: Final = msgpack.Packer(autoreset=True).pack
 """Packing these types runs no code but the packer's, so one packer serves all; what it makes is short and can be unpacked."""

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import importlib_metadata
 
+from givalia_core.frozen import BUILTINS
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker import notes
@@ -30,6 +31,8 @@ from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
 from givalia_core.worker.page import DUMP_SIGNAL, LastWords, Page
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Surroundings
+
+__builtins__ = BUILTINS
 
 RECEIVE_BYTES: Final = 65_536
 _EXTRA: Final = ("job_id", "key", "attempt", "job_module")

@@ -25,6 +25,7 @@ from gevent.event import Event  # noqa: E402
 
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
+from givalia_core.frozen import BUILTINS  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
@@ -37,6 +38,8 @@ from givalia_core.worker.page import LastWords, Page  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Surroundings  # noqa: E402
+
+__builtins__ = BUILTINS
 
 RECEIVE_BYTES: Final = 262_144
 AT_ONCE: Final = 256

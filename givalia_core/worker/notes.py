@@ -11,7 +11,10 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from givalia_core.frozen import BUILTINS
 from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
+
+__builtins__ = BUILTINS
 
 _LENGTH: Final = struct.Struct("<I")
 _BYTES_MAX: Final = (1 << 32) - 1

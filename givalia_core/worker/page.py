@@ -17,7 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from givalia_core.frozen import BUILTINS
 from givalia_core.settings import state_folder
+
+__builtins__ = BUILTINS
 
 PAGE_BYTES: Final = 4096
 DUMP_BYTES_MAX: Final = 64 << 10

@@ -8,20 +8,24 @@ plugins, in a job's own process; nothing here knows which.
 from __future__ import annotations
 
 import logging
-import os
-import time
 import traceback
 from collections.abc import Callable, Iterable
+from os import _exit, getpid
+from time import monotonic
 from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
+from givalia_core.frozen import BUILTINS
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
-from givalia_core.modules import Fail, Retry, Run, Stopped, WorkModule
+from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Run, Stopped, WorkModule, not_run
 from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
+from givalia_core.worker.wary import is_a, leaves, name_of
+
+__builtins__ = BUILTINS
 
 ERROR_BYTES_MAX: Final = 16 << 10
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
@@ -55,6 +59,7 @@ class Attempt:
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
+    words = ""  # What was raised says of itself, if that could be shown.
     seconds = 0.0
     kind = OutcomeKind.FAILED
     error: str | None = None
@@ -102,22 +107,16 @@ def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
 
 
 def load(attempt: Attempt) -> None:
-    """Decode the params and make the module's instance."""
+    """Decode the params."""
     dispatch = attempt.dispatch
     params = None
     try:
         params = values.unpack(dispatch.payload)
     except Exception as error:
         attempt.raised = Fail(f"the params are not msgpack: {error}")
-    job = attempt.job = view(dispatch, params)
-    lines = logging.LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
-    if attempt.found is None:
-        attempt.raised = attempt.raised or RuntimeError(f"this worker does not serve {dispatch.module}")
-    elif attempt.raised is None:
-        try:
-            attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
-        except BaseException as error:  # The constructor is job code, too.
-            attempt.raised = error
+    attempt.job = view(dispatch, params)
+    if attempt.found is None and attempt.raised is None:
+        attempt.raised = RuntimeError(f"this worker does not serve {dispatch.module}")
 
 
 def before_run(attempt: Attempt) -> None:
@@ -127,33 +126,52 @@ def before_run(attempt: Attempt) -> None:
 
 
 def process(attempt: Attempt) -> None:
-    """Run the job's own code; what is raised inside from outside (`Stopped`) is raised here and in no other step."""
-    attempt.raised = attempt.raised or attempt.stopped
-    if attempt.raised is not None:
-        return
-    assert attempt.work is not None
-    here = os.getpid()
-    started = time.monotonic()
+    """Run the job's own code; what is raised inside from outside (`Stopped`) is raised here and in no other step.
+
+    All of it that runs belongs to this step: the constructor, what packs the result, and what an exception says of itself.
+    """
+    if attempt.raised is None:
+        attempt.raised = attempt.stopped
+    here = getpid()
+    started = monotonic()
     try:
         attempt.begin()
         attempt.is_in_process = True
-        attempt.value = attempt.work.process()
-    except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
-        attempt.raised = error
+        if attempt.raised is None:
+            _run(attempt)
+        if attempt.raised is not None:
+            attempt.words = _shown(attempt.raised)
+    except BaseException as error:  # `Stopped`, or what an exception raises when it is shown.
+        if attempt.raised is None:
+            attempt.raised = error
     finally:
         attempt.is_in_process = False
-        if os.getpid() != here:
-            os._exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
+        if getpid() != here:
+            _exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
         attempt.finish()
-        attempt.seconds = time.monotonic() - started
+        attempt.seconds = monotonic() - started
+
+
+def _run(attempt: Attempt) -> None:
+    assert attempt.found is not None
+    assert attempt.job is not None
+    job = attempt.job
+    lines = logging.LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
+    try:
+        attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
+        attempt.value = attempt.work.process()
+        if (kind := not_run(attempt.value)) is not None:
+            attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
+        else:
+            _pack_result(attempt)
+    except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
+        attempt.raised = error
 
 
 def classify(attempt: Attempt) -> None:
-    """Say in our words how it ended, and pack the result."""
-    raised = attempt.raised
-    if raised is None:
+    """Say in our words how it ended."""
+    if attempt.raised is None:
         attempt.kind = OutcomeKind.SUCCEEDED
-        _pack_result(attempt)
         return
     why = attempt.stopped.why if attempt.stopped is not None else None
     if why == "timeout":
@@ -162,7 +180,7 @@ def classify(attempt: Attempt) -> None:
         attempt.kind = OutcomeKind.STOPPED
     else:
         attempt.kind = OutcomeKind.FAILED
-    attempt.error = _words(attempt, raised)
+    attempt.error = _words(attempt, attempt.raised)
 
 
 def _pack_result(attempt: Attempt) -> None:
@@ -174,7 +192,9 @@ def _pack_result(attempt: Attempt) -> None:
     except values.CannotPack as error:
         _lose_result(attempt, "UNSERIALIZABLE", str(error))
     except BaseException as error:  # A result may run code of its own when it is packed.
-        _lose_result(attempt, "UNSERIALIZABLE", f"packing it raised {type(error).__name__}")
+        if attempt.stopped is not None:
+            raise
+        _lose_result(attempt, "UNSERIALIZABLE", f"packing it raised {name_of(error)}")
     else:
         if len(packed) > RESULT_BYTES_MAX:
             _lose_result(attempt, "TOO_LARGE", f"it has {len(packed)} bytes; at most {RESULT_BYTES_MAX} are kept")
@@ -188,18 +208,22 @@ def _lose_result(attempt: Attempt, why: str, words: str) -> None:
     job_log.warning("%s of %s: %s", text_id(attempt.dispatch.id), attempt.dispatch.module, attempt.error)
 
 
-def _words(attempt: Attempt, raised: BaseException) -> str:
-    """What was raised, the end of a long traceback; never raises itself, whatever `__str__` does."""
+def _shown(raised: BaseException) -> str:
+    """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
     try:
         shown: Iterable[str] = [str(raised)]
-        if not isinstance(raised, (Fail, Retry)):
+        if not (is_a(raised, Fail) or is_a(raised, Retry)):
             shown = traceback.format_exception(raised)
-        words = "".join(shown).strip()
-    except BaseException:
-        words = f"{type(raised).__name__} (what it says of itself cannot be shown)"
+        return "".join(shown).strip()
+    except Exception:
+        return ""
+
+
+def _words(attempt: Attempt, raised: BaseException) -> str:
+    words = attempt.words or f"{name_of(raised)} (what it says of itself cannot be shown)"
     if attempt.stopped is not None:
         words = f"{attempt.stopped}\n{words}"
-    elif isinstance(raised, MemoryError):
+    elif is_a(raised, MemoryError):
         words = f"oom: there was no memory for what it did\n{words}"
     return clipped(words)
 
@@ -246,13 +270,26 @@ def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:
         return messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
-    after_us = _asked_for(raised) if isinstance(raised, Retry) else None
-    is_permanent = isinstance(raised, Fail)
+    is_permanent, after_us = _asked_for(raised)
     return messages.Fail(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
-def _asked_for(retry: Retry) -> int | None:
-    """What is to pass before the next attempt. A class of job code's own may not have been made as ours is, or say anything."""
+def _asked_for(raised: BaseException) -> tuple[bool, int | None]:
+    """Return whether there is to be no other attempt, and what is to pass before one.
+
+    Of a group one `Fail` decides; if all of it is `Retry`, the longest wait does.
+    """
+    parts = leaves(raised)
+    if any(is_a(part, Fail) for part in parts):
+        return True, None
+    if not all(is_a(part, Retry) for part in parts):
+        return False, None
+    waits = [after_us for part in parts if (after_us := _after_us(part)) is not None]
+    return False, max(waits, default=None)
+
+
+def _after_us(retry: Any) -> int | None:
+    """Return how long a `Retry` asks to wait. A class of job code's own may not have been made as ours is, or say anything."""
     try:
         after_us = retry.after_us
     except BaseException:

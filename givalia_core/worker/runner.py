@@ -16,6 +16,7 @@ import greenlet
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
+from givalia_core.frozen import BUILTINS
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
@@ -39,6 +40,8 @@ from givalia_core.worker.notes import (
 from givalia_core.worker.page import Page
 from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, execute, report, timed_out, view
 from givalia_core.worker.starter import Running, Starter
+
+__builtins__ = BUILTINS
 
 PULSE_S: Final = 0.2
 

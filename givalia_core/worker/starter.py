@@ -17,6 +17,10 @@ from typing import Any, Final, Generic, TypeVar
 
 import gevent
 
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
 TURN_S: Final = 0.005  # So long are attempts started before the loop looks after its sockets and timers again.
 
 T = TypeVar("T")

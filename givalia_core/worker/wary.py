@@ -1,0 +1,37 @@
+"""Questions about objects of job code that run none of it: a class may lie about itself, raise, or never return."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
+LEAVES_MAX: Final = 1_000
+_NAME: Final = type.__dict__["__name__"].__get__
+_PARTS: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+
+def is_a(value: object, kind: type) -> bool:
+    """Return whether the value was made of this class or of one derived from it; `__class__` is not asked."""
+    return issubclass(type(value), kind)
+
+
+def name_of(value: object) -> str:
+    """Return the name of the value's class."""
+    name: Any = _NAME(type(value))
+    return name if isinstance(name, str) else "?"
+
+
+def leaves(raised: BaseException) -> list[BaseException]:
+    """Return the exceptions in a group and in the groups inside it, at most a thousand; of another exception itself."""
+    found: list[BaseException] = []
+    left = [raised]
+    while left and len(found) < LEAVES_MAX:
+        one = left.pop()
+        if is_a(one, BaseExceptionGroup):
+            left += _PARTS(one)
+        else:
+            found.append(one)
+    return found

@@ -1,0 +1,240 @@
+"""One attempt, whatever its code is: exceptions that lie, results that are no data, code that would never run."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from givalia_core import Fail, Retry, WorkModule
+from givalia_core.errors import BadRequest
+from givalia_core.hooks import Hooks
+from givalia_core.modules import describe
+from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.worker.page import Page
+from givalia_core.worker.pipeline import Attempt, execute
+from givalia_core.worker.runner import Runner
+
+
+def report_of(process: Callable[[Any], Any]) -> Any:
+    """The report of an attempt whose module has this for its `process`."""
+    said: list[Any] = []
+    work = type("Work", (WorkModule,), {"process": process})
+    execute(Attempt(Dispatch(bytes(16), 1, "Work", 1, 0), work, Hooks([]), said.append))
+    (report,) = said
+    return report
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def process(_: Any) -> None:
+        raise error
+
+    return process
+
+
+def lying(**parts: Any) -> BaseException:
+    error: BaseException = type("Lying", (Exception,), parts)("words")
+    return error
+
+
+def loud(*_: Any) -> Any:
+    raise SystemExit(7)
+
+
+class LyingGroup(ExceptionGroup[Exception]):
+    exceptions = ()  # type: ignore[assignment]
+
+
+# What is raised.
+
+
+LYING: dict[str, Callable[[], BaseException]] = {
+    "__class__": lambda: lying(__class__=property(loud)),
+    "__str__": lambda: lying(__str__=loud),
+    "__str__ and __repr__": lambda: lying(__repr__=loud, __str__=loud),
+    "__bool__": lambda: lying(__bool__=loud),
+    "__len__": lambda: lying(__len__=lambda _: 0),
+    "__traceback__": lambda: lying(__traceback__=property(loud)),
+    "__cause__": lambda: lying(__cause__=property(loud)),
+    "__notes__": lambda: lying(__notes__=property(loud)),
+    "__getattribute__": lambda: lying(__getattribute__=loud),
+    "__eq__": lambda: lying(__eq__=loud, __hash__=None),
+    "class": lambda: type("Meta", (type,), {"__name__": property(loud), "__getattribute__": loud})("Odd", (Exception,), {})(),
+}
+
+
+@pytest.mark.parametrize("what", LYING)
+def test_an_exception_that_lies_fails_its_attempt_and_nothing_else(what: str) -> None:
+    report = report_of(raising(LYING[what]()))
+
+    assert type(report) is Failed
+    assert (report.kind, report.permanent) == ("failed", False)
+    assert report.error
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent", "after_us"),
+    [
+        (Fail("no"), True, None),
+        (Retry("later", after=2), False, 2_000_000),
+        (ExceptionGroup("a", [ValueError(), ExceptionGroup("b", [Retry(), Fail("no")])]), True, None),
+        (BaseExceptionGroup("a", [KeyboardInterrupt(), Fail("no")]), True, None),
+        (ExceptionGroup("a", [Retry(after=2), ExceptionGroup("b", [Retry(after=5)]), Retry()]), False, 5_000_000),
+        (ExceptionGroup("a", [Retry(after=2), ValueError()]), False, None),
+        (ExceptionGroup("a", [ValueError()]), False, None),
+        (LyingGroup("a", [Fail("no")]), True, None),
+    ],
+)
+def test_a_group_is_what_is_in_it(error: BaseException, permanent: bool, after_us: int | None) -> None:
+    report = report_of(raising(error))
+
+    assert (report.permanent, report.after_us) == (permanent, after_us)
+
+
+def test_a_task_group_that_fails_for_good_fails_for_good() -> None:
+    async def part() -> None:
+        raise Fail("there is no such address")
+
+    async def whole() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part())
+            group.create_task(asyncio.sleep(9))
+
+    report = report_of(lambda _: asyncio.run(whole()))
+
+    assert report.permanent
+    assert "there is no such address" in report.error
+
+
+# What would never run.
+
+
+async def _coroutine(self: Any) -> None: ...
+async def _async_generator(self: Any) -> Any:
+    yield
+
+
+def _generator(self: Any) -> Iterator[None]:
+    yield
+
+
+class _Awaitable:
+    def __await__(self) -> Any:
+        raise AssertionError
+
+
+NOT_RUN = {
+    "a coroutine function": _coroutine,
+    "an async generator function": _async_generator,
+    "a generator function": _generator,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_process_that_calling_does_not_run_is_broken(kind: str) -> None:
+    work = type("Work", (WorkModule,), {"process": NOT_RUN[kind]})
+
+    with pytest.raises(BadRequest, match=f"Work: process is {kind}, whose code nobody runs"):
+        describe("Work", "test", "0", work)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (_coroutine, "a coroutine"),
+        (_async_generator, "an async generator"),
+        (_generator, "a generator"),
+        (lambda _: (number for number in [1]), "a generator"),
+        (lambda _: _Awaitable(), "an awaitable"),
+        (lambda _: type("Derived", (_Awaitable,), {})(), "an awaitable"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_stands_for_code_that_did_not_run_fails_for_good(value: Callable[[Any], Any], kind: str) -> None:
+    report = report_of(lambda self: value(self))
+
+    assert report.permanent
+    assert f"process returned {kind} that nobody runs" in report.error
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: map(str, [1]), lambda: iter([1]), lambda: {1}, object, lambda: type("Lying", (), {"__class__": property(loud)})()],
+)
+def test_another_result_that_is_no_data_costs_the_result_alone(make: Callable[[], Any]) -> None:
+    assert report_of(lambda _: make()) == Succeed(bytes(16), 1, "UNSERIALIZABLE")
+
+
+# What takes its time, or breaks what judges.
+
+
+def slowly(*_: Any) -> str:
+    gevent.sleep(60)
+    return ""
+
+
+class SlowResult(dict[Any, Any]):
+    def items(self) -> Any:
+        slowly()
+
+
+SLOW: dict[str, dict[str, Any]] = {
+    "constructor": {"__init__": slowly},
+    "process": {"process": slowly},
+    "exception": {"process": raising(lying(__str__=slowly))},
+    "result": {"process": lambda _: SlowResult(a=1)},
+}
+
+
+@pytest.fixture
+def said() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def run(said: list[Any]) -> Iterator[Callable[[type[WorkModule], int | None], None]]:
+    """Run one attempt in a greenlet until it has said something."""
+    runners: list[Runner] = []
+
+    def running(work: type[WorkModule], timeout_us: int | None) -> None:
+        worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0})})
+        runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([]), said.append, Page(), worker)
+        runners.append(runner)
+        runner.open()
+        del said[:]
+        runner.take(Dispatch(bytes(16), 1, "Work", 1, 0, timeout_us=timeout_us))
+        with gevent.Timeout(5):
+            while not said or runner.holds:
+                gevent.sleep(0.01)
+
+    yield running
+    for runner in runners:
+        runner.close()
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_all_that_runs_of_a_job_has_its_timeout(run: Any, said: list[Any], what: str) -> None:
+    run(type("Work", (WorkModule,), SLOW[what]), 50_000)
+
+    assert [(type(each), each.kind) for each in said] == [(Failed, "timeout")]
+
+
+@pytest.mark.parametrize("name", ["isinstance", "issubclass", "len", "str", "type", "getattr", "BaseException", "any", "max"])
+def test_a_job_that_breaks_the_builtins_is_reported_all_the_same(run: Any, said: list[Any], name: str) -> None:
+    original = getattr(builtins, name)
+
+    def process(_: Any) -> None:
+        setattr(builtins, name, loud)
+        raise ValueError("broken")
+
+    try:
+        run(type("Work", (WorkModule,), {"process": process}), None)
+    finally:
+        setattr(builtins, name, original)
+
+    assert [type(each) for each in said] == [Failed]
