@@ -101,7 +101,7 @@ class Session:
 
     __slots__ = (
         "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "is_looked_at", "join", "joined_wall_us",
-        "lent_bytes", "note", "processes", "rooms", "taken_up",
+        "lent_bytes", "note", "processes", "rooms",
     )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
@@ -113,7 +113,6 @@ class Session:
         self.processes: Sequence[Process] = ()  # What it says of its own processes.
         self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
         self.is_looked_at = False  # Whether it is known for this batch if it is clogged.
-        self.taken_up: set[bytes] = set()  # Ids of jobs that it named and another process was lent.
         self.lent_bytes = 0  # Of params, in this batch.
         self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.

@@ -443,7 +443,6 @@ class Engine:
         room = None if session is None else session.room(job.module)
         if room is not None:
             room.held += 1
-            room.session.taken_up.add(job.id)
         self.desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
     def suspend(self, plan: Plan | None) -> None:

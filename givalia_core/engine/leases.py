@@ -56,9 +56,7 @@ def leave(batch: Batch, conn: int) -> None:
     """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
     session = batch.desk.routing.leave(conn)
     if session is not None:
-        leases = batch.desk.leases
-        taken_up = [leases[job_id] for job_id in session.taken_up if job_id in leases]
-        for lease in (*leases.of_holder(session.join.instance), *taken_up):
+        for lease in batch.desk.leases.of_holder(session.join.instance):
             if lease.session is session:
                 lease.room = None
     batch.desk.waits.leave(conn)
@@ -103,7 +101,7 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
     job = _present(batch, message.id)
     if job is not None and job.state is DONE and job.fence == message.fence:
         return (OK,), b""  # Its code, which has yet to return, may have completed it in a transaction.
-    if job is None or job.state is not RUNNING or job.fence != message.fence:
+    if job is None or not _is_holder(session, job, message.fence):
         return (Stale.code, "the lease is no longer this worker's"), b""
     if lease is None:
         adopt(batch, job, session, batch.desk.policy.lease_us)
@@ -111,8 +109,6 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
         if lease.session is not session:
             lease.room = session.room(job.module)
             lease.room.held += 1
-            if job.holder != session.join.instance:
-                session.taken_up.add(job.id)
         lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
     if job.stop_asked:
         batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
@@ -156,18 +152,26 @@ def _session(batch: Batch, asked: Asked) -> Session:
     return session
 
 
-def _held(batch: Batch, message: Succeed | Fail | Release | Progress) -> Job:
-    """The running job whose lease the message is about; the connection does not matter, the fence does."""
+def _held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job:
+    """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
+
+    The connection may be another than the one that the job was lent on.
+    """
     job = _present(batch, message.id)
-    if job is None or job.state is not RUNNING or job.fence != message.fence:
+    session = batch.desk.routing.sessions.get(asked.conn)
+    if job is None or session is None or not _is_holder(session, job, message.fence):
         batch.desk.stale += 1
         raise Refusal(Stale("the lease is no longer this worker's"))
     return job
 
 
+def _is_holder(session: Session, job: Job, fence: int) -> bool:
+    return job.state is RUNNING and job.fence == fence and job.holder == session.join.instance
+
+
 def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
     """A hint of how far the attempt is, for whoever asks and for those who wait and want to hear of it."""
-    lease = batch.desk.leases.get(_held(batch, message).id)
+    lease = batch.desk.leases.get(_held(batch, asked, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
         for waiter, wants_progress in batch.desk.waits.of(message.id).items():
@@ -181,7 +185,7 @@ def succeed(batch: Batch, asked: Asked, message: Succeed) -> Item:
     done = batch.by_id(message.id)
     if done is not None and done.state is DONE and done.fence == message.fence:
         return (OK,), b""
-    job = _held(batch, message)
+    job = _held(batch, asked, message)
     result = None if message.result_error else message.payload
     batch.end(job, "succeed", result=result, result_error=message.result_error, error=None)
     return (OK,), b""
@@ -189,7 +193,7 @@ def succeed(batch: Batch, asked: Asked, message: Succeed) -> Item:
 
 def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
     """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
-    job = _held(batch, message)
+    job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
     settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
     return (OK,), b""
@@ -228,7 +232,7 @@ def settle_failure(
 
 def release(batch: Batch, asked: Asked, message: Release) -> Item:
     """The worker gives a job back that it did not start, or that lost its process to another job's fault (T9)."""
-    give_back(batch, _held(batch, message), is_replaced=message.replaced)
+    give_back(batch, _held(batch, asked, message), is_replaced=message.replaced)
     return (OK,), b""
 
 

@@ -114,7 +114,7 @@ def cancel_says_yes_of_a_running_job() -> Sequence[Patch]:
 def fences_are_not_checked() -> Sequence[Patch]:
     """A report on any lease of the job settles the present one."""
 
-    def held(batch: Batch, message: Any) -> Job:
+    def held(batch: Batch, asked: Asked, message: Any) -> Job:
         lease = batch.desk.leases.get(message.id)
         job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
         if job is None or job.state is not RUNNING:
@@ -260,7 +260,7 @@ def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
     def fail(batch: Batch, asked: Asked, message: Any) -> Any:
         if message.permanent:
             return right(batch, asked, message)
-        leases.give_back(batch, leases._held(batch, message))
+        leases.give_back(batch, leases._held(batch, asked, message))
         return (OK,), b""
 
     return [_verb(Kind.FAIL, fail)]

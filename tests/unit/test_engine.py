@@ -1418,10 +1418,40 @@ def test_a_report_may_come_over_any_connection_of_the_worker(rig: EngineRig) -> 
     rig.enq(id=uid(1))
     worker.leave()
 
-    other = rig.worker(11, "any", "Mail", capacity=0)
+    other = rig.worker(11, "any", "Mail", capacity=0, instance=uid(10))
 
     assert other.succeed(worker.jobs[0] if worker.jobs else None) == ()
     assert rig.state(id=uid(1)) == "done"
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+@pytest.mark.parametrize("verb", ["beat", "resume", "succeed", "fail", "release"])
+def test_a_job_is_settled_by_the_worker_that_holds_it_and_by_no_other(rig: EngineRig, verb: str, has_left: bool) -> None:
+    worker = rig.worker(10)
+    rig.enq(id=uid(1))
+    held = worker.last
+    stranger = rig.worker(11, "any", "Mail", capacity=0)
+    if has_left:
+        worker.leave()
+
+    answer = getattr(stranger, verb)(held)
+
+    assert isinstance(answer[0] if verb in ("beat", "resume") else answer, Stale)
+    assert rig.state(id=uid(1)) == "running"
+    if has_left:
+        rig.tick(35)  # What the stranger said has not made the lease any longer.
+        assert rig.state(id=uid(1)) != "running"
+    else:
+        assert worker.succeed(held) == ()
+
+
+def test_a_stranger_says_nothing_of_the_progress_of_a_job(rig: EngineRig) -> None:
+    held = rig.worker(10)
+    rig.enq(id=uid(1))
+    stranger = rig.worker(11, "any", "Mail", capacity=0)
+
+    assert isinstance(rig.ask(Kind.PROGRESS, m.Progress(held.last.id, held.last.fence, 0.5), conn=stranger.conn)[0], Stale)
+    assert rig.stat(id=uid(1))["progress"] is None
 
 
 # K: clocks.
@@ -2187,7 +2217,7 @@ def test_a_beat_behind_the_report_costs_no_credit_and_is_stale_unless_the_job_is
     rig.enq(id=uid(1), max_attempts=1)
     held = first.last
     first.leave()
-    worker = rig.worker(11, "w", capacity=0, instance=uid(11))
+    worker = rig.worker(11, "w", capacity=0, instance=uid(10))
     message = {
         "succeed": (Kind.SUCCEED, m.Succeed(held.id, held.fence)),
         "fail": (Kind.FAIL, m.Fail(held.id, held.fence, "failed", "no")),
