@@ -8,6 +8,7 @@ import logging
 from typing import Any, Final
 
 from givalia_core.errors import SettingsInvalid
+from givalia_core.printable import Formatter
 
 LOG_HANDLER: Final = "givalia"  # Plugins look for the handler by this name, to change its form rather than add to it.
 
@@ -15,11 +16,13 @@ LOG_HANDLER: Final = "givalia"  # Plugins look for the handler by this name, to 
 def start_log(level: str, file: str) -> None:
     """One handler for the whole program."""
     try:
-        handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
+        handler: logging.Handler = (
+            logging.FileHandler(file, encoding="utf-8", errors="backslashreplace") if file else logging.StreamHandler()
+        )
     except OSError as error:
         raise SettingsInvalid(f"log file {file}: {error}") from None
     handler.set_name(LOG_HANDLER)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter())
     root = logging.getLogger("givalia")
     root.handlers[:] = [handler]
     root.propagate = False

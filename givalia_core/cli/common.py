@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
 from givalia_core.errors import GivaliaError
+from givalia_core.printable import printable
 from givalia_core.settings import load, state_folder
 
 EXIT_USAGE: Final = 64
@@ -91,10 +92,10 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
     try:
         yield
     except GivaliaError as error:
-        print(f"{prog}: {error.code}: {error}", file=sys.stderr)
+        print(f"{prog}: {error.code}: {printable(error)}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {printable(error)}", file=sys.stderr)
         raise SystemExit(69) from None
 
 

@@ -15,6 +15,7 @@ from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
+from givalia_core.printable import printable
 from givalia_core.protocol.messages import IF_EXISTS
 from givalia_core.settings import ClientSettings
 from givalia_core.version import __version__
@@ -159,7 +160,7 @@ def _explain(client: Client, given: Given) -> None:
     if given.json:
         show.emit(show.to_json({"id": status.id, "state": status.state, "why": status.why}))
     else:
-        show.emit(f"{status.state}: {show.escaped(status.why)}")
+        show.emit(f"{status.state}: {printable(status.why)}")
 
 
 def _cancel(client: Client, given: Given) -> None:
@@ -324,7 +325,7 @@ def _info(client: Client, given: Given) -> None:
         show.emit(show.to_json(info))
         return
     for name, value in info.items():
-        show.emit(f"{name:16} {show.escaped(show.to_json(value) if isinstance(value, (dict, list)) else value)}")
+        show.emit(f"{name:16} {printable(show.to_json(value) if isinstance(value, (dict, list)) else value)}")
 
 
 def _plugins(client: Client, given: Given) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 from givalia_core.cli import show
 from givalia_core.errors import BadRequest, GivaliaError, PartlyRefused
+from givalia_core.printable import printable
 
 T = TypeVar("T")
 
@@ -62,14 +63,14 @@ def show_each(
         shown: dict[str, Any] = {"key" if ids is None else "id": job}
         if isinstance(answer, GivaliaError):
             codes.add(answer.exit_code)
-            print(f"givalia: {answer.code}: {show.escaped(job)}: {answer}", file=sys.stderr)
+            print(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}", file=sys.stderr)
             shown |= {"error": answer.code, **answer.details}
         else:
             shown[name] = answer
         if given.json:
             show.emit(show.to_json(shown))
         elif name in shown:
-            show.emit(f"{show.escaped(job)}  {words(shown[name])}")
+            show.emit(f"{printable(job)}  {words(shown[name])}")
     if codes:
         raise SystemExit(codes.pop() if len(codes) == 1 else PartlyRefused.exit_code)
 

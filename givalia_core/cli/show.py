@@ -13,15 +13,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
+from givalia_core.printable import printable
 from givalia_core.views import Status
 
 BAR_CHARS: Final = 24
-
-
-def escaped(value: Any) -> str:
-    """Text that cannot move the cursor, colour the screen or turn its direction."""
-    text = str(value)
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def to_json(value: Any) -> str:
@@ -56,7 +51,7 @@ def emit(text: str) -> None:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Columns as wide as what is in them."""
-    shown = [[escaped("" if value is None else value) for value in row] for row in rows]
+    shown = [[printable("" if value is None else value) for value in row] for row in rows]
     widths = [max(len(line[place]) for line in [list(heads), *shown]) for place in range(len(heads))]
     for line in [list(heads), *shown]:
         emit("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
@@ -70,7 +65,7 @@ def job_lines(status: Status) -> None:
         if name == "result" and status.state != "done":
             continue
         shown = to_json(value) if name == "result" else value.isoformat() if isinstance(value, datetime) else value
-        emit(f"{name:14} {escaped(shown)}")
+        emit(f"{name:14} {printable(shown)}")
 
 
 def status_json(status: Status) -> str:
@@ -95,7 +90,7 @@ class Bar:
     def show(self, fraction: float, text: str) -> None:
         """Show this fraction, from 0 to 1, and as much of the text as the line has room for."""
         filled = round(fraction * BAR_CHARS)
-        line = f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {escaped(text)}"
+        line = f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {printable(text)}"
         self._write(line[: shutil.get_terminal_size().columns - 1])
         self._is_shown = True
 

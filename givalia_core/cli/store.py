@@ -10,6 +10,7 @@ from typing import Final
 from givalia_core.cli import moving, show
 from givalia_core.client import Client
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt
+from givalia_core.printable import printable
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
 from givalia_core.store import SQLite
@@ -69,7 +70,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
     if given.json:
         show.emit(show.to_json({"wrong": wrong}))
     for line in wrong:
-        print(show.escaped(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if wrong:
         raise StoreCorrupt(f"{len(wrong)} things are wrong; keep a copy of the files before anything else")
     if not given.json:
@@ -89,7 +90,7 @@ def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) 
     else:
         show.emit(f"{done.jobs} jobs are in the new store")
     for line in done.lost:
-        print(show.escaped(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if done.lost:
         raise StoreCorrupt(f"{len(done.lost)} things could not be taken over; keep the damaged files")
 
@@ -106,4 +107,4 @@ def _info(described: dict[str, object], counts: dict[str, int], *, as_json: bool
         show.emit(show.to_json({**described, "jobs": counts}))
         return
     for name, value in {**described, **counts}.items():
-        show.emit(f"{name:24} {show.escaped(value)}")
+        show.emit(f"{name:24} {printable(value)}")

@@ -25,12 +25,13 @@ import importlib_metadata
 
 from givalia_core.frozen import BUILTINS
 from givalia_core.modules import Stopped, WorkModule
+from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker import notes
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
 from givalia_core.worker.page import DUMP_SIGNAL, LastWords, Page
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
-from givalia_core.worker.surroundings import Surroundings
+from givalia_core.worker.surroundings import Loggers, Surroundings
 
 __builtins__ = BUILTINS
 
@@ -104,10 +105,12 @@ class Child:
     def _run(self, dispatch: Dispatch, source: str) -> None:
         attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
+        loggers = Loggers()
         try:
             attempt.found = self._class(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
+        loggers.restore()
         surroundings = Surroundings()
         threads = len(sys._current_frames())
         self._page.current = dispatch.fence
@@ -206,10 +209,10 @@ class Forwarding(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, Any] = {
             "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
-            "msg": record.getMessage()[:16_384], "created": record.created,
+            "msg": message_of(record)[:16_384], "created": record.created,
         }  # fmt: skip
         if record.exc_info:
-            fields["exc_text"] = logging.Formatter().formatException(record.exc_info)[-16_384:]
+            fields["exc_text"] = traceback_of(record)[-16_384:]
         extra = {name: value for name in _EXTRA if (value := getattr(record, name, None)) is not None}
         fields |= {name: value if _fits(value) else str(value) for name, value in extra.items()}
         self._say(Logged(fields))

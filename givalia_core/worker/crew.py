@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import gevent
 
+from givalia_core.printable import split
 from givalia_core.protocol.messages import Announce, Process
 from givalia_core.settings import WorkerSettings
 from givalia_core.worker.family import Member, Nursery
@@ -205,12 +206,14 @@ class Crew:
         if not self._is_over and not (self.is_retired and not self.held):
             if was_starting and host.importing is not None and not self._may_be_chance(host, status):
                 self._deadly[host.importing] = f"importing it ended the process: {verdict.words}"
+                first, more = split(verdict.words)
                 self._foreman.log.error(
-                    "module %s is not served: importing it ended the process: %s", host.importing, verdict.words
+                    "module %s is not served: importing it ended the process: %s", host.importing, first, extra=more
                 )
                 delay_s = 0.0
             else:
-                self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, verdict.words)
+                first, more = split(verdict.words)
+                self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = min(BACKOFF_FIRST_S * 2 ** (host.failures - 2), BACKOFF_MAX_S) if host.failures > 1 else 0.0
             gevent.spawn_later(delay_s, self._start_host)
         self._foreman.host_died(self, verdict)

@@ -20,6 +20,7 @@ from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
+from givalia_core.printable import split
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
@@ -264,7 +265,8 @@ class Foreman:
         host = held.crew.host
         ended = "it did not end when it was told to, so its process was replaced"
         words = f"{self._words(held, held.why)}; {ended}\n{host.stack}".strip()
-        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
+        first, more = split(words)
+        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, first, extra=more)
         held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
 
     def _words(self, held: Job, why: str) -> str:
@@ -331,13 +333,15 @@ class Foreman:
     def child_died(self, held: Job, words: str) -> None:
         """A job's own process is gone."""
         if held.why:
-            more = "" if held.why == "oom" else "it did not end when it was told to, so its process was killed"
-            report = self._failure(held, held.why, more)
+            ended = "" if held.why == "oom" else "it did not end when it was told to, so its process was killed"
+            report = self._failure(held, held.why, ended)
         else:
             self.counts["children_died"] += 1
+            first, more = split(words)
             self.log.warning(
-                "job %s of %s took its process with it: %s", text_id(held.dispatch.id), held.dispatch.module, words
-            )
+                "job %s of %s took its process with it: %s",
+                text_id(held.dispatch.id), held.dispatch.module, first, extra=more,
+            )  # fmt: skip
             report = Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.DIED), clipped(words), child_died=True)
         self._settle(held, report)
 

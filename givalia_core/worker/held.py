@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from givalia_core.protocol.messages import Dispatch
@@ -44,11 +45,11 @@ class Verdict:
 class Lines(Protocol):
     """What a crew and its foreman need of a logger."""
 
-    def info(self, words: str, *values: Any) -> None:
+    def info(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
         """What is good to know."""
 
-    def warning(self, words: str, *values: Any) -> None:
+    def warning(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
         """What somebody should look at."""
 
-    def error(self, words: str, *values: Any) -> None:
+    def error(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
         """What went wrong."""

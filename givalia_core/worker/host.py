@@ -37,7 +37,7 @@ from givalia_core.worker.notes import Importing, Serve, Spoiled  # noqa: E402
 from givalia_core.worker.page import LastWords, Page  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
-from givalia_core.worker.surroundings import Surroundings  # noqa: E402
+from givalia_core.worker.surroundings import Loggers, Surroundings  # noqa: E402
 
 __builtins__ = BUILTINS
 
@@ -112,7 +112,9 @@ class Host:
         start_log(self.settings.log_level, self.settings.log_file)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
+        loggers = Loggers()
         modules = self.modules = modules_room.discover(self._tell_import, serve.deadly)
+        loggers.restore()
         for found in modules.values():
             if found.broken:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
@@ -131,8 +133,8 @@ class Host:
         changed = self._surroundings.changed()
         if changed:
             words = " and the ".join(changed)
-            log.warning("a job has changed the %s of its process; put back", words)
             self._surroundings.restore()
+            log.warning("a job has changed the %s of its process; put back", words)
             self._last_words.listen()
             gevent.get_hub().loop.install_sigchld()
             if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.

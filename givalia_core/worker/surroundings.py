@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # What `signal` wraps, which makes an enum of each answer, and that takes time.
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -17,21 +18,46 @@ _LIMITS: Final = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFI
 _SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _STREAMS: Final = (0, 1, 2)
+_LOGGERS: Final = tuple(map(logging.getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
+
+
+class Loggers:
+    """The state of Givalia's loggers when this was made; `logging.config` changes all there are unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self._disabled_to = logging.root.manager.disable
+        self._were = [(logger.level, logger.propagate, list(logger.handlers)) for logger in _LOGGERS]
+
+    def are_kept(self) -> bool:
+        """Return whether what was logged then still is, by the same handlers; others may have been added."""
+        return logging.root.manager.disable <= self._disabled_to and all(
+            not logger.disabled and logger.level == level and set(handlers) <= set(logger.handlers)
+            for logger, (level, _, handlers) in zip(_LOGGERS, self._were, strict=True)
+        )
+
+    def restore(self) -> None:
+        """Let them log again as they did."""
+        logging.disable(self._disabled_to)
+        for logger, (level, propagates, handlers) in zip(_LOGGERS, self._were, strict=True):
+            logger.disabled, logger.propagate = False, propagates
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.addHandler(handler)
 
 
 class Surroundings:
-    """The working folder, the umask, what is done at signals, the limits and the streams, as they were when this was made."""
+    """What a process had when this was made: folder, umask, signals, limits, streams, and the loggers of Givalia."""
 
     def __init__(self) -> None:
+        self._loggers = Loggers()
         self._folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
         self._were = _look()
 
     def changed(self) -> list[str]:
         """What is not any more as it was, in words."""
         now = _look()
-        if now == self._were:
-            return []
-        return [words for words, was in self._were.items() if now[words] != was]
+        changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
+        return changed if self._loggers.are_kept() else [*changed, "loggers"]
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -40,6 +66,7 @@ class Surroundings:
 
     def restore(self) -> None:
         """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
+        self._loggers.restore()
         with contextlib.suppress(OSError):
             os.fchdir(self._folder)
         os.umask(self._were["umask"])

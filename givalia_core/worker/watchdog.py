@@ -106,7 +106,8 @@ class Host:
         if stack := member.stack():
             is_news, self.stack = not self.stack, stack[-STACK_BYTES_MAX:]
             if is_news:
-                self._log.warning("%s (process %d); it is here:\n%s", self._blocker_words(), member.pid, stack)
+                words = "%s (process %d); it is here:"
+                self._log.warning(words, self._blocker_words(), member.pid, extra={"block": stack})
         if blocked_s > limit_s:
             words = f"timeout: blocked, it has not given way for {blocked_s:.1f} s\n{self.stack}".strip()
             self._log.error("%s; its process is replaced", self._blocker_words())

@@ -7,6 +7,7 @@ program does with its loggers.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
 import structlog
+from givalia_core.printable import Formatter, message_of
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from givalia_logging import fields
@@ -57,6 +59,16 @@ class Lines(structlog.stdlib.ProcessorFormatter):
         ]
         last: list[Processor] = [self.remove_processors_meta, _blocks, _tidy, Render(form, handler)]
         super().__init__(foreign_pre_chain=known, processors=last)
+        self._simple = Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.args:
+            record = copy.copy(record)
+            record.msg, record.args = message_of(record), None
+        try:
+            return super().format(record)
+        except Exception:  # A value in the record may raise; the line is written all the same.
+            return self._simple.format(record)
 
 
 class Render:
@@ -99,7 +111,7 @@ def _same_names(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _blocks(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Give tracebacks as lists of harmless lines, so that each may be as long as a field and none can break out."""
-    raised, stack = event.pop("exc_info", None), event.pop("stack_info", None)
+    raised, stack = event.pop("exc_info", None), event.pop("stack_info", None) or event.pop("block", None)
     blocks: dict[str, str] = {}
     if isinstance(raised, tuple) and raised[1] is not None:
         blocks["exception"] = "".join(traceback.format_exception(*raised))

@@ -1,0 +1,54 @@
+"""Text that comes from outside, as it may be shown: on one line, and harmless to a terminal."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+MARGIN: Final = "    | "
+
+
+def printable(value: Any) -> str:
+    """Return the value as text that shows newlines, control characters and marks of direction, as `\\n` or `\\u202e`."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Return the message of a log record; if its values do not fit its format, the format as it is."""
+    try:
+        return record.getMessage()
+    except Exception as error:
+        return f"{record.msg!r} (not formatted: {type(error).__name__})"
+
+
+def traceback_of(record: logging.LogRecord) -> str:
+    """Return the traceback that a log record comes with, if it can be shown."""
+    try:
+        return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+    except Exception as error:  # An exception may raise when it is asked for its text.
+        return f"a traceback that cannot be shown: {type(error).__name__}"
+
+
+def split(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the first line of a text, for a log message, and the others as the `extra` of that message."""
+    first, _, block = text.partition("\n")
+    return first, {"block": block} if block else {}
+
+
+class Formatter(logging.Formatter):
+    """Formats each record as one line; what belongs to it and has several lines follows behind a margin.
+
+    These are tracebacks, stacks, and the attribute `block` of the record. No text inside a record can look like another record.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = self.formatTime(record, self.datefmt)
+        lines = [f"{stamp} {record.levelname} {printable(record.name)}: {printable(message_of(record))}"]
+        traceback = traceback_of(record) if record.exc_info else record.exc_text
+        for block in (getattr(record, "block", None), traceback, record.stack_info):
+            if block:
+                lines += [MARGIN + printable(line) for line in str(block).splitlines()]
+        return "\n".join(lines)
