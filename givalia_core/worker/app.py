@@ -31,7 +31,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Connected, Disconnected, Event_, Link
-from givalia_core.worker.page import DUMP_SIGNAL, Page
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
 from givalia_core.worker.runner import Runner
 
 STOP_S: Final = 5.0
@@ -115,7 +115,7 @@ class Here:
 
     def signal(self, number: int) -> None:
         """Write down where the code is, if that is what is asked for; nothing else can be done to this process."""
-        if number == DUMP_SIGNAL and self._thread is not None:
+        if number in (DUMP_SIGNAL, ASIDE_SIGNAL) and self._thread is not None:
             self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))
 
     def stack(self) -> str:

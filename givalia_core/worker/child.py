@@ -29,7 +29,7 @@ from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker import notes
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
-from givalia_core.worker.page import DUMP_SIGNAL, LastWords, Page
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Loggers, Surroundings
 
@@ -180,7 +180,8 @@ def take_no_notice(_: int, __: FrameType | None) -> None:
 
 def be_stopped_by_signals() -> None:
     """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
-    faulthandler.unregister(DUMP_SIGNAL)
+    for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
+        faulthandler.unregister(number)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 

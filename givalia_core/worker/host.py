@@ -54,6 +54,7 @@ def main(channel: int, page: int, last_words: int) -> int:
         signal.signal(number, take_no_notice)  # The supervisor says when it is time to stop.
     words = LastWords(last_words)
     words.listen()
+    words.listen_aside()
     return Host(socket.socket(fileno=channel), Page(page), words).serve()
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from gevent import monkey
+
 from givalia_core.frozen import BUILTINS
 from givalia_core.settings import state_folder
 
@@ -24,7 +26,12 @@ __builtins__ = BUILTINS
 
 PAGE_BYTES: Final = 4096
 DUMP_BYTES_MAX: Final = 64 << 10
-DUMP_SIGNAL: Final = signal.SIGURG  # Of all signals the one that harms nobody whose handler for it is gone.
+# Of all signals those that harm no process whose handler for them is gone. A signal ends a wait in C code early, so the one for
+# a process that waits is taken by a thread of its own, which does nothing else.
+DUMP_SIGNAL: Final = signal.SIGURG
+ASIDE_SIGNAL: Final = signal.SIGWINCH
+_read: Final = monkey.get_original("os", "read")
+_pthread_sigmask: Final = signal.pthread_sigmask
 _PULSE, _CURRENT, _CANCELLED, _WHY, _LAST = range(5)
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
@@ -112,9 +119,20 @@ class LastWords:
         """In the process: let the interpreter write its stack there, also from C code that holds its lock."""
         # What is on already is not put in place again, though a job may have replaced the handler: so off first.
         faulthandler.disable()
-        faulthandler.unregister(DUMP_SIGNAL)
         faulthandler.enable(self._fd, all_threads=False)
-        faulthandler.register(DUMP_SIGNAL, self._fd, all_threads=True, chain=False)
+        for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
+            faulthandler.unregister(number)
+            faulthandler.register(number, self._fd, all_threads=True, chain=False)
+
+    def listen_aside(self) -> None:
+        """In a process of many jobs: let a thread take `ASIDE_SIGNAL`; call it once, before job code is imported."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {ASIDE_SIGNAL})
+        self._never, self._open = os.pipe()  # Nothing is written there.
+        monkey.get_original("_thread", "start_new_thread")(self._wait_aside, ())
+
+    def _wait_aside(self) -> None:
+        _pthread_sigmask(signal.SIG_UNBLOCK, {ASIDE_SIGNAL})
+        _read(self._never, 1)
 
     def take(self) -> str:
         """In the supervisor: what was written since this was last asked."""

@@ -204,4 +204,12 @@ def memory_bytes(pid: int) -> int:
         return 0
 
 
+def is_waiting(pid: int) -> bool:
+    """Return whether the main thread of a process waits in a call of the system; False where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] in b"SD"
+    except OSError:
+        return False
+
+
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

@@ -12,8 +12,8 @@ from givalia_core.protocol.messages import STACK_BYTES_MAX, Process
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.held import Held, Lines, Verdict
-from givalia_core.worker.page import DUMP_SIGNAL, Page
-from givalia_core.worker.pool import memory_bytes
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
+from givalia_core.worker.pool import is_waiting, memory_bytes
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
 BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
@@ -114,7 +114,7 @@ class Host:
             return Verdict(member.page.current, "timeout", words)
         if time.monotonic() - self._asked_at > ASK_AGAIN_S:
             self._asked_at = time.monotonic()
-            member.signal(DUMP_SIGNAL)
+            member.signal(ASIDE_SIGNAL if is_waiting(member.pid) else DUMP_SIGNAL)
         return None
 
     def _blocker(self) -> Held[Any] | None:

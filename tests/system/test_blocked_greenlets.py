@@ -75,6 +75,19 @@ def test_a_job_that_gives_way_before_the_limit_costs_nobody_anything(rig: Rig) -
     assert len({line[1] for line in lines_of(file)}) == 1
 
 
+def test_a_wait_in_c_code_is_looked_at_and_lasts_as_long_as_it_would(rig: Rig) -> None:
+    rig.start_server("--lease", LEASE_S)
+    worker = rig.start_worker()
+    job = rig.client().enq("SleepInC", params=4)
+
+    blocked(worker)
+    worker.await_log(r"line \d+ in process")
+
+    waited_s, left_s = job.wait(20)
+    assert waited_s >= 4
+    assert left_s == 0
+
+
 def test_a_job_that_spins_beyond_its_own_timeout_loses_its_process_then(rig: Rig) -> None:
     rig.start_server()
     rig.start_worker("--stop-grace", "0.3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
@@ -158,3 +159,12 @@ class ForkApart(Fork):
     """Does so in a process of its own."""
 
     isolation = "process"
+
+
+class SleepInC(WorkModule):
+    """Waits in C code, which a signal would end early; returns how long that took and what was left of it."""
+
+    def process(self) -> tuple[float, int]:
+        began = time.monotonic()
+        left = ctypes.CDLL(None).sleep(self.params)
+        return time.monotonic() - began, left
