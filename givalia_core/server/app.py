@@ -45,6 +45,7 @@ from givalia_core.server.inbox import Inbox
 from givalia_core.server.stores import open_store, without_secrets
 from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
+from givalia_core.steady import survives
 from givalia_core.store.base import as_shared
 from givalia_core.version import __version__
 
@@ -332,20 +333,26 @@ class Server:
         said_us = self._clock.read().mono_us
         while True:
             gevent.sleep(1)
-            now_us = self._clock.read().mono_us
-            for connection in list(self._connections.values()):
-                why = connection.overdue(now_us)
-                if why:
-                    log.info("connection %s closed: %s", connection.peer, why)
-                    connection.close()
-            self._make_room()
-            self._see_to_memory()
+            with survives("looking after the connections", log):
+                said_us = self._look_at_all(said_us)
             self._let_store_rest()
-            if self._outage.is_stuck(now_us):
-                self._put_off(self._inbox.take_out(outage.PUT_OFF))
-            if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
-                said_us = now_us
-                self._say_insecure()
+
+    def _look_at_all(self, said_us: int) -> int:
+        """Do what `_look_after` says, once; returns when the insecure address was last spoken of."""
+        now_us = self._clock.read().mono_us
+        for connection in list(self._connections.values()):
+            why = connection.overdue(now_us)
+            if why:
+                log.info("connection %s closed: %s", connection.peer, why)
+                connection.close()
+        self._make_room()
+        self._see_to_memory()
+        if self._outage.is_stuck(now_us):
+            self._put_off(self._inbox.take_out(outage.PUT_OFF))
+        if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
+            said_us = now_us
+            self._say_insecure()
+        return said_us
 
     def _let_store_rest(self) -> None:
         """Let the store look after itself when no job is on its way; if there always is one, after a tenth of a second."""

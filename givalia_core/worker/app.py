@@ -28,6 +28,7 @@ from givalia_core.hooks import Hooks
 from givalia_core.modules import FoundModule
 from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
+from givalia_core.steady import survives
 from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Connected, Disconnected, Event_, Link
@@ -71,10 +72,11 @@ class Bell:
             self._rung.clear()
             while self._left:
                 left = self._left.popleft()
-                if isinstance(left, partial):
-                    left()
-                else:
-                    self._take(left)
+                with survives("taking what another thread has left", log):
+                    if isinstance(left, partial):
+                        left()
+                    else:
+                        self._take(left)
 
     def close(self) -> None:
         """Take nothing more."""

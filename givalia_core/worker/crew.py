@@ -105,14 +105,22 @@ class Crew:
         if self._is_over:
             return
         try:
+            if self._nursery is None:
+                self._nursery = Nursery(self._nursery_lost, self._environ)
             member = Member("greenlets", self.hear_host, lambda status: self._host_ended(member, status))
-        except OSError as error:
+        except OSError as error:  # No descriptors, no memory, or no interpreter: its folder is being replaced, perhaps.
+            self.host.failures += 1
             self._foreman.log.error("no process for the greenlets can be made: %s", error)
-            gevent.spawn_later(BACKOFF_MAX_S, self._start_host)
+            gevent.spawn_later(self._backoff_s, self._start_host)
             return
         self.host.begin(member)
         member.tell(Serve(dataclasses.asdict(self._settings), self._deadly))
         self._fork(member)
+
+    @property
+    def _backoff_s(self) -> float:
+        failures = self.host.failures
+        return min(BACKOFF_FIRST_S * 2 ** (failures - 2), BACKOFF_MAX_S) if failures > 1 else 0.0
 
     def _fork(self, member: Member) -> None:
         if self._nursery is None:
@@ -214,7 +222,7 @@ class Crew:
             else:
                 first, more = split(verdict.words)
                 self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
-                delay_s = min(BACKOFF_FIRST_S * 2 ** (host.failures - 2), BACKOFF_MAX_S) if host.failures > 1 else 0.0
+                delay_s = self._backoff_s
             gevent.spawn_later(delay_s, self._start_host)
         self._foreman.host_died(self, verdict)
         self._look_whether_over()

@@ -23,6 +23,7 @@ from givalia_core.model import OutcomeKind
 from givalia_core.printable import split
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
+from givalia_core.steady import AGAIN_S, survives
 from givalia_core.views import text_id
 from givalia_core.worker.crew import Crew, Job
 from givalia_core.worker.generations import Generations
@@ -415,10 +416,10 @@ class Foreman:
     def _tick_forever(self) -> None:
         while True:
             gevent.sleep(TICK_S)
-            try:
+            with survives("looking after the processes", self.log) as failed:
                 self._tick(time.monotonic())
-            except Exception as error:  # Whatever it stumbles over, it is still the one that looks after everything.
-                self.log.error("looking after the processes: %s: %s", type(error).__name__, error)
+            if failed:
+                gevent.sleep(AGAIN_S)
 
     def _tick(self, now_s: float) -> None:
         was_away = now_s - self._ticked_s > AWAY_S

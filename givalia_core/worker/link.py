@@ -17,6 +17,7 @@ The link never logs and never calls plugins or job code; it tells the foreman, o
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import deque
@@ -49,6 +50,9 @@ from givalia_core.protocol.messages import (
     answer_error,
     item,
 )
+from givalia_core.steady import survives
+
+log = logging.getLogger("givalia.worker")
 
 CONNECT_S: Final = 5.0
 SEND_S: Final = 10.0
@@ -463,11 +467,14 @@ class Link:
     def _fence_forever(self) -> None:
         while True:
             gevent.sleep(FENCE_CHECK_S)
-            now_us = _mono_us()
-            for job_id, held in list(self._held.items()):
-                if held.deadline_us <= now_us and not held.is_given_up and held.report is None:
-                    held.is_given_up = True
-                    self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
+            with survives("giving up leases", log):
+                self._fence(_mono_us())
+
+    def _fence(self, now_us: int) -> None:
+        for job_id, held in list(self._held.items()):
+            if held.deadline_us <= now_us and not held.is_given_up and held.report is None:
+                held.is_given_up = True
+                self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
 
 
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:

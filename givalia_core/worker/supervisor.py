@@ -16,6 +16,7 @@ from gevent.event import Event
 
 from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
+from givalia_core.steady import AGAIN_S, survives
 from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Link
@@ -52,8 +53,12 @@ class Supervisor:
     def _watch_forever(self, watch: Watch) -> None:
         while True:
             gevent.sleep(LOOK_S)
-            if watch.has_changed(time.monotonic()):
-                self.reload("packages have changed")
+            with survives("looking for packages that have changed", self._foreman.log) as failed:
+                if watch.has_changed(time.monotonic()):
+                    self.reload("packages have changed")
+            if failed:
+                watch.doubt()
+                gevent.sleep(AGAIN_S)
 
     def reload(self, why: str) -> Event:
         """Replace the processes one after the other, without stopping a job; new ones see what is installed now.

@@ -46,6 +46,10 @@ class Watch:
         self._known = seen
         return True
 
+    def doubt(self) -> None:
+        """Say once more that something has changed: what was to be done about it was not."""
+        self._known = {}
+
     def _is_whole(self, seen: Seen) -> bool:
         """Whether each distribution has its RECORD that is new, or had one."""
         found = [path for path in seen if path.endswith(".dist-info")]

@@ -107,6 +107,24 @@ def test_a_job_that_runs_goes_on_while_packages_change(shop: Shop) -> None:
     assert job.wait(20) == 1
 
 
+def test_an_environment_that_is_away_for_a_moment_is_taken_up_again(shop: Shop) -> None:
+    shop.install(shop.package("old"))
+    worker = shop.rig.start_worker("--watch")
+    assert shop.client.enq("Late").wait(10) == "old"
+    environment = shop.folder / "environment"
+
+    environment.rename(shop.folder / "away")
+    worker.await_log("no process for the greenlets can be made")
+    time.sleep(1.5)
+    (shop.folder / "away").rename(environment)
+
+    assert shop.client.enq("Late").wait(20) == "old"
+    shop.install("--upgrade", shop.package("new", "2.0"))
+    await_true(lambda: shop.versions() == ["2.0"], "the new version is announced")
+    assert shop.client.enq("Late").wait(10) == "new"
+    assert "Traceback" not in worker.log
+
+
 def test_an_editable_install_and_another_folder_of_the_path_are_seen(shop: Shop) -> None:
     more = shop.folder / "more"
     more.mkdir()
