@@ -18,7 +18,6 @@ REMEMBERED_AT_LEAST_US: Final = 120 * SECOND_US  # Longer than any client resend
 REQUESTS_KEPT: Final = 4  # A job keeps the answers to its newest commands however old they are, at least so many,
 REQUESTS_MOST: Final = 1_000  # and never more than this: a further command that would change the job is refused.
 RELEASES_MAX: Final = 1_000
-REPLACEMENTS_MAX: Final = 3
 CHILD_DEATHS_MAX: Final = 3
 STORY_ACTS: Final = 20
 

@@ -130,6 +130,9 @@ class WorkerSettings:
     block_limit: float = _setting(
         30.0, "Seconds that a job may hold up its neighbours without giving way; then their process is replaced.", least=1
     )
+    hook_limit: float = _setting(
+        10.0, "Seconds that the plugins may take at each start and end of a job; then the job goes on without them.", least=0.1
+    )
     watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)

@@ -13,7 +13,6 @@ from givalia_core.model import (
     CHILD_DEATHS_MAX,
     DONE,
     RELEASES_MAX,
-    REPLACEMENTS_MAX,
     RUNNING,
     Job,
     OutcomeKind,
@@ -237,11 +236,11 @@ def release(batch: Batch, asked: Asked, message: Release) -> Item:
 
 
 def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
-    """Put a job back where it was, its attempt not counted; too often, and it counts as a failure."""
-    if is_replaced and (job.stop_asked or job.replacements >= REPLACEMENTS_MAX):
+    """Put a job back where it was, its attempt not counted; if it was often not started, that counts as a failure."""
+    if is_replaced and job.stop_asked:
         settle_failure(batch, job, OutcomeKind.DIED, "its process was replaced for the fault of another job")
         return
-    if job.stop_asked or job.releases >= RELEASES_MAX:
+    if not is_replaced and (job.stop_asked or job.releases >= RELEASES_MAX):
         settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
         return
     attempt = job.attempt - 1

@@ -22,7 +22,7 @@ from givalia_core.protocol.messages import Announce, Process
 from givalia_core.settings import WorkerSettings
 from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.held import Held, Verdict
-from givalia_core.worker.notes import Drain, Importing, Ready, Serve, Spoiled, Start, Started
+from givalia_core.worker.notes import Drain, Importing, Ready, Serve, Spoiled, Start, Started, Stuck
 from givalia_core.worker.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
 from givalia_core.worker.watchdog import Host, Hosting
 
@@ -54,6 +54,9 @@ class Crewed(Pooled, Protocol):
     def host_is_spoiled(self, crew: Crew, words: str) -> None:
         """A job has changed these for the whole process with the greenlets, which cannot put them back."""
 
+    def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
+        """Code of this job, which was reported, does not end in the process with the greenlets."""
+
     def host_is_full(self, crew: Crew) -> None:
         """The process with the greenlets has more memory than it may."""
 
@@ -81,6 +84,7 @@ class Crew:
         self.held = 0  # Jobs that it has to see to the end.
         self.is_serving = False
         self.is_retired = False
+        self.has_stuck = False  # Code of a job that was reported goes on in the process with the greenlets.
         self._is_over = False
         self._is_draining = self._is_closing = False
         self._deadly: dict[str, str] = {}
@@ -93,6 +97,7 @@ class Crew:
             Ready: self._be_ready,
             Started: self._be_serving,
             Spoiled: self._be_spoiled,
+            Stuck: self._be_stuck,
         }
         if host is None:
             self._start_host()
@@ -169,6 +174,10 @@ class Crew:
     def _be_spoiled(self, note: Spoiled) -> None:
         self._foreman.host_is_spoiled(self, note.words)
 
+    def _be_stuck(self, note: Stuck) -> None:
+        self.has_stuck = True
+        self._foreman.host_has_stuck(self, note.id)
+
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""
         self.tell(Start())
@@ -187,6 +196,10 @@ class Crew:
         """Take no more jobs of this module."""
         self.modules[module] = self.modules[module]._replace(broken=why)
 
+    def give_up(self) -> None:
+        """Kill the host of a retired crew: its jobs that still run are given back."""
+        self.replace_host(Verdict(0, "died", "there were too many processes with jobs that do not end", is_ours=True))
+
     def replace_host(self, verdict: Verdict) -> None:
         """Put the host to death and start another."""
         host = self.host
@@ -204,7 +217,10 @@ class Crew:
         was_starting, self.is_serving = host.state == "starting", False
         words = member.stack()
         verdict = host.verdict or Verdict(
-            member.last_current, "died", f"child_died: {member.words_for(status)}\n{words}".strip()
+            member.last_current,
+            "died",
+            f"child_died: {member.words_for(status)}\n{words}".strip(),
+            is_ours=member.is_orphan,
         )
         # A job that took its process with it says nothing about the next process, which can start at once.
         is_blamed = self._foreman.by_fence(verdict.culprit) is not None

@@ -63,6 +63,7 @@ class Member:
         self._rung = Event()
         self.is_open = True
         self.last_current = 0
+        self.is_orphan = False
         self._fault = ""  # What it was killed for, if that was done here or by the end of its nursery.
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
@@ -141,6 +142,7 @@ class Member:
 
     def lose_nursery(self) -> None:
         """Note that it ends because its nursery has: the job whose code it is in is not to blame."""
+        self.is_orphan = True
         self._fault = self._fault or "the process that had made it is gone"
 
     def end(self, status: int) -> None:

@@ -27,13 +27,14 @@ from givalia_core.steady import AGAIN_S, survives
 from givalia_core.views import text_id
 from givalia_core.worker.crew import Crew, Job
 from givalia_core.worker.generations import Generations
-from givalia_core.worker.held import Held, Lines, Verdict
+from givalia_core.worker.held import Held, Lines, Suspects, Verdict
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
-from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Stuck, Told
-from givalia_core.worker.pipeline import WORDS, clipped, timed_out
+from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Told
+from givalia_core.worker.pipeline import NOT_ENDED, WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
 END_S: Final = 10.0
+PROMISE_S: Final = 2.0  # So much later than it has to end a process may report the end of a job, plugins apart.
 AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
 SHOW_S: Final = 1.0  # What is said of the processes is said no more often than this,
 SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
@@ -64,6 +65,7 @@ class Foreman:
         self._make_crew = make_crew
         self._jobs: dict[int, Job] = {}  # By fence: one job may come again while its attempt before is being stopped.
         self._timed: set[Job] = set()
+        self._suspects: Suspects[Job] = Suspects()
         self.generations = Generations(self._add_crew, self.log)
         self._credit = Credit(0)
         self._has_connected = False
@@ -154,7 +156,10 @@ class Foreman:
             if self._is_stopping or crew is None or not crew.takes(dispatch.module):
                 self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
                 continue
-            held = self._jobs[dispatch.fence] = Held(dispatch, crew, is_process=crew.is_apart(dispatch.module))
+            is_suspect = dispatch.id in self._suspects
+            held = self._jobs[dispatch.fence] = Held(
+                dispatch, crew, is_process=is_suspect or crew.is_apart(dispatch.module), is_suspect=is_suspect
+            )
             crew.held += 1
             self._idle.clear()
             if held.is_process:
@@ -181,6 +186,9 @@ class Foreman:
         if held.why or held.is_cancelled:
             report = self._failure(held, held.why or "cancelled")
             self._settle(held, report if held.why != "cancelled" else report._replace(error="cancelled: before it started"))
+            return
+        if held.is_suspect and not self._suspects.may_run(held):
+            held.phase = "before"
             return
         held.phase = "running"
         if held.dispatch.timeout_us is not None:
@@ -255,20 +263,33 @@ class Foreman:
             if (member := held.crew.pool.member_of(held)) is not None:
                 member.signal(signal.SIGKILL)
             return
-        if not held.crew.host.is_blocked_by(held):
-            if held.crew.host.blocked_s:
-                self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
-            return  # The process itself says so when the job's code does not end; plugins it may be with are not to be killed.
-        self._replace_host(held)
+        if held.crew.host.is_blocked_by(held):
+            self._replace_host(held)
+        elif held.crew.host.blocked_s:
+            self._plan(held, TICK_S, "kill", cause)  # Another job holds it up: that one is looked after elsewhere.
+        else:
+            # The process reports the end by itself, with that or without; plugins that it may be with have their own limit.
+            self._plan(held, self._promise_s(held), "promise", cause)
+
+    def _promise_s(self, held: Job) -> float:
+        hooks = len(held.crew.hooks & {"before_run", "after_run"})
+        return PROMISE_S + hooks * self.settings.hook_limit
+
+    def _break_promise(self, held: Job, cause: str) -> None:
+        """The process was to report the end of this job long ago, and shows signs of life: it is not to be believed."""
+        if held.crew.host.blocked_s:
+            self._plan(held, self._promise_s(held), "promise", cause)  # It was held up meanwhile.
+        elif not held.is_process:
+            held.why = held.why or cause
+            self._replace_host(held)
 
     def _replace_host(self, held: Job) -> None:
         """A greenlet does not end: its process has to."""
         host = held.crew.host
-        ended = "it did not end when it was told to, so its process was replaced"
-        words = f"{self._words(held, held.why)}; {ended}\n{host.stack}".strip()
+        words = f"{self._words(held, held.why)}; {NOT_ENDED}\n{host.stack}".strip()
         first, more = split(words)
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, first, extra=more)
-        held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words))
+        held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words, is_ours=True))
 
     def _words(self, held: Job, why: str) -> str:
         return timed_out(held.dispatch) if why == "timeout" else WORDS[why]
@@ -290,9 +311,6 @@ class Foreman:
             return
         if isinstance(note, Progress):
             self._link.send(note)
-        elif isinstance(note, Stuck):
-            held.why = held.why or note.why
-            self._replace_host(held)
         elif not isinstance(note, Told):
             self._forget(held)
             self._link.send(note)
@@ -311,6 +329,7 @@ class Foreman:
 
     def job_ended(self, held: Job, note: Ended) -> None:
         """A job that had a process of its own has ended."""
+        self._suspects.clear(held.dispatch.id)
         held.seconds = note.seconds
         report = Succeed(*note.report) if note.is_success else Fail(*note.report)
         if held.why == "lease":
@@ -351,6 +370,7 @@ class Foreman:
         self._give_credit()
         if not crew.is_retired or crew.held:
             self.counts["hosts_replaced"] += 1
+        is_known = verdict.is_ours or verdict.culprit in self._jobs
         for held in [held for held in self._jobs.values() if held.crew is crew]:
             if held.is_process:
                 if held.phase != "running":
@@ -358,6 +378,8 @@ class Foreman:
                 continue
             self._forget(held)
             report = self._what_became(held, verdict)
+            if isinstance(report, Release) and not is_known:
+                self._suspects.add(held.dispatch.id)  # Whose fault it was is not known: each is to show it alone.
             self._link.send(report)
             if "after_run" in crew.hooks:
                 kind = report.kind if isinstance(report, Fail) else str(OutcomeKind.RELEASED)
@@ -377,6 +399,13 @@ class Foreman:
         if held is not None and held.crew is crew:
             self._forget(held)
             self._link.send(self._what_became(held, verdict))
+
+    def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
+        """Code of this job, which was reported, does not end: its neighbours finish, and another process takes what comes."""
+        words = "the code of job %s does not end; its process takes no more jobs, and ends with its last one"
+        self.log.error(words, text_id(job_id))
+        if crew is self.generations.present:
+            self.generations.reload("the code of a job does not end")
 
     def host_is_full(self, crew: Crew) -> None:
         """The process with the greenlets has more memory than it may, so another takes over."""
@@ -405,6 +434,8 @@ class Foreman:
 
     def _forget(self, held: Job) -> None:
         del self._jobs[held.dispatch.fence]
+        if held.is_suspect and (next_held := self._suspects.leave(held)) is not None:
+            self._run(next_held)
         self._timed.discard(held)
         held.crew.held -= 1
         held.crew.look_whether_done()
@@ -429,8 +460,10 @@ class Foreman:
             held.at_s = None
             if step == "end":
                 self._end(held, cause, self._words(held, cause))
-            else:
+            elif step == "kill":
                 self._kill(held, cause)
+            else:
+                self._break_promise(held, cause)
         for crew in list(self.generations.crews):
             crew.look(is_fair=not was_away)
         self._give_credit()

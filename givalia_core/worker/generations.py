@@ -53,9 +53,17 @@ class Generations:
             last.end()  # It does not get ready, and what has changed may be the cure.
         elif last is not self.present or len(self.crews) >= CREWS_MAX:
             self._must_reload = why
+            if last is self.present:
+                self._make_way()
             return
         self._log.info("the processes are replaced: %s", why)
         self.crews.append(self._make())
+
+    def _make_way(self) -> None:
+        """Give up the oldest crew that has code in it which does not end; what else it runs is given back."""
+        stuck = next((crew for crew in self.crews if crew.has_stuck and crew is not self.present), None)
+        if stuck is not None:
+            stuck.give_up()
 
     def take_over(self, crew: Crew) -> bool:
         """The plugins of a crew have started: from now on it takes the jobs; whether it did not before."""

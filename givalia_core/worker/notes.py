@@ -73,11 +73,10 @@ class End(NamedTuple):
 
 
 class Stuck(NamedTuple):
-    """The job's code has not ended though `Stopped` was raised in it, and it still gives way: only its process can be ended."""
+    """The code of a job that was reported does not end, though `Stopped` was raised in it twice: it ends with its process."""
 
     id: bytes
     fence: int
-    why: str
 
 
 class Before(NamedTuple):

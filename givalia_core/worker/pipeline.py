@@ -54,6 +54,7 @@ class Attempt:
     # What the steps fill; until then each attempt has this in common with all others.
     is_cancelled = False
     is_in_process = False
+    is_left = False  # It was reported though its code has not ended: what becomes of that is of no interest any more.
     stopped: Stopped | None = None
     job: RunningJobView | None = None
     work: WorkModule | None = None
@@ -95,6 +96,8 @@ def execute(attempt: Attempt) -> None:
     """Take an attempt through the steps."""
     for step in STEPS:
         step(attempt)
+        if attempt.is_left:
+            return
 
 
 def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
@@ -246,6 +249,8 @@ WORDS: Final = {
 }
 """Why an attempt was stopped, beside the timeout."""
 
+NOT_ENDED: Final = "it did not end when it was told to, so its process was replaced"
+
 
 def timed_out(dispatch: Dispatch) -> str:
     """What is said of an attempt that ran longer than it may."""
@@ -261,6 +266,21 @@ def after_run(attempt: Attempt) -> None:
 def report(attempt: Attempt) -> None:
     """Tell the server how it ended."""
     attempt.send(report_of(attempt))
+
+
+def report_left(attempt: Attempt) -> None:
+    """Report an attempt whose code does not end."""
+    assert attempt.stopped is not None
+    attempt.raised = attempt.stopped
+    classify(attempt)
+    attempt.error = clipped(f"{attempt.stopped}; {NOT_ENDED}\n{attempt.words}".strip())
+    send, attempt.send = attempt.send, _say_nothing
+    after_run(attempt)
+    send(report_of(attempt))
+
+
+def _say_nothing(_: Any) -> None:
+    """What its code still says of its progress comes too late."""
 
 
 def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -38,12 +39,13 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, execute, report, timed_out, view
+from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, execute, report, report_left, timed_out, view
 from givalia_core.worker.starter import Running, Starter
 
 __builtins__ = BUILTINS
 
 PULSE_S: Final = 0.2
+STACK_LINES_MAX: Final = 12
 
 log = logging.getLogger("givalia.worker")
 
@@ -219,13 +221,26 @@ class Runner:
         self._tidy()
 
     def _stop(self, attempt: _Held, stopped: Stopped) -> None:
-        """Make the job's code end, and say so if it does not."""
+        """Make the job's code end; if it does not, report the attempt without it."""
         attempt.end_by(stopped)
-        gevent.spawn_later(self._worker.settings.stop_grace, self._look_whether_stopped, attempt, stopped.why)
+        gevent.spawn_later(self._worker.settings.stop_grace, self._leave, attempt)
 
-    def _look_whether_stopped(self, attempt: _Held, why: str) -> None:
+    def _leave(self, attempt: _Held) -> None:
+        """Report an attempt that has not ended though it was told to: nobody is to wait for the rest of its clean-up."""
+        if not attempt.is_in_process or attempt.is_left:
+            return
+        attempt.is_left = True
+        self._attempts.pop(attempt.dispatch.fence, None)
+        frame = attempt.greenlet.gr_frame if attempt.greenlet is not None else None
+        attempt.words = "".join(traceback.format_stack(frame)[-STACK_LINES_MAX:]) if frame is not None else ""
+        report_left(attempt)
+        if attempt.greenlet is not None and attempt.stopped is not None:
+            attempt.greenlet.kill(attempt.stopped, block=False)
+        gevent.spawn_later(self._worker.settings.stop_grace, self._look_whether_ended, attempt)
+
+    def _look_whether_ended(self, attempt: _Held) -> None:
         if attempt.is_in_process:
-            self._say(Stuck(attempt.dispatch.id, attempt.dispatch.fence, why))
+            self._say(Stuck(attempt.dispatch.id, attempt.dispatch.fence))
 
     def end_all(self, why: str, words: str) -> None:
         """End everything that runs."""

@@ -90,7 +90,7 @@ class Host:
             return None
         if self.state == "starting":
             is_late = time.time() - member.since > START_S
-            return Verdict(0, "died", f"it did not get ready in {START_S:g} s") if is_late else None
+            return Verdict(0, "died", f"it did not get ready in {START_S:g} s", is_ours=True) if is_late else None
         blocked_s = self.blocked_s
         if blocked_s:
             return self._look_at_blocked(member, blocked_s, settings.block_limit)

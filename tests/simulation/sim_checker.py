@@ -23,7 +23,6 @@ from givalia_core.model import (
     DONE,
     ENDED,
     REMEMBERED_AT_LEAST_US,
-    REPLACEMENTS_MAX,
     RUNNING,
     TRANSITIONS,
     WAITING,
@@ -413,17 +412,16 @@ def _judge_death(evidence: Evidence, written: Written, life: Life, due: Due | No
             yield Violation("I1", "a job expired that had no limit or had started", job.id)
         elif due is not None and not due.later(life.expires_us).is_reached(written):
             yield Violation("I1", "a job expired before its time", job.id)
-    if job.reason == "exhausted" and len(life.claims) < life.attempts[-1]:
-        yield Violation("I1", f"a job died after {len(life.claims)} attempts of {life.attempts[-1]}", job.id)
+    own = [claim for claim in life.claims if not _lost_its_process(evidence, claim.job)]
+    if job.reason == "exhausted" and len(own) < life.attempts[-1]:
+        yield Violation("I1", f"a job died after {len(own)} attempts of its own of {life.attempts[-1]}", job.id)
 
 
 def _judge_attempts(evidence: Evidence, job_id: bytes, life: Life) -> Iterator[Violation]:
     starts = [claim for claim in life.claims if (job_id, claim.job.fence) in evidence.ran]
-    most = max(life.attempts, default=0) + life.replaced + REPLACEMENTS_MAX
+    most = max(life.attempts, default=0) + life.replaced + life.given_back
     if life.is_clear and len(starts) > most:
         yield Violation("I6", f"{len(starts)} starts where {most} are allowed", job_id)
-    if life.given_back > REPLACEMENTS_MAX:
-        yield Violation("I6", f"after a start the attempt was given back {life.given_back} times", job_id)
     for claim in life.claims:
         if claim.job.deaths >= CHILD_DEATHS_MAX:
             yield Violation("I6", f"it was lent again after {claim.job.deaths} deaths of its process", job_id)

@@ -60,6 +60,38 @@ def test_two_hundred_waiting_jobs_beside_one_that_never_gives_way(rig: Rig, modu
     assert "lease" not in worker.log
 
 
+def test_two_hundred_jobs_beside_ten_that_hang_in_their_clean_up(rig: Rig) -> None:
+    rig.start_server("--lease", LEASE_S)
+    worker = rig.start_worker("-c", WAITING + 50, "--stop-grace", "0.5")
+    client = rig.client()
+    file = rig.folder / "rests"
+    rest = {"module": "Rest", "params": {"file": str(file), "seconds": 6.0}, "max_attempts": 1}
+    neighbours = client.enq_many([rest] * WAITING)
+    await_true(lambda: len(lines_of(file)) >= WAITING, "all neighbours run")
+
+    hanging = client.enq_many([{"module": "HangInCleanUp", "max_attempts": 1}] * 10)
+
+    for job in hanging:
+        with pytest.raises(JobFailed):
+            job.wait(15)
+        status = job.stat()
+        assert status.reason == "exhausted"
+        assert (status.error or "").startswith("timeout: it ran longer than 1 s; it did not end when it was told to")
+        assert "system_processes.py" in (status.error or "")  # Where it hangs.
+    worker.await_log("the new processes have taken over")
+    for job in neighbours:
+        job.wait(30)
+    statuses = [job.stat() for job in neighbours]
+    assert Counter((str(each.state), each.attempts) for each in statuses) == {("done", 1): WAITING}
+    assert Counter(line[0] for line in lines_of(file)) == {"start": WAITING, "end": WAITING}
+    assert client.enq("Echo", params="next").wait(10) == "next"
+    await_true(
+        lambda: [each["role"] for each in next(iter(client.workers()))["processes"]] == ["greenlets"],
+        "the process with what hangs has ended",
+    )
+    assert client.info()["stale_reports"] == 0
+
+
 def test_a_job_that_gives_way_before_the_limit_costs_nobody_anything(rig: Rig) -> None:
     rig.start_server("--lease", LEASE_S)
     worker = rig.start_worker()

@@ -13,7 +13,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.held import Held, Verdict
 from givalia_core.worker.link import Connected, Dispatched, Lost, Stopped
-from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Stuck, Told
+from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Told
 
 GREENLET, APART = "Sample", "Apart"
 
@@ -43,7 +43,7 @@ class FakeCrew:
         self.modules = {GREENLET: Announce(GREENLET, "d", "1"), APART: Announce(APART, "d", "1", "process")}
         self.hooks = hooks
         self.held = 0
-        self.is_serving = self.is_retired = self.is_over = False
+        self.is_serving = self.is_retired = self.is_over = self.has_stuck = self.is_given_up = False
         self.children: list[Any] = []
         self.running: list[Held[Any]] = []
         self.told: list[Any] = []
@@ -92,6 +92,9 @@ class FakeCrew:
     def withdraw(self, module: str, why: str) -> None:
         self.modules[module] = self.modules[module]._replace(broken=why)
 
+    def give_up(self) -> None:
+        self.is_given_up = True
+
     def replace_host(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
 
@@ -137,8 +140,8 @@ class Rig:
         self.crews.append(FakeCrew(foreman, frozenset(hooks)))
         return self.crews[-1]
 
-    def lend(self, module: str = GREENLET, fence: int = 1, **fields: Any) -> Dispatch:
-        job = Dispatch(b"j" * 16, fence, module, 1, 0, **fields)
+    def lend(self, module: str = GREENLET, fence: int = 1, *, id: bytes = b"j" * 16, **fields: Any) -> Dispatch:
+        job = Dispatch(id, fence, module, 1, 0, **fields)
         self.foreman.deliver(Dispatched([job]))
         return job
 
@@ -312,19 +315,76 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     assert (type(report), report.kind) == (Fail, "died")
 
 
-def test_a_greenlet_that_gives_way_and_does_not_end_costs_its_process_when_that_says_so() -> None:
-    rig = Rig()
+def test_a_process_that_does_not_report_an_end_when_it_must_is_replaced() -> None:
+    rig = Rig("after_run", hook_limit=3.0)
     job = rig.lend()
     rig.foreman.deliver(Stopped(job.id, job.fence, False))
     rig.later(1.1)
     assert End(job.id, job.fence, "cancelled", "cancelled: it was asked to stop, and went on") in rig.crew.told
     rig.later(2.5)
-    assert rig.crew.verdicts == []
+    rig.later(4.5)
+    assert rig.crew.verdicts == []  # It may report the end by itself, and a plugin may have its time.
 
-    rig.foreman.reported(Stuck(job.id, job.fence, "cancelled"))
+    rig.later(5.1)
 
     (verdict,) = rig.crew.verdicts
     assert (verdict.culprit, verdict.kind) == (job.fence, "stopped")
+
+
+def test_a_process_with_code_that_does_not_end_takes_no_more_and_its_neighbours_finish() -> None:
+    rig = Rig()
+    neighbour, stuck = rig.lend(fence=1), rig.lend(fence=2)
+    before = rig.crew
+    rig.foreman.reported(Fail(stuck.id, stuck.fence, "timeout", "timeout"))
+
+    rig.foreman.host_has_stuck(before, stuck.id)  # type: ignore[arg-type]
+
+    rig.crews[-1].serve()
+    assert before.is_retired
+    assert not before.is_over
+    rig.foreman.reported(Succeed(neighbour.id, neighbour.fence))
+    assert before.is_over
+    assert before.verdicts == []
+
+
+def test_of_too_many_processes_with_code_that_does_not_end_the_oldest_is_given_up() -> None:
+    rig = Rig()
+    for fence in range(1, 6):
+        rig.lend(fence=fence)
+        crew = rig.crews[-1]
+        crew.has_stuck = True
+        rig.foreman.host_has_stuck(crew, bytes(16))  # type: ignore[arg-type]
+        if fence < 5:
+            rig.crews[-1].serve()
+
+    assert [crew.is_given_up for crew in rig.crews] == [True, False, False, False, False]
+
+
+def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_apart_a_few_at_a_time() -> None:
+    rig = Rig()
+    jobs = [rig.lend(fence=fence, id=bytes([fence]) * 16) for fence in range(1, 8)]
+    rig.crew.die(Verdict(0, "died", "child_died: SIGSEGV"))
+    assert [(type(report), report.replaced) for report in rig.link.reports()] == [(Release, True)] * 7
+    rig.crew.serve()
+
+    again = [rig.lend(fence=100 + number, id=job.id) for number, job in enumerate(jobs)]
+
+    assert [held.dispatch for held in rig.crew.running] == again[:4]
+    rig.foreman.child_died(rig.crew.running[0], "child_died: SIGSEGV")
+    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0, ""))
+    assert [held.dispatch for held in rig.crew.running] == again[:6]
+    third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
+    assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.
+    assert guilty not in rig.crew.told
+
+
+def test_those_that_were_in_a_process_that_was_killed_here_are_no_suspects() -> None:
+    rig = Rig()
+    job = rig.lend()
+    rig.crew.die(Verdict(9, "timeout", "blocked", is_ours=True))
+    rig.crew.serve()
+
+    assert rig.lend(fence=2, id=job.id) in rig.crew.told
 
 
 def test_a_greenlet_that_does_not_give_way_beyond_its_time_costs_its_process_and_no_other_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -168,3 +169,17 @@ class SleepInC(WorkModule):
         began = time.monotonic()
         left = ctypes.CDLL(None).sleep(self.params)
         return time.monotonic() - began, left
+
+
+class HangInCleanUp(WorkModule):
+    """Runs out of its time, and then waits for something that never comes, whatever is raised in it."""
+
+    timeout = 1.0
+
+    def process(self) -> None:
+        try:
+            time.sleep(600)
+        finally:
+            while True:
+                with contextlib.suppress(BaseException):
+                    time.sleep(600)
