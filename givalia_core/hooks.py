@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import importlib_metadata
 import pluggy
@@ -132,6 +132,16 @@ def _words(error: BaseException) -> str:
         return "(its words cannot be read)"
 
 
+class Watch(Protocol):
+    """Is told when the code of a plugin begins and ends: somebody limits it, and knows whom to blame for what happens."""
+
+    def enter(self, hook: str, plugin: int, job: Any) -> Any:
+        """Note that a plugin, by its place in `Hooks.names`, is called, perhaps for a job; returns what to leave by."""
+
+    def leave(self, entered: Any) -> None:
+        """Note that the call is over."""
+
+
 class Hooks:
     """Calls the implementations of a set of plugins, each by itself."""
 
@@ -142,6 +152,7 @@ class Hooks:
         """How often each plugin has raised, by its name."""
         self.silenced: set[str] = set()
         """The plugins that are no longer called."""
+        self.watch: Watch | None = None
         self._in_a_row: Counter[int] = Counter()
         for plugin in plugins:
             if self._manager.is_registered(plugin):
@@ -154,6 +165,9 @@ class Hooks:
                 if self._manager.is_registered(plugin):
                     self._manager.unregister(plugin)
         self._implementations = {name: self._collect(name) for name in HOOKS}
+        self.names = [name for name, _ in self._manager.list_name_plugin()]
+        """What the plugins are called."""
+        self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def _name(self, plugin: object) -> str:
         """What a plugin is called in the log and in the counts: its class or module, numbered if that is taken."""
@@ -176,12 +190,19 @@ class Hooks:
             plugin = implementation.plugin
             if self._in_a_row[id(plugin)] >= RAISES_MAX:
                 continue
+            watch = self.watch
+            entered = None
+            if watch is not None:
+                entered = watch.enter(name, self._numbers[implementation.plugin_name], arguments.get("job"))
             try:
                 implementation.function(*(arguments[wanted] for wanted in implementation.argnames))
             except BaseException as error:  # A plugin may raise anything, and must harm nobody.
                 self._count(implementation.plugin_name, plugin, name, error)
             else:
                 self._in_a_row[id(plugin)] = 0
+            finally:
+                if watch is not None:
+                    watch.leave(entered)
 
     def _count(self, plugin_name: str, plugin: object, hook: str, error: BaseException) -> None:
         self.raised[plugin_name] += 1

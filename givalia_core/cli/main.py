@@ -308,7 +308,8 @@ def _capacity(worker: dict[str, Any]) -> str:
 def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
     """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
     blocked_s = process["blocked_us"] / SECOND_US
-    state = f"{process['state']} {blocked_s:.1f} s" if blocked_s else process["state"]
+    state = process["stack"] if process["state"] == "hook" else process["state"]
+    state = f"{state} {blocked_s:.1f} s" if blocked_s else state
     job = f"{process['module']} {uuid.UUID(process['job'])}" if process["job"] else ""
     memory_mib = round(process["memory_bytes"] / MIB)
     return worker["name"], process["pid"], process["role"], state, process["jobs"], memory_mib, process["restarts"], job

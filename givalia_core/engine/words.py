@@ -52,7 +52,9 @@ def _why_running(desk: Desk, job: Job, now: Now) -> str:
     lease = desk.leases.get(job.id)
     gone = "" if lease is None or lease.session is not None else ", which is not connected"
     asked = "; it was asked to stop" if job.stop_asked else ""
-    return f"attempt {job.attempt} is running on worker {job.worker}{gone}{asked}"
+    shown = () if lease is None or lease.session is None else lease.session.processes
+    hook = next((f", in {each.stack}" for each in shown if each.job == job.id and each.state == "hook"), "")
+    return f"attempt {job.attempt} is running on worker {job.worker}{hook}{gone}{asked}"
 
 
 _DEAD_WORDS = {

@@ -161,6 +161,7 @@ class Crew:
         self.host.state, self.host.importing = "ready", None
         self.modules = {fields[0]: Announce(*fields) for fields in note.announced}
         self.sources = note.sources
+        self.host.plugins = note.plugins
         self._known_since = self.host.member.since if self.host.member is not None else 0.0
         self.hooks = frozenset(note.hooks)
         self._foreman.crew_is_ready(self)
@@ -216,11 +217,10 @@ class Crew:
         host.member = None
         was_starting, self.is_serving = host.state == "starting", False
         words = member.stack()
+        plugin = host.plugin(member.last_current)
+        ended = member.words_for(status) + (f" in plugin {plugin}" if plugin else "")
         verdict = host.verdict or Verdict(
-            member.last_current,
-            "died",
-            f"child_died: {member.words_for(status)}\n{words}".strip(),
-            is_ours=member.is_orphan,
+            member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=member.is_orphan or bool(plugin)
         )
         # A job that took its process with it says nothing about the next process, which can start at once.
         is_blamed = self._foreman.by_fence(verdict.culprit) is not None
@@ -247,6 +247,12 @@ class Crew:
         """Whether somebody else may have killed a process that was importing a module; not if it happens again."""
         is_first, self._suspected = self._suspected != host.importing, host.importing or ""
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+    def note_hook(self, held: Job) -> None:
+        """A plugin is busy with this job for a while, or not any more."""
+        self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not held]
+        if held.hook:
+            self.host.in_hooks.append(held)
 
     # Looking after them.
 

@@ -29,7 +29,7 @@ from givalia_core.worker.crew import Crew, Job
 from givalia_core.worker.generations import Generations
 from givalia_core.worker.held import Held, Lines, Suspects, Verdict
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
-from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, Logged, Told
+from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, InHook, Logged, Told
 from givalia_core.worker.pipeline import NOT_ENDED, WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
@@ -311,6 +311,9 @@ class Foreman:
             return
         if isinstance(note, Progress):
             self._link.send(note)
+        elif isinstance(note, InHook):
+            held.hook, held.hooked_s = note.words, time.monotonic()
+            held.crew.note_hook(held)
         elif not isinstance(note, Told):
             self._forget(held)
             self._link.send(note)
@@ -434,6 +437,9 @@ class Foreman:
 
     def _forget(self, held: Job) -> None:
         del self._jobs[held.dispatch.fence]
+        if held.hook:
+            held.hook = ""
+            held.crew.note_hook(held)
         if held.is_suspect and (next_held := self._suspects.leave(held)) is not None:
             self._run(next_held)
         self._timed.discard(held)

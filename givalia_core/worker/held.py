@@ -24,13 +24,15 @@ class Held(Generic[C]):
     """
 
     __slots__ = (
-        "at_s", "cause", "crew", "dispatch", "is_cancelled", "is_process", "is_suspect", "phase", "report", "seconds", "step",
-        "why",
+        "at_s", "cause", "crew", "dispatch", "hook", "hooked_s", "is_cancelled", "is_process", "is_suspect", "phase", "report",
+        "seconds", "step", "why",
     )  # fmt: skip
 
     def __init__(self, dispatch: Dispatch, crew: C, *, is_process: bool, is_suspect: bool = False) -> None:
         self.is_suspect = is_suspect
         self.dispatch = dispatch
+        self.hook = ""  # The plugin that has been busy with it for a while.
+        self.hooked_s = 0.0  # Since when, monotonic.
         self.crew = crew
         self.is_process = is_process
         self.phase = "running"

@@ -35,11 +35,23 @@ class Importing(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The process has its modules and plugins: `sources` says where each is imported from, `hooks` what plugins listen to."""
+    """The process has its modules and plugins: `sources` says where each is imported from, `hooks` what plugins listen to.
+
+    In the page a plugin has the number of its place in `plugins`, counted down from -1.
+    """
 
     announced: list[Any]
     sources: dict[str, str]
     hooks: list[str]
+    plugins: list[str]
+
+
+class InHook(NamedTuple):
+    """A plugin has been busy with this job for a while; `words` say with what, and are empty when it has ended."""
+
+    id: bytes
+    fence: int
+    words: str
 
 
 class Start(NamedTuple):
@@ -147,8 +159,8 @@ class Logged(NamedTuple):
 
 
 NOTES: Final[tuple[type, ...]] = (
-    Serve, Importing, Ready, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended, Spoiled,
-    Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
+    Serve, Importing, Ready, InHook, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended,
+    Spoiled, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = msgpack.Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.

@@ -10,7 +10,9 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, Final
+from uuid import UUID
 
 import gevent
 import greenlet
@@ -31,6 +33,7 @@ from givalia_core.worker.notes import (
     Counts,
     Drain,
     End,
+    InHook,
     Logged,
     Ready,
     Start,
@@ -45,6 +48,7 @@ from givalia_core.worker.starter import Running, Starter
 __builtins__ = BUILTINS
 
 PULSE_S: Final = 0.2
+HOOK_SAID_S: Final = 1.0  # A plugin that takes longer is shown.
 STACK_LINES_MAX: Final = 12
 
 log = logging.getLogger("givalia.worker")
@@ -86,6 +90,22 @@ class _Held(Attempt):
             self.greenlet.kill(stopped, block=False)
 
 
+class HookLate(BaseException):
+    """Raised inside a plugin that takes longer than `hook_limit`; the job goes on without it."""
+
+
+class _InHook:
+    """A call of a plugin that is under way."""
+
+    def __init__(self, hook: str, plugin: str, job: Any, fence: int | None) -> None:
+        self.hook = hook
+        self.plugin = plugin
+        self.job = job
+        self.fence = fence  # Of the greenlet before, if it had one.
+        self.since_s = monotonic()
+        self.is_said = False
+
+
 class Runner:
     """The jobs of one process.
 
@@ -108,6 +128,7 @@ class Runner:
         self._attempts: dict[int, _Held] = {}  # By fence.
         self._fences: dict[Any, int] = {}  # By greenlet.
         self._starter: Starter[_Held] = Starter(self._run)
+        self._in_hooks: dict[Any, _InHook] = {}  # By greenlet.
         self._pulse: Any = None
         self._has_to_tidy = False
         self._draining: gevent.Greenlet[..., Any] | None = None
@@ -131,6 +152,8 @@ class Runner:
 
         def pulse() -> None:
             self._page.beat()
+            if self._in_hooks:
+                self._look_at_hooks()
             tidy()
 
         self._loop = gevent.get_hub().loop
@@ -141,10 +164,16 @@ class Runner:
         self._trace = self._page.tracer(self._fence_of)
         if greenlet.gettrace() is None:
             greenlet.settrace(self._trace)
+        self._hooks.watch = self
         announced = [announcement(found) for found in self._modules.values()]
         sources = {found.name: found.source for found in self._modules.values()}
         self._say(
-            Ready([tuple(each) for each in announced], sources, [name for name in HOOKS_OF_JOBS if self._hooks.listens(name)])
+            Ready(
+                [tuple(each) for each in announced],
+                sources,
+                [name for name in HOOKS_OF_JOBS if self._hooks.listens(name)],
+                self._hooks.names,
+            )
         )
 
     def close(self) -> None:
@@ -261,6 +290,45 @@ class Runner:
             job = attempt.job if attempt is not None and attempt.job is not None else view(dispatch)
             gevent.spawn(self._hooks.call, "on_cancel", job=job, running=True)
 
+    # Plugins: how long they take, and what happens meanwhile is theirs.
+
+    def enter(self, hook: str, plugin: int, job: Any) -> _InHook:
+        """Note that a plugin is called: until it returns, what this greenlet does is its doing and not that of a job."""
+        running = greenlet.getcurrent()
+        entered = self._in_hooks[running] = _InHook(hook, self._hooks.names[plugin], job, self._fences.get(running))
+        self._set_fence(running, -1 - plugin)
+        return entered
+
+    def leave(self, entered: _InHook) -> None:
+        """Note that it has returned."""
+        running = greenlet.getcurrent()
+        self._in_hooks.pop(running, None)
+        self._set_fence(running, entered.fence)
+        if entered.is_said:
+            self._say(InHook(*_named(entered.job), ""))
+
+    def _set_fence(self, running: Any, fence: int | None) -> None:
+        if fence is None:
+            self._fences.pop(running, None)
+        else:
+            self._fences[running] = fence
+        if greenlet.gettrace() is self._trace:
+            self._page.current = fence or 0
+
+    def _look_at_hooks(self) -> None:
+        now_s = monotonic()
+        for running, entered in list(self._in_hooks.items()):
+            age_s = now_s - entered.since_s
+            if age_s > HOOK_SAID_S and not entered.is_said and entered.job is not None:
+                entered.is_said = True
+                self._say(InHook(*_named(entered.job), f"{entered.hook} of plugin {entered.plugin}"))
+            if age_s > self._worker.settings.hook_limit:
+                self._loop.run_callback(self._break_off, running, entered)
+
+    def _break_off(self, running: Any, entered: _InHook) -> None:
+        if self._in_hooks.get(running) is entered:  # Else it has returned meanwhile.
+            running.throw(HookLate(f"it took longer than {self._worker.settings.hook_limit:g} s; the job goes on without it"))
+
     # Plugins: for jobs in processes of their own, and for the worker.
 
     def _before(self, note: Before) -> None:
@@ -307,6 +375,11 @@ class Runner:
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
+
+
+def _named(job: Any) -> tuple[bytes, int]:
+    """Return the id and the fence of a job as plugins see it."""
+    return UUID(job.id).bytes, job.fence
 
 
 _FENCE: Final = "givalia fence"

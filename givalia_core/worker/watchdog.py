@@ -62,6 +62,8 @@ class Host:
         self.failures = 0  # Processes in a row that did not live long.
         self.importing: str | None = None
         self.verdict: Verdict | None = None
+        self.plugins: list[str] = []
+        self.in_hooks: list[Held[Any]] = []  # Jobs that a plugin has been busy with for a while.
         self._asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
         self.stack = ""
 
@@ -117,6 +119,10 @@ class Host:
             member.signal(ASIDE_SIGNAL if is_waiting(member.pid) else DUMP_SIGNAL)
         return None
 
+    def plugin(self, current: int) -> str:
+        """Return the name of the plugin whose code this number of the page stands for; empty if it stands for none."""
+        return self.plugins[-1 - current] if -len(self.plugins) <= current < 0 else ""
+
     def _blocker(self) -> Held[Any] | None:
         """The job that does not give way, if it is one and known."""
         return None if self.member is None else self._by_fence(self.member.page.current)
@@ -124,7 +130,10 @@ class Host:
     def _blocker_words(self) -> str:
         """Who does not give way, and for how long, in words."""
         held = self._blocker()
-        who = f"job {text_id(held.dispatch.id)} of {held.dispatch.module}" if held is not None else "something that is no job"
+        plugin = "" if self.member is None else self.plugin(self.member.page.current)
+        who = f"plugin {plugin}" if plugin else "something that is no job"
+        if held is not None:
+            who = f"job {text_id(held.dispatch.id)} of {held.dispatch.module}"
         return f"{who} has blocked the greenlets of its worker for {self.blocked_s:.1f} s"
 
     def process(self, jobs: int, *, is_draining: bool) -> Process | None:
@@ -134,9 +143,12 @@ class Host:
             return None
         blocked_s = self.blocked_s
         held = self._blocker() if blocked_s else None
-        state = "draining" if is_draining and not blocked_s else self.state
+        state, stack = "draining" if is_draining and not blocked_s else self.state, self.stack
+        if not blocked_s and self.in_hooks:
+            held = self.in_hooks[0]
+            state, stack, blocked_s = "hook", held.hook, time.monotonic() - held.hooked_s
         return Process(
             member.pid, "greenlets", state, jobs, round(member.since * SECOND_US), memory_bytes(member.pid), self.starts - 1,
             held.dispatch.module if held else None, held.dispatch.id if held else None, round(blocked_s * SECOND_US),
-            self.stack,
+            stack,
         )  # fmt: skip

@@ -9,17 +9,18 @@ import pytest
 
 from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
 from givalia_core.worker import notes
-from givalia_core.worker.notes import Begin, Cancelled, Drain, End, Ended, Logged, Ready, Serve, Start, Stuck, Told
+from givalia_core.worker.notes import Begin, Cancelled, Drain, End, Ended, InHook, Logged, Ready, Serve, Start, Stuck, Told
 
 JOB = Dispatch(b"j" * 16, 7, "Sample", 2, 1_000, "key", payload=b"\x93\x01\x02\x03")
 SAID: list[Any] = [
     Serve({"name": "any", "grace": 30.0}, {"Deadly": "it died"}),
-    Ready([list(Announce("Sample", "example", "1"))], {"Sample": "example:Sample"}, ["before_run"]),
+    Ready([list(Announce("Sample", "example", "1"))], {"Sample": "example:Sample"}, ["before_run"], ["Logging"]),
+    InHook(b"i" * 16, 7, "before_run of plugin Logging"),
     Start(),
     Drain(is_over=True),
     JOB,
     End(JOB.id, 7, "timeout", "timeout: it ran longer than 1 s"),
-    Stuck(JOB.id, 7, "timeout"),
+    Stuck(JOB.id, 7),
     Told(JOB.id, 7),
     Succeed(JOB.id, 7, None, b"\xc0"),
     Fail(JOB.id, 7, "failed", "no", None, False, True),

@@ -12,10 +12,12 @@ import pytest
 
 from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
-from givalia_core.hooks import Hooks
+from givalia_core.hooks import Hooks, hookimpl
 from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.worker import runner as runner_room
+from givalia_core.worker.notes import InHook
 from givalia_core.worker.page import Page
 from givalia_core.worker.pipeline import Attempt, execute
 from givalia_core.worker.runner import Runner
@@ -202,7 +204,7 @@ def run(said: list[Any]) -> Iterator[Callable[[type[WorkModule], int | None], No
     runners: list[Runner] = []
 
     def running(work: type[WorkModule], timeout_us: int | None) -> None:
-        worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0})})
+        worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
         runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([]), said.append, Page(), worker)
         runners.append(runner)
         runner.open()
@@ -238,3 +240,75 @@ def test_a_job_that_breaks_the_builtins_is_reported_all_the_same(run: Any, said:
         setattr(builtins, name, original)
 
     assert [type(each) for each in said] == [Failed]
+
+
+# Plugins.
+
+
+class Hangs:
+    """A plugin that never returns, and does not let itself be stopped the first time."""
+
+    def __init__(self) -> None:
+        self.stopped = 0
+
+    @hookimpl
+    def before_run(self) -> None:
+        try:
+            gevent.sleep(60)
+        except BaseException:
+            self.stopped += 1
+        gevent.sleep(60)
+
+
+def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
+    said: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_room, "HOOK_SAID_S", 0.1)
+    plugin, page = Hangs(), Page()
+    hooks = Hooks([plugin])
+    seen: list[int] = []
+    work = type("Work", (WorkModule,), {"process": lambda _: seen.append(page.current)})
+    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 0.5})})
+    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, page, worker)
+    runner.open()
+    del said[:]
+
+    runner.take(Dispatch(bytes(16), 7, "Work", 1, 0))
+    gevent.sleep(0.3)
+    current = page.current
+    with gevent.Timeout(5):
+        while runner.holds:
+            gevent.sleep(0.01)
+    runner.close()
+
+    assert current == 0  # Nobody's code runs.
+    assert said == [
+        InHook(bytes(16), 7, "before_run of plugin Hangs"),
+        InHook(bytes(16), 7, ""),
+        Succeed(bytes(16), 7, None, b"\xc0"),
+    ]
+    assert plugin.stopped == 1
+    assert hooks.raised["Hangs"] == 1
+    assert seen == [7]
+
+
+def test_what_happens_in_a_plugin_is_the_plugins(said: list[Any]) -> None:
+    page = Page()
+    seen: list[int] = []
+
+    class Looks:
+        @hookimpl
+        def after_run(self) -> None:
+            seen.append(page.current)
+
+    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
+    work = type("Work", (WorkModule,), {"process": lambda _: None})
+    runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([object(), Looks()]), said.append, page, worker)
+    runner.open()
+    runner.take(Dispatch(bytes(16), 7, "Work", 1, 0))
+    with gevent.Timeout(5):
+        while not seen or runner.holds:
+            gevent.sleep(0.01)
+    runner.close()
+
+    assert runner._hooks.names[-1 - seen[0]] == "Looks"
