@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import logging
 import os
@@ -130,7 +131,10 @@ class Child:
         except OSError:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 signal.pause()
+        is_bad = attempt.raised is not None
         attempt.let_go()
+        if is_bad:
+            gc.collect()  # What its frames held, a lock perhaps, is not to wait for the collector.
 
     def _has_announced_code(self, begin: Begin) -> bool:
         """Whether what is about to be imported is what the server was told of: packages may have been installed since."""

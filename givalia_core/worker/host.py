@@ -33,6 +33,7 @@ from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.worker import notes  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
+from givalia_core.worker.collector import Collector  # noqa: E402
 from givalia_core.worker.notes import Importing, Serve, Spoiled  # noqa: E402
 from givalia_core.worker.page import LastWords, Page  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
@@ -122,7 +123,7 @@ class Host:
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
         self._surroundings = Surroundings()
-        runner.open(self._tidy)
+        runner.open(self._tidy, Collector())
         return runner
 
     def _tell_import(self, module: str) -> None:

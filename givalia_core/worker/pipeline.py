@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from os import _exit, getpid
 from time import monotonic
+from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
@@ -165,6 +166,8 @@ def _run(attempt: Attempt) -> None:
         attempt.value = attempt.work.process()
         if (kind := not_run(attempt.value)) is not None:
             attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
+            if is_a(attempt.value, CoroutineType) or is_a(attempt.value, GeneratorType):
+                attempt.value.close()  # Or Python would warn that it was never awaited.
         else:
             _pack_result(attempt)
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.

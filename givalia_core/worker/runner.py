@@ -26,6 +26,7 @@ from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
 from givalia_core.protocol import values
 from givalia_core.protocol.messages import Dispatch
 from givalia_core.views import Outcome
+from givalia_core.worker.collector import Collector
 from givalia_core.worker.notes import (
     After,
     Before,
@@ -146,15 +147,27 @@ class Runner:
             Logged: self._log,
         }
 
-    def open(self, tidy: Callable[[], None] = lambda: None) -> None:
-        """Begin to show signs of life, and say what is served; `tidy` is called with each of them, and when a job has ended."""
-        self._tidy = tidy
+    def open(self, tidy: Callable[[], None] = lambda: None, collector: Collector | None = None) -> None:
+        """Begin to show signs of life, and say what is served.
+
+        Args:
+            tidy: Called with each sign of life, and when jobs have ended.
+            collector: Collects what they have left; None where the process is not only there for jobs.
+        """
+        self._collector = collector
+
+        def clean_up() -> None:
+            tidy()
+            if collector is not None:
+                collector.run(monotonic())
 
         def pulse() -> None:
             self._page.beat()
             if self._in_hooks:
                 self._look_at_hooks()
-            tidy()
+            clean_up()
+
+        self._tidy = clean_up
 
         self._loop = gevent.get_hub().loop
         pulse()
@@ -243,6 +256,8 @@ class Runner:
             if not self._has_to_tidy:  # Once for all jobs that end in one turn of the loop.
                 self._has_to_tidy = True
                 self._loop.run_callback(self._tidy_up)
+            if self._collector is not None:
+                self._collector.note(is_bad=attempt.raised is not None)
             attempt.let_go()
 
     def _tidy_up(self) -> None:

@@ -156,7 +156,6 @@ def test_a_process_that_calling_does_not_run_is_broken(kind: str) -> None:
         (lambda _: type("Derived", (_Awaitable,), {})(), "an awaitable"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:coroutine")
 def test_what_stands_for_code_that_did_not_run_fails_for_good(value: Callable[[Any], Any], kind: str) -> None:
     report = report_of(lambda self: value(self))
 

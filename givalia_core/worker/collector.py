@@ -1,0 +1,46 @@
+"""Collects what ended jobs have left in cycles: connections, locks, open transactions.
+
+The collector of Python is told to run seldom in a process of many small jobs, and would leave them for minutes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+EACH_S: Final = 1.0  # So often while jobs end,
+JOBS_MOST: Final = 50  # or behind so many,
+SHARE: Final = 0.01  # and no longer than this share of the time;
+SHARE_BAD: Final = 0.1  # behind a job that has ended badly at once, up to this share.
+
+
+class Collector:
+    """Decides when to collect; `run` it often."""
+
+    def __init__(self, collect: Callable[[], object] = gc.collect) -> None:
+        self._collect = collect
+        self._ended = 0
+        self._has_bad = False
+        self._last_s = 0.0
+        self._took_s = 0.0
+
+    def note(self, *, is_bad: bool) -> None:
+        """Note that a job has ended; badly if it raised or was stopped."""
+        self._ended += 1
+        self._has_bad = self._has_bad or is_bad
+
+    def run(self, now_s: float) -> None:
+        """Collect if it is time to; `now_s` is monotonic."""
+        if not self._ended:
+            return
+        since_s = now_s - self._last_s
+        if not (self._has_bad or self._ended >= JOBS_MOST or since_s >= EACH_S):
+            return
+        if since_s * (SHARE_BAD if self._has_bad else SHARE) < self._took_s:
+            return
+        self._ended, self._has_bad = 0, False
+        began_s = monotonic()
+        self._collect()
+        self._last_s, self._took_s = now_s, monotonic() - began_s
