@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from givalia_core.client import talk
 from givalia_core.client.errands import Connect, Errands, Listen, Slot, Visit
+from givalia_core.client.forks import WORDS, begins_anew
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import tune
 from givalia_core.errors import GivaliaError
@@ -82,11 +83,28 @@ class AsyncExchange:
     """Carries calls to one of several servers and their answers back; for the tasks of one event loop at a time."""
 
     def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
+        self._addresses, self._resend_s = addresses, resend_s
         self._errands = Errands(addresses, resend_s)
         self._line: Line | None = None  # Of the present visit.
         self._out: list[bytes] = []  # What leaves with the next turn of the loop: calls made together travel together.
         self._tending: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
+        begins_anew(self)
+
+    def begin_anew(self) -> None:
+        """In a fork: the event loop, the connection and all calls under way are the parent's; none of them is touched."""
+        errands, line = self._errands, self._line
+        self._errands = Errands(self._addresses, self._resend_s)
+        self._errands.is_closed = errands.is_closed
+        self._line = self._tending = self._changed = None
+        self._out = []
+        for slot in errands.calls:
+            slot.wake = _wake_nobody
+        errands.abandon(WORDS)
+        if line is not None and line.transport is not None:
+            shared = line.transport.get_extra_info("socket")
+            # By the socket itself: the transport would tell the loop, whose poll is shared with the parent.
+            getattr(shared, "_sock", shared).close()
 
     async def close(self) -> None:
         """Close the connection; calls under way raise `ConnectionLost`.
@@ -296,6 +314,10 @@ class AsyncExchange:
         if line is self._line and self._out:
             data, self._out = b"".join(self._out), []
             line.send(data)
+
+
+def _wake_nobody() -> None:
+    """The caller is in another process."""
 
 
 async def _within(seconds: float | None, awaited: Awaitable[object]) -> None:

@@ -63,6 +63,8 @@ class Client:
         port: For those that name none.
         resend: Seconds that a command is sent again over lost connections, at most 60; then `ConnectionLost`.
 
+    In a fork it makes a connection of its own. What was under way is the parent's: in the child it raises `ConnectionLost`.
+
     Connecting happens at the first command. Of several servers it takes a random one, and the next at once when that cannot be
     reached, is lost, takes no connection or stops (`ShuttingDown`, which is raised only if all of them said so until the time
     to resend was over), or answers no command for ten seconds. Every verb may raise `ConnectionLost`, `BadRequest`,

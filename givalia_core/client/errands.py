@@ -226,6 +226,11 @@ class Errands:
             slot.error = ConnectionLost(f"{why}; whether the command took effect is unknown")
         self._settle()
 
+    def abandon(self, why: str) -> None:
+        """End every call of the process before a fork; nothing is sent."""
+        self.visit = None
+        self.end_all(why)
+
     def close(self) -> None:
         """End every call, and take no other."""
         self.is_closed = True

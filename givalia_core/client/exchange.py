@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core.client import talk
 from givalia_core.client.errands import Connect, Errands, Rest, Slot
+from givalia_core.client.forks import WORDS, begins_anew
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
 from givalia_core.errors import GivaliaError
@@ -30,11 +31,29 @@ class Exchange:
     """Carries calls to one of several servers and their answers back; thread-safe."""
 
     def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
-        self._changed = threading.Condition()  # Guards everything below.
-        self._sending = threading.Lock()  # Held while a frame is sent, so that frames do not mix.
-        self._is_reading = False
+        self._addresses, self._resend_s = addresses, resend_s
         self._errands = Errands(addresses, resend_s)
         self._wire: Wire | None = None  # Of the present visit.
+        self._make_locks()
+        begins_anew(self)
+
+    def _make_locks(self) -> None:
+        self._changed = threading.Condition()  # Guards everything else here.
+        self._sending = threading.Lock()  # Held while a frame is sent, so that frames do not mix.
+        self._is_reading = False
+
+    def begin_anew(self) -> None:
+        """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's."""
+        changed, errands, wire = self._changed, self._errands, self._wire
+        self._make_locks()
+        self._errands, self._wire = Errands(self._addresses, self._resend_s), None
+        self._errands.is_closed = errands.is_closed
+        errands.abandon(WORDS)
+        if wire is not None:
+            wire.leave()
+        if changed.acquire(blocking=False):  # Greenlets that waited are there in the child, too.
+            changed.notify_all()
+            changed.release()
 
     def close(self) -> None:
         """Close the connection; calls under way raise `ConnectionLost`."""

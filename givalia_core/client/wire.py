@@ -69,6 +69,10 @@ class Wire:
             raise ConnectionResetError("the server closed the connection")
         return data
 
+    def leave(self) -> None:
+        """Close it in this process alone: in another one it goes on."""
+        self._socket.close()
+
     def close(self) -> None:
         """Close it; whoever waits on it wakes up."""
         with contextlib.suppress(OSError):
