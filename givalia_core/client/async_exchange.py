@@ -132,7 +132,12 @@ class AsyncExchange:
         Raises:
             GivaliaError: It was refused, its outcome is unknown, or the job ended without a result.
         """
-        return talk.only(call, await self.finish(*self.begin(call, timeout), on_progress))
+        on_their_way: deque[tuple[Slot, asyncio.Event]] = deque()
+        try:
+            self._begin(call, timeout, on_their_way)
+            return talk.only(call, await self._finish(*on_their_way[0], on_progress))
+        finally:
+            self._forget(on_their_way)
 
     async def several(self, calls: Iterable[Call[Any]]) -> AsyncIterator[list[Any]]:
         """The answers to each of many calls, in order; a few travel before the first is answered."""
@@ -140,13 +145,19 @@ class AsyncExchange:
         try:
             for call in calls:
                 if len(on_their_way) == talk.IN_FLIGHT:
-                    yield await self.finish(*on_their_way.popleft())
-                on_their_way.append(self.begin(call, None))
+                    yield await self._finish(*on_their_way[0])
+                    on_their_way.popleft()
+                self._begin(call, None, on_their_way)
             while on_their_way:
-                yield await self.finish(*on_their_way.popleft())
+                yield await self._finish(*on_their_way[0])
+                on_their_way.popleft()
         finally:
-            for slot, _ in on_their_way:
-                self._errands.forget(slot)
+            self._forget(on_their_way)
+
+    def _forget(self, on_their_way: Iterable[tuple[Slot, asyncio.Event]]) -> None:
+        """Nobody waits for these any more: they are not sent again."""
+        for slot, _ in on_their_way:
+            self._errands.forget(slot)
 
     def _enter(self) -> None:
         """Refuse another event loop than the one in which the client is at work; call it before anything is touched.
@@ -172,15 +183,17 @@ class AsyncExchange:
         self._out.clear()
         self._tending = None
 
-    def begin(self, call: Call[Any], timeout: float | None) -> tuple[Slot, asyncio.Event]:
-        """Send a call on its way; the event is set whenever there is something for its caller.
+    def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
+        """Send a call on its way; its event is set whenever there is something for its caller.
 
         Raises:
             RuntimeError: The client is at work in another event loop; nothing was sent.
         """
         self._enter()
         event = asyncio.Event()
-        slot = self._errands.begin(call, timeout, clock.monotonic(), event.set)
+        slot = Slot.of(call, timeout, self._resend_s, clock.monotonic(), event.set)
+        on_their_way.append((slot, event))
+        self._errands.begin(slot)
         if self._tending is None:
             self._changed = asyncio.Event()
             self._tending = asyncio.create_task(self._tend(self._changed), name="givalia client")
@@ -188,25 +201,21 @@ class AsyncExchange:
             self._transmit(self._line, slot)
         else:
             self._wake()
-        return slot, event
 
-    async def finish(self, slot: Slot, event: asyncio.Event, on_progress: OnProgress | None = None) -> list[Any]:
+    async def _finish(self, slot: Slot, event: asyncio.Event, on_progress: OnProgress | None = None) -> list[Any]:
         """Wait for a call's answers."""
-        try:
-            while True:
-                event.clear()
-                self._errands.check_time(slot, clock.monotonic())
-                news = slot.take_news()
-                if news is not None and on_progress is not None:
-                    heard = on_progress(*news)
-                    if isawaitable(heard):
-                        await heard
-                elif slot.is_over:
-                    return slot.result()
-                else:
-                    await _within(slot.left(clock.monotonic()), event.wait())
-        finally:
-            self._errands.forget(slot)
+        while True:
+            event.clear()
+            self._errands.check_time(slot, clock.monotonic())
+            news = slot.take_news()
+            if news is not None and on_progress is not None:
+                heard = on_progress(*news)
+                if isawaitable(heard):
+                    await heard
+            elif slot.is_over:
+                return slot.result()
+            else:
+                await _within(slot.left(clock.monotonic()), event.wait())
 
     # The task that tends the connection.
 

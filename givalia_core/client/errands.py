@@ -68,6 +68,15 @@ class Slot:
         self.sent = 0.0
         self.unsent_since = now  # Since when no connection has carried it.
 
+    @classmethod
+    def of(
+        cls, call: Call[Any], timeout: float | None, resend_s: float, now: float, wake: Callable[[], None] = lambda: None
+    ) -> Slot:
+        """A call whose caller will wait so many seconds; only a wait is without end."""
+        if timeout is None and not call.waits:
+            timeout = resend_s
+        return cls(call, None if timeout is None else now + timeout, now, wake)
+
     @property
     def is_over(self) -> bool:
         return self.answers is not None or self.error is not None
@@ -193,21 +202,17 @@ class Errands:
 
     # The calls.
 
-    def begin(self, call: Call[Any], timeout: float | None, now: float, wake: Callable[[], None] = lambda: None) -> Slot:
-        """A call that is to be sent; `timeout` is how many seconds its caller will wait, and only waits are without end.
+    def begin(self, slot: Slot) -> None:
+        """Take in a call that is to be sent.
 
         Raises:
             ConnectionLost: The client is closed.
         """
         if self.is_closed:
-            raise ConnectionLost("the client is closed; whether the command took effect is unknown")
-        if timeout is None and not call.waits:
-            timeout = self._resend_s
+            raise ConnectionLost("the client is closed; the command was not sent")
         if not self.calls:
             self._retry_s = RETRY_FIRST_S
-        slot = Slot(call, None if timeout is None else now + timeout, now, wake)
         self.calls[slot] = None
-        return slot
 
     def check_time(self, slot: Slot, now: float) -> None:
         """End a call whose caller will wait no longer."""

@@ -38,9 +38,11 @@ class Exchange:
         begins_anew(self)
 
     def _make_locks(self) -> None:
-        self._changed = threading.Condition()  # Guards everything else here.
-        self._sending = threading.Lock()  # Held while a frame is sent, so that frames do not mix.
-        self._is_reading = False
+        self._lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `_clean_up`.
+        self._changed = threading.Condition(self._lock)
+        self._sending = threading.RLock()  # Held while a frame is sent, so that frames do not mix.
+        self._reader: int | None = None  # The thread that reads.
+        self._sender: int | None = None  # The thread that has sent a part of a frame.
 
     def begin_anew(self) -> None:
         """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's."""
@@ -57,7 +59,7 @@ class Exchange:
 
     def close(self) -> None:
         """Close the connection; calls under way raise `ConnectionLost`."""
-        with self._changed:
+        with self._lock:
             self._errands.close()
             if self._wire is not None:
                 self._drop(self._wire, "the client is closed")
@@ -74,52 +76,77 @@ class Exchange:
         Raises:
             GivaliaError: It was refused, its outcome is unknown, or the job ended without a result.
         """
-        return talk.only(call, self.finish(self.begin(call, timeout), on_progress))
+        (answers,) = self._carried([call], timeout, on_progress)
+        return talk.only(call, answers)
 
     def several(self, calls: Iterable[Call[Any]]) -> Iterator[list[Any]]:
         """The answers to each of many calls, in order; a few travel before the first is answered."""
+        return self._carried(calls, None, None)
+
+    def _carried(
+        self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None
+    ) -> Iterator[list[Any]]:
+        """Carry calls, and yield their answers. Whatever cuts that short, nothing is left of them here or on the wire."""
         on_their_way: deque[Slot] = deque()
         try:
             for call in calls:
                 if len(on_their_way) == talk.IN_FLIGHT:
-                    yield self.finish(on_their_way.popleft())
-                on_their_way.append(self.begin(call, None))
+                    yield self._finish(on_their_way[0], on_progress)
+                    on_their_way.popleft()
+                self._begin(call, timeout, on_their_way)
             while on_their_way:
-                yield self.finish(on_their_way.popleft())
-        finally:
-            with self._changed:
-                for slot in on_their_way:
-                    self._errands.forget(slot)
+                yield self._finish(on_their_way[0], on_progress)
+                on_their_way.popleft()
+        except BaseException:
+            self._clean_up(on_their_way)
+            raise
 
-    def begin(self, call: Call[Any], timeout: float | None) -> Slot:
-        """Send a call on its way; what goes wrong with the connection is for `finish`."""
-        with self._changed:
-            slot = self._errands.begin(call, timeout, clock.monotonic())
+    def _clean_up(self, slots: Iterable[Slot]) -> None:
+        """A call was cut short, anywhere: let go of what this thread holds, and of the calls.
+
+        A connection that has carried a part of a frame is of no use to anybody.
+        """
+        me = threading.get_ident()
+        with self._lock:
+            if self._sender == me:
+                self._sender = None
+                if self._wire is not None:
+                    self._drop(self._wire, "a call was cut short while it was sent")
+            for slot in slots:
+                self._errands.forget(slot)
+            if self._reader == me:
+                self._reader = None
+            self._changed.notify_all()
+        for lock in (self._sending, self._lock):
+            while lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+
+    def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[Slot]) -> None:
+        """Send a call on its way; what goes wrong with the connection is for `_finish`."""
+        slot = Slot.of(call, timeout, self._resend_s, clock.monotonic())
+        on_their_way.append(slot)
+        with self._lock:
+            self._errands.begin(slot)
             wire = self._wire
         if wire is not None:
             self._transmit(wire, slot)
-        return slot
 
-    def finish(self, slot: Slot, on_progress: OnProgress | None = None) -> list[Any]:
+    def _finish(self, slot: Slot, on_progress: OnProgress | None = None) -> list[Any]:
         """Wait for a call's answers, reading for everybody whenever nobody else does."""
-        try:
-            while True:
-                with self._changed:
-                    while self._is_reading and not self._has_something(slot):
-                        self._changed.wait(slot.left(clock.monotonic()))
-                    self._errands.check_time(slot, clock.monotonic())
-                    news = slot.take_news()
-                    if news is None and slot.is_over:
-                        return slot.result()
-                    if news is None:
-                        self._is_reading = True
+        while True:
+            with self._lock:
+                while self._reader is not None and not self._has_something(slot):
+                    self._changed.wait(slot.left(clock.monotonic()))
+                self._errands.check_time(slot, clock.monotonic())
+                news = slot.take_news()
+                if news is None and slot.is_over:
+                    return slot.result()
                 if news is None:
-                    self._read_for_all(slot)
-                elif on_progress is not None:
-                    on_progress(*news)  # It may take its time, and use this very client: nothing is held meanwhile.
-        finally:
-            with self._changed:
-                self._errands.forget(slot)
+                    self._reader = threading.get_ident()
+            if news is None:
+                self._read_for_all(slot)
+            elif on_progress is not None:
+                on_progress(*news)  # It may take its time, and use this very client: nothing is held meanwhile.
 
     @staticmethod
     def _has_something(slot: Slot) -> bool:
@@ -130,12 +157,12 @@ class Exchange:
         """Read until there is something for this slot, connecting and sending again as often as it takes."""
         try:
             while not self._has_something(slot):
-                with self._changed:
+                with self._lock:
                     step = self._errands.step(clock.monotonic())
                 if isinstance(step, Connect):
                     self._connect(step)
                 elif isinstance(step, Rest):
-                    with self._changed:
+                    with self._lock:
                         self._changed.notify_all()  # Some may have been given up.
                         self._changed.wait_for(lambda: self._errands.is_closed, step.seconds)
                 elif self._wire is not None:
@@ -144,8 +171,8 @@ class Exchange:
             self._leave_reading()
 
     def _leave_reading(self) -> None:
-        with self._changed:
-            self._is_reading = False
+        with self._lock:
+            self._reader = None
             self._changed.notify_all()
 
     def _connect(self, step: Connect) -> None:
@@ -153,11 +180,11 @@ class Exchange:
         try:
             wire = Wire(*step)
         except (OSError, GivaliaError) as error:
-            with self._changed:
+            with self._lock:
                 self._errands.not_connected(error)
                 self._changed.notify_all()
             return
-        with self._changed:
+        with self._lock:
             if self._errands.is_closed:
                 wire.close()
                 return
@@ -169,7 +196,12 @@ class Exchange:
     def _transmit(self, wire: Wire, slot: Slot) -> None:
         """Number a call and send it; a connection that breaks here is found broken by whoever reads."""
         with self._sending:
-            with self._changed:
+            if self._sender is not None:
+                # This thread is in the middle of a frame: a handler of a signal uses the client, perhaps.
+                self._drop(wire, "the client was used while it was sending")
+                return
+            self._sender = threading.get_ident()
+            with self._lock:
                 data = self._errands.load(wire.visit, slot, clock.monotonic())
             try:
                 left = memoryview(data or b"")
@@ -178,14 +210,16 @@ class Exchange:
                     self._make_room(wire)
             except (OSError, ValueError, GivaliaError) as error:
                 self._drop(wire, str(error))
+            self._sender = None
 
     def _make_room(self, wire: Wire) -> None:
         """The socket takes no more for now. Unless somebody else reads, do so: the server may wait for just that."""
-        with self._changed:
-            somebody_reads = self._is_reading
-            self._is_reading = True
-        if somebody_reads:
-            wire.wait(TURN_S, to_send=True)
+        me = threading.get_ident()
+        with self._lock:
+            before = self._reader
+            self._reader = before or me
+        if before not in (None, me):
+            wire.wait(TURN_S, to_send=True, to_read=False)
             return
         try:
             if wire.wait(self._errands.silent_s, to_send=True):
@@ -193,7 +227,8 @@ class Exchange:
             else:
                 self._check_heard(wire)
         finally:
-            self._leave_reading()
+            if before is None:
+                self._leave_reading()
 
     def _listen(self, wire: Wire, slot: Slot, seconds: float | None) -> None:
         """Wait for something to arrive, at most so many seconds, and see to what is then due."""
@@ -206,13 +241,13 @@ class Exchange:
         except (OSError, ValueError, GivaliaError) as error:
             self._drop(wire, str(error))
         if self._errands.has_put_off:
-            with self._changed:
+            with self._lock:
                 due = self._errands.due(clock.monotonic())
             for each in due:
                 self._transmit(wire, each)
 
     def _check_heard(self, wire: Wire) -> None:
-        with self._changed:
+        with self._lock:
             self._errands.check_heard(wire.visit, clock.monotonic())
 
     def _receive(self, wire: Wire) -> None:
@@ -220,14 +255,14 @@ class Exchange:
         data = wire.receive()
         if data is None:
             return
-        with self._changed:
+        with self._lock:
             if not self._errands.arrived(wire.visit, data, clock.monotonic()):
                 self._close(wire)
             self._changed.notify_all()
 
     def _drop(self, wire: Wire, why: str) -> None:
         """Forget a connection that is of no use any more; unanswered calls are sent again on the next."""
-        with self._changed:
+        with self._lock:
             self._errands.drop(wire.visit, why, clock.monotonic())
             self._close(wire)
 

@@ -36,13 +36,13 @@ class Wire:
             self._socket.close()
             raise
 
-    def wait(self, seconds: float | None, *, to_send: bool = False) -> bool:
-        """Wait until there is something to read (or, if asked, room to send); whether there is."""
+    def wait(self, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
+        """Wait until there is something to read, or room to send, as asked; whether there is."""
         if hasattr(select, "poll"):
             poll = select.poll()
-            poll.register(self._socket, select.POLLIN | (select.POLLOUT if to_send else 0))
+            poll.register(self._socket, (select.POLLIN if to_read else 0) | (select.POLLOUT if to_send else 0))
             return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
-        ready = select.select([self._socket], [self._socket] if to_send else [], [], seconds)
+        ready = select.select([self._socket] if to_read else [], [self._socket] if to_send else [], [], seconds)
         return bool(ready[0] or ready[1])
 
     def send(self, data: memoryview) -> int:

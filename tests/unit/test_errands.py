@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,13 @@ from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 STOPPING = ShuttingDown("the server is draining", retry_after=2.0)
 ONE, OTHER = Address("one", 1), Address("other", 2)
+
+
+def begin(errands: Errands, call: Any, timeout: float | None, now: float, wake: Callable[[], None] = lambda: None) -> Slot:
+    """Take in a call of one who waits so many seconds."""
+    slot = Slot.of(call, timeout, errands._resend_s, now, wake)
+    errands.begin(slot)
+    return slot
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +48,7 @@ def answer(number: int, *fields: Any) -> bytes:
 
 def test_a_call_is_sent_once_to_a_server_and_again_to_the_next() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    slot = begin(made, talk.cancel("k", None, running=False), None, 0.0)
     visit = visiting(made, 0.0)
     assert made.load(visit, slot, 0.0) is None
 
@@ -56,7 +64,7 @@ def test_a_call_is_sent_once_to_a_server_and_again_to_the_next() -> None:
 
 def test_rests_grow_and_end_with_the_time_to_resend() -> None:
     made = Errands([ONE], 1.0)
-    slot = made.begin(talk.info(), None, 0.0)
+    slot = begin(made, talk.info(), None, 0.0)
     now, rests = 0.0, []
 
     while not slot.is_over:
@@ -75,7 +83,7 @@ def test_rests_grow_and_end_with_the_time_to_resend() -> None:
 
 def test_a_silent_server_is_left_at_the_instant_it_was_silent_for_too_long() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    made.begin(talk.info(), None, 0.0)
+    begin(made, talk.info(), None, 0.0)
     visit = visiting(made, 3.0)
 
     assert made.step(5.0) == Listen(8.0)
@@ -86,7 +94,7 @@ def test_a_silent_server_is_left_at_the_instant_it_was_silent_for_too_long() -> 
 
 def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    made.begin(talk.info(), None, 0.0)
+    begin(made, talk.info(), None, 0.0)
     visit = visiting(made, 0.0)
 
     made.still_sending(visit, 9.0)
@@ -96,7 +104,7 @@ def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
 
 def test_who_waits_for_a_job_hurries_no_server() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    made.begin(talk.wait(JOB), None, 0.0)
+    begin(made, talk.wait(JOB), None, 0.0)
     visit = visiting(made, 0.0)
 
     made.check_heard(visit, 1_000.0)
@@ -105,7 +113,7 @@ def test_who_waits_for_a_job_hurries_no_server() -> None:
 def test_the_time_of_one_who_waits_ends_by_itself() -> None:
     woken: list[str] = []
     made = Errands([ONE], 60.0)
-    slot = made.begin(talk.wait(JOB), 5.0, 0.0, lambda: woken.append("woken"))
+    slot = begin(made, talk.wait(JOB), 5.0, 0.0, lambda: woken.append("woken"))
 
     made.check_time(slot, 4.9)
     assert not slot.is_over
@@ -119,7 +127,7 @@ def test_the_time_of_one_who_waits_ends_by_itself() -> None:
 def test_of_progress_that_nobody_took_the_newest_is_kept_until_the_end_and_no_longer() -> None:
     woken: list[str] = []
     made = Errands([ONE], 60.0)
-    slot = made.begin(talk.wait(JOB, progress=True), None, 0.0, lambda: woken.append("woken"))
+    slot = begin(made, talk.wait(JOB, progress=True), None, 0.0, lambda: woken.append("woken"))
     visit = visiting(made, 0.0)
     told = [frames.encode(Kind.PROGRESSED, 0, [item(Progressed(1, fraction))]) for fraction in (0.25, 0.5, 0.75)]
 
@@ -133,7 +141,7 @@ def test_of_progress_that_nobody_took_the_newest_is_kept_until_the_end_and_no_lo
 
 def test_a_refusal_of_the_client_ends_every_call_with_an_error_of_its_own() -> None:
     made = Errands([ONE], 60.0)
-    slots = [made.begin(talk.info(), None, 0.0) for _ in range(2)]
+    slots = [begin(made, talk.info(), None, 0.0) for _ in range(2)]
 
     made.not_connected(Unauthorized("not you"))
 
@@ -143,7 +151,7 @@ def test_a_refusal_of_the_client_ends_every_call_with_an_error_of_its_own() -> N
 
 def test_a_call_that_nobody_waits_for_is_not_sent_to_the_next_server() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    slot = made.begin(talk.info(), None, 0.0)
+    slot = begin(made, talk.info(), None, 0.0)
     visit = visiting(made, 0.0)
 
     made.forget(slot)
@@ -185,7 +193,7 @@ def sent(data: bytes | None) -> list[tuple[int, int, Any]]:
 def test_a_command_is_sent_with_the_time_after_which_another_server_is_asked() -> None:
     made = Errands([ONE, OTHER], 60.0)
     visit = greeted(made, 0.0)
-    slots = [made.begin(call, None, 0.0) for call in (talk.info(), talk.cancel("k", None, running=False), talk.enq("Mail"))]
+    slots = [begin(made, call, None, 0.0) for call in (talk.info(), talk.cancel("k", None, running=False), talk.enq("Mail"))]
 
     question, first, second = (sent(made.load(visit, slot, 0.0)) for slot in slots)
 
@@ -197,7 +205,7 @@ def test_a_command_is_sent_with_the_time_after_which_another_server_is_asked() -
 
 def test_a_command_that_came_too_late_is_sent_again_and_given_longer() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    slot = begin(made, talk.cancel("k", None, running=False), None, 0.0)
     visit = greeted(made, 0.0)
     number = max(visit.commands)
     late = refusal(Busy("late", retry_after=0.05, late=True))
@@ -216,7 +224,7 @@ def test_a_command_that_came_too_late_is_sent_again_and_given_longer() -> None:
 
 def test_a_command_is_never_decided_after_its_caller_has_given_up() -> None:
     made = Errands([ONE], 60.0)
-    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    slot = begin(made, talk.cancel("k", None, running=False), None, 0.0)
     made.drop(greeted(made, 0.0), "lost", 55.0)
     visit = Visit()
     visit.hello()
@@ -230,7 +238,7 @@ def test_a_command_is_never_decided_after_its_caller_has_given_up() -> None:
 
 def test_an_answer_of_busy_that_is_not_late_is_for_the_caller() -> None:
     made = Errands([ONE], 60.0)
-    slot = made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    slot = begin(made, talk.cancel("k", None, running=False), None, 0.0)
     visit = greeted(made, 0.0)
 
     made.arrived(visit, answer(max(visit.commands), *refusal(Busy("full", retry_after=1.0))[0]), 1.0)
@@ -240,11 +248,11 @@ def test_an_answer_of_busy_that_is_not_late_is_for_the_caller() -> None:
 
 def test_a_server_that_only_tells_its_clock_is_silent() -> None:
     made = Errands([ONE, OTHER], 60.0)
-    made.begin(talk.cancel("k", None, running=False), None, 0.0)
+    begin(made, talk.cancel("k", None, running=False), None, 0.0)
     visit = greeted(made, 0.0)
 
     for second in range(1, 10):
-        slot = made.begin(talk.cancel("k", None, running=False), None, float(second))
+        slot = begin(made, talk.cancel("k", None, running=False), None, float(second))
         for kind, number, _ in sent(made.load(visit, slot, second + 0.5)):
             if kind == Kind.CLOCK:
                 made.arrived(visit, answer(number, OK, 7_000_000), second + 0.5)

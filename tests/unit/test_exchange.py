@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from scripted_server import (
@@ -487,16 +488,28 @@ class Wire:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    def wait(self, seconds: float | None, *, to_send: bool = False) -> bool:
-        self._exchange._is_reading = False
+    def wait(self, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
+        self._exchange._reader = None
         return False
 
 
 def test_a_reader_that_leaves_while_another_waits_for_room_has_left() -> None:
     exchange = Exchange([Address("127.0.0.1", 1)], 1.0)
-    exchange._is_reading = True
+    exchange._reader = -1
     wire: Any = Wire(exchange)
 
     exchange._make_room(wire)
 
-    assert not exchange._is_reading
+    assert exchange._reader is None
+
+
+def test_a_thread_that_reads_reads_on_while_it_sends_what_the_socket_does_not_take_at_once() -> None:
+    """Were it to take itself for another that reads, it would turn round and round while there is something to read."""
+    exchange = Exchange([Address("127.0.0.1", 1)], 1.0)
+    exchange._reader = threading.get_ident()
+    wire = Mock(wait=Mock(return_value=True), receive=Mock(return_value=None))
+
+    exchange._make_room(wire)
+
+    assert wire.receive.called
+    assert exchange._reader == threading.get_ident()

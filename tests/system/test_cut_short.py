@@ -1,0 +1,117 @@
+"""Calls that an exception cuts short, at any step: nothing of them stays on the wire, and none is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+from system_rig import Rig
+
+from givalia_core import AsyncClient
+
+SEED = int(os.environ.get("GIVALIA_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
+CUTS = int(os.environ.get("GIVALIA_CUTS", "150"))
+
+
+class Cut(BaseException):
+    """What is thrown."""
+
+
+class Thrower:
+    """Throws at the n-th instruction that the client's code runs in this thread."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.count = 0
+
+    def __enter__(self) -> Thrower:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if "/givalia_core/client/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.count += 1
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise Cut
+        return self._trace
+
+
+@pytest.fixture(scope="module")
+def ready(shared_rig: Rig) -> Rig:
+    """A server and a worker."""
+    shared_rig.start_server()
+    shared_rig.start_worker()
+    return shared_rig
+
+
+CALLS = {
+    "enq": lambda client, key: client.enq("Echo", params=key, key=key, time=3_600),
+    "enq_many": lambda client, key: client.enq_many(
+        {"module": "Echo", "params": "x" * 400, "key": f"{key} {n}", "time": 3_600} for n in range(3_000)
+    ),
+    "wait": lambda client, key: client.enq("Echo", params=key).wait(20),
+    "info": lambda client, key: client.info(),
+}
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_a_call_that_is_cut_short_leaves_nothing_behind(ready: Rig, verb: str) -> None:
+    chance = random.Random(SEED)
+    call = CALLS[verb]
+    cuts = CUTS if verb != "enq_many" else CUTS // 10
+    with ready.client() as client, ready.client() as other:
+        client.info()
+        with Thrower(0) as counting:
+            call(client, f"{verb} whole")
+        mine: dict[str, str] = {}
+        for number in range(cuts):
+            key = f"{verb} {SEED} {number}"
+            at = chance.randrange(1, counting.count + 1)
+            with contextlib.suppress(Cut), Thrower(at):
+                call(client, key)
+
+            said = f"next {key}"
+            assert client.enq("Echo", params=said).wait(20) == said, (SEED, number, at)
+            if verb == "enq":
+                mine[key] = other.enq("Echo", key=key, if_exists="keep", params="mine", time=3_600).id
+        # What was given up was not sent again: each key has the job that it had when the call was over.
+        assert {key: other.stat(key).id for key in mine} == mine
+        assert not client._exchange._errands.calls
+
+
+def test_an_async_call_that_is_cancelled_anywhere_leaves_nothing_behind(ready: Rig) -> None:
+    chance = random.Random(SEED)
+
+    async def cut(client: AsyncClient, number: int) -> None:
+        task = asyncio.ensure_future(client.enq("Echo", params=f"cut {number}"))
+        for _ in range(chance.randrange(5)):
+            await asyncio.sleep(0)
+        await asyncio.sleep(chance.random() * 0.002)
+        task.cancel()
+        await asyncio.wait([task])
+        said = f"next {number}"
+        job = await client.enq("Echo", params=said)
+        assert await job.wait(20) == said, (SEED, number)
+
+    async def run() -> None:
+        assert ready.server is not None
+        async with AsyncClient("127.0.0.1", ready.server.port) as client:
+            for number in range(CUTS):
+                await cut(client, number)
+            assert not client._exchange._errands.calls
+
+    asyncio.run(run())
