@@ -93,7 +93,9 @@ class AsyncExchange:
 
     def begin_anew(self) -> None:
         """In a fork: the event loop, the connection and all calls under way are the parent's; none of them is touched."""
-        errands, line = self._errands, self._line
+        errands, line, tending = self._errands, self._line, self._tending
+        if tending is not None:
+            tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.
         self._errands = Errands(self._addresses, self._resend_s)
         self._errands.is_closed = errands.is_closed
         self._line = self._tending = self._changed = None

@@ -6,6 +6,8 @@ answered STALE (CONTRACT C7); one that already settled the job is answered OK ag
 
 from __future__ import annotations
 
+from typing import Final
+
 from givalia_core.engine.desk import NOBODY, Batch, Lease
 from givalia_core.engine.records import Asked, Ended, Refusal
 from givalia_core.errors import BadRequest, GivaliaError, Stale
@@ -37,6 +39,8 @@ from givalia_core.protocol.messages import (
     refusal,
 )
 from givalia_core.takers import Room, Session
+
+OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
 
 
 def join(batch: Batch, asked: Asked, message: Join) -> Item:
@@ -154,11 +158,13 @@ def _session(batch: Batch, asked: Asked) -> Session:
 def _held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job:
     """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
 
-    The connection may be another than the one that the job was lent on.
+    The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of
+    the database, to which it has access, comes over none.
     """
     job = _present(batch, message.id)
     session = batch.desk.routing.sessions.get(asked.conn)
-    if job is None or session is None or not _is_holder(session, job, message.fence):
+    is_own = asked.conn == OWN_CODE and job is not None and job.state is RUNNING and job.fence == message.fence
+    if job is None or not (is_own or (session is not None and _is_holder(session, job, message.fence))):
         batch.desk.stale += 1
         raise Refusal(Stale("the lease is no longer this worker's"))
     return job

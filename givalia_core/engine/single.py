@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from givalia_core.clock import Now
 from givalia_core.engine.answers import answer_one
 from givalia_core.engine.desk import Batch, Desk, Facts
+from givalia_core.engine.leases import OWN_CODE
 from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Hook
 from givalia_core.hooks import HOOKS
@@ -36,7 +37,7 @@ class Single:
 
     def __init__(self, kind: Kind, message: object, policy: Policy, durability: str) -> None:
         """Take a command of a client or a worker; `durability` is what the answer to an enq says."""
-        self._asked = Asked(0, 0, kind, [message])
+        self._asked = Asked(OWN_CODE, 0, kind, [message])
         self._policy = policy
         self._durability = durability
         names = Names()

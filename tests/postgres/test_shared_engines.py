@@ -92,7 +92,7 @@ def test_success_reported_twice_while_another_server_settles_is_no_success(make:
     worker = here.worker(10)
     job_id = here.enq()[0]
     fence = worker.last.fence
-    there.worker(11, capacity=0)
+    there.worker(11, capacity=0, instance=uid(10))
     before_commit(here, lambda: there.ask(Kind.FAIL, m.Fail(job_id, fence, "failed", "lost", 3_600 * SECOND_US), conn=11))
 
     # when

@@ -412,9 +412,8 @@ def _judge_death(evidence: Evidence, written: Written, life: Life, due: Due | No
             yield Violation("I1", "a job expired that had no limit or had started", job.id)
         elif due is not None and not due.later(life.expires_us).is_reached(written):
             yield Violation("I1", "a job expired before its time", job.id)
-    own = [claim for claim in life.claims if not _lost_its_process(evidence, claim.job)]
-    if job.reason == "exhausted" and len(own) < life.attempts[-1]:
-        yield Violation("I1", f"a job died after {len(own)} attempts of its own of {life.attempts[-1]}", job.id)
+    if job.reason == "exhausted" and len(life.claims) < life.attempts[-1]:
+        yield Violation("I1", f"a job died after {len(life.claims)} attempts of {life.attempts[-1]}", job.id)
 
 
 def _judge_attempts(evidence: Evidence, job_id: bytes, life: Life) -> Iterator[Violation]:

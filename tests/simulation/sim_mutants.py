@@ -277,19 +277,6 @@ def resume_gives_everything_back() -> Sequence[Patch]:
     return [mock.patch.dict(answers.TOGETHER, {Kind.RESUME: resume})]
 
 
-def a_process_that_is_replaced_costs_an_attempt() -> Sequence[Patch]:
-    """A job whose process is replaced for the fault of another has failed."""
-    right = leases.give_back
-
-    def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
-        if is_replaced:
-            leases.settle_failure(batch, job, OutcomeKind.DIED, "its process was replaced")
-        else:
-            right(batch, job)
-
-    return [_swap(leases, "give_back", give_back)]
-
-
 def deaths_of_processes_are_not_counted() -> Sequence[Patch]:
     """A job that takes its process with it is tried as often as any other."""
     return [_swap(leases, "CHILD_DEATHS_MAX", 1_000)]
@@ -378,7 +365,6 @@ MUTANTS: dict[str, Mutant] = dict(
         _mutant(keys_are_not_unique, "I5"),
         _mutant(a_lost_lease_costs_no_attempt, "I6"),
         _mutant(fences_begin_anew_after_a_restart, "I11"),
-        _mutant(a_process_that_is_replaced_costs_an_attempt, "I1"),
         _mutant(deaths_of_processes_are_not_counted, "I6"),
         _mutant(a_prefix_forgets_that_there_is_more, "I14"),
         _mutant(a_restart_forgets_the_leases, "I1"),

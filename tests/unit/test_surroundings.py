@@ -42,8 +42,9 @@ def said() -> Iterator[list[object]]:
     yield said
     root.level, root.propagate, root.handlers[:], logging.root.level, logging.root.handlers[:] = before
     logging.disable(logging.NOTSET)
-    for name in ("givalia", "givalia.job", "givalia.worker", "givalia.hooks"):
-        logging.getLogger(name).disabled = False
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.mark.parametrize("how", CHANGES)
