@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,7 +26,11 @@ def ask(url: str, query: str) -> str:
 
 
 def end_of(pids: list[int]) -> None:
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=15)
+    left = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may end while it is looked for.
+            left.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(left, timeout=15)
     assert not alive
 
 
