@@ -166,7 +166,7 @@ class Hooks:
                     self._manager.unregister(plugin)
         self._implementations = {name: self._collect(name) for name in HOOKS}
         self.names = [name for name, _ in self._manager.list_name_plugin()]
-        """What the plugins are called."""
+        """The names of the plugins; a plugin has the number of its place here."""
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def _name(self, plugin: object) -> str:

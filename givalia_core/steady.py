@@ -11,7 +11,7 @@ AGAIN_S: Final = 1.0
 
 
 class Says(Protocol):
-    """What is told of errors: a logger."""
+    """A logger, as far as a loop needs one."""
 
     def error(self, words: str, *values: Any) -> None:
         """Log what went wrong."""

@@ -102,7 +102,7 @@ class Exchange:
             raise
 
     def _clean_up(self, slots: Iterable[Slot]) -> None:
-        """A call was cut short, anywhere: let go of what this thread holds, and of the calls.
+        """Release the locks and the reading that this thread holds, and forget the calls: one was cut short, at any step.
 
         A connection that has carried a part of a frame is of no use to anybody.
         """

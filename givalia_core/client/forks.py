@@ -10,7 +10,7 @@ WORDS: Final = "the process was forked, and the call is its parent's"
 
 
 class Forkable(Protocol):
-    """What has state that belongs to one process."""
+    """State that belongs to one process."""
 
     def begin_anew(self) -> None:
         """Forget what is the parent's; called in the child before any other code there."""
