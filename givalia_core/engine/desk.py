@@ -353,7 +353,7 @@ class Batch:
 
     @property
     def may_recall(self) -> bool:
-        """Whether `recall` can find anything: it is asked for each command, and mostly there is nothing."""
+        """Return whether `recall` can find anything, which it seldom can."""
         return bool(self.unchanged or self.desk.remembered.bytes or self.facts.found.answers)
 
     def recall(self, request: bytes) -> Item | None:

@@ -307,7 +307,7 @@ _WITHOUT_STATX: Final = frozenset({errno.ENOSYS, errno.EPERM})  # Of an old kern
 _statx: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if sys.platform == "linux" else None
 
 
-_FOUND: Final = _Identity()  # Made once: this is asked twice before each sync, and nothing gives way in between.
+_FOUND: Final = _Identity()  # One for all: it is read before anything else can run.
 _AT_FOUND: Final = ctypes.byref(_FOUND)
 
 

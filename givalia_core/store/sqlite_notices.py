@@ -18,7 +18,7 @@ _libc: Final[Any] = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux"
 
 
 class Notices:
-    """What happens to a folder, to the names of its files, and to the folders that it lies in.
+    """Watches a folder, the names of its files, and the folders above it.
 
     A mount over one of them is not noticed.
     """

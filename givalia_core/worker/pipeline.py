@@ -283,7 +283,7 @@ def report_left(attempt: Attempt) -> None:
 
 
 def _say_nothing(_: Any) -> None:
-    """What its code still says of its progress comes too late."""
+    """Drop progress that comes too late."""
 
 
 def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:

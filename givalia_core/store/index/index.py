@@ -120,7 +120,7 @@ class Index:
 
     @property
     def _is_no_folder(self) -> bool:
-        """Whether something else, or a link, has the name of the folder."""
+        """Return whether the folder is replaced by a link or a file."""
         return self._folder.is_symlink() or (self._folder.exists() and not self._folder.is_dir())
 
     @property
