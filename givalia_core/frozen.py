@@ -1,12 +1,21 @@
-"""The builtins as they were when Givalia was imported.
+"""What code beside jobs relies on, as it was when Givalia was imported: a job may replace it for all who share its process.
 
-A job may replace those of the module `builtins`, for itself and for all who share its process. Functions that are made behind
-`__builtins__ = BUILTINS` in their module keep these instead: a function takes the builtins from the globals it is made with.
+A module keeps the builtins with `__builtins__ = BUILTINS`, since functions take them from the globals they are made with. And
+it imports functions by name, for `from os import getpid` keeps the function, while `os.getpid` is looked up at each call.
 """
 
 from __future__ import annotations
 
 import builtins
+import time
 from typing import Any
 
 BUILTINS: Any = dict(vars(builtins))
+"""The builtins."""
+
+
+class Clock:
+    """The clock. It is the attribute of a class because libraries that fake the time replace it in all modules."""
+
+    monotonic = staticmethod(time.monotonic)
+    monotonic_ns = staticmethod(time.monotonic_ns)

@@ -18,6 +18,7 @@ import importlib_metadata
 import pluggy
 
 from givalia_core.frozen import BUILTINS
+from givalia_core.steady import quietly
 from givalia_core.views import JobView, Outcome, RunningJobView
 
 __builtins__ = BUILTINS
@@ -207,7 +208,8 @@ class Hooks:
     def _count(self, plugin_name: str, plugin: object, hook: str, error: BaseException) -> None:
         self.raised[plugin_name] += 1
         self._in_a_row[id(plugin)] += 1
-        log.error("plugin %s raised in %s: %s: %s", plugin_name, hook, type(error).__name__, _words(error), exc_info=error)
+        words = "plugin %s raised in %s: %s: %s"
+        quietly(log.error, words, plugin_name, hook, type(error).__name__, _words(error), exc_info=error)
         if self._in_a_row[id(plugin)] >= RAISES_MAX:
             self.silenced.add(plugin_name)
-            log.error("plugin %s raised %d times in a row and is called no more", plugin_name, RAISES_MAX)
+            quietly(log.error, "plugin %s raised %d times in a row and is called no more", plugin_name, RAISES_MAX)

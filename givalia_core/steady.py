@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
+
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
 
 AGAIN_S: Final = 1.0
 """How long a loop pauses behind an error, in seconds."""
@@ -25,5 +29,12 @@ def survives(what: str, lines: Says) -> Iterator[list[Exception]]:
         yield failed
     except Exception as error:
         failed.append(error)
-        with contextlib.suppress(Exception):  # The disk that the log is on may be full.
-            lines.error("%s: %s: %s", what, type(error).__name__, error)
+        quietly(lines.error, "%s: %s: %s", what, type(error).__name__, error)
+
+
+def quietly(say: Callable[..., object], words: str, *values: Any, **options: Any) -> None:
+    """Log a line if that is possible: the disk of the log may be full, or a job have replaced a part of `logging`."""
+    try:  # Not by `suppress`, which is code of Python that a job may have broken.
+        say(words, *values, **options)
+    except Exception:
+        return

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from typing import Any, Final
 
-import msgpack
+from msgpack import Packer, unpackb
 
 from givalia_core.frozen import BUILTINS
 
 __builtins__ = BUILTINS
 
 _PLAIN: Final = frozenset((type(None), bool, int, float))
-_pack_plain: Final = msgpack.Packer(autoreset=True).pack
+_pack_plain: Final = Packer(autoreset=True).pack
 """Packing these types runs no code but the packer's, so one packer serves all; what it makes is short and can be unpacked."""
 _KEY_CHARACTERS_MAX: Final = 40
 _STEPS_MAX: Final = 64
@@ -42,7 +42,7 @@ def pack(value: Any, name: str) -> bytes:
         except OverflowError:
             raise CannotPack(_words(value, name)) from None
     try:
-        packed: bytes = msgpack.packb(value)
+        packed: bytes = Packer().pack(value)
         unpack(packed)
     except MemoryError:
         raise
@@ -58,7 +58,7 @@ def unpack(packed: bytes) -> Any:
         ValueError: These bytes are no value, or have a dict with a key that cannot be one.
     """
     try:
-        return msgpack.unpackb(packed, strict_map_key=False) if packed else None
+        return unpackb(packed, strict_map_key=False) if packed else None
     except TypeError as error:
         raise ValueError(f"a dict has a key that cannot be one: {error}") from None
 
@@ -94,7 +94,7 @@ def _inside(value: Any) -> tuple[str, Any] | None:
 
 def _is_sound(value: Any) -> bool:
     try:
-        unpack(msgpack.packb(value))
+        unpack(Packer().pack(value))
     except Exception:
         return False
     return True
@@ -119,7 +119,7 @@ def _fault(value: Any, *, is_key: bool = False) -> str:
 
 def _shown(key: Any) -> str:
     if type(key) is str:
-        words = json.dumps(key)
+        words = dumps(key)
     else:
         words = ascii(key) if type(key) in (bytes, int, float, bool, type(None)) else type(key).__name__
     return words if len(words) <= _KEY_CHARACTERS_MAX else words[: _KEY_CHARACTERS_MAX - 3] + "..."

@@ -7,32 +7,32 @@ the process says so and ends.
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
-import gc
-import importlib
-import logging
-import os
-import signal
-import socket
 import sys
-import threading
+from _socket import socket
 from collections.abc import Callable
+from contextlib import suppress
+from faulthandler import unregister
+from gc import collect
+from importlib import import_module
+from logging import Handler, LogRecord, getLogger
+from os import WNOHANG, register_at_fork, waitpid
 from pathlib import Path
+from signal import SIG_DFL, SIGINT, SIGTERM, pause, signal
+from sys import _current_frames, modules
+from threading import RLock, get_ident
 from types import FrameType
 from typing import Any, Final
 
-import importlib_metadata
+from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core.frozen import BUILTINS
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
-from givalia_core.worker import notes
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve
-from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, pack
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
-from givalia_core.worker.surroundings import Loggers, Surroundings
+from givalia_core.worker.surroundings import Loggers, Modules, Surroundings
 
 __builtins__ = BUILTINS
 
@@ -43,10 +43,9 @@ _EXTRA: Final = ("job_id", "key", "attempt", "job_module")
 def main(channel: int, page: int, last_words: int) -> int:
     """Run jobs until the supervisor wants no more; the exit code."""
     LastWords(last_words).listen()
-    supervisor = socket.socket(fileno=channel)
-    supervisor.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+    supervisor = socket(fileno=channel)  # That of the module `socket` has methods of Python, which a job may replace.
     try:
-        return Child(supervisor, Page(page)).serve()
+        return Child(supervisor, page_of(page)).serve()
     except ConnectionError:
         return 1  # The supervisor is gone: there is nobody to tell.
 
@@ -65,22 +64,23 @@ class _Alone(Attempt):
 class Child:
     """The process itself."""
 
-    def __init__(self, channel: socket.socket, page: Page) -> None:
+    def __init__(self, channel: socket, page: Page) -> None:
         self._channel = channel
         self._page = page
-        self._reader = notes.Reader()
+        self._reader = Reader()
         self._classes: dict[str, type[WorkModule]] = {}
         self._attempt: Attempt | None = None
-        self._main = threading.get_ident()
-        self._saying = threading.RLock()  # What the collector ends while something is being said may have something to say.
+        self._main = get_ident()
+        self._saying = RLock()  # What the collector ends while something is being said may have something to say.
         self._is_saying = False
 
     def serve(self) -> int:
         """Take what comes, until nothing more will."""
-        signal.signal(signal.SIGINT, take_no_notice)
-        signal.signal(signal.SIGTERM, self._stop)
-        os.register_at_fork(after_in_child=be_stopped_by_signals)
+        signal(SIGINT, take_no_notice)
+        signal(SIGTERM, self._stop)
+        register_at_fork(after_in_child=be_stopped_by_signals)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
                 if isinstance(note, Begin):
@@ -94,10 +94,10 @@ class Child:
 
     def say(self, *said: Any) -> None:
         """Send notes to the supervisor; any thread of the job may."""
-        is_main = threading.get_ident() == self._main
+        is_main = get_ident() == self._main
         with self._saying:
             self._is_saying = is_main
-            self._channel.sendall(notes.pack(said))
+            self._channel.sendall(pack(said))
             self._is_saying = False
         attempt = self._attempt
         if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
@@ -112,43 +112,44 @@ class Child:
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
         loggers.restore()
-        surroundings = Surroundings()
-        threads = len(sys._current_frames())
+        surroundings, contents = Surroundings(), Modules()
+        threads = len(_current_frames())
         self._page.current = dispatch.fence
         for step in STEPS_IN_CHILD:
             step(attempt)
         self._page.current = 0
         self._attempt = None
-        spoiled = surroundings.changed()
+        spoiled = _changes(surroundings, contents)
         surroundings.close()
-        if len(sys._current_frames()) > threads:
+        if len(_current_frames()) > threads:
             spoiled.append("threads")
         if _has_children():
             spoiled.append("processes")
         report = report_of(attempt)
         try:
+            self._channel.setblocking(True)  # The job may have changed that for all its files.
             self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
         except OSError:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
-                signal.pause()
+                pause()
         is_bad = attempt.raised is not None
         attempt.let_go()
         if is_bad:
-            gc.collect()  # What its frames held, a lock perhaps, is not to wait for the collector.
+            collect()  # What its frames held, a lock perhaps, is not to wait for the collector.
 
     def _has_announced_code(self, begin: Begin) -> bool:
         """Whether what is about to be imported is what the server was told of: packages may have been installed since."""
         if begin.source in self._classes or not begin.version or not _has_changed_since(begin.since):
             return True
         try:
-            return importlib_metadata.version(begin.distribution) == begin.version
-        except importlib_metadata.PackageNotFoundError:
+            return version(begin.distribution) == begin.version
+        except PackageNotFoundError:
             return False
 
     def _class(self, source: str) -> type[WorkModule]:
         if source not in self._classes:
             module, _, name = source.partition(":")
-            found: Any = importlib.import_module(module)
+            found: Any = import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
             self._classes[source] = found
@@ -166,13 +167,30 @@ class Child:
 
     def _raise(self, stopped: Stopped) -> None:
         self._has_raised = True
+        _let_hub_hand_on()
         raise stopped
+
+
+def _changes(surroundings: Surroundings, contents: Modules) -> list[str]:
+    """Return in words what a job has changed in its process."""
+    try:
+        return surroundings.changed() + contents.changed()
+    except Exception:  # It has broken functions of Python that are asked.
+        return contents.changed() or ["what cannot be looked at"]
+
+
+def _let_hub_hand_on() -> None:
+    """Have `Stopped` reach the job though it is raised in the loop of gevent, which the job may be waiting for."""
+    hub: Any = getattr(modules.get("gevent.hub"), "Hub", None)
+    if hub is not None and Stopped not in hub.SYSTEM_ERROR:
+        hub.SYSTEM_ERROR = (*hub.SYSTEM_ERROR, Stopped)
+        hub.NOT_ERROR = (*hub.NOT_ERROR, Stopped)
 
 
 def _has_changed_since(instant: float) -> bool:
     """Whether anything may have been installed since then: installers make and remove entries of these folders."""
     for folder in sys.path:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if Path(folder).stat().st_mtime >= instant:
                 return True
     return False
@@ -185,15 +203,15 @@ def take_no_notice(_: int, __: FrameType | None) -> None:
 def be_stopped_by_signals() -> None:
     """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
     for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
-        faulthandler.unregister(number)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        unregister(number)
+    for number in (SIGINT, SIGTERM):
+        signal(number, SIG_DFL)
 
 
 def _has_children() -> bool:
     """Whether the job has left processes behind, its own or, on Linux, theirs."""
     try:
-        os.waitpid(-1, os.WNOHANG)
+        waitpid(-1, WNOHANG)
     except ChildProcessError:
         return False
     return True
@@ -204,14 +222,14 @@ def _fits(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
 
 
-class Forwarding(logging.Handler):
+class Forwarding(Handler):
     """Sends each line to the supervisor, who has it come out with those of the worker."""
 
     def __init__(self, say: Any) -> None:
         super().__init__()
         self._say = say
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: LogRecord) -> None:
         fields: dict[str, Any] = {
             "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
             "msg": message_of(record)[:16_384], "created": record.created,
@@ -225,7 +243,7 @@ class Forwarding(logging.Handler):
 
 def log_to(say: Any, level: str) -> None:
     """Let the lines of jobs go to the supervisor."""
-    root = logging.getLogger("givalia")
+    root = getLogger("givalia")
     root.handlers[:] = [Forwarding(say)]
     root.propagate = False
     root.setLevel(level.upper())

@@ -5,10 +5,13 @@ The collector of Python is told to run seldom in a process of many small jobs, a
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from time import monotonic
+from gc import collect
 from typing import Final
+
+from givalia_core.frozen import BUILTINS, Clock
+
+__builtins__ = BUILTINS
 
 EACH_S: Final = 1.0  # So often while jobs end,
 JOBS_MOST: Final = 50  # or behind so many,
@@ -19,7 +22,7 @@ SHARE_BAD: Final = 0.1  # behind a job that has ended badly at once, up to this 
 class Collector:
     """Decides when to collect; `run` it often."""
 
-    def __init__(self, collect: Callable[[], object] = gc.collect) -> None:
+    def __init__(self, collect: Callable[[], object] = collect) -> None:
         self._collect = collect
         self._ended = 0
         self._has_bad = False
@@ -41,6 +44,6 @@ class Collector:
         if since_s * (SHARE_BAD if self._has_bad else SHARE) < self._took_s:
             return
         self._ended, self._has_bad = 0, False
-        began_s = monotonic()
+        began_s = Clock.monotonic()
         self._collect()
-        self._last_s, self._took_s = now_s, monotonic() - began_s
+        self._last_s, self._took_s = now_s, Clock.monotonic() - began_s

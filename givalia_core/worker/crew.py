@@ -20,9 +20,10 @@ import gevent
 from givalia_core.printable import split
 from givalia_core.protocol.messages import Announce, Process
 from givalia_core.settings import WorkerSettings
+from givalia_core.worker.audit import Audit
 from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.held import Held, Verdict
-from givalia_core.worker.notes import Drain, Importing, Ready, Serve, Spoiled, Start, Started, Stuck
+from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Spoiled, Start, Started, Stuck
 from givalia_core.worker.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
 from givalia_core.worker.watchdog import Host, Hosting
 
@@ -66,6 +67,9 @@ class Crewed(Pooled, Protocol):
     def by_fence(self, fence: int) -> Job | None:
         """The job with this fence, if it is held here."""
 
+    def hosted_by(self, crew: Crew) -> list[int]:
+        """The fences of the jobs that its process with the greenlets was given and has not reported."""
+
 
 class Crew:
     """The processes of one generation; lives on the hub of its foreman, and never waits there."""
@@ -81,6 +85,7 @@ class Crew:
         self.hooks: frozenset[str] = frozenset()
         self.host = Host(foreman.by_fence, foreman.log, foreman.counts)
         self.pool = Pool(foreman, foreman.settings, self._fork)
+        self._audit = Audit()
         self.held = 0  # Jobs that it has to see to the end.
         self.is_serving = False
         self.is_retired = False
@@ -98,6 +103,7 @@ class Crew:
             Started: self._be_serving,
             Spoiled: self._be_spoiled,
             Stuck: self._be_stuck,
+            Holding: self._check_held,
         }
         if host is None:
             self._start_host()
@@ -151,6 +157,8 @@ class Crew:
         self._owed.append(note)
 
     def hear_host(self, heard: list[Any]) -> None:
+        """Take what the host says."""
+        self._audit.heard(time.monotonic())
         for note in heard:
             self._actions.get(type(note), self._foreman.reported)(note)
 
@@ -178,6 +186,27 @@ class Crew:
     def _be_stuck(self, note: Stuck) -> None:
         self.has_stuck = True
         self._foreman.host_has_stuck(self, note.id)
+
+    def _check_held(self, note: Holding) -> None:
+        """See whether the host has lost an attempt: whose doing that is nobody knows, so it is given back with all others."""
+        missing = self._audit.answered(note.fences, time.monotonic())
+        lost = [fence for fence in self._foreman.hosted_by(self) if fence in missing]
+        if not lost:
+            return
+        words = f"the process with the greenlets has lost {len(lost)} of its jobs"
+        for culprit in lost if self._is_local else (0,):
+            self.replace_host(Verdict(culprit, "died", words))
+
+    def _ask_host(self) -> None:
+        """Ask the host now and then what it has, unless it is blocked; one that says nothing any more is replaced."""
+        now_s = time.monotonic()
+        if self.host.state != "ready" or self.host.blocked_s:
+            self._audit.begin_anew(now_s)
+        elif self._audit.is_deaf(now_s):
+            self.replace_host(Verdict(0, "died", "the process with the greenlets says nothing though its loop turns"))
+        elif self._audit.is_due(now_s) and (fences := self._foreman.hosted_by(self)):
+            self._audit.ask(fences, now_s)
+            self.tell(Asked())
 
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""
@@ -219,12 +248,13 @@ class Crew:
         words = member.stack()
         plugin = host.plugin(member.last_current)
         ended = member.words_for(status) + (f" in plugin {plugin}" if plugin else "")
+        is_ours = member.is_orphan or bool(plugin)
         verdict = host.verdict or Verdict(
-            member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=member.is_orphan or bool(plugin)
+            member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=is_ours, suspects=member.recent
         )
-        # A job that took its process with it says nothing about the next process, which can start at once.
-        is_blamed = self._foreman.by_fence(verdict.culprit) is not None
-        is_steady = is_blamed or time.time() - member.since > STEADY_S
+        # One that was running jobs may have ended for what one of them did: the next process can start at once.
+        has_run = bool(member.recent) or self._foreman.by_fence(verdict.culprit) is not None
+        is_steady = has_run or time.time() - member.since > STEADY_S
         host.failures = 0 if is_steady else host.failures + 1
         host.state = "ended"
         if not self._is_over and not (self.is_retired and not self.held):
@@ -269,6 +299,10 @@ class Crew:
         verdict = self.host.look(self._settings) if is_fair else None
         if verdict is not None:
             self.replace_host(verdict)
+        if is_fair:
+            self._ask_host()
+        else:
+            self._audit.begin_anew(time.monotonic())
         member, limit_bytes = self.host.member, self._settings.memory_per_process * MIB
         is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
         if member is not None and limit_bytes and is_old and not self._is_local and memory_bytes(member.pid) > limit_bytes:

@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from givalia_core.worker import notes
 from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
-from givalia_core.worker.page import PAGE_BYTES, LastWords, Page, nameless_file
+from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
 
 RECEIVE_BYTES: Final = 65_536
 NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
@@ -49,7 +49,7 @@ class Member:
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undone:  # Where there are no more file descriptors, none is to be lost.
-            page = nameless_file(PAGE_BYTES)
+            page = page_file()
             undone.callback(os.close, page)
             self._file = last_words = nameless_file()
             undone.callback(os.close, last_words)
@@ -63,6 +63,7 @@ class Member:
         self._rung = Event()
         self.is_open = True
         self.last_current = 0
+        self.recent: frozenset[int] = frozenset()  # What it has run shortly before its end, or before it was given up.
         self.is_orphan = False
         self._fault = ""  # What it was killed for, if that was done here or by the end of its nursery.
         self._gone = Event()
@@ -99,23 +100,27 @@ class Member:
 
     def _read_forever(self) -> None:
         reader = notes.Reader(NOTES_BYTES_MAX[self.role])
+        unfinished: frozenset[int] | None = None  # What had run shortly before the first piece of a record came.
         try:
             while data := self._channel.recv(RECEIVE_BYTES):
                 if heard := reader.feed(data):
                     self._heard(heard)
+                if not reader.has_part:
+                    unfinished = None
+                elif unfinished is None:
+                    unfinished = self.page.recent()
         except OSError:
             pass
         except Exception as error:  # Job code can write whatever it likes to any file of its process.
             log.error("process %d says what cannot be understood, and is ended: %s: %s", self.pid, type(error).__name__, error)
-            self._give_up("it wrote nonsense to the connection to its worker", self.page.current or self.page.last)
+            self._give_up("it wrote nonsense to the connection to its worker", unfinished or frozenset())
             return
-        ran = self.page.current or self.page.last
         if not self._gone.wait(CUT_S) and self.is_open and self.pid:
-            self._give_up("it closed the connection to its worker", ran)
+            self._give_up("it closed the connection to its worker")
 
-    def _give_up(self, words: str, ran: int) -> None:
-        """Kill it, for nothing that it does can be heard of any more; whose code ran when that began is to blame."""
-        self._fault, self.last_current = words, ran
+    def _give_up(self, words: str, before: frozenset[int] = frozenset()) -> None:
+        """Kill it, for nothing that it does can be heard of any more; it may have been any of those that ran then."""
+        self._fault, self.recent = words, before | self.page.recent()
         self.signal(signal.SIGKILL)
 
     def stack(self) -> str:
@@ -153,10 +158,7 @@ class Member:
         self._reading.kill()
         self._sending.kill()
         if not self._fault:
-            self.last_current = self.page.current
-            if not self.last_current and not _is_killed(status):
-                # It died of itself, though in no job's code: of what the one before has done, its files closed perhaps.
-                self.last_current = self.page.last
+            self.last_current, self.recent = self.page.current, self.page.recent()
         self._channel.close()
         self._ended(status)
         os.close(self._file)
@@ -166,7 +168,7 @@ class Member:
 
     def words_for(self, status: int) -> str:
         """How it ended, in words."""
-        return self._fault if self._fault and _is_killed(status) else words_for(status)
+        return self._fault or words_for(status)
 
 
 class Nursery:
@@ -268,10 +270,6 @@ def _wait_for(pid: int) -> None:
     """Let the system forget a process that has ended, or is just about to."""
     with contextlib.suppress(ChildProcessError):
         monkey.get_original("os", "waitpid")(pid, 0)
-
-
-def _is_killed(status: int) -> bool:
-    return status == UNBORN or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
 
 
 def words_for(status: int) -> str:

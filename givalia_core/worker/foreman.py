@@ -187,8 +187,8 @@ class Foreman:
             report = self._failure(held, held.why or "cancelled")
             self._settle(held, report if held.why != "cancelled" else report._replace(error="cancelled: before it started"))
             return
-        if held.is_suspect and not self._suspects.may_run(held):
-            held.phase = "before"
+        if held.is_suspect and not self._suspects.may_run(held, time.monotonic()):
+            held.phase = "waiting"
             return
         held.phase = "running"
         if held.dispatch.timeout_us is not None:
@@ -198,6 +198,10 @@ class Foreman:
     def by_fence(self, fence: int) -> Job | None:
         """The job with this fence, if it is held here."""
         return self._jobs.get(fence)
+
+    def hosted_by(self, crew: Crew) -> list[int]:
+        """The fences of the jobs that the process with the greenlets of a crew was given and has not reported."""
+        return [fence for fence, held in self._jobs.items() if held.crew is crew and not held.is_process]
 
     def _cancel(self, event: Stopped) -> None:
         held = self._jobs.get(event.fence)
@@ -243,7 +247,9 @@ class Foreman:
             return
         held.why = why
         held.at_s = None
-        if held.phase == "before":
+        if held.phase == "waiting":
+            self._run(held)  # That is, do not start it.
+        if held.phase in ("before", "waiting"):
             return  # It does not start when the plugins have been told.
         if not held.is_process:
             held.crew.tell(End(held.dispatch.id, held.dispatch.fence, why, words))
@@ -376,12 +382,12 @@ class Foreman:
         is_known = verdict.is_ours or verdict.culprit in self._jobs
         for held in [held for held in self._jobs.values() if held.crew is crew]:
             if held.is_process:
-                if held.phase != "running":
+                if held.phase in ("before", "after"):
                     self.reported(Told(held.dispatch.id, held.dispatch.fence))  # Once at most; it may have been.
                 continue
             self._forget(held)
             report = self._what_became(held, verdict)
-            if isinstance(report, Release) and not is_known:
+            if isinstance(report, Release) and not is_known and verdict.may_be(held.dispatch.fence):
                 self._suspects.add(held.dispatch.id)  # Whose fault it was is not known: each is to show it alone.
             self._link.send(report)
             if "after_run" in crew.hooks:
@@ -440,13 +446,18 @@ class Foreman:
         if held.hook:
             held.hook = ""
             held.crew.note_hook(held)
-        if held.is_suspect and (next_held := self._suspects.leave(held)) is not None:
-            self._run(next_held)
+        if held.is_suspect:
+            self._suspects.leave(held)
+            self._run_suspects(time.monotonic())
         self._timed.discard(held)
         held.crew.held -= 1
         held.crew.look_whether_done()
         if not self._jobs:
             self._idle.set()
+
+    def _run_suspects(self, now_s: float) -> None:
+        while (held := self._suspects.following(now_s)) is not None:
+            self._run(held)
 
     # Looking after everything.
 
@@ -470,6 +481,7 @@ class Foreman:
                 self._kill(held, cause)
             else:
                 self._break_promise(held, cause)
+        self._run_suspects(now_s)
         for crew in list(self.generations.crews):
             crew.look(is_fair=not was_away)
         self._give_credit()

@@ -11,14 +11,17 @@ from givalia_core.protocol.messages import Dispatch
 C = TypeVar("C")
 H = TypeVar("H")
 
-APART_MAX: Final = 4
+FRESH_MAX: Final = 4  # Suspects that run apart and have not done so for long,
+FRESH_S: Final = 2.0  # which is so long;
+APART_MAX: Final = 20  # and suspects that run apart at all.
 SUSPECTS_MAX: Final = 10_000
 
 
 class Held(Generic[C]):
     """A job that this worker holds, from its dispatch to its report.
 
-    `phase` is where it is: `before` and `after` while plugins are told of one that has a process of its own, else `running`.
+    `phase` is where it is: `before` and `after` while plugins are told of one that has a process of its own, `waiting` while it
+    is to have one later, else `running`.
     `why` says why its code was made to end. At `at_s` (monotonic) the next `step` is due, `end`, `kill` or `promise`, for
     `cause`. `is_suspect`: it was in a process that died, nobody knows of what, and has one of its own for that.
     """
@@ -48,12 +51,13 @@ class Held(Generic[C]):
 class Suspects(Generic[H]):
     """Jobs that were in a process when it died of nobody knows what: they are tried again apart, a few at a time.
 
-    Held in memory: another worker that such a job goes to finds out by itself.
+    One that has run for a while makes room for the next, for it may take hours. Held in memory: another worker that such a job
+    goes to finds out by itself. All times are monotonic seconds.
     """
 
     def __init__(self) -> None:
         self._ids: dict[bytes, None] = {}
-        self._running: set[H] = set()
+        self._running: dict[H, float] = {}  # Since when.
         self._waiting: deque[H] = deque()
 
     def __contains__(self, job_id: bytes) -> bool:
@@ -65,25 +69,31 @@ class Suspects(Generic[H]):
         while len(self._ids) > SUSPECTS_MAX:
             del self._ids[next(iter(self._ids))]
 
-    def may_run(self, held: H) -> bool:
-        """Return whether it may run now; if not, `leave` returns it when its turn has come."""
-        if len(self._running) >= APART_MAX and held not in self._running:
-            self._waiting.append(held)
-            return False
-        self._running.add(held)
+    def may_run(self, held: H, now_s: float) -> bool:
+        """Return whether it may run now; if not, `following` returns it when its turn has come."""
+        if held not in self._running:
+            if self._waiting or not self._has_room(now_s):
+                self._waiting.append(held)
+                return False
+            self._running[held] = now_s
         return True
 
-    def leave(self, held: H) -> H | None:
-        """Note that a suspect has ended, and is none any more if it did not take its process with it; return the next one."""
-        if held in self._waiting:
+    def _has_room(self, now_s: float) -> bool:
+        fresh = sum(now_s - since_s < FRESH_S for since_s in self._running.values())
+        return fresh < FRESH_MAX and len(self._running) < APART_MAX
+
+    def leave(self, held: H) -> None:
+        """Note that a suspect runs no more, or that it waits no more."""
+        if self._running.pop(held, None) is None and held in self._waiting:
             self._waiting.remove(held)
+
+    def following(self, now_s: float) -> H | None:
+        """Return one whose turn to run has come, which counts as running from now on."""
+        if not self._waiting or not self._has_room(now_s):
             return None
-        self._running.discard(held)
-        if not self._waiting:
-            return None
-        following = self._waiting.popleft()
-        self._running.add(following)
-        return following
+        held = self._waiting.popleft()
+        self._running[held] = now_s
+        return held
 
     def clear(self, job_id: bytes) -> None:
         """Note that a job has run apart and harmed nobody."""
@@ -91,13 +101,23 @@ class Suspects(Generic[H]):
 
 
 class Verdict:
-    """Why a host has ended, and whose fault that is: a fence, or 0 if nobody knows. `is_ours`: no job is to blame."""
+    """Why a host has ended, and whose fault that is: a fence, or 0 if nobody knows. `is_ours`: no job is to blame.
 
-    def __init__(self, culprit: int, kind: str, words: str, *, is_ours: bool = False) -> None:
+    `suspects` are the fences of those that it may have been if nobody knows; None if it may have been any.
+    """
+
+    def __init__(
+        self, culprit: int, kind: str, words: str, *, is_ours: bool = False, suspects: frozenset[int] | None = None
+    ) -> None:
         self.is_ours = is_ours
+        self._suspects = suspects
         self.culprit = culprit
         self.kind = kind
         self.words = words
+
+    def may_be(self, fence: int) -> bool:
+        """Return whether it may have been this one if nobody knows who it was."""
+        return self._suspects is None or fence in self._suspects
 
 
 class Lines(Protocol):

@@ -11,16 +11,14 @@ from gevent import monkey
 # The door of this process: from here on job code, whatever it imports first, finds the patched standard library.
 monkey.patch_all()
 
-import _socket  # noqa: E402
-import contextlib  # noqa: E402
 import logging  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
 import sys  # noqa: E402
+from _socket import socketpair  # noqa: E402
+from os import _exit, dup2, getpid, register_at_fork  # noqa: E402
+from signal import SIGINT, SIGTERM, getsignal, signal  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
-import gevent  # noqa: E402
-from gevent import socket  # noqa: E402
+from gevent import Timeout, get_hub, sleep, spawn, wait  # noqa: E402
 from gevent.event import Event  # noqa: E402
 
 from givalia_core import hooks as hooks_room  # noqa: E402
@@ -31,11 +29,12 @@ from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
-from givalia_core.worker import notes  # noqa: E402
+from givalia_core.steady import quietly  # noqa: E402
+from givalia_core.worker.channel import Channel  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
-from givalia_core.worker.notes import Importing, Serve, Spoiled  # noqa: E402
-from givalia_core.worker.page import LastWords, Page  # noqa: E402
+from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
+from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Loggers, Surroundings  # noqa: E402
@@ -51,18 +50,18 @@ log = logging.getLogger("givalia.worker")
 
 def main(channel: int, page: int, last_words: int) -> int:
     """Run jobs until the supervisor wants no more, or is gone; the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, take_no_notice)  # The supervisor says when it is time to stop.
+    for number in (SIGINT, SIGTERM):
+        signal(number, take_no_notice)  # The supervisor says when it is time to stop.
     words = LastWords(last_words)
     words.listen()
     words.listen_aside()
-    return Host(socket.socket(fileno=channel), Page(page), words).serve()
+    return Host(Channel(channel), page_of(page), words).serve()
 
 
 class Host:
     """The process itself; also what plugins are handed as `worker`."""
 
-    def __init__(self, channel: socket.socket, page: Page, last_words: LastWords) -> None:
+    def __init__(self, channel: Channel, page: Page, last_words: LastWords) -> None:
         self._channel = channel
         self._page = page
         self._last_words = last_words
@@ -70,8 +69,9 @@ class Host:
         self._hints: dict[int, Progress] = {}  # By fence: of what jobs say of their progress the newest is enough.
         self._rung = Event()
         self._runner: Runner | None = None
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._forker = 0
+        self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
         self.modules: dict[str, FoundModule] = {}
@@ -86,25 +86,25 @@ class Host:
     def serve(self) -> int:
         """Take notes, and say some, until it is over."""
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        reader = notes.Reader()
+        reader = Reader()
         serve, *more = self._first_notes(reader)
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
-        gevent.get_hub().loop.install_sigchld()
+        get_hub().loop.install_sigchld()
         runner = self._runner = self._open(serve)
-        os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
-        sending = gevent.spawn(self._send_forever)
-        reading = gevent.spawn(self._read_forever, reader, more)
-        gevent.wait((reading, runner.is_over), count=1)
+        register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
+        sending = spawn(self._send_forever)
+        reading = spawn(self._read_forever, reader, more)
+        wait((reading, runner.is_over), count=1)
         if not runner.is_over.is_set():
             self._stop_all(runner)
             return 1
         runner.close()
         self._rung.set()
-        gevent.sleep(0)
+        sleep(0)
         sending.join(0.5)
         return 0
 
-    def _first_notes(self, reader: notes.Reader) -> list[Any]:
+    def _first_notes(self, reader: Reader) -> list[Any]:
         while not (heard := reader.feed(self._channel.recv(RECEIVE_BYTES))):
             pass
         return heard
@@ -122,26 +122,33 @@ class Host:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
-        self._surroundings = Surroundings()
+        self._surroundings = Surroundings(getsignal, signal)
         runner.open(self._tidy, Collector())
         return runner
 
     def _tell_import(self, module: str) -> None:
         """Said before it is done, and not left for later: the import may be the last thing that this process does."""
-        self._channel.sendall(notes.pack([Importing(module)]))
+        self._channel.sendall(pack([Importing(module)]))
 
     def _tidy(self) -> None:
         """Put right what a job has changed for everybody."""
-        changed = self._surroundings.changed()
+        try:
+            changed = self._surroundings.changed()
+        except Exception as error:  # A job has broken functions of Python that are asked.
+            if not self._is_spoiled:
+                self._is_spoiled = True
+                quietly(log.error, "what jobs have changed cannot be looked at: %s: %s", type(error).__name__, error)
+                self._say(Spoiled("functions of Python"))
+            return
         if changed:
             words = " and the ".join(changed)
             self._surroundings.restore()
-            log.warning("a job has changed the %s of its process; put back", words)
+            quietly(log.warning, "a job has changed the %s of its process; put back", words)
             self._last_words.listen()
-            gevent.get_hub().loop.install_sigchld()
+            get_hub().loop.install_sigchld()
             if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.
                 self._surroundings.close()
-                self._surroundings = Surroundings()  # So that this is said once.
+                self._surroundings = Surroundings(getsignal, signal)  # So that this is said once.
                 self._say(Spoiled(words))
 
     # The channel.
@@ -155,8 +162,10 @@ class Host:
             self._rung.set()
 
     def _send_forever(self) -> None:
-        with contextlib.suppress(OSError):  # The supervisor is gone, which whoever reads will see to.
+        try:
             self._send_all()
+        except OSError:
+            return  # The supervisor is gone, which whoever reads will see to.
 
     def _send_all(self) -> None:
         while True:
@@ -164,17 +173,17 @@ class Host:
             self._rung.clear()
             out, self._out, self._hints = [*self._hints.values(), *self._out], [], {}
             if out:
-                self._channel.sendall(notes.pack(out))
+                self._channel.sendall(pack(out))
             elif self._runner is not None and self._runner.is_over.is_set():
                 return
 
-    def _read_forever(self, reader: notes.Reader, notes_: list[Any]) -> None:
+    def _read_forever(self, reader: Reader, notes_: list[Any]) -> None:
         assert self._runner is not None
         while True:
             for number, note in enumerate(notes_, 1):
                 self._runner.take(note)
                 if not number % AT_ONCE:
-                    gevent.sleep(0)  # Let these run, and be reported while the rest are still being started.
+                    sleep(0)  # Let these run, and be reported while the rest are still being started.
             data = self._channel.recv(RECEIVE_BYTES)
             if not data:
                 return
@@ -182,13 +191,13 @@ class Host:
 
     def _stop_all(self, runner: Runner) -> None:
         """The supervisor is gone, killed perhaps: nobody will hear what comes of these jobs, so they must not go on."""
-        if os.getpid() != self._pid:
-            os._exit(WRONG_PROCESS)
+        if getpid() != self._pid:
+            _exit(WRONG_PROCESS)
         log.error("the supervisor is gone; all jobs are stopped")
         runner.end_all("shutdown", "shutdown: the supervisor of its worker is gone")
-        with gevent.Timeout(LAST_S, False):  # type: ignore[arg-type]
+        with Timeout(LAST_S, False):  # type: ignore[arg-type]
             while runner.holds:
-                gevent.sleep(0.01)
+                sleep(0.01)
 
     # Jobs that fork.
 
@@ -200,6 +209,6 @@ class Host:
         """In the fork: nothing that it says or hears may go over the channel, and nothing it does may look like our life."""
         assert self._runner is not None
         be_stopped_by_signals()
-        self._nobody = _socket.socketpair()  # A socket on which nothing ever comes, for whoever reads the channel here.
-        os.dup2(self._nobody[0].fileno(), self._channel.fileno())
+        self._nobody = socketpair()  # A socket on which nothing ever comes, for whoever reads the channel here.
+        dup2(self._nobody[0].fileno(), self._channel.fileno())
         self._runner.be_fork_of(self._forker)

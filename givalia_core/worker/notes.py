@@ -1,4 +1,7 @@
-"""What the supervisor and its processes say to each other: one record each, packed with msgpack, many in one write.
+"""What the supervisor and its processes say to each other: records of notes, packed with msgpack, many in one write.
+
+A record is its length, the same with all bits turned, the CRC-32 of what follows, and that many bytes. So it shows at once if a
+job writes to this connection, or reads from it, which is open in its process.
 
 What a process reports of a job are the very messages that go to the server (`Succeed`, `Fail`, `Release`, `Progress`).
 """
@@ -8,16 +11,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
-import msgpack
+from msgpack import Packer, unpackb
 
 from givalia_core.frozen import BUILTINS
 from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
 
 __builtins__ = BUILTINS
 
-_LENGTH: Final = struct.Struct("<I")
-_BYTES_MAX: Final = (1 << 32) - 1
+_HEAD: Final = struct.Struct("<III")
+_ALL_BITS: Final = (1 << 32) - 1
 TOGETHER_MAX: Final = 100  # Notes in one record: each may have a whole result in it, and who reads bounds the record.
 
 
@@ -146,6 +150,16 @@ class Spoiled(NamedTuple):
     words: str
 
 
+class Asked(NamedTuple):
+    """Which attempts are under way? The answer is `Holding`, behind all reports of attempts that have ended."""
+
+
+class Holding(NamedTuple):
+    """The fences of all attempts that are under way."""
+
+    fences: list[int]
+
+
 class Counts(NamedTuple):
     """What the supervisor counts, for plugins that show it."""
 
@@ -160,28 +174,34 @@ class Logged(NamedTuple):
 
 NOTES: Final[tuple[type, ...]] = (
     Serve, Importing, Ready, InHook, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended,
-    Spoiled, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
+    Spoiled, Asked, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
-_packer: Any = msgpack.Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.
+_packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.
 
 
 def pack(notes: Sequence[Any]) -> bytes:
-    """Notes as they travel, in records: the length of each, then one array for each note."""
+    """Notes as they travel, in records: one array for each note."""
     return b"".join(_record(notes[start : start + TOGETHER_MAX]) for start in range(0, len(notes), TOGETHER_MAX))
 
 
 def _record(notes: Sequence[Any]) -> bytes:
     packed: bytes = _packer.pack([(_CODES[type(note)], note) for note in notes])
-    return _LENGTH.pack(len(packed)) + packed
+    size = len(packed)
+    return _HEAD.pack(size, size ^ _ALL_BITS, crc32(packed)) + packed
 
 
 class Reader:
     """Cuts a stream of bytes into notes; a record of them has at most so many bytes."""
 
-    def __init__(self, bytes_max: int = _BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = _ALL_BITS) -> None:
         self._bytes_max = bytes_max
         self._data = bytearray()
+
+    @property
+    def has_part(self) -> bool:
+        """Whether a record has arrived in part."""
+        return bool(self._data)
 
     def feed(self, data: bytes) -> list[Any]:
         """Take the bytes that arrived; return the notes that are whole.
@@ -192,15 +212,20 @@ class Reader:
         self._data += data
         notes: list[Any] = []
         start = 0
-        while len(self._data) - start >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(self._data, start)
+        while len(self._data) - start >= _HEAD.size:
+            size, turned, crc = _HEAD.unpack_from(self._data, start)
+            if size ^ turned != _ALL_BITS:
+                raise ValueError("this is not the beginning of a record")
             if size > self._bytes_max:
                 raise ValueError(f"{size} bytes in one record")
-            end = start + _LENGTH.size + size
+            begin = start + _HEAD.size
+            end = begin + size
             if len(self._data) < end:
                 break
-            with memoryview(self._data) as view:
-                arrived = msgpack.unpackb(view[start + _LENGTH.size : end], strict_map_key=False)
+            with memoryview(self._data) as view, view[begin:end] as record:
+                if crc32(record) != crc:
+                    raise ValueError("a record is not what was sent")
+                arrived = unpackb(record, strict_map_key=False)
             notes += [NOTES[code](*fields) for code, fields in arrived]
             start = end
         del self._data[:start]

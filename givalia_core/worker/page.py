@@ -6,20 +6,22 @@ interpreter's lock in its hand, answers nobody, but what it wrote here before is
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
+import fcntl
 import mmap
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import suppress
+from faulthandler import disable, enable, register, unregister
+from itertools import cycle
 from pathlib import Path
+from signal import pthread_sigmask
 from typing import Any, Final
 
 from gevent import monkey
 
-from givalia_core.frozen import BUILTINS
+from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.settings import state_folder
 
 __builtins__ = BUILTINS
@@ -30,9 +32,12 @@ DUMP_BYTES_MAX: Final = 64 << 10
 # a process that waits is taken by a thread of its own, which does nothing else.
 DUMP_SIGNAL: Final = signal.SIGURG
 ASIDE_SIGNAL: Final = signal.SIGWINCH
+_UNBLOCK: Final = signal.SIG_UNBLOCK
 _read: Final = monkey.get_original("os", "read")
-_pthread_sigmask: Final = signal.pthread_sigmask
-_PULSE, _CURRENT, _CANCELLED, _WHY, _LAST = range(5)
+_PULSE, _CURRENT, _CANCELLED, _WHY = range(4)
+_RECENT: Final = (range(8, 256), range(256, 504))  # Fields for what has run since the last pulse, and since the one before.
+_SEAL_FUTURE_WRITE: Final = 0x10  # Of Linux 5.1 and later; the module has no name for it.
+_NOTHING: Final = memoryview(bytes(8 * len(_RECENT[0]))).cast("q")
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
 
@@ -43,6 +48,9 @@ class Page:
         """Map the page of `fd`; None: one that is shared with nobody."""
         self._map: Any = mmap.mmap(-1 if fd is None else fd, PAGE_BYTES)
         self._fields = memoryview(self._map).cast("q")
+        self._turns = [cycle(fields).__next__ for fields in _RECENT]
+        self._part = 0
+        self._turn = self._turns[0]
 
     def close(self) -> None:
         """Let go of the page; nothing can be read from it any more."""
@@ -51,13 +59,16 @@ class Page:
 
     def beat(self) -> None:
         """The loop of this process still turns."""
-        self._fields[_PULSE] = time.monotonic_ns()
-        self._fields[_LAST] = 0
+        self._fields[_PULSE] = Clock.monotonic_ns()
+        self._part ^= 1
+        part = _RECENT[self._part]
+        self._fields[part.start : part.stop] = _NOTHING
+        self._turn = self._turns[self._part]
 
     def silence_s(self) -> float:
         """For how long the loop of the process has not turned; 0 before it first did."""
         pulse_ns = self._fields[_PULSE]
-        return (time.monotonic_ns() - pulse_ns) / 1e9 if pulse_ns else 0.0
+        return (Clock.monotonic_ns() - pulse_ns) / 1e9 if pulse_ns else 0.0
 
     @property
     def current(self) -> int:
@@ -66,29 +77,26 @@ class Page:
 
     @current.setter
     def current(self, fence: int) -> None:
-        self._fields[_CURRENT] = fence
-        if fence:
-            self._fields[_LAST] = fence
+        self._fields[_CURRENT] = self._fields[self._turn()] = fence
 
     def tracer(self, fence_of: Callable[[Any], int]) -> Callable[[str, tuple[Any, Any]], None]:
         """What is to be called at each switch between greenlets, which is often: it notes whose code runs from now on.
 
+        Of more switches than there are fields for between two pulses, the last ones are noted.
+
         Args:
             fence_of: The fence of the attempt that a greenlet belongs to, or 0.
         """
-        fields, place, last = self._fields, _CURRENT, _LAST
+        fields, place = self._fields, _CURRENT
 
         def trace(event: str, switch: tuple[Any, Any]) -> None:
-            fields[place] = fence = fence_of(switch[1])
-            if fence:
-                fields[last] = fence
+            fields[place] = fields[self._turn()] = fence_of(switch[1])
 
         return trace
 
-    @property
-    def last(self) -> int:
-        """The fence of the attempt whose code the process was in last, or is; 0: none since the loop's last pulse."""
-        return self._fields[_LAST]
+    def recent(self) -> frozenset[int]:
+        """The fences of the attempts whose code the process was in since the last pulse, or between that and the one before."""
+        return frozenset(fence for fence in self._fields[_RECENT[0].start : _RECENT[1].stop] if fence > 0)
 
     @property
     def cancelled(self) -> int:
@@ -118,35 +126,56 @@ class LastWords:
     def listen(self) -> None:
         """In the process: let the interpreter write its stack there, also from C code that holds its lock."""
         # What is on already is not put in place again, though a job may have replaced the handler: so off first.
-        faulthandler.disable()
-        faulthandler.enable(self._fd, all_threads=False)
+        disable()
+        enable(self._fd, all_threads=False)
         for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
-            faulthandler.unregister(number)
-            faulthandler.register(number, self._fd, all_threads=True, chain=False)
+            unregister(number)
+            register(number, self._fd, all_threads=True, chain=False)
 
     def listen_aside(self) -> None:
         """In a process of many jobs: let a thread take `ASIDE_SIGNAL`; call it once, before job code is imported."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {ASIDE_SIGNAL})
+        pthread_sigmask(signal.SIG_BLOCK, {ASIDE_SIGNAL})
         self._never, self._open = os.pipe()  # Nothing is written there.
         monkey.get_original("_thread", "start_new_thread")(self._wait_aside, ())
 
     def _wait_aside(self) -> None:
-        _pthread_sigmask(signal.SIG_UNBLOCK, {ASIDE_SIGNAL})
+        pthread_sigmask(_UNBLOCK, {ASIDE_SIGNAL})
         _read(self._never, 1)
 
     def take(self) -> str:
         """In the supervisor: what was written since this was last asked."""
         data = os.pread(self._fd, DUMP_BYTES_MAX, 0)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)  # Both sides have one place in the file.
         return data.decode("utf-8", "replace").strip()
 
 
+def page_of(fd: int) -> Page:
+    """Return the page of `fd` in the process that the supervisor shares it with, and close `fd`.
+
+    A job may write to each file that is open in its process, and a mapping keeps its file open: so nothing may be written to
+    that from now on but by way of the mappings that are there, where the system has such a seal.
+    """
+    page = Page(fd)
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
+    os.close(fd)
+    return page
+
+
+def page_file() -> int:
+    """The fd of a file for a page; where the system has such a seal, it keeps its size: who maps one that has shrunk dies."""
+    fd = nameless_file(PAGE_BYTES)
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
 def nameless_file(size: int = 0) -> int:
     """The fd of a file that no path leads to and that ends with its last user."""
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("givalia", os.MFD_CLOEXEC)
+        fd = os.memfd_create("givalia", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         folder = state_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -7,22 +7,23 @@ plugins, in a job's own process; nothing here knows which.
 
 from __future__ import annotations
 
-import logging
-import traceback
 from collections.abc import Callable, Iterable
+from logging import LoggerAdapter, getLogger
 from os import _exit, getpid
-from time import monotonic
+from traceback import format_exception
 from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
-from givalia_core.frozen import BUILTINS
+from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Run, Stopped, WorkModule, not_run
-from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
+from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.protocol.values import CannotPack, pack, unpack
+from givalia_core.steady import quietly
 from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
 from givalia_core.worker.wary import is_a, leaves, name_of
 
@@ -31,7 +32,7 @@ __builtins__ = BUILTINS
 ERROR_BYTES_MAX: Final = 16 << 10
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
-job_log = logging.getLogger("givalia.job")
+job_log = getLogger("givalia.job")
 
 
 class Attempt:
@@ -115,7 +116,7 @@ def load(attempt: Attempt) -> None:
     dispatch = attempt.dispatch
     params = None
     try:
-        params = values.unpack(dispatch.payload)
+        params = unpack(dispatch.payload)
     except Exception as error:
         attempt.raised = Fail(f"the params are not msgpack: {error}")
     attempt.job = view(dispatch, params)
@@ -137,7 +138,7 @@ def process(attempt: Attempt) -> None:
     if attempt.raised is None:
         attempt.raised = attempt.stopped
     here = getpid()
-    started = monotonic()
+    started = Clock.monotonic()
     try:
         attempt.begin()
         attempt.is_in_process = True
@@ -153,14 +154,14 @@ def process(attempt: Attempt) -> None:
         if getpid() != here:
             _exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
         attempt.finish()
-        attempt.seconds = monotonic() - started
+        attempt.seconds = Clock.monotonic() - started
 
 
 def _run(attempt: Attempt) -> None:
     assert attempt.found is not None
     assert attempt.job is not None
     job = attempt.job
-    lines = logging.LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
+    lines = LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
     try:
         attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
         attempt.value = attempt.work.process()
@@ -192,10 +193,10 @@ def classify(attempt: Attempt) -> None:
 def _pack_result(attempt: Attempt) -> None:
     """A result that cannot be kept costs the result, never the job: its effect happened."""
     try:
-        packed = values.pack(attempt.value, "result")
+        packed = pack(attempt.value, "result")
     except MemoryError:
         _lose_result(attempt, "TOO_LARGE", "there was no memory to pack it")
-    except values.CannotPack as error:
+    except CannotPack as error:
         _lose_result(attempt, "UNSERIALIZABLE", str(error))
     except BaseException as error:  # A result may run code of its own when it is packed.
         if attempt.stopped is not None:
@@ -211,7 +212,7 @@ def _pack_result(attempt: Attempt) -> None:
 def _lose_result(attempt: Attempt, why: str, words: str) -> None:
     attempt.result_error = why
     attempt.error = clipped(f"the result was not kept: {words}")
-    job_log.warning("%s of %s: %s", text_id(attempt.dispatch.id), attempt.dispatch.module, attempt.error)
+    quietly(job_log.warning, "%s of %s: %s", text_id(attempt.dispatch.id), attempt.dispatch.module, attempt.error)
 
 
 def _shown(raised: BaseException) -> str:
@@ -219,7 +220,7 @@ def _shown(raised: BaseException) -> str:
     try:
         shown: Iterable[str] = [str(raised)]
         if not (is_a(raised, Fail) or is_a(raised, Retry)):
-            shown = traceback.format_exception(raised)
+            shown = format_exception(raised)
         return "".join(shown).strip()
     except Exception:
         return ""
@@ -286,15 +287,15 @@ def _say_nothing(_: Any) -> None:
     """Drop progress that comes too late."""
 
 
-def report_of(attempt: Attempt) -> messages.Succeed | messages.Fail:
+def report_of(attempt: Attempt) -> Succeed | Failed:
     """What the server is told; an attempt whose lease was lost has failed, whatever its code made of that."""
     dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
-        return messages.Fail(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
+        return Failed(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
     is_permanent, after_us = _asked_for(raised)
-    return messages.Fail(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
+    return Failed(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
 def _asked_for(raised: BaseException) -> tuple[bool, int | None]:

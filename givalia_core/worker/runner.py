@@ -6,34 +6,36 @@ learns at each switch between greenlets; so whoever watches can name the job tha
 
 from __future__ import annotations
 
-import logging
-import os
-import traceback
 from collections.abc import Callable, Mapping
-from time import monotonic
+from logging import getLogger, makeLogRecord
+from os import _exit
+from traceback import format_stack
 from typing import Any, Final
 from uuid import UUID
 
-import gevent
-import greenlet
+from gevent import Greenlet, get_hub, spawn, spawn_later
 from gevent.event import Event
+from greenlet import getcurrent, gettrace, settrace
 
 from givalia_core.clock import SECOND_US
-from givalia_core.frozen import BUILTINS
+from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
-from givalia_core.protocol import values
 from givalia_core.protocol.messages import Dispatch
+from givalia_core.protocol.values import unpack
+from givalia_core.steady import quietly
 from givalia_core.views import Outcome
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.notes import (
     After,
+    Asked,
     Before,
     Cancelled,
     Counts,
     Drain,
     End,
+    Holding,
     InHook,
     Logged,
     Ready,
@@ -52,7 +54,7 @@ PULSE_S: Final = 0.2
 HOOK_SAID_S: Final = 1.0  # A plugin that takes longer is shown.
 STACK_LINES_MAX: Final = 12
 
-log = logging.getLogger("givalia.worker")
+log = getLogger("givalia.worker")
 
 
 class _Held(Attempt):
@@ -76,7 +78,7 @@ class _Held(Attempt):
         """Start the time that the attempt may take."""
         limit_us = self.dispatch.timeout_us
         if limit_us is not None:
-            self._limit = gevent.get_hub().loop.timer(limit_us / SECOND_US)
+            self._limit = get_hub().loop.timer(limit_us / SECOND_US)
             self._limit.start(self._stop, self, Stopped("timeout", timed_out(self.dispatch)))
 
     def finish(self) -> None:
@@ -103,7 +105,7 @@ class _InHook:
         self.plugin = plugin
         self.job = job
         self.fence = fence  # Of the greenlet before, if it had one.
-        self.since_s = monotonic()
+        self.since_s = Clock.monotonic()
         self.is_said = False
 
 
@@ -132,7 +134,7 @@ class Runner:
         self._in_hooks: dict[Any, _InHook] = {}  # By greenlet.
         self._pulse: Any = None
         self._has_to_tidy = False
-        self._draining: gevent.Greenlet[..., Any] | None = None
+        self._draining: Greenlet[..., Any] | None = None
         self.is_over = Event()
         """Set when no more jobs will come and the plugins know."""
         self._actions: dict[type, Callable[[Any], None]] = {
@@ -143,6 +145,7 @@ class Runner:
             After: self._after,
             Start: self._start,
             Drain: self._drain,
+            Asked: self._tell_held,
             Counts: self._count,
             Logged: self._log,
         }
@@ -159,7 +162,7 @@ class Runner:
         def clean_up() -> None:
             tidy()
             if collector is not None:
-                collector.run(monotonic())
+                collector.run(Clock.monotonic())
 
         def pulse() -> None:
             self._page.beat()
@@ -169,14 +172,14 @@ class Runner:
 
         self._tidy = clean_up
 
-        self._loop = gevent.get_hub().loop
+        self._loop = get_hub().loop
         pulse()
         self._pulse = self._loop.timer(PULSE_S, PULSE_S)
         self._pulse.start(pulse)
-        self._fences[gevent.get_hub()] = 0
+        self._fences[get_hub()] = 0
         self._trace = self._page.tracer(self._fence_of)
-        if greenlet.gettrace() is None:
-            greenlet.settrace(self._trace)
+        if gettrace() is None:
+            settrace(self._trace)
         self._hooks.watch = self
         announced = [announcement(found) for found in self._modules.values()]
         sources = {found.name: found.source for found in self._modules.values()}
@@ -191,8 +194,8 @@ class Runner:
 
     def close(self) -> None:
         """Show no more signs of life."""
-        if greenlet.gettrace() is self._trace:
-            greenlet.settrace(None)
+        if gettrace() is self._trace:
+            settrace(None)
         self._pulse.close()
 
     def _fence_of(self, running: Any) -> int:
@@ -211,9 +214,9 @@ class Runner:
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
             if (self._fences.get(switch[1]) or forker) != forker:  # The loop is nobody's, and runs here for the fork.
-                os._exit(WRONG_PROCESS)
+                _exit(WRONG_PROCESS)
 
-        greenlet.settrace(guard)
+        settrace(guard)
 
     @property
     def holds(self) -> bool:
@@ -223,7 +226,7 @@ class Runner:
     @property
     def current(self) -> int:
         """The fence of the attempt whose code runs now; 0 for none."""
-        return self._fence_of(greenlet.getcurrent())
+        return self._fence_of(getcurrent())
 
     def take(self, note: Any) -> None:
         """Act on a note; nothing here waits for a job or a plugin."""
@@ -240,12 +243,12 @@ class Runner:
         attempt.greenlet, fence = running, attempt.dispatch.fence
         self._fences[running] = fence
         running.spawn_tree_locals = {_FENCE: fence}  # Threads and greenlets that the job starts have that, too.
-        if greenlet.gettrace() is self._trace:
+        if gettrace() is self._trace:
             self._page.current = fence  # The trace looked when this greenlet was switched to, which may be some attempts ago.
         try:
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
-            log.warning("an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
+            quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
             attempt.raised = attempt.raised or error
             classify(attempt)
             report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
@@ -267,20 +270,20 @@ class Runner:
     def _stop(self, attempt: _Held, stopped: Stopped) -> None:
         """Make the job's code end; if it does not, report the attempt without it."""
         attempt.end_by(stopped)
-        gevent.spawn_later(self._worker.settings.stop_grace, self._leave, attempt)
+        spawn_later(self._worker.settings.stop_grace, self._leave, attempt)
 
     def _leave(self, attempt: _Held) -> None:
         """Report an attempt that has not ended though it was told to: nobody is to wait for the rest of its clean-up."""
         if not attempt.is_in_process or attempt.is_left:
             return
         attempt.is_left = True
-        self._attempts.pop(attempt.dispatch.fence, None)
         frame = attempt.greenlet.gr_frame if attempt.greenlet is not None else None
-        attempt.words = "".join(traceback.format_stack(frame)[-STACK_LINES_MAX:]) if frame is not None else ""
+        attempt.words = "".join(format_stack(frame)[-STACK_LINES_MAX:]) if frame is not None else ""
         report_left(attempt)
+        self._attempts.pop(attempt.dispatch.fence, None)
         if attempt.greenlet is not None and attempt.stopped is not None:
             attempt.greenlet.kill(attempt.stopped, block=False)
-        gevent.spawn_later(self._worker.settings.stop_grace, self._look_whether_ended, attempt)
+        spawn_later(self._worker.settings.stop_grace, self._look_whether_ended, attempt)
 
     def _look_whether_ended(self, attempt: _Held) -> None:
         if attempt.is_in_process:
@@ -296,6 +299,9 @@ class Runner:
         if attempt is not None:
             self._stop(attempt, Stopped(note.why, note.words))
 
+    def _tell_held(self, _: Asked) -> None:
+        self._say(Holding(list(self._attempts)))
+
     def _cancelled(self, note: Cancelled) -> None:
         dispatch = Dispatch(*note.job)
         attempt = self._attempts.get(dispatch.fence)
@@ -303,20 +309,20 @@ class Runner:
             attempt.is_cancelled = True
         if note.is_news and self._hooks.listens("on_cancel"):
             job = attempt.job if attempt is not None and attempt.job is not None else view(dispatch)
-            gevent.spawn(self._hooks.call, "on_cancel", job=job, running=True)
+            spawn(self._hooks.call, "on_cancel", job=job, running=True)
 
     # Plugins: how long they take, and what happens meanwhile is theirs.
 
     def enter(self, hook: str, plugin: int, job: Any) -> _InHook:
         """Note that a plugin is called: until it returns, what this greenlet does is its doing and not that of a job."""
-        running = greenlet.getcurrent()
+        running = getcurrent()
         entered = self._in_hooks[running] = _InHook(hook, self._hooks.names[plugin], job, self._fences.get(running))
         self._set_fence(running, -1 - plugin)
         return entered
 
     def leave(self, entered: _InHook) -> None:
         """Note that it has returned."""
-        running = greenlet.getcurrent()
+        running = getcurrent()
         self._in_hooks.pop(running, None)
         self._set_fence(running, entered.fence)
         if entered.is_said:
@@ -327,11 +333,11 @@ class Runner:
             self._fences.pop(running, None)
         else:
             self._fences[running] = fence
-        if greenlet.gettrace() is self._trace:
+        if gettrace() is self._trace:
             self._page.current = fence or 0
 
     def _look_at_hooks(self) -> None:
-        now_s = monotonic()
+        now_s = Clock.monotonic()
         for running, entered in list(self._in_hooks.items()):
             age_s = now_s - entered.since_s
             if age_s > HOOK_SAID_S and not entered.is_said and entered.job is not None:
@@ -347,16 +353,16 @@ class Runner:
     # Plugins: for jobs in processes of their own, and for the worker.
 
     def _before(self, note: Before) -> None:
-        gevent.spawn(self._tell, note, "before_run")
+        spawn(self._tell, note, "before_run")
 
     def _after(self, note: After) -> None:
-        result = values.unpack(note.result)
-        gevent.spawn(self._tell, note, "after_run", outcome=Outcome(OutcomeKind(note.kind), result, note.error, note.seconds))
+        result = unpack(note.result)
+        spawn(self._tell, note, "after_run", outcome=Outcome(OutcomeKind(note.kind), result, note.error, note.seconds))
 
     def _tell(self, note: Before | After, hook: str, **extra: Any) -> None:
         dispatch = Dispatch(*note.job)
         try:
-            params = values.unpack(dispatch.payload)
+            params = unpack(dispatch.payload)
         except Exception:
             params = None  # The attempt fails for it, and says so.
         found = self._modules.get(dispatch.module)
@@ -365,7 +371,7 @@ class Runner:
         self._say(Told(dispatch.id, dispatch.fence))
 
     def _start(self, note: Start) -> None:
-        gevent.spawn(self._start_now)
+        spawn(self._start_now)
 
     def _start_now(self) -> None:
         self._hooks.call("worker_started", worker=self._worker)
@@ -373,9 +379,9 @@ class Runner:
 
     def _drain(self, note: Drain) -> None:
         if note.is_over:
-            gevent.spawn(self._be_over)
+            spawn(self._be_over)
         else:
-            self._draining = gevent.spawn(self._hooks.call, "worker_stopping", worker=self._worker)
+            self._draining = spawn(self._hooks.call, "worker_stopping", worker=self._worker)
 
     def _be_over(self) -> None:
         if self._draining is not None:
@@ -386,8 +392,8 @@ class Runner:
         self._worker.counts = note.counts
 
     def _log(self, note: Logged) -> None:
-        record = logging.makeLogRecord(note.fields)
-        logger = logging.getLogger(record.name)
+        record = makeLogRecord(note.fields)
+        logger = getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
 

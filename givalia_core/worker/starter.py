@@ -8,16 +8,15 @@ itself.
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from sys import getrefcount
 from typing import Any, Final, Generic, TypeVar
+from weakref import getweakrefcount
 
-import gevent
+from gevent import Greenlet, get_hub
 
-from givalia_core.frozen import BUILTINS
+from givalia_core.frozen import BUILTINS, Clock
 
 __builtins__ = BUILTINS
 
@@ -26,7 +25,7 @@ TURN_S: Final = 0.005  # So long are attempts started before the loop looks afte
 T = TypeVar("T")
 
 
-class Running(gevent.Greenlet):  # type: ignore[type-arg]
+class Running(Greenlet):  # type: ignore[type-arg]
     """The greenlet of an attempt; where it was started from is always the same, and not worth being looked up."""
 
     spawning_stack_limit = 0
@@ -52,7 +51,7 @@ class Starter(Generic[T]):
         self._waiting.append(attempt)
         if not self._is_due:
             self._is_due = True
-            gevent.get_hub().loop.run_callback(self._start)
+            get_hub().loop.run_callback(self._start)
 
     def forget(self) -> None:
         """Start nothing of what was left to start."""
@@ -62,17 +61,17 @@ class Starter(Generic[T]):
         if self._again is not None:
             self._again.close()
             self._again = None
-        self._until_s = time.monotonic() + TURN_S
+        self._until_s = Clock.monotonic() + TURN_S
         while self._waiting:
             self._starting = Running(self._run_in_a_row)
             self._starting.switch()  # Comes back when an attempt gives way, or when its greenlet has ended.
             self._starting = None
-            if time.monotonic() >= self._until_s:
+            if Clock.monotonic() >= self._until_s:
                 break
         self._is_due = bool(self._waiting)
         if self._is_due:
             # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
-            self._again = gevent.get_hub().loop.timer(0)
+            self._again = get_hub().loop.timer(0)
             self._again.start(self._start)
 
     def _run_in_a_row(self) -> None:
@@ -81,7 +80,7 @@ class Starter(Generic[T]):
         marks = _marks(running)
         while self._waiting:
             self._run(self._waiting.popleft(), running)
-            if self._starting is not running or _marks(running) != marks or time.monotonic() >= self._until_s:
+            if self._starting is not running or _marks(running) != marks or Clock.monotonic() >= self._until_s:
                 return
 
 
@@ -92,7 +91,7 @@ def _marks(running: Running) -> tuple[Any, ...]:
     """
     return (
         getrefcount(running),
-        weakref.getweakrefcount(running),
+        getweakrefcount(running),
         running.has_links(),
         len(running.__dict__),
         len(running.gr_context or ()),

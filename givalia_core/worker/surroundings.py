@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # What `signal` wraps, which makes an enum of each answer, and that takes time.
-import contextlib
+import builtins
 import logging
 import os
 import resource
 import signal
+import socket
+import time
+
+# What `signal` wraps, which makes an enum of each answer, and that takes time.
+from _signal import getsignal as get_handler  # type: ignore[import-not-found]
+from _signal import pthread_sigmask as get_mask
+from collections.abc import Callable
+from contextlib import suppress
+from logging import disable, getLogger, root
+from operator import is_
+from os import O_CLOEXEC, O_RDONLY, close, fchdir, fstat, getcwd, umask
+from os import open as open_file
+from resource import RLIM_INFINITY, getrlimit, setrlimit
+from signal import SIG_BLOCK, SIG_SETMASK, SIGCHLD, getitimer, pthread_sigmask, setitimer
+from signal import signal as set_handler
+from sys import getrecursionlimit, setrecursionlimit
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
@@ -18,26 +33,27 @@ _LIMITS: Final = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFI
 _SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _STREAMS: Final = (0, 1, 2)
-_LOGGERS: Final = tuple(map(logging.getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
+_MODULES: Final = (builtins, logging, os, signal, socket, time)
+_LOGGERS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 
 
 class Loggers:
     """The state of Givalia's loggers when this was made; `logging.config` changes all there are unless it is told otherwise."""
 
     def __init__(self) -> None:
-        self._disabled_to = logging.root.manager.disable
+        self._disabled_to = root.manager.disable
         self._were = [(logger.level, logger.propagate, list(logger.handlers)) for logger in _LOGGERS]
 
     def are_kept(self) -> bool:
         """Return whether what was logged then still is, by the same handlers; others may have been added."""
-        return logging.root.manager.disable <= self._disabled_to and all(
+        return root.manager.disable <= self._disabled_to and all(
             not logger.disabled and logger.level == level and set(handlers) <= set(logger.handlers)
             for logger, (level, _, handlers) in zip(_LOGGERS, self._were, strict=True)
         )
 
     def restore(self) -> None:
         """Let them log again as they did."""
-        logging.disable(self._disabled_to)
+        disable(self._disabled_to)
         for logger, (level, propagates, handlers) in zip(_LOGGERS, self._were, strict=True):
             logger.disabled, logger.propagate = False, propagates
             logger.setLevel(level)
@@ -45,72 +61,93 @@ class Loggers:
                 logger.addHandler(handler)
 
 
-class Surroundings:
-    """What a process had when this was made: folder, umask, signals, limits, streams, and the loggers of Givalia."""
+class Modules:
+    """The contents of modules that all code uses, when this was made; names that are new do not count as a change."""
 
     def __init__(self) -> None:
+        self._were = [dict(vars(module)) for module in _MODULES]
+
+    def changed(self) -> list[str]:
+        """Return in words which of them have changed."""
+        return [
+            f"changes to the module {module.__name__}"
+            for module, were in zip(_MODULES, self._were, strict=True)
+            if not all(map(is_, map(vars(module).get, were), were.values()))
+        ]
+
+
+class Surroundings:
+    """What a process had when this was made: folder, umask, signals, limits, streams, and the loggers of Givalia.
+
+    Args:
+        get_handler: Returns the handler of a signal; in a process with gevent its own, which knows of its handler for SIGCHLD.
+        set_handler: Sets it.
+    """
+
+    def __init__(
+        self, get_handler: Callable[[int], Any] = get_handler, set_handler: Callable[[int, Any], object] = set_handler
+    ) -> None:
+        self._get_handler, self._set_handler = get_handler, set_handler
         self._loggers = Loggers()
-        self._folder = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
-        self._were = _look()
+        self._folder = open_file(".", O_RDONLY | O_CLOEXEC)
+        self._were = self._look()
 
     def changed(self) -> list[str]:
         """What is not any more as it was, in words."""
-        now = _look()
+        now = self._look()
         changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
         return changed if self._loggers.are_kept() else [*changed, "loggers"]
 
     def close(self) -> None:
         """Let go of the folder."""
-        with contextlib.suppress(OSError):
-            os.close(self._folder)
+        with suppress(OSError):
+            close(self._folder)
 
     def restore(self) -> None:
         """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
         self._loggers.restore()
-        with contextlib.suppress(OSError):
-            os.fchdir(self._folder)
-        os.umask(self._were["umask"])
+        with suppress(OSError):
+            fchdir(self._folder)
+        umask(self._were["umask"])
+        setrecursionlimit(self._were["recursion limit"])
         for timer in _TIMERS:
-            signal.setitimer(timer, 0)
-        for number, handler in zip([*_SIGNALS, signal.SIGCHLD], self._were["signal handlers"], strict=True):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._were["blocked signals"])
+            setitimer(timer, 0)
+        for number, handler in zip([*_SIGNALS, SIGCHLD], self._were["signal handlers"], strict=True):
+            with suppress(OSError, ValueError, TypeError):
+                self._set_handler(number, handler)
+        pthread_sigmask(SIG_SETMASK, self._were["blocked signals"])
         for limit, (soft, hard) in zip(_LIMITS, self._were["limits"], strict=True):
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(limit, (soft, hard))
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(limit, (soft, min(hard, resource.getrlimit(limit)[1], key=_size)))
+            with suppress(OSError, ValueError):
+                setrlimit(limit, (soft, hard))
+            with suppress(OSError, ValueError):
+                setrlimit(limit, (soft, min(hard, getrlimit(limit)[1], key=_size)))
 
-
-def _look() -> dict[str, Any]:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    try:
-        folder: str | None = os.getcwd()  # noqa: PTH109 - Not by way of a Path, after every job.
-    except OSError:
-        folder = None  # Somebody has removed it.
-    return {
-        "working folder": folder,
-        "umask": umask,
-        "signal handlers": [
-            *map(_signal.getsignal, _SIGNALS),
-            signal.getsignal(signal.SIGCHLD),
-        ],  # gevent has its own for that.
-        "blocked signals": _signal.pthread_sigmask(signal.SIG_BLOCK, ()),
-        "timers": [signal.getitimer(timer) != (0.0, 0.0) for timer in _TIMERS],
-        "limits": list(map(resource.getrlimit, _LIMITS)),
-        "standard streams": list(map(_identity, _STREAMS)),
-    }
+    def _look(self) -> dict[str, Any]:
+        mask = umask(0o077)
+        umask(mask)
+        try:
+            folder: str | None = getcwd()  # noqa: PTH109 - Not by way of a Path, after every job.
+        except OSError:
+            folder = None  # Somebody has removed it.
+        return {
+            "working folder": folder,
+            "umask": mask,
+            "recursion limit": getrecursionlimit(),
+            "signal handlers": [*map(get_handler, _SIGNALS), self._get_handler(SIGCHLD)],
+            "blocked signals": get_mask(SIG_BLOCK, ()),
+            "timers": [getitimer(timer) != (0.0, 0.0) for timer in _TIMERS],
+            "limits": list(map(getrlimit, _LIMITS)),
+            "standard streams": list(map(_identity, _STREAMS)),
+        }
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
     try:
-        found = os.fstat(fd)
+        found = fstat(fd)
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
 def _size(limit: int) -> float:
-    return float("inf") if limit == resource.RLIM_INFINITY else limit
+    return float("inf") if limit == RLIM_INFINITY else limit

@@ -68,13 +68,11 @@ MATRIX: Final = (
     _row(
         "closed_fds",
         "closes all its files and returns",
-        "child_died: SIGABRT",
         "child_died: it closed the connection to its worker",
     ),
     _row(
         "closed_fds_and_stays",
         "closes all its files and goes on",
-        "child_died: SIGABRT",
         "child_died: it closed the connection to its worker",
     ),
     _row("surroundings", "changes the working folder and the umask", "done"),
@@ -127,6 +125,7 @@ def test_a_death_is_recorded_and_leaves_nothing(
     assert status.reason == ("exhausted" if status.state == "dead" else None)
     if executor == GREENLET and row.how in LEAVES_PROCESSES:
         ward.die(executor, "exit_0")  # What a greenlet has started ends with the process that all greenlets share.
+    ward.probe(PROCESS)  # A greenlet of whose fault nobody is sure has been tried again there, and has ended that process.
     ward.await_clean()
     if row.how in LEAVES_PROCESSES:
         await_true(lambda: not _is_there(status.result), "what the job left behind is gone")

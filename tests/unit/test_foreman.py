@@ -378,6 +378,39 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
     assert guilty not in rig.crew.told
 
 
+def test_only_those_that_have_run_shortly_before_are_tried_apart() -> None:
+    rig = Rig()
+    ran, slept = rig.lend(fence=1), rig.lend(fence=2, id=b"s" * 16)
+    rig.crew.die(Verdict(0, "died", "child_died: SIGSEGV", suspects=frozenset({ran.fence, 77})))
+    rig.crew.serve()
+
+    again, other = rig.lend(fence=3, id=ran.id), rig.lend(fence=4, id=slept.id)
+
+    assert [held.dispatch for held in rig.crew.running] == [again]
+    assert other in rig.crew.told
+
+
+def test_suspects_that_take_long_make_room_for_the_next_and_those_that_wait_can_be_cancelled() -> None:
+    rig = Rig()
+    jobs = [rig.lend(fence=fence, id=bytes([fence]) * 16) for fence in range(1, 31)]
+    rig.crew.die(Verdict(0, "died", "child_died: SIGSEGV"))
+    rig.crew.serve()
+    again = [rig.lend(fence=100 + number, id=job.id) for number, job in enumerate(jobs)]
+    running = rig.crew.running
+    assert [held.dispatch for held in running] == again[:4]
+
+    rig.foreman.deliver(Stopped(again[4].id, again[4].fence, False))
+    rig.later(2.5)
+    assert [held.dispatch for held in running] == [*again[:4], *again[5:9]]
+    assert [report.kind for report in rig.link.reports() if report.fence == again[4].fence] == ["stopped"]
+    rig.crew.die(Verdict(9, "died", "another process", is_ours=True))  # It is nothing to those that wait.
+    rig.crew.serve()
+    for seconds in (4.6, 6.7, 8.8, 10.9):
+        rig.later(seconds)
+
+    assert [held.dispatch for held in running] == [*again[:4], *again[5:21]]
+
+
 def test_those_that_were_in_a_process_that_was_killed_here_are_no_suspects() -> None:
     rig = Rig()
     job = rig.lend()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from typing import Any
 
 import msgpack
@@ -55,17 +57,34 @@ def test_how_a_job_ended_travels_with_its_report() -> None:
     assert Succeed(*ended.report) == Succeed(JOB.id, 7, None, b"\x01")
 
 
+def record(packed: bytes, size: int | None = None) -> bytes:
+    size = len(packed) if size is None else size
+    return struct.pack("<III", size, size ^ 0xFFFFFFFF, zlib.crc32(packed)) + packed
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        (1 << 20).to_bytes(4, "little"),
-        b"\xff" * 8,
-        (1).to_bytes(4, "little") + b"\xc1",
-        len(packed := msgpack.packb([(99, [])])).to_bytes(4, "little") + packed,
-        len(packed := msgpack.packb([(0, [1, 2, 3, 4, 5])])).to_bytes(4, "little") + packed,
+        record(b"", 1 << 20),
+        b"\xff" * 12,
+        record(b"\xc1"),
+        record(msgpack.packb([(99, [])])),
+        record(msgpack.packb([(0, [1, 2, 3, 4, 5])])),
     ],
-    ids=["too large", "far too large", "no msgpack", "no such note", "too many fields"],
+    ids=["too large", "no record", "no msgpack", "no such note", "too many fields"],
 )
 def test_what_nobody_of_ours_says_is_refused(data: bytes) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011  (Whatever it is: the process that said it is ended.)
         notes.Reader(1 << 16).feed(data)
+
+
+@pytest.mark.parametrize("place", range(60))
+@pytest.mark.parametrize("what", ["a byte more", "a byte less", "another byte"])
+def test_what_a_job_does_to_the_connection_shows_with_the_next_record_at_the_latest(what: str, place: int) -> None:
+    data = notes.pack([Succeed(JOB.id, 7, None, b"result" * 5)])
+    assert len(data) > place
+    cut = data[place + 1 :] if what != "a byte more" else data[place:]
+    spoiled = data[:place] + (b"" if what == "a byte less" else bytes([data[place] ^ 1])) + cut
+
+    with pytest.raises(ValueError, match="record"):
+        notes.Reader(1 << 20).feed(spoiled + notes.pack([Start()]))

@@ -1,0 +1,61 @@
+"""The page that a process shares with its supervisor: what ran there shows, and nothing that a job does to files changes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from givalia_core.worker.page import Page, page_file, page_of
+
+
+@pytest.fixture
+def shared() -> Iterator[tuple[Page, Page]]:
+    """The page as the supervisor has it, and as the process does."""
+    fd = page_file()
+    ours, theirs = Page(fd), page_of(os.dup(fd))
+    os.close(fd)
+    yield ours, theirs
+    theirs.close()
+    ours.close()
+
+
+def test_what_has_run_since_the_pulse_before_the_last_shows(shared: tuple[Page, Page]) -> None:
+    ours, theirs = shared
+    switch = theirs.tracer(int)
+    for fence in (1, 2, 0, -1):
+        switch("switch", (None, fence))
+    theirs.current = 3
+
+    assert ours.recent() == {1, 2, 3}
+    theirs.beat()
+    switch("switch", (None, 4))
+    assert ours.recent() == {1, 2, 3, 4}
+    theirs.beat()
+    assert ours.recent() == {4}
+    assert ours.current == 4
+
+
+def test_of_many_switches_the_last_are_known(shared: tuple[Page, Page]) -> None:
+    ours, theirs = shared
+    switch = theirs.tracer(int)
+    for fence in range(1, 10_000):
+        switch("switch", (None, fence))
+
+    assert ours.recent() == set(range(9_752, 10_000))
+
+
+@pytest.mark.parametrize("spoil", [lambda fd: os.write(fd, b"junk"), lambda fd: os.ftruncate(fd, 0)], ids=["write", "truncate"])
+def test_a_job_cannot_change_the_page_by_its_descriptor(spoil: Callable[[int], object]) -> None:
+    fd = page_file()
+    ours, theirs = Page(fd), page_of(os.dup(fd))
+    theirs.current = 7
+
+    with pytest.raises(PermissionError):
+        spoil(fd)
+
+    assert ours.current == 7
+    theirs.current = 8
+    assert ours.current == 8
+    os.close(fd)
