@@ -194,6 +194,7 @@ class Crew:
         if not lost:
             return
         words = f"the process with the greenlets has lost {len(lost)} of its jobs"
+        self._foreman.log.error("%s", words)
         for culprit in lost if self._is_local else (0,):
             self.replace_host(Verdict(culprit, "died", words))
 
@@ -203,7 +204,10 @@ class Crew:
         if self.host.state != "ready" or self.host.blocked_s:
             self._audit.begin_anew(now_s)
         elif self._audit.is_deaf(now_s):
-            self.replace_host(Verdict(0, "died", "the process with the greenlets says nothing though its loop turns"))
+            words = "the process with the greenlets says nothing though its loop turns"
+            self._foreman.log.error("%s", words)
+            self.replace_host(Verdict(0, "died", words))
+            self._audit.begin_anew(now_s)
         elif self._audit.is_due(now_s) and (fences := self._foreman.hosted_by(self)):
             self._audit.ask(fences, now_s)
             self.tell(Asked())
@@ -228,10 +232,12 @@ class Crew:
 
     def give_up(self) -> None:
         """Kill the host of a retired crew: its jobs that still run are given back."""
-        self.replace_host(Verdict(0, "died", "there were too many processes with jobs that do not end", is_ours=True))
+        words = "there are too many processes with jobs that do not end"
+        self._foreman.log.error("the oldest is ended: %s", words)
+        self.replace_host(Verdict(0, "died", words, is_ours=True))
 
     def replace_host(self, verdict: Verdict) -> None:
-        """Put the host to death and start another."""
+        """Put the host to death and start another; whoever gives the verdict logs it."""
         host = self.host
         if self._is_local:
             self._foreman.host_is_stuck(self, verdict)
@@ -266,8 +272,9 @@ class Crew:
                 )
                 delay_s = 0.0
             else:
-                first, more = split(verdict.words)
-                self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
+                if host.verdict is None:  # Else whoever gave it has said so.
+                    first, more = split(verdict.words)
+                    self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = self._backoff_s
             gevent.spawn_later(delay_s, self._start_host)
         self._foreman.host_died(self, verdict)

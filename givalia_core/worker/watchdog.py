@@ -65,12 +65,14 @@ class Host:
         self.plugins: list[str] = []
         self.in_hooks: list[Held[Any]] = []  # Jobs that a plugin has been busy with for a while.
         self._asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
+        self._judged: int | None = None  # Whose fault it was that it was blocked for too long, while it still is.
         self.stack = ""
 
     def begin(self, member: Hosting) -> None:
         """Another process takes the place of the one before."""
         self.member = member
         self.state, self.importing, self.verdict, self._asked_at, self.stack = "starting", None, None, 0.0, ""
+        self._judged = None
         self.starts += 1
 
     @property
@@ -91,14 +93,17 @@ class Host:
         if member is None:
             return None
         if self.state == "starting":
-            is_late = time.time() - member.since > START_S
-            return Verdict(0, "died", f"it did not get ready in {START_S:g} s", is_ours=True) if is_late else None
+            if self.verdict is not None or time.time() - member.since <= START_S:
+                return None
+            words = f"it did not get ready in {START_S:g} s"
+            self._log.error("the process %d with the greenlets is replaced: %s", member.pid, words)
+            return Verdict(0, "died", words, is_ours=True)
         blocked_s = self.blocked_s
         if blocked_s:
             return self._look_at_blocked(member, blocked_s, settings.block_limit)
         if self.state == "blocked":
             self._log.warning("the process %d with the greenlets shows signs of life again", member.pid)
-            self._asked_at, self.stack, self.state = 0.0, "", "ready"
+            self._asked_at, self._judged, self.stack, self.state = 0.0, None, "", "ready"
         return None
 
     def _look_at_blocked(self, member: Hosting, blocked_s: float, limit_s: float) -> Verdict | None:
@@ -111,6 +116,9 @@ class Host:
                 words = "%s (process %d); it is here:"
                 self._log.warning(words, self._blocker_words(), member.pid, extra={"block": stack})
         if blocked_s > limit_s:
+            if self._judged == member.page.current:
+                return None
+            self._judged = member.page.current
             words = f"timeout: blocked, it has not given way for {blocked_s:.1f} s\n{self.stack}".strip()
             self._log.error("%s; its process is replaced", self._blocker_words())
             return Verdict(member.page.current, "timeout", words)

@@ -58,6 +58,8 @@ def test_two_hundred_waiting_jobs_beside_one_that_never_gives_way(rig: Rig, modu
     assert all(ended[job.id] == 1 for job in jobs[:50])
     assert client.enq("Echo", params="goes on").wait(10) == "goes on"
     assert "lease" not in worker.log
+    assert worker.log.count("its process is replaced") == 1
+    assert "with the greenlets is gone" not in worker.log
 
 
 def test_two_hundred_jobs_beside_ten_that_hang_in_their_clean_up(rig: Rig) -> None:
