@@ -11,7 +11,7 @@ on call: what happened, whether anything changed, what to do.
     │   └── Busy
     │       └── ShuttingDown
     ├── PartlyRefused      some commands of many in one call were refused, the others stand
-    ├── ConnectionLost     nobody knows whether the command took effect
+    ├── ConnectionLost     nobody knows whether the command took effect, unless it was never sent
     ├── JobEnded           `wait` ended without a result
     │   ├── JobFailed  JobCancelled  ResultLost
     ├── WaitTimeout        `wait` ran out of time; the job goes on
@@ -141,8 +141,10 @@ class PartlyRefused(GivaliaError):
 
 
 class ConnectionLost(GivaliaError):
-    """The server could not be reached in time. Whether the command took effect is unknown; sending it again is safe."""
+    """The server could not be reached in time. Whether the command took effect is unknown, unless `sent` is false: then it was
+    not done. Sending it again is safe."""
 
+    sent: bool
     exit_code = 69
 
 

@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from inspect import isawaitable
 from typing import Any, TypeAlias, TypeVar
 
+from givalia_core import tcp
 from givalia_core.client import talk
-from givalia_core.client.errands import Connect, Errands, Listen, Slot, Visit
+from givalia_core.client.errands import Connect, Errands, Listen
 from givalia_core.client.forks import WORDS, begins_anew
+from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
-from givalia_core.client.wire import tune
-from givalia_core.errors import GivaliaError
+from givalia_core.client.visit import Visit
+from givalia_core.errors import ConnectionLost, GivaliaError
 from givalia_core.protocol.addresses import Address
 
 T = TypeVar("T")
@@ -41,10 +43,11 @@ class Line(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         self._given_bytes = 0  # To the transport,
         self._gone_bytes = 0  # and how many had left it when somebody looked last.
+        visit.taken_bytes = lambda: self._given_bytes - self._unsent_bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        tune(self.transport.get_extra_info("socket"))
+        tcp.tune(self.transport.get_extra_info("socket"))
         self.transport.write(self.visit.hello())
 
     def data_received(self, data: bytes) -> None:
@@ -72,9 +75,19 @@ class Line(asyncio.Protocol):
         self._given_bytes += len(data)
         self.transport.write(data)
 
+    @property
+    def _unsent_bytes(self) -> int:
+        """How much waits in this process; of a transport that was lost nobody knows, and nothing."""
+        unsent_bytes: int = self.transport.get_write_buffer_size()
+        return unsent_bytes
+
+    def quiet_s(self) -> float:
+        """For how many seconds nothing has come from the server's TCP; infinity if that is unknown."""
+        return tcp.quiet_s(self.transport.get_extra_info("socket"))
+
     def is_sending(self) -> bool:
         """Whether bytes wait to be sent, and some have left since this was asked last."""
-        unsent_bytes = self.transport.get_write_buffer_size()
+        unsent_bytes = self._unsent_bytes
         before, self._gone_bytes = self._gone_bytes, self._given_bytes - unsent_bytes
         return unsent_bytes > 0 and self._gone_bytes > before
 
@@ -89,6 +102,7 @@ class AsyncExchange:
         self._out: list[bytes] = []  # What leaves with the next turn of the loop: calls made together travel together.
         self._tending: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
+        self._is_idle = False  # Whether that task waits for the next call, and looks at nothing before.
         begins_anew(self)
 
     def begin_anew(self) -> None:
@@ -115,8 +129,10 @@ class AsyncExchange:
             RuntimeError: The client is at work in another event loop; nothing was changed.
         """
         self._enter()
-        self._errands.close()
         line, tending = self._line, self._tending
+        if line is not None:
+            self.drop(line, "the client is closed")
+        self._errands.close()
         if tending is not None:
             tending.cancel()
             await asyncio.wait([tending])
@@ -144,15 +160,21 @@ class AsyncExchange:
     async def several(self, calls: Iterable[Call[Any]]) -> AsyncIterator[list[Any]]:
         """The answers to each of many calls, in order; a few travel before the first is answered."""
         on_their_way: deque[tuple[Slot, asyncio.Event]] = deque()
+        answered = 0
         try:
             for call in calls:
                 if len(on_their_way) == talk.IN_FLIGHT:
                     yield await self._finish(*on_their_way[0])
                     on_their_way.popleft()
+                    answered += 1
                 self._begin(call, None, on_their_way)
             while on_their_way:
                 yield await self._finish(*on_their_way[0])
                 on_their_way.popleft()
+                answered += 1
+        except ConnectionLost:
+            check_whole([slot for slot, _ in on_their_way], answered)
+            raise
         finally:
             self._forget(on_their_way)
 
@@ -201,7 +223,7 @@ class AsyncExchange:
             self._tending = asyncio.create_task(self._tend(self._changed), name="givalia client")
         if self._line is not None:
             self._transmit(self._line, slot)
-        else:
+        if self._line is None or self._is_idle:
             self._wake()
 
     async def _finish(self, slot: Slot, event: asyncio.Event, on_progress: OnProgress | None = None) -> list[Any]:
@@ -231,7 +253,9 @@ class AsyncExchange:
                 if isinstance(step, Connect):
                     await self._connect(step)
                 elif isinstance(step, Listen):
+                    self._is_idle = step.seconds is None
                     await _within(step.seconds, changed.wait())
+                    self._is_idle = False
                     self._look()
                 else:
                     await asyncio.sleep(step.seconds)
@@ -239,9 +263,9 @@ class AsyncExchange:
             # Cancelled, by `close` or with the whole loop; a later loop may begin anew, or has done so.
             if self._changed is changed:
                 self._tending = None
-                self._errands.end_all("the client is closed")
                 if self._line is not None:
                     self.drop(self._line, "the client is closed")
+                self._errands.end_all("the client is closed")
 
     async def _connect(self, step: Connect) -> None:
         """Connect, and send whatever has no answer."""
@@ -277,9 +301,11 @@ class AsyncExchange:
         if line.is_sending():
             self._errands.still_sending(line.visit, now)
         try:
-            self._errands.check_heard(line.visit, now)
+            ping = self._errands.look(line.visit, now, line.quiet_s, can_ping=True)
         except TimeoutError as error:
             self.drop(line, str(error))
+        else:
+            self._send(line, ping)
         for slot in self._errands.due(now):
             self._transmit(line, slot)
 
@@ -315,8 +341,10 @@ class AsyncExchange:
 
         The transport takes whatever it is given: each call is in memory anyhow until it is answered.
         """
-        data = self._errands.load(line.visit, slot, clock.monotonic())
-        if data is not None:
+        self._send(line, self._errands.load(line.visit, slot, clock.monotonic()))
+
+    def _send(self, line: Line, data: bytes | None) -> None:
+        if data:
             if not self._out:
                 asyncio.get_running_loop().call_soon(self._flush, line)
             self._out.append(data)

@@ -4,7 +4,8 @@ A connection is a visit to one server. When a server cannot be reached, is lost,
 once, and only when all have failed is there a rest. Everything unanswered is then sent again with the same ids, so nothing
 happens twice: servers that share a store know each other's ids. After a minute without an answer the outcome is unknown and
 says so. A command is sent with the time until which we wait for its answer on this connection, on the server's own clock, so
-that a copy of it which was held up on the way is not done after we have heard of another.
+that a copy of it which was held up on the way is not done after we have heard of another. A path that has died without a word
+is found by its pulse (`protocol.pulse`), and is no reason to give a call up.
 
 Whoever moves the bytes, with threads or in an event loop, asks `step` what comes next, does it, and says what came of it.
 Nothing here may be entered by two at once. All times are seconds on one monotonic clock, which the caller reads.
@@ -15,152 +16,23 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from givalia_core.client import talk
-from givalia_core.client.server_clock import ServerClock
-from givalia_core.client.talk import Call
-from givalia_core.errors import Busy, ConnectionLost, GivaliaError, WaitTimeout
+from givalia_core.client.slot import Slot
+from givalia_core.client.visit import Visit
+from givalia_core.errors import ConnectionLost, GivaliaError
 from givalia_core.protocol.addresses import Address, Round
-from givalia_core.protocol.caller import Answer, Caller, Told, refused, retry_after_s
+from givalia_core.protocol.caller import Answer, Told, retry_after_s
 from givalia_core.protocol.messages import CHANGING, Kind, Progressed
+from givalia_core.protocol.pulse import Due
 
-AGENT: Final = "givalia-client"
 CONNECT_LEAST_S: Final = 0.01
 CONNECT_MOST_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0
 LAST_S: Final = 0.5  # What is left when a command that was refused is sent no more, for its answer might come too late.
 SILENT_S: Final = 10.0  # With commands unanswered; then another server is asked, if there is one.
-
-
-class Slot:
-    """One call on its way: what was sent, and the answers once they are there."""
-
-    __slots__ = (
-        "answers",
-        "call",
-        "deadline",
-        "error",
-        "lates",
-        "may_be_done",
-        "news",
-        "refusal",
-        "refusals",
-        "sent",
-        "unsent_since",
-        "visit",
-        "wake",
-    )
-
-    def __init__(self, call: Call[Any], deadline: float | None, now: float, wake: Callable[[], None] = lambda: None) -> None:
-        self.call = call
-        self.deadline = deadline  # When the caller will wait no longer; None if never.
-        self.wake = wake  # Called when there is something for the caller: it is over, or has news.
-        self.answers: list[Any] | None = None
-        self.error: GivaliaError | None = None
-        self.news: tuple[float, str] | None = None  # The newest progress that the caller has not taken.
-        self.refusal: list[Any] | None = None  # What a server that stops has answered, until the next has been asked.
-        self.refusals = 0
-        self.lates = 0  # How often a server has refused it because it came too late.
-        self.may_be_done = False  # Whether a connection has carried it and was lost before the answer.
-        self.visit: Visit | None = None  # The connection that has carried it.
-        self.sent = 0.0
-        self.unsent_since = now  # Since when no connection has carried it.
-
-    @classmethod
-    def of(
-        cls, call: Call[Any], timeout: float | None, resend_s: float, now: float, wake: Callable[[], None] = lambda: None
-    ) -> Slot:
-        """A call whose caller will wait so many seconds; only a wait is without end."""
-        if timeout is None and not call.waits:
-            timeout = resend_s
-        return cls(call, None if timeout is None else now + timeout, now, wake)
-
-    @property
-    def is_over(self) -> bool:
-        return self.answers is not None or self.error is not None
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether it was not done, and is not under way: servers that stop have refused it, and it was not sent since."""
-        return self.refusal is not None and not self.call.waits and not self.may_be_done
-
-    def left(self, now: float) -> float | None:
-        """Seconds until the caller will wait no longer; None if for ever."""
-        return None if self.deadline is None else max(self.deadline - now, 0.0)
-
-    def take_news(self) -> tuple[float, str] | None:
-        """What the caller has not heard of yet, once."""
-        news, self.news = self.news, None
-        return news
-
-    def result(self) -> list[Any]:
-        """The answers of a call that is over.
-
-        Raises:
-            GivaliaError: There are none.
-        """
-        if self.error is not None:
-            raise self.error
-        assert self.answers is not None
-        return self.answers
-
-    def take(self, answers: list[Any]) -> None:
-        """Be over: an answer for each command, or one error for them all."""
-        if len(answers) == len(self.call.items):
-            self.answers = answers
-        else:
-            self.error = answers[0]
-
-    def run_out(self) -> None:
-        """Be over because the caller will wait no longer."""
-        if self.call.waits:
-            self.error = WaitTimeout("the job has not ended in the time given; it goes on")
-        else:
-            self.give_up("no answer in time")
-
-    def give_up(self, why: str) -> None:
-        """Be over without an answer, unless a refusal is one."""
-        if self.is_refused and self.refusal is not None:
-            self.take(self.refusal)
-        else:
-            what = "the job is not touched" if self.call.waits else "whether the command took effect is unknown"
-            self.error = ConnectionLost(f"{why}; {what}")
-
-
-class Visit:
-    """One connection to a server: its numbers, and which calls it has carried."""
-
-    def __init__(self) -> None:
-        self.caller = Caller()
-        self.commands: dict[int, Slot] = {}  # Those that are answered at once, in the order in which they were sent.
-        self.waits: dict[int, Slot] = {}  # Those that are answered when a job has ended.
-        self.heard = 0.0  # When the server last said anything but its clock.
-        self.clock = ServerClock(self.caller)
-        self.has_answered = False  # Whether it has brought an answer.
-
-    def hello(self) -> bytes:
-        """What is sent first."""
-        return self.caller.hello(AGENT) + self.clock.ask(None)
-
-    def greet(self, data: bytes) -> bool:
-        """Take what arrived before both answers to `hello` were whole; whether they are.
-
-        Raises:
-            OSError: The server is busy; try again.
-            GivaliaError: The server refuses this client; trying again is of no use.
-        """
-        for arrived in self.caller.feed(data):
-            if isinstance(arrived, Answer):
-                if self.clock.take(arrived):
-                    return True
-                error = refused(arrived)
-                if isinstance(error, Busy):
-                    raise ConnectionRefusedError(str(error))
-                if error is not None:
-                    raise error
-        return False
 
 
 class Connect(NamedTuple):
@@ -177,7 +49,7 @@ class Rest(NamedTuple):
 
 
 class Listen(NamedTuple):
-    """Say `arrived` when something has, and after so many seconds (None: never) ask `check_heard` and `due`."""
+    """Say `arrived` when something has, and after so many seconds (None: never) ask `look` and `due`."""
 
     seconds: float | None
 
@@ -209,7 +81,7 @@ class Errands:
             ConnectionLost: The client is closed.
         """
         if self.is_closed:
-            raise ConnectionLost("the client is closed; the command was not sent")
+            raise ConnectionLost("the client is closed; the command was not sent", sent=False)
         if not self.calls:
             self._retry_s = RETRY_FIRST_S
         self.calls[slot] = None
@@ -226,18 +98,20 @@ class Errands:
         self._put_off.pop(slot, None)
 
     def end_all(self, why: str) -> None:
-        """End every call; what became of them is unknown."""
+        """End every call; what became of those that were sent is unknown."""
         for slot in self.calls:
-            slot.error = ConnectionLost(f"{why}; whether the command took effect is unknown")
+            slot.end(why)
         self._settle()
 
     def abandon(self, why: str) -> None:
-        """End every call of the process before a fork; nothing is sent."""
+        """End every call of the process before a fork, which goes on with them; nothing is sent here."""
         self.visit = None
+        for slot in self.calls:
+            slot.was_sent = True
         self.end_all(why)
 
     def close(self) -> None:
-        """End every call, and take no other."""
+        """End every call, and take no other. The connection is closed before, so that nothing more is sent."""
         self.is_closed = True
         self.end_all("the client is closed")
 
@@ -290,6 +164,7 @@ class Errands:
         """A server has been reached and greeted; the calls to be sent to it."""
         visit.heard = now
         visit.clock.heard(now)
+        visit.pulse.moved(now)
         self.visit = visit
         return list(self.calls)
 
@@ -297,13 +172,9 @@ class Errands:
         """Number a call and give the bytes to send; None if it is over, was sent already, or the visit is."""
         if visit is not self.visit or slot not in self.calls or slot.visit is visit:
             return None
-        limit = self._limit(visit, slot, now)
-        number, data = visit.caller.ask(slot.call.kind, slot.call.items)
-        (visit.waits if slot.call.waits else visit.commands)[number] = slot
         self._put_off.pop(slot, None)
-        slot.may_be_done = slot.may_be_done or (slot.visit is not None and slot.call.kind in CHANGING)
-        slot.visit, slot.refusal, slot.sent = visit, None, now
-        return limit + data
+        slot.refusal = None
+        return visit.load(slot, self._limit(visit, slot, now), now)
 
     def _limit(self, visit: Visit, slot: Slot, now: float) -> bytes:
         """Return the frame that tells the server how long this client waits here: until it asks another server, or gives up.
@@ -317,21 +188,27 @@ class Errands:
         return visit.clock.limit(now, patience_s if left is None else min(patience_s, left))
 
     def drop(self, visit: Visit, why: str, now: float) -> None:
-        """A connection is of no use any more; unanswered calls are to be sent on the next."""
+        """A connection is closed, for it is of no use any more; unanswered calls are to be sent on the next."""
         if self.visit is visit:
             self.visit, self._why = None, why
             if visit.has_answered:
                 self._servers.move_on()
             else:
                 self._must_rest = self._servers.failed()
+            taken_bytes = visit.taken_bytes()
             for slot in self.calls:
-                slot.unsent_since = now
+                slot.lost(taken_bytes, now)
 
-    # A server that is busy, and one that is silent.
+    # A server that is busy, one that is silent, and a path that is dead.
 
     def _look_again_s(self, visit: Visit, now: float) -> float | None:
-        """When there is something to do though nothing arrives; None if never."""
+        """When there is something to do though nothing arrives; None if never: for nobody, no server is hurried."""
+        if not self.calls:
+            return None
         times: list[float] = []
+        pulse_s = visit.pulse.look_again_s(now, visit.owed())
+        if pulse_s is not None:
+            times.append(pulse_s)
         if self._servers.has_others:
             quiet_since = self._quiet_since(visit)
             times.append(self.silent_s - (0.0 if quiet_since is None else now - quiet_since))
@@ -345,18 +222,31 @@ class Errands:
         oldest = next(iter(visit.commands.values()), None)
         return None if oldest is None else max(oldest.sent, visit.heard)
 
-    def check_heard(self, visit: Visit, now: float) -> None:
-        """A server that answers no command is given up for another.
+    def look(self, visit: Visit, now: float, quiet_s: Callable[[], float], *, can_ping: bool) -> bytes:
+        """Nothing has arrived for as long as `step` said: the ping to send now, or nothing.
+
+        Args:
+            visit: The connection.
+            now: The present.
+            quiet_s: For how many seconds nothing has come from the server's TCP; asked only if it matters.
+            can_ping: Whether what is returned is sent at once.
 
         Raises:
-            TimeoutError: It has been silent for too long, and there is another.
+            TimeoutError: The path is dead; or the server has answered no command for too long, and there is another.
         """
         quiet_since = self._quiet_since(visit)
         if self._servers.has_others and quiet_since is not None and now - quiet_since >= self.silent_s:
             raise TimeoutError("the server answers nothing")
+        if not self.calls:
+            return b""
+        due = visit.pulse.due(now, visit.owed(), quiet_s, can_ping=can_ping)
+        if due is Due.DROP:
+            raise TimeoutError("nothing comes from the server, not even an acknowledgement")
+        return visit.ping() if due is Due.PING else b""
 
     def still_sending(self, visit: Visit, now: float) -> None:
         """What was sent is still leaving, so the server cannot have answered: its silence is counted from here."""
+        visit.pulse.moved(now)
         for slot in visit.commands.values():
             slot.sent = now
 
@@ -372,17 +262,16 @@ class Errands:
     # What arrives.
 
     def arrived(self, visit: Visit, data: bytes, now: float) -> bool:
-        """Take the bytes that arrived, and hand out what is whole; False if the visit is over, for the server stops.
+        """Take the bytes that arrived, and hand out what is whole; False if the visit is to be dropped, for the server stops.
 
         Raises:
             GivaliaError, ValueError: The server sends what no server of this protocol sends. Drop the visit.
         """
         was_served: list[bool] = []
         arrived = visit.caller.feed(data)
-        # A server that tells its clock may do nothing else: that is no sign of being served.
-        others = [each for each in arrived if not (isinstance(each, Answer) and visit.clock.take(each))]
-        if len(others) < len(arrived):
-            visit.clock.heard(now)
+        visit.pulse.moved(now)
+        # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
+        others = [each for each in arrived if not (isinstance(each, Answer) and visit.is_aside(each, now))]
         if others or not arrived:
             visit.heard = now
         for each in others:
@@ -395,8 +284,6 @@ class Errands:
         if any(was_served):
             self._servers.worked()
             self._retry_s = RETRY_FIRST_S
-        if not all(was_served):
-            self.drop(visit, "the server stops", now)
         return all(was_served)
 
     def _hand_out(self, visit: Visit, answer: Answer, now: float) -> bool:

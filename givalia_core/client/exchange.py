@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core.client import talk
-from givalia_core.client.errands import Connect, Errands, Rest, Slot
+from givalia_core.client.errands import Connect, Errands, Listen, Rest, Step
 from givalia_core.client.forks import WORDS, begins_anew
+from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
-from givalia_core.errors import GivaliaError
+from givalia_core.errors import ConnectionLost, GivaliaError
 from givalia_core.protocol.addresses import Address
 
 T = TypeVar("T")
@@ -60,9 +61,9 @@ class Exchange:
     def close(self) -> None:
         """Close the connection; calls under way raise `ConnectionLost`."""
         with self._lock:
-            self._errands.close()
             if self._wire is not None:
                 self._drop(self._wire, "the client is closed")
+            self._errands.close()
             self._changed.notify_all()
 
     def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
@@ -88,17 +89,22 @@ class Exchange:
     ) -> Iterator[list[Any]]:
         """Carry calls, and yield their answers. Whatever cuts that short, nothing is left of them here or on the wire."""
         on_their_way: deque[Slot] = deque()
+        answered = 0
         try:
             for call in calls:
                 if len(on_their_way) == talk.IN_FLIGHT:
                     yield self._finish(on_their_way[0], on_progress)
                     on_their_way.popleft()
+                    answered += 1
                 self._begin(call, timeout, on_their_way)
             while on_their_way:
                 yield self._finish(on_their_way[0], on_progress)
                 on_their_way.popleft()
-        except BaseException:
+                answered += 1
+        except BaseException as error:
             self._clean_up(on_their_way)
+            if isinstance(error, ConnectionLost):
+                check_whole(on_their_way, answered)
             raise
 
     def _clean_up(self, slots: Iterable[Slot]) -> None:
@@ -166,7 +172,7 @@ class Exchange:
                         self._changed.notify_all()  # Some may have been given up.
                         self._changed.wait_for(lambda: self._errands.is_closed, step.seconds)
                 elif self._wire is not None:
-                    self._listen(self._wire, slot, step.seconds)
+                    self._listen(self._wire, slot, step)
         finally:
             self._leave_reading()
 
@@ -204,15 +210,31 @@ class Exchange:
             with self._lock:
                 data = self._errands.load(wire.visit, slot, clock.monotonic())
             try:
-                left = memoryview(data or b"")
-                while left and (left := left[wire.send(left) :]):
-                    slot.sent = clock.monotonic()
-                    self._make_room(wire)
+                self._put(wire, slot, memoryview(data or b""))
             except (OSError, ValueError, GivaliaError) as error:
                 self._drop(wire, str(error))
             self._sender = None
 
-    def _make_room(self, wire: Wire) -> None:
+    def _put(self, wire: Wire, slot: Slot, left: memoryview) -> None:
+        """Send all of a frame; one that has begun has to be finished, as long as it moves and its caller waits.
+
+        Raises:
+            OSError: The connection is broken, or the path dead, or the caller's time is over in the middle of the frame.
+        """
+        while left and (left := left[self._send(wire, slot, left) :]):
+            if slot.left(clock.monotonic()) == 0:
+                raise TimeoutError("a command was not sent in time")
+            self._make_room(wire, slot)
+
+    def _send(self, wire: Wire, slot: Slot, data: memoryview) -> int:
+        """Send what the socket takes now. What it takes of the rest of a frame shows that the server's TCP took some."""
+        sent = wire.send(data)
+        if sent and sent < len(data):
+            slot.sent = clock.monotonic()
+            wire.visit.pulse.moved(slot.sent)
+        return sent
+
+    def _make_room(self, wire: Wire, slot: Slot) -> None:
         """The socket takes no more for now. Unless somebody else reads, do so: the server may wait for just that."""
         me = threading.get_ident()
         with self._lock:
@@ -222,22 +244,30 @@ class Exchange:
             wire.wait(TURN_S, to_send=True, to_read=False)
             return
         try:
-            if wire.wait(self._errands.silent_s, to_send=True):
+            with self._lock:
+                step = self._errands.step(clock.monotonic())
+            if wire.wait(self._until(slot, step), to_send=True):
                 self._receive(wire)
             else:
-                self._check_heard(wire)
+                self._look(wire)
         finally:
             if before is None:
                 self._leave_reading()
 
-    def _listen(self, wire: Wire, slot: Slot, seconds: float | None) -> None:
-        """Wait for something to arrive, at most so many seconds, and see to what is then due."""
+    @staticmethod
+    def _until(slot: Slot, step: Step) -> float | None:
+        """How long to wait for something to arrive, for a caller whose time may end before something else is due."""
+        seconds = step.seconds if isinstance(step, Listen) else 0.0
         times = [each for each in (seconds, slot.left(clock.monotonic())) if each is not None]
+        return min(times, default=None)
+
+    def _listen(self, wire: Wire, slot: Slot, step: Listen) -> None:
+        """Wait for something to arrive, as long as there is nothing else to do, and see to what is then due."""
         try:
-            if wire.wait(min(times, default=None)):
+            if wire.wait(self._until(slot, step)):
                 self._receive(wire)
             else:
-                self._check_heard(wire)
+                self._look(wire)
         except (OSError, ValueError, GivaliaError) as error:
             self._drop(wire, str(error))
         if self._errands.has_put_off:
@@ -246,9 +276,22 @@ class Exchange:
             for each in due:
                 self._transmit(wire, each)
 
-    def _check_heard(self, wire: Wire) -> None:
-        with self._lock:
-            self._errands.check_heard(wire.visit, clock.monotonic())
+    def _look(self, wire: Wire) -> None:
+        """Nothing has arrived: send a ping if one is due, which needs a moment at which nothing else is being sent.
+
+        Raises:
+            OSError: The server is silent, or the path is dead.
+        """
+        is_free = self._sending.acquire(blocking=False)
+        try:
+            can_ping = is_free and self._sender is None and wire.wait(0, to_send=True, to_read=False)
+            with self._lock:
+                ping = self._errands.look(wire.visit, clock.monotonic(), wire.quiet_s, can_ping=can_ping)
+            if ping and wire.send(memoryview(ping)) < len(ping):
+                raise BlockingIOError("the system has room, and takes no ping")
+        finally:
+            if is_free:
+                self._sending.release()
 
     def _receive(self, wire: Wire) -> None:
         """Read once, and hand out the answers."""
@@ -257,14 +300,14 @@ class Exchange:
             return
         with self._lock:
             if not self._errands.arrived(wire.visit, data, clock.monotonic()):
-                self._close(wire)
+                self._drop(wire, "the server stops")
             self._changed.notify_all()
 
     def _drop(self, wire: Wire, why: str) -> None:
         """Forget a connection that is of no use any more; unanswered calls are sent again on the next."""
         with self._lock:
+            self._close(wire)  # First, so that nothing is sent any more of what is then said not to have been.
             self._errands.drop(wire.visit, why, clock.monotonic())
-            self._close(wire)
 
     def _close(self, wire: Wire) -> None:
         wire.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from typing import Final, Protocol
+from typing import Final
 
-from givalia_core.client.errands import Visit
+from givalia_core import tcp
+from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
 
 RECEIVE_BYTES: Final = 262_144
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, and how often.
 
 
 class Wire:
@@ -25,9 +25,11 @@ class Wire:
             GivaliaError: The server refuses this client; trying again is of no use.
         """
         self._socket = socket.create_connection(address, timeout=patience_s)
+        self._taken_bytes = 0
         self.visit = Visit()
+        self.visit.taken_bytes = lambda: self._taken_bytes
         try:
-            tune(self._socket)
+            tcp.tune(self._socket)
             self._socket.sendall(self.visit.hello())
             while not self.visit.greet(self._received()):
                 pass
@@ -47,10 +49,21 @@ class Wire:
 
     def send(self, data: memoryview) -> int:
         """Send what the socket takes now; how much that was."""
+        # While the system has not said how much it took, another thread is to believe that it was everything.
+        self._taken_bytes += len(data)
         try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
+            sent = self._socket.send(data)
+        except OSError as error:
+            self._taken_bytes -= len(data)
+            if isinstance(error, BlockingIOError):
+                return 0
+            raise
+        self._taken_bytes -= len(data) - sent
+        return sent
+
+    def quiet_s(self) -> float:
+        """For how many seconds nothing has come from the server's TCP; infinity if that is unknown."""
+        return tcp.quiet_s(self._socket)
 
     def receive(self) -> bytes | None:
         """What has arrived; None if nothing has.
@@ -78,18 +91,3 @@ class Wire:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-
-class Tunable(Protocol):
-    """A socket, whoever looks after it."""
-
-    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
-
-
-def tune(sock: Tunable) -> None:
-    """Whoever only waits for a job sends nothing, so the system has to find out when the server's machine is gone."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE:
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -189,6 +189,10 @@ class _Framed:
         self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, messages.VERSION, AGENT), b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
+        if frame.kind == Kind.STAT and not frame.items:
+            # A ping, on either port: it asks whether the path is alive, which the store and all that waits for it do not know.
+            self._out.append(frames.encode(Kind.ANSWER, frame.request, []))
+            return
         try:
             kind = self._legal_kind(frame)
         except BadRequest as error:

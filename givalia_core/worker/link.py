@@ -25,14 +25,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import gevent
-from gevent import monkey, socket
+from gevent import monkey
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.addresses import Address, Round
-from givalia_core.protocol.caller import Answer, Caller, Told, refused, retry_after_s
+from givalia_core.protocol.caller import Answer, Told, refused, retry_after_s
 from givalia_core.protocol.messages import (
     Announce,
     Credit,
@@ -51,11 +51,11 @@ from givalia_core.protocol.messages import (
     item,
 )
 from givalia_core.steady import survives
+from givalia_core.worker.line import Line
 
 log = logging.getLogger("givalia.worker")
 
 CONNECT_S: Final = 5.0
-SEND_S: Final = 10.0
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
 STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
@@ -142,12 +142,12 @@ class Link:
         self._is_stopping = False
         # What follows belongs to the link's thread.
         self._held: dict[bytes, _Held] = {}
-        self._caller = Caller()
-        self._socket: socket.socket | None = None
+        self._line: Line | None = None
         self._sent_us: dict[int, int] = {}
         self._asked: dict[int, tuple[Kind, list[Any], int]] = {}  # number -> what was asked, and when
         self._put_off: list[tuple[int, Report]] = []  # What a busy server wants to hear again, and when.
         self._lease_us = 30 * SECOND_US
+        self._next_beat_us = 0
         self._up_us: int | None = None  # Since when the link is up.
         self._wake: Event | None = None
 
@@ -229,17 +229,15 @@ class Link:
     def _connect(self, address: Address) -> None:
         """Join and announce; then name what is held, before anything new can be dispatched."""
         with gevent.Timeout(CONNECT_S):
-            connection = socket.create_connection(address)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._socket = connection
-            self._caller = Caller()
-            connection.sendall(self._caller.hello("givalia-worker"))
-            self._expect()
-            self._ask(Kind.JOIN, [self._join])
-            fields, _ = self._expect().items[0]
+            self._line = line = Line(address, self._asked_since)
+            line.send(line.caller.hello("givalia-worker"))
+            self._expect(line)
+            self._ask_at_once(Kind.JOIN, [self._join])
+            fields, _ = self._expect(line).items[0]
             self._lease_us = fields[1]
             self._asked.clear()
             self._sent_us.clear()
+        self._next_beat_us = _mono_us() + self._lease_us // 3
         self._ask_at_once(Kind.ANNOUNCE, self._announced)
         self._ask_at_once(Kind.RESUME, [Hold(job_id, held.fence) for job_id, held in self._held.items()])
         for held in self._held.values():
@@ -249,47 +247,45 @@ class Link:
         if self._processes:
             self._ask_at_once(Kind.PROCESSES, self._processes)
 
-    def _expect(self) -> Answer:
-        assert self._socket is not None
+    def _expect(self, line: Line) -> Answer:
         while True:
-            for arrived in self._caller.feed(self._receive(self._socket)):
+            for arrived in line.receive():
                 if isinstance(arrived, Answer):
                     error = refused(arrived)
                     if error is not None:
                         raise error
                     return arrived
 
-    def _receive(self, connection: socket.socket) -> bytes:
-        data: bytes = connection.recv(65_536)
-        if not data:
-            raise ConnectionLost("the server closed the connection")
-        return data
+    def _asked_since(self) -> float | None:
+        """When the oldest message was sent that is not answered yet, in seconds."""
+        oldest = next(iter(self._asked.values()), None)
+        return None if oldest is None else oldest[2] / SECOND_US
 
     def _talk(self, wake: Event) -> None:
         """Send what there is to send and beat in time, while another greenlet reads; ends when stopped and all is answered."""
-        reading = gevent.spawn(self._read_forever, wake)
+        assert self._line is not None
+        line = self._line
+        reading = gevent.spawn(self._read_forever, line, wake)
         try:
-            next_beat_us = _mono_us() + self._lease_us // 3
             while not (self._is_stopping and not self._outbox and not self._asked and not self._put_off):
                 wake.clear()
                 self._take_up_what_was_put_off()
                 self._flush()
-                now_us = _mono_us()
-                if now_us >= next_beat_us:
-                    self._beat()
-                    next_beat_us = now_us + self._lease_us // 3
-                self._check_heard(now_us)
+                self._beat_in_time()
+                self._check_heard()
                 if reading.dead:
                     raise ConnectionLost(str(reading.value))
-                next_us = min([next_beat_us, *(at_us for at_us, _ in self._put_off)])
-                wake.wait((next_us - now_us) / SECOND_US if next_us > now_us else 0)
+                line.look()
+                now_us = _mono_us()
+                next_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
+                wake.wait(min(max(next_us - now_us, 0) / SECOND_US, line.look_again_s()))
         finally:
             reading.kill()
 
-    def _check_heard(self, now_us: int) -> None:
-        """A server that answers nothing for most of a lease is out of reach, whatever the connection looks like."""
-        oldest = next(iter(self._asked.values()), None)
-        if oldest is not None and now_us - oldest[2] > self._lease_us * 2 // 3:
+    def _check_heard(self) -> None:
+        """A server that answers nothing for most of a lease is left if there is another: leases that it does not renew end."""
+        since = self._asked_since()
+        if self._servers.has_others and since is not None and time.monotonic() - since > self._lease_us * 2 / 3 / SECOND_US:
             raise ConnectionLost("the server has not answered for two thirds of a lease")
 
     @property
@@ -299,9 +295,9 @@ class Link:
 
     def _hang_up(self) -> float:
         """End the connection, if there is one; how many seconds it was up, 0 if it was not."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         self._asked.clear()
         self._put_off.clear()  # Reports are sent again on the next connection, whether or not they were answered here.
         up_us, self._up_us = self._up_us, None
@@ -313,21 +309,27 @@ class Link:
         self._put_off = [(at_us, report) for at_us, report in self._put_off if at_us > now_us]
 
     def _ask(self, kind: Kind, asked: list[Any]) -> None:
-        """Send one kind of message, as many frames as it takes."""
+        """Send one kind of message, as many frames as it takes; while one leaves slowly, a beat may become due."""
         for part in _parts(asked):
+            self._beat_in_time()
             self._ask_at_once(kind, part)
 
     def _ask_at_once(self, kind: Kind, asked: list[Any]) -> None:
         """Send messages that belong into one frame, because what it does not name is gone."""
-        assert self._socket is not None
-        number, data = self._caller.ask(kind, [item(message) for message in asked])
+        assert self._line is not None
+        number, data = self._line.caller.ask(kind, [item(message) for message in asked])
         self._sent_us[number] = now_us = _mono_us()
         self._asked[number] = (kind, asked, now_us)
-        with gevent.Timeout(SEND_S):
-            self._socket.sendall(data)
+        self._line.send(data)
+        if number in self._asked:
+            self._asked[number] = (kind, asked, _mono_us())  # It may have left slowly, and is not owed an answer before.
 
-    def _beat(self) -> None:
-        self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items() if not held.is_given_up])
+    def _beat_in_time(self) -> None:
+        """Renew what is held, if that is due."""
+        now_us = _mono_us()
+        if now_us >= self._next_beat_us:
+            self._next_beat_us = now_us + self._lease_us // 3
+            self._ask(Kind.BEAT, [Hold(job_id, held.fence) for job_id, held in self._held.items() if not held.is_given_up])
 
     def _flush(self) -> None:
         """Send everything in the outbox, a frame for each kind."""
@@ -363,11 +365,10 @@ class Link:
 
     # What arrives.
 
-    def _read_forever(self, wake: Event) -> str:
-        assert self._socket is not None
+    def _read_forever(self, line: Line, wake: Event) -> str:
         try:
             while True:
-                for arrived in self._caller.feed(self._receive(self._socket)):
+                for arrived in line.receive():
                     if isinstance(arrived, Told):
                         self._take_told(arrived)
                     else:

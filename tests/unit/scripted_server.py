@@ -27,6 +27,7 @@ class Line:
     def __init__(self, sock: socket.socket, session: Session) -> None:
         self._socket = sock
         self._session = session
+        self.is_lost = False  # Whether nothing that comes is heard any more, though TCP takes it.
 
     def say(self, ask: Ask, items: Iterable[Item]) -> None:
         """Answer."""
@@ -57,7 +58,7 @@ class ScriptedServer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.asks: queue.Queue[Ask] = queue.Queue()
-        self._lines: list[Line] = []
+        self.lines: list[Line] = []  # Every connection so far.
         self._threads: list[threading.Thread] = []
         self._go(self._accept)
 
@@ -75,9 +76,11 @@ class ScriptedServer:
     def _serve(self, sock: socket.socket) -> None:
         session = Session(self._port, is_busy=self._is_busy)
         line = Line(sock, session)
-        self._lines.append(line)
+        self.lines.append(line)
         with sock, contextlib.suppress(OSError):
             while not session.is_over and (data := sock.recv(65_536)):
+                if line.is_lost:
+                    continue
                 if self._refuses is not None:
                     sock.sendall(frames.encode(Kind.ANSWER, 1, [refusal(self._refuses)]))
                     break
@@ -100,7 +103,7 @@ class ScriptedServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._threads[0].join(PATIENCE_S)
-        for line in self._lines:
+        for line in self.lines:
             line.hang_up()
         for thread in self._threads:
             thread.join(PATIENCE_S)
@@ -144,6 +147,11 @@ def hang_up(line: Line, ask: Ask) -> None:
 
 def say_nothing(line: Line, ask: Ask) -> None:
     """Be asked, and be silent."""
+
+
+def lose(line: Line, ask: Ask) -> None:
+    """Hear nothing any more on this connection, and say nothing: what a proxy does whose other side is gone."""
+    line.is_lost = True
 
 
 def refuse(error: GivaliaError) -> Script:

@@ -16,7 +16,7 @@ from scripted_server import ScriptedServer, every, hang_up, say_nothing, serve
 
 from givalia_core import AsyncClient, ConnectionLost, WaitTimeout
 from givalia_core.client.async_exchange import AsyncExchange, Line
-from givalia_core.client.errands import Visit
+from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import OK, Kind, Progressed, item
 from givalia_core.protocol.session import Port
@@ -106,7 +106,7 @@ def test_thousands_of_tasks_share_one_connection_and_each_gets_its_own_answer(sc
             return [job.id for job in await asyncio.gather(*(client.enq("Sample", id=each) for each in ids))]
 
     assert run(main) == ids
-    assert len(server._lines) == 1
+    assert len(server.lines) == 1
 
 
 def test_a_callback_that_is_a_coroutine_function_is_awaited(scripted: Scripted) -> None:
@@ -235,7 +235,7 @@ def test_a_client_that_was_not_closed_goes_on_in_the_next_loop(scripted: Scripte
         assert asyncio.run(client.wait(JOB, PATIENCE_S)) == 7
 
     asyncio.run(client.close())
-    assert len(server._lines) == 2
+    assert len(server.lines) == 2
 
 
 def test_a_client_is_not_shared_by_two_loops_at_once(scripted: Scripted) -> None:
@@ -286,7 +286,7 @@ def test_a_verb_from_another_loop_raises_and_the_first_loop_goes_on(scripted: Sc
             assert (await client.enq("Sample", id=JOB)).id == JOB
 
     run(main)
-    assert len(server._lines) == 1
+    assert len(server.lines) == 1
 
 
 @pytest.mark.parametrize("verb", ["close", "wait"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from givalia_core import ConnectionLost, ShuttingDown, WaitTimeout
 from givalia_core.client import errands, talk
-from givalia_core.client.errands import Connect, Errands, Listen, Rest, Slot, Visit
+from givalia_core.client.errands import Connect, Errands, Listen, Rest
+from givalia_core.client.slot import Slot
+from givalia_core.client.visit import Visit
 from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
 from givalia_core.protocol.addresses import Address
@@ -40,6 +43,16 @@ def visiting(made: Errands, now: float) -> Visit:
     for slot in made.connected(visit, now):
         made.load(visit, slot, now)
     return visit
+
+
+def looked(made: Errands, visit: Visit, now: float) -> bool:
+    """Look when nothing has arrived, not even an acknowledgement; whether a ping is to be sent."""
+    return bool(made.look(visit, now, lambda: math.inf, can_ping=True))
+
+
+def answer_ping(made: Errands, visit: Visit, now: float) -> None:
+    """Let the server show that it is there, and nothing else."""
+    made.arrived(visit, frames.encode(Kind.ANSWER, visit.caller._last, []), now)
 
 
 def answer(number: int, *fields: Any) -> bytes:
@@ -86,10 +99,13 @@ def test_a_silent_server_is_left_at_the_instant_it_was_silent_for_too_long() -> 
     begin(made, talk.info(), None, 0.0)
     visit = visiting(made, 3.0)
 
-    assert made.step(5.0) == Listen(8.0)
-    made.check_heard(visit, 12.9)
-    with pytest.raises(TimeoutError):
-        made.check_heard(visit, 13.0)
+    for second in range(4, 13):
+        assert made.step(second - 1.0) == Listen(1.0)
+        assert looked(made, visit, second)
+        answer_ping(made, visit, second)
+    assert not looked(made, visit, 12.9)
+    with pytest.raises(TimeoutError, match="answers nothing"):
+        looked(made, visit, 13.0)
 
 
 def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
@@ -99,15 +115,21 @@ def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
 
     made.still_sending(visit, 9.0)
 
-    made.check_heard(visit, 18.0)
+    assert looked(made, visit, 13.9), "a ping"
+    with pytest.raises(TimeoutError, match="not even an acknowledgement"):
+        looked(made, visit, 18.9)
 
 
-def test_who_waits_for_a_job_hurries_no_server() -> None:
+def test_who_waits_for_a_job_hurries_no_server_that_is_there() -> None:
     made = Errands([ONE, OTHER], 60.0)
     begin(made, talk.wait(JOB), None, 0.0)
     visit = visiting(made, 0.0)
 
-    made.check_heard(visit, 1_000.0)
+    for second in range(5, 1_000, 5):
+        assert made.step(second - 5.0) == Listen(5.0)
+        assert not looked(made, visit, second - 0.1)
+        assert looked(made, visit, second)
+        answer_ping(made, visit, second)
 
 
 def test_the_time_of_one_who_waits_ends_by_itself() -> None:
@@ -257,5 +279,5 @@ def test_a_server_that_only_tells_its_clock_is_silent() -> None:
             if kind == Kind.CLOCK:
                 made.arrived(visit, answer(number, OK, 7_000_000), second + 0.5)
 
-    with pytest.raises(TimeoutError):
-        made.check_heard(visit, 10.0)
+    with pytest.raises(TimeoutError, match="answers nothing"):
+        looked(made, visit, 10.0)

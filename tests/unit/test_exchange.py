@@ -27,8 +27,9 @@ from scripted_server import (
 )
 
 from givalia_core import Busy, Client, ConnectionLost, DuplicateKey, PartlyRefused, ResultLost, ShuttingDown, WaitTimeout
-from givalia_core.client import errands
+from givalia_core.client import errands, talk
 from givalia_core.client.exchange import Exchange
+from givalia_core.client.slot import Slot
 from givalia_core.errors import StoreFull, VersionMismatch
 from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
@@ -321,7 +322,7 @@ def test_a_server_that_cannot_take_this_client_is_passed_over_and_is_an_error_if
 def test_without_any_server_the_error_names_them_all(connect: Connect) -> None:
     one, other = closed_address(), closed_address()
 
-    with connect(one, other, resend=0.5) as client, pytest.raises(ConnectionLost, match="unknown") as caught:
+    with connect(one, other, resend=0.5) as client, pytest.raises(ConnectionLost, match="not sent") as caught:
         client.enq("Sample")
 
     assert one in str(caught.value)
@@ -498,7 +499,7 @@ def test_a_reader_that_leaves_while_another_waits_for_room_has_left() -> None:
     exchange._reader = -1
     wire: Any = Wire(exchange)
 
-    exchange._make_room(wire)
+    exchange._make_room(wire, Slot(talk.info(), None, 0.0))
 
     assert exchange._reader is None
 
@@ -509,7 +510,7 @@ def test_a_thread_that_reads_reads_on_while_it_sends_what_the_socket_does_not_ta
     exchange._reader = threading.get_ident()
     wire = Mock(wait=Mock(return_value=True), receive=Mock(return_value=None))
 
-    exchange._make_room(wire)
+    exchange._make_room(wire, Slot(talk.info(), None, 0.0))
 
     assert wire.receive.called
     assert exchange._reader == threading.get_ident()

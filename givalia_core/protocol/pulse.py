@@ -1,0 +1,106 @@
+"""Whether the path to the peer of one connection is alive, without a socket or a clock.
+
+A path can die without a word: an address changes, or a firewall begins to drop. Then nothing arrives, the peer's TCP
+acknowledges nothing, and a ping stays unanswered. A path on which anything still moves is never called dead, however slow
+it is. A process that was suspended draws no conclusion from its own absence.
+
+The owner of the connection tells when something moved, asks how long it may sleep, and asks then what is due. All times are
+seconds on one monotonic clock, which the owner reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, NamedTuple
+
+PING_COMMAND_S: Final = 1.0  # Quiet after which a ping is sent while a command is unanswered,
+PING_WAIT_S: Final = 5.0  # and while the peer owes nothing but what comes in its own time.
+DEAD_S: Final = 5.0  # How long nothing moves, and a ping is unanswered, on a path that is dead.
+LATE_S: Final = 1.0  # Who looks so much later than intended was suspended, and starts counting again.
+
+
+class Owed(NamedTuple):
+    """The peer owes an answer since then, and is pinged after so many seconds of quiet."""
+
+    since: float
+    ping_after_s: float
+
+
+class Due(Enum):
+    """What the owner of the connection is to do now."""
+
+    NOTHING = "nothing"
+    PING = "ping"  # Send a frame that every peer answers at once; it counts as sent.
+    DROP = "drop"  # The path is dead.
+
+
+class Pulse:
+    """The pulse of one connection; make a new one for each."""
+
+    def __init__(self, now: float = -math.inf) -> None:
+        self._moved_at = now
+        self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
+        self._look_at = math.inf  # When the owner intends to look next.
+        self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
+
+    def moved(self, at: float) -> None:
+        """Note that something arrived, or that the peer's TCP acknowledged something."""
+        if at > self._moved_at:
+            self._moved_at = at
+
+    def answered(self) -> None:
+        """Note that the ping was answered; `moved` says when."""
+        self._pinged_at = None
+
+    def look_again_s(self, now: float, owed: Owed | None) -> float | None:
+        """Seconds until `due` is to be asked, if nothing moves before; None: not at all, for nothing is owed."""
+        if owed is None:
+            self._look_at = math.inf
+            return None
+        self._note_absence(now)
+        self._look_at = max(self._due_at(owed), self._not_before, now)
+        return self._look_at - now
+
+    def due(self, now: float, owed: Owed | None, quiet_s: Callable[[], float], *, can_ping: bool = True) -> Due:
+        """What is due now.
+
+        Args:
+            now: The present.
+            owed: What the peer owes; None for nothing.
+            quiet_s: Says for how many seconds the peer's TCP has sent nothing, infinity if that is unknown. Asked only
+                when something would be due otherwise.
+            can_ping: Whether a ping can be sent now. If not, what is waiting to be sent is as good as one.
+        """
+        if owed is None:
+            return Due.NOTHING
+        self._note_absence(now)
+        if now < self._due_at(owed):
+            return Due.NOTHING
+        self.moved(now - quiet_s())
+        if now < self._due_at(owed):
+            return Due.NOTHING
+        if self._pinged_at is not None or (not can_ping and now >= self._quiet_since(owed) + DEAD_S):
+            return Due.DROP
+        if not can_ping:
+            self._not_before = min(now + owed.ping_after_s, self._quiet_since(owed) + DEAD_S)
+            return Due.NOTHING
+        self._pinged_at = now
+        return Due.PING
+
+    def _quiet_since(self, owed: Owed) -> float:
+        return max(self._moved_at, owed.since)
+
+    def _due_at(self, owed: Owed) -> float:
+        """When a ping is due, or the path is dead for want of an answer to one."""
+        quiet_since = self._quiet_since(owed)
+        return quiet_since + owed.ping_after_s if self._pinged_at is None else max(quiet_since, self._pinged_at) + DEAD_S
+
+    def _note_absence(self, now: float) -> None:
+        """Start counting again if this process was suspended: what arrived meanwhile has not been read."""
+        if now > self._look_at + LATE_S:
+            self.moved(now)
+            if self._pinged_at is not None:
+                self._pinged_at = now
+            self._look_at = now
