@@ -8,8 +8,13 @@ import struct
 import sys
 from typing import Final, Protocol
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, and how often.
-_LAST: Final = struct.Struct("=52xII")  # Of Linux's `tcp_info`: ms since data was received last, and an acknowledgement.
+_SINCE: Final = struct.Struct("=56xI")  # Of Linux's `tcp_info`: milliseconds since the last acknowledgement.
+_COUNT: Final = struct.Struct("=i")
 
 
 class Tunable(Protocol):
@@ -20,6 +25,8 @@ class Tunable(Protocol):
 
 class Askable(Protocol):
     """A socket, whoever looks after it."""
+
+    def fileno(self) -> int: ...
 
     def getsockopt(self, level: int, name: int, length: int, /) -> bytes: ...
 
@@ -33,16 +40,18 @@ def tune(sock: Tunable) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def quiet_s(sock: Askable) -> float:
-    """Seconds since the peer's TCP was last heard of: data, also what was not read yet, or an acknowledgement of ours.
+def acknowledged_s(sock: Askable) -> float:
+    """Seconds since the peer's TCP acknowledged something, if it has not acknowledged all that was sent; else infinity.
 
-    A peer that has no room acknowledges probes for it, which counts; the length of the send queue would not show that.
-    Infinity where the system does not say (it is not Linux), and for a socket that is closed.
+    A peer that has no room acknowledges probes for it, which counts; the length of the send queue would not show that. A peer
+    that has acknowledged everything has only to answer. Infinity, too, where the system does not say (it is not Linux), and
+    for a socket that is closed.
     """
     if sys.platform != "linux":
         return math.inf
     try:
-        data_ms, acknowledged_ms = _LAST.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST.size))
-    except (OSError, struct.error):
+        (unacknowledged_bytes,) = _COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))
+        (since_ms,) = _SINCE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size))
+    except (OSError, ValueError, struct.error):
         return math.inf
-    return min(int(data_ms), int(acknowledged_ms)) / 1000
+    return int(since_ms) / 1000 if unacknowledged_bytes else math.inf

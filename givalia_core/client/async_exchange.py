@@ -81,9 +81,9 @@ class Line(asyncio.Protocol):
         unsent_bytes: int = self.transport.get_write_buffer_size()
         return unsent_bytes
 
-    def quiet_s(self) -> float:
-        """For how many seconds nothing has come from the server's TCP; infinity if that is unknown."""
-        return tcp.quiet_s(self.transport.get_extra_info("socket"))
+    def acknowledged_s(self) -> float:
+        """As `tcp.acknowledged_s`."""
+        return tcp.acknowledged_s(self.transport.get_extra_info("socket"))
 
     def is_sending(self) -> bool:
         """Whether bytes wait to be sent, and some have left since this was asked last."""
@@ -301,7 +301,7 @@ class AsyncExchange:
         if line.is_sending():
             self._errands.still_sending(line.visit, now)
         try:
-            ping = self._errands.look(line.visit, now, line.quiet_s, can_ping=True)
+            ping = self._errands.look(line.visit, now, line.acknowledged_s, can_ping=True)
         except TimeoutError as error:
             self.drop(line, str(error))
         else:

@@ -222,13 +222,13 @@ class Errands:
         oldest = next(iter(visit.commands.values()), None)
         return None if oldest is None else max(oldest.sent, visit.heard)
 
-    def look(self, visit: Visit, now: float, quiet_s: Callable[[], float], *, can_ping: bool) -> bytes:
+    def look(self, visit: Visit, now: float, acknowledged_s: Callable[[], float], *, can_ping: bool) -> bytes:
         """Nothing has arrived for as long as `step` said: the ping to send now, or nothing.
 
         Args:
             visit: The connection.
             now: The present.
-            quiet_s: For how many seconds nothing has come from the server's TCP; asked only if it matters.
+            acknowledged_s: As `tcp.acknowledged_s`; asked only if it matters.
             can_ping: Whether what is returned is sent at once.
 
         Raises:
@@ -239,7 +239,7 @@ class Errands:
             raise TimeoutError("the server answers nothing")
         if not self.calls:
             return b""
-        due = visit.pulse.due(now, visit.owed(), quiet_s, can_ping=can_ping)
+        due = visit.pulse.due(now, visit.owed(), acknowledged_s, can_ping=can_ping)
         if due is Due.DROP:
             raise TimeoutError("nothing comes from the server, not even an acknowledgement")
         return visit.ping() if due is Due.PING else b""

@@ -286,7 +286,7 @@ class Exchange:
         try:
             can_ping = is_free and self._sender is None and wire.wait(0, to_send=True, to_read=False)
             with self._lock:
-                ping = self._errands.look(wire.visit, clock.monotonic(), wire.quiet_s, can_ping=can_ping)
+                ping = self._errands.look(wire.visit, clock.monotonic(), wire.acknowledged_s, can_ping=can_ping)
             if ping and wire.send(memoryview(ping)) < len(ping):
                 raise BlockingIOError("the system has room, and takes no ping")
         finally:

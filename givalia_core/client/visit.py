@@ -80,11 +80,11 @@ class Visit:
 
     def is_aside(self, answer: Answer, now: float) -> bool:
         """Take in an answer that only shows that the path is alive: the clock, or that to a ping. Whether it is one."""
-        if self.clock.take(answer):
-            self.clock.heard(now)
+        if answer.request == self._ping:
+            self._ping = 0
+            self.pulse.answered()
             return True
-        if answer.request != self._ping:
-            return False
-        self._ping = 0
-        self.pulse.answered()
-        return True
+        is_clock = self.clock.take(answer)
+        if is_clock:
+            self.clock.heard(now)
+        return is_clock

@@ -61,9 +61,9 @@ class Wire:
         self._taken_bytes -= len(data) - sent
         return sent
 
-    def quiet_s(self) -> float:
-        """For how many seconds nothing has come from the server's TCP; infinity if that is unknown."""
-        return tcp.quiet_s(self._socket)
+    def acknowledged_s(self) -> float:
+        """As `tcp.acknowledged_s`."""
+        return tcp.acknowledged_s(self._socket)
 
     def receive(self) -> bytes | None:
         """What has arrived; None if nothing has.

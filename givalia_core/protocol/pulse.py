@@ -1,8 +1,8 @@
 """Whether the path to the peer of one connection is alive, without a socket or a clock.
 
 A path can die without a word: an address changes, or a firewall begins to drop. Then nothing arrives, the peer's TCP
-acknowledges nothing, and a ping stays unanswered. A path on which anything still moves is never called dead, however slow
-it is. A process that was suspended draws no conclusion from its own absence.
+acknowledges nothing of what is on its way, and a ping stays unanswered. A path on which anything still moves is never called
+dead, however slow it is. A process that was suspended draws no conclusion from its own absence.
 
 The owner of the connection tells when something moved, asks how long it may sleep, and asks then what is due. All times are
 seconds on one monotonic clock, which the owner reads.
@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 PING_COMMAND_S: Final = 1.0  # Quiet after which a ping is sent while a command is unanswered,
 PING_WAIT_S: Final = 5.0  # and while the peer owes nothing but what comes in its own time.
 DEAD_S: Final = 5.0  # How long nothing moves, and a ping is unanswered, on a path that is dead.
+LEAVING_S: Final = 1.0  # How often to look while something leaves slowly: when it has left, the peer has time to answer.
 LATE_S: Final = 1.0  # Who looks so much later than intended was suspended, and starts counting again.
 
 
@@ -44,6 +45,7 @@ class Pulse:
         self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
         self._look_at = math.inf  # When the owner intends to look next.
         self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
+        self._is_leaving = False  # Whether something that was sent was not acknowledged yet when somebody looked last.
 
     def moved(self, at: float) -> None:
         """Note that something arrived, or that the peer's TCP acknowledged something."""
@@ -59,26 +61,35 @@ class Pulse:
         if owed is None:
             self._look_at = math.inf
             return None
-        self._note_absence(now)
-        self._look_at = max(self._due_at(owed), self._not_before, now)
-        return self._look_at - now
+        if now > self._look_at + LATE_S:
+            self._return(now)
+        # Asked once for each command, so no call of `max`.
+        look_at = self._due_at(owed)
+        look_at = look_at if look_at > self._not_before else self._not_before
+        if self._is_leaving and look_at > now + LEAVING_S:
+            look_at = now + LEAVING_S
+        self._look_at = look_at = look_at if look_at > now else now
+        return look_at - now
 
-    def due(self, now: float, owed: Owed | None, quiet_s: Callable[[], float], *, can_ping: bool = True) -> Due:
+    def due(self, now: float, owed: Owed | None, acknowledged_s: Callable[[], float], *, can_ping: bool = True) -> Due:
         """What is due now.
 
         Args:
             now: The present.
             owed: What the peer owes; None for nothing.
-            quiet_s: Says for how many seconds the peer's TCP has sent nothing, infinity if that is unknown. Asked only
-                when something would be due otherwise.
+            acknowledged_s: Says how many seconds ago the peer's TCP acknowledged something, if it has not acknowledged
+                everything; else infinity. Asked only when something would be due otherwise, or something is leaving slowly.
             can_ping: Whether a ping can be sent now. If not, what is waiting to be sent is as good as one.
         """
         if owed is None:
             return Due.NOTHING
-        self._note_absence(now)
-        if now < self._due_at(owed):
+        if now > self._look_at + LATE_S:
+            self._return(now)
+        if now < self._due_at(owed) and not self._is_leaving:
             return Due.NOTHING
-        self.moved(now - quiet_s())
+        age_s = acknowledged_s()
+        self._is_leaving = age_s < math.inf
+        self.moved(now - age_s)
         if now < self._due_at(owed):
             return Due.NOTHING
         if self._pinged_at is not None or (not can_ping and now >= self._quiet_since(owed) + DEAD_S):
@@ -94,13 +105,14 @@ class Pulse:
 
     def _due_at(self, owed: Owed) -> float:
         """When a ping is due, or the path is dead for want of an answer to one."""
-        quiet_since = self._quiet_since(owed)
-        return quiet_since + owed.ping_after_s if self._pinged_at is None else max(quiet_since, self._pinged_at) + DEAD_S
+        since, ping_after_s = owed
+        if since < self._moved_at:
+            since = self._moved_at
+        return since + ping_after_s if self._pinged_at is None else max(since, self._pinged_at) + DEAD_S
 
-    def _note_absence(self, now: float) -> None:
-        """Start counting again if this process was suspended: what arrived meanwhile has not been read."""
-        if now > self._look_at + LATE_S:
-            self.moved(now)
-            if self._pinged_at is not None:
-                self._pinged_at = now
-            self._look_at = now
+    def _return(self, now: float) -> None:
+        """Start counting again, for this process was suspended: what arrived meanwhile has not been read."""
+        self.moved(now)
+        if self._pinged_at is not None:
+            self._pinged_at = now
+        self._look_at = now

@@ -98,7 +98,7 @@ class Line:
         self._look(can_ping=True)
 
     def _look(self, *, can_ping: bool) -> None:
-        due = self._pulse.due(time.monotonic(), self._owed(), lambda: tcp.quiet_s(self._socket), can_ping=can_ping)
+        due = self._pulse.due(time.monotonic(), self._owed(), lambda: tcp.acknowledged_s(self._socket), can_ping=can_ping)
         if due is Due.DROP:
             raise ConnectionLost("nothing comes from the server, not even an acknowledgement")
         if due is Due.PING:

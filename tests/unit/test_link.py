@@ -21,16 +21,18 @@ from scripted_server import (
     every,
     first,
     hang_up,
+    lose,
     refuse,
     say_nothing,
     serve,
 )
 
 from givalia_core.errors import Busy, ShuttingDown, Stale
-from givalia_core.protocol import addresses
+from givalia_core.protocol import addresses, pulse
 from givalia_core.protocol.caller import Answer
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Ask, Port
+from givalia_core.worker import line as line_room
 from givalia_core.worker import link as link_room
 from givalia_core.worker.link import BACKOFF_FIRST_S, Connected, Disconnected, Dispatched, Link, Lost
 
@@ -306,3 +308,54 @@ def test_the_only_server_is_tried_again_after_a_rest(rig: Rig) -> None:
     gone = rig.next(Disconnected)
     assert gone.retry_s == BACKOFF_FIRST_S
     assert gone.next == gone.address == rig.next(Connected).address
+
+
+# A path that dies without a word.
+
+
+@pytest.fixture
+def _tenths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds of the pulse are tenths."""
+    monkeypatch.setattr(pulse, "DEAD_S", pulse.DEAD_S / 10)
+    monkeypatch.setattr(line_room, "PING_COMMAND_S", line_room.PING_COMMAND_S / 10)
+    monkeypatch.setattr(line_room, "PING_WAIT_S", line_room.PING_WAIT_S / 10)
+
+
+@pytest.mark.usefixtures("_tenths")
+def test_a_report_on_a_path_that_died_is_made_over_a_new_connection(rig: Rig) -> None:
+    server = rig.server(first(Kind.SUCCEED, lose, then=lending(Kind.BEAT, serve)))
+    rig.start(server)
+    rig.take_the_job()
+
+    rig.link.send(Credit(0))
+    rig.link.send(REPORT)
+
+    assert server.next(Kind.SUCCEED).messages == [REPORT]
+    assert server.next(Kind.RESUME).messages == [HOLD]
+    assert server.next(Kind.SUCCEED).messages == [REPORT]
+    assert "not even an acknowledgement" in rig.next(Disconnected).why
+    assert len(server.lines) == 2
+
+
+@pytest.mark.usefixtures("_tenths")
+def test_an_idle_worker_on_a_path_that_died_joins_over_a_new_connection(rig: Rig) -> None:
+    server = rig.server(first(Kind.CREDIT, lose))
+    rig.start(server)
+
+    assert server.next(Kind.JOIN) is not server.next(Kind.JOIN)
+
+
+@pytest.mark.usefixtures("_tenths")
+def test_a_server_that_takes_long_to_answer_a_report_keeps_its_worker(rig: Rig) -> None:
+    answered = threading.Event()
+
+    def answer_later(line: Line, ask: Ask) -> None:
+        threading.Timer(1.5, lambda: (serve(line, ask), answered.set())).start()
+
+    server = rig.server(every(Kind.CREDIT, lend, then=every(Kind.SUCCEED, answer_later)))
+    rig.start(server)
+    rig.take_the_job()
+    rig.link.send(REPORT)
+
+    assert answered.wait(PATIENCE_S)
+    assert len(server.lines) == 1

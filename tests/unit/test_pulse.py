@@ -18,10 +18,10 @@ def unheard() -> float:
     return math.inf
 
 
-def looked(pulse: Pulse, owed: Owed | None, at: float, quiet_s: float = math.inf, *, can_ping: bool = True) -> Due:
+def looked(pulse: Pulse, owed: Owed | None, at: float, acknowledged_s: float = math.inf, *, can_ping: bool = True) -> Due:
     """Intend to look at that time, and do."""
     pulse._look_at = at
-    return pulse.due(at, owed, lambda: quiet_s, can_ping=can_ping)
+    return pulse.due(at, owed, lambda: acknowledged_s, can_ping=can_ping)
 
 
 def test_the_peer_is_pinged_a_second_after_a_command_and_five_after_a_wait() -> None:
@@ -48,9 +48,28 @@ def test_what_arrives_or_is_acknowledged_puts_the_end_off() -> None:
 
     pulse.moved(2.0)
     assert looked(pulse, COMMAND, 6.0) is Due.NOTHING
-    assert looked(pulse, COMMAND, 7.0, quiet_s=3.0) is Due.NOTHING
-    assert pulse.look_again_s(7.0, COMMAND) == 2.0
-    assert looked(pulse, COMMAND, 9.0, quiet_s=5.0) is Due.DROP
+    assert looked(pulse, COMMAND, 7.0, acknowledged_s=3.0) is Due.NOTHING
+    assert pulse.look_again_s(7.0, COMMAND) == 1.0, "what leaves slowly is looked at often"
+    assert looked(pulse, COMMAND, 9.0, acknowledged_s=5.0) is Due.DROP
+
+
+def test_what_has_left_slowly_has_time_to_be_answered() -> None:
+    pulse, now = Pulse(0.0), 1.0
+    assert looked(pulse, COMMAND, now) is Due.PING
+
+    while now < 60.3:  # Then the last of it is acknowledged.
+        assert pulse.due(now, COMMAND, lambda: 0.0) is Due.NOTHING
+        look_s = pulse.look_again_s(now, COMMAND)
+        assert look_s is not None
+        now += look_s
+    left_at = 60.3
+
+    while (due := pulse.due(now, COMMAND, unheard)) is not Due.DROP:
+        assert due is Due.NOTHING
+        look_s = pulse.look_again_s(now, COMMAND)
+        assert look_s is not None
+        now += look_s
+    assert DEAD_S - 1.0 <= now - left_at <= DEAD_S
 
 
 def test_news_from_before_what_is_known_changes_nothing() -> None:
@@ -89,13 +108,13 @@ def test_the_kernel_is_asked_only_when_something_is_due() -> None:
     asked: list[float] = []
     pulse = Pulse(0.0)
 
-    def quiet_s() -> float:
+    def acknowledged_s() -> float:
         asked.append(0.0)
         return 0.5
 
-    pulse.due(0.99, COMMAND, quiet_s)
+    pulse.due(0.99, COMMAND, acknowledged_s)
     assert not asked
-    assert pulse.due(1.0, COMMAND, quiet_s) is Due.NOTHING
+    assert pulse.due(1.0, COMMAND, acknowledged_s) is Due.NOTHING
     assert asked
     assert pulse.look_again_s(1.0, COMMAND) == 0.5
 
