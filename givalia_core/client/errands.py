@@ -195,7 +195,7 @@ class Errands:
                 self._servers.move_on()
             else:
                 self._must_rest = self._servers.failed()
-            taken_bytes = visit.taken_bytes()
+            taken_bytes = visit.taken_bytes() if self.calls else 0
             for slot in self.calls:
                 slot.lost(taken_bytes, now)
 
@@ -293,7 +293,7 @@ class Errands:
             return True  # Nobody waits for it any more.
         answers = talk.read_answers(slot.call, answer.items)
         if self._servers.has_others and talk.ask_next(answers):
-            slot.visit = None
+            slot.refused()
             slot.refusal, slot.refusals = answers, slot.refusals + 1
             self._must_rest = self._must_rest or slot.refusals % len(self._servers) == 0
             return False
@@ -303,7 +303,7 @@ class Errands:
             self.forget(slot)
             slot.wake()
         else:
-            slot.visit = None
+            slot.refused()
             slot.lates += talk.is_late(busy)
             self._put_off[slot] = now + retry_after_s(busy)
         return True

@@ -32,6 +32,7 @@ class Slot:
         "visit",
         "wake",
         "was_sent",
+        "was_taken",
     )
 
     def __init__(self, call: Call[Any], deadline: float | None, now: float, wake: Callable[[], None] = lambda: None) -> None:
@@ -45,6 +46,7 @@ class Slot:
         self.refusals = 0
         self.lates = 0  # How often a server has refused it because it came too late.
         self.was_sent = False  # Whether a connection has taken the whole frame and was lost before the answer.
+        self.was_taken = False  # Whether a server has had the whole frame, and refused it or a part of it.
         self.visit: object | None = None  # The connection that carries it,
         self.ends_at = 0  # and how many bytes that connection has taken when it has the whole frame.
         self.sent = 0.0
@@ -76,7 +78,7 @@ class Slot:
     @property
     def is_unsent(self) -> bool:
         """Whether no connection has taken its whole frame, and none will: it was certainly not done."""
-        return not self.was_sent and self.visit is None
+        return not (self.was_sent or self.was_taken) and self.visit is None
 
     @property
     def is_lost_unsent(self) -> bool:
@@ -89,6 +91,10 @@ class Slot:
         if self.visit is not None:
             self.was_sent = self.was_sent or taken_bytes >= self.ends_at
             self.visit = None
+
+    def refused(self) -> None:
+        """Note that a server has answered it, and that it is to be sent again; what it did of a frame of many stands."""
+        self.visit, self.was_taken = None, True
 
     def left(self, now: float) -> float | None:
         """Seconds until the caller will wait no longer; None if for ever."""

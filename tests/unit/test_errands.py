@@ -12,7 +12,7 @@ import pytest
 from givalia_core import ConnectionLost, ShuttingDown, WaitTimeout
 from givalia_core.client import errands, talk
 from givalia_core.client.errands import Connect, Errands, Listen, Rest
-from givalia_core.client.slot import Slot
+from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.visit import Visit
 from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
@@ -266,6 +266,102 @@ def test_an_answer_of_busy_that_is_not_late_is_for_the_caller() -> None:
     made.arrived(visit, answer(max(visit.commands), *refusal(Busy("full", retry_after=1.0))[0]), 1.0)
 
     assert [type(each) for each in slot.result()] == [Busy]
+
+
+# What was certainly never sent.
+
+
+@pytest.mark.parametrize(("missing_bytes", "words", "was_sent"), [(1, "not sent", False), (0, "unknown", True)])
+def test_a_command_was_sent_when_a_connection_took_the_last_byte_of_it(missing_bytes: int, words: str, was_sent: bool) -> None:
+    made = Errands([ONE], 60.0)
+    first, slot, last = (begin(made, talk.enq("Mail"), None, 0.0) for _ in range(3))
+    visit = visiting(made, 0.0)
+    taken_bytes = slot.ends_at - missing_bytes
+    visit.taken_bytes = lambda: taken_bytes
+
+    made.drop(visit, "lost", 1.0)
+    made.close()
+
+    assert isinstance(slot.error, ConnectionLost)
+    assert words in str(slot.error)
+    assert slot.error.sent is was_sent
+    assert [first.error.sent, last.error.sent] == [True, False]  # type: ignore[union-attr]
+
+
+def test_once_sent_is_sent_whatever_became_of_a_later_copy() -> None:
+    made = Errands([ONE], 60.0)
+    slot = begin(made, talk.enq("Mail"), None, 0.0)
+    made.drop(visiting(made, 0.0), "lost", 1.0)
+    again = visiting(made, 1.0)
+    again.taken_bytes = lambda: 0
+
+    made.drop(again, "lost", 2.0)
+    made.close()
+
+    assert slot.may_be_done
+    assert slot.error.sent  # type: ignore[union-attr]
+
+
+def test_while_a_connection_carries_a_call_nobody_says_that_it_was_not_sent() -> None:
+    made = Errands([ONE], 60.0)
+    slot = begin(made, talk.enq("Mail"), 5.0, 0.0)
+    visiting(made, 0.0).taken_bytes = lambda: 0
+
+    made.check_time(slot, 5.0)
+
+    assert slot.error.sent  # type: ignore[union-attr]
+
+
+def test_what_a_server_has_refused_in_part_was_sent() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    slot = begin(made, talk.enq("Mail"), None, 0.0)
+    visit = visiting(made, 0.0)
+    assert not made.arrived(visit, answer(1, *refusal(STOPPING)[0]), 1.0)
+    made.drop(visit, "the server stops", 1.0)
+    again = visiting(made, 1.0)
+    again.taken_bytes = lambda: 0
+
+    made.drop(again, "lost", 2.0)
+    made.close()
+
+    assert slot.error.sent  # type: ignore[union-attr]
+
+
+def test_in_a_fork_the_parent_goes_on_with_what_was_not_sent() -> None:
+    made = Errands([ONE], 60.0)
+    slot = begin(made, talk.enq("Mail"), None, 0.0)
+
+    made.abandon("forked")
+
+    assert "unknown" in str(slot.error)
+    assert slot.error.sent  # type: ignore[union-attr]
+
+
+def test_of_a_call_of_many_frames_it_is_said_that_nothing_was_sent_only_if_that_is_so() -> None:
+    def ended(was_sent: bool) -> Slot:
+        slot = Slot(talk.enq("Mail"), None, 0.0)
+        slot.was_sent = was_sent
+        slot.end("lost")
+        return slot
+
+    check_whole([ended(False), ended(False)], 0)
+    check_whole([ended(True), ended(False)], 0)
+    for slots, answered in (([ended(False), ended(True)], 0), ([ended(False)], 1)):
+        with pytest.raises(ConnectionLost, match="others of this call took effect is unknown") as caught:
+            check_whole(slots, answered)
+        assert caught.value.sent
+
+
+def test_for_nobody_no_server_is_looked_after() -> None:
+    made = Errands([ONE, OTHER], 60.0)
+    slot = begin(made, talk.wait(JOB), None, 0.0)
+    visit = visiting(made, 0.0)
+    assert made.step(0.0) == Listen(5.0)
+
+    made.forget(slot)
+
+    assert made.step(5.0) == Listen(None)
+    assert not looked(made, visit, 5.0)
 
 
 def test_a_server_that_only_tells_its_clock_is_silent() -> None:
