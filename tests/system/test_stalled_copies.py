@@ -64,7 +64,8 @@ class StallingProxy(Proxy):
             while data := far.recv(65_536):
                 for frame in reader.feed(data):
                     assert isinstance(frame, frames.Frame)
-                    self.answers.append(frames.unpack_fields(frame.items[0][0]))
+                    if frame.items:  # That of a ping has none.
+                        self.answers.append(frames.unpack_fields(frame.items[0][0]))
                 with contextlib.suppress(OSError):
                     near.sendall(data)
 
