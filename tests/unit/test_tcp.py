@@ -1,0 +1,58 @@
+"""What the system says of a connection: whether anything is on its way, and when the peer last acknowledged something."""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from givalia_core import tcp
+
+PATIENCE_S = 10.0
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so")
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends of a connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        near.setblocking(False)
+        yield near, far
+
+
+def test_when_everything_is_acknowledged_there_is_nothing_to_say(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    near.send(b"x")
+    assert far.recv(1) == b"x"
+    deadline = time.monotonic() + PATIENCE_S
+
+    while tcp.acknowledged_s(near) < math.inf:
+        assert time.monotonic() < deadline
+
+
+def test_a_peer_without_room_is_there(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, _ = pair
+    with pytest.raises(BlockingIOError):
+        fill(near)
+
+    assert tcp.acknowledged_s(near) < PATIENCE_S
+
+
+def fill(sock: socket.socket) -> None:
+    """Send until the system takes no more."""
+    while True:
+        sock.send(bytes(1 << 20))
+
+
+def test_of_a_closed_socket_nothing_is_known(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, _ = pair
+    near.close()
+
+    assert tcp.acknowledged_s(near) == math.inf
