@@ -26,6 +26,7 @@ from givalia_core.errors import (
     Unauthorized,
     VersionMismatch,
     WaitTimeout,
+    WrongProcess,
     WrongState,
 )
 from givalia_core.hooks import hookimpl
@@ -81,6 +82,7 @@ __all__ = [
     "WaitTimeout",
     "WorkModule",
     "Worker",
+    "WrongProcess",
     "WrongState",
     "__version__",
     "hookimpl",

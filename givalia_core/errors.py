@@ -16,6 +16,7 @@ on call: what happened, whether anything changed, what to do.
     │   ├── JobFailed  JobCancelled  ResultLost
     ├── WaitTimeout        `wait` ran out of time; the job goes on
     ├── IllegalTransition  a bug: an act that the table of states does not know
+    ├── WrongProcess       a server or worker was used in a fork of its process
     ├── SettingsInvalid    a setting cannot be used; nothing was started
     ├── ModuleClash        two packages claim one WorkModule name
     └── StoreError         the store cannot be used
@@ -177,6 +178,13 @@ class WaitTimeout(GivaliaError, TimeoutError):
 
 class IllegalTransition(GivaliaError):
     """An act met a state that the table of transitions does not allow. This is a bug in Givalia; nothing was written."""
+
+
+class WrongProcess(GivaliaError):
+    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done, and it runs on there.
+    Use a `Client` in the fork, or make a server or worker there."""
+
+    pid: int
 
 
 class SettingsInvalid(GivaliaError):

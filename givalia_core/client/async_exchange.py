@@ -17,10 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from inspect import isawaitable
 from typing import Any, TypeAlias, TypeVar
 
-from givalia_core import tcp
+from givalia_core import forks, tcp
 from givalia_core.client import talk
 from givalia_core.client.errands import Connect, Errands, Listen
-from givalia_core.client.forks import WORDS, begins_anew
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.visit import Visit
@@ -47,8 +46,13 @@ class Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        forks.register(self)
         tcp.tune(self.transport.get_extra_info("socket"))
         self.transport.write(self.visit.hello())
+
+    def after_fork(self) -> None:
+        """In a fork: the connection is the parent's. Its transport is left alone, for the loop's poll is shared, too."""
+        forks.detach(self.transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -103,11 +107,11 @@ class AsyncExchange:
         self._tending: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
         self._is_idle = False  # Whether that task waits for the next call, and looks at nothing before.
-        begins_anew(self)
+        forks.register(self)
 
-    def begin_anew(self) -> None:
+    def after_fork(self) -> None:
         """In a fork: the event loop, the connection and all calls under way are the parent's; none of them is touched."""
-        errands, line, tending = self._errands, self._line, self._tending
+        errands, tending = self._errands, self._tending
         if tending is not None:
             tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.
         self._errands = Errands(self._addresses, self._resend_s)
@@ -116,11 +120,7 @@ class AsyncExchange:
         self._out = []
         for slot in errands.calls:
             slot.wake = _wake_nobody
-        errands.abandon(WORDS)
-        if line is not None and line.transport is not None:
-            shared = line.transport.get_extra_info("socket")
-            # By the socket itself: the transport would tell the loop, whose poll is shared with the parent.
-            getattr(shared, "_sock", shared).close()
+        errands.abandon()
 
     async def close(self) -> None:
         """Close the connection; calls under way raise `ConnectionLost`.

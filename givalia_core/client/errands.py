@@ -103,12 +103,12 @@ class Errands:
             slot.end(why)
         self._settle()
 
-    def abandon(self, why: str) -> None:
-        """End every call of the process before a fork, which goes on with them; nothing is sent here."""
+    def abandon(self) -> None:
+        """In a fork: end every call, for it is the parent's, which goes on with it; nothing is sent here."""
         self.visit = None
         for slot in self.calls:
             slot.was_sent = True
-        self.end_all(why)
+        self.end_all("the process was forked, and the call is its parent's")
 
     def close(self) -> None:
         """End every call, and take no other. The connection is closed before, so that nothing more is sent."""

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
+from givalia_core import forks
 from givalia_core.client import talk
 from givalia_core.client.errands import Connect, Errands, Listen, Rest, Step
-from givalia_core.client.forks import WORDS, begins_anew
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
@@ -36,7 +36,7 @@ class Exchange:
         self._errands = Errands(addresses, resend_s)
         self._wire: Wire | None = None  # Of the present visit.
         self._make_locks()
-        begins_anew(self)
+        forks.register(self)
 
     def _make_locks(self) -> None:
         self._lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `_clean_up`.
@@ -45,15 +45,13 @@ class Exchange:
         self._reader: int | None = None  # The thread that reads.
         self._sender: int | None = None  # The thread that has sent a part of a frame.
 
-    def begin_anew(self) -> None:
+    def after_fork(self) -> None:
         """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's."""
-        changed, errands, wire = self._changed, self._errands, self._wire
+        changed, errands = self._changed, self._errands
         self._make_locks()
         self._errands, self._wire = Errands(self._addresses, self._resend_s), None
         self._errands.is_closed = errands.is_closed
-        errands.abandon(WORDS)
-        if wire is not None:
-            wire.leave()
+        errands.abandon()
         if changed.acquire(blocking=False):  # Greenlets that waited are there in the child, too.
             changed.notify_all()
             changed.release()
@@ -178,7 +176,10 @@ class Exchange:
 
     def _leave_reading(self) -> None:
         with self._lock:
-            self._reader = None
+            if (
+                self._reader == threading.get_ident()
+            ):  # In a fork a greenlet may have read for the parent, and another reads now.
+                self._reader = None
             self._changed.notify_all()
 
     def _connect(self, step: Connect) -> None:
@@ -213,7 +214,8 @@ class Exchange:
                 self._put(wire, slot, memoryview(data or b""))
             except (OSError, ValueError, GivaliaError) as error:
                 self._drop(wire, str(error))
-            self._sender = None
+            if self._sender == threading.get_ident():
+                self._sender = None
 
     def _put(self, wire: Wire, slot: Slot, left: memoryview) -> None:
         """Send all of a frame; one that has begun has to be finished, as long as it moves and its caller waits.

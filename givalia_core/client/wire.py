@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 from typing import Final
 
-from givalia_core import tcp
+from givalia_core import forks, tcp
 from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
 
@@ -24,11 +25,15 @@ class Wire:
             OSError: Nobody answers, or the server is busy; try again.
             GivaliaError: The server refuses this client; trying again is of no use.
         """
+        process = os.getpid()
         self._socket = socket.create_connection(address, timeout=patience_s)
         self._taken_bytes = 0
         self.visit = Visit()
         self.visit.taken_bytes = lambda: self._taken_bytes
+        forks.register(self)
         try:
+            if os.getpid() != process:  # A greenlet connects, and another one has forked meanwhile.
+                self.after_fork()
             tcp.tune(self._socket)
             self._socket.sendall(self.visit.hello())
             while not self.visit.greet(self._received()):
@@ -82,8 +87,9 @@ class Wire:
             raise ConnectionResetError("the server closed the connection")
         return data
 
-    def leave(self) -> None:
-        """Close it in this process alone: in another one it goes on."""
+    def after_fork(self) -> None:
+        """In a fork: close it here alone, and at once; a socket of gevent would close it only when the loop runs."""
+        forks.detach(self._socket.fileno())
         self._socket.close()
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import os
 import random
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -22,10 +21,11 @@ from typing import Any, Final
 
 import gevent
 import msgpack
-from gevent import socket
+from gevent import monkey, socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from givalia_core import forks
 from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
@@ -66,6 +66,7 @@ MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looke
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 
 log = logging.getLogger("givalia.server")
+_thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")  # Of threads, and not of greenlets.
 
 
 class Server:
@@ -103,6 +104,8 @@ class Server:
         self._wake = Event()
         self._alarm = Alarm(self._wake)
         self._outage = outage.Outage()
+        self._home = forks.Home("server")
+        self._thread = 0
         self._was_stop_asked = False
         self._is_stopping = False
         self._round_us = 0
@@ -122,8 +125,11 @@ class Server:
             StoreError: The store cannot be opened; see its class.
             OSError: A port cannot be bound.
         """
+        self._home.check()
         self._refuse_open_address()
         self._store = open_store(self.settings)
+        self._home = forks.Home("server")  # It may have been made in another process, which has then forked.
+        forks.register(self)
         opened = self._store.open(unsafe=self.settings.store_unsafe)
         shared = as_shared(self._store)
         self._timer = TimerClock.start(self._clock, opened.mark) if shared is None else shared.timer
@@ -141,7 +147,7 @@ class Server:
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._started_us = self._clock.read().wall_us
-        self._thread = threading.get_ident()
+        self._thread = _thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
         self._from_threads = gevent.get_hub().loop.async_()
         self._from_threads.start(self._take_from_threads)
@@ -198,23 +204,53 @@ class Server:
             except gevent.GreenletExit:
                 raise
             except BaseException as error:
-                self._on_failure(error)
+                if not self._home.is_left:
+                    self._on_failure(error)
 
         return gevent.spawn(run)
 
+    def after_fork(self) -> None:
+        """In a fork: nothing here goes on, and the ports, connections and files are the parent's alone."""
+        self._home.leave()
+        for listener in self._listeners:
+            listener.stop_accepting()
+            forks.detach(listener.socket.fileno())
+        for connection in self._connections.values():
+            connection.leave()
+        self._alarm.close()
+        self._runner.leave()
+        if _thread_now() == self._thread:  # Otherwise their thread is not there, and nor are they.
+            gevent.killall(self._greenlets, block=False)
+
     def reload(self, settings: ServerSettings) -> None:
-        """Take over what can change while the server runs: all but the addresses, the store and the lease."""
+        """Take over what can change while the server runs: all but the addresses, the store and the lease.
+
+        Raises:
+            WrongProcess: This is a fork.
+        """
+        self._home.check()
         kept = {name: getattr(self.settings, name) for name in _FIXED}
         self.settings = replace(settings, **kept)
         self._engine.desk.policy = self.settings.policy()
 
     def drain(self) -> None:
-        """Take no new job and lend none; what runs may still be reported, and may be asked about."""
+        """Take no new job and lend none; what runs may still be reported, and may be asked about.
+
+        Raises:
+            WrongProcess: This is a fork.
+        """
+        self._home.check()
         self._engine.desk.is_draining = True
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop as the module says; the store is synced and free for another server on return. Safe to call twice."""
+        """Stop as the module says; the store is synced and free for another server on return. Safe to call twice.
+
+        In a fork it does nothing, and the log says so once.
+        """
+        if self._home.is_left:
+            self._home.warn()
+            return
         if self._was_stop_asked:
             return
         self._was_stop_asked = True
@@ -241,6 +277,7 @@ class Server:
         self._from_threads.close()
         self._alarm.close()
         self._store.close()
+        forks.unregister(self)
 
     def _say_goodbye(self) -> None:
         """Let the last answers leave before the connections end."""
@@ -261,16 +298,27 @@ class Server:
 
         A turn that waits for a shared store counts: clients are told so, it ends by itself, and a new process would wait, too.
         """
+        if self._home.is_left:
+            return False
         now_us = self._clock.read().mono_us
         return now_us - self._round_us < ROUND_US or (self._store.is_shared and self._outage.is_stuck(now_us))
 
     def serve_forever(self) -> None:
-        """Serve until `stop`; call after `start`."""
+        """Serve until `stop`; call after `start`.
+
+        Raises:
+            WrongProcess: This is a fork.
+        """
+        self._home.check()
         self._greenlets[0].join()
+        self._home.check()
 
     # Connections.
 
     def _accept(self, port: Port, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        if self._home.is_left:  # It was accepted just before the fork.
+            forks.detach(sock.fileno())
+            return
         peer = str(address[0])
         settings = self.settings
         is_busy = (
@@ -384,7 +432,7 @@ class Server:
         self._wake.set()
 
     def _turn_forever(self) -> None:
-        while not (self._is_stopping and not self._inbox and not self._engine.questions.has_work):
+        while not (self._home.is_left or (self._is_stopping and not self._inbox and not self._engine.questions.has_work)):
             self._wake.clear()
             now = self._timer.now(self._clock.read())
             self._round_us = now.mono_us
@@ -447,14 +495,17 @@ class Server:
         Raises:
             ShuttingDown: The server is stopping.
             Busy: A shared store does not answer for now.
+            WrongProcess: This is a fork.
         """
+        self._home.check()
         if self._is_stopping:
             raise ShuttingDown("the server is stopping")
         future: Future[Item] = Future()
-        if threading.get_ident() == self._thread:
+        if _thread_now() == self._thread:
             self._ask_inside(Info(), future)
             while not future.done():
                 gevent.sleep(0.001)
+                self._home.check()
         else:
             self._other_threads.append((Info(), future))
             self._from_threads.send()

@@ -19,6 +19,7 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
+from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked
 from givalia_core.protocol.frames import Item
@@ -346,6 +347,13 @@ class Connection:
             is_over = True
         if is_over:
             self.close()
+
+    def leave(self) -> None:
+        """In a fork: do nothing more with the connection, which is the parent's."""
+        self.is_closed = True
+        self._readable.stop()
+        self._unsent.clear()
+        forks.detach(self._socket.fileno())
 
     def close(self) -> None:
         """End the connection; the engine is told once."""

@@ -65,6 +65,12 @@ class HookRunner:
                 name, arguments = self._queue.popleft()
             self._hooks.call(name, **arguments)
 
+    def leave(self) -> None:
+        """In a fork: call nothing more. The thread is the parent's, which may hold the lock; or it has made this fork."""
+        self._changed = threading.Condition()
+        self._queue.clear()
+        self._is_stopping = True
+
     def stop(self, seconds: float) -> None:
         """Call what is queued, for at most `seconds`; a plugin that blocks longer is left behind."""
         with self._changed:

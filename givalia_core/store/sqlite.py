@@ -8,6 +8,7 @@ takes the same time whatever a store holds.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sqlite3
@@ -24,6 +25,7 @@ from urllib.parse import unquote
 
 import msgpack
 
+from givalia_core import forks
 from givalia_core.clock import Mark, boot_id
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreUnfit
 from givalia_core.model import ENDED, STORED_STATES, Job, JobState
@@ -102,6 +104,7 @@ class SQLite(Reads):
     def open(self, *, unsafe: bool = False) -> Opened:
         sqlite_file.prepare_folder(self.path, allow_network=self._allow_network)
         self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
+        forks.register(self)
         try:
             self._files.is_new = sqlite_file.prepare(self.path, may_create=self._may_create)
             is_in_memory = sqlite_file.filesystem(self.path.parent) in sqlite_file.MEMORY_FILESYSTEMS
@@ -298,15 +301,26 @@ class SQLite(Reads):
         if actual != expected:
             raise StoreUnfit(f"{self.path}: {name} is {actual!r} and will not become {expected!r}")
 
+    def after_fork(self) -> None:
+        """In a fork: let go of every file without a write, and keep SQLite's connection open for ever.
+
+        SQLite does not know that it was forked: closing the connection would remove the log under the parent.
+        """
+        self._unfiled = None
+        database, self._database = self._database, None
+        if database is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))  # The end of the interpreter does not close it either.
+        self._let_go()
+
     def close(self) -> None:
-        if self._unfiled is not None and os.getpid() == self._pid:
+        if self._unfiled is not None:
             try:
                 self._catch_up()
             except BaseException:
                 self._let_go()
                 raise
         database, self._database = self._database, None
-        if database is not None and os.getpid() == self._pid:
+        if database is not None:
             try:
                 if self._has_said_closed(database):
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -340,7 +354,7 @@ class SQLite(Reads):
     def _close_database(self, database: sqlite3.Connection) -> None:
         """Close the database, unless the file says that it has a log: closing it would remove that, and it would be missed."""
         with suppress(sqlite3.Error):
-            if os.getpid() != self._pid or self._has_said_closed(database):
+            if self._has_said_closed(database):
                 database.close()
                 return
         _left_open.append(database)
@@ -380,6 +394,7 @@ class SQLite(Reads):
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        forks.unregister(self)
 
     # Writing.
 

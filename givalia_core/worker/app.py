@@ -22,6 +22,7 @@ import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
+from givalia_core import forks
 from givalia_core import hooks as hooks_room
 from givalia_core import modules as modules_room
 from givalia_core.hooks import Hooks
@@ -31,7 +32,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.steady import survives
 from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
-from givalia_core.worker.link import Connected, Disconnected, Event_, Link
+from givalia_core.worker.link import Connected, Disconnected, Event_, Link, thread_now
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
 from givalia_core.worker.runner import Runner
 
@@ -77,6 +78,11 @@ class Bell:
                         left()
                     else:
                         self._take(left)
+
+    def leave(self) -> None:
+        """In a fork: what was left is for the parent to take."""
+        self._left.clear()
+        self._taking.kill(block=False)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -151,6 +157,7 @@ class Worker:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
         self.counts: dict[str, int] = {}
         """What the worker has counted of its processes."""
+        self._home = forks.Home("worker")
         self._is_stopping = False
         self._ended = Event()
         self.connected = Event()
@@ -162,17 +169,35 @@ class Worker:
         return self.settings.name
 
     def start(self) -> None:
-        """Start the link; returns at once. Jobs run as soon as the server sends some."""
+        """Start the link; returns at once. Jobs run as soon as the server sends some.
+
+        Raises:
+            WrongProcess: It was started in the process of which this is a fork.
+        """
+        self._home.check()
+        self._home = forks.Home("worker")  # It may have been made in another process, which has then forked.
+        self._thread = thread_now()
         self._inbox = Bell(self._take)
         here = Here(self._inbox)
         self._runner: Runner = Runner(self.modules, self.hooks, self._say, here.page, self)
         self._linked = ThreadPool(1).spawn(self._run_link, here)
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork: no job goes on, and the link, the server and the processes of jobs hear nothing from here."""
+        self._home.leave()
+        if thread_now() == self._thread:  # Otherwise the thread of the jobs is not there.
+            self._runner.be_left()
+            self._inbox.leave()
+            self.connected.clear()
+            self._ended.set()
 
     def _take(self, note: Any) -> None:
         self._runner.take(note)
 
     def _say(self, note: Any) -> None:
-        self._outbox.ring(note)
+        if not self._home.is_left:  # A job may have forked.
+            self._outbox.ring(note)
 
     def _run_link(self, here: Here) -> None:
         """The native thread: from here on everything happens on its own hub."""
@@ -201,14 +226,24 @@ class Worker:
             self._inbox.ring_call(self.connected.clear)
 
     def work_forever(self) -> None:
-        """Work until `stop` is called from another greenlet; call after `start`."""
+        """Work until `stop` is called from another greenlet; call after `start`.
+
+        Raises:
+            WrongProcess: This is a fork.
+        """
+        self._home.check()
         self._ended.wait()
+        self._home.check()
 
     def stop(self) -> None:
         """Take no more, let running jobs end for the time of grace, stop and report the rest, and end the link.
 
-        Safe to call twice; the second call returns when the first has done its work.
+        Safe to call twice; the second call returns when the first has done its work. In a fork it does nothing, and the log
+        says so once.
         """
+        if self._home.is_left:
+            self._home.warn()
+            return
         if self._is_stopping:
             self._ended.wait()
             return
@@ -219,3 +254,4 @@ class Worker:
         self._runner.close()
         self._inbox.close()
         self._ended.set()
+        forks.unregister(self)

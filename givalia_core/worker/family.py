@@ -16,6 +16,7 @@ import gevent
 from gevent import monkey, socket
 from gevent.event import Event
 
+from givalia_core import forks
 from givalia_core.worker import notes
 from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
 from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
@@ -69,6 +70,11 @@ class Member:
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending = gevent.spawn(self._send_forever)
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork of a program that has a worker in it: the process is the parent's alone."""
+        forks.detach(self._channel.fileno(), *self.given[:1])
 
     @property
     def backlog(self) -> int:
@@ -198,17 +204,23 @@ class Nursery:
         )
         theirs.close()
         self._reading = gevent.spawn(self._read_forever)
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork: the nursery ends when the parent does, and must not wait for this process."""
+        forks.detach(self._socket.fileno())
 
     def fork(self, member: Member) -> None:
         """Make the process of a member."""
         self._last += 1
         self._tickets[self._last] = member
-        given, member.given = member.given, []
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", member.given))
         with contextlib.suppress(OSError):  # If it is gone, that will be told in a moment.
             self._socket.sendmsg([RECORD.pack(FORK, self._last, ROLES.index(member.role))], [rights])
-        for fd in given[:2]:  # The third is read when the process is gone.
+        *given, _ = member.given  # The last one is read when the process is gone.
+        for fd in given:
             os.close(fd)
+        member.given = []
 
     def signal(self, pid: int, number: int) -> None:
         """Send a signal to the group of a member."""

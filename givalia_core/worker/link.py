@@ -28,6 +28,7 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
+from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
 from givalia_core.protocol import frames, messages
@@ -62,7 +63,7 @@ STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
 FENCE_CHECK_S: Final = 0.25
 MARGIN_LEAST_US: Final = SECOND_US
 
-_thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")  # Of threads, and not of greenlets.
+thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")  # Of threads, and not of greenlets.
 
 Report: TypeAlias = Succeed | Fail | Release
 _KIND_OF: Final = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS}
@@ -150,6 +151,12 @@ class Link:
         self._next_beat_us = 0
         self._up_us: int | None = None  # Since when the link is up.
         self._wake: Event | None = None
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork: the thread is not there, and the connection is the parent's."""
+        if self._socket is not None:
+            forks.detach(self._socket.fileno())
 
     # From other threads.
 
@@ -172,7 +179,7 @@ class Link:
     def _nudge(self) -> None:
         if self._wake is None or self._wake_from_threads is None:
             return
-        if _thread_now() == self._thread:
+        if thread_now() == self._thread:
             self._wake.set()  # As the other way, but without a turn of the loop and three calls of the system.
         else:
             self._wake_from_threads.send()
@@ -181,7 +188,7 @@ class Link:
 
     def run(self) -> None:
         """Keep the link up until `stop`."""
-        self._thread = _thread_now()
+        self._thread = thread_now()
         self._wake = Event()
         watcher = gevent.get_hub().loop.async_()
         watcher.start(self._wake.set)

@@ -46,7 +46,8 @@ class Page:
 
     def __init__(self, fd: int | None = None) -> None:
         """Map the page of `fd`; None: one that is shared with nobody."""
-        self._map: Any = mmap.mmap(-1 if fd is None else fd, PAGE_BYTES)
+        # Without a file it is this process's alone, also when that forks.
+        self._map: Any = mmap.mmap(-1, PAGE_BYTES, mmap.MAP_PRIVATE) if fd is None else mmap.mmap(fd, PAGE_BYTES)
         self._fields = memoryview(self._map).cast("q")
         self._turns = [cycle(fields).__next__ for fields in _RECENT]
         self._part = 0

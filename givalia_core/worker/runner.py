@@ -208,15 +208,32 @@ class Runner:
 
     def be_fork_of(self, forker: int) -> None:
         """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
-        self._page = Page()
-        self._pulse.stop()
-        self._starter.forget()
+        self._leave_to_parent()
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
             if (self._fences.get(switch[1]) or forker) != forker:  # The loop is nobody's, and runs here for the fork.
                 _exit(WRONG_PROCESS)
 
         settrace(guard)
+
+    def be_left(self) -> None:
+        """This process is a fork of a program that has a worker in it: no job goes on here but the one that forked, if one did.
+
+        The others are never resumed, not even to end them: what they would clean up is the parent's, a transaction perhaps.
+        """
+        self._leave_to_parent()
+        forker = self.current
+
+        def guard(event: str, switch: tuple[Any, Any]) -> None:
+            while (self._fences.get(switch[1]) or forker) != forker:
+                gevent.get_hub().switch()
+
+        greenlet.settrace(guard)
+
+    def _leave_to_parent(self) -> None:
+        self._page = Page()
+        self._pulse.stop()
+        self._starter.forget()
 
     @property
     def holds(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import os
 import shutil
@@ -416,6 +417,48 @@ def test_a_fork_that_closes_it_takes_nothing_from_its_owner(store: SQLite, path:
     assert set(found) == {1, 2}
     with pytest.raises(StoreLocked):
         SQLite(f"sqlite://{path}").open()
+
+
+@pytest.mark.parametrize("leave", [SQLite.close, lambda store: store.__dict__.clear()], ids=["closes", "drops"])
+def test_a_fork_does_not_remove_the_log_of_its_parent(store: SQLite, path: Path, leave: Callable[[SQLite], None]) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    log = Path(f"{path}-wal")
+    before = log.stat().st_ino, log.stat().st_size
+
+    child = os.fork()
+    if child == 0:
+        try:
+            leave(store)
+            gc.collect()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+    assert (log.stat().st_ino, log.stat().st_size) == before
+    store.tidy()
+    store.commit(inserts([waiting(2)]), MARK)
+
+
+def test_a_fork_does_not_keep_the_store_locked(path: Path) -> None:
+    first = SQLite(f"sqlite://{path}")
+    first.open()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+        finally:
+            os._exit(0)
+
+    first.close()
+    second = SQLite(f"sqlite://{path}")
+    second.open()
+
+    second.close()
+    os.close(writing)
+    os.close(reading)
+    os.waitpid(child, 0)
 
 
 def test_a_store_that_is_not_open_fails_every_call(path: Path) -> None:
