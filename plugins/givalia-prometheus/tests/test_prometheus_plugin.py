@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -358,3 +360,50 @@ def test_a_scrape_does_not_wait_for_the_thread_that_calls_the_hooks(
     hooks.call("server_stopping", server=server)
     assert asked_in
     assert threading.current_thread() not in asked_in
+
+
+FORKED = """
+import os, sys, time, urllib.request
+if sys.argv[1] == "patched":
+    from gevent import monkey
+    monkey.patch_all()
+from types import SimpleNamespace
+from givalia_core.hooks import Hooks
+from givalia_prometheus import Prometheus
+
+plugin = Prometheus()
+worker = SimpleNamespace(name="w1")
+Hooks([plugin]).call("worker_started", worker=worker)
+pid = os.fork()
+if not pid:
+    assert plugin.port is None
+    plugin.worker_stopping(worker)
+    time.sleep(600)
+print(pid, plugin.port, flush=True)
+for _ in range(20):
+    assert b"givalia" in urllib.request.urlopen(f"http://127.0.0.1:{plugin.port}/metrics", timeout=10).read()
+print("answered", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "patched"])
+def test_a_fork_answers_no_scrape_and_does_not_keep_the_port(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, port = map(int, parent.stdout.readline().split())
+        try:
+            assert parent.stdout.readline() == "answered\n"
+
+            # when
+            parent.kill()
+            parent.wait()
+
+            # then
+            socket.create_server(("127.0.0.1", port)).close()
+        finally:
+            parent.kill()
+            os.kill(pid, signal.SIGKILL)

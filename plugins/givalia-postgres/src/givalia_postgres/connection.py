@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import gevent
 import psycopg
 from gevent.hub import Hub
+from givalia_core import forks
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.store.base import AlreadyDecided
 from psycopg import RawCursor, generators, pq
@@ -145,7 +146,15 @@ class Connection:
         self._made: _Cooperative | None = None
         self._was_made = False
         self._proven: set[str] = set()  # Statements that are prepared for certain, whatever became of a trip since.
+        self._is_left = False
         self.in_transaction = False
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork: the session is the parent's, and whatever psycopg still says to end it must not get there."""
+        self._is_left = True
+        if self._made is not None and not self._made.closed:
+            forks.detach(self._made.pgconn.socket)
 
     @property
     def is_made(self) -> bool:
@@ -157,7 +166,10 @@ class Connection:
         Raises:
             StoreAway: The database cannot be reached, or takes nobody.
             StoreUnfit: The URL, user or password is refused.
+            StoreFailed: This is a fork of the process that opened the store.
         """
+        if self._is_left:
+            raise StoreFailed("the store was opened by another process; a fork may not use it")
         if self._made is not None and not self._made.closed:
             return self._made
         self.in_transaction = False

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import gevent
+from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import StoreAway
 from givalia_core.model import WAITING, Job
@@ -108,11 +109,13 @@ class Listener:
         self._dues: dict[Route, int] = {}
         self.dues: dict[Route, int] = {}  # Of the news that was taken last: the first due of each route, 0 if it is not known.
         self._must_watch = False
+        self._is_left = False  # Whether this is a fork, whose parent listens.
         self.is_deaf = True  # Whether nothing would be heard now.
         self._was_missed = False  # Whether that was said.
         self.speaker = 0  # Our own other connection: what it says is no news to us.
         self.followed: dict[bytes, None] = {}  # Jobs that somebody waits for at another server.
         self._greenlet = gevent.spawn(self._listen_forever)
+        forks.register(self)
 
     def take(self) -> News:
         """What was heard since it was last taken."""
@@ -120,6 +123,10 @@ class Listener:
         self._changed, self._ready, self._nearing, self._must_watch = set(), set(), {}, False
         self.dues, self._dues = self._dues, {}
         return news
+
+    def after_fork(self) -> None:
+        """In a fork: the connection fails at its next use, and that is no news."""
+        self._is_left = True
 
     def close(self) -> None:
         """Hear no more."""
@@ -137,6 +144,8 @@ class Listener:
                     if not self._connection.await_more(PROBE_S):
                         self._probe()
             except Exception as error:
+                if self._is_left:
+                    return
                 self._miss(error)
             self._connection.close()
             gevent.sleep(retry_s)

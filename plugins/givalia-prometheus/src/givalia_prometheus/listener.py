@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import Final
 
+from givalia_core import forks
 from prometheus_client import CollectorRegistry, start_http_server
 
 AGAIN_S: Final = 0.5
@@ -28,6 +29,7 @@ class Listener:
         self._registry = registry
         self._closed = threading.Event()
         self._opened = threading.Lock()
+        forks.register(self)
         if not self._open(is_first=True):
             threading.Thread(target=self._open_later, name="givalia-prometheus-open", daemon=True).start()
 
@@ -49,6 +51,16 @@ class Listener:
     def _open_later(self) -> None:
         while not self._closed.wait(AGAIN_S) and not self._open(is_first=False):
             pass
+
+    def after_fork(self) -> None:
+        """In a fork: the port is the parent's, which would not get it back before the fork ends as well."""
+        self._closed.set()
+        self._opened = threading.Lock()
+        if self.port is not None:
+            forks.detach(self._http.fileno())
+            # On a worker the listener is a greenlet, which the fork has, too. `shutdown` would wait for it.
+            self._http._BaseServer__shutdown_request = True
+            self.port = None
 
     def close(self) -> threading.Thread:
         """Close the port soon, without waiting: ending takes up to half a second, which a drain need not spend.
