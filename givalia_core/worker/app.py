@@ -187,7 +187,7 @@ class Worker:
         """In a fork: no job goes on, and the link, the server and the processes of jobs hear nothing from here."""
         self._home.leave()
         if thread_now() == self._thread:  # Otherwise the thread of the jobs is not there.
-            self._runner.be_left()
+            self._runner.after_fork()
             self._inbox.leave()
             self.connected.clear()
             self._ended.set()

@@ -15,7 +15,7 @@ from faulthandler import unregister
 from gc import collect
 from importlib import import_module
 from logging import Handler, LogRecord, getLogger
-from os import WNOHANG, register_at_fork, waitpid
+from os import WNOHANG, waitpid
 from pathlib import Path
 from signal import SIG_DFL, SIGINT, SIGTERM, pause, signal
 from sys import _current_frames, modules
@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from importlib_metadata import PackageNotFoundError, version
 
+from givalia_core import forks
 from givalia_core.frozen import BUILTINS
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
@@ -78,7 +79,7 @@ class Child:
         """Take what comes, until nothing more will."""
         signal(SIGINT, take_no_notice)
         signal(SIGTERM, self._stop)
-        register_at_fork(after_in_child=be_stopped_by_signals)
+        forks.register(self)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
         while data := self._channel.recv(RECEIVE_BYTES):
@@ -91,6 +92,11 @@ class Child:
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
         return 0
+
+    def after_fork(self) -> None:
+        """In a fork that the job has made: it may log, whichever of the job's threads was just doing so."""
+        self._saying = RLock()
+        be_stopped_by_signals()
 
     def say(self, *said: Any) -> None:
         """Send notes to the supervisor; any thread of the job may."""

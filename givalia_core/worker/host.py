@@ -13,14 +13,14 @@ monkey.patch_all()
 
 import logging  # noqa: E402
 import sys  # noqa: E402
-from _socket import socketpair  # noqa: E402
-from os import _exit, dup2, getpid, register_at_fork  # noqa: E402
+from os import _exit, getpid  # noqa: E402
 from signal import SIGINT, SIGTERM, getsignal, signal  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 from gevent import Timeout, get_hub, sleep, spawn, wait  # noqa: E402
 from gevent.event import Event  # noqa: E402
 
+from givalia_core import forks  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.frozen import BUILTINS  # noqa: E402
@@ -70,7 +70,6 @@ class Host:
         self._rung = Event()
         self._runner: Runner | None = None
         self._pid = getpid()
-        self._forker = 0
         self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
@@ -91,7 +90,7 @@ class Host:
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
         get_hub().loop.install_sigchld()
         runner = self._runner = self._open(serve)
-        register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
+        forks.register(self)
         sending = spawn(self._send_forever)
         reading = spawn(self._read_forever, reader, more)
         wait((reading, runner.is_over), count=1)
@@ -201,14 +200,9 @@ class Host:
 
     # Jobs that fork.
 
-    def _before_fork(self) -> None:
-        assert self._runner is not None
-        self._forker = self._runner.current
-
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """In the fork: nothing that it says or hears may go over the channel, and nothing it does may look like our life."""
         assert self._runner is not None
         be_stopped_by_signals()
-        self._nobody = socketpair()  # A socket on which nothing ever comes, for whoever reads the channel here.
-        dup2(self._nobody[0].fileno(), self._channel.fileno())
-        self._runner.be_fork_of(self._forker)
+        forks.detach(self._channel.fileno())
+        self._runner.after_fork()

@@ -13,7 +13,7 @@ from typing import Final
 import gevent
 from gevent import socket
 
-from givalia_core import tcp
+from givalia_core import forks, tcp
 from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer, Caller, Told
@@ -44,6 +44,11 @@ class Line:
         self._asked_since = asked_since
         self._pulse = Pulse(time.monotonic())
         self._ping = 0  # The number of the ping that was not answered yet.
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """In a fork: the connection is the parent's."""
+        forks.detach(self._socket.fileno())
 
     def receive(self) -> list[Answer | Told]:
         """Wait for something to arrive, and return what is whole.

@@ -28,7 +28,6 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
 from givalia_core.protocol import frames, messages
@@ -151,12 +150,6 @@ class Link:
         self._next_beat_us = 0
         self._up_us: int | None = None  # Since when the link is up.
         self._wake: Event | None = None
-        forks.register(self)
-
-    def after_fork(self) -> None:
-        """In a fork: the thread is not there, and the connection is the parent's."""
-        if self._socket is not None:
-            forks.detach(self._socket.fileno())
 
     # From other threads.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from logging import getLogger, makeLogRecord
-from os import _exit
 from traceback import format_stack
 from typing import Any, Final
 from uuid import UUID
@@ -45,7 +44,7 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import WRONG_PROCESS, Attempt, classify, execute, report, report_left, timed_out, view
+from givalia_core.worker.pipeline import Attempt, classify, execute, report, report_left, timed_out, view
 from givalia_core.worker.starter import Running, Starter
 
 __builtins__ = BUILTINS
@@ -206,34 +205,21 @@ class Runner:
             return inherited.get(_FENCE, 0)
         return fence
 
-    def be_fork_of(self, forker: int) -> None:
-        """This process is a fork that the attempt of this fence has made: no other attempt is to go on in it."""
-        self._leave_to_parent()
-
-        def guard(event: str, switch: tuple[Any, Any]) -> None:
-            if (self._fences.get(switch[1]) or forker) != forker:  # The loop is nobody's, and runs here for the fork.
-                _exit(WRONG_PROCESS)
-
-        settrace(guard)
-
-    def be_left(self) -> None:
-        """This process is a fork of a program that has a worker in it: no job goes on here but the one that forked, if one did.
+    def after_fork(self) -> None:
+        """In a fork: no attempt goes on but the one that forked, if one did.
 
         The others are never resumed, not even to end them: what they would clean up is the parent's, a transaction perhaps.
         """
-        self._leave_to_parent()
+        self._page = Page()
+        self._pulse.stop()
+        self._starter.forget()
         forker = self.current
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:
             while (self._fences.get(switch[1]) or forker) != forker:
-                gevent.get_hub().switch()
+                get_hub().switch()
 
-        greenlet.settrace(guard)
-
-    def _leave_to_parent(self) -> None:
-        self._page = Page()
-        self._pulse.stop()
-        self._starter.forget()
+        settrace(guard)
 
     @property
     def holds(self) -> bool:

@@ -115,6 +115,13 @@ def test_a_fork_that_waits_goes_on_and_ends_as_it_likes(rig: Rig, module: str) -
     assert rig.client().enq(module, max_attempts=1).wait(10) == 7
 
 
+def test_a_fork_may_log_whatever_the_threads_of_its_job_do(rig: Rig) -> None:
+    rig.start_server()
+    rig.start_worker()
+
+    assert rig.client().enq("ForkWhileSaying", max_attempts=1).wait(60) == [7] * 20
+
+
 def test_a_process_is_used_again_up_to_a_number(rig: Rig) -> None:
     rig.start_server()
     rig.start_worker("--jobs-per-process", "3", "--processes", "1")

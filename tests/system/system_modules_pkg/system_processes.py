@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import re
+import signal
 import threading
 import time
 from typing import Any
 
 from system_modules import Echo, Stay, write_line
 
-from givalia_core import WorkModule
+from givalia_core import Client, WorkModule
 
 
 class EchoApart(Echo):
@@ -160,6 +162,77 @@ class ForkApart(Fork):
     """Does so in a process of its own."""
 
     isolation = "process"
+
+
+class ForkWhileSaying(WorkModule):
+    """Forks again and again while its threads log; each fork logs a line, too. Returns how the forks have ended."""
+
+    isolation = "process"
+    FORKS = 20
+
+    def process(self) -> list[int]:
+        is_over = threading.Event()
+        threads = [threading.Thread(target=self.say, args=(is_over,)) for _ in range(3)]
+        for each in threads:
+            each.start()
+        try:
+            return [self.fork() for _ in range(self.FORKS)]
+        finally:
+            is_over.set()
+            for each in threads:
+                each.join()
+
+    def say(self, is_over: threading.Event) -> None:
+        while not is_over.is_set():
+            self.log.info("a thread says " + "something " * 500)
+
+    def fork(self) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(10)
+            self.log.info("a fork says something")
+            os._exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class AskFromFork(WorkModule):
+    """Has a client in common with its forks; each checks its own results. Returns how the forks have ended."""
+
+    client: Client
+
+    def process(self) -> list[int]:
+        cls = AskFromFork
+        if not hasattr(cls, "client"):
+            cls.client = Client("127.0.0.1", self.params)
+        self.ask()
+        codes = [self.fork() for _ in range(3)]
+        self.ask()
+        return codes
+
+    def ask(self) -> None:
+        for number in range(3):
+            said = f"{self.job.id} {os.getpid()} {number}"
+            if AskFromFork.client.enq("Echo", params=said).wait(20) != said:
+                os._exit(9)
+
+    def fork(self) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self.ask()
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class AskFromProcess(AskFromFork):
+    """Does so in a process of its own, with the standard library's processes."""
+
+    isolation = "process"
+
+    def fork(self) -> int:
+        process = multiprocessing.get_context("fork").Process(target=self.ask)
+        process.start()
+        process.join()
+        return process.exitcode if process.exitcode is not None else -99
 
 
 class SleepInC(WorkModule):
