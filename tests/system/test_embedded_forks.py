@@ -155,6 +155,37 @@ def test_a_server_and_a_worker_go_on_in_the_parent_alone(plain: Installed, tmp_p
     assert ran.stderr.count("the worker runs in process") == 6
 
 
+STARTED_LATER = """
+import os, sys
+if sys.argv[1] == "patched":
+    from gevent import monkey
+    monkey.patch_all()
+import gevent
+from givalia_core import Server, Worker
+from givalia_core.settings import ServerSettings, WorkerSettings
+
+server = Server(ServerSettings(port=0, worker_port=0, store="memory:"))
+worker = Worker(WorkerSettings())
+pid = os.fork()
+if pid:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+server.start()
+worker.settings = WorkerSettings(worker_port=server.worker_port)
+worker.start()
+assert worker.connected.wait(20)
+assert server.info()["pid"] == os.getpid()
+worker.stop()
+server.stop()
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "patched"])
+def test_what_was_only_made_before_a_fork_starts_in_the_child(plain: Installed, kind: str) -> None:
+    ran = run(plain, STARTED_LATER, kind)
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 OUTLIVED = """
 import os, sys, time
 from gevent import monkey

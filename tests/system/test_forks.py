@@ -7,6 +7,44 @@ import subprocess
 import pytest
 from system_rig import Rig
 
+IN_PROCESSES = """
+import asyncio, multiprocessing, os, sys
+from givalia_core import AsyncClient
+
+client = AsyncClient("127.0.0.1", int(sys.argv[1]))
+
+async def work(count):
+    for number in range(count):
+        said = f"{os.getpid()} {number}"
+        assert await (await client.enq("Echo", params=said)).wait(20) == said
+
+async def child():
+    await asyncio.gather(*(work(5) for _ in range(4)))
+    await client.close()
+
+def in_child():
+    asyncio.run(child())
+
+async def parent():
+    busy = [asyncio.create_task(work(30)) for _ in range(4)]
+    children = []
+    for _ in range(6):
+        await asyncio.sleep(0.01)
+        children.append(multiprocessing.get_context("fork").Process(target=in_child))
+        children[-1].start()
+    await asyncio.gather(*busy)
+    for each in children:
+        await asyncio.to_thread(each.join)
+    await work(5)
+    await client.close()
+    return [each.exitcode for each in children]
+
+codes = asyncio.run(parent())
+assert codes == [0] * 6, codes
+"""
+
+FORKS = 100
+
 PRELOADED = """
 import os, sys, threading, time
 kind, port, forks, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -98,6 +136,140 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 """
 
 
+ATTACKS = """
+import os, signal, sys, threading, time
+from givalia_core import Client, ConnectionLost
+
+port = int(sys.argv[2])
+client = Client("127.0.0.1", port)
+client.info()
+
+def ask(who, count=3):
+    for number in range(count):
+        said = f"{os.getpid()} {who} {number}"
+        assert client.enq("Echo", params=said).wait(20) == said
+
+def end_of(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def a_fork_of_a_fork():
+    def forked(depth):
+        pid = os.fork()
+        if not pid:
+            ask(f"before {depth}")
+            code = forked(depth - 1) if depth else 0
+            ask(f"after {depth}")
+            os._exit(code)
+        ask(f"parent of {depth}")
+        return end_of(pid)
+    assert forked(3) == 0
+
+def a_handler_of_a_signal_that_forks():
+    codes = []
+    def fork(number, frame):
+        pid = os.fork()
+        if pid:
+            codes.append(end_of(pid))
+            return
+        try:
+            ask("in the handler")
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    signal.signal(signal.SIGALRM, fork)
+    while len(codes) < 20:
+        signal.setitimer(signal.ITIMER_REAL, 0.0003 * (1 + len(codes)))  # Once: none within a fork's own hooks.
+        ask("parent", 1)
+    assert not any(codes), codes
+
+def a_handler_that_forks_and_comes_back():
+    parent = os.getpid()
+    children = []
+    def fork(number, frame):
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+    signal.signal(signal.SIGALRM, fork)
+    try:
+        while len(children) < 20 and os.getpid() == parent:
+            signal.setitimer(signal.ITIMER_REAL, 0.0003 * (1 + len(children)))
+            ask("parent", 1)
+    except ConnectionLost:
+        assert os.getpid() != parent  # What was under way is the parent's.
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if os.getpid() != parent:
+        signal.alarm(30)
+        ask("child")
+        os._exit(0)
+    assert not any(map(end_of, children))
+
+def children_that_end_in_every_way():
+    import atexit
+    parent = os.getpid()
+    atexit.register(client.close)  # A program's own clean-up runs in a fork that leaves by sys.exit.
+    for end in (lambda: sys.exit(0), lambda: os._exit(0), lambda: os.kill(os.getpid(), signal.SIGKILL), client.close, None):
+        client.info()
+        pid = os.fork()
+        if not pid:
+            if end is None:
+                del globals()["client"]
+                sys.exit(0)
+            ask("child")
+            end()
+            sys.exit(0)
+        assert end_of(pid) in (0, -9)
+        ask("parent")
+
+def a_fork_in_the_middle_of_a_large_frame():
+    import socket
+    listener = socket.create_server(("127.0.0.1", 0))
+    gate, is_standing = threading.Event(), threading.Event()
+    def carry(near, far, slowly):
+        try:
+            while data := near.recv(65536):
+                far.sendall(data)
+                if slowly and len(data) > 4096:
+                    is_standing.set()
+                    gate.wait()
+        except OSError:
+            pass
+        far.close()
+    def accept():
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            for pair in ((near, far, True), (far, near, False)):
+                threading.Thread(target=carry, args=pair, daemon=True).start()
+    threading.Thread(target=accept, daemon=True).start()
+    global client
+    client = Client("127.0.0.1", listener.getsockname()[1])
+    client.info()
+    large = "x" * 200_000
+    jobs = [{"module": "Echo", "params": large, "key": str(number)} for number in range(40)]
+    got = []
+    sending = threading.Thread(target=lambda: got.extend(client.enq_many(jobs)))
+    sending.start()
+    assert is_standing.wait(30)
+    children = []
+    for _ in range(5):
+        pid = os.fork()
+        if not pid:
+            client.info()
+            client.close()
+            os._exit(0)
+        children.append(pid)
+    assert not any(map(end_of, children))
+    gate.set()
+    sending.join()
+    assert [job.key for job in got] == [job["key"] for job in jobs]
+    assert got[-1].wait(30) == large
+
+globals()[sys.argv[1]]()
+ask("at last")
+"""
+
+
 @pytest.fixture(scope="module")
 def ready(shared_rig: Rig) -> Rig:
     """A server and a worker."""
@@ -111,19 +283,54 @@ def run(rig: Rig, code: str, *words: object) -> subprocess.CompletedProcess[str]
     assert rig.server is not None
     given = [str(rig.server.port if word == "PORT" else word) for word in words]
     return subprocess.run(
-        [rig.installed.python, "-W", "ignore", "-c", code, *given], capture_output=True, text=True, timeout=100, check=False
+        [rig.installed.python, "-W", "ignore", "-c", code, *given],
+        cwd=rig.folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
 
 
 @pytest.mark.parametrize("kind", ["threads", "gevent"])
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_forks_in_the_middle_of_commands_have_their_own_answers(ready: Rig, kind: str, threads: int) -> None:
-    ran = run(ready, PRELOADED, kind, "PORT", 25, threads)
+    ran = run(ready, PRELOADED, kind, "PORT", FORKS, threads)
 
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_a_fork_of_an_async_client_has_its_own_connection(ready: Rig) -> None:
     ran = run(ready, IN_A_LOOP, "PORT")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_processes_that_an_asyncio_program_forks_have_their_own_connections(ready: Rig) -> None:
+    ran = run(ready, IN_PROCESSES, "PORT")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("module", ["AskFromFork", "AskFromProcess"])
+def test_jobs_that_fork_have_their_own_answers(ready: Rig, module: str) -> None:
+    assert ready.server is not None
+    jobs = [ready.client().enq(module, params=ready.server.port, max_attempts=1) for _ in range(5)]
+
+    assert [job.wait(60) for job in jobs] == [[0] * 3] * 5
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "a_fork_of_a_fork",
+        "a_handler_of_a_signal_that_forks",
+        "a_handler_that_forks_and_comes_back",
+        "children_that_end_in_every_way",
+        "a_fork_in_the_middle_of_a_large_frame",
+    ],
+)
+def test_parent_and_child_have_their_own_answers_after(ready: Rig, attack: str) -> None:
+    ran = run(ready, ATTACKS, attack, "PORT")
 
     assert (ran.returncode, ran.stderr) == (0, "")
