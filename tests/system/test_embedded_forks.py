@@ -186,6 +186,52 @@ def test_what_was_only_made_before_a_fork_starts_in_the_child(plain: Installed, 
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+FORKED_BY_PLUGIN = """
+import os, threading
+import gevent
+from givalia_core import Client, Server, hookimpl
+from givalia_core.settings import ServerSettings
+
+parent, calls, children = os.getpid(), [], []
+reading, writing = os.pipe()
+
+class Forking:
+    @hookimpl
+    def on_enq(self, job):
+        os.write(writing, f"{os.getpid()} {job.key}\\n".encode())
+        calls.append(job.key)
+        if len(calls) % 5 == 1:
+            children.append(os.fork())  # And the fork comes back as well.
+
+server = Server(ServerSettings(port=0, worker_port=0, store="memory:"), plugins=[Forking()])
+server.start()
+
+def produce():
+    with Client("127.0.0.1", server.client_port) as client:
+        for number in range(30):
+            client.enq("Nobody", time=600, key=str(number))
+
+producer = threading.Thread(target=produce)
+producer.start()
+with gevent.Timeout(30):
+    while len(calls) < 30:
+        gevent.sleep(0.01)
+server.stop()
+producer.join()
+for pid in children:
+    os.waitpid(pid, 0)
+os.close(writing)
+said = os.read(reading, 65536).decode().split("\\n")[:-1]
+assert sorted(said) == sorted(f"{parent} {number}" for number in range(30)), said
+"""
+
+
+def test_no_hook_is_called_in_a_fork_that_a_plugin_has_made(plain: Installed) -> None:
+    ran = run(plain, FORKED_BY_PLUGIN)
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 OUTLIVED = """
 import os, sys, time
 from gevent import monkey
