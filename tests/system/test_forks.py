@@ -43,6 +43,66 @@ codes = asyncio.run(parent())
 assert codes == [0] * 6, codes
 """
 
+WHILE_CONNECTING = """
+import os, socket, sys, threading
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from gevent.event import Event
+from givalia_core import Client, ConnectionLost
+
+port = int(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+gate, is_standing, parent, heard = Event(), Event(), os.getpid(), []
+
+def carry(near, far, is_first):
+    while data := near.recv(65536):
+        if is_first:
+            is_standing.set()
+            gate.wait()  # The hello of the first connection stands here.
+        far.sendall(data)
+
+def accept():
+    for number in range(2):
+        near, _ = listener.accept()
+        far = socket.create_connection(("127.0.0.1", port))
+        gevent.spawn(carry, near, far, not number)
+        gevent.spawn(carry, far, near, False)
+
+def reaches_listener(fd):
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            return copy.getpeername()[1] == listener.getsockname()[1]
+    except (OSError, IndexError):
+        return False  # No socket, or one that is not connected, or has no port.
+
+def ask():
+    try:
+        heard.append(client.info()["pid"])
+    except ConnectionLost as error:
+        heard.append(error)
+
+accepting = gevent.spawn(accept)
+client = Client("127.0.0.1", listener.getsockname()[1])
+asking = gevent.spawn(ask)
+is_standing.wait()
+assert any(map(reaches_listener, range(3, 100)))
+pid = os.fork()
+if not pid:
+    if any(map(reaches_listener, range(3, 100))):
+        os._exit(2)
+    with gevent.Timeout(20):
+        asking.join()
+    os._exit(0 if isinstance(heard[0], ConnectionLost) else 1)
+while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+    gevent.sleep(0.01)
+gate.set()
+with gevent.Timeout(20):
+    asking.join()
+assert isinstance(heard[0], int), heard
+sys.exit(os.waitstatus_to_exitcode(ended[1]))
+"""
+
 FORKS = 100
 
 PRELOADED = """
@@ -302,6 +362,12 @@ def test_forks_in_the_middle_of_commands_have_their_own_answers(ready: Rig, kind
 
 def test_a_fork_of_an_async_client_has_its_own_connection(ready: Rig) -> None:
     ran = run(ready, IN_A_LOOP, "PORT")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_fork_while_a_greenlet_connects_leaves_that_connection_alone(ready: Rig) -> None:
+    ran = run(ready, WHILE_CONNECTING, "PORT")
 
     assert (ran.returncode, ran.stderr) == (0, "")
 
