@@ -48,16 +48,18 @@ class Member:
         self.pid = 0  # Until it is born.
         self.since = time.time()
         self._heard, self._ended = heard, ended
-        ours, theirs = socket.socketpair()
+        self._channel, theirs = socket.socketpair()
+        self.given = [theirs.detach()]
+        forks.register(self)  # At once: in a program of its own this is a thread beside the one that forks.
         with contextlib.ExitStack() as undone:  # Where there are no more file descriptors, none is to be lost.
+            undone.callback(os.close, self.given[0])
             page = page_file()
             undone.callback(os.close, page)
             self._file = last_words = nameless_file()
             undone.callback(os.close, last_words)
             self.page, self.last_words = Page(page), LastWords(last_words)
             undone.pop_all()
-        self._channel = ours
-        self.given = [theirs.detach(), page, last_words]
+        self.given += [page, last_words]
         self._out: list[Any] = []
         self._signals: list[int] = []
         self._nursery: Nursery | None = None
@@ -70,7 +72,6 @@ class Member:
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending = gevent.spawn(self._send_forever)
-        forks.register(self)
 
     def after_fork(self) -> None:
         """In a fork of a program that has a worker in it: the process is the parent's alone."""
@@ -218,9 +219,9 @@ class Nursery:
         with contextlib.suppress(OSError):  # If it is gone, that will be told in a moment.
             self._socket.sendmsg([RECORD.pack(FORK, self._last, ROLES.index(member.role))], [rights])
         *given, _ = member.given  # The last one is read when the process is gone.
+        member.given = []  # First: a fork must not mistake for these what takes their numbers next.
         for fd in given:
             os.close(fd)
-        member.given = []
 
     def signal(self, pid: int, number: int) -> None:
         """Send a signal to the group of a member."""

@@ -113,6 +113,7 @@ def code_of(made):
     found, status = os.waitpid(made, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
+await_done(6)  # A job in a process of its own is among them.
 codes = []
 children = []
 for end in [*ENDS, *ENDS]:
