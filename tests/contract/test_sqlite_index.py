@@ -1,4 +1,7 @@
-"""What the index of the SQLite store promises: it is right after a kill at any instruction, and made anew if it is strange."""
+"""What the index of the SQLite store promises: it agrees with the records, and is made anew if it is strange.
+
+`test_sqlite_kills` kills it at each instruction.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,10 @@ import errno
 import os
 import random
 import shutil
-import signal
 import sqlite3
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,13 +20,13 @@ import pytest
 from sqlite_history import SEED, Script, killed, make_small, power_cut
 
 from givalia_core.errors import StoreFailed, StoreFull
-from givalia_core.model import RUNNING, WAITING, Answered, Job
+from givalia_core.model import RUNNING, WAITING, Job
 from givalia_core.store import memory, sqlite_reads, sqlite_sweeper
-from givalia_core.store.base import Change, Claim, Route, Span, Store, Wanted, by_module
+from givalia_core.store.base import Claim, Route, Span, Wanted, by_module
 from givalia_core.store.index import index, names, runs, slots, words
 from givalia_core.store.memory import Memory
 from givalia_core.store.sqlite import SQLite
-from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, job_id, request_id, waiting
+from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -76,87 +76,6 @@ def _live(seed: int, folder: Path, chance: random.Random) -> None:
     store.close()
 
 
-def run_killed(work: Callable[[], None], after: int | None, within: str = "") -> int:
-    """Do this in a fork that is killed after so many instructions of the store; returns how many there were.
-
-    `within` names the only function whose instructions count, with its class.
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        done = 0
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal done
-            if "/givalia_core/store/" not in frame.f_code.co_filename:
-                return None
-            if within not in ("", frame.f_code.co_qualname):
-                return None
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            if event == "opcode":
-                done += 1
-                if done == after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        try:
-            sys.settrace(trace)
-            work()
-            sys.settrace(None)
-            os.write(writing, b"%d" % done)
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        told = file.read()
-    os.waitpid(child, 0)
-    assert told or after is not None
-    return int(told or 0)
-
-
-# Kills.
-
-
-def each_kill(
-    path: Path, within: str, before: list[list[Change]], last: list[Change], every: int = 1
-) -> Iterator[tuple[SQLite, Store]]:
-    """The store after a kill at each instruction of a function while it does the last of some commits, with the reference.
-
-    That commit was not acknowledged, and is in the reference if it is in the records.
-    """
-
-    def work() -> None:
-        store = SQLite(f"sqlite://{path}")
-        store.open()
-        store.commit(last, MARK)
-        store.tidy()
-
-    def prepare() -> None:
-        shutil.rmtree(path.parent, ignore_errors=True)
-        store = SQLite(f"sqlite://{path}")
-        store.open()
-        for changes in before:
-            assert not store.commit(changes, MARK).refused
-        store.close()
-
-    prepare()
-    instructions = run_killed(work, None, within)
-    assert instructions
-    for number in range(1, instructions + 1, every):
-        prepare()
-        run_killed(work, number, within)
-        store = SQLite(f"sqlite://{path}")
-        store.open()
-        reference = Memory()
-        reference.open()
-        for changes in (*before, last):
-            reference.commit(changes, MARK)
-        assert store.check() == []
-        assert store.counts() == reference.counts()
-        yield store, reference
-        store.close()
-
-
 @pytest.mark.parametrize("look", ["find", "tidy", "commit", "close"])
 def test_answers_do_not_wait_for_the_index(store: SQLite, monkeypatch: pytest.MonkeyPatch, look: str) -> None:
     entered = Mock(wraps=store._index.insert)
@@ -172,82 +91,6 @@ def test_answers_do_not_wait_for_the_index(store: SQLite, monkeypatch: pytest.Mo
     else:
         getattr(store, look)()
     assert entered.called
-
-
-def past_of(store: Store, key: str) -> int | None:
-    job = store.find(Wanted(past_keys=frozenset({key})), NOW).ended.get(key)
-    return None if job is None else job.seq
-
-
-def test_a_kill_while_a_job_is_linked_behind_later_ends_of_its_key_leaves_one_chain(path: Path) -> None:
-    ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2, 4)]
-    first = waiting(3, key="a")
-
-    for store, reference in each_kill(path, "Chains.link", [inserts([*ends, first])], [ended(first, ago_us=99)]):
-        for seq in (4, 2, 3, 1):
-            assert past_of(store, "a") == past_of(reference, "a") == seq
-            for each in (store, reference):
-                (job,) = each.find(Wanted(ids=frozenset({job_id(seq)})), NOW).ids.values()
-                assert not each.commit([changed(job, state=WAITING, key=None, ended_at_us=0, forget_at_us=None)], MARK).refused
-
-
-def test_a_kill_while_a_name_is_removed_leaves_the_last_end_of_a_key_before_the_others(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(names.Names, "hash", lambda self, name: name[0] << 8)  # So that entries move.
-    other = waiting(1, answered=(Answered(request_id(1), "ext", 1),))
-    first = ended(waiting(2, key="a"), ago_us=9).job
-
-    for store, _ in each_kill(path, "Names.remove", [inserts([other, first])], [changed(other, answered=())], 11):
-        store.commit(inserts([ended(waiting(3, key="a")).job]), MARK)
-        assert past_of(store, "a") == 3
-
-
-def test_a_kill_while_an_ended_job_comes_in_leaves_it_under_its_key(path: Path) -> None:
-    for store, _ in each_kill(path, "Chains.link", [[]], inserts([ended(waiting(1, key="a")).job])):
-        assert past_of(store, "a") == 1
-
-
-def test_a_job_that_ends_while_another_of_its_key_comes_and_ends_is_second_in_their_chain(store: SQLite) -> None:
-    first = waiting(1, key="a")
-    store.commit(inserts([first]), MARK)
-
-    store.commit([ended(first, ago_us=50), *inserts([ended(waiting(2, key="a"), ago_us=10).job])], MARK)
-
-    assert past_of(store, "a") == 2
-    assert store.check() == []
-
-
-def test_a_kill_while_a_job_starts_again_with_other_params_leaves_it_under_its_key(path: Path) -> None:
-    ends = [ended(waiting(seq, key="a"), ago_us=100 - seq).job for seq in (1, 2)]
-    again = changed(ends[0], state=WAITING, params=b"other", ended_at_us=0, forget_at_us=None)
-
-    for store, _ in each_kill(path, "Index.change", [inserts(ends)], [again]):
-        assert store.find(Wanted(keys=frozenset({"a"})), NOW).live["a"] == again.job
-
-
-def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_key(
-    store: SQLite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stays = ended(waiting(1, key="a"), ago_us=50).job
-    goes = [ended(waiting(seq, key="a"), ago_us=50 - seq, forget_in_us=-1).job for seq in (2, 3, 4)]
-    for job in (stays, *goes):
-        store.commit(inserts([job]), MARK)
-    assert store.commit([], MARK, KEEP_ALL).forgotten == 3
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sqlite_sweeper.Sweeper, "drop", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            store.tidy()
-    store._let_go()
-    store.open()
-    assert past_of(store, "a") == 1
-    for _ in range(20):
-        store.tidy()
-
-    assert past_of(store, "a") == 1
-    store.commit(inserts([waiting(5)]), MARK)
-    assert store._index.slots.most == 4  # Those of forgotten jobs are used again.
 
 
 def test_a_job_that_comes_in_below_those_before_it_is_there_after_a_kill(store: SQLite) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
-import sys
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import CodeType
 
 import pytest
+from instructions import before_each_instruction
 from system_rig import Rig
 
 from givalia_core import AsyncClient
@@ -20,34 +21,32 @@ CUTS = int(os.environ.get("GIVALIA_CUTS", "150"))
 
 
 class Cut(BaseException):
-    """What is thrown."""
+    """Cuts a call short."""
 
 
-class Thrower:
-    """Throws at the n-th instruction that the client's code runs in this thread."""
+def is_of_client(code: CodeType) -> bool:
+    return "/givalia_core/client/" in code.co_filename
 
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.count = 0
 
-    def __enter__(self) -> Thrower:
-        sys.settrace(self._trace)
-        return self
+def instructions(call: Callable[[], object]) -> int:
+    """Count the instructions that the client's code runs in this thread."""
+    count = itertools.count()
+    with before_each_instruction(is_of_client, lambda: next(count)):
+        call()
+    return next(count)
 
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
 
-    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if "/givalia_core/client/" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            self.count += 1
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                raise Cut
-        return self._trace
+@contextlib.contextmanager
+def cut_at(number: int) -> Iterator[None]:
+    """Cut the block short at this instruction of the client's code."""
+    left = iter(range(number - 1, -1, -1))
+
+    def cut() -> None:
+        if not next(left):
+            raise Cut
+
+    with contextlib.suppress(Cut), before_each_instruction(is_of_client, cut):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +74,12 @@ def test_a_call_that_is_cut_short_leaves_nothing_behind(ready: Rig, verb: str) -
     cuts = CUTS if verb != "enq_many" else CUTS // 10
     with ready.client() as client, ready.client() as other:
         client.info()
-        with Thrower(0) as counting:
-            call(client, f"{verb} whole")
+        whole = instructions(lambda: call(client, f"{verb} whole"))
         mine: dict[str, str] = {}
         for number in range(cuts):
             key = f"{verb} {SEED} {number}"
-            at = chance.randrange(1, counting.count + 1)
-            with contextlib.suppress(Cut), Thrower(at):
+            at = chance.randrange(1, whole + 1)
+            with cut_at(at):
                 call(client, key)
 
             said = f"next {key}"
