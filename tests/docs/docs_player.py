@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from docs_pages import ROOT, Block, blocks
-from docs_stage import Program, Stage
+from docs_stage import PATIENCE_S, Program, Stage
 
 from givalia_core import errors
 from givalia_core.settings import TABLES, load
@@ -129,7 +129,7 @@ class Player:
         lines = block.code.splitlines()
         assert len(lines) % 2 == 0, f"{block.place}: each line needs its answer"
         with (
-            socket.create_connection(("127.0.0.1", self.stage.port), timeout=10) as line,
+            socket.create_connection(("127.0.0.1", self.stage.port), timeout=PATIENCE_S) as line,
             line.makefile("r", encoding="utf-8") as answers,
         ):
             for asked, answer in zip(lines[::2], lines[1::2], strict=True):
@@ -141,7 +141,7 @@ class Player:
             return
         assert self._worker is not None, f"{block.place}: the page has started no worker"
         wanted = [alike(line) for line in block.code.splitlines()]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             printed = [alike(line) for line in self._worker.log.read_text().splitlines()]
             if all(line in printed for line in wanted):
@@ -244,13 +244,19 @@ def _check_target(words: list[str], place: str) -> None:
 
 
 def _compare(answered: Any, expected: Any, place: str) -> None:
-    """As the page shows it: the same names, and the same values but for what differs from run to run."""
+    """As the page shows it: the same names, and the same values but for what differs from run to run.
+
+    Less of `timeleft` is left where the machine is slow.
+    """
     assert type(answered) is type(expected), f"{place}: {answered!r}"
     if isinstance(expected, dict):
         assert list(answered) == list(expected), f"{place}: {answered!r}"
         for name in expected:
-            _compare(answered[name], expected[name], place)
+            if name == "timeleft":
+                assert expected[name] - 2 * PATIENCE_S <= answered[name] <= expected[name] + 1, place
+            else:
+                _compare(answered[name], expected[name], place)
     elif isinstance(expected, str):
         assert alike(answered) == alike(expected), place
     else:
-        assert answered == expected or abs(answered - expected) <= 1, place
+        assert answered == expected, place

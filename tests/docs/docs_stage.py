@@ -18,8 +18,7 @@ from types import TracebackType
 from givalia_core import Client, GivaliaError
 from givalia_core.cli.common import READY_FD
 
-START_S = 15.0
-STOP_S = 15.0
+PATIENCE_S = 60.0  # For whatever takes a moment, unless the machine is busy with other things.
 LIVE = ("waiting", "ready", "running")
 
 
@@ -42,7 +41,7 @@ class Program:
                 )
             os.close(writable)
             writable = -1
-            ready, _, _ = select.select([readable], [], [], START_S)
+            ready, _, _ = select.select([readable], [], [], PATIENCE_S)
             if not ready or os.read(readable, 16) != b"ready":
                 self._process.kill()
                 self._process.wait()
@@ -56,7 +55,7 @@ class Program:
         """Let it drain; its exit code."""
         self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(STOP_S)
+            return self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -115,7 +114,7 @@ class Stage:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=3 * PATIENCE_S,
             cwd=folder or self.folder,
             env=environ or self.environ,
         )
