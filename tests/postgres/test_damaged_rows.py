@@ -327,7 +327,7 @@ def test_servers_go_on_and_say_it_when_rows_are_damaged(fleet: Fleet, tmp_path: 
     fleet.add_worker("-c", "1")
     client = fleet.client_of()
     for number in range(12):
-        client.enq("Note", time=3, params=str(tmp_path / "ran"), key=f"k{number}")
+        client.enq("Note", time=8, params=str(tmp_path / "ran"), key=f"k{number}")
 
     # when
     for number, damage in enumerate(

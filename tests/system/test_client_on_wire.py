@@ -229,7 +229,7 @@ def test_waits_and_commands_go_on_over_a_restart_of_the_server(rig: Rig, any_cli
     server = rig.start_server()
     rig.start_worker()
     client = rig.client()
-    job = client.enq("Echo", params="later", time=1.5)
+    job = client.enq("Echo", params="later", time=5)
     with ThreadPoolExecutor(3) as pool:
         waiting = pool.submit(job.wait, 30)
         timed_out = pool.submit(job.wait, 0.2)

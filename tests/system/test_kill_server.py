@@ -51,10 +51,14 @@ class Producer:
         return 1
 
     def extended_one(self, client: Client, done: int) -> int:
-        """One that is pushed back, twice."""
+        """One that is pushed back, twice, as far as a dead server lets us."""
         job = client.enq("Note", params=self.file, time=2, key=f"extended-{done}")
-        job.ext(1)
-        self.due[job.id] = job.ext(0.5).timestamp()
+        self.due[job.id] = job.due.timestamp()
+        try:
+            self.due[job.id] = job.ext(1).timestamp()
+            self.due[job.id] = job.ext(0.5).timestamp()
+        except WrongState:
+            return 1  # The server was away for so long that the job has run.
         self.extended += 1
         return 1
 
@@ -114,7 +118,7 @@ def test_no_cancelled_job_ran(storm: tuple[Producer, dict[str, list[float]]]) ->
 def test_no_job_ran_before_its_due_extended_or_not(storm: tuple[Producer, dict[str, list[float]]]) -> None:
     producer, starts = storm
 
-    assert producer.extended == 400
+    assert producer.extended > 300
     early = {
         job_id: due - min(starts[job_id])
         for job_id, due in producer.due.items()

@@ -73,9 +73,13 @@ def test_r01_a_delay_of_zero_runs_and_a_negative_one_is_refused(house: House, li
 
 
 def test_r02_a_job_that_was_extended_and_then_cancelled_never_runs(house: House, lines: Lines) -> None:
-    made = lines.ask("enq", module="Note", time=0.3, params=str(house.notes), key="r02")
-    assert lines.ask("ext", key="r02", time=0.3)["response"] == "success"
-    assert lines.ask("cancel", key="r02") == {"response": "success", "desc": "Cancel successfull."}
+    made, extended, cancelled = lines.ask_at_once(
+        ("enq", {"module": "Note", "time": 0.3, "params": str(house.notes), "key": "r02"}),
+        ("ext", {"key": "r02", "time": 0.3}),
+        ("cancel", {"key": "r02"}),
+    )
+    assert extended["response"] == "success"
+    assert cancelled == {"response": "success", "desc": "Cancel successfull."}
 
     house.let_pass(1.0)
 
@@ -83,11 +87,11 @@ def test_r02_a_job_that_was_extended_and_then_cancelled_never_runs(house: House,
 
 
 def test_r03_a_key_that_is_taken_is_refused_and_the_first_can_be_cancelled(house: House, lines: Lines) -> None:
-    first = lines.ask("enq", module="Note", time=0.3, params=str(house.notes), key="r03")
-    second = lines.ask("enq", module="Note", time=0.3, params=str(house.notes), key="r03")
+    job: dict[str, object] = {"module": "Note", "time": 0.3, "params": str(house.notes), "key": "r03"}
+    first, second, cancelled = lines.ask_at_once(("enq", job), ("enq", job), ("cancel", {"key": "r03"}))
 
     assert second == {"response": "fail", "desc": "Key already exists."}
-    assert lines.ask("cancel", key="r03")["response"] == "success"
+    assert cancelled["response"] == "success"
     before = len(house.ran())
     house.let_pass(0.5)
     assert first["id"] not in house.ran()
