@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Of one Python only: where PYTHON is another than before, the environment is made anew.
+VERSION := $(shell $(PYTHON) -c "import platform, sys; print(platform.python_version() + sys.abiflags)")
+STAMP := $(VENV)/.installed-$(VERSION)
 # What draws, profiles or is only measured beside ours is kept apart: nobody needs it to test or to run Givalia.
 DRAW := build/bench-venv
 DRAW_STAMP := $(DRAW)/.installed
@@ -15,7 +17,7 @@ help:  ## What can be made
 
 # The locked dependencies first, each with its hash; then our own packages, which need nothing more.
 $(STAMP): $(SOURCES)
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(wildcard $(STAMP)),,--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		-e . $(addprefix -e ,$(wildcard plugins/*)) -e example_modules_pkg
@@ -28,8 +30,9 @@ test: $(STAMP)  ## Every test, in two halves beside each other
 	$(BIN)/python tests/halves.py
 
 # What takes too long for each change: every place at which a call of the system can fail, and two thousand damages.
-test-all: $(STAMP)  ## Every test, and those that try everything; as root also file systems that are really full
-	GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 $(BIN)/python tests/halves.py
+test-all: $(STAMP)  ## Every test, and those that try everything; as root also full file systems; the fast ones on each Python
+	status=0; GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 \
+	$(BIN)/python tests/halves.py || status=1; $(BIN)/python tests/pythons.py || status=1; exit $$status
 
 unit: $(STAMP)  ## The fast tests
 	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg

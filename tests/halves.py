@@ -31,7 +31,7 @@ def main() -> int:
         said.seek(0)
         sys.stdout.buffer.write(said.read())
         sys.stdout.flush()
-    return max(waiting, computed)
+    return max(abs(waiting), abs(computed))  # Negative: ended by a signal.
 
 
 if __name__ == "__main__":
