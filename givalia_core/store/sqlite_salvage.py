@@ -11,6 +11,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -60,7 +61,9 @@ def _salvage(path: Path, new: Store) -> Salvaged:
             if any(new.counts().values()):
                 raise StoreUnfit("the new store holds jobs already")
             with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
-                return _Salvage(_copied(path, Path(folder)), new).run()
+                copy = _copied(path, Path(folder))
+                with closing(sqlite3.connect(copy, isolation_level=None)) as database:
+                    return _Salvage(copy, database, new).run()
         finally:
             new.close()
     finally:
@@ -75,9 +78,9 @@ def _copied(path: Path, folder: Path) -> Path:
 
 
 class _Salvage:
-    def __init__(self, path: Path, new: Store) -> None:
+    def __init__(self, path: Path, database: sqlite3.Connection, new: Store) -> None:
         self._path = path
-        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database = database
         self._new = new
         self._lost: list[str] = []
         self._forgotten: set[int] = set()
@@ -99,7 +102,6 @@ class _Salvage:
                 batch, size = [], 0
         jobs += self._write(batch, mark)
         self._new.raise_numbers(self._last_seq, self._last_fence)
-        self._database.close()
         return Salvaged(jobs, self._lost)
 
     def _pages(self) -> None:

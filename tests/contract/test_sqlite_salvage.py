@@ -7,8 +7,10 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -233,12 +235,18 @@ def test_an_error_of_the_system_is_named_as_one(
         salvaged(path)
 
 
-def test_a_copy_that_cannot_be_opened_is_not_called_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_cannot_be_read_is_not_called_damaged_and_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SQLite(f"sqlite://{path}")
     store.open()
     store.commit(inserts([waiting(1)]), MARK)
     store.close()
     copied = shutil.copyfile
+    connect = sqlite3.connect
+    opened: list[sqlite3.Connection] = []
+
+    def connecting(*given: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*given, **options))
+        return opened[-1]
 
     def copying(old: Path, new: Path) -> None:
         copied(old, new)
@@ -246,9 +254,13 @@ def test_a_copy_that_cannot_be_opened_is_not_called_damaged(path: Path, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", copying)
+        patched.setattr(sqlite3, "connect", connecting)
         with pytest.raises(StoreFailed, match="the copy of the damaged store"):
             salvaged(path)
 
+    for each in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            each.total_changes  # noqa: B018
     assert salvaged(path)[0] == Salvaged(1, [])
 
 

@@ -39,7 +39,9 @@ class TestSQLite(StoreSuite):
         earlier: Any = (Earlier(job_id(1), "enq", 5), Earlier(request_id(1), "ext", 6))
         store = self.opened(tmp_path, waiting(1, answered=earlier))
 
-        found = self.reopen(store)[0].find(Wanted(requests=frozenset({request_id(1)})), NOW)
+        again, _ = self.reopen(store)
+        found = again.find(Wanted(requests=frozenset({request_id(1)})), NOW)
+        again.close()
 
         assert found.requests[request_id(1)].answered == (Answered(job_id(1), "enq", 5), Answered(request_id(1), "ext", 6))
 
