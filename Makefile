@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of one Python only: where PYTHON is another than before, the environment is made anew.
+# An environment belongs to one Python: another PYTHON rebuilds it.
 VERSION := $(shell $(PYTHON) -c "import platform, sys; print(platform.python_version() + sys.abiflags)")
 STAMP := $(VENV)/.installed-$(VERSION)
 # What draws, profiles or is only measured beside ours is kept apart: nobody needs it to test or to run Givalia.

@@ -1,8 +1,8 @@
-"""The fast tests on each Python that is here, each with a virtual environment of its own under `build/pythons`.
+"""Runs the fast tests on each installed Python, in a virtual environment of its own under `build/pythons`.
 
-`PYTHONS="python3.12 /opt/python3.14/bin/python3"` names them, and each that is named must run. Otherwise they are those of
-`ON_PATH` that exist; one that does not run (pyenv leaves a command for each version that is installed and not switched on) is
-passed over, and the summary says so. The exit code is 1 if the tests failed on any, or ran on none.
+`PYTHONS="python3.12 /opt/python3.14/bin/python3"` names the interpreters, and each must run. The default is each of `ON_PATH`
+that exists. One that does not run (pyenv leaves a command for each version, active or not) is skipped, and the summary says so.
+The exit code is 1 if the tests failed on any interpreter, or passed on none.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def _check_target(words: list[str], place: str) -> None:
 def _compare(answered: Any, expected: Any, place: str) -> None:
     """As the page shows it: the same names, and the same values but for what differs from run to run.
 
-    Less of `timeleft` is left where the machine is slow.
+    `timeleft` may be smaller by the time that a slow machine takes.
     """
     assert type(answered) is type(expected), f"{place}: {answered!r}"
     if isinstance(expected, dict):

@@ -18,7 +18,7 @@ from types import TracebackType
 from givalia_core import Client, GivaliaError
 from givalia_core.cli.common import READY_FD
 
-PATIENCE_S = 60.0  # For whatever takes a moment, unless the machine is busy with other things.
+PATIENCE_S = 60.0  # Deadline for what an idle machine does in a second or two.
 LIVE = ("waiting", "ready", "running")
 
 

@@ -11,7 +11,7 @@ from docs_player import Player
 from docs_stage import Stage
 
 PLAYED = [page for page in PAGES if any(block.language in ("python", "toml", "console", "jsonl") for block in blocks(page))]
-LEAST_S = 30.0
+LEAST_S = 30.0  # Shorter delays and deadlines depend on the speed of the machine.
 _SECONDS = re.compile(
     r'(?:\btime=|--time |"time": ?|\bexpires=|--expires |\bwait\(timeout=|--wait-timeout )' r"(\d[\d.]*)(?![\d.]| \*)"
 )

@@ -74,7 +74,7 @@ class Lines(Raw):
         return self.ask_at_once((action, job))[0]
 
     def ask_at_once(self, *commands: tuple[object, dict[str, object]]) -> list[dict[str, Any]]:
-        """Send commands together, so that a slow machine puts no time between them; their answers."""
+        """Send commands in one write, so that a slow machine puts no time between them; returns their answers."""
         self.send(b"".join(json.dumps({"action": action, "job": job}).encode() + b"\r\n" for action, job in commands))
         return [self.read() for _ in commands]
 

@@ -1,4 +1,4 @@
-"""What `make` runs is run by the Python that was asked for, and a failure of any part is one of the whole."""
+"""`make` uses the Python that was asked for, and fails if any part of the tests fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_each_python_on_the_path_is_tested_in_an_environment_of_its_own(path: Pa
     assert summary == ["python3.11: 3.11.7 passed", "python3.12: does not run"]
 
 
-def test_a_failure_on_one_python_is_one_of_the_whole_and_the_others_are_tested(path: Path) -> None:
+def test_a_failure_on_one_python_fails_the_whole_and_the_others_are_tested(path: Path) -> None:
     done = pythons(path, f"python3.13 {path}/python3.11")
 
     assert done.returncode == 1

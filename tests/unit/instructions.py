@@ -1,7 +1,7 @@
-"""Does something before each bytecode instruction of some code, to cut it short at every place where that is possible.
+"""Calls a function before each bytecode instruction of chosen code, so that tests can cut that code short anywhere.
 
-From Python 3.12 this uses `sys.monitoring`. There `sys.settrace` looks only when it is called whether any frame ever asked for
-instructions, so that whatever runs under the first `sys.settrace` of a process passes unseen.
+From Python 3.12 this uses `sys.monitoring`. There `sys.settrace` reports instructions only if a frame had asked for them before
+it was called, so the first function that a process traces passes unseen.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TOOL = 4  # Neither a debugger, nor coverage, nor a profiler: those have ids of
 def before_each_instruction(of: Callable[[CodeType], bool], act: Callable[[], object]) -> Iterator[None]:
     """While the block lasts, call `act` before each instruction that this thread runs in calls of functions chosen by `of`.
 
-    Calls that began before the block may pass unseen. What `act` raises comes out of that instruction and ends its calls.
-    Blocks must not be nested.
+    Calls that began before the block may pass unseen. An exception of `act` is raised at that instruction, and `act` is not
+    called again. Blocks must not be nested.
     """
     is_over = False
 
