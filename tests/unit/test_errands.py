@@ -331,7 +331,7 @@ def test_in_a_fork_the_parent_goes_on_with_what_was_not_sent() -> None:
     made = Errands([ONE], 60.0)
     slot = begin(made, talk.enq("Mail"), None, 0.0)
 
-    made.abandon("forked")
+    made.abandon()
 
     assert "unknown" in str(slot.error)
     assert slot.error.sent  # type: ignore[union-attr]
