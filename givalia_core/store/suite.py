@@ -459,6 +459,21 @@ class StoreSuite:
 
         assert found.ended == {"k": old[1]}
 
+    def test_a_job_that_ends_under_the_key_of_a_live_one_is_found_when_that_has_ended_and_is_forgotten(
+        self, tmp_path: Path
+    ) -> None:
+        renamed, live = waiting(1, key="other"), waiting(2, key="k")
+        store = self.opened(tmp_path, renamed, live)
+        first = Change(renamed, renamed._replace(key="k", state=DONE, version=2, ended_at_us=500, forget_at_us=10**12))
+        last = Change(live, live._replace(state=DONE, version=2, ended_at_us=900, forget_at_us=1))
+        store.commit([first], MARK)
+        store.commit([last], MARK)
+        assert store.find(Wanted(past_keys=frozenset({"k"})), NOW).ended == {"k": last.job}
+
+        store.commit([], MARK, Retention(NOW.timer_us, 0, 10, 10, 100))
+
+        assert store.find(Wanted(past_keys=frozenset({"k"})), NOW).ended == {"k": first.job}
+
     def test_keys_are_compared_as_written(self, tmp_path: Path) -> None:
         keys = ["é", "e\u0301", "É", "k", "K", "k ", " k", "ключ", "鍵", "🗝", "%", "_", "'", '"; --', "a" * 255, "\ufeffk"]
         jobs = [waiting(seq, key=key) for seq, key in enumerate(keys, 1)]

@@ -448,6 +448,8 @@ class Index:
             ended_at = job.ended_at_us
             if key is not None:
                 is_alone = self._alone.pop(slot, 0) == job.seq and was.key == key
+                if was.key != key:
+                    self._share(self.of_key(key))
                 past = LAST if is_alone else self.chains.link(slot, ended_at, key, self.of_key(key))
         elif key is not None and (was.key != key or was.state in ENDED):
             self._add_key(self.of_key(key), slot, job.seq)
