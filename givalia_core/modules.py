@@ -190,9 +190,14 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
     )
 
 
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
+
+
 def not_run(value: object) -> str | None:
     """Return what this value of `process` is, if it stands for code that has not run: nobody awaits or iterates it."""
     kind = type(value)
+    if kind in _PLAIN:
+        return None
     if issubclass(kind, GeneratorType):
         return "a generator"
     if issubclass(kind, AsyncGeneratorType):

@@ -6,6 +6,7 @@ It is made of parts in C whose methods no job can replace; those of `gevent.sock
 from __future__ import annotations
 
 from _socket import socket
+from typing import Final
 
 from gevent import get_hub
 
@@ -13,6 +14,7 @@ from givalia_core.frozen import BUILTINS
 
 __builtins__ = BUILTINS
 
+RECEIVE_BYTES: Final = 262_144
 _READ, _WRITE = 1, 2  # As libev numbers them.
 
 
@@ -22,6 +24,7 @@ class Channel:
     def __init__(self, fd: int) -> None:
         self._socket = socket(fileno=fd)
         self._socket.setblocking(False)
+        self._arrived = memoryview(bytearray(RECEIVE_BYTES))  # Made once: the system maps memory of this size anew each time.
         self._hub = get_hub()
         self._readable = self._hub.loop.io(fd, _READ)
         self._writable = self._hub.loop.io(fd, _WRITE)
@@ -30,15 +33,15 @@ class Channel:
         """Return the descriptor."""
         return self._socket.fileno()
 
-    def recv(self, bytes_max: int) -> bytes:
-        """Wait for something to arrive and return it; empty: the other end is closed.
+    def receive(self) -> memoryview:
+        """Wait for something to arrive and return it, good until the next call; empty: the other end is closed.
 
         Raises:
             OSError: The connection is lost.
         """
         while True:
             try:
-                return self._socket.recv(bytes_max)
+                return self._arrived[: self._socket.recv_into(self._arrived)]
             except BlockingIOError:
                 self._hub.wait(self._readable)
 

@@ -15,6 +15,7 @@ __builtins__ = BUILTINS
 
 EACH_S: Final = 1.0  # So often while jobs end,
 JOBS_MOST: Final = 50  # or behind so many,
+LEAST_S: Final = 0.1  # yet no more often than this,
 SHARE: Final = 0.01  # and no longer than this share of the time;
 SHARE_BAD: Final = 0.1  # behind a job that has ended badly at once, up to this share.
 
@@ -39,7 +40,7 @@ class Collector:
         if not self._ended:
             return
         since_s = now_s - self._last_s
-        if not (self._has_bad or self._ended >= JOBS_MOST or since_s >= EACH_S):
+        if not self._has_bad and (since_s < LEAST_S or (self._ended < JOBS_MOST and since_s < EACH_S)):
             return
         if since_s * (SHARE_BAD if self._has_bad else SHARE) < self._took_s:
             return

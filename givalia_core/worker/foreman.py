@@ -40,6 +40,7 @@ SHOW_S: Final = 1.0  # What is said of the processes is said no more often than 
 SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
 
 log = logging.getLogger("givalia.worker")
+_REPORTS: Final = frozenset((Succeed, Fail))
 _KINDS: Final = {"timeout": OutcomeKind.TIMEOUT, "cancelled": OutcomeKind.STOPPED, "shutdown": OutcomeKind.STOPPED,
                  "lease": OutcomeKind.DIED, "oom": OutcomeKind.FAILED}  # fmt: skip
 
@@ -150,13 +151,14 @@ class Foreman:
 
     def _begin(self, event: Dispatched) -> None:
         crew = self.generations.present
+        suspects = self._suspects.ids
         hosted: list[Dispatch] = []
         apart: list[Job] = []
         for dispatch in event.jobs:
             if self._is_stopping or crew is None or not crew.takes(dispatch.module):
                 self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
                 continue
-            is_suspect = dispatch.id in self._suspects
+            is_suspect = dispatch.id in suspects
             held = self._jobs[dispatch.fence] = Held(
                 dispatch, crew, is_process=is_suspect or crew.is_apart(dispatch.module), is_suspect=is_suspect
             )
@@ -309,20 +311,21 @@ class Foreman:
 
     def reported(self, note: Any) -> None:
         """A process says how far a job is, how it ended, that its plugins were told, or what it has logged."""
-        if isinstance(note, Logged):
+        kind = type(note)
+        if kind is Logged:
             self._log(note)
             return
         held = self._jobs.get(note.fence)
         if held is None:
             return
-        if isinstance(note, Progress):
-            self._link.send(note)
-        elif isinstance(note, InHook):
-            held.hook, held.hooked_s = note.words, time.monotonic()
-            held.crew.note_hook(held)
-        elif not isinstance(note, Told):
+        if kind in _REPORTS:
             self._forget(held)
             self._link.send(note)
+        elif kind is Progress:
+            self._link.send(note)
+        elif kind is InHook:
+            held.hook, held.hooked_s = note.words, time.monotonic()
+            held.crew.note_hook(held)
         elif held.phase == "before":
             self._run(held)
         elif held.phase == "after":

@@ -56,18 +56,16 @@ class Suspects(Generic[H]):
     """
 
     def __init__(self) -> None:
-        self._ids: dict[bytes, None] = {}
+        self.ids: dict[bytes, None] = {}
+        """The ids of the suspects, the oldest first."""
         self._running: dict[H, float] = {}  # Since when.
         self._waiting: deque[H] = deque()
 
-    def __contains__(self, job_id: bytes) -> bool:
-        return job_id in self._ids
-
     def add(self, job_id: bytes) -> None:
         """Let a job be a suspect; of too many the oldest are forgotten."""
-        self._ids[job_id] = None
-        while len(self._ids) > SUSPECTS_MAX:
-            del self._ids[next(iter(self._ids))]
+        self.ids[job_id] = None
+        while len(self.ids) > SUSPECTS_MAX:
+            del self.ids[next(iter(self.ids))]
 
     def may_run(self, held: H, now_s: float) -> bool:
         """Return whether it may run now; if not, `following` returns it when its turn has come."""
@@ -97,7 +95,7 @@ class Suspects(Generic[H]):
 
     def clear(self, job_id: bytes) -> None:
         """Note that a job has run apart and harmed nobody."""
-        self._ids.pop(job_id, None)
+        self.ids.pop(job_id, None)
 
 
 class Verdict:

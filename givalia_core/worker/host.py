@@ -41,7 +41,6 @@ from givalia_core.worker.surroundings import Loggers, Surroundings  # noqa: E402
 
 __builtins__ = BUILTINS
 
-RECEIVE_BYTES: Final = 262_144
 AT_ONCE: Final = 256
 LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
 
@@ -104,7 +103,7 @@ class Host:
         return 0
 
     def _first_notes(self, reader: Reader) -> list[Any]:
-        while not (heard := reader.feed(self._channel.recv(RECEIVE_BYTES))):
+        while not (heard := reader.feed(self._channel.receive())):
             pass
         return heard
 
@@ -183,7 +182,7 @@ class Host:
                 self._runner.take(note)
                 if not number % AT_ONCE:
                     sleep(0)  # Let these run, and be reported while the rest are still being started.
-            data = self._channel.recv(RECEIVE_BYTES)
+            data = self._channel.receive()
             if not data:
                 return
             notes_ = reader.feed(data)

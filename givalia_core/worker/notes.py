@@ -203,7 +203,7 @@ class Reader:
         """Whether a record has arrived in part."""
         return bool(self._data)
 
-    def feed(self, data: bytes) -> list[Any]:
+    def feed(self, data: bytes | memoryview) -> list[Any]:
         """Take the bytes that arrived; return the notes that are whole.
 
         Raises:

@@ -51,7 +51,9 @@ def test_it_collects_each_second_behind_many_jobs_and_at_once_behind_a_bad_end(r
     assert due(rig) == 1
 
 
-@pytest.mark.parametrize("wait", [lambda rig: rig.later(60), lambda rig: rig.later(0.2, JOBS_MOST - 1)])
+@pytest.mark.parametrize(
+    "wait", [lambda rig: rig.later(60), lambda rig: rig.later(0.2, JOBS_MOST - 1), lambda rig: rig.later(0.09, 9_999)]
+)
 def test_it_does_not_collect_without_need(rig: Rig, wait: Callable[[Rig], int]) -> None:
     assert wait(rig) == 0
 
