@@ -176,9 +176,7 @@ class Exchange:
 
     def _leave_reading(self) -> None:
         with self._lock:
-            if (
-                self._reader == threading.get_ident()
-            ):  # In a fork a greenlet may have read for the parent, and another reads now.
+            if self._reader == threading.get_ident():  # In a fork, another greenlet may read by now.
                 self._reader = None
             self._changed.notify_all()
 
