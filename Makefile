@@ -29,9 +29,10 @@ demo: $(STAMP)  ## Watch it work: a job pushed back, one called off, a server ki
 test: $(STAMP)  ## Every test, in two halves beside each other
 	$(BIN)/python tests/halves.py
 
-# What takes too long for each change: every place at which a call of the system can fail, and two thousand damages.
+# What takes too long for each change: every place at which a call of the system can fail, a thousand calls that are cut short for
+# each verb, and two thousand damages.
 test-all: $(STAMP)  ## Every test, and those that try everything; as root also full file systems; the fast ones on each Python
-	status=0; GIVALIA_EACH=1 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 \
+	status=0; GIVALIA_EACH=1 GIVALIA_CUTS=1000 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 \
 	$(BIN)/python tests/halves.py || status=1; $(BIN)/python tests/pythons.py || status=1; exit $$status
 
 unit: $(STAMP)  ## The fast tests
