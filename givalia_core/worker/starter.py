@@ -62,17 +62,20 @@ class Starter(Generic[T]):
             self._again.close()
             self._again = None
         self._until_s = Clock.monotonic() + TURN_S
-        while self._waiting:
-            self._starting = Running(self._run_in_a_row)
-            self._starting.switch()  # Comes back when an attempt gives way, or when its greenlet has ended.
+        try:
+            while self._waiting:
+                self._starting = Running(self._run_in_a_row)
+                self._starting.switch()  # Comes back when an attempt gives way, or when its greenlet has ended.
+                self._starting = None
+                if Clock.monotonic() >= self._until_s:
+                    break
+        finally:  # A switch raises what a trace function of a job raises; the attempts that wait start all the same.
             self._starting = None
-            if Clock.monotonic() >= self._until_s:
-                break
-        self._is_due = bool(self._waiting)
-        if self._is_due:
-            # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
-            self._again = get_hub().loop.timer(0)
-            self._again.start(self._start)
+            self._is_due = bool(self._waiting)
+            if self._is_due:
+                # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
+                self._again = get_hub().loop.timer(0)
+                self._again.start(self._start)
 
     def _run_in_a_row(self) -> None:
         running = self._starting

@@ -146,3 +146,23 @@ def test_what_is_forgotten_does_not_start(made: Made) -> None:
     made.run(lambda: ran.append(2))
 
     assert ran == [2]
+
+
+def test_attempts_start_though_a_trace_function_has_raised_at_a_switch(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    raised: list[int] = []
+
+    class Raises(Running):
+        def switch(self) -> None:
+            if not raised:
+                raised.append(1)
+                raise RuntimeError("what a trace function of a job raises is raised here")
+            super().switch()
+
+    monkeypatch.setattr(starter_room, "Running", Raises)
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+
+    made.run(lambda: ran.append(1))
+    made.run(lambda: ran.append(2))
+
+    assert ran == [1, 2]
