@@ -185,6 +185,9 @@ class Foreman:
 
     def _run(self, held: Job) -> None:
         """Start a job that has a process of its own, unless there is nothing left to start."""
+        if held.why == "shutdown" and not held.is_cancelled:
+            self._settle(held, Release(held.dispatch.id, held.dispatch.fence))  # None of its code has run.
+            return
         if held.why or held.is_cancelled:
             report = self._failure(held, held.why or "cancelled")
             self._settle(held, report if held.why != "cancelled" else report._replace(error="cancelled: before it started"))
@@ -429,7 +432,7 @@ class Foreman:
         if crew is self.generations.present:
             self.generations.reload(f"a job has changed the {words} of the one with the greenlets")
 
-    def _settle(self, held: Job, report: Succeed | Fail) -> None:
+    def _settle(self, held: Job, report: Succeed | Fail | Release) -> None:
         """Tell the plugins, and then the server, how a job ended that had a process of its own."""
         held.at_s = None
         self._timed.discard(held)
@@ -440,6 +443,8 @@ class Foreman:
         held.phase, held.report = "after", report
         if isinstance(report, Succeed):
             told = After(tuple(held.dispatch), str(OutcomeKind.SUCCEEDED), report.payload, None, held.seconds)
+        elif isinstance(report, Release):
+            told = After(tuple(held.dispatch), str(OutcomeKind.RELEASED), b"", None, held.seconds)
         else:
             told = After(tuple(held.dispatch), report.kind, b"", report.error, held.seconds)
         held.crew.tell(told)

@@ -507,3 +507,30 @@ def test_a_foreman_that_stops_gives_back_what_still_comes() -> None:
     job = rig.lend()
 
     assert rig.link.reports() == [Release(job.id, job.fence)]
+
+
+def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
+    rig = Rig("before_run", "after_run", grace=0.0, stop_grace=0.0)
+    told = rig.lend(APART, fence=1)  # Its plugins are being told.
+
+    rig.foreman._end(rig.foreman._jobs[1], "shutdown", "the worker stops")
+    rig.foreman.reported(Told(told.id, told.fence))
+
+    assert not rig.crew.running
+    assert rig.crew.told[-1] == After(tuple(told), "released", b"", None, 0.0)
+    rig.foreman.reported(Told(told.id, told.fence))
+    assert rig.link.reports() == [Release(told.id, told.fence)]
+
+
+def test_a_foreman_that_stops_gives_back_the_suspects_that_wait() -> None:
+    rig = Rig(grace=0.0, stop_grace=0.0)
+    jobs = [rig.lend(fence=fence, id=bytes([fence]) * 16) for fence in range(1, 6)]
+    rig.crew.die(Verdict(0, "died", "child_died: SIGSEGV"))
+    rig.crew.serve()
+    again = [rig.lend(fence=100 + number, id=job.id) for number, job in enumerate(jobs)]
+    waits = again[-1]
+    assert waits not in [held.dispatch for held in rig.crew.running]
+
+    rig.foreman._end(rig.foreman._jobs[waits.fence], "shutdown", "the worker stops")
+
+    assert rig.link.reports()[5:] == [Release(waits.id, waits.fence)]
