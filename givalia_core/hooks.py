@@ -205,6 +205,13 @@ class Hooks:
                 if watch is not None:
                     watch.leave(entered)
 
+    def silence(self, plugin_name: str) -> None:
+        """Call a plugin no more: it takes no notice when it is broken off."""
+        if plugin_name not in self.silenced:
+            self.silenced.add(plugin_name)
+            self._in_a_row[id(self._manager.get_plugin(plugin_name))] = RAISES_MAX
+            quietly(log.error, "plugin %s does not return, though it was broken off, and is called no more", plugin_name)
+
     def _count(self, plugin_name: str, plugin: object, hook: str, error: BaseException) -> None:
         self.raised[plugin_name] += 1
         self._in_a_row[id(plugin)] += 1

@@ -21,7 +21,11 @@ def message_of(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:
-        return f"{record.msg!r} (not formatted: {type(error).__name__})"
+        why = f"(not formatted: {type(error).__name__})"
+    try:
+        return f"{record.msg!r} {why}"
+    except Exception:  # It need not be a text, and may raise when it is asked for one.
+        return f"a message {why}"
 
 
 def traceback_of(record: logging.LogRecord) -> str:

@@ -32,9 +32,9 @@ def survives(what: str, lines: Says) -> Iterator[list[Exception]]:
         quietly(lines.error, "%s: %s: %s", what, type(error).__name__, error)
 
 
-def quietly(say: Callable[..., object], words: str, *values: Any, **options: Any) -> None:
-    """Log a line if that is possible: the disk of the log may be full, or a job have replaced a part of `logging`."""
+def quietly(say: Callable[..., object], what: Any, *values: Any, **options: Any) -> None:
+    """Log a line, or a record, if that is possible: the disk may be full, or a job have replaced a part of `logging`."""
     try:  # Not by `suppress`, which is code of Python that a job may have broken.
-        say(words, *values, **options)
+        say(what, *values, **options)
     except Exception:
         return

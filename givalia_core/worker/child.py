@@ -12,7 +12,6 @@ from _socket import socket
 from collections.abc import Callable
 from contextlib import suppress
 from faulthandler import unregister
-from gc import collect
 from importlib import import_module
 from logging import Handler, LogRecord, getLogger
 from os import WNOHANG, waitpid
@@ -26,14 +25,15 @@ from typing import Any, Final
 from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core import forks
-from givalia_core.frozen import BUILTINS
+from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.worker.collector import Collector
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
-from givalia_core.worker.surroundings import Loggers, Modules, Surroundings
+from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
 
 __builtins__ = BUILTINS
 
@@ -70,6 +70,8 @@ class Child:
         self._page = page
         self._reader = Reader()
         self._classes: dict[str, type[WorkModule]] = {}
+        self._contents = Contents()
+        self._collector = Collector()
         self._attempt: Attempt | None = None
         self._main = get_ident()
         self._saying = RLock()  # What the collector ends while something is being said may have something to say.
@@ -103,8 +105,10 @@ class Child:
         is_main = get_ident() == self._main
         with self._saying:
             self._is_saying = is_main
-            self._channel.sendall(pack(said))
-            self._is_saying = False
+            try:
+                self._channel.sendall(pack(said))
+            finally:  # What cannot be packed must not keep the job from being stopped.
+                self._is_saying = False
         attempt = self._attempt
         if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
             self._raise(attempt.stopped)
@@ -112,36 +116,50 @@ class Child:
     def _run(self, dispatch: Dispatch, source: str) -> None:
         attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
-        loggers = Loggers()
+        loggers, is_new = Loggers(), source not in self._classes
         try:
             attempt.found = self._class(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
         loggers.restore()
-        surroundings, contents = Surroundings(), Modules()
+        surroundings = Surroundings()
+        if is_new:  # Otherwise they are as they were before the last job: a process with other contents is used no more.
+            self._contents = Contents()
         threads = len(_current_frames())
         self._page.current = dispatch.fence
         for step in STEPS_IN_CHILD:
             step(attempt)
+        report = report_of(attempt)
+        self._let_go(attempt)
         self._page.current = 0
         self._attempt = None
-        spoiled = _changes(surroundings, contents)
+        spoiled = _changes(surroundings, self._contents)
         surroundings.close()
         if len(_current_frames()) > threads:
             spoiled.append("threads")
         if _has_children():
             spoiled.append("processes")
-        report = report_of(attempt)
         try:
             self._channel.setblocking(True)  # The job may have changed that for all its files.
             self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
         except OSError:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 pause()
-        is_bad = attempt.raised is not None
-        attempt.let_go()
-        if is_bad:
-            collect()  # What its frames held, a lock perhaps, is not to wait for the collector.
+
+    def _let_go(self, attempt: Attempt) -> None:
+        """Free what the job has made, before its end is reported: that runs code of the job, which can be stopped until then.
+
+        Behind the report a `__del__` that does not end would hold up the next job of this process.
+        """
+        self._collector.note(is_bad=attempt.raised is not None)
+        try:
+            attempt.is_in_process = True
+            attempt.let_go()
+            self._collector.run(Clock.monotonic())
+        except BaseException as error:  # `Stopped`, if it was not raised inside a `__del__`.
+            error.__traceback__ = None
+        finally:
+            attempt.is_in_process = False
 
     def _has_announced_code(self, begin: Begin) -> bool:
         """Whether what is about to be imported is what the server was told of: packages may have been installed since."""
@@ -177,12 +195,12 @@ class Child:
         raise stopped
 
 
-def _changes(surroundings: Surroundings, contents: Modules) -> list[str]:
+def _changes(surroundings: Surroundings, contents: Contents) -> list[str]:
     """Return in words what a job has changed in its process."""
     try:
-        return surroundings.changed() + contents.changed()
+        return surroundings.changed() + contents.changed() + (["greenlets"] if _has_greenlets() else [])
     except Exception:  # It has broken functions of Python that are asked.
-        return contents.changed() or ["what cannot be looked at"]
+        return ["what cannot be looked at"]
 
 
 def _let_hub_hand_on() -> None:
@@ -223,9 +241,16 @@ def _has_children() -> bool:
     return True
 
 
+def _has_greenlets() -> bool:
+    """Return whether something waits in gevent's loop: it would go on in the next job, or wake that instead."""
+    hub_local: Any = modules.get("gevent._hub_local")
+    hub = hub_local.get_hub_if_exists() if hub_local is not None else None
+    return hub is not None and bool(hub.loop.activecnt)
+
+
 def _fits(value: Any) -> bool:
     """Whether it can be said as it is."""
-    return isinstance(value, str) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
+    return isinstance(value, (str, float)) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
 
 
 class Forwarding(Handler):
@@ -236,15 +261,24 @@ class Forwarding(Handler):
         self._say = say
 
     def emit(self, record: LogRecord) -> None:
-        fields: dict[str, Any] = {
-            "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
-            "msg": message_of(record)[:16_384], "created": record.created,
-        }  # fmt: skip
-        if record.exc_info:
-            fields["exc_text"] = traceback_of(record)[-16_384:]
-        extra = {name: value for name in _EXTRA if (value := getattr(record, name, None)) is not None}
-        fields |= {name: value if _fits(value) else str(value) for name, value in extra.items()}
-        self._say(Logged(fields))
+        """Send the line; what keeps one from being sent is shown as the handlers of `logging` do, and fails no job."""
+        try:
+            self._say(Logged(_fields_of(record)))
+        except OSError:
+            raise  # The supervisor is gone.
+        except Exception:
+            self.handleError(record)
+
+
+def _fields_of(record: LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "name": record.name, "levelno": record.levelno, "levelname": record.levelname,
+        "msg": message_of(record)[:16_384], "created": record.created,
+    }  # fmt: skip
+    if record.exc_info:
+        fields["exc_text"] = traceback_of(record)[-16_384:]
+    extra = {name: value for name in _EXTRA if (value := getattr(record, name, None)) is not None}
+    return {name: value if _fits(value) else str(value) for name, value in {**fields, **extra}.items()}
 
 
 def log_to(say: Any, level: str) -> None:

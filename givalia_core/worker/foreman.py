@@ -30,7 +30,7 @@ from givalia_core.worker.generations import Generations
 from givalia_core.worker.held import Held, Lines, Suspects, Verdict
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
 from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, InHook, Logged, Told
-from givalia_core.worker.pipeline import NOT_ENDED, WORDS, clipped, timed_out
+from givalia_core.worker.pipeline import HOOK_LEFT_S, NOT_ENDED, WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
 END_S: Final = 10.0
@@ -284,7 +284,7 @@ class Foreman:
 
     def _promise_s(self, held: Job) -> float:
         hooks = len(held.crew.hooks & {"before_run", "after_run"})
-        return PROMISE_S + hooks * self.settings.hook_limit
+        return PROMISE_S + hooks * (self.settings.hook_limit + HOOK_LEFT_S)
 
     def _break_promise(self, held: Job, cause: str) -> None:
         """The process was to report the end of this job long ago, and shows signs of life: it is not to be believed."""

@@ -69,6 +69,7 @@ class Host:
         self._rung = Event()
         self._runner: Runner | None = None
         self._pid = getpid()
+        self._surroundings: Surroundings | None = None
         self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
@@ -88,14 +89,16 @@ class Host:
         serve, *more = self._first_notes(reader)
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
         get_hub().loop.install_sigchld()
+        get_hub().SYSTEM_ERROR = ()  # Or `sys.exit` in a greenlet that a job has started would end this process.
         runner = self._runner = self._open(serve)
         forks.register(self)
         sending = spawn(self._send_forever)
         reading = spawn(self._read_forever, reader, more)
-        wait((reading, runner.is_over), count=1)
+        wait((reading, sending, runner.is_over), count=1)
         if not runner.is_over.is_set():
-            self._stop_all(runner)
-            return 1
+            if reading.successful():
+                self._stop_all(runner)
+            return 1  # Or a job has broken the connection, and all the others are given back.
         runner.close()
         self._rung.set()
         sleep(0)
@@ -120,16 +123,22 @@ class Host:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
-        self._surroundings = Surroundings(getsignal, signal)
-        runner.open(self._tidy, Collector())
+        runner.open(self._tidy, Collector(), self._keep_surroundings)
         return runner
 
     def _tell_import(self, module: str) -> None:
         """Said before it is done, and not left for later: the import may be the last thing that this process does."""
         self._channel.sendall(pack([Importing(module)]))
 
+    def _keep_surroundings(self) -> None:
+        """Take what jobs are to find from now on: what plugins have changed when they started is meant."""
+        self._surroundings = Surroundings(getsignal, signal)
+
     def _tidy(self) -> None:
         """Put right what a job has changed for everybody."""
+        if self._runner is None or self._surroundings is None:
+            return  # No job has run yet.
+        self._runner.restore_trace()
         try:
             changed = self._surroundings.changed()
         except Exception as error:  # A job has broken functions of Python that are asked.
@@ -146,7 +155,7 @@ class Host:
             get_hub().loop.install_sigchld()
             if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.
                 self._surroundings.close()
-                self._surroundings = Surroundings(getsignal, signal)  # So that this is said once.
+                self._keep_surroundings()  # So that this is said once.
                 self._say(Spoiled(words))
 
     # The channel.
@@ -179,7 +188,10 @@ class Host:
         assert self._runner is not None
         while True:
             for number, note in enumerate(notes_, 1):
-                self._runner.take(note)
+                try:
+                    self._runner.take(note)
+                except Exception as error:  # What is lost with it shows when the supervisor asks what there is.
+                    quietly(log.error, "a %s was not heeded: %s", type(note).__name__, type(error).__name__)
                 if not number % AT_ONCE:
                     sleep(0)  # Let these run, and be reported while the rest are still being started.
             data = self._channel.receive()
@@ -191,7 +203,7 @@ class Host:
         """The supervisor is gone, killed perhaps: nobody will hear what comes of these jobs, so they must not go on."""
         if getpid() != self._pid:
             _exit(WRONG_PROCESS)
-        log.error("the supervisor is gone; all jobs are stopped")
+        quietly(log.error, "the supervisor is gone; all jobs are stopped")
         runner.end_all("shutdown", "shutdown: the supervisor of its worker is gone")
         with Timeout(LAST_S, False):  # type: ignore[arg-type]
             while runner.holds:

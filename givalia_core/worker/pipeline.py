@@ -8,7 +8,7 @@ plugins, in a job's own process; nothing here knows which.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from logging import LoggerAdapter, getLogger
+from logging import Logger, LoggerAdapter, getLogger
 from os import _exit, getpid
 from traceback import format_exception
 from types import CoroutineType, GeneratorType
@@ -32,7 +32,21 @@ __builtins__ = BUILTINS
 ERROR_BYTES_MAX: Final = 16 << 10
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
+HOOK_LEFT_S: Final = 1.0  # So long beyond its limit a plugin has to end; then what it was called for goes on without it.
+
 job_log = getLogger("givalia.job")
+
+
+class Lines(LoggerAdapter[Logger]):
+    """The log of a job. A line that cannot be written is lost, and the job goes on: another one may have closed the stream."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log a line as `logging.Logger.log` does."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # The line is that of the job's code, not of this.
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception:
+            return
 
 
 class Attempt:
@@ -56,12 +70,14 @@ class Attempt:
     # What the steps fill; until then each attempt has this in common with all others.
     is_cancelled = False
     is_in_process = False
+    has_run = False  # Its code has ended.
     is_left = False  # It was reported though its code has not ended: what becomes of that is of no interest any more.
     stopped: Stopped | None = None
     job: RunningJobView | None = None
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
+    asked: tuple[bool, int | None] = False, None  # What was raised asks for: see `_asked_for`.
     words = ""  # What was raised says of itself, if that could be shown.
     seconds = 0.0
     kind = OutcomeKind.FAILED
@@ -133,7 +149,7 @@ def before_run(attempt: Attempt) -> None:
 def process(attempt: Attempt) -> None:
     """Run the job's own code; what is raised inside from outside (`Stopped`) is raised here and in no other step.
 
-    All of it that runs belongs to this step: the constructor, what packs the result, and what an exception says of itself.
+    All of it that runs belongs to this step: the constructor, what packs the result, and what an exception says and asks for.
     """
     if attempt.raised is None:
         attempt.raised = attempt.stopped
@@ -145,6 +161,7 @@ def process(attempt: Attempt) -> None:
         if attempt.raised is None:
             _run(attempt)
         if attempt.raised is not None:
+            attempt.asked = _asked_for(attempt.raised)
             attempt.words = _shown(attempt.raised)
     except BaseException as error:  # `Stopped`, or what an exception raises when it is shown.
         if attempt.raised is None:
@@ -153,6 +170,7 @@ def process(attempt: Attempt) -> None:
         attempt.is_in_process = False
         if getpid() != here:
             _exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
+        attempt.has_run = True
         attempt.finish()
         attempt.seconds = Clock.monotonic() - started
 
@@ -161,7 +179,7 @@ def _run(attempt: Attempt) -> None:
     assert attempt.found is not None
     assert attempt.job is not None
     job = attempt.job
-    lines = LoggerAdapter(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
+    lines = Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
     try:
         attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
         attempt.value = attempt.work.process()
@@ -294,7 +312,7 @@ def report_of(attempt: Attempt) -> Succeed | Failed:
         return Failed(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
-    is_permanent, after_us = _asked_for(raised)
+    is_permanent, after_us = attempt.asked
     return Failed(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 

@@ -7,6 +7,7 @@ learns at each switch between greenlets; so whoever watches can name the job tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from logging import getLogger, makeLogRecord
 from traceback import format_stack
 from typing import Any, Final
@@ -21,7 +22,7 @@ from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import FoundModule, Stopped, WorkModule, announcement
-from givalia_core.protocol.messages import Dispatch
+from givalia_core.protocol.messages import Dispatch, Release
 from givalia_core.protocol.values import unpack
 from givalia_core.steady import quietly
 from givalia_core.views import Outcome
@@ -44,7 +45,7 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import Attempt, classify, execute, report, report_left, timed_out, view
+from givalia_core.worker.pipeline import HOOK_LEFT_S, Attempt, classify, execute, report, report_left, timed_out, view
 from givalia_core.worker.starter import Running, Starter
 
 __builtins__ = BUILTINS
@@ -131,6 +132,7 @@ class Runner:
         self._fences: dict[Any, int] = {}  # By greenlet.
         self._starter: Starter[_Held] = Starter(self._run)
         self._in_hooks: dict[Any, _InHook] = {}  # By greenlet.
+        self._behind_hooks: dict[Any, Callable[[], None]] = {}  # By greenlet that tells plugins something: what follows.
         self._pulse: Any = None
         self._has_to_tidy = False
         self._draining: Greenlet[..., Any] | None = None
@@ -149,13 +151,20 @@ class Runner:
             Logged: self._log,
         }
 
-    def open(self, tidy: Callable[[], None] = lambda: None, collector: Collector | None = None) -> None:
+    def open(
+        self,
+        tidy: Callable[[], None] = lambda: None,
+        collector: Collector | None = None,
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin to show signs of life, and say what is served.
 
         Args:
             tidy: Called with each sign of life, and when jobs have ended.
             collector: Collects what they have left; None where the process is not only there for jobs.
+            started: Called when the plugins know that the worker is connected, before the first job.
         """
+        self._started = started
         self._collector = collector
 
         def clean_up() -> None:
@@ -196,6 +205,12 @@ class Runner:
         if gettrace() is self._trace:
             settrace(None)
         self._pulse.close()
+
+    def restore_trace(self) -> None:
+        """Note again whose code runs if a job has removed what does so; call it from the loop, which is nobody's code."""
+        if self._page.current:
+            settrace(self._trace)
+            self._page.current = 0
 
     def _fence_of(self, running: Any) -> int:
         """The fence of the attempt whose code this greenlet runs, or that has started it; 0: of none."""
@@ -252,7 +267,8 @@ class Runner:
             execute(attempt)
         except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
             quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
-            attempt.raised = attempt.raised or error
+            if attempt.raised is None:
+                attempt.raised = error
             classify(attempt)
             report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
         finally:
@@ -346,12 +362,40 @@ class Runner:
             if age_s > HOOK_SAID_S and not entered.is_said and entered.job is not None:
                 entered.is_said = True
                 self._say(InHook(*_named(entered.job), f"{entered.hook} of plugin {entered.plugin}"))
-            if age_s > self._worker.settings.hook_limit:
+            if age_s > self._worker.settings.hook_limit + HOOK_LEFT_S:
+                self._leave_hook(running, entered)
+            elif age_s > self._worker.settings.hook_limit:
                 self._loop.run_callback(self._break_off, running, entered)
 
     def _break_off(self, running: Any, entered: _InHook) -> None:
         if self._in_hooks.get(running) is entered:  # Else it has returned meanwhile.
             running.throw(HookLate(f"it took longer than {self._worker.settings.hook_limit:g} s; the job goes on without it"))
+
+    def _leave_hook(self, running: Any, entered: _InHook) -> None:
+        """Go on with what a plugin was called for, which takes no notice of being broken off; its greenlet stays behind."""
+        del self._in_hooks[running]
+        self._hooks.silence(entered.plugin)
+        if entered.is_said:
+            self._say(InHook(*_named(entered.job), ""))
+        if running in self._behind_hooks:
+            self._behind_hooks.pop(running)()
+        for attempt in [attempt for attempt in self._attempts.values() if attempt.greenlet is running]:
+            self._attempts.pop(attempt.dispatch.fence)
+            attempt.is_left = True
+            if attempt.has_run or attempt.stopped is not None:
+                attempt.raised = attempt.raised if attempt.has_run else attempt.stopped
+                classify(attempt)
+                report(attempt)
+            else:
+                self._say(Release(attempt.dispatch.id, attempt.dispatch.fence))  # It comes again, and finds the plugin silent.
+
+    def _tell_plugins(self, hook: str, follows: Callable[[], None], **arguments: Any) -> None:
+        """Call a hook, and do what follows once that is done or given up."""
+        running = getcurrent()
+        self._behind_hooks[running] = follows
+        self._hooks.call(hook, **arguments)
+        if self._behind_hooks.pop(running, None) is not None:
+            follows()
 
     # Plugins: for jobs in processes of their own, and for the worker.
 
@@ -370,14 +414,17 @@ class Runner:
             params = None  # The attempt fails for it, and says so.
         found = self._modules.get(dispatch.module)
         module = (found.work if found is not None else None) or WorkModule
-        self._hooks.call(hook, job=view(dispatch, params), module=module, **extra)
-        self._say(Told(dispatch.id, dispatch.fence))
+        told = partial(self._say, Told(dispatch.id, dispatch.fence))
+        self._tell_plugins(hook, told, job=view(dispatch, params), module=module, **extra)
 
     def _start(self, note: Start) -> None:
         spawn(self._start_now)
 
     def _start_now(self) -> None:
-        self._hooks.call("worker_started", worker=self._worker)
+        self._tell_plugins("worker_started", self._be_started, worker=self._worker)
+
+    def _be_started(self) -> None:
+        self._started()
         self._say(Started())
 
     def _drain(self, note: Drain) -> None:
@@ -395,10 +442,14 @@ class Runner:
         self._worker.counts = note.counts
 
     def _log(self, note: Logged) -> None:
-        record = makeLogRecord(note.fields)
-        logger = getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
+        quietly(_write, note.fields)  # A job may have closed the stream, or replaced a part of `logging`.
+
+
+def _write(fields: dict[str, Any]) -> None:
+    record = makeLogRecord(fields)
+    logger = getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
 
 
 def _named(job: Any) -> tuple[bytes, int]:

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import socket
+import sys
+import threading
 import time
 
 # What `signal` wraps, which makes an enum of each answer, and that takes time.
@@ -15,6 +17,7 @@ from _signal import getsignal as get_handler  # type: ignore[import-not-found]
 from _signal import pthread_sigmask as get_mask
 from collections.abc import Callable
 from contextlib import suppress
+from locale import LC_ALL, setlocale
 from logging import disable, getLogger, root
 from operator import is_
 from os import O_CLOEXEC, O_RDONLY, close, fchdir, fstat, getcwd, umask
@@ -22,7 +25,9 @@ from os import open as open_file
 from resource import RLIM_INFINITY, getrlimit, setrlimit
 from signal import SIG_BLOCK, SIG_SETMASK, SIGCHLD, getitimer, pthread_sigmask, setitimer
 from signal import signal as set_handler
-from sys import getrecursionlimit, setrecursionlimit
+from sys import getprofile, getrecursionlimit, getswitchinterval, gettrace, modules, setrecursionlimit
+from threading import stack_size
+from types import ModuleType
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
@@ -33,7 +38,14 @@ _LIMITS: Final = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFI
 _SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _STREAMS: Final = (0, 1, 2)
-_MODULES: Final = (builtins, logging, os, signal, socket, time)
+_MODULES: Final = (builtins, logging, os, signal, socket, sys, threading, time)
+_CLASSED: Final = (logging, socket, threading)  # The classes of the others are in C, and nobody can change them.
+_PARTS: Final[list[tuple[ModuleType, Any, list[str]]]] = [
+    (module, part, [name for name, value in vars(part).items() if not isinstance(value, (int, str))])
+    for module in _MODULES
+    for part in (module, *(vars(module).values() if module in _CLASSED else ()))
+    if part is module or (isinstance(part, type) and part.__module__ == module.__name__)
+]
 _LOGGERS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 
 
@@ -42,38 +54,81 @@ class Loggers:
 
     def __init__(self) -> None:
         self._disabled_to = root.manager.disable
-        self._were = [(logger.level, logger.propagate, list(logger.handlers)) for logger in _LOGGERS]
+        self._were = [(logger.level, logger.propagate, logger.filters[:], logger.handlers[:]) for logger in _LOGGERS]
+        handlers = {handler for logger in _LOGGERS for handler in logger.handlers}
+        self._handlers = [(handler, handler.level, handler.formatter, handler.filters[:]) for handler in handlers]
 
     def are_kept(self) -> bool:
         """Return whether what was logged then still is, by the same handlers; others may have been added."""
-        return root.manager.disable <= self._disabled_to and all(
-            not logger.disabled and logger.level == level and set(handlers) <= set(logger.handlers)
-            for logger, (level, _, handlers) in zip(_LOGGERS, self._were, strict=True)
+        return (
+            root.manager.disable <= self._disabled_to
+            and all(
+                not logger.disabled
+                and logger.level == level
+                and logger.filters == filters
+                and set(handlers) <= set(logger.handlers)
+                for logger, (level, _, filters, handlers) in zip(_LOGGERS, self._were, strict=True)
+            )
+            and all(
+                handler.level == level and handler.formatter is formatter and handler.filters == filters
+                for handler, level, formatter, filters in self._handlers
+            )
         )
 
     def restore(self) -> None:
         """Let them log again as they did."""
         disable(self._disabled_to)
-        for logger, (level, propagates, handlers) in zip(_LOGGERS, self._were, strict=True):
-            logger.disabled, logger.propagate = False, propagates
+        for logger, (level, propagates, filters, handlers) in zip(_LOGGERS, self._were, strict=True):
+            logger.disabled, logger.propagate, logger.filters = False, propagates, filters[:]
             logger.setLevel(level)
             for handler in handlers:
                 logger.addHandler(handler)
+        for handler, level, formatter, filters in self._handlers:
+            handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
 
 
-class Modules:
-    """The contents of modules that all code uses, when this was made; names that are new do not count as a change."""
+class Contents:
+    """What modules that all code uses, their classes and the interpreter held when this was made; what is new is no change."""
+
+    # Libraries that are imported late add modules, finders, environment variables and filters of warnings: a job that needs one
+    # is not to lose its process each time.
 
     def __init__(self) -> None:
-        self._were = [dict(vars(module)) for module in _MODULES]
+        self._parts = [tuple(map(vars(part).get, names)) for _, part, names in _PARTS]
+        self._modules = dict(modules)
+        self._lists = _lists()
+        self._values = _values()
 
     def changed(self) -> list[str]:
         """Return in words which of them have changed."""
-        return [
-            f"changes to the module {module.__name__}"
-            for module, were in zip(_MODULES, self._were, strict=True)
-            if not all(map(is_, map(vars(module).get, were), were.values()))
+        names = [
+            module.__name__
+            for (module, part, names), were in zip(_PARTS, self._parts, strict=True)
+            if not all(map(is_, map(vars(part).get, names), were))
         ]
+        changed = [f"changes to the module {name}" for name in dict.fromkeys(names)]
+        if not all(map(is_, map(modules.get, self._modules), self._modules.values())):
+            changed.append("changes to sys.modules")
+        now = _lists()
+        changed += [words for words, were in self._lists.items() if not set(map(id, now[words])).issuperset(map(id, were))]
+        values = _values()
+        return changed + [words for words, was in self._values.items() if values[words] != was]
+
+
+def _lists() -> dict[str, tuple[Any, ...]]:
+    return {
+        "changes to sys.path": tuple(sys.path),
+        "changes to how modules are found": (*sys.meta_path, *sys.path_hooks),
+    }
+
+
+def _values() -> dict[str, Any]:
+    return {
+        "a trace function": (gettrace(), getprofile()),
+        "a locale": setlocale(LC_ALL),
+        "a switch interval": getswitchinterval(),
+        "a stack size of threads": stack_size(),
+    }
 
 
 class Surroundings:

@@ -39,6 +39,15 @@ DESCRIPTORS: Final = {
     "truncate all": ("done", TIMEOUT),
     "nowhere": (CLOSED,),
 }
+ASIDE: Final = {
+    "log methods": ("done", TIMEOUT),
+    "log records": ("done", TIMEOUT),
+    "log stream": ("done", TIMEOUT),
+    "switches": ("done", TIMEOUT),
+    "exit aside": ("done", TIMEOUT),
+    "interrupt aside": ("done", TIMEOUT),
+}
+"""What breaks the log, or raises where no job's code is."""
 ALL: Final = {**dict.fromkeys(MODULES, ("done", TIMEOUT)), **DESCRIPTORS}
 """What becomes of the job that does this, be it that it returns or that it goes on until its timeout."""
 
@@ -63,6 +72,11 @@ class Place:
         called_off = self.client.enq("Sleeper", max_attempts=1)
         await_true(lambda: len(lines_of(self._starts)) == NEIGHBOURS, "the neighbours have started")
         return patient, late, called_off
+
+    @property
+    def starts(self) -> int:
+        """How often neighbours have started since they were gathered."""
+        return len(lines_of(self._starts))
 
     def open(self) -> None:
         """Let the neighbours end."""
@@ -117,3 +131,54 @@ def test_a_job_that_breaks_its_own_process_is_nothing_to_the_next_one(place: Pla
     began = time.monotonic()
     assert place.client.enq("QuickApart", max_attempts=1).wait(20) == 1
     assert time.monotonic() - began < NEXT_S, place.worker.log[-4000:]
+
+
+@pytest.mark.parametrize("what", ASIDE)
+def test_a_job_that_breaks_the_log_or_the_loop_fails_no_other(place: Place, what: str) -> None:
+    patient, late, called_off = place.gather()
+
+    for then in ("return", "stay"):
+        vandal = place.client.enq("Vandal", params={"what": what, "then": then}, max_attempts=1, timeout=LIMIT_S)
+        assert _end(vandal) in ASIDE[what]
+        for module in ("SayApart", "SayApart", "Say"):
+            assert place.client.enq(module, params="a line", max_attempts=1).wait(20) == "said"
+
+    called_off.cancel(running=True)
+    assert _end(called_off) == "cancelled"
+    assert _end(late) == TIMEOUT
+    place.open()
+    assert [job.wait(20) for job in patient] == [1] * NEIGHBOURS
+    assert place.starts == NEIGHBOURS  # None was started a second time.
+    place.renew()
+
+
+@pytest.mark.parametrize("what", [*ASIDE, "finders"])
+def test_what_a_job_leaves_in_its_own_process_fails_no_other(place: Place, what: str) -> None:
+    vandal = place.client.enq("VandalApart", params={"what": what, "then": "return"}, max_attempts=1)
+    assert _end(vandal) == "done"
+
+    assert place.client.enq("SayApart", params="a line", max_attempts=1).wait(20) == "said"
+    assert place.client.enq("ImportsApart", max_attempts=1).wait(20) == "this"
+    sleeps = place.client.enq("VandalApart", params={"what": "trace", "then": "stay"}, max_attempts=1, timeout=LIMIT_S)
+    assert _end(sleeps) == TIMEOUT
+
+
+@pytest.mark.parametrize("how", ["at once", "cycle"])
+def test_what_does_not_end_when_it_is_freed_is_within_the_time_of_its_own_job(place: Place, how: str) -> None:
+    clings = place.client.enq("Clings", params=how, max_attempts=1, timeout=LIMIT_S)
+    assert _end(clings) == "done"
+
+    began = time.monotonic()
+    assert place.client.enq("QuickApart", max_attempts=1).wait(20) == 1
+    assert time.monotonic() - began < NEXT_S, place.worker.log[-4000:]
+
+
+def test_a_job_that_hides_whose_code_runs_is_not_blamed_for_another(place: Place) -> None:
+    hidden = place.client.enq("Vandal", params={"what": "trace", "then": "stay"}, max_attempts=1)
+    await_true(lambda: hidden.stat().state == "running", "it runs")
+
+    assert _end(place.client.enq("LeaveLater", max_attempts=1)) == "child_died: exit code 0"
+
+    assert hidden.stat().state in ("running", "ready", "waiting")
+    hidden.cancel(running=True)
+    assert _end(hidden) == "cancelled"

@@ -322,10 +322,10 @@ def test_a_process_that_does_not_report_an_end_when_it_must_is_replaced() -> Non
     rig.later(1.1)
     assert End(job.id, job.fence, "cancelled", "cancelled: it was asked to stop, and went on") in rig.crew.told
     rig.later(2.5)
-    rig.later(4.5)
+    rig.later(5.5)
     assert rig.crew.verdicts == []  # It may report the end by itself, and a plugin may have its time.
 
-    rig.later(5.1)
+    rig.later(6.1)
 
     (verdict,) = rig.crew.verdicts
     assert (verdict.culprit, verdict.kind) == (job.fence, "stopped")

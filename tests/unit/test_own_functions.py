@@ -17,7 +17,8 @@ BESIDE_JOBS = [
     HOUSE / "protocol" / "values.py",
     HOUSE / "steady.py",
 ]
-ARE_STATE = {"sys.stdout", "sys.path"}  # Not functions: whoever asks wants what is there now.
+# Not functions: whoever asks wants what is there now.
+ARE_STATE = {"sys.stdout", "sys.path", "sys.meta_path", "sys.path_hooks"}
 
 
 def looked_up(path: Path) -> Iterator[str]:

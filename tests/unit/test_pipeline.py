@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
+import greenlet
 import pytest
 
 from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
 from givalia_core.hooks import Hooks, hookimpl
 from givalia_core.modules import describe
-from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.protocol.messages import Dispatch, Release, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.worker import runner as runner_room
-from givalia_core.worker.notes import InHook
+from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
 from givalia_core.worker.page import Page
 from givalia_core.worker.pipeline import Attempt, execute
-from givalia_core.worker.runner import Runner
+from givalia_core.worker.runner import HookLate, Runner
 
 
 def report_of(process: Callable[[Any], Any]) -> Any:
@@ -184,7 +187,15 @@ class SlowResult(dict[Any, Any]):
         slowly()
 
 
+class SlowRetry(Retry):
+    after_us = property(slowly)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
+
+
 SLOW: dict[str, dict[str, Any]] = {
+    "retry": {"process": raising(SlowRetry())},
     "constructor": {"__init__": slowly},
     "process": {"process": slowly},
     "exception": {"process": raising(lying(__str__=slowly))},
@@ -223,6 +234,48 @@ def test_all_that_runs_of_a_job_has_its_timeout(run: Any, said: list[Any], what:
     run(type("Work", (WorkModule,), SLOW[what]), 50_000)
 
     assert [(type(each), each.kind) for each in said] == [(Failed, "timeout")]
+
+
+def test_what_a_job_logs_fails_no_job_though_logging_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.Logger, "handle", lambda *_: 1 / 0)
+
+    report = report_of(lambda work: work.log.warning("a line"))
+
+    assert type(report) is Succeed
+
+
+def test_a_line_of_a_job_says_where_it_was_logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("givalia"), "propagate", True)
+
+    report_of(lambda work: work.log.warning("a line"))
+
+    (record,) = [record for record in caplog.records if record.message == "a line"]
+    assert record.filename == Path(__file__).name
+
+
+def test_whose_code_runs_is_noted_again_when_a_job_has_stopped_that(said: list[Any]) -> None:
+    def process(_: Any) -> None:
+        greenlet.settrace(None)
+        gevent.sleep(60)
+
+    page = Page()
+    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
+    runner = Runner(
+        {"Work": describe("Work", "test", "0", type("Work", (WorkModule,), {"process": process}))},
+        Hooks([]), said.append, page, worker,
+    )  # fmt: skip
+    runner.open(runner.restore_trace)
+    try:
+        runner.take(Dispatch(bytes(16), 7, "Work", 1, 0, timeout_us=1_000_000))
+        with gevent.Timeout(5):
+            while page.current != 7:
+                gevent.sleep(0.01)
+            while page.current:
+                gevent.sleep(0.01)
+            while runner.holds:
+                gevent.sleep(0.01)
+    finally:
+        runner.close()
 
 
 @pytest.mark.parametrize("name", ["isinstance", "issubclass", "len", "str", "type", "getattr", "BaseException", "any", "max"])
@@ -289,6 +342,52 @@ def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
     assert plugin.stopped == 1
     assert hooks.raised["Hangs"] == 1
     assert seen == [7]
+
+
+class Deaf:
+    """A plugin that goes on whatever is raised in it."""
+
+    def __init__(self, hook: str) -> None:
+        def hang() -> None:
+            while True:
+                try:
+                    gevent.sleep(60)
+                except HookLate:
+                    continue
+
+        setattr(self, hook, hookimpl(hang))
+
+
+@pytest.mark.parametrize(
+    ("hook", "note", "follows"),
+    [
+        ("before_run", Dispatch(bytes(16), 7, "Work", 1, 0), Release(bytes(16), 7)),
+        ("after_run", Dispatch(bytes(16), 7, "Work", 1, 0), Succeed(bytes(16), 7, None, b"\xc0")),
+        ("before_run", Before(tuple(Dispatch(bytes(16), 7, "Work", 1, 0))), Told(bytes(16), 7)),
+        ("after_run", After(tuple(Dispatch(bytes(16), 7, "Work", 1, 0)), "succeeded", b"", None, 0.0), Told(bytes(16), 7)),
+        ("worker_started", Start(), Started()),
+    ],
+)
+def test_what_a_plugin_was_called_for_goes_on_though_it_takes_no_notice_of_its_limit(
+    said: list[Any], hook: str, note: Any, follows: Any
+) -> None:
+    hooks = Hooks([Deaf(hook)])
+    work = type("Work", (WorkModule,), {"process": lambda _: None})
+    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 0.1})})
+    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, Page(), worker)
+    runner.open()
+    del said[:]
+    try:
+        runner.take(note)
+        with gevent.Timeout(5):
+            while follows not in said:
+                gevent.sleep(0.01)
+    finally:
+        runner.close()
+
+    assert not runner.holds
+    assert [each for each in said if not isinstance(each, InHook)] == [follows]
+    assert hooks.silenced == {"Deaf"}
 
 
 def test_what_happens_in_a_plugin_is_the_plugins(said: list[Any]) -> None:

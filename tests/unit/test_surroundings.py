@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import locale
 import logging
 import logging.config
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 
 from givalia_core.worker.child import Forwarding
-from givalia_core.worker.surroundings import Loggers, Surroundings
+from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
 
 JOBS = logging.getLogger("givalia.job")
 
@@ -22,12 +27,46 @@ def raise_level() -> None:
     logging.getLogger("givalia").setLevel(logging.CRITICAL)
 
 
+def drop(_: object) -> bool:
+    return False
+
+
+def handler() -> logging.Handler:
+    return logging.getLogger("givalia").handlers[0]
+
+
 CHANGES: dict[str, Callable[[], object]] = {
     "dictConfig": lambda: logging.config.dictConfig({"version": 1}),
     "dictConfig of ours": lambda: logging.config.dictConfig({"version": 1, "loggers": {"givalia": {"level": "ERROR"}}}),
     "disable": lambda: logging.disable(logging.CRITICAL),
     "handlers": clear_handlers,
     "level": raise_level,
+    "filter": lambda: JOBS.addFilter(drop),
+    "level of a handler": lambda: handler().setLevel(logging.CRITICAL),
+    "filter of a handler": lambda: handler().addFilter(drop),
+    "formatter of a handler": lambda: handler().setFormatter(logging.Formatter("%(nothing)s")),
+}
+
+
+def break_method() -> None:
+    logging.Logger.makeRecord = drop  # type: ignore[assignment, method-assign]
+
+
+def trace(*_: object) -> None:
+    pass
+
+
+CONTENTS: dict[str, tuple[Callable[[], object], str]] = {
+    "a method": (break_method, "changes to the module logging"),
+    "a stream": (lambda: setattr(sys, "stdout", io.StringIO()), "changes to the module sys"),
+    "a hook": (lambda: threading.setprofile(trace), "changes to the module threading"),
+    "a module": (lambda: sys.modules.update(json=ModuleType("json")), "changes to sys.modules"),
+    "the path": (sys.path.clear, "changes to sys.path"),
+    "finders": (sys.meta_path.pop, "changes to how modules are found"),
+    "a trace": (lambda: sys.setprofile(trace), "a trace function"),
+    "the locale": (lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"), "a locale"),
+    "the switch interval": (lambda: sys.setswitchinterval(1.0), "a switch interval"),
+    "the stacks of threads": (lambda: threading.stack_size(1 << 20), "a stack size of threads"),
 }
 
 
@@ -41,6 +80,7 @@ def said() -> Iterator[list[object]]:
     root.setLevel("INFO")
     yield said
     root.level, root.propagate, root.handlers[:], logging.root.level, logging.root.handlers[:] = before
+    JOBS.filters.clear()
     logging.disable(logging.NOTSET)
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
@@ -71,9 +111,75 @@ def test_a_handler_that_is_added_may_stay(said: list[object]) -> None:
     assert added in logging.getLogger("givalia").handlers
 
 
+class Unspeakable:
+    """A message that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_a_line_that_cannot_be_shown_fails_no_job() -> None:
+    said: list[object] = []
+
+    Forwarding(said.append).handle(logging.LogRecord("givalia.job", 1 << 70, "file.py", 7, Unspeakable(), (), None))
+
+    assert "not formatted: RuntimeError" in str(said)
+
+
+def test_a_line_that_cannot_be_sent_fails_no_job(capsys: pytest.CaptureFixture[str]) -> None:
+    def cannot(_: object) -> None:
+        raise ValueError("it cannot be packed")
+
+    Forwarding(cannot).handle(logging.LogRecord("givalia.job", logging.INFO, "file.py", 7, "a line", (), None))
+
+    assert "it cannot be packed" in capsys.readouterr().err
+
+
 def test_a_line_whose_values_do_not_fit_it_fails_no_job() -> None:
     said: list[object] = []
 
     Forwarding(said.append).emit(logging.LogRecord("givalia.job", logging.INFO, "file.py", 7, "%s %s", (1,), None))
 
     assert "%s %s" in str(said)
+
+
+@pytest.fixture
+def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what `CONTENTS` changes, whatever comes of the test."""
+    were = dict(sys.modules), sys.path[:], sys.meta_path[:], sys.getprofile(), sys.stdout
+    language, interval, stack = locale.setlocale(locale.LC_ALL), sys.getswitchinterval(), threading.stack_size()
+    monkeypatch.setattr(logging.Logger, "makeRecord", logging.Logger.makeRecord)
+    yield
+    modules, sys.path[:], sys.meta_path[:], profile, sys.stdout = were
+    sys.modules.update(modules)
+    sys.setprofile(profile)
+    threading.setprofile(None)  # type: ignore[arg-type]
+    locale.setlocale(locale.LC_ALL, language)
+    sys.setswitchinterval(interval)
+    threading.stack_size(stack)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("what", CONTENTS)
+def test_what_a_job_leaves_changed_for_the_next_one_is_noticed(what: str) -> None:
+    contents = Contents()
+    assert contents.changed() == []
+    change, words = CONTENTS[what]
+
+    change()
+
+    assert contents.changed() == [words]
+
+
+@pytest.mark.usefixtures("_restored")
+def test_what_an_import_adds_is_no_change() -> None:
+    contents = Contents()
+
+    sys.modules["givalia_added"] = ModuleType("givalia_added")
+    sys.path.insert(0, "/nowhere")
+    sys.meta_path.append(sys.meta_path[0])
+
+    assert contents.changed() == []
+    del sys.modules["givalia_added"]

@@ -8,7 +8,7 @@ import os
 from os import F_OK, _exit, access
 from typing import Any
 
-from gevent import sleep
+from gevent import sleep, spawn
 from system_modules import write_line
 
 from givalia_core import WorkModule
@@ -97,7 +97,76 @@ def nowhere(fd: int) -> None:
     os.close(null)
 
 
+def break_log_methods() -> None:
+    """Replace methods of the classes of `logging`."""
+    import logging
+
+    for name in ("handle", "makeRecord", "callHandlers"):
+        setattr(logging.Logger, name, loud)
+    logging.StreamHandler.emit = logging.Handler.handle = loud  # type: ignore[method-assign]
+
+
+def break_log_records() -> None:
+    """Replace what makes the records of `logging`."""
+    import logging
+
+    logging.setLogRecordFactory(loud)
+
+
+def close_log() -> None:
+    """Close the stream that log lines go to."""
+    import sys
+
+    sys.stderr.close()
+
+
+def trace_switches() -> None:
+    """Raise at the next switch between greenlets."""
+    import greenlet
+
+    greenlet.settrace(loud)
+
+
+def trace_nothing() -> None:
+    """Have nobody note whose code runs."""
+    import greenlet
+
+    greenlet.settrace(None)
+
+
+def exit_aside() -> None:
+    """End the program in a greenlet of its own, when that comes to it."""
+    import sys
+
+    spawn(sys.exit, 3)
+
+
+def interrupt_aside() -> None:
+    """Raise what Ctrl-C does in the loop."""
+    from gevent import get_hub
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    get_hub().loop.run_callback(interrupt)
+
+
+def find_nothing() -> None:
+    """Leave no way to import anything."""
+    import sys
+
+    sys.meta_path.clear()
+
+
 BREAK = {
+    "log methods": break_log_methods,
+    "log records": break_log_records,
+    "log stream": close_log,
+    "switches": trace_switches,
+    "trace": trace_nothing,
+    "exit aside": exit_aside,
+    "interrupt aside": interrupt_aside,
+    "finders": find_nothing,
     "builtins": break_builtins,
     "clock": break_clock,
     "gevent sockets": break_sockets,
@@ -159,3 +228,42 @@ class Quick(WorkModule):
 
 class QuickApart(Quick):
     isolation = "process"
+
+
+class LeaveLater(WorkModule):
+    """Ends its process after a moment."""
+
+    def process(self) -> None:
+        sleep(0.6)
+        _exit(0)
+
+
+class Endless:
+    """Does not end when it is freed."""
+
+    def __del__(self) -> None:
+        while True:
+            pass
+
+
+class Clings(WorkModule):
+    """Leaves something that does not end when it is freed: at once, or by the collector."""
+
+    isolation = "process"
+
+    def process(self) -> str:
+        self.endless = Endless()
+        if self.params == "cycle":
+            self.endless.itself = self.endless  # type: ignore[attr-defined]
+        return "done"
+
+
+class ImportsApart(WorkModule):
+    """Imports what no other has."""
+
+    isolation = "process"
+
+    def process(self) -> str:
+        import this as module
+
+        return module.__name__
