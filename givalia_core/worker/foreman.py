@@ -40,7 +40,7 @@ SHOW_S: Final = 1.0  # What is said of the processes is said no more often than 
 SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
 
 log = logging.getLogger("givalia.worker")
-_REPORTS: Final = frozenset((Succeed, Fail))
+_REPORTS: Final = frozenset((Succeed, Fail, Release))
 _KINDS: Final = {"timeout": OutcomeKind.TIMEOUT, "cancelled": OutcomeKind.STOPPED, "shutdown": OutcomeKind.STOPPED,
                  "lease": OutcomeKind.DIED, "oom": OutcomeKind.FAILED}  # fmt: skip
 

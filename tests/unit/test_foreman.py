@@ -509,6 +509,16 @@ def test_a_foreman_that_stops_gives_back_what_still_comes() -> None:
     assert rig.link.reports() == [Release(job.id, job.fence)]
 
 
+def test_a_greenlet_that_its_process_gives_back_is_given_back() -> None:
+    rig = Rig()
+    job = rig.lend()
+
+    rig.foreman.reported(Release(job.id, job.fence))
+
+    assert rig.link.reports() == [Release(job.id, job.fence)]
+    assert rig.crew.held == 0
+
+
 def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
     rig = Rig("before_run", "after_run", grace=0.0, stop_grace=0.0)
     told = rig.lend(APART, fence=1)  # Its plugins are being told.
