@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
+import pytest
 from engine_rig import EngineRig
-from givalia_postgres import Postgres
+from givalia_postgres import Postgres, sifting
 
 from givalia_core.clock import SECOND_US, ManualClock
 from givalia_core.engine.records import Asked
@@ -47,6 +48,15 @@ def _counted(ask: Callable[..., Any], clock: ManualClock) -> Callable[..., Any]:
             clock.advance(time.monotonic() - began)
 
     return asked
+
+
+def sift_without_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one turn try apart whatever a commit could not store.
+
+    How much of it fits into a turn depends on how busy the machine is, so a test that counts turns must not depend on it.
+    """
+    monkeypatch.setattr(sifting, "SIFT_S", 60.0)
+    monkeypatch.setattr(sifting, "SHORT_MS", 60_000)
 
 
 def rest(rig: EngineRig, seconds: float) -> None:

@@ -11,8 +11,9 @@ import pytest
 from engine_rig import EngineRig, uid
 from givalia_postgres import Postgres, reads
 from givalia_postgres import statements as sql
+from shared_rig import sift_without_hurry, url_of
 from test_answers_stand import CHANGED, COPY, FAR_US, JOB, NEXT, UNCHANGED, enq, enq_next, rows, touch
-from test_shared_engines import before_commit, url_of
+from test_shared_engines import before_commit
 
 from givalia_core.clock import SECOND_US, ManualClock
 from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreCorrupt, StoreFull
@@ -153,10 +154,11 @@ def test_a_change_whose_request_another_server_refuses_meanwhile_is_not_made(
     ids=["enq", "ext"],
 )
 def test_a_refusal_of_another_server_costs_no_other_command_its_place_in_a_commit_that_is_sifted(
-    two: Pair, kind: Kind, message: Any, refusal: Any
+    two: Pair, monkeypatch: pytest.MonkeyPatch, kind: Kind, message: Any, refusal: Any
 ) -> None:
     # given a job, a key that an open transaction holds, and a refusal that another server decides before the commit
     here, there = two
+    sift_without_hurry(monkeypatch)
     here.enq(id=NEXT, key="other", delay_us=FAR_US)
     refused: list[Any] = []
     with psycopg.connect(url_of(here)) as connection:

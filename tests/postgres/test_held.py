@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from engine_rig import EngineRig, uid
 from givalia_postgres import Postgres
-from shared_rig import Make, drive, rest, said, url_of
+from shared_rig import Make, drive, rest, said, sift_without_hurry, url_of
 
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked, Gone
@@ -99,9 +99,12 @@ def seconds_of(rig: EngineRig, *frames: Asked) -> float:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_command_that_an_open_transaction_holds_waits_alone_and_is_decided_when_that_ends(make: Make, way: Any) -> None:
+def test_command_that_an_open_transaction_holds_waits_alone_and_is_decided_when_that_ends(
+    make: Make, monkeypatch: pytest.MonkeyPatch, way: Any
+) -> None:
     # given
     here = make()
+    sift_without_hurry(monkeypatch)
     busy = here.worker(10, "other", "Beat", capacity=1)
     here.enq("Beat", id=uid(7))
     lease = m.Hold(uid(7), busy.last.fence)
@@ -215,9 +218,10 @@ def test_many_keys_that_are_held_at_once_hold_up_no_other_for_long(make: Make) -
     assert {type(said(here, frame)) for frame in more[:99]} == {DuplicateKey}
 
 
-def test_held_keys_are_found_in_a_database_without_plpgsql(make: Make) -> None:
+def test_held_keys_are_found_in_a_database_without_plpgsql(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     here = make()
+    sift_without_hurry(monkeypatch)
     with psycopg.connect(url_of(here)) as connection:
         connection.execute("DROP EXTENSION plpgsql")
     with psycopg.connect(url_of(here)) as connection:
@@ -233,9 +237,12 @@ def test_held_keys_are_found_in_a_database_without_plpgsql(make: Make) -> None:
         assert [n for n, frame in enumerate(frames) if said(here, frame) is None] == [0, 1, 2]
 
 
-def test_commands_of_a_frame_that_are_not_held_stand_while_the_held_one_waits(make: Make) -> None:
+def test_commands_of_a_frame_that_are_not_held_stand_while_the_held_one_waits(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given
     here = make()
+    sift_without_hurry(monkeypatch)
     with psycopg.connect(url_of(here)) as connection:
         givalia_postgres.enq(connection, "Mail", time=60, key="k2")
 
@@ -342,9 +349,12 @@ def test_command_that_is_held_by_a_transaction_without_a_number_is_not_tried_all
 
 @pytest.mark.parametrize("moment", [AT_ONCE, AT_COMMIT], ids=["in the statement", "at the commit"])
 @pytest.mark.parametrize("code", ["55P03", "57014", "40001", "40P01", "53200"])
-def test_command_that_the_database_keeps_back_waits_alone(make: Make, code: str, moment: dict[str, str]) -> None:
+def test_command_that_the_database_keeps_back_waits_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch, code: str, moment: dict[str, str]
+) -> None:
     # given
     here = make()
+    sift_without_hurry(monkeypatch)
     worker = here.worker(10, "other", "Beat", capacity=1)
     here.enq("Beat", id=uid(7))
     trouble(here, code, moment)
@@ -357,8 +367,6 @@ def test_command_that_the_database_keeps_back_waits_alone(make: Make, code: str,
 
     # then
     assert said(here, settle) == ()
-    if here.engine.again.inputs:  # A slow machine does not come to try all of them apart in one turn.
-        took += seconds_of(here)
     assert all(said(here, frame)[0] == uid(frame.conn) for frame in others)
     assert took < MOST_S
     drive(here, HELD_S + 0.5)
