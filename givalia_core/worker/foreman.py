@@ -283,8 +283,9 @@ class Foreman:
             self._plan(held, self._promise_s(held), "promise", cause)
 
     def _promise_s(self, held: Job) -> float:
-        hooks = len(held.crew.hooks & {"before_run", "after_run"})
-        return PROMISE_S + hooks * (self.settings.hook_limit + HOOK_LEFT_S)
+        """Return the seconds in which the process must report an end; each plugin may use up its limit in each hook."""
+        calls = len(held.crew.hooks & {"before_run", "after_run"}) * len(held.crew.host.plugins)
+        return PROMISE_S + calls * (self.settings.hook_limit + HOOK_LEFT_S)
 
     def _break_promise(self, held: Job, cause: str) -> None:
         """The process was to report the end of this job long ago, and shows signs of life: it is not to be believed."""

@@ -38,7 +38,7 @@ class FakeLink:
 class FakeCrew:
     """A generation of processes, as far as the foreman looks at it."""
 
-    def __init__(self, foreman: Foreman, hooks: frozenset[str]) -> None:
+    def __init__(self, foreman: Foreman, hooks: frozenset[str], plugins: int) -> None:
         self.foreman = foreman
         self.modules = {GREENLET: Announce(GREENLET, "d", "1"), APART: Announce(APART, "d", "1", "process")}
         self.hooks = hooks
@@ -49,11 +49,12 @@ class FakeCrew:
         self.told: list[Any] = []
         self.owed: list[Any] = []
         self.verdicts: list[Verdict] = []
-        self.blocking = 0  # The fence of the job that does not give way.
+        self.blocking = 0  # The fence of the job that does not yield.
         self.pool = SimpleNamespace(member_of=self._member_of)
         self.host = SimpleNamespace(
-            state="ready", member=object(), blocked_s=0.0, stack="", failures=0, is_blocked_by=self._is_blocked_by
-        )
+            state="ready", member=object(), blocked_s=0.0, stack="", failures=0, is_blocked_by=self._is_blocked_by,
+            plugins=[f"plugin {number}" for number in range(plugins)],
+        )  # fmt: skip
 
     def tell(self, *said: Any) -> None:
         self.told += said
@@ -124,7 +125,8 @@ class FakeCrew:
 
 
 class Rig:
-    def __init__(self, *hooks: str, **settings: Any) -> None:
+    def __init__(self, *hooks: str, plugins: int = 1, **settings: Any) -> None:
+        self.plugins = plugins
         self.link = FakeLink()
         self.crews: list[FakeCrew] = []
         self.foreman = Foreman(
@@ -137,7 +139,7 @@ class Rig:
         self.crew = self.crews[0].serve()
 
     def _crew(self, foreman: Foreman, hooks: tuple[str, ...]) -> FakeCrew:
-        self.crews.append(FakeCrew(foreman, frozenset(hooks)))
+        self.crews.append(FakeCrew(foreman, frozenset(hooks), self.plugins))
         return self.crews[-1]
 
     def lend(self, module: str = GREENLET, fence: int = 1, *, id: bytes = b"j" * 16, **fields: Any) -> Dispatch:
@@ -329,6 +331,20 @@ def test_a_process_that_does_not_report_an_end_when_it_must_is_replaced() -> Non
 
     (verdict,) = rig.crew.verdicts
     assert (verdict.culprit, verdict.kind) == (job.fence, "stopped")
+
+
+def test_a_process_may_report_an_end_as_late_as_all_its_plugins_together_may_take() -> None:
+    rig = Rig("after_run", plugins=3, hook_limit=3.0)
+    job = rig.lend()
+    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.later(1.1)
+    rig.later(2.5)
+
+    rig.later(10.5)
+    assert rig.crew.verdicts == []
+
+    rig.later(11.1)
+    assert [verdict.culprit for verdict in rig.crew.verdicts] == [job.fence]
 
 
 def test_a_process_with_code_that_does_not_end_takes_no_more_and_its_neighbours_finish() -> None:
