@@ -298,7 +298,7 @@ class Foreman:
     def _replace_host(self, held: Job) -> None:
         """A greenlet does not end: its process has to."""
         host = held.crew.host
-        words = f"{self._words(held, held.why)}; {NOT_ENDED}\n{host.stack}".strip()
+        words = f"{self._words(held, held.why)}; {NOT_ENDED}, so its process was replaced\n{host.stack}".strip()
         first, more = split(words)
         self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, first, extra=more)
         held.crew.replace_host(Verdict(held.dispatch.fence, str(_KINDS[held.why]), words, is_ours=True))
@@ -369,7 +369,7 @@ class Foreman:
     def child_died(self, held: Job, words: str) -> None:
         """A job's own process is gone."""
         if held.why:
-            ended = "" if held.why == "oom" else "it did not end when it was told to, so its process was killed"
+            ended = "" if held.why == "oom" else f"{NOT_ENDED}, so its process was killed"
             report = self._failure(held, held.why, ended)
         else:
             self.counts["children_died"] += 1

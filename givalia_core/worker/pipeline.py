@@ -271,7 +271,7 @@ WORDS: Final = {
 }
 """Why an attempt was stopped, beside the timeout."""
 
-NOT_ENDED: Final = "it did not end when it was told to, so its process was replaced"
+NOT_ENDED: Final = "it did not end when it was told to"
 
 
 def timed_out(dispatch: Dispatch) -> str:
@@ -295,7 +295,9 @@ def report_left(attempt: Attempt) -> None:
     assert attempt.stopped is not None
     attempt.raised = attempt.stopped
     classify(attempt)
-    attempt.error = clipped(f"{attempt.stopped}; {NOT_ENDED}\n{attempt.words}".strip())
+    attempt.error = clipped(
+        f"{attempt.stopped}; {NOT_ENDED}, so it was reported without waiting for its code\n{attempt.words}".strip()
+    )
     send, attempt.send = attempt.send, _say_nothing
     after_run(attempt)
     send(report_of(attempt))

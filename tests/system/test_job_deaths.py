@@ -21,8 +21,9 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "job-deaths.md"
 IS_WRITTEN: Final = bool(os.environ.get("WRITE_JOB_DEATHS"))  # Then docs/job-deaths.md is made anew, and not only compared.
 _ROW: Final = re.compile(r"^\| (.+) \| `(.+)` \| (\S+) s \| `(.+)` \| (\S+) s \|$", re.MULTILINE)
 _HEAD: Final = "| --- | --- | --- | --- | --- |\n"
-_END: Final = "\nEach of them"
+_END: Final = "\nEach of these jobs"
 _REPLACED: Final = "; it did not end when it was told to, so its process was replaced"
+_LEFT: Final = "; it did not end when it was told to, so it was reported without waiting for its code"
 _LATE: Final = f"timeout: it ran longer than {LIMIT_S:g} s"
 _OOM: Final = "oom: there was no memory for what it did"
 
@@ -47,7 +48,7 @@ MATRIX: Final = (
     _row("generator_exit", "raises `GeneratorExit`", "GeneratorExit"),
     _row("gevent_timeout", "raises `gevent.Timeout`", "gevent.timeout.Timeout: 3 seconds"),
     _row("base_exception", "raises a `BaseException` of its own", "system_deaths.Odd: odd"),
-    _row("unspeakable", "raises what raises in its `__str__`", "Unspeakable (what it says of itself cannot be shown)"),
+    _row("unspeakable", "raises an exception whose `__str__` raises", "Unspeakable (what it says of itself cannot be shown)"),
     _row("recursion", "calls itself without end", "RecursionError: maximum recursion depth exceeded"),
     _row("memory", "raises `MemoryError`", _OOM),
     _row("limited_memory", "limits its memory and takes more", _OOM),
@@ -59,12 +60,12 @@ MATRIX: Final = (
     _row("busy_python", "loops in Python for ever", _LATE + _REPLACED, _LATE),
     _row("busy_c", "loops in C for ever, with the interpreter's lock", _LATE + _REPLACED, _LATE),
     _row("deadlock", "waits for its own lock", _LATE),
-    _row("deaf", "swallows what ends it", _LATE + _REPLACED, _LATE),
+    _row("deaf", "swallows what ends it", _LATE + _LEFT, _LATE),
     _row("fork_returns", "forks, and both return", "done"),
     _row("fork_raises", "forks, and the fork raises", "done"),
-    _row("grandchild", "leaves a process in a session of its own", "done"),
-    _row("orphan", "leaves such a process that has lost its parent", "done"),
-    _row("thread", "leaves a thread", "done"),
+    _row("grandchild", "leaves a process in a session of its own running", "done"),
+    _row("orphan", "leaves such a process running, whose parent has ended", "done"),
+    _row("thread", "leaves a thread running", "done"),
     _row(
         "closed_fds",
         "closes all its files and returns",
@@ -79,8 +80,8 @@ MATRIX: Final = (
     _row("signals", "ignores and blocks signals, starts a timer", "done"),
     _row("very_much_output", "prints 256 MiB", "done"),
     _row("huge_result", "returns more than a result may be", "done, TOO_LARGE"),
-    _row("object_result", "returns what cannot be packed", "done, UNSERIALIZABLE"),
-    _row("sly_result", "returns what raises when it is packed", "done, UNSERIALIZABLE"),
+    _row("object_result", "returns a value that cannot be packed", "done, UNSERIALIZABLE"),
+    _row("sly_result", "returns a value that raises when it is packed", "done, UNSERIALIZABLE"),
     _row("nan_result", "returns NaN", "done"),
 )
 LEAVES_PROCESSES: Final = ("grandchild", "orphan")
