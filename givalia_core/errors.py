@@ -181,8 +181,8 @@ class IllegalTransition(GivaliaError):
 
 
 class WrongProcess(GivaliaError):
-    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done, and it runs on there.
-    Use a `Client` in the fork, or make a server or worker there."""
+    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done, and it
+    goes on in that process. In the fork use a `Client`, or make another server or worker."""
 
     pid: int
 

@@ -128,10 +128,10 @@ class WorkerSettings:
         5.0, "Seconds between the steps of stopping a job: asked, then made to end, then killed.", least=0.1, most=3_600
     )
     block_limit: float = _setting(
-        30.0, "Seconds that a job may hold up its neighbours without giving way; then their process is replaced.", least=1
+        30.0, "Seconds that a job may hold up its neighbours without yielding; then their process is replaced.", least=1
     )
     hook_limit: float = _setting(
-        10.0, "Seconds that the plugins may take at each start and end of a job; then the job goes on without them.", least=0.1
+        10.0, "Seconds that one call of a plugin on the worker may take; then it is ended, and the job goes on.", least=0.1
     )
     watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")

@@ -230,7 +230,7 @@ class Progress(NamedTuple):
 class Process(NamedTuple):
     """One process of this worker. A frame of them replaces what was said before; a hint for people, nothing durable.
 
-    `blocked_us` is for how long it has not answered because the job named here does not give way; `stack` shows where.
+    `blocked_us` is for how long it has not answered because the job named here does not yield; `stack` shows where.
     """
 
     pid: int

@@ -1,6 +1,6 @@
 """A worker within a program of your own: jobs and plugins run in it, the link and the foreman in a native thread beside them.
 
-What it cannot do that `givalia-worker` can is to replace the process it is in: a greenlet that never gives way keeps its
+What it cannot do that `givalia-worker` can is to replace the process it is in: a greenlet that never yields keeps its
 neighbours waiting for as long as it does, though the leases are renewed meanwhile.
 """
 

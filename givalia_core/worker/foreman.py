@@ -171,7 +171,7 @@ class Foreman:
             if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
                 self._plan(held, dispatch.timeout_us / SECOND_US + self.settings.stop_grace, "kill", "timeout")
         if crew is not None and hosted:
-            crew.tell(*hosted)  # First, before anything gives way: an end must not overtake its job.
+            crew.tell(*hosted)  # First, before anything yields: an end must not overtake its job.
         for held in apart:
             self._begin_apart(held)
 

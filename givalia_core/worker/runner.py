@@ -1,7 +1,7 @@
 """Runs attempts in greenlets and tells the plugins: what a process full of jobs does, whoever it talks to.
 
 It takes notes and says notes. Beside the jobs it keeps the shared page: the loop's pulse, and whose code is running, which it
-learns at each switch between greenlets; so whoever watches can name the job that does not give way.
+learns at each switch between greenlets; so whoever watches can name the job that does not yield.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts attempts in greenlets, no more of them than it takes: to make one and to end it costs more than a short attempt.
 
-A greenlet goes on with the next attempt if the one before never gave way and has left nothing in it. Nobody else has run
+A greenlet goes on with the next attempt if the one before never yielded and has left nothing in it. Nobody else has run
 meanwhile, so whatever could reach the next attempt (an exception on its way, a timer, somebody who waits for the greenlet, a
 local, a context) either is not there or shows as one of the `_marks`. An attempt that waits for something has its greenlet for
 itself.
@@ -65,7 +65,7 @@ class Starter(Generic[T]):
         try:
             while self._waiting:
                 self._starting = Running(self._run_in_a_row)
-                self._starting.switch()  # Comes back when an attempt gives way, or when its greenlet has ended.
+                self._starting.switch()  # Comes back when an attempt yields, or when its greenlet has ended.
                 self._starting = None
                 if Clock.monotonic() >= self._until_s:
                     break

@@ -119,7 +119,7 @@ class Host:
             if self._judged == member.page.current:
                 return None
             self._judged = member.page.current
-            words = f"timeout: blocked, it has not given way for {blocked_s:.1f} s\n{self.stack}".strip()
+            words = f"timeout: blocked, it has not yielded for {blocked_s:.1f} s\n{self.stack}".strip()
             self._log.error("%s; its process is replaced", self._blocker_words())
             return Verdict(member.page.current, "timeout", words)
         if time.monotonic() - self._asked_at > ASK_AGAIN_S:
@@ -132,11 +132,11 @@ class Host:
         return self.plugins[-1 - current] if -len(self.plugins) <= current < 0 else ""
 
     def _blocker(self) -> Held[Any] | None:
-        """The job that does not give way, if it is one and known."""
+        """The job that does not yield, if it is one and known."""
         return None if self.member is None else self._by_fence(self.member.page.current)
 
     def _blocker_words(self) -> str:
-        """Who does not give way, and for how long, in words."""
+        """Who does not yield, and for how long, in words."""
         held = self._blocker()
         plugin = "" if self.member is None else self.plugin(self.member.page.current)
         who = f"plugin {plugin}" if plugin else "something that is no job"

@@ -1,4 +1,4 @@
-"""A job that does not give way costs its neighbours time and nothing else: no lease, no attempt, no report."""
+"""A job that does not yield costs its neighbours time and nothing else: no lease, no attempt, no report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_two_hundred_waiting_jobs_beside_one_that_never_gives_way(rig: Rig, modu
     with pytest.raises(JobFailed):
         culprit.wait(30)
     status = culprit.stat()
-    assert (status.error or "").startswith("timeout: blocked, it has not given way for ")
+    assert (status.error or "").startswith("timeout: blocked, it has not yielded for ")
     assert "system_" in (status.error or "")  # The stack, down to the line in the job's code.
 
     for job in jobs:

@@ -72,7 +72,7 @@ class StayOnce(WorkModule):
 
 
 class Spin(WorkModule):
-    """Holds the interpreter for some seconds without ever giving way."""
+    """Holds the interpreter for some seconds without ever yielding."""
 
     def process(self) -> int:
         write_line(self.params["file"], self.job.id, os.getpid(), self.job.attempt)

@@ -134,7 +134,7 @@ class DatedApart(Dated):
 
 
 class SpinAside(WorkModule):
-    """Starts a thread, which beside greenlets is one, and has that turn without ever giving way."""
+    """Starts a thread, which beside greenlets is one, and has that turn without ever yielding."""
 
     def process(self) -> None:
         def spin() -> None:

@@ -69,7 +69,7 @@ def _of_workers(hosts: Iterable[Any]) -> Iterator[Metric]:
     for host in hosts:
         happened.update(getattr(host, "counts", {}))
     if happened:
-        words = "What happened to the worker's processes: replaced, died, or blocked by a job that does not give way."
+        words = "What happened to the worker's processes: replaced, died, or blocked by a job that does not yield."
         events = CounterMetricFamily("givalia_worker_events", words, labels=("event",))
         for event, count in sorted(happened.items()):
             events.add_metric((event,), count)
