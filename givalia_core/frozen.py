@@ -1,4 +1,4 @@
-"""What code beside jobs relies on, as it was when Givalia was imported: a job may replace it for all who share its process.
+"""Builtins and the clock as they were when Givalia was imported: a job may replace them for all code in its process.
 
 A module keeps the builtins with `__builtins__ = BUILTINS`, since functions take them from the globals they are made with. And
 it imports functions by name, for `from os import getpid` keeps the function, while `os.getpid` is looked up at each call.
@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 BUILTINS: Any = dict(vars(builtins))
-"""The builtins."""
+"""Never changed; a copy, because `vars(builtins)` is what a job changes."""
 
 
 class Clock:

@@ -134,7 +134,7 @@ def _words(error: BaseException) -> str:
 
 
 class Watch(Protocol):
-    """Is told when the code of a plugin begins and ends: somebody limits it, and knows whom to blame for what happens."""
+    """Is told when a call of a plugin begins and ends, to limit its time and to know which plugin is to blame."""
 
     def enter(self, hook: str, plugin: int, job: Any) -> Any:
         """Note that a plugin, by its place in `Hooks.names`, is called, perhaps for a job; returns what to leave by."""

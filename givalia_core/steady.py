@@ -11,7 +11,7 @@ from givalia_core.frozen import BUILTINS
 __builtins__ = BUILTINS
 
 AGAIN_S: Final = 1.0
-"""How long a loop pauses behind an error, in seconds."""
+"""Seconds that a loop pauses after an error."""
 
 
 class Says(Protocol):

@@ -1,4 +1,4 @@
-"""What client and worker set on a TCP socket, and what they ask of it."""
+"""TCP sockets of clients and workers: their options, and how long ago the peer acknowledged something."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COUNT: Final = struct.Struct("=i")
 
 
 class Tunable(Protocol):
-    """A socket, whoever looks after it."""
+    """A socket of any library, as far as its options are set."""
 
     def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
 
 class Askable(Protocol):
-    """A socket, whoever looks after it."""
+    """A socket of any library, as far as it is asked about its connection."""
 
     def fileno(self) -> int: ...
 

@@ -81,7 +81,7 @@ class Line(asyncio.Protocol):
 
     @property
     def _unsent_bytes(self) -> int:
-        """How much waits in this process; of a transport that was lost nobody knows, and nothing."""
+        """The bytes that wait in this process; 0 for a transport that was lost, where the number is unknown."""
         unsent_bytes: int = self.transport.get_write_buffer_size()
         return unsent_bytes
 

@@ -256,7 +256,7 @@ class Exchange:
 
     @staticmethod
     def _until(slot: Slot, step: Step) -> float | None:
-        """How long to wait for something to arrive, for a caller whose time may end before something else is due."""
+        """Return the seconds to wait for something to arrive: until this caller's time ends or something else is due."""
         seconds = step.seconds if isinstance(step, Listen) else 0.0
         times = [each for each in (seconds, slot.left(clock.monotonic())) if each is not None]
         return min(times, default=None)

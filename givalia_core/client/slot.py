@@ -1,7 +1,7 @@
 """One call of a client on its way: when it was sent and how often, and the answers once they are there.
 
 A server does a command only when it has the whole of its frame. So a call of which no connection ever took the last byte was
-certainly not done, and ends with words that say so; of any other that ends without an answer nobody knows.
+certainly not done, and its error says so. Whether any other call that ends without an answer was done is unknown.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ class Slot:
 
     @property
     def may_be_done(self) -> bool:
-        """Whether a copy of it may have taken effect, or may do so yet, on a connection that is lost."""
+        """A copy of it, on a connection that is lost, may have taken effect or may do so yet."""
         return self.was_sent and self.call.kind in CHANGING
 
     @property
     def is_refused(self) -> bool:
-        """Whether it was not done, and is not under way: servers that stop have refused it, and it was not sent since."""
+        """It was not done, and is not under way: servers that stop have refused it, and it was not sent since."""
         return self.refusal is not None and not self.call.waits and not self.may_be_done
 
     @property
     def is_unsent(self) -> bool:
-        """Whether no connection has taken its whole frame, and none will: it was certainly not done."""
+        """No connection has taken its whole frame, and none will: it was certainly not done."""
         return not (self.was_sent or self.was_taken) and self.visit is None
 
     @property
     def is_lost_unsent(self) -> bool:
-        """Whether it has ended with the words that it was not sent."""
+        """It has ended with the error that it was not sent."""
         return isinstance(self.error, ConnectionLost) and self.error.details.get("sent") is False
 
     def lost(self, taken_bytes: int, now: float) -> None:
@@ -101,7 +101,7 @@ class Slot:
         return None if self.deadline is None else max(self.deadline - now, 0.0)
 
     def take_news(self) -> tuple[float, str] | None:
-        """What the caller has not heard of yet, once."""
+        """Return the newest progress if the caller has not taken it yet, else None."""
         news, self.news = self.news, None
         return news
 
@@ -154,7 +154,7 @@ def check_whole(slots: Sequence[Slot], answered: int) -> None:
         answered: How many were answered before them.
 
     Raises:
-        ConnectionLost: Nobody knows what became of the other frames.
+        ConnectionLost: Whether the other frames took effect is unknown.
     """
     if slots and slots[0].is_lost_unsent and (answered or not all(slot.is_unsent for slot in slots)):
         raise ConnectionLost(f"{slots[0].error}, and whether others of this call took effect is unknown", sent=True) from None

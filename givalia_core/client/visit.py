@@ -34,7 +34,7 @@ class Visit:
         self._ping = 0  # The number of the ping that was not answered yet.
 
     def hello(self) -> bytes:
-        """What is sent first."""
+        """Return the bytes that are sent first on the connection."""
         return self.caller.hello(AGENT) + self.clock.ask(None)
 
     def greet(self, data: bytes) -> bool:
@@ -65,13 +65,16 @@ class Visit:
         return data
 
     def ping(self) -> bytes:
-        """A question without content: every server answers it, whatever else it does or does not."""
+        """Return the bytes of a ping, which every server answers at once."""
         self._ping, data = self.caller.ask(Kind.STAT, [])
         self.loaded_bytes += len(data)
         return data
 
     def owed(self) -> Owed | None:
-        """Since when the server owes an answer, and how soon its silence is worth a ping: a wait costs next to nothing."""
+        """Return since when the server owes an answer, and after how long a silence it is pinged; None if it owes none.
+
+        A wait alone is pinged less often, so that it costs next to nothing.
+        """
         oldest = next(iter(self.commands.values()), None)
         if oldest is not None:
             return Owed(oldest.sent, PING_COMMAND_S)
@@ -79,7 +82,7 @@ class Visit:
         return None if oldest is None else Owed(oldest.sent, PING_WAIT_S)
 
     def is_aside(self, answer: Answer, now: float) -> bool:
-        """Take in an answer that only shows that the path is alive: the clock, or that to a ping. Whether it is one."""
+        """Take in an answer that only shows that the path is alive, to a ping or with the clock; return whether it is one."""
         if answer.request == self._ping:
             self._ping = 0
             self.pulse.answered()

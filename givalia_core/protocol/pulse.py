@@ -1,4 +1,4 @@
-"""Whether the path to the peer of one connection is alive, without a socket or a clock.
+"""Decides whether the path to the peer of one connection is alive, without a socket or a clock.
 
 A path can die without a word: an address changes, or a firewall begins to drop. Then nothing arrives, the peer's TCP
 acknowledges nothing of what is on its way, and a ping stays unanswered. A path on which anything still moves is never called
@@ -19,7 +19,7 @@ PING_COMMAND_S: Final = 1.0  # Quiet after which a ping is sent while a command 
 PING_WAIT_S: Final = 5.0  # and while the peer owes nothing but what comes in its own time.
 DEAD_S: Final = 5.0  # How long nothing moves, and a ping is unanswered, on a path that is dead.
 LEAVING_S: Final = 1.0  # How often to look while something leaves slowly: when it has left, the peer has time to answer.
-LATE_S: Final = 1.0  # Who looks so much later than intended was suspended, and starts counting again.
+LATE_S: Final = 1.0  # A look that comes so much later than intended shows that this process was suspended.
 
 
 class Owed(NamedTuple):
@@ -30,7 +30,7 @@ class Owed(NamedTuple):
 
 
 class Due(Enum):
-    """What the owner of the connection is to do now."""
+    """The next act of the connection's owner."""
 
     NOTHING = "nothing"
     PING = "ping"  # Send a frame that every peer answers at once; it counts as sent.
@@ -45,7 +45,7 @@ class Pulse:
         self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
         self._look_at = math.inf  # When the owner intends to look next.
         self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
-        self._is_leaving = False  # Whether something that was sent was not acknowledged yet when somebody looked last.
+        self._is_leaving = False  # Whether sent data was unacknowledged at the last look.
 
     def moved(self, at: float) -> None:
         """Note that something arrived, or that the peer's TCP acknowledged something."""
@@ -72,7 +72,7 @@ class Pulse:
         return look_at - now
 
     def due(self, now: float, owed: Owed | None, acknowledged_s: Callable[[], float], *, can_ping: bool = True) -> Due:
-        """What is due now.
+        """Return what is due now; the owner sends the ping, or drops the connection.
 
         Args:
             now: The present.

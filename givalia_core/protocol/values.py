@@ -1,4 +1,4 @@
-"""Params and results: values of Python, packed so that whoever unpacks them can."""
+"""Params and results: values of Python, packed only if they can be unpacked again."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ class Crew:
         self._foreman.host_has_stuck(self, note.id)
 
     def _check_held(self, note: Holding) -> None:
-        """See whether the host has lost an attempt: whose doing that is nobody knows, so it is given back with all others."""
+        """Replace the host if it has lost attempts; it is unknown which job is to blame, so all its jobs are given back."""
         missing = self._audit.answered(note.fences, time.monotonic())
         lost = [fence for fence in self._foreman.hosted_by(self) if fence in missing]
         if not lost:
@@ -199,7 +199,7 @@ class Crew:
             self.replace_host(Verdict(culprit, "died", words))
 
     def _ask_host(self) -> None:
-        """Ask the host now and then what it has, unless it is blocked; one that says nothing any more is replaced."""
+        """Ask the host at intervals which jobs it has, unless it is blocked; replace it if it says nothing any more."""
         now_s = time.monotonic()
         if self.host.state != "ready" or self.host.blocked_s:
             self._audit.begin_anew(now_s)
@@ -237,7 +237,7 @@ class Crew:
         self.replace_host(Verdict(0, "died", words, is_ours=True))
 
     def replace_host(self, verdict: Verdict) -> None:
-        """Put the host to death and start another; whoever gives the verdict logs it."""
+        """Kill the host and start another; the caller logs the verdict."""
         host = self.host
         if self._is_local:
             self._foreman.host_is_stuck(self, verdict)
@@ -272,7 +272,7 @@ class Crew:
                 )
                 delay_s = 0.0
             else:
-                if host.verdict is None:  # Else whoever gave it has said so.
+                if host.verdict is None:  # Else the one that gave it has logged it.
                     first, more = split(verdict.words)
                     self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = self._backoff_s
@@ -286,7 +286,7 @@ class Crew:
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def note_hook(self, held: Job) -> None:
-        """A plugin is busy with this job for a while, or not any more."""
+        """Note that a plugin has been busy with this job for a while, or, if its `hook` is empty, that none is any more."""
         self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not held]
         if held.hook:
             self.host.in_hooks.append(held)

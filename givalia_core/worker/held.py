@@ -11,9 +11,9 @@ from givalia_core.protocol.messages import Dispatch
 C = TypeVar("C")
 H = TypeVar("H")
 
-FRESH_MAX: Final = 4  # Suspects that run apart and have not done so for long,
-FRESH_S: Final = 2.0  # which is so long;
-APART_MAX: Final = 20  # and suspects that run apart at all.
+FRESH_MAX: Final = 4  # Suspects that run apart and were started less than
+FRESH_S: Final = 2.0  # so many seconds ago;
+APART_MAX: Final = 20  # and all suspects that run apart.
 SUSPECTS_MAX: Final = 10_000
 
 
@@ -23,7 +23,7 @@ class Held(Generic[C]):
     `phase` is where it is: `before` and `after` while plugins are told of one that has a process of its own, `waiting` while it
     is to have one later, else `running`.
     `why` says why its code was made to end. At `at_s` (monotonic) the next `step` is due, `end`, `kill` or `promise`, for
-    `cause`. `is_suspect`: it was in a process that died, nobody knows of what, and has one of its own for that.
+    `cause`. `is_suspect`: it may have ended the process that it was in, so it runs in one of its own.
     """
 
     __slots__ = (
@@ -49,10 +49,10 @@ class Held(Generic[C]):
 
 
 class Suspects(Generic[H]):
-    """Jobs that were in a process when it died of nobody knows what: they are tried again apart, a few at a time.
+    """Jobs one of which has ended the process that they were in: each is tried again in a process of its own, a few at a time.
 
-    One that has run for a while makes room for the next, for it may take hours. Held in memory: another worker that such a job
-    goes to finds out by itself. All times are monotonic seconds.
+    One that has run for `FRESH_S` makes room for the next, for it may run for hours. This is known in memory only: another
+    worker that gets such a job finds out by itself. All times are monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -94,14 +94,14 @@ class Suspects(Generic[H]):
         return held
 
     def clear(self, job_id: bytes) -> None:
-        """Note that a job has run apart and harmed nobody."""
+        """Note that a job has run apart and its process has survived: it is no suspect any more."""
         self.ids.pop(job_id, None)
 
 
 class Verdict:
-    """Why a host has ended, and whose fault that is: a fence, or 0 if nobody knows. `is_ours`: no job is to blame.
+    """Why a host has ended, and the fence of the job that is to blame: 0 if that is unknown. `is_ours`: no job is to blame.
 
-    `suspects` are the fences of those that it may have been if nobody knows; None if it may have been any.
+    `suspects` are the fences of the jobs that may be to blame if that is unknown; None for all jobs of the host.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Verdict:
         self.words = words
 
     def may_be(self, fence: int) -> bool:
-        """Return whether it may have been this one if nobody knows who it was."""
+        """Return whether the job with this fence may be to blame, if it is unknown which one is."""
         return self._suspects is None or fence in self._suspects
 
 

@@ -1,7 +1,7 @@
 """Runs attempts in greenlets and tells the plugins: what a process full of jobs does, whoever it talks to.
 
 It takes notes and says notes. Beside the jobs it keeps the shared page: the loop's pulse, and whose code is running, which it
-learns at each switch between greenlets; so whoever watches can name the job that does not yield.
+learns at each switch between greenlets; so the supervisor can name the job that does not yield.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Runner:
         modules: What is served, by name.
         hooks: The plugins.
         say: Takes notes on their way to the foreman.
-        page: What is shared with whoever watches.
+        page: What is shared with the supervisor.
         worker: What the hooks `worker_started` and `worker_stopping` are handed.
     """
 
@@ -287,12 +287,12 @@ class Runner:
         self._tidy()
 
     def _stop(self, attempt: _Held, stopped: Stopped) -> None:
-        """Make the job's code end; if it does not, report the attempt without it."""
+        """Raise `stopped` in the job's code; if that has not ended `stop_grace` later, report the attempt without it."""
         attempt.end_by(stopped)
         spawn_later(self._worker.settings.stop_grace, self._leave, attempt)
 
     def _leave(self, attempt: _Held) -> None:
-        """Report an attempt that has not ended though it was told to: nobody is to wait for the rest of its clean-up."""
+        """Report an attempt that has not ended though it was told to, without waiting for the rest of its clean-up."""
         if not attempt.is_in_process or attempt.is_left:
             return
         attempt.is_left = True

@@ -136,7 +136,7 @@ class Host:
         return None if self.member is None else self._by_fence(self.member.page.current)
 
     def _blocker_words(self) -> str:
-        """Who does not yield, and for how long, in words."""
+        """Return in words which job, plugin or other code does not yield, and for how long."""
         held = self._blocker()
         plugin = "" if self.member is None else self.plugin(self.member.page.current)
         who = f"plugin {plugin}" if plugin else "something that is no job"
