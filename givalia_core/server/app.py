@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import gevent
 import msgpack
-from gevent import monkey, socket
+from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
@@ -47,6 +47,7 @@ from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 from givalia_core.steady import survives
 from givalia_core.store.base import as_shared
+from givalia_core.threads import thread_now
 from givalia_core.version import __version__
 
 DRAIN_S: Final = 6.0
@@ -66,7 +67,6 @@ MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looke
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 
 log = logging.getLogger("givalia.server")
-_thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")  # Of threads, and not of greenlets.
 
 
 class Server:
@@ -147,7 +147,7 @@ class Server:
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._started_us = self._clock.read().wall_us
-        self._thread = _thread_now()
+        self._thread = thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
         self._from_threads = gevent.get_hub().loop.async_()
         self._from_threads.start(self._take_from_threads)
@@ -219,7 +219,7 @@ class Server:
             connection.leave()
         self._alarm.close()
         self._runner.leave()
-        if _thread_now() == self._thread:  # Otherwise their thread is not there, and nor are they.
+        if thread_now() == self._thread:  # Otherwise their thread is not there, and nor are they.
             gevent.killall(self._greenlets, block=False)
 
     def reload(self, settings: ServerSettings) -> None:
@@ -501,7 +501,7 @@ class Server:
         if self._is_stopping:
             raise ShuttingDown("the server is stopping")
         future: Future[Item] = Future()
-        if _thread_now() == self._thread:
+        if thread_now() == self._thread:
             self._ask_inside(Info(), future)
             while not future.done():
                 gevent.sleep(0.001)

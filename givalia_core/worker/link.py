@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import gevent
-from gevent import monkey
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
@@ -51,6 +50,7 @@ from givalia_core.protocol.messages import (
     item,
 )
 from givalia_core.steady import survives
+from givalia_core.threads import thread_now
 from givalia_core.worker.line import Line
 
 log = logging.getLogger("givalia.worker")
@@ -61,8 +61,6 @@ BACKOFF_MAX_S: Final = 10.0
 STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
 FENCE_CHECK_S: Final = 0.25
 MARGIN_LEAST_US: Final = SECOND_US
-
-thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")  # Of threads, and not of greenlets.
 
 Report: TypeAlias = Succeed | Fail | Release
 _KIND_OF: Final = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS}
