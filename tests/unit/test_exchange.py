@@ -235,7 +235,7 @@ def test_when_a_part_of_many_is_given_up_the_parts_behind_it_are_too(connect: Co
     silent = scripted(every(Kind.ENQ, say_nothing))
 
     with connect(silent, resend=0.5) as client:
-        with pytest.raises(ConnectionLost, match="unknown"):
+        with pytest.raises(ConnectionLost):  # A busy machine may not even have sent the first part by then.
             client.enq_many([{"module": "Sample"}] * 20_001)
 
         assert not client._exchange._errands.calls
