@@ -13,15 +13,15 @@ from givalia_core.frozen import BUILTINS, Clock
 
 __builtins__ = BUILTINS
 
-EACH_S: Final = 1.0  # So often while jobs end,
-JOBS_MOST: Final = 50  # or behind so many,
-LEAST_S: Final = 0.1  # yet no more often than this,
-SHARE: Final = 0.01  # and no longer than this share of the time;
-SHARE_BAD: Final = 0.1  # behind a job that has ended badly at once, up to this share.
+EACH_S: Final = 1.0  # Between two collections while jobs end; sooner
+JOBS_MOST: Final = 50  # if so many have ended, or one has ended badly;
+LEAST_S: Final = 0.1  # at least this, unless one has ended badly.
+SHARE: Final = 0.01  # Collections take at most this share of the time,
+SHARE_BAD: Final = 0.1  # and this one after a job that has ended badly.
 
 
 class Collector:
-    """Decides when to collect; `run` it often."""
+    """Decides when to collect: call `run` several times a second."""
 
     def __init__(self, collect: Callable[[], object] = collect) -> None:
         self._collect = collect

@@ -34,7 +34,7 @@ from givalia_core.worker.pipeline import HOOK_LEFT_S, NOT_ENDED, WORDS, clipped,
 
 TICK_S: Final = 0.1
 END_S: Final = 10.0
-PROMISE_S: Final = 2.0  # So much later than it has to end a process may report the end of a job, plugins apart.
+PROMISE_S: Final = 2.0  # For a process to report an end that is due, without the time that its plugins may take.
 AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
 SHOW_S: Final = 1.0  # What is said of the processes is said no more often than this,
 SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
