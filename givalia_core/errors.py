@@ -167,7 +167,7 @@ class JobCancelled(JobEnded):
 
 
 class ResultLost(JobEnded):
-    """The job is done, but its result was too large or not plain data, so it was not kept."""
+    """The job is done, but its result was too large or not plain data, so it was not kept, or it cannot be read."""
 
 
 class WaitTimeout(GivaliaError, TimeoutError):

@@ -52,6 +52,8 @@ def acknowledged_s(sock: Askable) -> float:
     try:
         (unacknowledged_bytes,) = _COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))
         (since_ms,) = _SINCE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size))
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, struct.error) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # The system did not raise it: a signal handler did, say, and it is the caller's.
         return math.inf
     return int(since_ms) / 1000 if unacknowledged_bytes else math.inf

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import talk, verbs
+from givalia_core.client import reading, talk, verbs
 from givalia_core.client.async_exchange import AsyncExchange, OnProgress
 from givalia_core.client.many import Many
 from givalia_core.client.talk import Call
@@ -140,7 +140,7 @@ class AsyncClient:
         answers = [answer async for part in self._exchange.several(calls) for answer in part]
         return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
 
-    def _handle(self, answer: talk.Enqueued | GivaliaError, key: str | None) -> AsyncJobHandle | GivaliaError:
+    def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> AsyncJobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else AsyncJobHandle(self._exchange, verbs.ticket(answer, key))
 
     async def requeue_all(

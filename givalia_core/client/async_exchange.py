@@ -23,8 +23,9 @@ from givalia_core.client.errands import Connect, Errands, Listen
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.visit import Visit
-from givalia_core.errors import ConnectionLost, GivaliaError
+from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import Broken
 
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], Awaitable[object] | object]
@@ -60,7 +61,7 @@ class Line(asyncio.Protocol):
                 self._exchange.arrived(self, data)
             elif self.visit.greet(data):
                 self.greeted.set_result(None)
-        except (OSError, ValueError, GivaliaError) as error:
+        except Broken as error:
             self._end(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -279,7 +280,7 @@ class AsyncExchange:
                 await line.greeted
             if transport.is_closing():
                 raise ConnectionResetError("the server closed the connection")
-        except (OSError, GivaliaError) as error:
+        except (OSError, Broken) as error:
             self._errands.not_connected(error)
             if transport is not None:
                 transport.abort()
@@ -302,7 +303,7 @@ class AsyncExchange:
             self._errands.still_sending(line.visit, now)
         try:
             ping = self._errands.look(line.visit, now, line.acknowledged_s, can_ping=True)
-        except TimeoutError as error:
+        except Broken as error:
             self.drop(line, str(error))
         else:
             self._send(line, ping)
@@ -319,7 +320,7 @@ class AsyncExchange:
         """Hand out what the connection has brought.
 
         Raises:
-            GivaliaError, ValueError: The server sends what no server of this protocol sends.
+            Broken: The server sends what no server of this protocol sends.
         """
         if not self._errands.arrived(line.visit, data, clock.monotonic()):
             self.drop(line, "the server stops")

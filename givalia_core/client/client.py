@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import talk, verbs
+from givalia_core.client import reading, talk, verbs
 from givalia_core.client.exchange import Exchange, OnProgress
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
@@ -50,7 +50,7 @@ def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], l
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> list[T | NotFound | WrongState]:
         many = verb(*args, **options)
-        return many.finish([answer for part in self._exchange.several(many.calls) for answer in part])
+        return many.finish(self._exchange.several(many.calls))
 
     return verbs.as_method(method, verb)
 
@@ -116,10 +116,10 @@ class Client:
             BadRequest, TooLarge: One cannot be sent at all. Nothing was.
         """
         calls, keys = talk.enq_many(jobs)
-        answers = [answer for part in self._exchange.several(calls) for answer in part]
+        answers = self._exchange.several(calls)
         return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
 
-    def _handle(self, answer: talk.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
+    def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else JobHandle(self._exchange, verbs.ticket(answer, key))
 
     def requeue_all(

@@ -8,22 +8,25 @@ that a copy of it which was held up on the way is not done after we have heard o
 is found by its pulse (`protocol.pulse`), and is no reason to give a call up.
 
 Whoever moves the bytes, with threads or in an event loop, asks `step` what comes next, does it, and says what came of it.
-Nothing here may be entered by two at once. All times are seconds on one monotonic clock, which the caller reads.
+Nothing here may be entered by two at once, but for `close`, which a signal handler may call at any time. All times are seconds
+on one monotonic clock, which the caller reads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from givalia_core.client import talk
 from givalia_core.client.slot import Slot
 from givalia_core.client.visit import Visit
-from givalia_core.errors import ConnectionLost, GivaliaError
+from givalia_core.errors import BadRequest, ConnectionLost, TooLarge
+from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import Address, Round
-from givalia_core.protocol.caller import Answer, Told, retry_after_s
+from givalia_core.protocol.caller import Answer, Broken, Told, retry_after_s
 from givalia_core.protocol.messages import CHANGING, Kind, Progressed
 from givalia_core.protocol.pulse import Due
 
@@ -89,7 +92,7 @@ class Errands:
     def check_time(self, slot: Slot, now: float) -> None:
         """End a call whose caller will wait no longer."""
         if not slot.is_over and slot.left(now) == 0:
-            slot.run_out()
+            slot.run_out("" if self.visit is not None else self._why)
             self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
@@ -99,14 +102,14 @@ class Errands:
 
     def end_all(self, why: str) -> None:
         """End every call; what became of those that were sent is unknown."""
-        for slot in self.calls:
+        for slot in list(self.calls):
             slot.end(why)
         self._settle()
 
     def abandon(self) -> None:
         """In a fork: end every call, for it is the parent's, which goes on with it; nothing is sent here."""
         self.visit = None
-        for slot in self.calls:
+        for slot in list(self.calls):
             slot.was_sent = True
         self.end_all("the process was forked, and the call is its parent's")
 
@@ -117,7 +120,7 @@ class Errands:
 
     def _settle(self) -> None:
         """Let go of the calls that are over, and tell their callers."""
-        for slot in [slot for slot in self.calls if slot.is_over]:
+        for slot in [slot for slot in list(self.calls) if slot.is_over]:
             self.forget(slot)
             slot.wake()
 
@@ -137,27 +140,28 @@ class Errands:
         self._must_rest = False
         retry_s, self._retry_s = self._retry_s, min(self._retry_s * 2, RETRY_MAX_S)
         pause_s = random.uniform(retry_s / 2, retry_s)
-        for slot in self.calls:
+        for slot in list(self.calls):
             left = slot.left(now)
             if left is not None and slot.is_refused:
                 left = max(left - LAST_S, 0.0)
             if now + retry_s - slot.unsent_since > self._resend_s:
                 slot.give_up(f"no server at {self._servers} ({self._why})")
             elif left == 0:
-                slot.run_out()
+                slot.run_out(self._why)
             elif left is not None:
                 pause_s = min(pause_s, left)
         self._settle()
         return pause_s if self.calls else 0.0
 
-    def not_connected(self, error: OSError | GivaliaError) -> None:
+    def not_connected(self, error: OSError | Broken) -> None:
         """A server could not be reached, or refuses this client: then every call ends so, unless another may take it."""
         self._why = str(error) or "timed out"
         self._must_rest = self._servers.failed()
-        if self._must_rest and isinstance(error, GivaliaError):
+        refusal = error.refusal if isinstance(error, Broken) else None
+        if self._must_rest and refusal is not None:
             self._must_rest = False
-            for slot in self.calls:
-                slot.error = copy.copy(error)  # Each is raised in a place of its own.
+            for slot in list(self.calls):
+                slot.error = copy.copy(refusal)  # Each is raised in a place of its own.
             self._settle()
 
     def connected(self, visit: Visit, now: float) -> list[Slot]:
@@ -196,7 +200,7 @@ class Errands:
             else:
                 self._must_rest = self._servers.failed()
             taken_bytes = visit.taken_bytes() if self.calls else 0
-            for slot in self.calls:
+            for slot in list(self.calls):
                 slot.lost(taken_bytes, now)
 
     # A server that is busy, one that is silent, and a path that is dead.
@@ -232,16 +236,16 @@ class Errands:
             can_ping: Whether what is returned is sent at once.
 
         Raises:
-            TimeoutError: The path is dead; or the server has answered no command for too long, and there is another.
+            Broken: The path is dead; or the server has answered no command for too long, and there is another.
         """
         quiet_since = self._quiet_since(visit)
         if self._servers.has_others and quiet_since is not None and now - quiet_since >= self.silent_s:
-            raise TimeoutError("the server answers nothing")
+            raise Broken("the server answers nothing")
         if not self.calls:
             return b""
         due = visit.pulse.due(now, visit.owed(), acknowledged_s, can_ping=can_ping)
         if due is Due.DROP:
-            raise TimeoutError("nothing comes from the server, not even an acknowledgement")
+            raise Broken("nothing comes from the server, not even an acknowledgement")
         return visit.ping() if due is Due.PING else b""
 
     def still_sending(self, visit: Visit, now: float) -> None:
@@ -257,7 +261,7 @@ class Errands:
 
     def due(self, now: float) -> list[Slot]:
         """The calls that were put off until now, to be sent again."""
-        return [slot for slot, at in self._put_off.items() if at <= now]
+        return [slot for slot, at in list(self._put_off.items()) if at <= now]
 
     # What arrives.
 
@@ -265,10 +269,11 @@ class Errands:
         """Take the bytes that arrived, and hand out what is whole; False if the visit is to be dropped, for the server stops.
 
         Raises:
-            GivaliaError, ValueError: The server sends what no server of this protocol sends. Drop the visit.
+            Broken: The server sends what no server of this protocol sends. Drop the visit.
         """
         was_served: list[bool] = []
-        arrived = visit.caller.feed(data)
+        with _from_server():
+            arrived = visit.caller.feed(data)
         visit.pulse.moved(now)
         # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
         others = [each for each in arrived if not (isinstance(each, Answer) and visit.is_aside(each, now))]
@@ -313,8 +318,18 @@ class Errands:
         if told.kind is not Kind.PROGRESSED:
             return
         for fields, _ in told.items:
-            progressed = Progressed(*fields)
+            with _from_server():
+                progressed: Progressed = messages.told(Progressed, fields)
             slot = visit.waits.get(progressed.request)
             if slot is not None and slot in self.calls:
                 slot.news = float(progressed.fraction), progressed.text
                 slot.wake()
+
+
+@contextlib.contextmanager
+def _from_server() -> Iterator[None]:
+    """What is illegal here was sent by the server, and no server of this protocol sends it."""
+    try:
+        yield
+    except (BadRequest, TooLarge) as error:
+        raise Broken(f"the server sends what no server sends: {error}") from None

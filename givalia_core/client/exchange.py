@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core import forks
@@ -19,8 +20,9 @@ from givalia_core.client.errands import Connect, Errands, Listen, Rest, Step
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
-from givalia_core.errors import ConnectionLost, GivaliaError
+from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import Broken
 
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], object]
@@ -75,34 +77,52 @@ class Exchange:
         Raises:
             GivaliaError: It was refused, its outcome is unknown, or the job ended without a result.
         """
-        (answers,) = self._carried([call], timeout, on_progress)
+        (answers,) = self._all_of([call], timeout, on_progress)
         return talk.only(call, answers)
 
-    def several(self, calls: Iterable[Call[Any]]) -> Iterator[list[Any]]:
-        """The answers to each of many calls, in order; a few travel before the first is answered."""
-        return self._carried(calls, None, None)
+    def several(self, calls: Iterable[Call[Any]]) -> list[Any]:
+        """The answers to many calls, in order; a few travel before the first is answered."""
+        return [answer for part in self._all_of(calls) for answer in part]
 
-    def _carried(
-        self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None
-    ) -> Iterator[list[Any]]:
-        """Carry calls, and yield their answers. Whatever cuts that short, nothing is left of them here or on the wire."""
+    def _all_of(
+        self, calls: Iterable[Call[Any]], timeout: float | None = None, on_progress: OnProgress | None = None
+    ) -> list[list[Any]]:
+        """The answers to each call; by way of another connection if this thread is in the middle of a call on this one."""
+        if self._is_inside():
+            return self._apart(calls, timeout, on_progress)
+        return self._carried(calls, timeout, on_progress)
+
+    def _is_inside(self) -> bool:
+        """Whether this thread already works here: a signal handler or a `__del__` has interrupted it, and uses the client.
+
+        What it has interrupted can only go on when it has returned, and holds the connection until then.
+        """
+        owned = self._lock._is_owned() or self._sending._is_owned()  # type: ignore[attr-defined]
+        return owned or self._reader == threading.get_ident()
+
+    def _apart(self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None) -> list[list[Any]]:
+        with closing(Exchange(self._addresses, self._resend_s)) as apart:
+            apart._errands.is_closed = self._errands.is_closed
+            return apart._all_of(calls, timeout, on_progress)
+
+    def _carried(self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None) -> list[list[Any]]:
+        """Carry calls, and return their answers. Whatever cuts that short, nothing is left of them here or on the wire."""
         on_their_way: deque[Slot] = deque()
-        answered = 0
+        answers: list[list[Any]] = []
         try:
             for call in calls:
                 if len(on_their_way) == talk.IN_FLIGHT:
-                    yield self._finish(on_their_way[0], on_progress)
+                    answers.append(self._finish(on_their_way[0], on_progress))
                     on_their_way.popleft()
-                    answered += 1
                 self._begin(call, timeout, on_their_way)
             while on_their_way:
-                yield self._finish(on_their_way[0], on_progress)
+                answers.append(self._finish(on_their_way[0], on_progress))
                 on_their_way.popleft()
-                answered += 1
+            return answers
         except BaseException as error:
             self._clean_up(on_their_way)
             if isinstance(error, ConnectionLost):
-                check_whole(on_their_way, answered)
+                check_whole(on_their_way, len(answers))
             raise
 
     def _clean_up(self, slots: Iterable[Slot]) -> None:
@@ -184,7 +204,7 @@ class Exchange:
         """Connect, and send whatever has no answer."""
         try:
             wire = Wire(*step)
-        except (OSError, GivaliaError) as error:
+        except Broken as error:
             with self._lock:
                 self._errands.not_connected(error)
                 self._changed.notify_all()
@@ -201,16 +221,12 @@ class Exchange:
     def _transmit(self, wire: Wire, slot: Slot) -> None:
         """Number a call and send it; a connection that breaks here is found broken by whoever reads."""
         with self._sending:
-            if self._sender is not None:
-                # This thread is in the middle of a frame: a handler of a signal uses the client, perhaps.
-                self._drop(wire, "the client was used while it was sending")
-                return
             self._sender = threading.get_ident()
             with self._lock:
                 data = self._errands.load(wire.visit, slot, clock.monotonic())
             try:
                 self._put(wire, slot, memoryview(data or b""))
-            except (OSError, ValueError, GivaliaError) as error:
+            except Broken as error:
                 self._drop(wire, str(error))
             if self._sender == threading.get_ident():
                 self._sender = None
@@ -219,11 +235,11 @@ class Exchange:
         """Send all of a frame; one that has begun has to be finished, as long as it moves and its caller waits.
 
         Raises:
-            OSError: The connection is broken, or the path dead, or the caller's time is over in the middle of the frame.
+            Broken: The connection is, or the path is dead, or the caller's time is over in the middle of the frame.
         """
         while left and (left := left[self._send(wire, slot, left) :]):
             if slot.left(clock.monotonic()) == 0:
-                raise TimeoutError("a command was not sent in time")
+                raise Broken("a command was not sent in time")
             self._make_room(wire, slot)
 
     def _send(self, wire: Wire, slot: Slot, data: memoryview) -> int:
@@ -268,7 +284,7 @@ class Exchange:
                 self._receive(wire)
             else:
                 self._look(wire)
-        except (OSError, ValueError, GivaliaError) as error:
+        except Broken as error:
             self._drop(wire, str(error))
         if self._errands.has_put_off:
             with self._lock:
@@ -280,7 +296,7 @@ class Exchange:
         """Nothing has arrived: send a ping if one is due, which needs a moment at which nothing else is being sent.
 
         Raises:
-            OSError: The server is silent, or the path is dead.
+            Broken: The server is silent, or the path is dead.
         """
         is_free = self._sending.acquire(blocking=False)
         try:
@@ -288,7 +304,7 @@ class Exchange:
             with self._lock:
                 ping = self._errands.look(wire.visit, clock.monotonic(), wire.acknowledged_s, can_ping=can_ping)
             if ping and wire.send(memoryview(ping)) < len(ping):
-                raise BlockingIOError("the system has room, and takes no ping")
+                raise Broken("the system has room, and takes no ping")
         finally:
             if is_free:
                 self._sending.release()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
-from givalia_core.client import talk
+from givalia_core.client import reading, talk
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Handle
 from givalia_core.clock import new_id
@@ -56,7 +56,7 @@ def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: 
     def finish(answers: list[str | GivaliaError]) -> list[str | NotFound | WrongState]:
         return _none_refused([answers[place] for place in places])
 
-    return Many(talk.in_frames(Kind.CANCEL, sized, talk.read_word), finish)
+    return Many(talk.in_frames(Kind.CANCEL, sized, reading.word), finish)
 
 
 def ext(
@@ -87,7 +87,7 @@ def ext(
                 job.due = answer
         return _none_refused(answers)
 
-    return Many(talk.in_frames(Kind.EXT, sized, talk.read_due), finish)
+    return Many(talk.in_frames(Kind.EXT, sized, reading.due), finish)
 
 
 def _given(jobs: Any, ids: Any) -> tuple[Iterable[Any], Callable[[Any], Name]]:

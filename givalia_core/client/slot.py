@@ -123,12 +123,12 @@ class Slot:
         else:
             self.error = answers[0]
 
-    def run_out(self) -> None:
-        """Be over because the caller will wait no longer."""
+    def run_out(self, why: str) -> None:
+        """Be over because the caller will wait no longer; `why` there is no connection, if there is none."""
         if self.call.waits:
             self.error = WaitTimeout("the job has not ended in the time given; it goes on")
         else:
-            self.give_up("no answer in time")
+            self.give_up(f"no answer in time ({why})" if why else "no answer in time")
 
     def give_up(self, why: str) -> None:
         """Be over without an answer, unless a refusal is one."""

@@ -6,47 +6,35 @@ ids in it are made once, so the server knows a resend for what it is (CONTRACT C
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
+from givalia_core.client import reading
+from givalia_core.client.reading import Enqueued, Fields
 from givalia_core.clock import new_id
 from givalia_core.errors import (
     BadRequest,
     Busy,
     GivaliaError,
-    JobCancelled,
-    JobFailed,
     PartlyRefused,
-    ResultLost,
     ShuttingDown,
     StoreFull,
     TooLarge,
 )
-from givalia_core.model import JobState
 from givalia_core.protocol import frames, messages, values
+from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.views import Status, at_to_us, length_to_us, to_datetime, wire_id
+from givalia_core.views import Status, at_to_us, length_to_us, wire_id
 
 RESEND_S: Final = 60.0
 IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
 FRAME_ROOM_BYTES: Final = frames.FRAME_BYTES_MAX - 64  # For items.
-DURABILITY: Final = 3  # The place of the durability class in the answer to enq.
 
-Fields = list[Any]
 Move: TypeAlias = tuple[int | None, int | None]  # By how many microseconds, or to which instant of the wall clock.
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-
-class Enqueued(NamedTuple):
-    """The answer to an enq."""
-
-    id: bytes
-    due: datetime
-    durability: str
 
 
 class Call(NamedTuple, Generic[T_co]):
@@ -59,15 +47,27 @@ class Call(NamedTuple, Generic[T_co]):
 
 
 def read_answers(call: Call[Any], items: list[tuple[Fields, bytes]]) -> list[Any]:
-    """What the answers to a frame mean: a value or an error (returned, not raised) for each command, or one for them all."""
+    """What the answers to a frame mean: a value or an error (returned, not raised) for each command, or one for them all.
+
+    Raises:
+        Broken: No server of this protocol answers so.
+    """
     if len(items) == len(call.items):
         return [read_answer(call, fields, payload) for fields, payload in items]
-    error = messages.answer_error(items[0][0]) if items else None
-    return [error or GivaliaError("the server answered another number of commands than it was sent")]
+    error = messages.answer_error(items[0][0]) if len(items) == 1 else None
+    if error is None:
+        raise Broken(f"the server gives {len(items)} answers to {len(call.items)} commands")
+    return [error]
 
 
 def read_answer(call: Call[Any], fields: Fields, payload: bytes) -> Any:
-    """What one answer means to the caller, or the error it carries (returned, not raised)."""
+    """What one answer means to the caller, or the error it carries (returned, not raised).
+
+    Raises:
+        Broken: No server of this protocol answers so.
+    """
+    if not fields or type(fields[0]) is not str:
+        raise Broken("the server gives an answer without a code")
     error = messages.answer_error(fields)
     if error is not None:
         return error
@@ -130,7 +130,7 @@ def is_late(answer: Any) -> bool:
 
 def enq(module: str, **options: Any) -> Call[Enqueued]:
     """Make one job."""
-    return Call(Kind.ENQ, [item(_enq_message(module, options))], _read_enq)
+    return Call(Kind.ENQ, [item(_enq_message(module, options))], reading.enqueued)
 
 
 def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]], list[str | None]]:
@@ -144,7 +144,7 @@ def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]
 
 
 def _enq_frames(made: Iterable[Enq]) -> Iterator[Call[Enqueued]]:
-    return in_frames(Kind.ENQ, ((item(message), _enq_bytes(message)) for message in made), _read_enq)
+    return in_frames(Kind.ENQ, ((item(message), _enq_bytes(message)) for message in made), reading.enqueued)
 
 
 def _enq_bytes(message: Enq) -> int:
@@ -243,10 +243,6 @@ def _when(seconds: float | timedelta | None, at: float | datetime | None) -> tup
     return None, at_to_us(at)
 
 
-def _read_enq(fields: Fields, _: bytes) -> Enqueued:
-    return Enqueued(fields[1], to_datetime(fields[2]), fields[DURABILITY])
-
-
 def _named(key: str | None, job_id: str | None) -> tuple[str | None, bytes | None]:
     if (key is None) == (job_id is None):
         raise BadRequest("name the job by its key or by its id, and by one of them only")
@@ -270,22 +266,22 @@ def checked(kind: Kind, message: Any) -> Item:
 
 def stat(key: str | None, job_id: str | None) -> Call[Status]:
     """Ask about a job."""
-    return _call(Kind.STAT, Stat(*_named(key, job_id)), _read_stat)
+    return _call(Kind.STAT, Stat(*_named(key, job_id)), reading.stat)
 
 
 def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
     """Be told when a job has ended, and with `progress` also how far it is."""
-    return _call(Kind.WAIT, Wait(None, wire_id(job_id), progress), _read_end, waits=True)
+    return _call(Kind.WAIT, Wait(None, wire_id(job_id), progress), reading.end, waits=True)
 
 
 def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
     """Call a job off."""
-    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), read_word)
+    return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), reading.word)
 
 
 def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call[datetime]:
     """Move a job's due."""
-    return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), *move(seconds, at)), read_due)
+    return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), *move(seconds, at)), reading.due)
 
 
 def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move:
@@ -305,7 +301,7 @@ def requeue(
 ) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
     delay_us, at_us = _when(seconds, at)
-    return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), _read_requeue)
+    return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)
 
 
 def list_(
@@ -313,93 +309,19 @@ def list_(
 ) -> Call[tuple[list[Status], tuple[int, ...]]]:
     """A page of jobs, and the numbers with which the next begins; none if it is the last."""
     message = messages.List(None if state is None else str(state), module, target_worker, limit, *(after or (None, None)))
-    return _call(Kind.LIST, message, _read_page)
+    return _call(Kind.LIST, message, reading.page)
 
 
 def info() -> Call[dict[str, Any]]:
     """What the server is, holds and allows."""
-    return Call(Kind.INFO, [item(Info())], _read_map)
+    return Call(Kind.INFO, [item(Info())], reading.content)
 
 
 def modules() -> Call[list[dict[str, Any]]]:
     """What modules the connected workers announced."""
-    return Call(Kind.MODULES, [item(Modules())], _read_map)
+    return Call(Kind.MODULES, [item(Modules())], reading.content)
 
 
 def workers() -> Call[list[dict[str, Any]]]:
     """Which workers are connected."""
-    return Call(Kind.WORKERS, [item(Workers())], _read_map)
-
-
-# The answers.
-
-
-def _read_map(_: Fields, payload: bytes) -> Any:
-    return values.unpack(payload)
-
-
-def read_word(fields: Fields, _: bytes) -> str:
-    """The answer to a cancel."""
-    word: str = fields[1]
-    return word
-
-
-def read_due(fields: Fields, _: bytes) -> datetime:
-    """The answer to an ext."""
-    return to_datetime(fields[2])
-
-
-def _read_requeue(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
-    return fields[1], to_datetime(fields[2])
-
-
-def _read_stat(fields: Fields, payload: bytes) -> Status:
-    return status(fields[1], payload)
-
-
-def _read_page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:
-    return [status(shown, b"") for shown in values.unpack(payload)], tuple(fields[1:])
-
-
-def status(shown: Mapping[str, Any], payload: bytes) -> Status:
-    """The record of a status map."""
-    timeleft_us = shown["timeleft_us"]
-    progress = shown["progress"]
-    return Status(
-        id=str(uuid.UUID(bytes=shown["id"])),
-        key=shown["key"],
-        module=shown["module"],
-        target_worker=shown["target_worker"],
-        priority=shown["priority"],
-        state=JobState(shown["state"]),
-        due=to_datetime(shown["due_us"]),
-        timeleft=None if timeleft_us is None else timeleft_us / 1e6,
-        attempts=shown["attempts"],
-        max_attempts=shown["max_attempts"],
-        worker=shown["worker"],
-        progress=None if progress is None else (progress[0], progress[1]),
-        result=values.unpack(payload),
-        error=shown["error"],
-        reason=shown["reason"],
-        result_error=shown["result_error"],
-        stop_asked=shown["stop_asked"],
-        why=shown["why"],
-        version=shown.get("version"),  # A server of an earlier version does not know it.
-    )
-
-
-def _read_end(fields: Fields, payload: bytes) -> Any:
-    """The result of a job that has ended; raises what went wrong."""
-    state = fields[1]
-    if state == JobState.DONE:
-        if fields[2] is not None:
-            raise ResultLost(f"the job is done, but its result was not kept: {fields[2]}", why=fields[2])
-        return values.unpack(payload)
-    if state == JobState.CANCELLED:
-        raise JobCancelled("the job was cancelled")
-    reason, error = fields[2], fields[3]
-    raise JobFailed(f"the job is dead ({reason}): {_last_line(error)}", reason=reason, error=error)
-
-
-def _last_line(error: str | None) -> str:
-    return error.strip().splitlines()[-1] if error and error.strip() else "it has no error"
+    return Call(Kind.WORKERS, [item(Workers())], reading.content)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from givalia_core.client import many, talk
+from givalia_core.client import many, reading, talk
 from givalia_core.client.many import Length, Many, Named
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
@@ -82,7 +82,7 @@ def enq(
     return Call(call.kind, call.items, lambda fields, payload: ticket(call.read(fields, payload), key))
 
 
-def ticket(enqueued: talk.Enqueued, key: str | None) -> Ticket:
+def ticket(enqueued: reading.Enqueued, key: str | None) -> Ticket:
     """The ticket of a job that was enqueued under this key."""
     return Ticket(text_id(enqueued.id), key, enqueued.due, enqueued.durability)
 
@@ -188,7 +188,7 @@ def requeue(
     """
     call = talk.requeue(key, id, time, at)
 
-    def read(fields: talk.Fields, payload: bytes) -> Ticket:
+    def read(fields: reading.Fields, payload: bytes) -> Ticket:
         job_id, due = call.read(fields, payload)
         return Ticket(text_id(job_id), key, due)
 

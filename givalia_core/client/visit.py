@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from givalia_core.client.server_clock import ServerClock
 from givalia_core.client.slot import Slot
-from givalia_core.errors import Busy
-from givalia_core.protocol.caller import Answer, Caller, refused
+from givalia_core.errors import BadRequest, Busy, TooLarge
+from givalia_core.protocol.caller import Answer, Broken, Caller, refused
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Owed, Pulse
 
@@ -41,18 +41,19 @@ class Visit:
         """Take what arrived before both answers to `hello` were whole; whether they are.
 
         Raises:
-            OSError: The server is busy; try again.
-            GivaliaError: The server refuses this client; trying again is of no use.
+            Broken: The server is busy, or refuses this client, or is no server.
         """
-        for arrived in self.caller.feed(data):
+        try:
+            greeting = self.caller.feed(data)
+        except (BadRequest, TooLarge) as error:
+            raise Broken(str(error), error) from None
+        for arrived in greeting:
             if isinstance(arrived, Answer):
                 if self.clock.take(arrived):
                     return True
-                error = refused(arrived)
-                if isinstance(error, Busy):
-                    raise ConnectionRefusedError(str(error))
-                if error is not None:
-                    raise error
+                refusal = refused(arrived)
+                if refusal is not None:
+                    raise Broken(str(refusal), None if isinstance(refusal, Busy) else refusal)
         return False
 
     def load(self, slot: Slot, limit: bytes, now: float) -> bytes:

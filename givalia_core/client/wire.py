@@ -1,18 +1,40 @@
-"""A blocking client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told."""
+"""A blocking client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told.
+
+The socket never waits by itself, so each error that the system reports has a number. An `OSError` without one was thrown into
+the call from outside, such as the `TimeoutError` of a signal handler, and is the caller's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
+import time as clock
+from collections.abc import Iterator
 from typing import Final
 
 from givalia_core import forks, tcp
 from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import Broken
 
 RECEIVE_BYTES: Final = 262_144
+_UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
+
+
+@contextlib.contextmanager
+def _breaks() -> Iterator[None]:
+    """Raise an error of the system as `Broken`, and whatever was thrown from outside as it is."""
+    try:
+        yield
+    except OSError as error:
+        raise _broken(error) from error
+
+
+def _broken(error: OSError) -> Exception:
+    return error if error.errno is None else Broken(str(error))
 
 
 class Wire:
@@ -22,47 +44,64 @@ class Wire:
         """Connect and say hello, each within `patience_s` seconds.
 
         Raises:
-            OSError: Nobody answers, or the server is busy; try again.
-            GivaliaError: The server refuses this client; trying again is of no use.
+            Broken: Nobody answers, or the server is busy, or refuses this client.
         """
         process = os.getpid()
-        self._socket = socket.create_connection(address, timeout=patience_s)
+        self._socket = _connected(address, patience_s)
         self._taken_bytes = 0
         self.visit = Visit()
-        self.visit.taken_bytes = lambda: self._taken_bytes
         forks.register(self)
         try:
             if os.getpid() != process:  # A greenlet connects, and another one has forked meanwhile.
                 self.after_fork()
-            tcp.tune(self._socket)
-            self._socket.sendall(self.visit.hello())
-            while not self.visit.greet(self._received()):
-                pass
-            self._socket.setblocking(False)
+            self._say_hello(clock.monotonic() + patience_s)
         except BaseException:
             self._socket.close()
             raise
+        self._taken_bytes = 0
+        self.visit.taken_bytes = lambda: self._taken_bytes
+
+    def _say_hello(self, deadline: float) -> None:
+        """Say hello, and read until that is answered: a server that answers byte by byte has no more time than another."""
+        with _breaks():
+            tcp.tune(self._socket)
+        hello = memoryview(self.visit.hello())
+        while hello := hello[self.send(hello) :]:
+            self._await(deadline, to_send=True)
+        is_greeted = False
+        while not is_greeted:
+            self._await(deadline)
+            data = self.receive()
+            is_greeted = data is not None and self.visit.greet(data)
+
+    def _await(self, deadline: float, *, to_send: bool = False) -> None:
+        if not self.wait(max(deadline - clock.monotonic(), 0), to_send=to_send, to_read=not to_send):
+            raise Broken("timed out")
 
     def wait(self, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
-        """Wait until there is something to read, or room to send, as asked; whether there is."""
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self._socket, (select.POLLIN if to_read else 0) | (select.POLLOUT if to_send else 0))
-            return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
-        ready = select.select([self._socket] if to_read else [], [self._socket] if to_send else [], [], seconds)
-        return bool(ready[0] or ready[1])
+        """Wait until there is something to read, or room to send, as asked; whether there is.
+
+        Raises:
+            Broken: The connection was closed here.
+        """
+        return _wait(self._socket, seconds, to_send=to_send, to_read=to_read)
 
     def send(self, data: memoryview) -> int:
-        """Send what the socket takes now; how much that was."""
+        """Send what the socket takes now; how much that was.
+
+        Raises:
+            Broken: The connection is over.
+        """
         # While the system has not said how much it took, another thread is to believe that it was everything.
         self._taken_bytes += len(data)
         try:
             sent = self._socket.send(data)
         except OSError as error:
-            self._taken_bytes -= len(data)
+            if error.errno is not None:
+                self._taken_bytes -= len(data)
             if isinstance(error, BlockingIOError):
                 return 0
-            raise
+            raise _broken(error) from error
         self._taken_bytes -= len(data) - sent
         return sent
 
@@ -74,17 +113,16 @@ class Wire:
         """What has arrived; None if nothing has.
 
         Raises:
-            OSError: The connection is over.
+            Broken: The connection is over.
         """
         try:
-            return self._received()
+            data = self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return None
-
-    def _received(self) -> bytes:
-        data = self._socket.recv(RECEIVE_BYTES)
+        except OSError as error:
+            raise _broken(error) from error
         if not data:
-            raise ConnectionResetError("the server closed the connection")
+            raise Broken("the server closed the connection")
         return data
 
     def after_fork(self) -> None:
@@ -94,6 +132,55 @@ class Wire:
 
     def close(self) -> None:
         """Close it; whoever waits on it wakes up."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Broken), _breaks():
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+def _connected(address: Address, patience_s: float) -> socket.socket:
+    """Return a socket that never waits, connected to the first of an address's places that answers in this time.
+
+    Raises:
+        Broken: None does.
+    """
+    why = Broken(f"{address} has no place")
+    with _breaks():
+        places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, place in places:
+        try:
+            return _connected_to(socket.socket(family, kind, protocol), place, patience_s)
+        except Broken as error:
+            why = error
+        except OSError as error:  # There is no socket of this family.
+            why = Broken(str(error))
+            if error.errno is None:
+                raise
+    raise why
+
+
+def _connected_to(sock: socket.socket, place: object, patience_s: float) -> socket.socket:
+    try:
+        sock.setblocking(False)
+        number = sock.connect_ex(place)  # type: ignore[arg-type]
+        if number in _UNDER_WAY:
+            if number and not _wait(sock, patience_s, to_send=True, to_read=False):
+                raise Broken("timed out")
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise Broken(f"[Errno {number}] {os.strerror(number)}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _wait(sock: socket.socket, seconds: float | None, *, to_send: bool, to_read: bool) -> bool:
+    with _breaks():
+        if sock.fileno() < 0:
+            raise Broken("the connection is closed")
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(sock, (select.POLLIN if to_read else 0) | (select.POLLOUT if to_send else 0))
+            return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
+        ready = select.select([sock] if to_read else [], [sock] if to_send else [], [], seconds)
+        return bool(ready[0] or ready[1])

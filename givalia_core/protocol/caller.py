@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from givalia_core.errors import GivaliaError
+from givalia_core.errors import BadRequest, GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
@@ -17,6 +17,20 @@ RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
 _OK: Final = b"\x91\xa2OK"  # The fields of most answers, which are not worth being unpacked.
 _LAST_NUMBER: Final = (1 << 32) - 1
+_KINDS: Final = frozenset(Kind)
+
+
+class Broken(Exception):
+    """A connection is of no use any more: the system, the path or the peer said so.
+
+    It never leaves the client. It is neither an `OSError` nor one of ours, because a signal handler or a `gevent.Timeout` may
+    throw either of those into a call, and the caller must get what was thrown. `refusal` is what the server has against this
+    client, if that is why: connecting again is of no use then.
+    """
+
+    def __init__(self, why: str, refusal: GivaliaError | None = None) -> None:
+        super().__init__(why)
+        self.refusal = refusal
 
 
 class Answer(NamedTuple):
@@ -66,6 +80,8 @@ class Caller:
         for frame in self._reader.feed(data):
             if isinstance(frame, frames.Unreadable):
                 raise frame.error
+            if frame.kind not in _KINDS:
+                raise BadRequest(f"a frame of kind {frame.kind}, which is none")
             items = [([OK] if fields == _OK else frames.unpack_fields(fields), payload) for fields, payload in frame.items]
             if frame.kind == Kind.ANSWER:
                 arrived.append(Answer(frame.request, items))

@@ -12,6 +12,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
 
+def is_any_text(value: Any) -> bool:
+    """Text, however long."""
+    return type(value) is str
+
+
 def is_text(most: int) -> Check:
     """Text of at most so many characters."""
     return lambda value: type(value) is str and len(value) <= most

@@ -369,6 +369,14 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     },
     Release: {**_HELD, "replaced": is_bool},
     Progress: {**_HELD, "fraction": is_fraction, "text": is_text(255)},
+    Heard: {"request": is_int(0, (1 << 32) - 1), "lease_us": is_int(1, FOREVER_US)},
+    Dispatch: {
+        **_HELD, "module": is_name, "attempt": is_int(1, 1 << 62), "due_us": is_int(-2 * FOREVER_US, 2 * FOREVER_US),
+        "key": _KEY_OR_NONE, "target_worker": is_name, "priority": is_int(-9, 9), "timeout_us": _LENGTH,
+        "version": or_none(is_specifier),
+    },
+    Stop: {**_HELD, "again": is_bool},
+    Progressed: {"request": is_int(0, (1 << 32) - 1), "fraction": is_fraction, "text": is_text(255)},
     Process: {
         "pid": is_int(0, 1 << 32), "role": is_text(32), "state": is_text(32), "jobs": is_int(0, 1 << 32),
         "since_us": is_int(0, FOREVER_US), "memory_bytes": is_int(0, 1 << 62), "restarts": is_int(0, 1 << 32),
@@ -377,7 +385,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     },
 }  # fmt: skip
 
-_PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX}
+_PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX, Dispatch: PARAMS_BYTES_MAX}
 
 
 class _Shape(NamedTuple):
@@ -419,6 +427,7 @@ TABLE: Final[dict[Kind, _Shape]] = {
     Kind.PROGRESS: _shape(Progress),
     Kind.PROCESSES: _shape(Process),
 }
+_TOLD: Final[dict[type, _Shape]] = {record: _shape(record) for record in (Heard, Dispatch, Stop, Progressed)}
 CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
 """The commands of clients that change something; each carries a request id."""
 CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.CLOCK)
@@ -437,14 +446,27 @@ def decode(kind: Kind, packed: bytes, payload: bytes) -> Any:
 
 def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
     """As `decode`, for fields that are unpacked already."""
-    record, checks, required, payload_bytes_max = TABLE[kind]
+    return _check(TABLE[kind], kind.name, fields, payload)
+
+
+def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
+    """The record of an item that a server sends unasked.
+
+    Raises:
+        BadRequest, TooLarge: No server of this protocol sends this.
+    """
+    return _check(_TOLD[record], record.__name__.upper(), fields, payload)
+
+
+def _check(shape: _Shape, kind: str, fields: list[Any], payload: bytes) -> Any:
+    record, checks, required, payload_bytes_max = shape
     if not required <= len(fields) <= len(checks):
-        raise BadRequest(f"{kind.name} has {required} to {len(checks)} fields, not {len(fields)}")
+        raise BadRequest(f"{kind} has {required} to {len(checks)} fields, not {len(fields)}")
     for (name, is_legal), value in zip(checks, fields, strict=False):
         if not is_legal(value):
-            raise BadRequest(f"{kind.name}: {name} cannot be {_shown(value)}")
+            raise BadRequest(f"{kind}: {name} cannot be {_shown(value)}")
     if len(payload) > payload_bytes_max:
-        raise TooLarge(f"{kind.name}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
+        raise TooLarge(f"{kind}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
     return record(*fields, payload=payload) if payload_bytes_max else record(*fields)
 
 

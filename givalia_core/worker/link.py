@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
+from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.addresses import Address, Round
 from givalia_core.protocol.caller import Answer, Told, refused, retry_after_s
@@ -231,8 +231,7 @@ class Link:
             line.send(line.caller.hello("givalia-worker"))
             self._expect(line)
             self._ask_at_once(Kind.JOIN, [self._join])
-            fields, _ = self._expect(line).items[0]
-            self._lease_us = fields[1]
+            self._lease_us = _lease_us(self._expect(line))
             self._asked.clear()
             self._sent_us.clear()
         self._next_beat_us = _mono_us() + self._lease_us // 3
@@ -381,12 +380,14 @@ class Link:
     def _take_told(self, told: Told) -> None:
         if told.kind is Kind.STOP:
             for fields, _ in told.items:
-                stop = Stop(*fields)
+                stop: Stop = messages.told(Stop, fields)
                 if stop.id in self._held:
                     self._deliver(Stopped(stop.id, stop.fence, stop.again))
         elif told.kind is Kind.DISPATCH:
+            if not told.items:
+                raise BadRequest("a dispatch has no items")
             (fields, _), *items = told.items
-            heard = Heard(*fields)
+            heard: Heard = messages.told(Heard, fields)
             self._lease_us = heard.lease_us
             deadline_us = self._deadline_us(heard.request)
             jobs = [dispatched(fields, payload) for fields, payload in items]
@@ -476,9 +477,22 @@ class Link:
                 self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
 
 
+def _lease_us(joined: Answer) -> int:
+    """The length of a lease, which the answer to JOIN tells."""
+    fields = joined.items[0][0] if joined.items else []
+    if len(fields) < 2 or type(fields[1]) is not int or not 0 < fields[1] <= messages.FOREVER_US:
+        raise BadRequest("the server does not say how long a lease is")
+    return fields[1]
+
+
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
-    """The record of one dispatched job."""
-    return Dispatch(*fields, payload=payload)  # type: ignore[misc]
+    """The record of one dispatched job.
+
+    Raises:
+        BadRequest, TooLarge: No server of this protocol sends this.
+    """
+    made: Dispatch = messages.told(Dispatch, fields, payload)
+    return made
 
 
 def _parts(asked: list[Any]) -> list[list[Any]]:

@@ -17,6 +17,7 @@ from givalia_core.client.visit import Visit
 from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
@@ -104,7 +105,7 @@ def test_a_silent_server_is_left_at_the_instant_it_was_silent_for_too_long() -> 
         assert looked(made, visit, second)
         answer_ping(made, visit, second)
     assert not looked(made, visit, 12.9)
-    with pytest.raises(TimeoutError, match="answers nothing"):
+    with pytest.raises(Broken, match="answers nothing"):
         looked(made, visit, 13.0)
 
 
@@ -116,7 +117,7 @@ def test_a_server_that_is_still_being_told_something_is_not_silent() -> None:
     made.still_sending(visit, 9.0)
 
     assert looked(made, visit, 13.9), "a ping"
-    with pytest.raises(TimeoutError, match="not even an acknowledgement"):
+    with pytest.raises(Broken, match="not even an acknowledgement"):
         looked(made, visit, 18.9)
 
 
@@ -165,7 +166,7 @@ def test_a_refusal_of_the_client_ends_every_call_with_an_error_of_its_own() -> N
     made = Errands([ONE], 60.0)
     slots = [begin(made, talk.info(), None, 0.0) for _ in range(2)]
 
-    made.not_connected(Unauthorized("not you"))
+    made.not_connected(Broken("refused", Unauthorized("not you")))
 
     assert [type(slot.error) for slot in slots] == [Unauthorized, Unauthorized]
     assert slots[0].error is not slots[1].error
@@ -189,7 +190,7 @@ def test_what_was_sent_after_a_refusal_is_unknown_and_not_refused() -> None:
     slots[0].refusal = [STOPPING]
 
     for slot in slots:
-        slot.run_out()
+        slot.run_out("")
 
     assert slots[0].answers == [STOPPING]
     assert isinstance(slots[1].error, ConnectionLost)
@@ -375,5 +376,5 @@ def test_a_server_that_only_tells_its_clock_is_silent() -> None:
             if kind == Kind.CLOCK:
                 made.arrived(visit, answer(number, OK, 7_000_000), second + 0.5)
 
-    with pytest.raises(TimeoutError, match="answers nothing"):
+    with pytest.raises(Broken, match="answers nothing"):
         looked(made, visit, 10.0)

@@ -231,6 +231,38 @@ def test_a_report_on_a_lease_that_is_anothers_is_made_once(rig: Rig) -> None:
     assert all(ask.kind is not Kind.SUCCEED for ask in server.asks.queue)
 
 
+HEARD = item(Heard(1, LEASE_US))
+
+
+@pytest.mark.parametrize(
+    ("kind", "items", "words"),
+    [
+        (Kind.DISPATCH, [], "no items"),
+        (Kind.DISPATCH, [((1,), b"")], "HEARD has 2 to 2 fields"),
+        (Kind.DISPATCH, [((1, 0), b"")], "lease_us cannot be 0"),
+        (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1), b"")], "DISPATCH has 5 to 10 fields"),
+        (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1, "Sample", "first", 0), b"")], "attempt cannot be 'first'"),
+        (Kind.STOP, [((b"i" * 16,), b"")], "STOP has 2 to 3 fields"),
+        (Kind.STOP, [(([], 1), b"")], "id cannot be list"),
+    ],
+)
+def test_a_server_that_sends_what_no_server_sends_is_left(rig: Rig, kind: Kind, items: list[Any], words: str) -> None:
+    there = rig.server()
+    rig.start(rig.server(every(Kind.CREDIT, lambda line, ask: line.tell(kind, items))), there)
+
+    assert words in rig.next(Disconnected).why
+    assert there.next(Kind.RESUME).messages == []
+
+
+@pytest.mark.parametrize("answer", [("OK",), ("OK", "long"), ("OK", 0)])
+def test_a_server_that_does_not_say_how_long_a_lease_is_is_left(rig: Rig, answer: tuple[Any, ...]) -> None:
+    there = rig.server()
+    rig.start(rig.server(every(Kind.JOIN, lambda line, ask: line.say(ask, [(answer, b"")]))), there)
+
+    assert "how long a lease is" in rig.next(Disconnected).why
+    assert there.next(Kind.RESUME).messages == []
+
+
 @pytest.mark.parametrize("error", [BUSY, STOPPING], ids=["busy", "stopping"])
 @pytest.mark.parametrize("kind", [Kind.JOIN, Kind.ANNOUNCE, Kind.RESUME, Kind.CREDIT])
 def test_a_server_that_does_not_want_the_worker_is_passed_over(rig: Rig, kind: Kind, error: Busy) -> None:

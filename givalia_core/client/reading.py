@@ -1,0 +1,170 @@
+"""What the answers of a server mean, checked before anything is made of them.
+
+A result is the work of a worker, and no server looks into it: if it cannot be read, that is an answer. Everything else that is
+not as `docs/protocol.md` has it comes from no server of this protocol, and the connection is of no use.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from givalia_core.errors import JobCancelled, JobFailed, ResultLost
+from givalia_core.model import JobState
+from givalia_core.protocol import values
+from givalia_core.protocol.caller import Broken
+from givalia_core.protocol.checks import Check, is_any_text, is_bool, is_bytes, is_fraction, is_int, one_of, or_none
+from givalia_core.protocol.messages import FOREVER_US
+from givalia_core.views import Status, to_datetime
+
+Fields: TypeAlias = list[Any]
+
+UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker has reported bytes that are no value.
+_COUNT_MAX: Final = 1 << 62
+
+
+class Enqueued(NamedTuple):
+    """The answer to an enq."""
+
+    id: bytes
+    due: datetime
+    durability: str
+
+
+def _is_progress(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and is_fraction(value[0]) and is_any_text(value[1])
+
+
+_is_id: Final = is_bytes(16)
+_is_instant: Final = is_int(-2 * FOREVER_US, 2 * FOREVER_US)
+_is_count: Final = is_int(0, _COUNT_MAX)
+_text_or_none: Final = or_none(is_any_text)
+_STATUS: Final[dict[str, Check]] = {
+    "id": _is_id, "key": _text_or_none, "module": is_any_text, "target_worker": is_any_text,
+    "priority": is_int(-_COUNT_MAX, _COUNT_MAX), "state": one_of(*JobState), "due_us": _is_instant,
+    "timeleft_us": or_none(_is_count), "attempts": _is_count, "max_attempts": _is_count, "worker": _text_or_none,
+    "progress": or_none(_is_progress), "error": _text_or_none, "reason": _text_or_none, "result_error": _text_or_none,
+    "stop_asked": is_bool, "why": is_any_text,
+}  # fmt: skip
+"""The parts of a status that every server tells."""
+
+
+def enqueued(fields: Fields, _: bytes) -> Enqueued:
+    """The answer to an enq."""
+    job_id, due_us, durability = _checked(fields, _is_id, _is_instant, is_any_text)
+    return Enqueued(job_id, to_datetime(due_us), durability)
+
+
+def word(fields: Fields, _: bytes) -> str:
+    """The answer to a cancel."""
+    (said,) = _checked(fields, is_any_text)
+    return str(said)
+
+
+def due(fields: Fields, _: bytes) -> datetime:
+    """The answer to an ext."""
+    return requeued(fields, b"")[1]
+
+
+def requeued(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
+    """The answer to a requeue."""
+    job_id, due_us = _checked(fields, _is_id, _is_instant)
+    return job_id, to_datetime(due_us)
+
+
+def content(_: Fields, payload: bytes) -> Any:
+    """The answer that is one value."""
+    try:
+        return values.unpack(payload)
+    except ValueError as error:
+        raise Broken(f"the server answers what no server answers: {error or type(error).__name__}") from None
+
+
+def stat(fields: Fields, payload: bytes) -> Status:
+    """The answer to a stat."""
+    (shown,) = _checked(fields, lambda value: type(value) is dict)
+    return _status(shown, payload)
+
+
+def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:
+    """The answer to a list: its jobs, and the numbers with which the next page begins."""
+    listed, after = content(fields, payload), tuple(fields[1:])
+    if type(listed) is not list or len(after) not in (0, 2) or not all(map(_is_count, after)):
+        raise Broken("the server answers a list with what is none")
+    return [_status(shown, b"") for shown in listed], after
+
+
+def _status(shown: Any, payload: bytes) -> Status:
+    """The record of a status map."""
+    if type(shown) is not dict or not all(name in shown and check(shown[name]) for name, check in _STATUS.items()):
+        raise Broken("the server tells the status of a job in a way in which no server does")
+    timeleft_us, progress = shown["timeleft_us"], shown["progress"]
+    result, unreadable = _result(payload)
+    return Status(
+        id=str(uuid.UUID(bytes=shown["id"])),
+        key=shown["key"],
+        module=shown["module"],
+        target_worker=shown["target_worker"],
+        priority=shown["priority"],
+        state=JobState(shown["state"]),
+        due=to_datetime(shown["due_us"]),
+        timeleft=None if timeleft_us is None else timeleft_us / 1e6,
+        attempts=shown["attempts"],
+        max_attempts=shown["max_attempts"],
+        worker=shown["worker"],
+        progress=None if progress is None else (progress[0], progress[1]),
+        result=result,
+        error=shown["error"],
+        reason=shown["reason"],
+        result_error=shown["result_error"] or unreadable,
+        stop_asked=shown["stop_asked"],
+        why=shown["why"],
+        version=shown.get("version"),  # A server of an earlier version does not know it.
+    )
+
+
+def end(fields: Fields, payload: bytes) -> Any:
+    """The result of a job that has ended.
+
+    Raises:
+        JobFailed, JobCancelled, ResultLost: There is none.
+    """
+    (state,) = _checked(fields, one_of(JobState.DONE, JobState.DEAD, JobState.CANCELLED))
+    if state == JobState.CANCELLED:
+        raise JobCancelled("the job was cancelled")
+    if state == JobState.DEAD:
+        _, reason, error = _checked(fields, is_any_text, _text_or_none, _text_or_none)
+        raise JobFailed(f"the job is dead ({reason}): {_last_line(error)}", reason=reason, error=error)
+    _, why = _checked(fields, is_any_text, _text_or_none)
+    result, unreadable = _result(payload)
+    if why or unreadable:
+        raise ResultLost(f"the job is done, but its result was not kept: {why or unreadable}", why=why or unreadable)
+    return result
+
+
+def _result(payload: bytes) -> tuple[Any, str | None]:
+    """A job's result, or why there is none."""
+    try:
+        return values.unpack(payload), None
+    except ValueError:
+        return None, UNREADABLE
+
+
+def _last_line(error: str | None) -> str:
+    return error.strip().splitlines()[-1] if error and error.strip() else "it has no error"
+
+
+def _checked(fields: Fields, *checks: Check) -> Fields:
+    """The fields behind the first, which is OK; a later server may say more.
+
+    Raises:
+        Broken: One is missing, or not what it should be.
+    """
+    said = fields[1 : 1 + len(checks)]
+    if len(said) < len(checks):
+        raise Broken(f"the server answers with {len(fields)} fields where there are {1 + len(checks)}")
+    for number, (check, value) in enumerate(zip(checks, said, strict=True), 1):
+        if not check(value):
+            raise Broken(f"field {number} of an answer cannot be of type {type(value).__name__}")
+    return said

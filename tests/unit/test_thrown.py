@@ -1,0 +1,194 @@
+"""The blocking client in a thread that signals interrupt: what a handler throws is the caller's, and it may use the client."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
+
+from givalia_core import Client, ConnectionLost
+from givalia_core.protocol.messages import OK, Kind
+from givalia_core.protocol.session import Ask, Port
+
+JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
+THROWN = [
+    TimeoutError("mine"),
+    ConnectionResetError("mine"),
+    ValueError("mine"),
+    ConnectionLost("mine"),
+    KeyboardInterrupt("mine"),
+]
+
+INTERRUPTIONS = 100
+
+Scripted = Callable[..., ScriptedServer]
+OnSignal = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with ExitStack() as opened:
+
+        def start(script: Any = serve) -> ScriptedServer:
+            server = ScriptedServer(Port.CLIENT, script)
+            opened.callback(server.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def on_signal() -> Iterator[OnSignal]:
+    """Set what this thread does when it is interrupted."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda act: (signal.signal(signal.SIGUSR1, lambda *_: act()), None)[1]
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt(line: Line, ask: Ask) -> None:
+    """Answer nothing, and interrupt the thread that runs the test."""
+    interrupt_test()
+
+
+def interrupt_test() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def throwing(error: BaseException) -> Callable[[], object]:
+    def throw() -> None:
+        raise error
+
+    return throw
+
+
+@pytest.mark.parametrize("error", THROWN, ids=lambda error: type(error).__name__)
+def test_what_a_signal_handler_throws_reaches_who_waits(scripted: Scripted, on_signal: OnSignal, error: BaseException) -> None:
+    on_signal(throwing(error))
+
+    with Client(scripted(every(Kind.WAIT, interrupt)).address) as client:
+        with pytest.raises(type(error)) as caught:
+            client.wait(JOB, PATIENCE_S)
+
+        assert caught.value is error
+        assert client.enq("Sample", id=JOB).id == JOB
+
+
+@pytest.mark.parametrize("error", THROWN, ids=lambda error: type(error).__name__)
+def test_what_a_signal_handler_throws_reaches_who_connects(on_signal: OnSignal, error: BaseException) -> None:
+    on_signal(throwing(error))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take_and_interrupt() -> None:
+            with listener.accept()[0] as taken:
+                taken.recv(65_536)
+                interrupt_test()
+                taken.recv(65_536)
+
+        server = threading.Thread(target=take_and_interrupt, daemon=True)
+        server.start()
+        with Client(*listener.getsockname()) as client, pytest.raises(type(error)) as caught:
+            client.info()
+        server.join(PATIENCE_S)
+
+    assert caught.value is error
+
+
+def test_what_a_signal_handler_throws_reaches_who_rests(on_signal: OnSignal) -> None:
+    error = TimeoutError("mine")
+    on_signal(throwing(error))
+    with Client(closed_address(), resend=PATIENCE_S) as client:
+        timer = threading.Timer(0.3, interrupt_test)
+        timer.start()
+
+        with pytest.raises(TimeoutError) as caught:
+            client.info()
+
+    assert caught.value is error
+    timer.join()
+
+
+def test_a_signal_handler_may_use_the_client_that_it_interrupts(scripted: Scripted, on_signal: OnSignal) -> None:
+    waiting: list[tuple[Line, Ask]] = []
+    made: list[str] = []
+
+    def wait(line: Line, ask: Ask) -> None:
+        waiting.append((line, ask))
+        interrupt_test()
+
+    def enq(line: Line, ask: Ask) -> None:
+        serve(line, ask)
+        ((waiter, waits),) = waiting
+        waiter.say(waits, [((OK, "done", None), b"\x07")])
+
+    server = scripted(every(Kind.WAIT, wait, then=every(Kind.ENQ, enq)))
+    with Client(server.address, resend=PATIENCE_S) as client:
+        on_signal(lambda: made.append(client.enq("Sample", id=JOB).id))
+
+        assert client.wait(JOB, PATIENCE_S) == 7
+
+    assert made == [JOB]
+
+
+def test_a_signal_handler_may_close_the_client_that_it_interrupts(scripted: Scripted, on_signal: OnSignal) -> None:
+    with Client(scripted(every(Kind.WAIT, interrupt)).address) as client:
+        on_signal(client.close)
+
+        with pytest.raises(ConnectionLost, match="closed"):
+            client.wait(JOB, PATIENCE_S)
+        with pytest.raises(ConnectionLost, match="closed"):
+            client.info()
+
+
+def test_a_signal_handler_that_interrupts_a_closed_client_has_no_other(scripted: Scripted, on_signal: OnSignal) -> None:
+    told: list[object] = []
+    server = scripted(every(Kind.WAIT, interrupt))
+
+    with Client(server.address) as client:
+
+        def close_and_ask() -> None:
+            client.close()
+            try:
+                client.enq("Sample")
+            except ConnectionLost as error:
+                told.append(error.sent)
+
+        on_signal(close_and_ask)
+        with pytest.raises(ConnectionLost):
+            client.wait(JOB, PATIENCE_S)
+
+    assert told == [False]
+
+
+def test_a_signal_handler_may_use_the_client_whatever_it_interrupts(scripted: Scripted, on_signal: OnSignal) -> None:
+    """Signals come at every moment of calls, each when the one before has been handled."""
+    server = scripted()
+    is_over, is_handled = threading.Event(), threading.Event()
+    made: list[str] = []
+
+    def interrupt_again_and_again() -> None:
+        while not is_over.is_set():
+            interrupt_test()
+            is_handled.wait(PATIENCE_S)
+            is_handled.clear()
+
+    with Client(server.address, resend=PATIENCE_S) as client:
+
+        def enq() -> None:
+            made.append(client.enq("Sample").id)
+            is_handled.set()
+
+        on_signal(enq)
+        thread = threading.Thread(target=interrupt_again_and_again, daemon=True)
+        thread.start()
+        while len(made) < INTERRUPTIONS:
+            assert client.wait(JOB, PATIENCE_S) == 7
+        is_over.set()
+        thread.join(PATIENCE_S)
+
+    assert len(set(made)) == len(made)
