@@ -42,12 +42,24 @@ def pack(value: Any, name: str) -> bytes:
         except OverflowError:
             raise CannotPack(_words(value, name)) from None
     try:
-        packed: bytes = Packer().pack(value)
-        unpack(packed)
+        packed = _packed(value)
     except MemoryError:
         raise
     except Exception:  # The value may run code of its own when it is packed: a subclass of dict, say.
         raise CannotPack(_words(value, name)) from None
+    return packed
+
+
+def _packed(value: Any) -> bytes:
+    """Return the value packed, having read it again.
+
+    Raises:
+        Exception: It cannot be packed, or cannot be read, or is another when it is read: of keys of a type that compares in a
+            way of its own, some would be one key.
+    """
+    packed: bytes = Packer().pack(value)
+    if len(Packer().pack(unpack(packed))) != len(packed):
+        raise ValueError("some of it would be lost")
     return packed
 
 
@@ -79,14 +91,14 @@ def _words(value: Any, name: str) -> str:
 
 def _inside(value: Any) -> tuple[str, Any] | None:
     """Return the first part of a container that cannot be packed, and the step that leads to it."""
-    if type(value) is dict:
-        for key, part in list(value.items()):
+    if issubclass(type(value), dict):  # The base class is asked: what a subclass makes of `items` may be what is wrong.
+        for key, part in list(dict.items(value)):
             if not _can_be_key(key):
                 return _KEY, key
             if not _is_sound(part):
                 return f"[{_shown(key)}]", part
-    elif type(value) in (list, tuple):
-        for number, part in enumerate(list(value)):
+    elif issubclass(type(value), (list, tuple)):
+        for number, part in enumerate(list.__iter__(value) if issubclass(type(value), list) else tuple.__iter__(value)):
             if not _is_sound(part):
                 return f"[{number}]", part
     return None
@@ -94,7 +106,7 @@ def _inside(value: Any) -> tuple[str, Any] | None:
 
 def _is_sound(value: Any) -> bool:
     try:
-        unpack(Packer().pack(value))
+        _packed(value)
     except Exception:
         return False
     return True
@@ -112,9 +124,16 @@ def _fault(value: Any, *, is_key: bool = False) -> str:
         return f"{kind} and has characters that UTF-8 does not have"
     if is_key and type(value) in (tuple, list, dict):
         return f"{kind}, which cannot be a key when it is unpacked"
+    if type(value) is dict and _has_equal_keys(value):
+        return f"{kind} and has keys that are one when it is unpacked"
     if type(value) in (dict, list, tuple):
         return f"{kind} and is nested too deeply"
     return f"{kind}; plain data is None, bool, int, float, str, bytes, list, tuple and dict"
+
+
+def _has_equal_keys(value: dict[Any, Any]) -> bool:
+    keys = [bytes(Packer().pack(key)) for key in list(value)]
+    return len(set(keys)) < len(keys)
 
 
 def _shown(key: Any) -> str:

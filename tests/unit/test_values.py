@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections import UserDict
-from typing import Any
+from collections import OrderedDict, UserDict
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +17,23 @@ PLAIN = "plain data is None, bool, int, float, str, bytes, list, tuple and dict"
 class Loud(dict[Any, Any]):
     def items(self) -> Any:
         raise RuntimeError("no")
+
+
+class Items(list[Any]):
+    pass
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+class Own(str):
+    """A text that is equal to itself alone."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 def nested(depth: int) -> Any:
@@ -38,6 +55,10 @@ def nested(depth: int) -> Any:
         ({"\udfff": 1}, "params has a key of type str and has characters that UTF-8 does not have"),
         ({frozenset(): 1}, f"params has a key of type frozenset; {PLAIN}"),
         (Loud(a=1), f"params is of type Loud; {PLAIN}"),
+        ({"a": OrderedDict(b=Items([1, Loud(a=1)]))}, f'params["a"]["b"][1] is of type Loud; {PLAIN}'),
+        ([Pair(1, Items([{2}]))], f"params[0][1][0] is of type set; {PLAIN}"),
+        (OrderedDict({(): 1}), "params has a key of type tuple, which cannot be a key when it is unpacked"),
+        ([{Own("a"): 1, Own("a"): 2}], "params[0] is of type dict and has keys that are one when it is unpacked"),
         (UserDict(), f"params is of type UserDict; {PLAIN}"),
         ({"k" * 99: {1, 2}}, f'params["{"k" * 36}...] is of type set; {PLAIN}'),
     ],
