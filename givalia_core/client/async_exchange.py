@@ -15,7 +15,7 @@ import time as clock
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core import forks, tcp
 from givalia_core.client import talk
@@ -30,6 +30,8 @@ from givalia_core.protocol.caller import Broken
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], Awaitable[object] | object]
 
+BATCH_BYTES: Final = 65_536  # At which calls made together are given to the transport.
+
 
 class Line(asyncio.Protocol):
     """One connection of a visit; it tells the exchange what arrives, and when it is over."""
@@ -41,6 +43,7 @@ class Line(asyncio.Protocol):
         self.transport: Any = None
         self.greeted: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
+        self.is_full = False  # Whether the transport has enough to send.
         self._given_bytes = 0  # To the transport,
         self._gone_bytes = 0  # and how many had left it when somebody looked last.
         visit.taken_bytes = lambda: self._given_bytes - self._unsent_bytes
@@ -64,6 +67,13 @@ class Line(asyncio.Protocol):
         except Broken as error:
             self._end(error)
 
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        self._exchange.flush()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(exc or ConnectionResetError("the server closed the connection"))
         if not self.closed.done():
@@ -77,8 +87,9 @@ class Line(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send this, as soon as the other side takes it."""
-        self._given_bytes += len(data)
-        self.transport.write(data)
+        if data:
+            self._given_bytes += len(data)
+            self.transport.write(data)
 
     @property
     def _unsent_bytes(self) -> int:
@@ -104,7 +115,8 @@ class AsyncExchange:
         self._addresses, self._resend_s = addresses, resend_s
         self._errands = Errands(addresses, resend_s)
         self._line: Line | None = None  # Of the present visit.
-        self._out: list[bytes] = []  # What leaves with the next turn of the loop: calls made together travel together.
+        self._unsent: deque[Slot] = deque()  # They leave with the next turn of the loop that has room for them.
+        self._is_flushing = False  # Whether that turn is ordered.
         self._tending: asyncio.Task[None] | None = None
         self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
         self._is_idle = False  # Whether that task waits for the next call, and looks at nothing before.
@@ -118,7 +130,7 @@ class AsyncExchange:
         self._errands = Errands(self._addresses, self._resend_s)
         self._errands.is_closed = errands.is_closed
         self._line = self._tending = self._changed = None
-        self._out = []
+        self._unsent, self._is_flushing = deque(), False
         for slot in errands.calls:
             slot.wake = _wake_nobody
         errands.abandon()
@@ -205,7 +217,8 @@ class AsyncExchange:
             self._errands.drop(line.visit, "its event loop was closed", clock.monotonic())
             with contextlib.suppress(OSError):
                 line.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-        self._out.clear()
+        self._unsent.clear()
+        self._is_flushing = False
         self._tending = None
 
     def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
@@ -223,7 +236,7 @@ class AsyncExchange:
             self._changed = asyncio.Event()
             self._tending = asyncio.create_task(self._tend(self._changed), name="givalia client")
         if self._line is not None:
-            self._transmit(self._line, slot)
+            self._transmit(slot)
         if self._line is None or self._is_idle:
             self._wake()
 
@@ -292,7 +305,7 @@ class AsyncExchange:
         unanswered = self._errands.connected(visit, clock.monotonic())
         self._line = line
         for slot in unanswered:
-            self._transmit(line, slot)
+            self._transmit(slot)
 
     def _look(self) -> None:
         """See whether the server is silent, and to what was put off until now."""
@@ -306,9 +319,9 @@ class AsyncExchange:
         except Broken as error:
             self.drop(line, str(error))
         else:
-            self._send(line, ping)
+            line.send(ping)
         for slot in self._errands.due(now):
-            self._transmit(line, slot)
+            line.send(self._errands.load(line.visit, slot, now) or b"")
 
     def _wake(self) -> None:
         if self._changed is not None:
@@ -334,26 +347,31 @@ class AsyncExchange:
             line.transport.abort()
         if self._line is line:
             self._line = None
-            self._out.clear()
+            self._unsent.clear()
             self._wake()
 
-    def _transmit(self, line: Line, slot: Slot) -> None:
-        """Number a call and send it with the next turn of the loop.
+    def _transmit(self, slot: Slot) -> None:
+        """Send a call with the next turn of the loop, so that calls made together travel together."""
+        self._unsent.append(slot)
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
-        The transport takes whatever it is given: each call is in memory anyhow until it is answered.
+    def flush(self) -> None:
+        """Number calls and send them, as long as there is room.
+
+        The transport would take them all. But what it has, it sends, however slowly, even if the caller is gone by then.
         """
-        self._send(line, self._errands.load(line.visit, slot, clock.monotonic()))
-
-    def _send(self, line: Line, data: bytes | None) -> None:
-        if data:
-            if not self._out:
-                asyncio.get_running_loop().call_soon(self._flush, line)
-            self._out.append(data)
-
-    def _flush(self, line: Line) -> None:
-        if line is self._line and self._out:
-            data, self._out = b"".join(self._out), []
-            line.send(data)
+        self._is_flushing = False
+        line = self._line
+        while line is not None and self._unsent and not line.is_full:
+            now, batch, size = clock.monotonic(), list[bytes](), 0
+            while self._unsent and size < BATCH_BYTES:
+                batch.append(self._errands.load(line.visit, self._unsent.popleft(), now) or b"")
+                size += len(batch[-1])
+            line.send(b"".join(batch))
+        if self._is_idle:
+            self._wake()
 
 
 def _wake_nobody() -> None:

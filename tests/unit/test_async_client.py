@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,7 +20,7 @@ from givalia_core.client.async_exchange import AsyncExchange, Line
 from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import OK, Kind, Progressed, item
-from givalia_core.protocol.session import Port
+from givalia_core.protocol.session import Ask, Port
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
@@ -335,3 +336,44 @@ def test_the_callers_own_deadline_and_that_of_wait_are_told_apart(scripted: Scri
             assert not isinstance(caught.value, WaitTimeout)
 
     run(main)
+
+
+def test_what_was_cancelled_before_there_was_room_for_it_is_never_sent(scripted: Scripted) -> None:
+    reads_on = threading.Event()
+
+    def hold_up(line: Any, ask: Ask) -> None:
+        reads_on.wait(PATIENCE_S)
+        serve(line, ask)
+
+    server = scripted(every(Kind.INFO, hold_up))
+    calls = 40  # More than the buffers of the system hold.
+
+    async def main() -> None:
+        async with AsyncClient(server.address) as client:
+            asking = asyncio.create_task(client.info())
+            given_up = [asyncio.create_task(client.enq("Sample", params=bytes(500_000))) for _ in range(calls)]
+            await asked(server, Kind.INFO)
+            for each in given_up:
+                each.cancel()
+            await asyncio.wait(given_up)
+            reads_on.set()
+            await asking
+            await client.enq("Sample", id=JOB)
+
+    run(main)
+
+    sent = [ask.messages[0].id for ask in server.asks.queue if ask.kind is Kind.ENQ]
+    assert len(sent) < calls
+    assert text_id(sent[-1]) == JOB
+
+
+def test_calls_that_wait_for_room_are_all_sent_and_answered(scripted: Scripted) -> None:
+    server = scripted()
+    ids = [f"0195d6c0-7a80-7000-8000-{number:012}" for number in range(40)]
+
+    async def main() -> list[str]:
+        async with AsyncClient(server.address) as client:
+            made = await asyncio.gather(*(client.enq("Sample", id=each, params=bytes(500_000)) for each in ids))
+            return [each.id for each in made]
+
+    assert run(main) == ids
