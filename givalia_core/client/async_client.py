@@ -97,13 +97,13 @@ class AsyncClient:
     effect is then unknown. Close it, best by `async with`, before its event loop ends.
 
     Raises:
-        BadRequest: An address that is none.
+        BadRequest: An address that is none, or `resend` is no number.
     """
 
     def __init__(
         self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
     ) -> None:
-        self._exchange = AsyncExchange(addresses.parse(host, port), min(resend, talk.RESEND_S))
+        self._exchange = AsyncExchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
 
     async def __aenter__(self) -> AsyncClient:
         return self

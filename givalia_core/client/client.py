@@ -71,13 +71,13 @@ class Client:
     `Unauthorized`, `VersionMismatch` or `Busy` besides what it says itself.
 
     Raises:
-        BadRequest: An address that is none.
+        BadRequest: An address that is none, or `resend` is no number.
     """
 
     def __init__(
         self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
     ) -> None:
-        self._exchange = Exchange(addresses.parse(host, port), min(resend, talk.RESEND_S))
+        self._exchange = Exchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
 
     def __enter__(self) -> Client:
         return self

@@ -7,11 +7,13 @@ certainly not done, and its error says so. Whether any other call that ends with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
-from givalia_core.client.talk import Call
+from givalia_core.client.talk import Call, seconds
 from givalia_core.errors import ConnectionLost, GivaliaError, WaitTimeout
 from givalia_core.protocol.messages import CHANGING
+
+FOREVER_S: Final = 1e9  # Thirty years are as good as for ever; the waits of the system take no more than three hundred.
 
 
 class Slot:
@@ -56,9 +58,15 @@ class Slot:
     def of(
         cls, call: Call[Any], timeout: float | None, resend_s: float, now: float, wake: Callable[[], None] = lambda: None
     ) -> Slot:
-        """A call whose caller will wait so many seconds; only a wait is without end."""
+        """A call whose caller will wait so many seconds; only a wait is without end.
+
+        Raises:
+            BadRequest: The timeout is no number.
+        """
         if timeout is None and not call.waits:
             timeout = resend_s
+        if timeout is not None and seconds(timeout, "timeout") >= FOREVER_S:
+            timeout = None
         return cls(call, None if timeout is None else now + timeout, now, wake)
 
     @property

@@ -6,6 +6,7 @@ ids in it are made once, so the server knows a resend for what it is (CONTRACT C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
@@ -35,6 +36,17 @@ FRAME_ROOM_BYTES: Final = frames.FRAME_BYTES_MAX - 64  # For items.
 Move: TypeAlias = tuple[int | None, int | None]  # By how many microseconds, or to which instant of the wall clock.
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+def seconds(given: Any, name: str) -> float:
+    """A length of time that a call or a client is given, in seconds; it may be infinite.
+
+    Raises:
+        BadRequest: Not a number.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or math.isnan(given):
+        raise BadRequest(f"{name} must be a number of seconds, not {given!r:.40}")
+    return given
 
 
 class Call(NamedTuple, Generic[T_co]):

@@ -5,11 +5,13 @@ What is said here of `connect` is true of `Client` and of `AsyncClient`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -30,7 +32,7 @@ from givalia_core import Busy, Client, ConnectionLost, DuplicateKey, PartlyRefus
 from givalia_core.client import errands, talk
 from givalia_core.client.exchange import Exchange
 from givalia_core.client.slot import Slot
-from givalia_core.errors import StoreFull, VersionMismatch
+from givalia_core.errors import BadRequest, StoreFull, VersionMismatch
 from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed, item, refusal
@@ -193,6 +195,27 @@ def test_the_only_server_says_that_it_stops_to_the_caller(connect: Connect, scri
         client.enq("Sample")
 
     assert stopping.asks.qsize() == 1
+
+
+@pytest.mark.parametrize("given", [math.nan, "5", True, timedelta(seconds=5)])
+def test_a_time_that_is_no_number_is_refused_before_anything_is_sent(connect: Connect, scripted: Scripted, given: Any) -> None:
+    server = scripted()
+    with pytest.raises(BadRequest, match="resend must be a number of seconds"):
+        connect(server, resend=given)
+
+    with connect(server) as client, pytest.raises(BadRequest, match="timeout must be a number of seconds"):
+        client.wait(JOB, given)
+
+    assert server.asks.empty()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1e10])
+def test_who_waits_longer_than_any_system_waits_for_ever(scripted: Scripted, connect: Connect, timeout: float) -> None:
+    with connect(scripted(every(Kind.WAIT, serve))) as client:
+        assert client.wait(JOB, timeout) == 7
+
+    slot = Slot.of(talk.wait(JOB), timeout, 60.0, 0.0)
+    assert slot.left(0.0) is None
 
 
 def test_when_every_server_stops_the_caller_is_told_so_in_the_end(connect: Connect, scripted: Scripted) -> None:
