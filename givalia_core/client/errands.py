@@ -92,7 +92,8 @@ class Errands:
     def check_time(self, slot: Slot, now: float) -> None:
         """End a call whose caller will wait no longer."""
         if not slot.is_over and slot.left(now) == 0:
-            slot.run_out("" if self.visit is not None else self._why)
+            was_lost = self.visit is None or slot.was_sent
+            slot.run_out(self._why if was_lost else "")
             self.forget(slot)
 
     def forget(self, slot: Slot) -> None:

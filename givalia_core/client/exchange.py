@@ -37,20 +37,25 @@ class Exchange:
         self._addresses, self._resend_s = addresses, resend_s
         self._errands = Errands(addresses, resend_s)
         self._wire: Wire | None = None  # Of the present visit.
-        self._make_locks()
-        forks.register(self)
-
-    def _make_locks(self) -> None:
         self._lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `_clean_up`.
         self._changed = threading.Condition(self._lock)
         self._sending = threading.RLock()  # Held while a frame is sent, so that frames do not mix.
         self._reader: int | None = None  # The thread that reads.
         self._sender: int | None = None  # The thread that has sent a part of a frame.
+        forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's."""
+        """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's.
+
+        A lock that this very thread holds is kept: a signal handler has forked in the middle of a call, and that goes on here.
+        """
         changed, errands = self._changed, self._errands
-        self._make_locks()
+        if not _is_mine(self._lock):
+            self._lock = threading.RLock()
+            self._changed = threading.Condition(self._lock)
+        if not _is_mine(self._sending):
+            self._sending = threading.RLock()
+        self._reader = self._sender = None
         self._errands, self._wire = Errands(self._addresses, self._resend_s), None
         self._errands.is_closed = errands.is_closed
         errands.abandon()
@@ -97,8 +102,7 @@ class Exchange:
 
         What it has interrupted can only go on when it has returned, and holds the connection until then.
         """
-        owned = self._lock._is_owned() or self._sending._is_owned()  # type: ignore[attr-defined]
-        return owned or self._reader == threading.get_ident()
+        return _is_mine(self._lock) or _is_mine(self._sending) or self._reader == threading.get_ident()
 
     def _apart(self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None) -> list[list[Any]]:
         with closing(Exchange(self._addresses, self._resend_s)) as apart:
@@ -142,7 +146,7 @@ class Exchange:
                 self._reader = None
             self._changed.notify_all()
         for lock in (self._sending, self._lock):
-            while lock._is_owned():  # type: ignore[attr-defined]
+            while _is_mine(lock):
                 lock.release()
 
     def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[Slot]) -> None:
@@ -329,3 +333,9 @@ class Exchange:
         wire.close()
         if self._wire is wire:
             self._wire = None
+
+
+def _is_mine(lock: Any) -> bool:
+    """Return whether this thread holds the lock."""
+    owned: bool = lock._is_owned()
+    return owned

@@ -132,7 +132,7 @@ class Slot:
             self.error = answers[0]
 
     def run_out(self, why: str) -> None:
-        """Be over because the caller will wait no longer; `why` there is no connection, if there is none."""
+        """Be over because the caller will wait no longer; `why` the connection that carried it was lost, if one was."""
         if self.call.waits:
             self.error = WaitTimeout("the job has not ended in the time given; it goes on")
         else:

@@ -340,10 +340,10 @@ def test_a_process_may_report_an_end_as_late_as_all_its_plugins_together_may_tak
     rig.later(1.1)
     rig.later(2.5)
 
-    rig.later(10.5)
+    rig.later(13.5)
     assert rig.crew.verdicts == []
 
-    rig.later(11.1)
+    rig.later(14.1)
     assert [verdict.culprit for verdict in rig.crew.verdicts] == [job.fence]
 
 
