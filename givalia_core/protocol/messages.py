@@ -450,12 +450,13 @@ def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
 
 
 def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
-    """The record of an item that a server sends unasked.
+    """The record of an item that a server sends unasked; fields that only a later server knows are left out.
 
     Raises:
         BadRequest, TooLarge: No server of this protocol sends this.
     """
-    return _check(_TOLD[record], record.__name__.upper(), fields, payload)
+    shape = _TOLD[record]
+    return _check(shape, record.__name__.upper(), fields[: len(shape.checks)], payload)
 
 
 def _check(shape: _Shape, kind: str, fields: list[Any], payload: bytes) -> Any:

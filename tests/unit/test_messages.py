@@ -285,3 +285,19 @@ def test_codes_are_never_given_twice_and_the_ports_share_none() -> None:
     assert len({int(kind) for kind in Kind}) == len(Kind)
     assert not messages.CLIENT_KINDS & messages.WORKER_KINDS
     assert set(TABLE) - messages.CLIENT_KINDS - messages.WORKER_KINDS == {Kind.HELLO}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Heard(1, 5),
+        messages.Dispatch(bytes(16), 1, "M", 1, 0),
+        messages.Stop(bytes(16), 1),
+        messages.Progressed(1, 0.5),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_a_later_server_says_at_the_end_is_passed_over(message: Any) -> None:
+    fields = [field for name, field in zip(message._fields, message, strict=True) if name != "payload"]
+
+    assert messages.told(type(message), [*fields, "news", 7]) == message
