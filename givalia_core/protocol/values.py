@@ -12,6 +12,8 @@ from givalia_core.frozen import BUILTINS
 __builtins__ = BUILTINS
 
 _PLAIN: Final = frozenset((type(None), bool, int, float))
+_FLAT: Final = _PLAIN | {str, bytes}
+_TEXT: Final = frozenset((str,))
 _pack_plain: Final = Packer(autoreset=True).pack
 """Packing these types runs no code but the packer's, so one packer serves all; what it makes is short and can be unpacked."""
 _KEY_CHARACTERS_MAX: Final = 40
@@ -42,12 +44,20 @@ def pack(value: Any, name: str) -> bytes:
         except OverflowError:
             raise CannotPack(_words(value, name)) from None
     try:
-        packed = _packed(value)
+        packed: bytes = Packer().pack(value) if _is_flat(value) else _packed(value)
     except MemoryError:
         raise
     except Exception:  # The value may run code of its own when it is packed: a subclass of dict, say.
         raise CannotPack(_words(value, name)) from None
     return packed
+
+
+def _is_flat(value: Any) -> bool:
+    """Return whether it is a container with no other inside, and nothing else than what can be read as it is packed."""
+    kind = type(value)
+    if kind is dict:
+        return _TEXT.issuperset(map(type, value)) and _FLAT.issuperset(map(type, value.values()))
+    return (kind is list or kind is tuple) and _FLAT.issuperset(map(type, value))
 
 
 def _packed(value: Any) -> bytes:

@@ -22,6 +22,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import gevent
@@ -61,6 +62,7 @@ BACKOFF_MAX_S: Final = 10.0
 STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
 FENCE_CHECK_S: Final = 0.25
 MARGIN_LEAST_US: Final = SECOND_US
+FENCE_MOST: Final = 1 << 63
 
 Report: TypeAlias = Succeed | Fail | Release
 _KIND_OF: Final = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS}
@@ -485,12 +487,23 @@ def _lease_us(joined: Answer) -> int:
     return fields[1]
 
 
+_NONE: Final = type(None)
+_PLACES: Final = ((bytes,), (int,), (str,), (int,), (int,), (str, _NONE), (str,), (int,), (int, _NONE), (str, _NONE))
+_USUAL: Final = frozenset(types for count in range(5, 1 + len(_PLACES)) for types in product(*_PLACES[:count]))
+"""The types of the fields of a dispatch."""
+
+
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
     """The record of one dispatched job.
 
     Raises:
         BadRequest, TooLarge: No server of this protocol sends this.
     """
+    # Nearly all are as they should be, and this takes a third of the time; what is wrong is found out in words below.
+    if tuple(map(type, fields)) in _USUAL and len(payload) <= frames.PARAMS_BYTES_MAX:
+        job_id, fence, _, attempt, due_us, *_ = fields
+        if len(job_id) == 16 and 0 < fence < FENCE_MOST and attempt > 0 and -messages.FOREVER_US < due_us < messages.FOREVER_US:
+            return Dispatch(*fields, payload=payload)  # type: ignore[misc]
     made: Dispatch = messages.told(Dispatch, fields, payload)
     return made
 
