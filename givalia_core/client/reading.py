@@ -22,7 +22,6 @@ Fields: TypeAlias = list[Any]
 
 UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker has reported bytes that are no value.
 _COUNT_MAX: Final = 1 << 62
-_ENQUEUED: Final = (str, bytes, int, str)
 
 
 class Enqueued(NamedTuple):
@@ -54,8 +53,11 @@ _STATUS: Final[dict[str, Check]] = {
 def enqueued(fields: Fields, _: bytes) -> Enqueued:
     """The answer to an enq."""
     # Nearly all are as they should be, and there are many; what is wrong is found out in words below.
-    if tuple(map(type, fields)) == _ENQUEUED and len(fields[1]) == 16 and -FOREVER_US < fields[2] < FOREVER_US:
-        return Enqueued(fields[1], to_datetime(fields[2]), fields[3])
+    if len(fields) == 4:
+        _, job_id, due_us, durability = fields
+        is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
+        if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
+            return Enqueued(job_id, to_datetime(due_us), durability)
     job_id, due_us, durability = _checked(fields, _is_id, _is_instant, is_any_text)
     return Enqueued(job_id, to_datetime(due_us), durability)
 

@@ -11,15 +11,20 @@ from givalia_core.frozen import BUILTINS
 
 __builtins__ = BUILTINS
 
-_PLAIN: Final = frozenset((type(None), bool, int, float))
-_FLAT: Final = _PLAIN | {str, bytes}
-_TEXT: Final = frozenset((str,))
-_pack_plain: Final = Packer(autoreset=True).pack
-"""Packing these types runs no code but the packer's, so one packer serves all; what it makes is short and can be unpacked."""
+_BUFFER_BYTES_MAX: Final = 65_536  # A packer keeps the memory of the largest value that it has packed.
 _KEY_CHARACTERS_MAX: Final = 40
 _STEPS_MAX: Final = 64
 _KEY: Final = " has a key"  # The step to a key.
 _INT_LEAST, _INT_MOST = -(1 << 63), (1 << 64) - 1
+
+
+def _exact_packer() -> Any:
+    """Return a packer of exact types alone: what it takes runs no code, and is read as it was."""
+    return Packer(autoreset=True, strict_types=True)
+
+
+_exact = _exact_packer()
+"""Serves all threads, since nothing else runs while it packs."""
 
 
 class CannotPack(ValueError):
@@ -37,27 +42,23 @@ def pack(value: Any, name: str) -> bytes:
         CannotPack: Some value is of another type, or cannot be read again.
         MemoryError: There is no memory for it.
     """
-    if type(value) in _PLAIN:
-        try:
-            plain: bytes = _pack_plain(value)
-            return plain
-        except OverflowError:
-            raise CannotPack(_words(value, name)) from None
+    global _exact
     try:
-        packed: bytes = Packer().pack(value) if _is_flat(value) else _packed(value)
+        exact: bytes = _exact.pack(value)
     except MemoryError:
         raise
-    except Exception:  # The value may run code of its own when it is packed: a subclass of dict, say.
+    except Exception:  # Some of it is of another type, and perhaps runs code of its own when it is packed: a subclass of dict.
+        _exact = _exact_packer()
+    else:
+        if len(exact) > _BUFFER_BYTES_MAX:
+            _exact = _exact_packer()
+        return exact
+    try:
+        return _packed(value)
+    except MemoryError:
+        raise
+    except Exception:
         raise CannotPack(_words(value, name)) from None
-    return packed
-
-
-def _is_flat(value: Any) -> bool:
-    """Return whether it is a container with no other inside, and nothing else than what can be read as it is packed."""
-    kind = type(value)
-    if kind is dict:
-        return _TEXT.issuperset(map(type, value)) and _FLAT.issuperset(map(type, value.values()))
-    return (kind is list or kind is tuple) and _FLAT.issuperset(map(type, value))
 
 
 def _packed(value: Any) -> bytes:
