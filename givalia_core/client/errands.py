@@ -329,7 +329,7 @@ class Errands:
 
 @contextlib.contextmanager
 def _from_server() -> Iterator[None]:
-    """What is illegal here was sent by the server, and no server of this protocol sends it."""
+    """Raise `Broken` for a message that the protocol does not allow a server to send."""
     try:
         yield
     except (BadRequest, TooLarge) as error:

@@ -98,7 +98,7 @@ class Exchange:
         return self._carried(calls, timeout, on_progress)
 
     def _is_inside(self) -> bool:
-        """Whether this thread already works here: a signal handler or a `__del__` has interrupted it, and uses the client.
+        """Return whether this thread is in the middle of a call, which a signal handler or a `__del__` has interrupted.
 
         What it has interrupted can only go on when it has returned, and holds the connection until then.
         """

@@ -1,4 +1,4 @@
-"""What the answers of a server mean, checked before anything is made of them.
+"""Reads the answers of a server, and checks each field first.
 
 A result is the work of a worker, and no server looks into it: if it cannot be read, that is an answer. Everything else that is
 not as `docs/protocol.md` has it comes from no server of this protocol, and the connection is of no use.

@@ -302,7 +302,7 @@ class SQLite(Reads):
             raise StoreUnfit(f"{self.path}: {name} is {actual!r} and will not become {expected!r}")
 
     def after_fork(self) -> None:
-        """In a fork: let go of every file without a write, and keep SQLite's connection open for ever.
+        """In a fork: close every file without writing to it, and never close the connection of SQLite.
 
         SQLite does not know that it was forked: closing the connection would remove the log under the parent.
         """

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,23 +19,11 @@ from givalia_core.client.async_exchange import AsyncExchange, Line
 from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import OK, Kind, Progressed, item
-from givalia_core.protocol.session import Ask, Port
+from givalia_core.protocol.session import Ask
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 PATIENCE_S = 10.0
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    with ExitStack() as opened:
-
-        def start(script: Any = serve) -> ScriptedServer:
-            server = ScriptedServer(Port.CLIENT, script)
-            opened.callback(server.close)
-            return server
-
-        yield start
 
 
 Scripted = Callable[..., ScriptedServer]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -15,7 +14,7 @@ from scripted_server import PATIENCE_S, Line, Script, ScriptedServer, every, fir
 
 from givalia_core import Client, ConnectionLost, ResultLost
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.protocol.session import Ask, Port
+from givalia_core.protocol.session import Ask
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 ID = b"i" * 16
@@ -26,18 +25,6 @@ STATUS = {
 }  # fmt: skip
 
 Scripted = Callable[..., ScriptedServer]
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with ExitStack() as opened:
-
-        def start(script: Any = serve) -> ScriptedServer:
-            server = ScriptedServer(Port.CLIENT, script)
-            opened.callback(server.close)
-            return server
-
-        yield start
 
 
 def say(*fields: Any, payload: bytes = b"", items: int = 1) -> Script:

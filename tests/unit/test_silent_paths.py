@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from givalia_core import Client, ConnectionLost
 from givalia_core.client import visit
 from givalia_core.protocol import pulse
 from givalia_core.protocol.messages import Kind
-from givalia_core.protocol.session import Ask, Port
+from givalia_core.protocol.session import Ask
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
@@ -27,18 +26,11 @@ Scripted = Callable[..., ScriptedServer]
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+def scripted(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     monkeypatch.setattr(pulse, "DEAD_S", pulse.DEAD_S * TENTH)
     monkeypatch.setattr(visit, "PING_COMMAND_S", visit.PING_COMMAND_S * TENTH)
     monkeypatch.setattr(visit, "PING_WAIT_S", visit.PING_WAIT_S * TENTH)
-    with ExitStack() as opened:
-
-        def start(script: Any = serve) -> ScriptedServer:
-            server = ScriptedServer(Port.CLIENT, script)
-            opened.callback(server.close)
-            return server
-
-        yield start
+    return scripted
 
 
 @pytest.fixture

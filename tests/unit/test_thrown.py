@@ -6,15 +6,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
 
 from givalia_core import Client, ConnectionLost
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.protocol.session import Ask, Port
+from givalia_core.protocol.session import Ask
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 THROWN = [
@@ -29,18 +27,6 @@ INTERRUPTIONS = 100
 
 Scripted = Callable[..., ScriptedServer]
 OnSignal = Callable[[Callable[[], object]], None]
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with ExitStack() as opened:
-
-        def start(script: Any = serve) -> ScriptedServer:
-            server = ScriptedServer(Port.CLIENT, script)
-            opened.callback(server.close)
-            return server
-
-        yield start
 
 
 @pytest.fixture
