@@ -34,12 +34,25 @@ class Made:
                 made.greenlets += 1
 
         monkeypatch.setattr(starter_room, "Running", Counted)
-        self.starter: Starter[Code] = Starter(lambda code, running: code())
+        self.starter: Starter[Code] = Starter(self._call)
+        self._left = 0
+        self._have_all_ended = Event()
+
+    def _call(self, code: Code, running: Running) -> None:
+        try:
+            code()
+        finally:
+            self._left -= 1
+            if not self._left:
+                self._have_all_ended.set()
 
     def run(self, *codes: Code) -> None:
+        """Start all of them, and wait until each has ended."""
+        self._left = len(codes)
+        self._have_all_ended.clear()
         for code in codes:
             self.starter.begin(code)
-        gevent.sleep(0.01)
+        assert self._have_all_ended.wait(10)
 
 
 @pytest.fixture
