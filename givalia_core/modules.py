@@ -63,6 +63,23 @@ class Run(NamedTuple):
     tell: Callable[[float, str], None]
     is_cancelled: Callable[[], bool] = bool  # Called without an argument, that is False.
 
+    @property
+    def params(self) -> Any:
+        """What the job was enqueued with."""
+        return self.job.params
+
+
+class _Late:
+    """An attribute that an instance takes from its `Run` when it is first read; an instance may set it like any other."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        return instance.__dict__.setdefault(self._name, getattr(instance._run, self._name))
+
 
 class WorkModule:
     """Code that does one kind of job. Derive, write `process`, and name the class in the group `givalia.modules`.
@@ -84,14 +101,15 @@ class WorkModule:
     own, which is used again for the next job; for code that computes, or that cannot be trusted to end.
     """
 
+    job: RunningJobView = _Late()  # type: ignore[assignment]
+    """This attempt: `id`, `key`, `attempt`, `due`, `fence`, `idempotency_key` and more."""
+    log: logging.LoggerAdapter[logging.Logger] = _Late()  # type: ignore[assignment]
+    """A logger whose lines carry the job's id, key and attempt."""
+
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.job = run.job
-        """This attempt: `id`, `key`, `attempt`, `due`, `fence`, `idempotency_key` and more."""
-        self.params = run.job.params
+        self.params = run.params
         """What the job was enqueued with."""
-        self.log = run.log
-        """A logger whose lines carry the job's id, key and attempt."""
 
     def process(self) -> Any:
         """Do the job."""

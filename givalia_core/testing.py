@@ -73,11 +73,8 @@ def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, *, cancel
     attempt = Attempt(dispatch, describe(dispatch.module, "test", "0", work).work, hooks, said.append)
     attempt.is_cancelled = cancelled
     execute(attempt)
-    assert attempt.job is not None
     progress = [(hint.fraction, hint.text) for hint in said if isinstance(hint, Progress)]
-    ran = Ran(
-        text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.job.params, attempt.outcome, progress
-    )
+    ran = Ran(text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.params, attempt.outcome, progress)
     return ran, [message for message in said if not isinstance(message, Progress)]
 
 

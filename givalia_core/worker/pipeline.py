@@ -18,13 +18,13 @@ from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
-from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Run, Stopped, WorkModule, not_run
+from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Stopped, WorkModule, not_run
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.protocol.values import CannotPack, pack, unpack
 from givalia_core.steady import quietly
-from givalia_core.views import Outcome, RunningJobView, text_id, to_datetime
+from givalia_core.views import Outcome, RunningJobView, running_view, text_id, to_datetime
 from givalia_core.worker.wary import is_a, leaves, name_of
 
 __builtins__ = BUILTINS
@@ -47,6 +47,27 @@ class Lines(LoggerAdapter[Logger]):
             super().log(level, msg, *args, **kwargs)
         except Exception:
             return
+
+
+class _Run:
+    """A `Run` whose job and log are made when the module reads them, which most do not."""
+
+    __slots__ = ("_attempt", "is_cancelled", "params", "tell")
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self.params = attempt.params
+        self.tell = attempt.tell
+        self.is_cancelled = attempt.is_stop_asked
+
+    @property
+    def job(self) -> RunningJobView:
+        return self._attempt.job
+
+    @property
+    def log(self) -> Lines:
+        job = self._attempt.job
+        return Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
 
 
 class Attempt:
@@ -73,7 +94,7 @@ class Attempt:
     has_run = False  # Its code has ended.
     is_left = False  # It was reported though its code has not ended: what becomes of that is of no interest any more.
     stopped: Stopped | None = None
-    job: RunningJobView | None = None
+    params: Any = None
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
@@ -84,6 +105,14 @@ class Attempt:
     error: str | None = None
     result = b""
     result_error: str | None = None
+    _job: RunningJobView | None = None
+
+    @property
+    def job(self) -> RunningJobView:
+        """The job as people's code is shown it; only made when somebody looks, since that takes longer than most steps."""
+        if self._job is None:
+            self._job = view(self.dispatch, self.params)
+        return self._job
 
     def is_stop_asked(self) -> bool:
         """Whether somebody has cancelled the job."""
@@ -119,25 +148,31 @@ def execute(attempt: Attempt) -> None:
 
 
 def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
-    """A dispatched job as its module and the plugins see it."""
-    return RunningJobView(
-        text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.target_worker, dispatch.priority,
-        dispatch.attempt, to_datetime(dispatch.due_us), dispatch.fence, params,
-        version=dispatch.version,
-    )  # fmt: skip
+    """Return a dispatched job as its module and the plugins see it."""
+    return running_view(
+        {
+            "id": text_id(dispatch.id),
+            "key": dispatch.key,
+            "module": dispatch.module,
+            "target_worker": dispatch.target_worker,
+            "priority": dispatch.priority,
+            "attempt": dispatch.attempt,
+            "due": to_datetime(dispatch.due_us),
+            "version": dispatch.version,
+            "fence": dispatch.fence,
+            "params": params,
+        }
+    )
 
 
 def load(attempt: Attempt) -> None:
     """Decode the params."""
-    dispatch = attempt.dispatch
-    params = None
     try:
-        params = unpack(dispatch.payload)
+        attempt.params = unpack(attempt.dispatch.payload)
     except Exception as error:
         attempt.raised = Fail(f"the params are not msgpack: {error}")
-    attempt.job = view(dispatch, params)
     if attempt.found is None and attempt.raised is None:
-        attempt.raised = RuntimeError(f"this worker does not serve {dispatch.module}")
+        attempt.raised = RuntimeError(f"this worker does not serve {attempt.dispatch.module}")
 
 
 def before_run(attempt: Attempt) -> None:
@@ -177,11 +212,8 @@ def process(attempt: Attempt) -> None:
 
 def _run(attempt: Attempt) -> None:
     assert attempt.found is not None
-    assert attempt.job is not None
-    job = attempt.job
-    lines = Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
     try:
-        attempt.work = attempt.found(Run(job, lines, attempt.tell, attempt.is_stop_asked))
+        attempt.work = attempt.found(_Run(attempt))  # type: ignore[arg-type]
         attempt.value = attempt.work.process()
         if (kind := not_run(attempt.value)) is not None:
             attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")

@@ -327,7 +327,7 @@ class Runner:
         if attempt is not None:
             attempt.is_cancelled = True
         if note.is_news and self._hooks.listens("on_cancel"):
-            job = attempt.job if attempt is not None and attempt.job is not None else view(dispatch)
+            job = attempt.job if attempt is not None else view(dispatch)
             spawn(self._hooks.call, "on_cancel", job=job, running=True)
 
     # Plugins: how long they take, and what happens meanwhile is theirs.
