@@ -70,7 +70,7 @@ class Caller:
         number = self.next_number()
         return number, frames.encode(kind, number, items)
 
-    def feed(self, data: bytes) -> list[Answer | Told]:
+    def feed(self, data: bytes | memoryview) -> list[Answer | Told]:
         """Take the bytes that arrived; return what is whole.
 
         Raises:

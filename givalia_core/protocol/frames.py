@@ -66,7 +66,7 @@ class Reader:
         """Whether a frame has begun and not ended."""
         return bool(self._buffer) or self._skip_bytes > 0
 
-    def feed(self, data: bytes) -> list[Frame | Unreadable]:
+    def feed(self, data: bytes | memoryview) -> list[Frame | Unreadable]:
         """Take the bytes that arrived; return what is whole now.
 
         Raises:

@@ -1,11 +1,12 @@
-"""A process's end of the connection to its supervisor, for the hub of gevent.
+"""A connected socket for the hub of gevent, made of parts in C: no job can replace their methods.
 
-It is made of parts in C whose methods no job can replace; those of `gevent.socket` are functions of Python.
+Those of `gevent.socket` are functions of Python, which read before they wait: where messages come one at a time, every second
+call of the system finds nothing.
 """
 
 from __future__ import annotations
 
-from _socket import socket
+from _socket import SHUT_WR, socket
 from typing import Final
 
 from gevent import get_hub
@@ -19,19 +20,25 @@ _READ, _WRITE = 1, 2  # As libev numbers them.
 
 
 class Channel:
-    """Reads and writes the socket of a descriptor; one greenlet may read while another writes."""
+    """Owns the socket of a descriptor; one greenlet may read while another writes. End both before `close`.
 
-    def __init__(self, fd: int) -> None:
-        self._socket = socket(fileno=fd)
-        self._socket.setblocking(False)
-        self._arrived = memoryview(bytearray(RECEIVE_BYTES))  # Made once: the system maps memory of this size anew each time.
+    Args:
+        fd: The descriptor.
+        receive_bytes: How much `receive` returns at most.
+    """
+
+    def __init__(self, fd: int, receive_bytes: int = RECEIVE_BYTES) -> None:
+        self.socket = socket(fileno=fd)
+        self.socket.setblocking(False)
+        self._arrived = memoryview(bytearray(receive_bytes))  # Made once: the system maps memory of this size anew each time.
+        self._is_drained = True  # The last read has left nothing, as far as is known.
         self._hub = get_hub()
         self._readable = self._hub.loop.io(fd, _READ)
         self._writable = self._hub.loop.io(fd, _WRITE)
 
     def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._socket.fileno()
+        """Return the descriptor; -1 once it is closed."""
+        return self.socket.fileno()
 
     def receive(self) -> memoryview:
         """Wait for something to arrive and return it, good until the next call; empty: the other end is closed.
@@ -40,10 +47,27 @@ class Channel:
             OSError: The connection is lost.
         """
         while True:
-            try:
-                return self._arrived[: self._socket.recv_into(self._arrived)]
-            except BlockingIOError:
+            if self._is_drained:
                 self._hub.wait(self._readable)
+            try:
+                count = self.socket.recv_into(self._arrived)
+            except BlockingIOError:
+                self._is_drained = True
+            else:
+                self._is_drained = count < len(self._arrived)
+                return self._arrived[:count]
+
+    def send(self, data: memoryview) -> int:
+        """Wait for room, send as much of it as there is room for, and return how many bytes that was.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        while True:
+            try:
+                return self.socket.send(data)
+            except BlockingIOError:
+                self._hub.wait(self._writable)
 
     def sendall(self, data: bytes) -> None:
         """Send all of it.
@@ -53,7 +77,18 @@ class Channel:
         """
         left = memoryview(data)
         while left:
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                self._hub.wait(self._writable)
+            left = left[self.send(left) :]
+
+    def finish(self) -> None:
+        """Let the other end read that nothing more will come.
+
+        Raises:
+            OSError: The connection is lost.
+        """
+        self.socket.shutdown(SHUT_WR)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._readable.close()
+        self._writable.close()
+        self.socket.close()

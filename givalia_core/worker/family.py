@@ -18,6 +18,7 @@ from gevent.event import Event
 
 from givalia_core import forks
 from givalia_core.worker import notes
+from givalia_core.worker.channel import Channel
 from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
 from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
 
@@ -48,7 +49,8 @@ class Member:
         self.pid = 0  # Until it is born.
         self.since = time.time()
         self._heard, self._ended = heard, ended
-        self._channel, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours.detach(), RECEIVE_BYTES)
         self.given = [theirs.detach()]
         forks.register(self)  # At once: in a program of its own this is a thread beside the one that forks.
         with contextlib.ExitStack() as undone:  # Where there are no more file descriptors, none is to be lost.
@@ -109,7 +111,7 @@ class Member:
         reader = notes.Reader(NOTES_BYTES_MAX[self.role])
         unfinished: frozenset[int] | None = None  # What had run shortly before the first piece of a record came.
         try:
-            while data := self._channel.recv(RECEIVE_BYTES):
+            while data := self._channel.receive():
                 if heard := reader.feed(data):
                     self._heard(heard)
                 if not reader.has_part:
@@ -137,7 +139,7 @@ class Member:
     def close(self) -> None:
         """Tell it that nothing more will come: it ends when it has done what it was told."""
         with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_WR)
+            self._channel.finish()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all that it has started."""

@@ -19,6 +19,7 @@ from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer, Caller, Told
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Due, Owed, Pulse
+from givalia_core.worker.channel import Channel
 
 RECEIVE_BYTES: Final = 65_536
 LOOK_LEAST_S: Final = 0.05  # How long to wait at least for room to send, before the pulse is looked at again.
@@ -38,8 +39,9 @@ class Line:
         Raises:
             OSError: Nobody answers.
         """
-        self._socket = socket.create_connection(address)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected = socket.create_connection(address)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._channel = Channel(connected.detach(), RECEIVE_BYTES)
         self.caller = Caller()
         self._asked_since = asked_since
         self._pulse = Pulse(time.monotonic())
@@ -48,7 +50,7 @@ class Line:
 
     def after_fork(self) -> None:
         """In a fork: the connection is the parent's."""
-        forks.detach(self._socket.fileno())
+        forks.detach(self._channel.fileno())
 
     def receive(self) -> list[Answer | Told]:
         """Wait for something to arrive, and return what is whole.
@@ -58,7 +60,7 @@ class Line:
             OSError: The connection is broken.
             GivaliaError: The server sends what no server of this protocol sends.
         """
-        data: bytes = self._socket.recv(RECEIVE_BYTES)
+        data = self._channel.receive()
         if not data:
             raise ConnectionLost("the server closed the connection")
         self._pulse.moved(time.monotonic())
@@ -82,7 +84,7 @@ class Line:
         while left:
             sent = 0
             with gevent.Timeout(max(self.look_again_s(), LOOK_LEAST_S), False):  # type: ignore[arg-type]
-                sent = self._socket.send(left)
+                sent = self._channel.send(left)
             left = left[sent:]
             if left and sent:
                 self._pulse.moved(time.monotonic())  # Room is made only by what the server's TCP has taken.
@@ -103,7 +105,9 @@ class Line:
         self._look(can_ping=True)
 
     def _look(self, *, can_ping: bool) -> None:
-        due = self._pulse.due(time.monotonic(), self._owed(), lambda: tcp.acknowledged_s(self._socket), can_ping=can_ping)
+        due = self._pulse.due(
+            time.monotonic(), self._owed(), lambda: tcp.acknowledged_s(self._channel.socket), can_ping=can_ping
+        )
         if due is Due.DROP:
             raise ConnectionLost("nothing comes from the server, not even an acknowledgement")
         if due is Due.PING:
@@ -116,4 +120,4 @@ class Line:
 
     def close(self) -> None:
         """End the connection."""
-        self._socket.close()
+        self._channel.close()
