@@ -159,17 +159,17 @@ class Foreman:
                 self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
                 continue
             is_suspect = dispatch.id in suspects
-            held = self._jobs[dispatch.fence] = Held(
-                dispatch, crew, is_process=is_suspect or crew.is_apart(dispatch.module), is_suspect=is_suspect
-            )
+            held = Held(dispatch, crew, is_suspect or crew.is_apart(dispatch.module), is_suspect)
+            self._jobs[dispatch.fence] = held
             crew.held += 1
-            self._idle.clear()
             if held.is_process:
                 apart.append(held)
                 continue
             hosted.append(dispatch)
             if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
                 self._plan(held, dispatch.timeout_us / SECOND_US + self.settings.stop_grace, "kill", "timeout")
+        if hosted or apart:
+            self._idle.clear()
         if crew is not None and hosted:
             crew.tell(*hosted)  # First, before anything yields: an end must not overtake its job.
         for held in apart:

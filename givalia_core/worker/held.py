@@ -26,26 +26,23 @@ class Held(Generic[C]):
     `cause`. `is_suspect`: it may have ended the process that it was in, so it runs in one of its own.
     """
 
-    __slots__ = (
-        "at_s", "cause", "crew", "dispatch", "hook", "hooked_s", "is_cancelled", "is_process", "is_suspect", "phase", "report",
-        "seconds", "step", "why",
-    )  # fmt: skip
+    # What most jobs keep as it is; an instance has its own only when it is set.
+    phase = "running"
+    is_cancelled = False
+    why = ""
+    at_s: float | None = None
+    step = ""
+    cause = ""
+    report: Any = None
+    seconds = 0.0
+    hook = ""  # The plugin that has been busy with it for a while.
+    hooked_s = 0.0  # Since when, monotonic.
 
-    def __init__(self, dispatch: Dispatch, crew: C, *, is_process: bool, is_suspect: bool = False) -> None:
-        self.is_suspect = is_suspect
+    def __init__(self, dispatch: Dispatch, crew: C, is_process: bool, is_suspect: bool = False) -> None:
         self.dispatch = dispatch
-        self.hook = ""  # The plugin that has been busy with it for a while.
-        self.hooked_s = 0.0  # Since when, monotonic.
         self.crew = crew
         self.is_process = is_process
-        self.phase = "running"
-        self.is_cancelled = False
-        self.why = ""
-        self.at_s: float | None = None
-        self.step = ""
-        self.cause = ""
-        self.report: Any = None
-        self.seconds = 0.0
+        self.is_suspect = is_suspect
 
 
 class Suspects(Generic[H]):

@@ -22,7 +22,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import gevent
@@ -487,23 +486,35 @@ def _lease_us(joined: Answer) -> int:
     return fields[1]
 
 
-_NONE: Final = type(None)
-_PLACES: Final = ((bytes,), (int,), (str,), (int,), (int,), (str, _NONE), (str,), (int,), (int, _NONE), (str, _NONE))
-_USUAL: Final = frozenset(types for count in range(5, 1 + len(_PLACES)) for types in product(*_PLACES[:count]))
-"""The types of the fields of a dispatch."""
+_new: Final = tuple.__new__
+_DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
+_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}
+"""By the number of fields that a server has sent of a dispatch: the others."""
 
 
 def dispatched(fields: list[Any], payload: bytes) -> Dispatch:
-    """The record of one dispatched job.
+    """Return the record of one dispatched job.
 
     Raises:
         BadRequest, TooLarge: No server of this protocol sends this.
     """
-    # Nearly all are as they should be, and this takes a third of the time; what is wrong is found out in words below.
-    if tuple(map(type, fields)) in _USUAL and len(payload) <= frames.PARAMS_BYTES_MAX:
-        job_id, fence, _, attempt, due_us, *_ = fields
-        if len(job_id) == 16 and 0 < fence < FENCE_MOST and attempt > 0 and -messages.FOREVER_US < due_us < messages.FOREVER_US:
-            return Dispatch(*fields, payload=payload)  # type: ignore[misc]
+    # Nearly all are as they should be, and this takes a third of the time of `told`, which says in words what is wrong.
+    rest = _REST.get(len(fields))
+    if rest is not None:
+        job_id, fence, module, attempt, due_us, key, target, priority, timeout_us, version = whole = (*fields, *rest)
+        if (
+            type(job_id) is bytes and len(job_id) == 16
+            and type(fence) is int and 0 < fence < FENCE_MOST
+            and type(module) is str and type(target) is str
+            and type(attempt) is int and attempt > 0
+            and type(due_us) is int and -messages.FOREVER_US < due_us < messages.FOREVER_US
+            and type(priority) is int
+            and (key is None or type(key) is str)
+            and (timeout_us is None or type(timeout_us) is int)
+            and (version is None or type(version) is str)
+            and len(payload) <= frames.PARAMS_BYTES_MAX
+        ):  # fmt: skip
+            return _new(Dispatch, (*whole, payload))
     made: Dispatch = messages.told(Dispatch, fields, payload)
     return made
 
