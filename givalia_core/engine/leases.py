@@ -162,12 +162,12 @@ def _held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progre
     the database, to which it has access, comes over none.
     """
     job = _present(batch, message.id)
-    session = batch.desk.routing.sessions.get(asked.conn)
-    is_own = asked.conn == OWN_CODE and job is not None and job.state is RUNNING and job.fence == message.fence
-    if job is None or not (is_own or (session is not None and _is_holder(session, job, message.fence))):
-        batch.desk.stale += 1
-        raise Refusal(Stale("the lease is no longer this worker's"))
-    return job
+    if job is not None and job.state is RUNNING and job.fence == message.fence:
+        session = batch.desk.routing.sessions.get(asked.conn)
+        if asked.conn == OWN_CODE or (session is not None and job.holder == session.join.instance):
+            return job
+    batch.desk.stale += 1
+    raise Refusal(Stale("the lease is no longer this worker's"))
 
 
 def _is_holder(session: Session, job: Job, fence: int) -> bool:

@@ -389,45 +389,49 @@ _PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX, D
 
 
 class _Shape(NamedTuple):
+    name: str  # In words for people.
     record: type
     checks: tuple[tuple[str, Check], ...]
     required: int
     payload_bytes_max: int
 
 
-def _shape(record: type) -> _Shape:
+def _shape(name: str, record: type) -> _Shape:
     fields: Sequence[str] = record._fields  # type: ignore[attr-defined]
     defaults = record._field_defaults  # type: ignore[attr-defined]
     named = [name for name in fields if name != "payload"]
     checks = tuple((name, _CHECKS[record][name]) for name in named)
-    return _Shape(record, checks, sum(name not in defaults for name in named), _PAYLOAD_BYTES_MAX.get(record, 0))
+    return _Shape(name, record, checks, sum(name not in defaults for name in named), _PAYLOAD_BYTES_MAX.get(record, 0))
 
 
-TABLE: Final[dict[Kind, _Shape]] = {
-    Kind.HELLO: _shape(Hello),
-    Kind.ENQ: _shape(Enq),
-    Kind.STAT: _shape(Stat),
-    Kind.WAIT: _shape(Wait),
-    Kind.CLOCK: _shape(Clock),
-    Kind.CANCEL: _shape(Cancel),
-    Kind.EXT: _shape(Ext),
-    Kind.REQUEUE: _shape(Requeue),
-    Kind.LIST: _shape(List),
-    Kind.INFO: _shape(Info),
-    Kind.MODULES: _shape(Modules),
-    Kind.WORKERS: _shape(Workers),
-    Kind.JOIN: _shape(Join),
-    Kind.ANNOUNCE: _shape(Announce),
-    Kind.RESUME: _shape(Hold),
-    Kind.CREDIT: _shape(Credit),
-    Kind.BEAT: _shape(Hold),
-    Kind.SUCCEED: _shape(Succeed),
-    Kind.FAIL: _shape(Fail),
-    Kind.RELEASE: _shape(Release),
-    Kind.PROGRESS: _shape(Progress),
-    Kind.PROCESSES: _shape(Process),
+_RECORDS: Final[dict[Kind, type]] = {
+    Kind.HELLO: Hello,
+    Kind.ENQ: Enq,
+    Kind.STAT: Stat,
+    Kind.WAIT: Wait,
+    Kind.CLOCK: Clock,
+    Kind.CANCEL: Cancel,
+    Kind.EXT: Ext,
+    Kind.REQUEUE: Requeue,
+    Kind.LIST: List,
+    Kind.INFO: Info,
+    Kind.MODULES: Modules,
+    Kind.WORKERS: Workers,
+    Kind.JOIN: Join,
+    Kind.ANNOUNCE: Announce,
+    Kind.RESUME: Hold,
+    Kind.CREDIT: Credit,
+    Kind.BEAT: Hold,
+    Kind.SUCCEED: Succeed,
+    Kind.FAIL: Fail,
+    Kind.RELEASE: Release,
+    Kind.PROGRESS: Progress,
+    Kind.PROCESSES: Process,
 }
-_TOLD: Final[dict[type, _Shape]] = {record: _shape(record) for record in (Heard, Dispatch, Stop, Progressed)}
+TABLE: Final[dict[Kind, _Shape]] = {kind: _shape(kind.name, record) for kind, record in _RECORDS.items()}
+_TOLD: Final[dict[type, _Shape]] = {
+    record: _shape(record.__name__.upper(), record) for record in (Heard, Dispatch, Stop, Progressed)
+}
 CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
 """The commands of clients that change something; each carries a request id."""
 CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.CLOCK)
@@ -441,12 +445,12 @@ def decode(kind: Kind, packed: bytes, payload: bytes) -> Any:
         BadRequest: A field is missing, of the wrong type or outside its limits; the message names it.
         TooLarge: The payload is over its limit.
     """
-    return check(kind, unpack_fields(packed), payload)
+    return _check(TABLE[kind], unpack_fields(packed), payload)
 
 
 def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
     """As `decode`, for fields that are unpacked already."""
-    return _check(TABLE[kind], kind.name, fields, payload)
+    return _check(TABLE[kind], fields, payload)
 
 
 def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
@@ -456,18 +460,18 @@ def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
         BadRequest, TooLarge: No server of this protocol sends this.
     """
     shape = _TOLD[record]
-    return _check(shape, record.__name__.upper(), fields[: len(shape.checks)], payload)
+    return _check(shape, fields[: len(shape.checks)], payload)
 
 
-def _check(shape: _Shape, kind: str, fields: list[Any], payload: bytes) -> Any:
-    record, checks, required, payload_bytes_max = shape
+def _check(shape: _Shape, fields: list[Any], payload: bytes) -> Any:
+    name_of_kind, record, checks, required, payload_bytes_max = shape
     if not required <= len(fields) <= len(checks):
-        raise BadRequest(f"{kind} has {required} to {len(checks)} fields, not {len(fields)}")
+        raise BadRequest(f"{name_of_kind} has {required} to {len(checks)} fields, not {len(fields)}")
     for (name, is_legal), value in zip(checks, fields, strict=False):
         if not is_legal(value):
-            raise BadRequest(f"{kind}: {name} cannot be {_shown(value)}")
+            raise BadRequest(f"{name_of_kind}: {name} cannot be {_shown(value)}")
     if len(payload) > payload_bytes_max:
-        raise TooLarge(f"{kind}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
+        raise TooLarge(f"{name_of_kind}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
     return record(*fields, payload=payload) if payload_bytes_max else record(*fields)
 
 
