@@ -147,12 +147,18 @@ _ENQ_OPTIONS: Final = (
 )  # fmt: skip
 
 
+def _stat_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    parser.add_argument("--params", action="store_true", help="show also what it was enqueued with")
+
+
 def _stat(client: Client, given: Given) -> None:
-    status = client.stat(given.key, id=given.id)
+    status = client.stat(given.key, id=given.id, params=given.params)
+    hidden = () if given.params else ("params",)
     if given.json:
-        show.emit(show.status_json(status))
+        show.emit(show.status_json(status, hidden))
     else:
-        show.job_lines(status)
+        show.job_lines(status, hidden)
 
 
 def _explain(client: Client, given: Given) -> None:
@@ -349,7 +355,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 VERBS: Final[dict[str, Verb]] = {
     "enq": Verb("enqueue a job", _enq_arguments, _enq),
-    "stat": Verb("show what is known of a job", _by_key_or_id, _stat),
+    "stat": Verb("show what is known of a job", _stat_arguments, _stat),
     "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
     "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),

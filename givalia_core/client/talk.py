@@ -276,9 +276,9 @@ def checked(kind: Kind, message: Any) -> Item:
     return fields, payload
 
 
-def stat(key: str | None, job_id: str | None) -> Call[Status]:
-    """Ask about a job."""
-    return _call(Kind.STAT, Stat(*_named(key, job_id)), reading.stat)
+def stat(key: str | None, job_id: str | None, *, params: bool = False) -> Call[Status]:
+    """Ask about a job, and with `params` also for what it was enqueued with."""
+    return _call(Kind.STAT, Stat(*_named(key, job_id), params), reading.stat)
 
 
 def wait(job_id: str, *, progress: bool = False) -> Call[Any]:

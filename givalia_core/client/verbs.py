@@ -87,13 +87,18 @@ def ticket(enqueued: reading.Enqueued, key: str | None) -> Ticket:
     return Ticket(text_id(enqueued.id), key, enqueued.due, enqueued.durability)
 
 
-def stat(key: str | None = None, *, id: str | None = None) -> Call[Status]:
-    """What is known of a job: the live one of the key, else the one that ended last.
+def stat(key: str | None = None, *, id: str | None = None, params: bool = False) -> Call[Status]:
+    """Return what is known of a job: the live one of the key, else the one that ended last.
+
+    Args:
+        key: The job of this key.
+        id: Names the job instead of `key`.
+        params: Tell also what it was enqueued with, up to 512 KiB.
 
     Raises:
         NotFound: None is live or remembered.
     """
-    return talk.stat(key, id)
+    return talk.stat(key, id, params=params)
 
 
 def cancel(key: str | None = None, *, id: str | None = None, running: bool = False) -> Call[str]:

@@ -83,10 +83,11 @@ class Clock(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """Ask about a job, by key or id."""
+    """Ask about a job, by key or id; with `params`, also for what it was enqueued with."""
 
     key: str | None = None
     id: bytes | None = None
+    params: bool = False
 
 
 class Wait(NamedTuple):
@@ -343,7 +344,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
         "version": or_none(is_specifier),
     },
-    Stat: _NAMED,
+    Stat: {**_NAMED, "params": is_bool},
     Wait: {**_NAMED, "progress": is_bool},
     Cancel: {"request": _ID, **_NAMED, "running": is_bool},
     Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
