@@ -83,7 +83,7 @@ class Lanes:
             self.close()
             raise
         for number, lane in enumerate(self.by_number):
-            if lane is None or self.by_key[lane.key] is not lane:
+            if lane is None or self.by_key.get(lane.key) is not lane:
                 self.by_number[number] = None
                 self._numbers.append(number)
 
