@@ -130,9 +130,9 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
     }
 
 
-def brief(job: Job) -> Job:
-    """The job for a listing, whose page is one frame: without params and result, and of a long error only the end."""
-    return job._replace(params=b"", result=None, error=None if job.error is None else job.error[-500:])
+def brief(job: Job, *, params: bool) -> Job:
+    """Return the job for a listing: without its result, and without its params unless they are asked for."""
+    return job._replace(params=job.params if params else b"", result=None)
 
 
 def end(job: Job) -> Item:

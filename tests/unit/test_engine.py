@@ -2101,6 +2101,36 @@ def test_a_listing_shows_every_job_with_its_state(rig: EngineRig) -> None:
     assert [job["id"] for job in rig.listed(state="ready")] == [uid(2)]
 
 
+def test_a_listing_tells_whole_errors_and_params_only_if_asked(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), params=b"\xa5hello")
+    worker.fail(error="ValueError: " + "x" * 10_000, permanent=True)
+
+    (plain,), (whole,) = rig.listed(error="VALUEERROR: X"), rig.listed(params=True)
+
+    assert len(plain["error"]) == 10_012
+    assert ("params" in plain, whole["params"]) == (False, b"\xa5hello")
+    assert rig.listed(error="typeerror") == []
+
+
+def test_pages_of_large_jobs_are_about_a_mebibyte_and_nothing_is_left_out(rig: EngineRig) -> None:
+    for number in range(1, 8):
+        rig.enq(id=uid(number), params=bytes(400_000))
+    seen: list[bytes] = []
+    sizes: list[int] = []
+    after: tuple[Any, ...] = ()
+    while not sizes or after:
+        frame = rig.frame(Kind.LIST, m.List(limit=100, **dict(zip(("after_a", "after_b"), after, strict=False)), params=True))
+        rig.turn(frame)
+        after = rig.answers(frame)[0]
+        payload = rig.replies[frame.conn, frame.request][0][1]
+        sizes.append(len(payload))
+        seen += [job["id"] for job in msgpack.unpackb(payload)]
+
+    assert seen == [uid(number) for number in range(1, 8)]
+    assert max(sizes) < 2 << 20
+
+
 def test_pages_of_a_listing_go_on_where_the_one_before_ended(rig: EngineRig) -> None:
     for number in range(1, 8):
         rig.enq(id=uid(number))
