@@ -8,10 +8,11 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, filters, several, show, store
+from givalia_core.cli import acting, common, demo, filters, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -165,6 +166,9 @@ def _explain(client: Client, given: Given) -> None:
 
 
 def _cancel(client: Client, given: Given) -> None:
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.cancel_all, running=given.running))
+        return
     one = several.single(given)
     if one is None:
         several.show_each(given, lambda keys, ids: client.cancel_many(keys, ids=ids, running=given.running), "answer", str)
@@ -175,10 +179,14 @@ def _cancel(client: Client, given: Given) -> None:
 
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
+    acting.arguments(parser)
     parser.add_argument("--running", action="store_true", help="if it has started, ask it to stop and never retry it")
 
 
 def _ext(client: Client, given: Given) -> None:
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.ext_all, given.time, at=given.at))
+        return
     one = several.single(given)
     if one is None:
         several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=given.at, ids=ids), "due", _due)
@@ -193,37 +201,30 @@ def _due(due: datetime) -> str:
 
 def _ext_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
+    acting.arguments(parser)
     _when(parser, "seconds to add to its due, or to now if that has passed; negative brings it forward")
 
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
     _by_key_or_id(parser)
-    parser.add_argument("--dead", action="store_true", help="every dead job")
-    parser.add_argument("--cancelled", action="store_true", help="every cancelled job")
-    parser.add_argument("--module", help="with --dead or --cancelled: only those of this module")
+    parser.add_argument("--dead", dest="state", action="store_const", const=str(JobState.DEAD), help="as --state dead")
+    parser.add_argument(
+        "--cancelled", dest="state", action="store_const", const=str(JobState.CANCELLED), help="as --state cancelled"
+    )
+    acting.arguments(parser)
     _when(parser, "seconds from now [0]")
 
 
 def _requeue(client: Client, given: Given) -> None:
     time = given.time or 0
-    is_for_all = given.dead or given.cancelled
-    if is_for_all == (given.key is not None or given.id is not None) or (given.module and not is_for_all):
-        raise BadRequest("requeue takes one job by key or id, or all that are --dead or --cancelled (of one --module)")
-    if is_for_all:
-        handles = [
-            handle
-            for state, wanted in ((JobState.DEAD, given.dead), (JobState.CANCELLED, given.cancelled))
-            if wanted
-            for handle in client.requeue_all(state, module=given.module, time=time, at=given.at)
-        ]
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.requeue_all, time=time, at=given.at))
+        return
+    handle = client.requeue(given.key, id=given.id, time=time, at=given.at)
+    if given.json:
+        show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
     else:
-        handles = [client.requeue(given.key, id=given.id, time=time, at=given.at)]
-    for handle in handles:
-        if given.json:
-            show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
-        else:
-            show.emit(f"{handle.id}  due {handle.due.isoformat()}")
-    print(f"{len(handles)} requeued", file=sys.stderr)
+        show.emit(f"{handle.id}  due {handle.due.isoformat()}")
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, TextIO
+from typing import Any, Final, Self, TextIO
 
 from givalia_core.printable import printable
 from givalia_core.views import Status
@@ -81,27 +81,34 @@ def _fields(status: Status, hidden: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in asdict(status).items() if name not in hidden and (name != "result" or has_result)}
 
 
-class Bar:
-    """How far a job is: one line of a terminal that is written over each time, and gone at the end of `with`."""
+class Progress:
+    """One line of a terminal that is written over each time, and gone at the end of `with`."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
         self._is_shown = False
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._is_shown:
             self._write("")
 
-    def show(self, fraction: float, text: str) -> None:
-        """Show this fraction, from 0 to 1, and as much of the text as the line has room for."""
-        filled = round(fraction * BAR_CHARS)
-        line = f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {printable(text)}"
-        self._write(line[: shutil.get_terminal_size().columns - 1])
+    def show_line(self, line: str) -> None:
+        """Show as much of the line as there is room for."""
+        self._write(printable(line)[: shutil.get_terminal_size().columns - 1])
         self._is_shown = True
 
     def _write(self, line: str) -> None:
         self._terminal.write(f"\r\x1b[K{line}")
         self._terminal.flush()
+
+
+class Bar(Progress):
+    """How far a job is."""
+
+    def show(self, fraction: float, text: str) -> None:
+        """Show this fraction, from 0 to 1, and as much of the text as the line has room for."""
+        filled = round(fraction * BAR_CHARS)
+        self.show_line(f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {text}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import reading, talk, verbs
+from givalia_core.client import acts, reading, talk, verbs
+from givalia_core.client.acts import Acted, Run
 from givalia_core.client.exchange import Exchange, OnProgress
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
@@ -16,7 +15,6 @@ from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.model import JobState
 from givalia_core.protocol import addresses
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.views import Status
@@ -60,6 +58,15 @@ def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[Client, P], Iterato
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Iterator[Status]:
         return self._pages(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
+def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[Client, P], Acted]:
+    """The same for an act by filter: it asks for page after page."""
+
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Acted:
+        return self._run(verb(*args, **options))
 
     return verbs.as_method(method, verb)
 
@@ -135,21 +142,13 @@ class Client:
     def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else JobHandle(self._exchange, verbs.ticket(answer, key))
 
-    def requeue_all(
-        self,
-        state: JobState | str = JobState.DEAD,
-        *,
-        module: str | None = None,
-        time: float | timedelta = 0,
-        at: float | datetime | None = None,
-    ) -> Handles:
-        """Requeue every job that a listing of `state` (dead or cancelled) and `module` shows; those refused are left out."""
-        handles: Handles = []
-        for status in list(self.list(state, module=module)):
-            with contextlib.suppress(GivaliaError):
-                handle = self.requeue(id=status.id, time=time, at=at)
-                handle.key = status.key
-                handles.append(handle)
-        return handles
+    def _run(self, run: Run) -> Acted:
+        acted = Acted()
+        while not run.is_over:
+            acted = run.take(self._exchange.ask(run.call()))
+        return acted
 
     list = _lists(verbs.list_)
+    cancel_all = _runs(acts.cancel_all)
+    ext_all = _runs(acts.ext_all)
+    requeue_all = _runs(acts.requeue_all)

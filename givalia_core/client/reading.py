@@ -104,6 +104,19 @@ def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]
     return [_status(shown, b"", shown.get("params") if type(shown) is dict else None) for shown in listed], after
 
 
+def acted(fields: Fields, _: bytes) -> tuple[dict[str, int], int, tuple[int, ...]]:
+    """The answer to an act: how many jobs by outcome, the end of the run, and the numbers with which the next page begins."""
+    counts, end_seq = _checked(fields, _are_counts, _is_count)
+    after = tuple(fields[3:])
+    if len(after) not in (0, 2) or not all(map(_is_count, after)):
+        raise Broken("the server answers an act with what is none")
+    return counts, end_seq, after
+
+
+def _are_counts(value: Any) -> bool:
+    return type(value) is dict and all(is_any_text(name) and _is_count(count) for name, count in value.items())
+
+
 def _status(shown: Any, payload: bytes, params: Any = None) -> Status:
     """The record of a status map; `params` as they travel."""
     if type(shown) is not dict or not all(name in shown and check(shown[name]) for name, check in _STATUS.items()):

@@ -196,7 +196,7 @@ def _enq_message(module: str, options: dict[str, Any]) -> Enq:
     if len(given) != len(_ENQ_DEFAULTS):
         unknown = ", ".join(sorted(set(given) - set(_ENQ_DEFAULTS)))
         raise BadRequest(f"enq has no option {unknown}")
-    delay_us, at_us = _when(given["time"], given["at"])
+    delay_us, at_us = when(given["time"], given["at"])
     job_id = given["id"]
     payload = pack_params(given["params"])
     fields: list[Any] = [
@@ -247,7 +247,12 @@ def _length(given: dict[str, Any], name: str) -> int | None:
     return None if given[name] is None else length_to_us(given[name], name)
 
 
-def _when(seconds: float | timedelta | None, at: float | datetime | None) -> tuple[int | None, int | None]:
+def when(seconds: float | timedelta | None, at: float | datetime | None) -> tuple[int | None, int | None]:
+    """Return the delay or the instant of a due, in microseconds.
+
+    Raises:
+        BadRequest: Both are given, or what is given cannot be.
+    """
     if at is None:
         return None if seconds is None else length_to_us(seconds, "time"), None
     if seconds not in (None, 0):
@@ -312,7 +317,7 @@ def requeue(
     key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None
 ) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
-    delay_us, at_us = _when(seconds, at)
+    delay_us, at_us = when(seconds, at)
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)
 
 
@@ -340,6 +345,11 @@ def filter_of(
     before, after, ended = (None if at is None else at_to_us(at) for at in (due_before, due_after, ended_after))
     named = None if state is None else str(state)
     return Filter(named, module, target_worker, key_prefix or None, before, after, ended, error or None)
+
+
+def act(message: messages.Act) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:
+    """A page of an act by filter: how many jobs by outcome, the end of the run, and where the next page begins."""
+    return _call(Kind.ACT, message, reading.acted)
 
 
 def list_(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, questions, sharing, words
+from givalia_core.engine import acts, answers, leases, questions, sharing, words
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
@@ -160,7 +160,7 @@ class Engine:
             self.desk.routing.forget_windows()
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
-        self._inputs, self._now = self._without_questions(inputs), now
+        self._inputs, self._now = [*self.desk.acts.take(), *self._without_questions(inputs)], now
         self.desk.aside.leave(inputs)
         self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
@@ -376,7 +376,17 @@ class Engine:
             if session is not None:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
-        return effects
+        return self._without_own_answers(effects) if self.desk.acts else effects
+
+    def _without_own_answers(self, effects: list[Effect]) -> list[Effect]:
+        """Hand the answers to commands of our own to the walks that wait for them, and return the rest."""
+        others: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Reply) and effect.conn == acts.CONN:
+                self.desk.acts.hear(effect)
+            else:
+                others.append(effect)
+        return others
 
     def _note_refused(self, plan: Plan, commit: Commit) -> tuple[dict[int, Hold], set[int]]:
         """Drop what was believed of refused changes; return the holds of those that are held, and the seqs of all."""
@@ -464,6 +474,8 @@ class Engine:
         if self.again.is_stuck:
             return self.again.pause_us
         if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
+            return 0
+        if self.desk.acts.submitted:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us

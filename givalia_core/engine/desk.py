@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
+from givalia_core.engine.acts import Acts
 from givalia_core.engine.aside import Aside
 from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
 from givalia_core.engine.remembered import Remembered
@@ -100,6 +101,7 @@ class Desk:
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.aside = Aside()
+        self.acts = Acts()
         self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases = Leases()

@@ -1,4 +1,4 @@
-"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`.
+"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`, and acts by filter.
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
@@ -8,18 +8,20 @@ delays beats, settles and claims, and no connection's questions delay another's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from givalia_core.clock import Now
-from givalia_core.engine import words
+from givalia_core.engine import acts, remembered, words
+from givalia_core.engine.acts import Awaiting, Walk
+from givalia_core.engine.answers import LATE
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
-from givalia_core.protocol.messages import OK, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted, by_module
+from givalia_core.protocol.messages import CHANGING, OK, Act, Kind, List, refusal
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, by_module
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
@@ -30,9 +32,9 @@ READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so 
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
 
-Line: TypeAlias = tuple[Kind, int]  # Listings: one for each connection; the other kinds: one for all of them.
-Walk: TypeAlias = Generator[bool, tuple[Now, int], Item]
-"""Yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the answer."""
+Line: TypeAlias = tuple[Kind, int]  # Listings and acts: one for each connection; the other kinds: one for all of them.
+"""A walk yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the
+answer."""
 
 
 class Questions:
@@ -44,6 +46,7 @@ class Questions:
         self._walks: dict[Line, Walk] = {}
         self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
         self._resting: set[Line] = set()  # Walks that go on after the next commit.
+        self._awaiting: dict[Line, int] = {}  # Walks that go on when the commands of a ticket are answered.
         self._clogged: set[Line] = set()  # Lines in which nobody can be answered before it has read.
         self._rows = ROWS_LEAST
 
@@ -57,7 +60,7 @@ class Questions:
 
     def leave(self, conn: int) -> None:
         """A connection is gone; nothing that it asked is answered."""
-        for line in [line for line in self._lines if line[0] is not Kind.LIST or line[1] == conn]:
+        for line in [line for line in self._lines if line[1] in (0, conn)]:
             kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
             if kept:
                 self._lines[line] = kept
@@ -67,6 +70,9 @@ class Questions:
     def take_all(self) -> list[Asked]:
         """Take out every question: the walks ended without an answer."""
         asked = [each for line in self._lines.values() for each in line]
+        for ticket in self._awaiting.values():
+            self._desk.acts.drop(ticket)
+        self._awaiting.clear()
         self._lines.clear()
         self._walks.clear()
         self._audience.clear()
@@ -80,7 +86,8 @@ class Questions:
     @property
     def has_work(self) -> bool:
         """Whether a step can be taken, in this turn or after the next commit."""
-        return len(self._lines) > len(self._clogged)
+        awaiting = sum(not self._desk.acts.is_answered(ticket) for ticket in self._awaiting.values())
+        return len(self._lines) > len(self._clogged) + awaiting
 
     def step(self, store: Store, now: Now) -> list[Reply] | None:
         """Take a step of the walk whose turn it is and return the answers that are ready; None if no walk can go on.
@@ -88,13 +95,16 @@ class Questions:
         Raises:
             StoreAway: The walk is over without an answer; see `take_all`.
         """
-        line = next((line for line in self._lines if line not in self._resting and self._can_be_told(line)), None)
+        line = next((line for line in self._lines if self._can_go_on(line)), None)
         if line is None:
             return None
         self._lines[line] = self._lines.pop(line)  # Behind the others.
-        walk = self._walks.get(line) or self._begin(line, store)
+        walk = self._walks.get(line) or self._begin(line, store, now)
         try:
-            if walk.send((now, self._rows)):
+            rest = walk.send((now, self._rows))
+            if isinstance(rest, Awaiting):
+                self._awaiting[line] = rest.ticket
+            elif rest:
                 self._resting.add(line)
         except StopIteration as end:
             return self._tell(line, end.value)
@@ -111,6 +121,11 @@ class Questions:
         elif took_us < STEP_US:
             self._rows = min(self._rows * 2, ROWS_MOST)
 
+    def _can_go_on(self, line: Line) -> bool:
+        if line in self._resting or (line in self._awaiting and not self._desk.acts.is_answered(self._awaiting[line])):
+            return False
+        return self._can_be_told(line)
+
     def _can_be_told(self, line: Line) -> bool:
         if line in self._clogged:
             return False
@@ -119,10 +134,12 @@ class Questions:
             return False
         return True
 
-    def _begin(self, line: Line, store: Store) -> Walk:
+    def _begin(self, line: Line, store: Store, now: Now) -> Walk:
         asked = self._lines[line]
-        walk = self._walks[line] = _WALKS[line[0]](self._desk, store, asked[0].messages[0])
-        heard = [asked[0]] if line[0] is Kind.LIST else asked
+        is_late = asked[0].until_us is not None and now.mono_us > asked[0].until_us and line[0] in CHANGING
+        make = _late if is_late else _WALKS[line[0]]
+        walk = self._walks[line] = make(self._desk, store, asked[0].messages[0])
+        heard = [asked[0]] if line[1] else asked
         self._audience[line] = {(each.conn, each.request) for each in heard}
         next(walk)
         return walk
@@ -130,6 +147,7 @@ class Questions:
     def _tell(self, line: Line, item: Item) -> list[Reply]:
         """The answers of a walk that is over, to all who had asked when it began and have room for them."""
         del self._walks[line]
+        self._awaiting.pop(line, None)
         audience = self._audience.pop(line)
         waiting, self._lines[line] = self._lines[line], deque()
         told: list[Reply] = []
@@ -149,10 +167,12 @@ class Questions:
         self._walks.pop(line, None)
         self._audience.pop(line, None)
         self._clogged.discard(line)
+        if line in self._awaiting:
+            self._desk.acts.drop(self._awaiting.pop(line))
 
 
 def _line(asked: Asked) -> Line:
-    return asked.kind, asked.conn if asked.kind is Kind.LIST else 0
+    return asked.kind, asked.conn if asked.kind in (Kind.LIST, Kind.ACT) else 0
 
 
 # The walks.
@@ -204,6 +224,26 @@ def filter_of(message: Any) -> Filter:
         message.due_before_us, message.due_after_us, message.ended_after_us,
         None if message.error is None else message.error.casefold(),
     )  # fmt: skip
+
+
+def _late(_: Desk, __: Store, ___: Any) -> Walk:
+    """Change nothing for a client that waits no more."""
+    yield False
+    return LATE
+
+
+def _act(desk: Desk, store: Store, message: Act) -> Walk:
+    """Act on a page of jobs."""
+    known = desk.remembered.get(message.request)
+    if known is not None:
+        yield False
+        return known
+    answer = yield from acts.page(desk.acts, store, message, filter_of(message), desk.last_seq)
+    now, _ = yield False
+    if not message.dry_run and desk.remembered.has_room(1):
+        # For a client that has not heard it. What was changed is known by the jobs themselves.
+        desk.remembered.add([Kept(message.request, remembered.pack(answer), is_enq=False)], now.mono_us)
+    return answer
 
 
 def _info(desk: Desk, store: Store, _: Any) -> Walk:
@@ -265,6 +305,7 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
 
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
     Kind.LIST: _list,
+    Kind.ACT: _act,
     Kind.INFO: _info,
     Kind.MODULES: _modules,
     Kind.WORKERS: _workers,

@@ -188,11 +188,24 @@ def test_requeue_of_all_dead_jobs_of_a_module(house: Rig) -> None:
         await_true(lambda job=job: job.stat().state == "dead", "its death")
         ids.add(job.id)
 
-    done = house.cli("requeue", "--dead", "--module", "Flaky", "--time", 300, "--json")
+    dry = house.cli("requeue", "--dead", "--module", "Flaky", "--dry-run")
+    done = json.loads(_ok(house.cli("requeue", "--dead", "--module", "Flaky", "--time", 300, "--json")))
 
-    shown = [json.loads(line) for line in _ok(done).splitlines()]
-    assert ids <= {each["id"] for each in shown}
-    assert "requeued" in done.stderr
+    assert _ok(dry) == f"would be: {done['counts']['requeued']} requeued\n"
+    assert {house.client().stat(id=each).state for each in ids} == {"waiting"}
+
+
+def test_what_a_filter_admits_is_moved_and_called_off(house: Rig) -> None:
+    for number in range(3):
+        house.cli_json("enq", "Sample", "--time", 600, "--key", f"import-{number}")
+
+    moved = _ok(house.cli("ext", "--key-prefix", "import-", "--time", 60))
+    dues = [json.loads(line)["due"] for line in _ok(house.cli("list", "--key-prefix", "import-", "--json")).splitlines()]
+    called_off = house.cli_json("cancel", "--key-prefix", "import-")
+
+    assert moved == "3 moved\n"
+    assert len(dues) == 3
+    assert called_off == {"counts": {"cancelled": 3}, "dry_run": False}
 
 
 def test_running_jobs_are_stopped_on_demand(house: Rig) -> None:
@@ -280,6 +293,12 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "key and id": (("stat", "taken", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
     "ext without a time": (("ext", "taken"), 64, "BAD_REQUEST"),
     "neither key nor id to cancel": (("cancel",), 64, "BAD_REQUEST"),
+    "a key and a filter": (("cancel", "taken", "--module", "Sample"), 64, "BAD_REQUEST"),
+    "all and a filter": (("cancel", "--all", "--module", "Sample"), 64, "BAD_REQUEST"),
+    "an empty filter": (("cancel", "--key-prefix", ""), 64, "BAD_REQUEST"),
+    "a dry run of one job": (("cancel", "taken", "--dry-run"), 64, "BAD_REQUEST"),
+    "a cursor of nothing": (("cancel", "--module", "Sample", "--cursor", "x"), 64, "BAD_REQUEST"),
+    "a state that no job to call off has": (("cancel", "--state", "dead"), 64, "BAD_REQUEST"),
     "keys and an id": (("cancel", "taken", "other", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
     "several without a time": (("ext", "taken", "other"), 64, "BAD_REQUEST"),
     "ext to NaN": (("ext", "taken", "--time", "nan"), 64, "BAD_REQUEST"),

@@ -67,6 +67,7 @@ SPECIFIER = Field(
     ["2", ">=", ">=1\n", "===\x00", "===ü", "~=1.0" + " " * 96], (str,), True,
 )  # fmt: skip
 NAMED = {"key": KEY, "id": OPTIONAL_UUID}
+STATE = words("waiting", "ready", "running", "done", "dead", "cancelled", optional=True)
 HELD = {"id": UUID, "fence": FENCE}
 
 FIELDS: dict[Kind, dict[str, Field]] = {
@@ -86,9 +87,16 @@ FIELDS: dict[Kind, dict[str, Field]] = {
     Kind.EXT: {"request": UUID, **NAMED, "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT},
     Kind.REQUEUE: {"request": UUID, **NAMED, "delay_us": DELAY, "at_us": AT},
     Kind.LIST: {
-        "state": words("waiting", "ready", "running", "done", "dead", "cancelled", optional=True), "module": OPTIONAL_NAME,
-        "target_worker": OPTIONAL_NAME, "limit": numbers(1, messages.LIST_LIMIT_MAX), "after_a": CURSOR, "after_b": CURSOR,
-        "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT, "ended_after_us": AT, "error": text(255, optional=True), "params": BOOL,
+        "state": STATE, "module": OPTIONAL_NAME, "target_worker": OPTIONAL_NAME, "limit": numbers(1, messages.LIST_LIMIT_MAX),
+        "after_a": CURSOR, "after_b": CURSOR, "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT,
+        "ended_after_us": AT, "error": text(255, optional=True), "params": BOOL,
+    },
+    Kind.ACT: {
+        "request": UUID, "act": words("cancel", "ext", "requeue"), "state": STATE, "module": OPTIONAL_NAME,
+        "target_worker": OPTIONAL_NAME, "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT, "ended_after_us": AT,
+        "error": text(255, optional=True), "dry_run": BOOL, "running": BOOL,
+        "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT,
+        "limit": numbers(1, messages.LIST_LIMIT_MAX), "end_seq": CURSOR, "after_a": CURSOR, "after_b": CURSOR,
     },
     Kind.INFO: {},
     Kind.MODULES: {},
