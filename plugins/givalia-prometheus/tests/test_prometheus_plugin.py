@@ -95,7 +95,9 @@ def test_what_happens_to_jobs_is_counted_by_module_and_reason() -> None:
     hooks.call("on_cancel", job=job(), running=False)
     hooks.call("on_cancel", job=job(), running=True)
     hooks.call("on_retry", job=job(attempt=1), outcome=Outcome(OutcomeKind.TIMEOUT))
-    hooks.call("on_dead", job=job(), reason="exhausted")
+    hooks.call("on_dead", job=job(), reason="exhausted", error="no")
+    hooks.call("on_done", job=job())
+    hooks.call("on_requeue", job=job())
     hooks.call("after_run", job=running(), module=object, outcome=failed)
     hooks.call("after_run", job=running(), module=object, outcome=Outcome(OutcomeKind.RELEASED))
     assert not hooks.raised
@@ -106,6 +108,8 @@ def test_what_happens_to_jobs_is_counted_by_module_and_reason() -> None:
     assert found["givalia_jobs_cancelled_total{module=Sample,running=true}"] == 1
     assert found["givalia_jobs_retried_total{module=Sample,reason=timeout}"] == 1
     assert found["givalia_jobs_dead_total{module=Sample,reason=exhausted}"] == 1
+    assert found["givalia_jobs_done_total{module=Sample}"] == 1
+    assert found["givalia_jobs_requeued_total{module=Sample}"] == 1
     assert found["givalia_runs_total{module=Sample,outcome=failed}"] == 1
     assert found["givalia_runs_total{module=Sample,outcome=released}"] == 1
     assert found["givalia_run_seconds_count{module=Sample}"] == 1

@@ -57,6 +57,8 @@ class Prometheus:
         self._extended = self._counter("givalia_jobs_extended", "Times that a waiting job's due was moved.", "module")
         self._cancelled = self._counter("givalia_jobs_cancelled", "Cancels; running: it had started.", "module", "running")
         self._retried = self._counter("givalia_jobs_retried", "Failed attempts that another follows.", "module", "reason")
+        self._requeued = self._counter("givalia_jobs_requeued", "Dead or cancelled jobs given another life.", "module")
+        self._done = self._counter("givalia_jobs_done", "Jobs that ended with success.", "module")
         self._dead = self._counter("givalia_jobs_dead", "Jobs that ended dead.", "module", "reason")
         self._runs = self._counter("givalia_runs", "Attempts that ended on this worker.", "module", "outcome")
         self._lateness = self._histogram("givalia_lateness_seconds", "From a job's due to its first start.", LATENESS_S)
@@ -83,6 +85,14 @@ class Prometheus:
     @hookimpl
     def on_ext(self, job: JobView) -> None:
         self._extended.labels(self._module(job.module)).inc()
+
+    @hookimpl
+    def on_requeue(self, job: JobView) -> None:
+        self._requeued.labels(self._module(job.module)).inc()
+
+    @hookimpl
+    def on_done(self, job: JobView) -> None:
+        self._done.labels(self._module(job.module)).inc()
 
     @hookimpl
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
