@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.engine.aside import Aside
+from givalia_core.engine.losses import Losses
 from givalia_core.engine.records import Close, Effect, Refusal, Tell, hook_of
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.waits import Waits
@@ -115,6 +116,7 @@ class Desk:
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
         self.stale = 0
+        self.losses = Losses()
         self.durability = ""
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.last_seq = last_seq

@@ -75,7 +75,7 @@ def note_others(desk: Desk, watched: Watched) -> None:
     """Keep what is known of the others, and what can no longer be trusted."""
     desk.live = watched.live
     desk.others = [msgpack.unpackb(other) for other in watched.others if other]
-    desk.routing.elsewhere = [worker for other in desk.others for worker in other["workers"]]
+    desk.routing.elsewhere.tell([worker for other in desk.others for worker in other["workers"]])
     desk.suspects.update(job_id for job_id in desk.waits if job_id not in desk.leases)
     if watched.has_lapsed:
         desk.suspects.update(desk.leases)

@@ -6,7 +6,6 @@ counted. After a crash between a commit and its call, the call is lost: what mus
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from typing import Any, Final
@@ -16,8 +15,6 @@ from givalia_core.engine.records import Hook
 from givalia_core.hooks import Hooks
 
 QUEUE_MAX: Final = 10_000
-
-log = logging.getLogger("givalia.server")
 
 
 class HookRunner:
@@ -29,6 +26,7 @@ class HookRunner:
         self._changed = threading.Condition()
         self._is_stopping = False
         self.dropped = 0
+        """How many calls were dropped; `Troubles` says so."""
         self._thread: threading.Thread | None = None
 
     def tell(self, hook: Hook, now: Now) -> None:
@@ -43,8 +41,6 @@ class HookRunner:
         with self._changed:
             if len(self._queue) >= QUEUE_MAX:
                 self.dropped += 1
-                if self.dropped == 1:
-                    log.warning("plugins are too slow: calls of hooks are being dropped")
                 return
             self._queue.append((name, arguments))
             if self._thread is None:
