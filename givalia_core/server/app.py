@@ -107,7 +107,7 @@ class Server:
         self._alarm = Alarm(self._wake)
         self._outage = outage.Outage()
         self._troubles = Troubles()
-        self._shed = 0  # Connections that were refused or closed for want of room.
+        self._shed = 0  # Connections that were refused or closed for lack of room.
         self._slow_turns = 0
         self._disk_asked_us = -DISK_EACH_US
         self._disk: tuple[int | None, int | None] = None, None  # Of the store: free bytes, and all of them.

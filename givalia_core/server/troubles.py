@@ -24,7 +24,7 @@ ENDS: Final = {
     "store_away": "the store answers again",
     "slow_syncs": "the store syncs in time again",
     "busy": "new jobs are taken again",
-    "shedding": "no connection is refused or closed for want of room any more",
+    "shedding": "no connection is refused or closed for lack of room any more",
     "hooks_dropped": "no call of a hook is dropped any more",
     "log_lines_lost": "the log can be written again",
 }
@@ -46,7 +46,7 @@ class Signs(NamedTuple):
     free_bytes: int | None = None  # On the disk of the store; None: unknown.
     disk_bytes: int | None = None
     slow_turns: int = 0
-    shed: int = 0  # Connections refused or closed for want of room.
+    shed: int = 0  # Connections refused or closed for lack of room.
     hooks_dropped: int = 0
     lines_lost: int = 0
 

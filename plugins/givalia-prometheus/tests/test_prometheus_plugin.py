@@ -57,10 +57,25 @@ class FakeServer:
 
     def __init__(self, jobs: dict[str, dict[str, int]] | None = None) -> None:
         self.jobs = jobs or {}
+        self.modules: dict[str, dict[str, int]] = {}
         self.hooks = Hooks([])
 
     def info(self) -> dict[str, Any]:
-        return {"jobs": self.jobs, "workers": 2, "stale_reports": 3, "hooks_dropped": 4}
+        return {
+            "jobs": self.jobs,
+            "modules": self.modules,
+            "workers": 2,
+            "stale_reports": 3,
+            "hooks_dropped": 4,
+            "leases_lost": 5,
+            "workers_lost": 6,
+            "log_lines_lost": 7,
+            "connections_shed": 8,
+            "store": {"bytes": 10, "log_bytes": 20, "index_bytes": 30, "disk_free_bytes": 40, "disk_bytes": 50},
+        }
+
+    def troubles(self) -> dict[str, Any]:
+        return {"store_full": {"since_us": 1, "words": "full"}, "busy": None}
 
 
 def job(module: str = "Sample", attempt: int = 0) -> JobView:
@@ -149,6 +164,56 @@ def test_the_servers_jobs_are_read_when_asked() -> None:
     assert samples(plugin)["givalia_jobs{module=Sample,state=running}"] == 6
 
 
+def test_what_an_operator_is_woken_for_is_read_when_asked() -> None:
+    plugin = Prometheus()
+    server = FakeServer({"Sample": {"waiting": 700, "ready": 500}})
+    server.modules = {
+        "Sample": {"workers": 0, "ready_age_us": 41_500_000, "untaken": 500},
+        "Idle": {"workers": 3, "ready_age_us": 0, "untaken": 0},
+    }
+    Hooks([plugin]).call("server_started", server=server)
+
+    found = samples(plugin)
+
+    assert found["givalia_ready_age_seconds{module=Sample}"] == 41.5
+    assert found["givalia_ready_age_seconds{module=Idle}"] == 0
+    assert found["givalia_jobs_untaken{module=Sample}"] == 500
+    assert (found["givalia_module_workers{module=Sample}"], found["givalia_module_workers{module=Idle}"]) == (0, 3)
+    assert (found["givalia_leases_lost_total{}"], found["givalia_workers_lost_total{}"]) == (5, 6)
+    assert (found["givalia_log_lines_lost_total{}"], found["givalia_connections_shed_total{}"]) == (7, 8)
+    assert (found["givalia_trouble{trouble=store_full}"], found["givalia_trouble{trouble=busy}"]) == (1, 0)
+    assert found["givalia_store_bytes{part=index}"] == 30
+    assert (found["givalia_store_disk_free_bytes{}"], found["givalia_store_disk_bytes{}"]) == (40, 50)
+    assert found["givalia_answers{}"] == 1
+
+
+def test_counters_begin_at_0_when_a_module_is_announced_or_first_enqueued() -> None:
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    server = FakeServer()
+    server.modules = {"Announced": {"workers": 1, "ready_age_us": 0, "untaken": 0}}
+    hooks.call("server_started", server=server)
+    hooks.call("on_enq", job=job("Enqueued"))
+
+    found = samples(plugin)
+
+    for module in ("Announced", "Enqueued"):
+        for reason in ("exhausted", "failed", "expired", "child_died"):
+            assert found[f"givalia_jobs_dead_total{{module={module},reason={reason}}}"] == 0
+        assert found[f"givalia_jobs_done_total{{module={module}}}"] == 0
+        assert found[f"givalia_jobs_retried_total{{module={module},reason=timeout}}"] == 0
+
+
+def test_on_a_worker_the_runs_of_its_modules_begin_at_0() -> None:
+    plugin = Prometheus()
+    plugin.worker_started(SimpleNamespace(name="w1", modules={"Sample": object}))
+
+    found = samples(plugin)
+
+    assert found["givalia_runs_total{module=Sample,outcome=died}"] == 0
+    assert not any(name.startswith("givalia_jobs_dead") for name in found)
+
+
 def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None:
     plugin = Prometheus()
     server = FakeServer()
@@ -163,6 +228,8 @@ def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None
     found = samples(plugin)
     assert found["givalia_jobs_enqueued_total{module=Sample}"] == 1
     assert not any(name.startswith("givalia_jobs{") for name in found)
+    assert found["givalia_answers{}"] == 0
+    assert found["givalia_trouble{trouble=store_full}"] == 1
 
 
 def test_plugins_that_raise_are_seen() -> None:
