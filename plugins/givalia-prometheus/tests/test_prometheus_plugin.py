@@ -69,7 +69,6 @@ class FakeServer:
             "hooks_dropped": 4,
             "leases_lost": 5,
             "workers_lost": 6,
-            "log_lines_lost": 7,
             "connections_shed": 8,
             "store": {"bytes": 10, "log_bytes": 20, "index_bytes": 30, "disk_free_bytes": 40, "disk_bytes": 50},
         }
@@ -180,7 +179,7 @@ def test_what_an_operator_is_woken_for_is_read_when_asked() -> None:
     assert found["givalia_jobs_untaken{module=Sample}"] == 500
     assert (found["givalia_module_workers{module=Sample}"], found["givalia_module_workers{module=Idle}"]) == (0, 3)
     assert (found["givalia_leases_lost_total{}"], found["givalia_workers_lost_total{}"]) == (5, 6)
-    assert (found["givalia_log_lines_lost_total{}"], found["givalia_connections_shed_total{}"]) == (7, 8)
+    assert found["givalia_connections_shed_total{}"] == 8
     assert (found["givalia_trouble{trouble=store_full}"], found["givalia_trouble{trouble=busy}"]) == (1, 0)
     assert found["givalia_store_bytes{part=index}"] == 30
     assert (found["givalia_store_disk_free_bytes{}"], found["givalia_store_disk_bytes{}"]) == (40, 50)
@@ -362,6 +361,27 @@ def test_what_the_supervisor_counts_is_shown() -> None:
 
     assert found["givalia_worker_events_total{event=hosts_replaced}"] == 2
     assert found["givalia_worker_events_total{event=blocked}"] == 1
+    assert found["givalia_worker_events_total{event=children_died}"] == 0
+
+
+def test_lines_that_the_log_of_a_process_lost_are_counted() -> None:
+    handler = logging.NullHandler()
+    handler.lost = 3  # type: ignore[attr-defined]
+    logging.getLogger("givalia").addHandler(handler)
+    try:
+        assert samples(Prometheus())["givalia_log_lines_lost_total{}"] == 3
+    finally:
+        logging.getLogger("givalia").removeHandler(handler)
+
+
+def test_a_module_that_is_served_has_a_label_of_its_own_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_module, "MODULES_MAX", 3)
+    plugin = Prometheus()
+    server = FakeServer({f"M{number}": {"waiting": 1} for number in range(10)})
+    server.modules = {"Zebra": {"workers": 1, "ready_age_us": 5_000_000, "untaken": 0}}
+    Hooks([plugin]).call("server_started", server=server)
+
+    assert samples(plugin)["givalia_ready_age_seconds{module=Zebra}"] == 5
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "65536", "1e3", "٣", "99999999999999"])

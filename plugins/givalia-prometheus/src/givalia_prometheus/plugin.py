@@ -153,6 +153,8 @@ class Prometheus:
         for module in getattr(worker, "modules", ()):
             for kind in OUTCOMES:
                 self._runs.labels(self._module(module), kind)
+            self._lateness.labels(self._module(module))
+            self._run_time.labels(self._module(module))
         self._open(worker)
 
     @hookimpl

@@ -27,7 +27,6 @@ _COUNTED: Final[tuple[tuple[str, Callable[..., Metric], str, str], ...]] = (
         "Workers that were gone for a lease and had not drained.",
     ),
     ("hooks_dropped", CounterMetricFamily, "givalia_hooks_dropped", "Calls of hooks left out: plugins were too slow."),
-    ("log_lines_lost", CounterMetricFamily, "givalia_log_lines_lost", "Lines of the log that could not be written."),
     (
         "connections_shed",
         CounterMetricFamily,
@@ -37,6 +36,7 @@ _COUNTED: Final[tuple[tuple[str, Callable[..., Metric], str, str], ...]] = (
 )
 """Keys of the server's `info` that are plain numbers, and what becomes of them."""
 
+_EVENTS: Final = ("crews", "hosts_replaced", "children_died", "blocked")
 _SIZES: Final = (("bytes", "records"), ("log_bytes", "log"), ("index_bytes", "index"))
 _DISK: Final = (
     ("disk_free_bytes", "givalia_store_disk_free_bytes", "Bytes that are free on the disk of the store."),
@@ -58,6 +58,9 @@ class Scrape(Collector):
                 yield from self._of_server(host)
         yield from _of_workers(hosts)
         yield from _of_plugins(hosts)
+        # Those of this process, be it a server's or a worker's. Givalia's own handler counts them.
+        lost = sum(getattr(handler, "lost", 0) for handler in logging.getLogger("givalia").handlers)
+        yield CounterMetricFamily("givalia_log_lines_lost", "Lines of the log that could not be written.", value=lost)
 
     def _of_server(self, server: Any) -> Iterator[Metric]:
         if hasattr(server, "troubles"):  # Asked for by themselves: they are there when the store does not answer.
@@ -71,6 +74,9 @@ class Scrape(Collector):
             "givalia_answers", "1: the server answers; 0: its store does not, or it stops.", value=bool(info)
         )
         if info:
+            for module, told in info.get("modules", {}).items():
+                if told.get("workers"):
+                    self._label(module)  # Before those that somebody may have made up, so that it has a label of its own.
             yield self._jobs(info)
             yield from self._modules(info)
             yield from _store(info.get("store", {}))
@@ -133,10 +139,11 @@ def _store(described: Mapping[str, Any]) -> Iterator[Metric]:
 
 def _of_workers(hosts: Iterable[Any]) -> Iterator[Metric]:
     """What the supervisors of these workers have counted; it lives on when the process of this plugin is replaced."""
-    happened: Counter[str] = Counter()
-    for host in hosts:
-        happened.update(getattr(host, "counts", {}))
-    if happened:
+    counted = [host.counts for host in hosts if hasattr(host, "counts")]
+    happened = Counter(dict.fromkeys(_EVENTS, 0))
+    for counts in counted:
+        happened.update(counts)
+    if counted:
         words = "What happened to the worker's processes: replaced, died, or blocked by a job that does not yield."
         events = CounterMetricFamily("givalia_worker_events", words, labels=("event",))
         for event, count in sorted(happened.items()):
@@ -148,6 +155,7 @@ def _of_plugins(hosts: Iterable[Any]) -> Iterator[Metric]:
     raised: Counter[str] = Counter()
     silenced: set[str] = set()
     for hooks in {id(each): each for each in (getattr(host, "hooks", None) for host in hosts)}.values():
+        raised.update(dict.fromkeys(getattr(hooks, "names", ()), 0))
         # Copied in one step each, for the plugins may be raising meanwhile in another thread.
         raised.update(dict(getattr(hooks, "raised", {})))
         silenced.update(set(getattr(hooks, "silenced", ())))
