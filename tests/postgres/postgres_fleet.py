@@ -33,6 +33,10 @@ class Hooks:
         write_line(os.environ["HOOKS_FILE"], "on_cancel", job.id, running)
 
     @hookimpl
+    def on_done(self, job):
+        write_line(os.environ["HOOKS_FILE"], "on_done", job.id)
+
+    @hookimpl
     def on_dead(self, job, reason, error):
         write_line(os.environ["HOOKS_FILE"], "on_dead", job.id, reason)
 """
