@@ -20,7 +20,7 @@ SCAN_MAX: Final = 5_000  # Rows that one page may look at.
 ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
 READY_COUNTED_TO: Final = 10_000  # Ready jobs in all,
 READY_COUNTED_LEAST: Final = 100  # and of each route that is looked at;
-READY_ROUTES_MAX: Final = 1_000  # beyond so many routes nothing is looked at once all are counted.
+READY_ROUTES_MAX: Final = 5_000  # beyond so many routes nothing is looked at once all are counted.
 VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
