@@ -54,11 +54,19 @@ class Specs:
         """On the server, after a job's new due is durable (`ext`, and `enq` with `replace` or `reschedule`)."""
 
     @hookspec
+    def on_requeue(self, job: JobView) -> None:
+        """On the server, after a dead or cancelled job's new life is durable."""
+
+    @hookspec
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
         """On the server, after a failed attempt is durable and another will follow."""
 
     @hookspec
-    def on_dead(self, job: JobView, reason: str) -> None:
+    def on_done(self, job: JobView) -> None:
+        """On the server, after a job's success is durable."""
+
+    @hookspec
+    def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
         """On the server, after a job's death is durable."""
 
     @hookspec

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from givalia_core import specifiers
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
@@ -62,16 +61,13 @@ def _versions(routing: Routing, job: Job) -> Iterator[tuple[str, str]]:
     """Yield the names and versions of workers that could take the job if it asked for their version."""
     for session in routing.serving.get(Route(job.module, job.target_worker), ()):
         yield session.join.name, session.announced[job.module].version
-    for worker in routing.takers_elsewhere(job):
+    for worker in routing.elsewhere.takers(Route(job.module, job.target_worker)):
         yield worker["name"], worker.get("versions", {}).get(job.module, "an unknown version")
 
 
 def _is_taken_elsewhere(routing: Routing, job: Job) -> bool:
     """Return whether no worker here takes the job, and one that is connected to another server does."""
-    return (job.module, job.target) not in routing.takers and any(
-        job.specifier is None or specifiers.satisfies(worker.get("versions", {}).get(job.module, ""), job.specifier)
-        for worker in routing.takers_elsewhere(job)
-    )
+    return (job.module, job.target) not in routing.takers and bool(routing.elsewhere.able(Route(job.module, job.target)))
 
 
 def _because(sessions: Iterable[Session], module: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from givalia_core.client import acts, reading, talk, verbs
 from givalia_core.client.acts import Acted, Run
-from givalia_core.client.exchange import Exchange, OnProgress
+from givalia_core.client.carrier import Carrier, OnProgress
+from givalia_core.client.exchange import Exchange
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
 from givalia_core.client.talk import Call
@@ -93,7 +94,8 @@ class Client:
     def __init__(
         self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
     ) -> None:
-        self._exchange = Exchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
+        resend_s = min(talk.seconds(resend, "resend"), talk.RESEND_S)
+        self._exchange: Carrier = Exchange(addresses.parse(host, port), resend_s)
 
     def __enter__(self) -> Client:
         return self

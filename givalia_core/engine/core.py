@@ -198,6 +198,7 @@ class Engine:
             lease.expires_mono_us += gap_us
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
+        self.desk.losses.extend(gap_us)
 
     def _remember_longer(self, gap_us: int, now: Now) -> None:
         """Commands may have waited in our sockets for as long as we stood still, so their answers are kept for longer."""
@@ -330,6 +331,7 @@ class Engine:
             if session.beat_mono_us < silent_us:
                 batch.close(session.conn, "it missed two beats")
                 leases.leave(batch, session.conn)
+        self.desk.losses.sweep(batch.now.mono_us - self.desk.policy.lease_us, self.desk.routing.elsewhere.instances)
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us

@@ -15,13 +15,15 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.engine.acts import Acts
 from givalia_core.engine.aside import Aside
-from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
+from givalia_core.engine.losses import Losses
+from givalia_core.engine.records import Close, Effect, Refusal, Tell, hook_of
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.waits import Waits
 from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
+    DONE,
     ENDED,
     REMEMBERED_AT_LEAST_US,
     REQUESTS_MOST,
@@ -116,6 +118,7 @@ class Desk:
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
         self.stale = 0
+        self.losses = Losses()
         self.durability = ""
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.last_seq = last_seq
@@ -328,8 +331,10 @@ class Batch:
         ended = self.put(
             job, evolve(job, act, ended_at_us=ended_at_us, forget_at_us=forget_at_us, expires_at_us=None, **changes)
         )
-        if ended.state is DEAD:
-            self.hook("on_dead", ended, reason=ended.reason)
+        if ended.state is DONE:
+            self.hook("on_done", ended)
+        elif ended.state is DEAD:
+            self.hook("on_dead", ended)
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
@@ -396,7 +401,7 @@ class Batch:
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""
         if name in self.desk.listening:
-            self.effects.append((job.seq, Hook(name, job, extra)))
+            self.effects.append((job.seq, hook_of(name, job, **extra)))
 
     def follow(self, job: Job) -> None:
         """Somebody waits for this job: unless its end will be seen here, be told of it."""

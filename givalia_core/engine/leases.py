@@ -51,6 +51,7 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     if (session := routing.of_instance(message.instance)) is not None:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
+    batch.desk.losses.join(message.instance)
     routing.join(Session(asked.conn, message, batch.now))
     return (OK, batch.desk.policy.lease_us), b""
 
@@ -59,6 +60,7 @@ def leave(batch: Batch, conn: int) -> None:
     """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
     session = batch.desk.routing.leave(conn)
     if session is not None:
+        batch.desk.losses.leave(session, batch.now.mono_us)
         for lease in batch.desk.leases.of_holder(session.join.instance):
             if lease.session is session:
                 lease.room = None
@@ -273,6 +275,7 @@ def expire_leases(batch: Batch) -> None:
             continue
         job = batch.jobs.get(lease.job.seq, lease.job)
         if job.state is RUNNING and job.fence == lease.job.fence:
+            batch.desk.losses.leases += 1
             settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
 
 

@@ -15,13 +15,14 @@ from givalia_core.clock import Now
 from givalia_core.engine import acts, remembered, words
 from givalia_core.engine.acts import Awaiting, Walk
 from givalia_core.engine.answers import LATE
+from givalia_core.engine.backlog import Backlog
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
 from givalia_core.protocol.messages import CHANGING, OK, Act, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, by_module
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
@@ -251,27 +252,30 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
     now, rows = yield False
     counts = store.counts()
     now, rows = yield False
-    counted: list[tuple[str, int]] = []
-    for each in store.ready(now):
-        counted.append(each)
-        if len(counted) % max(rows // READY_ROWS, 1) == 0:
+    backlog = Backlog(desk.routing)
+    for place, found in enumerate(store.ready(now), 1):
+        backlog.add(found)
+        if place % max(rows // READY_ROWS, 1) == 0:
             now, rows = yield False
-    ready = by_module(counted)
     jobs: dict[str, dict[str, int]] = {}
     for place, ((module, state), count) in enumerate(counts.items(), 1):
         jobs.setdefault(module, {})[str(state)] = count
         if place % rows == 0:
             now, rows = yield False
-    for module, count in ready.items():
+    for module, count in backlog.ready.items():
         jobs.setdefault(module, {})["ready"] = count
     shown = _Parts()
     for module in sorted(jobs):
         shown.add(words.pack(module), words.pack(jobs[module]))
         if len(shown) % rows == 0:
             now, rows = yield False
-    about = words.info(desk, sum(ready.values()), store.describe(), now)
+    modules = _Parts()
+    for module, told in backlog.modules(now):
+        modules.add(words.pack(module), words.pack(told))
+    about = words.info(desk, sum(backlog.ready.values()), store.describe(), now)
     fields = _Parts()
     fields.add(words.pack("jobs"), shown.map())
+    fields.add(words.pack("modules"), modules.map())
     for name, value in about.items():
         fields.add(words.pack(name), words.pack(value))
     return (OK,), fields.map()

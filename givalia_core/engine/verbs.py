@@ -262,6 +262,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     due_on_wall_us = again.due_on_wall_us(batch.now)
     again = again._replace(answered=batch.answered(job, message.request, "requeue", due_on_wall_us))
     batch.put(job, again)
+    batch.hook("on_requeue", again)
     return (OK, again.id, due_on_wall_us), b""
 
 

@@ -157,6 +157,8 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
         "running": len(desk.leases),
         "workers": len(desk.routing.sessions),
         "stale_reports": desk.stale,
+        "leases_lost": desk.losses.leases,
+        "workers_lost": desk.losses.workers,
         "remembered": {
             "answers": len(desk.remembered),
             "bytes": desk.remembered.bytes,

@@ -41,8 +41,9 @@ from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
-from givalia_core.server.inbox import Inbox
+from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
 from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.server.troubles import Signs, Troubles, lines_lost
 from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 from givalia_core.steady import survives
@@ -64,6 +65,7 @@ TRIM_MIB: Final = 32  # So much more than was left the last time is worth some m
 QUIET_US: Final = 5_000
 QUIET_LOOKS: Final = 20
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
+DISK_EACH_US: Final = 10 * SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 
 log = logging.getLogger("givalia.server")
@@ -104,6 +106,11 @@ class Server:
         self._wake = Event()
         self._alarm = Alarm(self._wake)
         self._outage = outage.Outage()
+        self._troubles = Troubles()
+        self._shed = 0  # Connections that were refused or closed for lack of room.
+        self._slow_turns = 0
+        self._disk_asked_us = -DISK_EACH_US
+        self._disk: tuple[int | None, int | None] = None, None  # Of the store: free bytes, and all of them.
         self._home = forks.Home("server")
         self._thread = 0
         self._was_stop_asked = False
@@ -324,9 +331,11 @@ class Server:
         is_busy = (
             len(self._connections) >= settings.connections_max or self._per_peer[peer] >= settings.connections_per_peer_max
         )
+        self._shed += is_busy
         silent = [connection for connection in self._connections.values() if connection.is_silent]
         if len(silent) >= settings.connections_silent_max:
             # Whoever has said nothing for longest makes room: it has the least to lose.
+            self._shed += 1
             min(silent, key=lambda connection: connection.opened_us).close()
         self._last_number += 1
         connection = Connection(
@@ -362,6 +371,7 @@ class Server:
         stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
         if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
             log.info("connection %s closed: it does not read, and others need the room", stalled.peer)
+            self._shed += 1
             stalled.close()
 
     def _is_clogged(self, number: int) -> bool:
@@ -395,6 +405,8 @@ class Server:
                 connection.close()
         self._make_room()
         self._see_to_memory()
+        self._see_to_disk(now_us)
+        self._troubles.look(self._signs(now_us), self._clock.read())
         if self._outage.is_stuck(now_us):
             self._put_off(self._inbox.take_out(outage.PUT_OFF))
         if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
@@ -425,6 +437,31 @@ class Server:
         elif self._engine.desk.busy.endswith("than it may"):
             self._engine.desk.busy = ""
 
+    def _see_to_disk(self, now_us: int) -> None:
+        """Ask from time to time how full the disk of the store is; that of a database is for others to watch."""
+        if now_us >= self._disk_asked_us + DISK_EACH_US and not self._store.is_shared:
+            self._disk_asked_us = now_us
+            described = self._store.describe()
+            self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
+
+    def _signs(self, now_us: int) -> Signs:
+        """What shows in what trouble the server is."""
+        desk = self._engine.desk
+        return Signs(
+            is_full=desk.is_full or bool(getattr(self._store, "is_full", False)),
+            is_stuck=self._engine.again.is_stuck,
+            is_away=self._outage.lasts(now_us) or self._outage.is_stuck(now_us),
+            busy="" if desk.busy == SLOW_WORDS else desk.busy,
+            live=desk.live,
+            live_max=desk.policy.live_max,
+            free_bytes=self._disk[0],
+            disk_bytes=self._disk[1],
+            slow_turns=self._slow_turns,
+            shed=self._shed,
+            hooks_dropped=self._runner.dropped,
+            lines_lost=lines_lost(),
+        )
+
     # The queue.
 
     def _submit(self, given: Input) -> None:
@@ -442,9 +479,7 @@ class Server:
             try:
                 self._delivery.deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
                 self._store.tidy()
-                if len(inputs) != 1:
-                    # A frame of thousands that is alone in its turn says nothing about the disk.
-                    self._note_pace(self._clock.read().mono_us - now.mono_us)
+                self._note_pace(self._clock.read().mono_us - now.mono_us, inputs)
                 if answers := turn.walk(self._engine, self._store, self._timer, self._clock):
                     self._delivery.deliver(answers, now)
             except StoreAway as error:
@@ -480,8 +515,15 @@ class Server:
         now = self._timer.now(self._clock.read())
         self._delivery.deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
 
-    def _note_pace(self, turn_us: int) -> None:
-        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
+    def _note_pace(self, turn_us: int, inputs: Sequence[Input]) -> None:
+        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back.
+
+        A large frame that is alone in its turn says nothing about the disk, and a small one nothing about producers.
+        """
+        if turn_us > SLOW_TURN_US and not is_large(inputs):
+            self._slow_turns += 1
+        if len(inputs) == 1:
+            return
         if turn_us > SLOW_TURN_US:
             self._engine.desk.busy = SLOW_WORDS
         elif self._engine.desk.busy == SLOW_WORDS:
@@ -515,6 +557,13 @@ class Server:
         known: dict[str, Any] = msgpack.unpackb(payload)
         return known
 
+    def troubles(self) -> dict[str, dict[str, Any] | None]:
+        """Every trouble that the server can be in itself: since when (`since_us`) and in `words`, or None. From any thread.
+
+        It needs no answer of the store, so it is there when `info` is not.
+        """
+        return self._troubles.describe()
+
     def _take_from_threads(self) -> None:
         while self._other_threads:
             self._ask_inside(*self._other_threads.popleft())
@@ -534,7 +583,15 @@ class Server:
             "connections": len(self._connections),
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
+            "log_lines_lost": lines_lost(),
+            "connections_shed": self._shed,
+            "troubles": self._troubles.describe(),
         }
+
+
+def is_large(inputs: Sequence[Input]) -> bool:
+    """Return whether these inputs are one frame of many commands."""
+    return len(inputs) == 1 and isinstance(inputs[0], Asked) and len(inputs[0].messages) > COMMANDS_PER_TURN
 
 
 def resident_mib() -> int:

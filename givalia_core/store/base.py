@@ -18,7 +18,9 @@ from givalia_core.views import text_id
 
 SCAN_MAX: Final = 5_000  # Rows that one page may look at.
 ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
-READY_COUNTED_TO: Final = 10_000
+READY_COUNTED_TO: Final = 10_000  # Ready jobs in all,
+READY_COUNTED_LEAST: Final = 100  # and of each route that is looked at;
+READY_ROUTES_MAX: Final = 5_000  # beyond so many routes nothing is looked at once all are counted.
 VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
@@ -172,6 +174,37 @@ class Near(NamedTuple):
     is_ready: bool
     timers: list[Timer]
     more: bool
+
+
+class Ready(NamedTuple):
+    """How many jobs of a route are ready, and since when the first of them is, on the timer clock; None if there is none."""
+
+    route: Route
+    jobs: int
+    since_us: int | None
+
+
+class ReadyBudget:
+    """How many ready jobs `Store.ready` may still count, and on how many routes it looks."""
+
+    def __init__(self) -> None:
+        self._left = READY_COUNTED_TO
+        self._routes = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Return whether to look at no further route."""
+        return not self._left and self._routes >= READY_ROUTES_MAX
+
+    @property
+    def limit(self) -> int:
+        """The most jobs to count on the next route."""
+        return max(self._left, READY_COUNTED_LEAST)
+
+    def count(self, jobs: int) -> None:
+        """Take note of a route that was looked at."""
+        self._routes += 1
+        self._left = max(self._left - jobs, 0)
 
 
 class Claim(NamedTuple):
@@ -371,11 +404,12 @@ class Store(Protocol):
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        """Yield modules, some of them several times, and how many of their jobs are ready; `READY_COUNTED_TO` in all.
+    def ready(self, now: Now) -> Iterator[Ready]:
+        """Yield the routes on which jobs wait, some of them several times, and what is ready there.
 
-        Each step is short, however many modules there are, and between two of them the store may be changed. `by_module`
-        sums them up.
+        Jobs are counted up to `READY_COUNTED_TO` in all, but of each route at least up to `READY_COUNTED_LEAST`; then only the
+        first `READY_ROUTES_MAX` routes are looked at. Each step is short, however many routes there are, and between two of
+        them the store may be changed. `by_module` sums the counts up.
         """
 
     def has_room(self) -> bool:
@@ -406,12 +440,12 @@ class Store(Protocol):
         """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
 
 
-def by_module(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Sum up counts of modules; those of which there is none are left out."""
+def by_module(found: Iterable[Ready]) -> dict[str, int]:
+    """Sum up the ready jobs of each module; modules without any are left out."""
     sums: dict[str, int] = {}
-    for module, count in counted:
-        if count:
-            sums[module] = sums.get(module, 0) + count
+    for (module, _), jobs, _ in found:
+        if jobs:
+            sums[module] = sums.get(module, 0) + jobs
     return sums
 
 

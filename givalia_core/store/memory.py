@@ -18,7 +18,6 @@ from givalia_core.clock import Mark, Now
 from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
-    READY_COUNTED_TO,
     SCAN_MAX,
     VARIANTS_MAX,
     Change,
@@ -30,6 +29,8 @@ from givalia_core.store.base import (
     Near,
     Opened,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Share,
@@ -274,15 +275,16 @@ class Memory:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return dict(self._counts)
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left = READY_COUNTED_TO
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget = ReadyBudget()
+        clocks = {on_wall: (now_us, shift_us) for on_wall, now_us, shift_us in _clocks(now)}
         for name in list(self._due):
             (route, on_wall), dues = name, self._due.get(name, {}).values()
-            cut = (now.wall_us if on_wall else now.timer_us, _FAR)
-            count = min(sum(bisect_right(due, cut) for due in dues), left)
-            left -= count
-            yield route.module, count
-            if not left:
+            now_us, shift_us = clocks[on_wall]
+            count = min(sum(bisect_right(due, (now_us, _FAR)) for due in dues), budget.limit)
+            budget.count(count)
+            yield Ready(route, count, min(due[0][0] for due in dues) + shift_us if count else None)
+            if budget.is_spent:
                 return
 
     def raise_numbers(self, seq: int, fence: int) -> None:

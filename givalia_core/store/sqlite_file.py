@@ -414,8 +414,6 @@ class Room:
 
     def note_full(self) -> None:
         """The disk is full: give the reserve back to whoever needs it first, the store."""
-        if not self.is_full:
-            log.warning("the disk of %s is full: no new jobs are taken until there is room", self._path.with_suffix(""))
         self.is_full = True
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)

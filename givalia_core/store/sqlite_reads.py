@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections import Counter
@@ -20,7 +21,6 @@ from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocke
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, Job, JobState
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
-    READY_COUNTED_TO,
     SCAN_MAX,
     VARIANTS_MAX,
     Claim,
@@ -29,6 +29,8 @@ from givalia_core.store.base import (
     Found,
     Near,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Share,
@@ -373,28 +375,33 @@ class Reads:
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._counted.items() if count}
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left = READY_COUNTED_TO
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget = ReadyBudget()
         for route in list(self._index.routes):
-            count = self._ready_on(route, now, left)
-            left -= count
-            yield route.module, count
-            if not left:
+            found = self._ready_on(route, now, budget.limit)
+            budget.count(found.jobs)
+            yield found
+            if budget.is_spent:
                 return
 
     @mended
-    def _ready_on(self, route: Route, now: Now, limit: int) -> int:
+    def _ready_on(self, route: Route, now: Now, limit: int) -> Ready:
         """Count the ready jobs of a route."""
         left = limit
+        dues: list[int] = []
         for lane in self._lanes(route):
             _, on_wall, *_ = lane.key
-            left -= self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
-        return limit - left
+            until_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
+            for due_us, _, _ in self._index.lanes.first(lane, until_us, 1):
+                dues.append(due_us + shift_us)
+                left -= self._index.lanes.count_until(lane, until_us, left)
+        return Ready(route, limit - left, min(dues, default=None))
 
     @ours
     def describe(self) -> dict[str, Any]:
         log = Path(f"{self.path}-wal")
         folder = sqlite_file.index_folder(self.path)
+        disk = os.statvfs(self.path.parent)
         return {
             "url": f"sqlite://{self.path}",
             "format": sqlite_file.FORMAT,
@@ -402,6 +409,8 @@ class Reads:
             "bytes": self.path.stat().st_size,
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "index_bytes": sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0,
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_bytes": disk.f_blocks * disk.f_frsize,
             "index": self._about_index(),
             "quarantined": self._quarantine.count,
             "is_new": self._files.is_new,

@@ -947,6 +947,34 @@ class StoreSuite:
 
         assert by_module(store.ready(NOW)) == {"Mail": 3, "Fax": 1}
 
+    def test_the_ready_jobs_of_a_route_are_told_with_the_due_of_the_first(self, tmp_path: Path) -> None:
+        store = self.opened(
+            tmp_path,
+            waiting(1, due_at_us=NOW.timer_us - 5),
+            waiting(2, due_at_us=NOW.wall_us - 9, on_wall=True, priority=5),
+            waiting(3, due_at_us=NOW.timer_us - 7, priority=-5),
+            waiting(4, due_at_us=NOW.timer_us - 1, target_worker="w1"),
+            waiting(5, due_at_us=NOW.timer_us + 1, module="Late"),
+        )
+
+        counts: Counter[Route] = Counter()
+        since: dict[Route, int] = {}
+        for found in store.ready(NOW):
+            counts[found.route] += found.jobs
+            if found.since_us is not None:
+                since[found.route] = min(found.since_us, since.get(found.route, found.since_us))
+
+        assert +counts == {Route("Mail", "any"): 3, Route("Mail", "w1"): 1}
+        assert since == {Route("Mail", "any"): NOW.timer_us - 9, Route("Mail", "w1"): NOW.timer_us - 1}
+
+    def test_a_backlog_hides_no_other_route(self, tmp_path: Path) -> None:
+        jobs = [waiting(seq, due_at_us=0) for seq in range(READY_COUNTED_TO + 10)]
+        store = self.opened(tmp_path, *jobs, waiting(READY_COUNTED_TO + 20, module="Zebra", due_at_us=7))
+
+        (found,) = (each for each in store.ready(NOW) if each.route.module == "Zebra" and each.jobs)
+
+        assert (found.jobs, found.since_us) == (1, 7)
+
     def test_ready_jobs_are_counted_to_a_bound_in_all(self, tmp_path: Path) -> None:
         half = READY_COUNTED_TO // 2 + 10
         jobs = [waiting(seq, module=("Mail", "Fax")[seq % 2], due_at_us=0) for seq in range(2 * half)]

@@ -10,7 +10,8 @@ import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
 from givalia_core.clock import SECOND_US, Mark, Now
-from givalia_core.engine.records import Asked, Gone, Reply, Tell
+from givalia_core.engine import sharing
+from givalia_core.engine.records import Asked, Gone, Hook, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
     Busy,
@@ -36,7 +37,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
+from givalia_core.store.base import Change, Commit, Event, Found, Retention, Wanted
 from givalia_core.store.memory import Memory
 from givalia_core.views import text_id
 
@@ -368,7 +369,7 @@ def test_t7_the_last_attempt_that_fails_ends_the_job(rig: EngineRig) -> None:
     status = rig.stat(id=uid(1))
     assert (status["state"], status["reason"], status["error"], status["attempts"]) == ("dead", "exhausted", "two", 2)
     assert rig.hooks[-1].name == "on_dead"
-    assert rig.hooks[-1].extra == {"reason": "exhausted"}
+    assert rig.hooks[-1].extra == {"reason": "exhausted", "error": "two"}
     assert rig.stored(uid(1)).forget_at_us == rig.stored(uid(1)).ended_at_us + rig.policy.retain_dead_us
 
 
@@ -854,6 +855,46 @@ def test_c1_a_resent_requeue_answers_the_same(rig: EngineRig) -> None:
     assert rig.requeue("k", request=uid(9)) == first
 
 
+def test_a_requeue_is_told_once_however_often_it_is_sent(rig: EngineRig) -> None:
+    bring(rig, "cancelled")
+    rig.hooks.clear()
+
+    rig.requeue("k", request=uid(9))
+    rig.requeue("k", request=uid(9))
+
+    assert [(hook.name, hook.job.attempt) for hook in rig.hooks] == [("on_requeue", 0)]
+
+
+def test_a_success_is_told_once_however_often_it_is_reported(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    rig.hooks.clear()
+
+    worker.succeed()
+    worker.succeed()
+
+    assert [(hook.name, hook.job.id) for hook in rig.hooks] == [("on_done", uid(1))]
+
+
+def test_a_hook_that_nobody_listens_to_makes_no_effect(rig: EngineRig) -> None:
+    rig.engine.desk.listening = frozenset({"on_dead"})
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    worker.succeed()
+
+    assert rig.hooks == []
+
+
+def test_a_death_that_another_decided_is_told_with_its_reason(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), max_attempts=1)
+    rig.worker().fail(error="why")
+
+    (hook,) = sharing.hooks(rig.engine.desk, [Event("on_dead", rig.stored(uid(1)), None)])
+
+    assert isinstance(hook, Hook)
+    assert hook.extra == {"reason": "exhausted", "error": "why"}
+
+
 # T13: forgetting.
 
 
@@ -915,7 +956,7 @@ def test_t14_a_job_that_nobody_started_in_time_is_dead(rig: EngineRig) -> None:
 
     assert before == "ready"
     assert (status["state"], status["reason"]) == ("dead", "expired")
-    assert rig.hooks[-1].extra == {"reason": "expired"}
+    assert rig.hooks[-1].extra == {"reason": "expired", "error": None}
 
 
 @pytest.mark.parametrize(
@@ -1917,7 +1958,7 @@ def test_progress_of_the_batch_in_which_a_job_ends_is_told_before_the_end(rig: E
         rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.last.fence), conn=10),
     )
 
-    heard = [effect for effect in effects if effect.conn == frame.conn]
+    heard = [effect for effect in effects if not isinstance(effect, Hook) and effect.conn == frame.conn]
     assert [type(effect) for effect in heard] == [Tell, Reply]
 
 

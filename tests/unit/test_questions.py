@@ -16,7 +16,7 @@ from givalia_core.errors import BadRequest, Busy, StoreAway, TooLarge
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.store.base import SCAN_MAX, Filter, Page
+from givalia_core.store.base import SCAN_MAX, Filter, Page, Ready
 from givalia_core.store.memory import Memory
 
 ROW_US = 20
@@ -248,7 +248,7 @@ def test_ready_jobs_are_counted_in_turns_each_bounded_in_time_however_many_modul
         rig.enq(f"M{number}")
     ready = rig.store.ready
 
-    def slow(now: Now) -> Iterator[tuple[str, int]]:
+    def slow(now: Now) -> Iterator[Ready]:
         for counted in ready(now):
             rig.clock.advance(us=ROW_US)
             yield counted

@@ -284,6 +284,6 @@ def test_why_names_the_versions_that_are_connected_over_all_servers(
     sessions: list[str], others: list[dict[str, Any]], fields: dict[str, Any], expected: str
 ) -> None:
     made = routing(*(versioned(1, "w1", version) for version in sessions))
-    made.elsewhere = others
+    made.elsewhere.tell(others)
 
     assert why.not_taken(made, job(specifier=">=2", **fields)).startswith(expected)

@@ -7,18 +7,20 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import gevent
 import gevent.socket
 import pytest
 
-from givalia_core import Busy, Client, ShuttingDown, TooLarge
-from givalia_core.engine.records import Reply
+from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge
+from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
 from givalia_core.server import Server, app, delivery
+from givalia_core.server.inbox import COMMANDS_PER_TURN
 from givalia_core.settings import ServerSettings
 
 
@@ -37,6 +39,11 @@ def ask(server: Server, verb: str, *args: Any, **kwargs: Any) -> Any:
         with Client("127.0.0.1", server.client_port, resend=5) as client:
             return getattr(client, verb)(*args, **kwargs)
 
+    return call_from_thread(call)
+
+
+def call_from_thread(call: Callable[[], Any]) -> Any:
+    """Call something in a native thread, while this thread's hub serves."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
         while not future.done():
@@ -76,11 +83,54 @@ def test_the_server_answers_that_it_is_busy_while_it_uses_too_much_memory(
 
 
 def test_the_server_answers_that_it_is_busy_after_a_turn_that_took_over_a_second(server: Server) -> None:
-    server._note_pace(app.SLOW_TURN_US + 1)
+    server._note_pace(app.SLOW_TURN_US + 1, [Gone(1), Gone(2)])
     assert server._engine.desk.busy == app.SLOW_WORDS
 
-    server._note_pace(10)
+    server._note_pace(10, [])
     assert server._engine.desk.busy == ""
+
+
+@pytest.mark.parametrize(("commands", "is_slow"), [(1, True), (COMMANDS_PER_TURN + 1, False)])
+def test_a_slow_turn_is_seen_unless_it_was_one_large_frame(server: Server, commands: int, is_slow: bool) -> None:
+    asked = Asked(5, 1, Kind.ENQ, [Enq(bytes(16), "Mail")] * commands)
+
+    server._note_pace(app.SLOW_TURN_US + 1, [asked])
+
+    assert server._engine.desk.busy == ""
+    assert bool(server._signs(0).slow_turns) is is_slow
+
+
+def look(server: Server) -> set[str]:
+    """The troubles that the server's look after itself finds."""
+    server._look_at_all(0)
+    return {name for name, shown in server.info()["troubles"].items() if shown}
+
+
+def test_a_store_that_is_full_or_nearly_so_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look(server) == set()
+    monkeypatch.setattr(type(server._store), "is_full", True)
+    monkeypatch.setattr(type(server._store), "describe", lambda _: {"disk_free_bytes": 1 << 20, "disk_bytes": 1 << 30})
+    server._disk_asked_us = -app.DISK_EACH_US
+
+    assert look(server) == {"store_full", "store_nearly_full"}
+    assert server.troubles().keys() == server.info()["troubles"].keys()
+
+
+def test_connections_that_find_no_room_are_told(server: Server) -> None:
+    server.reload(replace(server.settings, connections_max=1))
+    with Client("127.0.0.1", server.client_port) as first, Client("127.0.0.1", server.client_port, resend=0.5) as second:
+        call_from_thread(first.info)
+        with pytest.raises(ConnectionLost):
+            call_from_thread(second.info)
+
+    assert server.info()["connections_shed"] > 0
+    assert "shedding" in {name for name, shown in server.troubles().items() if shown} | look(server)
+
+
+def test_calls_of_hooks_that_are_dropped_are_told(server: Server) -> None:
+    server._runner.dropped = 5
+
+    assert look(server) == {"hooks_dropped"}
 
 
 def test_info_is_there_for_other_threads_and_for_this_one(server: Server) -> None:

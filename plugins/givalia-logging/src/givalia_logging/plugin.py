@@ -83,13 +83,21 @@ class Logging:
         self._log.info("due moved", act="on_ext", **self._of(job), due=job.due.isoformat())
 
     @hookimpl
+    def on_requeue(self, job: JobView) -> None:
+        self._log.info("requeued", act="on_requeue", **self._of(job), due=job.due.isoformat())
+
+    @hookimpl
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
         retried = {**self._of(job), **_ended(outcome), "due": job.due.isoformat()}
         self._log.warning("to be tried again", act="on_retry", **retried)
 
     @hookimpl
-    def on_dead(self, job: JobView, reason: str) -> None:
-        self._log.error("dead", act="on_dead", **self._of(job), reason=reason)
+    def on_done(self, job: JobView) -> None:
+        self._log.info("done", act="on_done", **self._of(job))
+
+    @hookimpl
+    def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
+        self._log.error("dead", act="on_dead", **self._of(job), reason=reason, error=_last_line(error))
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
@@ -126,6 +134,10 @@ class Logging:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    """How an attempt ended. Of an error the last line, which says what was raised; the traceback before it is in `stat`."""
-    lines = outcome.error.strip().splitlines() if outcome.error else []
-    return {"outcome": str(outcome.kind), "error": lines[-1] if lines else None}
+    return {"outcome": str(outcome.kind), "error": _last_line(outcome.error)}
+
+
+def _last_line(error: str | None) -> str | None:
+    """The line of an error that says what was raised; the traceback before it is in `stat`."""
+    lines = error.strip().splitlines() if error else []
+    return lines[-1] if lines else None

@@ -23,6 +23,8 @@ from givalia_core.store.base import (
     Found,
     Near,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Span,
@@ -296,23 +298,23 @@ class Reads:
         rows = self._survey((sql.COUNTS, ()))[0]
         return {(module, STORED_STATES[state]): count for module, state, count in rows if has_state(state)}
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget, most = ReadyBudget(), READY_ROUTES_FIRST
         at: Sequence[object] = (False, "", "", -100)  # Before all routes.
-        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, budget.limit, *at, most]))[0]:
             before = tuple(at)
-            for *at, counted in rows:
-                count = min(counted, left)
-                left -= count
-                yield str(at[1]), count
-                if not left:
+            for *at, counted, since_us in rows:
+                shift_us = now.timer_ahead_us if at[0] else 0
+                count = min(counted, budget.limit)
+                budget.count(count)
+                yield Ready(Route(str(at[1]), str(at[2])), count, None if since_us is None else since_us + shift_us)
+                if budget.is_spent:
                     return
             if tuple(at) <= before:
                 return  # The module of a damaged row is not what the database sorts by.
             # Each route may have as many ready jobs as are counted.
-            most = (
-                min(2 * most, READY_ROUTES_MOST) if sum(row[-1] for row in rows) < READY_COUNTED_TO // 4 else READY_ROUTES_FIRST
-            )
+            is_light = sum(row[-2] for row in rows) < READY_COUNTED_TO // 4
+            most = min(2 * most, READY_ROUTES_MOST) if is_light else READY_ROUTES_FIRST
 
     def check(self) -> list[str]:
         wrong: list[str] = []

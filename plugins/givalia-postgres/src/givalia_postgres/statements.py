@@ -195,11 +195,13 @@ WITH RECURSIVE routes AS (
         ORDER BY on_wall, module, target_worker, rank LIMIT 1
     ) AS n
 )
-SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
-    SELECT count(*) AS jobs FROM (
-        SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
+SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs, counted.since_us
+FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
+    SELECT count(*) AS jobs, min(due_at_us) AS since_us FROM (
+        SELECT due_at_us FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
             AND target_worker = r.target_worker AND rank = r.rank
-            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3::bigint
+            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END
+        ORDER BY due_at_us LIMIT $3::bigint
     ) AS j
 ) AS counted"""
 
