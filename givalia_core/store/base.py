@@ -284,10 +284,11 @@ class Store(Protocol):
         """
 
     def upgrade(self) -> tuple[int, int]:
-        """While it is not open: bring what is stored to the format of this version, or make it; from which, and to which.
+        """While it is not open: bring what is stored to the format of this version; from which, and to which.
 
         Raises:
-            As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
+            StoreMissing: There is no store.
+            StoreError: As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
         """
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
