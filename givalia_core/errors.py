@@ -111,7 +111,8 @@ class Unauthorized(Refused):
 
 
 class VersionMismatch(Refused):
-    """The two sides share no version of the protocol. Nothing changed. Upgrade the older side."""
+    """The two sides share no version of the protocol, or the server does not know what this side sent; the message names both
+    versions. Nothing changed. Upgrade the older side."""
 
     exit_code = 76
 
