@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, several, show, store
+from givalia_core.cli import backup, common, demo, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -360,6 +360,7 @@ VERBS: Final[dict[str, Verb]] = {
     "info": Verb("show what the server is, holds and allows", _nothing, _info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
+    "backup": Verb("copy the store of a running server into a file on this machine", backup.arguments, backup.act),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }
 

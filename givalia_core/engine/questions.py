@@ -1,4 +1,4 @@
-"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`.
+"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`, `backup`.
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
@@ -15,11 +15,11 @@ from givalia_core.clock import Now
 from givalia_core.engine import words
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
-from givalia_core.errors import Busy, GivaliaError, TooLarge
+from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreCorrupt, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
-from givalia_core.protocol.messages import OK, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, by_module
+from givalia_core.protocol.messages import OK, Backup, Kind, List, refusal
+from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, as_copyable, by_module
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
@@ -29,7 +29,8 @@ READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so 
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
 
-Line: TypeAlias = tuple[Kind, int]  # Listings: one for each connection; the other kinds: one for all of them.
+Line: TypeAlias = tuple[Kind, int]  # Of `OWN`: one for each connection; the other kinds: one for all of them.
+OWN: Final = frozenset({Kind.LIST, Kind.BACKUP})  # Each connection asks something else.
 Walk: TypeAlias = Generator[bool, tuple[Now, int], Item]
 """Yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the answer."""
 
@@ -56,7 +57,7 @@ class Questions:
 
     def leave(self, conn: int) -> None:
         """A connection is gone; nothing that it asked is answered."""
-        for line in [line for line in self._lines if line[0] is not Kind.LIST or line[1] == conn]:
+        for line in [line for line in self._lines if line[0] not in OWN or line[1] == conn]:
             kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
             if kept:
                 self._lines[line] = kept
@@ -121,7 +122,7 @@ class Questions:
     def _begin(self, line: Line, store: Store) -> Walk:
         asked = self._lines[line]
         walk = self._walks[line] = _WALKS[line[0]](self._desk, store, asked[0].messages[0])
-        heard = [asked[0]] if line[0] is Kind.LIST else asked
+        heard = [asked[0]] if line[0] in OWN else asked
         self._audience[line] = {(each.conn, each.request) for each in heard}
         next(walk)
         return walk
@@ -151,7 +152,7 @@ class Questions:
 
 
 def _line(asked: Asked) -> Line:
-    return asked.kind, asked.conn if asked.kind is Kind.LIST else 0
+    return asked.kind, asked.conn if asked.kind in OWN else 0
 
 
 # The walks.
@@ -244,11 +245,26 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
     return (OK,), shown.array()
 
 
+def _backup(_: Desk, store: Store, message: Backup) -> Walk:
+    """A part of a copy of the store."""
+    yield False
+    copyable = as_copyable(store)
+    if copyable is None:
+        raise Refusal(BadRequest(getattr(store, "way_to_back_up", "this store has its own way to be backed up")))
+    try:
+        part = copyable.copy_part(message.backup, message.part)
+    except (BadRequest, NotFound, StoreCorrupt) as error:
+        # What is damaged is found by whoever needs it; a copy is no reason to stop.
+        raise Refusal(error) from error
+    return (OK, *part[1:]), part.payload
+
+
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
     Kind.LIST: _list,
     Kind.INFO: _info,
     Kind.MODULES: _modules,
     Kind.WORKERS: _workers,
+    Kind.BACKUP: _backup,
 }
 KINDS: Final = frozenset(_WALKS)
 

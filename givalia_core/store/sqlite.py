@@ -31,7 +31,7 @@ from givalia_core.clock import Mark, SystemClock, boot_id
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreMissing, StoreUnfit
 from givalia_core.model import ENDED, STORED_STATES, Job, JobState
 from givalia_core.store import sqlite_copies, sqlite_file, sqlite_recovery, sqlite_upgrade
-from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, CopyPart, Opened, Retention
 from givalia_core.store.index.index import DAMAGED, Index, Sealed
 from givalia_core.store.index.lanes import Lane
 from givalia_core.store.index.scrub import Scrub
@@ -39,6 +39,7 @@ from givalia_core.store.index.slots import AT, Place
 from givalia_core.store.index.words import FULL_ERRNOS, Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
+from givalia_core.store.sqlite_copying import Copies
 from givalia_core.store.sqlite_reads import Reads, Unfiled, ours
 from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
 from givalia_core.store.sqlite_sweeper import Sweeper
@@ -99,6 +100,7 @@ class SQLite(Reads):
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
+        self._copies = Copies()
         self._is_copy = False  # Whether it is a copy of another store, and nothing was committed since.
         self._looked_s = 0.0  # When it was last looked whether the files are still there.
 
@@ -411,6 +413,7 @@ class SQLite(Reads):
             known.clear()
 
     def _let_go(self) -> None:
+        self._copies.forget()
         database, self._database = self._database, None
         if database is not None:
             self._close_database(database)
@@ -587,6 +590,12 @@ class SQLite(Reads):
             "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed))
         )
 
+    # Copies.
+
+    @ours
+    def copy_part(self, backup: bytes, part: int) -> CopyPart:
+        return self._copies.part(self._connection, backup, part, self._counted.total())
+
     # Housekeeping: none of it in the way of an answer.
 
     @ours
@@ -602,6 +611,7 @@ class SQLite(Reads):
             self._files.look()
             if self._lock is not None:
                 self._lock.look()
+            self._copies.look()
         try:
             try:
                 self._sweep()

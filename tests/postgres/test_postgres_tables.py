@@ -105,12 +105,14 @@ def test_owner_makes_the_tables_and_a_user_with_few_rights_runs_the_server(fleet
         connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA givalia TO few")
         connection.execute("GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA givalia TO few")
     fleet.url = few
-    fleet.add_server()
+    server = fleet.add_server()
     fleet.add_worker()
 
     # then
     assert fleet.client_of().enq("Echo", params=1).wait(10) == 1
     assert fleet.check() == []
+    refused = fleet.run("givalia", "-p", server.port, "backup", "copy.db")
+    assert (refused.returncode, "pg_dump" in refused.stderr) == (64, True)
 
 
 def test_store_says_whether_it_was_made_by_its_opening(database_url: str) -> None:

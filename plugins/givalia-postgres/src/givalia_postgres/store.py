@@ -69,6 +69,10 @@ class Postgres(Reads):
 
     is_shared = True
     durability = "fsync"
+    way_to_back_up = (
+        "the store is a PostgreSQL database: back it up with pg_dump, or with base backups and archived logs to return to any"
+        " moment"
+    )
 
     takes = staticmethod(transaction.takes)
     complete_in = staticmethod(transaction.complete_in)
