@@ -112,9 +112,9 @@ class Queue:
         enqueued = self._ask(talk.enq(module, **options))
         return self.stat(id=text_id(enqueued.id))
 
-    def stat(self, key: str | None = None, *, id: str | None = None) -> Status:
+    def stat(self, key: str | None = None, *, id: str | None = None, params: bool = False) -> Status:
         """As `Client.stat`."""
-        return self._ask(talk.stat(key, id))
+        return self._ask(talk.stat(key, id, params=params))
 
     def cancel(self, key: str | None = None, *, id: str | None = None) -> str:
         """As `Client.cancel`."""

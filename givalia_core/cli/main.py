@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import backup, common, demo, several, show, store
+from givalia_core.cli import backup, common, demo, filters, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -32,6 +33,7 @@ WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push
 Every verb has -h, and --json for output that programs read; messages go to standard error."""
 
 MIB: Final = 1 << 20
+TABLE_ROWS: Final = 500
 
 Given = argparse.Namespace
 
@@ -80,14 +82,7 @@ def _by_key_or_id(parser: argparse.ArgumentParser) -> None:
 
 def _when(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument("--time", type=float, help=words)
-    parser.add_argument("--at", type=_instant, help="epoch seconds, or an ISO date and time with its zone")
-
-
-def _instant(text: str) -> float | datetime:
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.fromisoformat(text)
+    parser.add_argument("--at", type=filters.instant, help="epoch seconds, or an ISO date and time with its zone")
 
 
 def _params(text: str) -> Any:
@@ -147,12 +142,18 @@ _ENQ_OPTIONS: Final = (
 )  # fmt: skip
 
 
+def _stat_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    parser.add_argument("--params", action="store_true", help="show also what it was enqueued with")
+
+
 def _stat(client: Client, given: Given) -> None:
-    status = client.stat(given.key, id=given.id)
+    status = client.stat(given.key, id=given.id, params=given.params)
+    hidden = () if given.params else ("params",)
     if given.json:
-        show.emit(show.status_json(status))
+        show.emit(show.status_json(status, hidden))
     else:
-        show.job_lines(status)
+        show.job_lines(status, hidden)
 
 
 def _explain(client: Client, given: Given) -> None:
@@ -226,28 +227,35 @@ def _requeue(client: Client, given: Given) -> None:
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
-    parser.add_argument("--module", help="only jobs of this module")
-    parser.add_argument("--target-worker", help="only jobs for this worker")
+    filters.arguments(parser)
+    parser.add_argument("--params", action="store_true", help="show also what each job was enqueued with")
     parser.add_argument("--limit", type=int, default=100, help="at most so many [100]; 0: all")
 
 
 def _list(client: Client, given: Given) -> None:
     if given.limit < 0:
         raise BadRequest("--limit cannot be negative")
-    jobs: list[Status] = []
-    for status in client.list(given.state, module=given.module, target_worker=given.target_worker):
-        if given.json:
-            show.emit(show.status_json(status))
-        jobs.append(status)
-        if len(jobs) == given.limit:
-            print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
-            break
-    if not given.json:
-        heads = ("id", "state", "module", "key", "due", "attempts", "why")
-        show.table(
-            heads, [(j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why) for j in jobs]
-        )
+    listed = client.list(**filters.given_filters(given), params=given.params)
+    jobs = islice(listed, given.limit or None)
+    if given.json:
+        hidden = ("result",) if given.params else ("result", "params")
+        for status in jobs:
+            show.emit(show.status_json(status, hidden))
+    else:
+        _show_jobs(jobs, given)
+    if given.limit and next(listed, None) is not None:
+        print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
+
+
+def _show_jobs(jobs: Iterator[Status], given: Given) -> None:
+    """Show jobs in a table, some hundred at a time, since there may be millions."""
+    heads = ["id", "state", "module", "key", "due", "attempts", "why", *(["params"] if given.params else [])]
+    while some := list(islice(jobs, TABLE_ROWS)):
+        rows = [
+            (j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why, show.to_json(j.params))
+            for j in some
+        ]
+        show.table(heads, [row[: len(heads)] for row in rows])
 
 
 def _modules_arguments(parser: argparse.ArgumentParser) -> None:
@@ -349,7 +357,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 VERBS: Final[dict[str, Verb]] = {
     "enq": Verb("enqueue a job", _enq_arguments, _enq),
-    "stat": Verb("show what is known of a job", _by_key_or_id, _stat),
+    "stat": Verb("show what is known of a job", _stat_arguments, _stat),
     "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
     "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),

@@ -57,20 +57,28 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         emit("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
 
 
-def job_lines(status: Status) -> None:
-    """All that is known of a job, a line each."""
-    for name, value in asdict(status).items():
-        if value in (None, False, "") and name not in ("key", "result"):
+def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
+    """Show all that is known of a job, a line each; on a terminal its error as it was written, line by line."""
+    for name, value in _fields(status, hidden).items():
+        if value in (None, False, "") and name not in ("key", "result", "params"):
             continue
-        if name == "result" and status.state != "done":
+        if name == "error" and sys.stdout.isatty():
+            lines = [printable(line) for line in value.splitlines()]
+            emit(f"{name:14} " + f"\n{'':15}".join(lines))
             continue
-        shown = to_json(value) if name == "result" else value.isoformat() if isinstance(value, datetime) else value
+        shown = to_json(value) if name in ("result", "params") else value.isoformat() if isinstance(value, datetime) else value
         emit(f"{name:14} {printable(shown)}")
 
 
-def status_json(status: Status) -> str:
-    """A job as one line of JSON."""
-    return to_json(asdict(status))
+def status_json(status: Status, hidden: Sequence[str] = ()) -> str:
+    """Return a job as one line of JSON."""
+    return to_json(_fields(status, hidden))
+
+
+def _fields(status: Status, hidden: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of a job by name; a result is there only if the job has one."""
+    has_result = status.state == "done" and status.result_error is None
+    return {name: value for name, value in asdict(status).items() if name not in hidden and (name != "result" or has_result)}
 
 
 class Bar:

@@ -88,6 +88,15 @@ def _asks_many(
     return verbs.as_method(method, verb)
 
 
+def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Status]]:
+    """The same for a listing: it returns an asynchronous iterator that asks for each page when it comes to it."""
+
+    def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[Status]:
+        return self._pages(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
 class AsyncClient:
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
@@ -160,11 +169,9 @@ class AsyncClient:
                 handles.append(handle)
         return handles
 
-    async def list(
-        self, state: JobState | str | None = None, *, module: str | None = None, target_worker: str | None = None
-    ) -> AsyncIterator[Status]:
-        """Jobs, a page at a time as you go on (`async for`); see `Client.list`."""
-        pages = Pages(state, module, target_worker)
+    async def _pages(self, pages: Pages) -> AsyncIterator[Status]:
         while not pages.is_over:
             for status in pages.take(await self._exchange.ask(pages.call())):
                 yield status
+
+    list = _lists(verbs.list_)

@@ -55,6 +55,15 @@ def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], l
     return verbs.as_method(method, verb)
 
 
+def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[Client, P], Iterator[Status]]:
+    """The same for a listing: it returns an iterator that asks for each page when it comes to it."""
+
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Iterator[Status]:
+        return self._pages(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
 class Client:
     """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
@@ -119,6 +128,10 @@ class Client:
         answers = self._exchange.several(calls)
         return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
 
+    def _pages(self, pages: Pages) -> Iterator[Status]:
+        while not pages.is_over:
+            yield from pages.take(self._exchange.ask(pages.call()))
+
     def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else JobHandle(self._exchange, verbs.ticket(answer, key))
 
@@ -139,10 +152,4 @@ class Client:
                 handles.append(handle)
         return handles
 
-    def list(
-        self, state: JobState | str | None = None, *, module: str | None = None, target_worker: str | None = None
-    ) -> Iterator[Status]:
-        """Jobs, a page at a time as you go on; jobs that change meanwhile may be missed or shown as they were."""
-        pages = Pages(state, module, target_worker)
-        while not pages.is_over:
-            yield from pages.take(self._exchange.ask(pages.call()))
+    list = _lists(verbs.list_)

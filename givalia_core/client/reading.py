@@ -102,7 +102,10 @@ def content(_: Fields, payload: bytes) -> Any:
 def stat(fields: Fields, payload: bytes) -> Status:
     """The answer to a stat."""
     (shown,) = _checked(fields, lambda value: type(value) is dict)
-    return _status(shown, payload)
+    if type(params_bytes := shown.get("params_bytes", 0)) is not int or not 0 <= params_bytes <= len(payload):
+        raise Broken("the server tells a length of params that they do not have")
+    middle = len(payload) - params_bytes
+    return _status(shown, payload[:middle], payload[middle:])
 
 
 def backup(fields: Fields, payload: bytes) -> BackupPart:
@@ -115,15 +118,16 @@ def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]
     listed, after = content(fields, payload), tuple(fields[1:])
     if type(listed) is not list or len(after) not in (0, 2) or not all(map(_is_count, after)):
         raise Broken("the server answers a list with what is none")
-    return [_status(shown, b"") for shown in listed], after
+    return [_status(shown, b"", shown.get("params") if type(shown) is dict else None) for shown in listed], after
 
 
-def _status(shown: Any, payload: bytes) -> Status:
-    """The record of a status map."""
+def _status(shown: Any, payload: bytes, params: Any = None) -> Status:
+    """The record of a status map; `params` as they travel."""
     if type(shown) is not dict or not all(name in shown and check(shown[name]) for name, check in _STATUS.items()):
         raise Broken("the server tells the status of a job in a way in which no server does")
     timeleft_us, progress = shown["timeleft_us"], shown["progress"]
     result, unreadable = _result(payload)
+    enq_at, started_at, ended_at = (_instant(shown.get(name)) for name in ("enq_at_us", "started_at_us", "ended_at_us"))
     return Status(
         id=str(uuid.UUID(bytes=shown["id"])),
         key=shown["key"],
@@ -144,7 +148,20 @@ def _status(shown: Any, payload: bytes) -> Status:
         stop_asked=shown["stop_asked"],
         why=shown["why"],
         version=shown.get("version"),  # A server of an earlier version does not know it.
+        enq_at=enq_at,
+        started_at=started_at,
+        ended_at=ended_at,
+        params=content([], params) if type(params) is bytes else None,
     )
+
+
+def _instant(us: Any) -> datetime | None:
+    """Return an instant that a server of an earlier version does not tell."""
+    if us is None:
+        return None
+    if not _is_instant(us):
+        raise Broken("the server tells an instant that is none")
+    return to_datetime(us)
 
 
 def end(fields: Fields, payload: bytes) -> Any:

@@ -276,9 +276,9 @@ def checked(kind: Kind, message: Any) -> Item:
     return fields, payload
 
 
-def stat(key: str | None, job_id: str | None) -> Call[Status]:
-    """Ask about a job."""
-    return _call(Kind.STAT, Stat(*_named(key, job_id)), reading.stat)
+def stat(key: str | None, job_id: str | None, *, params: bool = False) -> Call[Status]:
+    """Ask about a job, and with `params` also for what it was enqueued with."""
+    return _call(Kind.STAT, Stat(*_named(key, job_id), params), reading.stat)
 
 
 def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
@@ -316,11 +316,38 @@ def requeue(
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)
 
 
+class Filter(NamedTuple):
+    """Which jobs a listing shows, or an act is for, as messages have it; None: any."""
+
+    state: str | None = None
+    module: str | None = None
+    target_worker: str | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None
+
+
+def filter_of(
+    state: Any, module: Any, target_worker: Any, key_prefix: Any, due_before: Any, due_after: Any, ended_after: Any, error: Any
+) -> Filter:
+    """Read a filter as callers give it.
+
+    Raises:
+        BadRequest: An instant is none.
+    """
+    before, after, ended = (None if at is None else at_to_us(at) for at in (due_before, due_after, ended_after))
+    named = None if state is None else str(state)
+    return Filter(named, module, target_worker, key_prefix or None, before, after, ended, error or None)
+
+
 def list_(
-    state: str | None, module: str | None, target_worker: str | None, limit: int, after: Sequence[int]
+    wanted: Filter, limit: int, after: Sequence[int], *, params: bool = False
 ) -> Call[tuple[list[Status], tuple[int, ...]]]:
     """A page of jobs, and the numbers with which the next begins; none if it is the last."""
-    message = messages.List(None if state is None else str(state), module, target_worker, limit, *(after or (None, None)))
+    after_a, after_b = after or (None, None)
+    message = messages.List(limit=limit, after_a=after_a, after_b=after_b, params=params, **wanted._asdict())
     return _call(Kind.LIST, message, reading.page)
 
 

@@ -19,11 +19,12 @@ from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreC
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
 from givalia_core.protocol.messages import OK, Backup, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, as_copyable, by_module
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted, as_copyable, by_module
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
 PARTS_BYTES_MAX: Final = ANSWER_BYTES_MAX - 1024
+PAGE_BYTES: Final = 1 << 20  # A page of a listing ends with the job that makes it as long.
 BRIEF_CHARS: Final = 200  # Of why a module is broken, in an answer that grows long.
 READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
@@ -161,16 +162,19 @@ def _line(asked: Asked) -> Line:
 def _list(desk: Desk, store: Store, message: List) -> Walk:
     """A page of jobs; may be short or empty although more follow."""
     now, rows = yield False
-    wanted = Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
+    wanted = filter_of(message)
     after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
     jobs: list[Job] = []
-    left = SCAN_MAX
+    cursors: list[Cursor] = []
+    left, room = SCAN_MAX, PAGE_BYTES
     while True:
         looked_at = min(rows, left)
         page = store.page(wanted, after, message.limit - len(jobs), now, looked_at)
-        jobs += map(words.brief, page.jobs)
+        jobs += [words.brief(job, params=message.params) for job in page.jobs]
+        cursors += page.cursors
         after, left = page.after, left - looked_at
-        if after is None or len(jobs) == message.limit or not left:
+        room -= sum(len(job.params) + len(job.error or "") for job in jobs[len(jobs) - len(page.jobs) :])
+        if after is None or len(jobs) == message.limit or not left or room <= 0:
             break
         now, rows = yield False
     if lapsed := {job.id for job in jobs if job.is_expired(now)}:
@@ -178,14 +182,29 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
         desk.lapsed |= lapsed
         now, rows = yield True
         found = store.find(Wanted(ids=frozenset(lapsed)), now).ids
-        jobs = [words.brief(found[job.id]) if job.id in found else job for job in jobs]
-        jobs = [job for job in jobs if wanted.admits(job, now)]
+        jobs = [words.brief(found[job.id], params=message.params) if job.id in found else job for job in jobs]
     shown = _Parts()
-    for job in jobs:
-        shown.add(words.pack(words.status(desk, job, now)))
+    end: Cursor | None = None  # Behind the last job that is shown.
+    for job, cursor in zip(jobs, cursors, strict=True):
+        if not shown.has_room:
+            after = end
+            break
+        end = cursor
+        if wanted.admits(job, now):
+            status = words.status(desk, job, now)
+            shown.add(words.pack({**status, "params": job.params} if message.params else status))
         if len(shown) % rows == 0:
             now, rows = yield False
     return (OK, *(after or ())), shown.array()
+
+
+def filter_of(message: Any) -> Filter:
+    """Return which jobs a message with the fields of a filter means."""
+    return Filter(
+        JobState(message.state) if message.state else None, message.module, message.target_worker, message.key_prefix,
+        message.due_before_us, message.due_after_us, message.ended_after_us,
+        None if message.error is None else message.error.casefold(),
+    )  # fmt: skip
 
 
 def _info(desk: Desk, store: Store, _: Any) -> Walk:
@@ -289,6 +308,11 @@ class _Parts:
     def is_half_full(self) -> bool:
         """Whether what follows should be told in brief."""
         return self._bytes > PARTS_BYTES_MAX // 2
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a page of a listing takes another job, however large."""
+        return self._bytes < PAGE_BYTES
 
     def add(self, *packed: bytes) -> None:
         """Add a part."""

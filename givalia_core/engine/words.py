@@ -17,6 +17,9 @@ from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
+from givalia_core.views import to_datetime
+
+ERROR_CHARS: Final = 200  # Of an error in words.
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
@@ -39,9 +42,17 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
     left = seconds(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
-        error = f" ({job.error.splitlines()[-1][:200]})" if job.error else ""
-        return f"attempt {job.attempt} failed{error}, next try in {left}"
+        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}"
     return f"not due for {left}"
+
+
+def _attempts_most(desk: Desk, job: Job) -> int:
+    return job.max_attempts or desk.policy.max_attempts
+
+
+def _because(job: Job) -> str:
+    """Return the words for what the last failed attempt raised, to follow others."""
+    return f": {job.error.strip().splitlines()[-1][:ERROR_CHARS]}" if job.error and job.error.strip() else ""
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
@@ -50,7 +61,12 @@ def _why_ready(desk: Desk, job: Job, now: Now) -> str:
 
 def _why_running(desk: Desk, job: Job, now: Now) -> str:
     lease = desk.leases.get(job.id)
-    gone = "" if lease is None or lease.session is not None else ", which is not connected"
+    is_lost = lease is not None and lease.session is None
+    gone = (
+        f", which is not connected; its lease ends in {seconds(max(lease.expires_mono_us - now.mono_us, 0))}"
+        if lease and is_lost
+        else ""
+    )
     asked = "; it was asked to stop" if job.stop_asked else ""
     shown = () if lease is None or lease.session is None else lease.session.processes
     hook = next((f", in {each.stack}" for each in shown if each.job == job.id and each.state == "hook"), "")
@@ -64,12 +80,20 @@ _DEAD_WORDS = {
     "child_died": "its process died too often",
 }
 
+
+def _why_dead(desk: Desk, job: Job, now: Now) -> str:
+    words = _DEAD_WORDS.get(job.reason or "", job.reason or "it is dead")
+    attempt = f"attempt {job.attempt} of {_attempts_most(desk, job)}, " if job.attempt else ""
+    ended_at = to_datetime(job.ended_on_wall_us(now) or 0).isoformat(" ", "seconds")
+    return f"{words} ({attempt}{ended_at}){_because(job)}"
+
+
 _WHY: Final[dict[JobState, Callable[[Desk, Job, Now], str]]] = {
     JobState.WAITING: _why_waiting,
     JobState.READY: _why_ready,
     JobState.RUNNING: _why_running,
     JobState.DONE: lambda _desk, _job, _now: "it is done",
-    JobState.DEAD: lambda _desk, job, _now: _DEAD_WORDS.get(job.reason or "", job.reason or "it is dead"),
+    JobState.DEAD: _why_dead,
     JobState.CANCELLED: lambda _desk, _job, _now: "it was cancelled",
 }
 
@@ -89,7 +113,10 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
         "version": job.specifier,
         "priority": job.priority,
         "state": str(state),
+        "enq_at_us": job.enq_at_us,
         "due_us": job.due_on_wall_us(now),
+        "started_at_us": job.started_at_us or None,
+        "ended_at_us": job.ended_on_wall_us(now),
         "timeleft_us": timeleft_us,
         "attempts": job.attempt,
         "max_attempts": job.max_attempts or desk.policy.max_attempts,
@@ -103,9 +130,9 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
     }
 
 
-def brief(job: Job) -> Job:
-    """The job for a listing, whose page is one frame: without params and result, and of a long error only the end."""
-    return job._replace(params=b"", result=None, error=None if job.error is None else job.error[-500:])
+def brief(job: Job, *, params: bool) -> Job:
+    """Return the job for a listing: without its result, and without its params unless they are asked for."""
+    return job._replace(params=job.params if params else b"", result=None)
 
 
 def end(job: Job) -> Item:

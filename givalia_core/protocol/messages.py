@@ -83,10 +83,11 @@ class Clock(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """Ask about a job, by key or id."""
+    """Ask about a job, by key or id; with `params`, also for what it was enqueued with."""
 
     key: str | None = None
     id: bytes | None = None
+    params: bool = False
 
 
 class Wait(NamedTuple):
@@ -127,7 +128,10 @@ class Requeue(NamedTuple):
 
 
 class List(NamedTuple):
-    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with."""
+    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with.
+
+    `params` asks also for what each job was enqueued with.
+    """
 
     state: str | None = None
     module: str | None = None
@@ -135,6 +139,12 @@ class List(NamedTuple):
     limit: int = 100
     after_a: int | None = None
     after_b: int | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None
+    params: bool = False
 
 
 class Info(NamedTuple):
@@ -351,7 +361,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
         "version": or_none(is_specifier),
     },
-    Stat: _NAMED,
+    Stat: {**_NAMED, "params": is_bool},
     Wait: {**_NAMED, "progress": is_bool},
     Cancel: {"request": _ID, **_NAMED, "running": is_bool},
     Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
@@ -359,7 +369,8 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     List: {
         "state": or_none(one_of(*JobState)), "module": or_none(is_name), "target_worker": or_none(is_name),
         "limit": is_int(1, LIST_LIMIT_MAX), "after_a": or_none(is_int(0, 1 << 62)),
-        "after_b": or_none(is_int(0, 1 << 62)),
+        "after_b": or_none(is_int(0, 1 << 62)), "key_prefix": _KEY_OR_NONE, "due_before_us": _AT, "due_after_us": _AT,
+        "ended_after_us": _AT, "error": or_none(is_text(255)), "params": is_bool,
     },
     Info: {}, Modules: {}, Workers: {},
     Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},

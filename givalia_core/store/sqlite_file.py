@@ -29,7 +29,7 @@ from givalia_core.store.index.words import FULL_ERRNOS, allocate
 from givalia_core.store.sqlite_notices import Notices
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
-FORMAT: Final = 3  # In the header too, as user_version: the first thing checked.
+FORMAT: Final = 4  # In the header too, as user_version: the first thing checked.
 READABLE: Final = 2  # The least that this version reads. The first start makes it `FORMAT`: an earlier version then refuses it.
 BALLAST_BYTES: Final = 16 << 20
 _LITTLE_ROOM: Final = 64 << 10

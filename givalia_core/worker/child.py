@@ -30,7 +30,7 @@ from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker.collector import Collector
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, pack
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
@@ -90,7 +90,9 @@ class Child:
                     if not self._has_announced_code(note):
                         self.say(Outdated())
                         return 0
-                    self._run(Dispatch(*note.job), note.source)
+                    if spoiled := self._run(Dispatch(*note.job), note.source):
+                        self.say(Spoiled(", ".join(spoiled)))
+                        return 0  # A job that was given to this process meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
         return 0
@@ -113,38 +115,39 @@ class Child:
         if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
             self._raise(attempt.stopped)
 
-    def _run(self, dispatch: Dispatch, source: str) -> None:
+    def _run(self, dispatch: Dispatch, source: str) -> list[str]:
+        """Run a job and report its end; return in words what keeps this process from running another."""
         attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
-        loggers, is_new = Loggers(), source not in self._classes
+        self._page.current = dispatch.fence  # From here on the end of this process is the end of this job.
+        if self._page.why:  # The signal has come while the process was busy with what the job before has left.
+            self._stop(SIGTERM, None)
         try:
-            attempt.found = self._class(source)
+            attempt.found = self._classes.get(source) or self._import(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
-        loggers.restore()
         surroundings = Surroundings()
-        if is_new:  # Otherwise they are as they were before the last job: a process with other contents is used no more.
-            self._contents = Contents()
         threads = len(_current_frames())
-        self._page.current = dispatch.fence
         for step in STEPS_IN_CHILD:
             step(attempt)
         report = report_of(attempt)
         self._let_go(attempt)
         self._page.current = 0
         self._attempt = None
+        try:
+            self._channel.setblocking(True)  # The job may have changed that for all its files.
+            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds))
+        except OSError:
+            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
+                pause()
+        # Behind the report, for it takes as long as all the rest, and only the next job needs to know.
         spoiled = _changes(surroundings, self._contents)
         surroundings.close()
         if len(_current_frames()) > threads:
             spoiled.append("threads")
         if _has_children():
             spoiled.append("processes")
-        try:
-            self._channel.setblocking(True)  # The job may have changed that for all its files.
-            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
-        except OSError:
-            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
-                pause()
+        return spoiled
 
     def _let_go(self, attempt: Attempt) -> None:
         """Free what the job has made, before its end is reported: that runs code of the job, which can be stopped until then.
@@ -170,14 +173,18 @@ class Child:
         except PackageNotFoundError:
             return False
 
-    def _class(self, source: str) -> type[WorkModule]:
-        if source not in self._classes:
+    def _import(self, source: str) -> type[WorkModule]:
+        loggers = Loggers()
+        try:
             module, _, name = source.partition(":")
             found: Any = import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
             self._classes[source] = found
-        return self._classes[source]
+            return self._classes[source]
+        finally:
+            loggers.restore()
+            self._contents = Contents()  # They stay as they are now: a process in which a job has changed them ends.
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         attempt = self._attempt

@@ -15,8 +15,9 @@ import time
 # What `signal` wraps, which makes an enum of each answer, and that takes time.
 from _signal import getsignal as get_handler  # type: ignore[import-not-found]
 from _signal import pthread_sigmask as get_mask
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import compress
 from locale import LC_ALL, setlocale
 from logging import disable, getLogger, root
 from operator import is_
@@ -87,6 +88,24 @@ class Loggers:
             handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
 
 
+class _Kept:
+    """The values that some names had in a namespace; two thousand of them are compared after each job that runs apart."""
+
+    def __init__(self, space: Mapping[str, Any], names: Sequence[str]) -> None:
+        wanted = frozenset(names)
+        self._size = len(space)
+        self._is_wanted = [name in wanted for name in space]
+        self._names = [name for name in space if name in wanted]
+        self._values = [space[name] for name in self._names]
+
+    def are_in(self, space: Mapping[str, Any]) -> bool:
+        """Return whether each name still has the same object; others may have come."""
+        # First in the order of the namespace, at whose end new names stand: that takes less time than looking each name up.
+        if len(space) >= self._size and all(map(is_, compress(space.values(), self._is_wanted), self._values)):
+            return True
+        return all(map(is_, map(space.get, self._names), self._values))
+
+
 class Contents:
     """What modules that all code uses, their classes and the interpreter held when this was made; what is new is no change."""
 
@@ -94,20 +113,18 @@ class Contents:
     # is not to lose its process each time.
 
     def __init__(self) -> None:
-        self._parts = [tuple(map(vars(part).get, names)) for _, part, names in _PARTS]
-        self._modules = dict(modules)
+        self._parts = [_Kept(vars(part), names) for _, part, names in _PARTS]
+        self._modules = _Kept(modules, list(modules))
         self._lists = _lists()
         self._values = _values()
 
     def changed(self) -> list[str]:
         """Return in words which of them have changed."""
         names = [
-            module.__name__
-            for (module, part, names), were in zip(_PARTS, self._parts, strict=True)
-            if not all(map(is_, map(vars(part).get, names), were))
+            module.__name__ for (module, part, _), kept in zip(_PARTS, self._parts, strict=True) if not kept.are_in(vars(part))
         ]
         changed = [f"changes to the module {name}" for name in dict.fromkeys(names)]
-        if not all(map(is_, map(modules.get, self._modules), self._modules.values())):
+        if not self._modules.are_in(modules):
             changed.append("changes to sys.modules")
         now = _lists()
         changed += [words for words, were in self._lists.items() if not set(map(id, now[words])).issuperset(map(id, were))]

@@ -20,7 +20,7 @@ import pytest
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
-from givalia_core.store import packing, sqlite_copies, sqlite_file, sqlite_upgrade
+from givalia_core.store import packing, sqlite_copies, sqlite_file, sqlite_records, sqlite_upgrade
 from givalia_core.store import sqlite as sqlite_module
 from givalia_core.store.base import Filter, Wanted
 from givalia_core.store.sqlite import SQLite
@@ -307,7 +307,17 @@ def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
     lock.release()
 
 
-def test_a_store_of_format_2_is_read_as_it_is_and_is_of_this_format_from_then_on(tmp_path: Path) -> None:
+def pack_base_before(job: Job) -> bytes:
+    """The record of an enq before there was `started_at_us`."""
+    place = Job._fields.index("started_at_us")
+    packed: bytes = msgpack.packb((*job[:place], *job[place + 1 : -1]))
+    return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
     path = tmp_path / "second" / "queue.db"
     store = SQLite(f"sqlite://{path}")
     store.open()
@@ -315,16 +325,17 @@ def test_a_store_of_format_2_is_read_as_it_is_and_is_of_this_format_from_then_on
     job = waiting(1, key="k", answered=(Answered(job_id(1), "enq", 5), Answered(request, "ext", 6)))
     # As the records of that format have it: an answer has no time.
     store.commit(inserts([job]), MARK)
-    earlier: Any = tuple(past[:3] for past in job.answered)
+    earlier: Any = tuple(past[: before + 1] for past in job.answered)
+    monkeypatch.setattr(sqlite_records, "pack_base", pack_base_before)
     ((_, records),), _ = base_rows([job._replace(answered=earlier)])
     store._connection.execute("UPDATE jobs SET records = ?", (records,))
     store.close()
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 2")
+    database.execute(f"PRAGMA user_version = {before}")
     database.close()
     shutil.rmtree(path.with_name("queue.db.index"))
 
-    assert SQLite(f"sqlite://{path}").upgrade() == (2, sqlite_file.FORMAT)
+    assert SQLite(f"sqlite://{path}").upgrade() == (before, sqlite_file.FORMAT)
 
     assert sqlite_file.format_of(path) == sqlite_file.FORMAT
     store.open()

@@ -82,6 +82,21 @@ def test_store_of_the_format_before_is_whole_after_its_upgrade(old: str) -> None
     assert upgraded(old) == (schema.FORMAT, schema.FORMAT)
 
 
+def test_tables_of_format_2_get_an_index_and_no_row_is_written(old: str) -> None:
+    upgraded(old)
+    before = say(old, "SELECT seq, xmin::text FROM givalia.jobs ORDER BY seq")
+    say(old, "DROP INDEX givalia.jobs_newest")
+    say(old, "UPDATE givalia.facts SET value = '2' WHERE name = 'format'")
+    with pytest.raises(StoreUnfit, match="run givalia store upgrade"):
+        contents(old)
+
+    assert upgraded(old) == (2, 3)
+
+    assert say(old, "SELECT to_regclass('givalia.jobs_newest') IS NOT NULL") == [(True,)]
+    assert say(old, "SELECT seq, xmin::text FROM givalia.jobs ORDER BY seq") == before
+    assert contents(old)[1] == []
+
+
 def test_requests_and_numbers_go_on_after_an_upgrade(old: str) -> None:
     # given
     upgraded(old)
@@ -270,7 +285,7 @@ def test_start_upgrades_the_tables_and_says_that_there_is_no_copy(old: str, capl
     # then
     assert len(jobs) == 8
     assert say(old, "SELECT value FROM givalia.facts WHERE name = 'format'") == [(str(schema.FORMAT),)]
-    assert [line for line in caplog.messages if "from format 1 to 2" in line and "no copy" in line]
+    assert [line for line in caplog.messages if f"from format 1 to {schema.FORMAT}" in line and "no copy" in line]
     assert len(opened_by_a_server(old)) == 8
 
 

@@ -1988,7 +1988,7 @@ def test_why_a_job_that_failed_has_not_run_again(rig: EngineRig) -> None:
     rig.enq(id=uid(1))
     worker.fail(error="Traceback\nValueError: no", after_us=60 * SECOND_US)
 
-    assert why(rig) == "attempt 1 failed (ValueError: no), next try in 60 s"
+    assert why(rig) == "attempt 1 of 5 failed: ValueError: no; next try in 60 s"
 
 
 def test_why_a_ready_job_has_not_run(rig: EngineRig) -> None:
@@ -2010,12 +2010,13 @@ def test_why_of_a_job_that_runs_and_whose_worker_is_gone(rig: EngineRig) -> None
 
     assert here == "attempt 1 is running on worker w1"
     assert stopping == "attempt 1 is running on worker w1; it was asked to stop"
-    assert why(rig) == "attempt 1 is running on worker w1, which is not connected; it was asked to stop"
+    rig.clock.advance(2)
+    assert why(rig) == (
+        "attempt 1 is running on worker w1, which is not connected; its lease ends in 28 s; it was asked to stop"
+    )
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"), [("done", "it is done"), ("cancelled", "it was cancelled"), ("dead", "it failed for good")]
-)
+@pytest.mark.parametrize(("state", "expected"), [("done", "it is done"), ("cancelled", "it was cancelled")])
 def test_why_of_a_job_that_has_ended(rig: EngineRig, state: str, expected: str) -> None:
     bring(rig, state)
 
@@ -2025,15 +2026,53 @@ def test_why_of_a_job_that_has_ended(rig: EngineRig, state: str, expected: str) 
 def test_why_of_a_job_that_expired(rig: EngineRig) -> None:
     rig.enq(id=uid(1), expires_us=0)
 
-    assert why(rig) == "it expired before a worker could start it"
+    assert why(rig) == "it expired before a worker could start it (2025-06-15 15:06:40+00:00)"
 
 
-def test_why_of_a_job_that_is_exhausted(rig: EngineRig) -> None:
+def test_why_of_a_dead_job_tells_attempts_instant_and_error(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.enq(id=uid(1), max_attempts=1)
-    worker.fail()
+    rig.clock.advance(5)
+    worker.fail(error="Traceback\nValueError: no such cart")
 
-    assert why(rig) == "its last attempt failed"
+    assert why(rig) == "its last attempt failed (attempt 1 of 1, 2025-06-15 15:06:45+00:00): ValueError: no such cart"
+
+
+def test_a_status_tells_when_the_job_was_enqueued_began_and_ended(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), delay_us=10 * SECOND_US)
+    enqueued_us = rig.now.wall_us
+    waiting = rig.stat(id=uid(1))
+    worker = rig.worker()
+    rig.tick(10)
+    running = rig.stat(id=uid(1))
+    rig.clock.advance(3)
+    worker.succeed()
+    done = rig.stat(id=uid(1))
+
+    told = [[each[name] for name in ("enq_at_us", "started_at_us", "ended_at_us")] for each in (waiting, running, done)]
+    began_us, ended_us = enqueued_us + 10 * SECOND_US, enqueued_us + 13 * SECOND_US
+    assert told == [[enqueued_us, None, None], [enqueued_us, began_us, None], [enqueued_us, began_us, ended_us]]
+
+
+def test_a_job_that_is_requeued_has_not_begun(rig: EngineRig) -> None:
+    bring(rig, "dead")
+
+    rig.requeue(id=uid(1), delay_us=SECOND_US)
+
+    status = rig.stat(id=uid(1))
+    assert (status["started_at_us"], status["ended_at_us"]) == (None, None)
+
+
+def test_stat_tells_the_params_behind_the_result_only_if_asked(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), params=b"\xa5hello")
+    worker.succeed(result=b"\x07")
+    plain, whole = (rig.frame(Kind.STAT, m.Stat(id=uid(1), params=wanted)) for wanted in (False, True))
+
+    rig.turn(plain, whole)
+
+    told = [rig.replies[each.conn, each.request][0] for each in (plain, whole)]
+    assert [(fields[1].get("params_bytes"), payload) for fields, payload in told] == [(None, b"\x07"), (6, b"\x07\xa5hello")]
 
 
 def test_progress_is_shown_while_the_attempt_runs_and_no_longer(rig: EngineRig) -> None:
@@ -2060,6 +2099,36 @@ def test_a_listing_shows_every_job_with_its_state(rig: EngineRig) -> None:
     assert [job["state"] for job in rig.listed()] == ["running", "ready", "waiting"]
     assert [job["id"] for job in rig.listed(module="Fax")] == [uid(3)]
     assert [job["id"] for job in rig.listed(state="ready")] == [uid(2)]
+
+
+def test_a_listing_tells_whole_errors_and_params_only_if_asked(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), params=b"\xa5hello")
+    worker.fail(error="ValueError: " + "x" * 10_000, permanent=True)
+
+    (plain,), (whole,) = rig.listed(error="VALUEERROR: X"), rig.listed(params=True)
+
+    assert len(plain["error"]) == 10_012
+    assert ("params" in plain, whole["params"]) == (False, b"\xa5hello")
+    assert rig.listed(error="typeerror") == []
+
+
+def test_pages_of_large_jobs_are_about_a_mebibyte_and_nothing_is_left_out(rig: EngineRig) -> None:
+    for number in range(1, 8):
+        rig.enq(id=uid(number), params=bytes(400_000))
+    seen: list[bytes] = []
+    sizes: list[int] = []
+    after: tuple[Any, ...] = ()
+    while not sizes or after:
+        frame = rig.frame(Kind.LIST, m.List(limit=100, **dict(zip(("after_a", "after_b"), after, strict=False)), params=True))
+        rig.turn(frame)
+        after = rig.answers(frame)[0]
+        payload = rig.replies[frame.conn, frame.request][0][1]
+        sizes.append(len(payload))
+        seen += [job["id"] for job in msgpack.unpackb(payload)]
+
+    assert seen == [uid(number) for number in range(1, 8)]
+    assert max(sizes) < 2 << 20
 
 
 def test_pages_of_a_listing_go_on_where_the_one_before_ended(rig: EngineRig) -> None:

@@ -199,7 +199,7 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
     rig.foreman.reported(Told(job.id, job.fence))
     (held,) = rig.crew.running
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.job_ended(held, Ended(True, report, 0.5, ""))
+    rig.foreman.job_ended(held, Ended(True, report, 0.5))
     assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
     assert rig.link.reports() == []
     rig.foreman.reported(Told(job.id, job.fence))
@@ -211,7 +211,7 @@ def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None
     rig = Rig("before_run", "after_run")
     first, second = rig.lend(APART, 1), rig.lend(APART, 2)
     rig.foreman.reported(Told(first.id, first.fence))
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1))
 
     rig.crew.die(Verdict(0, "died", "gone"))
 
@@ -300,7 +300,7 @@ def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0))
 
     assert rig.link.reports() == [report]
 
@@ -311,7 +311,7 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
     assert rig.crew.children[0].member.signals == [15]
 
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0))
 
     (report,) = rig.link.reports()
     assert (type(report), report.kind) == (Fail, "died")
@@ -387,7 +387,7 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
 
     assert [held.dispatch for held in rig.crew.running] == again[:4]
     rig.foreman.child_died(rig.crew.running[0], "child_died: SIGSEGV")
-    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0))
     assert [held.dispatch for held in rig.crew.running] == again[:6]
     third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
     assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.

@@ -80,7 +80,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY, "version": SPECIFIER,
     },
     Kind.CLOCK: {"until_us": numbers(0, 1 << 62, optional=True)},
-    Kind.STAT: NAMED,
+    Kind.STAT: {**NAMED, "params": BOOL},
     Kind.WAIT: {**NAMED, "progress": BOOL},
     Kind.CANCEL: {"request": UUID, **NAMED, "running": BOOL},
     Kind.EXT: {"request": UUID, **NAMED, "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT},
@@ -88,6 +88,8 @@ FIELDS: dict[Kind, dict[str, Field]] = {
     Kind.LIST: {
         "state": words("waiting", "ready", "running", "done", "dead", "cancelled", optional=True), "module": OPTIONAL_NAME,
         "target_worker": OPTIONAL_NAME, "limit": numbers(1, messages.LIST_LIMIT_MAX), "after_a": CURSOR, "after_b": CURSOR,
+        "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT, "ended_after_us": AT,
+        "error": text(255, optional=True), "params": BOOL,
     },
     Kind.INFO: {},
     Kind.MODULES: {},

@@ -26,6 +26,7 @@ from givalia_postgres.tables import KEEP, find_format
 ANSWER_S: Final = 3_600.0  # All rows are counted in one statement.
 LOCK_S: Final = 30.0
 LOCK_LOOK_S: Final = 0.02
+SEALED: Final = 2  # The first format whose rows have checksums.
 UNFINISHED: Final = "upgrade"
 """The fact that an upgrade is under way: the seq up to which rows are as the new format has them."""
 
@@ -88,7 +89,8 @@ def upgrade(connection: Connection) -> tuple[int, int]:
             raise StoreMissing("the database has no tables of Givalia: a first start, or givalia store create, makes them")
         if before < schema.FORMAT:
             _refuse_company(connection)
-            _step(connection, [words for step in schema.STEPS[before:] for words in step], finishes=False)
+            is_whole = before >= SEALED and _progress(connection) is None
+            _step(connection, [words for step in schema.STEPS[before:] for words in step], finishes=is_whole)
         if (done := _progress(connection)) is not None:
             before = min(before, schema.FORMAT - 1)
             _seal_rows(connection, done)
