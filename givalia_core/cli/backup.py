@@ -11,7 +11,7 @@ from typing import Final
 
 from givalia_core.cli import moving, show
 from givalia_core.client import Client, copying
-from givalia_core.errors import NotFound, StoreCorrupt, StoreFailed
+from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
 from givalia_core.store.base import CopyPart
 from givalia_core.store.sqlite_received import Received, Receiver
@@ -30,6 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(client: Client, given: argparse.Namespace) -> None:
     """Receive the copy, check it, and give it its name; until then nothing has that name."""
+    if given.file == "-":
+        raise BadRequest("a backup needs a FILE: it is checked as a whole before it gets its name")
     path = Path(given.file)
     moving.refuse_taken(path, force=given.force)
     with moving.failing(given.file), _progress(as_json=given.json) as show_progress:

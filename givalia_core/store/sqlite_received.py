@@ -5,17 +5,17 @@ The file is a store that opens by itself, marked as a copy (`sqlite_copies`). No
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from givalia_core.errors import StoreCorrupt, StoreTooNew
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
 from givalia_core.model import Job, JobState
 from givalia_core.store import sqlite_copies, sqlite_file
 from givalia_core.store.base import CopyPart
@@ -25,6 +25,7 @@ from givalia_core.store.sqlite_quarantine import SCHEMA as QUARANTINE
 from givalia_core.store.sqlite_records import Records, changes_of, jobs_of
 
 _COLUMNS: Final = (1, 1, 6)
+_NO_ROWS: Final = (ValueError, TypeError, LookupError, OverflowError, sqlite3.ProgrammingError, sqlite3.IntegrityError)
 _TICK_ROWS: Final = 1_000
 _PUT: Final = tuple(
     f"INSERT OR REPLACE INTO {table} ({number}, {columns}) VALUES (?{', ?' * count})"
@@ -61,7 +62,7 @@ class Receiver:
 
     def close(self) -> None:
         """Let go of the file; safe to call twice."""
-        with suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error):
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
         self._database.close()
@@ -79,12 +80,20 @@ class Receiver:
         self._crc = zlib.crc32(part.payload, self._crc)
         if self._crc != part.crc:
             raise StoreCorrupt("a part of the backup is not what the server has sent")
-        with sqlite_file.ours(self._path):
-            try:
-                for entry in msgpack.unpackb(part.payload):
-                    self._take(*entry)
-            except (ValueError, TypeError, IndexError, sqlite3.ProgrammingError) as error:
-                raise StoreCorrupt(f"a part of the backup is none: {error}") from error
+        with self._writing():
+            for entry in msgpack.unpackb(part.payload):
+                self._take(*entry)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with sqlite_file.ours(self._path):
+                yield
+        except _NO_ROWS as error:
+            raise StoreCorrupt(f"a part of the backup is none: {error}") from error
+        except sqlite3.Error as error:
+            kind = StoreFull if sqlite_file.is_full(error, self._path.parent) else StoreFailed
+            raise kind(f"{self._path}: {error}") from error
 
     def _take(self, place: int, number: Any, row: Any) -> None:
         if place == FACTS:
@@ -105,7 +114,7 @@ class Receiver:
             StoreCorrupt: There are not as many jobs as the server has.
             StoreFull, StoreFailed: The file cannot be written.
         """
-        with sqlite_file.ours(self._path):
+        with self._writing():
             checked = _Checked(self._database, on_progress)
             counts = checked.run()
             if counts.total() != last.jobs and not checked.wrong:

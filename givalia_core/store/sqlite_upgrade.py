@@ -33,6 +33,7 @@ _SELECT: Final = (
     "SELECT seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
     " version, body, params, result, crc FROM jobs ORDER BY seq"
 )
+_MARGIN_BYTES: Final = 4 << 20  # For the first commits of the new version; the reserve of the store is kept besides.
 _LEFTOVERS: Final = ("", "-journal", "-wal", "-shm")
 
 log = logging.getLogger("givalia.store")
@@ -106,7 +107,7 @@ def _tell(path: Path, before: int) -> None:
 
 
 def _refuse_without_room(path: Path, times: int) -> None:
-    needed = times * sum(each.stat().st_size for each in (path, _wal(path)) if each.exists()) + sqlite_file.BALLAST_BYTES
+    needed = times * sum(each.stat().st_size for each in (path, _wal(path)) if each.exists()) + _MARGIN_BYTES
     usage = os.statvfs(path.parent)
     if (free := usage.f_bavail * usage.f_frsize) < needed:
         raise StoreFull(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import random
 import sqlite3
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from sqlite_history import SEED, Script, make_small
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import BadRequest, Busy, NotFound, StoreCorrupt, StoreTooNew
+from givalia_core.errors import BadRequest, Busy, NotFound, StoreCorrupt, StoreFull, StoreTooNew
 from givalia_core.model import DONE
 from givalia_core.store import SQLite, sqlite_copies, sqlite_copying, sqlite_file
 from givalia_core.store.base import CopyPart
@@ -283,9 +285,35 @@ def test_parts_that_are_not_what_was_sent_make_no_copy(store: SQLite, tmp_path: 
 def taken_in(parts: list[CopyPart], path: Path) -> None:
     """Make a copy of these parts."""
     with closing(Receiver(path)) as receiver:
-        for part in parts:
-            receiver.add(part)
+        add(receiver, parts)
         receiver.finish(parts[-1])
+
+
+def add(receiver: Receiver, parts: list[CopyPart]) -> None:
+    for part in parts:
+        receiver.add(part)
+
+
+@pytest.mark.parametrize(
+    "entry", [(0, "x", [b""]), (0, 1, [7]), (0, 1, []), (9, 1, [b""]), (0, 1 << 70, [b""]), (1,), 7, (3, "epoch", [b"x", "y"])]
+)
+def test_part_with_what_is_no_row_makes_no_copy(tmp_path: Path, entry: Any) -> None:
+    payload = msgpack.packb([entry]) if entry != (0, 1 << 70, [b""]) else b"\x91\x93\x00\xcf" + b"\xff" * 8 + b"\x91\xc4\x00"
+    part = CopyPart(payload, True, 0, sqlite_file.FORMAT, 0, 0, zlib.crc32(payload))
+
+    with pytest.raises(StoreCorrupt):
+        taken_in([part], tmp_path / "copy.db")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_full_disk_of_the_caller_is_said(store: SQLite, tmp_path: Path) -> None:
+    parts = parts_of(store)
+    with closing(Receiver(tmp_path / "copy.db")) as receiver:
+        receiver._database.execute("PRAGMA max_page_count = 8")
+
+        with pytest.raises(StoreFull):
+            add(receiver, parts)
+    store.close()
 
 
 def test_damage_of_the_original_is_named_and_the_copy_made(store: SQLite, tmp_path: Path) -> None:
