@@ -104,8 +104,7 @@ class Caller:
         is_skew = isinstance(error, VersionMismatch) or (type(error) is BadRequest and _IS_SKEW(str(error)) is not None)
         if not is_skew or not isinstance(error, GivaliaError):
             return error
-        said = self._greeting[2] if len(self._greeting) > 2 and self._greeting[0] == OK else ""
-        _, _, theirs = str(said).partition("/")
+        theirs = str(self._greeting[3]) if len(self._greeting) > 3 and self._greeting[0] == OK else ""
         server = f"the server is Givalia {theirs}" if theirs else "the server does not say its version"
         return VersionMismatch(
             f"{error}. This is Givalia {__version__}, {server}: upgrade the older one",

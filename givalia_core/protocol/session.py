@@ -23,7 +23,9 @@ MALFORMED_LINES_MAX: Final = 3  # In a row.
 DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
-AGENT: Final = f"givalia/{__version__}"
+AGENT: Final = "givalia"
+GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
+"""The answer to hello."""
 
 
 class Port(Enum):
@@ -189,7 +191,7 @@ class _Framed:
             self.is_over = True
             return
         self.is_open = True
-        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, messages.VERSION, AGENT), b"")]))
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
         if frame.kind == Kind.STAT and not frame.items:
