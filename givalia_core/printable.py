@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 MARGIN: Final = "    | "
@@ -14,6 +15,12 @@ def printable(value: Any) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def without_secrets(url: str) -> str:
+    """Return the URL of a store as it may be shown: without the password that it may hold."""
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
+    return re.sub(r"(?i)([?& ]|^)((?:ssl)?password)=[^&\s]*", r"\1\2=...", shown)
 
 
 def message_of(record: logging.LogRecord) -> str:

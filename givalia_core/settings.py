@@ -60,6 +60,12 @@ class ServerSettings:
         "", "URL of the store: sqlite:///path, sqlite:relative, memory:; empty: queue.db in the user's state folder."
     )
     create: bool = _setting(True, "Make the store at the first start; false: refuse to start where there is none.")
+    upgrade: str = _setting(
+        "auto",
+        "What a start does with a store of an earlier format: auto upgrades it and keeps a copy; manual refuses and names the"
+        " command.",
+        choices=("auto", "manual"),
+    )
     store_on_network: bool = _setting(False, "Allow a store on a network file system, whose syncs may lie.")
     store_unsafe: bool = _setting(
         False, "Use a database although it is set to lose what it acknowledged; each answer then names the weaker class."

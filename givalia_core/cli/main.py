@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import acting, common, demo, filters, several, show, store
+from givalia_core.cli import acting, backup, common, demo, filters, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -369,6 +369,7 @@ VERBS: Final[dict[str, Verb]] = {
     "info": Verb("show what the server is, holds and allows", _nothing, _info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
+    "backup": Verb("copy the store of a running server into a file on this machine", backup.arguments, backup.act),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }
 

@@ -24,6 +24,18 @@ UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker has repo
 _COUNT_MAX: Final = 1 << 62
 
 
+class BackupPart(NamedTuple):
+    """The answer to a backup: `docs/protocol.md` says what the fields are."""
+
+    payload: bytes
+    is_last: bool
+    size_bytes: int
+    format: int
+    jobs: int
+    made_us: int
+    crc: int
+
+
 class Enqueued(NamedTuple):
     """The answer to an enq."""
 
@@ -94,6 +106,11 @@ def stat(fields: Fields, payload: bytes) -> Status:
         raise Broken("the server tells a length of params that they do not have")
     middle = len(payload) - params_bytes
     return _status(shown, payload[:middle], payload[middle:])
+
+
+def backup(fields: Fields, payload: bytes) -> BackupPart:
+    """The answer to a backup."""
+    return BackupPart(payload, *_checked(fields, is_bool, _is_count, _is_count, _is_count, _is_instant, _is_count))
 
 
 def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:

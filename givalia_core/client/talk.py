@@ -26,7 +26,7 @@ from givalia_core.errors import (
 from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
+from givalia_core.protocol.messages import Backup, Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
 from givalia_core.views import Status, at_to_us, length_to_us, wire_id
 
 RESEND_S: Final = 60.0
@@ -369,6 +369,11 @@ def info() -> Call[dict[str, Any]]:
 def modules() -> Call[list[dict[str, Any]]]:
     """What modules the connected workers announced."""
     return Call(Kind.MODULES, [item(Modules())], reading.content)
+
+
+def backup(name: bytes, part: int) -> Call[reading.BackupPart]:
+    """A part of a copy of the server's store."""
+    return _call(Kind.BACKUP, Backup(name, part), reading.backup)
 
 
 def workers() -> Call[list[dict[str, Any]]]:

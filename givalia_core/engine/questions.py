@@ -1,4 +1,4 @@
-"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`, and acts by filter.
+"""Questions whose answers take a walk: `list`, `info`, `modules`, `workers`, acts by filter, parts of a backup.
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
@@ -18,11 +18,11 @@ from givalia_core.engine.answers import LATE
 from givalia_core.engine.backlog import Backlog
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
-from givalia_core.errors import Busy, GivaliaError, TooLarge
+from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreCorrupt, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
-from givalia_core.protocol.messages import CHANGING, OK, Act, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted
+from givalia_core.protocol.messages import CHANGING, OK, Act, Backup, Kind, List, refusal
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, as_copyable
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
@@ -33,9 +33,8 @@ READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so 
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
 
-Line: TypeAlias = tuple[Kind, int]  # Listings and acts: one for each connection; the other kinds: one for all of them.
-"""A walk yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the
-answer."""
+Line: TypeAlias = tuple[Kind, int]  # Of `OWN`: one for each connection; the other kinds: one for all of them.
+OWN: Final = frozenset({Kind.LIST, Kind.ACT, Kind.BACKUP})  # Each connection asks something else.
 
 
 class Questions:
@@ -61,7 +60,7 @@ class Questions:
 
     def leave(self, conn: int) -> None:
         """A connection is gone; nothing that it asked is answered."""
-        for line in [line for line in self._lines if line[1] in (0, conn)]:
+        for line in [line for line in self._lines if line[0] not in OWN or line[1] == conn]:
             kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
             if kept:
                 self._lines[line] = kept
@@ -140,7 +139,7 @@ class Questions:
         is_late = asked[0].until_us is not None and now.mono_us > asked[0].until_us and line[0] in CHANGING
         make = _late if is_late else _WALKS[line[0]]
         walk = self._walks[line] = make(self._desk, store, asked[0].messages[0])
-        heard = [asked[0]] if line[1] else asked
+        heard = [asked[0]] if line[0] in OWN else asked
         self._audience[line] = {(each.conn, each.request) for each in heard}
         next(walk)
         return walk
@@ -173,7 +172,7 @@ class Questions:
 
 
 def _line(asked: Asked) -> Line:
-    return asked.kind, asked.conn if asked.kind in (Kind.LIST, Kind.ACT) else 0
+    return asked.kind, asked.conn if asked.kind in OWN else 0
 
 
 # The walks.
@@ -307,12 +306,27 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
     return (OK,), shown.array()
 
 
+def _backup(_: Desk, store: Store, message: Backup) -> Walk:
+    """A part of a copy of the store."""
+    yield False
+    copyable = as_copyable(store)
+    if copyable is None:
+        raise Refusal(BadRequest(getattr(store, "way_to_back_up", "this store has its own way to be backed up")))
+    try:
+        part = copyable.copy_part(message.backup, message.part)
+    except (BadRequest, NotFound, StoreCorrupt) as error:
+        # What is damaged is found by whoever needs it; a copy is no reason to stop.
+        raise Refusal(error) from error
+    return (OK, *part[1:]), part.payload
+
+
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
     Kind.LIST: _list,
     Kind.ACT: _act,
     Kind.INFO: _info,
     Kind.MODULES: _modules,
     Kind.WORKERS: _workers,
+    Kind.BACKUP: _backup,
 }
 KINDS: Final = frozenset(_WALKS)
 

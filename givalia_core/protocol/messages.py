@@ -185,6 +185,13 @@ class Workers(NamedTuple):
     """Which workers are connected."""
 
 
+class Backup(NamedTuple):
+    """A part of a copy of the server's store, counted from 0; `backup` is a name that its caller makes up."""
+
+    backup: bytes
+    part: int
+
+
 class Join(NamedTuple):
     """A worker process introduces itself; `instance` names this process for as long as it lives."""
 
@@ -322,7 +329,7 @@ class Progressed(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | Info | Modules | Workers
+    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | Info | Modules | Workers | Backup
     | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
 )  # fmt: skip
 
@@ -344,6 +351,7 @@ class Kind(IntEnum):
     WAIT = 11
     CLOCK = 12
     ACT = 13
+    BACKUP = 24
     JOIN = 32
     ANNOUNCE = 33
     RESUME = 34
@@ -399,6 +407,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE, "end_seq": or_none(is_int(0, 1 << 62)),
     },
     Info: {}, Modules: {}, Workers: {},
+    Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},
     Join: {"name": is_name, "instance": _ID, "only_targeted": is_bool, "pid": is_int(0, 1 << 32)},
     Announce: {
         "name": is_name, "distribution": is_text(255), "version": is_text(255), "isolation": is_text(32),
@@ -463,6 +472,7 @@ _RECORDS: Final[dict[Kind, type]] = {
     Kind.INFO: Info,
     Kind.MODULES: Modules,
     Kind.WORKERS: Workers,
+    Kind.BACKUP: Backup,
     Kind.JOIN: Join,
     Kind.ANNOUNCE: Announce,
     Kind.RESUME: Hold,
@@ -480,7 +490,7 @@ _TOLD: Final[dict[type, _Shape]] = {
 }
 CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE, Kind.ACT})
 """The commands of clients that change something; each carries a request id."""
-CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.ACT)
+CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind < Kind.JOIN)
 WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROCESSES)
 
 

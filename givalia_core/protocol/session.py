@@ -16,6 +16,7 @@ from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, Versio
 from givalia_core.protocol import frames, lines, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
+from givalia_core.version import __version__
 
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
@@ -23,6 +24,8 @@ DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decod
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
+GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
+"""The answer to hello."""
 
 
 class Port(Enum):
@@ -34,7 +37,7 @@ class Port(Enum):
 
 KINDS: Final = {Port.CLIENT: CLIENT_KINDS, Port.WORKER: WORKER_KINDS}
 _ONE_BY_ONE: Final = frozenset(
-    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.JOIN, Kind.CREDIT}
+    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP} | {Kind.JOIN, Kind.CREDIT}
 )
 
 
@@ -177,7 +180,9 @@ class _Framed:
             hello = messages.decode(Kind.HELLO, *frame.items[0])
             if not hello.version_min <= messages.VERSION <= hello.version_max:
                 raise VersionMismatch(
-                    f"this server speaks version {messages.VERSION} of the protocol", version=messages.VERSION
+                    f"this server, Givalia {__version__}, speaks version {messages.VERSION} of the protocol, and"
+                    f" {hello.agent or 'the caller'} {hello.version_min} to {hello.version_max}",
+                    version=messages.VERSION,
                 )
             if self._is_busy:
                 raise Busy("this server has as many connections as it takes", retry_after=5.0)
@@ -186,7 +191,7 @@ class _Framed:
             self.is_over = True
             return
         self.is_open = True
-        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, messages.VERSION, AGENT), b"")]))
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
         if frame.kind == Kind.STAT and not frame.items:

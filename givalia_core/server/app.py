@@ -32,6 +32,7 @@ from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
+from givalia_core.printable import without_secrets
 from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
@@ -42,7 +43,7 @@ from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
-from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.server.stores import open_store
 from givalia_core.server.troubles import Signs, Troubles, lines_lost
 from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings

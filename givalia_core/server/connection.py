@@ -43,7 +43,7 @@ HANDSHAKE_US: Final = 5 * SECOND_US
 FRAME_US: Final = 30 * SECOND_US
 SLOW_AFTER_US: Final = 5 * SECOND_US
 SLOW_BYTES_PER_S: Final = 1024
-_READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS})
+_READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP})
 
 log = logging.getLogger("givalia.server")
 

@@ -28,7 +28,7 @@ SMALL_ANSWER_BYTES: Final = 4 << 10  # Answers up to this size are made however 
 ANSWER_BYTES: Final = 200  # An answer to a command that changes something, with its words.
 STATUS_BYTES: Final = RESULT_BYTES_MAX + 2 * ERROR_BYTES_MAX
 _READS: Final = frozenset({Kind.STAT, Kind.WAIT})  # What one answer may bring is large: `_answer_bytes`.
-_QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS})
+_QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP})
 PLENTY: Final = 1 << 40
 
 Queue = deque[Input]

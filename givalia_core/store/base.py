@@ -328,6 +328,18 @@ class Page(NamedTuple):
     cursors: list[Cursor] = []
 
 
+class CopyPart(NamedTuple):
+    """A part of a copy of a store that is sent while the store is written; see `Copyable`."""
+
+    payload: bytes  # Entries of rows, as `givalia_core.store.sqlite_copying` packs them.
+    is_last: bool  # With it the copy is the store as it was when this part was made.
+    size_bytes: int  # About how many bytes the whole copy has.
+    format: int  # Of the store.
+    jobs: int  # How many jobs the store has.
+    made_us: int  # When the part was made, on the wall clock.
+    crc: int  # The CRC-32 of all payloads up to this one.
+
+
 class AlreadyDecided(Exception):
     """A commit met the answer of another server to one of its commands; nothing is known of the rest. Decide it again."""
 
@@ -360,10 +372,11 @@ class Store(Protocol):
         """
 
     def upgrade(self) -> tuple[int, int]:
-        """While it is not open: bring what is stored to the format of this version, or make it; from which, and to which.
+        """While it is not open: bring what is stored to the format of this version; from which, and to which.
 
         Raises:
-            As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
+            StoreMissing: There is no store.
+            StoreError: As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
         """
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
@@ -525,7 +538,25 @@ class SharedStore(Store, Protocol):
         """Ask to be told in `news` when another server ends one of these jobs; sent soon, and not waited for."""
 
 
+class Copyable(Store, Protocol):
+    """A store of which a copy can be sent while it is open."""
+
+    def copy_part(self, backup: bytes, part: int) -> CopyPart:
+        """Return a part of the copy that has this name, counted from 0; short. The one before can be had once more.
+
+        Raises:
+            Busy: Another copy is under way.
+            NotFound: The copy was given up.
+            BadRequest: There is no such part.
+        """
+
+
 ALIVE_US: Final = 10_000_000
+
+
+def as_copyable(store: Store) -> Copyable | None:
+    """The same store with what sends copies of it; None if it has a way of its own to be backed up."""
+    return cast(Copyable, store) if hasattr(store, "copy_part") else None
 
 
 def as_shared(store: Store) -> SharedStore | None:

@@ -49,6 +49,7 @@ class Memory:
 
     durability = "memory"
     is_shared = False
+    way_to_back_up = "the store is the memory of the server's process: there is nothing that could be backed up"
     is_full = False
 
     def __init__(self, url: str = "memory:") -> None:

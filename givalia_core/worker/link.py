@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
+from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale, VersionMismatch
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.addresses import Address, Round
 from givalia_core.protocol.caller import Answer, Told, refused, retry_after_s
@@ -203,19 +203,20 @@ class Link:
                 return
             except (Exception, gevent.Timeout) as error:  # Whatever the other side sends, the link tries again.
                 why = f"{type(error).__name__}: {error}"
+                has_mismatch = isinstance(error, VersionMismatch)
+                if has_mismatch:
+                    why = f"{VersionMismatch.code}: {error}"
             finally:
                 up_s = self._hang_up()
-            if up_s > 0:
-                rounds = 0
+            # A link that is lost as soon as it is up, again and again, is no better than one that does not come up.
             if up_s >= STEADY_S:
+                rounds = 0
                 self._servers.worked()
             retry_s = 0.0
             if self._servers.failed():
                 if self._is_stopping:
                     return
-                most_s = min(BACKOFF_FIRST_S * 2**rounds, BACKOFF_MAX_S)
-                retry_s = random.uniform(BACKOFF_FIRST_S, most_s)
-                rounds = min(rounds + 1, 10)
+                retry_s, rounds = _pause_s(rounds, has_mismatch=has_mismatch), rounds + 1
             self._deliver(Disconnected(address, why, self._servers.address, retry_s))
             self._sleep(wake, retry_s)
 
@@ -251,7 +252,7 @@ class Link:
                 if isinstance(arrived, Answer):
                     error = refused(arrived)
                     if error is not None:
-                        raise error
+                        raise line.caller.explained(error)
                     return arrived
 
     def _asked_since(self) -> float | None:
@@ -272,7 +273,7 @@ class Link:
                 self._beat_in_time()
                 self._check_heard()
                 if reading.dead:
-                    raise ConnectionLost(str(reading.value))
+                    raise _lost(reading.value)
                 line.look()
                 now_us = _mono_us()
                 next_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
@@ -363,7 +364,7 @@ class Link:
 
     # What arrives.
 
-    def _read_forever(self, line: Line, wake: Event) -> str:
+    def _read_forever(self, line: Line, wake: Event) -> Exception:
         try:
             while True:
                 for arrived in line.receive():
@@ -374,7 +375,7 @@ class Link:
                 if self._is_stopping or self._put_off:
                     wake.set()
         except (OSError, GivaliaError) as error:
-            return f"{type(error).__name__}: {error}"
+            return error
         finally:
             wake.set()
 
@@ -430,16 +431,18 @@ class Link:
     def _errors(self, kind: Kind, sent: list[Any], answer: Answer) -> list[GivaliaError | None]:
         """What is wrong with each message of a frame; None where nothing is."""
         errors = [answer_error(fields) for fields, _ in answer.items]
+        if self._line is not None and any(errors):
+            errors = [self._line.caller.explained(error) for error in errors]
         busy = next((error for error in errors if isinstance(error, Busy)), None)
         if busy is not None and (kind in _NEEDED or (isinstance(busy, ShuttingDown) and self._servers.has_others)):
             raise busy
         if len(errors) == len(sent):
-            if kind in (Kind.ANNOUNCE, Kind.CREDIT) and (error := refused(answer)) is not None:
-                raise error
+            if kind in (Kind.ANNOUNCE, Kind.CREDIT) and errors and errors[0] is not None:
+                raise errors[0]
             return errors
         if busy is not None:
             return [busy] * len(sent)
-        raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
+        raise (errors and errors[0]) or GivaliaError("the server answered another number of messages than it was sent")
 
     def _renew(self, message: Hold, error: GivaliaError | None, deadline_us: int) -> None:
         held = self._held.get(message.id)
@@ -476,6 +479,21 @@ class Link:
             if held.deadline_us <= now_us and not held.is_given_up and held.report is None:
                 held.is_given_up = True
                 self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
+
+
+def _lost(error: object) -> GivaliaError:
+    """Return what ends the connection when reading has ended so."""
+    return error if isinstance(error, VersionMismatch) else ConnectionLost(f"{type(error).__name__}: {error}")
+
+
+def _pause_s(rounds: int, *, has_mismatch: bool) -> float:
+    """Return how long to wait when every server has failed, for the first time or after so many rounds before.
+
+    A server of another version is the same at the next try, unless somebody upgrades it: it is not asked often.
+    """
+    if has_mismatch:
+        return random.uniform(BACKOFF_MAX_S / 2, BACKOFF_MAX_S)
+    return random.uniform(BACKOFF_FIRST_S, min(BACKOFF_FIRST_S * 2 ** min(rounds, 10), BACKOFF_MAX_S))
 
 
 def _lease_us(joined: Answer) -> int:

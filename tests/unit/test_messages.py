@@ -101,6 +101,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
     Kind.INFO: {},
     Kind.MODULES: {},
     Kind.WORKERS: {},
+    Kind.BACKUP: {"backup": UUID, "part": numbers(0, 1 << 62)},
     Kind.JOIN: {"name": NAME, "instance": UUID, "only_targeted": BOOL, "pid": numbers(0, 1 << 32)},
     Kind.ANNOUNCE: {
         "name": NAME, "distribution": text(255), "version": text(255), "isolation": text(32), "max_attempts": ATTEMPTS,
