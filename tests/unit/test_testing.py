@@ -184,8 +184,10 @@ def test_the_kit_answers_every_verb_as_a_client_does() -> None:
 
     again = queue.requeue("later", time=5)
     assert (again.id, queue.stat("later").state) == (later.id, "waiting")
-    assert [each.id for each in queue.requeue_all()] == [dead.id]
+    assert queue.ext_all(60, key_prefix="lat").counts == {"moved": 1}
+    assert queue.requeue_all(module="Hopeless").counts == {"requeued": 1}
     assert [(ran.key, ran.attempt) for ran in queue.ran[-1:]] == [("h", 1)]
+    assert queue.cancel_all(all=True, dry_run=True).counts == {"cancelled": 1}
     assert queue.cancel("later", running=True) == "cancelled"
 
     assert queue.info()["workers"] == 1
