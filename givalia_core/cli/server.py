@@ -36,7 +36,7 @@ def _main(arguments: list[str]) -> int:
     notifier = Notifier.from_environment()
     os.umask(0o077)
     program.spare_the_collector()
-    program.start_log(settings.log_level, settings.log_file)
+    program.start_log(settings.log_level, settings.log_file, settings.plugins)
     server = Server(settings)
     server.start()
     asked_to_stop = Event()
@@ -69,7 +69,7 @@ def _read_again(server: Server, read_settings: Callable[[], ServerSettings], not
     notifier.reloading()
     try:
         settings = read_settings()
-        program.start_log(settings.log_level, settings.log_file)
+        program.start_log(settings.log_level, settings.log_file, settings.plugins)
     except Exception as error:
         log.error("the settings are as they were: %s", error)
         notifier.reloaded(f"the settings are as they were: {error}")

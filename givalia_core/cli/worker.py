@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
     notifier = Notifier.from_environment()
-    program.start_log(settings.log_level, settings.log_file)
+    program.start_log(settings.log_level, settings.log_file, settings.plugins)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
@@ -69,7 +69,7 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings],
     notifier.reloading()
     try:
         settings = read_settings()
-        program.start_log(settings.log_level, settings.log_file)
+        program.start_log(settings.log_level, settings.log_file, settings.plugins)
         supervisor.change(settings)
         log.info("settings read again")
     except Exception as error:

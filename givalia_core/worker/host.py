@@ -112,7 +112,7 @@ class Host:
 
     def _open(self, serve: Serve) -> Runner:
         self.settings = WorkerSettings(**serve.settings)
-        start_log(self.settings.log_level, self.settings.log_file)
+        start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
         loggers = Loggers()

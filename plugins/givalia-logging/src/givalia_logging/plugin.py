@@ -48,6 +48,15 @@ def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...])
     return value
 
 
+def log_format(handler: logging.Handler) -> logging.Formatter:
+    """Return the form of every line that a server, or a process of a worker, writes by this handler.
+
+    Raises:
+        ValueError: A setting `GIVALIA_LOGGING_*` cannot be used.
+    """
+    return output.Lines(Settings.read(os.environ).form, handler)
+
+
 class Logging:
     """Logs what happens to jobs, on the server and on the worker.
 
