@@ -296,7 +296,7 @@ class Engine:
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
-                leases.leave(batch, given.conn)
+                leases.lose(batch, given.conn, "its connection has ended")
             else:
                 answers.answer(batch, given, place, self.again.known(given))
         batch.author = NOBODY
@@ -329,7 +329,7 @@ class Engine:
         for session in list(self.desk.routing.sessions.values()):
             if session.beat_mono_us < silent_us:
                 batch.close(session.conn, "it missed two beats")
-                leases.leave(batch, session.conn)
+                leases.lose(batch, session.conn, "it missed two beats")
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us

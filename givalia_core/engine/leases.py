@@ -52,8 +52,23 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     if (session := routing.of_instance(message.instance)) is not None:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
-    routing.join(Session(asked.conn, message, batch.now))
+    joined = Session(asked.conn, message, batch.now)
+    routing.join(joined)
+    batch.news("joined", joined)
     return (OK, batch.desk.policy.lease_us), b""
+
+
+def lose(batch: Batch, conn: int, why: str) -> None:
+    """A connection is gone, or of no use any more; if it was that of a worker, the log says so."""
+    session = batch.desk.routing.sessions.get(conn)
+    if session is not None and not batch.desk.is_draining:
+        rooms = session.rooms.values()
+        held = sum(room.held for room in rooms)
+        if held or any(room.capacity for room in rooms):
+            batch.news("gone", session, jobs=held, why=why)
+        else:
+            batch.news("left", session)
+    leave(batch, conn)
 
 
 def leave(batch: Batch, conn: int) -> None:
@@ -275,6 +290,7 @@ def expire_leases(batch: Batch) -> None:
             continue
         job = batch.jobs.get(lease.job.seq, lease.job)
         if job.state is RUNNING and job.fence == lease.job.fence:
+            batch.news("unreported", job, job.seq)
             settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
 
 
