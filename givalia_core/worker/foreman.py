@@ -377,8 +377,8 @@ class Foreman:
             first, more = split(words)
             module = held.dispatch.module
             if self._failures.may_say(f"jobs of {module} that took their process with them", time.monotonic()):
-                words = "job %s of %s took its process with it: %s"
-                self.log.warning(words, text_id(held.dispatch.id), module, first, extra=more)
+                line = "job %s of %s took its process with it: %s"
+                self.log.warning(line, text_id(held.dispatch.id), module, first, extra=more)
             report = Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.DIED), clipped(words), child_died=True)
         self._settle(held, report)
 

@@ -596,3 +596,15 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
     rig.later(6)
 
     assert "attempt 1 failed: no such cart; the server has not answered the report yet" in caplog.text
+
+
+def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a_few_times(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    for fence in range(1, 31):
+        rig.lend(APART, fence, id=fence.to_bytes(16, "big"))
+        rig.foreman.child_died(rig.crew.running[-1], "child_died: SIGSEGV\na stack")
+
+    assert {report.error for report in rig.link.reports()} == {"child_died: SIGSEGV\na stack"}
+    assert caplog.text.count("took its process with it: child_died: SIGSEGV") == 10
