@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
 HEADLINE_MAX: Final = 256
 
 _CHAINED: Final = re.compile(
@@ -27,6 +31,15 @@ def headline(error: str | None) -> str:
         if line.strip() and not line[0].isspace():  # Frames are indented.
             return line if len(line) <= HEADLINE_MAX else line[: HEADLINE_MAX - 1] + "…"
     return lines[0].strip()[:HEADLINE_MAX] if lines else ""
+
+
+def shortened(error: str, bytes_max: int) -> str:
+    """Return an error in so many bytes of UTF-8; of one that is longer its headline, and the end."""
+    data = error.encode("utf-8", "replace")
+    if len(data) <= bytes_max:
+        return data.decode()
+    head = f"{headline(error)}\n".encode("utf-8", "replace")
+    return (head + data[len(head) - bytes_max :]).decode("utf-8", "ignore")
 
 
 def type_raised(error: str | None) -> str:

@@ -15,6 +15,7 @@ from givalia_core.cli import common
 from givalia_core.cli.notify import Notifier
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
+from givalia_core.stray_errors import log_stray_errors
 
 PROG = "givalia-server"
 WORDS = """The Givalia server: keeps jobs until they are due and hands them to workers.
@@ -37,6 +38,7 @@ def _main(arguments: list[str]) -> int:
     os.umask(0o077)
     program.spare_the_collector()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
+    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
     asked_to_stop = Event()

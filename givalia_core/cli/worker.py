@@ -14,6 +14,7 @@ from givalia_core import program
 from givalia_core.cli import common
 from givalia_core.cli.notify import Notifier
 from givalia_core.settings import WorkerSettings
+from givalia_core.stray_errors import log_stray_errors
 from givalia_core.worker.supervisor import Supervisor
 
 PROG = "givalia-worker"
@@ -40,6 +41,7 @@ def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
     notifier = Notifier.from_environment()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
+    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()

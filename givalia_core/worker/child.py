@@ -30,6 +30,7 @@ from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.stray_errors import log_stray_errors
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.loggers import Loggers, Logging
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Spoiled, pack
@@ -97,6 +98,7 @@ class Child:
                         return 0  # A job that was given to this process meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
+                    log_stray_errors(getLogger("givalia.job"))
                     self._logs = Logging()
         return 0
 

@@ -31,6 +31,7 @@ from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.repeats import Repeats  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
+from givalia_core.stray_errors import log_stray_errors  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
@@ -116,6 +117,7 @@ class Host:
     def _open(self, serve: Serve) -> Runner:
         self.settings = WorkerSettings(**serve.settings)
         start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins)
+        log_stray_errors(log, get_hub(), spawn)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
         loggers = Loggers()
