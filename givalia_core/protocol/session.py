@@ -164,7 +164,7 @@ class _Framed:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._refuse(0, error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for frame in arrived:
@@ -298,7 +298,7 @@ class _Lines:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._out = lines.fail(error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for line in arrived:
@@ -307,8 +307,9 @@ class _Lines:
                 self.is_over, self.refusal = True, f"{MALFORMED_LINES_MAX} lines in a row could not be read"
                 return asks
         if self._reader.is_overlong:
-            asks.append(self._refused(TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")))
-            self.is_over = True
+            overlong = TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")
+            asks.append(self._refused(overlong))
+            self.is_over, self.refusal = True, str(overlong)
         return asks
 
     def _ask(self, line: bytes) -> Ask:

@@ -367,8 +367,7 @@ class Server:
         behind = [connection for connection in self._connections.values() if connection.unsent_since_us]
         stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
         if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
-            self._journal.end(stalled.peer, "it does not read, and others need the room")
-            stalled.close()
+            stalled.close("it does not read, and others need the room")
 
     def _peer_of(self, number: int) -> str:
         connection = self._connections.get(number)
@@ -382,6 +381,8 @@ class Server:
         if self._connections.pop(connection.number, None) is not None:
             if connection.session.refusal:
                 self._journal.refuse(connection.peer, connection.session.port.value, connection.session.refusal)
+            elif connection.ended_for:
+                self._journal.end(connection.peer, connection.ended_for)
             self._per_peer[connection.peer] -= 1
             if not self._per_peer[connection.peer]:
                 del self._per_peer[connection.peer]
@@ -403,8 +404,7 @@ class Server:
         for connection in list(self._connections.values()):
             why = connection.overdue(now_us)
             if why:
-                self._journal.end(connection.peer, why)
-                connection.close()
+                connection.close(why)
         self._journal.look()
         self._make_room()
         self._see_to_memory()

@@ -63,8 +63,7 @@ class Delivery:
             if isinstance(effect, News):
                 self._journal.tell(effect)
             elif (connection := self._connections.get(effect.conn)) is not None:
-                self._journal.end(connection.peer, effect.why)
-                connection.close()
+                connection.close(effect.why)
 
     def _answer_inside(self, effect: Reply | Tell) -> None:
         if isinstance(effect, Reply):

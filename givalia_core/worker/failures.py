@@ -99,9 +99,9 @@ class Failures:
         if is_dead:
             self._say_dead(failure, follows, now_s)
         elif follows is not None and follows.state == CANCELLED:
-            self._say(self._lines.info, failure, follows, "the job is cancelled", now_s)
+            self._say(self._lines.info, failure, follows, ", and the job is cancelled", now_s)
         elif not answered.is_taken:
-            words = "the server did not take the report, for the lease was over"
+            words = ", and the server did not take the report, for the lease was over"
             self._say(self._lines.warning, failure, follows, words, now_s)
         else:
             self._say(self._lines.warning, failure, follows, _next(follows), now_s)
@@ -132,13 +132,13 @@ class Failures:
         self._unanswered[fence] = failure
         if len(self._unanswered) > UNANSWERED_MAX:
             del self._unanswered[next(iter(self._unanswered))]
-        self._say(self._lines.warning, failure, None, "the server has not answered the report yet", now_s)
+        self._say(self._lines.warning, failure, None, ", and the server has not answered the report yet", now_s)
 
     def _say(self, say: Callable[..., None], failure: _Failure, follows: Follows | None, then: str, now_s: float) -> None:
         kind = f"attempts of {failure.module} that failed ({type_raised(failure.error) or failure.kind})"
         if self._repeats.may_say(kind, now_s):
-            ended = f"{_attempt(failure, follows)} failed: {headline(failure.error)}"
-            say("%s", f"{ended}; {then}" if then else ended, extra=failure.extra)
+            # The error comes last: it may be long, and some forms of the log cut a line.
+            say("%s failed%s: %s", _attempt(failure, follows), then, headline(failure.error), extra=failure.extra)
 
     def _say_dead(self, failure: _Failure, follows: Follows | None, now_s: float) -> None:
         kind = f"jobs of {failure.module} that are dead ({type_raised(failure.error) or failure.kind})"
@@ -157,4 +157,4 @@ def _attempt(failure: _Failure, follows: Follows | None) -> str:
 def _next(follows: Follows | None) -> str:
     if follows is None or follows.delay_us is None:
         return ""
-    return f"next try in {follows.delay_us / SECOND_US:.1f} s"
+    return f", next try in {follows.delay_us / SECOND_US:.1f} s"

@@ -117,9 +117,9 @@ def test_a_failing_job_is_seen_without_any_plugin(rig: Rig) -> None:
         job.wait(10)
 
     about = rf"\[module=StayApart key=cart-7 id={job.id} attempt="
-    failed = "failed: TypeError: 'NoneType' object is not subscriptable"
-    worker.await_log(rf"WARNING givalia.worker: attempt 1 of 2 {failed}; next try in 0\.1 s {about}1\]")
-    worker.await_log(rf"ERROR givalia.worker: the job is dead: attempt 2 of 2 {failed} {about}2\]\n    \| Traceback")
+    error = "TypeError: 'NoneType' object is not subscriptable"
+    worker.await_log(rf"WARNING givalia.worker: attempt 1 of 2 failed, next try in 0\.1 s: {error} {about}1\]")
+    worker.await_log(rf"ERROR givalia.worker: the job is dead: attempt 2 of 2 failed: {error} {about}2\]\n    \| Traceback")
     server.await_log(r"INFO givalia.server: worker any \(pid \d+, 127.0.0.1\) has joined")
     server.await_log(rf"ERROR givalia.server: the job is dead \(exhausted\) after attempt 2 of 2: TypeError.*{about}2\]")
     worker.stop()

@@ -56,7 +56,7 @@ def test_a_failed_attempt_is_said_when_it_is_known_what_follows(failures: Failur
 
     failures.answer(Answered(7, RETRY, is_taken=True), 0.1)
 
-    assert log.lines == [("warning", "attempt 2 of 5 failed: ValueError: boom; next try in 3.9 s")]
+    assert log.lines == [("warning", "attempt 2 of 5 failed, next try in 3.9 s: ValueError: boom")]
     assert log.said[0][2] == {
         "job_id": "00010203-0405-0607-0809-0a0b0c0d0e0f", "job_module": "Cart", "key": "cart-7", "attempt": 2,
     }  # fmt: skip
@@ -86,10 +86,10 @@ def test_a_traceback_is_left_out_where_the_setting_says_so_and_where_there_is_no
         (Answered(7, None, is_taken=True), ("warning", "attempt 2 failed: ValueError: boom")),
         (
             Answered(7, None, is_taken=False),
-            ("warning", "attempt 2 failed: ValueError: boom; the server did not take the report, for the lease was over"),
+            ("warning", "attempt 2 failed, and the server did not take the report, for the lease was over: ValueError: boom"),
         ),
         (Answered(7, Follows("cancelled", 5, None), is_taken=True),
-         ("info", "attempt 2 of 5 failed: ValueError: boom; the job is cancelled")),
+         ("info", "attempt 2 of 5 failed, and the job is cancelled: ValueError: boom")),
     ],
     ids=["an old server", "a lease that was over", "a cancelled job"],
 )  # fmt: skip
@@ -108,7 +108,7 @@ def test_an_attempt_whose_report_is_not_answered_is_said_once_and_a_death_all_th
     failures.look(ANSWERED_S)
     failures.look(ANSWERED_S + 1)
 
-    line = ("warning", "attempt 2 failed: ValueError: boom; the server has not answered the report yet")
+    line = ("warning", "attempt 2 failed, and the server has not answered the report yet: ValueError: boom")
     assert log.lines == [line, line]
     failures.answer(Answered(7, RETRY, is_taken=True), 9.0)
     failures.answer(Answered(8, DEAD, is_taken=True), 9.0)
@@ -118,7 +118,7 @@ def test_an_attempt_whose_report_is_not_answered_is_said_once_and_a_death_all_th
 def test_nothing_is_left_unsaid_at_the_end(failures: Failures, log: Log) -> None:
     report(failures)
     failures.close(0.1)
-    assert log.lines == [("warning", "attempt 2 failed: ValueError: boom; the server has not answered the report yet")]
+    assert log.lines == [("warning", "attempt 2 failed, and the server has not answered the report yet: ValueError: boom")]
 
 
 def test_a_storm_of_one_error_is_counted(failures: Failures, log: Log) -> None:

@@ -595,7 +595,7 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
 
     rig.later(6)
 
-    assert "attempt 1 failed: no such cart; the server has not answered the report yet" in caplog.text
+    assert "attempt 1 failed, and the server has not answered the report yet: no such cart" in caplog.text
 
 
 def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a_few_times(

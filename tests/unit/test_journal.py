@@ -158,9 +158,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     [
         (b"GET / HTTP/1.1\r\n\r\n", "from 127.0.0.1 to the port for clients was refused: it does not speak the protocol"),
         (hello(99, 99), "was refused: this server speaks version 1 of the protocol"),
+        (MAGIC + b"\xff" * 64, "was refused: "),
         (b"{nonsense}\n" * 3, "was refused: 3 lines in a row could not be read"),
     ],
-    ids=["another protocol", "another version", "lines"],
+    ids=["another protocol", "another version", "a frame too large", "lines"],
 )  # fmt: skip
 def test_a_refused_connection_is_said(server: Server, data: bytes, said: str, caplog: pytest.LogCaptureFixture) -> None:
     with gevent.socket.create_connection(("127.0.0.1", server.client_port)) as connection, gevent.Timeout(10):

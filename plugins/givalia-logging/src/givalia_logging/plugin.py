@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from givalia_core import Outcome, hookimpl
+from givalia_core.headline import headline
 from givalia_core.views import JobView, RunningJobView
 
 from givalia_logging import fields, output
@@ -135,6 +136,5 @@ class Logging:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    """How an attempt ended. Of an error the last line, which says what was raised; the traceback before it is in `stat`."""
-    lines = outcome.error.strip().splitlines() if outcome.error else []
-    return {"outcome": str(outcome.kind), "error": lines[-1] if lines else None}
+    """How an attempt ended. Of an error type and message of what was raised; the traceback is in `stat`."""
+    return {"outcome": str(outcome.kind), "error": headline(outcome.error) or None}
