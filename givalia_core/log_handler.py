@@ -55,6 +55,14 @@ class LogHandler(logging.Handler):
         finally:
             self.release()
 
+    def writes_to(self, fd: int) -> bool:
+        """Return whether lines go where this file descriptor leads."""
+        try:
+            found = fstat(fd)
+        except OSError:
+            return False
+        return _identity(self.stream) == (found.st_dev, found.st_ino)
+
     def _replace(self, opened: io.FileIO | None) -> None:
         before, self.stream = self.stream, sys.stderr if opened is None else opened
         if isinstance(before, io.FileIO) and _identity(before) == self._identity:
@@ -103,7 +111,7 @@ class LogHandler(logging.Handler):
             return
 
 
-def _identity(stream: io.FileIO) -> tuple[int, int] | None:
+def _identity(stream: Any) -> tuple[int, int] | None:
     try:
         found = fstat(stream.fileno())
     except (OSError, ValueError):

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import os
+import sys
 from typing import Any, Final
 
 from givalia_core.errors import SettingsInvalid
@@ -72,6 +73,20 @@ def _formatter(handler: logging.Handler, plugins: str) -> logging.Formatter:
             if isinstance(made, logging.Formatter):
                 return made
     return Formatter()
+
+
+def say_last(line: str) -> None:
+    """Say why this program ends, in one line on standard error; in the log as well, and only there if both are one stream.
+
+    A program whose log has not been started, or has the plain form on standard error, just says the line.
+    """
+    handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None)
+    is_one = handler is not None and handler.writes_to(2)
+    if handler is not None and not (is_one and isinstance(handler.formatter, Formatter)):
+        log.critical("%s", line)
+        if is_one:
+            return
+    print(line, file=sys.stderr, flush=True)
 
 
 def point_output_to(path: str) -> None:

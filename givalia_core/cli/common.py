@@ -105,10 +105,10 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
     try:
         yield
     except GivaliaError as error:
-        print(f"{prog}: {error.code}: {printable(error)}", file=sys.stderr)
+        program.say_last(f"{prog}: {error.code}: {printable(error)}")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        print(f"{prog}: {printable(error)}", file=sys.stderr)
+        program.say_last(f"{prog}: {printable(error)}")
         raise SystemExit(69) from None
 
 

@@ -213,3 +213,23 @@ def test_without_a_file_lines_go_to_standard_error(capsys: pytest.CaptureFixture
     LOG.info("a line")
     assert "INFO givalia.worker: a line" in capsys.readouterr().err
     assert logging.getLogger("givalia").handlers[0].stream is sys.stderr  # type: ignore[attr-defined]
+
+
+def test_why_a_program_ends_is_said_once_where_it_is_looked_for(
+    tmp_path: Path, start: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", open(2, "w", buffering=1, closefd=False))  # noqa: SIM115
+    line = "givalia-server: STORE_LOCKED: another server has it"
+    program.say_last(line)
+    start()
+    program.say_last(line)
+    assert capfd.readouterr().err == f"{line}\n" * 2
+
+    start("", lambda handler: logging.Formatter("form: %(message)s"))
+    program.say_last(line)
+    assert capfd.readouterr().err == f"form: {line}\n"
+
+    start(tmp_path / "log")
+    program.say_last(line)
+    assert capfd.readouterr().err == f"{line}\n"
+    assert (tmp_path / "log").read_text().endswith(f"CRITICAL givalia: {line}\n")
