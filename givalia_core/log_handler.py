@@ -7,9 +7,10 @@ so a file may be cut in place as well (`copytruncate`). Nothing here makes a pro
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
+from io import FileIO
+from logging import ERROR, WARNING, Handler, LogRecord, makeLogRecord
 from os import O_APPEND, O_CLOEXEC, O_CREAT, O_WRONLY, close, fstat, stat
 from os import open as open_fd
 from pathlib import Path
@@ -24,7 +25,7 @@ LOG_HANDLER: Final = "givalia"
 """The name of the handler: plugins that change the form of lines look for it, rather than add one of their own."""
 
 
-class LogHandler(logging.Handler):
+class LogHandler(Handler):
     """Writes each record in the form of its formatter; in the plain form if that fails."""
 
     def __init__(self) -> None:
@@ -37,7 +38,8 @@ class LogHandler(logging.Handler):
         self._identity: tuple[int, int] | None = None  # Of the file that is open.
         self._plain = Formatter()
         self.setFormatter(self._plain)
-        self.stream: Any = sys.stderr
+        self._standard: Any = sys.stderr
+        self.stream = self._standard
         """What is written to."""
 
     def point_to(self, file: str) -> None:
@@ -63,27 +65,27 @@ class LogHandler(logging.Handler):
             return False
         return _identity(self.stream) == (found.st_dev, found.st_ino)
 
-    def _replace(self, opened: io.FileIO | None) -> None:
-        before, self.stream = self.stream, sys.stderr if opened is None else opened
-        if isinstance(before, io.FileIO) and _identity(before) == self._identity:
+    def _replace(self, opened: FileIO | None) -> None:
+        before, self.stream = self.stream, self._standard if opened is None else opened
+        if isinstance(before, FileIO) and _identity(before) == self._identity:
             close(before.fileno())  # Else a job has closed all files, and the descriptor may be another's by now.
         self._identity = None if opened is None else _identity(opened)
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(self, record: LogRecord) -> str:
         """Return the line, whatever the formatter, which may be a plugin's, makes of it."""
         try:
             return super().format(record)
         except Exception:
             return self._plain.format(record)
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: LogRecord) -> None:
         """Write a line; one that cannot be written is counted, and the next one that can says so."""
         try:
             self._follow()
             if self._unsaid:
                 words = f"{self._unsaid} lines of the log could not be written"
-                fields = {"name": "givalia", "levelno": logging.ERROR, "levelname": "ERROR", "msg": words}
-                self._write(self.format(logging.makeLogRecord(fields)))
+                fields = {"name": "givalia", "levelno": ERROR, "levelname": "ERROR", "msg": words}
+                self._write(self.format(makeLogRecord(fields)))
                 self._unsaid = 0
             self._write(self.format(record))
         except Exception:
@@ -91,7 +93,7 @@ class LogHandler(logging.Handler):
             self._unsaid += 1
 
     def _write(self, line: str) -> None:
-        if not isinstance(self.stream, io.FileIO):
+        if not isinstance(self.stream, FileIO):
             self.stream.write(line + "\n")
             self.stream.flush()
             return
@@ -111,6 +113,12 @@ class LogHandler(logging.Handler):
             return
 
 
+def be_last_resort(handler: Handler) -> None:
+    """Let this handler have the warnings and errors of loggers that nobody has set up; by itself Python prints them."""
+    handler.setLevel(WARNING)
+    logging.lastResort = handler
+
+
 def _identity(stream: Any) -> tuple[int, int] | None:
     try:
         found = fstat(stream.fileno())
@@ -119,5 +127,5 @@ def _identity(stream: Any) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _opened(path: str, flags: int = 0) -> io.FileIO:
-    return io.FileIO(open_fd(path, O_WRONLY | O_APPEND | O_CLOEXEC | flags, 0o600), "a", closefd=False)
+def _opened(path: str, flags: int = 0) -> FileIO:
+    return FileIO(open_fd(path, O_WRONLY | O_APPEND | O_CLOEXEC | flags, 0o600), "a", closefd=False)

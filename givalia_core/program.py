@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from givalia_core.errors import SettingsInvalid
 from givalia_core.installed import ALL, entry_points
-from givalia_core.log_handler import LogHandler
+from givalia_core.log_handler import LogHandler, be_last_resort
 from givalia_core.printable import Formatter
 
 LOG_FORMATS: Final = "givalia.log_formats"
@@ -39,15 +39,8 @@ def start_log(level: str, file: str, plugins: str = ALL) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level.upper())
-    # Warnings of loggers that nobody has set up: those of libraries, of plugins, of what jobs import.
-    logging.lastResort = _last_resort(handler)
+    be_last_resort(_Passing(handler))
     handler.setFormatter(_formatter(handler, plugins))
-
-
-def _last_resort(handler: LogHandler) -> logging.Handler:
-    last = _Passing(handler)
-    last.setLevel(logging.WARNING)
-    return last
 
 
 class _Passing(logging.Handler):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from givalia_core.frozen import Clock
 from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
 
@@ -70,7 +70,7 @@ class _Stray:
             self._say("this program ends with", kind, error, trace)
 
     def _say(self, what: str, kind: Any, error: Any, trace: Any) -> None:
-        now_s, name = time.monotonic(), getattr(kind, "__name__", "?")
+        now_s, name = Clock.monotonic(), getattr(kind, "__name__", "?")
         for left_out in self._repeats.left_out(now_s):
             quietly(self._log.error, "%s", left_out)
         if self._repeats.may_say(f"errors that nobody caught ({name})", now_s):

@@ -7,7 +7,6 @@ the process says so and ends.
 
 from __future__ import annotations
 
-import logging
 import sys
 from _socket import socket
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core import forks
 from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.log_handler import be_last_resort
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
@@ -303,5 +303,4 @@ def log_to(say: Any, level: str) -> None:
     root.handlers[:] = [Forwarding(say)]
     root.propagate = False
     root.setLevel(level.upper())
-    logging.lastResort = Forwarding(say)
-    logging.lastResort.setLevel(logging.WARNING)
+    be_last_resort(Forwarding(say))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from logging import Handler, Logger, disable, getLogger, root
+from logging import _handlerList as _known  # type: ignore[attr-defined]
 from sys import modules
 from typing import Any, Final
 
@@ -99,7 +100,7 @@ class Logging:
         self._root = _State(root)
         self._others = [_State(logger) for logger in _loggers() if logger not in _OURS]
         self._parts = [getattr(logging, name) for name in _PARTS]
-        self._known: list[Any] = list(logging._handlerList)  # type: ignore[attr-defined]
+        self._known: list[Any] = list(_known)
         self._structlog = _Structlog()
 
     def are_kept(self) -> bool:
@@ -114,14 +115,13 @@ class Logging:
 
     def _knows_handlers(self) -> bool:
         """Return whether `logging` knows the oldest handler: when configured anew it forgets all, and may change any logger."""
-        return not self._known or logging._handlerList[:1] == self._known[:1]  # type: ignore[attr-defined]
+        return not self._known or _known[:1] == self._known[:1]
 
     def restore(self) -> None:
         """Put it back."""
         if not self._knows_handlers():
-            known: list[Any] = logging._handlerList  # type: ignore[attr-defined]
-            new = [each for each in known if each not in self._known]
-            known[:] = [*(each for each in self._known if each() is not None), *new]
+            new = [each for each in _known if each not in self._known]
+            _known[:] = [*(each for each in self._known if each() is not None), *new]
             were = {each.logger for each in self._others}
             for other in self._others:
                 other.restore()
