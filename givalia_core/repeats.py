@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
 SAID_MOST: Final = 10  # Lines of one kind in one period: all attempts of a job are fewer in ten seconds.
 PERIOD_S: Final = 10.0
 KINDS_MAX: Final = 500  # Kinds are made of names that others choose.

@@ -13,8 +13,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.headline import headline, type_raised
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.repeats import Repeats
-from givalia_core.views import text_id
-from givalia_core.worker.held import Lines
+from givalia_core.worker.held import Lines, about
 
 ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
 UNANSWERED_MAX: Final = 10_000
@@ -60,12 +59,7 @@ class _Failure:
         self.module = dispatch.module
         self.attempt = dispatch.attempt
         self.since_s = since_s
-        self.extra = {
-            "job_id": text_id(dispatch.id),
-            "job_module": dispatch.module,
-            "key": dispatch.key,
-            "attempt": dispatch.attempt,
-        }
+        self.extra = about(dispatch)
 
 
 class Failures:

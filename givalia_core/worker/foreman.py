@@ -101,6 +101,10 @@ class Foreman:
         """Take what the link brings."""
         self._actions[type(event)](event)
 
+    def may_say(self, kind: str) -> bool:
+        """Count a line that every job may bring; return whether it is said. `kind` is in words what many of them are."""
+        return self._failures.may_say(kind, time.monotonic())
+
     # Crews.
 
     def _add_crew(self) -> Crew:
@@ -225,7 +229,8 @@ class Foreman:
     def _lose(self, event: Lost) -> None:
         held = self._jobs.get(event.fence)
         if held is not None:
-            self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
+            if self.may_say(f"jobs of {held.dispatch.module} that are stopped: {event.why}"):
+                self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
             self._end(held, "lease", event.why)
 
     def _note_connected(self, event: Connected) -> None:
@@ -364,7 +369,8 @@ class Foreman:
 
     def job_not_started(self, held: Job, words: str) -> None:
         """There is no process of its own for a job, so this attempt has failed."""
-        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
+        if self.may_say(f"jobs of {held.dispatch.module} that could not be started"):
+            self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         self._settle(held, Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
     def child_died(self, held: Job, words: str) -> None:
@@ -375,10 +381,9 @@ class Foreman:
         else:
             self.counts["children_died"] += 1
             first, more = split(words)
-            module = held.dispatch.module
-            if self._failures.may_say(f"jobs of {module} that took their process with them", time.monotonic()):
+            if self.may_say(f"jobs of {held.dispatch.module} that took their process with them"):
                 line = "job %s of %s took its process with it: %s"
-                self.log.warning(line, text_id(held.dispatch.id), module, first, extra=more)
+                self.log.warning(line, text_id(held.dispatch.id), held.dispatch.module, first, extra=more)
             report = Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.DIED), clipped(words), child_died=True)
         self._settle(held, report)
 

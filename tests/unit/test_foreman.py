@@ -598,6 +598,18 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
     assert "attempt 1 failed, and the server has not answered the report yet: no such cart" in caplog.text
 
 
+def test_lost_leases_are_logged_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    for fence in range(1, 31):
+        job = rig.lend(fence=fence, id=fence.to_bytes(16, "big"))
+        rig.foreman.deliver(Lost(job.id, job.fence, "its lease could not be renewed in time"))
+    assert caplog.text.count("is stopped: its lease could not be renewed in time") == 10
+
+    rig.foreman.say_rest()
+
+    assert "20 more jobs of Sample that are stopped: its lease could not be renewed in time, within 10 s" in caplog.text
+
+
 def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a_few_times(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

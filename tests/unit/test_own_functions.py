@@ -15,6 +15,7 @@ BESIDE_JOBS = [
     *(HOUSE / "worker" / f"{name}.py" for name in ("channel", "child", "collector", "host", "notes", "pipeline", "runner")),
     *(HOUSE / "worker" / f"{name}.py" for name in ("loggers", "starter", "surroundings", "wary")),
     HOUSE / "log_handler.py",
+    HOUSE / "repeats.py",
     HOUSE / "protocol" / "values.py",
     HOUSE / "steady.py",
 ]
