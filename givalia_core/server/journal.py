@@ -99,8 +99,9 @@ class Journal:
         kind = f"jobs of {job.module} that are dead ({job.reason})"
         if job.reason == "expired":
             return Line(logging.WARNING, kind, "the job is dead: it has expired before it could start", _about(job))
-        words = f"the job is dead ({job.reason}) after attempt {job.attempt} of {job.max_attempts}: {headline(job.error)}"
-        return Line(logging.ERROR, kind, words, _about(job))
+        error = headline(job.error)
+        words = f"the job is dead ({job.reason}) after attempt {job.attempt} of {job.max_attempts}: {error}"
+        return Line(logging.ERROR, kind, words, {**_about(job), "error": error})
 
 
 _LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {

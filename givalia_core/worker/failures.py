@@ -132,15 +132,17 @@ class Failures:
         kind = f"attempts of {failure.module} that failed ({type_raised(failure.error) or failure.kind})"
         if self._repeats.may_say(kind, now_s):
             # The error comes last: it may be long, and some forms of the log cut a line.
-            say("%s failed%s: %s", _attempt(failure, follows), then, headline(failure.error), extra=failure.extra)
+            line = headline(failure.error)
+            say("%s failed%s: %s", _attempt(failure, follows), then, line, extra={**failure.extra, "error": line})
 
     def _say_dead(self, failure: _Failure, follows: Follows | None, now_s: float) -> None:
         kind = f"jobs of {failure.module} that are dead ({type_raised(failure.error) or failure.kind})"
         if not self._repeats.may_say(kind, now_s):
             return
         line = headline(failure.error)
-        has_more = failure.error.strip() != line and self._shows_tracebacks()
-        extra = {**failure.extra, "traceback": failure.error} if has_more else failure.extra
+        extra = {**failure.extra, "error": line}
+        if failure.error.strip() != line and self._shows_tracebacks():
+            extra["traceback"] = failure.error
         self._lines.error("the job is dead: %s failed: %s", _attempt(failure, follows), line, extra=extra)
 
 

@@ -59,6 +59,7 @@ def test_a_failed_attempt_is_said_when_it_is_known_what_follows(failures: Failur
     assert log.lines == [("warning", "attempt 2 of 5 failed, next try in 3.9 s: ValueError: boom")]
     assert log.said[0][2] == {
         "job_id": "00010203-0405-0607-0809-0a0b0c0d0e0f", "job_module": "Cart", "key": "cart-7", "attempt": 2,
+        "error": "ValueError: boom",
     }  # fmt: skip
 
 
