@@ -25,6 +25,7 @@ WORKER_PORT: Final = 12323
 PREFIX: Final = "GIVALIA_"
 YEAR_S: Final = 365 * 86_400.0
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_ERRORS: Final = ("full", "line")
 
 S = TypeVar("S")
 
@@ -138,6 +139,11 @@ class WorkerSettings:
     )
     hook_limit: float = _setting(
         10.0, "Seconds that one call of a plugin on the worker may take; then it is ended, and the job goes on.", least=0.1
+    )
+    log_errors: str = _setting(
+        "full",
+        "What the log has of a job that is dead; full: with the traceback, whose values it may show.",
+        choices=LOG_ERRORS,
     )
     watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all that are installed.")

@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
+from givalia_core import program
 from givalia_core.errors import GivaliaError
 from givalia_core.printable import printable
 from givalia_core.settings import load, state_folder
@@ -19,6 +20,7 @@ from givalia_core.settings import load, state_folder
 EXIT_USAGE: Final = 64
 READY: Final = b"ready"
 READY_FD: Final = "GIVALIA_READY_FD"
+IN_BACKGROUND: Final = "GIVALIA_IN_BACKGROUND"
 EXIT_CODES: Final = """
 exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad value; 65 too large, or a corrupt store;
 66 no such job; 69 refused, or no server; 73 key is taken; 74 the store failed; 75 try again (busy, full, locked, timeout);
@@ -69,16 +71,27 @@ def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str
     """What server and worker begin with: their flags, and the background if that was asked for.
 
     Returns:
-        The settings, and how to read them again.
+        The settings, and how to read them again. In the background the log is a file, whatever they say, and standard
+        output goes to whichever file bears its name when they are read.
     """
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
     add_settings(asked, kind)
     given = asked.parse_args(arguments)
-    settings = read_settings(kind, given)
+    is_in_background = os.environ.pop(IN_BACKGROUND, "") != ""
+
+    def read() -> S:
+        settings: Any = read_settings(kind, given)
+        if not is_in_background:
+            return cast("S", settings)
+        path = log_path(settings.log_file, prog)
+        program.point_output_to(str(path))
+        return cast("S", replace(settings, log_file=str(path)))
+
+    settings = read()
     if given.daemon and READY_FD not in os.environ:
-        go_to_background(module, arguments, getattr(settings, "log_file", ""), prog)
-    return settings, lambda: read_settings(kind, given)
+        go_to_background(module, arguments, log_path(getattr(settings, "log_file", ""), prog), prog)
+    return settings, read
 
 
 def read_settings(kind: type[S], given: argparse.Namespace) -> S:
@@ -92,23 +105,27 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
     try:
         yield
     except GivaliaError as error:
-        print(f"{prog}: {error.code}: {printable(error)}", file=sys.stderr)
+        program.say_last(f"{prog}: {error.code}: {printable(error)}")
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        print(f"{prog}: {printable(error)}", file=sys.stderr)
+        program.say_last(f"{prog}: {printable(error)}")
         raise SystemExit(69) from None
 
 
 # The background.
 
 
-def go_to_background(module: str, arguments: list[str], log_file: str, name: str) -> None:
+def log_path(log_file: str, name: str) -> Path:
+    """Return the log file of a program in the background: the one that is set, or one in the user's state folder."""
+    return Path(log_file) if log_file else state_folder() / f"{name}.log"
+
+
+def go_to_background(module: str, arguments: list[str], path: Path, name: str) -> None:
     """Start this program once more without a terminal; print its PID once it is ready, and end.
 
     A new process rather than a fork: nothing of this one, no thread and no open file, goes with it. It finds `READY_FD` in
     its environment, which tells it that it is in the background already.
     """
-    path = Path(log_file) if log_file else state_folder() / f"{name}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     readable, writable = os.pipe()
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as log:
@@ -117,7 +134,7 @@ def go_to_background(module: str, arguments: list[str], log_file: str, name: str
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, READY_FD: str(writable)},
+            env={**os.environ, READY_FD: str(writable), IN_BACKGROUND: "1"},
             pass_fds=(writable,),
             start_new_session=True,
         )

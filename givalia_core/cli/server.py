@@ -15,6 +15,7 @@ from givalia_core.cli import common
 from givalia_core.cli.notify import Notifier
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
+from givalia_core.stray_errors import log_stray_errors
 
 PROG = "givalia-server"
 WORDS = """The Givalia server: keeps jobs until they are due and hands them to workers.
@@ -36,7 +37,8 @@ def _main(arguments: list[str]) -> int:
     notifier = Notifier.from_environment()
     os.umask(0o077)
     program.spare_the_collector()
-    program.start_log(settings.log_level, settings.log_file)
+    program.start_log(settings.log_level, settings.log_file, settings.plugins)
+    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
     asked_to_stop = Event()
@@ -69,7 +71,7 @@ def _read_again(server: Server, read_settings: Callable[[], ServerSettings], not
     notifier.reloading()
     try:
         settings = read_settings()
-        program.start_log(settings.log_level, settings.log_file)
+        program.start_log(settings.log_level, settings.log_file, settings.plugins)
     except Exception as error:
         log.error("the settings are as they were: %s", error)
         notifier.reloaded(f"the settings are as they were: {error}")

@@ -14,6 +14,7 @@ from givalia_core import program
 from givalia_core.cli import common
 from givalia_core.cli.notify import Notifier
 from givalia_core.settings import WorkerSettings
+from givalia_core.stray_errors import log_stray_errors
 from givalia_core.worker.supervisor import Supervisor
 
 PROG = "givalia-worker"
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
     notifier = Notifier.from_environment()
-    program.start_log(settings.log_level, settings.log_file)
+    program.start_log(settings.log_level, settings.log_file, settings.plugins)
+    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
@@ -69,7 +71,7 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings],
     notifier.reloading()
     try:
         settings = read_settings()
-        program.start_log(settings.log_level, settings.log_file)
+        program.start_log(settings.log_level, settings.log_file, settings.plugins)
         supervisor.change(settings)
         log.info("settings read again")
     except Exception as error:

@@ -297,7 +297,7 @@ class Engine:
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
-                leases.leave(batch, given.conn)
+                leases.lose(batch, given.conn, "its connection has ended")
             else:
                 answers.answer(batch, given, place, self.again.known(given))
         batch.author = NOBODY
@@ -330,7 +330,7 @@ class Engine:
         for session in list(self.desk.routing.sessions.values()):
             if session.beat_mono_us < silent_us:
                 batch.close(session.conn, "it missed two beats")
-                leases.leave(batch, session.conn)
+                leases.lose(batch, session.conn, "it missed two beats")
         self.desk.losses.sweep(batch.now.mono_us - self.desk.policy.lease_us, self.desk.routing.elsewhere.instances)
 
     def _retention(self) -> Retention:

@@ -16,7 +16,7 @@ from givalia_core.engine import remembered
 from givalia_core.engine.acts import Acts
 from givalia_core.engine.aside import Aside
 from givalia_core.engine.losses import Losses
-from givalia_core.engine.records import Close, Effect, Refusal, Tell, hook_of
+from givalia_core.engine.records import Close, Effect, News, Refusal, Tell, hook_of
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.waits import Waits
 from givalia_core.errors import Busy
@@ -110,6 +110,7 @@ class Desk:
         self.waits = Waits()
         self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
+        self.tells_news = False  # Whether somebody wants to know what is worth a line in the log.
         self.remembered = Remembered()
         self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
@@ -335,6 +336,7 @@ class Batch:
             self.hook("on_done", ended)
         elif ended.state is DEAD:
             self.hook("on_dead", ended)
+            self.news("dead", ended, ended.seq)
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
@@ -402,6 +404,11 @@ class Batch:
         """Tell the server's plugins, once the job is stored."""
         if name in self.desk.listening:
             self.effects.append((job.seq, hook_of(name, job, **extra)))
+
+    def news(self, act: str, subject: Any, seq: int = 0, *, jobs: int = 0, why: str = "") -> None:
+        """Have a line logged, once the job (0: none) is stored; see `News`."""
+        if self.desk.tells_news:
+            self.effects.append((seq, News(act, subject, jobs, why)))
 
     def follow(self, job: Job) -> None:
         """Somebody waits for this job: unless its end will be seen here, be told of it."""

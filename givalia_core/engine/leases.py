@@ -16,6 +16,7 @@ from givalia_core.model import (
     DONE,
     RELEASES_MAX,
     RUNNING,
+    WAITING,
     Job,
     OutcomeKind,
     evolve,
@@ -52,8 +53,23 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
     batch.desk.losses.join(message.instance)
-    routing.join(Session(asked.conn, message, batch.now))
+    joined = Session(asked.conn, message, batch.now)
+    routing.join(joined)
+    batch.news("joined", joined)
     return (OK, batch.desk.policy.lease_us), b""
+
+
+def lose(batch: Batch, conn: int, why: str) -> None:
+    """A connection is gone, or of no use any more; if it was that of a worker, the log says so."""
+    session = batch.desk.routing.sessions.get(conn)
+    if session is not None and not batch.desk.is_draining:
+        rooms = session.rooms.values()
+        held = sum(room.held for room in rooms)
+        if held or any(room.capacity for room in rooms):
+            batch.news("gone", session, jobs=held, why=why)
+        else:
+            batch.news("left", session)
+    leave(batch, conn)
 
 
 def leave(batch: Batch, conn: int) -> None:
@@ -202,8 +218,10 @@ def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
     """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
-    settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
-    return (OK,), b""
+    after = settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
+    most = after.max_attempts or batch.desk.policy.max_attempts
+    wait = () if after.state is not WAITING else (max(after.due_on_timer_us(batch.now) - batch.now.timer_us, 0),)
+    return (OK, after.state.value, most, *wait), b""
 
 
 def settle_failure(
@@ -215,12 +233,11 @@ def settle_failure(
     *,
     permanent: bool = False,
     deaths: int | None = None,
-) -> None:
-    """What becomes of a running job whose attempt ended without success; `deaths` of its processes by now, if it grew."""
+) -> Job:
+    """Return what becomes of a running job whose attempt ended without success; `deaths` of its processes, if it grew."""
     deaths = job.deaths if deaths is None else deaths
     if job.stop_asked:
-        batch.end(job, "stop", error=error, deaths=deaths)
-        return
+        return batch.end(job, "stop", error=error, deaths=deaths)
     reason = None
     if permanent:
         reason = "failed"
@@ -229,12 +246,12 @@ def settle_failure(
     elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
         reason = "exhausted"
     if reason is not None:
-        batch.end(job, "die", reason=reason, error=error, deaths=deaths)
-        return
+        return batch.end(job, "die", reason=reason, error=error, deaths=deaths)
     delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
     retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error, deaths=deaths)
     batch.put(job, retried)
     batch.hook("on_retry", retried, outcome=Ended(kind, error))
+    return retried
 
 
 def release(batch: Batch, asked: Asked, message: Release) -> Item:
@@ -276,6 +293,7 @@ def expire_leases(batch: Batch) -> None:
         job = batch.jobs.get(lease.job.seq, lease.job)
         if job.state is RUNNING and job.fence == lease.job.fence:
             batch.desk.losses.leases += 1
+            batch.news("unreported", job, job.seq)
             settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
 
 

@@ -102,7 +102,20 @@ def _shown(value: Any) -> Any:
     return Outcome(value.kind, error=value.error) if isinstance(value, Ended) else value
 
 
-Effect: TypeAlias = Reply | Tell | Close | Hook
+class News(NamedTuple):
+    """Something that the log of the server says, after the commit.
+
+    Of a worker (`subject` is its session): it has `joined`, it has `left` as it should, or it is `gone`, with so many `jobs`,
+    and `why`. Of a job: its lease ended `unreported`, or it is `dead`.
+    """
+
+    act: str
+    subject: Any
+    jobs: int = 0
+    why: str = ""
+
+
+Effect: TypeAlias = Reply | Tell | Close | Hook | News
 
 
 UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)

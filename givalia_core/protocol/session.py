@@ -24,6 +24,7 @@ DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decod
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
+BUSY: Final = "this server has as many connections as it takes"
 GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
 """The answer to hello."""
 
@@ -80,7 +81,13 @@ class Session:
         self._read_clock = read_clock
         self._talk: _Framed | _Lines | None = None
         self._start = b""
+        self._refusal = ""
         self.is_over = False
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing is taken from the other side, in words; empty while that has not been said."""
+        return self._refusal or (self._talk.refusal if self._talk is not None else "")
 
     @property
     def is_open(self) -> bool:
@@ -112,7 +119,9 @@ class Session:
         if start.startswith(frames.MAGIC):
             self._talk, self._start = _Framed(KINDS[self.port], self._read_clock, is_busy=self._is_busy), b""
             return start[len(frames.MAGIC) :]
-        self.is_over = not frames.MAGIC.startswith(start)
+        if not frames.MAGIC.startswith(start):
+            is_line = start[:1] == b"{" and self.port is Port.CLIENT
+            self.is_over, self._refusal = True, BUSY if is_line else "it does not speak the protocol"
         return b""
 
     @property
@@ -139,6 +148,7 @@ class _Framed:
         self._reader = frames.Reader()
         self._out: list[bytes] = []
         self._hello_bytes = 0
+        self.refusal = ""
         self.is_open = False
         self.is_over = False
 
@@ -157,7 +167,7 @@ class _Framed:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._refuse(0, error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for frame in arrived:
@@ -170,7 +180,7 @@ class _Framed:
             if self.is_over:
                 return asks
         if not self.is_open and self._hello_bytes > HANDSHAKE_BYTES_MAX:
-            self.is_over = True
+            self.is_over, self.refusal = True, "its hello is too long"
         return asks
 
     def _hello(self, frame: frames.Frame) -> None:
@@ -185,10 +195,10 @@ class _Framed:
                     version=messages.VERSION,
                 )
             if self._is_busy:
-                raise Busy("this server has as many connections as it takes", retry_after=5.0)
+                raise Busy(BUSY, retry_after=5.0)
         except GivaliaError as error:
             self._refuse(frame.request, error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return
         self.is_open = True
         self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
@@ -281,6 +291,7 @@ class _Lines:
         self._count = 0
         self._malformed = 0
         self._out = b""
+        self.refusal = ""
         self.is_over = False
 
     @property
@@ -292,17 +303,18 @@ class _Lines:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._out = lines.fail(error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for line in arrived:
             asks.append(self._ask(line))
             if self._malformed >= MALFORMED_LINES_MAX:
-                self.is_over = True
+                self.is_over, self.refusal = True, f"{MALFORMED_LINES_MAX} lines in a row could not be read"
                 return asks
         if self._reader.is_overlong:
-            asks.append(self._refused(TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")))
-            self.is_over = True
+            overlong = TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")
+            asks.append(self._refused(overlong))
+            self.is_over, self.refusal = True, str(overlong)
         return asks
 
     def _ask(self, line: bytes) -> Ask:

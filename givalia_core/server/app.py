@@ -43,6 +43,7 @@ from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
+from givalia_core.server.journal import Journal
 from givalia_core.server.stores import open_store
 from givalia_core.server.troubles import Signs, Troubles, lines_lost
 from givalia_core.server.unread import STALLED_US, Unread
@@ -102,7 +103,8 @@ class Server:
         self._last_number = INSIDE
         self._inbox = Inbox()
         self._unread = Unread()
-        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner)
+        self._journal = Journal(self._peer_of)
+        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner, self._journal)
         self._last_inside = 0
         self._wake = Event()
         self._alarm = Alarm(self._wake)
@@ -154,6 +156,7 @@ class Server:
         self._engine.desk.about = self._about
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
+        self._engine.desk.tells_news = True
         self._started_us = self._clock.read().wall_us
         self._thread = thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
@@ -284,6 +287,7 @@ class Server:
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
         self._alarm.close()
+        self._journal.close()
         self._store.close()
         forks.unregister(self)
 
@@ -337,7 +341,9 @@ class Server:
         if len(silent) >= settings.connections_silent_max:
             # Whoever has said nothing for longest makes room: it has the least to lose.
             self._shed += 1
-            min(silent, key=lambda connection: connection.opened_us).close()
+            oldest = min(silent, key=lambda connection: connection.opened_us)
+            self._journal.refuse(oldest.peer, oldest.session.port.value, "it has said nothing yet, and others need the room")
+            oldest.close()
         self._last_number += 1
         connection = Connection(
             self._last_number,
@@ -371,9 +377,12 @@ class Server:
         behind = [connection for connection in self._connections.values() if connection.unsent_since_us]
         stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
         if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
-            log.info("connection %s closed: it does not read, and others need the room", stalled.peer)
             self._shed += 1
-            stalled.close()
+            stalled.close("it does not read, and others need the room")
+
+    def _peer_of(self, number: int) -> str:
+        connection = self._connections.get(number)
+        return "" if connection is None else connection.peer
 
     def _is_clogged(self, number: int) -> bool:
         connection = self._connections.get(number)
@@ -381,6 +390,10 @@ class Server:
 
     def _ended(self, connection: Connection) -> None:
         if self._connections.pop(connection.number, None) is not None:
+            if connection.session.refusal:
+                self._journal.refuse(connection.peer, connection.session.port.value, connection.session.refusal)
+            elif connection.ended_for:
+                self._journal.end(connection.peer, connection.ended_for)
             self._per_peer[connection.peer] -= 1
             if not self._per_peer[connection.peer]:
                 del self._per_peer[connection.peer]
@@ -402,8 +415,8 @@ class Server:
         for connection in list(self._connections.values()):
             why = connection.overdue(now_us)
             if why:
-                log.info("connection %s closed: %s", connection.peer, why)
-                connection.close()
+                connection.close(why)
+        self._journal.look()
         self._make_room()
         self._see_to_memory()
         self._see_to_disk(now_us)

@@ -64,9 +64,9 @@ class Bell:
         self._left.extend(left)
         self._watcher.send()
 
-    def ring_call(self, call: Callable[..., Any], *arguments: Any) -> None:
+    def ring_call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Let something be called there."""
-        self.ring(partial(call, *arguments))
+        self.ring(partial(call, *arguments, **options))
 
     def _take_forever(self) -> None:
         while True:
@@ -217,6 +217,7 @@ class Worker:
         foreman.stop()
         link.stop()
         linked.join(STOP_S)
+        foreman.say_rest()
         self._outbox.close()
 
     def _pass_on(self, event: Event_) -> None:

@@ -26,14 +26,17 @@ from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core import forks
 from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.log_handler import be_last_resort
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.stray_errors import log_stray_errors
 from givalia_core.worker.collector import Collector
+from givalia_core.worker.loggers import Loggers, Logging
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
-from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
+from givalia_core.worker.surroundings import Contents, Surroundings
 
 __builtins__ = BUILTINS
 
@@ -70,7 +73,7 @@ class Child:
         self._page = page
         self._reader = Reader()
         self._classes: dict[str, type[WorkModule]] = {}
-        self._contents = Contents()
+        self._contents, self._logs = Contents(), Logging()
         self._collector = Collector()
         self._attempt: Attempt | None = None
         self._main = get_ident()
@@ -95,6 +98,8 @@ class Child:
                         return 0  # A job that was given to this process meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
+                    log_stray_errors(getLogger("givalia.job"))
+                    self._logs = Logging()
         return 0
 
     def after_fork(self) -> None:
@@ -126,7 +131,7 @@ class Child:
             attempt.found = self._classes.get(source) or self._import(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
-        surroundings = Surroundings()
+        surroundings = Surroundings(logs=self._logs)
         threads = len(_current_frames())
         for step in STEPS_IN_CHILD:
             step(attempt)
@@ -141,6 +146,9 @@ class Child:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 pause()
         # Behind the report, for it takes as long as all the rest, and only the next job needs to know.
+        with suppress(Exception):  # It has broken functions of Python, which shows below.
+            if not self._logs.are_kept():
+                self._logs.restore()
         spoiled = _changes(surroundings, self._contents)
         surroundings.close()
         if len(_current_frames()) > threads:
@@ -184,7 +192,8 @@ class Child:
             return self._classes[source]
         finally:
             loggers.restore()
-            self._contents = Contents()  # They stay as they are now: a process in which a job has changed them ends.
+            # They stay as they are now: a process in which a job has changed them ends, but for how it logs, which is put back.
+            self._contents, self._logs = Contents(), Logging()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         attempt = self._attempt
@@ -289,8 +298,9 @@ def _fields_of(record: LogRecord) -> dict[str, Any]:
 
 
 def log_to(say: Any, level: str) -> None:
-    """Let the lines of jobs go to the supervisor."""
+    """Let the lines of jobs go to the supervisor, and warnings of loggers that nobody has set up."""
     root = getLogger("givalia")
     root.handlers[:] = [Forwarding(say)]
     root.propagate = False
     root.setLevel(level.upper())
+    be_last_resort(Forwarding(say))

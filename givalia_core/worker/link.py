@@ -51,6 +51,7 @@ from givalia_core.protocol.messages import (
 )
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
+from givalia_core.worker.failures import Answered, follows
 from givalia_core.worker.line import Line
 
 log = logging.getLogger("givalia.worker")
@@ -107,7 +108,7 @@ class Disconnected(NamedTuple):
     retry_s: float
 
 
-Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected
+Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected | Answered
 
 
 class _Held:
@@ -342,6 +343,8 @@ class Link:
                 continue
             held = self._held.get(message.id)
             if held is None or held.fence != message.fence:
+                if isinstance(message, Fail):
+                    self._deliver(Answered(message.fence, None, is_taken=False))
                 continue  # The job is another's by now; what this would say would only be answered STALE.
             if not isinstance(message, Progress):
                 held.report = message
@@ -427,6 +430,14 @@ class Link:
         elif kind in _REPORTS:
             for message, error in zip(sent, errors, strict=True):
                 self._settle(message, error)
+            if kind is Kind.FAIL:
+                self._tell_what_follows(sent, errors, answer)
+
+    def _tell_what_follows(self, sent: list[Fail], errors: list[GivaliaError | None], answer: Answer) -> None:
+        for place, (report, error) in enumerate(zip(sent, errors, strict=True)):
+            if not isinstance(error, Busy):
+                known = follows(answer.items[place][0]) if error is None else None
+                self._deliver(Answered(report.fence, known, is_taken=error is None))
 
     def _errors(self, kind: Kind, sent: list[Any], answer: Answer) -> list[GivaliaError | None]:
         """What is wrong with each message of a frame; None where nothing is."""

@@ -23,8 +23,10 @@ from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.protocol.values import CannotPack, pack, unpack
+from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
 from givalia_core.views import Outcome, RunningJobView, running_view, text_id, to_datetime
+from givalia_core.worker.held import about
 from givalia_core.worker.wary import is_a, leaves, name_of
 
 __builtins__ = BUILTINS
@@ -35,6 +37,7 @@ WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked an
 HOOK_LEFT_S: Final = 1.0  # So long beyond its limit a plugin has to end; then what it was called for goes on without it.
 
 job_log = getLogger("givalia.job")
+_repeats: Final = Repeats()
 
 
 class Lines(LoggerAdapter[Logger]):
@@ -262,7 +265,11 @@ def _pack_result(attempt: Attempt) -> None:
 def _lose_result(attempt: Attempt, why: str, words: str) -> None:
     attempt.result_error = why
     attempt.error = clipped(f"the result was not kept: {words}")
-    quietly(job_log.warning, "%s of %s: %s", text_id(attempt.dispatch.id), attempt.dispatch.module, attempt.error)
+    now_s = Clock.monotonic()
+    for left_out in _repeats.left_out(now_s):
+        quietly(job_log.warning, "%s", left_out)
+    if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", now_s):
+        quietly(job_log.warning, "%s", attempt.error, extra=about(attempt.dispatch))
 
 
 def _shown(raised: BaseException) -> str:

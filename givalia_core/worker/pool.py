@@ -27,6 +27,9 @@ class Pooled(Protocol):
 
     log: Lines
 
+    def may_say(self, kind: str) -> bool:
+        """Count a line that every job may bring; return whether it is said."""
+
     def reported(self, note: Any) -> None:
         """A job says how far it is, or has logged something."""
 
@@ -141,8 +144,9 @@ class Pool:
         self._foreman.job_ended(held, note)
 
     def _be_spoiled(self, child: Child, note: Spoiled) -> None:
-        words = "a job of %s has left %s behind; its process is used no more"
-        self._foreman.log.info(words, child.last, note.words)
+        if self._foreman.may_say(f"jobs of {child.last} that have left {note.words} behind"):
+            words = "a job of %s has left %s behind; its process is used no more"
+            self._foreman.log.info(words, child.last, note.words)
         self._retire(child)
         self._run_elsewhere(child)
 

@@ -79,3 +79,4 @@ class Supervisor:
         self._foreman.stop()
         self._link.stop()
         self._linked.join(STOP_S)
+        self._foreman.say_rest()

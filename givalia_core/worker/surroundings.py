@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import compress
 from locale import LC_ALL, setlocale
-from logging import disable, getLogger, root
 from operator import is_
 from os import O_CLOEXEC, O_RDONLY, close, fchdir, fstat, getcwd, umask
 from os import open as open_file
@@ -32,6 +31,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
+from givalia_core.worker.loggers import Logging
 
 __builtins__ = BUILTINS
 
@@ -47,45 +47,6 @@ _PARTS: Final[list[tuple[ModuleType, Any, list[str]]]] = [
     for part in (module, *(vars(module).values() if module in _CLASSED else ()))
     if part is module or (isinstance(part, type) and part.__module__ == module.__name__)
 ]
-_LOGGERS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
-
-
-class Loggers:
-    """The state of Givalia's loggers when this was made; `logging.config` changes all there are unless it is told otherwise."""
-
-    def __init__(self) -> None:
-        self._disabled_to = root.manager.disable
-        self._were = [(logger.level, logger.propagate, logger.filters[:], logger.handlers[:]) for logger in _LOGGERS]
-        handlers = {handler for logger in _LOGGERS for handler in logger.handlers}
-        self._handlers = [(handler, handler.level, handler.formatter, handler.filters[:]) for handler in handlers]
-
-    def are_kept(self) -> bool:
-        """Return whether what was logged then still is, by the same handlers; others may have been added."""
-        return (
-            root.manager.disable <= self._disabled_to
-            and all(
-                not logger.disabled
-                and logger.level == level
-                and logger.filters == filters
-                and set(handlers) <= set(logger.handlers)
-                for logger, (level, _, filters, handlers) in zip(_LOGGERS, self._were, strict=True)
-            )
-            and all(
-                handler.level == level and handler.formatter is formatter and handler.filters == filters
-                for handler, level, formatter, filters in self._handlers
-            )
-        )
-
-    def restore(self) -> None:
-        """Let them log again as they did."""
-        disable(self._disabled_to)
-        for logger, (level, propagates, filters, handlers) in zip(_LOGGERS, self._were, strict=True):
-            logger.disabled, logger.propagate, logger.filters = False, propagates, filters[:]
-            logger.setLevel(level)
-            for handler in handlers:
-                logger.addHandler(handler)
-        for handler, level, formatter, filters in self._handlers:
-            handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
 
 
 class _Kept:
@@ -149,18 +110,22 @@ def _values() -> dict[str, Any]:
 
 
 class Surroundings:
-    """What a process had when this was made: folder, umask, signals, limits, streams, and the loggers of Givalia.
+    """What a process had when this was made: folder, umask, signals, limits, streams, and how it logs.
 
     Args:
         get_handler: Returns the handler of a signal; in a process with gevent its own, which knows of its handler for SIGCHLD.
         set_handler: Sets it.
+        logs: How it logs, if that is known; None: as it does now.
     """
 
     def __init__(
-        self, get_handler: Callable[[int], Any] = get_handler, set_handler: Callable[[int, Any], object] = set_handler
+        self,
+        get_handler: Callable[[int], Any] = get_handler,
+        set_handler: Callable[[int, Any], object] = set_handler,
+        logs: Logging | None = None,
     ) -> None:
         self._get_handler, self._set_handler = get_handler, set_handler
-        self._loggers = Loggers()
+        self.logs = logs or Logging()
         self._folder = open_file(".", O_RDONLY | O_CLOEXEC)
         self._were = self._look()
 
@@ -168,7 +133,7 @@ class Surroundings:
         """What is not any more as it was, in words."""
         now = self._look()
         changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
-        return changed if self._loggers.are_kept() else [*changed, "loggers"]
+        return changed if self.logs.are_kept() else [*changed, "loggers"]
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -177,7 +142,7 @@ class Surroundings:
 
     def restore(self) -> None:
         """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
-        self._loggers.restore()
+        self.logs.restore()
         with suppress(OSError):
             fchdir(self._folder)
         umask(self._were["umask"])

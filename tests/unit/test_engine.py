@@ -402,6 +402,25 @@ def test_c6_attempts_lost_to_crashes_count(rig: EngineRig) -> None:
     assert rig.stat(id=uid(1))["attempts"] == 3
 
 
+def test_the_answer_to_a_failure_says_what_follows(rig: EngineRig) -> None:
+    worker = rig.worker(capacity=3)
+    rig.enq(id=uid(1), max_attempts=2)
+    state, most, delay_us = worker.fail()
+    assert (state, most) == ("waiting", 2)
+    assert 0.8 * SECOND_US <= delay_us <= 1.2 * SECOND_US
+    rig.tick(2)
+    assert worker.fail() == ("dead", 2)
+
+    rig.enq(id=uid(2))
+    assert worker.fail(after_us=90 * SECOND_US) == ("waiting", 5, 90 * SECOND_US)
+    rig.enq(id=uid(3))
+    assert worker.fail(permanent=True) == ("dead", 5)
+
+    rig.enq(id=uid(4))
+    rig.cancel(id=uid(4), running=True)
+    assert worker.fail(kind="stopped") == ("cancelled", 5)
+
+
 # T8: stopped.
 
 
@@ -1663,7 +1682,7 @@ def test_on_a_full_store_enq_is_refused_and_all_else_goes_on() -> None:
     )
 
     assert [type(answer) for answer in answers[0]] == [StoreFull, tuple]
-    assert [answer[0] for answer in answers[1:5]] == [(), (), (), ("cancelled",)]
+    assert [answer[0][:1] for answer in answers[1:5]] == [(), ("waiting",), (), ("cancelled",)]
     assert isinstance(answers[5][0], NotFound)
     assert rig.info()["store_full"] is True
     assert isinstance(rig.enq(id=uid(10)), StoreFull)
@@ -1717,7 +1736,8 @@ def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and
     store.is_used_up = False
     rig.tick(1)
 
-    assert rig.answers(succeed) == rig.answers(fail) == [()]
+    assert rig.answers(succeed) == [()]
+    assert rig.answers(fail)[0][0] == "waiting"
     assert rig.state(id=uid(1)) == "done"
     assert rig.state("due") == "running"  # The tries that came to nothing have cost no credit.
     assert rig.cancel("k") == ("cancelled",)
@@ -2336,7 +2356,7 @@ def test_a_beat_behind_the_report_costs_no_credit_and_is_stale_unless_the_job_is
     worker.credit(1)
     rig.enq(id=uid(2), priority=9)
 
-    assert reported == [()]
+    assert reported == [("dead", 1) if report == "fail" else ()]
     assert beaten == [()] if report == "succeed" else isinstance(beaten[0], Stale)
     assert len(worker.jobs) == 1
 

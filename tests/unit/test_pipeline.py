@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
 from givalia_core.hooks import Hooks, hookimpl
 from givalia_core.modules import describe
+from givalia_core.printable import Formatter
 from givalia_core.protocol.messages import Dispatch, Release, Succeed
 from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.repeats import Repeats
+from givalia_core.worker import pipeline
 from givalia_core.worker import runner as runner_room
 from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
 from givalia_core.worker.page import Page
@@ -175,6 +179,19 @@ def test_another_result_that_is_no_data_costs_the_result_alone(make: Callable[[]
 
 
 # What takes its time, or breaks what judges.
+
+
+def test_results_that_are_not_kept_are_logged_a_few_times(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_repeats", Repeats())
+
+    for _ in range(30):
+        assert report_of(lambda _: object()).result_error == "UNSERIALIZABLE"
+
+    kept = [record for record in caplog.records if "the result was not kept" in record.getMessage()]
+    assert len(kept) == 10
+    assert Formatter().format(kept[0]).endswith(f"[module=Work id={uuid.UUID(int=0)} attempt=1]")
 
 
 def slowly(*_: Any) -> str:

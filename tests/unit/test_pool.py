@@ -61,6 +61,9 @@ class FakeMember:
 class FakeForeman:
     log = logging.getLogger("test")
 
+    def may_say(self, kind: str) -> bool:
+        return True
+
     def __init__(self) -> None:
         self.ended: list[int] = []
         self.died: list[int] = []

@@ -82,7 +82,8 @@ def running(**changes: Any) -> RunningJobView:
 
 
 def call_every_hook(hooks: Hooks) -> None:
-    failed = Outcome(OutcomeKind.FAILED, error="Traceback\n  a line\nValueError: boom\n", seconds=0.5)
+    error = "Traceback (most recent call last):\n  a line\nValueError: boom\n(Background on this error at: a page)\n"
+    failed = Outcome(OutcomeKind.FAILED, error=error, seconds=0.5)
     hooks.call("server_started", server=SimpleNamespace())
     hooks.call("worker_started", worker=worker())
     hooks.call("on_enq", job=job())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from givalia_core import Outcome, hookimpl
+from givalia_core.headline import headline
 from givalia_core.views import JobView, RunningJobView
 
 from givalia_logging import fields, output
@@ -46,6 +47,15 @@ def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...])
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(filter(None, allowed))}, not {fields.text(value)!r}")
     return value
+
+
+def log_format(handler: logging.Handler) -> logging.Formatter:
+    """Return the form of every line that a server, or a process of a worker, writes by this handler.
+
+    Raises:
+        ValueError: A setting `GIVALIA_LOGGING_*` cannot be used.
+    """
+    return output.Lines(Settings.read(os.environ).form, handler)
 
 
 class Logging:
@@ -97,7 +107,7 @@ class Logging:
 
     @hookimpl
     def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
-        self._log.error("dead", act="on_dead", **self._of(job), reason=reason, error=_last_line(error))
+        self._log.error("dead", act="on_dead", **self._of(job), reason=reason, error=headline(error) or None)
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
@@ -134,10 +144,5 @@ class Logging:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    return {"outcome": str(outcome.kind), "error": _last_line(outcome.error)}
-
-
-def _last_line(error: str | None) -> str | None:
-    """The line of an error that says what was raised; the traceback before it is in `stat`."""
-    lines = error.strip().splitlines() if error else []
-    return lines[-1] if lines else None
+    """How an attempt ended. Of an error type and message of what was raised; the traceback is in `stat`."""
+    return {"outcome": str(outcome.kind), "error": headline(outcome.error) or None}
