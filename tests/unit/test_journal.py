@@ -157,7 +157,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     ("data", "said"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "from 127.0.0.1 to the port for clients was refused: it does not speak the protocol"),
-        (hello(99, 99), "was refused: this server speaks version 1 of the protocol"),
+        (hello(99, 99), "was refused: this server, Givalia "),
         (MAGIC + b"\xff" * 64, "was refused: "),
         (b"{nonsense}\n" * 3, "was refused: 3 lines in a row could not be read"),
     ],
