@@ -299,7 +299,7 @@ WORDS: Final = {
     "lease": "its lease is over",
     "shutdown": "shutdown: its worker stops",
     "oom": "oom: its process had more memory than one may have",
-    "": "shutdown: somebody sent its process SIGTERM",
+    "": "shutdown: the supervisor of its worker is gone",
 }
 """Why an attempt was stopped, beside the timeout."""
 

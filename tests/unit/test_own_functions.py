@@ -16,6 +16,7 @@ BESIDE_JOBS = [
     *(HOUSE / "worker" / f"{name}.py" for name in ("starter", "surroundings", "wary")),
     HOUSE / "protocol" / "values.py",
     HOUSE / "steady.py",
+    HOUSE / "streams.py",
 ]
 # Not functions: whoever asks wants what is there now.
 ARE_STATE = {"sys.stdout", "sys.path", "sys.meta_path", "sys.path_hooks"}
