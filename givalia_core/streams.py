@@ -1,4 +1,4 @@
-"""Standard output and error that outlast their reader: a closed terminal or pipe costs text, never a job."""
+"""Standard output and error that take any text, and outlast their reader: a closed terminal or pipe never costs a job."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ class _Lasting(FileIO):
 
 
 def outlast_readers() -> None:
-    """Replace `sys.stdout` and `sys.stderr` of this process by streams that drop a line if nobody can take it."""
+    """Replace `sys.stdout` and `sys.stderr` of this process by streams that drop a line if nobody can take it.
+
+    Characters that their encoding lacks are written as `\\u00e9`.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):  # None if the process was started without.
             stream.flush()
             raw = _Lasting(stream.fileno(), "wb", closefd=False)
-            lasting = TextIOWrapper(BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+            lasting = TextIOWrapper(BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, lasting)
             setattr(sys, f"__{name}__", lasting)

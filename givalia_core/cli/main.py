@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, several, show, store
+from givalia_core.cli import common, completion, demo, endings, params, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -18,7 +17,6 @@ from givalia_core.model import JobState
 from givalia_core.printable import printable
 from givalia_core.protocol.messages import IF_EXISTS
 from givalia_core.settings import ClientSettings
-from givalia_core.version import __version__
 from givalia_core.views import Status
 
 PROG = "givalia"
@@ -30,6 +28,7 @@ WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push
   givalia cancel cart-7
 
 Every verb has -h, and --json for output that programs read; messages go to standard error."""
+JSON_WORDS: Final = "data only, one JSON value on a line; before or after the verb"
 
 MIB: Final = 1 << 20
 
@@ -46,30 +45,28 @@ class Verb(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script."""
-    return common.run(PROG, _main, arguments)
+    return endings.run(PROG, _main, arguments)
 
 
 def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
-    parser.add_argument("--version", action="version", version=f"givalia {__version__}")
     common.add_settings(parser, ClientSettings)
+    parser.add_argument("--json", action="store_true", help=JSON_WORDS)
     parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
-        under.add_argument("--json", action="store_true", help="data only, one JSON value on a line")
+        # Without a default: that would undo a --json before the verb.
+        under.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_WORDS)
         verb.arguments(under)
+    completion.complete(parser)
     given = parser.parse_args(arguments)
     settings = common.read_settings(ClientSettings, given)
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0
     with Client(settings.master, settings.port, resend=patience) as client:
-        try:
-            VERBS[given.verb].act(client, given)
-        except BrokenPipeError:
-            # Whoever reads our output (head, say) has had enough; that is no error.
-            sys.stderr.close()
+        VERBS[given.verb].act(client, given)
     return 0
 
 
@@ -90,21 +87,10 @@ def _instant(text: str) -> float | datetime:
         return datetime.fromisoformat(text)
 
 
-def _params(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise BadRequest(f"--params is not JSON: {error} (text needs quotes of its own: --params '\"text\"')") from None
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
-
-
 def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", help="the name of a WorkModule")
     _when(parser, "seconds from now [0]")
-    parser.add_argument("--params", type=str, help="JSON; what the job gets as self.params")
+    parser.add_argument("--params", type=str, help="JSON, @FILE or - for standard input; what the job gets as self.params")
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
     parser.add_argument("--version", metavar="SPECIFIER", help="versions of its distribution that may run it: '>=2' [any]")
@@ -123,8 +109,8 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _enq(client: Client, given: Given) -> None:
     options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
-    params = None if given.params is None else _params(given.params)
-    job = client.enq(given.module, params=params, time=given.time or 0, at=given.at, **options)
+    value = None if given.params is None else params.read(given.params)
+    job = client.enq(given.module, params=value, time=given.time or 0, at=given.at, **options)
     if given.wait or given.wait_timeout is not None:
         show.emit(show.to_json(_result(job, given)))
     elif given.json:
@@ -349,6 +335,10 @@ def _plugins(client: Client, given: Given) -> None:
     )
 
 
+def _completion(client: Client, given: Given) -> None:
+    show.emit(completion.script(given.shell))
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     """A verb without arguments."""
 
@@ -366,6 +356,7 @@ VERBS: Final[dict[str, Verb]] = {
     "info": Verb("show what the server is, holds and allows", _nothing, _info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
+    "completion": Verb("print what lets a shell complete verbs, modules and keys", completion.arguments, _completion),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }
 

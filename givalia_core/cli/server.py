@@ -9,7 +9,7 @@ from collections.abc import Callable
 import gevent
 
 from givalia_core import program
-from givalia_core.cli import common
+from givalia_core.cli import common, endings
 from givalia_core.cli.notify import Notifier
 from givalia_core.cli.requests import Requests
 from givalia_core.server import Server
@@ -28,7 +28,7 @@ log = logging.getLogger("givalia.server")
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script."""
-    return common.run(PROG, _main, arguments)
+    return endings.run(PROG, _main, arguments, is_daemon=True)
 
 
 def _main(arguments: list[str]) -> int:

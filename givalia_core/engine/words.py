@@ -17,7 +17,7 @@ from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
-from givalia_core.views import to_datetime
+from givalia_core.times import to_datetime
 
 ERROR_CHARS: Final = 200  # Of an error in words.
 
