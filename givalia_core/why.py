@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Final
 
 from givalia_core import specifiers
+from givalia_core.headline import headline
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
@@ -78,5 +79,5 @@ def _because(sessions: Iterable[Session], module: str) -> str:
     for session in islice(sessions, LOOKED_AT_MAX):
         announced = session.announced.get(module)
         if announced is not None and announced.broken:
-            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
+            return f" that works: on {session.join.name}, {headline(announced.broken)}"
     return ""

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, completion, demo, endings, params, several, show, store
-from givalia_core.client import Client, JobHandle
+from givalia_core.cli import common, completion, demo, endings, params, several, show, store, unknown, waiting
+from givalia_core.client import Client
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
+from givalia_core.headline import headline
 from givalia_core.model import JobState
 from givalia_core.printable import printable
 from givalia_core.protocol.messages import IF_EXISTS
@@ -101,31 +102,20 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expires", type=float, help="seconds after its due in which it must start")
     parser.add_argument("--retain", type=float, help="seconds to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")
-    parser.add_argument(
-        "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
-    )
-    parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="how long to wait; implies --wait")
+    waiting.arguments(parser)
 
 
 def _enq(client: Client, given: Given) -> None:
     options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
     value = None if given.params is None else params.read(given.params)
     job = client.enq(given.module, params=value, time=given.time or 0, at=given.at, **options)
+    unknown.warn(client, given.module)
     if given.wait or given.wait_timeout is not None:
-        show.emit(show.to_json(_result(job, given)))
+        show.emit(show.to_json(waiting.result(client, job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
     else:
         show.emit(f"{job.id}  due {job.due.isoformat()}  ({job.durability})")
-
-
-def _result(job: JobHandle, given: Given) -> Any:
-    """Wait for the result; people who sit at a terminal see how far it is meanwhile."""
-    if given.json or not sys.stderr.isatty():
-        return job.wait(given.wait_timeout)
-    print(f"waiting for {job.id}", file=sys.stderr)
-    with show.Bar(sys.stderr) as bar:
-        return job.wait(given.wait_timeout, progress=bar.show)
 
 
 _ENQ_OPTIONS: Final = (
@@ -149,10 +139,19 @@ def _stat(client: Client, given: Given) -> None:
 
 def _explain(client: Client, given: Given) -> None:
     status = client.stat(given.key, id=given.id)
+    error = {"error": status.error} if given.traceback else {}
+    why = unknown.with_hint(client, status)
     if given.json:
-        show.emit(show.to_json({"id": status.id, "state": status.state, "why": status.why}))
-    else:
-        show.emit(f"{status.state}: {printable(status.why)}")
+        show.emit(show.to_json({"id": status.id, "state": status.state, "why": why, **error}))
+        return
+    show.emit(f"{status.state}: {printable(why)}")
+    if given.traceback:
+        show.lines(status.error or "", sys.stdout)
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    waiting.traceback_argument(parser)
 
 
 def _cancel(client: Client, given: Given) -> None:
@@ -253,12 +252,12 @@ def _modules(client: Client, given: Given) -> None:
         return
     show.table(
         ("module", "worker", "distribution", "version", "isolation", "served"),
-        [(r["module"], r["worker"], r["distribution"], r["version"], r["isolation"], _last_line(r["broken"])) for r in rows],
+        [(r["module"], r["worker"], r["distribution"], r["version"], r["isolation"], _is_served(r["broken"])) for r in rows],
     )
 
 
-def _last_line(broken: str | None) -> str:
-    return "yes" if broken is None else "no: " + broken.strip().splitlines()[-1]
+def _is_served(broken: str | None) -> str:
+    return "yes" if broken is None else "no: " + headline(broken)
 
 
 def _local_modules() -> list[dict[str, Any]]:
@@ -346,7 +345,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 VERBS: Final[dict[str, Verb]] = {
     "enq": Verb("enqueue a job", _enq_arguments, _enq),
     "stat": Verb("show what is known of a job", _stat_arguments, _stat),
-    "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
+    "explain": Verb("say in words why a job has not run, or what became of it", _explain_arguments, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
     "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),
     "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),

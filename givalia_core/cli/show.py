@@ -69,6 +69,12 @@ def emit(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def lines(text: str, stream: TextIO) -> None:
+    """Show a text of several lines, each as it may be shown."""
+    for line in text.splitlines():
+        stream.write(printable(line) + "\n")
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Columns as wide as what is in them; on a terminal no wider than it."""
     shown = [[printable("" if value is None else value) for value in row] for row in rows]

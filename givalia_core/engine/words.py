@@ -12,6 +12,7 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
+from givalia_core.headline import headline, shortened
 from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
@@ -19,7 +20,7 @@ from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
 from givalia_core.times import to_datetime
 
-ERROR_CHARS: Final = 200  # Of an error in words.
+BRIEF_BYTES_MAX: Final = 1_024
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
@@ -52,7 +53,8 @@ def _attempts_most(desk: Desk, job: Job) -> int:
 
 def _because(job: Job) -> str:
     """Return the words for what the last failed attempt raised, to follow others."""
-    return f": {job.error.strip().splitlines()[-1][:ERROR_CHARS]}" if job.error and job.error.strip() else ""
+    line = headline(job.error)
+    return f": {line}" if line else ""
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
@@ -131,8 +133,9 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
 
 
 def brief(job: Job) -> Job:
-    """The job for a listing, whose page is one frame: without params and result, and of a long error only the end."""
-    return job._replace(params=b"", result=None, error=None if job.error is None else job.error[-500:])
+    """The job for a listing, whose page is one frame: without params and result; of a long error its headline and the end."""
+    error = None if job.error is None else shortened(job.error, BRIEF_BYTES_MAX)
+    return job._replace(params=b"", result=None, error=error)
 
 
 def end(job: Job) -> Item:

@@ -23,6 +23,7 @@ from givalia_core import forks  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.frozen import BUILTINS  # noqa: E402
+from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
@@ -118,7 +119,7 @@ class Host:
         loggers.restore()
         for found in modules.values():
             if found.broken:
-                log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
+                log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
         runner.open(self._tidy, Collector(), self._keep_surroundings)

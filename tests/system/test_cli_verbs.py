@@ -73,7 +73,7 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
     assert json.loads(_ok(done)) == {"attempts": 1}
 
 
-def test_ctrl_c_ends_a_wait_without_a_word_and_leaves_the_job_alone(house: Rig) -> None:
+def test_ctrl_c_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig) -> None:
     port = house.server.port  # type: ignore[union-attr]
     waiting = house.start("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
     await_true(lambda: house.cli("stat", "waited-for").returncode == 0, "it is enqueued")
@@ -81,7 +81,8 @@ def test_ctrl_c_ends_a_wait_without_a_word_and_leaves_the_job_alone(house: Rig) 
     waiting.send(signal.SIGINT)
 
     assert waiting.wait() == -signal.SIGINT
-    assert (waiting.out, waiting.log) == ("", "")
+    job = house.cli_json("stat", "waited-for")["id"]
+    assert (waiting.out, waiting.log) == ("", f"givalia: not waited for any longer: job {job}, key waited-for, which goes on\n")
     assert house.cli_json("cancel", "waited-for") == {"answer": "cancelled"}
 
 

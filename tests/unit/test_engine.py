@@ -1986,7 +1986,7 @@ def test_why_a_waiting_job_has_not_run(rig: EngineRig) -> None:
 def test_why_a_job_that_failed_has_not_run_again(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.enq(id=uid(1))
-    worker.fail(error="Traceback\nValueError: no", after_us=60 * SECOND_US)
+    worker.fail(error="Traceback (most recent call last):\nValueError: no", after_us=60 * SECOND_US)
 
     assert why(rig) == "attempt 1 of 5 failed: ValueError: no; next try in 60 s"
 
@@ -2033,7 +2033,7 @@ def test_why_of_a_dead_job_tells_attempts_instant_and_error(rig: EngineRig) -> N
     worker = rig.worker()
     rig.enq(id=uid(1), max_attempts=1)
     rig.clock.advance(5)
-    worker.fail(error="Traceback\nValueError: no such cart")
+    worker.fail(error="Traceback (most recent call last):\nValueError: no such cart")
 
     assert why(rig) == "its last attempt failed (attempt 1 of 1, 2025-06-15 15:06:45+00:00): ValueError: no such cart"
 
