@@ -241,7 +241,8 @@ class StoreAway(StoreError):
 
 
 class StoreUnfit(StoreError):
-    """This URL, folder or file system cannot keep the promise of the store. Nothing was started."""
+    """This URL, folder or file system cannot keep the promise of the store, or this user may not write to it. Nothing was
+    started."""
 
     exit_code = 78
 

@@ -27,7 +27,8 @@ def not_taken(routing: Routing, job: Job) -> str:
     if not routing.serving.get(Route(job.module, job.target_worker)):
         return _not_served(routing, job.module, job.target_worker)
     if routing.credits((job.module, job.target)) <= 0:
-        return "every worker that could take it is full"
+        could = list(islice(routing.serving[Route(job.module, job.target_worker)], LOOKED_AT_MAX))
+        return f"every worker that could take it {'drains' if all(each.is_draining for each in could) else 'is full'}"
     return "it is about to be given to a worker"
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
@@ -88,6 +89,17 @@ def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str
 def read_settings(kind: type[S], given: argparse.Namespace) -> S:
     """The settings of a program by flag, environment, file and default."""
     return load(kind, vars(given), file=given.config)
+
+
+def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:
+    """Log that the settings were read again, and which of those that have changed need a restart; return the line."""
+    if not need_restart:
+        line = "settings read again"
+        log.info("%s", line)
+    else:
+        line = f"settings read again; changed, but only a restart takes them over: {', '.join(need_restart)}"
+        log.warning("%s", line)
+    return line
 
 
 # The background.

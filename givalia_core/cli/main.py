@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, completion, demo, endings, params, several, show, store, unknown, waiting
+from givalia_core.cli import common, completion, demo, endings, overview, params, several, show, store, unknown, waiting
 from givalia_core.client import Client
-from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.headline import headline
 from givalia_core.model import JobState
@@ -30,8 +28,6 @@ WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push
 
 Every verb has -h, and --json for output that programs read; messages go to standard error."""
 JSON_WORDS: Final = "data only, one JSON value on a line; before or after the verb"
-
-MIB: Final = 1 << 20
 
 Given = argparse.Namespace
 
@@ -276,50 +272,6 @@ def _local_modules() -> list[dict[str, Any]]:
     ]
 
 
-def _workers(client: Client, given: Given) -> None:
-    rows = list(client.workers())
-    if given.json:
-        show.emit(show.to_json(rows))
-        return
-    show.table(
-        ("name", "pid", "running", "capacity", "modules", "broken"),
-        [(r["name"], r["pid"], r["running"], _capacity(r), _served(r), " ".join(r["broken"])) for r in rows],
-    )
-    processes = [_process(row, process) for row in rows for process in row.get("processes", [])]
-    if processes:
-        show.emit("")
-        show.table(("worker", "pid", "runs", "state", "jobs", "MiB", "restarts", "job"), processes)
-
-
-def _capacity(worker: dict[str, Any]) -> str:
-    apart = worker.get("process_capacity", 0)  # A server of an earlier version does not tell.
-    return f"{worker['capacity']} + {apart}" if apart else str(worker["capacity"])
-
-
-def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
-    """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
-    blocked_s = process["blocked_us"] / SECOND_US
-    state = process["stack"] if process["state"] == "hook" else process["state"]
-    state = f"{state} {blocked_s:.1f} s" if blocked_s else state
-    job = f"{process['module']} {uuid.UUID(process['job'])}" if process["job"] else ""
-    memory_mib = round(process["memory_bytes"] / MIB)
-    return worker["name"], process["pid"], process["role"], state, process["jobs"], memory_mib, process["restarts"], job
-
-
-def _served(worker: dict[str, Any]) -> str:
-    versions = worker.get("versions", {})  # A server of an earlier version does not tell.
-    return ", ".join(f"{module} {versions.get(module, '')}".rstrip() for module in worker["modules"])
-
-
-def _info(client: Client, given: Given) -> None:
-    info = client.info()
-    if given.json:
-        show.emit(show.to_json(info))
-        return
-    for name, value in info.items():
-        show.emit(f"{name:16} {printable(show.to_json(value) if isinstance(value, (dict, list)) else value)}")
-
-
 def _plugins(client: Client, given: Given) -> None:
     from givalia_core import hooks
 
@@ -351,8 +303,9 @@ VERBS: Final[dict[str, Verb]] = {
     "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),
     "list": Verb("list jobs", _list_arguments, _list),
     "modules": Verb("show the modules of the connected workers", _modules_arguments, _modules),
-    "workers": Verb("show the connected workers", _nothing, _workers),
-    "info": Verb("show what the server is, holds and allows", _nothing, _info),
+    "workers": Verb("show the connected workers, and what they run", _nothing, overview.workers),
+    "clients": Verb("show the clients that are connected to the server, by address", _nothing, overview.clients),
+    "info": Verb("show what the server is, holds and allows", _nothing, overview.info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
     "completion": Verb("print what lets a shell complete verbs, modules and keys", completion.arguments, _completion),

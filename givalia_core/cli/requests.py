@@ -24,7 +24,7 @@ log = logging.getLogger("givalia")
 
 
 class Requests:
-    """The requests of one program. Make it before the program starts anything: until `listen`, a reload asks for nothing.
+    """The requests of one program. Make it before the program starts anything, and let it `note` what comes before `listen`.
 
     Args:
         force: Ends the process at once; called for a second request to stop.
@@ -37,11 +37,17 @@ class Requests:
     ) -> None:
         self._force, self._terminal, self._clock = force, terminal, clock
         self._asked_s: float | None = None
+        self._noted: list[int] = []
         self.stop = Event()
         """Set once it was asked to stop."""
         # `nohup` starts a program with SIGHUP ignored: it outlives its terminal.
         is_to_last = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         self._had_terminal = not is_to_last and self._can_open_terminal()
+
+    def note(self) -> None:
+        """Let no reload end the program while it starts; `listen` sees to what was asked for meanwhile."""
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: self._noted.append(number))
 
     def listen(self, reload: Callable[[str], object]) -> None:
         """Take signals from now on. `reload` is called with the signal's name, in a greenlet of its own."""
@@ -49,6 +55,8 @@ class Requests:
             gevent.signal_handler(number, self.ask_to_stop, signal.Signals(number).name)
         gevent.signal_handler(signal.SIGHUP, self.hang_up, reload)
         gevent.signal_handler(signal.SIGUSR1, gevent.spawn, reload, "SIGUSR1")
+        if self._noted:  # One is as good as several. What is read again may have changed since it was read.
+            self.hang_up(reload)
 
     def ask_to_stop(self, why: str) -> None:
         """Stop, or force the end if that was asked more than a second ago."""

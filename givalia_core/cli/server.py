@@ -36,6 +36,7 @@ def _main(arguments: list[str]) -> int:
     notifier = Notifier.from_environment()
     # Nothing acknowledged is only in memory, so there is nothing to lose by leaving at once.
     requests = Requests(lambda: os._exit(0))
+    requests.note()
     outlast_readers()
     os.umask(0o077)
     program.spare_the_collector()
@@ -63,9 +64,7 @@ def _read_again(server: Server, read_settings: Callable[[], ServerSettings], not
         log.error("the settings are as they were: %s", error)
         notifier.reloaded(f"the settings are as they were: {error}")
         return
-    server.reload(settings)
-    log.info("settings read again")
-    notifier.reloaded("settings read again")
+    notifier.reloaded(common.say_read_again(log, server.reload(settings)))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def _main(arguments: list[str]) -> int:
     notifier = Notifier.from_environment()
     # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
     requests = Requests(lambda: os._exit(1))
+    requests.note()
     outlast_readers()
     program.start_log(settings.log_level, settings.log_file)
     program.spare_the_collector()
@@ -63,8 +64,7 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings],
     try:
         settings = read_settings()
         program.start_log(settings.log_level, settings.log_file)
-        supervisor.change(settings)
-        log.info("settings read again")
+        common.say_read_again(log, supervisor.change(settings))
     except Exception as error:
         log.error("the settings are as they were: %s", error)
     replaced = supervisor.reload(why)

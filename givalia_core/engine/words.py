@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -58,6 +59,8 @@ def _because(job: Job) -> str:
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+    if desk.is_draining:
+        return "due, but this server drains: it lends no job, and is back when it was restarted"
     return "due, but " + why_room.not_taken(desk.routing, job)
 
 
@@ -70,9 +73,10 @@ def _why_running(desk: Desk, job: Job, now: Now) -> str:
         else ""
     )
     asked = "; it was asked to stop" if job.stop_asked else ""
+    drains = ", which drains" if lease is not None and lease.session is not None and lease.session.is_draining else ""
     shown = () if lease is None or lease.session is None else lease.session.processes
     hook = next((f", in {each.stack}" for each in shown if each.job == job.id and each.state == "hook"), "")
-    return f"attempt {job.attempt} is running on worker {job.worker}{hook}{gone}{asked}"
+    return f"attempt {job.attempt} is running on worker {job.worker}{drains}{hook}{gone}{asked}"
 
 
 _DEAD_WORDS = {
@@ -195,14 +199,19 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
 def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
     """A map for each worker that is connected to this server, or to another one of a shared store."""
     for session in list(desk.routing.sessions.values()):
-        yield session.describe()
+        yield _worker(desk, session)
     for other in list(desk.others):
         yield from other["workers"]
 
 
+def _worker(desk: Desk, session: Session) -> dict[str, Any]:
+    runs = Counter(lease.job.module for lease in desk.leases.of_holder(session.join.instance) if lease.session is session)
+    return {**session.describe(), "runs": dict(runs), **desk.peer(session.conn)}
+
+
 def own_workers(desk: Desk) -> list[dict[str, Any]]:
     """A map for each worker that is connected to this server."""
-    return [session.describe() for session in desk.routing.sessions.values()]
+    return [_worker(desk, session) for session in desk.routing.sessions.values()]
 
 
 def each_module(desk: Desk) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from givalia_core.errors import BadRequest, GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
+from givalia_core.version import __version__
 
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
@@ -57,7 +58,7 @@ class Caller:
     def hello(self, agent: str) -> bytes:
         """The first bytes of the connection; its answer has the number that `feed` shows first."""
         self._last += 1
-        message = item(Hello(VERSION, VERSION, agent))
+        message = item(Hello(VERSION, VERSION, f"{agent}/{__version__}"))
         return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
 
     def next_number(self) -> int:

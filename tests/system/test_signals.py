@@ -232,6 +232,20 @@ def test_sighup_lets_a_worker_read_its_log_settings_again(rig: Rig) -> None:
     assert rig.client().enq("Echo", params="goes on").wait(10) == "goes on"
 
 
+def test_a_reload_names_the_settings_that_need_a_restart(rig: Rig) -> None:
+    config = rig.folder / "settings.toml"
+    config.write_text("[server]\nlease = 30\n")
+    server = rig.start_server("--config", config)
+    worker = rig.start_worker("--config", config)
+
+    config.write_text('[server]\nlease = 60\nplugins = ""\nretain = 700\n[worker]\nname = "other"\nwatch = true\n')
+    for program, names in ((server, "lease, plugins"), (worker, "name, watch")):
+        program.send(signal.SIGUSR1)
+        program.await_log(f"WARNING .*: settings read again; changed, but only a restart takes them over: {names}\\n")
+
+    assert rig.client().info()["defaults"]["retain_us"] == 700_000_000
+
+
 STAYS = ("Stay", "StayApart")
 
 

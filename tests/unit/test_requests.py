@@ -32,6 +32,22 @@ def terminal(tmp_path: Path) -> Path:
     return path
 
 
+def test_what_comes_before_the_program_has_started_is_seen_to_when_it_has(terminal: Path) -> None:
+    asked = Asked(terminal)
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    try:
+        asked.requests.note()
+        for number in before:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    assert asked.requests._noted == [signal.SIGHUP, signal.SIGUSR1]
+    terminal.unlink()
+    assert asked.hang_up() == ["stop"]
+
+
 @pytest.mark.parametrize(("later_s", "did"), [(0.0, []), (0.99, []), (1.0, ["force"]), (30.0, ["force"])])
 def test_a_request_to_stop_is_the_same_for_a_second_and_then_forces(terminal: Path, later_s: float, did: list[str]) -> None:
     asked = Asked(terminal)
