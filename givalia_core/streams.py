@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from contextlib import suppress
 from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, Final
 
@@ -36,7 +37,8 @@ def outlast_readers() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):  # None if the process was started without.
-            stream.flush()
+            with suppress(OSError):
+                stream.flush()
             raw = _Lasting(stream.fileno(), "wb", closefd=False)
             lasting = TextIOWrapper(BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, lasting)

@@ -46,6 +46,7 @@ _LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
+_NOT_HERE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 _WRITE: Final = os.R_OK | os.W_OK
 _OPEN: Final = _WRITE | os.X_OK
 
@@ -137,7 +138,7 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
     except (FileExistsError, NotADirectoryError):
         raise StoreUnfit(f"{folder} is no folder") from None
     except OSError as error:
-        raise _start_error(error)(f"{folder}: {error}") from error
+        raise error_for(error)(f"{folder}: {error}") from error
     if not allow_network and (kind := filesystem(folder)) in NETWORK_FILESYSTEMS:
         raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
     refuse_foreign(path)
@@ -164,11 +165,11 @@ def _user(number: int) -> str:
         return str(number)
 
 
-def _start_error(error: OSError) -> type[GivaliaError]:
-    """The class for an error in making what a store needs: where nothing may be written, no write has failed."""
+def error_for(error: OSError) -> type[GivaliaError]:
+    """Return the class for an error in making a file or folder: where nothing may be written, no write has failed."""
     if error.errno in FULL_ERRNOS:
         return StoreFull
-    return StoreUnfit if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else StoreFailed
+    return StoreUnfit if error.errno in _NOT_HERE else StoreFailed
 
 
 def prepare(path: Path, *, may_create: bool) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from givalia_core.errors import GivaliaError, StoreUnfit
+from givalia_core.cli import moving
+from givalia_core.errors import GivaliaError, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.store import SQLite
 
 NOBODY = 65_534
@@ -72,3 +74,15 @@ def test_a_folder_in_which_nothing_may_be_made_is_unfit(path: Path, below: str) 
         closed.chmod(0o500)
 
     assert opened_by_nobody(closed / below).startswith(f"{StoreUnfit.code}: {closed}")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, StoreUnfit), (errno.EROFS, StoreUnfit), (errno.ENOENT, StoreUnfit), (errno.ENOSPC, StoreFull),
+        (errno.EIO, StoreFailed), (errno.EPIPE, StoreFailed),
+    ],
+)  # fmt: skip
+def test_an_export_that_may_not_be_written_is_no_write_that_failed(number: int, kind: type[GivaliaError]) -> None:
+    with pytest.raises(kind, match="the export cannot be written"), moving._failing("the export"):
+        raise OSError(number, os.strerror(number))
