@@ -34,12 +34,17 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
         SystemExit: It went wrong; everything is said.
     """
     _open_streams()
+    was_left_to_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # See `entry`.
     try:
+        if was_left_to_system:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with errors_end_the_program(prog):
             try:
                 return program(sys.argv[1:] if arguments is None else arguments)
             finally:
                 sys.stdout.flush()  # Here, where what goes wrong is still said in a line.
+                if was_left_to_system and not is_daemon:  # All is done, and what Python does at its end shows tracebacks.
+                    signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
         _end_by_interrupt()
     except Exception as error:

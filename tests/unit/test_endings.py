@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import givalia_core
+from givalia_core import __version__
+
 RUN = """
 import os, signal, sys, time
 from givalia_core.cli import endings
@@ -93,3 +96,43 @@ def test_a_stream_that_is_closed_is_no_error(fd: int) -> None:
 
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+ENTRY = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv[1:] = ["--version"]
+from givalia_core.cli.entry import givalia
+raise SystemExit(givalia())
+"""
+
+
+def entered(module: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ENTRY.format(module=module)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+
+
+@pytest.mark.parametrize("module", ["givalia_core.cli.main", "givalia_core.client", "msgpack", "gevent", "sqlite3"])
+def test_ctrl_c_shows_nothing_while_a_program_is_still_imported(module: str) -> None:
+    done = entered(module)
+
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_console_script_imports_next_to_nothing_before_it_sees_to_ctrl_c() -> None:
+    code = "import sys, givalia_core.cli.entry; print(*sorted(name for name in sys.modules if name.startswith('givalia')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["givalia_core", "givalia_core.cli", "givalia_core.cli.entry", "givalia_core.version"]
+    assert entered("").stdout == f"givalia {__version__}\n"
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(givalia_core, name) is not None for name in givalia_core.__all__)
+    assert givalia_core.errors.GivaliaError is givalia_core.GivaliaError
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = givalia_core.Nothing
