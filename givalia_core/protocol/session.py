@@ -95,6 +95,11 @@ class Session:
         return self._talk is not None and self._talk.is_open
 
     @property
+    def agent(self) -> str:
+        """What the other side says it is, as `givalia/0.1.0`; empty until it has said hello."""
+        return "" if self._talk is None else self._talk.agent
+
+    @property
     def is_mid_frame(self) -> bool:
         """Whether something has begun and not ended, so that a deadline runs."""
         return bool(self._start) or (self._talk is not None and self._talk.is_mid_frame)
@@ -149,6 +154,7 @@ class _Framed:
         self._out: list[bytes] = []
         self._hello_bytes = 0
         self.refusal = ""
+        self.agent = ""
         self.is_open = False
         self.is_over = False
 
@@ -201,6 +207,7 @@ class _Framed:
             self.is_over, self.refusal = True, str(error)
             return
         self.is_open = True
+        self.agent = hello.agent
         self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
@@ -281,6 +288,7 @@ def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
 class _Lines:
     """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
 
+    agent = "lines"
     is_open = True
     at_once = 0  # Every line is asked.
 
