@@ -60,6 +60,8 @@ def detach(*fds: int) -> None:
     try:
         if not _silent:
             _silent.extend(socket.socketpair())
+            for each in _silent:
+                each.setblocking(False)  # A loop shares its epoll with the parent's: it may read here for what arrives there.
         for fd in fds:
             os.dup2(_silent[0].fileno(), fd, inheritable=False)
     except OSError:  # The child has no file descriptors left.
