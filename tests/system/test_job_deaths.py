@@ -48,7 +48,7 @@ MATRIX: Final = (
     _row("generator_exit", "raises `GeneratorExit`", "GeneratorExit"),
     _row("gevent_timeout", "raises `gevent.Timeout`", "gevent.timeout.Timeout: 3 seconds"),
     _row("base_exception", "raises a `BaseException` of its own", "system_deaths.Odd: odd"),
-    _row("unspeakable", "raises an exception whose `__str__` raises", "Unspeakable (what it says of itself cannot be shown)"),
+    _row("unspeakable", "raises an exception whose `__str__` raises", "system_deaths.Unspeakable: <exception str() failed>"),
     _row("recursion", "calls itself without end", "RecursionError: maximum recursion depth exceeded"),
     _row("memory", "raises `MemoryError`", _OOM),
     _row("limited_memory", "limits its memory and takes more", _OOM),

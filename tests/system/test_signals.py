@@ -282,6 +282,11 @@ def test_signals_for_all_processes_of_a_worker_fail_no_job(rig: Rig) -> None:
     assert _outcomes(jobs) == [("done", 1)] * 2
 
 
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests themselves may be run by `nohup`.
+
+
 class OnTerminal:
     """A program that has a terminal of its own, which can be closed under it."""
 
@@ -289,7 +294,7 @@ class OnTerminal:
         self._terminal, its_end = pty.openpty()
         self.process = subprocess.Popen(
             [rig.installed.program(program), *map(str, flags)], env=rig.environ, stdin=its_end, stdout=its_end, stderr=its_end,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(its_end)
         self.seen = b""

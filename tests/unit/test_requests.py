@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
@@ -23,6 +24,14 @@ class Asked:
         self.requests.hang_up(self.did.append)
         gevent.sleep(0)
         return ["stop"] * self.requests.stop.is_set() + self.did
+
+
+@pytest.fixture(autouse=True)
+def without_nohup() -> Iterator[None]:
+    """The tests themselves may be run by `nohup`, which has a meaning here."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
