@@ -22,7 +22,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, ModuleClash
 from givalia_core.frozen import BUILTINS
 from givalia_core.protocol.messages import ISOLATIONS, Announce
-from givalia_core.views import RunningJobView, length_to_us
+from givalia_core.times import length_to_us
+from givalia_core.views import RunningJobView
 
 __builtins__ = BUILTINS
 

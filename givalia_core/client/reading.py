@@ -16,7 +16,8 @@ from givalia_core.protocol import values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.checks import Check, is_any_text, is_bool, is_bytes, is_fraction, is_int, one_of, or_none
 from givalia_core.protocol.messages import FOREVER_US
-from givalia_core.views import Status, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import Status
 
 Fields: TypeAlias = list[Any]
 

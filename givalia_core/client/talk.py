@@ -27,7 +27,8 @@ from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.views import Status, at_to_us, length_to_us, wire_id
+from givalia_core.times import at_to_us, length_to_us
+from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
 IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.

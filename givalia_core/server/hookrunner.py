@@ -15,7 +15,8 @@ from givalia_core.clock import Now
 from givalia_core.engine.records import Ended, Hook
 from givalia_core.hooks import Hooks
 from givalia_core.model import Job
-from givalia_core.views import JobView, Outcome, text_id, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import JobView, Outcome, text_id
 
 QUEUE_MAX: Final = 10_000
 

@@ -24,7 +24,8 @@ from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.protocol.values import CannotPack, pack, unpack
 from givalia_core.steady import quietly
-from givalia_core.views import Outcome, RunningJobView, running_view, text_id, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import Outcome, RunningJobView, running_view, text_id
 from givalia_core.worker.wary import is_a, leaves, name_of
 
 __builtins__ = BUILTINS
