@@ -164,7 +164,7 @@ def test_of_several_jobs_each_that_is_refused_is_named_and_the_exit_code_tells(h
     [
         (b"taken\nx" + b"x" * 100_000, "line 2"),
         (b"taken\n\xff\n", "line 2"),
-        (b"taken\n" + b"x" * 300, "key cannot be"),
+        (b"taken\n" + b"x" * 300, "key is text of 1 to 255 bytes"),
         (b"taken\nnobody\ntaken\n", "named twice"),
     ],
 )

@@ -239,11 +239,15 @@ HEARD = item(Heard(1, LEASE_US))
     [
         (Kind.DISPATCH, [], "no items"),
         (Kind.DISPATCH, [((1,), b"")], "HEARD has 2 to 2 fields"),
-        (Kind.DISPATCH, [((1, 0), b"")], "lease_us cannot be 0"),
+        (Kind.DISPATCH, [((1, 0), b"")], "lease is 1e-06 s to 1000 years, not 0"),
         (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1), b"")], "DISPATCH has 5 to 10 fields"),
-        (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1, "Sample", "first", 0), b"")], "attempt cannot be 'first'"),
+        (
+            Kind.DISPATCH,
+            [HEARD, ((b"i" * 16, 1, "Sample", "first", 0), b"")],
+            "attempt is 1 to 4611686018427387904, not ",
+        ),
         (Kind.STOP, [((b"i" * 16,), b"")], "STOP has 2 to 3 fields"),
-        (Kind.STOP, [(([], 1), b"")], "id cannot be list"),
+        (Kind.STOP, [(([], 1), b"")], "id is 16 bytes, not list"),
     ],
 )
 def test_a_server_that_sends_what_no_server_sends_is_left(rig: Rig, kind: Kind, items: list[Any], words: str) -> None:
