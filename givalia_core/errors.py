@@ -94,7 +94,10 @@ class DuplicateKey(Refused):
 
 
 class WrongState(Refused):
-    """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed."""
+    """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed.
+
+    `cancel` and `ext` by a key without a live job speak of the job of that key that ended last, while it is remembered.
+    """
 
     state: str
     exit_code = 69

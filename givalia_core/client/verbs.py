@@ -190,7 +190,8 @@ def requeue(
 
     def read(fields: reading.Fields, payload: bytes) -> Ticket:
         job_id, due = call.read(fields, payload)
-        return Ticket(text_id(job_id), key, due)
+        found = text_id(job_id)
+        return Ticket(found, None if key is not None and key.lower() == found else key, due)
 
     return Call(call.kind, call.items, read)
 
