@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from givalia_core.client import talk, verbs
 from givalia_core.client.many import Many
-from givalia_core.clock import SECOND_US, ManualClock, TimerClock
+from givalia_core.clock import ManualClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Effect, Reply, Tell
 from givalia_core.errors import NotFound, WrongState
@@ -29,6 +29,7 @@ from givalia_core.policy import Policy
 from givalia_core.protocol import messages
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress
 from givalia_core.store import Memory
+from givalia_core.times import Instant, Length, length_to_us
 from givalia_core.views import Outcome, Status, text_id
 from givalia_core.worker.pipeline import Attempt, execute
 
@@ -120,7 +121,9 @@ class Queue:
         """As `Client.cancel`."""
         return self._ask(talk.cancel(key, id, running=False))
 
-    def ext(self, key: str | None = None, time: float | None = None, *, at: Any = None, id: str | None = None) -> datetime:
+    def ext(
+        self, key: str | None = None, time: Length | None = None, *, at: Instant | None = None, id: str | None = None
+    ) -> datetime:
         """As `Client.ext`."""
         return self._ask(talk.ext(key, id, time, at))
 
@@ -132,19 +135,26 @@ class Queue:
 
     def ext_many(
         self,
-        jobs: Iterable[str | Status] | Mapping[Any, float] | None = None,
-        time: float | None = None,
+        jobs: Iterable[str | Status] | Mapping[Any, Length] | None = None,
+        time: Length | None = None,
         *,
-        at: Any = None,
-        ids: Iterable[str] | Mapping[str, float] | None = None,
+        at: Instant | None = None,
+        ids: Iterable[str] | Mapping[str, Length] | None = None,
     ) -> list[datetime | NotFound | WrongState]:
         """As `Client.ext_many`."""
         return self._ask_many(verbs.ext_many(jobs, time, at=at, ids=ids))
 
-    def advance(self, seconds: float = 0.0, **length: float) -> list[Ran]:
-        """Let time pass (`advance(90)`, `advance(days=7)`) and return the attempts that this brought about."""
+    def advance(self, seconds: Length = 0.0, **length: float) -> list[Ran]:
+        """Let time pass (`advance(90)`, `advance(timedelta(days=7))`, `advance(days=7)`).
+
+        Returns:
+            The attempts that this brought about.
+
+        Raises:
+            BadRequest: Not a number or `timedelta`, negative, or over ten years.
+        """
         before = len(self.ran)
-        left_us = round((seconds + timedelta(**length).total_seconds()) * SECOND_US)
+        left_us = length_to_us(seconds, "seconds") + length_to_us(timedelta(**length), "the length")
         self._turn()
         while left_us > 0:
             now = self._timer.now(self.clock.read())

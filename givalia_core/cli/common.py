@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,11 +34,17 @@ _FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "concurrency": ("-c", "--concurrency"),
 }
 
+_NEGATIVE: Final = re.compile(r"-\.?\d")  # As Python 3.14 has it.
+
 S = TypeVar("S")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it."""
+    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it, and -10m is a value."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, several, show, store
+from givalia_core.cli import common, demo, moments, several, show, store
 from givalia_core.client import Client, JobHandle
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
@@ -53,7 +53,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     parser.add_argument("--version", action="version", version=f"givalia {__version__}")
     common.add_settings(parser, ClientSettings)
-    parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try the server [5; --wait: 60]")
+    parser.add_argument("--patience", type=moments.length("patience"), help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
@@ -79,15 +79,13 @@ def _by_key_or_id(parser: argparse.ArgumentParser) -> None:
 
 
 def _when(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("--time", type=float, help=words)
-    parser.add_argument("--at", type=_instant, help="epoch seconds, or an ISO date and time with its zone")
+    parser.add_argument("--time", type=moments.length("time"), help=words)
+    parser.add_argument("--at", help="epoch seconds, or an ISO date and time")
+    moments.add_zone(parser)
 
 
-def _instant(text: str) -> float | datetime:
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.fromisoformat(text)
+def _at(given: Given) -> float | datetime | None:
+    return moments.instant(given.at, given.tz)
 
 
 def _params(text: str) -> Any:
@@ -103,7 +101,7 @@ def _no_constant(word: str) -> Any:
 
 def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", help="the name of a WorkModule")
-    _when(parser, "seconds from now [0]")
+    _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
     parser.add_argument("--params", type=str, help="JSON; what the job gets as self.params")
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
@@ -111,26 +109,26 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
     parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
     parser.add_argument("--max-attempts", type=int, help="1 to 100")
-    parser.add_argument("--timeout", type=float, help="seconds an attempt may take")
-    parser.add_argument("--expires", type=float, help="seconds after its due in which it must start")
-    parser.add_argument("--retain", type=float, help="seconds to remember it after its end")
+    parser.add_argument("--timeout", type=moments.length("timeout"), help="how long an attempt may take, 1s to 24h")
+    parser.add_argument("--expires", type=moments.length("expires"), help="how long after its due it must start")
+    parser.add_argument("--retain", type=moments.length("retain"), help="how long to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")
     parser.add_argument(
         "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
     )
-    parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="how long to wait; implies --wait")
+    parser.add_argument("--wait-timeout", type=moments.length("wait-timeout"), help="how long to wait; implies --wait")
 
 
 def _enq(client: Client, given: Given) -> None:
     options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
     params = None if given.params is None else _params(given.params)
-    job = client.enq(given.module, params=params, time=given.time or 0, at=given.at, **options)
+    job = client.enq(given.module, params=params, time=given.time or 0, at=_at(given), **options)
     if given.wait or given.wait_timeout is not None:
         show.emit(show.to_json(_result(job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
     else:
-        show.emit(f"{job.id}  due {job.due.isoformat()}  ({job.durability})")
+        show.emit(f"{job.id}  due {moments.shown(job.due)}  ({job.durability})")
 
 
 def _result(job: JobHandle, given: Given) -> Any:
@@ -178,21 +176,27 @@ def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ext(client: Client, given: Given) -> None:
+    at = _at(given)
+    if [given.time is not None, at is not None, given.now].count(True) != 1:
+        raise BadRequest("ext takes one of --time, --at and --now")
+    if given.now:
+        at = 0.0  # An instant that has passed means now.
     one = several.single(given)
     if one is None:
-        several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=given.at, ids=ids), "due", _due)
+        several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=at, ids=ids), "due", _due)
         return
-    due = client.ext(one[0], given.time, at=given.at, id=one[1])
+    due = client.ext(one[0], given.time, at=at, id=one[1])
     show.emit(show.to_json({"due": due}) if given.json else _due(due))
 
 
 def _due(due: datetime) -> str:
-    return f"due {due.isoformat()}"
+    return f"due {moments.shown(due)}"
 
 
 def _ext_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
-    _when(parser, "seconds to add to its due, or to now if that has passed; negative brings it forward")
+    _when(parser, "length to add to its due, or to now if that has passed: 30, 10m; negative brings it forward")
+    parser.add_argument("--now", action="store_true", help="let it be due now")
 
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +204,7 @@ def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dead", action="store_true", help="every dead job")
     parser.add_argument("--cancelled", action="store_true", help="every cancelled job")
     parser.add_argument("--module", help="with --dead or --cancelled: only those of this module")
-    _when(parser, "seconds from now [0]")
+    _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
 
 
 def _requeue(client: Client, given: Given) -> None:
@@ -213,15 +217,15 @@ def _requeue(client: Client, given: Given) -> None:
             handle
             for state, wanted in ((JobState.DEAD, given.dead), (JobState.CANCELLED, given.cancelled))
             if wanted
-            for handle in client.requeue_all(state, module=given.module, time=time, at=given.at)
+            for handle in client.requeue_all(state, module=given.module, time=time, at=_at(given))
         ]
     else:
-        handles = [client.requeue(given.key, id=given.id, time=time, at=given.at)]
+        handles = [client.requeue(given.key, id=given.id, time=time, at=_at(given))]
     for handle in handles:
         if given.json:
             show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
         else:
-            show.emit(f"{handle.id}  due {handle.due.isoformat()}")
+            show.emit(f"{handle.id}  {_due(handle.due)}")
     print(f"{len(handles)} requeued", file=sys.stderr)
 
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from typing import Final, TextIO
 from zoneinfo import ZoneInfo
 
@@ -21,15 +22,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def length(name: str) -> Callable[[str], float]:
-    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds."""
+    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds.
 
-    def read(text: str) -> float:
-        try:
-            return length_of_text(text, name)
-        except BadRequest as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
+    It raises `BadRequest`, which ends the program with one line, and not with the usage of all arguments.
+    """
+    return partial(length_of_text, name=name)
 
 
 def add_zone(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
 from givalia_core.protocol import addresses
 from givalia_core.settings import CLIENT_PORT
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
 P = ParamSpec("P")
@@ -35,7 +36,7 @@ class AsyncJobHandle(Handle):
         """Ask about it."""
         return await self._exchange.ask(verbs.stat(id=self.id))
 
-    async def ext(self, time: float | timedelta | None = None, *, at: float | datetime | None = None) -> datetime:
+    async def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
         """Move its due; see `AsyncClient.ext`."""
         self.due = await self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
         return self.due
@@ -44,11 +45,11 @@ class AsyncJobHandle(Handle):
         """Call it off; see `AsyncClient.cancel`."""
         return await self._exchange.ask(verbs.cancel(id=self.id, running=running))
 
-    async def wait(self, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
+    async def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
         """The job's result, with the promises and the errors of `JobHandle.wait`.
 
         Args:
-            timeout: Seconds to wait; None is for ever.
+            timeout: Seconds or a `timedelta` to wait; None is for ever.
             progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
                 it takes its time, only the newest report is kept. What it raises ends the waiting.
         """
@@ -97,13 +98,13 @@ class AsyncClient:
     effect is then unknown. Close it, best by `async with`, before its event loop ends.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no number.
+        BadRequest: An address that is none, or `resend` is no length.
     """
 
     def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
+        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: Length = talk.RESEND_S
     ) -> None:
-        self._exchange = AsyncExchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
+        self._exchange = AsyncExchange(addresses.parse(host, port), talk.resend_s(resend))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -130,9 +131,17 @@ class AsyncClient:
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)
 
-    async def wait(self, id: str, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
-        """The result of the job of this id; see `AsyncJobHandle.wait`."""
-        return await self._exchange.ask(talk.wait(id, progress=progress is not None), timeout, progress)
+    async def wait(
+        self,
+        id: str | None = None,
+        timeout: Length | None = None,
+        progress: OnProgress | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
+        """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
+        waited_for = id if key is None else (await self.stat(key, id=id)).id
+        return await self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
 
     async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once; see `Client.enq_many`."""
@@ -148,8 +157,8 @@ class AsyncClient:
         state: JobState | str = JobState.DEAD,
         *,
         module: str | None = None,
-        time: float | timedelta = 0,
-        at: float | datetime | None = None,
+        time: Length = 0,
+        at: Instant | None = None,
     ) -> Handles:
         """Requeue every job that a listing of `state` and `module` shows; see `Client.requeue_all`."""
         handles: Handles = []

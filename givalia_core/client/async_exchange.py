@@ -26,6 +26,7 @@ from givalia_core.client.visit import Visit
 from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
+from givalia_core.times import Length
 
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], Awaitable[object] | object]
@@ -152,12 +153,12 @@ class AsyncExchange:
         if line is not None:
             await line.closed
 
-    async def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
+    async def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
         """What one command is answered.
 
         Args:
             call: The command, alone in its frame.
-            timeout: Seconds to wait for the end of a job; None is for ever. Other commands have the time to resend.
+            timeout: Time to wait for the end of a job; None is for ever. Other commands have the time to resend.
             on_progress: Called in this task with each progress of the job that it waits for, and awaited if it can be.
 
         Raises:
@@ -221,7 +222,7 @@ class AsyncExchange:
         self._is_flushing = False
         self._tending = None
 
-    def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
+    def _begin(self, call: Call[Any], timeout: Length | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
         """Send a call on its way; its event is set whenever there is something for its caller.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -19,6 +18,7 @@ from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
 from givalia_core.protocol import addresses
 from givalia_core.settings import CLIENT_PORT
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
 P = ParamSpec("P")
@@ -71,13 +71,13 @@ class Client:
     `Unauthorized`, `VersionMismatch` or `Busy` besides what it says itself.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no number.
+        BadRequest: An address that is none, or `resend` is no length.
     """
 
     def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
+        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: Length = talk.RESEND_S
     ) -> None:
-        self._exchange = Exchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
+        self._exchange = Exchange(addresses.parse(host, port), talk.resend_s(resend))
 
     def __enter__(self) -> Client:
         return self
@@ -102,9 +102,17 @@ class Client:
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)
 
-    def wait(self, id: str, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
-        """The result of the job of this id; see `JobHandle.wait`."""
-        return self._exchange.ask(talk.wait(id, progress=progress is not None), timeout, progress)
+    def wait(
+        self,
+        id: str | None = None,
+        timeout: Length | None = None,
+        progress: OnProgress | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
+        """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
+        waited_for = id if key is None else (self.stat(key, id=id)).id
+        return self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.
@@ -127,8 +135,8 @@ class Client:
         state: JobState | str = JobState.DEAD,
         *,
         module: str | None = None,
-        time: float | timedelta = 0,
-        at: float | datetime | None = None,
+        time: Length = 0,
+        at: Instant | None = None,
     ) -> Handles:
         """Requeue every job that a listing of `state` (dead or cancelled) and `module` shows; those refused are left out."""
         handles: Handles = []

@@ -7,7 +7,7 @@ frame can be sent any number of times (CONTRACT C1). Nothing here knows how a ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from givalia_core.client import reading, talk
@@ -17,11 +17,11 @@ from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, GivaliaError, NotFound, PartlyRefused, WrongState
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Cancel, Ext, Kind
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status, wire_id
 
 T = TypeVar("T")
 Named: TypeAlias = str | Handle | Status  # A job by its key, or by what has its id.
-Length: TypeAlias = float | timedelta
 Name: TypeAlias = tuple[str | None, bytes | None]  # As messages have it: the key, or the id.
 
 FIELDS_BYTES: Final = 64  # What one cancel or ext takes in a frame at most, its key apart.
@@ -62,7 +62,7 @@ def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: 
 def ext(
     jobs: Iterable[Named] | Mapping[Any, Length] | None,
     time: Length | None,
-    at: float | datetime | None,
+    at: Instant | None,
     ids: Iterable[str] | Mapping[str, Length] | None,
 ) -> Many[datetime]:
     """Move the dues of many jobs, all alike or each by its own length. Handles among them hear of their new due.
@@ -113,7 +113,7 @@ def _by_id(job_id: Any) -> Name:
     return None, wire_id(job_id)
 
 
-def _moves(given: Iterable[Any], time: Length | None, at: float | datetime | None) -> Iterator[tuple[Any, talk.Move]]:
+def _moves(given: Iterable[Any], time: Length | None, at: Instant | None) -> Iterator[tuple[Any, talk.Move]]:
     """Each job, and how it is to be moved."""
     if isinstance(given, Mapping):
         if time is not None or at is not None:

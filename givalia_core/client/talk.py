@@ -6,9 +6,8 @@ ids in it are made once, so the server knows a resend for what it is (CONTRACT C
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from givalia_core.client import reading
@@ -27,7 +26,7 @@ from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.times import at_to_us, length_to_us
+from givalia_core.times import Instant, Length, at_to_us, length_to_seconds, length_to_us
 from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
@@ -39,15 +38,13 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-def seconds(given: Any, name: str) -> float:
-    """A length of time that a call or a client is given, in seconds; it may be infinite.
+def resend_s(resend: Length) -> float:
+    """The seconds that a client resends, of those it was given.
 
     Raises:
-        BadRequest: Not a number.
+        BadRequest: Not a number or `timedelta`.
     """
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or math.isnan(given):
-        raise BadRequest(f"{name} must be a number of seconds, not {given!r:.40}")
-    return given
+    return min(length_to_seconds(resend, "resend"), RESEND_S)
 
 
 class Call(NamedTuple, Generic[T_co]):
@@ -248,7 +245,7 @@ def _length(given: dict[str, Any], name: str) -> int | None:
     return None if given[name] is None else length_to_us(given[name], name)
 
 
-def _when(seconds: float | timedelta | None, at: float | datetime | None) -> tuple[int | None, int | None]:
+def _when(seconds: Length | None, at: Instant | None) -> tuple[int | None, int | None]:
     if at is None:
         return None if seconds is None else length_to_us(seconds, "time"), None
     if seconds not in (None, 0):
@@ -282,9 +279,9 @@ def stat(key: str | None, job_id: str | None) -> Call[Status]:
     return _call(Kind.STAT, Stat(*_named(key, job_id)), reading.stat)
 
 
-def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
+def wait(job_id: str | None, *, progress: bool = False) -> Call[Any]:
     """Be told when a job has ended, and with `progress` also how far it is."""
-    return _call(Kind.WAIT, Wait(None, wire_id(job_id), progress), reading.end, waits=True)
+    return _call(Kind.WAIT, Wait(*_named(None, job_id), progress), reading.end, waits=True)
 
 
 def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
@@ -292,12 +289,12 @@ def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
     return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), reading.word)
 
 
-def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call[datetime]:
+def ext(key: str | None, job_id: str | None, seconds: Length | None, at: Instant | None) -> Call[datetime]:
     """Move a job's due."""
     return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), *move(seconds, at)), reading.due)
 
 
-def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move:
+def move(seconds: Length | None, at: Instant | None) -> Move:
     """How far an `ext` moves a due, or to where.
 
     Raises:
@@ -309,9 +306,7 @@ def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move
     return delta_us, None if at is None else at_to_us(at)
 
 
-def requeue(
-    key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None
-) -> Call[tuple[bytes, datetime]]:
+def requeue(key: str | None, job_id: str | None, seconds: Length, at: Instant | None) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
     delay_us, at_us = _when(seconds, at)
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from givalia_core.client import many, reading, talk
-from givalia_core.client.many import Length, Many, Named
+from givalia_core.client.many import Many, Named
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.model import JobState
 from givalia_core.protocol.messages import LIST_LIMIT_MAX
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status, text_id
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,8 +37,8 @@ def as_method(method: F, verb: Callable[..., Any]) -> F:
 def enq(
     module: str,
     *,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
     params: Any = None,
     key: str | None = None,
     target_worker: str = "any",
@@ -45,17 +46,17 @@ def enq(
     if_exists: str = "refuse",
     priority: int = 0,
     max_attempts: int | None = None,
-    timeout: float | timedelta | None = None,
-    expires: float | timedelta | None = None,
-    retain: float | timedelta | None = None,
+    timeout: Length | None = None,
+    expires: Length | None = None,
+    retain: Length | None = None,
     id: str | None = None,
 ) -> Call[Ticket]:
     """Run `module` with `params` in `time` seconds or `at` an instant. On return the job is as durable as the handle says.
 
     Args:
         module: The name of a WorkModule.
-        time: Seconds from now, 0 to ten years.
-        at: Epoch seconds or an aware datetime instead; the past means now.
+        time: Seconds or a `timedelta` from now, 0 to ten years; so are all lengths.
+        at: Epoch seconds, an aware datetime or ISO text with its zone instead; the past means now.
         params: Any value msgpack can carry, at most 512 KiB packed.
         key: Names the job while it lives; 1 to 255 bytes.
         target_worker: The name of the worker that is to run it.
@@ -128,9 +129,9 @@ def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | Non
 
 def ext(
     key: str | None = None,
-    time: float | timedelta | None = None,
+    time: Length | None = None,
     *,
-    at: float | datetime | None = None,
+    at: Instant | None = None,
     id: str | None = None,
 ) -> Call[datetime]:
     """Move the due of a job that has not started, and return the new one.
@@ -138,7 +139,7 @@ def ext(
     Args:
         key: The live job of this key.
         time: Seconds to add to its due, or to now if that has passed; negative brings it forward, never before now.
-        at: The new due itself.
+        at: The new due itself, as in `enq`.
         id: Names the job instead of `key`.
 
     Raises:
@@ -152,7 +153,7 @@ def ext_many(
     jobs: Iterable[Named] | Mapping[Any, Length] | None = None,
     time: Length | None = None,
     *,
-    at: float | datetime | None = None,
+    at: Instant | None = None,
     ids: Iterable[str] | Mapping[str, Length] | None = None,
 ) -> Many[datetime]:
     """Move the dues of many jobs at once; for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
@@ -176,8 +177,8 @@ def requeue(
     key: str | None = None,
     *,
     id: str | None = None,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
 ) -> Call[Ticket]:
     """Give a dead or cancelled job another life, with all its attempts, due in `time` seconds or `at`.
 

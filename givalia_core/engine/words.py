@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core import why as why_room
-from givalia_core.clock import SECOND_US, Now
+from givalia_core.clock import Now
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
@@ -17,16 +17,12 @@ from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
+from givalia_core.times import length_words
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
 array_head: Callable[[int], bytes] = _packer.pack_array_header
 map_head: Callable[[int], bytes] = _packer.pack_map_header
-
-
-def seconds(us: int) -> str:
-    """A length of time for people: 9.8 s."""
-    return f"{us / SECOND_US:.3g} s" if us < 1000 * SECOND_US else f"{round(us / SECOND_US)} s"
 
 
 def why(desk: Desk, job: Job, now: Now) -> str:
@@ -37,7 +33,7 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 
 
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
-    left = seconds(job.due_on_timer_us(now) - now.timer_us)
+    left = length_words(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
         error = f" ({job.error.splitlines()[-1][:200]})" if job.error else ""
         return f"attempt {job.attempt} failed{error}, next try in {left}"

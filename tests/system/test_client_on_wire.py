@@ -454,3 +454,4 @@ def test_ended_jobs_refuse_what_is_for_live_ones(direct: Client) -> None:
             with pytest.raises(WrongState) as caught:
                 refused(**name)
             assert caught.value.state == "done"
+    assert direct.wait(key="ended") == direct.wait(job.id) == direct.wait(key=job.id)

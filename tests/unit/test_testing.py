@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from givalia_core import Fail, NotFound, Retry, WorkModule, WrongState
 from givalia_core.testing import Queue, run
+from givalia_core.times import to_datetime
 
 
 class Greet(WorkModule):
@@ -50,6 +53,28 @@ class Peculiar(WorkModule):
 class Watchful(WorkModule):
     def process(self) -> bool:
         return self.cancelled
+
+
+class Leisurely(WorkModule):
+    backoff = timedelta(minutes=1)
+
+    def process(self) -> None:
+        if self.job.attempt == 1:
+            raise Retry(after=timedelta(hours=1))
+
+
+def test_lengths_are_numbers_or_timedeltas_and_instants_may_be_iso_text() -> None:
+    queue = Queue({"Leisurely": Leisurely})
+    at = (to_datetime(queue.clock.read().wall_us) + timedelta(hours=2)).isoformat()
+    queue.enq("Leisurely", time=timedelta(minutes=5), key="a", timeout=timedelta(minutes=1))
+    queue.enq("Leisurely", at=at, key="b")
+
+    assert [ran.key for ran in queue.advance(timedelta(minutes=6))] == ["a"]
+    assert queue.advance(timedelta(minutes=50)) == []
+    assert [ran.key for ran in queue.advance(minutes=10)] == ["a"]
+    queue.ext("b", timedelta(hours=1))
+    assert queue.advance(3_600) == []
+    assert [ran.key for ran in queue.advance(3_600)] == ["b"]
 
 
 def test_run_shows_the_result_and_the_progress_of_one_attempt() -> None:
