@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
 from givalia_core.errors import GivaliaError
 from givalia_core.printable import printable
+from givalia_core.setting_values import written
 from givalia_core.settings import load, state_folder
 
 EXIT_USAGE: Final = 64
@@ -63,7 +65,7 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     hints = get_type_hints(kind)
     for each in fields(kind):
         flags = _FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
-        shown = f" [{each.default}]" if each.default not in ("", False) else ""
+        shown = f" [{written(each, hints[each.name])}]" if each.default not in ("", False) else ""
         words = each.metadata["help"].replace("%", "%%") + shown
         if hints[each.name] is bool:
             to.add_argument(*flags, dest=each.name, action="store_true", default=None, help=words)
@@ -72,25 +74,43 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     to.add_argument("--config", metavar="FILE", default=None, help="TOML file with settings (see docs/settings.md)")
 
 
-def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str) -> tuple[S, Callable[[], S]]:
+def begin(
+    prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str
+) -> tuple[S, Callable[[], S], list[str]]:
     """What server and worker begin with: their flags, and the background if that was asked for.
 
     Returns:
-        The settings, and how to read them again.
+        The settings, how to read them again, and lines about them for the log, which the settings name.
     """
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
     add_settings(asked, kind)
     given = asked.parse_args(arguments)
-    settings = read_settings(kind, given)
+    notices: list[str] = []
+    settings = read_settings(kind, given, notices.append)
     if given.daemon and READY_FD not in os.environ:
         go_to_background(module, arguments, getattr(settings, "log_file", ""), prog)
-    return settings, lambda: read_settings(kind, given)
+    return settings, lambda: read_settings(kind, given, _ignore), notices
 
 
-def read_settings(kind: type[S], given: argparse.Namespace) -> S:
-    """The settings of a program by flag, environment, file and default."""
-    return load(kind, vars(given), file=given.config)
+def _ignore(_: str) -> None:
+    """The environment of a running program does not change, so what is to be said about it was said."""
+
+
+def log_all(log: logging.Logger, notices: Iterable[str]) -> None:
+    """Log the lines that `begin` has returned."""
+    for words in notices:
+        log.warning("%s", words)
+
+
+def read_settings(kind: type[S], given: argparse.Namespace, notice: Callable[[str], object]) -> S:
+    """The settings of a program by flag, environment, file and default; `notice` is called with lines about them."""
+    return load(kind, vars(given), file=given.config, notice=notice)
+
+
+def say(words: str) -> None:
+    """A line on standard error, whatever it holds."""
+    print(printable(words), file=sys.stderr)
 
 
 @contextlib.contextmanager

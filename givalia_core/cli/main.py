@@ -60,7 +60,7 @@ def _main(arguments: list[str]) -> int:
         under.add_argument("--json", action="store_true", help="data only, one JSON value on a line")
         verb.arguments(under)
     given = parser.parse_args(arguments)
-    settings = common.read_settings(ClientSettings, given)
+    settings = common.read_settings(ClientSettings, given, lambda words: common.say(f"{PROG}: {words}"))
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0

@@ -32,13 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
+    settings, read_settings, notices = common.begin(
+        PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens"
+    )
     notifier = Notifier.from_environment()
     os.umask(0o077)
     program.spare_the_collector()
     program.start_log(settings.log_level, settings.log_file)
     server = Server(settings)
     server.start()
+    common.log_all(log, notices)
     asked_to_stop = Event()
 
     def stop(number: int) -> None:

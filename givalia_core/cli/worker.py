@@ -37,12 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
+    settings, read_settings, notices = common.begin(
+        PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected"
+    )
     notifier = Notifier.from_environment()
     program.start_log(settings.log_level, settings.log_file)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
+    common.log_all(log, notices)
     asked_to_stop = Event()
 
     def stop(number: int) -> None:

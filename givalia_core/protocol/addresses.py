@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from givalia_core.errors import BadRequest
 
 PORT_MAX: Final = 65_535
+HOST_CHARS_MAX: Final = 253
 
 _NO_HOST: Final = re.compile(r"[\s,:/@\[\]\x00-\x1f\x7f]").search
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
@@ -70,9 +71,20 @@ def _split(text: str) -> tuple[str | None, str | None]:
     if is_ipv6(text):
         return text, None
     host, colon, number = text.partition(":")
-    if not host or len(host) > 255 or _NO_HOST(host) or ":" in number:
+    if not is_host(host) or ":" in number:
         return None, None
     return host, number if colon else None
+
+
+def is_host(text: str) -> bool:
+    """Whether it may be the name of a host, or its IPv4 address: its labels have 1 to 63 characters as DNS carries them."""
+    name = text.removesuffix(".")
+    if _NO_HOST(name) or len(name) > HOST_CHARS_MAX or not all(1 <= len(label) <= 63 for label in name.split(".")):
+        return False
+    try:
+        return name.isascii() or len(name.encode("idna")) <= HOST_CHARS_MAX
+    except UnicodeError:  # Too long in that form, or with characters that no name has.
+        return False
 
 
 def is_ipv6(host: str) -> bool:

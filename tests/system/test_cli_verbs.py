@@ -371,7 +371,8 @@ def test_a_bad_settings_file_starts_nothing(house: Rig, program: str, text: str 
         (("--lease", "1"), {}, "--lease"),
         (("-p", "70000"), {}, "--port"),
         (("--log-level", "loud"), {}, "--log-level"),
-        ((), {"GIVALIA_LEASE": "nan"}, "GIVALIA_LEASE"),
+        ((), {"GIVALIA_LEASE": "nan"}, "lease is 5 s to 24 h, not 'nan' (GIVALIA_LEASE)"),
+        (("--connections-max", "0"), {}, "connections_max is 1 to 100,000, not '0' (--connections-max)"),
         (("--host", "0.0.0.0"), {}, "--insecure"),
         (("--store", "mysql://db/q"), {}, "mysql"),
     ],
@@ -383,6 +384,18 @@ def test_a_setting_that_cannot_be_used_starts_nothing(
 
     assert done.returncode == 78
     assert words in done.stderr
+
+
+def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_line(house: Rig, tmp_path: Path) -> None:
+    environ = {"GIVALIA_WORKER_PORT": "tcp://10.43.7.1:12323"}
+    with Rig(house.installed, tmp_path) as rig:
+        server = rig.start(house.installed.program("givalia-server"), "--store", "memory:", "-p", 0, **environ)
+        server.await_log("GIVALIA_WORKER_PORT=tcp://10.43.7.1:12323 is ignored")
+
+        done = rig.run("givalia", "plugins", GIVALIA_PORT="tcp://10.43.7.1:12322")
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("givalia: GIVALIA_PORT=tcp://10.43.7.1:12322 is ignored: Kubernetes sets it for a Service")
 
 
 def test_flag_goes_before_environment_before_file_before_default(house: Rig, tmp_path: Path) -> None:

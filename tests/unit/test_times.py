@@ -51,7 +51,7 @@ def test_what_is_no_length_is_refused_with_the_forms(text: str) -> None:
     ("us", "words"),
     [
         (0, "0"), (9_800_000, "9.8 s"), (60 * SECOND_US, "60 s"), (600 * SECOND_US, "10 min"), (605 * SECOND_US, "10 min 5 s"),
-        (3_600 * SECOND_US, "60 min"), (86_400 * SECOND_US, "24 h"), ((34 * 60 + 12) * 60 * SECOND_US, "34 h 12 min"),
+        (3_600 * SECOND_US, "1 h"), (86_400 * SECOND_US, "24 h"), ((34 * 60 + 12) * 60 * SECOND_US, "34 h 12 min"),
         (292 * 3_600 * SECOND_US, "12 d 4 h"), (3_650 * 86_400 * SECOND_US, "10 years"), (-600 * SECOND_US, "-10 min"),
     ],
 )  # fmt: skip
