@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from givalia_core.cli import common, demo, moments, several, show, store
 from givalia_core.client import Client, JobHandle
+from givalia_core.client.servers import found_by, from_settings
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
@@ -60,11 +61,11 @@ def _main(arguments: list[str]) -> int:
         under.add_argument("--json", action="store_true", help="data only, one JSON value on a line")
         verb.arguments(under)
     given = parser.parse_args(arguments)
-    settings = common.read_settings(ClientSettings, given, lambda words: common.say(f"{PROG}: {words}"))
+    find = from_settings(given.master, given.port, given.config, lambda words: common.say(f"{PROG}: {words}"))
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0
-    with Client(settings.master, settings.port, resend=patience) as client:
+    with found_by(Client, find, patience) as client:
         try:
             VERBS[given.verb].act(client, given)
         except BrokenPipeError:

@@ -11,13 +11,12 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from givalia_core.client import reading, talk, verbs
 from givalia_core.client.async_exchange import AsyncExchange, OnProgress
 from givalia_core.client.many import Many
+from givalia_core.client.servers import Located
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Handle, Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
-from givalia_core.protocol import addresses
-from givalia_core.settings import CLIENT_PORT
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
@@ -89,7 +88,7 @@ def _asks_many(
     return verbs.as_method(method, verb)
 
 
-class AsyncClient:
+class AsyncClient(Located[AsyncExchange]):
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
     It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; lost answers
@@ -101,10 +100,7 @@ class AsyncClient:
         BadRequest: An address that is none, or `resend` is no length.
     """
 
-    def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: Length = talk.RESEND_S
-    ) -> None:
-        self._exchange = AsyncExchange(addresses.parse(host, port), talk.resend_s(resend))
+    _make = AsyncExchange
 
     async def __aenter__(self) -> AsyncClient:
         return self

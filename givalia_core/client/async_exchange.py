@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core import forks, tcp
 from givalia_core.client import talk
-from givalia_core.client.errands import Connect, Errands, Listen
+from givalia_core.client.errands import Connect, Errands, Find, Listen
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.visit import Visit
@@ -112,9 +112,10 @@ class Line(asyncio.Protocol):
 class AsyncExchange:
     """Carries calls to one of several servers and their answers back; for the tasks of one event loop at a time."""
 
-    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
-        self._addresses, self._resend_s = addresses, resend_s
-        self._errands = Errands(addresses, resend_s)
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
+        self._servers = addresses, resend_s, find
+        self._resend_s = resend_s
+        self._errands = Errands(*self._servers)
         self._line: Line | None = None  # Of the present visit.
         self._unsent: deque[Slot] = deque()  # They leave with the next turn of the loop that has room for them.
         self._is_flushing = False  # Whether that turn is ordered.
@@ -128,7 +129,7 @@ class AsyncExchange:
         errands, tending = self._errands, self._tending
         if tending is not None:
             tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.
-        self._errands = Errands(self._addresses, self._resend_s)
+        self._errands = Errands(*self._servers)
         self._errands.is_closed = errands.is_closed
         self._line = self._tending = self._changed = None
         self._unsent, self._is_flushing = deque(), False

@@ -11,13 +11,12 @@ from givalia_core.client import reading, talk, verbs
 from givalia_core.client.exchange import Exchange, OnProgress
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
+from givalia_core.client.servers import Located
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
 from givalia_core.model import JobState
-from givalia_core.protocol import addresses
-from givalia_core.settings import CLIENT_PORT
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
@@ -55,13 +54,14 @@ def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], l
     return verbs.as_method(method, verb)
 
 
-class Client:
+class Client(Located[Exchange]):
     """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
     Args:
-        host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas.
-        port: For those that name none.
-        resend: Seconds that a command is sent again over lost connections, at most 60; then `ConnectionLost`.
+        host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas. Without host and
+            port: in a job the servers of its worker, else 127.0.0.1.
+        port: For those that name none; None: 12322.
+        resend: How long a command is sent again over lost connections, at most 60 s; then it raises `ConnectionLost`.
 
     In a fork it makes a connection of its own. What was under way is the parent's: in the child it raises `ConnectionLost`.
 
@@ -74,10 +74,7 @@ class Client:
         BadRequest: An address that is none, or `resend` is no length.
     """
 
-    def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: Length = talk.RESEND_S
-    ) -> None:
-        self._exchange = Exchange(addresses.parse(host, port), talk.resend_s(resend))
+    _make = Exchange
 
     def __enter__(self) -> Client:
         return self

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core import forks
 from givalia_core.client import talk
-from givalia_core.client.errands import Connect, Errands, Listen, Rest, Step
+from givalia_core.client.errands import Connect, Errands, Find, Listen, Rest, Step
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
@@ -34,9 +34,10 @@ TURN_S: Final = 0.05  # How long one who sends waits for room while another read
 class Exchange:
     """Carries calls to one of several servers and their answers back; thread-safe."""
 
-    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
-        self._addresses, self._resend_s = addresses, resend_s
-        self._errands = Errands(addresses, resend_s)
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
+        self._servers = addresses, resend_s, find
+        self._resend_s = resend_s
+        self._errands = Errands(*self._servers)
         self._wire: Wire | None = None  # Of the present visit.
         self._lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `_clean_up`.
         self._changed = threading.Condition(self._lock)
@@ -57,7 +58,7 @@ class Exchange:
         if not _is_mine(self._sending):
             self._sending = threading.RLock()
         self._reader = self._sender = None
-        self._errands, self._wire = Errands(self._addresses, self._resend_s), None
+        self._errands, self._wire = Errands(*self._servers), None
         self._errands.is_closed = errands.is_closed
         errands.abandon()
         if changed.acquire(blocking=False):  # Greenlets that waited are there in the child, too.
@@ -106,7 +107,7 @@ class Exchange:
         return _is_mine(self._lock) or _is_mine(self._sending) or self._reader == threading.get_ident()
 
     def _apart(self, calls: Iterable[Call[Any]], timeout: Length | None, on_progress: OnProgress | None) -> list[list[Any]]:
-        with closing(Exchange(self._addresses, self._resend_s)) as apart:
+        with closing(Exchange(*self._servers)) as apart:
             apart._errands.is_closed = self._errands.is_closed
             return apart._all_of(calls, timeout, on_progress)
 

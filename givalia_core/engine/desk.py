@@ -116,6 +116,7 @@ class Desk:
         self.live = 0
         self.stale = 0
         self.durability = ""
+        self.client_port = 0  # Where this server takes clients, which workers are told; 0: nowhere.
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.last_seq = last_seq
         self._fence = 0 if is_shared else epoch << FENCE_COUNTER_BITS

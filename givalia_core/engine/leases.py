@@ -52,7 +52,8 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
     routing.join(Session(asked.conn, message, batch.now))
-    return (OK, batch.desk.policy.lease_us), b""
+    answer = OK, batch.desk.policy.lease_us
+    return ((*answer, batch.desk.client_port) if batch.desk.client_port else answer), b""
 
 
 def leave(batch: Batch, conn: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.errors import BadRequest
@@ -120,6 +120,9 @@ class Round:
     def __len__(self) -> int:
         return len(self._addresses)
 
+    def __iter__(self) -> Iterator[Address]:
+        return iter(tuple(self._addresses))
+
     @property
     def address(self) -> Address:
         """The one whose turn it is."""
@@ -129,6 +132,12 @@ class Round:
     def has_others(self) -> bool:
         """Whether there is another one to go to."""
         return len(self._addresses) > 1
+
+    def replace(self, addresses: Sequence[Address]) -> None:
+        """Go on with these servers instead, if they are others."""
+        if set(addresses) != set(self._addresses):
+            self._addresses = random.sample(addresses, len(addresses))
+            self._failed = 0
 
     def worked(self) -> None:
         """The present one does what it is for: the failures before it do not count any more."""

@@ -153,7 +153,7 @@ class Server:
         self._from_threads.start(self._take_from_threads)
         self._alarm.open()
         try:
-            self.client_port = self._listen(Port.CLIENT, self.settings.port)
+            self.client_port = self._engine.desk.client_port = self._listen(Port.CLIENT, self.settings.port)
             self.worker_port = self._listen(Port.WORKER, self.settings.worker_port)
         except OSError:
             self.stop()

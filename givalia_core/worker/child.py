@@ -24,13 +24,13 @@ from typing import Any, Final
 
 from importlib_metadata import PackageNotFoundError, version
 
-from givalia_core import forks
+from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.worker.collector import Collector
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, pack
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
@@ -93,6 +93,8 @@ class Child:
                     self._run(Dispatch(*note.job), note.source)
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
+                elif isinstance(note, Servers):
+                    job_servers.tell_process(note.servers)
         return 0
 
     def after_fork(self) -> None:
