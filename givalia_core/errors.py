@@ -95,8 +95,7 @@ class DuplicateKey(Refused):
 
 class WrongState(Refused):
     """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed.
-
-    `cancel` and `ext` by a key without a live job speak of the job of that key that ended last, while it is remembered.
+    Of a key without a live job it is the state of the one that ended last, while that is remembered.
     """
 
     state: str

@@ -147,9 +147,14 @@ def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]
     """Make many jobs: as few frames as the limits allow, and the keys of the jobs.
 
     Raises:
-        BadRequest, TooLarge: One of the jobs cannot be sent; nothing was.
+        BadRequest, TooLarge: One of the jobs cannot be sent, and the error names its place; nothing was.
     """
-    made = [_enq_message(*_split(job)) for job in jobs]
+    made: list[Enq] = []
+    for place, job in enumerate(jobs):
+        try:
+            made.append(_enq_message(*_split(job)))
+        except (BadRequest, TooLarge) as error:
+            raise type(error)(f"jobs[{place}]: {error}") from None
     return _enq_frames(made), [message.key for message in made]
 
 

@@ -222,10 +222,8 @@ def test_names_in_capitals_exist(page: Path) -> None:
     plugins = {
         name for readme in (ROOT / "plugins").glob("*/README.md") for name in re.findall(r"GIVALIA_[A-Z_]+", text(readme))
     }
-    settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__} | {
-        "GIVALIA_CONFIG",
-        VARIABLE,
-    }
+    settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__}
+    settings |= {"GIVALIA_CONFIG", VARIABLE}
     words = {"UNSERIALIZABLE", "UNREADABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE"}
     words |= {"PYTHON", "PYTHONS"}
     known = _codes() | {kind.name for kind in Kind} | settings | plugins | words | set(errno.errorcode.values()) | {"ERROR"}
