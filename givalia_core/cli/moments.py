@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import Final, TextIO
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from givalia_core.errors import BadRequest
 from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_words
@@ -43,6 +43,8 @@ def zone(text: str) -> tzinfo:
     try:
         return ZoneInfo(text)
     except (ValueError, OSError, KeyError):
+        if not available_timezones():
+            raise BadRequest("this machine has no list of time zones; pip install tzdata brings one") from None
         raise BadRequest(f"there is no time zone {text!r:.64}; names are such as Europe/Berlin or UTC") from None
 
 

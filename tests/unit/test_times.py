@@ -99,6 +99,13 @@ def test_a_refusal_on_the_command_line_names_its_way_out() -> None:
     assert moments.instant("2026-12-01T08:00", "Europe/Berlin") == datetime(2026, 12, 1, 7, tzinfo=UTC)
 
 
+def test_a_machine_without_time_zones_is_told_where_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "available_timezones", set)
+
+    with pytest.raises(BadRequest, match="pip install tzdata"):
+        moments.zone("Nowhere/City")
+
+
 @pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (timedelta(minutes=1), 60.0), (float("inf"), float("inf"))])
 def test_a_wait_is_a_number_or_a_timedelta(value: Any, seconds: float) -> None:
     assert length_to_seconds(value, "timeout") == seconds
