@@ -262,6 +262,12 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in shown)
 
 
+def alerts() -> str:
+    """The rules for Prometheus, as they are in the file."""
+    rules = (DOCS.parent / "deploy" / "givalia-alerts.yml").read_text(encoding="utf-8")
+    return f"```yaml\n{rules}```\n"
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "transitions": transitions,
     "diagram": diagram,
@@ -270,6 +276,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "verbs": verbs,
     "kinds": kinds,
     "limits": limits,
+    "alerts": alerts,
 }
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 SECOND_US = 1_000_000
 STEP_US = 100_000  # A change of (timer - wall) by more than this between two readings is a step, less is drift.
+TOLD_US = 10_000  # So far the clock may drift before people are told other wall times of the same timer times.
 
 
 class Reading(NamedTuple):
@@ -32,6 +33,14 @@ class Now(NamedTuple):
     timer_us: int
     wall_us: int
     mono_us: int
+    steady_ahead_us: int | None = (
+        None  # As `timer_ahead_us`, but the same until the clock has moved by `TOLD_US`; None: not kept.
+    )
+
+    @property
+    def told_ahead_us(self) -> int:
+        """What takes timer times to the wall times that people are told: readings differ by microseconds, these do not."""
+        return self.timer_ahead_us if self.steady_ahead_us is None else self.steady_ahead_us
 
     @property
     def timer_ahead_us(self) -> int:
@@ -139,10 +148,11 @@ class ManualClock:
 class TimerClock:
     """The timer clock of one store during one run of a server (CONTRACT K1)."""
 
-    def __init__(self, boot_id: str, ahead_of_uptime_us: int, floor_us: int = 0) -> None:
+    def __init__(self, boot_id: str, ahead_of_uptime_us: int, floor_us: int = 0, steady_ahead_us: int | None = None) -> None:
         self._boot_id = boot_id
         self._ahead_of_uptime_us = ahead_of_uptime_us
         self._floor_us = floor_us
+        self._steady_ahead_us = steady_ahead_us
 
     @classmethod
     def start(cls, clock: Clock, mark: Mark | None) -> TimerClock:
@@ -154,15 +164,19 @@ class TimerClock:
         if mark is None:
             return cls(clock.boot_id, reading.wall_us - reading.uptime_us)
         if mark.boot_id == clock.boot_id:
-            return cls(clock.boot_id, mark.timer_ahead_of_uptime_us, mark.timer_us)
+            return cls(clock.boot_id, mark.timer_ahead_of_uptime_us, mark.timer_us, mark.timer_us - mark.wall_us)
         timer_us = max(reading.wall_us + mark.timer_us - mark.wall_us, mark.timer_us)
-        return cls(clock.boot_id, timer_us - reading.uptime_us, mark.timer_us)
+        return cls(clock.boot_id, timer_us - reading.uptime_us, mark.timer_us, mark.timer_us - mark.wall_us)
 
     def now(self, reading: Reading) -> Now:
         """The moment of this reading on the three clocks."""
         timer_us = max(reading.uptime_us + self._ahead_of_uptime_us, self._floor_us)
-        return Now(timer_us, reading.wall_us, reading.mono_us)
+        ahead_us = timer_us - reading.wall_us
+        if self._steady_ahead_us is None or abs(ahead_us - self._steady_ahead_us) > TOLD_US:
+            self._steady_ahead_us = ahead_us
+        return Now(timer_us, reading.wall_us, reading.mono_us, self._steady_ahead_us)
 
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
         """What the store is to keep, so that a later `start` can go on from here."""
-        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.wall_us, lease_us)
+        # The wall clock as it is told, so that dues are told the same after a restart.
+        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.timer_us - now.told_ahead_us, lease_us)

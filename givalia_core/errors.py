@@ -113,7 +113,8 @@ class Unauthorized(Refused):
 
 
 class VersionMismatch(Refused):
-    """The two sides share no version of the protocol. Nothing changed. Upgrade the older side."""
+    """The two sides share no version of the protocol, or the server does not know what this side sent; the message names both
+    versions. Nothing changed. Upgrade the older side."""
 
     exit_code = 76
 
@@ -243,7 +244,8 @@ class StoreAway(StoreError):
 
 
 class StoreUnfit(StoreError):
-    """This URL, folder or file system cannot keep the promise of the store. Nothing was started."""
+    """This URL, folder or file system cannot keep the promise of the store, this user may not write to it or is not its owner,
+    or it has an earlier format and may not be upgraded (the message names the command). Nothing was started or changed."""
 
     exit_code = 78
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import importlib_metadata
 import pluggy
 
 from givalia_core.frozen import BUILTINS
+from givalia_core.installed import ALL, entry_points
 from givalia_core.steady import quietly
 from givalia_core.views import JobView, Outcome, RunningJobView
 
@@ -54,11 +54,19 @@ class Specs:
         """On the server, after a job's new due is durable (`ext`, and `enq` with `replace` or `reschedule`)."""
 
     @hookspec
+    def on_requeue(self, job: JobView) -> None:
+        """On the server, after a dead or cancelled job's new life is durable."""
+
+    @hookspec
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
         """On the server, after a failed attempt is durable and another will follow."""
 
     @hookspec
-    def on_dead(self, job: JobView, reason: str) -> None:
+    def on_done(self, job: JobView) -> None:
+        """On the server, after a job's success is durable."""
+
+    @hookspec
+    def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
         """On the server, after a job's death is durable."""
 
     @hookspec
@@ -97,21 +105,15 @@ class FoundPlugin:
     source: str
 
 
-ALL: Final = "*"
-
-
 def discover(allowed: str = ALL) -> list[FoundPlugin]:
     """Load the installed plugins; one that cannot be loaded is reported and holds up no other.
 
     `allowed` names distributions, separated by commas; what others bring is not even imported. `*` allows all.
     """
-    names = {name.strip() for name in allowed.split(",")}
     found: list[FoundPlugin] = []
-    for entry in sorted(importlib_metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+    for entry in entry_points(GROUP, allowed):
         distribution = entry.dist.name if entry.dist else "?"
         version = entry.dist.version if entry.dist else "?"
-        if ALL not in names and distribution not in names:
-            continue
         plugin: object | None = None
         error, source = None, entry.value
         try:

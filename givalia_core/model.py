@@ -133,6 +133,7 @@ class Job(NamedTuple):
     result_error: str | None = None  # Why a done job has no result.
     answered: tuple[Answered, ...] = ()
     keeper: int = 0  # The server that looks after the lease, where several share the store: its boot epoch.
+    started_at_us: int = 0  # Wall clock: when the last attempt was lent; 0 if none was.
     result: bytes | None = None
     # Kept by stores in the `target`, so that it is part of the route.
     specifier: str | None = None  # What the version of the module's distribution must satisfy; None: any will do.
@@ -158,8 +159,12 @@ class Job(NamedTuple):
         return self.due_at_us + now.timer_ahead_us if self.on_wall else self.due_at_us
 
     def due_on_wall_us(self, now: Now) -> int:
-        """The due on the wall clock, as the clocks stand now: what people are told."""
-        return self.due_at_us if self.on_wall else self.due_at_us - now.timer_ahead_us
+        """The due on the wall clock: what people are told, the same at each call unless a step of the clock was noticed."""
+        return self.due_at_us if self.on_wall else self.due_at_us - now.told_ahead_us
+
+    def ended_on_wall_us(self, now: Now) -> int | None:
+        """When it ended, on the wall clock; None while it lives."""
+        return None if self.is_live else self.ended_at_us - now.told_ahead_us
 
     def is_due(self, now: Now) -> bool:
         """Whether the job may start: judged on the clock its due is on."""

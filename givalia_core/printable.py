@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 MARGIN: Final = "    | "
@@ -14,6 +15,12 @@ def printable(value: Any) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def without_secrets(url: str) -> str:
+    """Return the URL of a store as it may be shown: without the password that it may hold."""
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
+    return re.sub(r"(?i)([?& ]|^)((?:ssl)?password)=[^&\s]*", r"\1\2=...", shown)
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -42,17 +49,38 @@ def split(text: str) -> tuple[str, dict[str, Any]]:
     return first, {"block": block} if block else {}
 
 
+_FIELDS: Final = {"module": "job_module", "key": "key", "id": "job_id", "attempt": "attempt"}
+"""By the name in a line, the attributes of a record that say which attempt of which job it is about."""
+_has_to_be_quoted: Final = re.compile(r'[\s"=\[\]]').search
+
+
+def _job_of(record: logging.LogRecord) -> str:
+    if not hasattr(record, "job_id"):
+        return ""
+    known = {name: getattr(record, attribute, None) for name, attribute in _FIELDS.items()}
+    return f" [{' '.join(f'{name}={_quoted(value)}' for name, value in known.items() if value is not None)}]"
+
+
+def _quoted(value: Any) -> str:
+    try:
+        text = printable(value)
+    except Exception:  # As of `message_of`.
+        text = "?"
+    return '"' + text.replace('"', '\\"') + '"' if _has_to_be_quoted(text) else text
+
+
 class Formatter(logging.Formatter):
     """Formats each record as one line; what belongs to it and has several lines follows behind a margin.
 
-    These are tracebacks, stacks, and the attribute `block` of the record. No text inside a record can look like another record.
+    These are tracebacks, stacks, and the attributes `block` and `traceback` of the record. No text inside a record can look
+    like another record. A record about a job ends with the module, key, id and attempt.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = self.formatTime(record, self.datefmt)
-        lines = [f"{stamp} {record.levelname} {printable(record.name)}: {printable(message_of(record))}"]
+        lines = [f"{stamp} {record.levelname} {printable(record.name)}: {printable(message_of(record))}{_job_of(record)}"]
         traceback = traceback_of(record) if record.exc_info else record.exc_text
-        for block in (getattr(record, "block", None), traceback, record.stack_info):
+        for block in (getattr(record, "block", None), getattr(record, "traceback", None), traceback, record.stack_info):
             if block:
                 lines += [MARGIN + printable(line) for line in str(block).splitlines()]
         return "\n".join(lines)

@@ -5,28 +5,93 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
+import sys
 from typing import Any, Final
 
 from givalia_core.errors import SettingsInvalid
+from givalia_core.installed import ALL, entry_points
+from givalia_core.log_handler import LogHandler, be_last_resort
 from givalia_core.printable import Formatter
 
-LOG_HANDLER: Final = "givalia"  # Plugins look for the handler by this name, to change its form rather than add to it.
+LOG_FORMATS: Final = "givalia.log_formats"
+"""The entry point group of log formats: each is called with a handler and returns the `logging.Formatter` for its lines."""
+
+log = logging.getLogger("givalia")
 
 
-def start_log(level: str, file: str) -> None:
-    """One handler for the whole program."""
+def start_log(level: str, file: str, plugins: str = ALL) -> None:
+    """Let one handler write the lines of this process; called again, the same handler does what is asked for now.
+
+    Args:
+        level: The least level that is logged.
+        file: Where lines are appended; empty: standard error.
+        plugins: Distributions whose log format may be used, as in the setting `plugins`.
+
+    Raises:
+        SettingsInvalid: The file cannot be opened. The log is as it was.
+    """
+    handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None) or LogHandler()
     try:
-        handler: logging.Handler = (
-            logging.FileHandler(file, encoding="utf-8", errors="backslashreplace") if file else logging.StreamHandler()
-        )
+        handler.point_to(file)
     except OSError as error:
         raise SettingsInvalid(f"log file {file}: {error}") from None
-    handler.set_name(LOG_HANDLER)
-    handler.setFormatter(Formatter())
-    root = logging.getLogger("givalia")
-    root.handlers[:] = [handler]
-    root.propagate = False
-    root.setLevel(level.upper())
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level.upper())
+    be_last_resort(_Passing(handler))
+    handler.setFormatter(_formatter(handler, plugins))
+
+
+class _Passing(logging.Handler):
+    """Hands records on to another handler, from a level of its own."""
+
+    def __init__(self, to: logging.Handler) -> None:
+        super().__init__()
+        self._to = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._to.handle(record)
+
+
+def _formatter(handler: logging.Handler, plugins: str) -> logging.Formatter:
+    """Return the formatter of the first installed log format that can be used; ours if there is none."""
+    for entry in entry_points(LOG_FORMATS, plugins):
+        try:
+            made = entry.load()(handler)
+        except Exception as error:  # Somebody else's code may raise anything.
+            handler.setFormatter(Formatter())
+            log.error("the log format %s cannot be used: %s: %s", entry.value, type(error).__name__, error)
+        else:
+            if isinstance(made, logging.Formatter):
+                return made
+    return Formatter()
+
+
+def say_last(line: str) -> None:
+    """Say why this program ends, in one line on standard error; in the log as well, and only there if both are one stream.
+
+    A program whose log has not been started, or has the plain form on standard error, just says the line.
+    """
+    handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None)
+    is_one = handler is not None and handler.writes_to(2)
+    if handler is not None and not (is_one and isinstance(handler.formatter, Formatter)):
+        log.critical("%s", line)
+        if is_one:
+            return
+    print(line, file=sys.stderr, flush=True)
+
+
+def point_output_to(path: str) -> None:
+    """Let standard output and error go to the file of this name, which is made if it is not there.
+
+    Raises:
+        OSError: It cannot be opened; they go where they went.
+    """
+    opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for stream in (1, 2):
+        os.dup2(opened, stream)
+    os.close(opened)
 
 
 _malloc_trim: Final[Any] = getattr(ctypes.CDLL(None), "malloc_trim", None)

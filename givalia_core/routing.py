@@ -19,8 +19,9 @@ from itertools import count
 from typing import Any
 
 from givalia_core.clock import Now
+from givalia_core.elsewhere import Elsewhere
 from givalia_core.model import Job
-from givalia_core.protocol.messages import ANY, Announce
+from givalia_core.protocol.messages import Announce
 from givalia_core.store.base import VARIANTS_MAX, News, Route, Span, Timer
 from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
 from givalia_core.timers import Window
@@ -34,7 +35,7 @@ class Routing:
 
     def __init__(self, near_limit: int | None = None) -> None:
         self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
-        self.elsewhere = []
+        self.elsewhere = Elsewhere()
         self.sessions: dict[int, Session] = {}
         self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
@@ -358,25 +359,16 @@ class Routing:
                 heappop(self._dues)
         return None
 
-    @property
-    def elsewhere(self) -> list[dict[str, Any]]:
-        """The workers of other servers of a shared store, as those describe them."""
-        return self._elsewhere
+    def can_be_taken(self, route: Route) -> bool:
+        """Return whether a connected worker, here or at another server, can take jobs from a route or variant."""
+        return (route.module, route.target) in self.takers or bool(self.elsewhere.able(route))
 
-    @elsewhere.setter
-    def elsewhere(self, workers: list[dict[str, Any]]) -> None:
-        self._elsewhere = workers
-        self._serving_elsewhere: dict[Name, list[dict[str, Any]]] = {}  # Made when somebody asks.
-
-    def takers_elsewhere(self, job: Job) -> list[dict[str, Any]]:
-        """The workers of other servers that take jobs from the route of this one, whatever their version."""
-        if self._elsewhere and not self._serving_elsewhere:
-            for worker in self._elsewhere:
-                names = {worker["name"]} if worker["only_targeted"] else {worker["name"], ANY}
-                for module in worker["modules"]:
-                    for name in names:
-                        self._serving_elsewhere.setdefault((module, name), []).append(worker)
-        return self._serving_elsewhere.get((job.module, job.target_worker), [])
+    def workers_by_module(self) -> dict[str, int]:
+        """Return how many connected workers can run each module, here and at other servers; 0: all that have it are broken."""
+        served = {module: len(having) - len(self.broken.get(module, ())) for module, having in self.having.items()}
+        for module in self.elsewhere.modules():
+            served[module] = served.get(module, 0) + 1
+        return served
 
 
 def _name(job: Job) -> Name:

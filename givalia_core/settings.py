@@ -30,6 +30,7 @@ WORKER_PORT: Final = 12323
 PREFIX: Final = "GIVALIA_"
 YEAR_S: Final = 365 * 86_400.0
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_ERRORS: Final = ("full", "line")
 
 S = TypeVar("S")
 
@@ -66,6 +67,12 @@ class ServerSettings(_Checked):
         form=STORE,
     )
     create: bool = _setting(True, "Make the store at the first start; false: refuse to start where there is none.")
+    upgrade: str = _setting(
+        "auto",
+        "What a start does with a store of an earlier format: auto upgrades it and keeps a copy; manual refuses and names the"
+        " command.",
+        choices=("auto", "manual"),
+    )
     store_on_network: bool = _setting(False, "Allow a store on a network file system, whose syncs may lie.")
     store_unsafe: bool = _setting(
         False, "Use a database although it is set to lose what it acknowledged; each answer then names the weaker class."
@@ -148,6 +155,11 @@ class WorkerSettings(_Checked):
         "How long one call of a plugin on the worker may take; then it is ended, and the job goes on.",
         least=0.1,
         most=86_400,
+    )
+    log_errors: str = _setting(
+        "full",
+        "What the log has of a job that is dead; full: with the traceback, whose values it may show.",
+        choices=LOG_ERRORS,
     )
     watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all installed.", form=PLUGINS)

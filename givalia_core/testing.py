@@ -1,7 +1,7 @@
 """For the tests of people who write WorkModules: one attempt, or a whole queue, without a server, a disk or waiting.
 
 `run` takes a module through one attempt as a worker would. `Queue` is the real engine on a clock that stands still until you
-advance it: a week passes in a moment, retries and backoff included.
+advance it: a week passes in a moment, retries and backoff included. It has the verbs of `Client`.
 
     queue = Queue({"Expire": Expire})
     queue.enq("Expire", time=7 * 86_400, key="cart-7")
@@ -14,23 +14,28 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple, TypeVar
+from datetime import timedelta
+from itertools import count
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
-from givalia_core.client import talk, verbs
-from givalia_core.client.many import Many
-from givalia_core.clock import ManualClock, TimerClock
+from givalia_core.client import talk
+from givalia_core.client.carrier import Carrier, OnProgress
+from givalia_core.client.client import Client
+from givalia_core.client.slot import FOREVER_S
+from givalia_core.client.talk import Call
+from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.records import Asked, Effect, Reply, Tell
-from givalia_core.errors import NotFound, WrongState
-from givalia_core.hooks import Hooks
+from givalia_core.engine.records import Asked, Effect, Hook, Reply, Tell
+from givalia_core.errors import WaitTimeout
+from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
+from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress
 from givalia_core.store import Memory
-from givalia_core.times import Instant, Length, length_to_us
-from givalia_core.views import Outcome, Status, text_id
+from givalia_core.times import Length, length_to_seconds, length_to_us
+from givalia_core.views import Outcome, text_id
 from givalia_core.worker.pipeline import Attempt, execute
 
 __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
@@ -39,7 +44,10 @@ T = TypeVar("T")
 
 _USER: Final = 1
 _WORKER: Final = 2
-_KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE}
+_KINDS: Final = {
+    messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE, Progress: Kind.PROGRESS,
+}  # fmt: skip
+_FREE: Final = Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)])  # The worker takes one job at a time.
 
 
 class Ran(NamedTuple):
@@ -76,73 +84,39 @@ def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, *, cancel
     execute(attempt)
     progress = [(hint.fraction, hint.text) for hint in said if isinstance(hint, Progress)]
     ran = Ran(text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.params, attempt.outcome, progress)
-    return ran, [message for message in said if not isinstance(message, Progress)]
+    return ran, said
 
 
-class Queue:
+class Queue(Client):
     """A queue in this process: the engine that servers run, a store in memory, and a clock of your own.
+
+    It is a `Client` with all its verbs, so code that takes a client can be given a queue. `wait` lets time pass until the job
+    has ended; after its `timeout`, or if nothing is due that could end the job, it raises `WaitTimeout`.
 
     Args:
         modules: The WorkModules that the one worker of this queue serves, by name.
-        plugins: Plugin objects whose worker hooks (`before_run`, `after_run`) are called.
+        plugins: Plugin objects whose hooks for jobs are called: those of the worker and those of the server.
 
     Jobs run inside `advance` (and `enq`, when due at once), one after the other. `ran` lists every attempt so far.
     """
 
     def __init__(self, modules: Mapping[str, type[WorkModule]], *, plugins: Sequence[object] = ()) -> None:
-        self.clock = ManualClock()
-        self.ran: list[Ran] = []
-        self._modules = dict(modules)
-        self._hooks = Hooks(plugins)
-        self._store = Memory()
-        opened = self._store.open()
-        self._timer = TimerClock.start(self.clock, opened.mark)
-        self._engine = turn.start(self._store, opened, self._timer, self.clock, Policy(), random.Random(0))
-        found = [describe(name, "test", "0", work) for name, work in self._modules.items()]
-        announced = [
-            Announce(each.name, "test", "0", "greenlet", each.max_attempts, each.timeout_us, each.backoff_us,
-                     each.backoff_max_us, each.broken)
-            for each in found
-        ]  # fmt: skip
-        self._turn(Asked(_WORKER, 1, Kind.JOIN, [Join("any", uuid.uuid4().bytes)]))
-        self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
-        self._turn(Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)]))
+        self._inside = _Inside(modules, Hooks(plugins))
+        self.clock = self._inside.clock
+        self.ran = self._inside.ran
 
-    def enq(self, module: str, **options: Any) -> Status:
-        """Enqueue a job as `Client.enq` does; returns its status."""
-        enqueued = self._ask(talk.enq(module, **options))
-        return self.stat(id=text_id(enqueued.id))
+    @property
+    def _exchange(self) -> Carrier:
+        return self._inside
 
-    def stat(self, key: str | None = None, *, id: str | None = None) -> Status:
-        """As `Client.stat`."""
-        return self._ask(talk.stat(key, id))
+    @classmethod
+    def from_settings(cls, *_: Any, **__: Any) -> Self:
+        """Refuse: a queue is in this process, and settings name servers.
 
-    def cancel(self, key: str | None = None, *, id: str | None = None) -> str:
-        """As `Client.cancel`."""
-        return self._ask(talk.cancel(key, id, running=False))
-
-    def ext(
-        self, key: str | None = None, time: Length | None = None, *, at: Instant | None = None, id: str | None = None
-    ) -> datetime:
-        """As `Client.ext`."""
-        return self._ask(talk.ext(key, id, time, at))
-
-    def cancel_many(
-        self, jobs: Iterable[str | Status] | None = None, *, ids: Iterable[str] | None = None
-    ) -> list[str | NotFound | WrongState]:
-        """As `Client.cancel_many`."""
-        return self._ask_many(verbs.cancel_many(jobs, ids=ids))
-
-    def ext_many(
-        self,
-        jobs: Iterable[str | Status] | Mapping[Any, Length] | None = None,
-        time: Length | None = None,
-        *,
-        at: Instant | None = None,
-        ids: Iterable[str] | Mapping[str, Length] | None = None,
-    ) -> list[datetime | NotFound | WrongState]:
-        """As `Client.ext_many`."""
-        return self._ask_many(verbs.ext_many(jobs, time, at=at, ids=ids))
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a Queue asks no server, so it has no settings; make it with Queue(modules)")
 
     def advance(self, seconds: Length = 0.0, **length: float) -> list[Ran]:
         """Let time pass (`advance(90)`, `advance(timedelta(days=7))`, `advance(days=7)`).
@@ -154,43 +128,134 @@ class Queue:
             BadRequest: Not a number or `timedelta`, negative, or over ten years.
         """
         before = len(self.ran)
-        left_us = length_to_us(seconds, "seconds") + length_to_us(timedelta(**length), "the length")
-        self._turn()
-        while left_us > 0:
-            now = self._timer.now(self.clock.read())
-            due_us = self._engine.desk.routing.next_due_us()
-            step_us = left_us if due_us is None else min(max(due_us - now.timer_us, 1), left_us)
-            self.clock.advance(us=step_us)
-            left_us -= step_us
-            self._turn()
+        self._inside.advance(length_to_us(seconds, "seconds") + length_to_us(timedelta(**length), "the length"))
         return self.ran[before:]
 
-    def _ask(self, call: talk.Call[T]) -> T:
-        return talk.only(call, self._answers(call))
 
-    def _ask_many(self, many: Many[T]) -> list[T | NotFound | WrongState]:
-        return many.finish([answer for call in many.calls for answer in self._answers(call)])
+class _Inside:
+    """A server and its one worker in this process, to which the queue's calls are carried."""
 
-    def _answers(self, call: talk.Call[Any]) -> list[Any]:
+    def __init__(self, modules: Mapping[str, type[WorkModule]], hooks: Hooks) -> None:
+        self.clock = ManualClock()
+        self.ran: list[Ran] = []
+        self._modules = dict(modules)
+        self._hooks = hooks
+        self._requests = count(1)
+        self._asked: dict[int, OnProgress | None] = {}  # By request, what has not been answered.
+        self._answered: dict[int, list[Item]] = {}
+        self._store = Memory()
+        opened = self._store.open()
+        self._timer = TimerClock.start(self.clock, opened.mark)
+        self._engine = turn.start(self._store, opened, self._timer, self.clock, Policy(), random.Random(0))
+        self._engine.desk.listening = frozenset(name for name in HOOKS if hooks.listens(name))
+        found = [describe(name, "test", "0", work) for name, work in self._modules.items()]
+        announced = [
+            Announce(each.name, "test", "0", "greenlet", each.max_attempts, each.timeout_us, each.backoff_us,
+                     each.backoff_max_us, each.broken)
+            for each in found
+        ]  # fmt: skip
+        self._turn(Asked(_WORKER, 1, Kind.JOIN, [Join("any", uuid.uuid4().bytes)]))
+        self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
+        self._turn(_FREE)
+
+    # What a client asks of its carrier.
+
+    def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
+        """Return the answer to one command; while it waits for a job's end, time passes."""
+        request = self._send(call, on_progress)
+        if call.waits and request not in self._answered:
+            self._await(request, timeout)
+        return talk.only(call, self._read(call, request))
+
+    def several(self, calls: Iterable[Call[Any]]) -> list[Any]:
+        """Return the answers to many calls, in order."""
+        return [answer for call in calls for answer in self._read(call, self._send(call))]
+
+    def close(self) -> None:
+        """Nothing to close: the jobs stay in this object until it goes."""
+
+    def _send(self, call: Call[Any], on_progress: OnProgress | None = None) -> int:
+        request = next(self._requests)
+        self._asked[request] = on_progress
         asked = [messages.check(call.kind, list(fields), payload) for fields, payload in call.items]
-        effects = self._turn(Asked(_USER, 1, call.kind, asked))
-        (reply,) = (effect for effect in effects if isinstance(effect, Reply) and effect.conn == _USER)
-        return talk.read_answers(call, [(list(fields), payload) for fields, payload in reply.items])
+        self._turn(Asked(_USER, request, call.kind, asked))
+        return request
 
-    def _turn(self, *asked: Asked) -> list[Effect]:
-        """One turn, then the jobs it brought, until none is left that is due."""
-        first = effects = turn.turn(self._engine, self._store, self._timer, asked, self.clock)
-        while reports := [report for effect in effects if isinstance(effect, Tell) for report in self._run(effect)]:
-            effects = turn.turn(self._engine, self._store, self._timer, reports, self.clock)
-        return first
+    def _read(self, call: Call[Any], request: int) -> list[Any]:
+        return talk.read_answers(call, [(list(fields), payload) for fields, payload in self._answered.pop(request)])
 
-    def _run(self, told: Tell) -> list[Asked]:
-        reports: list[Asked] = []
-        if told.kind is not Kind.DISPATCH:
-            return reports
-        for fields, payload in told.items[1:]:
-            dispatch = Dispatch(*fields)._replace(payload=payload)
-            ran, said = _attempt(self._modules[dispatch.module], dispatch, self._hooks)
-            self.ran.append(ran)
-            reports += [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said]
-        return reports
+    def _await(self, request: int, timeout: Length | None) -> None:
+        """Let time pass until the request is answered.
+
+        Raises:
+            WaitTimeout: The time is over, or nothing that is to come can answer it.
+        """
+        timeout_s = FOREVER_S if timeout is None else max(length_to_seconds(timeout, "timeout"), 0.0)
+        left_us = round(timeout_s * SECOND_US) if timeout_s < FOREVER_S else None
+        while request not in self._answered:
+            due_us = self._next_due_us()
+            if (due_us if left_us is None else left_us or None) is None:
+                del self._asked[request]
+                why = "nothing is due that could end the job" if left_us is None else f"{timeout_s:g} s have passed"
+                raise WaitTimeout(f"the job has not ended: {why}")
+            step_us = min(each for each in (due_us, left_us) if each is not None)
+            self._step(step_us)
+            left_us = None if left_us is None else left_us - step_us
+
+    # Time, and what happens in it.
+
+    def advance(self, left_us: int) -> None:
+        """Let time pass, from one due to the next."""
+        self._turn()
+        while left_us > 0:
+            due_us = self._next_due_us()
+            step_us = left_us if due_us is None else min(due_us, left_us)
+            self._step(step_us)
+            left_us -= step_us
+
+    def _next_due_us(self) -> int | None:
+        """Return how long it is until a job falls due; None if none does."""
+        due_us = self._engine.desk.routing.next_due_us()
+        return None if due_us is None else max(due_us - self._timer.now(self.clock.read()).timer_us, 1)
+
+    def _step(self, us: int) -> None:
+        self.clock.advance(us=us)
+        self._turn(_FREE)  # The worker is heard of, as if it had beaten meanwhile.
+
+    def _turn(self, *asked: Asked) -> None:
+        """Take turns until nothing is left to be done now: neither a job that is due nor a question."""
+        inputs: Sequence[Asked] = asked
+        while True:
+            effects = turn.turn(self._engine, self._store, self._timer, inputs, self.clock)
+            effects += turn.walk(self._engine, self._store, self._timer, self.clock)
+            now = self._timer.now(self.clock.read())
+            inputs = [report for effect in effects for report in self._carry_out(effect, now)]
+            if not inputs and self._engine.wake_in_us(now):
+                return
+
+    def _carry_out(self, effect: Effect, now: Now) -> list[Asked]:
+        """Do what a turn has led to; return what the worker has to report of it."""
+        if isinstance(effect, Hook):
+            self._hooks.call(effect.name, **effect.arguments(now))
+        elif isinstance(effect, Reply):
+            if effect.conn == _USER and effect.request in self._asked:
+                del self._asked[effect.request]
+                self._answered[effect.request] = effect.items
+        elif isinstance(effect, Tell) and effect.kind is Kind.PROGRESSED:
+            self._tell_progress(effect)
+        elif isinstance(effect, Tell) and effect.kind is Kind.DISPATCH:
+            return [report for job in effect.items[1:] for report in self._run(job)]
+        return []
+
+    def _tell_progress(self, told: Tell) -> None:
+        for fields, _ in told.items:
+            request, fraction, text = fields
+            if (on_progress := self._asked.get(request)) is not None:
+                on_progress(fraction, text)
+
+    def _run(self, job: Item) -> list[Asked]:
+        fields, payload = job
+        dispatch = Dispatch(*fields)._replace(payload=payload)
+        ran, said = _attempt(self._modules[dispatch.module], dispatch, self._hooks)
+        self.ran.append(ran)
+        return [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said]

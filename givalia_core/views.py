@@ -130,7 +130,9 @@ class Status:
     progress: tuple[float, str] | None
     """What the running attempt last said of itself; a hint, not durable."""
     result: Any
+    """What `process` returned, if it is done; always None in a listing."""
     error: str | None
+    """What the last failed attempt raised, with its traceback."""
     reason: str | None
     result_error: str | None
     stop_asked: bool
@@ -138,3 +140,11 @@ class Status:
     """In words: why it has not run yet, or what became of it."""
     version: str | None = None
     """Which versions of the module's distribution may run it; None: any."""
+    enq_at: datetime | None = None
+    """When it was enqueued; None if the server is of an earlier version, as for the next two."""
+    started_at: datetime | None = None
+    """When the last attempt began; None before the first."""
+    ended_at: datetime | None = None
+    """When the job ended for good; None while it lives."""
+    params: Any = None
+    """What it was enqueued with, if that was asked for (`params=True`)."""

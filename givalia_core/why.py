@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from givalia_core import specifiers
+from givalia_core.headline import headline
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
@@ -26,7 +26,8 @@ def not_taken(routing: Routing, job: Job) -> str:
     if not routing.serving.get(Route(job.module, job.target_worker)):
         return _not_served(routing, job.module, job.target_worker)
     if routing.credits((job.module, job.target)) <= 0:
-        return "every worker that could take it is full"
+        could = list(islice(routing.serving[Route(job.module, job.target_worker)], LOOKED_AT_MAX))
+        return f"every worker that could take it {'drains' if all(each.is_draining for each in could) else 'is full'}"
     return "it is about to be given to a worker"
 
 
@@ -62,21 +63,18 @@ def _versions(routing: Routing, job: Job) -> Iterator[tuple[str, str]]:
     """Yield the names and versions of workers that could take the job if it asked for their version."""
     for session in routing.serving.get(Route(job.module, job.target_worker), ()):
         yield session.join.name, session.announced[job.module].version
-    for worker in routing.takers_elsewhere(job):
+    for worker in routing.elsewhere.takers(Route(job.module, job.target_worker)):
         yield worker["name"], worker.get("versions", {}).get(job.module, "an unknown version")
 
 
 def _is_taken_elsewhere(routing: Routing, job: Job) -> bool:
     """Return whether no worker here takes the job, and one that is connected to another server does."""
-    return (job.module, job.target) not in routing.takers and any(
-        job.specifier is None or specifiers.satisfies(worker.get("versions", {}).get(job.module, ""), job.specifier)
-        for worker in routing.takers_elsewhere(job)
-    )
+    return (job.module, job.target) not in routing.takers and bool(routing.elsewhere.able(Route(job.module, job.target)))
 
 
 def _because(sessions: Iterable[Session], module: str) -> str:
     for session in islice(sessions, LOOKED_AT_MAX):
         announced = session.announced.get(module)
         if announced is not None and announced.broken:
-            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
+            return f" that works: on {session.join.name}, {headline(announced.broken)}"
     return ""

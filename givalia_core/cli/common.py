@@ -1,4 +1,4 @@
-"""What the three programs share: flags made from settings, the log, the background, and how errors end a program."""
+"""What the three programs share: flags made from settings, the log, and the background."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
-from givalia_core.errors import GivaliaError
+from givalia_core import program
+from givalia_core.cli import completion
 from givalia_core.printable import printable
 from givalia_core.setting_values import written
 from givalia_core.settings import load, state_folder
+from givalia_core.version import __version__
 
 EXIT_USAGE: Final = 64
 READY: Final = b"ready"
 READY_FD: Final = "GIVALIA_READY_FD"
+IN_BACKGROUND: Final = "GIVALIA_IN_BACKGROUND"
 EXIT_CODES: Final = """
 exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad value; 65 too large, or a corrupt store;
 66 no such job; 69 refused, or no server; 73 key is taken; 74 the store failed; 75 try again (busy, full, locked, timeout);
-76 protocol versions differ; 77 not allowed; 78 settings cannot be used. docs/errors.md has them all."""
+76 protocol versions differ; 77 not allowed; 78 settings cannot be used; 130 Ctrl+C. docs/errors.md has them all."""
 
 # The flags of 2012, and short ones that people type often.
 _FLAGS: Final[dict[str, tuple[str, ...]]] = {
@@ -50,14 +53,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)}\n")
 
 
 def parser(prog: str, words: str, epilog: str = "") -> Parser:
-    """A parser whose help keeps its lines."""
-    return Parser(
+    """A parser whose help keeps its lines, and that tells the version."""
+    made = Parser(
         prog=prog, description=words, epilog=epilog + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    return made
 
 
 def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
@@ -80,17 +85,29 @@ def begin(
     """What server and worker begin with: their flags, and the background if that was asked for.
 
     Returns:
-        The settings, how to read them again, and lines about them for the log, which the settings name.
+        The settings, how to read them again, and lines about them for the log, which the settings name. In the background
+        the log is a file, whatever they say, and standard output goes to whichever file bears its name when they are read.
     """
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
     add_settings(asked, kind)
+    completion.complete(asked)
     given = asked.parse_args(arguments)
+    is_in_background = os.environ.pop(IN_BACKGROUND, "") != ""
+
+    def read(notice: Callable[[str], object] = _ignore) -> S:
+        settings: Any = read_settings(kind, given, notice)
+        if not is_in_background:
+            return cast("S", settings)
+        path = log_path(settings.log_file, prog)
+        program.point_output_to(str(path))
+        return cast("S", replace(settings, log_file=str(path)))
+
     notices: list[str] = []
-    settings = read_settings(kind, given, notices.append)
+    settings = read(notices.append)
     if given.daemon and READY_FD not in os.environ:
-        go_to_background(module, arguments, getattr(settings, "log_file", ""), prog)
-    return settings, lambda: read_settings(kind, given, _ignore), notices
+        go_to_background(module, arguments, log_path(getattr(settings, "log_file", ""), prog), prog)
+    return settings, read, notices
 
 
 def _ignore(_: str) -> None:
@@ -108,34 +125,31 @@ def read_settings(kind: type[S], given: argparse.Namespace, notice: Callable[[st
     return load(kind, vars(given), file=given.config, notice=notice)
 
 
-def say(words: str) -> None:
-    """A line on standard error, whatever it holds."""
-    print(printable(words), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def errors_end_the_program(prog: str) -> Iterator[None]:
-    """What goes wrong is said in one line on standard error, and the exit code says it again."""
-    try:
-        yield
-    except GivaliaError as error:
-        print(f"{prog}: {error.code}: {printable(error)}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        print(f"{prog}: {printable(error)}", file=sys.stderr)
-        raise SystemExit(69) from None
+def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:
+    """Log that the settings were read again, and which of those that have changed need a restart; return the line."""
+    if not need_restart:
+        line = "settings read again"
+        log.info("%s", line)
+    else:
+        line = f"settings read again; changed, but only a restart takes them over: {', '.join(need_restart)}"
+        log.warning("%s", line)
+    return line
 
 
 # The background.
 
 
-def go_to_background(module: str, arguments: list[str], log_file: str, name: str) -> None:
+def log_path(log_file: str, name: str) -> Path:
+    """Return the log file of a program in the background: the one that is set, or one in the user's state folder."""
+    return Path(log_file) if log_file else state_folder() / f"{name}.log"
+
+
+def go_to_background(module: str, arguments: list[str], path: Path, name: str) -> None:
     """Start this program once more without a terminal; print its PID once it is ready, and end.
 
     A new process rather than a fork: nothing of this one, no thread and no open file, goes with it. It finds `READY_FD` in
     its environment, which tells it that it is in the background already.
     """
-    path = Path(log_file) if log_file else state_folder() / f"{name}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     readable, writable = os.pipe()
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as log:
@@ -144,7 +158,7 @@ def go_to_background(module: str, arguments: list[str], log_file: str, name: str
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, READY_FD: str(writable)},
+            env={**os.environ, READY_FD: str(writable), IN_BACKGROUND: "1"},
             pass_fds=(writable,),
             start_new_session=True,
         )
@@ -165,9 +179,3 @@ def tell_ready() -> None:
         with contextlib.suppress(OSError):
             os.write(int(fd), READY)
             os.close(int(fd))
-
-
-def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | None) -> int:
-    """Run a program with the arguments of the command line, or those given."""
-    with errors_end_the_program(prog):
-        return program(sys.argv[1:] if arguments is None else arguments)

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from givalia_core.cli import common, demo, moments, several, show, store
-from givalia_core.client import Client, JobHandle
+from givalia_core.cli import (
+    acting,
+    backup,
+    common,
+    completion,
+    demo,
+    endings,
+    filters,
+    moments,
+    overview,
+    params,
+    several,
+    show,
+    store,
+    unknown,
+    waiting,
+)
+from givalia_core.client import Client
 from givalia_core.client.servers import found_by, from_settings
-from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
+from givalia_core.headline import headline
 from givalia_core.model import JobState
 from givalia_core.printable import printable
 from givalia_core.protocol.messages import IF_EXISTS
 from givalia_core.settings import ClientSettings
-from givalia_core.version import __version__
 from givalia_core.views import Status
 
 PROG = "givalia"
@@ -31,8 +46,8 @@ WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push
   givalia cancel cart-7
 
 Every verb has -h, and --json for output that programs read; messages go to standard error."""
-
-MIB: Final = 1 << 20
+TABLE_ROWS: Final = 500
+JSON_WORDS: Final = "data only, one JSON value on a line; before or after the verb"
 
 Given = argparse.Namespace
 
@@ -47,30 +62,28 @@ class Verb(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script."""
-    return common.run(PROG, _main, arguments)
+    return endings.run(PROG, _main, arguments)
 
 
 def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
-    parser.add_argument("--version", action="version", version=f"givalia {__version__}")
     common.add_settings(parser, ClientSettings)
+    parser.add_argument("--json", action="store_true", help=JSON_WORDS)
     parser.add_argument("--patience", type=moments.length("patience"), help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
-        under.add_argument("--json", action="store_true", help="data only, one JSON value on a line")
+        # Without a default: that would undo a --json before the verb.
+        under.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_WORDS)
         verb.arguments(under)
+    completion.complete(parser)
     given = parser.parse_args(arguments)
-    find = from_settings(given.master, given.port, given.config, lambda words: common.say(f"{PROG}: {words}"))
+    find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"))
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0
     with found_by(Client, find, patience) as client:
-        try:
-            VERBS[given.verb].act(client, given)
-        except BrokenPipeError:
-            # Whoever reads our output (head, say) has had enough; that is no error.
-            sys.stderr.close()
+        VERBS[given.verb].act(client, given)
     return 0
 
 
@@ -82,28 +95,17 @@ def _by_key_or_id(parser: argparse.ArgumentParser) -> None:
 def _when(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument("--time", type=moments.length("time"), help=words)
     parser.add_argument("--at", help="epoch seconds, or an ISO date and time")
-    moments.add_zone(parser)
 
 
 def _at(given: Given) -> float | datetime | None:
     return moments.instant(given.at, given.tz)
 
 
-def _params(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise BadRequest(f"--params is not JSON: {error} (text needs quotes of its own: --params '\"text\"')") from None
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
-
-
 def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", help="the name of a WorkModule")
     _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
-    parser.add_argument("--params", type=str, help="JSON; what the job gets as self.params")
+    moments.add_zone(parser)
+    parser.add_argument("--params", type=str, help="JSON, @FILE or - for standard input; what the job gets as self.params")
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
     parser.add_argument("--version", metavar="SPECIFIER", help="versions of its distribution that may run it: '>=2' [any]")
@@ -114,31 +116,20 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expires", type=moments.length("expires"), help="how long after its due it must start")
     parser.add_argument("--retain", type=moments.length("retain"), help="how long to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")
-    parser.add_argument(
-        "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
-    )
-    parser.add_argument("--wait-timeout", type=moments.length("wait-timeout"), help="how long to wait; implies --wait")
+    waiting.arguments(parser)
 
 
 def _enq(client: Client, given: Given) -> None:
     options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
-    params = None if given.params is None else _params(given.params)
-    job = client.enq(given.module, params=params, time=given.time or 0, at=_at(given), **options)
+    value = None if given.params is None else params.read(given.params)
+    job = client.enq(given.module, params=value, time=given.time or 0, at=_at(given), **options)
+    unknown.warn(client, given.module)
     if given.wait or given.wait_timeout is not None:
-        show.emit(show.to_json(_result(job, given)))
+        show.emit(show.to_json(waiting.result(client, job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
     else:
         show.emit(f"{job.id}  due {moments.shown(job.due)}  ({job.durability})")
-
-
-def _result(job: JobHandle, given: Given) -> Any:
-    """Wait for the result; people who sit at a terminal see how far it is meanwhile."""
-    if given.json or not sys.stderr.isatty():
-        return job.wait(given.wait_timeout)
-    print(f"waiting for {job.id}", file=sys.stderr)
-    with show.Bar(sys.stderr) as bar:
-        return job.wait(given.wait_timeout, progress=bar.show)
 
 
 _ENQ_OPTIONS: Final = (
@@ -146,23 +137,41 @@ _ENQ_OPTIONS: Final = (
 )  # fmt: skip
 
 
+def _stat_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    parser.add_argument("--params", action="store_true", help="show also what it was enqueued with")
+
+
 def _stat(client: Client, given: Given) -> None:
-    status = client.stat(given.key, id=given.id)
+    status = client.stat(given.key, id=given.id, params=given.params)
+    hidden = () if given.params else ("params",)
     if given.json:
-        show.emit(show.status_json(status))
+        show.emit(show.status_json(status, hidden))
     else:
-        show.job_lines(status)
+        show.job_lines(status, hidden)
 
 
 def _explain(client: Client, given: Given) -> None:
     status = client.stat(given.key, id=given.id)
+    error = {"error": status.error} if given.traceback else {}
+    why = unknown.with_hint(client, status)
     if given.json:
-        show.emit(show.to_json({"id": status.id, "state": status.state, "why": status.why}))
-    else:
-        show.emit(f"{status.state}: {printable(status.why)}")
+        show.emit(show.to_json({"id": status.id, "state": status.state, "why": why, **error}))
+        return
+    show.emit(f"{status.state}: {printable(why)}")
+    if given.traceback:
+        show.lines(status.error or "", sys.stdout)
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    _by_key_or_id(parser)
+    waiting.traceback_argument(parser)
 
 
 def _cancel(client: Client, given: Given) -> None:
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.cancel_all, running=given.running))
+        return
     one = several.single(given)
     if one is None:
         several.show_each(given, lambda keys, ids: client.cancel_many(keys, ids=ids, running=given.running), "answer", str)
@@ -173,6 +182,7 @@ def _cancel(client: Client, given: Given) -> None:
 
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
+    acting.arguments(parser)
     parser.add_argument("--running", action="store_true", help="if it has started, ask it to stop and never retry it")
 
 
@@ -182,6 +192,9 @@ def _ext(client: Client, given: Given) -> None:
         raise BadRequest("ext takes one of --time, --at and --now")
     if given.now:
         at = 0.0  # An instant that has passed means now.
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.ext_all, given.time, at=at))
+        return
     one = several.single(given)
     if one is None:
         several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=at, ids=ids), "due", _due)
@@ -196,63 +209,63 @@ def _due(due: datetime) -> str:
 
 def _ext_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
+    acting.arguments(parser)
     _when(parser, "length to add to its due, or to now if that has passed: 30, 10m; negative brings it forward")
     parser.add_argument("--now", action="store_true", help="let it be due now")
 
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
     _by_key_or_id(parser)
-    parser.add_argument("--dead", action="store_true", help="every dead job")
-    parser.add_argument("--cancelled", action="store_true", help="every cancelled job")
-    parser.add_argument("--module", help="with --dead or --cancelled: only those of this module")
+    parser.add_argument("--dead", dest="state", action="store_const", const=str(JobState.DEAD), help="as --state dead")
+    parser.add_argument(
+        "--cancelled", dest="state", action="store_const", const=str(JobState.CANCELLED), help="as --state cancelled"
+    )
+    acting.arguments(parser)
     _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
 
 
 def _requeue(client: Client, given: Given) -> None:
     time = given.time or 0
-    is_for_all = given.dead or given.cancelled
-    if is_for_all == (given.key is not None or given.id is not None) or (given.module and not is_for_all):
-        raise BadRequest("requeue takes one job by key or id, or all that are --dead or --cancelled (of one --module)")
-    if is_for_all:
-        handles = [
-            handle
-            for state, wanted in ((JobState.DEAD, given.dead), (JobState.CANCELLED, given.cancelled))
-            if wanted
-            for handle in client.requeue_all(state, module=given.module, time=time, at=_at(given))
-        ]
+    if acting.is_by_filter(given, given.key, given.id):
+        acting.run(given, partial(client.requeue_all, time=time, at=_at(given)))
+        return
+    handle = client.requeue(given.key, id=given.id, time=time, at=_at(given))
+    if given.json:
+        show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
     else:
-        handles = [client.requeue(given.key, id=given.id, time=time, at=_at(given))]
-    for handle in handles:
-        if given.json:
-            show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
-        else:
-            show.emit(f"{handle.id}  {_due(handle.due)}")
-    print(f"{len(handles)} requeued", file=sys.stderr)
+        show.emit(f"{handle.id}  {_due(handle.due)}")
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
-    parser.add_argument("--module", help="only jobs of this module")
-    parser.add_argument("--target-worker", help="only jobs for this worker")
+    filters.arguments(parser)
+    parser.add_argument("--params", action="store_true", help="show also what each job was enqueued with")
     parser.add_argument("--limit", type=int, default=100, help="at most so many [100]; 0: all")
 
 
 def _list(client: Client, given: Given) -> None:
     if given.limit < 0:
         raise BadRequest("--limit cannot be negative")
-    jobs: list[Status] = []
-    for status in client.list(given.state, module=given.module, target_worker=given.target_worker):
-        if given.json:
-            show.emit(show.status_json(status))
-        jobs.append(status)
-        if len(jobs) == given.limit:
-            print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
-            break
-    if not given.json:
-        heads = ("id", "state", "module", "key", "due", "attempts", "why")
-        show.table(
-            heads, [(j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why) for j in jobs]
-        )
+    listed = client.list(**filters.given_filters(given), params=given.params)
+    jobs = islice(listed, given.limit or None)
+    if given.json:
+        hidden = ("result",) if given.params else ("result", "params")
+        for status in jobs:
+            show.emit(show.status_json(status, hidden))
+    else:
+        _show_jobs(jobs, given)
+    if given.limit and next(listed, None) is not None:
+        print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
+
+
+def _show_jobs(jobs: Iterator[Status], given: Given) -> None:
+    """Show jobs in a table, some hundred at a time, since there may be millions."""
+    heads = ["id", "state", "module", "key", "due", "attempts", "why", *(["params"] if given.params else [])]
+    while some := list(islice(jobs, TABLE_ROWS)):
+        rows = [
+            (j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why, show.to_json(j.params))
+            for j in some
+        ]
+        show.table(heads, [row[: len(heads)] for row in rows])
 
 
 def _modules_arguments(parser: argparse.ArgumentParser) -> None:
@@ -266,12 +279,12 @@ def _modules(client: Client, given: Given) -> None:
         return
     show.table(
         ("module", "worker", "distribution", "version", "isolation", "served"),
-        [(r["module"], r["worker"], r["distribution"], r["version"], r["isolation"], _last_line(r["broken"])) for r in rows],
+        [(r["module"], r["worker"], r["distribution"], r["version"], r["isolation"], _is_served(r["broken"])) for r in rows],
     )
 
 
-def _last_line(broken: str | None) -> str:
-    return "yes" if broken is None else "no: " + broken.strip().splitlines()[-1]
+def _is_served(broken: str | None) -> str:
+    return "yes" if broken is None else "no: " + headline(broken)
 
 
 def _local_modules() -> list[dict[str, Any]]:
@@ -290,50 +303,6 @@ def _local_modules() -> list[dict[str, Any]]:
     ]
 
 
-def _workers(client: Client, given: Given) -> None:
-    rows = list(client.workers())
-    if given.json:
-        show.emit(show.to_json(rows))
-        return
-    show.table(
-        ("name", "pid", "running", "capacity", "modules", "broken"),
-        [(r["name"], r["pid"], r["running"], _capacity(r), _served(r), " ".join(r["broken"])) for r in rows],
-    )
-    processes = [_process(row, process) for row in rows for process in row.get("processes", [])]
-    if processes:
-        show.emit("")
-        show.table(("worker", "pid", "runs", "state", "jobs", "MiB", "restarts", "job"), processes)
-
-
-def _capacity(worker: dict[str, Any]) -> str:
-    apart = worker.get("process_capacity", 0)  # A server of an earlier version does not tell.
-    return f"{worker['capacity']} + {apart}" if apart else str(worker["capacity"])
-
-
-def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
-    """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
-    blocked_s = process["blocked_us"] / SECOND_US
-    state = process["stack"] if process["state"] == "hook" else process["state"]
-    state = f"{state} {blocked_s:.1f} s" if blocked_s else state
-    job = f"{process['module']} {uuid.UUID(process['job'])}" if process["job"] else ""
-    memory_mib = round(process["memory_bytes"] / MIB)
-    return worker["name"], process["pid"], process["role"], state, process["jobs"], memory_mib, process["restarts"], job
-
-
-def _served(worker: dict[str, Any]) -> str:
-    versions = worker.get("versions", {})  # A server of an earlier version does not tell.
-    return ", ".join(f"{module} {versions.get(module, '')}".rstrip() for module in worker["modules"])
-
-
-def _info(client: Client, given: Given) -> None:
-    info = client.info()
-    if given.json:
-        show.emit(show.to_json(info))
-        return
-    for name, value in info.items():
-        show.emit(f"{name:16} {printable(show.to_json(value) if isinstance(value, (dict, list)) else value)}")
-
-
 def _plugins(client: Client, given: Given) -> None:
     from givalia_core import hooks
 
@@ -348,23 +317,30 @@ def _plugins(client: Client, given: Given) -> None:
     )
 
 
+def _completion(client: Client, given: Given) -> None:
+    show.emit(completion.script(given.shell))
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     """A verb without arguments."""
 
 
 VERBS: Final[dict[str, Verb]] = {
     "enq": Verb("enqueue a job", _enq_arguments, _enq),
-    "stat": Verb("show what is known of a job", _by_key_or_id, _stat),
-    "explain": Verb("say in words why a job has not run, or what became of it", _by_key_or_id, _explain),
+    "stat": Verb("show what is known of a job", _stat_arguments, _stat),
+    "explain": Verb("say in words why a job has not run, or what became of it", _explain_arguments, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
     "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),
     "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),
     "list": Verb("list jobs", _list_arguments, _list),
     "modules": Verb("show the modules of the connected workers", _modules_arguments, _modules),
-    "workers": Verb("show the connected workers", _nothing, _workers),
-    "info": Verb("show what the server is, holds and allows", _nothing, _info),
+    "workers": Verb("show the connected workers, and what they run", _nothing, overview.workers),
+    "clients": Verb("show the clients that are connected to the server, by address", _nothing, overview.clients),
+    "info": Verb("show what the server is, holds and allows", _nothing, overview.info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
+    "backup": Verb("copy the store of a running server into a file on this machine", backup.arguments, backup.act),
+    "completion": Verb("print what lets a shell complete verbs, modules and keys", completion.arguments, _completion),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }
 

@@ -17,12 +17,11 @@ from typing import BinaryIO
 
 from givalia_core.cli import show
 from givalia_core.clock import SystemClock
-from givalia_core.errors import BadRequest, NotFound, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.errors import BadRequest, NotFound, StoreUnfit
 from givalia_core.store import Memory, moving
 from givalia_core.store.base import Opened, Store
 from givalia_core.store.export_stream import Footer, Reader
-from givalia_core.store.index.words import FULL_ERRNOS
-from givalia_core.store.sqlite_file import sync
+from givalia_core.store.sqlite_file import error_for, sync
 
 
 def export(store: Store, given: argparse.Namespace) -> None:
@@ -33,13 +32,13 @@ def export(store: Store, given: argparse.Namespace) -> None:
             raise BadRequest("an export is not for a terminal: name a FILE, or send standard output elsewhere")
         # Not `sys.stdout`, which at the end would try again to write what a broken pipe did not take.
         output = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
-        with _opened(store, unsafe=True) as opened, _failing("standard output"), output:
+        with _opened(store, unsafe=True) as opened, failing("standard output"), output:
             footer = moving.export(store, opened, SystemClock(), output)
         _tell("exported", footer)
         return
     path = Path(given.file)
-    _refuse_taken(path, force=given.force)
-    with _opened(store, unsafe=True) as opened, _failing(given.file), _made(path, force=given.force) as file:
+    refuse_taken(path, force=given.force)
+    with _opened(store, unsafe=True) as opened, failing(given.file), _made(path, force=given.force) as file:
         footer = moving.export(store, opened, SystemClock(), file)
     _tell("exported", footer, as_json=given.json)
 
@@ -88,33 +87,41 @@ def _opened(store: Store, *, unsafe: bool) -> Iterator[Opened]:
 
 
 @contextlib.contextmanager
-def _failing(name: str) -> Iterator[None]:
+def failing(name: str) -> Iterator[None]:
     """Also a reader that goes away early is an error here: what it has is no whole export."""
     try:
         yield
     except OSError as error:
-        kind = StoreFull if error.errno in FULL_ERRNOS else StoreFailed
-        raise kind(f"{name} cannot be written: {error.strerror or error}") from error
+        raise error_for(error)(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def _made(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     """A new file, readable for its owner alone, that gets its name when it is whole and synced."""
+    with new_file(path, force=force) as making, making.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield the path of an empty file, readable for its owner alone; what is there in the end is synced and gets its name."""
     number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".making", dir=path.parent)
+    os.close(number)
     making = Path(name)
     try:
-        with os.fdopen(number, "wb") as file:
-            yield file
+        yield making
         sync(making)
-        _refuse_taken(path, force=force)  # Somebody may have made it meanwhile.
+        refuse_taken(path, force=force)  # Somebody may have made it meanwhile.
         making.rename(path)
     except BaseException:
-        making.unlink(missing_ok=True)
+        for leftover in (making, Path(f"{making}-journal"), Path(f"{making}-wal")):
+            leftover.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
-def _refuse_taken(path: Path, *, force: bool) -> None:
+def refuse_taken(path: Path, *, force: bool) -> None:
+    """Refuse a name that is taken, unless by a file that may be overwritten."""
     if path.exists() and not path.is_file():
         raise BadRequest(f"{path} is there and is no file")
     if path.exists() and not force:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from givalia_core.cli import moving, show
 from givalia_core.client import Client
-from givalia_core.errors import BadRequest, NotFound, StoreCorrupt
+from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreUnfit
 from givalia_core.printable import printable
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
-from givalia_core.store import SQLite
+from givalia_core.store import SQLite, sqlite_upgrade
 from givalia_core.store.base import Store
 from givalia_core.store.sqlite_salvage import salvage
 
 WORDS: Final = {
     "check": "read every row",
     "info": "where it is and what it holds",
-    "upgrade": "bring it to the format of this version, or make it",
+    "create": "make an empty one where there is none",
+    "upgrade": "bring it to the format of this version",
     "export": "write all jobs to FILE",
     "import": "read them from FILE into a store that holds none",
     "salvage": "write what is sound in a damaged store into a new one, whose path or URL is FILE",
 }
+_MAKING: Final = ("create", "import")
+_WITHOUT_FILE: Final = ("check", "info", "create", "upgrade")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,31 +46,76 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(client: Client, given: argparse.Namespace) -> None:
     """Open the store (a server that runs has it for itself), and read."""
-    if given.what in ("check", "info", "upgrade") and (given.file or given.force):
+    if given.what in _WITHOUT_FILE and (given.file or given.force):
         raise BadRequest(f"{given.what} takes no FILE and no --force")
     settings = load(ServerSettings, {"store": given.store}, file=given.config)
-    # Whoever asks for it by name may make a store, whatever the server may.
-    store = open_store(replace(settings, create=settings.create or given.what in ("import", "upgrade")))
+    # Only the server upgrades unasked, and only what is asked to make a store makes one, whatever the server may.
+    store = open_store(replace(settings, create=given.what in _MAKING, upgrade="manual"))
+    _refuse_stranger(store, given.what)
     if given.what == "import":
         moving.import_(store, given, unsafe=settings.store_unsafe)
-        return
-    if given.what == "salvage":
+    elif given.what == "salvage":
         _salvage(store, given, settings)
+    elif given.what == "create":
+        _create(store, unsafe=settings.store_unsafe, as_json=given.json)
+    else:
+        _refuse_missing(store)
+        _LOOKING[given.what](store, given)
+
+
+def _refuse_stranger(store: Store, what: str) -> None:
+    """Refuse a store of another user: a server of theirs could not open the files that this process would leave there."""
+    if not isinstance(store, SQLite):
         return
-    if given.what == "upgrade":
-        _upgrade(*store.upgrade(), as_json=given.json)
-        return
+    try:
+        owner = _owner(store.path)
+    except PermissionError as error:
+        raise StoreUnfit(f"{store.path}: {error.strerror}; run this as the user who owns the store") from None
+    if owner != os.geteuid():
+        name = _name_of(owner)
+        command = f"runuser -u {name} -- givalia store {what} --store {sqlite_upgrade.url(store.path)}"
+        raise StoreUnfit(
+            f"the store {store.path} belongs to the user {name}, whose server could not open the files that this would leave"
+            f" there. Nothing was done: {command}"
+        )
+
+
+def _owner(path: Path) -> int:
+    """Return who owns a store; of one that is not there yet and root would make, who owns its folder."""
+    if path.exists():
+        return path.stat().st_uid
+    makes_for_others = os.geteuid() == 0 and path.parent.exists()
+    return path.parent.stat().st_uid if makes_for_others else os.geteuid()
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def _refuse_missing(store: Store) -> None:
     path = getattr(store, "path", None)
     if path is not None and not path.exists():
-        raise NotFound(f"there is no store at {path}")
-    if given.what == "export":
-        moving.export(store, given)
-        return
+        raise NotFound(f"there is no store at {path}; --store names another, as the server's setting does")
+
+
+def _create(store: Store, *, unsafe: bool, as_json: bool) -> None:
+    path = getattr(store, "path", None)
+    if path is not None and path.exists():
+        raise BadRequest(f"there is a store at {path} already; nothing was changed")
+    is_new = store.open(unsafe=unsafe).is_new
+    store.close()
+    if as_json:
+        show.emit(show.to_json({"created": is_new}))
+    else:
+        show.emit("an empty store was made" if is_new else "the store was there already")
+
+
+def _check(store: Store, given: argparse.Namespace) -> None:
     store.open()
     try:
-        if given.what == "info":
-            _info(store.describe(), {f"{m} {s}": n for (m, s), n in store.counts().items()}, as_json=given.json)
-            return
         wrong = store.check()
     finally:
         store.close()
@@ -95,16 +147,30 @@ def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) 
         raise StoreCorrupt(f"{len(done.lost)} things could not be taken over; keep the damaged files")
 
 
-def _upgrade(before: int, after: int, *, as_json: bool) -> None:
-    if as_json:
+def _upgrade(store: Store, given: argparse.Namespace) -> None:
+    before, after = store.upgrade()
+    if given.json:
         show.emit(show.to_json({"before": before, "after": after}))
     else:
         show.emit(f"format {after}" if before == after else f"format {before} to {after}")
 
 
-def _info(described: dict[str, object], counts: dict[str, int], *, as_json: bool) -> None:
-    if as_json:
+def _info(store: Store, given: argparse.Namespace) -> None:
+    store.open()
+    try:
+        described, counts = store.describe(), {f"{m} {s}": n for (m, s), n in store.counts().items()}
+    finally:
+        store.close()
+    if given.json:
         show.emit(show.to_json({**described, "jobs": counts}))
         return
     for name, value in {**described, **counts}.items():
         show.emit(f"{name:24} {printable(value)}")
+
+
+_LOOKING: Final[dict[str, Callable[[Store, argparse.Namespace], None]]] = {
+    "check": _check,
+    "info": _info,
+    "upgrade": _upgrade,
+    "export": moving.export,
+}

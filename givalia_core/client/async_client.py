@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import reading, talk, verbs
+from givalia_core.client import acts, reading, talk, verbs
+from givalia_core.client.acts import Acted, Run
 from givalia_core.client.async_exchange import AsyncExchange, OnProgress
 from givalia_core.client.many import Many
 from givalia_core.client.servers import Located
@@ -16,7 +16,6 @@ from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Handle, Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.model import JobState
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
@@ -88,6 +87,24 @@ def _asks_many(
     return verbs.as_method(method, verb)
 
 
+def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Status]]:
+    """The same for a listing: it returns an asynchronous iterator that asks for each page when it comes to it."""
+
+    def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[Status]:
+        return self._pages(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
+def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Acted]]:
+    """The same for an act by filter: it asks for page after page."""
+
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> Acted:
+        return await self._run(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
 class AsyncClient(Located[AsyncExchange]):
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
@@ -148,28 +165,18 @@ class AsyncClient(Located[AsyncExchange]):
     def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> AsyncJobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else AsyncJobHandle(self._exchange, verbs.ticket(answer, key))
 
-    async def requeue_all(
-        self,
-        state: JobState | str = JobState.DEAD,
-        *,
-        module: str | None = None,
-        time: Length = 0,
-        at: Instant | None = None,
-    ) -> Handles:
-        """Requeue every job that a listing of `state` and `module` shows; see `Client.requeue_all`."""
-        handles: Handles = []
-        for status in [status async for status in self.list(state, module=module)]:
-            with contextlib.suppress(GivaliaError):
-                handle = await self.requeue(id=status.id, time=time, at=at)
-                handle.key = status.key
-                handles.append(handle)
-        return handles
-
-    async def list(
-        self, state: JobState | str | None = None, *, module: str | None = None, target_worker: str | None = None
-    ) -> AsyncIterator[Status]:
-        """Jobs, a page at a time as you go on (`async for`); see `Client.list`."""
-        pages = Pages(state, module, target_worker)
+    async def _pages(self, pages: Pages) -> AsyncIterator[Status]:
         while not pages.is_over:
             for status in pages.take(await self._exchange.ask(pages.call())):
                 yield status
+
+    async def _run(self, run: Run) -> Acted:
+        acted = Acted()
+        while not run.is_over:
+            acted = run.take(await self._exchange.ask(run.call()))
+        return acted
+
+    list = _lists(verbs.list_)
+    cancel_all = _runs(acts.cancel_all)
+    ext_all = _runs(acts.ext_all)
+    requeue_all = _runs(acts.requeue_all)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import reading, talk, verbs
-from givalia_core.client.exchange import Exchange, OnProgress
+from givalia_core.client import acts, reading, talk, verbs
+from givalia_core.client.acts import Acted, Run
+from givalia_core.client.carrier import Carrier, OnProgress
+from givalia_core.client.exchange import Exchange
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
 from givalia_core.client.servers import Located
@@ -16,8 +17,7 @@ from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.model import JobState
-from givalia_core.times import Instant, Length
+from givalia_core.times import Length
 from givalia_core.views import Status
 
 P = ParamSpec("P")
@@ -54,7 +54,25 @@ def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], l
     return verbs.as_method(method, verb)
 
 
-class Client(Located[Exchange]):
+def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[Client, P], Iterator[Status]]:
+    """The same for a listing: it returns an iterator that asks for each page when it comes to it."""
+
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Iterator[Status]:
+        return self._pages(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
+def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[Client, P], Acted]:
+    """The same for an act by filter: it asks for page after page."""
+
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Acted:
+        return self._run(verb(*args, **options))
+
+    return verbs.as_method(method, verb)
+
+
+class Client(Located[Carrier]):
     """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
     Args:
@@ -124,30 +142,20 @@ class Client(Located[Exchange]):
         answers = self._exchange.several(calls)
         return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
 
+    def _pages(self, pages: Pages) -> Iterator[Status]:
+        while not pages.is_over:
+            yield from pages.take(self._exchange.ask(pages.call()))
+
     def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
         return answer if isinstance(answer, GivaliaError) else JobHandle(self._exchange, verbs.ticket(answer, key))
 
-    def requeue_all(
-        self,
-        state: JobState | str = JobState.DEAD,
-        *,
-        module: str | None = None,
-        time: Length = 0,
-        at: Instant | None = None,
-    ) -> Handles:
-        """Requeue every job that a listing of `state` (dead or cancelled) and `module` shows; those refused are left out."""
-        handles: Handles = []
-        for status in list(self.list(state, module=module)):
-            with contextlib.suppress(GivaliaError):
-                handle = self.requeue(id=status.id, time=time, at=at)
-                handle.key = status.key
-                handles.append(handle)
-        return handles
+    def _run(self, run: Run) -> Acted:
+        acted = Acted()
+        while not run.is_over:
+            acted = run.take(self._exchange.ask(run.call()))
+        return acted
 
-    def list(
-        self, state: JobState | str | None = None, *, module: str | None = None, target_worker: str | None = None
-    ) -> Iterator[Status]:
-        """Jobs, a page at a time as you go on; jobs that change meanwhile may be missed or shown as they were."""
-        pages = Pages(state, module, target_worker)
-        while not pages.is_over:
-            yield from pages.take(self._exchange.ask(pages.call()))
+    list = _lists(verbs.list_)
+    cancel_all = _runs(acts.cancel_all)
+    ext_all = _runs(acts.ext_all)
+    requeue_all = _runs(acts.requeue_all)

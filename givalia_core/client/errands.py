@@ -306,6 +306,8 @@ class Errands:
         if slot is None or slot not in self.calls or slot.visit is not visit:
             return True  # Nobody waits for it any more.
         answers = talk.read_answers(slot.call, answer.items)
+        if BadRequest in map(type, answers):
+            answers = [visit.caller.explained(each) for each in answers]
         if self._servers.has_others and talk.ask_next(answers):
             slot.refused()
             slot.refusal, slot.refusals = answers, slot.refusals + 1

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time as clock
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from givalia_core import forks
 from givalia_core.client import talk
+from givalia_core.client.carrier import OnProgress
 from givalia_core.client.errands import Connect, Errands, Find, Listen, Rest, Step
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
@@ -26,7 +27,6 @@ from givalia_core.protocol.caller import Broken
 from givalia_core.times import Length
 
 T = TypeVar("T")
-OnProgress: TypeAlias = Callable[[float, str], object]
 
 TURN_S: Final = 0.05  # How long one who sends waits for room while another reads, who may leave.
 

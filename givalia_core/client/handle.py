@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from givalia_core.client import talk, verbs
-from givalia_core.client.exchange import Exchange, OnProgress
+from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.ticket import Handle, Ticket
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status
@@ -15,7 +15,7 @@ from givalia_core.views import Status
 class JobHandle(Handle):
     """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it."""
 
-    def __init__(self, exchange: Exchange, ticket: Ticket) -> None:
+    def __init__(self, exchange: Carrier, ticket: Ticket) -> None:
         super().__init__(ticket)
         self._exchange = exchange
 

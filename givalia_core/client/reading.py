@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.errors import JobCancelled, JobFailed, ResultLost
+from givalia_core.headline import headline
 from givalia_core.model import JobState
 from givalia_core.protocol import values
 from givalia_core.protocol.caller import Broken
@@ -23,6 +24,18 @@ Fields: TypeAlias = list[Any]
 
 UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker has reported bytes that are no value.
 _COUNT_MAX: Final = 1 << 62
+
+
+class BackupPart(NamedTuple):
+    """The answer to a backup: `docs/protocol.md` says what the fields are."""
+
+    payload: bytes
+    is_last: bool
+    size_bytes: int
+    format: int
+    jobs: int
+    made_us: int
+    crc: int
 
 
 class Enqueued(NamedTuple):
@@ -92,7 +105,15 @@ def content(_: Fields, payload: bytes) -> Any:
 def stat(fields: Fields, payload: bytes) -> Status:
     """The answer to a stat."""
     (shown,) = _checked(fields, lambda value: type(value) is dict)
-    return _status(shown, payload)
+    if type(params_bytes := shown.get("params_bytes", 0)) is not int or not 0 <= params_bytes <= len(payload):
+        raise Broken("the server tells a length of params that they do not have")
+    middle = len(payload) - params_bytes
+    return _status(shown, payload[:middle], payload[middle:])
+
+
+def backup(fields: Fields, payload: bytes) -> BackupPart:
+    """The answer to a backup."""
+    return BackupPart(payload, *_checked(fields, is_bool, _is_count, _is_count, _is_count, _is_instant, _is_count))
 
 
 def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]:
@@ -100,15 +121,29 @@ def page(fields: Fields, payload: bytes) -> tuple[list[Status], tuple[int, ...]]
     listed, after = content(fields, payload), tuple(fields[1:])
     if type(listed) is not list or len(after) not in (0, 2) or not all(map(_is_count, after)):
         raise Broken("the server answers a list with what is none")
-    return [_status(shown, b"") for shown in listed], after
+    return [_status(shown, b"", shown.get("params") if type(shown) is dict else None) for shown in listed], after
 
 
-def _status(shown: Any, payload: bytes) -> Status:
-    """The record of a status map."""
+def acted(fields: Fields, _: bytes) -> tuple[dict[str, int], int, tuple[int, ...]]:
+    """The answer to an act: how many jobs by outcome, the end of the run, and the numbers with which the next page begins."""
+    counts, end_seq = _checked(fields, _are_counts, _is_count)
+    after = tuple(fields[3:])
+    if len(after) not in (0, 2) or not all(map(_is_count, after)):
+        raise Broken("the server answers an act with what is none")
+    return counts, end_seq, after
+
+
+def _are_counts(value: Any) -> bool:
+    return type(value) is dict and all(is_any_text(name) and _is_count(count) for name, count in value.items())
+
+
+def _status(shown: Any, payload: bytes, params: Any = None) -> Status:
+    """The record of a status map; `params` as they travel."""
     if type(shown) is not dict or not all(name in shown and check(shown[name]) for name, check in _STATUS.items()):
         raise Broken("the server tells the status of a job in a way in which no server does")
     timeleft_us, progress = shown["timeleft_us"], shown["progress"]
     result, unreadable = _result(payload)
+    enq_at, started_at, ended_at = (_instant(shown.get(name)) for name in ("enq_at_us", "started_at_us", "ended_at_us"))
     return Status(
         id=str(uuid.UUID(bytes=shown["id"])),
         key=shown["key"],
@@ -129,7 +164,20 @@ def _status(shown: Any, payload: bytes) -> Status:
         stop_asked=shown["stop_asked"],
         why=shown["why"],
         version=shown.get("version"),  # A server of an earlier version does not know it.
+        enq_at=enq_at,
+        started_at=started_at,
+        ended_at=ended_at,
+        params=content([], params) if type(params) is bytes else None,
     )
+
+
+def _instant(us: Any) -> datetime | None:
+    """Return an instant that a server of an earlier version does not tell."""
+    if us is None:
+        return None
+    if not _is_instant(us):
+        raise Broken("the server tells an instant that is none")
+    return to_datetime(us)
 
 
 def end(fields: Fields, payload: bytes) -> Any:
@@ -143,7 +191,7 @@ def end(fields: Fields, payload: bytes) -> Any:
         raise JobCancelled("the job was cancelled")
     if state == JobState.DEAD:
         _, reason, error = _checked(fields, is_any_text, _text_or_none, _text_or_none)
-        raise JobFailed(f"the job is dead ({reason}): {_last_line(error)}", reason=reason, error=error)
+        raise JobFailed(f"the job is dead ({reason}): {headline(error) or 'it has no error'}", reason=reason, error=error)
     _, why = _checked(fields, is_any_text, _text_or_none)
     result, unreadable = _result(payload)
     if why or unreadable:
@@ -157,10 +205,6 @@ def _result(payload: bytes) -> tuple[Any, str | None]:
         return values.unpack(payload), None
     except ValueError:
         return None, UNREADABLE
-
-
-def _last_line(error: str | None) -> str:
-    return error.strip().splitlines()[-1] if error and error.strip() else "it has no error"
 
 
 def _checked(fields: Fields, *checks: Check) -> Fields:

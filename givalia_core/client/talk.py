@@ -25,7 +25,7 @@ from givalia_core.errors import (
 from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
+from givalia_core.protocol.messages import Backup, Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
 from givalia_core.times import Instant, Length, at_to_us, length_to_seconds, length_to_us
 from givalia_core.views import Status, wire_id
 
@@ -199,7 +199,7 @@ def _enq_message(module: str, options: dict[str, Any]) -> Enq:
     if len(given) != len(_ENQ_DEFAULTS):
         unknown = ", ".join(sorted(set(given) - set(_ENQ_DEFAULTS)))
         raise BadRequest(f"enq has no option {unknown}")
-    delay_us, at_us = _when(given["time"], given["at"])
+    delay_us, at_us = when(given["time"], given["at"])
     job_id = given["id"]
     payload = pack_params(given["params"])
     fields: list[Any] = [
@@ -250,7 +250,12 @@ def _length(given: dict[str, Any], name: str) -> int | None:
     return None if given[name] is None else length_to_us(given[name], name)
 
 
-def _when(seconds: Length | None, at: Instant | None) -> tuple[int | None, int | None]:
+def when(seconds: Length | None, at: Instant | None) -> tuple[int | None, int | None]:
+    """Return the delay or the instant of a due, in microseconds.
+
+    Raises:
+        BadRequest: Both are given, or what is given cannot be.
+    """
     if at is None:
         return None if seconds is None else length_to_us(seconds, "time"), None
     if seconds not in (None, 0):
@@ -279,9 +284,9 @@ def checked(kind: Kind, message: Any) -> Item:
     return fields, payload
 
 
-def stat(key: str | None, job_id: str | None) -> Call[Status]:
-    """Ask about a job."""
-    return _call(Kind.STAT, Stat(*_named(key, job_id)), reading.stat)
+def stat(key: str | None, job_id: str | None, *, params: bool = False) -> Call[Status]:
+    """Ask about a job, and with `params` also for what it was enqueued with."""
+    return _call(Kind.STAT, Stat(*_named(key, job_id), params), reading.stat)
 
 
 def wait(job_id: str | None, *, progress: bool = False) -> Call[Any]:
@@ -313,15 +318,48 @@ def move(seconds: Length | None, at: Instant | None) -> Move:
 
 def requeue(key: str | None, job_id: str | None, seconds: Length, at: Instant | None) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
-    delay_us, at_us = _when(seconds, at)
+    delay_us, at_us = when(seconds, at)
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)
 
 
+class Filter(NamedTuple):
+    """Which jobs a listing shows, or an act is for, as messages have it; None: any."""
+
+    state: str | None = None
+    module: str | None = None
+    target_worker: str | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None
+
+
+def filter_of(
+    state: Any, module: Any, target_worker: Any, key_prefix: Any, due_before: Any, due_after: Any, ended_after: Any, error: Any
+) -> Filter:
+    """Read a filter as callers give it.
+
+    Raises:
+        BadRequest: An instant is none.
+    """
+    instants = {"due_before": due_before, "due_after": due_after, "ended_after": ended_after}
+    before, after, ended = (None if at is None else at_to_us(at, name) for name, at in instants.items())
+    named = None if state is None else str(state)
+    return Filter(named, module, target_worker, key_prefix or None, before, after, ended, error or None)
+
+
+def act(message: messages.Act) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:
+    """A page of an act by filter: how many jobs by outcome, the end of the run, and where the next page begins."""
+    return _call(Kind.ACT, message, reading.acted)
+
+
 def list_(
-    state: str | None, module: str | None, target_worker: str | None, limit: int, after: Sequence[int]
+    wanted: Filter, limit: int, after: Sequence[int], *, params: bool = False
 ) -> Call[tuple[list[Status], tuple[int, ...]]]:
     """A page of jobs, and the numbers with which the next begins; none if it is the last."""
-    message = messages.List(None if state is None else str(state), module, target_worker, limit, *(after or (None, None)))
+    after_a, after_b = after or (None, None)
+    message = messages.List(limit=limit, after_a=after_a, after_b=after_b, params=params, **wanted._asdict())
     return _call(Kind.LIST, message, reading.page)
 
 
@@ -333,6 +371,11 @@ def info() -> Call[dict[str, Any]]:
 def modules() -> Call[list[dict[str, Any]]]:
     """What modules the connected workers announced."""
     return Call(Kind.MODULES, [item(Modules())], reading.content)
+
+
+def backup(name: bytes, part: int) -> Call[reading.BackupPart]:
+    """A part of a copy of the server's store."""
+    return _call(Kind.BACKUP, Backup(name, part), reading.backup)
 
 
 def workers() -> Call[list[dict[str, Any]]]:

@@ -27,7 +27,8 @@ def as_method(method: F, verb: Callable[..., Any]) -> F:
     """Give a client's method the name, the words and the arguments of its verb, for `help` and for editors."""
     signature = inspect.signature(verb)
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__name__, method.__qualname__, method.__doc__ = verb.__name__, verb.__qualname__, verb.__doc__
+    name = verb.__name__.rstrip("_")  # One verb has the name of a type.
+    method.__name__, method.__qualname__, method.__doc__ = name, name, verb.__doc__
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[myself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
     )
@@ -88,13 +89,18 @@ def ticket(enqueued: reading.Enqueued, key: str | None) -> Ticket:
     return Ticket(text_id(enqueued.id), key, enqueued.due, enqueued.durability)
 
 
-def stat(key: str | None = None, *, id: str | None = None) -> Call[Status]:
-    """What is known of a job: the live one of the key, else the one that ended last.
+def stat(key: str | None = None, *, id: str | None = None, params: bool = False) -> Call[Status]:
+    """Return what is known of a job: the live one of the key, else the one that ended last.
+
+    Args:
+        key: The job of this key.
+        id: Names the job instead of `key`.
+        params: Tell also what it was enqueued with, up to 512 KiB.
 
     Raises:
         NotFound: None is live or remembered.
     """
-    return talk.stat(key, id)
+    return talk.stat(key, id, params=params)
 
 
 def cancel(key: str | None = None, *, id: str | None = None, running: bool = False) -> Call[str]:
@@ -212,17 +218,50 @@ def workers() -> Call[list[dict[str, Any]]]:
     return talk.workers()
 
 
+def list_(
+    state: JobState | str | None = None,
+    *,
+    module: str | None = None,
+    target_worker: str | None = None,
+    key_prefix: str | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
+    error: str | None = None,
+    params: bool = False,
+) -> Pages:
+    """List jobs, a page at a time as you go on; jobs that change meanwhile may be missed or shown as they were.
+
+    Jobs that wait come in the order of their dues, those that have ended with the last one first (both if `state` says so), all
+    others in the order of `enq`. No status has a result.
+
+    Args:
+        state: `waiting`, `ready`, `running`, `done`, `dead` or `cancelled`; None for any, as with what follows.
+        module: Only jobs of this module.
+        target_worker: Only jobs for this worker.
+        key_prefix: Only jobs whose key begins so.
+        due_before: Only jobs due before this instant, given as `at` in `enq`.
+        due_after: Only jobs due then or later.
+        ended_after: Only jobs that ended then or later.
+        error: Only jobs whose last error has this text in it, whatever its case; at most 255 characters.
+        params: Tell also what each job was enqueued with.
+    """
+    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    return Pages(wanted, params=params)
+
+
 class Pages:
     """A listing, a page at a time: send `call`, give the answer to `take`, and go on until it `is_over`."""
 
-    def __init__(self, state: JobState | str | None, module: str | None, target_worker: str | None) -> None:
-        self._filter = None if state is None else str(state), module, target_worker
+    def __init__(self, wanted: talk.Filter, *, params: bool) -> None:
+        self._filter = wanted
+        self._params = params
         self._after: tuple[int, ...] = ()
         self.is_over = False
 
     def call(self) -> Call[tuple[list[Status], tuple[int, ...]]]:
         """What asks for the next page."""
-        return talk.list_(*self._filter, LIST_LIMIT_MAX, self._after)
+        return talk.list_(self._filter, LIST_LIMIT_MAX, self._after, params=self._params)
 
     def take(self, answer: tuple[list[Status], tuple[int, ...]]) -> list[Status]:
         """The jobs of the page that this is."""

@@ -53,6 +53,7 @@ class Visit:
                     return True
                 refusal = refused(arrived)
                 if refusal is not None:
+                    refusal = self.caller.explained(refusal)
                     raise Broken(str(refusal), None if isinstance(refusal, Busy) else refusal)
         return False
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, questions, sharing, words
+from givalia_core.engine import acts, answers, leases, questions, sharing, words
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
@@ -160,7 +160,7 @@ class Engine:
             self.desk.routing.forget_windows()
             self._must_mark = True
             self._ahead_us = now.timer_ahead_us
-        self._inputs, self._now = self._without_questions(inputs), now
+        self._inputs, self._now = [*self.desk.acts.take(), *self._without_questions(inputs)], now
         self.desk.aside.leave(inputs)
         self.desk.routing.begin(self.desk.is_clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
@@ -198,6 +198,7 @@ class Engine:
             lease.expires_mono_us += gap_us
         for session in self.desk.routing.sessions.values():
             session.beat_mono_us += gap_us
+        self.desk.losses.extend(gap_us)
 
     def _remember_longer(self, gap_us: int, now: Now) -> None:
         """Commands may have waited in our sockets for as long as we stood still, so their answers are kept for longer."""
@@ -296,7 +297,7 @@ class Engine:
         self._owed += sharing.review(self.desk, self._suspects, facts.found.ids)
         for place, given in enumerate(self._inputs):
             if isinstance(given, Gone):
-                leases.leave(batch, given.conn)
+                leases.lose(batch, given.conn, "its connection has ended")
             else:
                 answers.answer(batch, given, place, self.again.known(given))
         batch.author = NOBODY
@@ -329,7 +330,8 @@ class Engine:
         for session in list(self.desk.routing.sessions.values()):
             if session.beat_mono_us < silent_us:
                 batch.close(session.conn, "it missed two beats")
-                leases.leave(batch, session.conn)
+                leases.lose(batch, session.conn, "it missed two beats")
+        self.desk.losses.sweep(batch.now.mono_us - self.desk.policy.lease_us, self.desk.routing.elsewhere.instances)
 
     def _retention(self) -> Retention:
         policy, now_us = self.desk.policy, self._now.timer_us
@@ -376,7 +378,17 @@ class Engine:
             if session is not None:
                 heard = item(Heard(session.heard, self.desk.policy.lease_us))
                 effects.append(Tell(conn, Kind.DISPATCH, [heard, *items]))
-        return effects
+        return self._without_own_answers(effects) if self.desk.acts else effects
+
+    def _without_own_answers(self, effects: list[Effect]) -> list[Effect]:
+        """Hand the answers to commands of our own to the walks that wait for them, and return the rest."""
+        others: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Reply) and effect.conn == acts.CONN:
+                self.desk.acts.hear(effect)
+            else:
+                others.append(effect)
+        return others
 
     def _note_refused(self, plan: Plan, commit: Commit) -> tuple[dict[int, Hold], set[int]]:
         """Drop what was believed of refused changes; return the holds of those that are held, and the seqs of all."""
@@ -464,6 +476,8 @@ class Engine:
         if self.again.is_stuck:
             return self.again.pause_us
         if self._lender.hurry or self._forget_more or self.desk.routing.must_read or self.questions.has_work:
+            return 0
+        if self.desk.acts.submitted:
             return 0
         if self.again.inputs or self.desk.suspects:
             return self.again.pause_us

@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
+from givalia_core.engine.acts import Acts
 from givalia_core.engine.aside import Aside
-from givalia_core.engine.records import Close, Effect, Hook, Refusal, Tell
+from givalia_core.engine.losses import Losses
+from givalia_core.engine.records import Close, Effect, News, Refusal, Tell, hook_of
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.waits import Waits
 from givalia_core.errors import Busy
 from givalia_core.hooks import HOOKS
 from givalia_core.model import (
     DEAD,
+    DONE,
     ENDED,
     REMEMBERED_AT_LEAST_US,
     REQUESTS_MOST,
@@ -101,12 +104,14 @@ class Desk:
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.aside = Aside()
+        self.acts = Acts()
         self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases = Leases()
         self.waits = Waits()
         self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
+        self.tells_news = False  # Whether somebody wants to know what is worth a line in the log.
         self.remembered = Remembered()
         self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
@@ -115,9 +120,11 @@ class Desk:
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
         self.stale = 0
+        self.losses = Losses()
         self.durability = ""
         self.client_port = 0  # Where this server takes clients, which workers are told; 0: nowhere.
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
+        self.peer: Callable[[int], dict[str, Any]] = lambda _: {}  # What it knows of the peer of a connection.
         self.last_seq = last_seq
         self._fence = 0 if is_shared else epoch << FENCE_COUNTER_BITS
         self._last_end_us = 0
@@ -334,8 +341,11 @@ class Batch:
         ended = self.put(
             job, evolve(job, act, ended_at_us=ended_at_us, forget_at_us=forget_at_us, expires_at_us=None, **changes)
         )
-        if ended.state is DEAD:
-            self.hook("on_dead", ended, reason=ended.reason)
+        if ended.state is DONE:
+            self.hook("on_done", ended)
+        elif ended.state is DEAD:
+            self.hook("on_dead", ended)
+            self.news("dead", ended, ended.seq)
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
@@ -402,7 +412,12 @@ class Batch:
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""
         if name in self.desk.listening:
-            self.effects.append((job.seq, Hook(name, job, extra)))
+            self.effects.append((job.seq, hook_of(name, job, **extra)))
+
+    def news(self, act: str, subject: Any, seq: int = 0, *, jobs: int = 0, why: str = "") -> None:
+        """Have a line logged, once the job (0: none) is stored; see `News`."""
+        if self.desk.tells_news:
+            self.effects.append((seq, News(act, subject, jobs, why)))
 
     def follow(self, job: Job) -> None:
         """Somebody waits for this job: unless its end will be seen here, be told of it."""

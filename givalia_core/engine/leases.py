@@ -16,6 +16,7 @@ from givalia_core.model import (
     DONE,
     RELEASES_MAX,
     RUNNING,
+    WAITING,
     Job,
     OutcomeKind,
     evolve,
@@ -51,15 +52,32 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     if (session := routing.of_instance(message.instance)) is not None:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
-    routing.join(Session(asked.conn, message, batch.now))
+    batch.desk.losses.join(message.instance)
+    joined = Session(asked.conn, message, batch.now)
+    routing.join(joined)
+    batch.news("joined", joined)
     answer = OK, batch.desk.policy.lease_us
     return ((*answer, batch.desk.client_port) if batch.desk.client_port else answer), b""
+
+
+def lose(batch: Batch, conn: int, why: str) -> None:
+    """A connection is gone, or of no use any more; if it was that of a worker, the log says so."""
+    session = batch.desk.routing.sessions.get(conn)
+    if session is not None and not batch.desk.is_draining:
+        rooms = session.rooms.values()
+        held = sum(room.held for room in rooms)
+        if held or any(room.capacity for room in rooms):
+            batch.news("gone", session, jobs=held, why=why)
+        else:
+            batch.news("left", session)
+    leave(batch, conn)
 
 
 def leave(batch: Batch, conn: int) -> None:
     """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
     session = batch.desk.routing.leave(conn)
     if session is not None:
+        batch.desk.losses.leave(session, batch.now.mono_us)
         for lease in batch.desk.leases.of_holder(session.join.instance):
             if lease.session is session:
                 lease.room = None
@@ -201,8 +219,10 @@ def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
     """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
-    settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
-    return (OK,), b""
+    after = settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
+    most = after.max_attempts or batch.desk.policy.max_attempts
+    wait = () if after.state is not WAITING else (max(after.due_on_timer_us(batch.now) - batch.now.timer_us, 0),)
+    return (OK, after.state.value, most, *wait), b""
 
 
 def settle_failure(
@@ -214,12 +234,11 @@ def settle_failure(
     *,
     permanent: bool = False,
     deaths: int | None = None,
-) -> None:
-    """What becomes of a running job whose attempt ended without success; `deaths` of its processes by now, if it grew."""
+) -> Job:
+    """Return what becomes of a running job whose attempt ended without success; `deaths` of its processes, if it grew."""
     deaths = job.deaths if deaths is None else deaths
     if job.stop_asked:
-        batch.end(job, "stop", error=error, deaths=deaths)
-        return
+        return batch.end(job, "stop", error=error, deaths=deaths)
     reason = None
     if permanent:
         reason = "failed"
@@ -228,12 +247,12 @@ def settle_failure(
     elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
         reason = "exhausted"
     if reason is not None:
-        batch.end(job, "die", reason=reason, error=error, deaths=deaths)
-        return
+        return batch.end(job, "die", reason=reason, error=error, deaths=deaths)
     delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
     retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error, deaths=deaths)
     batch.put(job, retried)
     batch.hook("on_retry", retried, outcome=Ended(kind, error))
+    return retried
 
 
 def release(batch: Batch, asked: Asked, message: Release) -> Item:
@@ -274,6 +293,8 @@ def expire_leases(batch: Batch) -> None:
             continue
         job = batch.jobs.get(lease.job.seq, lease.job)
         if job.state is RUNNING and job.fence == lease.job.fence:
+            batch.desk.losses.leases += 1
+            batch.news("unreported", job, job.seq)
             settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
 
 
@@ -294,6 +315,7 @@ def claim(batch: Batch, job: Job, room: Room) -> Job:
         holder=session.join.instance,
         keeper=batch.desk.me,
         expires_at_us=None,
+        started_at_us=batch.now.wall_us,
         max_attempts=max(max_attempts, job.attempt + 1),
         timeout_us=job.timeout_us or announced.timeout_us,
         backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),

@@ -1,4 +1,4 @@
-"""Questions whose answers take a walk through many jobs or workers: `list`, `info`, `modules`, `workers`.
+"""Questions whose answers take a walk: `list`, `info`, `modules`, `workers`, acts by filter, parts of a backup.
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
@@ -8,30 +8,33 @@ delays beats, settles and claims, and no connection's questions delay another's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from givalia_core.clock import Now
-from givalia_core.engine import words
+from givalia_core.engine import acts, remembered, words
+from givalia_core.engine.acts import Awaiting, Walk
+from givalia_core.engine.answers import LATE
+from givalia_core.engine.backlog import Backlog
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
-from givalia_core.errors import Busy, GivaliaError, TooLarge
+from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreCorrupt, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
-from givalia_core.protocol.messages import OK, Kind, List, refusal
-from givalia_core.store.base import SCAN_MAX, Filter, Store, Wanted, by_module
+from givalia_core.protocol.messages import CHANGING, OK, Act, Backup, Kind, List, refusal
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, as_copyable
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512
 PARTS_BYTES_MAX: Final = ANSWER_BYTES_MAX - 1024
+PAGE_BYTES: Final = 1 << 20  # A page of a listing ends with the job that makes it as long.
 BRIEF_CHARS: Final = 200  # Of why a module is broken, in an answer that grows long.
 READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
 STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
 
-Line: TypeAlias = tuple[Kind, int]  # Listings: one for each connection; the other kinds: one for all of them.
-Walk: TypeAlias = Generator[bool, tuple[Now, int], Item]
-"""Yields whether a commit must come before the next step, is sent the time and the rows of a step, and returns the answer."""
+Line: TypeAlias = tuple[Kind, int]  # Of `OWN`: one for each connection; the other kinds: one for all of them.
+OWN: Final = frozenset({Kind.LIST, Kind.ACT, Kind.BACKUP})  # Each connection asks something else.
 
 
 class Questions:
@@ -43,6 +46,7 @@ class Questions:
         self._walks: dict[Line, Walk] = {}
         self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
         self._resting: set[Line] = set()  # Walks that go on after the next commit.
+        self._awaiting: dict[Line, int] = {}  # Walks that go on when the commands of a ticket are answered.
         self._clogged: set[Line] = set()  # Lines in which nobody can be answered before it has read.
         self._rows = ROWS_LEAST
 
@@ -56,7 +60,7 @@ class Questions:
 
     def leave(self, conn: int) -> None:
         """A connection is gone; nothing that it asked is answered."""
-        for line in [line for line in self._lines if line[0] is not Kind.LIST or line[1] == conn]:
+        for line in [line for line in self._lines if line[0] not in OWN or line[1] == conn]:
             kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
             if kept:
                 self._lines[line] = kept
@@ -66,6 +70,9 @@ class Questions:
     def take_all(self) -> list[Asked]:
         """Take out every question: the walks ended without an answer."""
         asked = [each for line in self._lines.values() for each in line]
+        for ticket in self._awaiting.values():
+            self._desk.acts.drop(ticket)
+        self._awaiting.clear()
         self._lines.clear()
         self._walks.clear()
         self._audience.clear()
@@ -79,7 +86,8 @@ class Questions:
     @property
     def has_work(self) -> bool:
         """Whether a step can be taken, in this turn or after the next commit."""
-        return len(self._lines) > len(self._clogged)
+        awaiting = sum(not self._desk.acts.is_answered(ticket) for ticket in self._awaiting.values())
+        return len(self._lines) > len(self._clogged) + awaiting
 
     def step(self, store: Store, now: Now) -> list[Reply] | None:
         """Take a step of the walk whose turn it is and return the answers that are ready; None if no walk can go on.
@@ -87,13 +95,16 @@ class Questions:
         Raises:
             StoreAway: The walk is over without an answer; see `take_all`.
         """
-        line = next((line for line in self._lines if line not in self._resting and self._can_be_told(line)), None)
+        line = next((line for line in self._lines if self._can_go_on(line)), None)
         if line is None:
             return None
         self._lines[line] = self._lines.pop(line)  # Behind the others.
-        walk = self._walks.get(line) or self._begin(line, store)
+        walk = self._walks.get(line) or self._begin(line, store, now)
         try:
-            if walk.send((now, self._rows)):
+            rest = walk.send((now, self._rows))
+            if isinstance(rest, Awaiting):
+                self._awaiting[line] = rest.ticket
+            elif rest:
                 self._resting.add(line)
         except StopIteration as end:
             return self._tell(line, end.value)
@@ -110,6 +121,11 @@ class Questions:
         elif took_us < STEP_US:
             self._rows = min(self._rows * 2, ROWS_MOST)
 
+    def _can_go_on(self, line: Line) -> bool:
+        if line in self._resting or (line in self._awaiting and not self._desk.acts.is_answered(self._awaiting[line])):
+            return False
+        return self._can_be_told(line)
+
     def _can_be_told(self, line: Line) -> bool:
         if line in self._clogged:
             return False
@@ -118,10 +134,12 @@ class Questions:
             return False
         return True
 
-    def _begin(self, line: Line, store: Store) -> Walk:
+    def _begin(self, line: Line, store: Store, now: Now) -> Walk:
         asked = self._lines[line]
-        walk = self._walks[line] = _WALKS[line[0]](self._desk, store, asked[0].messages[0])
-        heard = [asked[0]] if line[0] is Kind.LIST else asked
+        is_late = asked[0].until_us is not None and now.mono_us > asked[0].until_us and line[0] in CHANGING
+        make = _late if is_late else _WALKS[line[0]]
+        walk = self._walks[line] = make(self._desk, store, asked[0].messages[0])
+        heard = [asked[0]] if line[0] in OWN else asked
         self._audience[line] = {(each.conn, each.request) for each in heard}
         next(walk)
         return walk
@@ -129,6 +147,7 @@ class Questions:
     def _tell(self, line: Line, item: Item) -> list[Reply]:
         """The answers of a walk that is over, to all who had asked when it began and have room for them."""
         del self._walks[line]
+        self._awaiting.pop(line, None)
         audience = self._audience.pop(line)
         waiting, self._lines[line] = self._lines[line], deque()
         told: list[Reply] = []
@@ -148,10 +167,12 @@ class Questions:
         self._walks.pop(line, None)
         self._audience.pop(line, None)
         self._clogged.discard(line)
+        if line in self._awaiting:
+            self._desk.acts.drop(self._awaiting.pop(line))
 
 
 def _line(asked: Asked) -> Line:
-    return asked.kind, asked.conn if asked.kind is Kind.LIST else 0
+    return asked.kind, asked.conn if asked.kind in OWN else 0
 
 
 # The walks.
@@ -160,16 +181,19 @@ def _line(asked: Asked) -> Line:
 def _list(desk: Desk, store: Store, message: List) -> Walk:
     """A page of jobs; may be short or empty although more follow."""
     now, rows = yield False
-    wanted = Filter(JobState(message.state) if message.state else None, message.module, message.target_worker)
+    wanted = filter_of(message)
     after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
     jobs: list[Job] = []
-    left = SCAN_MAX
+    cursors: list[Cursor] = []
+    left, room = SCAN_MAX, PAGE_BYTES
     while True:
         looked_at = min(rows, left)
         page = store.page(wanted, after, message.limit - len(jobs), now, looked_at)
-        jobs += map(words.brief, page.jobs)
+        jobs += [words.brief(job, params=message.params) for job in page.jobs]
+        cursors += page.cursors
         after, left = page.after, left - looked_at
-        if after is None or len(jobs) == message.limit or not left:
+        room -= sum(len(job.params) + len(job.error or "") for job in jobs[len(jobs) - len(page.jobs) :])
+        if after is None or len(jobs) == message.limit or not left or room <= 0:
             break
         now, rows = yield False
     if lapsed := {job.id for job in jobs if job.is_expired(now)}:
@@ -177,14 +201,49 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
         desk.lapsed |= lapsed
         now, rows = yield True
         found = store.find(Wanted(ids=frozenset(lapsed)), now).ids
-        jobs = [words.brief(found[job.id]) if job.id in found else job for job in jobs]
-        jobs = [job for job in jobs if wanted.admits(job, now)]
+        jobs = [words.brief(found[job.id], params=message.params) if job.id in found else job for job in jobs]
     shown = _Parts()
-    for job in jobs:
-        shown.add(words.pack(words.status(desk, job, now)))
+    end: Cursor | None = None  # Behind the last job that is shown.
+    for job, cursor in zip(jobs, cursors, strict=True):
+        if not shown.has_room:
+            after = end
+            break
+        end = cursor
+        if wanted.admits(job, now):
+            status = words.status(desk, job, now)
+            shown.add(words.pack({**status, "params": job.params} if message.params else status))
         if len(shown) % rows == 0:
             now, rows = yield False
     return (OK, *(after or ())), shown.array()
+
+
+def filter_of(message: Any) -> Filter:
+    """Return which jobs a message with the fields of a filter means."""
+    return Filter(
+        JobState(message.state) if message.state else None, message.module, message.target_worker, message.key_prefix,
+        message.due_before_us, message.due_after_us, message.ended_after_us,
+        None if message.error is None else message.error.casefold(),
+    )  # fmt: skip
+
+
+def _late(_: Desk, __: Store, ___: Any) -> Walk:
+    """Change nothing for a client that waits no more."""
+    yield False
+    return LATE
+
+
+def _act(desk: Desk, store: Store, message: Act) -> Walk:
+    """Act on a page of jobs."""
+    known = desk.remembered.get(message.request)
+    if known is not None:
+        yield False
+        return known
+    answer = yield from acts.page(desk.acts, store, message, filter_of(message), desk.last_seq)
+    now, _ = yield False
+    if not message.dry_run and desk.remembered.has_room(1):
+        # For a client that has not heard it. What was changed is known by the jobs themselves.
+        desk.remembered.add([Kept(message.request, remembered.pack(answer), is_enq=False)], now.mono_us)
+    return answer
 
 
 def _info(desk: Desk, store: Store, _: Any) -> Walk:
@@ -192,27 +251,30 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
     now, rows = yield False
     counts = store.counts()
     now, rows = yield False
-    counted: list[tuple[str, int]] = []
-    for each in store.ready(now):
-        counted.append(each)
-        if len(counted) % max(rows // READY_ROWS, 1) == 0:
+    backlog = Backlog(desk.routing)
+    for place, found in enumerate(store.ready(now), 1):
+        backlog.add(found)
+        if place % max(rows // READY_ROWS, 1) == 0:
             now, rows = yield False
-    ready = by_module(counted)
     jobs: dict[str, dict[str, int]] = {}
     for place, ((module, state), count) in enumerate(counts.items(), 1):
         jobs.setdefault(module, {})[str(state)] = count
         if place % rows == 0:
             now, rows = yield False
-    for module, count in ready.items():
+    for module, count in backlog.ready.items():
         jobs.setdefault(module, {})["ready"] = count
     shown = _Parts()
     for module in sorted(jobs):
         shown.add(words.pack(module), words.pack(jobs[module]))
         if len(shown) % rows == 0:
             now, rows = yield False
-    about = words.info(desk, sum(ready.values()), store.describe(), now)
+    modules = _Parts()
+    for module, told in backlog.modules(now):
+        modules.add(words.pack(module), words.pack(told))
+    about = words.info(desk, sum(backlog.ready.values()), store.describe(), now)
     fields = _Parts()
     fields.add(words.pack("jobs"), shown.map())
+    fields.add(words.pack("modules"), modules.map())
     for name, value in about.items():
         fields.add(words.pack(name), words.pack(value))
     return (OK,), fields.map()
@@ -244,11 +306,27 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
     return (OK,), shown.array()
 
 
+def _backup(_: Desk, store: Store, message: Backup) -> Walk:
+    """A part of a copy of the store."""
+    yield False
+    copyable = as_copyable(store)
+    if copyable is None:
+        raise Refusal(BadRequest(getattr(store, "way_to_back_up", "this store has its own way to be backed up")))
+    try:
+        part = copyable.copy_part(message.backup, message.part)
+    except (BadRequest, NotFound, StoreCorrupt) as error:
+        # What is damaged is found by whoever needs it; a copy is no reason to stop.
+        raise Refusal(error) from error
+    return (OK, *part[1:]), part.payload
+
+
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
     Kind.LIST: _list,
+    Kind.ACT: _act,
     Kind.INFO: _info,
     Kind.MODULES: _modules,
     Kind.WORKERS: _workers,
+    Kind.BACKUP: _backup,
 }
 KINDS: Final = frozenset(_WALKS)
 
@@ -273,6 +351,11 @@ class _Parts:
     def is_half_full(self) -> bool:
         """Whether what follows should be told in brief."""
         return self._bytes > PARTS_BYTES_MAX // 2
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a page of a listing takes another job, however large."""
+        return self._bytes < PAGE_BYTES
 
     def add(self, *packed: bytes) -> None:
         """Add a part."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from givalia_core.clock import Now
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull, TooLarge, Unauthorized
 from givalia_core.model import Job, OutcomeKind
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
+from givalia_core.times import to_datetime
+from givalia_core.views import JobView, Outcome, text_id
 
 
 class Asked(NamedTuple):
@@ -66,6 +69,28 @@ class Hook(NamedTuple):
     job: Job
     extra: dict[str, Any]
 
+    def arguments(self, now: Now) -> dict[str, Any]:
+        """Return what the implementations of the hook may ask for."""
+        job = self.job
+        shown = JobView(
+            text_id(job.id),
+            job.key,
+            job.module,
+            job.target_worker,
+            job.priority,
+            job.attempt,
+            to_datetime(job.due_on_wall_us(now)),
+            version=job.specifier,
+        )
+        return {"job": shown, **{name: _shown(value) for name, value in self.extra.items()}}
+
+
+def hook_of(name: str, job: Job, **extra: Any) -> Hook:
+    """Make the call of a hook; the arguments that the job itself knows need not be given."""
+    if name == "on_dead":  # An error that is left of an earlier life has nothing to do with an expiry.
+        extra = {"reason": job.reason, "error": None if job.reason == "expired" else job.error}
+    return Hook(name, job, extra)
+
 
 class Ended(NamedTuple):
     """How an attempt ended, as far as the server knows: what `on_retry` is given."""
@@ -74,7 +99,24 @@ class Ended(NamedTuple):
     error: str | None
 
 
-Effect: TypeAlias = Reply | Tell | Close | Hook
+def _shown(value: Any) -> Any:
+    return Outcome(value.kind, error=value.error) if isinstance(value, Ended) else value
+
+
+class News(NamedTuple):
+    """Something that the log of the server says, after the commit.
+
+    Of a worker (`subject` is its session): it has `joined`, it has `left` as it should, or it is `gone`, with so many `jobs`,
+    and `why`. Of a job: its lease ended `unreported`, or it is `dead`.
+    """
+
+    act: str
+    subject: Any
+    jobs: int = 0
+    why: str = ""
+
+
+Effect: TypeAlias = Reply | Tell | Close | Hook | News
 
 
 UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)

@@ -16,7 +16,7 @@ import msgpack
 
 from givalia_core.engine import leases, words
 from givalia_core.engine.desk import Batch, Desk, Lease
-from givalia_core.engine.records import Effect, Hook, Reply, Tell
+from givalia_core.engine.records import Effect, Reply, Tell, hook_of
 from givalia_core.errors import NotFound
 from givalia_core.model import ENDED, RUNNING, Job
 from givalia_core.protocol.messages import Kind, Stop, item, refusal
@@ -63,7 +63,7 @@ def about(desk: Desk) -> bytes:
     return words.pack(
         {
             # Without what changes from moment to moment, for each change is written and read by all the others.
-            "workers": [{**worker, "processes": []} for worker in words.own_workers(desk)],
+            "workers": [{**worker, "processes": [], "runs": {}} for worker in words.own_workers(desk)],
             "modules": words.own_modules(desk),
             "hooks": sorted(desk.listening),
             "policy": desk.policy,
@@ -75,7 +75,7 @@ def note_others(desk: Desk, watched: Watched) -> None:
     """Keep what is known of the others, and what can no longer be trusted."""
     desk.live = watched.live
     desk.others = [msgpack.unpackb(other) for other in watched.others if other]
-    desk.routing.elsewhere = [worker for other in desk.others for worker in other["workers"]]
+    desk.routing.elsewhere.tell([worker for other in desk.others for worker in other["workers"]])
     desk.suspects.update(job_id for job_id in desk.waits if job_id not in desk.leases)
     if watched.has_lapsed:
         desk.suspects.update(desk.leases)
@@ -136,7 +136,7 @@ def forget_unknown(desk: Desk, own: Iterable[Job]) -> None:
 def hooks(desk: Desk, events: Iterable[Event]) -> list[Effect]:
     """The calls of hooks that changes owe which were not made here."""
     return [
-        Hook(event.hook, event.job, {} if event.running is None else {"running": event.running})
+        hook_of(event.hook, event.job, **({} if event.running is None else {"running": event.running}))
         for event in events
         if event.hook in desk.listening
     ]

@@ -53,7 +53,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     _admit(batch)
     specifier = None if message.version is None else _admitted_specifier(batch, message)
-    due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_ahead_us
+    due_on_wall_us = due_at_us if on_wall else due_at_us - now.told_ahead_us
     job = Job(
         batch.desk.next_seq(),  # As far as possible without names, which cost half a microsecond in each job.
         message.id,
@@ -252,11 +252,12 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     again = evolve(
         job, "requeue", on_wall=on_wall, due_at_us=due_at_us, ended_at_us=0, forget_at_us=None, attempt=0,
         expires_at_us=None if job.expires_us is None else due_at_us + job.expires_us,
-        stop_asked=False, releases=0, replacements=0, deaths=0, reason=None, result=None, result_error=None,
+        stop_asked=False, started_at_us=0, releases=0, replacements=0, deaths=0, reason=None, result=None, result_error=None,
     )  # fmt: skip
     due_on_wall_us = again.due_on_wall_us(batch.now)
     again = again._replace(answered=batch.answered(job, message.request, "requeue", due_on_wall_us))
     batch.put(job, again)
+    batch.hook("on_requeue", again)
     return (OK, again.id, due_on_wall_us), b""
 
 
@@ -273,7 +274,11 @@ a job; None if no job knows the request."""
 def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
     """What is known of a job: the live one of a key, else the one that ended last."""
     job = _known(batch, message)
-    return (OK, words.status(batch.desk, job, batch.now)), job.result or b""
+    shown, result = words.status(batch.desk, job, batch.now), job.result or b""
+    if not message.params:
+        return (OK, shown), result
+    shown["params_bytes"] = len(job.params)
+    return (OK, shown), result + job.params
 
 
 def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:

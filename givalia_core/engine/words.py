@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -12,12 +13,15 @@ from givalia_core.clock import Now
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
+from givalia_core.headline import headline
 from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
-from givalia_core.times import length_words
+from givalia_core.times import length_words, to_datetime
+
+BRIEF_BYTES_MAX: Final = 1_024
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
@@ -35,22 +39,39 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
     left = length_words(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
-        error = f" ({job.error.splitlines()[-1][:200]})" if job.error else ""
-        return f"attempt {job.attempt} failed{error}, next try in {left}"
+        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}"
     return f"not due for {left}"
 
 
+def _attempts_most(desk: Desk, job: Job) -> int:
+    return job.max_attempts or desk.policy.max_attempts
+
+
+def _because(job: Job) -> str:
+    """Return the words for what the last failed attempt raised, to follow others."""
+    line = headline(job.error)
+    return f": {line}" if line else ""
+
+
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+    if desk.is_draining:
+        return "due, but this server drains: it lends no job, and is back when it was restarted"
     return "due, but " + why_room.not_taken(desk.routing, job)
 
 
 def _why_running(desk: Desk, job: Job, now: Now) -> str:
     lease = desk.leases.get(job.id)
-    gone = "" if lease is None or lease.session is not None else ", which is not connected"
+    is_lost = lease is not None and lease.session is None
+    gone = (
+        f", which is not connected; its lease ends in {length_words(max(lease.expires_mono_us - now.mono_us, 0))}"
+        if lease and is_lost
+        else ""
+    )
     asked = "; it was asked to stop" if job.stop_asked else ""
+    drains = ", which drains" if lease is not None and lease.session is not None and lease.session.is_draining else ""
     shown = () if lease is None or lease.session is None else lease.session.processes
     hook = next((f", in {each.stack}" for each in shown if each.job == job.id and each.state == "hook"), "")
-    return f"attempt {job.attempt} is running on worker {job.worker}{hook}{gone}{asked}"
+    return f"attempt {job.attempt} is running on worker {job.worker}{drains}{hook}{gone}{asked}"
 
 
 _DEAD_WORDS = {
@@ -60,12 +81,20 @@ _DEAD_WORDS = {
     "child_died": "its process died too often",
 }
 
+
+def _why_dead(desk: Desk, job: Job, now: Now) -> str:
+    words = _DEAD_WORDS.get(job.reason or "", job.reason or "it is dead")
+    attempt = f"attempt {job.attempt} of {_attempts_most(desk, job)}, " if job.attempt else ""
+    ended_at = to_datetime(job.ended_on_wall_us(now) or 0).isoformat(" ", "seconds")
+    return f"{words} ({attempt}{ended_at}){_because(job)}"
+
+
 _WHY: Final[dict[JobState, Callable[[Desk, Job, Now], str]]] = {
     JobState.WAITING: _why_waiting,
     JobState.READY: _why_ready,
     JobState.RUNNING: _why_running,
     JobState.DONE: lambda _desk, _job, _now: "it is done",
-    JobState.DEAD: lambda _desk, job, _now: _DEAD_WORDS.get(job.reason or "", job.reason or "it is dead"),
+    JobState.DEAD: _why_dead,
     JobState.CANCELLED: lambda _desk, _job, _now: "it was cancelled",
 }
 
@@ -85,7 +114,10 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
         "version": job.specifier,
         "priority": job.priority,
         "state": str(state),
+        "enq_at_us": job.enq_at_us,
         "due_us": job.due_on_wall_us(now),
+        "started_at_us": job.started_at_us or None,
+        "ended_at_us": job.ended_on_wall_us(now),
         "timeleft_us": timeleft_us,
         "attempts": job.attempt,
         "max_attempts": job.max_attempts or desk.policy.max_attempts,
@@ -99,9 +131,9 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
     }
 
 
-def brief(job: Job) -> Job:
-    """The job for a listing, whose page is one frame: without params and result, and of a long error only the end."""
-    return job._replace(params=b"", result=None, error=None if job.error is None else job.error[-500:])
+def brief(job: Job, *, params: bool) -> Job:
+    """Return the job for a listing: without its result, and without its params unless they are asked for."""
+    return job._replace(params=job.params if params else b"", result=None)
 
 
 def end(job: Job) -> Item:
@@ -126,6 +158,8 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
         "running": len(desk.leases),
         "workers": len(desk.routing.sessions),
         "stale_reports": desk.stale,
+        "leases_lost": desk.losses.leases,
+        "workers_lost": desk.losses.workers,
         "remembered": {
             "answers": len(desk.remembered),
             "bytes": desk.remembered.bytes,
@@ -161,14 +195,19 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
 def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
     """A map for each worker that is connected to this server, or to another one of a shared store."""
     for session in list(desk.routing.sessions.values()):
-        yield session.describe()
+        yield _worker(desk, session)
     for other in list(desk.others):
         yield from other["workers"]
 
 
+def _worker(desk: Desk, session: Session) -> dict[str, Any]:
+    runs = Counter(lease.job.module for lease in desk.leases.of_holder(session.join.instance) if lease.session is session)
+    return {**session.describe(), "runs": dict(runs), **desk.peer(session.conn)}
+
+
 def own_workers(desk: Desk) -> list[dict[str, Any]]:
     """A map for each worker that is connected to this server."""
-    return [session.describe() for session in desk.routing.sessions.values()]
+    return [_worker(desk, session) for session in desk.routing.sessions.values()]
 
 
 def each_module(desk: Desk) -> Iterator[dict[str, Any]]:

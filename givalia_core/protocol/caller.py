@@ -5,19 +5,26 @@ Used by the client and by the worker's link, over whatever carries bytes; nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from givalia_core.errors import BadRequest, GivaliaError
+from givalia_core.errors import BadRequest, GivaliaError, VersionMismatch
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
+from givalia_core.version import __version__
+
+T = TypeVar("T")
 
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
 _OK: Final = b"\x91\xa2OK"  # The fields of most answers, which are not worth being unpacked.
 _LAST_NUMBER: Final = (1 << 32) - 1
 _KINDS: Final = frozenset(Kind)
+_HELLO_NUMBER: Final = 1
+_IS_SKEW = re.compile(r"[A-Z]+ has \d+ to \d+ fields, not \d+|there is no kind \d+|[A-Z]+ is not for this port").fullmatch
+"""The words of a refusal by a server that does not know a message, or not all its fields: no program of ours sends others."""
 
 
 class Broken(Exception):
@@ -53,11 +60,12 @@ class Caller:
     def __init__(self) -> None:
         self._reader = frames.Reader(frames.ANSWER_BYTES_MAX)
         self._last = 0
+        self._greeting: list[Any] = []  # The fields of the answer to hello.
 
     def hello(self, agent: str) -> bytes:
         """The first bytes of the connection; its answer has the number that `feed` shows first."""
         self._last += 1
-        message = item(Hello(VERSION, VERSION, agent))
+        message = item(Hello(VERSION, VERSION, f"{agent}/{__version__}"))
         return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
 
     def next_number(self) -> int:
@@ -84,10 +92,24 @@ class Caller:
                 raise BadRequest(f"a frame of kind {frame.kind}, which is none")
             items = [([OK] if fields == _OK else frames.unpack_fields(fields), payload) for fields, payload in frame.items]
             if frame.kind == Kind.ANSWER:
+                if frame.request == _HELLO_NUMBER and items:
+                    self._greeting = items[0][0]
                 arrived.append(Answer(frame.request, items))
             else:
                 arrived.append(Told(Kind(frame.kind), items))
         return arrived
+
+    def explained(self, error: T) -> T | VersionMismatch:
+        """Return a refusal as it is, but one that comes of versions that do not fit as `VersionMismatch`, with both of them."""
+        is_skew = isinstance(error, VersionMismatch) or (type(error) is BadRequest and _IS_SKEW(str(error)) is not None)
+        if not is_skew or not isinstance(error, GivaliaError):
+            return error
+        theirs = str(self._greeting[3]) if len(self._greeting) > 3 and self._greeting[0] == OK else ""
+        server = f"the server is Givalia {theirs}" if theirs else "the server does not say its version"
+        return VersionMismatch(
+            f"{error}. This is Givalia {__version__}, {server}: upgrade the older one",
+            **{**error.details, "ours": __version__, "theirs": theirs or None},
+        )
 
 
 def refused(answer: Answer) -> GivaliaError | None:

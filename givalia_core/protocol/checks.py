@@ -43,6 +43,7 @@ _OPTIONS: Final = {
     "delay_us": "time", "delta_us": "time", "at_us": "at", "timeout_us": "timeout", "expires_us": "expires",
     "retain_us": "retain", "backoff_us": "backoff", "backoff_max_us": "the longest backoff", "after_us": "after",
     "lease_us": "lease", "due_us": "due", "until_us": "until", "since_us": "since", "blocked_us": "blocked",
+    "due_before_us": "due_before", "due_after_us": "due_after", "ended_after_us": "ended_after",
     "after_a": "the place to go on from", "after_b": "the place to go on from",
 }  # fmt: skip
 """Fields that people know by another name."""

@@ -87,10 +87,11 @@ class Clock(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """Ask about a job, by key or id."""
+    """Ask about a job, by key or id; with `params`, also for what it was enqueued with."""
 
     key: str | None = None
     id: bytes | None = None
+    params: bool = False
 
 
 class Wait(NamedTuple):
@@ -131,12 +132,47 @@ class Requeue(NamedTuple):
 
 
 class List(NamedTuple):
-    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with."""
+    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with.
+
+    `params` asks also for what each job was enqueued with.
+    """
 
     state: str | None = None
     module: str | None = None
     target_worker: str | None = None
     limit: int = 100
+    after_a: int | None = None
+    after_b: int | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None
+    params: bool = False
+
+
+class Act(NamedTuple):
+    """A page of `cancel`, `ext` or `requeue` for all jobs that a filter admits; `dry_run` only counts them.
+
+    `delta_us` and `at_us` are those of the act. `end_seq`, `after_a` and `after_b` are what the page before ended with.
+    """
+
+    request: bytes
+    act: str
+    state: str | None = None
+    module: str | None = None
+    target_worker: str | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None
+    dry_run: bool = False
+    running: bool = False
+    delta_us: int | None = None
+    at_us: int | None = None
+    limit: int = LIST_LIMIT_MAX
+    end_seq: int | None = None
     after_a: int | None = None
     after_b: int | None = None
 
@@ -151,6 +187,13 @@ class Modules(NamedTuple):
 
 class Workers(NamedTuple):
     """Which workers are connected."""
+
+
+class Backup(NamedTuple):
+    """A part of a copy of the server's store, counted from 0; `backup` is a name that its caller makes up."""
+
+    backup: bytes
+    part: int
 
 
 class Join(NamedTuple):
@@ -290,7 +333,7 @@ class Progressed(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Info | Modules | Workers
+    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | Info | Modules | Workers | Backup
     | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
 )  # fmt: skip
 
@@ -311,6 +354,8 @@ class Kind(IntEnum):
     WORKERS = 10
     WAIT = 11
     CLOCK = 12
+    ACT = 13
+    BACKUP = 24
     JOIN = 32
     ANNOUNCE = 33
     RESUME = 34
@@ -334,6 +379,14 @@ _FENCE = is_int(0, (1 << 63) - 1)
 _LENGTH = or_none(is_length(SECOND_US, DAY_US))
 _NAMED = {"key": _KEY_OR_NONE, "id": _ID_OR_NONE}
 _HELD = {"id": _ID, "fence": _FENCE}
+_FILTER: Final[dict[str, Check]] = {
+    "state": or_none(one_of(*JobState)), "module": or_none(is_name), "target_worker": or_none(is_name),
+    "key_prefix": _KEY_OR_NONE, "due_before_us": _AT, "due_after_us": _AT, "ended_after_us": _AT,
+    "error": or_none(is_text(255)),
+}  # fmt: skip
+_PAGE: Final[dict[str, Check]] = {
+    "limit": is_int(1, LIST_LIMIT_MAX), "after_a": or_none(is_int(0, 1 << 62)), "after_b": or_none(is_int(0, 1 << 62)),
+}  # fmt: skip
 
 _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Hello: {
@@ -347,17 +400,19 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
         "version": or_none(is_specifier),
     },
-    Stat: _NAMED,
+    Stat: {**_NAMED, "params": is_bool},
     Wait: {**_NAMED, "progress": is_bool},
     Cancel: {"request": _ID, **_NAMED, "running": is_bool},
     Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
     Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},
-    List: {
-        "state": or_none(one_of(*JobState)), "module": or_none(is_name), "target_worker": or_none(is_name),
-        "limit": is_int(1, LIST_LIMIT_MAX), "after_a": or_none(is_int(0, 1 << 62)),
-        "after_b": or_none(is_int(0, 1 << 62)),
+    List: {**_FILTER, **_PAGE, "params": is_bool},
+    Act: {
+        "request": _ID, "act": one_of("cancel", "ext", "requeue"), **_FILTER, "dry_run": is_bool, "running": is_bool,
+        "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE,
+        "end_seq": or_none(is_int(0, 1 << 62)),
     },
     Info: {}, Modules: {}, Workers: {},
+    Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},
     Join: {"name": is_name, "instance": _ID, "only_targeted": is_bool, "pid": is_int(0, 1 << 32)},
     Announce: {
         "name": is_name, "distribution": is_text(255), "version": is_text(255), "isolation": is_text(32),
@@ -419,9 +474,11 @@ _RECORDS: Final[dict[Kind, type]] = {
     Kind.EXT: Ext,
     Kind.REQUEUE: Requeue,
     Kind.LIST: List,
+    Kind.ACT: Act,
     Kind.INFO: Info,
     Kind.MODULES: Modules,
     Kind.WORKERS: Workers,
+    Kind.BACKUP: Backup,
     Kind.JOIN: Join,
     Kind.ANNOUNCE: Announce,
     Kind.RESUME: Hold,
@@ -437,9 +494,9 @@ TABLE: Final[dict[Kind, _Shape]] = {kind: _shape(kind.name, record) for kind, re
 _TOLD: Final[dict[type, _Shape]] = {
     record: _shape(record.__name__.upper(), record) for record in (Heard, Dispatch, Stop, Progressed)
 }
-CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
+CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE, Kind.ACT})
 """The commands of clients that change something; each carries a request id."""
-CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind <= Kind.CLOCK)
+CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind < Kind.JOIN)
 WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROCESSES)
 
 

@@ -16,6 +16,7 @@ from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, Versio
 from givalia_core.protocol import frames, lines, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
+from givalia_core.version import __version__
 
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
@@ -23,6 +24,9 @@ DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decod
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
+BUSY: Final = "this server has as many connections as it takes"
+GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
+"""The answer to hello."""
 
 
 class Port(Enum):
@@ -34,7 +38,7 @@ class Port(Enum):
 
 KINDS: Final = {Port.CLIENT: CLIENT_KINDS, Port.WORKER: WORKER_KINDS}
 _ONE_BY_ONE: Final = frozenset(
-    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.JOIN, Kind.CREDIT}
+    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP} | {Kind.JOIN, Kind.CREDIT}
 )
 
 
@@ -77,12 +81,23 @@ class Session:
         self._read_clock = read_clock
         self._talk: _Framed | _Lines | None = None
         self._start = b""
+        self._refusal = ""
         self.is_over = False
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing is taken from the other side, in words; empty while that has not been said."""
+        return self._refusal or (self._talk.refusal if self._talk is not None else "")
 
     @property
     def is_open(self) -> bool:
         """Whether the other side has said what it speaks, and hello where that is due."""
         return self._talk is not None and self._talk.is_open
+
+    @property
+    def agent(self) -> str:
+        """What the other side says it is, as `givalia/0.1.0`; empty until it has said hello."""
+        return "" if self._talk is None else self._talk.agent
 
     @property
     def is_mid_frame(self) -> bool:
@@ -109,7 +124,9 @@ class Session:
         if start.startswith(frames.MAGIC):
             self._talk, self._start = _Framed(KINDS[self.port], self._read_clock, is_busy=self._is_busy), b""
             return start[len(frames.MAGIC) :]
-        self.is_over = not frames.MAGIC.startswith(start)
+        if not frames.MAGIC.startswith(start):
+            is_line = start[:1] == b"{" and self.port is Port.CLIENT
+            self.is_over, self._refusal = True, BUSY if is_line else "it does not speak the protocol"
         return b""
 
     @property
@@ -136,6 +153,8 @@ class _Framed:
         self._reader = frames.Reader()
         self._out: list[bytes] = []
         self._hello_bytes = 0
+        self.refusal = ""
+        self.agent = ""
         self.is_open = False
         self.is_over = False
 
@@ -154,7 +173,7 @@ class _Framed:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._refuse(0, error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for frame in arrived:
@@ -167,7 +186,7 @@ class _Framed:
             if self.is_over:
                 return asks
         if not self.is_open and self._hello_bytes > HANDSHAKE_BYTES_MAX:
-            self.is_over = True
+            self.is_over, self.refusal = True, "its hello is too long"
         return asks
 
     def _hello(self, frame: frames.Frame) -> None:
@@ -177,16 +196,19 @@ class _Framed:
             hello = messages.decode(Kind.HELLO, *frame.items[0])
             if not hello.version_min <= messages.VERSION <= hello.version_max:
                 raise VersionMismatch(
-                    f"this server speaks version {messages.VERSION} of the protocol", version=messages.VERSION
+                    f"this server, Givalia {__version__}, speaks version {messages.VERSION} of the protocol, and"
+                    f" {hello.agent or 'the caller'} {hello.version_min} to {hello.version_max}",
+                    version=messages.VERSION,
                 )
             if self._is_busy:
-                raise Busy("this server has as many connections as it takes", retry_after=5.0)
+                raise Busy(BUSY, retry_after=5.0)
         except GivaliaError as error:
             self._refuse(frame.request, error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return
         self.is_open = True
-        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, messages.VERSION, AGENT), b"")]))
+        self.agent = hello.agent
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
         if frame.kind == Kind.STAT and not frame.items:
@@ -266,6 +288,7 @@ def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
 class _Lines:
     """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
 
+    agent = "lines"
     is_open = True
     at_once = 0  # Every line is asked.
 
@@ -276,6 +299,7 @@ class _Lines:
         self._count = 0
         self._malformed = 0
         self._out = b""
+        self.refusal = ""
         self.is_over = False
 
     @property
@@ -287,17 +311,18 @@ class _Lines:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._out = lines.fail(error)
-            self.is_over = True
+            self.is_over, self.refusal = True, str(error)
             return []
         asks: list[Ask] = []
         for line in arrived:
             asks.append(self._ask(line))
             if self._malformed >= MALFORMED_LINES_MAX:
-                self.is_over = True
+                self.is_over, self.refusal = True, f"{MALFORMED_LINES_MAX} lines in a row could not be read"
                 return asks
         if self._reader.is_overlong:
-            asks.append(self._refused(TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")))
-            self.is_over = True
+            overlong = TooLarge(f"a line is longer than {lines.LINE_BYTES_MAX} bytes")
+            asks.append(self._refused(overlong))
+            self.is_over, self.refusal = True, str(overlong)
         return asks
 
     def _ask(self, line: bytes) -> Ask:

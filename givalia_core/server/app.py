@@ -33,17 +33,20 @@ from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
+from givalia_core.printable import without_secrets
 from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server import outage
+from givalia_core.server import outage, peers
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
 from givalia_core.server.hookrunner import HookRunner
-from givalia_core.server.inbox import Inbox
-from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
+from givalia_core.server.journal import Journal
+from givalia_core.server.stores import open_store
+from givalia_core.server.troubles import Signs, Troubles, lines_lost
 from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 from givalia_core.steady import survives
@@ -58,13 +61,16 @@ ROUND_US: Final = 5 * SECOND_US  # The loop of the queue comes round every secon
 REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
-_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
+_FIXED: Final = (
+    "host", "port", "worker_port", "insecure", "store", "create", "store_on_network", "store_unsafe", "lease", "plugins",
+)  # fmt: skip
 SLOW_TURN_US: Final = SECOND_US
 TRIM_US: Final = 60 * SECOND_US
 TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
 QUIET_US: Final = 5_000
 QUIET_LOOKS: Final = 20
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
+DISK_EACH_US: Final = 10 * SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 
 log = logging.getLogger("givalia.server")
@@ -100,11 +106,17 @@ class Server:
         self._last_number = INSIDE
         self._inbox = Inbox()
         self._unread = Unread()
-        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner)
+        self._journal = Journal(self._peer_of)
+        self._delivery = Delivery(self._connections, self._inbox, self._unread, self._runner, self._journal)
         self._last_inside = 0
         self._wake = Event()
         self._alarm = Alarm(self._wake)
         self._outage = outage.Outage()
+        self._troubles = Troubles()
+        self._shed = 0  # Connections that were refused or closed for lack of room.
+        self._slow_turns = 0
+        self._disk_asked_us = -DISK_EACH_US
+        self._disk: tuple[int | None, int | None] = None, None  # Of the store: free bytes, and all of them.
         self._home = forks.Home("server")
         self._thread = 0
         self._was_stop_asked = False
@@ -145,8 +157,10 @@ class Server:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
         self._engine.desk.about = self._about
+        self._engine.desk.peer = self._peer
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
+        self._engine.desk.tells_news = True
         self._started_us = self._clock.read().wall_us
         self._thread = thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
@@ -228,16 +242,21 @@ class Server:
         if thread_now() == self._thread:  # Otherwise their thread is not there, and nor are they.
             gevent.killall(self._greenlets, block=False)
 
-    def reload(self, settings: ServerSettings) -> None:
-        """Take over what can change while the server runs: all but the addresses, the store and the lease.
+    def reload(self, settings: ServerSettings) -> list[str]:
+        """Take over what can change while the server runs: all but the addresses, the store, the plugins and the lease.
+
+        Returns:
+            The names of settings that have changed and need a restart.
 
         Raises:
             WrongProcess: This is a fork.
         """
         self._home.check()
         kept = {name: getattr(self.settings, name) for name in _FIXED}
+        changed = [name for name, value in kept.items() if getattr(settings, name) != value]
         self.settings = replace(settings, **kept)
         self._engine.desk.policy = self.settings.policy()
+        return changed
 
     def drain(self) -> None:
         """Take no new job and lend none; what runs may still be reported, and may be asked about.
@@ -282,6 +301,7 @@ class Server:
             future.set_exception(ShuttingDown("the server has stopped"))
         self._from_threads.close()
         self._alarm.close()
+        self._journal.close()
         self._store.close()
         forks.unregister(self)
 
@@ -330,10 +350,14 @@ class Server:
         is_busy = (
             len(self._connections) >= settings.connections_max or self._per_peer[peer] >= settings.connections_per_peer_max
         )
+        self._shed += is_busy
         silent = [connection for connection in self._connections.values() if connection.is_silent]
         if len(silent) >= settings.connections_silent_max:
             # Whoever has said nothing for longest makes room: it has the least to lose.
-            min(silent, key=lambda connection: connection.opened_us).close()
+            self._shed += 1
+            oldest = min(silent, key=lambda connection: connection.opened_us)
+            self._journal.refuse(oldest.peer, oldest.session.port.value, "it has said nothing yet, and others need the room")
+            oldest.close()
         self._last_number += 1
         connection = Connection(
             self._last_number,
@@ -346,6 +370,7 @@ class Server:
             self._unread,
             self._note_reading,
         )
+        connection.peer_port = address[1] if len(address) > 1 else 0
         self._connections[connection.number] = connection
         self._per_peer[peer] += 1
         connection.run()
@@ -367,8 +392,12 @@ class Server:
         behind = [connection for connection in self._connections.values() if connection.unsent_since_us]
         stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
         if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
-            log.info("connection %s closed: it does not read, and others need the room", stalled.peer)
-            stalled.close()
+            self._shed += 1
+            stalled.close("it does not read, and others need the room")
+
+    def _peer_of(self, number: int) -> str:
+        connection = self._connections.get(number)
+        return "" if connection is None else connection.peer
 
     def _is_clogged(self, number: int) -> bool:
         connection = self._connections.get(number)
@@ -376,6 +405,10 @@ class Server:
 
     def _ended(self, connection: Connection) -> None:
         if self._connections.pop(connection.number, None) is not None:
+            if connection.session.refusal:
+                self._journal.refuse(connection.peer, connection.session.port.value, connection.session.refusal)
+            elif connection.ended_for:
+                self._journal.end(connection.peer, connection.ended_for)
             self._per_peer[connection.peer] -= 1
             if not self._per_peer[connection.peer]:
                 del self._per_peer[connection.peer]
@@ -397,10 +430,12 @@ class Server:
         for connection in list(self._connections.values()):
             why = connection.overdue(now_us)
             if why:
-                log.info("connection %s closed: %s", connection.peer, why)
-                connection.close()
+                connection.close(why)
+        self._journal.look()
         self._make_room()
         self._see_to_memory()
+        self._see_to_disk(now_us)
+        self._troubles.look(self._signs(now_us), self._clock.read())
         if self._outage.is_stuck(now_us):
             self._put_off(self._inbox.take_out(outage.PUT_OFF))
         if now_us - said_us >= HOUR_US and not is_loopback(self.settings.host):
@@ -431,6 +466,31 @@ class Server:
         elif self._engine.desk.busy.endswith("than it may"):
             self._engine.desk.busy = ""
 
+    def _see_to_disk(self, now_us: int) -> None:
+        """Ask from time to time how full the disk of the store is; that of a database is for others to watch."""
+        if now_us >= self._disk_asked_us + DISK_EACH_US and not self._store.is_shared:
+            self._disk_asked_us = now_us
+            described = self._store.describe()
+            self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
+
+    def _signs(self, now_us: int) -> Signs:
+        """What shows in what trouble the server is."""
+        desk = self._engine.desk
+        return Signs(
+            is_full=desk.is_full or bool(getattr(self._store, "is_full", False)),
+            is_stuck=self._engine.again.is_stuck,
+            is_away=self._outage.lasts(now_us) or self._outage.is_stuck(now_us),
+            busy="" if desk.busy == SLOW_WORDS else desk.busy,
+            live=desk.live,
+            live_max=desk.policy.live_max,
+            free_bytes=self._disk[0],
+            disk_bytes=self._disk[1],
+            slow_turns=self._slow_turns,
+            shed=self._shed,
+            hooks_dropped=self._runner.dropped,
+            lines_lost=lines_lost(),
+        )
+
     # The queue.
 
     def _submit(self, given: Input) -> None:
@@ -448,9 +508,7 @@ class Server:
             try:
                 self._delivery.deliver(turn.turn(self._engine, self._store, self._timer, inputs, self._clock), now)
                 self._store.tidy()
-                if len(inputs) != 1:
-                    # A frame of thousands that is alone in its turn says nothing about the disk.
-                    self._note_pace(self._clock.read().mono_us - now.mono_us)
+                self._note_pace(self._clock.read().mono_us - now.mono_us, inputs)
                 if answers := turn.walk(self._engine, self._store, self._timer, self._clock):
                     self._delivery.deliver(answers, now)
             except StoreAway as error:
@@ -486,8 +544,15 @@ class Server:
         now = self._timer.now(self._clock.read())
         self._delivery.deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
 
-    def _note_pace(self, turn_us: int) -> None:
-        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back."""
+    def _note_pace(self, turn_us: int, inputs: Sequence[Input]) -> None:
+        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back.
+
+        A large frame that is alone in its turn says nothing about the disk, and a small one nothing about producers.
+        """
+        if turn_us > SLOW_TURN_US and not is_large(inputs):
+            self._slow_turns += 1
+        if len(inputs) == 1:
+            return
         if turn_us > SLOW_TURN_US:
             self._engine.desk.busy = SLOW_WORDS
         elif self._engine.desk.busy == SLOW_WORDS:
@@ -521,6 +586,13 @@ class Server:
         known: dict[str, Any] = msgpack.unpackb(payload)
         return known
 
+    def troubles(self) -> dict[str, dict[str, Any] | None]:
+        """Every trouble that the server can be in itself: since when (`since_us`) and in `words`, or None. From any thread.
+
+        It needs no answer of the store, so it is there when `info` is not.
+        """
+        return self._troubles.describe()
+
     def _take_from_threads(self) -> None:
         while self._other_threads:
             self._ask_inside(*self._other_threads.popleft())
@@ -530,6 +602,10 @@ class Server:
         self._delivery.asked_inside[self._last_inside] = future
         self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))
 
+    def _peer(self, number: int) -> dict[str, Any]:
+        connection = self._connections.get(number)
+        return {} if connection is None else peers.peer(connection)
+
     def _about(self) -> dict[str, Any]:
         return {
             "version": __version__,
@@ -538,9 +614,18 @@ class Server:
             "clock_behind_us": self._clock_behind_us,
             "busy": self._engine.desk.busy,
             "connections": len(self._connections),
+            "clients": peers.clients(self._connections.values(), self._clock.read()),
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
+            "log_lines_lost": lines_lost(),
+            "connections_shed": self._shed,
+            "troubles": self._troubles.describe(),
         }
+
+
+def is_large(inputs: Sequence[Input]) -> bool:
+    """Return whether these inputs are one frame of many commands."""
+    return len(inputs) == 1 and isinstance(inputs[0], Asked) and len(inputs[0].messages) > COMMANDS_PER_TURN
 
 
 def resident_mib() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import socket as native_socket
 from collections import deque
 from collections.abc import Callable
@@ -43,9 +42,7 @@ HANDSHAKE_US: Final = 5 * SECOND_US
 FRAME_US: Final = 30 * SECOND_US
 SLOW_AFTER_US: Final = 5 * SECOND_US
 SLOW_BYTES_PER_S: Final = 1024
-_READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS})
-
-log = logging.getLogger("givalia.server")
+_READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP})
 
 
 class Connection:
@@ -65,6 +62,7 @@ class Connection:
     ) -> None:
         self.number = number
         self.peer = peer
+        self.peer_port = 0
         self.session = session
         self._socket = sock
         self._submit = submit
@@ -91,6 +89,7 @@ class Connection:
         self._finish_by_us = 0  # Deadline for sending pending answers after the peer closes; 0 until then.
         self._over = Event()
         self.is_closed = False
+        self.ended_for = ""  # Why it was closed, if it is worth a line in the log.
         self.opened_us = mono_us()
         self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
         self._begun_bytes = 0
@@ -119,12 +118,10 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.close()
-            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT):
-                _log(logging.WARNING, "connection %s: %s", self.peer, error)
+            is_usual = error.errno in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT)
+            self.close("" if is_usual else str(error))
         except MemoryError:
-            self.close()
-            _log(logging.ERROR, "connection %s closed: out of memory", self.peer)
+            self.close("out of memory")
         except BaseException:
             self.close()
             raise
@@ -142,8 +139,7 @@ class Connection:
         self._has_asked = self._has_asked or bool(asks)
         for ask in asks:
             if ask.request in self._in_flight or ask.request in self._waits:
-                self.close()
-                _log(logging.INFO, "connection %s closed: it used a request number twice", self.peer)
+                self.close("it used a request number twice")
                 return 0
             self._count(ask)
             self._submit(Asked(self.number, *ask))
@@ -287,8 +283,7 @@ class Connection:
                 with gevent.Timeout(WRITE_DEADLINE_S):
                     self._write_all(len(self._unsent))
         except gevent.Timeout:
-            log.info("connection %s closed: it does not read what it asked for", self.peer)
-            self.close()
+            self.close("it does not read what it asked for")
         except OSError:
             self.close()
         finally:
@@ -355,11 +350,11 @@ class Connection:
         self._unsent.clear()
         forks.detach(self._socket.fileno())
 
-    def close(self) -> None:
-        """End the connection; the engine is told once."""
+    def close(self, why: str = "") -> None:
+        """End the connection; the engine is told once, and the log if there is something to say of it."""
         if self.is_closed:
             return
-        self.is_closed = True
+        self.is_closed, self.ended_for = True, why
         self._unsent.clear()
         self._let_go(self._unsent_bytes)
         self._readable.stop()
@@ -369,11 +364,6 @@ class Connection:
         self._socket.close()
         self._over.set()
         self._on_end(self)
-
-
-def _log(level: int, words: str, *values: object) -> None:
-    """Log what the loop itself has come upon: a handler may wait, for a lock or a socket, and the loop cannot."""
-    gevent.spawn(log.log, level, words, *values)
 
 
 def _tune(sock: socket.socket) -> None:

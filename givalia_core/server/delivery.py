@@ -6,13 +6,12 @@ that was waited for is only made into an answer when its connection has room for
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Asked, Close, Effect, Hook, Reply, Tell
+from givalia_core.engine.records import Asked, Close, Effect, Hook, News, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.frames import Item
@@ -20,6 +19,7 @@ from givalia_core.protocol.messages import Kind, Wait, refusal
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
+from givalia_core.server.journal import Journal
 from givalia_core.server.unread import Unread
 
 DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
@@ -27,28 +27,29 @@ DELIVERED_ENDS: Final = 2_000  # and so are further ends.
 WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
 INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
-log = logging.getLogger("givalia.server")
-
 
 class Delivery:
     """Hands the effects of a turn to connections, to plugins, and to code in this process."""
 
-    def __init__(self, connections: Mapping[int, Connection], inbox: Inbox, unread: Unread, runner: HookRunner) -> None:
+    def __init__(
+        self, connections: Mapping[int, Connection], inbox: Inbox, unread: Unread, runner: HookRunner, journal: Journal
+    ) -> None:
         self._connections = connections
         self._inbox = inbox
         self._unread = unread
         self._runner = runner
+        self._journal = journal
         self.asked_inside: dict[int, Future[Item]] = {}  # By request, what code in this process waits for.
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Send what is true now, to one connection after the other; then make the calls that end connections."""
         out: dict[int, list[Reply | Tell]] = {}
-        closing: list[Close] = []
+        rest: list[Close | News] = []
         for effect in effects:
             if isinstance(effect, Hook):
                 self._runner.tell(effect, now)
-            elif isinstance(effect, Close):
-                closing.append(effect)
+            elif isinstance(effect, (Close, News)):
+                rest.append(effect)
             elif effect.conn == INSIDE:
                 self._answer_inside(effect)
             else:
@@ -58,10 +59,11 @@ class Delivery:
             if (connection := self._connections.get(number)) is not None:
                 self._say(connection, told, turn)
         self._inbox.note_answered(turn.sent_bytes)
-        for close in closing:
-            if (connection := self._connections.get(close.conn)) is not None:
-                log.info("connection %s closed: %s", connection.peer, close.why)
-                connection.close()
+        for effect in rest:
+            if isinstance(effect, News):
+                self._journal.tell(effect)
+            elif (connection := self._connections.get(effect.conn)) is not None:
+                connection.close(effect.why)
 
     def _answer_inside(self, effect: Reply | Tell) -> None:
         if isinstance(effect, Reply):

@@ -6,21 +6,15 @@ counted. After a crash between a commit and its call, the call is lost: what mus
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from typing import Any, Final
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Ended, Hook
+from givalia_core.engine.records import Hook
 from givalia_core.hooks import Hooks
-from givalia_core.model import Job
-from givalia_core.times import to_datetime
-from givalia_core.views import JobView, Outcome, text_id
 
 QUEUE_MAX: Final = 10_000
-
-log = logging.getLogger("givalia.server")
 
 
 class HookRunner:
@@ -32,13 +26,13 @@ class HookRunner:
         self._changed = threading.Condition()
         self._is_stopping = False
         self.dropped = 0
+        """How many calls were dropped; `Troubles` says so."""
         self._thread: threading.Thread | None = None
 
     def tell(self, hook: Hook, now: Now) -> None:
         """Queue what happened to a job, if anybody listens."""
         if self._hooks.listens(hook.name):
-            arguments = {name: _shown(value) for name, value in hook.extra.items()}
-            self.call(hook.name, job=job_view(hook.job, now), **arguments)
+            self.call(hook.name, **hook.arguments(now))
 
     def call(self, name: str, **arguments: Any) -> None:
         """Queue a call."""
@@ -47,8 +41,6 @@ class HookRunner:
         with self._changed:
             if len(self._queue) >= QUEUE_MAX:
                 self.dropped += 1
-                if self.dropped == 1:
-                    log.warning("plugins are too slow: calls of hooks are being dropped")
                 return
             self._queue.append((name, arguments))
             if self._thread is None:
@@ -79,21 +71,3 @@ class HookRunner:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(seconds)
-
-
-def job_view(job: Job, now: Now) -> JobView:
-    """A job as hooks on the server see it."""
-    return JobView(
-        text_id(job.id),
-        job.key,
-        job.module,
-        job.target_worker,
-        job.priority,
-        job.attempt,
-        to_datetime(job.due_on_wall_us(now)),
-        version=job.specifier,
-    )
-
-
-def _shown(value: Any) -> Any:
-    return Outcome(value.kind, error=value.error) if isinstance(value, Ended) else value

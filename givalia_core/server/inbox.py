@@ -15,7 +15,7 @@ from collections import deque
 from typing import Final
 
 from givalia_core.engine.records import Asked, Gone, Input
-from givalia_core.protocol.frames import FRAME_BYTES_MAX, RESULT_BYTES_MAX
+from givalia_core.protocol.frames import FRAME_BYTES_MAX, PARAMS_BYTES_MAX, RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, ERROR_BYTES_MAX, Kind
 from givalia_core.protocol.session import DECODED_AT_ONCE, decoded
 
@@ -27,8 +27,8 @@ TURN_BYTES: Final = 4 << 20  # Answers to reads that make a turn long: the next 
 SMALL_ANSWER_BYTES: Final = 4 << 10  # Answers up to this size are made however low the server's budget is.
 ANSWER_BYTES: Final = 200  # An answer to a command that changes something, with its words.
 STATUS_BYTES: Final = RESULT_BYTES_MAX + 2 * ERROR_BYTES_MAX
-_READS: Final = {Kind.STAT: STATUS_BYTES, Kind.WAIT: STATUS_BYTES}  # What one answer may bring, at most.
-_QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS})
+_READS: Final = frozenset({Kind.STAT, Kind.WAIT})  # What one answer may bring is large: `_answer_bytes`.
+_QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP})
 PLENTY: Final = 1 << 40
 
 Queue = deque[Input]
@@ -186,10 +186,10 @@ class _Turn:
 
     def _has_room(self, asked: Asked, size: int) -> bool:
         """Whether there is room for the answer: of this connection, of this turn, and in the server's budget."""
-        if (bytes_each := _READS.get(asked.kind)) is None:
+        if asked.kind not in _READS:
             owed = size * ANSWER_BYTES
         else:
-            owed = size * bytes_each
+            owed = size * _answer_bytes(asked)
             if self._reads and self._reads + size > self._reads_most:
                 return False
             is_counted = self._is_sparing or asked.kind is Kind.STAT
@@ -205,7 +205,8 @@ class _Turn:
         self.taken.append(given)
         self._commands += size
         self._has_large = self._has_large or size > SMALL
-        if isinstance(given, Asked) and (bytes_each := _READS.get(given.kind)) is not None:
+        if isinstance(given, Asked) and given.kind in _READS:
+            bytes_each = _answer_bytes(given)
             self._reads += size
             self._left -= size * bytes_each
             if self._is_sparing or given.kind is Kind.STAT:
@@ -214,6 +215,12 @@ class _Turn:
 
 def _size(given: Input) -> int:
     return max(len(given.messages), 1) if isinstance(given, Asked) else given.size
+
+
+def _answer_bytes(asked: Asked) -> int:
+    """Return what the answer to each command of a frame that reads may bring, at most."""
+    wants_params = asked.kind is Kind.STAT and any(getattr(message, "params", False) for message in asked.messages)
+    return STATUS_BYTES + PARAMS_BYTES_MAX * wants_params
 
 
 def _is_question(given: Input) -> bool:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import importlib_metadata
 
 from givalia_core.errors import StoreUnfit
+from givalia_core.printable import without_secrets
 from givalia_core.settings import ServerSettings
 from givalia_core.store import Memory, SQLite
 from givalia_core.store.base import Store
 
 GROUP: Final = "givalia.stores"
-
-
-def without_secrets(url: str) -> str:
-    """The URL as it may be shown: without the password that it may hold."""
-    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
-    return re.sub(r"(?i)([?& ]|^)((?:ssl)?password)=[^&\s]*", r"\1\2=...", shown)
 
 
 def open_store(settings: ServerSettings) -> Store:
@@ -30,7 +24,12 @@ def open_store(settings: ServerSettings) -> Store:
     url = settings.store
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
-        return SQLite(url, allow_network=settings.store_on_network, create=settings.create)
+        return SQLite(
+            url,
+            allow_network=settings.store_on_network,
+            create=settings.create,
+            may_upgrade=settings.upgrade == "auto",
+        )
     if scheme == "memory":
         return Memory(url)
     entries = tuple(importlib_metadata.entry_points(group=GROUP, name=scheme))
@@ -44,4 +43,6 @@ def open_store(settings: ServerSettings) -> Store:
     store: Store = made(url)
     if hasattr(store, "may_create"):
         store.may_create = settings.create
+    if hasattr(store, "may_upgrade"):
+        store.may_upgrade = settings.upgrade == "auto"
     return store

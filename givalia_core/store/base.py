@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from givalia_core.clock import SECOND_US, Mark, Now, Timekeeper
-from givalia_core.model import Job, JobState, split_target
+from givalia_core.model import ENDED, Job, JobState, split_target
 from givalia_core.views import text_id
 
 SCAN_MAX: Final = 5_000  # Rows that one page may look at.
 ROW_BYTES: Final = 16 << 10  # Params and result that count as another row.
-READY_COUNTED_TO: Final = 10_000
+READY_COUNTED_TO: Final = 10_000  # Ready jobs in all,
+READY_COUNTED_LEAST: Final = 100  # and of each route that is looked at;
+READY_ROUTES_MAX: Final = 5_000  # beyond so many routes nothing is looked at once all are counted.
 VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
 FENCE_COUNTER_BITS: Final = 40  # The rest of 63 bits is the boot epoch: eight million boots, a trillion leases in each.
 
@@ -174,6 +176,37 @@ class Near(NamedTuple):
     more: bool
 
 
+class Ready(NamedTuple):
+    """How many jobs of a route are ready, and since when the first of them is, on the timer clock; None if there is none."""
+
+    route: Route
+    jobs: int
+    since_us: int | None
+
+
+class ReadyBudget:
+    """How many ready jobs `Store.ready` may still count, and on how many routes it looks."""
+
+    def __init__(self) -> None:
+        self._left = READY_COUNTED_TO
+        self._routes = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Return whether to look at no further route."""
+        return not self._left and self._routes >= READY_ROUTES_MAX
+
+    @property
+    def limit(self) -> int:
+        """The most jobs to count on the next route."""
+        return max(self._left, READY_COUNTED_LEAST)
+
+    def count(self, jobs: int) -> None:
+        """Take note of a route that was looked at."""
+        self._routes += 1
+        self._left = max(self._left - jobs, 0)
+
+
 class Claim(NamedTuple):
     """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch.
 
@@ -225,19 +258,53 @@ class Found(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Which jobs a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due)."""
+    """Which jobs a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due).
+
+    Instants are those of the wall clock that people are told, and a lower bound belongs to what it admits.
+    """
 
     state: JobState | None = None
     module: str | None = None
     target_worker: str | None = None
+    key_prefix: str | None = None
+    due_before_us: int | None = None
+    due_after_us: int | None = None
+    ended_after_us: int | None = None
+    error: str | None = None  # A part of what the last failed attempt raised, its case folded.
+    by_enq: bool = False  # In the order of enq, in which no job ever moves, whatever the state.
 
     def admits(self, job: Job, now: Now) -> bool:
-        """Whether the listing shows this job."""
+        """Return whether the listing shows this job."""
+        return (
+            self.admits_head(job, now)
+            and (self.key_prefix is None or (job.key is not None and job.key.startswith(self.key_prefix)))
+            and (self.error is None or (job.error is not None and self.error in job.error.casefold()))
+        )
+
+    def admits_head(self, job: Job, now: Now) -> bool:
+        """Return whether the listing shows this job as far as state, route and instants tell."""
         return (
             (self.state is None or job.shown_state(now) is self.state)
             and (self.module is None or job.module == self.module)
             and (self.target_worker is None or job.target_worker == self.target_worker)
+            and (self.due_before_us is None or job.due_on_wall_us(now) < self.due_before_us)
+            and (self.due_after_us is None or job.due_on_wall_us(now) >= self.due_after_us)
+            and (self.ended_after_us is None or (job.ended_on_wall_us(now) or 0) >= self.ended_after_us)
         )
+
+    @property
+    def is_by_due(self) -> bool:
+        """Whether the listing is in the order of the dues."""
+        return not self.by_enq and self.state in (JobState.WAITING, JobState.READY)
+
+    @property
+    def is_by_end(self) -> bool:
+        """Whether the listing begins with what ended last."""
+        return not self.by_enq and self.state in ENDED
+
+    def has_ended_before(self, ended_at_us: int, now: Now) -> bool:
+        """Return whether a listing by end is over at a job that ended then, on the timer clock."""
+        return self.ended_after_us is not None and ended_at_us - now.told_ahead_us < self.ended_after_us
 
 
 def rows_of(params_bytes: int, result_bytes: int) -> int:
@@ -245,11 +312,32 @@ def rows_of(params_bytes: int, result_bytes: int) -> int:
     return 1 + (params_bytes + result_bytes) // ROW_BYTES
 
 
+Cursor: TypeAlias = tuple[int, int]
+"""A place in a listing, behind a job: its seq, and before that what the listing is in the order of: for jobs that have ended
+`ended_at_us`, for those that wait the due on the timer clock and one, else 0."""
+
+
 class Page(NamedTuple):
-    """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that."""
+    """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that.
+
+    `cursors` has for each job the place behind it, from which the listing goes on if the page is cut there.
+    """
 
     jobs: list[Job]
-    after: tuple[int, int] | None
+    after: Cursor | None
+    cursors: list[Cursor] = []
+
+
+class CopyPart(NamedTuple):
+    """A part of a copy of a store that is sent while the store is written; see `Copyable`."""
+
+    payload: bytes  # Entries of rows, as `givalia_core.store.sqlite_copying` packs them.
+    is_last: bool  # With it the copy is the store as it was when this part was made.
+    size_bytes: int  # About how many bytes the whole copy has.
+    format: int  # Of the store.
+    jobs: int  # How many jobs the store has.
+    made_us: int  # When the part was made, on the wall clock.
+    crc: int  # The CRC-32 of all payloads up to this one.
 
 
 class AlreadyDecided(Exception):
@@ -284,10 +372,11 @@ class Store(Protocol):
         """
 
     def upgrade(self) -> tuple[int, int]:
-        """While it is not open: bring what is stored to the format of this version, or make it; from which, and to which.
+        """While it is not open: bring what is stored to the format of this version; from which, and to which.
 
         Raises:
-            As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
+            StoreMissing: There is no store.
+            StoreError: As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
         """
 
     def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
@@ -313,8 +402,11 @@ class Store(Protocol):
     def forgettable(self, retention: Retention) -> bool:
         """Whether a commit with this retention would forget anything."""
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         """A page of at most `limit` jobs; looks at no more than `rows` rows, at most `SCAN_MAX`.
+
+        Jobs that wait come in the order of their dues, unless they wait on more routes than the store can keep apart; those
+        that have ended begin with the last one; all others come in the order of enq.
 
         A large job counts as several rows (`rows_of`), so that a page is bounded in bytes and in time.
 
@@ -325,11 +417,12 @@ class Store(Protocol):
     def counts(self) -> dict[tuple[str, JobState], int]:
         """How many jobs there are by module and stored state, from stored counts: no scan."""
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        """Yield modules, some of them several times, and how many of their jobs are ready; `READY_COUNTED_TO` in all.
+    def ready(self, now: Now) -> Iterator[Ready]:
+        """Yield the routes on which jobs wait, some of them several times, and what is ready there.
 
-        Each step is short, however many modules there are, and between two of them the store may be changed. `by_module`
-        sums them up.
+        Jobs are counted up to `READY_COUNTED_TO` in all, but of each route at least up to `READY_COUNTED_LEAST`; then only the
+        first `READY_ROUTES_MAX` routes are looked at. Each step is short, however many routes there are, and between two of
+        them the store may be changed. `by_module` sums the counts up.
         """
 
     def has_room(self) -> bool:
@@ -360,12 +453,12 @@ class Store(Protocol):
         """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
 
 
-def by_module(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Sum up counts of modules; those of which there is none are left out."""
+def by_module(found: Iterable[Ready]) -> dict[str, int]:
+    """Sum up the ready jobs of each module; modules without any are left out."""
     sums: dict[str, int] = {}
-    for module, count in counted:
-        if count:
-            sums[module] = sums.get(module, 0) + count
+    for (module, _), jobs, _ in found:
+        if jobs:
+            sums[module] = sums.get(module, 0) + jobs
     return sums
 
 
@@ -445,7 +538,25 @@ class SharedStore(Store, Protocol):
         """Ask to be told in `news` when another server ends one of these jobs; sent soon, and not waited for."""
 
 
+class Copyable(Store, Protocol):
+    """A store of which a copy can be sent while it is open."""
+
+    def copy_part(self, backup: bytes, part: int) -> CopyPart:
+        """Return a part of the copy that has this name, counted from 0; short. The one before can be had once more.
+
+        Raises:
+            Busy: Another copy is under way.
+            NotFound: The copy was given up.
+            BadRequest: There is no such part.
+        """
+
+
 ALIVE_US: Final = 10_000_000
+
+
+def as_copyable(store: Store) -> Copyable | None:
+    """The same store with what sends copies of it; None if it has a way of its own to be backed up."""
+    return cast(Copyable, store) if hasattr(store, "copy_part") else None
 
 
 def as_shared(store: Store) -> SharedStore | None:

@@ -18,17 +18,19 @@ from givalia_core.clock import Mark, Now
 from givalia_core.model import DEAD, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import (
     FENCE_COUNTER_BITS,
-    READY_COUNTED_TO,
     SCAN_MAX,
     VARIANTS_MAX,
     Change,
     Claim,
     Commit,
+    Cursor,
     Filter,
     Found,
     Near,
     Opened,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Share,
@@ -47,6 +49,7 @@ class Memory:
 
     durability = "memory"
     is_shared = False
+    way_to_back_up = "the store is the memory of the server's process: there is nothing that could be backed up"
     is_full = False
 
     def __init__(self, url: str = "memory:") -> None:
@@ -62,6 +65,7 @@ class Memory:
         self._due: dict[tuple[Route, bool], dict[int, list[tuple[int, int]]]] = {}  # -> rank -> sorted (due, seq)
         self._expiring: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         self._forget: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # is it dead -> sorted (forget_at, seq)
+        self._newest: dict[JobState, list[tuple[int, int]]] = defaultdict(list)  # -> sorted (-ended_at_us, seq)
         self._running: set[int] = set()
         self._counts: Counter[tuple[str, JobState]] = Counter()
 
@@ -113,8 +117,10 @@ class Memory:
                 insort(self._expiring[job.on_wall], (job.expires_at_us, seq))
         elif job.state is RUNNING:
             self._running.add(seq)
-        elif job.forget_at_us is not None:
-            insort(self._forget[job.state is DEAD], (job.forget_at_us, seq))
+        else:
+            insort(self._newest[job.state], (-job.ended_at_us, seq))
+            if job.forget_at_us is not None:
+                insort(self._forget[job.state is DEAD], (job.forget_at_us, seq))
 
     def _remove(self, job: Job) -> None:
         seq = job.seq
@@ -142,8 +148,10 @@ class Memory:
                 _take(self._expiring[job.on_wall], (job.expires_at_us, seq))
         elif job.state is RUNNING:
             self._running.discard(seq)
-        elif job.forget_at_us is not None:
-            _take(self._forget[job.state is DEAD], (job.forget_at_us, seq))
+        else:
+            _take(self._newest[job.state], (-job.ended_at_us, seq))
+            if job.forget_at_us is not None:
+                _take(self._forget[job.state is DEAD], (job.forget_at_us, seq))
 
     def _dues(self, job: Job) -> dict[int, list[tuple[int, int]]]:
         return self._due.setdefault((Route(job.module, job.target), job.on_wall), {})
@@ -229,30 +237,55 @@ class Memory:
             found += [self._jobs[seq] for _, seq in queue[: bisect_right(queue, (now_us, _FAR))][:limit]]
         return found[:limit]
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         jobs: list[Job] = []
-        seqs, left = self._seqs, rows
-        for place in range(bisect_right(seqs, (after or (0, 0))[1]), len(seqs)):
-            job = self._jobs.get(seqs[place])
+        cursors: list[Cursor] = []
+        left = rows
+        for cursor in self._cursors(wanted, after or (0, 0), now):
+            job = self._jobs.get(cursor[1])
+            if wanted.is_by_end and wanted.has_ended_before(cursor[0], now):
+                break
             if job is not None and wanted.admits(job, now):
                 jobs.append(job)
+                cursors.append(cursor)
             left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
             if len(jobs) == limit or left <= 0:
-                return Page(jobs, (0, seqs[place]))
-        return Page(jobs, None)
+                return Page(jobs, cursor, cursors)
+        return Page(jobs, None, cursors)
+
+    def _cursors(self, wanted: Filter, after: Cursor, now: Now) -> Iterator[Cursor]:
+        """Yield the cursors behind all jobs from this one on, in the order of the listing."""
+        if wanted.is_by_end:
+            assert wanted.state is not None
+            newest = self._newest[wanted.state]
+            start = bisect_right(newest, (-after[0], after[1])) if after[0] else 0
+            yield from ((-ended_at, seq) for ended_at, seq in newest[start:])
+        elif wanted.is_by_due and (after == (0, 0) or after[0]):
+            dues = [
+                (due_us + shift_us + 1, seq)
+                for on_wall, _, shift_us in _clocks(now)
+                for (_, is_on_wall), ranks in self._due.items()
+                if is_on_wall == on_wall
+                for rank in ranks.values()
+                for due_us, seq in rank
+            ]
+            yield from sorted(cursor for cursor in dues if cursor > after)
+        else:
+            yield from ((0, self._seqs[place]) for place in range(bisect_right(self._seqs, after[1]), len(self._seqs)))
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         return dict(self._counts)
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left = READY_COUNTED_TO
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget = ReadyBudget()
+        clocks = {on_wall: (now_us, shift_us) for on_wall, now_us, shift_us in _clocks(now)}
         for name in list(self._due):
             (route, on_wall), dues = name, self._due.get(name, {}).values()
-            cut = (now.wall_us if on_wall else now.timer_us, _FAR)
-            count = min(sum(bisect_right(due, cut) for due in dues), left)
-            left -= count
-            yield route.module, count
-            if not left:
+            now_us, shift_us = clocks[on_wall]
+            count = min(sum(bisect_right(due, (now_us, _FAR)) for due in dues), budget.limit)
+            budget.count(count)
+            yield Ready(route, count, min(due[0][0] for due in dues) + shift_us if count else None)
+            if budget.is_spent:
                 return
 
     def raise_numbers(self, seq: int, fence: int) -> None:

@@ -13,9 +13,11 @@ from typing import BinaryIO, Final, NamedTuple
 from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper, TimerClock
 from givalia_core.errors import GivaliaError, StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import Job
+from givalia_core.store import sqlite_copies
 from givalia_core.store.base import ALIVE_US, FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted, as_shared
 from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, Footer, Header, Reader, Writer
 
+MOVED_WITHIN_US: Final = 3_600 * SECOND_US  # An export that is older is a backup.
 FIRST_PAGE_JOBS: Final = 16  # Jobs may be large; pages grow as long as they are not.
 
 
@@ -93,10 +95,23 @@ def import_(store: Store, opened: Opened, clock: Clock, reader: Reader) -> Foote
     try:
         for jobs in reader.records():
             _insert(store, [shift.moved(job) for job in jobs], timer, timer.now(clock.read()), lease_us)
-        store.raise_numbers(reader.footer.seq, reader.footer.fence)
+        store.raise_numbers(reader.footer.seq, _fence(store, reader, clock))
     except GivaliaError as error:
         raise type(error)(f"{error}. The import is incomplete: throw its target away", **error.details) from error
     return reader.footer
+
+
+def _fence(store: Store, reader: Reader, clock: Clock) -> int:
+    """Return the fence above which the store begins: above those of an export, and of an old one above those granted since.
+
+    A queue that is moved is exported when its last server has stopped. An old export is a backup, whose store may have gone on.
+    """
+    header, fence = reader.header, reader.footer.fence
+    now_us = clock.read().wall_us
+    if store.is_shared or now_us - header.wall_us < MOVED_WITHIN_US:
+        return fence
+    epoch = sqlite_copies.first_epoch(header.wall_us, (fence >> FENCE_COUNTER_BITS) + sqlite_copies.STARTS, now_us)
+    return epoch << FENCE_COUNTER_BITS
 
 
 def _insert(store: Store, jobs: list[Job], timer: Timekeeper, now: Now, lease_us: int) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.model import ENDED, STORED_STATES, Answered, Job, JobState, split_target
-from givalia_core.store.base import Filter, rows_of
+from givalia_core.model import STORED_STATES, Answered, Job, split_target
+from givalia_core.store.base import Cursor, Filter, rows_of
 
 HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
 _BODY: Final = slice(HEAD, Job._fields.index("result"))
@@ -26,8 +26,8 @@ _STATES: Final = dict(enumerate(STORED_STATES))  # A tuple would take -1 for its
 
 _packer: Any = msgpack.Packer(autoreset=True)
 
-PageHead = tuple[int, int | None, int, str, str, bool, int, int]
-"""Of a row: seq, forget_at_us, state's number, module, target, on_wall, due_at_us, bytes of params and result."""
+PageHead = tuple[int, str | None, int, str, str, bool, int, int, int]
+"""Of a row: seq, key, state's number, module, target, on_wall, due_at_us, ended_at_us, bytes of params and result."""
 
 
 def pack_body(job: Job) -> bytes:
@@ -53,37 +53,30 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     )
 
 
-def choose(
-    heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows: int
-) -> tuple[list[int], tuple[int, int] | None]:
-    """Of rows in the order of one index, at most `rows`: the seqs that a page shows, and the cursor behind them.
+def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows: int) -> tuple[list[Cursor], Cursor | None]:
+    """Of rows in the order of one index, at most `rows`: the cursors behind those that a page may show, and behind all of them.
 
-    No page shows a row whose state no job can have.
+    What a job has failed with is not in the heads, and no page shows a row whose state no job can have.
     """
-    seqs: list[int] = []
-    left, place = rows, 0
-    for place, (seq, _, state, module, target, on_wall, due_at_us, count) in enumerate(heads, 1):  # noqa: B007
+    chosen: list[Cursor] = []
+    wanted = wanted._replace(error=None)
+    left, cursor = rows, None
+    for seq, key, state, module, target, on_wall, due_at_us, ended_at_us, count in heads:
         left -= 1
-        if not has_state(state):
-            continue
-        target_worker, _ = split_target(target)
-        head = Job(seq, b"", None, _STATES[state], module, target_worker, 0, bool(on_wall), due_at_us)
-        if wanted.admits(head, now):
-            seqs.append(seq)
-            left -= rows_of(count, 0) - 1  # Only of a job that is shown the whole row is read.
-        if len(seqs) == limit or left <= 0:
-            break
-    if not heads or (place == len(heads) and len(heads) < rows):
-        return seqs, None
-    seq, forget_at_us, *_ = heads[place - 1]
-    return seqs, (forget_at_us or 0 if is_ended(wanted.state) else 0, seq)
+        cursor = (ended_at_us if wanted.is_by_end else 0, seq)
+        if has_state(state):
+            target_worker, _ = split_target(target)
+            head = Job(seq, b"", key, _STATES[state], module, target_worker, 0, bool(on_wall), due_at_us, None, ended_at_us)
+            if wanted.is_by_end and wanted.has_ended_before(ended_at_us, now):
+                return chosen, None
+            if wanted.admits(head, now):
+                chosen.append(cursor)
+                left -= rows_of(count, 0) - 1  # Only of a job that is shown the whole row is read.
+        if len(chosen) == limit or left <= 0:
+            return chosen, cursor
+    return chosen, None
 
 
 def has_state(number: int) -> bool:
     """Whether a state is written as this number."""
     return number in _STATES
-
-
-def is_ended(state: JobState | None) -> bool:
-    """Whether a listing of this state goes through the ended jobs, which it does in the order in which they are forgotten."""
-    return state in ENDED

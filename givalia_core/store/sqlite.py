@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -26,11 +27,11 @@ from urllib.parse import unquote
 import msgpack
 
 from givalia_core import forks
-from givalia_core.clock import Mark, boot_id
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreUnfit
+from givalia_core.clock import Mark, SystemClock, boot_id
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreMissing, StoreUnfit
 from givalia_core.model import ENDED, STORED_STATES, Job, JobState
-from givalia_core.store import sqlite_file, sqlite_recovery, sqlite_upgrade
-from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, Opened, Retention
+from givalia_core.store import sqlite_copies, sqlite_file, sqlite_recovery, sqlite_upgrade
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, CopyPart, Opened, Retention
 from givalia_core.store.index.index import DAMAGED, Index, Sealed
 from givalia_core.store.index.lanes import Lane
 from givalia_core.store.index.scrub import Scrub
@@ -38,6 +39,7 @@ from givalia_core.store.index.slots import AT, Place
 from givalia_core.store.index.words import FULL_ERRNOS, Damaged
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite_admission import Admission, Update
+from givalia_core.store.sqlite_copying import Copies
 from givalia_core.store.sqlite_reads import Reads, Unfiled, ours
 from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
 from givalia_core.store.sqlite_sweeper import Sweeper
@@ -77,16 +79,18 @@ class SQLite(Reads):
 
     is_shared = False
 
-    def __init__(self, url: str, *, allow_network: bool = False, create: bool = True) -> None:
+    def __init__(self, url: str, *, allow_network: bool = False, create: bool = True, may_upgrade: bool = False) -> None:
         """Take `sqlite:///absolute/path` (repeated slashes are one) or `sqlite:relative/path`; nothing is opened yet.
 
         Args:
             url: The URL of the store.
             allow_network: Whether its folder may lie on a network file system.
             create: Whether `open` may make a store where there is none.
+            may_upgrade: Whether `open` may bring a store of an earlier format to this one.
         """
         super().__init__(_path(url))
         self._may_create = create
+        self._may_upgrade = may_upgrade
         self._allow_network = allow_network
         self._lock: sqlite_file.Lock | None = None
         self._pid = 0
@@ -96,6 +100,8 @@ class SQLite(Reads):
         self._rows_since_checkpoint = 0
         self._pages_per_row = 4.0
         self._epoch = 0
+        self._copies = Copies()
+        self._is_copy = False  # Whether it is a copy of another store, and nothing was committed since.
         self._looked_s = 0.0  # When it was last looked whether the files are still there.
 
     # Opening and closing.
@@ -106,6 +112,7 @@ class SQLite(Reads):
         self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
         forks.register(self)
         try:
+            sqlite_upgrade.upgrade(self.path, may_upgrade=self._may_upgrade)
             self._files.is_new = sqlite_file.prepare(self.path, may_create=self._may_create)
             is_in_memory = sqlite_file.filesystem(self.path.parent) in sqlite_file.MEMORY_FILESYSTEMS
             self.durability = "memory" if is_in_memory else "fsync"
@@ -114,16 +121,28 @@ class SQLite(Reads):
             self._let_go()
             raise
 
+    @ours
     def upgrade(self) -> tuple[int, int]:
-        before = sqlite_upgrade.upgrade(self.path)
-        self.open()
-        self.close()
+        if not self.path.exists():
+            raise StoreMissing(f"there is no store at {self.path}")
+        sqlite_file.check_header(self.path, least=1)
+        before = sqlite_file.format_of(self.path)
+        settled, self._may_upgrade = self._may_upgrade, True
+        try:
+            self.open()
+            self.close()
+        finally:
+            self._may_upgrade = settled
         return before, sqlite_file.FORMAT
 
     @ours
     def _open(self) -> Opened:
         log_path = Path(f"{self.path}-wal")
         has_log = log_path.exists() and log_path.stat().st_size > 0
+        if has_log and sqlite_copies.is_as_it_was_made(self.path):
+            log.warning("%s is the log of another store: a copy has taken its place. It is removed", log_path)
+            log_path.unlink()
+            has_log = False
         if not log_path.exists():
             # If there is no room for another file, SQLite would not say why it cannot open one.
             os.close(os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
@@ -148,9 +167,12 @@ class SQLite(Reads):
         self._mark = Mark(*mark) if mark else None
         self._read_counts(changes[0] if changes else ())
         self._quarantine.open()
+        self._epoch = epoch + 1
+        self._is_copy = bool(copied := self._fact(sqlite_copies.MARK))
+        if self._is_copy:
+            self._epoch = max(self._epoch, self._epoch_of_copy(*copied))
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
-        self._epoch = epoch + 1
         if index.ahead:
             self._say_commits_are_missing(index.ahead)
         if sealed is not None:
@@ -168,7 +190,15 @@ class SQLite(Reads):
         self._first_checkpoint()  # From now on the file alone says that it has a log.
         self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
         index.trim_if_large()
-        return Opened(epoch + 1, self._mark, self._last_seq, max(recovered, 0), self._files.is_new)
+        return Opened(self._epoch, self._mark, self._last_seq, max(recovered, 0), self._files.is_new)
+
+    def _epoch_of_copy(self, made_us: int, marked: int) -> int:
+        """Say that the store is a copy, drop an index that is not its own, and return where its epochs begin."""
+        epoch = sqlite_copies.first_epoch(made_us, marked, SystemClock().read().wall_us)
+        log.warning("%s: %s", self.path, sqlite_copies.words(made_us, epoch))
+        if self._fact("index") == 0:
+            shutil.rmtree(sqlite_file.index_folder(self.path), ignore_errors=True)
+        return epoch
 
     def _say_commits_are_missing(self, commits: int) -> None:
         words = (
@@ -383,6 +413,7 @@ class SQLite(Reads):
             known.clear()
 
     def _let_go(self) -> None:
+        self._copies.forget()
         database, self._database = self._database, None
         if database is not None:
             self._close_database(database)
@@ -471,6 +502,9 @@ class SQLite(Reads):
                     self._records.replace(base_of(slot), job)
             uncounted = self._add_to_uncounted(counts)
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark, _deltas(uncounted)))
+            if self._is_copy:
+                self._keep_fact(sqlite_copies.MARK, 0)
+        self._is_copy = False
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
         self._mark, self._uncounted = mark, uncounted
         for name, change in counts.items():
@@ -556,6 +590,12 @@ class SQLite(Reads):
             "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed))
         )
 
+    # Copies.
+
+    @ours
+    def copy_part(self, backup: bytes, part: int) -> CopyPart:
+        return self._copies.part(self._connection, backup, part, self._counted.total())
+
     # Housekeeping: none of it in the way of an answer.
 
     @ours
@@ -571,6 +611,7 @@ class SQLite(Reads):
             self._files.look()
             if self._lock is not None:
                 self._lock.look()
+            self._copies.look()
         try:
             try:
                 self._sweep()

@@ -13,7 +13,7 @@ from givalia_core.clock import SystemClock
 from givalia_core.store.index.slots import Place
 from givalia_core.store.sqlite_records import Records
 
-_SCHEMA: Final = """
+SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS quarantine (
     number INTEGER PRIMARY KEY, found_at_us INTEGER NOT NULL, seq INTEGER NOT NULL, why TEXT NOT NULL,
     record BLOB, params BLOB, change BLOB
@@ -40,7 +40,7 @@ class Quarantine:
 
     def add(self, place: Place, why: str) -> None:
         """Move the records of a job here."""
-        self._connect().execute(_SCHEMA)
+        self._connect().execute(SCHEMA)
         self._connect().execute(
             "INSERT INTO quarantine (found_at_us, seq, why, record, params, change) VALUES (?, ?, ?, ?, ?, ?)",
             (SystemClock().read().wall_us, place.seq, why, *self._records.take_out(place)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections import Counter
@@ -17,17 +18,19 @@ import msgpack
 
 from givalia_core.clock import Now
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked
-from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, Job, JobState
+from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, Job, JobState
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
-    READY_COUNTED_TO,
     SCAN_MAX,
     VARIANTS_MAX,
     Claim,
+    Cursor,
     Filter,
     Found,
     Near,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Share,
@@ -37,16 +40,17 @@ from givalia_core.store.base import (
     rows_of,
 )
 from givalia_core.store.index.index import Index
+from givalia_core.store.index.keys import EXPIRES
 from givalia_core.store.index.lanes import Lane
 from givalia_core.store.index.runs import Entry
 from givalia_core.store.index.scrub import Scrub
-from givalia_core.store.index.slots import AT, FAR
+from givalia_core.store.index.slots import FAR
 from givalia_core.store.index.words import Damaged
-from givalia_core.store.packing import is_ended
 from givalia_core.store.sqlite_admission import Update
 from givalia_core.store.sqlite_check import Check
+from givalia_core.store.sqlite_listing import Listing
 from givalia_core.store.sqlite_quarantine import Quarantine
-from givalia_core.store.sqlite_records import Records, jobs_of
+from givalia_core.store.sqlite_records import Records
 
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -334,7 +338,7 @@ class Reads:
     def expired(self, now: Now, limit: int) -> list[Job]:
         found: list[Job] = []
         for on_wall, now_us in ((False, now.timer_us), (True, now.wall_us)):
-            lane = self._index.lanes.by_key.get(("expires", on_wall))
+            lane = self._index.lanes.by_key.get((EXPIRES, on_wall))
             if lane is None or lane.low > now_us:
                 continue
             for when, _, slot in self._index.lanes.walk(lane):
@@ -346,22 +350,19 @@ class Reads:
         return found
 
     @mended
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
-        start = after or (0, 0)
-        if is_ended(wanted.state):
-            assert wanted.state is not None
-            return self._page_of_ended(wanted, start, limit, now, rows)
-        last = start[1]
+    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        listing = Listing(self._index, self._records, self._jobs)
         jobs: list[Job] = []
-        found = self._running_after(last, rows) if wanted.state is RUNNING else self._all_after(last)
+        cursors: list[Cursor] = []
         left = rows
-        for job in found:
-            if wanted.admits(job, now):
+        for cursor, job in listing.walk(wanted, after or (0, 0), now, rows):
+            if job is not None and wanted.admits(job, now):
                 jobs.append(job)
-            left -= rows_of(len(job.params), len(job.result or b""))
+                cursors.append(cursor)
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
             if len(jobs) == limit or left <= 0:
-                return Page(jobs, (0, job.seq))
-        return Page(jobs, None)
+                return Page(jobs, cursor, cursors)
+        return Page(jobs, None, cursors)
 
     def _running_after(self, seq: int, limit: int) -> Iterator[Job]:
         slots = [slot for _, _, slot in self._index.running_after(seq, limit)]
@@ -370,63 +371,37 @@ class Reads:
             jobs = self._jobs(some)
             yield from (jobs[slot] for slot in some if slot in jobs)
 
-    def _all_after(self, seq: int) -> Iterator[Job]:
-        """Yield all jobs behind a seq, in the order of their seqs; those whose records are bad are left out."""
-        at = self._index.slots.at
-        for row in self._records.bases(self._records.first_at_or_before(seq) - 1):
-            jobs = [
-                (job, slot)
-                for job in jobs_of(row, lambda *_: None)
-                if job.seq > seq and (slot := self._index.slot_of(job)) is not None
-            ]
-            changed = self._jobs([slot for _, slot in jobs if at[slot + AT]])
-            for job, slot in jobs:
-                if not at[slot + AT]:
-                    yield job
-                elif slot in changed:
-                    yield changed[slot]
-
-    def _page_of_ended(self, wanted: Filter, start: tuple[int, int], limit: int, now: Now, rows: int) -> Page:
-        """In the order in which they are forgotten; all those that are dead, or all those that are not, are looked at."""
-        lanes = self._index.ended_lanes((DEAD,) if wanted.state is DEAD else (DONE, CANCELLED))
-        entries = merge(*(self._index.lanes.after(lane, (*start, FAR), rows) for lane in lanes))
-        jobs: list[Job] = []
-        left = rows
-        for when, seq, slot in entries:
-            job = self._jobs((slot,)).get(slot)
-            if job is not None and wanted.admits(job, now):
-                jobs.append(job)
-            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
-            if len(jobs) == limit or left <= 0:
-                return Page(jobs, (when, seq))
-        return Page(jobs, None)
-
     @ours
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._counted.items() if count}
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left = READY_COUNTED_TO
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget = ReadyBudget()
         for route in list(self._index.routes):
-            count = self._ready_on(route, now, left)
-            left -= count
-            yield route.module, count
-            if not left:
+            found = self._ready_on(route, now, budget.limit)
+            budget.count(found.jobs)
+            yield found
+            if budget.is_spent:
                 return
 
     @mended
-    def _ready_on(self, route: Route, now: Now, limit: int) -> int:
+    def _ready_on(self, route: Route, now: Now, limit: int) -> Ready:
         """Count the ready jobs of a route."""
         left = limit
+        dues: list[int] = []
         for lane in self._lanes(route):
             _, on_wall, *_ = lane.key
-            left -= self._index.lanes.count_until(lane, now.wall_us if on_wall else now.timer_us, left)
-        return limit - left
+            until_us, shift_us = (now.wall_us, now.timer_ahead_us) if on_wall else (now.timer_us, 0)
+            for due_us, _, _ in self._index.lanes.first(lane, until_us, 1):
+                dues.append(due_us + shift_us)
+                left -= self._index.lanes.count_until(lane, until_us, left)
+        return Ready(route, limit - left, min(dues, default=None))
 
     @ours
     def describe(self) -> dict[str, Any]:
         log = Path(f"{self.path}-wal")
         folder = sqlite_file.index_folder(self.path)
+        disk = os.statvfs(self.path.parent)
         return {
             "url": f"sqlite://{self.path}",
             "format": sqlite_file.FORMAT,
@@ -434,6 +409,8 @@ class Reads:
             "bytes": self.path.stat().st_size,
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "index_bytes": sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0,
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_bytes": disk.f_blocks * disk.f_frsize,
             "index": self._about_index(),
             "quarantined": self._quarantine.count,
             "is_new": self._files.is_new,

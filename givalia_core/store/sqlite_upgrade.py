@@ -1,25 +1,31 @@
 """Bring a SQLite store of an earlier format to the present one.
 
-Format 1 had a row a job with an index for each way to find it. A copy of the old file is kept beside the new one, which takes
-its place in one step: a process that is killed meanwhile leaves the old one as it was.
+A copy of the store as it was is kept beside it, whole before anything else is done. Of the formats that this version cannot
+read, which had a row a job, all rows are then written anew, and take the place of the old file in one step; the others only get
+the new number, with the first transaction of the opening. A process that is killed at any moment leaves the store as it was or
+upgraded, and the next one does what is left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
 import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgpack
 
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull
+from givalia_core.clock import SystemClock
+from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import Job
-from givalia_core.store import packing, sqlite_file
+from givalia_core.store import packing, sqlite_copies, sqlite_file
 from givalia_core.store.sqlite_records import base_rows
 
 _ROWS: Final = 10_000
@@ -27,50 +33,147 @@ _SELECT: Final = (
     "SELECT seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
     " version, body, params, result, crc FROM jobs ORDER BY seq"
 )
+_MARGIN_BYTES: Final = 4 << 20  # For the first commits of the new version; the reserve of the store is kept besides.
+_LEFTOVERS: Final = ("", "-journal", "-wal", "-shm")
 
+log = logging.getLogger("givalia.store")
 _pack = msgpack.Packer(autoreset=True).pack
 
 
-def upgrade(path: Path) -> int:
-    """Upgrade the store at this path, if there is one of an earlier format; returns the format it had.
+def upgrade(path: Path, *, may_upgrade: bool) -> None:
+    """Upgrade the store at this path, if there is one of an earlier format; call it with the lock held, before the opening.
+
+    Of a format that this version reads, the opening then raises the number.
 
     Raises:
-        StoreLocked, StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: The store is as it was.
+        StoreUnfit: It may not be upgraded; the words name the command. It is as it was.
+        StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: It is as it was.
     """
     with sqlite_file.ours(path):
-        return _upgrade(path)
+        if not path.is_file() or path.is_symlink():
+            return
+        sqlite_file.check_header(path, least=1)
+        if (before := sqlite_file.format_of(path)) == sqlite_file.FORMAT:
+            return
+        if not may_upgrade:
+            raise StoreUnfit(
+                f"{path} has format {before}, this Givalia needs {sqlite_file.FORMAT}: with no server on it, run"
+                f" {command(path)} as the user who owns it"
+            )
+        _upgrade(path, before)
 
 
-def _upgrade(path: Path) -> int:
-    if not path.is_file() or path.is_symlink():
-        return sqlite_file.FORMAT
-    if (before := sqlite_file.format_of(path)) >= sqlite_file.READABLE:
-        return before
-    sqlite_file.check_header(path, least=1)
-    lock = sqlite_file.Lock(path.with_name(path.name + ".lock"))
+def command(path: Path) -> str:
+    """Return the command that upgrades the store at this path."""
+    return f"givalia store upgrade --store {url(path)}"
+
+
+def url(path: Path) -> str:
+    """Return the URL of the store at this path, quoted for a shell."""
+    return shlex.quote("sqlite://" + quote(str(path)))
+
+
+def kept_path(path: Path, before: int) -> Path:
+    """Return where the copy of a store is kept that had this format."""
+    return path.with_name(f"{path.name}.format-{before}")
+
+
+def _upgrade(path: Path, before: int) -> None:
     making = path.with_name(path.name + ".upgrading")
+    rewrites = before < sqlite_file.READABLE
     try:
-        _copy(path, making)
-        shutil.rmtree(sqlite_file.index_folder(path), ignore_errors=True)
-        _keep_old(path, path.with_name(f"{path.name}.format-{before}"))
-        making.rename(path)
-        sqlite_file.sync(path.parent)
+        _remove(making)
+        _refuse_without_room(path, 2 if rewrites else 1)
+        _keep_copy(path, making, before)
+        _tell(path, before)
+        if rewrites:
+            _rewrite(path, making)
     except (sqlite3.Error, OSError) as error:
         kind = StoreFull if sqlite_file.is_full(error, path.parent) else StoreFailed
-        with contextlib.suppress(OSError):
-            making.unlink(missing_ok=True)
         raise kind(f"{path}: {error}; the store is as it was") from error
     finally:
-        lock.release()
-    return before
+        with contextlib.suppress(OSError):
+            _remove(making)
 
 
-def _copy(path: Path, making: Path) -> None:
+def _tell(path: Path, before: int) -> None:
+    name = shlex.quote(str(path))
+    log.warning(
+        "%s goes from format %d to %d. As it was, it is kept as %s. The way back, with the server stopped:"
+        " rm -rf %s-wal %s.index && mv %s %s, and start the earlier version; what happened since is then lost",
+        path, before, sqlite_file.FORMAT, kept_path(path, before).name,
+        name, name, shlex.quote(str(kept_path(path, before))), name,
+    )  # fmt: skip
+
+
+def _refuse_without_room(path: Path, times: int) -> None:
+    needed = times * sum(each.stat().st_size for each in (path, _wal(path)) if each.exists()) + _MARGIN_BYTES
+    usage = os.statvfs(path.parent)
+    if (free := usage.f_bavail * usage.f_frsize) < needed:
+        raise StoreFull(
+            f"{path} has to be upgraded, and a copy of it is kept: that needs {needed >> 20} MiB on its disk, which has"
+            f" {free >> 20}. The store is as it was"
+        )
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _remove(making: Path) -> None:
+    for leftover in _LEFTOVERS:
+        making.with_name(making.name + leftover).unlink(missing_ok=True)
+
+
+# The copy.
+
+
+def _keep_copy(path: Path, making: Path, before: int) -> None:
+    """Copy the store with what is in its log into one file, marked as a copy, beside it."""
+    for suffix in ("", "-wal"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            _copy_file(source, making.with_name(making.name + suffix))
+    database = sqlite3.connect(making, isolation_level=None)
+    try:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        ((found,),) = database.execute("PRAGMA user_version")
+        if found != before:  # The log has it already: it was upgraded, and what is kept is older.
+            return
+        database.execute("BEGIN IMMEDIATE")
+        sqlite_copies.mark(database, SystemClock().read().wall_us)
+        database.execute("COMMIT")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        database.close()
+    sqlite_file.sync(making)
+    making.rename(kept_path(path, before))
+    sqlite_file.sync(path.parent)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file; the new one has its mode and, as far as this process may, its owner."""
+    status = source.stat()
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with source.open("rb") as reading, os.fdopen(fd, "wb") as writing:
+        _own_alike(fd, status)
+        shutil.copyfileobj(reading, writing, 1 << 20)
+
+
+def _own_alike(fd: int, status: os.stat_result) -> None:
+    with contextlib.suppress(PermissionError):
+        os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, status.st_mode & 0o777)
+
+
+# A format that had a row a job.
+
+
+def _rewrite(path: Path, making: Path) -> None:
+    """Replace the file by one of this format with the same jobs."""
     old = sqlite3.connect(path, isolation_level=None)
     try:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        for leftover in ("-journal", "-wal", "-shm"):  # Of a process that was killed, and not of what is made now.
-            making.with_name(making.name + leftover).unlink(missing_ok=True)
         sqlite_file.create(making)
         new = sqlite3.connect(making, isolation_level=None)
         try:
@@ -79,7 +182,14 @@ def _copy(path: Path, making: Path) -> None:
             new.close()
     finally:
         old.close()
+    with making.open("rb") as file:
+        _own_alike(file.fileno(), path.stat())
     sqlite_file.sync(making)
+    shutil.rmtree(sqlite_file.index_folder(path), ignore_errors=True)
+    for leftover in _LEFTOVERS[1:]:
+        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    making.rename(path)
+    sqlite_file.sync(path.parent)
 
 
 def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
@@ -92,19 +202,12 @@ def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
         new.executemany("INSERT INTO jobs VALUES (?, ?)", rows)
         last_seq = jobs[-1].seq
     new.executemany("INSERT INTO counts VALUES (?, ?, ?)", old.execute("SELECT module, state, jobs FROM counts"))
-    facts = {name: _fact(name, value, crc) for name, value, crc in old.execute("SELECT name, value, crc FROM facts")}
-    last_seq = max(last_seq, facts.get("last_seq") or 0)
-    for name, value in (("epoch", facts.get("epoch") or 0), ("commit", (0, 0, last_seq, facts.get("mark")))):
-        packed = _pack(value)
-        new.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, packed, zlib.crc32(packed)))
+    last_seq = max(last_seq, sqlite_copies.fact(old, "last_seq") or 0)
+    epoch, at = sqlite_copies.fact(old, "epoch") or 0, sqlite_copies.fact(old, "mark")
+    for name, value in (("epoch", epoch), ("commit", (0, 0, last_seq, at))):
+        sqlite_copies.keep_fact(new, name, value)
     new.execute("COMMIT")
     new.execute("PRAGMA journal_mode = WAL")
-
-
-def _fact(name: str, value: bytes, crc: int) -> Any:
-    if crc != zlib.crc32(value):
-        raise StoreCorrupt(f"the stored {name} does not match its checksum")
-    return msgpack.unpackb(value)
 
 
 def _parts(old: sqlite3.Connection) -> Iterator[list[Job]]:
@@ -118,10 +221,3 @@ def _to_job(row: tuple[Any, ...]) -> Job:
     if crc != zlib.crc32(result or b"", zlib.crc32(params, zlib.crc32(body, zlib.crc32(_pack(tuple(head)))))):
         raise StoreCorrupt(f"the row of job {head[0]} does not match its checksum")
     return packing.to_job(head, body, params, result)
-
-
-def _keep_old(path: Path, kept: Path) -> None:
-    kept.unlink(missing_ok=True)
-    os.link(path, kept)
-    for leftover in ("-wal", "-shm"):
-        path.with_name(path.name + leftover).unlink(missing_ok=True)

@@ -16,7 +16,8 @@ from importlib import import_module
 from logging import Handler, LogRecord, getLogger
 from os import WNOHANG, waitpid
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, SIGTERM, pause, signal
+from select import POLLHUP, poll
+from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, SIGUSR1, pause, signal
 from sys import _current_frames, modules
 from threading import RLock, get_ident
 from types import FrameType
@@ -26,18 +27,23 @@ from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.log_handler import be_last_resort
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
+from givalia_core.stray_errors import log_stray_errors
+from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, pack
+from givalia_core.worker.loggers import Loggers, Logging
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
-from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
+from givalia_core.worker.surroundings import Contents, Surroundings
 
 __builtins__ = BUILTINS
 
 RECEIVE_BYTES: Final = 65_536
+LOST_MS: Final = 50
 _EXTRA: Final = ("job_id", "key", "attempt", "job_module")
 
 
@@ -70,7 +76,7 @@ class Child:
         self._page = page
         self._reader = Reader()
         self._classes: dict[str, type[WorkModule]] = {}
-        self._contents = Contents()
+        self._contents, self._logs = Contents(), Logging()
         self._collector = Collector()
         self._attempt: Attempt | None = None
         self._main = get_ident()
@@ -79,10 +85,9 @@ class Child:
 
     def serve(self) -> int:
         """Take what comes, until nothing more will."""
-        signal(SIGINT, take_no_notice)
         signal(SIGTERM, self._stop)
         forks.register(self)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        outlast_readers()
         self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
@@ -90,9 +95,13 @@ class Child:
                     if not self._has_announced_code(note):
                         self.say(Outdated())
                         return 0
-                    self._run(Dispatch(*note.job), note.source)
+                    if spoiled := self._run(Dispatch(*note.job), note.source):
+                        self.say(Spoiled(", ".join(spoiled)))
+                        return 0  # A job that was given to this process meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
+                    log_stray_errors(getLogger("givalia.job"))
+                    self._logs = Logging()
                 elif isinstance(note, Servers):
                     job_servers.tell_process(note.servers)
         return 0
@@ -115,38 +124,42 @@ class Child:
         if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
             self._raise(attempt.stopped)
 
-    def _run(self, dispatch: Dispatch, source: str) -> None:
+    def _run(self, dispatch: Dispatch, source: str) -> list[str]:
+        """Run a job and report its end; return in words what keeps this process from running another."""
         attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
-        loggers, is_new = Loggers(), source not in self._classes
+        self._page.current = dispatch.fence  # From here on the end of this process is the end of this job.
+        if self._page.why:  # The signal has come while the process was busy with what the job before has left.
+            self._stop(SIGTERM, None)
         try:
-            attempt.found = self._class(source)
+            attempt.found = self._classes.get(source) or self._import(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
-        loggers.restore()
-        surroundings = Surroundings()
-        if is_new:  # Otherwise they are as they were before the last job: a process with other contents is used no more.
-            self._contents = Contents()
+        surroundings = Surroundings(logs=self._logs)
         threads = len(_current_frames())
-        self._page.current = dispatch.fence
         for step in STEPS_IN_CHILD:
             step(attempt)
         report = report_of(attempt)
         self._let_go(attempt)
         self._page.current = 0
         self._attempt = None
+        try:
+            self._channel.setblocking(True)  # The job may have changed that for all its files.
+            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds))
+        except OSError:
+            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
+                pause()
+        # Behind the report, for it takes as long as all the rest, and only the next job needs to know.
+        with suppress(Exception):  # It has broken functions of Python, which shows below.
+            if not self._logs.are_kept():
+                self._logs.restore()
         spoiled = _changes(surroundings, self._contents)
         surroundings.close()
         if len(_current_frames()) > threads:
             spoiled.append("threads")
         if _has_children():
             spoiled.append("processes")
-        try:
-            self._channel.setblocking(True)  # The job may have changed that for all its files.
-            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds, ", ".join(spoiled)))
-        except OSError:
-            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
-                pause()
+        return spoiled
 
     def _let_go(self, attempt: Attempt) -> None:
         """Free what the job has made, before its end is reported: that runs code of the job, which can be stopped until then.
@@ -172,24 +185,37 @@ class Child:
         except PackageNotFoundError:
             return False
 
-    def _class(self, source: str) -> type[WorkModule]:
-        if source not in self._classes:
+    def _import(self, source: str) -> type[WorkModule]:
+        loggers = Loggers()
+        try:
             module, _, name = source.partition(":")
             found: Any = import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
             self._classes[source] = found
-        return self._classes[source]
+            return self._classes[source]
+        finally:
+            loggers.restore()
+            # They stay as they are now: a process in which a job has changed them ends, but for how it logs, which is put back.
+            self._contents, self._logs = Contents(), Logging()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         attempt = self._attempt
         if attempt is None or attempt.stopped is not None:
             return
         why = self._page.why
+        if not why and not self._has_lost_supervisor():
+            return  # Somebody has sent it to every process of the worker: the supervisor says when jobs stop.
         words = timed_out(attempt.dispatch) if why == "timeout" else WORDS[why]
         attempt.stopped = Stopped(why or "shutdown", words)
         if attempt.is_in_process and not self._is_saying:  # Half a note said would spoil all that come after it.
             self._raise(attempt.stopped)
+
+    def _has_lost_supervisor(self) -> bool:
+        """Return whether the other end of the channel is closed; the nursery sends SIGTERM then, perhaps a moment earlier."""
+        polled = poll()
+        polled.register(self._channel, POLLHUP)
+        return any(what & POLLHUP for _, what in polled.poll(LOST_MS))
 
     def _raise(self, stopped: Stopped) -> None:
         self._has_raised = True
@@ -230,7 +256,7 @@ def be_stopped_by_signals() -> None:
     """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
     for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
         unregister(number)
-    for number in (SIGINT, SIGTERM):
+    for number in (SIGINT, SIGTERM, SIGHUP, SIGUSR1):
         signal(number, SIG_DFL)
 
 
@@ -284,8 +310,9 @@ def _fields_of(record: LogRecord) -> dict[str, Any]:
 
 
 def log_to(say: Any, level: str) -> None:
-    """Let the lines of jobs go to the supervisor."""
+    """Let the lines of jobs go to the supervisor, and warnings of loggers that nobody has set up."""
     root = getLogger("givalia")
     root.handlers[:] = [Forwarding(say)]
     root.propagate = False
     root.setLevel(level.upper())
+    be_last_resort(Forwarding(say))

@@ -26,6 +26,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, survives
 from givalia_core.views import text_id
 from givalia_core.worker.crew import Crew, Job
+from givalia_core.worker.failures import Answered, Failures
 from givalia_core.worker.generations import Generations
 from givalia_core.worker.held import Held, Lines, Suspects, Verdict
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
@@ -67,6 +68,7 @@ class Foreman:
         self._jobs: dict[int, Job] = {}  # By fence: one job may come again while its attempt before is being stopped.
         self._timed: set[Job] = set()
         self._suspects: Suspects[Job] = Suspects()
+        self._failures = Failures(self.log, lambda: self.settings.log_errors == "full")
         self.generations = Generations(self._add_crew, self.log)
         self._credit = Credit(0)
         self._has_connected = False
@@ -89,6 +91,7 @@ class Foreman:
             Lost: self._lose,
             Connected: self._note_connected,
             Disconnected: self._note_disconnected,
+            Answered: lambda event: self._failures.answer(event, time.monotonic()),
         }
 
     def open(self) -> None:
@@ -99,6 +102,10 @@ class Foreman:
     def deliver(self, event: Event_) -> None:
         """Take what the link brings."""
         self._actions[type(event)](event)
+
+    def may_say(self, kind: str) -> bool:
+        """Count a line that every job may bring; return whether it is said. `kind` is in words what many of them are."""
+        return self._failures.may_say(kind, time.monotonic())
 
     # Crews.
 
@@ -224,7 +231,8 @@ class Foreman:
     def _lose(self, event: Lost) -> None:
         held = self._jobs.get(event.fence)
         if held is not None:
-            self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
+            if self.may_say(f"jobs of {held.dispatch.module} that are stopped: {event.why}"):
+                self.log.warning("job %s of %s is stopped: %s", text_id(event.id), held.dispatch.module, event.why)
             self._end(held, "lease", event.why)
 
     def _note_connected(self, event: Connected) -> None:
@@ -332,8 +340,7 @@ class Foreman:
         if held is None:
             return
         if kind in _REPORTS:
-            self._forget(held)
-            self._link.send(note)
+            self._report(held, note)
         elif kind is Progress:
             self._link.send(note)
         elif kind is InHook:
@@ -342,8 +349,7 @@ class Foreman:
         elif held.phase == "before":
             self._run(held)
         elif held.phase == "after":
-            self._forget(held)
-            self._link.send(held.report)
+            self._report(held, held.report)
 
     def _log(self, note: Logged) -> None:
         crew = self.generations.present
@@ -372,7 +378,8 @@ class Foreman:
 
     def job_not_started(self, held: Job, words: str) -> None:
         """There is no process of its own for a job, so this attempt has failed."""
-        self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
+        if self.may_say(f"jobs of {held.dispatch.module} that could not be started"):
+            self.log.error("job %s of %s: %s", text_id(held.dispatch.id), held.dispatch.module, words)
         self._settle(held, Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
     def child_died(self, held: Job, words: str) -> None:
@@ -383,10 +390,9 @@ class Foreman:
         else:
             self.counts["children_died"] += 1
             first, more = split(words)
-            self.log.warning(
-                "job %s of %s took its process with it: %s",
-                text_id(held.dispatch.id), held.dispatch.module, first, extra=more,
-            )  # fmt: skip
+            if self.may_say(f"jobs of {held.dispatch.module} that took their process with them"):
+                line = "job %s of %s took its process with it: %s"
+                self.log.warning(line, text_id(held.dispatch.id), held.dispatch.module, first, extra=more)
             report = Fail(held.dispatch.id, held.dispatch.fence, str(OutcomeKind.DIED), clipped(words), child_died=True)
         self._settle(held, report)
 
@@ -401,11 +407,10 @@ class Foreman:
                 if held.phase in ("before", "after"):
                     self.reported(Told(held.dispatch.id, held.dispatch.fence))  # Once at most; it may have been.
                 continue
-            self._forget(held)
             report = self._what_became(held, verdict)
+            self._report(held, report)
             if isinstance(report, Release) and not is_known and verdict.may_be(held.dispatch.fence):
                 self._suspects.add(held.dispatch.id)  # Whose fault it was is not known: each is to show it alone.
-            self._link.send(report)
             if "after_run" in crew.hooks:
                 kind = report.kind if isinstance(report, Fail) else str(OutcomeKind.RELEASED)
                 crew.owe(After(tuple(held.dispatch), kind, b"", report.error if isinstance(report, Fail) else None, 0.0))
@@ -422,8 +427,7 @@ class Foreman:
         """The process with the greenlets cannot be replaced: the job to blame has failed, whatever its code still does."""
         held = self.by_fence(verdict.culprit)
         if held is not None and held.crew is crew:
-            self._forget(held)
-            self._link.send(self._what_became(held, verdict))
+            self._report(held, self._what_became(held, verdict))
 
     def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
         """Code of this job, which was reported, does not end: its neighbours finish, and another process takes what comes."""
@@ -447,8 +451,7 @@ class Foreman:
         held.at_s = None
         self._timed.discard(held)
         if "after_run" not in held.crew.hooks or held.crew.host.member is None:
-            self._forget(held)
-            self._link.send(report)
+            self._report(held, report)
             return
         held.phase, held.report = "after", report
         if isinstance(report, Succeed):
@@ -458,6 +461,13 @@ class Foreman:
         else:
             told = After(tuple(held.dispatch), report.kind, b"", report.error, held.seconds)
         held.crew.tell(told)
+
+    def _report(self, held: Job, report: Succeed | Fail | Release) -> None:
+        """Send the report of a job, which is held no more."""
+        self._forget(held)
+        self._link.send(report)
+        if type(report) is Fail:
+            self._failures.report(held.dispatch, report, time.monotonic())
 
     def _forget(self, held: Job) -> None:
         del self._jobs[held.dispatch.fence]
@@ -504,6 +514,7 @@ class Foreman:
             crew.look(is_fair=not was_away)
         self._give_credit()
         self._show(now_s)
+        self._failures.look(now_s)
 
     def _show(self, now_s: float) -> None:
         """Let the server, and the plugins, know how the processes are."""
@@ -525,6 +536,7 @@ class Foreman:
         self._is_stopping = True
         self._give_credit()
         self.generations.drain()
+        self._shown_s = 0.0  # Let people know at once, who may ask why their jobs wait.
         if not self._idle.wait(self.settings.grace):
             running = list(self._jobs.values())
             self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
@@ -534,6 +546,10 @@ class Foreman:
         self.generations.end()
         self.generations.over.wait(END_S)
         self._ticking.kill()
+
+    def say_rest(self) -> None:
+        """Say what the log has not said yet of failed attempts; call it when the link has ended."""
+        self._failures.close(time.monotonic())
 
 
 def _identity(process: Process) -> tuple[Any, ...]:

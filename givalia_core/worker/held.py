@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from givalia_core.protocol.messages import Dispatch
+from givalia_core.views import text_id
 
 C = TypeVar("C")
 H = TypeVar("H")
@@ -43,6 +44,16 @@ class Held(Generic[C]):
         self.crew = crew
         self.is_process = is_process
         self.is_suspect = is_suspect
+
+
+def about(dispatch: Dispatch) -> dict[str, Any]:
+    """Return what a line in the log carries that is about an attempt of a job."""
+    return {
+        "job_id": text_id(dispatch.id),
+        "job_module": dispatch.module,
+        "key": dispatch.key,
+        "attempt": dispatch.attempt,
+    }
 
 
 class Suspects(Generic[H]):

@@ -12,9 +12,8 @@ from gevent import monkey
 monkey.patch_all()
 
 import logging  # noqa: E402
-import sys  # noqa: E402
 from os import _exit, getpid  # noqa: E402
-from signal import SIGINT, SIGTERM, getsignal, signal  # noqa: E402
+from signal import getsignal, signal  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 from gevent import Timeout, get_hub, sleep, spawn, wait  # noqa: E402
@@ -23,21 +22,26 @@ from gevent.event import Event  # noqa: E402
 from givalia_core import forks  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
-from givalia_core.frozen import BUILTINS  # noqa: E402
+from givalia_core.frozen import BUILTINS, Clock  # noqa: E402
+from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
+from givalia_core.repeats import Repeats  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
+from givalia_core.stray_errors import log_stray_errors  # noqa: E402
+from givalia_core.streams import outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
-from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
+from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
+from givalia_core.worker.loggers import Loggers  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
 from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
-from givalia_core.worker.surroundings import Loggers, Surroundings  # noqa: E402
+from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
 __builtins__ = BUILTINS
 
@@ -49,8 +53,6 @@ log = logging.getLogger("givalia.worker")
 
 def main(channel: int, page: int, last_words: int) -> int:
     """Run jobs until the supervisor wants no more, or is gone; the exit code."""
-    for number in (SIGINT, SIGTERM):
-        signal(number, take_no_notice)  # The supervisor says when it is time to stop.
     words = LastWords(last_words)
     words.listen()
     words.listen_aside()
@@ -70,6 +72,7 @@ class Host:
         self._runner: Runner | None = None
         self._pid = getpid()
         self._surroundings: Surroundings | None = None
+        self._repeats = Repeats()
         self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
@@ -84,7 +87,7 @@ class Host:
 
     def serve(self) -> int:
         """Take notes, and say some, until it is over."""
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        outlast_readers()
         reader = Reader()
         serve, *more = self._first_notes(reader)
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
@@ -112,7 +115,8 @@ class Host:
 
     def _open(self, serve: Serve) -> Runner:
         self.settings = WorkerSettings(**serve.settings)
-        start_log(self.settings.log_level, self.settings.log_file)
+        start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins)
+        log_stray_errors(log, get_hub(), spawn)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
         loggers = Loggers()
@@ -120,10 +124,10 @@ class Host:
         loggers.restore()
         for found in modules.values():
             if found.broken:
-                log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
+                log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
-        runner.open(self._tidy, Collector(), self._keep_surroundings)
+        runner.open(self._tidy, Collector(), self._keep_surroundings, self._restore_logs)
         return runner
 
     def _tell_import(self, module: str) -> None:
@@ -147,16 +151,32 @@ class Host:
                 quietly(log.error, "what jobs have changed cannot be looked at: %s: %s", type(error).__name__, error)
                 self._say(Spoiled("functions of Python"))
             return
+        for left_out in self._repeats.left_out(Clock.monotonic()):
+            quietly(log.warning, "%s", left_out)
         if changed:
             words = " and the ".join(changed)
             self._surroundings.restore()
-            quietly(log.warning, "a job has changed the %s of its process; put back", words)
+            self._tell_change(words)
             self._last_words.listen()
             get_hub().loop.install_sigchld()
             if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.
                 self._surroundings.close()
                 self._keep_surroundings()  # So that this is said once.
                 self._say(Spoiled(words))
+
+    def _restore_logs(self) -> None:
+        """Put right how this process logs, before lines are written that are not those of the job that has changed it."""
+        surroundings = self._surroundings
+        try:
+            if surroundings is not None and not surroundings.logs.are_kept():
+                surroundings.logs.restore()
+                self._tell_change("loggers")
+        except Exception:  # A job has broken functions of Python: `_tidy` says so.
+            return
+
+    def _tell_change(self, words: str) -> None:
+        if self._repeats.may_say(f"jobs that have changed the {words} of their process", Clock.monotonic()):
+            quietly(log.warning, "a job has changed the %s of its process; put back", words)
 
     # The channel.
 

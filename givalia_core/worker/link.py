@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale
+from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale, VersionMismatch
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.addresses import PORT_MAX, Address, Round
 from givalia_core.protocol.caller import Answer, Told, refused, retry_after_s
@@ -52,6 +52,7 @@ from givalia_core.protocol.messages import (
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
+from givalia_core.worker.failures import Answered, follows
 from givalia_core.worker.line import Line
 
 log = logging.getLogger("givalia.worker")
@@ -109,7 +110,7 @@ class Disconnected(NamedTuple):
     retry_s: float
 
 
-Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected
+Event_: TypeAlias = Dispatched | Stopped | Lost | Connected | Disconnected | Answered
 
 
 class _Held:
@@ -206,19 +207,20 @@ class Link:
                 return
             except (Exception, gevent.Timeout) as error:  # Whatever the other side sends, the link tries again.
                 why = f"{type(error).__name__}: {error}"
+                has_mismatch = isinstance(error, VersionMismatch)
+                if has_mismatch:
+                    why = f"{VersionMismatch.code}: {error}"
             finally:
                 up_s = self._hang_up()
-            if up_s > 0:
-                rounds = 0
+            # A link that is lost as soon as it is up, again and again, is no better than one that does not come up.
             if up_s >= STEADY_S:
+                rounds = 0
                 self._servers.worked()
             retry_s = 0.0
             if self._servers.failed():
                 if self._is_stopping:
                     return
-                most_s = min(BACKOFF_FIRST_S * 2**rounds, BACKOFF_MAX_S)
-                retry_s = random.uniform(BACKOFF_FIRST_S, most_s)
-                rounds = min(rounds + 1, 10)
+                retry_s, rounds = _pause_s(rounds, has_mismatch=has_mismatch), rounds + 1
             self._deliver(Disconnected(address, why, self._servers.address, retry_s))
             self._sleep(wake, retry_s)
 
@@ -254,7 +256,7 @@ class Link:
                 if isinstance(arrived, Answer):
                     error = refused(arrived)
                     if error is not None:
-                        raise error
+                        raise line.caller.explained(error)
                     return arrived
 
     def _asked_since(self) -> float | None:
@@ -275,7 +277,7 @@ class Link:
                 self._beat_in_time()
                 self._check_heard()
                 if reading.dead:
-                    raise ConnectionLost(str(reading.value))
+                    raise _lost(reading.value)
                 line.look()
                 now_us = _mono_us()
                 next_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
@@ -354,6 +356,8 @@ class Link:
                 continue
             held = self._held.get(message.id)
             if held is None or held.fence != message.fence:
+                if isinstance(message, Fail):
+                    self._deliver(Answered(message.fence, None, is_taken=False))
                 continue  # The job is another's by now; what this would say would only be answered STALE.
             if not isinstance(message, Progress):
                 held.report = message
@@ -376,7 +380,7 @@ class Link:
 
     # What arrives.
 
-    def _read_forever(self, line: Line, wake: Event) -> str:
+    def _read_forever(self, line: Line, wake: Event) -> Exception:
         try:
             while True:
                 for arrived in line.receive():
@@ -387,7 +391,7 @@ class Link:
                 if self._is_stopping or self._put_off:
                     wake.set()
         except (OSError, GivaliaError) as error:
-            return f"{type(error).__name__}: {error}"
+            return error
         finally:
             wake.set()
 
@@ -439,20 +443,30 @@ class Link:
         elif kind in _REPORTS:
             for message, error in zip(sent, errors, strict=True):
                 self._settle(message, error)
+            if kind is Kind.FAIL:
+                self._tell_what_follows(sent, errors, answer)
+
+    def _tell_what_follows(self, sent: list[Fail], errors: list[GivaliaError | None], answer: Answer) -> None:
+        for place, (report, error) in enumerate(zip(sent, errors, strict=True)):
+            if not isinstance(error, Busy):
+                known = follows(answer.items[place][0]) if error is None else None
+                self._deliver(Answered(report.fence, known, is_taken=error is None))
 
     def _errors(self, kind: Kind, sent: list[Any], answer: Answer) -> list[GivaliaError | None]:
         """What is wrong with each message of a frame; None where nothing is."""
         errors = [answer_error(fields) for fields, _ in answer.items]
+        if self._line is not None and any(errors):
+            errors = [self._line.caller.explained(error) for error in errors]
         busy = next((error for error in errors if isinstance(error, Busy)), None)
         if busy is not None and (kind in _NEEDED or (isinstance(busy, ShuttingDown) and self._servers.has_others)):
             raise busy
         if len(errors) == len(sent):
-            if kind in (Kind.ANNOUNCE, Kind.CREDIT) and (error := refused(answer)) is not None:
-                raise error
+            if kind in (Kind.ANNOUNCE, Kind.CREDIT) and errors and errors[0] is not None:
+                raise errors[0]
             return errors
         if busy is not None:
             return [busy] * len(sent)
-        raise refused(answer) or GivaliaError("the server answered another number of messages than it was sent")
+        raise (errors and errors[0]) or GivaliaError("the server answered another number of messages than it was sent")
 
     def _renew(self, message: Hold, error: GivaliaError | None, deadline_us: int) -> None:
         held = self._held.get(message.id)
@@ -489,6 +503,21 @@ class Link:
             if held.deadline_us <= now_us and not held.is_given_up and held.report is None:
                 held.is_given_up = True
                 self._deliver(Lost(job_id, held.fence, "its lease could not be renewed in time"))
+
+
+def _lost(error: object) -> GivaliaError:
+    """Return what ends the connection when reading has ended so."""
+    return error if isinstance(error, VersionMismatch) else ConnectionLost(f"{type(error).__name__}: {error}")
+
+
+def _pause_s(rounds: int, *, has_mismatch: bool) -> float:
+    """Return how long to wait when every server has failed, for the first time or after so many rounds before.
+
+    A server of another version is the same at the next try, unless somebody upgrades it: it is not asked often.
+    """
+    if has_mismatch:
+        return random.uniform(BACKOFF_MAX_S / 2, BACKOFF_MAX_S)
+    return random.uniform(BACKOFF_FIRST_S, min(BACKOFF_FIRST_S * 2 ** min(rounds, 10), BACKOFF_MAX_S))
 
 
 def _joined(joined: Answer) -> tuple[int, int]:

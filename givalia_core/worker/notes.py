@@ -136,12 +136,11 @@ class Outdated(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a job ended in its own process; `spoiled` says why that process can be used no more, if it cannot."""
+    """How a job ended in its own process. `Spoiled` may follow; then the process has started no other job."""
 
     is_success: bool
     report: Any
     seconds: float
-    spoiled: str
 
 
 class Spoiled(NamedTuple):

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import gevent
 
@@ -16,7 +16,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.family import Member
 from givalia_core.worker.held import Held, Lines
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Servers
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Servers, Spoiled
 
 CLOSE_S: Final = 1.0
 MIB: Final = 1 << 20
@@ -27,6 +27,9 @@ class Pooled(Protocol):
 
     log: Lines
     servers: str
+
+    def may_say(self, kind: str) -> bool:
+        """Count a line that every job may bring; return whether it is said."""
 
     def reported(self, note: Any) -> None:
         """A job says how far it is, or has logged something."""
@@ -44,6 +47,10 @@ class Pooled(Protocol):
         """A job's process is gone, and it did not say how the job ended."""
 
 
+Origin: TypeAlias = tuple[str, str, float]
+"""The distribution that brings a module, its version as it was announced, and since when that was known."""
+
+
 class Child:
     """A process for one job at a time."""
 
@@ -51,7 +58,9 @@ class Child:
         self.member = member
         self.held: Held[Any] | None = None
         self.source = ""
-        self.jobs = 0
+        self.origin: Origin = "", "", 0.0
+        self.jobs = 0  # Those that have ended.
+        self.last = ""  # The module of the last one.
 
 
 class Pool:
@@ -74,13 +83,15 @@ class Pool:
         """How many jobs have a process now."""
         return sum(child.held is not None for child in self._children)
 
-    def run(self, held: Held[Any], source: str, origin: tuple[str, str, float]) -> None:
-        """Run a job in a process that waits for work, best one that knows the module, else in a new one.
+    def run(self, held: Held[Any], source: str, origin: Origin) -> None:
+        """Run a job in a process that has none, best one that knows the module, else in a new one.
+
+        It may still be looking for what its last job has left; that takes less time than a new process.
 
         Args:
             held: The job.
             source: Where its class is imported from.
-            origin: The distribution that brings it, its version as it was announced, and since when that was known.
+            origin: What brings it.
         """
         idle = [child for child in self._children if child.held is None]
         child = next((each for each in idle if each.source == source), idle[0] if idle else None)
@@ -89,7 +100,7 @@ class Pool:
         except OSError as error:
             self._foreman.job_not_started(held, f"no process for it could be made: {error}")
             return
-        child.held, child.source = held, source
+        child.held, child.source, child.origin = held, source, origin
         child.member.page.cancelled = held.dispatch.fence if held.is_cancelled else 0
         child.member.page.why = ""
         child.member.tell(Begin(tuple(held.dispatch), source, *origin))
@@ -120,6 +131,8 @@ class Pool:
                 child.held = None
                 self._retire(child)
                 self._foreman.job_outdated(held)
+            elif isinstance(note, Spoiled) and child.jobs:
+                self._be_spoiled(child, note)
             elif held is None or not isinstance(note, (Progress, Ended)):
                 raise TypeError(f"a {type(note).__name__} from a job's own process")
             elif isinstance(note, Progress):
@@ -130,14 +143,24 @@ class Pool:
                 self._end_job(child, held, note)
 
     def _end_job(self, child: Child, held: Held[Any], note: Ended) -> None:
-        child.held = None
+        child.held, child.last = None, held.dispatch.module
         child.jobs += 1
-        if note.spoiled:
-            words = "a job of %s has left %s behind; its process is used no more"
-            self._foreman.log.info(words, held.dispatch.module, note.spoiled)
-        if note.spoiled or held.why or 0 < self._settings.jobs_per_process <= child.jobs:
+        if held.why or 0 < self._settings.jobs_per_process <= child.jobs:
             self._retire(child)
         self._foreman.job_ended(held, note)
+
+    def _be_spoiled(self, child: Child, note: Spoiled) -> None:
+        if self._foreman.may_say(f"jobs of {child.last} that have left {note.words} behind"):
+            words = "a job of %s has left %s behind; its process is used no more"
+            self._foreman.log.info(words, child.last, note.words)
+        self._retire(child)
+        self._run_elsewhere(child)
+
+    def _run_elsewhere(self, child: Child) -> None:
+        """Run the job that a process was given and has not started, if there is one, in another process."""
+        held, child.held = child.held, None
+        if held is not None:
+            self.run(held, child.source, child.origin)
 
     def _retire(self, child: Child) -> None:
         if child in self._children:
@@ -148,6 +171,8 @@ class Pool:
     def _child_ended(self, child: Child, status: int) -> None:
         if child in self._children:
             self._children.remove(child)
+        if child.jobs and child.held is not None and not child.held.why and not _has_begun(child, child.held):
+            self._run_elsewhere(child)  # What the job before has left has ended the process.
         held, child.held = child.held, None
         if held is not None and not child.member.pid:
             self._foreman.job_not_started(held, child.member.words_for(status))
@@ -182,6 +207,10 @@ class Pool:
         """End those that wait for work now, and the others with their job."""
         for child in list(self._children):
             self._retire(child)
+
+
+def _has_begun(child: Child, held: Held[Any]) -> bool:
+    return held.dispatch.fence in child.member.page.recent()
 
 
 def _check_report(note: Ended, held: Held[Any]) -> None:

@@ -160,6 +160,7 @@ class Runner:
         tidy: Callable[[], None] = lambda: None,
         collector: Collector | None = None,
         started: Callable[[], None] = lambda: None,
+        restore_logs: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin to show signs of life, and say what is served.
 
@@ -167,8 +168,10 @@ class Runner:
             tidy: Called with each sign of life, and when jobs have ended.
             collector: Collects what they have left; None where the process is not only there for jobs.
             started: Called when the plugins know that the worker is connected, before the first job.
+            restore_logs: Called before a plugin is called, or a line of another process is written.
         """
         self._started = started
+        self._restore_logs = restore_logs
         self._collector = collector
         if collector is None:
             job_servers.tell_jobs(self._servers_of_job)
@@ -349,6 +352,7 @@ class Runner:
 
     def enter(self, hook: str, plugin: int, job: Any) -> _InHook:
         """Note that a plugin is called: until it returns, what this greenlet does is its doing and not that of a job."""
+        self._restore_logs()
         running = getcurrent()
         entered = self._in_hooks[running] = _InHook(hook, self._hooks.names[plugin], job, self._fences.get(running))
         self._set_fence(running, -1 - plugin)
@@ -457,6 +461,7 @@ class Runner:
         self._worker.counts = note.counts
 
     def _log(self, note: Logged) -> None:
+        self._restore_logs()
         quietly(_write, note.fields)  # A job may have closed the stream, or replaced a part of `logging`.
 
 

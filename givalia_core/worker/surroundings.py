@@ -15,10 +15,10 @@ import time
 # What `signal` wraps, which makes an enum of each answer, and that takes time.
 from _signal import getsignal as get_handler  # type: ignore[import-not-found]
 from _signal import pthread_sigmask as get_mask
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import compress
 from locale import LC_ALL, setlocale
-from logging import disable, getLogger, root
 from operator import is_
 from os import O_CLOEXEC, O_RDONLY, close, fchdir, fstat, getcwd, umask
 from os import open as open_file
@@ -31,6 +31,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
+from givalia_core.worker.loggers import Logging
 
 __builtins__ = BUILTINS
 
@@ -46,45 +47,24 @@ _PARTS: Final[list[tuple[ModuleType, Any, list[str]]]] = [
     for part in (module, *(vars(module).values() if module in _CLASSED else ()))
     if part is module or (isinstance(part, type) and part.__module__ == module.__name__)
 ]
-_LOGGERS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 
 
-class Loggers:
-    """The state of Givalia's loggers when this was made; `logging.config` changes all there are unless it is told otherwise."""
+class _Kept:
+    """The values that some names had in a namespace; two thousand of them are compared after each job that runs apart."""
 
-    def __init__(self) -> None:
-        self._disabled_to = root.manager.disable
-        self._were = [(logger.level, logger.propagate, logger.filters[:], logger.handlers[:]) for logger in _LOGGERS]
-        handlers = {handler for logger in _LOGGERS for handler in logger.handlers}
-        self._handlers = [(handler, handler.level, handler.formatter, handler.filters[:]) for handler in handlers]
+    def __init__(self, space: Mapping[str, Any], names: Sequence[str]) -> None:
+        wanted = frozenset(names)
+        self._size = len(space)
+        self._is_wanted = [name in wanted for name in space]
+        self._names = [name for name in space if name in wanted]
+        self._values = [space[name] for name in self._names]
 
-    def are_kept(self) -> bool:
-        """Return whether what was logged then still is, by the same handlers; others may have been added."""
-        return (
-            root.manager.disable <= self._disabled_to
-            and all(
-                not logger.disabled
-                and logger.level == level
-                and logger.filters == filters
-                and set(handlers) <= set(logger.handlers)
-                for logger, (level, _, filters, handlers) in zip(_LOGGERS, self._were, strict=True)
-            )
-            and all(
-                handler.level == level and handler.formatter is formatter and handler.filters == filters
-                for handler, level, formatter, filters in self._handlers
-            )
-        )
-
-    def restore(self) -> None:
-        """Let them log again as they did."""
-        disable(self._disabled_to)
-        for logger, (level, propagates, filters, handlers) in zip(_LOGGERS, self._were, strict=True):
-            logger.disabled, logger.propagate, logger.filters = False, propagates, filters[:]
-            logger.setLevel(level)
-            for handler in handlers:
-                logger.addHandler(handler)
-        for handler, level, formatter, filters in self._handlers:
-            handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
+    def are_in(self, space: Mapping[str, Any]) -> bool:
+        """Return whether each name still has the same object; others may have come."""
+        # First in the order of the namespace, at whose end new names stand: that takes less time than looking each name up.
+        if len(space) >= self._size and all(map(is_, compress(space.values(), self._is_wanted), self._values)):
+            return True
+        return all(map(is_, map(space.get, self._names), self._values))
 
 
 class Contents:
@@ -94,20 +74,18 @@ class Contents:
     # is not to lose its process each time.
 
     def __init__(self) -> None:
-        self._parts = [tuple(map(vars(part).get, names)) for _, part, names in _PARTS]
-        self._modules = dict(modules)
+        self._parts = [_Kept(vars(part), names) for _, part, names in _PARTS]
+        self._modules = _Kept(modules, list(modules))
         self._lists = _lists()
         self._values = _values()
 
     def changed(self) -> list[str]:
         """Return in words which of them have changed."""
         names = [
-            module.__name__
-            for (module, part, names), were in zip(_PARTS, self._parts, strict=True)
-            if not all(map(is_, map(vars(part).get, names), were))
+            module.__name__ for (module, part, _), kept in zip(_PARTS, self._parts, strict=True) if not kept.are_in(vars(part))
         ]
         changed = [f"changes to the module {name}" for name in dict.fromkeys(names)]
-        if not all(map(is_, map(modules.get, self._modules), self._modules.values())):
+        if not self._modules.are_in(modules):
             changed.append("changes to sys.modules")
         now = _lists()
         changed += [words for words, were in self._lists.items() if not set(map(id, now[words])).issuperset(map(id, were))]
@@ -132,18 +110,22 @@ def _values() -> dict[str, Any]:
 
 
 class Surroundings:
-    """What a process had when this was made: folder, umask, signals, limits, streams, and the loggers of Givalia.
+    """What a process had when this was made: folder, umask, signals, limits, streams, and how it logs.
 
     Args:
         get_handler: Returns the handler of a signal; in a process with gevent its own, which knows of its handler for SIGCHLD.
         set_handler: Sets it.
+        logs: How it logs, if that is known; None: as it does now.
     """
 
     def __init__(
-        self, get_handler: Callable[[int], Any] = get_handler, set_handler: Callable[[int, Any], object] = set_handler
+        self,
+        get_handler: Callable[[int], Any] = get_handler,
+        set_handler: Callable[[int, Any], object] = set_handler,
+        logs: Logging | None = None,
     ) -> None:
         self._get_handler, self._set_handler = get_handler, set_handler
-        self._loggers = Loggers()
+        self.logs = logs or Logging()
         self._folder = open_file(".", O_RDONLY | O_CLOEXEC)
         self._were = self._look()
 
@@ -151,7 +133,7 @@ class Surroundings:
         """What is not any more as it was, in words."""
         now = self._look()
         changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
-        return changed if self._loggers.are_kept() else [*changed, "loggers"]
+        return changed if self.logs.are_kept() else [*changed, "loggers"]
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -160,7 +142,7 @@ class Surroundings:
 
     def restore(self) -> None:
         """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
-        self._loggers.restore()
+        self.logs.restore()
         with suppress(OSError):
             fchdir(self._folder)
         umask(self._were["umask"])

@@ -15,7 +15,7 @@ import pytest
 from givalia_core.clock import SECOND_US, ManualClock, Mark, Now, TimerClock
 from givalia_core.errors import GivaliaError, StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, Answered, Job
-from givalia_core.store import Memory, SQLite, export_stream, moving, sqlite_file
+from givalia_core.store import Memory, SQLite, export_stream, moving, sqlite_copies, sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted, Watched
 from givalia_core.store.export_stream import FORMAT, MAGIC, Footer, Header, Reader, Writer
 from givalia_core.store.suite import MARK, NOW, StoreSuite, inserts, job_id, request_id, waiting
@@ -523,3 +523,20 @@ def test_every_error_of_an_import_is_ours(small: bytes) -> None:
     for changes in ({"timer_us": None}, {"wall_us": "x"}, {"format": "1"}):
         with pytest.raises(GivaliaError):
             imported(Memory(), _rewritten(small, **changes))
+
+
+@pytest.mark.parametrize("days", [0, 2])
+def test_fences_of_an_old_export_begin_above_those_that_its_store_may_have_granted_since(
+    make: Callable[[str], Store], days: int
+) -> None:
+    source = filled(make("sqlite"), every_kind())
+    content = exported(source)
+    for _ in range(5):
+        last = source.open().epoch
+        source.close()
+    target = make("sqlite")
+
+    imported(target, content, ManualClock(wall_us=NOW.wall_us + days * 86_400 * SECOND_US))
+
+    target.close()
+    assert (target.open().epoch > last + sqlite_copies.STARTS) is (days == 2)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import shlex
 import shutil
+import signal
 import sqlite3
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,8 @@ import pytest
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
-from givalia_core.store import packing, sqlite_file, sqlite_upgrade
+from givalia_core.store import packing, sqlite_copies, sqlite_file, sqlite_records, sqlite_upgrade
+from givalia_core.store import sqlite as sqlite_module
 from givalia_core.store.base import Filter, Wanted
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.sqlite_records import base_rows
@@ -86,6 +93,7 @@ def test_a_server_does_not_open_it_and_says_what_to_do(path: Path) -> None:
         SQLite(f"sqlite://{path}").open()
 
     assert path.read_bytes() == before
+    assert sqlite_file.format_of(path) == 1
 
 
 def test_every_job_and_number_is_there_afterwards(path: Path) -> None:
@@ -118,35 +126,164 @@ def test_doing_it_again_changes_nothing(path: Path) -> None:
     store.close()
 
 
-def test_the_old_file_is_kept(path: Path) -> None:
+def kept_of(path: Path, before: int) -> sqlite3.Connection:
+    """The copy that an upgrade kept; it is one file, and whole."""
+    kept = path.with_name(f"queue.db.format-{before}")
+    assert not kept.with_name(f"{kept.name}-wal").exists()
+    return sqlite3.connect(kept)
+
+
+def test_a_copy_of_the_store_as_it_was_is_kept(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.chmod(0o640)
+
     SQLite(f"sqlite://{path}").upgrade()
 
-    kept = sqlite3.connect(path.with_name("queue.db.format-1"))
-    assert kept.execute("SELECT count(*) FROM jobs").fetchone() == (len(JOBS),)
-    assert kept.execute("PRAGMA user_version").fetchone() == (1,)
-    kept.close()
+    with contextlib.closing(kept_of(path, 1)) as kept:
+        assert kept.execute("SELECT count(*) FROM jobs").fetchone() == (len(JOBS),)
+        assert kept.execute("PRAGMA user_version").fetchone() == (1,)
+        assert sqlite_copies.fact(kept, "epoch") == 41 + sqlite_copies.STARTS
+    assert {each.stat().st_mode & 0o777 for each in (path, path.with_name("queue.db.format-1"))} == {0o640}
+    assert sum("mv" in line and "queue.db.format-1" in line for line in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("step", ["_copy", "_keep_old"])
-def test_one_that_is_cut_short_leaves_a_store_that_can_be_upgraded(
-    path: Path, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = getattr(sqlite_upgrade, step)
-
-    def cut_short(*arguments: Any) -> None:
-        real(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sqlite_upgrade, step, cut_short)
-        with pytest.raises(KeyboardInterrupt):
-            SQLite(f"sqlite://{path}").upgrade()
-
+def of_format_2(path: Path, *, is_closed: bool = True) -> None:
+    """A store of format 2; unless closed, what its last server wrote lies in the log alone."""
     store = SQLite(f"sqlite://{path}")
-    assert store.upgrade() == (1, sqlite_file.FORMAT)
     store.open()
+    store._connection.execute("PRAGMA user_version = 2")
+    store._checkpoint()
+    store.commit(inserts(JOBS), MARK)
+    if is_closed:
+        store._connection.execute("PRAGMA user_version = 2")
+        store.close()
+    else:
+        log_bytes = Path(f"{path}-wal").read_bytes()
+        store.close()
+        database = sqlite3.connect(path)
+        database.execute("DELETE FROM jobs")
+        database.execute("UPDATE facts SET value = x'01', crc = ? WHERE name = 'open'", (zlib.crc32(b"\x01"),))
+        database.close()
+        Path(f"{path}-wal").write_bytes(log_bytes)
+    shutil.rmtree(path.with_name("queue.db.index"))
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_start_upgrades_a_store_of_the_format_before_and_keeps_a_copy(tmp_path: Path, is_closed: bool) -> None:
+    path = tmp_path / "queue.db"
+    of_format_2(path, is_closed=is_closed)
+
+    store = SQLite(f"sqlite://{path}", may_upgrade=True)
+    opened = store.open()
+
+    assert sqlite_file.format_of(path) == sqlite_file.FORMAT
+    assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
+    assert opened.epoch == 2
+    store.close()
+    with contextlib.closing(kept_of(path, 2)) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone() == (2,)
+        assert kept.execute("SELECT count(*) FROM jobs").fetchone() != (0,)
+        assert sqlite_copies.fact(kept, "open") == 0
+
+
+def test_the_way_back_leads_to_fences_above_all_that_were_granted_since(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    of_format_2(path)
+    store = SQLite(f"sqlite://{path}", may_upgrade=True)
+    store.open()
+    store.close()
+    last = store.open().epoch
+    store.close()
+
+    path.with_name("queue.db.format-2").rename(path)
+
+    assert store.open().epoch > last + sqlite_copies.STARTS - 10
     assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
     store.close()
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_manual_upgrade_is_refused_with_the_exact_command(path: Path, tmp_path: Path, before: int) -> None:
+    if before == 2:
+        path = tmp_path / "a b" / "queue.db"
+        of_format_2(path)
+    files = {each: each.read_bytes() for each in path.parent.glob("queue.db*") if each.is_file()}
+
+    with pytest.raises(StoreUnfit, match=r"run givalia store upgrade --store (sqlite:\S+)") as refused:
+        SQLite(f"sqlite://{path}").open()
+
+    named = str(refused.value).split("--store ")[1].split(" as the user")[0]
+    assert SQLite(*shlex.split(named)).path == path
+    files[path.with_name("queue.db.lock")] = path.with_name("queue.db.lock").read_bytes()
+    assert files == {each: each.read_bytes() for each in path.parent.glob("queue.db*") if each.is_file()}
+
+
+def test_upgrade_without_room_for_the_copy_is_refused_and_nothing_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "queue.db"
+    of_format_2(path)
+    before = path.read_bytes()
+    full = os.statvfs_result((4096, 4096, 100, 10, 10, 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(StoreFull, match="a copy of it is kept"):
+        SQLite(f"sqlite://{path}", may_upgrade=True).open()
+
+    assert path.read_bytes() == before
+    assert not [*tmp_path.glob("queue.db.format*"), *tmp_path.glob("queue.db.upgrading*")]
+
+
+def killed_before_call(path: Path, number: int) -> bool:
+    """Upgrade in a fork that is killed before its call number `number` of what changes files; False if it was done before."""
+    child = os.fork()
+    if not child:
+        left = number
+
+        def count(frame: Any, event: str, called: Any) -> None:
+            nonlocal left
+            if event == "c_call" and frame.f_code.co_filename in _UPGRADING:
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.setprofile(count)
+            SQLite(f"sqlite://{path}", may_upgrade=True).open()
+            sys.setprofile(None)
+            os._exit(0)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+_UPGRADING = {module.__file__ for module in (sqlite_upgrade, sqlite_copies, sqlite_file, sqlite_module)}
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_upgrade_that_is_killed_at_any_call_is_done_by_the_next_start(path: Path, before: int, tmp_path: Path) -> None:
+    if before == 2:
+        path = tmp_path / "second" / "queue.db"
+        of_format_2(path)
+    original = tmp_path / "original"
+    shutil.copytree(path.parent, original, ignore=shutil.ignore_patterns("original"))
+
+    for number in itertools.count(1, 3 if before == 2 else 5):
+        for each in path.parent.glob("queue.db*"):
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        shutil.copytree(original, path.parent, dirs_exist_ok=True)
+        was_killed = killed_before_call(path, number)
+
+        store = SQLite(f"sqlite://{path}", may_upgrade=True)
+        store.open()
+        assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
+        store.close()
+        with contextlib.closing(kept_of(path, before)) as kept:
+            assert kept.execute("PRAGMA user_version").fetchone() == (before,)
+            assert kept.execute("PRAGMA quick_check").fetchone() == ("ok",)
+        assert not [*path.parent.glob("queue.db.upgrading*"), *path.parent.glob("*.making*")]
+        if not was_killed:
+            break
+    assert number > 50
 
 
 def test_a_damaged_row_is_refused_and_the_store_stays_as_it_is(path: Path) -> None:
@@ -170,7 +307,17 @@ def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
     lock.release()
 
 
-def test_a_store_of_format_2_is_read_as_it_is_and_is_of_this_format_from_then_on(tmp_path: Path) -> None:
+def pack_base_before(job: Job) -> bytes:
+    """The record of an enq before there was `started_at_us`."""
+    place = Job._fields.index("started_at_us")
+    packed: bytes = msgpack.packb((*job[:place], *job[place + 1 : -1]))
+    return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
     path = tmp_path / "second" / "queue.db"
     store = SQLite(f"sqlite://{path}")
     store.open()
@@ -178,16 +325,17 @@ def test_a_store_of_format_2_is_read_as_it_is_and_is_of_this_format_from_then_on
     job = waiting(1, key="k", answered=(Answered(job_id(1), "enq", 5), Answered(request, "ext", 6)))
     # As the records of that format have it: an answer has no time.
     store.commit(inserts([job]), MARK)
-    earlier: Any = tuple(past[:3] for past in job.answered)
+    earlier: Any = tuple(past[: before + 1] for past in job.answered)
+    monkeypatch.setattr(sqlite_records, "pack_base", pack_base_before)
     ((_, records),), _ = base_rows([job._replace(answered=earlier)])
     store._connection.execute("UPDATE jobs SET records = ?", (records,))
     store.close()
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 2")
+    database.execute(f"PRAGMA user_version = {before}")
     database.close()
     shutil.rmtree(path.with_name("queue.db.index"))
 
-    assert SQLite(f"sqlite://{path}").upgrade() == (2, sqlite_file.FORMAT)
+    assert SQLite(f"sqlite://{path}").upgrade() == (before, sqlite_file.FORMAT)
 
     assert sqlite_file.format_of(path) == sqlite_file.FORMAT
     store.open()

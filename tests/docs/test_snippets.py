@@ -15,7 +15,8 @@ LEAST_S = 30.0  # Shorter delays and deadlines depend on the speed of the machin
 _SECONDS = re.compile(
     r'(?:\btime=|--time |"time": ?|\bexpires=|--expires |\bwait\(timeout=|--wait-timeout )' r"(\d[\d.]*)(?![\d.]| \*)"
 )
-KNOWN = {"python", "toml", "console", "jsonl", "json", "hex", "text", "mermaid", "make", ""}
+KNOWN = {"python", "toml", "console", "jsonl", "json", "hex", "text", "mermaid", "make", "yaml", ""}
+"""What is YAML is for Prometheus, which reads it in `tests/system/test_alerts.py`."""
 
 
 @pytest.mark.parametrize("page", PLAYED, ids=named)

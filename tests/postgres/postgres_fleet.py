@@ -31,6 +31,14 @@ class Hooks:
     @hookimpl
     def on_cancel(self, job, running):
         write_line(os.environ["HOOKS_FILE"], "on_cancel", job.id, running)
+
+    @hookimpl
+    def on_done(self, job):
+        write_line(os.environ["HOOKS_FILE"], "on_done", job.id)
+
+    @hookimpl
+    def on_dead(self, job, reason, error):
+        write_line(os.environ["HOOKS_FILE"], "on_dead", job.id, reason)
 """
 
 

@@ -159,7 +159,7 @@ def test_ready_jobs_are_counted_to_an_end_although_the_modules_of_some_are_no_te
     )
 
     # then
-    counted = [module for module, count in store.ready(NOW)]
+    counted = [found.route.module for found in store.ready(NOW)]
     assert len(counted) < 30
     assert {f"M{number:02}" for number in range(1, 19) if number not in (7, 8)} <= set(counted)
 

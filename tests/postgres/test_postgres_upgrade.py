@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from givalia_postgres.connection import Connection
 from postgres_fleet import Fleet
 
 from givalia_core.clock import Now
-from givalia_core.errors import StoreLocked, StoreUnfit
+from givalia_core.errors import StoreLocked, StoreMissing, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Job
 from givalia_core.store.base import Filter, Wanted
 
@@ -81,6 +82,21 @@ def test_store_of_the_format_before_is_whole_after_its_upgrade(old: str) -> None
     assert upgraded(old) == (schema.FORMAT, schema.FORMAT)
 
 
+def test_tables_of_format_2_get_an_index_and_no_row_is_written(old: str) -> None:
+    upgraded(old)
+    before = say(old, "SELECT seq, xmin::text FROM givalia.jobs ORDER BY seq")
+    say(old, "DROP INDEX givalia.jobs_newest")
+    say(old, "UPDATE givalia.facts SET value = '2' WHERE name = 'format'")
+    with pytest.raises(StoreUnfit, match="run givalia store upgrade"):
+        contents(old)
+
+    assert upgraded(old) == (2, 3)
+
+    assert say(old, "SELECT to_regclass('givalia.jobs_newest') IS NOT NULL") == [(True,)]
+    assert say(old, "SELECT seq, xmin::text FROM givalia.jobs ORDER BY seq") == before
+    assert contents(old)[1] == []
+
+
 def test_requests_and_numbers_go_on_after_an_upgrade(old: str) -> None:
     # given
     upgraded(old)
@@ -137,8 +153,10 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrading, "_ROWS", 2)
 
 
-def is_killed(url: str, trip: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> bool:
-    """Upgrade, and end the program instead of, or after, this trip to the database; False if it was over before."""
+def is_killed(
+    url: str, trip: int, monkeypatch: pytest.MonkeyPatch, *, after: bool, act: Callable[[str], Any] = upgraded
+) -> bool:
+    """Upgrade (or `act`), and end the program instead of, or after, this trip to the database; False if it was over before."""
     ask = Connection.ask
     left = trip
 
@@ -154,7 +172,7 @@ def is_killed(url: str, trip: int, monkeypatch: pytest.MonkeyPatch, *, after: bo
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "ask", counted)
         try:
-            upgraded(url)
+            act(url)
         except Killed:
             return True
     return False
@@ -189,7 +207,7 @@ def test_upgrade_that_is_killed_at_any_trip_goes_on(old: str, after: bool, monke
 def test_fresh_tables_are_made_whole_or_not_at_all(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for trip in range(1, 100):
         # when
-        killed = is_killed(database_url, trip, monkeypatch, after=False)
+        killed = is_killed(database_url, trip, monkeypatch, after=False, act=opened_by_a_server)
 
         # then
         if say(database_url, "SELECT to_regclass('givalia.facts') IS NOT NULL") == [(True,)]:
@@ -249,6 +267,61 @@ def test_upgrade_waits_for_nobody_who_has_the_store_open(old: str) -> None:
     with pytest.raises(StoreLocked, match="stop them"):
         upgraded(old)
     assert say(old, "SELECT * FROM givalia.jobs ORDER BY seq") == before
+
+
+def opened_by_a_server(url: str) -> list[Job]:
+    """The jobs of a store that a server with `upgrade = "auto"` has opened."""
+    store = Postgres(url)
+    store.may_upgrade = True
+    with closing(store):
+        store.open()
+        return store.page(Filter(), None, 100, NOW).jobs
+
+
+def test_start_upgrades_the_tables_and_says_that_there_is_no_copy(old: str, caplog: pytest.LogCaptureFixture) -> None:
+    # when
+    jobs = opened_by_a_server(old)
+
+    # then
+    assert len(jobs) == 8
+    assert say(old, "SELECT value FROM givalia.facts WHERE name = 'format'") == [(str(schema.FORMAT),)]
+    assert [line for line in caplog.messages if f"from format 1 to {schema.FORMAT}" in line and "no copy" in line]
+    assert len(opened_by_a_server(old)) == 8
+
+
+def test_start_beside_a_living_server_upgrades_nothing_and_names_the_command(old: str) -> None:
+    # given
+    say(
+        old,
+        "INSERT INTO givalia.servers VALUES (7, (extract(epoch FROM now()) * 1000000)::bigint + 9000000, 0, '', '')",
+    )
+
+    # when, then
+    with pytest.raises(StoreLocked, match="givalia store upgrade --store postgresql:"):
+        opened_by_a_server(old)
+    assert say(old, "SELECT value FROM givalia.facts WHERE name = 'format'") == [("1",)]
+
+
+def test_start_of_a_user_who_may_not_upgrade_names_the_command_and_no_password(old: str) -> None:
+    # given
+    say(
+        old,
+        "DO $$ BEGIN CREATE ROLE serves LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;"
+        "GRANT USAGE ON SCHEMA givalia TO serves;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA givalia TO serves",
+    )
+
+    # when, then
+    with pytest.raises(StoreUnfit, match="givalia store upgrade --store") as refused:
+        opened_by_a_server(old.replace("postgres@", "serves:hidden@"))
+    assert "hidden" not in str(refused.value)
+    assert say(old, "SELECT value FROM givalia.facts WHERE name = 'format'") == [("1",)]
+
+
+def test_upgrade_makes_no_tables(database_url: str) -> None:
+    with pytest.raises(StoreMissing, match="givalia store create"):
+        upgraded(database_url)
+    assert say(database_url, "SELECT to_regclass('givalia.facts') IS NULL") == [(True,)]
 
 
 def test_program_of_the_version_before_cannot_write_a_row_without_a_checksum(old: str) -> None:

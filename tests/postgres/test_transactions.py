@@ -251,12 +251,13 @@ def test_same_id_twice_is_one_job_and_a_batch_of_jobs_is_whole(fleet: Fleet) -> 
     assert client.enq("Note", time=5, id=job.id).due == job.due
 
 
-def test_job_done_in_its_own_transaction_is_done_if_and_only_if_that_commits(fleet: Fleet) -> None:
+def test_job_done_in_its_own_transaction_is_done_if_and_only_if_that_commits(fleet: Fleet, tmp_path: Path) -> None:
     # given
     with psycopg.connect(fleet.url) as connection:
         connection.execute("CREATE TABLE public.paid (id uuid, attempt int)")
-    fleet.add_server()
+    fleet.add_server(**fleet.with_hooks(tmp_path / "hooks"))
     fleet.add_worker()
+    await_true(lambda: fleet.ask("SELECT count(*) FROM givalia.servers WHERE terms <> ''") == [(1,)], "its terms")
     client = fleet.client_of()
 
     # when the first attempt fails before its commit, and the second one after it
@@ -268,6 +269,8 @@ def test_job_done_in_its_own_transaction_is_done_if_and_only_if_that_commits(fle
     assert client.stat(id=job.id).attempts == 2
     time.sleep(0.5)
     assert client.stat(id=job.id).state == "done"
+    await_true(lambda: ["on_done", job.id] in lines_of(tmp_path / "hooks"), "the hook is called", 5)
+    assert lines_of(tmp_path / "hooks") == [["on_enq", job.id], ["on_done", job.id]]
     assert fleet.check() == []
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,12 @@ import pytest
 from system_install import Installed
 from system_rig import Rig, Running, await_true, free_port
 
-VERBS = ("enq", "stat", "explain", "cancel", "ext", "requeue", "list", "modules", "workers", "info", "plugins", "store", "demo")
+from givalia_core import __version__
+
+VERBS = (
+    "enq", "stat", "explain", "cancel", "ext", "requeue", "list", "modules", "workers", "clients", "info", "plugins", "store",
+    "completion", "demo",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,59 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
     done = house.cli("enq", "Flaky", "--params", '{"fail_times": 0}', "--wait")
 
     assert json.loads(_ok(done)) == {"attempts": 1}
+
+
+def test_ctrl_c_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig) -> None:
+    port = house.server.port  # type: ignore[union-attr]
+    waiting = house.start("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
+    await_true(lambda: house.cli("stat", "waited-for").returncode == 0, "it is enqueued")
+
+    waiting.send(signal.SIGINT)
+
+    assert waiting.wait() == -signal.SIGINT
+    job = house.cli_json("stat", "waited-for")["id"]
+    assert (waiting.out, waiting.log) == ("", f"givalia: not waited for any longer: job {job}, key waited-for, which goes on\n")
+    assert house.cli_json("cancel", "waited-for") == {"answer": "cancelled"}
+
+
+def test_params_are_read_from_a_file_and_from_standard_input(house: Rig, tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text('{"fail_times": 0}')
+
+    from_file = house.cli("enq", "Flaky", "--params", f"@{tmp_path / 'params.json'}", "--wait")
+    code, output, _ = _piped(house, b'{"fail_times": 0}', "enq", "Flaky", "--params", "-", "--wait")
+
+    assert json.loads(_ok(from_file)) == {"attempts": 1}
+    assert (code, output) == (0, ['{"attempts": 1}'])
+
+
+def test_json_is_asked_for_before_or_after_the_verb(house: Rig) -> None:
+    assert json.loads(_ok(house.cli("--json", "plugins"))) == json.loads(_ok(house.cli("plugins", "--json")))
+
+
+@pytest.mark.parametrize("program", ["givalia", "givalia-server", "givalia-worker"])
+def test_every_program_tells_its_version(house: Rig, program: str) -> None:
+    assert _ok(house.run(program, "--version")) == f"{program} {__version__}\n"
+
+
+@pytest.mark.parametrize("program", ["givalia", "givalia-server", "givalia-worker"])
+def test_a_settings_file_that_is_a_folder_is_refused_in_a_line(house: Rig, program: str, tmp_path: Path) -> None:
+    words = ("info",) if program == "givalia" else ()
+
+    done = house.run(program, "--config", tmp_path, *words)
+
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"{program}: SETTINGS_INVALID: ")
+    assert str(tmp_path) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_that_is_no_text_is_refused_in_a_line(house: Rig) -> None:
+    command = [house.installed.program("givalia"), "-p", str(house.server.port), "stat", b"\xff\x1b"]  # type: ignore[union-attr]
+    done = run(command, env=house.environ, capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 64
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
 
 
 def test_a_terminal_shows_how_far_the_job_is_and_standard_output_only_the_result(house: Rig) -> None:
@@ -215,11 +274,24 @@ def test_requeue_of_all_dead_jobs_of_a_module(house: Rig) -> None:
         await_true(lambda job=job: job.stat().state == "dead", "its death")
         ids.add(job.id)
 
-    done = house.cli("requeue", "--dead", "--module", "Flaky", "--time", 300, "--json")
+    dry = house.cli("requeue", "--dead", "--module", "Flaky", "--dry-run")
+    done = json.loads(_ok(house.cli("requeue", "--dead", "--module", "Flaky", "--time", 300, "--json")))
 
-    shown = [json.loads(line) for line in _ok(done).splitlines()]
-    assert ids <= {each["id"] for each in shown}
-    assert "requeued" in done.stderr
+    assert _ok(dry) == f"would be: {done['counts']['requeued']} requeued\n"
+    assert {house.client().stat(id=each).state for each in ids} == {"waiting"}
+
+
+def test_what_a_filter_admits_is_moved_and_called_off(house: Rig) -> None:
+    for number in range(3):
+        house.cli_json("enq", "Sample", "--time", 600, "--key", f"import-{number}")
+
+    moved = _ok(house.cli("ext", "--key-prefix", "import-", "--time", 60))
+    dues = [json.loads(line)["due"] for line in _ok(house.cli("list", "--key-prefix", "import-", "--json")).splitlines()]
+    called_off = house.cli_json("cancel", "--key-prefix", "import-")
+
+    assert moved == "3 moved\n"
+    assert len(dues) == 3
+    assert called_off == {"counts": {"cancelled": 3}, "dry_run": False}
 
 
 def test_running_jobs_are_stopped_on_demand(house: Rig) -> None:
@@ -312,6 +384,12 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "key and id": (("stat", "taken", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
     "ext without a time": (("ext", "taken"), 64, "BAD_REQUEST"),
     "neither key nor id to cancel": (("cancel",), 64, "BAD_REQUEST"),
+    "a key and a filter": (("cancel", "taken", "--module", "Sample"), 64, "BAD_REQUEST"),
+    "all and a filter": (("cancel", "--all", "--module", "Sample"), 64, "BAD_REQUEST"),
+    "an empty filter": (("cancel", "--key-prefix", ""), 64, "BAD_REQUEST"),
+    "a dry run of one job": (("cancel", "taken", "--dry-run"), 64, "BAD_REQUEST"),
+    "a cursor of nothing": (("cancel", "--module", "Sample", "--cursor", "x"), 64, "BAD_REQUEST"),
+    "a state that no job to call off has": (("cancel", "--state", "dead"), 64, "BAD_REQUEST"),
     "keys and an id": (("cancel", "taken", "other", "--id", uuid.uuid4()), 64, "BAD_REQUEST"),
     "several without a time": (("ext", "taken", "other"), 64, "BAD_REQUEST"),
     "ext to NaN": (("ext", "taken", "--time", "nan"), 64, "BAD_REQUEST"),

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_a_full_disk_ends_nothing_and_loses_nothing(rig: Rig, tmp_path: Path, ki
                 filler.fill()
         assert server.is_alive
         assert load.refused
+        assert "the disk of the store is full" in client.info()["troubles"]["store_full"]["words"]
         assert load.questions
         print(f"{kind}, others {others}: {load.refused} refused, {load.questions} questions, {load.changed} changes while full")
 
@@ -107,6 +109,10 @@ def test_a_full_disk_ends_nothing_and_loses_nothing(rig: Rig, tmp_path: Path, ki
                 assert client.stat(id=job).state == "cancelled"
         with pytest.raises((WrongState, GivaliaError)):
             client.ext(id=next(iter(load.cancelled)), time=1)
+        server.await_log(r"store_full is over after \d+ s: the store has room again", 30)
+        said = re.findall(r"WARNING givalia\.server: (store_full): |store_full (is over)", server.log)
+        assert said == [("store_full", ""), ("", "is over")]
+        assert client.info()["troubles"]["store_full"] is None
         assert server.is_alive
         assert worker.stop() == 0
         assert server.stop() == 0

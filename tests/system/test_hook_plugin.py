@@ -56,12 +56,20 @@ class Witness:
         write(hook="on_ext", job=shown(job))
 
     @hookimpl
+    def on_requeue(self, job):
+        write(hook="on_requeue", job=shown(job))
+
+    @hookimpl
+    def on_done(self, job):
+        write(hook="on_done", job=shown(job))
+
+    @hookimpl
     def on_retry(self, job, outcome):
         write(hook="on_retry", job=shown(job), outcome={"kind": outcome.kind, "error": outcome.error})
 
     @hookimpl
-    def on_dead(self, job, reason):
-        write(hook="on_dead", job=shown(job), reason=reason)
+    def on_dead(self, job, reason, error):
+        write(hook="on_dead", job=shown(job), reason=reason, error=error)
 
     @hookimpl
     def server_started(self, server):
@@ -190,8 +198,20 @@ def test_a_failed_attempt_is_seen_and_so_are_its_retry_and_its_death(house: Hous
     assert of_server[1]["outcome"]["kind"] == "failed"
     assert "Odd: odd" in of_server[1]["outcome"]["error"]
     assert of_server[2]["reason"] == "exhausted"
+    assert "Odd: odd" in of_server[2]["error"]
     assert [each["job"]["attempt"] for each in of_worker] == [1, 1, 2, 2]
     assert [each["outcome"]["kind"] for each in of_worker if each["hook"] == "after_run"] == ["failed", "failed"]
+
+
+def test_another_life_and_a_success_are_told_on_the_server(house: House) -> None:
+    job = house.client.enq("Echo", time=60)
+    job.cancel()
+    house.client.requeue(id=job.id).wait(10)
+
+    told = house.of(job.id, "on_enq", "on_cancel", "on_requeue", "on_done", count=4)
+
+    assert [each["hook"] for each in told] == ["on_enq", "on_cancel", "on_requeue", "on_done"]
+    assert {each["pid"] for each in told} == {house.server.pid}
 
 
 def test_cancel_of_a_job_that_has_not_started_is_told_on_the_server(house: House) -> None:

@@ -281,5 +281,7 @@ def test_a_running_job_that_is_cancelled_sees_it_and_is_not_tried_again(ward: Wa
 def test_the_worker_logged_no_error_of_its_own(ward: Ward) -> None:
     """Last: what jobs raise is theirs. A traceback in the worker's log would be one that nobody caught."""
     assert "CRITICAL" not in ward.worker.log
-    unexpected = [line for line in ward.worker.log.splitlines() if "Traceback" in line]
-    assert len(unexpected) == 1, ward.worker.log  # That of the greenlet which a job has left behind.
+    unexpected = [
+        line for line in ward.worker.log.splitlines() if line.startswith("Traceback")
+    ]  # Behind a margin all is known.
+    assert not unexpected, ward.worker.log

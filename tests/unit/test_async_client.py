@@ -249,7 +249,7 @@ VERBS: dict[str, Callable[[AsyncClient], Any]] = {
     "enq_many": lambda client: client.enq_many([{"module": "Sample"}]),
     "stat": lambda client: client.stat(id=JOB),
     "cancel_many": lambda client: client.cancel_many([JOB]),
-    "requeue_all": lambda client: client.requeue_all(),
+    "requeue_all": lambda client: client.requeue_all(all=True),
     "list": lambda client: first(client.list()),
     "wait": lambda client: client.wait(JOB),
 }

@@ -156,3 +156,29 @@ def test_ids_are_all_different_also_between_a_process_and_its_fork() -> None:
     assert len({each[8:] for each in ids}) == len(ids)
     assert {each[6] >> 4 for each in ids} == {7}
     assert {each[8] >> 6 for each in ids} == {2}
+
+
+def test_a_relative_due_is_told_the_same_at_each_call_until_a_step_is_noticed() -> None:
+    clock = ManualClock()
+    timer = TimerClock.start(clock, None)
+    first = timer.now(clock.read()).told_ahead_us
+
+    clock.step_wall(0.000_003)
+    jittered = timer.now(clock.read()).told_ahead_us
+    clock.step_wall(0.2)
+    stepped = timer.now(clock.read()).told_ahead_us
+
+    assert jittered == first
+    assert stepped == first - 200_003
+
+
+def test_dues_are_told_the_same_after_a_restart() -> None:
+    clock = ManualClock()
+    timer = TimerClock.start(clock, None)
+    before = timer.now(clock.read())
+    clock.step_wall(0.000_003)
+    mark = timer.mark(timer.now(clock.read()))
+
+    after = TimerClock.start(clock, mark).now(clock.read())
+
+    assert after.told_ahead_us == before.told_ahead_us

@@ -10,7 +10,8 @@ import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 
 from givalia_core.clock import SECOND_US, Mark, Now
-from givalia_core.engine.records import Asked, Gone, Reply, Tell
+from givalia_core.engine import sharing
+from givalia_core.engine.records import Asked, Gone, Hook, Reply, Tell
 from givalia_core.errors import (
     BadRequest,
     Busy,
@@ -36,7 +37,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
+from givalia_core.store.base import Change, Commit, Event, Found, Retention, Wanted
 from givalia_core.store.memory import Memory
 from givalia_core.views import text_id
 
@@ -368,7 +369,7 @@ def test_t7_the_last_attempt_that_fails_ends_the_job(rig: EngineRig) -> None:
     status = rig.stat(id=uid(1))
     assert (status["state"], status["reason"], status["error"], status["attempts"]) == ("dead", "exhausted", "two", 2)
     assert rig.hooks[-1].name == "on_dead"
-    assert rig.hooks[-1].extra == {"reason": "exhausted"}
+    assert rig.hooks[-1].extra == {"reason": "exhausted", "error": "two"}
     assert rig.stored(uid(1)).forget_at_us == rig.stored(uid(1)).ended_at_us + rig.policy.retain_dead_us
 
 
@@ -399,6 +400,25 @@ def test_c6_attempts_lost_to_crashes_count(rig: EngineRig) -> None:
 
     assert rig.stat(id=uid(1))["state"] == "dead"
     assert rig.stat(id=uid(1))["attempts"] == 3
+
+
+def test_the_answer_to_a_failure_says_what_follows(rig: EngineRig) -> None:
+    worker = rig.worker(capacity=3)
+    rig.enq(id=uid(1), max_attempts=2)
+    state, most, delay_us = worker.fail()
+    assert (state, most) == ("waiting", 2)
+    assert 0.8 * SECOND_US <= delay_us <= 1.2 * SECOND_US
+    rig.tick(2)
+    assert worker.fail() == ("dead", 2)
+
+    rig.enq(id=uid(2))
+    assert worker.fail(after_us=90 * SECOND_US) == ("waiting", 5, 90 * SECOND_US)
+    rig.enq(id=uid(3))
+    assert worker.fail(permanent=True) == ("dead", 5)
+
+    rig.enq(id=uid(4))
+    rig.cancel(id=uid(4), running=True)
+    assert worker.fail(kind="stopped") == ("cancelled", 5)
 
 
 # T8: stopped.
@@ -854,6 +874,46 @@ def test_c1_a_resent_requeue_answers_the_same(rig: EngineRig) -> None:
     assert rig.requeue("k", request=uid(9)) == first
 
 
+def test_a_requeue_is_told_once_however_often_it_is_sent(rig: EngineRig) -> None:
+    bring(rig, "cancelled")
+    rig.hooks.clear()
+
+    rig.requeue("k", request=uid(9))
+    rig.requeue("k", request=uid(9))
+
+    assert [(hook.name, hook.job.attempt) for hook in rig.hooks] == [("on_requeue", 0)]
+
+
+def test_a_success_is_told_once_however_often_it_is_reported(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    rig.hooks.clear()
+
+    worker.succeed()
+    worker.succeed()
+
+    assert [(hook.name, hook.job.id) for hook in rig.hooks] == [("on_done", uid(1))]
+
+
+def test_a_hook_that_nobody_listens_to_makes_no_effect(rig: EngineRig) -> None:
+    rig.engine.desk.listening = frozenset({"on_dead"})
+    worker = rig.worker()
+    rig.enq(id=uid(1))
+    worker.succeed()
+
+    assert rig.hooks == []
+
+
+def test_a_death_that_another_decided_is_told_with_its_reason(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), max_attempts=1)
+    rig.worker().fail(error="why")
+
+    (hook,) = sharing.hooks(rig.engine.desk, [Event("on_dead", rig.stored(uid(1)), None)])
+
+    assert isinstance(hook, Hook)
+    assert hook.extra == {"reason": "exhausted", "error": "why"}
+
+
 # T13: forgetting.
 
 
@@ -915,7 +975,7 @@ def test_t14_a_job_that_nobody_started_in_time_is_dead(rig: EngineRig) -> None:
 
     assert before == "ready"
     assert (status["state"], status["reason"]) == ("dead", "expired")
-    assert rig.hooks[-1].extra == {"reason": "expired"}
+    assert rig.hooks[-1].extra == {"reason": "expired", "error": None}
 
 
 @pytest.mark.parametrize(
@@ -1622,7 +1682,7 @@ def test_on_a_full_store_enq_is_refused_and_all_else_goes_on() -> None:
     )
 
     assert [type(answer) for answer in answers[0]] == [StoreFull, tuple]
-    assert [answer[0] for answer in answers[1:5]] == [(), (), (), ("cancelled",)]
+    assert [answer[0][:1] for answer in answers[1:5]] == [(), ("waiting",), (), ("cancelled",)]
     assert isinstance(answers[5][0], NotFound)
     assert rig.info()["store_full"] is True
     assert isinstance(rig.enq(id=uid(10)), StoreFull)
@@ -1676,7 +1736,8 @@ def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and
     store.is_used_up = False
     rig.tick(1)
 
-    assert rig.answers(succeed) == rig.answers(fail) == [()]
+    assert rig.answers(succeed) == [()]
+    assert rig.answers(fail)[0][0] == "waiting"
     assert rig.state(id=uid(1)) == "done"
     assert rig.state("due") == "running"  # The tries that came to nothing have cost no credit.
     assert rig.cancel("k") == ("cancelled",)
@@ -1917,7 +1978,7 @@ def test_progress_of_the_batch_in_which_a_job_ends_is_told_before_the_end(rig: E
         rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.last.fence), conn=10),
     )
 
-    heard = [effect for effect in effects if effect.conn == frame.conn]
+    heard = [effect for effect in effects if not isinstance(effect, Hook) and effect.conn == frame.conn]
     assert [type(effect) for effect in heard] == [Tell, Reply]
 
 
@@ -1986,9 +2047,9 @@ def test_why_a_waiting_job_has_not_run(rig: EngineRig) -> None:
 def test_why_a_job_that_failed_has_not_run_again(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.enq(id=uid(1))
-    worker.fail(error="Traceback\nValueError: no", after_us=60 * SECOND_US)
+    worker.fail(error="Traceback (most recent call last):\nValueError: no", after_us=60 * SECOND_US)
 
-    assert why(rig) == "attempt 1 failed (ValueError: no), next try in 60 s"
+    assert why(rig) == "attempt 1 of 5 failed: ValueError: no; next try in 60 s"
 
 
 def test_why_a_ready_job_has_not_run(rig: EngineRig) -> None:
@@ -1998,6 +2059,41 @@ def test_why_a_ready_job_has_not_run(rig: EngineRig) -> None:
 
     assert nobody == "due, but no worker has module Mail"
     assert why(rig) == "due, but every worker that could take it is full"
+
+
+DRAINING = [m.Process(77, "job", "ready"), m.Process(78, "greenlets", "draining")]
+
+
+def test_why_during_a_drain_of_the_worker_or_of_the_server_says_so(rig: EngineRig) -> None:
+    worker = rig.worker(10, "w1")
+    rig.enq(id=uid(1))
+    rig.enq(id=uid(2))
+    worker.credit(0)
+    worker.ask(Kind.PROCESSES, *DRAINING)
+
+    assert why(rig) == "attempt 1 is running on worker w1, which drains"
+    assert rig.stat(id=uid(2))["why"] == "due, but every worker that could take it drains"
+    rig.engine.desk.is_draining = True
+    assert rig.stat(id=uid(2))["why"].startswith("due, but this server drains")
+
+
+def test_a_worker_that_reloads_does_not_drain(rig: EngineRig) -> None:
+    worker = rig.worker(10, "w1", capacity=3)
+    worker.ask(Kind.PROCESSES, *DRAINING, m.Process(79, "greenlets", "ready"))
+
+    (shown,) = rig.info(Kind.WORKERS)
+    assert shown["draining"] is False
+
+
+def test_workers_are_told_with_what_they_run_and_what_is_known_of_their_connection(rig: EngineRig) -> None:
+    rig.engine.desk.peer = {10: {"address": "10.0.0.7:5"}}.get  # type: ignore[assignment]
+    worker = rig.worker(10, "w1", "Mail", "Fax", capacity=3)
+    for number, module in enumerate(("Mail", "Mail", "Fax"), 1):
+        rig.enq(id=uid(number), module=module)
+    worker.succeed(next(job for job in worker.jobs if job.id == uid(1)))
+
+    (shown,) = rig.info(Kind.WORKERS)
+    assert (shown["runs"], shown["address"]) == ({"Mail": 1, "Fax": 1}, "10.0.0.7:5")
 
 
 def test_why_of_a_job_that_runs_and_whose_worker_is_gone(rig: EngineRig) -> None:
@@ -2010,12 +2106,13 @@ def test_why_of_a_job_that_runs_and_whose_worker_is_gone(rig: EngineRig) -> None
 
     assert here == "attempt 1 is running on worker w1"
     assert stopping == "attempt 1 is running on worker w1; it was asked to stop"
-    assert why(rig) == "attempt 1 is running on worker w1, which is not connected; it was asked to stop"
+    rig.clock.advance(2)
+    assert why(rig) == (
+        "attempt 1 is running on worker w1, which is not connected; its lease ends in 28 s; it was asked to stop"
+    )
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"), [("done", "it is done"), ("cancelled", "it was cancelled"), ("dead", "it failed for good")]
-)
+@pytest.mark.parametrize(("state", "expected"), [("done", "it is done"), ("cancelled", "it was cancelled")])
 def test_why_of_a_job_that_has_ended(rig: EngineRig, state: str, expected: str) -> None:
     bring(rig, state)
 
@@ -2025,15 +2122,53 @@ def test_why_of_a_job_that_has_ended(rig: EngineRig, state: str, expected: str) 
 def test_why_of_a_job_that_expired(rig: EngineRig) -> None:
     rig.enq(id=uid(1), expires_us=0)
 
-    assert why(rig) == "it expired before a worker could start it"
+    assert why(rig) == "it expired before a worker could start it (2025-06-15 15:06:40+00:00)"
 
 
-def test_why_of_a_job_that_is_exhausted(rig: EngineRig) -> None:
+def test_why_of_a_dead_job_tells_attempts_instant_and_error(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.enq(id=uid(1), max_attempts=1)
-    worker.fail()
+    rig.clock.advance(5)
+    worker.fail(error="Traceback (most recent call last):\nValueError: no such cart")
 
-    assert why(rig) == "its last attempt failed"
+    assert why(rig) == "its last attempt failed (attempt 1 of 1, 2025-06-15 15:06:45+00:00): ValueError: no such cart"
+
+
+def test_a_status_tells_when_the_job_was_enqueued_began_and_ended(rig: EngineRig) -> None:
+    rig.enq(id=uid(1), delay_us=10 * SECOND_US)
+    enqueued_us = rig.now.wall_us
+    waiting = rig.stat(id=uid(1))
+    worker = rig.worker()
+    rig.tick(10)
+    running = rig.stat(id=uid(1))
+    rig.clock.advance(3)
+    worker.succeed()
+    done = rig.stat(id=uid(1))
+
+    told = [[each[name] for name in ("enq_at_us", "started_at_us", "ended_at_us")] for each in (waiting, running, done)]
+    began_us, ended_us = enqueued_us + 10 * SECOND_US, enqueued_us + 13 * SECOND_US
+    assert told == [[enqueued_us, None, None], [enqueued_us, began_us, None], [enqueued_us, began_us, ended_us]]
+
+
+def test_a_job_that_is_requeued_has_not_begun(rig: EngineRig) -> None:
+    bring(rig, "dead")
+
+    rig.requeue(id=uid(1), delay_us=SECOND_US)
+
+    status = rig.stat(id=uid(1))
+    assert (status["started_at_us"], status["ended_at_us"]) == (None, None)
+
+
+def test_stat_tells_the_params_behind_the_result_only_if_asked(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), params=b"\xa5hello")
+    worker.succeed(result=b"\x07")
+    plain, whole = (rig.frame(Kind.STAT, m.Stat(id=uid(1), params=wanted)) for wanted in (False, True))
+
+    rig.turn(plain, whole)
+
+    told = [rig.replies[each.conn, each.request][0] for each in (plain, whole)]
+    assert [(fields[1].get("params_bytes"), payload) for fields, payload in told] == [(None, b"\x07"), (6, b"\x07\xa5hello")]
 
 
 def test_progress_is_shown_while_the_attempt_runs_and_no_longer(rig: EngineRig) -> None:
@@ -2060,6 +2195,36 @@ def test_a_listing_shows_every_job_with_its_state(rig: EngineRig) -> None:
     assert [job["state"] for job in rig.listed()] == ["running", "ready", "waiting"]
     assert [job["id"] for job in rig.listed(module="Fax")] == [uid(3)]
     assert [job["id"] for job in rig.listed(state="ready")] == [uid(2)]
+
+
+def test_a_listing_tells_whole_errors_and_params_only_if_asked(rig: EngineRig) -> None:
+    worker = rig.worker()
+    rig.enq(id=uid(1), params=b"\xa5hello")
+    worker.fail(error="ValueError: " + "x" * 10_000, permanent=True)
+
+    (plain,), (whole,) = rig.listed(error="VALUEERROR: X"), rig.listed(params=True)
+
+    assert len(plain["error"]) == 10_012
+    assert ("params" in plain, whole["params"]) == (False, b"\xa5hello")
+    assert rig.listed(error="typeerror") == []
+
+
+def test_pages_of_large_jobs_are_about_a_mebibyte_and_nothing_is_left_out(rig: EngineRig) -> None:
+    for number in range(1, 8):
+        rig.enq(id=uid(number), params=bytes(400_000))
+    seen: list[bytes] = []
+    sizes: list[int] = []
+    after: tuple[Any, ...] = ()
+    while not sizes or after:
+        frame = rig.frame(Kind.LIST, m.List(limit=100, **dict(zip(("after_a", "after_b"), after, strict=False)), params=True))
+        rig.turn(frame)
+        after = rig.answers(frame)[0]
+        payload = rig.replies[frame.conn, frame.request][0][1]
+        sizes.append(len(payload))
+        seen += [job["id"] for job in msgpack.unpackb(payload)]
+
+    assert seen == [uid(number) for number in range(1, 8)]
+    assert max(sizes) < 2 << 20
 
 
 def test_pages_of_a_listing_go_on_where_the_one_before_ended(rig: EngineRig) -> None:
@@ -2226,7 +2391,7 @@ def test_a_beat_behind_the_report_costs_no_credit_and_is_stale_unless_the_job_is
     worker.credit(1)
     rig.enq(id=uid(2), priority=9)
 
-    assert reported == [()]
+    assert reported == [("dead", 1) if report == "fail" else ()]
     assert beaten == [()] if report == "succeed" else isinstance(beaten[0], Stale)
     assert len(worker.jobs) == 1
 

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from givalia_core.printable import Formatter
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
+from givalia_core.worker.failures import Answered, Follows
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.held import Held, Verdict
 from givalia_core.worker.link import Connected, Dispatched, Lost, Stopped
@@ -199,7 +203,7 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
     rig.foreman.reported(Told(job.id, job.fence))
     (held,) = rig.crew.running
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.job_ended(held, Ended(True, report, 0.5, ""))
+    rig.foreman.job_ended(held, Ended(True, report, 0.5))
     assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
     assert rig.link.reports() == []
     rig.foreman.reported(Told(job.id, job.fence))
@@ -211,7 +215,7 @@ def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None
     rig = Rig("before_run", "after_run")
     first, second = rig.lend(APART, 1), rig.lend(APART, 2)
     rig.foreman.reported(Told(first.id, first.fence))
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1))
 
     rig.crew.die(Verdict(0, "died", "gone"))
 
@@ -300,7 +304,7 @@ def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0))
 
     assert rig.link.reports() == [report]
 
@@ -311,7 +315,7 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
     assert rig.crew.children[0].member.signals == [15]
 
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0))
 
     (report,) = rig.link.reports()
     assert (type(report), report.kind) == (Fail, "died")
@@ -387,7 +391,7 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
 
     assert [held.dispatch for held in rig.crew.running] == again[:4]
     rig.foreman.child_died(rig.crew.running[0], "child_died: SIGSEGV")
-    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0, ""))
+    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0))
     assert [held.dispatch for held in rig.crew.running] == again[:6]
     third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
     assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.
@@ -560,3 +564,59 @@ def test_a_foreman_that_stops_gives_back_the_suspects_that_wait() -> None:
     rig.foreman._end(rig.foreman._jobs[waits.fence], "shutdown", "the worker stops")
 
     assert rig.link.reports()[5:] == [Release(waits.id, waits.fence)]
+
+
+def test_a_failed_attempt_is_logged_with_what_the_server_says_follows(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    job = rig.lend(key="cart-7")
+    rig.foreman.reported(Fail(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
+    assert "boom" not in caplog.text
+
+    rig.foreman.deliver(Answered(job.fence, Follows("dead", 1, None), is_taken=True))
+
+    (record,) = [record for record in caplog.records if "boom" in record.getMessage()]
+    assert (record.levelname, record.key) == ("ERROR", "cart-7")  # type: ignore[attr-defined]
+    assert (
+        Formatter()
+        .format(record)
+        .endswith(
+            "ERROR givalia.worker: the job is dead: attempt 1 of 1 failed: ValueError: boom"
+            " [module=Sample key=cart-7 id=6a6a6a6a-6a6a-6a6a-6a6a-6a6a6a6a6a6a attempt=1]\n"
+            "    | Traceback (most recent call last):\n    |   File x\n    | ValueError: boom"
+        )
+    )
+
+
+def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    job = rig.lend(APART)
+    (held,) = rig.crew.running
+    rig.foreman.job_ended(held, Ended(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
+
+    rig.later(6)
+
+    assert "attempt 1 failed, and the server has not answered the report yet: no such cart" in caplog.text
+
+
+def test_lost_leases_are_logged_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    for fence in range(1, 31):
+        job = rig.lend(fence=fence, id=fence.to_bytes(16, "big"))
+        rig.foreman.deliver(Lost(job.id, job.fence, "its lease could not be renewed in time"))
+    assert caplog.text.count("is stopped: its lease could not be renewed in time") == 10
+
+    rig.foreman.say_rest()
+
+    assert "20 more jobs of Sample that are stopped: its lease could not be renewed in time, within 10 s" in caplog.text
+
+
+def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a_few_times(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    for fence in range(1, 31):
+        rig.lend(APART, fence, id=fence.to_bytes(16, "big"))
+        rig.foreman.child_died(rig.crew.running[-1], "child_died: SIGSEGV\na stack")
+
+    assert {report.error for report in rig.link.reports()} == {"child_died: SIGSEGV\na stack"}
+    assert caplog.text.count("took its process with it: child_died: SIGSEGV") == 10

@@ -66,8 +66,8 @@ def log() -> Iterator[io.StringIO]:
 
 def test_the_hooks_are_those_of_the_specification() -> None:
     assert set(HOOKS) == {
-        "before_run", "after_run", "on_enq", "on_ext", "on_retry", "on_dead", "on_cancel",
-        "server_started", "server_stopping", "worker_started", "worker_stopping",
+        "before_run", "after_run", "on_enq", "on_ext", "on_requeue", "on_retry", "on_done", "on_dead",
+        "on_cancel", "server_started", "server_stopping", "worker_started", "worker_stopping",
     }  # fmt: skip
 
 

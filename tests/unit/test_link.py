@@ -31,10 +31,11 @@ from givalia_core.errors import Busy, ShuttingDown, Stale
 from givalia_core.protocol import addresses, pulse
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Heard, Hold, Join, Kind, Succeed, item, refusal
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Ask, Port
 from givalia_core.worker import line as line_room
 from givalia_core.worker import link as link_room
+from givalia_core.worker.failures import Answered, Follows
 from givalia_core.worker.link import BACKOFF_FIRST_S, Connected, Disconnected, Dispatched, Link, Lost
 
 JOB = Dispatch(b"j" * 16, 5, "Sample", 1, 0)
@@ -230,6 +231,38 @@ def test_a_report_on_a_lease_that_is_anothers_is_made_once(rig: Rig) -> None:
 
     assert not rig.thread.is_alive()
     assert all(ask.kind is not Kind.SUCCEED for ask in server.asks.queue)
+
+
+FAILURE = Fail(JOB.id, JOB.fence, "failed", "boom")
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        ([(("OK", "dead", 5), b"")], Answered(JOB.fence, Follows("dead", 5, None), is_taken=True)),
+        ([(("OK",), b"")], Answered(JOB.fence, None, is_taken=True)),
+        ([refusal(Stale("not yours"))], Answered(JOB.fence, None, is_taken=False)),
+    ],
+    ids=["dead", "an old server", "stale"],
+)
+def test_what_a_server_says_follows_a_failure_is_told(rig: Rig, answer: list[Any], known: Answered) -> None:
+    script = lending(Kind.FAIL, first(Kind.FAIL, refuse(BUSY), then=lambda line, ask: line.say(ask, answer)))
+    rig.start(rig.server(script))
+    rig.take_the_job()
+
+    rig.link.send(FAILURE)
+
+    assert rig.next(Answered) == known
+
+
+def test_a_failure_of_a_lease_that_is_lost_is_told_as_not_taken() -> None:
+    told: list[Any] = []
+    link = Link(addresses.parse("a", 1), Join("worker", b"i" * 16), [], told.append)
+    link.send(FAILURE)
+
+    link._flush()
+
+    assert told == [Answered(JOB.fence, None, is_taken=False)]
 
 
 HEARD = item(Heard(1, LEASE_US))

@@ -67,6 +67,7 @@ SPECIFIER = Field(
     ["2", ">=", ">=1\n", "===\x00", "===ü", "~=1.0" + " " * 96], (str,), True,
 )  # fmt: skip
 NAMED = {"key": KEY, "id": OPTIONAL_UUID}
+STATE = words("waiting", "ready", "running", "done", "dead", "cancelled", optional=True)
 HELD = {"id": UUID, "fence": FENCE}
 
 FIELDS: dict[Kind, dict[str, Field]] = {
@@ -80,18 +81,27 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "timeout_us": LENGTH, "expires_us": OPTIONAL_DELAY, "retain_us": OPTIONAL_DELAY, "version": SPECIFIER,
     },
     Kind.CLOCK: {"until_us": numbers(0, 1 << 62, optional=True)},
-    Kind.STAT: NAMED,
+    Kind.STAT: {**NAMED, "params": BOOL},
     Kind.WAIT: {**NAMED, "progress": BOOL},
     Kind.CANCEL: {"request": UUID, **NAMED, "running": BOOL},
     Kind.EXT: {"request": UUID, **NAMED, "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT},
     Kind.REQUEUE: {"request": UUID, **NAMED, "delay_us": DELAY, "at_us": AT},
     Kind.LIST: {
-        "state": words("waiting", "ready", "running", "done", "dead", "cancelled", optional=True), "module": OPTIONAL_NAME,
-        "target_worker": OPTIONAL_NAME, "limit": numbers(1, messages.LIST_LIMIT_MAX), "after_a": CURSOR, "after_b": CURSOR,
+        "state": STATE, "module": OPTIONAL_NAME, "target_worker": OPTIONAL_NAME, "limit": numbers(1, messages.LIST_LIMIT_MAX),
+        "after_a": CURSOR, "after_b": CURSOR, "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT,
+        "ended_after_us": AT, "error": text(255, optional=True), "params": BOOL,
+    },
+    Kind.ACT: {
+        "request": UUID, "act": words("cancel", "ext", "requeue"), "state": STATE, "module": OPTIONAL_NAME,
+        "target_worker": OPTIONAL_NAME, "key_prefix": KEY, "due_before_us": AT, "due_after_us": AT, "ended_after_us": AT,
+        "error": text(255, optional=True), "dry_run": BOOL, "running": BOOL,
+        "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT,
+        "limit": numbers(1, messages.LIST_LIMIT_MAX), "end_seq": CURSOR, "after_a": CURSOR, "after_b": CURSOR,
     },
     Kind.INFO: {},
     Kind.MODULES: {},
     Kind.WORKERS: {},
+    Kind.BACKUP: {"backup": UUID, "part": numbers(0, 1 << 62)},
     Kind.JOIN: {"name": NAME, "instance": UUID, "only_targeted": BOOL, "pid": numbers(0, 1 << 32)},
     Kind.ANNOUNCE: {
         "name": NAME, "distribution": text(255), "version": text(255), "isolation": text(32), "max_attempts": ATTEMPTS,
@@ -127,6 +137,7 @@ OPTIONS = {
     "delay_us": "time", "delta_us": "time", "after_a": "the place to go on from", "after_b": "the place to go on from",
     "backoff_max_us": "the longest backoff",
     **{f"{name}_us": name for name in ("at", "timeout", "expires", "retain", "backoff", "after", "until", "since", "blocked")},
+    **{f"{name}_us": name for name in ("due_before", "due_after", "ended_after")},
 }  # fmt: skip
 EVERY = [(kind, name) for kind, fields in FIELDS.items() for name in fields]
 

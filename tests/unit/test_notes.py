@@ -52,7 +52,7 @@ def test_a_dispatch_inside_another_note_can_be_made_again() -> None:
 
 
 def test_how_a_job_ended_travels_with_its_report() -> None:
-    (ended,) = notes.Reader().feed(notes.pack([Ended(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5, "threads")]))
+    (ended,) = notes.Reader().feed(notes.pack([Ended(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5)]))
 
     assert Succeed(*ended.report) == Succeed(JOB.id, 7, None, b"\x01")
 

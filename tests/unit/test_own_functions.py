@@ -13,12 +13,15 @@ import givalia_core
 HOUSE = Path(givalia_core.__file__).parent
 BESIDE_JOBS = [
     *(HOUSE / "worker" / f"{name}.py" for name in ("channel", "child", "collector", "host", "notes", "pipeline", "runner")),
-    *(HOUSE / "worker" / f"{name}.py" for name in ("starter", "surroundings", "wary")),
+    *(HOUSE / "worker" / f"{name}.py" for name in ("loggers", "starter", "surroundings", "wary")),
+    HOUSE / "log_handler.py",
+    HOUSE / "repeats.py",
     HOUSE / "protocol" / "values.py",
     HOUSE / "steady.py",
+    HOUSE / "streams.py",
 ]
 # Not functions: whoever asks wants what is there now.
-ARE_STATE = {"sys.stdout", "sys.path", "sys.meta_path", "sys.path_hooks"}
+ARE_STATE = {"sys.stdout", "sys.stderr", "logging.lastResort", "sys.path", "sys.meta_path", "sys.path_hooks"}
 
 
 def looked_up(path: Path) -> Iterator[str]:

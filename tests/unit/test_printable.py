@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from givalia_logging import output
 
-from givalia_core.cli.common import errors_end_the_program
+from givalia_core.cli.endings import errors_end_the_program
 from givalia_core.errors import BadRequest
 from givalia_core.printable import Formatter, printable
 
@@ -100,3 +100,15 @@ def test_a_refusal_of_the_command_line_is_one_line(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("text", ["", "plain", "é鍵😀", "a b"])
 def test_what_is_printable_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
+
+
+def test_a_line_about_a_job_says_which_one_and_which_attempt() -> None:
+    about = {"job_id": "0195-id", "key": 'two "words"', "attempt": 2, "job_module": "Cart"}
+    assert (
+        Formatter()
+        .format(record("a line", **about))
+        .endswith(r'INFO givalia.job: a line [module=Cart key="two \"words\"" id=0195-id attempt=2]')
+    )
+    assert Formatter().format(record("a line", **{**about, "key": None})).endswith("[module=Cart id=0195-id attempt=2]")
+    assert Formatter().format(record("a line", job_id=Loud())).endswith("a line [id=?]")
+    assert Formatter().format(record("a line", key="somebody's own")).endswith("givalia.job: a line")

@@ -12,11 +12,11 @@ from engine_rig import EngineRig, uid
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
 from givalia_core.engine.records import Asked, Gone, Reply
-from givalia_core.errors import BadRequest, Busy, StoreAway, TooLarge
+from givalia_core.errors import BadRequest, Busy, StoreAway, StoreCorrupt, TooLarge
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.store.base import SCAN_MAX, Filter, Page
+from givalia_core.store.base import SCAN_MAX, Filter, Page, Ready
 from givalia_core.store.memory import Memory
 
 ROW_US = 20
@@ -248,7 +248,7 @@ def test_ready_jobs_are_counted_in_turns_each_bounded_in_time_however_many_modul
         rig.enq(f"M{number}")
     ready = rig.store.ready
 
-    def slow(now: Now) -> Iterator[tuple[str, int]]:
+    def slow(now: Now) -> Iterator[Ready]:
         for counted in ready(now):
             rig.clock.advance(us=ROW_US)
             yield counted
@@ -280,6 +280,22 @@ def test_info_shows_what_was_stored_before_it_was_asked_also_while_another_is_wa
 @pytest.mark.parametrize("kind", [Kind.LIST, Kind.INFO, Kind.MODULES, Kind.WORKERS])
 def test_a_question_that_cannot_be_read_is_refused(rig: EngineRig, kind: Kind) -> None:
     assert isinstance(rig.ask(kind, BadRequest("no"))[0], BadRequest)
+
+
+def test_damage_that_a_copy_meets_ends_the_copy_and_not_the_server(rig: EngineRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> None:
+        raise StoreCorrupt("a page is damaged")
+
+    monkeypatch.setattr(Memory, "copy_part", damaged, raising=False)
+
+    assert isinstance(rig.ask(Kind.BACKUP, m.Backup(uid(1), 0))[0], StoreCorrupt)
+
+
+def test_store_of_which_no_copy_can_be_sent_says_so(rig: EngineRig) -> None:
+    refused = rig.ask(Kind.BACKUP, m.Backup(uid(1), 0))[0]
+
+    assert isinstance(refused, BadRequest)
+    assert "memory of the server" in str(refused)
 
 
 @pytest.mark.parametrize("kind", [Kind.MODULES, Kind.WORKERS])

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import gevent
 import gevent.socket
 import pytest
 
-from givalia_core import Busy, Client, ShuttingDown, TooLarge
-from givalia_core.engine.records import Reply
+from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__
+from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
 from givalia_core.server import Server, app, delivery
+from givalia_core.server.inbox import COMMANDS_PER_TURN
 from givalia_core.settings import ServerSettings
 
 
@@ -37,6 +40,11 @@ def ask(server: Server, verb: str, *args: Any, **kwargs: Any) -> Any:
         with Client("127.0.0.1", server.client_port, resend=5) as client:
             return getattr(client, verb)(*args, **kwargs)
 
+    return call_from_thread(call)
+
+
+def call_from_thread(call: Callable[[], Any]) -> Any:
+    """Call something in a native thread, while this thread's hub serves."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
         while not future.done():
@@ -76,11 +84,54 @@ def test_the_server_answers_that_it_is_busy_while_it_uses_too_much_memory(
 
 
 def test_the_server_answers_that_it_is_busy_after_a_turn_that_took_over_a_second(server: Server) -> None:
-    server._note_pace(app.SLOW_TURN_US + 1)
+    server._note_pace(app.SLOW_TURN_US + 1, [Gone(1), Gone(2)])
     assert server._engine.desk.busy == app.SLOW_WORDS
 
-    server._note_pace(10)
+    server._note_pace(10, [])
     assert server._engine.desk.busy == ""
+
+
+@pytest.mark.parametrize(("commands", "is_slow"), [(1, True), (COMMANDS_PER_TURN + 1, False)])
+def test_a_slow_turn_is_seen_unless_it_was_one_large_frame(server: Server, commands: int, is_slow: bool) -> None:
+    asked = Asked(5, 1, Kind.ENQ, [Enq(bytes(16), "Mail")] * commands)
+
+    server._note_pace(app.SLOW_TURN_US + 1, [asked])
+
+    assert server._engine.desk.busy == ""
+    assert bool(server._signs(0).slow_turns) is is_slow
+
+
+def look(server: Server) -> set[str]:
+    """The troubles that the server's look after itself finds."""
+    server._look_at_all(0)
+    return {name for name, shown in server.info()["troubles"].items() if shown}
+
+
+def test_a_store_that_is_full_or_nearly_so_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look(server) == set()
+    monkeypatch.setattr(type(server._store), "is_full", True)
+    monkeypatch.setattr(type(server._store), "describe", lambda _: {"disk_free_bytes": 1 << 20, "disk_bytes": 1 << 30})
+    server._disk_asked_us = -app.DISK_EACH_US
+
+    assert look(server) == {"store_full", "store_nearly_full"}
+    assert server.troubles().keys() == server.info()["troubles"].keys()
+
+
+def test_connections_that_find_no_room_are_told(server: Server) -> None:
+    server.reload(replace(server.settings, connections_max=1))
+    with Client("127.0.0.1", server.client_port) as first, Client("127.0.0.1", server.client_port, resend=0.5) as second:
+        call_from_thread(first.info)
+        with pytest.raises(ConnectionLost):
+            call_from_thread(second.info)
+
+    assert server.info()["connections_shed"] > 0
+    assert "shedding" in {name for name, shown in server.troubles().items() if shown} | look(server)
+
+
+def test_calls_of_hooks_that_are_dropped_are_told(server: Server) -> None:
+    server._runner.dropped = 5
+
+    assert look(server) == {"hooks_dropped"}
 
 
 def test_info_is_there_for_other_threads_and_for_this_one(server: Server) -> None:
@@ -132,8 +183,10 @@ def test_a_store_of_an_unknown_scheme_is_refused() -> None:
 
 def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(server: Server) -> None:
     port = server.settings.port
-    server.reload(ServerSettings(port=1, max_attempts=9, store="memory:", plugins=""))
+    need_restart = server.reload(ServerSettings(port=1, max_attempts=9, store="memory:", plugins=""))
 
+    assert need_restart == ["port", "worker_port"]
+    assert server.reload(server.settings) == []
     assert server._engine.desk.policy.max_attempts == 9
     assert server.settings.port == port
 
@@ -148,6 +201,28 @@ def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server
             raise TooLarge("it fits no frame")
 
     assert delivery._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
+
+
+def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: Server) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", server.client_port)) as line,
+        socket.create_connection(("127.0.0.1", server.worker_port)) as worker,
+    ):
+        line.sendall(b'{"action":"stat","job":{"key":"k"}}\n')
+        caller = Caller()
+        asked = [(Kind.JOIN, Join("here", b"i" * 16)), (Kind.CREDIT, Credit(100))]
+        worker.sendall(caller.hello("givalia-worker") + b"".join(caller.ask(kind, [item(each)])[1] for kind, each in asked))
+        wait_until(lambda: server._engine.desk.routing.sessions)
+        wait_until(lambda: len([each for each in server._connections.values() if each.session.is_open]) == 2)
+
+        told = ask(server, "info")["clients"]
+        (shown,) = ask(server, "workers")
+        host, port = worker.getsockname()
+
+    clients = {(each["address"], each["agent"], each["version"], each["connections"]) for each in told}
+    assert clients == {("127.0.0.1", "lines", "", 1), ("127.0.0.1", "givalia-client", __version__, 1)}
+    assert all(abs(each["since_us"] / 1e6 - time.time()) < 60 for each in told)
+    assert (shown["address"], shown["agent"], shown["version"]) == (f"{host}:{port}", "givalia-worker", __version__)
 
 
 def test_a_lease_that_workers_were_told_is_not_changed_under_them(server: Server) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from givalia_core.errors import StoreUnfit
-from givalia_core.server.stores import open_store, without_secrets
+from givalia_core.printable import without_secrets
+from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings
 
 

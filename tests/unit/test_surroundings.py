@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
+import structlog
 
 from givalia_core.worker.child import Forwarding
-from givalia_core.worker.surroundings import Contents, Loggers, Surroundings
+from givalia_core.worker.loggers import Loggers
+from givalia_core.worker.surroundings import Contents, Surroundings
 
 JOBS = logging.getLogger("givalia.job")
 
@@ -27,8 +29,26 @@ def raise_level() -> None:
     logging.getLogger("givalia").setLevel(logging.CRITICAL)
 
 
-def drop(_: object) -> bool:
+def drop(*_: object) -> bool:
     return False
+
+
+class Silent(logging.Logger):
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - Of `logging`.
+        return False
+
+
+CONFIG = """
+[loggers]
+keys=root
+[handlers]
+keys=
+[formatters]
+keys=
+[logger_root]
+level=CRITICAL
+handlers=
+"""
 
 
 def handler() -> logging.Handler:
@@ -38,6 +58,16 @@ def handler() -> logging.Handler:
 CHANGES: dict[str, Callable[[], object]] = {
     "dictConfig": lambda: logging.config.dictConfig({"version": 1}),
     "dictConfig of ours": lambda: logging.config.dictConfig({"version": 1, "loggers": {"givalia": {"level": "ERROR"}}}),
+    "dictConfig that disables none": lambda: logging.config.dictConfig(
+        {"version": 1, "disable_existing_loggers": False, "loggers": {"somebodys.plugin": {"level": "CRITICAL"}}}
+    ),
+    "fileConfig": lambda: logging.config.fileConfig(io.StringIO(CONFIG)),
+    "basicConfig": lambda: logging.basicConfig(force=True, level=logging.CRITICAL, stream=io.StringIO()),
+    "handlers of the root": lambda: logging.root.handlers.clear(),
+    "a factory of records": lambda: logging.setLogRecordFactory(drop),
+    "a class of loggers": lambda: logging.setLoggerClass(Silent),
+    "structlog": lambda: structlog.configure(processors=[drop]),
+    "structlog in place": lambda: structlog.get_config()["processors"].clear(),
     "disable": lambda: logging.disable(logging.CRITICAL),
     "handlers": clear_handlers,
     "level": raise_level,
@@ -99,6 +129,66 @@ def test_what_a_job_does_to_the_loggers_is_noticed_and_put_back(said: list[objec
     JOBS.info("a line")
     assert len(said) == 1
     surroundings.close()
+
+
+def settings_of_structlog() -> dict[str, object]:
+    settings = structlog.get_config()
+    return {**settings, "processors": list(settings["processors"])}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_what_a_job_does_to_the_loggers_changes_nothing_for_others(said: list[object], how: str) -> None:
+    plugin, root = logging.getLogger("somebodys.plugin"), logging.root
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = heard.append  # type: ignore[method-assign]
+    plugin.addHandler(handler)
+    plugin.setLevel(logging.INFO)
+    before = root.level, list(root.handlers), structlog.is_configured(), settings_of_structlog()
+    surroundings = Surroundings()
+
+    CHANGES[how]()
+    late = logging.getLogger(f"late {how}")
+    late.disabled = how == "dictConfig"
+    surroundings.restore()
+    surroundings.close()
+
+    plugin.info("a line")
+    plugin.removeHandler(handler)
+    assert [record.getMessage() for record in heard] == ["a line"]
+    assert (root.level, root.handlers, structlog.is_configured(), settings_of_structlog()) == before
+    assert not late.disabled
+    assert type(logging.getLogger(f"made behind {how}")) is logging.Logger
+
+
+def test_structlog_that_was_configured_when_modules_were_imported_stays_so(said: list[object]) -> None:
+    meant = {**structlog.get_config(), "processors": [structlog.processors.add_log_level]}
+    structlog.configure(**meant)
+    try:
+        surroundings = Surroundings()
+        assert surroundings.changed() == []
+        structlog.reset_defaults()
+        assert surroundings.changed() == ["loggers"]
+
+        surroundings.restore()
+
+        assert structlog.get_config() == meant
+        surroundings.close()
+    finally:
+        structlog.reset_defaults()
+
+
+def test_an_import_may_set_up_its_own_loggers_and_disables_none(said: list[object]) -> None:
+    plugin = logging.getLogger("somebodys.plugin")
+    loggers = Loggers()
+
+    logging.config.dictConfig({"version": 1, "loggers": {"theirs": {"level": "DEBUG"}}})
+    loggers.restore()
+
+    assert not plugin.disabled
+    assert logging.getLogger("theirs").level == logging.DEBUG
+    JOBS.info("a line")
+    assert len(said) == 1
 
 
 def test_a_handler_that_is_added_may_stay(said: list[object]) -> None:

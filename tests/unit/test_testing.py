@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from givalia_core import Fail, NotFound, Retry, WorkModule, WrongState
+from givalia_core import AsyncClient, Client, Fail, JobFailed, NotFound, Retry, WaitTimeout, WorkModule, WrongState, hookimpl
+from givalia_core.client.async_client import AsyncJobHandle
+from givalia_core.client.handle import JobHandle
 from givalia_core.testing import Queue, run
 from givalia_core.times import to_datetime
+from givalia_core.views import JobView, Outcome
 
 
 class Greet(WorkModule):
@@ -140,10 +145,12 @@ def test_many_are_moved_and_called_off_as_by_the_client() -> None:
     queue = Queue({"Greet": Greet})
     first, second = (queue.enq("Greet", time=10, key=key) for key in ("first", "second"))
 
+    before = [first.due, second.due]
+
     moved = queue.ext_many({"first": 5, second: -5})
     answers = queue.cancel_many(["first", "nobody"])
 
-    assert [(due - before.due).total_seconds() for due, before in zip(moved, (first, second), strict=True)] == [5, -5]
+    assert [(due - was).total_seconds() for due, was in zip(moved, before, strict=True)] == [5, -5]
     assert answers[0] == "cancelled"
     assert isinstance(answers[1], NotFound)
     assert [ran.key for ran in queue.advance(20)] == ["second"]
@@ -167,3 +174,134 @@ def test_retry_after_waits_as_long_as_it_says() -> None:
 
     assert queue.advance(minutes=59) == []
     assert [ran.attempt for ran in queue.advance(minutes=1)] == [2]
+
+
+# The verbs are the clients'.
+
+
+def verbs_of(some: type) -> dict[str, list[inspect.Parameter]]:
+    """The public methods of a class, each with its parameters."""
+    named = {name: method for name, method in inspect.getmembers(some, callable) if not name.startswith("_")}
+    bare = inspect.Parameter.empty
+    return {
+        name: [each.replace(annotation=bare) for each in inspect.signature(method).parameters.values() if each.name != "self"]
+        for name, method in named.items()
+    }
+
+
+def test_all_clients_and_the_kit_have_the_same_verbs() -> None:
+    verbs = verbs_of(Client)
+
+    assert verbs_of(AsyncClient) == verbs
+    own = {name: verbs_of(Queue)[name] for name in ("advance", "from_settings")}
+    assert verbs_of(Queue) == {**verbs, **own}
+    with pytest.raises(TypeError, match="a Queue asks no server"):
+        Queue.from_settings("127.0.0.1")
+    assert verbs_of(AsyncJobHandle) == verbs_of(JobHandle)
+
+
+def test_the_kit_answers_every_verb_as_a_client_does() -> None:
+    queue = Queue({"Greet": Greet, "Hopeless": Hopeless})
+
+    later, done = queue.enq_many([{"module": "Greet", "time": 60, "key": "later"}, {"module": "Greet", "params": "you"}])
+    dead = queue.enq("Hopeless", key="h")
+    assert (later.stat().state, done.wait(), later.cancel()) == ("waiting", "hello you", "cancelled")
+    assert [(each.key, each.state) for each in queue.list()] == [("later", "cancelled"), (None, "done"), ("h", "dead")]
+    assert [each.id for each in queue.list("dead", module="Hopeless")] == [dead.id]
+
+    again = queue.requeue("later", time=5)
+    assert (again.id, queue.stat("later").state) == (later.id, "waiting")
+    assert queue.ext_all(60, key_prefix="lat").counts == {"moved": 1}
+    assert queue.requeue_all(module="Hopeless").counts == {"requeued": 1}
+    assert [(ran.key, ran.attempt) for ran in queue.ran[-1:]] == [("h", 1)]
+    assert queue.cancel_all(all=True, dry_run=True).counts == {"cancelled": 1}
+    assert queue.cancel("later", running=True) == "cancelled"
+
+    assert queue.info()["workers"] == 1
+    assert [each["name"] for each in queue.workers()] == ["any"]
+    assert {each["module"] for each in queue.modules()} == {"Greet", "Hopeless"}
+
+
+def test_wait_lets_time_pass_until_the_job_has_ended() -> None:
+    queue = Queue({"Stubborn": Stubborn, "Hopeless": Hopeless})
+    job = queue.enq("Stubborn", time=3600)
+
+    with pytest.raises(WaitTimeout, match="600 s have passed"):
+        job.wait(timeout=600)
+    assert job.stat().timeleft == pytest.approx(3000, abs=0.1)
+    assert job.wait() == 3
+    with pytest.raises(JobFailed, match="never"):
+        queue.enq("Hopeless", time=60).wait()
+
+
+def test_wait_for_what_nobody_can_run_does_not_hang() -> None:
+    queue = Queue({"Greet": Greet})
+
+    with pytest.raises(WaitTimeout, match="nothing is due"):
+        queue.enq("Nobody").wait()
+
+
+def test_wait_tells_the_progress() -> None:
+    queue = Queue({"Greet": Greet})
+    told: list[tuple[float, str]] = []
+
+    queue.enq("Greet", time=1).wait(progress=lambda *progress: told.append(progress))
+
+    assert told == [(0.5, "half")]
+
+
+def test_a_job_of_a_certain_version_runs() -> None:
+    queue = Queue({"Greet": Greet})
+
+    assert queue.enq("Greet", params="you", version="<1").wait() == "hello you"
+
+
+def test_many_short_steps_do_not_lose_the_worker() -> None:
+    queue = Queue({"Greet": Greet})
+    queue.enq("Greet", time=300, key="k")
+
+    for _ in range(200):
+        queue.advance(1.6)
+
+    assert queue.stat("k").state == "done"
+
+
+class Told:
+    """A plugin that notes the hooks that the server calls, and with what."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    @hookimpl
+    def on_enq(self, job: JobView) -> None:
+        self.calls.append(("on_enq", job.key))
+
+    @hookimpl
+    def on_retry(self, job: JobView, outcome: Outcome) -> None:
+        self.calls.append(("on_retry", job.attempt, outcome.kind))
+
+    @hookimpl
+    def on_done(self, job: JobView) -> None:
+        self.calls.append(("on_done", job.attempt))
+
+    @hookimpl
+    def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
+        self.calls.append(("on_dead", reason, error))
+
+    @hookimpl
+    def on_requeue(self, job: JobView) -> None:
+        self.calls.append(("on_requeue", job.key, job.attempt))
+
+
+def test_plugins_are_told_what_a_server_tells_them() -> None:
+    plugin = Told()
+    queue = Queue({"Hopeless": Hopeless, "Patient": Patient}, plugins=[plugin])
+
+    queue.enq("Patient", key="p").wait()
+    queue.enq("Hopeless", key="h")
+    queue.requeue("h", time=5)
+
+    assert plugin.calls == [
+        ("on_enq", "p"), ("on_retry", 1, "failed"), ("on_done", 2),
+        ("on_enq", "h"), ("on_dead", "failed", "never"), ("on_requeue", "h", 0),
+    ]  # fmt: skip

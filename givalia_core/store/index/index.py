@@ -20,23 +20,22 @@ from typing import Final, NamedTuple
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
 from givalia_core.store.index.chains import LAST, Chains, GetJobs
-from givalia_core.store.index.keys import LaneKey
+from givalia_core.store.index.keys import EXPIRES, FORGOTTEN, NEWEST, LaneKey
 from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
 from givalia_core.store.index.names import Names
 from givalia_core.store.index.runs import Entry, Run
 from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
 from givalia_core.store.index.words import NO_FILE, Damaged
 
-INDEX_FORMAT: Final = 4
-FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
+INDEX_FORMAT: Final = 5
 RUNNING_LANE: Final[LaneKey] = ("running",)
 _FILES: Final = ("slots", "sums", "names", "lanes.keys", "runs")
 _CHECKED: Final = hash((1, -1, 1 << 40, 1 << 62))  # Differs where an interpreter hashes numbers in another way.
 _FIXED: Final = (
     FORGOTTEN,
     RUNNING_LANE,
-    *(("expires", on_wall) for on_wall in (False, True)),
-    *((kind, str(state)) for kind in ("ended", "kept") for state in sorted(ENDED)),
+    *((EXPIRES, on_wall) for on_wall in (False, True)),
+    *((kind, str(state)) for kind in ("ended", "kept", NEWEST) for state in sorted(ENDED)),
 )
 DAMAGED: Final = "it is not what was written"
 _STATM: Final = Path("/proc/self/statm")
@@ -158,6 +157,7 @@ class Index:
         for key in _FIXED:
             self.lanes.lane(key)
         self._forgotten = self.lanes.lane(FORGOTTEN)
+        self._newest = {state: self.lanes.lane((NEWEST, str(state))) for state in ENDED}
         return was_there
 
     def _strangeness(self, epoch: int, commit: int, boot: str, name: int | None) -> str:
@@ -351,6 +351,10 @@ class Index:
         lanes = (self.lanes.by_key.get(("ended", str(state))) for state in states)
         return [lane for lane in lanes if lane is not None]
 
+    def newest(self, state: JobState) -> Lane:
+        """Return the lane of all jobs that ended so, the last one first."""
+        return self._newest[state]
+
     @property
     def forgotten(self) -> Lane:
         """The lane of jobs that are forgotten while their records are still there."""
@@ -377,9 +381,7 @@ class Index:
         if job.key is not None:
             self._name_key(slot, job, self.of_key(job.key) if hashed_key is None else hashed_key)
         self._add_requests(slot, job)
-        self.lanes.stand(slot, lane, when)
-        if job.expires_at_us is not None:
-            self._stand_to_expire(slot, job)
+        self._stand(slot, lane, when, job)
         return slot
 
     def _name_key(self, slot: int, job: Job, hashed: int) -> None:
@@ -458,9 +460,7 @@ class Index:
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
         slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
-        self.lanes.stand(slot, lane, when)
-        if job.expires_at_us is not None:
-            self._stand_to_expire(slot, job)
+        self._stand(slot, lane, when, job)
 
     def stand_again(self, slot: int, job: Job) -> None:
         """After a kill: file the entries of a job that were in memory only."""
@@ -490,11 +490,10 @@ class Index:
 
     def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
         self.lanes.stand(slot, lane, when)
-        self._stand_to_expire(slot, job)
-
-    def _stand_to_expire(self, slot: int, job: Job) -> None:
         if job.expires_at_us is not None and job.state is WAITING:
-            self.lanes.stand(slot, self._lane(("expires", job.on_wall)), job.expires_at_us)
+            self.lanes.stand(slot, self._lane((EXPIRES, job.on_wall)), job.expires_at_us)
+        if job.ended_at_us:
+            self.lanes.stand(slot, self._newest[job.state], -job.ended_at_us)
 
     def forget(self, slot: int, place: int) -> None:
         """File a job as forgotten, which is written at `place`; until `drop` only the slot's records are known."""
@@ -595,6 +594,10 @@ class Index:
             faults.append("is not filed where it belongs")
         elif self.lanes.after(lane, (when, job.seq - 1, FAR), 1) != [(when, job.seq, slot)]:
             faults.append("is not found in the order of its lane")
+        elif ended_at and self.lanes.after(self._newest[job.state], (-ended_at, job.seq - 1, FAR), 1) != [
+            (-ended_at, job.seq, slot)
+        ]:
+            faults.append("is not found among the jobs that ended last")
         if job.key is not None and not self._is_named(slot, job):
             faults.append("is not found by its key")
         if any(slot not in self.names.slots(self.of_request(past.request)) for past in job.answered if past.request != job.id):

@@ -22,6 +22,9 @@ _FRAME: Final = struct.Struct("<II")  # The length and the checksum of what foll
 _REWRITE_LEAST: Final = 64
 
 LaneKey = tuple[Any, ...]
+FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
+EXPIRES: Final = "expires"  # Of jobs that wait, by when they expire, beside the lane that they are filed in.
+NEWEST: Final = "newest"  # Of jobs that have ended, the last one first, beside the lane that they are filed in.
 
 
 class Keys:

@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from givalia_core.store.index.keys import Keys, LaneKey
+from givalia_core.store.index.keys import EXPIRES, FORGOTTEN, NEWEST, Keys, LaneKey
 from givalia_core.store.index.runs import Entry, Run, Runs
-from givalia_core.store.index.slots import FAR, LANE, SEQ, WHEN, Slots
+from givalia_core.store.index.slots import ENDED_AT, FAR, LANE, SEQ, WHEN, Slots
 from givalia_core.store.index.words import Damaged
 
 SEAL_ENTRIES: Final = 8_192  # Loose entries that are sealed.
@@ -32,7 +32,7 @@ START: Final[Entry] = (-FAR, 0, 0)
 class Lane:
     """One order of jobs. `bound` is the last entry that `front` would hold if it existed; None: it holds all there are.
 
-    No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one, where they wait.
+    No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one.
     """
 
     __slots__ = ("bound", "front", "is_due", "is_fixed", "is_loosely_filed", "key", "loose", "low", "number", "used_in")
@@ -44,7 +44,7 @@ class Lane:
         self.low = low
         self.is_due = key[0] == "due"
         self.is_fixed = not self.is_due
-        self.is_loosely_filed = key[0] == "expires"
+        self.is_loosely_filed = key[0] in (EXPIRES, NEWEST)
         self.front: list[Entry] = []
         self.bound: Entry | None = START
         self.loose: list[Entry] = []
@@ -83,7 +83,7 @@ class Lanes:
             self.close()
             raise
         for number, lane in enumerate(self.by_number):
-            if lane is None or self.by_key[lane.key] is not lane:
+            if lane is None or self.by_key.get(lane.key) is not lane:
                 self.by_number[number] = None
                 self._numbers.append(number)
 
@@ -280,8 +280,10 @@ class Lanes:
 
     def _counting(self, lane: Lane, entries: Iterable[Entry]) -> Iterator[Entry]:
         at, number = self._slots.at, lane.number
-        if lane.is_loosely_filed:
+        if lane.key[0] == EXPIRES:
             return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and self._is_waiting(entry[2]))
+        if lane.key[0] == NEWEST:
+            return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and self._has_ended_at(entry[2], -entry[0]))
         return (
             entry
             for entry in entries
@@ -290,6 +292,11 @@ class Lanes:
 
     def _is_waiting(self, slot: int) -> bool:
         return self._slots.at[slot + LANE] >= 0 and self.filed(slot).is_due
+
+    def _has_ended_at(self, slot: int, ended_at_us: int) -> bool:
+        """Return whether the job of a slot has ended then and is not forgotten."""
+        at = self._slots.at
+        return at[slot + ENDED_AT] == ended_at_us and at[slot + LANE] >= 0 and self.filed(slot).key != FORGOTTEN
 
     def _behind(self, lane: Lane, start: Entry, limit: int) -> tuple[list[Entry], Entry | None]:
         """Return some entries that count behind one, about `limit`, in order; and up to where these are all (None: the end).
@@ -382,12 +389,16 @@ class Lanes:
         at, end = self._slots.at, self._slots.end
         rows = [row for row in rows if row[3] < end]
         self._slots.ensure(row[3] for row in rows)
-        expiring = {lane.number for on_wall in (False, True) if (lane := self.by_key.get(("expires", on_wall))) is not None}
+        loose = {lane.number: lane for lane in self.by_key.values() if lane.is_loosely_filed}
         return [
             row
             for row in rows
             if at[(slot := row[3]) + SEQ] == row[2]
-            and ((at[slot + LANE] == row[0] and at[slot + WHEN] == row[1]) or (row[0] in expiring and self._is_waiting(slot)))
+            and (
+                any(self._counting(loose[row[0]], (row[1:],)))
+                if row[0] in loose
+                else at[slot + LANE] == row[0] and at[slot + WHEN] == row[1]
+            )
         ]
 
     def _of_run(self, run: Run, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:

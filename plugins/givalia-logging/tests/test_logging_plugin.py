@@ -82,7 +82,8 @@ def running(**changes: Any) -> RunningJobView:
 
 
 def call_every_hook(hooks: Hooks) -> None:
-    failed = Outcome(OutcomeKind.FAILED, error="Traceback\n  a line\nValueError: boom\n", seconds=0.5)
+    error = "Traceback (most recent call last):\n  a line\nValueError: boom\n(Background on this error at: a page)\n"
+    failed = Outcome(OutcomeKind.FAILED, error=error, seconds=0.5)
     hooks.call("server_started", server=SimpleNamespace())
     hooks.call("worker_started", worker=worker())
     hooks.call("on_enq", job=job())
@@ -90,7 +91,9 @@ def call_every_hook(hooks: Hooks) -> None:
     hooks.call("before_run", job=running(), module=object)
     hooks.call("after_run", job=running(), module=object, outcome=failed)
     hooks.call("on_retry", job=job(attempt=1), outcome=failed)
-    hooks.call("on_dead", job=job(attempt=5), reason="exhausted")
+    hooks.call("on_done", job=job(attempt=1))
+    hooks.call("on_dead", job=job(attempt=5), reason="exhausted", error=failed.error)
+    hooks.call("on_requeue", job=job())
     hooks.call("on_cancel", job=job(), running=False)
     hooks.call("server_stopping", server=SimpleNamespace())
     hooks.call("worker_stopping", worker=worker())
@@ -130,6 +133,12 @@ def test_levels_tell_trouble_from_routine(lines: Lines) -> None:
     assert by_act["on_dead"] == "error"
 
 
+def test_a_death_says_why(lines: Lines) -> None:
+    call_every_hook(Hooks([Logging()]))
+    [line] = [line for line in lines() if line["act"] == "on_dead"]
+    assert (line["reason"], line["error"]) == ("exhausted", "ValueError: boom")
+
+
 def test_a_job_without_a_key_has_no_empty_field(lines: Lines) -> None:
     Hooks([Logging()]).call("on_enq", job=job(key=None))
     assert "key" not in lines()[0]
@@ -141,7 +150,7 @@ def test_nothing_in_a_job_can_forge_a_line(err: Written, monkeypatch: pytest.Mon
     monkeypatch.setenv("GIVALIA_LOGGING_FORMAT", form)
     hooks = Hooks([Logging()])
     hooks.call("on_enq", job=job(**{field: HOSTILE}))
-    hooks.call("on_dead", job=job(), reason=HOSTILE)
+    hooks.call("on_dead", job=job(), reason=HOSTILE, error=HOSTILE)
     hooks.call("on_retry", job=job(), outcome=Outcome(OutcomeKind.FAILED, error="E: \x1b[2J\u202e\x9b"))
     hooks.call("worker_started", worker=worker(HOSTILE))
     assert not hooks.raised

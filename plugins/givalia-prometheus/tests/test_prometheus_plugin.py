@@ -57,10 +57,24 @@ class FakeServer:
 
     def __init__(self, jobs: dict[str, dict[str, int]] | None = None) -> None:
         self.jobs = jobs or {}
+        self.modules: dict[str, dict[str, int]] = {}
         self.hooks = Hooks([])
 
     def info(self) -> dict[str, Any]:
-        return {"jobs": self.jobs, "workers": 2, "stale_reports": 3, "hooks_dropped": 4}
+        return {
+            "jobs": self.jobs,
+            "modules": self.modules,
+            "workers": 2,
+            "stale_reports": 3,
+            "hooks_dropped": 4,
+            "leases_lost": 5,
+            "workers_lost": 6,
+            "connections_shed": 8,
+            "store": {"bytes": 10, "log_bytes": 20, "index_bytes": 30, "disk_free_bytes": 40, "disk_bytes": 50},
+        }
+
+    def troubles(self) -> dict[str, Any]:
+        return {"store_full": {"since_us": 1, "words": "full"}, "busy": None}
 
 
 def job(module: str = "Sample", attempt: int = 0) -> JobView:
@@ -95,7 +109,9 @@ def test_what_happens_to_jobs_is_counted_by_module_and_reason() -> None:
     hooks.call("on_cancel", job=job(), running=False)
     hooks.call("on_cancel", job=job(), running=True)
     hooks.call("on_retry", job=job(attempt=1), outcome=Outcome(OutcomeKind.TIMEOUT))
-    hooks.call("on_dead", job=job(), reason="exhausted")
+    hooks.call("on_dead", job=job(), reason="exhausted", error="no")
+    hooks.call("on_done", job=job())
+    hooks.call("on_requeue", job=job())
     hooks.call("after_run", job=running(), module=object, outcome=failed)
     hooks.call("after_run", job=running(), module=object, outcome=Outcome(OutcomeKind.RELEASED))
     assert not hooks.raised
@@ -106,6 +122,8 @@ def test_what_happens_to_jobs_is_counted_by_module_and_reason() -> None:
     assert found["givalia_jobs_cancelled_total{module=Sample,running=true}"] == 1
     assert found["givalia_jobs_retried_total{module=Sample,reason=timeout}"] == 1
     assert found["givalia_jobs_dead_total{module=Sample,reason=exhausted}"] == 1
+    assert found["givalia_jobs_done_total{module=Sample}"] == 1
+    assert found["givalia_jobs_requeued_total{module=Sample}"] == 1
     assert found["givalia_runs_total{module=Sample,outcome=failed}"] == 1
     assert found["givalia_runs_total{module=Sample,outcome=released}"] == 1
     assert found["givalia_run_seconds_count{module=Sample}"] == 1
@@ -145,6 +163,56 @@ def test_the_servers_jobs_are_read_when_asked() -> None:
     assert samples(plugin)["givalia_jobs{module=Sample,state=running}"] == 6
 
 
+def test_what_an_operator_is_woken_for_is_read_when_asked() -> None:
+    plugin = Prometheus()
+    server = FakeServer({"Sample": {"waiting": 700, "ready": 500}})
+    server.modules = {
+        "Sample": {"workers": 0, "ready_age_us": 41_500_000, "untaken": 500},
+        "Idle": {"workers": 3, "ready_age_us": 0, "untaken": 0},
+    }
+    Hooks([plugin]).call("server_started", server=server)
+
+    found = samples(plugin)
+
+    assert found["givalia_ready_age_seconds{module=Sample}"] == 41.5
+    assert found["givalia_ready_age_seconds{module=Idle}"] == 0
+    assert found["givalia_jobs_untaken{module=Sample}"] == 500
+    assert (found["givalia_module_workers{module=Sample}"], found["givalia_module_workers{module=Idle}"]) == (0, 3)
+    assert (found["givalia_leases_lost_total{}"], found["givalia_workers_lost_total{}"]) == (5, 6)
+    assert found["givalia_connections_shed_total{}"] == 8
+    assert (found["givalia_trouble{trouble=store_full}"], found["givalia_trouble{trouble=busy}"]) == (1, 0)
+    assert found["givalia_store_bytes{part=index}"] == 30
+    assert (found["givalia_store_disk_free_bytes{}"], found["givalia_store_disk_bytes{}"]) == (40, 50)
+    assert found["givalia_answers{}"] == 1
+
+
+def test_counters_begin_at_0_when_a_module_is_announced_or_first_enqueued() -> None:
+    plugin = Prometheus()
+    hooks = Hooks([plugin])
+    server = FakeServer()
+    server.modules = {"Announced": {"workers": 1, "ready_age_us": 0, "untaken": 0}}
+    hooks.call("server_started", server=server)
+    hooks.call("on_enq", job=job("Enqueued"))
+
+    found = samples(plugin)
+
+    for module in ("Announced", "Enqueued"):
+        for reason in ("exhausted", "failed", "expired", "child_died"):
+            assert found[f"givalia_jobs_dead_total{{module={module},reason={reason}}}"] == 0
+        assert found[f"givalia_jobs_done_total{{module={module}}}"] == 0
+        assert found[f"givalia_jobs_retried_total{{module={module},reason=timeout}}"] == 0
+
+
+def test_on_a_worker_the_runs_of_its_modules_begin_at_0() -> None:
+    plugin = Prometheus()
+    plugin.worker_started(SimpleNamespace(name="w1", modules={"Sample": object}))
+
+    found = samples(plugin)
+
+    assert found["givalia_runs_total{module=Sample,outcome=died}"] == 0
+    assert not any(name.startswith("givalia_jobs_dead") for name in found)
+
+
 def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None:
     plugin = Prometheus()
     server = FakeServer()
@@ -159,6 +227,8 @@ def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None
     found = samples(plugin)
     assert found["givalia_jobs_enqueued_total{module=Sample}"] == 1
     assert not any(name.startswith("givalia_jobs{") for name in found)
+    assert found["givalia_answers{}"] == 0
+    assert found["givalia_trouble{trouble=store_full}"] == 1
 
 
 def test_plugins_that_raise_are_seen() -> None:
@@ -291,6 +361,27 @@ def test_what_the_supervisor_counts_is_shown() -> None:
 
     assert found["givalia_worker_events_total{event=hosts_replaced}"] == 2
     assert found["givalia_worker_events_total{event=blocked}"] == 1
+    assert found["givalia_worker_events_total{event=children_died}"] == 0
+
+
+def test_lines_that_the_log_of_a_process_lost_are_counted() -> None:
+    handler = logging.NullHandler()
+    handler.lost = 3  # type: ignore[attr-defined]
+    logging.getLogger("givalia").addHandler(handler)
+    try:
+        assert samples(Prometheus())["givalia_log_lines_lost_total{}"] == 3
+    finally:
+        logging.getLogger("givalia").removeHandler(handler)
+
+
+def test_a_module_that_is_served_has_a_label_of_its_own_however_many_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_module, "MODULES_MAX", 3)
+    plugin = Prometheus()
+    server = FakeServer({f"M{number}": {"waiting": 1} for number in range(10)})
+    server.modules = {"Zebra": {"workers": 1, "ready_age_us": 5_000_000, "untaken": 0}}
+    Hooks([plugin]).call("server_started", server=server)
+
+    assert samples(plugin)["givalia_ready_age_seconds{module=Zebra}"] == 5
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "65536", "1e3", "٣", "99999999999999"])

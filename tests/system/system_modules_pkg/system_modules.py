@@ -70,7 +70,7 @@ class Pay(WorkModule):
 
 
 class Stay(WorkModule):
-    """Says that it has started, then stays for some seconds or until somebody asks it to stop."""
+    """Says that it has started, then stays for some seconds or until somebody asks it to stop; says so on both streams."""
 
     def process(self) -> int:
         write_line(self.params["file"], self.job.id, os.getpid(), self.job.attempt)
@@ -81,6 +81,8 @@ class Stay(WorkModule):
             if self.cancelled:
                 raise RuntimeError("stopped as asked")
             time.sleep(0.02)
+        print("stayed", flush=True)
+        print("stayed", file=sys.stderr, flush=True)
         return self.job.attempt
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
+import logging.config
 import multiprocessing
 import os
 import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from system_modules import Echo, Stay, write_line
@@ -109,6 +112,34 @@ class Say(WorkModule):
 
 class SayApart(Say):
     """Does so in a process of its own."""
+
+    isolation = "process"
+
+
+def mute_structlog() -> None:
+    """Have `structlog` say nothing, where it is installed."""
+    import structlog
+
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.ReturnLoggerFactory())
+
+
+MUTES: dict[str, Callable[[], object]] = {
+    "dictConfig": lambda: logging.config.dictConfig({"version": 1, "root": {"level": "CRITICAL"}}),
+    "disable": lambda: logging.disable(logging.CRITICAL),
+    "basicConfig": lambda: logging.basicConfig(force=True, level=logging.CRITICAL),
+    "structlog": mute_structlog,
+}
+
+
+class Mute(WorkModule):
+    """Changes how its process logs, as its params say, and leaves it so."""
+
+    def process(self) -> None:
+        MUTES[self.params]()
+
+
+class MuteApart(Mute):
+    """The same in a process of its own."""
 
     isolation = "process"
 

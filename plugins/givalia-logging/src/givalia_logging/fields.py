@@ -27,7 +27,7 @@ _IN_URL: Final = re.compile(
 )
 
 
-def text(value: object) -> str:
+def text(value: object, characters_max: int = CHARACTERS_MAX) -> str:
     """The value as text that cannot harm a log: one line, printable characters only, at most 256 of them.
 
     CR, LF, ESC, the C1 controls, bidi marks, line separators and lone surrogates are shown as `\\n`, `\\x1b`, `\\u202e`.
@@ -36,10 +36,10 @@ def text(value: object) -> str:
         shown = value if isinstance(value, str) else str(value)
     except BaseException:  # Somebody's __str__ may raise anything, and the line must be written all the same.
         shown = f"<{type(value).__name__} without a text>"
-    shown = shown[: CHARACTERS_MAX + 1]
+    shown = shown[: characters_max + 1]
     if not shown.isprintable():
         shown = "".join(map(_escaped, shown))
-    return shown if len(shown) <= CHARACTERS_MAX else shown[: CHARACTERS_MAX - 1] + "…"
+    return shown if len(shown) <= characters_max else shown[: characters_max - 1] + "…"
 
 
 def _escaped(character: str) -> str:

@@ -26,10 +26,13 @@ OWN_HANDLER: Final = "givalia-logging"
 HOST_HANDLER: Final = "givalia"
 """A handler of this name is the one Givalia itself made: it is given our format, instead of every line coming twice."""
 
-LINES_MAX: Final = 60  # Of a traceback; the last ones, where the error is.
+BLOCK_CHARACTERS_MAX: Final = 16_384
+"""Of a traceback or stack; what it has more is left out at its beginning, for the error is at the end."""
 _FIRST: Final = ("timestamp", "level", "event", "act", "job", "key", "module", "attempt")
 _RENAMED: Final = {"job_id": "job", "job_module": "module"}
 _BLOCKS: Final = ("exception", "stack")
+_OWN: Final = {"exception": ("exc_text", "traceback"), "stack": ("stack_info", "block")}
+"""By our name for a block, the attributes of a record that hold one as text."""
 
 
 class StandardError(logging.StreamHandler[TextIO]):
@@ -62,9 +65,11 @@ class Lines(structlog.stdlib.ProcessorFormatter):
         self._simple = Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.args:
+        if record.args or record.exc_text:
             record = copy.copy(record)
             record.msg, record.args = message_of(record), None
+            if record.exc_text and not record.exc_info:  # Of a job in a process of its own; structlog leaves it out.
+                record.traceback = record.exc_text
         try:
             return super().format(record)
         except Exception:  # A value in the record may raise; the line is written all the same.
@@ -110,16 +115,23 @@ def _same_names(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _blocks(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Give tracebacks as lists of harmless lines, so that each may be as long as a field and none can break out."""
-    raised, stack = event.pop("exc_info", None), event.pop("stack_info", None) or event.pop("block", None)
-    blocks: dict[str, str] = {}
+    """Give tracebacks as lists of harmless lines, so that none can break out; their length is that of the whole."""
+    raised = event.pop("exc_info", None)
+    given = {name: [event.pop(attribute, None) for attribute in attributes] for name, attributes in _OWN.items()}
     if isinstance(raised, tuple) and raised[1] is not None:
-        blocks["exception"] = "".join(traceback.format_exception(*raised))
-    if stack:
-        blocks["stack"] = str(stack)
-    for name, block in blocks.items():
-        event[name] = [fields.text(line) for line in block.splitlines()[-LINES_MAX:]]
+        given["exception"].insert(0, "".join(traceback.format_exception(*raised)))
+    for name, texts in given.items():
+        if block := next((text for text in texts if text), None):
+            event[name] = [fields.text(line, BLOCK_CHARACTERS_MAX) for line in _end_of(str(block)).splitlines()]
     return event
+
+
+def _end_of(block: str) -> str:
+    """Return the last lines of a block, as many as a line of the log may hold."""
+    if len(block) <= BLOCK_CHARACTERS_MAX:
+        return block
+    cut = block[-BLOCK_CHARACTERS_MAX:]
+    return cut[cut.find("\n", 0, -1) + 1 :]
 
 
 def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

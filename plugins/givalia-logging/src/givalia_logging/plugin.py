@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from givalia_core import Outcome, hookimpl
+from givalia_core.headline import headline
 from givalia_core.views import JobView, RunningJobView
 
 from givalia_logging import fields, output
@@ -48,6 +49,15 @@ def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...])
     return value
 
 
+def log_format(handler: logging.Handler) -> logging.Formatter:
+    """Return the form of every line that a server, or a process of a worker, writes by this handler.
+
+    Raises:
+        ValueError: A setting `GIVALIA_LOGGING_*` cannot be used.
+    """
+    return output.Lines(Settings.read(os.environ).form, handler)
+
+
 class Logging:
     """Logs what happens to jobs, on the server and on the worker.
 
@@ -83,13 +93,21 @@ class Logging:
         self._log.info("due moved", act="on_ext", **self._of(job), due=job.due.isoformat())
 
     @hookimpl
+    def on_requeue(self, job: JobView) -> None:
+        self._log.info("requeued", act="on_requeue", **self._of(job), due=job.due.isoformat())
+
+    @hookimpl
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
         retried = {**self._of(job), **_ended(outcome), "due": job.due.isoformat()}
         self._log.warning("to be tried again", act="on_retry", **retried)
 
     @hookimpl
-    def on_dead(self, job: JobView, reason: str) -> None:
-        self._log.error("dead", act="on_dead", **self._of(job), reason=reason)
+    def on_done(self, job: JobView) -> None:
+        self._log.info("done", act="on_done", **self._of(job))
+
+    @hookimpl
+    def on_dead(self, job: JobView, reason: str, error: str | None) -> None:
+        self._log.error("dead", act="on_dead", **self._of(job), reason=reason, error=headline(error) or None)
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
@@ -126,6 +144,5 @@ class Logging:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    """How an attempt ended. Of an error the last line, which says what was raised; the traceback before it is in `stat`."""
-    lines = outcome.error.strip().splitlines() if outcome.error else []
-    return {"outcome": str(outcome.kind), "error": lines[-1] if lines else None}
+    """How an attempt ended. Of an error type and message of what was raised; the traceback is in `stat`."""
+    return {"outcome": str(outcome.kind), "error": headline(outcome.error) or None}

@@ -12,16 +12,19 @@ from typing import Any, Final, cast
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
-from givalia_core.model import DEAD, RUNNING, STORED_STATES, WAITING, Job, JobState
+from givalia_core.model import RUNNING, STORED_STATES, Job, JobState
 from givalia_core.protocol.messages import refusal
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
     VARIANTS_MAX,
+    Cursor,
     Filter,
     Found,
     Near,
     Page,
+    Ready,
+    ReadyBudget,
     Retention,
     Route,
     Span,
@@ -29,7 +32,7 @@ from givalia_core.store.base import (
     Wanted,
     rows_of,
 )
-from givalia_core.store.packing import choose, has_state, is_ended
+from givalia_core.store.packing import NUMBER, choose, has_state
 from givalia_core.views import text_id
 
 from givalia_postgres import statements as sql
@@ -242,73 +245,76 @@ class Reads:
                 return True
         return False
 
-    def page(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
-        if wanted.state in (WAITING, READY) and (after is None or after[0]):
+    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+        if wanted.is_by_due and (after is None or after[0]):
             page = self._page_waiting(wanted, after or (1, 0), min(limit, rows), now, rows)
             if page is not None:
                 return page
             after = None
         return self._page_scanned(wanted, after, limit, now, rows)
 
-    def _page_waiting(self, wanted: Filter, after: tuple[int, int], limit: int, now: Now, rows: int) -> Page | None:
-        """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that.
-
-        Its cursor is the due and one, so that it is none of `_page_scanned`, and the seq.
-        """
+    def _page_waiting(self, wanted: Filter, after: Cursor, limit: int, now: Now, rows: int) -> Page | None:
+        """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that."""
         words = sql.PAGE_WAITING if wanted.module is None else sql.PAGE_WAITING_OF
         named = [wanted.module, wanted.target_worker, wanted.state is READY]
-        heads = self._survey((words, [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX]))[0]
+        told_us = now.told_ahead_us
+        least_us = -NEVER_US if wanted.due_after_us is None else wanted.due_after_us + told_us
+        most_us = NEVER_US if wanted.due_before_us is None else wanted.due_before_us + told_us
+        place = [now.timer_us, now.wall_us, *named, after[0] - 1, after[1], limit, HOPS_MAX, least_us, most_us]
+        heads = self._survey((words, place))[0]
         if heads[0][0] is not None and heads[0][0] >= HOPS_MAX:
             return None
-        found: list[tuple[int, int]] = []
+        found: list[Cursor] = []
         for _, due_us, seq, size_bytes in heads:
             if seq is None or rows <= 0:
                 break
-            found.append((due_us, seq))
+            found.append((due_us + 1, seq))
             rows -= rows_of(size_bytes or 0, 0)
-        end = (found[-1][0] + 1, found[-1][1]) if len(found) == limit or rows <= 0 else None
-        return Page(self._in_order([seq for _, seq in found]), end)
+        return self._shown(wanted, found, found[-1] if len(found) == limit or rows <= 0 else None, now)
 
-    def _in_order(self, seqs: list[int]) -> list[Job]:
-        found = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s(seqs))} if seqs else {}
-        # One may have been forgotten since, or set aside.
-        return [found[seq] for seq in seqs if seq in found]
+    def _shown(self, wanted: Filter, found: list[Cursor], after: Cursor | None, now: Now) -> Page:
+        """A page of those of these jobs that the filter admits."""
+        jobs = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s([seq for _, seq in found]))} if found else {}
+        # One may have been forgotten since, or set aside, or be another by now.
+        cursors = [cursor for cursor in found if cursor[1] in jobs and wanted.admits(jobs[cursor[1]], now)]
+        return Page([jobs[seq] for _, seq in cursors], after, cursors)
 
-    def _page_scanned(self, wanted: Filter, after: tuple[int, int] | None, limit: int, now: Now, rows: int) -> Page:
+    def _page_scanned(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int) -> Page:
         """A page of those that the filter admits among the next rows."""
         major, minor = after or (0, 0)
-        if is_ended(wanted.state):
-            scan: Statement = (sql.PAGE_ENDED, [wanted.state is DEAD, major, minor, rows])
+        if wanted.is_by_end:
+            assert wanted.state is not None
+            scan: Statement = (sql.PAGE_ENDED, [NUMBER[wanted.state], major or NEVER_US, minor, rows])
         else:
             scan = (sql.PAGE_RUNNING if wanted.state is RUNNING else sql.PAGE, [minor, rows])
         heads = self._survey(scan)[0]
         for seq, _, state, *_ in heads:
             if not has_state(state):
                 self._quarantine.note(seq)
-        seqs, after = choose(heads, wanted, limit, now, rows)
-        return Page(self._in_order(seqs), after)
+        chosen, end = choose(heads, wanted, limit, now, rows)
+        return self._shown(wanted, chosen, end, now)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         rows = self._survey((sql.COUNTS, ()))[0]
         return {(module, STORED_STATES[state]): count for module, state, count in rows if has_state(state)}
 
-    def ready(self, now: Now) -> Iterator[tuple[str, int]]:
-        left, most = READY_COUNTED_TO, READY_ROUTES_FIRST
+    def ready(self, now: Now) -> Iterator[Ready]:
+        budget, most = ReadyBudget(), READY_ROUTES_FIRST
         at: Sequence[object] = (False, "", "", -100)  # Before all routes.
-        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, left, *at, most]))[0]:
+        while rows := self._survey((sql.READY, [now.timer_us, now.wall_us, budget.limit, *at, most]))[0]:
             before = tuple(at)
-            for *at, counted in rows:
-                count = min(counted, left)
-                left -= count
-                yield str(at[1]), count
-                if not left:
+            for *at, counted, since_us in rows:
+                shift_us = now.timer_ahead_us if at[0] else 0
+                count = min(counted, budget.limit)
+                budget.count(count)
+                yield Ready(Route(str(at[1]), str(at[2])), count, None if since_us is None else since_us + shift_us)
+                if budget.is_spent:
                     return
             if tuple(at) <= before:
                 return  # The module of a damaged row is not what the database sorts by.
             # Each route may have as many ready jobs as are counted.
-            most = (
-                min(2 * most, READY_ROUTES_MOST) if sum(row[-1] for row in rows) < READY_COUNTED_TO // 4 else READY_ROUTES_FIRST
-            )
+            is_light = sum(row[-2] for row in rows) < READY_COUNTED_TO // 4
+            most = min(2 * most, READY_ROUTES_MOST) if is_light else READY_ROUTES_FIRST
 
     def check(self) -> list[str]:
         wrong: list[str] = []

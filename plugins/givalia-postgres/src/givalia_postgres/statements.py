@@ -131,7 +131,7 @@ SELECT j.* FROM {_CLOCKS}, LATERAL (
 ) AS j LIMIT $3"""
 
 _SIZE: Final = "octet_length(params) + coalesce(octet_length(result), 0)"
-_HEADS: Final = f"SELECT seq, forget_at_us, state, module, target_worker, on_wall, due_at_us, {_SIZE} FROM givalia.jobs"
+_HEADS: Final = f"SELECT seq, key, state, module, target_worker, on_wall, due_at_us, ended_at_us, {_SIZE} FROM givalia.jobs"
 
 
 def _page_waiting(of: str) -> str:
@@ -139,7 +139,7 @@ def _page_waiting(of: str) -> str:
 
     The hops go backwards: what is due last comes first, and dead rows last. $3, $4: only of this module, only for this worker;
     $5: those that are due, or those that are not; $6, $7: behind this due, by the timer clock, and seq; $8: how many; $9: how
-    many ranks of routes are visited on each clock.
+    many ranks of routes are visited on each clock; $10, $11: due from then on, and before then, by the timer clock.
     """
     return f"""
 WITH RECURSIVE hops AS (
@@ -162,6 +162,7 @@ FROM (SELECT max(number) AS number FROM hops) AS m LEFT JOIN LATERAL (
             AND (due_at_us, seq) > ($6::bigint - h.shift_us, $7::bigint)
             AND due_at_us > CASE WHEN $5::boolean THEN -1 ELSE h.now_us END
             AND due_at_us <= CASE WHEN $5::boolean THEN h.now_us ELSE 1::bigint << 62 END
+            AND due_at_us >= $10::bigint - h.shift_us AND due_at_us < $11::bigint - h.shift_us
         ORDER BY due_at_us, seq LIMIT $8::bigint
     ) AS first
     WHERE ($3::text IS NULL OR h.module = $3::text)
@@ -176,8 +177,8 @@ PAGE_WAITING_OF: Final = _page_waiting(" AND module = $3::text")
 PAGE: Final = f"{_HEADS} WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_RUNNING: Final = f"{_HEADS} WHERE state = 1 AND seq > $1 ORDER BY seq LIMIT $2"
 PAGE_ENDED: Final = f"""
-{_HEADS} WHERE forget_at_us IS NOT NULL AND (state = 3) = $1 AND (forget_at_us, seq) > ($2, $3)
-ORDER BY forget_at_us, seq LIMIT $4"""
+{_HEADS} WHERE state = $1 AND ended_at_us > 0 AND (-ended_at_us, seq) > (-$2::bigint, $3)
+ORDER BY -ended_at_us, seq LIMIT $4"""
 
 CHECK: Final = f"{_SELECT} WHERE seq > $1 ORDER BY seq LIMIT $2"
 COUNTS: Final = "SELECT module, state, sum(jobs)::bigint FROM givalia.counts GROUP BY module, state HAVING sum(jobs) > 0"
@@ -194,11 +195,13 @@ WITH RECURSIVE routes AS (
         ORDER BY on_wall, module, target_worker, rank LIMIT 1
     ) AS n
 )
-SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
-    SELECT count(*) AS jobs FROM (
-        SELECT FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
+SELECT r.on_wall, r.module, r.target_worker, r.rank, counted.jobs, counted.since_us
+FROM (SELECT * FROM routes LIMIT $8::bigint) AS r, LATERAL (
+    SELECT count(*) AS jobs, min(due_at_us) AS since_us FROM (
+        SELECT due_at_us FROM givalia.jobs WHERE state = 0 AND on_wall = r.on_wall AND module = r.module
             AND target_worker = r.target_worker AND rank = r.rank
-            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END LIMIT $3::bigint
+            AND due_at_us <= CASE WHEN r.on_wall THEN $2::bigint ELSE $1::bigint END
+        ORDER BY due_at_us LIMIT $3::bigint
     ) AS j
 ) AS counted"""
 

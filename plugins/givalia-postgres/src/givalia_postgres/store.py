@@ -6,6 +6,8 @@ A change is guarded by its version as everywhere, so what another server did in 
 
 from __future__ import annotations
 
+import logging
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,8 +16,9 @@ from typing import Any, Final
 import gevent
 import msgpack
 from givalia_core.clock import SECOND_US, Mark, Now
-from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull
+from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import WAITING
+from givalia_core.printable import without_secrets
 from givalia_core.store.base import (
     ALIVE_US,
     Change,
@@ -58,12 +61,18 @@ SWEPT_AT_ONCE: Final = 2_000
 LEASE_MAX_US: Final = 86_400 * SECOND_US  # No server grants a longer one, whatever its row says.
 EVENTS_AT_ONCE: Final = 1_000
 
+log = logging.getLogger("givalia.store")
+
 
 class Postgres(Reads):
     """Keeps jobs in PostgreSQL; see `givalia_core.store.base.SharedStore` for what each method promises."""
 
     is_shared = True
     durability = "fsync"
+    way_to_back_up = (
+        "the store is a PostgreSQL database: back it up with pg_dump, or with base backups and archived logs to return to any"
+        " moment"
+    )
 
     takes = staticmethod(transaction.takes)
     complete_in = staticmethod(transaction.complete_in)
@@ -72,7 +81,8 @@ class Postgres(Reads):
         """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
         super().__init__(url, Connection(url, "givalia", self._look))
         self._url = url
-        self.may_create = True  # The setting `create` of the server that opens it.
+        self.may_create = True  # The setting `create` of the server that opens it,
+        self.may_upgrade = False  # and whether its setting `upgrade` is auto.
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
         self._mark: Mark | None = None
@@ -94,6 +104,7 @@ class Postgres(Reads):
     def open(self, *, unsafe: bool = False) -> Opened:
         try:
             self.durability = self._promise.begin(unsafe=unsafe)
+            self._upgrade_if_needed()
             is_new = upgrading.create(self._connection, may_create=self.may_create)
             opened, identity = self._enter()
             self._promise.hold(identity, opened.epoch)
@@ -106,6 +117,28 @@ class Postgres(Reads):
         self._epoch = opened.epoch
         self._hints.must_watch = True  # So that the others know of this one.
         return opened._replace(is_new=is_new)
+
+    def _upgrade_if_needed(self) -> None:
+        """Bring tables of an earlier format to this one if this server may; otherwise name the command that does.
+
+        Raises:
+            StoreUnfit, StoreLocked: They may not be upgraded, or other servers live. Nothing was changed.
+        """
+        words = upgrading.need_of(self._connection)
+        if words is None:
+            return
+        command = f"givalia store upgrade --store {shlex.quote(without_secrets(self._url))}"
+        if not self.may_upgrade:
+            raise StoreUnfit(f"{words}: with every server stopped, run {command} as the owner of the tables")
+        try:
+            before, after = self.upgrade()
+        except (StoreUnfit, StoreLocked) as error:
+            way = f"Or, with every server stopped, run {command} as the owner of the tables"
+            raise type(error)(f"{words}. {error}. {way}") from error
+        log.warning(
+            "the tables went from format %d to %d. There is no copy of them here: the way back is a backup of the database",
+            before, after,
+        )  # fmt: skip
 
     def _enter(self) -> tuple[Opened, str]:
         """Enter the store, once others that do so at the same moment let go of what all of them write."""

@@ -1,5 +1,6 @@
 """How the tables come to be, and come to a later format.
 
+A server that starts does either, as far as its user and its settings allow; so does the command line.
 Fresh tables are made in one transaction. An upgrade names the new format first, so that no older server starts any more, with
 a fact that it is not finished, so that no newer one does; then it goes through the rows, some in each transaction, which also
 says how far it came. Killed at any moment, it goes on from there when it is done again.
@@ -7,7 +8,9 @@ says how far it came. Killed at any moment, it goes on from there when it is don
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Final
 
 import gevent
@@ -23,6 +26,7 @@ from givalia_postgres.tables import KEEP, find_format
 ANSWER_S: Final = 3_600.0  # All rows are counted in one statement.
 LOCK_S: Final = 30.0
 LOCK_LOOK_S: Final = 0.02
+SEALED: Final = 2  # The first format whose rows have checksums.
 UNFINISHED: Final = "upgrade"
 """The fact that an upgrade is under way: the seq up to which rows are as the new format has them."""
 
@@ -44,39 +48,69 @@ def create(connection: Connection, *, may_create: bool = True) -> bool:
         StoreMissing: There are none, and none may be made.
         StoreTooNew, StoreUnfit: They are of another format, or may not be made.
     """
-    if (found := find_format(connection)) is None:
+    if find_format(connection) is None:
         if not may_create:
             raise StoreMissing("the database has no tables of Givalia, and the setting create is false")
-        return upgrade(connection)[0] == 0
-    if found < schema.FORMAT:
-        raise StoreUnfit(f"the tables have format {found}, this Givalia needs {schema.FORMAT}: run givalia store upgrade")
-    if _progress(connection) is not None:
-        raise StoreUnfit(f"an upgrade to format {found} was begun and has not ended: run givalia store upgrade")
+        return _make(connection)
+    if (words := need_of(connection)) is not None:
+        raise StoreUnfit(f"{words}: run givalia store upgrade")
     shape.refuse_other(*connection.ask(*shape.LOOK))
     return False
+
+
+def need_of(connection: Connection) -> str | None:
+    """Return why the tables have to be upgraded before a server uses them; None if they need not, or are not there.
+
+    Raises:
+        StoreTooNew, StoreUnfit: They are of a later format, or no fact names it.
+    """
+    found = find_format(connection)
+    if found is None:
+        return None
+    if found < schema.FORMAT:
+        return f"the tables have format {found}, this Givalia needs {schema.FORMAT}"
+    if _progress(connection) is not None:
+        return f"an upgrade to format {found} was begun and has not ended"
+    return None
 
 
 def upgrade(connection: Connection) -> tuple[int, int]:
     """Bring the tables to this format; from which to which. Two programs may do it at once.
 
     Raises:
+        StoreMissing: There are none.
         StoreTooNew: They are of a later one. Nothing was changed.
         StoreLocked: Servers have them open. Nothing was changed.
         StoreUnfit: The user may not.
     """
-    _lock(connection)
-    try:
+    with _locked(connection):
         before = find_format(connection)
         if before is None:
-            _step(connection, [words for step in schema.STEPS for words in step], finishes=True)
-            return 0, schema.FORMAT
+            raise StoreMissing("the database has no tables of Givalia: a first start, or givalia store create, makes them")
         if before < schema.FORMAT:
             _refuse_company(connection)
-            _step(connection, [words for step in schema.STEPS[before:] for words in step], finishes=False)
+            is_whole = before >= SEALED and _progress(connection) is None
+            _step(connection, [words for step in schema.STEPS[before:] for words in step], finishes=is_whole)
         if (done := _progress(connection)) is not None:
             before = min(before, schema.FORMAT - 1)
             _seal_rows(connection, done)
         return before, schema.FORMAT
+
+
+def _make(connection: Connection) -> bool:
+    """Make the tables; return False if somebody else has made them meanwhile."""
+    with _locked(connection):
+        if find_format(connection) is not None:
+            return False
+        _step(connection, [words for step in schema.STEPS for words in step], finishes=True)
+        return True
+
+
+@contextlib.contextmanager
+def _locked(connection: Connection) -> Iterator[None]:
+    _lock(connection)
+    try:
+        yield
     finally:
         connection.ask(("SELECT pg_advisory_unlock($1)", [schema.LOCK]))
 

@@ -19,6 +19,9 @@ from givalia_prometheus.scrape import Scrape
 MODULES_MAX: Final = 500
 REASONS_MAX: Final = 50
 LATENESS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+OUTCOMES: Final = ("succeeded", "failed", "timeout", "stopped", "died", "released")
+RETRIED: Final = ("failed", "timeout", "died", "released")
+DEAD: Final = ("exhausted", "failed", "expired", "child_died")
 RUN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 
 
@@ -55,22 +58,41 @@ class Prometheus:
         self._listener: Listener | None = None
         self._module = Bounded(MODULES_MAX)
         self._reason = Bounded(REASONS_MAX)
+        self._born: set[str] = set()  # The modules whose counters on the server are there.
         self.registry = CollectorRegistry()
+        # First, so that the counters of a module that it finds are in the same scrape.
+        self.registry.register(Scrape(lambda: tuple(self._hosts), self._on_server))
         self._enqueued = self._counter("givalia_jobs_enqueued", "Jobs that were enqueued.", "module")
         self._extended = self._counter("givalia_jobs_extended", "Times that a waiting job's due was moved.", "module")
         self._cancelled = self._counter("givalia_jobs_cancelled", "Cancels; running: it had started.", "module", "running")
         self._retried = self._counter("givalia_jobs_retried", "Failed attempts that another follows.", "module", "reason")
+        self._requeued = self._counter("givalia_jobs_requeued", "Dead or cancelled jobs given another life.", "module")
+        self._done = self._counter("givalia_jobs_done", "Jobs that ended with success.", "module")
         self._dead = self._counter("givalia_jobs_dead", "Jobs that ended dead.", "module", "reason")
         self._runs = self._counter("givalia_runs", "Attempts that ended on this worker.", "module", "outcome")
         self._lateness = self._histogram("givalia_lateness_seconds", "From a job's due to its first start.", LATENESS_S)
         self._run_time = self._histogram("givalia_run_seconds", "How long attempts took.", RUN_S)
-        self.registry.register(Scrape(lambda: tuple(self._hosts), self._module))
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, labels, registry=self.registry)
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, help_text, ("module",), registry=self.registry, buckets=buckets)
+
+    def _on_server(self, module: str) -> str:
+        """Return the label of a module, whose counters begin at 0 when it is met: one that begins at 1 has no rate."""
+        label = self._module(module)
+        if label not in self._born:
+            self._born.add(label)
+            for counter in (self._enqueued, self._extended, self._requeued, self._done):
+                counter.labels(label)
+            for running in ("false", "true"):
+                self._cancelled.labels(label, running)
+            for kind in RETRIED:
+                self._retried.labels(label, kind)
+            for reason in DEAD:
+                self._dead.labels(label, self._reason(reason))
+        return label
 
     @property
     def port(self) -> int | None:
@@ -81,24 +103,33 @@ class Prometheus:
 
     @hookimpl
     def on_enq(self, job: JobView) -> None:
-        self._enqueued.labels(self._module(job.module)).inc()
+        self._enqueued.labels(self._on_server(job.module)).inc()
 
     @hookimpl
     def on_ext(self, job: JobView) -> None:
-        self._extended.labels(self._module(job.module)).inc()
+        self._extended.labels(self._on_server(job.module)).inc()
+
+    @hookimpl
+    def on_requeue(self, job: JobView) -> None:
+        self._requeued.labels(self._on_server(job.module)).inc()
+
+    @hookimpl
+    def on_done(self, job: JobView) -> None:
+        self._done.labels(self._on_server(job.module)).inc()
 
     @hookimpl
     def on_retry(self, job: JobView, outcome: Outcome) -> None:
-        self._retried.labels(self._module(job.module), str(outcome.kind)).inc()
+        self._retried.labels(self._on_server(job.module), str(outcome.kind)).inc()
 
     @hookimpl
     def on_dead(self, job: JobView, reason: str) -> None:
-        self._dead.labels(self._module(job.module), self._reason(reason)).inc()
+        self._dead.labels(self._on_server(job.module), self._reason(reason)).inc()
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
         """On the server or, for a job that was running, on its worker: add the two up."""
-        self._cancelled.labels(self._module(job.module), str(running).lower()).inc()
+        label = self._module(job.module) if running else self._on_server(job.module)
+        self._cancelled.labels(label, str(running).lower()).inc()
 
     # On the worker.
 
@@ -122,6 +153,11 @@ class Prometheus:
 
     @hookimpl
     def worker_started(self, worker: Any) -> None:
+        for module in getattr(worker, "modules", ()):
+            for kind in OUTCOMES:
+                self._runs.labels(self._module(module), kind)
+            self._lateness.labels(self._module(module))
+            self._run_time.labels(self._module(module))
         self._open(worker)
 
     @hookimpl

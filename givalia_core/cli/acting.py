@@ -1,0 +1,71 @@
+"""Verbs that act on all jobs that a filter admits: their arguments, their progress, and the counts at the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from givalia_core.cli import filters, show
+from givalia_core.client.acts import Acted
+from givalia_core.errors import BadRequest
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the filters, and what goes with them."""
+    filters.arguments(parser)
+    parser.add_argument("--all", action="store_true", help="all jobs, instead of a filter")
+    parser.add_argument("--dry-run", action="store_true", help="with a filter: change nothing, and count what would be done")
+    parser.add_argument("--cursor", metavar="TEXT", help="with a filter: go on where a run was broken off")
+
+
+def is_by_filter(given: argparse.Namespace, *names: object) -> bool:
+    """Return whether the verb is given a filter instead of the names of jobs.
+
+    Raises:
+        BadRequest: Both are given, or none.
+    """
+    has_filter = given.all or bool(filters.given_filters(given))
+    if has_filter == any(names):
+        raise BadRequest(
+            "name jobs by key or id, or give a filter, and not both"
+            if has_filter
+            else "name the jobs by key or id, or give a filter (--module, --state, ...), or --all"
+        )
+    if not has_filter and (given.dry_run or given.cursor):
+        raise BadRequest("--dry-run and --cursor go with a filter")
+    return has_filter
+
+
+def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
+    """Act page by page, show on a terminal how far it is, and at the end how many jobs came to what.
+
+    Raises:
+        GivaliaError: The run was broken off; how to go on is said.
+    """
+    cursor: str | None = given.cursor
+
+    def on_page(acted: Acted) -> None:
+        nonlocal cursor
+        cursor = acted.cursor
+        if sys.stderr.isatty():
+            progress.show_line(", ".join(_words(acted)) or "none yet")
+
+    with show.Progress(sys.stderr) as progress:
+        try:
+            acted = act(
+                **filters.given_filters(given), all=given.all, dry_run=given.dry_run, cursor=given.cursor, on_page=on_page
+            )
+        except BaseException:
+            if cursor is not None:
+                print(f"givalia: to go on, say the same with --cursor {cursor}", file=sys.stderr)
+            raise
+    if given.json:
+        show.emit(show.to_json({"counts": acted.counts, "dry_run": given.dry_run}))
+        return
+    for words in _words(acted) or ["no job"]:
+        show.emit(f"would be: {words}" if given.dry_run else words)
+
+
+def _words(acted: Acted) -> list[str]:
+    return [f"{count:,} {outcome}" for outcome, count in sorted(acted.counts.items())]

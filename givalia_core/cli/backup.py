@@ -1,0 +1,76 @@
+"""`givalia backup`: a copy of a running server's store, in a file on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from givalia_core.cli import moving, show
+from givalia_core.client import Client, copying
+from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
+from givalia_core.printable import printable
+from givalia_core.store.base import CopyPart
+from givalia_core.store.sqlite_received import Received, Receiver
+from givalia_core.times import to_datetime
+
+MIB: Final = 1 << 20
+
+OnProgress = Callable[[float, str], None]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to put it."""
+    parser.add_argument("file", metavar="FILE", help="the copy, a store that a server can open")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+
+
+def act(client: Client, given: argparse.Namespace) -> None:
+    """Receive the copy, check it, and give it its name; until then nothing has that name."""
+    if given.file == "-":
+        raise BadRequest("a backup needs a FILE: it is checked as a whole before it gets its name")
+    path = Path(given.file)
+    moving.refuse_taken(path, force=given.force)
+    with moving.failing(given.file), _progress(as_json=given.json) as show_progress:
+        with moving.new_file(path, force=given.force) as making:
+            last, received = _received(client, making, show_progress)
+        size_bytes = path.stat().st_size
+    made = to_datetime(last.made_us)
+    if given.json:
+        show.emit(show.to_json({"jobs": received.jobs, "bytes": size_bytes, "at": made, "wrong": received.wrong}))
+    else:
+        show.emit(f"{received.jobs} jobs, {size_bytes / MIB:.1f} MiB, as of {made.isoformat(timespec='seconds')}")
+    for line in received.wrong:
+        print(printable(line), file=sys.stderr)
+    if received.wrong:
+        raise StoreCorrupt(f"{len(received.wrong)} things are wrong, in the server's store too; the copy was made all the same")
+
+
+def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[CopyPart, Received]:
+    receiver = Receiver(making)
+    try:
+        got_bytes = 0
+        for told in copying.parts(client):
+            part = CopyPart(*told)
+            receiver.add(part)
+            got_bytes += len(part.payload)
+            size_bytes = max(part.size_bytes, got_bytes)
+            on_progress(got_bytes / size_bytes, f"{got_bytes / MIB:.0f} of about {size_bytes / MIB:.0f} MiB")
+        return part, receiver.finish(part, lambda rows: on_progress(1.0, f"checking: {rows} rows"))
+    except NotFound as error:
+        raise StoreFailed(f"the backup was cut short, and nothing was written: {error}") from error
+    finally:
+        receiver.close()
+
+
+@contextlib.contextmanager
+def _progress(*, as_json: bool) -> Iterator[OnProgress]:
+    """A bar for people who sit at a terminal."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    with show.Bar(sys.stderr) as bar:
+        yield bar.show

@@ -1,0 +1,256 @@
+"""`cancel`, `ext` and `requeue` of all jobs that a filter admits: the verbs of every client, and how a run of pages goes on.
+
+The server acts on a page at a time. A run acts on each job at most once, wherever that stands afterwards, and a run that was
+broken off goes on from its cursor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from givalia_core.client import talk
+from givalia_core.client.talk import Call
+from givalia_core.clock import new_id
+from givalia_core.errors import BadRequest
+from givalia_core.model import CANCELLED, DEAD, JobState
+from givalia_core.protocol.messages import Act
+from givalia_core.times import Instant, Length
+
+OnPage: TypeAlias = "Callable[[Acted], object]"
+_NO_STATE: Final = "-"  # In a cursor.
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What a run has come to: how many jobs by outcome, and the cursor from which it goes on; None at its end.
+
+    Outcomes are `cancelled`, `stop_requested`, `moved` and `requeued`; the state of a job that forbids the act (`running`); or
+    the code of another refusal (`DUPLICATE_KEY`).
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    cursor: str | None = None
+
+
+class Run:
+    """A run of pages: send `call`, give the answer to `take`, and go on until it `is_over`.
+
+    Args:
+        act: `cancel`, `ext` or `requeue`.
+        states: The states that it goes through one after the other; None in it: all that live.
+        wanted: Which jobs, but for the state.
+        options: Further fields of the messages.
+        cursor: Where it goes on, as an earlier run has told it.
+        on_page: Called with what the run has come to after each page.
+
+    Raises:
+        BadRequest: The cursor is none of this act and these states.
+    """
+
+    def __init__(
+        self,
+        act: str,
+        states: list[str | None],
+        wanted: talk.Filter,
+        options: dict[str, Any],
+        cursor: str | None,
+        on_page: OnPage | None,
+    ) -> None:
+        self._act, self._wanted, self._options = act, wanted, options
+        self._states = states
+        self._on_page = on_page
+        self._counts: Counter[str] = Counter()
+        self._end_seq: int | None = None
+        self._after: tuple[int, ...] = ()
+        if cursor is not None:
+            self._go_on_from(cursor)
+
+    def _go_on_from(self, cursor: str) -> None:
+        try:
+            act, state, end_seq, *after = str(cursor).split(":")
+            place = self._states.index(None if state == _NO_STATE else state)
+            self._end_seq, self._after = int(end_seq) if end_seq else None, tuple(int(number) for number in after)
+            if act != self._act or len(after) not in (0, 2):
+                raise ValueError
+        except ValueError:
+            raise BadRequest(f"{cursor!r:.80} is no cursor of such a run") from None
+        self._states = self._states[place:]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no page follows."""
+        return not self._states
+
+    def call(self) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:
+        """Return what asks for the next page; a call that is sent again acts on no job twice."""
+        after_a, after_b = self._after or (None, None)
+        fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
+        return talk.act(Act(new_id(), self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, **fields))
+
+    def take(self, answer: tuple[dict[str, int], int, tuple[int, ...]]) -> Acted:
+        """Take the answer to a page; return what the run has come to."""
+        counts, self._end_seq, self._after = answer
+        self._counts.update(counts)
+        if not self._after:
+            self._states, self._end_seq = self._states[1:], None
+        acted = Acted(dict(self._counts), self._cursor())
+        if self._on_page is not None:
+            self._on_page(acted)
+        return acted
+
+    def _cursor(self) -> str | None:
+        if self.is_over:
+            return None
+        end_seq = "" if self._end_seq is None else self._end_seq
+        return ":".join(map(str, (self._act, self._states[0] or _NO_STATE, end_seq, *self._after)))
+
+
+def cancel_all(
+    state: JobState | str | None = None,
+    *,
+    module: str | None = None,
+    target_worker: str | None = None,
+    key_prefix: str | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
+    error: str | None = None,
+    all: bool = False,
+    running: bool = False,
+    dry_run: bool = False,
+    cursor: str | None = None,
+    on_page: OnPage | None = None,
+) -> Run:
+    """Call off all jobs that a filter admits, a page of up to 500 at a time; jobs that come during the run are left alone.
+
+    The counts are of what `cancel` would answer for each. On return what was done is durable. A run that raises has done a
+    part: go on with the `cursor` of the last page, which `on_page` was told of.
+
+    Args:
+        state: `waiting`, `ready` or `running`; None for all three.
+        module: As in `list`, like the filters that follow. At least one filter is given, or `all`.
+        target_worker: Only jobs for this worker.
+        key_prefix: Only jobs whose key begins so.
+        due_before: Only jobs due before this instant, given as `at` in `enq`.
+        due_after: Only jobs due then or later.
+        ended_after: Only jobs that ended then or later.
+        error: Only jobs whose last error has this text in it, whatever its case.
+        all: Every job, without a filter.
+        running: Also ask those that have started to stop.
+        dry_run: Change nothing, and count what would be done.
+        cursor: Go on where an earlier run with the same arguments was broken off.
+        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+
+    Raises:
+        BadRequest: Neither a filter nor `all` is given, or one cannot be. Nothing was done.
+    """
+    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    options = {"running": running, "dry_run": dry_run}
+    return Run("cancel", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
+
+
+def ext_all(
+    time: Length | None = None,
+    *,
+    at: Instant | None = None,
+    state: JobState | str | None = None,
+    module: str | None = None,
+    target_worker: str | None = None,
+    key_prefix: str | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
+    error: str | None = None,
+    all: bool = False,
+    dry_run: bool = False,
+    cursor: str | None = None,
+    on_page: OnPage | None = None,
+) -> Run:
+    """Move the dues of all jobs that a filter admits, each once, wherever that takes it; otherwise as `cancel_all`.
+
+    Args:
+        time: Seconds to add to each due, as in `ext`.
+        at: The new due of all instead.
+        state: `waiting`, `ready` or `running` (which only counts them); None for all three.
+        module: As in `list`, like the filters that follow.
+        target_worker: Only jobs for this worker.
+        key_prefix: Only jobs whose key begins so.
+        due_before: Only jobs due before this instant.
+        due_after: Only jobs due then or later.
+        ended_after: Only jobs that ended then or later.
+        error: Only jobs whose last error has this text in it.
+        all: Every job, without a filter.
+        dry_run: Change nothing, and count what would be done.
+        cursor: Go on where an earlier run with the same arguments was broken off.
+        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+
+    Raises:
+        BadRequest: As `cancel_all`.
+    """
+    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    delta_us, at_us = talk.move(time, at)
+    options = {"delta_us": delta_us, "at_us": at_us, "dry_run": dry_run}
+    return Run("ext", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
+
+
+def requeue_all(
+    state: JobState | str | None = None,
+    *,
+    time: Length = 0,
+    at: Instant | None = None,
+    module: str | None = None,
+    target_worker: str | None = None,
+    key_prefix: str | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
+    error: str | None = None,
+    all: bool = False,
+    dry_run: bool = False,
+    cursor: str | None = None,
+    on_page: OnPage | None = None,
+) -> Run:
+    """Give all dead and cancelled jobs that a filter admits another life; otherwise as `cancel_all`.
+
+    A job that ends again during the run is not requeued again.
+
+    Args:
+        state: `dead` or `cancelled`; None for both.
+        time: Seconds from now until they are due.
+        at: The instant at which they are due instead.
+        module: As in `list`, like the filters that follow.
+        target_worker: Only jobs for this worker.
+        key_prefix: Only jobs whose key begins so.
+        due_before: Only jobs that were due before this instant.
+        due_after: Only jobs that were due then or later.
+        ended_after: Only jobs that ended then or later.
+        error: Only jobs whose last error has this text in it.
+        all: Every dead and cancelled job, without a filter.
+        dry_run: Change nothing, and count what would be done.
+        cursor: Go on where an earlier run with the same arguments was broken off.
+        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+
+    Raises:
+        BadRequest: As `cancel_all`.
+    """
+    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    delay_us, at_us = talk.when(time, at)
+    states: list[str | None] = [str(DEAD), str(CANCELLED)] if wanted.state is None else [wanted.state]
+    options = {"delta_us": delay_us or 0, "at_us": at_us, "dry_run": dry_run}
+    return Run("requeue", states, _given(wanted, everything=all), options, cursor, on_page)
+
+
+def _given(wanted: talk.Filter, *, everything: bool) -> talk.Filter:
+    """Return the filter, if it is one, or if all jobs are meant.
+
+    Raises:
+        BadRequest: Neither is so, or both are.
+    """
+    has_filter = any(value is not None for value in wanted)
+    if has_filter == everything:
+        words = "all and a filter exclude each other" if everything else "give a filter, or say that all jobs are meant"
+        raise BadRequest(words)
+    return wanted

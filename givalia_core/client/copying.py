@@ -1,0 +1,28 @@
+"""A copy of the server's store as a blocking client receives it, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from givalia_core.client import talk
+from givalia_core.client.client import Client
+from givalia_core.client.reading import BackupPart
+from givalia_core.clock import new_id
+
+
+def parts(client: Client) -> Iterator[BackupPart]:
+    """Yield the parts of a copy of the server's store, to the last one; one whose answer is lost is asked for again.
+
+    Raises:
+        BadRequest: The store has a way of its own to be backed up; the message names it.
+        Busy: Another backup is under way.
+        NotFound: The server was started again meanwhile, or gave the copy up. Begin again.
+    """
+    name = new_id()
+    number = 0
+    while True:
+        part = client._exchange.ask(talk.backup(name, number))
+        yield part
+        if part.is_last:
+            return
+        number += 1

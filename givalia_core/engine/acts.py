@@ -1,0 +1,189 @@
+"""Acts by filter: `cancel`, `ext` and `requeue` for all jobs that a filter admits, a page at a time.
+
+A page is a walk that finds jobs, and then ordinary commands by id, which the engine decides like those of any client. Each has
+a request id made of the page's and the job's, so a page that is sent again changes nothing twice. A run goes through the jobs
+in an order in which none comes again: that of enq, up to the last job there was when the run began, or from the job that ended
+last backwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from givalia_core.clock import Now
+from givalia_core.engine.records import UNDECIDED, Asked, Refusal, Reply
+from givalia_core.errors import BadRequest, GivaliaError, WrongState
+from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import OK, Act, Cancel, Ext, Kind, Requeue, answer_error
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
+
+CONN: Final = -1  # In place of a connection, whose numbers begin at 1.
+ACTS: Final = ("cancel", "ext", "requeue")
+STATES_OF: Final[dict[str, tuple[JobState, ...]]] = {
+    "cancel": (WAITING, JobState.READY, RUNNING),
+    "ext": (WAITING, JobState.READY, RUNNING),
+    "requeue": (DEAD, CANCELLED),
+}
+"""The states in which an act can find a job that it is for."""
+_DONE: Final = {"ext": "moved", "requeue": "requeued"}  # How a success is counted; `cancel` says it itself.
+
+
+class Awaiting(NamedTuple):
+    """A walk that goes on when these commands are answered."""
+
+    ticket: int
+
+
+Walk: TypeAlias = Generator["bool | Awaiting", tuple[Now, int], Item]
+
+
+class Acts:
+    """Commands that pages have submitted and that the engine decides in its next batch, and their answers."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Asked] = []
+        self._last = 0
+        self._answers: dict[int, list[Item] | None] = {}  # By ticket; None: not yet.
+
+    def __bool__(self) -> bool:
+        """Whether somebody waits for answers."""
+        return bool(self._answers)
+
+    def submit(self, kind: Kind, messages: list[Any]) -> int:
+        """Have these commands decided; returns the ticket for their answers."""
+        self._last += 1
+        self._answers[self._last] = None
+        self.submitted.append(Asked(CONN, self._last, kind, messages))
+        return self._last
+
+    def take(self) -> list[Asked]:
+        """Take what was submitted since."""
+        taken, self.submitted = self.submitted, []
+        return taken
+
+    def hear(self, reply: Reply) -> None:
+        """Keep the answers to a ticket, unless nobody waits for them any more."""
+        if reply.request in self._answers:
+            self._answers[reply.request] = reply.items
+
+    def is_answered(self, ticket: int) -> bool:
+        """Return whether the answers are there, or never will be."""
+        return self._answers.get(ticket, ()) is not None
+
+    def collect(self, ticket: int) -> list[Item]:
+        """Return the answers, which are forgotten then."""
+        return self._answers.pop(ticket, None) or []
+
+    def drop(self, ticket: int) -> None:
+        """Nobody waits for these answers any more."""
+        self._answers.pop(ticket, None)
+
+
+def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) -> Walk:
+    """Act on the jobs of one page, and answer with counts of what they came to and where the next page begins.
+
+    Args:
+        acts: Takes the commands.
+        store: Has the jobs.
+        message: What is asked.
+        wanted: Its filter.
+        last_seq: Of the job that was enqueued last.
+    """
+    now, rows = yield False
+    _refuse_nonsense(message, wanted)
+    if not wanted.is_by_end:
+        wanted = wanted._replace(by_enq=True)
+    end_seq = message.end_seq
+    if end_seq is None:
+        end_seq = store.find(Wanted(numbers=True), now).floor or last_seq
+    after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
+    jobs: list[Job] = []
+    left = SCAN_MAX
+    while True:
+        looked_at = min(rows, left)
+        found = store.page(wanted, after, message.limit - len(jobs), now, looked_at)
+        jobs += [_brief(job) for job in found.jobs if _is_meant(message, wanted, job, now, end_seq)]
+        after, left = _within(wanted, found.after, end_seq), left - looked_at
+        if after is None or len(jobs) == message.limit or not left:
+            break
+        now, rows = yield False
+    if message.dry_run:
+        counts = Counter(_would_be(message, job) for job in jobs)
+    else:
+        counts = Counter()
+        if jobs:
+            ticket = acts.submit(*_commands(message, jobs))
+            yield Awaiting(ticket)
+            counts = _counted(message, acts.collect(ticket))
+    return (OK, dict(counts), end_seq, *(after or ())), b""
+
+
+def _refuse_nonsense(message: Act, wanted: Filter) -> None:
+    if message.act == "ext" and (message.delta_us is None) == (message.at_us is None):
+        raise Refusal(BadRequest("ext takes either a time or an at"))
+    states = STATES_OF[message.act]
+    if wanted.state is not None and wanted.state not in states:
+        raise Refusal(BadRequest(f"{message.act} is for jobs that are {' or '.join(states)}, not {wanted.state}"))
+    if message.act == "requeue" and wanted.state is None:
+        raise Refusal(BadRequest("requeue by filter names a state: dead or cancelled"))
+
+
+def _brief(job: Job) -> Job:
+    return job._replace(params=b"", result=None, error=None)
+
+
+def _is_meant(message: Act, wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:
+    """Return whether the run is for this job: a filter without a state admits those of all states."""
+    return wanted.is_by_end or (job.seq <= end_seq and job.state not in ENDED and not job.is_expired(now))
+
+
+def _within(wanted: Filter, after: Cursor | None, end_seq: int) -> Cursor | None:
+    """Return where the run goes on; None if what follows came after its beginning."""
+    return after if after is None or wanted.is_by_end or after[1] < end_seq else None
+
+
+def _would_be(message: Act, job: Job) -> str:
+    if job.state is not RUNNING:
+        return _DONE.get(message.act, "cancelled")
+    return "stop_requested" if message.act == "cancel" and message.running else str(RUNNING)
+
+
+def _commands(message: Act, jobs: list[Job]) -> tuple[Kind, list[Any]]:
+    """Return the commands by id for these jobs."""
+    requests = [blake2b(message.request + job.seq.to_bytes(8), digest_size=16).digest() for job in jobs]
+    made: list[Any]
+    if message.act == "cancel":
+        made = [Cancel(request, None, job.id, message.running) for request, job in zip(requests, jobs, strict=True)]
+        return Kind.CANCEL, made
+    if message.act == "ext":
+        move = message.delta_us, message.at_us
+        return Kind.EXT, [Ext(request, None, job.id, *move) for request, job in zip(requests, jobs, strict=True)]
+    due = max(message.delta_us or 0, 0), message.at_us
+    return Kind.REQUEUE, [Requeue(request, None, job.id, *due) for request, job in zip(requests, jobs, strict=True)]
+
+
+def _counted(message: Act, answers: list[Item]) -> Counter[str]:
+    """Count what the commands came to.
+
+    Raises:
+        Refusal: Some were not decided; the page is to be asked for again.
+    """
+    counts: Counter[str] = Counter()
+    for fields, _ in answers:
+        error = answer_error(fields)
+        if isinstance(error, UNDECIDED):
+            raise Refusal(error)
+        counts[_outcome(message, fields, error)] += 1
+    return counts
+
+
+def _outcome(message: Act, fields: Any, error: GivaliaError | None) -> str:
+    if isinstance(error, WrongState):
+        return str(error.details.get("state", error.code))
+    if error is not None:
+        return error.code
+    return _DONE.get(message.act) or str(fields[1])

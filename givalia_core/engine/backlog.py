@@ -1,0 +1,48 @@
+"""What an operator is told of each module: how many workers serve it, how late its jobs are, and how many nobody can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from givalia_core.clock import Now
+from givalia_core.routing import Routing
+from givalia_core.store.base import Ready
+
+MODULES_MAX: Final = 2_000  # Of which `info` tells; those with workers come first.
+
+
+class Backlog:
+    """Sums up, module by module, what a store says of its ready jobs and what routing knows of the workers."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+        self._since_us: dict[str, int] = {}
+        self._untaken: dict[str, int] = {}
+        self.ready: dict[str, int] = {}
+        """How many jobs of each module are ready, as far as they were counted."""
+
+    def add(self, found: Ready) -> None:
+        """Take in the ready jobs of a route."""
+        if not found.jobs:
+            return
+        module = found.route.module
+        self.ready[module] = self.ready.get(module, 0) + found.jobs
+        if found.since_us is not None:
+            self._since_us[module] = min(found.since_us, self._since_us.get(module, found.since_us))
+        if not self._routing.can_be_taken(found.route):
+            self._untaken[module] = self._untaken.get(module, 0) + found.jobs
+
+    def modules(self, now: Now) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the modules that are served or have ready jobs, each with a map of what there is to tell."""
+        served = self._routing.workers_by_module()
+        names = dict.fromkeys((*served, *sorted(self.ready)))
+        for module in list(names)[:MODULES_MAX]:
+            yield (
+                module,
+                {
+                    "workers": served.get(module, 0),
+                    "ready_age_us": max(now.timer_us - self._since_us.get(module, now.timer_us), 0),
+                    "untaken": self._untaken.get(module, 0),
+                },
+            )

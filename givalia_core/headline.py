@@ -1,0 +1,48 @@
+"""The one line of a stored error that says what was raised; the error is a traceback, or words of ours or of a job."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
+HEADLINE_MAX: Final = 256
+
+_CHAINED: Final = re.compile(
+    r"^(?:The above exception was the direct cause of the following exception"
+    r"|During handling of the above exception, another exception occurred):\n\n",
+    re.MULTILINE,
+)
+_TRACEBACK: Final = re.compile(r"\s*(\+ Exception Group )?Traceback \(most recent call last\):")
+_MARGIN: Final = "  | "  # Of an exception group and its frames.
+_TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
+
+
+def headline(error: str | None) -> str:
+    """Return type and message of what was raised itself, at most 256 characters: not of its cause, its notes or its parts."""
+    *_, last = _CHAINED.split(error or "")
+    lines = last.strip("\n").splitlines()
+    if lines and _TRACEBACK.match(lines[0]):
+        del lines[0]
+    for line in (line.removeprefix(_MARGIN) for line in lines):
+        if line.strip() and not line[0].isspace():  # Frames are indented.
+            return line if len(line) <= HEADLINE_MAX else line[: HEADLINE_MAX - 1] + "…"
+    return lines[0].strip()[:HEADLINE_MAX] if lines else ""
+
+
+def shortened(error: str, bytes_max: int) -> str:
+    """Return an error in so many bytes of UTF-8; of one that is longer its headline, and the end."""
+    data = error.encode("utf-8", "replace")
+    if len(data) <= bytes_max:
+        return data.decode()
+    head = f"{headline(error)}\n".encode("utf-8", "replace")
+    return (head + data[len(head) - bytes_max :]).decode("utf-8", "ignore")
+
+
+def type_raised(error: str | None) -> str:
+    """Return the name of the exception's class; empty if the error is words, which may be others for each job."""
+    found = _TYPE.match(headline(error)) if "Traceback (most recent call last):" in (error or "") else None
+    return found[0] if found else ""

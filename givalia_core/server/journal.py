@@ -1,0 +1,122 @@
+"""What the log of the server says, without being asked, of workers, leases, dead jobs and connections.
+
+A storm of lines of one kind is counted. Nothing here waits: a line leaves by a greenlet of its own, for a handler of the log
+may block, and those who have something to say are the loop and the turn of the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import gevent
+
+from givalia_core.engine.records import News
+from givalia_core.headline import headline
+from givalia_core.model import Job
+from givalia_core.repeats import Repeats
+from givalia_core.takers import Session
+from givalia_core.views import text_id
+
+log = logging.getLogger("givalia.server")
+
+
+class Line(NamedTuple):
+    """One line; `kind` is in words what many of them are."""
+
+    level: int
+    kind: str
+    words: str
+    extra: dict[str, Any] | None = None
+
+
+class Journal:
+    """Writes the lines.
+
+    Args:
+        peer_of: Returns the address of a connection by its number; empty if it is gone.
+        lines: Where lines go.
+    """
+
+    def __init__(self, peer_of: Callable[[int], str], lines: logging.Logger = log) -> None:
+        self._peer_of = peer_of
+        self._lines = lines
+        self._repeats = Repeats()
+
+    def tell(self, news: News) -> None:
+        """Say what the engine has news of."""
+        self._say(_LINES[news.act](self, news))
+
+    def refuse(self, peer: str, port: str, why: str) -> None:
+        """Say that a connection was refused."""
+        words = f"a connection from {peer} to the port for {port}s was refused: {why}"
+        self._say(Line(logging.WARNING, f"connections from {peer} that were refused", words))
+
+    def end(self, peer: str, why: str) -> None:
+        """Say that a connection was closed for what it did."""
+        self._say(Line(logging.INFO, f"connections that were closed ({why})", f"connection {peer} closed: {why}"))
+
+    def look(self) -> None:
+        """Say how many lines were left out; call it about once a second."""
+        for words in self._repeats.left_out(time.monotonic()):
+            gevent.spawn(self._lines.warning, "%s", words)
+
+    def close(self) -> None:
+        """Say what is left to say, at once."""
+        for words in self._repeats.rest():
+            self._lines.warning("%s", words)
+
+    def _say(self, line: Line) -> None:
+        if self._repeats.may_say(line.kind, time.monotonic()):
+            gevent.spawn(self._lines.log, line.level, "%s", line.words, extra=line.extra)
+
+    # A line for each kind of news.
+
+    def _joined(self, news: News) -> Line:
+        peer = self._peer_of(news.subject.conn)
+        return Line(logging.INFO, "workers that joined", f"worker {_worker(news.subject, peer)} has joined")
+
+    def _left(self, news: News) -> Line:
+        return Line(logging.INFO, "workers that left", f"worker {_worker(news.subject)} has left")
+
+    def _gone(self, news: News) -> Line:
+        holds = "no job"
+        if news.jobs:
+            holds = "one job" if news.jobs == 1 else f"{news.jobs} jobs"
+            holds += ", to be tried again when the lease ends unless it comes back before"
+        words = f"worker {_worker(news.subject)} is lost: {news.why}; it holds {holds}"
+        return Line(logging.WARNING, "workers that were lost", words)
+
+    def _unreported(self, news: News) -> Line:
+        job: Job = news.subject
+        words = f"the lease of worker {job.worker} has ended with no report of attempt {job.attempt}"
+        return Line(logging.WARNING, f"leases of {job.module} that ended with no report", words, _about(job))
+
+    def _dead(self, news: News) -> Line:
+        job: Job = news.subject
+        kind = f"jobs of {job.module} that are dead ({job.reason})"
+        if job.reason == "expired":
+            return Line(logging.WARNING, kind, "the job is dead: it has expired before it could start", _about(job))
+        error = headline(job.error)
+        words = f"the job is dead ({job.reason}) after attempt {job.attempt} of {job.max_attempts}: {error}"
+        return Line(logging.ERROR, kind, words, {**_about(job), "error": error})
+
+
+_LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {
+    "joined": Journal._joined,
+    "left": Journal._left,
+    "gone": Journal._gone,
+    "unreported": Journal._unreported,
+    "dead": Journal._dead,
+}
+
+
+def _worker(session: Session, peer: str = "") -> str:
+    join = session.join
+    return f"{join.name} (pid {join.pid}, {peer})" if peer else f"{join.name} (pid {join.pid})"
+
+
+def _about(job: Job) -> dict[str, Any]:
+    return {"job_id": text_id(job.id), "job_module": job.module, "key": job.key, "attempt": job.attempt}

@@ -1,0 +1,156 @@
+"""What the log says of attempts that failed: which job, why, and what the server has decided to do next.
+
+An attempt is spoken of when the server has answered its report, or when it has not for a while. A job that succeeds passes
+nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from givalia_core.clock import SECOND_US
+from givalia_core.headline import headline, type_raised
+from givalia_core.protocol.messages import Dispatch, Fail
+from givalia_core.repeats import Repeats
+from givalia_core.worker.held import Lines, about
+
+ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
+UNANSWERED_MAX: Final = 10_000
+DEAD: Final = "dead"
+CANCELLED: Final = "cancelled"
+
+
+class Follows(NamedTuple):
+    """What the server does with a job after a failed attempt: its state, its number of attempts, and the wait if it waits."""
+
+    state: str
+    max_attempts: int
+    delay_us: int | None
+
+
+class Answered(NamedTuple):
+    """The server has answered the report of a failed attempt.
+
+    `follows` is None if it does not say, as older servers do not. `is_taken`: it was of use; else the lease was over.
+    """
+
+    fence: int
+    follows: Follows | None
+    is_taken: bool
+
+
+def follows(fields: Sequence[Any]) -> Follows | None:
+    """Return what the fields of an answer to FAIL say of the job; None if they say nothing."""
+    match fields[1:4]:
+        case [str(state), int(max_attempts)]:
+            return Follows(state, max_attempts, None)
+        case [str(state), int(max_attempts), int(delay_us)]:
+            return Follows(state, max_attempts, delay_us)
+    return None
+
+
+class _Failure:
+    """A failed attempt whose report is on its way."""
+
+    def __init__(self, dispatch: Dispatch, report: Fail, since_s: float) -> None:
+        self.error = report.error
+        self.kind = report.kind
+        self.module = dispatch.module
+        self.attempt = dispatch.attempt
+        self.since_s = since_s
+        self.extra = about(dispatch)
+
+
+class Failures:
+    """Failed attempts from their report to their line in the log. All times are monotonic seconds.
+
+    Args:
+        lines: The log.
+        shows_tracebacks: Whether the line of a dead job comes with the traceback.
+    """
+
+    def __init__(self, lines: Lines, shows_tracebacks: Callable[[], bool]) -> None:
+        self._lines = lines
+        self._shows_tracebacks = shows_tracebacks
+        self._repeats = Repeats()
+        self._reported: dict[int, _Failure] = {}  # By fence, the oldest first.
+        self._unanswered: dict[int, _Failure] = {}  # Those of which the log has spoken already.
+
+    def report(self, dispatch: Dispatch, report: Fail, now_s: float) -> None:
+        """Note that this report is on its way."""
+        self._reported[report.fence] = _Failure(dispatch, report, now_s)
+
+    def answer(self, answered: Answered, now_s: float) -> None:
+        """Say how an attempt ended and what follows, unless so many are alike that they are only counted."""
+        follows = answered.follows
+        is_dead = follows is not None and follows.state == DEAD
+        failure = self._reported.pop(answered.fence, None)
+        known = self._unanswered.pop(answered.fence, None)
+        failure = failure or (known if is_dead else None)
+        if failure is None:
+            return
+        if is_dead:
+            self._say_dead(failure, follows, now_s)
+        elif follows is not None and follows.state == CANCELLED:
+            self._say(self._lines.info, failure, follows, ", and the job is cancelled", now_s)
+        elif not answered.is_taken:
+            words = ", and the server did not take the report, for the lease was over"
+            self._say(self._lines.warning, failure, follows, words, now_s)
+        else:
+            self._say(self._lines.warning, failure, follows, _next(follows), now_s)
+
+    def may_say(self, kind: str, now_s: float) -> bool:
+        """Count another line about failed attempts; return whether it is said, or only counted."""
+        return self._repeats.may_say(kind, now_s)
+
+    def look(self, now_s: float) -> None:
+        """Say what has waited for an answer for too long, and how many lines were left out."""
+        while self._reported:
+            fence, failure = next(iter(self._reported.items()))
+            if now_s - failure.since_s < ANSWERED_S:
+                break
+            self._say_unanswered(fence, failure, now_s)
+        for words in self._repeats.left_out(now_s):
+            self._lines.warning("%s", words)
+
+    def close(self, now_s: float) -> None:
+        """Say what is left to say: nothing will be answered any more."""
+        for fence, failure in list(self._reported.items()):
+            self._say_unanswered(fence, failure, now_s)
+        for words in self._repeats.rest():
+            self._lines.warning("%s", words)
+
+    def _say_unanswered(self, fence: int, failure: _Failure, now_s: float) -> None:
+        del self._reported[fence]
+        self._unanswered[fence] = failure
+        if len(self._unanswered) > UNANSWERED_MAX:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._say(self._lines.warning, failure, None, ", and the server has not answered the report yet", now_s)
+
+    def _say(self, say: Callable[..., None], failure: _Failure, follows: Follows | None, then: str, now_s: float) -> None:
+        kind = f"attempts of {failure.module} that failed ({type_raised(failure.error) or failure.kind})"
+        if self._repeats.may_say(kind, now_s):
+            # The error comes last: it may be long, and some forms of the log cut a line.
+            line = headline(failure.error)
+            say("%s failed%s: %s", _attempt(failure, follows), then, line, extra={**failure.extra, "error": line})
+
+    def _say_dead(self, failure: _Failure, follows: Follows | None, now_s: float) -> None:
+        kind = f"jobs of {failure.module} that are dead ({type_raised(failure.error) or failure.kind})"
+        if not self._repeats.may_say(kind, now_s):
+            return
+        line = headline(failure.error)
+        extra = {**failure.extra, "error": line}
+        if failure.error.strip() != line and self._shows_tracebacks():
+            extra["traceback"] = failure.error
+        self._lines.error("the job is dead: %s failed: %s", _attempt(failure, follows), line, extra=extra)
+
+
+def _attempt(failure: _Failure, follows: Follows | None) -> str:
+    return f"attempt {failure.attempt}" if follows is None else f"attempt {failure.attempt} of {follows.max_attempts}"
+
+
+def _next(follows: Follows | None) -> str:
+    if follows is None or follows.delay_us is None:
+        return ""
+    return f", next try in {follows.delay_us / SECOND_US:.1f} s"

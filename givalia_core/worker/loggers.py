@@ -1,0 +1,175 @@
+"""How a process logs, which any job may change for all that come after it, with one call of `logging.config` or `structlog`."""
+
+from __future__ import annotations
+
+import logging
+from logging import Handler, Logger, disable, getLogger, root
+from logging import _handlerList as _known  # type: ignore[attr-defined]
+from sys import modules
+from typing import Any, Final
+
+from givalia_core.frozen import BUILTINS
+
+__builtins__ = BUILTINS
+
+_OURS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
+_PARTS: Final = ("_logRecordFactory", "_loggerClass", "lastResort", "raiseExceptions")
+"""What functions of `logging` replace, in the module itself."""
+
+
+class _State:
+    """Level, handlers and the rest of one logger."""
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger = logger
+        self.level, self.propagates, self.is_disabled = logger.level, logger.propagate, logger.disabled
+        self.filters, self.handlers = logger.filters[:], logger.handlers[:]
+
+    def is_kept(self) -> bool:
+        """Return whether it still logs as it did, by the same handlers alone."""
+        logger = self.logger
+        return logger.level == self.level and logger.handlers == self.handlers and logger.filters == self.filters
+
+    def is_served(self) -> bool:
+        """Return whether it still logs as it did, by the same handlers among others."""
+        logger = self.logger
+        return (
+            not logger.disabled
+            and logger.level == self.level
+            and logger.filters == self.filters
+            and (not self.handlers or set(self.handlers) <= set(logger.handlers))
+        )
+
+    def restore(self) -> None:
+        logger = self.logger
+        logger.disabled, logger.propagate = self.is_disabled, self.propagates
+        logger.filters, logger.handlers = self.filters[:], self.handlers[:]
+        logger.setLevel(self.level)
+
+    def serve(self) -> None:
+        """Let it log again as it did; handlers that have come may stay."""
+        logger = self.logger
+        logger.disabled, logger.propagate, logger.filters = False, self.propagates, self.filters[:]
+        logger.setLevel(self.level)
+        for handler in self.handlers:
+            logger.addHandler(handler)
+
+
+class Loggers:
+    """Givalia's loggers when this was made, and which others were enabled: what an import is not to change."""
+
+    def __init__(self) -> None:
+        self._disabled_to = root.manager.disable
+        self._ours = list(map(_State, _OURS))
+        handlers: set[Handler] = {handler for ours in self._ours for handler in ours.handlers}
+        self._handlers = [(handler, handler.level, handler.formatter, handler.filters[:]) for handler in handlers]
+        self._enabled = [logger for logger in _loggers() if not logger.disabled]
+
+    def are_kept(self) -> bool:
+        """Return whether what Givalia logged then it still does, by the same handlers; others may have been added."""
+        if root.manager.disable > self._disabled_to:
+            return False
+        for ours in self._ours:
+            if not ours.is_served():
+                return False
+        for handler, level, formatter, filters in self._handlers:
+            if handler.level != level or handler.formatter is not formatter or handler.filters != filters:
+                return False
+        return True
+
+    def restore(self) -> None:
+        """Let them log again as they did."""
+        disable(self._disabled_to)
+        for ours in self._ours:
+            ours.serve()
+        for logger in self._enabled:
+            logger.disabled = False
+        for handler, level, formatter, filters in self._handlers:
+            handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
+
+
+class Logging:
+    """All that a process logs by when this was made: what a job is not to change for the jobs after it.
+
+    A logger that a job sets up by itself is its own matter; what `dictConfig`, `fileConfig`, `disable`, `basicConfig`,
+    `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` change for all is noticed and can be put back.
+    """
+
+    def __init__(self) -> None:
+        self._loggers = Loggers()
+        self._root = _State(root)
+        self._others = [_State(logger) for logger in _loggers() if logger not in _OURS]
+        self._parts = [getattr(logging, name) for name in _PARTS]
+        self._known: list[Any] = list(_known)
+        self._structlog = _Structlog()
+
+    def are_kept(self) -> bool:
+        """Return whether all of it is as it was."""
+        return (
+            self._loggers.are_kept()
+            and self._root.is_kept()
+            and self._knows_handlers()
+            and [getattr(logging, name) for name in _PARTS] == self._parts
+            and self._structlog.is_kept()
+        )
+
+    def _knows_handlers(self) -> bool:
+        """Return whether `logging` knows the oldest handler: when configured anew it forgets all, and may change any logger."""
+        return not self._known or _known[:1] == self._known[:1]
+
+    def restore(self) -> None:
+        """Put it back."""
+        if not self._knows_handlers():
+            new = [each for each in _known if each not in self._known]
+            _known[:] = [*(each for each in self._known if each() is not None), *new]
+            were = {each.logger for each in self._others}
+            for other in self._others:
+                other.restore()
+            for logger in _loggers():
+                if logger not in were:  # It has come since, and the configuration has disabled it.
+                    logger.disabled = False
+        for name, value in zip(_PARTS, self._parts, strict=True):
+            setattr(logging, name, value)
+        self._root.restore()
+        self._loggers.restore()
+        self._structlog.restore()
+
+
+class _Structlog:
+    """What `structlog.configure` had been told, if anybody has imported that."""
+
+    def __init__(self) -> None:
+        self._was = _structlog()
+
+    def is_kept(self) -> bool:
+        is_configured, config = _structlog()
+        was_configured, was = self._was
+        return is_configured == was_configured and (config == was or not was)  # Or somebody has just imported it.
+
+    def restore(self) -> None:
+        """Let it be configured as it was, if that can be said at all."""
+        structlog: Any = modules.get("structlog")
+        if self.is_kept() or structlog is None:
+            return
+        is_configured, config = self._was
+        if is_configured:
+            structlog.configure(**{**config, "processors": config["processors"][:]})
+        else:
+            structlog.reset_defaults()
+
+
+def _structlog() -> tuple[bool, dict[str, Any]]:
+    """Return whether it was configured, and what its settings are."""
+    structlog: Any = modules.get("structlog")
+    if structlog is None:
+        return False, {}
+    try:
+        config = structlog.get_config()
+        return structlog.is_configured(), {**config, "processors": list(config["processors"])}
+    except Exception:  # It is just being imported, or is another module of that name.
+        return False, {}
+
+
+def _loggers() -> list[Logger]:
+    """Return all loggers but the root."""
+    return [logger for logger in list(root.manager.loggerDict.values()) if isinstance(logger, Logger)]

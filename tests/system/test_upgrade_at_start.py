@@ -1,0 +1,42 @@
+"""An upgrade is a new version and a restart; what the log and the refusal name works as it is printed."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+from contextlib import closing
+
+from system_rig import Rig
+
+from givalia_core.store import sqlite_file
+
+
+def test_store_of_the_format_before_is_upgraded_by_a_start_and_goes_back(rig: Rig) -> None:
+    # given a store as the version before left it
+    server = rig.start_server()
+    rig.client().enq("Echo", time=600, key="kept", params="secret")
+    assert server.stop() == 0
+    with closing(sqlite3.connect(rig.store)) as database:
+        database.execute("PRAGMA user_version = 2")
+
+    # when it may not be upgraded, then the command that is named does it
+    url = f"sqlite://{rig.store}"
+    refused = rig.run("givalia-server", "-p", 0, "-w", 0, "--store", url, "--upgrade", "manual")
+    assert (refused.returncode, sqlite_file.format_of(rig.store)) == (78, 2)
+    words = re.search(r"run givalia (store upgrade --store \S+)", refused.stderr)
+    assert words is not None
+    assert rig.run("givalia", *words[1].split()).stdout == f"format 2 to {sqlite_file.FORMAT}\n"
+
+    # when the way back is gone, and a server starts that may upgrade
+    way_back = f"rm -rf {rig.store}-wal {rig.store}.index && mv {rig.store}.format-2 {rig.store}"
+    subprocess.run(way_back, shell=True, check=True)
+    assert sqlite_file.format_of(rig.store) == 2
+    server = rig.start_server()
+
+    # then
+    assert server.await_log(r"The way back, with the server stopped: (.+), and start")[1] == way_back
+    assert rig.client().stat("kept").state == "waiting"
+    assert server.stop() == 0
+    assert sqlite_file.format_of(rig.store) == sqlite_file.FORMAT
+    assert rig.run("givalia", "store", "check", "--store", url).returncode == 0

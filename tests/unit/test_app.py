@@ -1,0 +1,25 @@
+"""A worker within a program of its own: what its two threads say to each other."""
+
+from __future__ import annotations
+
+import logging
+
+import gevent
+import pytest
+
+from givalia_core.worker.app import Bell, Relayed
+
+
+def test_a_line_of_the_links_thread_keeps_what_belongs_to_it(caplog: pytest.LogCaptureFixture) -> None:
+    bell = Bell(lambda left: None)
+    try:
+        Relayed(bell).warning("job %s took its process with it", 7, extra={"block": "a stack"})
+        with gevent.Timeout(10):
+            while not caplog.records:
+                gevent.sleep(0.001)
+    finally:
+        bell.close()
+
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.WARNING, "job 7 took its process with it")
+    assert record.block == "a stack"  # type: ignore[attr-defined]
