@@ -92,6 +92,10 @@ def _by_key_or_id(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="the job's id, instead of a key")
 
 
+def _hidden(given: Given) -> tuple[str, ...]:
+    return () if given.params else ("params",)
+
+
 def _when(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument("--time", type=moments.length("time"), help=words)
     parser.add_argument("--at", help="epoch seconds, or an ISO date and time")
@@ -138,17 +142,25 @@ _ENQ_OPTIONS: Final = (
 
 
 def _stat_arguments(parser: argparse.ArgumentParser) -> None:
-    _by_key_or_id(parser)
+    several.arguments(parser)
     parser.add_argument("--params", action="store_true", help="show also what it was enqueued with")
 
 
 def _stat(client: Client, given: Given) -> None:
-    status = client.stat(given.key, id=given.id, params=given.params)
-    hidden = () if given.params else ("params",)
+    one = several.single(given)
+    if one is None:
+        several.show_each(
+            given,
+            lambda keys, ids: client.stat_many(keys, ids=ids, params=given.params),
+            lambda status: show.shown_fields(status, _hidden(given)),
+            lambda status: f"{status.state}: {printable(status.why)}",
+        )
+        return
+    status = client.stat(one[0], id=one[1], params=given.params)
     if given.json:
-        show.emit(show.status_json(status, hidden))
+        show.emit(show.status_json(status, _hidden(given)))
     else:
-        show.job_lines(status, hidden)
+        show.job_lines(status, _hidden(given))
 
 
 def _explain(client: Client, given: Given) -> None:
@@ -174,7 +186,12 @@ def _cancel(client: Client, given: Given) -> None:
         return
     one = several.single(given)
     if one is None:
-        several.show_each(given, lambda keys, ids: client.cancel_many(keys, ids=ids, running=given.running), "answer", str)
+        several.show_each(
+            given,
+            lambda keys, ids: client.cancel_many(keys, ids=ids, running=given.running),
+            lambda answer: {"answer": answer},
+            str,
+        )
         return
     answer = client.cancel(one[0], id=one[1], running=given.running)
     show.emit(show.to_json({"answer": answer}) if given.json else answer)
@@ -197,7 +214,9 @@ def _ext(client: Client, given: Given) -> None:
         return
     one = several.single(given)
     if one is None:
-        several.show_each(given, lambda keys, ids: client.ext_many(keys, given.time, at=at, ids=ids), "due", _due)
+        several.show_each(
+            given, lambda keys, ids: client.ext_many(keys, given.time, at=at, ids=ids), lambda due: {"due": due}, _due
+        )
         return
     due = client.ext(one[0], given.time, at=at, id=one[1])
     show.emit(show.to_json({"due": due}) if given.json else _due(due))
@@ -215,7 +234,7 @@ def _ext_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
-    _by_key_or_id(parser)
+    several.arguments(parser)
     parser.add_argument("--dead", dest="state", action="store_const", const=str(JobState.DEAD), help="as --state dead")
     parser.add_argument(
         "--cancelled", dest="state", action="store_const", const=str(JobState.CANCELLED), help="as --state cancelled"
@@ -225,11 +244,17 @@ def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _requeue(client: Client, given: Given) -> None:
-    time = given.time or 0
+    time, at = given.time or 0, _at(given)
     if acting.is_by_filter(given, given.key, given.id):
-        acting.run(given, partial(client.requeue_all, time=time, at=_at(given)))
+        acting.run(given, partial(client.requeue_all, time=time, at=at))
         return
-    handle = client.requeue(given.key, id=given.id, time=time, at=_at(given))
+    one = several.single(given)
+    if one is None:
+        several.show_each(
+            given, lambda keys, ids: client.requeue_many(keys, ids=ids, time=time, at=at), lambda due: {"due": due}, _due
+        )
+        return
+    handle = client.requeue(one[0], id=one[1], time=time, at=at)
     if given.json:
         show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
     else:

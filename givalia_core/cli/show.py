@@ -90,7 +90,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
     """Show all that is known of a job, a line each; on a terminal its error as it was written, line by line."""
-    for name, value in _fields(status, hidden).items():
+    for name, value in shown_fields(status, hidden).items():
         if value in (None, False, "") and name not in ("key", "result", "params"):
             continue
         if name == "error" and sys.stdout.isatty():
@@ -103,10 +103,10 @@ def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
 
 def status_json(status: Status, hidden: Sequence[str] = ()) -> str:
     """Return a job as one line of JSON."""
-    return to_json(_fields(status, hidden))
+    return to_json(shown_fields(status, hidden))
 
 
-def _fields(status: Status, hidden: Sequence[str]) -> dict[str, Any]:
+def shown_fields(status: Status, hidden: Sequence[str] = ()) -> dict[str, Any]:
     """Return what is known of a job by name; a result is there only if the job has one."""
     has_result = status.state == "done" and status.result_error is None
     names = (each.name for each in fields(status) if each.name not in hidden and (each.name != "result" or has_result))

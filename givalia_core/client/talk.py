@@ -172,12 +172,14 @@ def key_bytes(key: str | None) -> int:
     return 0 if key is None else len(key.encode())
 
 
-def in_frames(kind: Kind, sized: Iterable[tuple[Item, int]], read: Callable[[Fields, bytes], T]) -> Iterator[Call[T]]:
-    """As few frames as the limits allow, in order, for items of which each takes at most as many bytes as stand beside it."""
+def in_frames(
+    kind: Kind, sized: Iterable[tuple[Item, int]], read: Callable[[Fields, bytes], T], most: int = frames.ITEMS_MAX
+) -> Iterator[Call[T]]:
+    """Return as few frames as the limits allow, in order; `sized` has with each item how many bytes it takes at most."""
     batch: list[Item] = []
     room = FRAME_ROOM_BYTES
     for packed, size in sized:
-        if batch and (size > room or len(batch) == frames.ITEMS_MAX):
+        if batch and (size > room or len(batch) == most):
             yield Call(kind, batch, read)
             batch, room = [], FRAME_ROOM_BYTES
         batch.append(packed)

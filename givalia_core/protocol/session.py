@@ -22,7 +22,6 @@ HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
 DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
-STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
 BUSY: Final = "this server has as many connections as it takes"
 GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
@@ -247,8 +246,8 @@ class _Framed:
             raise BadRequest(f"{kind.name} is not for this port")
         if kind in _ONE_BY_ONE and len(frame.items) != 1:
             raise BadRequest(f"{kind.name} is alone in its frame")
-        if kind is Kind.STAT and len(frame.items) > STATS_PER_FRAME:
-            raise BadRequest(f"at most {STATS_PER_FRAME} STAT in a frame")
+        if kind is Kind.STAT and len(frame.items) > messages.STATS_PER_FRAME:
+            raise BadRequest(f"at most {messages.STATS_PER_FRAME} STAT in a frame")
         return kind
 
     def _refuse(self, request: int, error: GivaliaError) -> None:
