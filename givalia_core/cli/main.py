@@ -286,11 +286,12 @@ def _show_jobs(jobs: Iterator[Status], given: Given) -> None:
     """Show jobs in a table, some hundred at a time, since there may be millions."""
     heads = ["id", "state", "module", "key", "due", "attempts", "why", *(["params"] if given.params else [])]
     while some := list(islice(jobs, TABLE_ROWS)):
-        rows = [
-            (j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why, show.to_json(j.params))
-            for j in some
-        ]
+        rows = [(j.id, j.state, j.module, j.key, _due_in_table(j), j.attempts, j.why, show.to_json(j.params)) for j in some]
         show.table(heads, [row[: len(heads)] for row in rows])
+
+
+def _due_in_table(job: Status) -> str:
+    return moments.shown(job.due, timespec="milliseconds")
 
 
 def _modules_arguments(parser: argparse.ArgumentParser) -> None:

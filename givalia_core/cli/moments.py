@@ -85,6 +85,6 @@ def moment(when: datetime, now: datetime | None = None) -> str:
     return f"{relative(when, now)}, {local(when, now)}"
 
 
-def shown(when: datetime, stream: TextIO | None = None) -> str:
-    """An instant for whoever reads the stream (None: standard output): words on a terminal, ISO otherwise."""
-    return moment(when) if (stream or sys.stdout).isatty() else when.isoformat()
+def shown(when: datetime, stream: TextIO | None = None, timespec: str = "auto") -> str:
+    """An instant for whoever reads the stream (None: standard output): words on a terminal, otherwise ISO to this unit."""
+    return moment(when) if (stream or sys.stdout).isatty() else when.isoformat(timespec=timespec)
