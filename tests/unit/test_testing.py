@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from givalia_core import AsyncClient, Client, Fail, JobFailed, NotFound, Retry, WaitTimeout, WorkModule, WrongState, hookimpl
+from givalia_core import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Fail,
+    JobFailed,
+    NotFound,
+    Retry,
+    WaitTimeout,
+    WorkModule,
+    WrongState,
+    hookimpl,
+)
 from givalia_core.client.async_client import AsyncJobHandle
 from givalia_core.client.handle import JobHandle
 from givalia_core.testing import Queue, run
@@ -232,6 +244,27 @@ def test_wait_lets_time_pass_until_the_job_has_ended() -> None:
     assert job.wait() == 3
     with pytest.raises(JobFailed, match="never"):
         queue.enq("Hopeless", time=60).wait()
+
+
+@pytest.mark.parametrize("timeout", [timedelta(minutes=10), -1, "10m", float("inf")])
+def test_wait_takes_the_lengths_that_a_client_takes(timeout: Any) -> None:
+    queue = Queue({"Stubborn": Stubborn})
+    job = queue.enq("Stubborn", time=3600)
+
+    if isinstance(timeout, str):
+        with pytest.raises(BadRequest, match="timeout is a number of seconds or a timedelta"):
+            job.wait(timeout)
+    elif timeout == float("inf"):
+        assert job.wait(timeout) == 3
+    else:
+        with pytest.raises(WaitTimeout, match="s have passed"):
+            job.wait(timeout)
+
+
+@pytest.mark.parametrize("length", [-1, "90", 1e12, float("nan")])
+def test_time_passes_by_a_length_that_is_one(length: Any) -> None:
+    with pytest.raises(BadRequest, match="seconds is"):
+        Queue({}).advance(length)
 
 
 def test_wait_for_what_nobody_can_run_does_not_hang() -> None:
