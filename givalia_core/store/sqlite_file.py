@@ -150,7 +150,9 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         StoreUnfit: This user may not write to one of them: it belongs to another user, or the file system is read-only.
     """
-    folders = [path.parent, index_folder(path)]
+    index = index_folder(path)
+    # Whatever else has the place of the index makes way for a new one.
+    folders = [path.parent, *([index] if os.path.isdir(index) and not os.path.islink(index) else [])]  # noqa: PTH112, PTH114 - No error.
     files = [path, *(Path(f"{path}{suffix}") for suffix in (".lock", "-wal", "-shm"))]
     for each, wanted in [*((folder, _OPEN) for folder in folders), *((file, _WRITE) for file in files)]:
         if os.access(each, os.F_OK) and not os.access(each, wanted):

@@ -84,5 +84,5 @@ def test_a_folder_in_which_nothing_may_be_made_is_unfit(path: Path, below: str) 
     ],
 )  # fmt: skip
 def test_an_export_that_may_not_be_written_is_no_write_that_failed(number: int, kind: type[GivaliaError]) -> None:
-    with pytest.raises(kind, match="the export cannot be written"), moving._failing("the export"):
+    with pytest.raises(kind, match="the export cannot be written"), moving.failing("the export"):
         raise OSError(number, os.strerror(number))
