@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final, get_type_hints
 
-from givalia_core import errors
+from givalia_core import errors, setting_values
 from givalia_core.cli import common
 from givalia_core.cli.main import VERBS, Verb
 from givalia_core.clock import SECOND_US
@@ -141,37 +141,17 @@ def _settings(kind: type) -> str:
     rows = []
     for each in fields(kind):
         flags = common._FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
-        default = "(empty)" if each.default == "" else _number(each.default)
         rows.append(
             (
                 f"`{each.name}`",
                 ", ".join(f"`{flag}`" for flag in flags),
                 f"`{PREFIX}{each.name.upper()}`",
-                default,
-                _limits(each.metadata, hints[each.name]),
+                setting_values.written(each, hints[each.name]) or "(empty)",
+                setting_values.allowed(each, hints[each.name]),
                 each.metadata["help"],
             )
         )
     return _table(("TOML", "flag", "environment", "default", "limits", ""), rows)
-
-
-def _limits(metadata: object, kind: type) -> str:
-    assert hasattr(metadata, "__getitem__")
-    if metadata["choices"]:
-        return ", ".join(metadata["choices"])
-    if kind is bool:
-        return "yes or no"
-    if metadata["least"] is None:
-        return "text"
-    return f"{_number(metadata['least'])} to {_number(metadata['most'])}"
-
-
-def _number(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return f"{value:,.15g}" if value >= 100_000 else f"{value:.15g}"
-    return str(value)
 
 
 # command-line.md

@@ -94,7 +94,9 @@ class DuplicateKey(Refused):
 
 
 class WrongState(Refused):
-    """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed."""
+    """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed.
+    Of a key without a live job it is the state of the one that ended last, while that is remembered.
+    """
 
     state: str
     exit_code = 69

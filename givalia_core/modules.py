@@ -23,7 +23,7 @@ from givalia_core.errors import BadRequest, ModuleClash
 from givalia_core.frozen import BUILTINS
 from givalia_core.headline import shortened
 from givalia_core.protocol.messages import ISOLATIONS, Announce
-from givalia_core.times import length_to_us
+from givalia_core.times import Length, length_to_us
 from givalia_core.views import RunningJobView
 
 __builtins__ = BUILTINS
@@ -35,9 +35,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
 
 class Retry(Exception):
-    """Raised by job code: this attempt failed, try again after `after` seconds (None: after the usual backoff)."""
+    """Raised by job code: this attempt failed; try again after so many seconds or this `timedelta` (None: the backoff)."""
 
-    def __init__(self, message: str = "the job asked for another attempt", *, after: float | None = None) -> None:
+    def __init__(self, message: str = "the job asked for another attempt", *, after: Length | None = None) -> None:
         super().__init__(message)
         self.after_us = None if after is None else length_to_us(after, "after")
 
@@ -93,10 +93,13 @@ class WorkModule:
 
     max_attempts: ClassVar[int | None] = None
     """Attempts a job may have, 1 to 100, unless its enq says otherwise; None: the server's setting (5)."""
-    backoff: ClassVar[float | tuple[float, float] | None] = None
-    """Seconds before the second attempt, doubled each time; a pair adds the longest wait. None: the server's (1, 600)."""
-    timeout: ClassVar[float | None] = None
-    """Seconds an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
+    backoff: ClassVar[Length | tuple[Length, Length] | None] = None
+    """Wait before the second attempt, in seconds or as `timedelta`, doubled each time; a pair adds the longest.
+
+    None: the server's (1, 600).
+    """
+    timeout: ClassVar[Length | None] = None
+    """Seconds (or a `timedelta`) an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
     isolation: ClassVar[str] = "greenlet"
     """Where the job runs.
 

@@ -16,11 +16,12 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from givalia_core.client import talk
-from givalia_core.client.carrier import OnProgress
+from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.client import Client
+from givalia_core.client.slot import FOREVER_S
 from givalia_core.client.talk import Call
 from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
@@ -33,6 +34,7 @@ from givalia_core.protocol import messages
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress
 from givalia_core.store import Memory
+from givalia_core.times import Length, length_to_seconds, length_to_us
 from givalia_core.views import Outcome, text_id
 from givalia_core.worker.pipeline import Attempt, execute
 
@@ -99,14 +101,34 @@ class Queue(Client):
     """
 
     def __init__(self, modules: Mapping[str, type[WorkModule]], *, plugins: Sequence[object] = ()) -> None:
-        self._exchange = self._inside = _Inside(modules, Hooks(plugins))
+        self._inside = _Inside(modules, Hooks(plugins))
         self.clock = self._inside.clock
         self.ran = self._inside.ran
 
-    def advance(self, seconds: float = 0.0, **length: float) -> list[Ran]:
-        """Let time pass (`advance(90)`, `advance(days=7)`) and return the attempts that this brought about."""
+    @property
+    def _exchange(self) -> Carrier:
+        return self._inside
+
+    @classmethod
+    def from_settings(cls, *_: Any, **__: Any) -> Self:
+        """Refuse: a queue is in this process, and settings name servers.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a Queue asks no server, so it has no settings; make it with Queue(modules)")
+
+    def advance(self, seconds: Length = 0.0, **length: float) -> list[Ran]:
+        """Let time pass (`advance(90)`, `advance(timedelta(days=7))`, `advance(days=7)`).
+
+        Returns:
+            The attempts that this brought about.
+
+        Raises:
+            BadRequest: Not a number or `timedelta`, negative, or over ten years.
+        """
         before = len(self.ran)
-        self._inside.advance(round((seconds + timedelta(**length).total_seconds()) * SECOND_US))
+        self._inside.advance(length_to_us(seconds, "seconds") + length_to_us(timedelta(**length), "the length"))
         return self.ran[before:]
 
 
@@ -138,7 +160,7 @@ class _Inside:
 
     # What a client asks of its carrier.
 
-    def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
+    def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
         """Return the answer to one command; while it waits for a job's end, time passes."""
         request = self._send(call, on_progress)
         if call.waits and request not in self._answered:
@@ -162,18 +184,19 @@ class _Inside:
     def _read(self, call: Call[Any], request: int) -> list[Any]:
         return talk.read_answers(call, [(list(fields), payload) for fields, payload in self._answered.pop(request)])
 
-    def _await(self, request: int, timeout: float | None) -> None:
+    def _await(self, request: int, timeout: Length | None) -> None:
         """Let time pass until the request is answered.
 
         Raises:
             WaitTimeout: The time is over, or nothing that is to come can answer it.
         """
-        left_us = None if timeout is None else round(talk.seconds(timeout, "timeout") * SECOND_US)
+        timeout_s = FOREVER_S if timeout is None else max(length_to_seconds(timeout, "timeout"), 0.0)
+        left_us = round(timeout_s * SECOND_US) if timeout_s < FOREVER_S else None
         while request not in self._answered:
             due_us = self._next_due_us()
             if (due_us if left_us is None else left_us or None) is None:
                 del self._asked[request]
-                why = "nothing is due that could end the job" if left_us is None else f"{timeout} s have passed"
+                why = "nothing is due that could end the job" if left_us is None else f"{timeout_s:g} s have passed"
                 raise WaitTimeout(f"the job has not ended: {why}")
             step_us = min(each for each in (due_us, left_us) if each is not None)
             self._step(step_us)

@@ -136,11 +136,19 @@ def length_words(us: int) -> str:
         return f"{years} years" if years > 1 else "1 year"
     if us < 2 * MINUTE_US:
         return f"{us / SECOND_US:.3g} s" if us else "0"
-    if us < 2 * HOUR_US:
+    if us < HOUR_US:
         return _two(round(us / SECOND_US), 60, "min", "s")
     if us <= 2 * DAY_US:
         return _two(round(us / MINUTE_US), 60, "h", "min")
     return _two(round(us / HOUR_US), 24, "d", "h")
+
+
+def length_text(us: int) -> str:
+    """A length as one would give it: `30s`, `10m`, `1h`, `30d`."""
+    for unit_us, unit in ((DAY_US, "d"), (HOUR_US, "h"), (MINUTE_US, "m")):
+        if us and us % unit_us == 0:
+            return f"{us // unit_us}{unit}"
+    return f"{us / SECOND_US:.15g}s"
 
 
 def _two(count: int, base: int, large: str, small: str) -> str:

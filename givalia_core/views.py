@@ -5,19 +5,30 @@ Ids are converted here and lengths and instants in `times`, and only there, at t
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState, OutcomeKind
+
+UUID_CHARS: Final = 36
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE).fullmatch
 
 
 def text_id(job_id: bytes) -> str:
     """An id of the wire as people see it."""
     text = job_id.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def id_in(key: str) -> bytes | None:
+    """The id that a text in the place of a key may mean; None if it does not have the form in which ids are shown."""
+    if len(key) != UUID_CHARS or not _UUID(key):
+        return None
+    return bytes.fromhex(key.replace("-", ""))
 
 
 def wire_id(job_id: str | uuid.UUID) -> bytes:

@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_type_hints
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar, cast, get_type_hints
 from givalia_core import program
 from givalia_core.cli import completion
 from givalia_core.printable import printable
+from givalia_core.setting_values import written
 from givalia_core.settings import load, state_folder
 from givalia_core.version import __version__
 
@@ -37,11 +39,17 @@ _FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "concurrency": ("-c", "--concurrency"),
 }
 
+_NEGATIVE: Final = re.compile(r"-\.?\d")  # As Python 3.14 has it.
+
 S = TypeVar("S")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it."""
+    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it, and -10m is a value."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
@@ -62,7 +70,7 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     hints = get_type_hints(kind)
     for each in fields(kind):
         flags = _FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
-        shown = f" [{each.default}]" if each.default not in ("", False) else ""
+        shown = f" [{written(each, hints[each.name])}]" if each.default not in ("", False) else ""
         words = each.metadata["help"].replace("%", "%%") + shown
         if hints[each.name] is bool:
             to.add_argument(*flags, dest=each.name, action="store_true", default=None, help=words)
@@ -71,12 +79,14 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     to.add_argument("--config", metavar="FILE", default=None, help="TOML file with settings (see docs/settings.md)")
 
 
-def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str) -> tuple[S, Callable[[], S]]:
+def begin(
+    prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str
+) -> tuple[S, Callable[[], S], list[str]]:
     """What server and worker begin with: their flags, and the background if that was asked for.
 
     Returns:
-        The settings, and how to read them again. In the background the log is a file, whatever they say, and standard
-        output goes to whichever file bears its name when they are read.
+        The settings, how to read them again, and lines about them for the log, which the settings name. In the background
+        the log is a file, whatever they say, and standard output goes to whichever file bears its name when they are read.
     """
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
@@ -85,23 +95,34 @@ def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str
     given = asked.parse_args(arguments)
     is_in_background = os.environ.pop(IN_BACKGROUND, "") != ""
 
-    def read() -> S:
-        settings: Any = read_settings(kind, given)
+    def read(notice: Callable[[str], object] = _ignore) -> S:
+        settings: Any = read_settings(kind, given, notice)
         if not is_in_background:
             return cast("S", settings)
         path = log_path(settings.log_file, prog)
         program.point_output_to(str(path))
         return cast("S", replace(settings, log_file=str(path)))
 
-    settings = read()
+    notices: list[str] = []
+    settings = read(notices.append)
     if given.daemon and READY_FD not in os.environ:
         go_to_background(module, arguments, log_path(getattr(settings, "log_file", ""), prog), prog)
-    return settings, read
+    return settings, read, notices
 
 
-def read_settings(kind: type[S], given: argparse.Namespace) -> S:
-    """The settings of a program by flag, environment, file and default."""
-    return load(kind, vars(given), file=given.config)
+def _ignore(_: str) -> None:
+    """The environment of a running program does not change, so what is to be said about it was said."""
+
+
+def log_all(log: logging.Logger, notices: Iterable[str]) -> None:
+    """Log the lines that `begin` has returned."""
+    for words in notices:
+        log.warning("%s", words)
+
+
+def read_settings(kind: type[S], given: argparse.Namespace, notice: Callable[[str], object]) -> S:
+    """The settings of a program by flag, environment, file and default; `notice` is called with lines about them."""
+    return load(kind, vars(given), file=given.config, notice=notice)
 
 
 def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Final
 
 from givalia_core.client import Client
-from givalia_core.settings import ClientSettings, load
+from givalia_core.client.servers import found_by, from_settings
 
 ASKED: Final = "_ARGCOMPLETE"  # Set by the shell's part of `argcomplete`.
 PROGRAMS: Final = ("givalia", "givalia-server", "givalia-worker")
@@ -64,13 +64,17 @@ def _completer(answer: Callable[[Client], Iterable[Any]]) -> Callable[..., list[
 
     def completions(prefix: str, parsed_args: Given, **_: Any) -> list[str]:
         with contextlib.suppress(Exception):
-            settings = load(ClientSettings, vars(parsed_args), file=getattr(parsed_args, "config", None))
-            with Client(settings.master, settings.port, resend=PATIENCE_S) as client:
+            find = from_settings(parsed_args.master, parsed_args.port, parsed_args.config, _ignore)
+            with found_by(Client, find, PATIENCE_S) as client:
                 found = {str(each) for each in answer(client)}
             return sorted(each for each in found if each.startswith(prefix) and each.isprintable())
         return []
 
     return completions
+
+
+def _ignore(_: str) -> None:
+    """The command itself says what is to be said about its settings, once it runs."""
 
 
 _ANSWERS: Final[dict[str, Callable[[Client], Iterable[Any]]]] = {

@@ -51,7 +51,7 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
     except Exception as error:
         if is_daemon or TRACEBACK in os.environ:
             raise
-        _say(f"{prog}: this is a bug: {type(error).__name__}: {printable(error)} ({TRACEBACK}=1 shows where)")
+        say(f"{prog}: this is a bug: {type(error).__name__}: {printable(error)} ({TRACEBACK}=1 shows where)")
         raise SystemExit(EXIT_BUG) from None
 
 
@@ -61,7 +61,7 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
     try:
         yield
     except GivaliaError as error:
-        _say(f"{prog}: {error.code}: {printable(error)}")
+        say(f"{prog}: {error.code}: {printable(error)}")
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of our output (`head`, say) has had enough; that is no error.
@@ -69,11 +69,12 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
         raise SystemExit(0) from None
     except OSError as error:
         _discard_output()
-        _say(f"{prog}: {printable(error)}")
+        say(f"{prog}: {printable(error)}")
         raise SystemExit(69) from None
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Say this on standard error, whatever it holds, if anybody is there to read it."""
     with contextlib.suppress(OSError, ValueError):  # Nobody may be there to read it.
         say_last(line)
 

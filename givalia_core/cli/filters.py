@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
 from typing import Any, Final
 
+from givalia_core.cli import moments
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
 
 NAMES: Final = ("state", "module", "target_worker", "key_prefix", "due_before", "due_after", "ended_after", "error")
-
-
-def instant(text: str) -> float | datetime:
-    """Read an instant as the command line takes it.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.fromisoformat(text)
+INSTANTS: Final = ("due_before", "due_after", "ended_after")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +24,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         ("due-after", "only jobs due at this instant or later"),
         ("ended-after", "only jobs that ended at this instant or later"),
     ):
-        parser.add_argument(f"--{name}", type=instant, metavar="INSTANT", help=words)
+        parser.add_argument(f"--{name}", metavar="INSTANT", help=words)
     parser.add_argument("--error", metavar="TEXT", help="only jobs whose last error has this text in it, whatever its case")
+    moments.add_zone(parser)
 
 
 def given_filters(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the filters that were given, by the names that the client has for them."""
+    """Return the filters that were given, by the names that the client has for them.
+
+    Raises:
+        BadRequest: One is empty, or an instant that is none.
+    """
     found = {name: getattr(given, name) for name in NAMES if getattr(given, name) is not None}
     for name, value in found.items():
         if value == "":
             raise BadRequest(f"--{name.replace('_', '-')} is empty")
+        if name in INSTANTS:
+            found[name] = moments.instant(value, given.tz, name.replace("_", "-"))
     return found

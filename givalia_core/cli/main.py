@@ -18,6 +18,7 @@ from givalia_core.cli import (
     demo,
     endings,
     filters,
+    moments,
     overview,
     params,
     several,
@@ -27,6 +28,7 @@ from givalia_core.cli import (
     waiting,
 )
 from givalia_core.client import Client
+from givalia_core.client.servers import found_by, from_settings
 from givalia_core.errors import BadRequest
 from givalia_core.headline import headline
 from givalia_core.model import JobState
@@ -67,7 +69,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     common.add_settings(parser, ClientSettings)
     parser.add_argument("--json", action="store_true", help=JSON_WORDS)
-    parser.add_argument("--patience", type=float, metavar="SECONDS", help="how long to try the server [5; --wait: 60]")
+    parser.add_argument("--patience", type=moments.length("patience"), help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
@@ -76,11 +78,11 @@ def _main(arguments: list[str]) -> int:
         verb.arguments(under)
     completion.complete(parser)
     given = parser.parse_args(arguments)
-    settings = common.read_settings(ClientSettings, given)
+    find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"))
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0
-    with Client(settings.master, settings.port, resend=patience) as client:
+    with found_by(Client, find, patience) as client:
         VERBS[given.verb].act(client, given)
     return 0
 
@@ -95,13 +97,18 @@ def _hidden(given: Given) -> tuple[str, ...]:
 
 
 def _when(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("--time", type=float, help=words)
-    parser.add_argument("--at", type=filters.instant, help="epoch seconds, or an ISO date and time with its zone")
+    parser.add_argument("--time", type=moments.length("time"), help=words)
+    parser.add_argument("--at", help="epoch seconds, or an ISO date and time")
+
+
+def _at(given: Given) -> float | datetime | None:
+    return moments.instant(given.at, given.tz)
 
 
 def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", help="the name of a WorkModule")
-    _when(parser, "seconds from now [0]")
+    _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
+    moments.add_zone(parser)
     parser.add_argument("--params", type=str, help="JSON, @FILE or - for standard input; what the job gets as self.params")
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
@@ -109,9 +116,9 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
     parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
     parser.add_argument("--max-attempts", type=int, help="1 to 100")
-    parser.add_argument("--timeout", type=float, help="seconds an attempt may take")
-    parser.add_argument("--expires", type=float, help="seconds after its due in which it must start")
-    parser.add_argument("--retain", type=float, help="seconds to remember it after its end")
+    parser.add_argument("--timeout", type=moments.length("timeout"), help="how long an attempt may take, 1s to 24h")
+    parser.add_argument("--expires", type=moments.length("expires"), help="how long after its due it must start")
+    parser.add_argument("--retain", type=moments.length("retain"), help="how long to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")
     waiting.arguments(parser)
 
@@ -119,14 +126,14 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
 def _enq(client: Client, given: Given) -> None:
     options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
     value = None if given.params is None else params.read(given.params)
-    job = client.enq(given.module, params=value, time=given.time or 0, at=given.at, **options)
+    job = client.enq(given.module, params=value, time=given.time or 0, at=_at(given), **options)
     unknown.warn(client, given.module)
     if given.wait or given.wait_timeout is not None:
         show.emit(show.to_json(waiting.result(client, job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
     else:
-        show.emit(f"{job.id}  due {job.due.isoformat()}  ({job.durability})")
+        show.emit(f"{job.id}  due {moments.shown(job.due)}  ({job.durability})")
 
 
 _ENQ_OPTIONS: Final = (
@@ -197,27 +204,33 @@ def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ext(client: Client, given: Given) -> None:
+    at = _at(given)
+    if [given.time is not None, at is not None, given.now].count(True) != 1:
+        raise BadRequest("ext takes one of --time, --at and --now")
+    if given.now:
+        at = 0.0  # An instant that has passed means now.
     if acting.is_by_filter(given, given.key, given.id):
-        acting.run(given, partial(client.ext_all, given.time, at=given.at))
+        acting.run(given, partial(client.ext_all, given.time, at=at))
         return
     one = several.single(given)
     if one is None:
         several.show_each(
-            given, lambda keys, ids: client.ext_many(keys, given.time, at=given.at, ids=ids), lambda due: {"due": due}, _due
+            given, lambda keys, ids: client.ext_many(keys, given.time, at=at, ids=ids), lambda due: {"due": due}, _due
         )
         return
-    due = client.ext(one[0], given.time, at=given.at, id=one[1])
+    due = client.ext(one[0], given.time, at=at, id=one[1])
     show.emit(show.to_json({"due": due}) if given.json else _due(due))
 
 
 def _due(due: datetime) -> str:
-    return f"due {due.isoformat()}"
+    return f"due {moments.shown(due)}"
 
 
 def _ext_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
     acting.arguments(parser)
-    _when(parser, "seconds to add to its due, or to now if that has passed; negative brings it forward")
+    _when(parser, "length to add to its due, or to now if that has passed: 30, 10m; negative brings it forward")
+    parser.add_argument("--now", action="store_true", help="let it be due now")
 
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,28 +240,25 @@ def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
         "--cancelled", dest="state", action="store_const", const=str(JobState.CANCELLED), help="as --state cancelled"
     )
     acting.arguments(parser)
-    _when(parser, "seconds from now [0]")
+    _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
 
 
 def _requeue(client: Client, given: Given) -> None:
-    time = given.time or 0
+    time, at = given.time or 0, _at(given)
     if acting.is_by_filter(given, given.key, given.id):
-        acting.run(given, partial(client.requeue_all, time=time, at=given.at))
+        acting.run(given, partial(client.requeue_all, time=time, at=at))
         return
     one = several.single(given)
     if one is None:
         several.show_each(
-            given,
-            lambda keys, ids: client.requeue_many(keys, ids=ids, time=time, at=given.at),
-            lambda due: {"due": due},
-            _due,
+            given, lambda keys, ids: client.requeue_many(keys, ids=ids, time=time, at=at), lambda due: {"due": due}, _due
         )
         return
-    handle = client.requeue(one[0], id=one[1], time=time, at=given.at)
+    handle = client.requeue(one[0], id=one[1], time=time, at=at)
     if given.json:
         show.emit(show.to_json({"id": handle.id, "key": handle.key, "due": handle.due}))
     else:
-        show.emit(f"{handle.id}  due {handle.due.isoformat()}")
+        show.emit(f"{handle.id}  {_due(handle.due)}")
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -276,11 +286,12 @@ def _show_jobs(jobs: Iterator[Status], given: Given) -> None:
     """Show jobs in a table, some hundred at a time, since there may be millions."""
     heads = ["id", "state", "module", "key", "due", "attempts", "why", *(["params"] if given.params else [])]
     while some := list(islice(jobs, TABLE_ROWS)):
-        rows = [
-            (j.id, j.state, j.module, j.key, j.due.isoformat("T", "milliseconds"), j.attempts, j.why, show.to_json(j.params))
-            for j in some
-        ]
+        rows = [(j.id, j.state, j.module, j.key, _due_in_table(j), j.attempts, j.why, show.to_json(j.params)) for j in some]
         show.table(heads, [row[: len(heads)] for row in rows])
+
+
+def _due_in_table(job: Status) -> str:
+    return moments.shown(job.due, timespec="milliseconds")
 
 
 def _modules_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from typing import Final, TextIO
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from givalia_core.errors import BadRequest
 from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_words
@@ -21,15 +22,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def length(name: str) -> Callable[[str], float]:
-    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds."""
+    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds.
 
-    def read(text: str) -> float:
-        try:
-            return length_of_text(text, name)
-        except BadRequest as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
+    It raises `BadRequest`, which ends the program with one line, and not with the usage of all arguments.
+    """
+    return partial(length_of_text, name=name)
 
 
 def add_zone(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +43,8 @@ def zone(text: str) -> tzinfo:
     try:
         return ZoneInfo(text)
     except (ValueError, OSError, KeyError):
+        if not available_timezones():
+            raise BadRequest("this machine has no list of time zones; pip install tzdata brings one") from None
         raise BadRequest(f"there is no time zone {text!r:.64}; names are such as Europe/Berlin or UTC") from None
 
 
@@ -86,6 +85,6 @@ def moment(when: datetime, now: datetime | None = None) -> str:
     return f"{relative(when, now)}, {local(when, now)}"
 
 
-def shown(when: datetime, stream: TextIO | None = None) -> str:
-    """An instant for whoever reads the stream (None: standard output): words on a terminal, ISO otherwise."""
-    return moment(when) if (stream or sys.stdout).isatty() else when.isoformat()
+def shown(when: datetime, stream: TextIO | None = None, timespec: str = "auto") -> str:
+    """An instant for whoever reads the stream (None: standard output): words on a terminal, otherwise ISO to this unit."""
+    return moment(when) if (stream or sys.stdout).isatty() else when.isoformat(timespec=timespec)

@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
+    settings, read_settings, notices = common.begin(
+        PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens"
+    )
     notifier = Notifier.from_environment()
     # Nothing acknowledged is only in memory, so there is nothing to lose by leaving at once.
     requests = Requests(lambda: os._exit(0))
@@ -45,6 +47,7 @@ def _main(arguments: list[str]) -> int:
     log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
+    common.log_all(log, notices)
     requests.listen(lambda _: _read_again(server, read_settings, notifier))
     common.tell_ready()
     notifier.ready(f"listening: clients {server.client_port}, workers {server.worker_port}")

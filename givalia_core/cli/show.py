@@ -14,6 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
+from givalia_core.cli import moments
 from givalia_core.printable import printable
 from givalia_core.views import Status
 
@@ -89,7 +90,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
-    """Show all that is known of a job, a line each; on a terminal its error as it was written, line by line."""
+    """Show all that is known of a job, a line each; on a terminal instants in words, and its error line by line."""
     for name, value in shown_fields(status, hidden).items():
         if value in (None, False, "") and name not in ("key", "result", "params"):
             continue
@@ -97,7 +98,9 @@ def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
             lines = [printable(line) for line in value.splitlines()]
             emit(f"{name:14} " + f"\n{'':15}".join(lines))
             continue
-        shown = to_json(value) if name in ("result", "params") else value.isoformat() if isinstance(value, datetime) else value
+        shown = (
+            to_json(value) if name in ("result", "params") else moments.shown(value) if isinstance(value, datetime) else value
+        )
         emit(f"{name:14} {printable(shown)}")
 
 

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
-from givalia_core.cli import show, unknown
+from givalia_core.cli import moments, show, unknown
 from givalia_core.client import Client, JobHandle
 from givalia_core.errors import GivaliaError, JobEnded, JobFailed
 from givalia_core.printable import printable
@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
     )
-    parser.add_argument("--wait-timeout", type=float, metavar="SECONDS", help="how long to wait; implies --wait")
+    parser.add_argument("--wait-timeout", type=moments.length("wait-timeout"), help="how long to wait; implies --wait")
     traceback_argument(parser)
 
 

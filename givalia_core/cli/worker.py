@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
+    settings, read_settings, notices = common.begin(
+        PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected"
+    )
     notifier = Notifier.from_environment()
     # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
     requests = Requests(lambda: os._exit(1))
@@ -50,6 +52,7 @@ def _main(arguments: list[str]) -> int:
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
+    common.log_all(log, notices)
     requests.listen(lambda why: _reload(supervisor, read_settings, notifier, why))
     gevent.spawn(_tell_when_connected, supervisor, notifier)
     watching = gevent.spawn(notifier.watch_forever)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from givalia_core.client import talk
@@ -18,6 +17,7 @@ from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest
 from givalia_core.model import CANCELLED, DEAD, JobState
 from givalia_core.protocol.messages import Act
+from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
 _NO_STATE: Final = "-"  # In a cursor.
@@ -114,9 +114,9 @@ def cancel_all(
     module: str | None = None,
     target_worker: str | None = None,
     key_prefix: str | None = None,
-    due_before: float | datetime | None = None,
-    due_after: float | datetime | None = None,
-    ended_after: float | datetime | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
     error: str | None = None,
     all: bool = False,
     running: bool = False,
@@ -134,7 +134,7 @@ def cancel_all(
         module: As in `list`, like the filters that follow. At least one filter is given, or `all`.
         target_worker: Only jobs for this worker.
         key_prefix: Only jobs whose key begins so.
-        due_before: Only jobs due before this instant, epoch seconds or an aware datetime.
+        due_before: Only jobs due before this instant, given as `at` in `enq`.
         due_after: Only jobs due then or later.
         ended_after: Only jobs that ended then or later.
         error: Only jobs whose last error has this text in it, whatever its case.
@@ -153,16 +153,16 @@ def cancel_all(
 
 
 def ext_all(
-    time: float | timedelta | None = None,
+    time: Length | None = None,
     *,
-    at: float | datetime | None = None,
+    at: Instant | None = None,
     state: JobState | str | None = None,
     module: str | None = None,
     target_worker: str | None = None,
     key_prefix: str | None = None,
-    due_before: float | datetime | None = None,
-    due_after: float | datetime | None = None,
-    ended_after: float | datetime | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
     error: str | None = None,
     all: bool = False,
     dry_run: bool = False,
@@ -199,14 +199,14 @@ def ext_all(
 def requeue_all(
     state: JobState | str | None = None,
     *,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
     module: str | None = None,
     target_worker: str | None = None,
     key_prefix: str | None = None,
-    due_before: float | datetime | None = None,
-    due_after: float | datetime | None = None,
-    ended_after: float | datetime | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
     error: str | None = None,
     all: bool = False,
     dry_run: bool = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -11,12 +11,12 @@ from givalia_core.client import acts, reading, talk, verbs
 from givalia_core.client.acts import Acted, Run
 from givalia_core.client.async_exchange import AsyncExchange, OnProgress
 from givalia_core.client.many import Many
+from givalia_core.client.servers import Located
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Handle, Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.protocol import addresses
-from givalia_core.settings import CLIENT_PORT
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ class AsyncJobHandle(Handle):
         """Ask about it."""
         return await self._exchange.ask(verbs.stat(id=self.id))
 
-    async def ext(self, time: float | timedelta | None = None, *, at: float | datetime | None = None) -> datetime:
+    async def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
         """Move its due; see `AsyncClient.ext`."""
         self.due = await self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
         return self.due
@@ -43,11 +43,11 @@ class AsyncJobHandle(Handle):
         """Call it off; see `AsyncClient.cancel`."""
         return await self._exchange.ask(verbs.cancel(id=self.id, running=running))
 
-    async def wait(self, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
+    async def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
         """The job's result, with the promises and the errors of `JobHandle.wait`.
 
         Args:
-            timeout: Seconds to wait; None is for ever.
+            timeout: Seconds or a `timedelta` to wait; None is for ever.
             progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
                 it takes its time, only the newest report is kept. What it raises ends the waiting.
         """
@@ -105,7 +105,7 @@ def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[AsyncClient, P], Corou
     return verbs.as_method(method, verb)
 
 
-class AsyncClient:
+class AsyncClient(Located[AsyncExchange]):
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
     It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; lost answers
@@ -114,13 +114,10 @@ class AsyncClient:
     effect is then unknown. Close it, best by `async with`, before its event loop ends.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no number.
+        BadRequest: An address that is none, or `resend` is no length.
     """
 
-    def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
-    ) -> None:
-        self._exchange = AsyncExchange(addresses.parse(host, port), min(talk.seconds(resend, "resend"), talk.RESEND_S))
+    _make = AsyncExchange
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -149,9 +146,17 @@ class AsyncClient:
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)
 
-    async def wait(self, id: str, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
-        """The result of the job of this id; see `AsyncJobHandle.wait`."""
-        return await self._exchange.ask(talk.wait(id, progress=progress is not None), timeout, progress)
+    async def wait(
+        self,
+        id: str | None = None,
+        timeout: Length | None = None,
+        progress: OnProgress | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
+        """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
+        waited_for = id if key is None else (await self.stat(key, id=id)).id
+        return await self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
 
     async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once; see `Client.enq_many`."""

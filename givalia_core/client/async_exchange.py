@@ -19,13 +19,14 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from givalia_core import forks, tcp
 from givalia_core.client import talk
-from givalia_core.client.errands import Connect, Errands, Listen
+from givalia_core.client.errands import Connect, Errands, Find, Listen
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.visit import Visit
 from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
+from givalia_core.times import Length
 
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], Awaitable[object] | object]
@@ -111,9 +112,10 @@ class Line(asyncio.Protocol):
 class AsyncExchange:
     """Carries calls to one of several servers and their answers back; for the tasks of one event loop at a time."""
 
-    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
-        self._addresses, self._resend_s = addresses, resend_s
-        self._errands = Errands(addresses, resend_s)
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
+        self._servers = addresses, resend_s, find
+        self._resend_s = resend_s
+        self._errands = Errands(*self._servers)
         self._line: Line | None = None  # Of the present visit.
         self._unsent: deque[Slot] = deque()  # They leave with the next turn of the loop that has room for them.
         self._is_flushing = False  # Whether that turn is ordered.
@@ -127,7 +129,7 @@ class AsyncExchange:
         errands, tending = self._errands, self._tending
         if tending is not None:
             tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.
-        self._errands = Errands(self._addresses, self._resend_s)
+        self._errands = Errands(*self._servers)
         self._errands.is_closed = errands.is_closed
         self._line = self._tending = self._changed = None
         self._unsent, self._is_flushing = deque(), False
@@ -152,12 +154,12 @@ class AsyncExchange:
         if line is not None:
             await line.closed
 
-    async def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
+    async def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
         """What one command is answered.
 
         Args:
             call: The command, alone in its frame.
-            timeout: Seconds to wait for the end of a job; None is for ever. Other commands have the time to resend.
+            timeout: Time to wait for the end of a job; None is for ever. Other commands have the time to resend.
             on_progress: Called in this task with each progress of the job that it waits for, and awaited if it can be.
 
         Raises:
@@ -221,7 +223,7 @@ class AsyncExchange:
         self._is_flushing = False
         self._tending = None
 
-    def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
+    def _begin(self, call: Call[Any], timeout: Length | None, on_their_way: deque[tuple[Slot, asyncio.Event]]) -> None:
         """Send a call on its way; its event is set whenever there is something for its caller.
 
         Raises:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from givalia_core.client.talk import Call
+from givalia_core.times import Length
 
 T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], object]
@@ -17,8 +18,8 @@ OnProgress: TypeAlias = Callable[[float, str], object]
 class Carrier(Protocol):
     """Carries the calls of a blocking client."""
 
-    def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
-        """Return the answer to one command; of a wait within `timeout` seconds, None is for ever.
+    def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
+        """Return the answer to one command; of a wait within `timeout`, None is for ever.
 
         Raises:
             GivaliaError: The command was refused, its outcome is unknown, or the job ended without a result.

@@ -12,12 +12,12 @@ from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.exchange import Exchange
 from givalia_core.client.handle import JobHandle
 from givalia_core.client.many import Many
+from givalia_core.client.servers import Located
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.client.verbs import Pages
 from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.protocol import addresses
-from givalia_core.settings import CLIENT_PORT
+from givalia_core.times import Length
 from givalia_core.views import Status
 
 P = ParamSpec("P")
@@ -72,13 +72,14 @@ def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[Client, P], Acted]:
     return verbs.as_method(method, verb)
 
 
-class Client:
+class Client(Located[Carrier]):
     """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
     Args:
-        host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas.
-        port: For those that name none.
-        resend: Seconds that a command is sent again over lost connections, at most 60; then `ConnectionLost`.
+        host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas. Without host and
+            port: in a job the servers of its worker, else 127.0.0.1.
+        port: For those that name none; None: 12322.
+        resend: How long a command is sent again over lost connections, at most 60 s; then it raises `ConnectionLost`.
 
     In a fork it makes a connection of its own. What was under way is the parent's: in the child it raises `ConnectionLost`.
 
@@ -88,14 +89,10 @@ class Client:
     `Unauthorized`, `VersionMismatch` or `Busy` besides what it says itself.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no number.
+        BadRequest: An address that is none, or `resend` is no length.
     """
 
-    def __init__(
-        self, host: str | Iterable[str] = "127.0.0.1", port: int = CLIENT_PORT, *, resend: float = talk.RESEND_S
-    ) -> None:
-        resend_s = min(talk.seconds(resend, "resend"), talk.RESEND_S)
-        self._exchange: Carrier = Exchange(addresses.parse(host, port), resend_s)
+    _make = Exchange
 
     def __enter__(self) -> Client:
         return self
@@ -122,9 +119,17 @@ class Client:
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)
 
-    def wait(self, id: str, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
-        """The result of the job of this id; see `JobHandle.wait`."""
-        return self._exchange.ask(talk.wait(id, progress=progress is not None), timeout, progress)
+    def wait(
+        self,
+        id: str | None = None,
+        timeout: Length | None = None,
+        progress: OnProgress | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
+        """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
+        waited_for = id if key is None else (self.stat(key, id=id)).id
+        return self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.

@@ -57,23 +57,29 @@ class Listen(NamedTuple):
     seconds: float | None
 
 
+Find: TypeAlias = Callable[[], Sequence[Address]]
 Step: TypeAlias = Connect | Rest | Listen
 
 
 class Errands:
     """Every call of one client, and the server that it talks to."""
 
-    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
         self.calls: dict[Slot, None] = {}  # Every call that is not over, in order.
         self.visit: Visit | None = None
         self.is_closed = False
         self._resend_s = resend_s
-        self.silent_s = min(SILENT_S, resend_s / len(addresses)) if len(addresses) > 1 else resend_s
         self._put_off: dict[Slot, float] = {}  # Those that a busy server wants to hear again, and when.
         self._servers = Round(addresses)
+        self._find = find  # Where the servers are by now, if they may have moved.
         self._retry_s = RETRY_FIRST_S
         self._must_rest = False  # Whether every server has failed by now.
         self._why = "not tried yet"
+
+    @property
+    def silent_s(self) -> float:
+        """How long a server may answer no command before another is asked, if there is another."""
+        return min(SILENT_S, self._resend_s / len(self._servers)) if self._servers.has_others else self._resend_s
 
     # The calls.
 
@@ -139,6 +145,8 @@ class Errands:
     def _rest(self, now: float) -> float:
         """Every server has failed: how long to wait before the next is tried, having ended those that wait no longer."""
         self._must_rest = False
+        if self._find is not None:
+            self._servers.replace(self._find())
         retry_s, self._retry_s = self._retry_s, min(self._retry_s * 2, RETRY_MAX_S)
         pause_s = random.uniform(retry_s / 2, retry_s)
         for slot in list(self.calls):

@@ -17,13 +17,14 @@ from typing import Any, Final, TypeVar
 from givalia_core import forks
 from givalia_core.client import talk
 from givalia_core.client.carrier import OnProgress
-from givalia_core.client.errands import Connect, Errands, Listen, Rest, Step
+from givalia_core.client.errands import Connect, Errands, Find, Listen, Rest, Step
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.talk import Call
 from givalia_core.client.wire import Wire
 from givalia_core.errors import ConnectionLost
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
+from givalia_core.times import Length
 
 T = TypeVar("T")
 
@@ -33,9 +34,10 @@ TURN_S: Final = 0.05  # How long one who sends waits for room while another read
 class Exchange:
     """Carries calls to one of several servers and their answers back; thread-safe."""
 
-    def __init__(self, addresses: Sequence[Address], resend_s: float) -> None:
-        self._addresses, self._resend_s = addresses, resend_s
-        self._errands = Errands(addresses, resend_s)
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
+        self._servers = addresses, resend_s, find
+        self._resend_s = resend_s
+        self._errands = Errands(*self._servers)
         self._wire: Wire | None = None  # Of the present visit.
         self._lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `_clean_up`.
         self._changed = threading.Condition(self._lock)
@@ -56,7 +58,7 @@ class Exchange:
         if not _is_mine(self._sending):
             self._sending = threading.RLock()
         self._reader = self._sender = None
-        self._errands, self._wire = Errands(self._addresses, self._resend_s), None
+        self._errands, self._wire = Errands(*self._servers), None
         self._errands.is_closed = errands.is_closed
         errands.abandon()
         if changed.acquire(blocking=False):  # Greenlets that waited are there in the child, too.
@@ -71,12 +73,12 @@ class Exchange:
             self._errands.close()
             self._changed.notify_all()
 
-    def ask(self, call: Call[T], timeout: float | None = None, on_progress: OnProgress | None = None) -> T:
+    def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
         """What one command is answered.
 
         Args:
             call: The command, alone in its frame.
-            timeout: Seconds to wait for the end of a job; None is for ever. Other commands have the time to resend.
+            timeout: Time to wait for the end of a job; None is for ever. Other commands have the time to resend.
             on_progress: Called in this thread with each progress of the job that it waits for.
 
         Raises:
@@ -90,7 +92,7 @@ class Exchange:
         return [answer for part in self._all_of(calls) for answer in part]
 
     def _all_of(
-        self, calls: Iterable[Call[Any]], timeout: float | None = None, on_progress: OnProgress | None = None
+        self, calls: Iterable[Call[Any]], timeout: Length | None = None, on_progress: OnProgress | None = None
     ) -> list[list[Any]]:
         """The answers to each call; by way of another connection if this thread is in the middle of a call on this one."""
         if self._is_inside():
@@ -104,12 +106,12 @@ class Exchange:
         """
         return _is_mine(self._lock) or _is_mine(self._sending) or self._reader == threading.get_ident()
 
-    def _apart(self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None) -> list[list[Any]]:
-        with closing(Exchange(self._addresses, self._resend_s)) as apart:
+    def _apart(self, calls: Iterable[Call[Any]], timeout: Length | None, on_progress: OnProgress | None) -> list[list[Any]]:
+        with closing(Exchange(*self._servers)) as apart:
             apart._errands.is_closed = self._errands.is_closed
             return apart._all_of(calls, timeout, on_progress)
 
-    def _carried(self, calls: Iterable[Call[Any]], timeout: float | None, on_progress: OnProgress | None) -> list[list[Any]]:
+    def _carried(self, calls: Iterable[Call[Any]], timeout: Length | None, on_progress: OnProgress | None) -> list[list[Any]]:
         """Carry calls, and return their answers. Whatever cuts that short, nothing is left of them here or on the wire."""
         on_their_way: deque[Slot] = deque()
         answers: list[list[Any]] = []
@@ -149,7 +151,7 @@ class Exchange:
             while _is_mine(lock):
                 lock.release()
 
-    def _begin(self, call: Call[Any], timeout: float | None, on_their_way: deque[Slot]) -> None:
+    def _begin(self, call: Call[Any], timeout: Length | None, on_their_way: deque[Slot]) -> None:
         """Send a call on its way; what goes wrong with the connection is for `_finish`."""
         slot = Slot.of(call, timeout, self._resend_s, clock.monotonic())
         on_their_way.append(slot)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from givalia_core.client import talk, verbs
 from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.ticket import Handle, Ticket
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status
 
 
@@ -22,7 +23,7 @@ class JobHandle(Handle):
         """Ask about it."""
         return self._exchange.ask(verbs.stat(id=self.id))
 
-    def ext(self, time: float | timedelta | None = None, *, at: float | datetime | None = None) -> datetime:
+    def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
         """Move its due; see `Client.ext`."""
         self.due = self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
         return self.due
@@ -31,13 +32,13 @@ class JobHandle(Handle):
         """Call it off; see `Client.cancel`."""
         return self._exchange.ask(verbs.cancel(id=self.id, running=running))
 
-    def wait(self, timeout: float | None = None, progress: OnProgress | None = None) -> Any:
+    def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
         """The job's result, as soon as there is one: the server pushes it, over reconnects too.
 
         A server that is too busy for one more who waits is asked again when it wants to be.
 
         Args:
-            timeout: Seconds to wait; None is for ever.
+            timeout: Seconds or a `timedelta` to wait; None is for ever.
             progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
                 with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
                 after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.

@@ -7,7 +7,7 @@ frame can be sent any number of times (CONTRACT C1). Nothing here knows how a ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from givalia_core.client import reading, talk
@@ -17,11 +17,11 @@ from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, WrongState
 from givalia_core.protocol.frames import ITEMS_MAX, Item
 from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Ext, Kind, Requeue, Stat
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status, wire_id
 
 T = TypeVar("T")
 Named: TypeAlias = str | Handle | Status  # A job by its key, or by what has its id.
-Length: TypeAlias = float | timedelta
 Name: TypeAlias = tuple[str | None, bytes | None]  # As messages have it: the key, or the id.
 
 EXPECTED: Final = (NotFound, WrongState, DuplicateKey)  # Of many jobs some are always gone, or otherwise than was thought.
@@ -47,9 +47,7 @@ def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: 
     return _each(jobs, ids, Kind.CANCEL, lambda name: Cancel(new_id(), *name, running), reading.word)
 
 
-def requeue(
-    jobs: Iterable[Named] | None, ids: Iterable[str] | None, time: Length, at: float | datetime | None
-) -> Many[datetime]:
+def requeue(jobs: Iterable[Named] | None, ids: Iterable[str] | None, time: Length, at: Instant | None) -> Many[datetime]:
     """Give many jobs another life. One that is named twice is asked for once, and its answer stands in both places.
 
     Raises:
@@ -96,7 +94,7 @@ def _each(
 def ext(
     jobs: Iterable[Named] | Mapping[Any, Length] | None,
     time: Length | None,
-    at: float | datetime | None,
+    at: Instant | None,
     ids: Iterable[str] | Mapping[str, Length] | None,
 ) -> Many[datetime]:
     """Move the dues of many jobs, all alike or each by its own length. Handles among them hear of their new due.
@@ -147,7 +145,7 @@ def _by_id(job_id: Any) -> Name:
     return None, wire_id(job_id)
 
 
-def _moves(given: Iterable[Any], time: Length | None, at: float | datetime | None) -> Iterator[tuple[Any, talk.Move]]:
+def _moves(given: Iterable[Any], time: Length | None, at: Instant | None) -> Iterator[tuple[Any, talk.Move]]:
     """Each job, and how it is to be moved."""
     if isinstance(given, Mapping):
         if time is not None or at is not None:

@@ -53,6 +53,7 @@ def _is_progress(value: Any) -> bool:
 _is_id: Final = is_bytes(16)
 _is_instant: Final = is_int(-2 * FOREVER_US, 2 * FOREVER_US)
 _is_count: Final = is_int(0, _COUNT_MAX)
+_is_ended: Final = one_of(JobState.DONE, JobState.DEAD, JobState.CANCELLED)
 _text_or_none: Final = or_none(is_any_text)
 _STATUS: Final[dict[str, Check]] = {
     "id": _is_id, "key": _text_or_none, "module": is_any_text, "target_worker": is_any_text,
@@ -185,7 +186,7 @@ def end(fields: Fields, payload: bytes) -> Any:
     Raises:
         JobFailed, JobCancelled, ResultLost: There is none.
     """
-    (state,) = _checked(fields, one_of(JobState.DONE, JobState.DEAD, JobState.CANCELLED))
+    (state,) = _checked(fields, _is_ended)
     if state == JobState.CANCELLED:
         raise JobCancelled("the job was cancelled")
     if state == JobState.DEAD:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from givalia_core.client.talk import Call, seconds
+from givalia_core.client.talk import Call
 from givalia_core.errors import ConnectionLost, GivaliaError, WaitTimeout
 from givalia_core.protocol.messages import CHANGING
+from givalia_core.times import Length, length_to_seconds
 
 FOREVER_S: Final = 1e9  # Thirty years are as good as for ever; the waits of the system take no more than three hundred.
 
@@ -56,18 +57,17 @@ class Slot:
 
     @classmethod
     def of(
-        cls, call: Call[Any], timeout: float | None, resend_s: float, now: float, wake: Callable[[], None] = lambda: None
+        cls, call: Call[Any], timeout: Length | None, resend_s: float, now: float, wake: Callable[[], None] = lambda: None
     ) -> Slot:
-        """A call whose caller will wait so many seconds; only a wait is without end.
+        """A call whose caller will wait so long; only a wait is without end.
 
         Raises:
-            BadRequest: The timeout is no number.
+            BadRequest: The timeout is no number or `timedelta`.
         """
-        if timeout is None and not call.waits:
-            timeout = resend_s
-        if timeout is not None and seconds(timeout, "timeout") >= FOREVER_S:
-            timeout = None
-        return cls(call, None if timeout is None else now + timeout, now, wake)
+        if timeout is None:
+            return cls(call, None if call.waits else now + resend_s, now, wake)
+        timeout_s = length_to_seconds(timeout, "timeout")
+        return cls(call, None if timeout_s >= FOREVER_S else now + timeout_s, now, wake)
 
     @property
     def is_over(self) -> bool:

@@ -6,9 +6,8 @@ ids in it are made once, so the server knows a resend for what it is (CONTRACT C
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from givalia_core.client import reading
@@ -27,7 +26,7 @@ from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Backup, Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.times import at_to_us, length_to_us
+from givalia_core.times import Instant, Length, at_to_us, length_to_seconds, length_to_us
 from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
@@ -39,15 +38,13 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-def seconds(given: Any, name: str) -> float:
-    """A length of time that a call or a client is given, in seconds; it may be infinite.
+def resend_s(resend: Length) -> float:
+    """The seconds that a client resends, of those it was given.
 
     Raises:
-        BadRequest: Not a number.
+        BadRequest: Not a number or `timedelta`.
     """
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or math.isnan(given):
-        raise BadRequest(f"{name} must be a number of seconds, not {given!r:.40}")
-    return given
+    return min(length_to_seconds(resend, "resend"), RESEND_S)
 
 
 class Call(NamedTuple, Generic[T_co]):
@@ -150,9 +147,14 @@ def enq_many(jobs: Iterable[Mapping[str, Any]]) -> tuple[Iterator[Call[Enqueued]
     """Make many jobs: as few frames as the limits allow, and the keys of the jobs.
 
     Raises:
-        BadRequest, TooLarge: One of the jobs cannot be sent; nothing was.
+        BadRequest, TooLarge: One of the jobs cannot be sent, and the error names its place; nothing was.
     """
-    made = [_enq_message(*_split(job)) for job in jobs]
+    made: list[Enq] = []
+    for place, job in enumerate(jobs):
+        try:
+            made.append(_enq_message(*_split(job)))
+        except (BadRequest, TooLarge) as error:
+            raise type(error)(f"jobs[{place}]: {error}") from None
     return _enq_frames(made), [message.key for message in made]
 
 
@@ -250,7 +252,7 @@ def _length(given: dict[str, Any], name: str) -> int | None:
     return None if given[name] is None else length_to_us(given[name], name)
 
 
-def when(seconds: float | timedelta | None, at: float | datetime | None) -> tuple[int | None, int | None]:
+def when(seconds: Length | None, at: Instant | None) -> tuple[int | None, int | None]:
     """Return the delay or the instant of a due, in microseconds.
 
     Raises:
@@ -289,9 +291,9 @@ def stat(key: str | None, job_id: str | None, *, params: bool = False) -> Call[S
     return _call(Kind.STAT, Stat(*_named(key, job_id), params), reading.stat)
 
 
-def wait(job_id: str, *, progress: bool = False) -> Call[Any]:
+def wait(job_id: str | None, *, progress: bool = False) -> Call[Any]:
     """Be told when a job has ended, and with `progress` also how far it is."""
-    return _call(Kind.WAIT, Wait(None, wire_id(job_id), progress), reading.end, waits=True)
+    return _call(Kind.WAIT, Wait(*_named(None, job_id), progress), reading.end, waits=True)
 
 
 def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
@@ -299,12 +301,12 @@ def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:
     return _call(Kind.CANCEL, Cancel(new_id(), *_named(key, job_id), running), reading.word)
 
 
-def ext(key: str | None, job_id: str | None, seconds: float | timedelta | None, at: float | datetime | None) -> Call[datetime]:
+def ext(key: str | None, job_id: str | None, seconds: Length | None, at: Instant | None) -> Call[datetime]:
     """Move a job's due."""
     return _call(Kind.EXT, Ext(new_id(), *_named(key, job_id), *move(seconds, at)), reading.due)
 
 
-def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move:
+def move(seconds: Length | None, at: Instant | None) -> Move:
     """How far an `ext` moves a due, or to where.
 
     Raises:
@@ -316,9 +318,7 @@ def move(seconds: float | timedelta | None, at: float | datetime | None) -> Move
     return delta_us, None if at is None else at_to_us(at)
 
 
-def requeue(
-    key: str | None, job_id: str | None, seconds: float | timedelta, at: float | datetime | None
-) -> Call[tuple[bytes, datetime]]:
+def requeue(key: str | None, job_id: str | None, seconds: Length, at: Instant | None) -> Call[tuple[bytes, datetime]]:
     """Give a dead or cancelled job another life."""
     delay_us, at_us = when(seconds, at)
     return _call(Kind.REQUEUE, Requeue(new_id(), *_named(key, job_id), delay_us or 0, at_us), reading.requeued)
@@ -345,7 +345,8 @@ def filter_of(
     Raises:
         BadRequest: An instant is none.
     """
-    before, after, ended = (None if at is None else at_to_us(at) for at in (due_before, due_after, ended_after))
+    instants = {"due_before": due_before, "due_after": due_after, "ended_after": ended_after}
+    before, after, ended = (None if at is None else at_to_us(at, name) for name, at in instants.items())
     named = None if state is None else str(state)
     return Filter(named, module, target_worker, key_prefix or None, before, after, ended, error or None)
 

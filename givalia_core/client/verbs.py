@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from givalia_core.client import many, reading, talk
-from givalia_core.client.many import Length, Many, Named
+from givalia_core.client.many import Many, Named
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Ticket
 from givalia_core.model import JobState
 from givalia_core.protocol.messages import LIST_LIMIT_MAX
+from givalia_core.times import Instant, Length
 from givalia_core.views import Status, text_id
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,8 +38,8 @@ def as_method(method: F, verb: Callable[..., Any]) -> F:
 def enq(
     module: str,
     *,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
     params: Any = None,
     key: str | None = None,
     target_worker: str = "any",
@@ -46,17 +47,17 @@ def enq(
     if_exists: str = "refuse",
     priority: int = 0,
     max_attempts: int | None = None,
-    timeout: float | timedelta | None = None,
-    expires: float | timedelta | None = None,
-    retain: float | timedelta | None = None,
+    timeout: Length | None = None,
+    expires: Length | None = None,
+    retain: Length | None = None,
     id: str | None = None,
 ) -> Call[Ticket]:
     """Run `module` with `params` in `time` seconds or `at` an instant. On return the job is as durable as the handle says.
 
     Args:
         module: The name of a WorkModule.
-        time: Seconds from now, 0 to ten years.
-        at: Epoch seconds or an aware datetime instead; the past means now.
+        time: Seconds or a `timedelta` from now, 0 to ten years; so are all lengths.
+        at: Epoch seconds, an aware datetime or ISO text with its zone instead; the past means now.
         params: Any value msgpack can carry, at most 512 KiB packed.
         key: Names the job while it lives; 1 to 255 bytes.
         target_worker: The name of the worker that is to run it.
@@ -149,9 +150,9 @@ def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | Non
 
 def ext(
     key: str | None = None,
-    time: float | timedelta | None = None,
+    time: Length | None = None,
     *,
-    at: float | datetime | None = None,
+    at: Instant | None = None,
     id: str | None = None,
 ) -> Call[datetime]:
     """Move the due of a job that has not started, and return the new one.
@@ -159,7 +160,7 @@ def ext(
     Args:
         key: The live job of this key.
         time: Seconds to add to its due, or to now if that has passed; negative brings it forward, never before now.
-        at: The new due itself.
+        at: The new due itself, as in `enq`.
         id: Names the job instead of `key`.
 
     Raises:
@@ -173,7 +174,7 @@ def ext_many(
     jobs: Iterable[Named] | Mapping[Any, Length] | None = None,
     time: Length | None = None,
     *,
-    at: float | datetime | None = None,
+    at: Instant | None = None,
     ids: Iterable[str] | Mapping[str, Length] | None = None,
 ) -> Many[datetime]:
     """Move the dues of many jobs at once; for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
@@ -197,8 +198,8 @@ def requeue(
     key: str | None = None,
     *,
     id: str | None = None,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
 ) -> Call[Ticket]:
     """Give a dead or cancelled job another life, with all its attempts, due in `time` seconds or `at`.
 
@@ -211,7 +212,8 @@ def requeue(
 
     def read(fields: reading.Fields, payload: bytes) -> Ticket:
         job_id, due = call.read(fields, payload)
-        return Ticket(text_id(job_id), key, due)
+        found = text_id(job_id)
+        return Ticket(found, None if key is not None and key.lower() == found else key, due)
 
     return Call(call.kind, call.items, read)
 
@@ -220,8 +222,8 @@ def requeue_many(
     jobs: Iterable[Named] | None = None,
     *,
     ids: Iterable[str] | None = None,
-    time: float | timedelta = 0,
-    at: float | datetime | None = None,
+    time: Length = 0,
+    at: Instant | None = None,
 ) -> Many[datetime]:
     """Give many dead or cancelled jobs another life; for each, in order, its due, or what `requeue` raises for it.
 
@@ -261,9 +263,9 @@ def list_(
     module: str | None = None,
     target_worker: str | None = None,
     key_prefix: str | None = None,
-    due_before: float | datetime | None = None,
-    due_after: float | datetime | None = None,
-    ended_after: float | datetime | None = None,
+    due_before: Instant | None = None,
+    due_after: Instant | None = None,
+    ended_after: Instant | None = None,
     error: str | None = None,
     params: bool = False,
 ) -> Pages:
@@ -277,7 +279,7 @@ def list_(
         module: Only jobs of this module.
         target_worker: Only jobs for this worker.
         key_prefix: Only jobs whose key begins so.
-        due_before: Only jobs due before this instant, epoch seconds or an aware datetime.
+        due_before: Only jobs due before this instant, given as `at` in `enq`.
         due_after: Only jobs due then or later.
         ended_after: Only jobs that ended then or later.
         error: Only jobs whose last error has this text in it, whatever its case; at most 255 characters.

@@ -40,6 +40,7 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing
 from givalia_core.store.base import FENCE_COUNTER_BITS, VARIANTS_MAX, Change, Found, Kept, Route
 from givalia_core.takers import Room, Session
+from givalia_core.views import id_in
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -121,6 +122,7 @@ class Desk:
         self.stale = 0
         self.losses = Losses()
         self.durability = ""
+        self.client_port = 0  # Where this server takes clients, which workers are told; 0: nowhere.
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
         self.peer: Callable[[int], dict[str, Any]] = lambda _: {}  # What it knows of the peer of a connection.
         self.last_seq = last_seq
@@ -243,11 +245,17 @@ class Batch:
         return self._told(self.jobs[seq]) if seq is not None else self._fresh(self.facts.found.requests.get(request))
 
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
-        """The job of this id, whatever its state; or the live job of this key, and the one that ended last."""
+        """The job of this id, whatever its state; or the live job of this key, and the one that ended last.
+
+        A key in the form of an id means the job of that id if no live job has the key.
+        """
         if job_id is not None:
             return self._unexpired(self.by_id(job_id)), None
         assert key is not None
-        return self.live(key), self.ended(key)
+        live = self.live(key)
+        if live is None and (meant := id_in(key)) is not None and (job := self._unexpired(self.by_id(meant))) is not None:
+            return job, None
+        return live, self.ended(key)
 
     def _told(self, job: Job) -> Job:
         """Whoever is told of a job is told anew if what it was told comes to nothing."""

@@ -56,7 +56,8 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     joined = Session(asked.conn, message, batch.now)
     routing.join(joined)
     batch.news("joined", joined)
-    return (OK, batch.desk.policy.lease_us), b""
+    answer = OK, batch.desk.policy.lease_us
+    return ((*answer, batch.desk.client_port) if batch.desk.client_port else answer), b""
 
 
 def lose(batch: Batch, conn: int, why: str) -> None:

@@ -11,6 +11,7 @@ from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Claim, Route, Wanted
+from givalia_core.views import id_in
 
 
 class Names:
@@ -56,9 +57,8 @@ class Names:
             self._add_enq(asked.messages, desk)
         elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
             for message in asked.messages:
-                self._add_named(message, with_past=kind is not Kind.EXT)
-            if kind is Kind.REQUEUE:
-                self.requeued.update(m.id for m in asked.messages if not isinstance(m, GivaliaError) and m.id is not None)
+                if not isinstance(message, GivaliaError):
+                    self._add_named(message, is_requeue=kind is Kind.REQUEUE)
 
     def _add_enq(self, messages: list[Any], desk: Desk) -> None:
         for message in messages:
@@ -74,15 +74,16 @@ class Names:
             if message.version is not None and (route := verbs.route_of(message)) not in desk.routing.windows:
                 self.variants.add(route.plain)
 
-    def _add_named(self, message: Any, *, with_past: bool) -> None:
-        if isinstance(message, GivaliaError):
-            return
-        if message.id is not None:
-            self.ids.add(message.id)
+    def _add_named(self, message: Any, *, is_requeue: bool) -> None:
+        job_id = message.id
         if message.key is not None:
             self.keys.add(message.key)
-            if with_past:
-                self.past_keys.add(message.key)
+            self.past_keys.add(message.key)
+            job_id = job_id or id_in(message.key)
+        if job_id is not None:
+            self.ids.add(job_id)
+            if is_requeue:
+                self.requeued.add(job_id)
         request = getattr(message, "request", None)
         if request is not None:
             self.requests.add(request)

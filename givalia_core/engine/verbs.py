@@ -41,7 +41,7 @@ from givalia_core.protocol.messages import (
 )
 from givalia_core.specifiers import canonical
 from givalia_core.store.base import VARIANTS_MAX, Route
-from givalia_core.views import text_id
+from givalia_core.views import id_in, text_id
 
 
 def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
@@ -173,11 +173,7 @@ def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_
 
 def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
     """Call the job off; it will not start again once this is answered."""
-    _one_name(message)
-    job, last = batch.named(message.key, message.id)
-    if job is None:
-        job = last if last is not None and last.state is CANCELLED else None
-    job = _existing(batch, job, message)
+    job = _known(batch, message)
     if job.state is CANCELLED:
         return (OK, "cancelled"), b""
     if job.state is WAITING:
@@ -185,7 +181,7 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
         batch.hook("on_cancel", batch.end(job, "cancel", answered=answered), running=False)
         return (OK, "cancelled"), b""
     if job.state is not RUNNING or not message.running:
-        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+        raise Refusal(_wrong_state(job, message))
     if not job.stop_asked:
         _ask_stop(batch, job, message.request)
     return (OK, "stop_requested"), b""
@@ -215,11 +211,10 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
     """Move the due of a job that has not started."""
     if (message.delta_us is None) == (message.at_us is None):
         raise Refusal(BadRequest("ext takes either a time or an at"))
-    _one_name(message)
     now = batch.now
-    job = _existing(batch, batch.named(message.key, message.id)[0], message)
+    job = _known(batch, message)
     if job.state is not WAITING:
-        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+        raise Refusal(_wrong_state(job, message))
     on_wall, due_at_us = job.on_wall, job.due_at_us
     if message.delta_us is None:
         on_wall, due_at_us = _due(0, message.at_us, now)
@@ -248,7 +243,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
         raise Refusal(_taken(job))
     job = _existing(batch, job or last, message)
     if job.state not in (DEAD, CANCELLED):
-        raise Refusal(WrongState(f"the job is {job.state}", state=str(job.state)))
+        raise Refusal(_wrong_state(job, message))
     holder = batch.live(job.key) if job.key is not None else None
     if holder is not None:
         raise Refusal(_taken(holder))
@@ -304,7 +299,8 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
     return None
 
 
-def _known(batch: Batch, message: Stat | Wait) -> Job:
+def _known(batch: Batch, message: Stat | Wait | Cancel | Ext) -> Job:
+    """The job that a command names; of a key the live one, else the one that ended last."""
     _one_name(message)
     job, last = batch.named(message.key, message.id)
     return _existing(batch, job or last, message)
@@ -313,11 +309,21 @@ def _known(batch: Batch, message: Stat | Wait) -> Job:
 def _existing(batch: Batch, job: Job | None, message: Any) -> Job:
     _one_name(message)
     if job is None:
-        name = message.key if message.id is None else text_id(message.id)
-        hold = batch.desk.aside.hold_of_name(message.key, message.id)
+        meant = None if message.key is None else id_in(message.key)
+        if message.id is not None:
+            name = f"id {text_id(message.id)}"
+        else:
+            name = f"key {message.key}" if meant is None else f"key or id {message.key}"
+        hold = batch.desk.aside.hold_of_name(message.key, message.id or meant)
         why = "" if hold is None else f"; {hold.words}"
-        raise Refusal(NotFound(f"no job has the {'key' if message.id is None else 'id'} {name}{why}"))
+        raise Refusal(NotFound(f"no job has the {name}{why}"))
     return job
+
+
+def _wrong_state(job: Job, message: Cancel | Ext | Requeue) -> WrongState:
+    is_last = message.key is not None and message.key == job.key and job.state in ENDED
+    named = f"the last job of key {job.key}" if is_last else "the job"
+    return WrongState(f"{named} is {job.state}", state=str(job.state))
 
 
 def _one_name(message: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core import why as why_room
-from givalia_core.clock import SECOND_US, Now
+from givalia_core.clock import Now
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
@@ -19,7 +19,7 @@ from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
-from givalia_core.times import to_datetime
+from givalia_core.times import length_words, to_datetime
 
 BRIEF_BYTES_MAX: Final = 1_024
 
@@ -27,11 +27,6 @@ _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
 array_head: Callable[[int], bytes] = _packer.pack_array_header
 map_head: Callable[[int], bytes] = _packer.pack_map_header
-
-
-def seconds(us: int) -> str:
-    """A length of time for people: 9.8 s."""
-    return f"{us / SECOND_US:.3g} s" if us < 1000 * SECOND_US else f"{round(us / SECOND_US)} s"
 
 
 def why(desk: Desk, job: Job, now: Now) -> str:
@@ -42,7 +37,7 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 
 
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
-    left = seconds(job.due_on_timer_us(now) - now.timer_us)
+    left = length_words(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
         return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}"
     return f"not due for {left}"
@@ -68,7 +63,7 @@ def _why_running(desk: Desk, job: Job, now: Now) -> str:
     lease = desk.leases.get(job.id)
     is_lost = lease is not None and lease.session is None
     gone = (
-        f", which is not connected; its lease ends in {seconds(max(lease.expires_mono_us - now.mono_us, 0))}"
+        f", which is not connected; its lease ends in {length_words(max(lease.expires_mono_us - now.mono_us, 0))}"
         if lease and is_lost
         else ""
     )

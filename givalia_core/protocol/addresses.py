@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from givalia_core.errors import BadRequest
 
 PORT_MAX: Final = 65_535
+HOST_CHARS_MAX: Final = 253
 
 _NO_HOST: Final = re.compile(r"[\s,:/@\[\]\x00-\x1f\x7f]").search
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
@@ -70,9 +71,20 @@ def _split(text: str) -> tuple[str | None, str | None]:
     if is_ipv6(text):
         return text, None
     host, colon, number = text.partition(":")
-    if not host or len(host) > 255 or _NO_HOST(host) or ":" in number:
+    if not is_host(host) or ":" in number:
         return None, None
     return host, number if colon else None
+
+
+def is_host(text: str) -> bool:
+    """Whether it may be the name of a host, or its IPv4 address: its labels have 1 to 63 characters as DNS carries them."""
+    name = text.removesuffix(".")
+    if _NO_HOST(name) or len(name) > HOST_CHARS_MAX or not all(1 <= len(label) <= 63 for label in name.split(".")):
+        return False
+    try:
+        return name.isascii() or len(name.encode("idna")) <= HOST_CHARS_MAX
+    except UnicodeError:  # Too long in that form, or with characters that no name has.
+        return False
 
 
 def is_ipv6(host: str) -> bool:
@@ -108,6 +120,9 @@ class Round:
     def __len__(self) -> int:
         return len(self._addresses)
 
+    def __iter__(self) -> Iterator[Address]:
+        return iter(tuple(self._addresses))
+
     @property
     def address(self) -> Address:
         """The one whose turn it is."""
@@ -117,6 +132,12 @@ class Round:
     def has_others(self) -> bool:
         """Whether there is another one to go to."""
         return len(self._addresses) > 1
+
+    def replace(self, addresses: Sequence[Address]) -> None:
+        """Go on with these servers instead, if they are others."""
+        if set(addresses) != set(self._addresses):
+            self._addresses = random.sample(addresses, len(addresses))
+            self._failed = 0
 
     def worked(self) -> None:
         """The present one does what it is for: the failures before it do not count any more."""

@@ -22,8 +22,8 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, TooLarge
-from givalia_core.model import JobState
+from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, TooLarge, WrongState
+from givalia_core.model import ENDED, JobState
 from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import ANY, Kind
@@ -42,6 +42,11 @@ class Request(NamedTuple):
 
     kind: Kind
     message: Any
+
+    @property
+    def is_of_live_key(self) -> bool:
+        """Whether it acts on the live job of a key, as in 2012; a key of jobs that have ended is no key then."""
+        return self.kind in (Kind.CANCEL, Kind.EXT) and getattr(self.message, "key", None) is not None
 
 
 class Reader:
@@ -246,10 +251,12 @@ _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]").search
 _NO_BRACKETS: Final = re.compile(r'"(?:[^"\\]+|\\.)*+(?:"|\\?\Z)|[^"\[\]{}]+', re.DOTALL).sub
 
 
-def encode(kind: Kind, item: Item) -> bytes:
-    """The line that answers a request of this kind with this item of the engine."""
+def encode(kind: Kind, item: Item, *, is_of_live_key: bool = False) -> bytes:
+    """The line that answers a request of this kind with this item of the engine; see `Request.is_of_live_key`."""
     fields, _ = item
     error = messages.answer_error(fields)
+    if is_of_live_key and isinstance(error, WrongState) and error.details.get("state") in ENDED:
+        error = NotFound("no live job has the key")
     if error is None:
         return _line("success", **_SUCCESS[kind](fields))
     if kind is Kind.STAT and isinstance(error, NotFound):

@@ -16,16 +16,20 @@ from givalia_core.errors import BadRequest, GivaliaError, TooLarge, from_wire
 from givalia_core.model import TEN_YEARS_US, JobState
 from givalia_core.protocol.checks import (
     Check,
+    is_any_bytes,
     is_bool,
     is_bytes,
     is_fraction,
+    is_instant,
     is_int,
     is_key,
+    is_length,
     is_long_text,
     is_name,
     is_text,
     one_of,
     or_none,
+    refusal_of,
 )
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
 from givalia_core.specifiers import is_specifier
@@ -370,10 +374,10 @@ class Kind(IntEnum):
 
 _ID = is_bytes(16)
 _KEY_OR_NONE, _ID_OR_NONE = or_none(is_key), or_none(_ID)
-_DELAY = is_int(0, TEN_YEARS_US)
-_AT = or_none(is_int(-FOREVER_US, FOREVER_US))
+_DELAY = is_length(0, TEN_YEARS_US)
+_AT = or_none(is_instant(FOREVER_US))
 _FENCE = is_int(0, (1 << 63) - 1)
-_LENGTH = or_none(is_int(SECOND_US, DAY_US))
+_LENGTH = or_none(is_length(SECOND_US, DAY_US))
 _NAMED = {"key": _KEY_OR_NONE, "id": _ID_OR_NONE}
 _HELD = {"id": _ID, "fence": _FENCE}
 _FILTER: Final[dict[str, Check]] = {
@@ -388,7 +392,7 @@ _PAGE: Final[dict[str, Check]] = {
 _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Hello: {
         "version_min": is_int(0, 1 << 16), "version_max": is_int(0, 1 << 16),
-        "agent": is_text(255), "auth": is_text(255), "proof": lambda value: type(value) is bytes,
+        "agent": is_text(255), "auth": is_text(255), "proof": is_any_bytes,
     },
     Clock: {"until_us": or_none(is_int(0, 1 << 62))},
     Enq: {
@@ -400,12 +404,13 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Stat: {**_NAMED, "params": is_bool},
     Wait: {**_NAMED, "progress": is_bool},
     Cancel: {"request": _ID, **_NAMED, "running": is_bool},
-    Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
+    Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
     Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},
     List: {**_FILTER, **_PAGE, "params": is_bool},
     Act: {
         "request": _ID, "act": one_of("cancel", "ext", "requeue"), **_FILTER, "dry_run": is_bool, "running": is_bool,
-        "delta_us": or_none(is_int(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE, "end_seq": or_none(is_int(0, 1 << 62)),
+        "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE,
+        "end_seq": or_none(is_int(0, 1 << 62)),
     },
     Info: {}, Modules: {}, Workers: {},
     Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},
@@ -424,9 +429,9 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     },
     Release: {**_HELD, "replaced": is_bool},
     Progress: {**_HELD, "fraction": is_fraction, "text": is_text(255)},
-    Heard: {"request": is_int(0, (1 << 32) - 1), "lease_us": is_int(1, FOREVER_US)},
+    Heard: {"request": is_int(0, (1 << 32) - 1), "lease_us": is_length(1, FOREVER_US)},
     Dispatch: {
-        **_HELD, "module": is_name, "attempt": is_int(1, 1 << 62), "due_us": is_int(-2 * FOREVER_US, 2 * FOREVER_US),
+        **_HELD, "module": is_name, "attempt": is_int(1, 1 << 62), "due_us": is_instant(2 * FOREVER_US),
         "key": _KEY_OR_NONE, "target_worker": is_name, "priority": is_int(-9, 9), "timeout_us": _LENGTH,
         "version": or_none(is_specifier),
     },
@@ -434,12 +439,13 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Progressed: {"request": is_int(0, (1 << 32) - 1), "fraction": is_fraction, "text": is_text(255)},
     Process: {
         "pid": is_int(0, 1 << 32), "role": is_text(32), "state": is_text(32), "jobs": is_int(0, 1 << 32),
-        "since_us": is_int(0, FOREVER_US), "memory_bytes": is_int(0, 1 << 62), "restarts": is_int(0, 1 << 32),
-        "module": or_none(is_name), "job": or_none(_ID), "blocked_us": is_int(0, FOREVER_US),
+        "since_us": is_length(0, FOREVER_US), "memory_bytes": is_int(0, 1 << 62), "restarts": is_int(0, 1 << 32),
+        "module": or_none(is_name), "job": or_none(_ID), "blocked_us": is_length(0, FOREVER_US),
         "stack": is_long_text(STACK_BYTES_MAX),
     },
 }  # fmt: skip
 
+_PAYLOADS: Final = {Enq: "params", Succeed: "a result", Dispatch: "params"}
 _PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX, Dispatch: PARAMS_BYTES_MAX}
 
 
@@ -526,15 +532,10 @@ def _check(shape: _Shape, fields: list[Any], payload: bytes) -> Any:
         raise BadRequest(f"{name_of_kind} has {required} to {len(checks)} fields, not {len(fields)}")
     for (name, is_legal), value in zip(checks, fields, strict=False):
         if not is_legal(value):
-            raise BadRequest(f"{name_of_kind}: {name} cannot be {_shown(value)}")
+            raise refusal_of(name, is_legal, value)
     if len(payload) > payload_bytes_max:
-        raise TooLarge(f"{name_of_kind}: {len(payload)} bytes of payload; at most {payload_bytes_max} are taken")
+        raise TooLarge(f"{_PAYLOADS.get(record, 'a payload')} of {len(payload)} bytes; at most {payload_bytes_max} are taken")
     return record(*fields, payload=payload) if payload_bytes_max else record(*fields)
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value) if isinstance(value, (str, bytes, int, float, bool, type(None))) else type(value).__name__
-    return text if len(text) <= 64 else text[:61] + "..."
 
 
 def item(message: Any) -> Item:

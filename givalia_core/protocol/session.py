@@ -294,7 +294,7 @@ class _Lines:
     def __init__(self, make_id: Callable[[], bytes] = new_id) -> None:
         self._make_id = make_id
         self._reader = lines.Reader()
-        self._kinds: dict[int, Kind] = {}
+        self._asked: dict[int, tuple[Kind, bool]] = {}  # The kind, and whether it is of a live key.
         self._count = 0
         self._malformed = 0
         self._out = b""
@@ -326,24 +326,25 @@ class _Lines:
 
     def _ask(self, line: bytes) -> Ask:
         try:
-            kind, message = lines.decode(line, self._make_id)
+            asked = lines.decode(line, self._make_id)
         except GivaliaError as error:
             self._malformed = self._malformed + 1 if lines.is_malformed(error) else 0
             return self._refused(error)
         self._malformed = 0
-        return self._numbered(kind, message)
+        return self._numbered(asked)
 
     def _refused(self, error: GivaliaError) -> Ask:
         """Even a line that cannot be read is asked, so that its answer comes in its turn."""
-        return self._numbered(Kind.ENQ, error)
+        return self._numbered(lines.Request(Kind.ENQ, error))
 
-    def _numbered(self, kind: Kind, message: Any) -> Ask:
+    def _numbered(self, asked: lines.Request) -> Ask:
         self._count += 1
-        self._kinds[self._count] = kind
-        return Ask(self._count, kind, [message], is_once=True)
+        self._asked[self._count] = asked.kind, asked.is_of_live_key
+        return Ask(self._count, asked.kind, [asked.message], is_once=True)
 
     def answer(self, request: int, items: list[Item]) -> bytes:
-        return lines.encode(self._kinds.pop(request), items[0])
+        kind, is_of_live_key = self._asked.pop(request)
+        return lines.encode(kind, items[0], is_of_live_key=is_of_live_key)
 
     def take_out(self) -> bytes:
         out, self._out = self._out, b""

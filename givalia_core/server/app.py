@@ -8,6 +8,7 @@ and close the store. A store that fails ends the process at once and answers nob
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -133,7 +134,7 @@ class Server:
         """Open the store, then the ports. On return, commands are taken.
 
         Raises:
-            SettingsInvalid: An address that is not loopback, without `insecure`.
+            SettingsInvalid: An address that is not loopback, without `insecure`, or that this machine does not have.
             StoreError: The store cannot be opened; see its class.
             OSError: A port cannot be bound.
         """
@@ -167,9 +168,9 @@ class Server:
         self._from_threads.start(self._take_from_threads)
         self._alarm.open()
         try:
-            self.client_port = self._listen(Port.CLIENT, self.settings.port)
+            self.client_port = self._engine.desk.client_port = self._listen(Port.CLIENT, self.settings.port)
             self.worker_port = self._listen(Port.WORKER, self.settings.worker_port)
-        except OSError:
+        except (OSError, SettingsInvalid):
             self.stop()
             raise
         self._greenlets = [self._spawn(self._turn_forever), self._spawn(self._look_after)]
@@ -205,7 +206,12 @@ class Server:
         listener = StreamServer(
             (self.settings.host, number), lambda sock, address: self._accept(port, sock, address), backlog=1024
         )
-        listener.start()
+        try:
+            listener.start()
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}: {error}") from None
+            raise
         self._listeners.append(listener)
         return int(listener.server_port or 0)
 

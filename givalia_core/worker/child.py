@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from importlib_metadata import PackageNotFoundError, version
 
-from givalia_core import forks
+from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.log_handler import be_last_resort
 from givalia_core.modules import Stopped, WorkModule
@@ -35,7 +35,7 @@ from givalia_core.stray_errors import log_stray_errors
 from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.loggers import Loggers, Logging
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Spoiled, pack
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
 from givalia_core.worker.surroundings import Contents, Surroundings
@@ -102,6 +102,8 @@ class Child:
                     log_to(self.say, note.settings["log_level"])
                     log_stray_errors(getLogger("givalia.job"))
                     self._logs = Logging()
+                elif isinstance(note, Servers):
+                    job_servers.tell_process(note.servers)
         return 0
 
     def after_fork(self) -> None:

@@ -23,7 +23,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.worker.audit import Audit
 from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.held import Held, Verdict
-from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Spoiled, Start, Started, Stuck
+from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Servers, Spoiled, Start, Started, Stuck
 from givalia_core.worker.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
 from givalia_core.worker.watchdog import Host, Hosting
 
@@ -39,6 +39,7 @@ class Crewed(Pooled, Protocol):
 
     settings: WorkerSettings
     counts: Counter[str]
+    servers: str
 
     def crew_is_ready(self, crew: Crew) -> None:
         """It has its modules and plugins."""
@@ -125,7 +126,7 @@ class Crew:
             gevent.spawn_later(self._backoff_s, self._start_host)
             return
         self.host.begin(member)
-        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly))
+        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly), Servers(self._foreman.servers))
         self._fork(member)
 
     @property
@@ -151,6 +152,12 @@ class Crew:
         """Say something to the host; one that starts hears it when it is ready."""
         if self.host.member is not None:
             self.host.member.tell(*said)
+
+    def tell_servers(self) -> None:
+        """Let all processes know where clients go that are made in jobs."""
+        note = Servers(self._foreman.servers)
+        self.tell(note)
+        self.pool.tell(note)
 
     def owe(self, note: Any) -> None:
         """Say something to the next host, for this one is gone."""

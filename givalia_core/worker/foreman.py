@@ -79,6 +79,8 @@ class Foreman:
         self._shown: list[Process] = []
         self._shown_s = 0.0
         self._told: dict[str, int] = {}
+        self.servers = ""
+        """Where clients go that are made in jobs; empty until the link has been up."""
         self.connected = Event()
         """Set while the link is up."""
         self.is_ready = Event()
@@ -237,8 +239,15 @@ class Foreman:
         is_first, self._has_connected = not self._has_connected, True
         self.connected.set()
         self.log.info("connected to %s as %s", event.address, self.settings.name)
+        self._tell_servers(",".join(map(str, event.clients)))
         if is_first and (first := self.generations.crews[0]).host.state in ("ready", "blocked"):
             first.start()
+
+    def _tell_servers(self, servers: str) -> None:
+        if servers != self.servers:
+            self.servers = servers
+            for crew in self.generations.crews:
+                crew.tell_servers()
 
     def _note_disconnected(self, event: Disconnected) -> None:
         self.connected.clear()

@@ -30,7 +30,7 @@ from gevent.event import Event
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, ConnectionLost, GivaliaError, ShuttingDown, Stale, VersionMismatch
 from givalia_core.protocol import frames, messages
-from givalia_core.protocol.addresses import Address, Round
+from givalia_core.protocol.addresses import PORT_MAX, Address, Round
 from givalia_core.protocol.caller import Answer, Told, refused, retry_after_s
 from givalia_core.protocol.messages import (
     Announce,
@@ -49,6 +49,7 @@ from givalia_core.protocol.messages import (
     answer_error,
     item,
 )
+from givalia_core.settings import CLIENT_PORT
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.failures import Answered, follows
@@ -97,6 +98,7 @@ class Connected(NamedTuple):
 
     address: Address
     lease_us: int
+    clients: tuple[Address, ...] = ()  # Where clients go that are made in jobs: this server first.
 
 
 class Disconnected(NamedTuple):
@@ -147,6 +149,7 @@ class Link:
         self._asked: dict[int, tuple[Kind, list[Any], int]] = {}  # number -> what was asked, and when
         self._put_off: list[tuple[int, Report]] = []  # What a busy server wants to hear again, and when.
         self._lease_us = 30 * SECOND_US
+        self._client_ports: dict[Address, int] = {}  # Where the servers that this worker has joined take clients.
         self._next_beat_us = 0
         self._up_us: int | None = None  # Since when the link is up.
         self._wake: Event | None = None
@@ -234,7 +237,7 @@ class Link:
             line.send(line.caller.hello("givalia-worker"))
             self._expect(line)
             self._ask_at_once(Kind.JOIN, [self._join])
-            self._lease_us = _lease_us(self._expect(line))
+            self._lease_us, self._client_ports[address] = _joined(self._expect(line))
             self._asked.clear()
             self._sent_us.clear()
         self._next_beat_us = _mono_us() + self._lease_us // 3
@@ -287,6 +290,16 @@ class Link:
         since = self._asked_since()
         if self._servers.has_others and since is not None and time.monotonic() - since > self._lease_us * 2 / 3 / SECOND_US:
             raise ConnectionLost("the server has not answered for two thirds of a lease")
+
+    def _clients(self) -> tuple[Address, ...]:
+        """Where the servers take clients, the present one first.
+
+        A server that was not joined yet is taken to have the client port of the present one if their worker ports are the same.
+        """
+        present, ports = self._servers.address, self._client_ports
+        alike = {address: ports[present] for address in self._servers if address.port == present.port}
+        known = {**alike, **ports}
+        return tuple(Address(address.host, known[address]) for address in self._servers if address in known)
 
     @property
     def _owes_reports(self) -> bool:
@@ -426,7 +439,7 @@ class Link:
                 self._renew(message, error, deadline_us)
             if kind is Kind.RESUME:
                 self._up_us = _mono_us()
-                self._deliver(Connected(self._servers.address, self._lease_us))
+                self._deliver(Connected(self._servers.address, self._lease_us, self._clients()))
         elif kind in _REPORTS:
             for message, error in zip(sent, errors, strict=True):
                 self._settle(message, error)
@@ -507,12 +520,13 @@ def _pause_s(rounds: int, *, has_mismatch: bool) -> float:
     return random.uniform(BACKOFF_FIRST_S, min(BACKOFF_FIRST_S * 2 ** min(rounds, 10), BACKOFF_MAX_S))
 
 
-def _lease_us(joined: Answer) -> int:
-    """The length of a lease, which the answer to JOIN tells."""
+def _joined(joined: Answer) -> tuple[int, int]:
+    """What the answer to JOIN tells: the length of a lease, and the port for clients, which an earlier server does not tell."""
     fields = joined.items[0][0] if joined.items else []
     if len(fields) < 2 or type(fields[1]) is not int or not 0 < fields[1] <= messages.FOREVER_US:
         raise BadRequest("the server does not say how long a lease is")
-    return fields[1]
+    is_told = len(fields) > 2 and type(fields[2]) is int and 0 < fields[2] <= PORT_MAX
+    return fields[1], fields[2] if is_told else CLIENT_PORT
 
 
 _new: Final = tuple.__new__

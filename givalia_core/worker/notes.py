@@ -171,9 +171,15 @@ class Logged(NamedTuple):
     fields: dict[str, Any]
 
 
+class Servers(NamedTuple):
+    """Where clients go that are made in jobs: addresses, separated by commas."""
+
+    servers: str
+
+
 NOTES: Final[tuple[type, ...]] = (
     Serve, Importing, Ready, InHook, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended,
-    Spoiled, Asked, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce,
+    Spoiled, Asked, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce, Servers,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.

@@ -16,7 +16,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.family import Member
 from givalia_core.worker.held import Held, Lines
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Spoiled
+from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Servers, Spoiled
 
 CLOSE_S: Final = 1.0
 MIB: Final = 1 << 20
@@ -26,6 +26,7 @@ class Pooled(Protocol):
     """What a pool tells whoever gave it a job."""
 
     log: Lines
+    servers: str
 
     def may_say(self, kind: str) -> bool:
         """Count a line that every job may bring; return whether it is said."""
@@ -104,6 +105,11 @@ class Pool:
         child.member.page.why = ""
         child.member.tell(Begin(tuple(held.dispatch), source, *origin))
 
+    def tell(self, note: Any) -> None:
+        """Say something to every process; one that runs a job hears it afterwards."""
+        for child in self._children:
+            child.member.tell(note)
+
     def member_of(self, held: Held[Any]) -> Member | None:
         """The process that a job has."""
         return next((child.member for child in self._children if child.held is held), None)
@@ -112,7 +118,7 @@ class Pool:
         member = Member("job", lambda heard: self._hear_child(child, heard), lambda status: self._child_ended(child, status))
         child = Child(member)
         self._children.append(child)
-        member.tell(Serve({"log_level": self._settings.log_level}, {}))
+        member.tell(Serve({"log_level": self._settings.log_level}, {}), Servers(self._foreman.servers))
         self._fork(member)
         return child
 

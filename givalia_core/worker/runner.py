@@ -17,6 +17,7 @@ from gevent import Greenlet, get_hub, spawn, spawn_later
 from gevent.event import Event
 from greenlet import getcurrent, gettrace, settrace
 
+from givalia_core import job_servers
 from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.hooks import Hooks
@@ -39,6 +40,7 @@ from givalia_core.worker.notes import (
     InHook,
     Logged,
     Ready,
+    Servers,
     Start,
     Started,
     Stuck,
@@ -134,6 +136,7 @@ class Runner:
         self._in_hooks: dict[Any, _InHook] = {}  # By greenlet.
         self._behind_hooks: dict[Any, Callable[[], None]] = {}  # By greenlet that tells plugins something: what follows.
         self._pulse: Any = None
+        self._servers = ""
         self._has_to_tidy = False
         self._draining: Greenlet[..., Any] | None = None
         self.is_over = Event()
@@ -149,6 +152,7 @@ class Runner:
             Asked: self._tell_held,
             Counts: self._count,
             Logged: self._log,
+            Servers: self._know_servers,
         }
 
     def open(
@@ -169,6 +173,8 @@ class Runner:
         self._started = started
         self._restore_logs = restore_logs
         self._collector = collector
+        if collector is None:
+            job_servers.tell_jobs(self._servers_of_job)
 
         def clean_up() -> None:
             tidy()
@@ -208,6 +214,7 @@ class Runner:
         if gettrace() is self._trace:
             settrace(None)
         self._pulse.close()
+        job_servers.forget(self._servers_of_job)
 
     def restore_trace(self) -> None:
         """Note again whose code runs if a job has removed what does so; call it from the loop, which is nobody's code."""
@@ -320,6 +327,14 @@ class Runner:
         attempt = self._attempts.get(note.fence)
         if attempt is not None:
             self._stop(attempt, Stopped(note.why, note.words))
+
+    def _know_servers(self, note: Servers) -> None:
+        self._servers = note.servers
+        if self._collector is not None:  # This process is only there for jobs.
+            job_servers.tell_process(note.servers)
+
+    def _servers_of_job(self) -> str:
+        return self._servers if self.current in self._attempts else ""  # It may be that of another worker in this program.
 
     def _tell_held(self, _: Asked) -> None:
         self._say(Holding(list(self._attempts)))

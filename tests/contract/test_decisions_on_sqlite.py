@@ -9,6 +9,7 @@ import engine_rig
 import pytest
 from test_answers_stand import *  # noqa: F403
 from test_engine import *  # noqa: F403
+from test_engine_names import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
 
 from givalia_core.store import SQLite

@@ -48,6 +48,7 @@ for _name, _value in list(globals().items()):
 _VARIES = (
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<id>"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?"), "<time>"),
+    (re.compile(r"\b\d+ (min|h|d)\b( \d+ (s|min|h)\b)?"), "<length>"),
     (re.compile(r"\d+\.\d+|\d+(?= s\b)"), "<number>"),
     (re.compile(r" {2,}"), "  "),
 )

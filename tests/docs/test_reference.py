@@ -38,6 +38,7 @@ from givalia_core.cli import common
 from givalia_core.cli.main import VERBS
 from givalia_core.client import JobHandle
 from givalia_core.client.async_client import AsyncJobHandle
+from givalia_core.job_servers import VARIABLE
 from givalia_core.model import JobState, OutcomeKind
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.messages import TABLE, Kind
@@ -229,7 +230,8 @@ def test_names_in_capitals_exist(page: Path) -> None:
     plugins = {
         name for readme in (ROOT / "plugins").glob("*/README.md") for name in re.findall(r"GIVALIA_[A-Z_]+", text(readme))
     }
-    settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__} | {"GIVALIA_CONFIG"}
+    settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__}
+    settings |= {"GIVALIA_CONFIG", VARIABLE}
     words = {"UNSERIALIZABLE", "UNREADABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE", "SHELL"}
     words |= {"PYTHON", "PYTHONS", "NO_COLOR", "GIVALIA_TRACEBACK"}
     known = _codes() | {kind.name for kind in Kind} | settings | plugins | words | set(errno.errorcode.values()) | {"ERROR"}

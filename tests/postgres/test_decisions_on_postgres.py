@@ -10,6 +10,7 @@ from givalia_postgres import Postgres
 from postgres_rig import Postgres as Rig
 from test_answers_stand import *  # noqa: F403
 from test_engine import *  # noqa: F403
+from test_engine_names import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
 
 from givalia_core.store.base import Store

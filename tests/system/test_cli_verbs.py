@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -65,6 +66,32 @@ def test_a_job_from_enq_to_its_end(house: Rig) -> None:
     sooner = datetime.fromisoformat(house.cli_json("ext", "cart-7", "--at", "2020-01-01T00:00:00+00:00")["due"])
     assert sooner < due
     assert await_true(lambda: house.cli_json("stat", "cart-7")["state"] == "done", "the end")
+
+
+def test_lengths_and_instants_are_given_as_people_write_them(house: Rig) -> None:
+    made = house.cli_json("enq", "Sample", "--time", "1h30m", "--key", "written", "--timeout", "10m", "--retain", "2d")
+    left = datetime.fromisoformat(made["due"]) - datetime.now(UTC)
+    assert timedelta(minutes=89) < left <= timedelta(minutes=90)
+
+    sooner = datetime.fromisoformat(house.cli_json("ext", "written", "--time", "-10m")["due"])
+    in_berlin = house.cli_json("ext", "written", "--at", "2030-07-01T08:00", "--tz", "Europe/Berlin")
+
+    assert abs(sooner - datetime.fromisoformat(made["due"]) + timedelta(minutes=10)) < timedelta(milliseconds=50)
+    assert in_berlin["due"] == "2030-07-01T06:00:00+00:00"
+    assert datetime.fromisoformat(house.cli_json("ext", made["id"], "--now")["due"]) < sooner
+    assert await_true(lambda: house.cli_json("stat", "written")["state"] == "done", "the end")
+    assert house.cli_json("stat", made["id"].upper())["key"] == "written"
+
+
+def test_an_instant_is_shown_to_a_terminal_in_words(house: Rig) -> None:
+    terminal, its_end = pty.openpty()
+    command = [house.installed.program("givalia"), "-p", str(house.server.port), "enq", "Sample", "--time", "2d"]  # type: ignore[union-attr]
+    run(command, env={**house.environ, "TZ": "Europe/Berlin"}, stdin=DEVNULL, stdout=its_end, timeout=30, check=True)
+    os.close(its_end)
+
+    shown = os.read(terminal, 1000).decode()
+
+    assert re.search(r"due in 48 h, \w{3} \d\d:\d\d CES?T", shown)
 
 
 def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
@@ -223,7 +250,7 @@ def test_of_several_jobs_each_that_is_refused_is_named_and_the_exit_code_tells(h
     [
         (b"taken\nx" + b"x" * 100_000, "line 2"),
         (b"taken\n\xff\n", "line 2"),
-        (b"taken\n" + b"x" * 300, "key cannot be"),
+        (b"taken\n" + b"x" * 300, "key is text of 1 to 255 bytes"),
         (b"taken\nnobody\ntaken\n", "named twice"),
     ],
 )
@@ -337,14 +364,19 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "an unknown verb": (("dance",), 64, "usage"),
     "an unknown flag": (("info", "--loudly"), 64, "usage"),
     "no module": (("enq",), 64, "usage"),
-    "a time that is no number": (("enq", "Sample", "--time", "soon"), 64, "usage"),
+    "a time that is no number": (("enq", "Sample", "--time", "soon"), 64, "10m, 1h30m, 2d, not 'soon'"),
     "a negative time": (("enq", "Sample", "--time", "-1"), 64, "BAD_REQUEST"),
     "no number as time": (("enq", "Sample", "--time", "nan"), 64, "BAD_REQUEST"),
     "an infinite time": (("enq", "Sample", "--time", "inf"), 64, "BAD_REQUEST"),
     "a time beyond ten years": (("enq", "Sample", "--time", "1e9"), 64, "BAD_REQUEST"),
     "an at beyond ten years": (("enq", "Sample", "--at", "1e11"), 64, "BAD_REQUEST"),
-    "an at that is no instant": (("enq", "Sample", "--at", "soon"), 64, "usage"),
-    "an at without a zone": (("enq", "Sample", "--at", "2030-01-01T00:00:00"), 64, "BAD_REQUEST"),
+    "an at that is no instant": (("enq", "Sample", "--at", "soon"), 64, "ISO date and time, not 'soon'"),
+    "an at without a zone": (("enq", "Sample", "--at", "2030-01-01T00:00:00"), 64, "or give --tz"),
+    "an unknown zone": (("enq", "Sample", "--at", "2030-01-01T00:00:00", "--tz", "Berlin"), 64, "no time zone 'Berlin'"),
+    "a priority beyond": (("enq", "Sample", "--priority", 10), 64, "priority is -9 to 9, not 10"),
+    "a timeout beyond": (("enq", "Sample", "--timeout", "2d"), 64, "timeout is 1 s to 24 h, not 48 h"),
+    "ext to two dues": (("ext", "taken", "--now", "--time", "5m"), 64, "one of --time, --at and --now"),
+    "a patience that is none": (("--patience", "long", "info"), 64, "patience is seconds, or a length"),
     "params that are no JSON": (("enq", "Sample", "--params", "text"), 64, "BAD_REQUEST"),
     "a module that cannot be": (("enq", "os;system"), 64, "BAD_REQUEST"),
     "an id that is none": (("stat", "--id", "7"), 64, "BAD_REQUEST"),
@@ -417,7 +449,8 @@ def test_a_bad_settings_file_starts_nothing(house: Rig, program: str, text: str 
         (("--lease", "1"), {}, "--lease"),
         (("-p", "70000"), {}, "--port"),
         (("--log-level", "loud"), {}, "--log-level"),
-        ((), {"GIVALIA_LEASE": "nan"}, "GIVALIA_LEASE"),
+        ((), {"GIVALIA_LEASE": "nan"}, "lease is 5 s to 24 h, not 'nan' (GIVALIA_LEASE)"),
+        (("--connections-max", "0"), {}, "connections_max is 1 to 100,000, not '0' (--connections-max)"),
         (("--host", "0.0.0.0"), {}, "--insecure"),
         (("--store", "mysql://db/q"), {}, "mysql"),
     ],
@@ -429,6 +462,18 @@ def test_a_setting_that_cannot_be_used_starts_nothing(
 
     assert done.returncode == 78
     assert words in done.stderr
+
+
+def test_what_kubernetes_sets_for_a_service_is_ignored_with_one_line(house: Rig, tmp_path: Path) -> None:
+    environ = {"GIVALIA_WORKER_PORT": "tcp://10.43.7.1:12323"}
+    with Rig(house.installed, tmp_path) as rig:
+        server = rig.start(house.installed.program("givalia-server"), "--store", "memory:", "-p", 0, **environ)
+        server.await_log("GIVALIA_WORKER_PORT=tcp://10.43.7.1:12323 is ignored")
+
+        done = rig.run("givalia", "plugins", GIVALIA_PORT="tcp://10.43.7.1:12322")
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("givalia: GIVALIA_PORT=tcp://10.43.7.1:12322 is ignored: Kubernetes sets it for a Service")
 
 
 def test_flag_goes_before_environment_before_file_before_default(house: Rig, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -448,9 +449,9 @@ def test_ended_jobs_refuse_what_is_for_live_ones(direct: Client) -> None:
     job = direct.enq("Echo", key="ended")
     job.wait(10)
 
-    for refused in (lambda: direct.ext(id=job.id, time=1), lambda: direct.cancel(id=job.id), lambda: direct.requeue(id=job.id)):
-        with pytest.raises(WrongState) as caught:
-            refused()
-        assert caught.value.state == "done"
-    with pytest.raises(NotFound):
-        direct.ext("ended", time=1)
+    for name in ({"id": job.id}, {"key": job.id}, {"key": "ended"}):
+        for refused in (partial(direct.ext, time=1), direct.cancel, direct.requeue):
+            with pytest.raises(WrongState) as caught:
+                refused(**name)
+            assert caught.value.state == "done"
+    assert direct.wait(key="ended") == direct.wait(job.id) == direct.wait(key=job.id)

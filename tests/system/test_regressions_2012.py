@@ -182,7 +182,14 @@ def test_r05_only_two_ports_are_open_and_only_on_loopback(house: House) -> None:
     assert datagrams == []
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "2130706433", "127.example.invalid"])
+def test_r05_an_empty_address_which_would_be_every_one_is_refused(house: House) -> None:
+    done = house.rig.run("givalia-server", "--host", "", "--insecure", "-p", 0, "-w", 0, "--store", "memory:")
+
+    assert done.returncode == 78
+    assert "host is a host's name or address, not '' (--host)" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "2130706433", "127.example.invalid"])
 def test_r05_an_address_that_others_may_reach_is_refused(house: House, host: str) -> None:
     done = house.rig.run("givalia-server", "--host", host, "-p", 0, "-w", 0, "--store", "memory:")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
+from givalia_core.times import at_to_us, to_datetime
 
 MINUTE_US = 60 * SECOND_US
 
@@ -199,6 +201,21 @@ def test_a_run_that_was_broken_off_goes_on_from_its_cursor(rig: EngineRig) -> No
 def test_a_cursor_of_something_else_is_refused(cursor: str) -> None:
     with pytest.raises(BadRequest, match="no cursor"):
         cancel_all(module="Mail", cursor=cursor)
+
+
+def test_lengths_and_instants_are_taken_as_by_all_verbs(rig: EngineRig) -> None:
+    enqueue(rig, 2)
+    due = to_datetime(rig.stat(id=uid(1))["due_us"])
+
+    assert run(rig, ext_all(timedelta(minutes=5), due_after=due.isoformat())).counts == {"moved": 2}
+    assert rig.stat(id=uid(1))["due_us"] == at_to_us(due) + 5 * MINUTE_US
+    assert run(rig, cancel_all(due_before=due)).counts == {}
+    assert run(rig, ext_all(at=due.isoformat(), all=True)).counts == {"moved": 2}
+    assert rig.stat(id=uid(1))["due_us"] == at_to_us(due)
+    with pytest.raises(BadRequest, match="ended_after '2031-03-04' has no time zone"):
+        requeue_all(ended_after="2031-03-04")
+    with pytest.raises(BadRequest, match="time is a number of seconds or a timedelta"):
+        requeue_all("dead", time="10m")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", [{}, {"key_prefix": ""}, {"all": True, "module": "Mail"}])

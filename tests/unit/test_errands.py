@@ -11,7 +11,7 @@ import pytest
 
 from givalia_core import ConnectionLost, ShuttingDown, WaitTimeout
 from givalia_core.client import errands, talk
-from givalia_core.client.errands import Connect, Errands, Listen, Rest
+from givalia_core.client.errands import CONNECT_MOST_S, Connect, Errands, Listen, Rest
 from givalia_core.client.slot import Slot, check_whole
 from givalia_core.client.visit import Visit
 from givalia_core.errors import Busy, Unauthorized
@@ -170,6 +170,19 @@ def test_a_refusal_of_the_client_ends_every_call_with_an_error_of_its_own() -> N
 
     assert [type(slot.error) for slot in slots] == [Unauthorized, Unauthorized]
     assert slots[0].error is not slots[1].error
+
+
+def test_when_no_server_is_in_reach_they_are_looked_for_again() -> None:
+    there = [ONE]
+    made = Errands([ONE], 60.0, lambda: there)
+    begin(made, talk.info(), None, 0.0)
+
+    there[:] = [OTHER]
+    assert made.step(0.0) == Connect(ONE, CONNECT_MOST_S)
+    made.not_connected(OSError("refused"))
+
+    assert isinstance(made.step(0.0), Rest)
+    assert made.step(1.0) == Connect(OTHER, CONNECT_MOST_S)
 
 
 def test_a_call_that_nobody_waits_for_is_not_sent_to_the_next_server() -> None:

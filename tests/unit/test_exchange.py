@@ -197,19 +197,28 @@ def test_the_only_server_says_that_it_stops_to_the_caller(connect: Connect, scri
     assert stopping.asks.qsize() == 1
 
 
-@pytest.mark.parametrize("given", [math.nan, "5", True, timedelta(seconds=5)])
+@pytest.mark.parametrize("given", [math.nan, "5", True, [5]])
 def test_a_time_that_is_no_number_is_refused_before_anything_is_sent(connect: Connect, scripted: Scripted, given: Any) -> None:
     server = scripted()
-    with pytest.raises(BadRequest, match="resend must be a number of seconds"):
+    with pytest.raises(BadRequest, match="resend is a number of seconds or a timedelta"):
         connect(server, resend=given)
 
-    with connect(server) as client, pytest.raises(BadRequest, match="timeout must be a number of seconds"):
+    with connect(server) as client, pytest.raises(BadRequest, match="timeout is a number of seconds or a timedelta"):
         client.wait(JOB, given)
 
     assert server.asks.empty()
 
 
-@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1e10])
+def test_lengths_of_waiting_may_be_timedeltas(connect: Connect, scripted: Scripted) -> None:
+    answering, silent = scripted(), scripted(every(Kind.WAIT, say_nothing))
+
+    with connect(answering, resend=timedelta(seconds=30)) as client:
+        assert client.wait(JOB, timedelta(minutes=1)) == 7
+    with connect(silent) as client, pytest.raises(WaitTimeout):
+        client.wait(JOB, timeout=timedelta(milliseconds=50))
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1e10, timedelta.max])
 def test_who_waits_longer_than_any_system_waits_for_ever(scripted: Scripted, connect: Connect, timeout: float) -> None:
     with connect(scripted(every(Kind.WAIT, serve))) as client:
         assert client.wait(JOB, timeout) == 7

@@ -10,9 +10,10 @@ from typing import Any
 import gevent
 import pytest
 
-from givalia_core import Worker, WorkModule
+from givalia_core import AsyncClient, Client, Worker, WorkModule, job_servers
 from givalia_core.modules import describe
 from givalia_core.protocol import addresses
+from givalia_core.protocol.addresses import Address
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings, WorkerSettings
 
@@ -78,6 +79,30 @@ def test_a_client_whose_server_stops_goes_on_at_the_next(client_of: ClientOf, se
         jobs = in_thread(lambda: client.enq_many([{"module": "Echo", "time": 600}] * 100))
         assert len(jobs) == 100
         assert in_thread(client.info)["jobs"]["Echo"]["waiting"] == 100
+
+
+class Where(WorkModule):
+    def process(self) -> list[str]:
+        return [str(address) for client in (Client(), AsyncClient()) for address in client._find()]
+
+
+def test_only_the_jobs_of_a_worker_within_a_program_mean_its_servers(servers: list[Server]) -> None:
+    first, second = servers
+    modules = {"Where": describe("Where", "example", "1", Where)}
+    workers = [Worker(WorkerSettings(worker_port=each.worker_port, plugins=""), modules=modules) for each in servers]
+    for worker in workers:
+        worker.start()
+    try:
+        for server in (first, second):
+            client = Client(port=server.client_port)
+            found = in_thread(lambda client=client: client.enq("Where").wait(PATIENCE_S))
+            assert found == [f"127.0.0.1:{server.client_port}"] * 2
+            assert Client()._find() == (Address("127.0.0.1", 12_322),)
+            client.close()
+    finally:
+        for worker in workers:
+            worker.stop()
+    assert job_servers.known() == ""
 
 
 def test_a_worker_whose_server_stops_goes_on_at_the_next(client_of: ClientOf, servers: list[Server]) -> None:

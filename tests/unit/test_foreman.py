@@ -540,7 +540,7 @@ def test_a_greenlet_that_its_process_gives_back_is_given_back() -> None:
 
 
 def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
-    rig = Rig("before_run", "after_run", grace=0.0, stop_grace=0.0)
+    rig = Rig("before_run", "after_run", grace=0.0, stop_grace=0.1)
     told = rig.lend(APART, fence=1)  # Its plugins are being told.
 
     rig.foreman._end(rig.foreman._jobs[1], "shutdown", "the worker stops")
@@ -553,7 +553,7 @@ def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
 
 
 def test_a_foreman_that_stops_gives_back_the_suspects_that_wait() -> None:
-    rig = Rig(grace=0.0, stop_grace=0.0)
+    rig = Rig(grace=0.0, stop_grace=0.1)
     jobs = [rig.lend(fence=fence, id=bytes([fence]) * 16) for fence in range(1, 6)]
     rig.crew.die(Verdict(0, "died", "child_died: SIGSEGV"))
     rig.crew.serve()

@@ -19,6 +19,7 @@ from givalia_core.protocol import lines, messages
 from givalia_core.protocol.frames import Reader as FrameReader
 from givalia_core.protocol.frames import encode as encode_frame
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Kind, Stat
+from givalia_core.protocol.session import Port, Session
 
 MAX = lines.LINE_BYTES_MAX
 NEW_ID = bytes(range(16))
@@ -342,7 +343,7 @@ def test_no_hostile_number_is_a_time(action: str, number: str) -> None:
 )
 @pytest.mark.parametrize("field", ["module", "target_worker"])
 def test_module_and_worker_are_plain_names(field: str, wrong: Any) -> None:
-    with pytest.raises(BadRequest, match=f"{field} cannot be"):
+    with pytest.raises(BadRequest, match=f"{field} is a name"):
         ask("enq", {**ENQ, field: wrong})
 
 
@@ -351,7 +352,7 @@ def test_module_and_worker_are_plain_names(field: str, wrong: Any) -> None:
 )
 @pytest.mark.parametrize("action", ["enq", "stat", "cancel", "ext"])
 def test_a_key_is_short_text_without_control_characters(action: str, wrong: Any) -> None:
-    with pytest.raises(BadRequest, match="key cannot be"):
+    with pytest.raises(BadRequest, match="key is text"):
         ask(action, {**ENQ, "key": wrong})
 
 
@@ -567,6 +568,32 @@ def test_stat_of_an_unknown_key_is_a_success() -> None:
 @pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.EXT])
 def test_an_unknown_key_fails_elsewhere(kind: Kind) -> None:
     assert answer(kind, *messages.refusal(NotFound("no job"))[0]) == {"response": "fail", "desc": "Key was not found."}
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ({"action": "ext", "job": {"key": "k", "time": 1}}, "Key was not found."),
+        ({"action": "cancel", "job": {"key": "k"}}, "Key was not found."),
+        ({"action": "cancel", "job": {"id": str(JOB_ID)}}, "the job is done"),
+    ],
+)
+def test_a_key_whose_last_job_ended_is_not_found_as_in_2012(action: dict[str, Any], words: str) -> None:
+    session = Session(Port.CLIENT)
+    (asked,) = session.feed(json.dumps(action).encode() + b"\n")
+
+    said = session.answer(asked.request, [messages.refusal(WrongState("the job is done", state="done"))])
+
+    assert json.loads(said) == {"response": "fail", "desc": words}
+
+
+def test_a_running_job_of_a_key_is_refused_in_lines_as_before() -> None:
+    session = Session(Port.CLIENT)
+    (asked,) = session.feed(b'{"action":"cancel","job":{"key":"k"}}\n')
+
+    said = session.answer(asked.request, [messages.refusal(WrongState("the job is running", state="running"))])
+
+    assert json.loads(said)["desc"] == "the job is running"
 
 
 def test_a_live_key_is_refused_in_exactly_these_words() -> None:

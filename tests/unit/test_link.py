@@ -29,6 +29,7 @@ from scripted_server import (
 
 from givalia_core.errors import Busy, ShuttingDown, Stale
 from givalia_core.protocol import addresses, pulse
+from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Ask, Port
@@ -272,11 +273,15 @@ HEARD = item(Heard(1, LEASE_US))
     [
         (Kind.DISPATCH, [], "no items"),
         (Kind.DISPATCH, [((1,), b"")], "HEARD has 2 to 2 fields"),
-        (Kind.DISPATCH, [((1, 0), b"")], "lease_us cannot be 0"),
+        (Kind.DISPATCH, [((1, 0), b"")], "lease is 1e-06 s to 1000 years, not 0"),
         (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1), b"")], "DISPATCH has 5 to 10 fields"),
-        (Kind.DISPATCH, [HEARD, ((b"i" * 16, 1, "Sample", "first", 0), b"")], "attempt cannot be 'first'"),
+        (
+            Kind.DISPATCH,
+            [HEARD, ((b"i" * 16, 1, "Sample", "first", 0), b"")],
+            "attempt is 1 to 4611686018427387904, not ",
+        ),
         (Kind.STOP, [((b"i" * 16,), b"")], "STOP has 2 to 3 fields"),
-        (Kind.STOP, [(([], 1), b"")], "id cannot be list"),
+        (Kind.STOP, [(([], 1), b"")], "id is 16 bytes, not list"),
     ],
 )
 def test_a_server_that_sends_what_no_server_sends_is_left(rig: Rig, kind: Kind, items: list[Any], words: str) -> None:
@@ -285,6 +290,41 @@ def test_a_server_that_sends_what_no_server_sends_is_left(rig: Rig, kind: Kind, 
 
     assert words in rig.next(Disconnected).why
     assert there.next(Kind.RESUME).messages == []
+
+
+def told(*port: Any) -> Script:
+    """Answer to JOIN as a server that tells this port for clients."""
+    return every(Kind.JOIN, lambda line, ask: line.say(ask, [(("OK", LEASE_US, *port), b"")]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "port"),
+    [((4_000,), 4_000), ((), 12_322), ((0,), 12_322), ((70_000,), 12_322), (("x",), 12_322), ((4_000, "later"), 4_000)],
+)
+def test_a_server_tells_where_it_takes_clients_and_an_earlier_one_means_the_default(
+    rig: Rig, answer: tuple[Any, ...], port: int
+) -> None:
+    rig.start(rig.server(told(*answer)))
+
+    assert rig.next(Connected).clients == (Address("127.0.0.1", port),)
+
+
+def test_of_several_servers_the_present_one_is_first_and_others_are_there_once_their_ports_are_known(rig: Rig) -> None:
+    leaving = rig.server(told(4_000))
+    rig.start(leaving, rig.server(told(5_000)), closed_address())
+    assert rig.next(Connected).clients == (Address("127.0.0.1", 4_000),)
+
+    leaving.lines[0].hang_up()
+
+    assert rig.next(Connected).clients == (Address("127.0.0.1", 5_000), Address("127.0.0.1", 4_000))
+
+
+def test_servers_with_the_same_worker_port_are_taken_to_have_the_same_client_port(rig: Rig) -> None:
+    here = rig.server(told(4_000))
+    _, port = here.address.split(":")
+    rig.start(here, f"another:{port}", "another:1")
+
+    assert rig.next(Connected).clients == (Address("127.0.0.1", 4_000), Address("another", 4_000))
 
 
 @pytest.mark.parametrize("answer", [("OK",), ("OK", "long"), ("OK", 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import importlib_metadata
@@ -109,6 +110,15 @@ def test_the_defaults_of_a_class_are_read_in_microseconds(found: Any) -> None:
     module = found(Entry("Made", work))["Made"]
 
     assert (module.max_attempts, module.timeout_us) == (7, 1_500_000)
+    assert (module.backoff_us, module.backoff_max_us) == (2 * SECOND_US, 60 * SECOND_US)
+
+
+def test_the_lengths_of_a_class_may_be_timedeltas(found: Any) -> None:
+    work = _with(backoff=(timedelta(seconds=2), timedelta(minutes=1)), timeout=timedelta(hours=1))
+
+    module = found(Entry("Made", work))["Made"]
+
+    assert module.timeout_us == 3_600 * SECOND_US
     assert (module.backoff_us, module.backoff_max_us) == (2 * SECOND_US, 60 * SECOND_US)
 
 

@@ -60,6 +60,7 @@ class FakeMember:
 
 class FakeForeman:
     log = logging.getLogger("test")
+    servers = ""
 
     def may_say(self, kind: str) -> bool:
         return True

@@ -158,6 +158,15 @@ def test_an_address_that_others_can_reach_needs_insecure(host: str) -> None:
         Server(ServerSettings(host=host, port=0, worker_port=0, store="memory:", plugins="")).start()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gevent leaves the socket unclosed.
+@pytest.mark.parametrize("host", ["192.0.2.1", "example.invalid"])
+def test_an_address_that_this_machine_does_not_have_is_refused_by_name(host: str) -> None:
+    server = Server(ServerSettings(host=host, insecure=True, port=0, worker_port=0, store="memory:", plugins=""))
+
+    with pytest.raises(SettingsInvalid, match=f"host is an address of this machine, not '{host}'"):
+        server.start()
+
+
 def test_an_insecure_address_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     server = Server(ServerSettings(host="0.0.0.0", insecure=True, port=0, worker_port=0, store="memory:", plugins=""))
     with caplog.at_level(logging.WARNING, logger="givalia.server"):

@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,9 +22,23 @@ from givalia_core.protocol import values
 from givalia_core.views import Status
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture(autouse=True)
 def _width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_on_a_terminal_instants_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+
+    show.job_lines(status(due=datetime.now(UTC) + timedelta(hours=34, minutes=12, seconds=9)))
+
+    (line,) = (line for line in terminal.getvalue().splitlines() if line.startswith("due "))
+    assert re.fullmatch(r"due +in 34 h 12 min, (Mon|Tue|Wed|Thu|Fri|Sat|Sun) \d\d:\d\d \S+", line)
 
 
 def test_a_bar_is_written_over_and_gone_in_the_end() -> None:

@@ -62,3 +62,10 @@ def _in_transaction(params: Any) -> Any:
 def test_params_that_a_worker_could_not_read_are_refused_before_anything_is_sent(enq: Callable[[Any], Any]) -> None:
     with pytest.raises(BadRequest, match=re.escape('params["cart"][1] has a key of type tuple')):
         enq({"cart": [1, {(1, 2): "a"}]})
+
+
+def test_of_many_jobs_the_one_that_cannot_be_sent_is_named_by_its_place() -> None:
+    with pytest.raises(BadRequest) as caught:
+        talk.enq_many([{"module": "M"}, {"module": "M", "priority": 10}])
+
+    assert str(caught.value) == "jobs[1]: priority is -9 to 9, not 10"

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from givalia_core import AsyncClient, Client, Fail, JobFailed, NotFound, Retry, WaitTimeout, WorkModule, WrongState, hookimpl
+from givalia_core import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Fail,
+    JobFailed,
+    NotFound,
+    Retry,
+    WaitTimeout,
+    WorkModule,
+    WrongState,
+    hookimpl,
+)
 from givalia_core.client.async_client import AsyncJobHandle
 from givalia_core.client.handle import JobHandle
 from givalia_core.testing import Queue, run
+from givalia_core.times import to_datetime
 from givalia_core.views import JobView, Outcome
 
 
@@ -56,6 +70,28 @@ class Peculiar(WorkModule):
 class Watchful(WorkModule):
     def process(self) -> bool:
         return self.cancelled
+
+
+class Leisurely(WorkModule):
+    backoff = timedelta(minutes=1)
+
+    def process(self) -> None:
+        if self.job.attempt == 1:
+            raise Retry(after=timedelta(hours=1))
+
+
+def test_lengths_are_numbers_or_timedeltas_and_instants_may_be_iso_text() -> None:
+    queue = Queue({"Leisurely": Leisurely})
+    at = (to_datetime(queue.clock.read().wall_us) + timedelta(hours=2)).isoformat()
+    queue.enq("Leisurely", time=timedelta(minutes=5), key="a", timeout=timedelta(minutes=1))
+    queue.enq("Leisurely", at=at, key="b")
+
+    assert [ran.key for ran in queue.advance(timedelta(minutes=6))] == ["a"]
+    assert queue.advance(timedelta(minutes=50)) == []
+    assert [ran.key for ran in queue.advance(minutes=10)] == ["a"]
+    queue.ext("b", timedelta(hours=1))
+    assert queue.advance(3_600) == []
+    assert [ran.key for ran in queue.advance(3_600)] == ["b"]
 
 
 def test_run_shows_the_result_and_the_progress_of_one_attempt() -> None:
@@ -169,7 +205,10 @@ def test_all_clients_and_the_kit_have_the_same_verbs() -> None:
     verbs = verbs_of(Client)
 
     assert verbs_of(AsyncClient) == verbs
-    assert verbs_of(Queue) == {**verbs, "advance": verbs_of(Queue)["advance"]}
+    own = {name: verbs_of(Queue)[name] for name in ("advance", "from_settings")}
+    assert verbs_of(Queue) == {**verbs, **own}
+    with pytest.raises(TypeError, match="a Queue asks no server"):
+        Queue.from_settings("127.0.0.1")
     assert verbs_of(AsyncJobHandle) == verbs_of(JobHandle)
 
 
@@ -205,6 +244,27 @@ def test_wait_lets_time_pass_until_the_job_has_ended() -> None:
     assert job.wait() == 3
     with pytest.raises(JobFailed, match="never"):
         queue.enq("Hopeless", time=60).wait()
+
+
+@pytest.mark.parametrize("timeout", [timedelta(minutes=10), -1, "10m", float("inf")])
+def test_wait_takes_the_lengths_that_a_client_takes(timeout: Any) -> None:
+    queue = Queue({"Stubborn": Stubborn})
+    job = queue.enq("Stubborn", time=3600)
+
+    if isinstance(timeout, str):
+        with pytest.raises(BadRequest, match="timeout is a number of seconds or a timedelta"):
+            job.wait(timeout)
+    elif timeout == float("inf"):
+        assert job.wait(timeout) == 3
+    else:
+        with pytest.raises(WaitTimeout, match="s have passed"):
+            job.wait(timeout)
+
+
+@pytest.mark.parametrize("length", [-1, "90", 1e12, float("nan")])
+def test_time_passes_by_a_length_that_is_one(length: Any) -> None:
+    with pytest.raises(BadRequest, match="seconds is"):
+        Queue({}).advance(length)
 
 
 def test_wait_for_what_nobody_can_run_does_not_hang() -> None:

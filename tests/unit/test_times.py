@@ -51,7 +51,7 @@ def test_what_is_no_length_is_refused_with_the_forms(text: str) -> None:
     ("us", "words"),
     [
         (0, "0"), (9_800_000, "9.8 s"), (60 * SECOND_US, "60 s"), (600 * SECOND_US, "10 min"), (605 * SECOND_US, "10 min 5 s"),
-        (3_600 * SECOND_US, "60 min"), (86_400 * SECOND_US, "24 h"), ((34 * 60 + 12) * 60 * SECOND_US, "34 h 12 min"),
+        (3_600 * SECOND_US, "1 h"), (86_400 * SECOND_US, "24 h"), ((34 * 60 + 12) * 60 * SECOND_US, "34 h 12 min"),
         (292 * 3_600 * SECOND_US, "12 d 4 h"), (3_650 * 86_400 * SECOND_US, "10 years"), (-600 * SECOND_US, "-10 min"),
     ],
 )  # fmt: skip
@@ -97,6 +97,13 @@ def test_a_refusal_on_the_command_line_names_its_way_out() -> None:
     with pytest.raises(BadRequest, match="there is no time zone 'Berlin'"):
         moments.instant("2026-12-01T08:00", "Berlin")
     assert moments.instant("2026-12-01T08:00", "Europe/Berlin") == datetime(2026, 12, 1, 7, tzinfo=UTC)
+
+
+def test_a_machine_without_time_zones_is_told_where_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "available_timezones", set)
+
+    with pytest.raises(BadRequest, match="pip install tzdata"):
+        moments.zone("Nowhere/City")
 
 
 @pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (timedelta(minutes=1), 60.0), (float("inf"), float("inf"))])

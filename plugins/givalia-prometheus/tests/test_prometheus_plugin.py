@@ -391,6 +391,19 @@ def test_a_port_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
         Prometheus()
 
 
+def test_a_port_that_kubernetes_sets_is_ignored_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "tcp://10.43.7.1:9090")
+    plugin = Prometheus()
+    Hooks([plugin]).call("server_started", server=FakeServer())
+
+    assert plugin.port is None
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == [
+        "GIVALIA_PROMETHEUS_PORT=tcp://10.43.7.1:9090"
+    ]
+
+
 AS_A_WORKER = """
 import gevent.monkey; gevent.monkey.patch_all()
 import gevent, time, types, urllib.request

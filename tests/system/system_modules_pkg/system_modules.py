@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from givalia_core import Retry, WorkModule
+from givalia_core import Client, Retry, WorkModule
+
+made_at_import = Client()  # As people write it: the worker does not know its servers yet.
 
 
 def write_line(file: str, *words: object) -> None:
@@ -31,6 +36,23 @@ class Echo(WorkModule):
 
     def process(self) -> Any:
         return self.params
+
+
+class AskOwn(WorkModule):
+    """Asks the servers of its worker in each of the ways that need no address; returns what servers they were."""
+
+    def process(self) -> list[int]:
+        with Client() as plain, Client.from_settings() as from_settings:
+            pids = [client.info()["pid"] for client in (made_at_import, plain, from_settings)]
+        command = [Path(sys.executable).with_name("givalia"), "info", "--json"]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+        return [*pids, json.loads(done.stdout)["pid"]]
+
+
+class AskOwnApart(AskOwn):
+    """The same in a process of its own."""
+
+    isolation = "process"
 
 
 class Pay(WorkModule):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from givalia_core import Outcome, hookimpl
+from givalia_core.settings import from_environment
 from givalia_core.views import JobView, RunningJobView
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -27,10 +28,12 @@ RUN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 def address(environment: Mapping[str, str]) -> tuple[str, int] | None:
     """Where to listen, from `GIVALIA_PROMETHEUS_HOST` and `GIVALIA_PROMETHEUS_PORT`; None without a port. 0: any free one.
 
+    A port that Kubernetes sets for a Service of that name is ignored, with a line in the log.
+
     Raises:
         ValueError: The port is not a number from 0 to 65535; Givalia reports the plugin as broken and runs without it.
     """
-    port = environment.get("GIVALIA_PROMETHEUS_PORT", "").strip()
+    port = (from_environment("GIVALIA_PROMETHEUS_PORT", environment) or "").strip()
     if not port:
         return None
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):

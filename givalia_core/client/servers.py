@@ -1,0 +1,116 @@
+"""Which servers a client talks to: those it is given, else in a job those of its worker, else those of its settings.
+
+A client may be made while a module is imported, before the worker knows its servers. So they are found at the first command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, Self, TypeAlias, TypeVar
+
+from givalia_core import job_servers
+from givalia_core.client import talk
+from givalia_core.client.errands import Find
+from givalia_core.protocol import addresses
+from givalia_core.protocol.addresses import Address
+from givalia_core.settings import CLIENT_PORT, ClientSettings, load
+from givalia_core.times import Length
+
+E = TypeVar("E")
+
+Hosts: TypeAlias = str | Iterable[str]
+
+HOST: Final = "127.0.0.1"
+
+log = logging.getLogger("givalia.settings")
+
+
+def given(host: Hosts | None, port: int | None) -> Find:
+    """Find these; where nothing is given, and outside a job, the server of this machine.
+
+    Raises:
+        BadRequest: An address that is none.
+    """
+    found = addresses.parse(HOST if host is None else host, CLIENT_PORT if port is None else port)
+    return _find(found, is_given=host is not None or port is not None)
+
+
+def from_settings(
+    host: Hosts | None, port: int | None, config: str | Path | None, notice: Callable[[str], object] = log.warning
+) -> Find:
+    """Find those of the arguments, the environment, the settings file and the defaults, as the command line does.
+
+    Raises:
+        SettingsInvalid: One of them cannot be used.
+    """
+    master = host if host is None or isinstance(host, str) else list(host)
+    settings = load(ClientSettings, {"master": master, "port": port}, file=config, notice=notice)
+    return _find(settings.servers(), is_given=master is not None or port is not None)
+
+
+def _find(found: tuple[Address, ...], *, is_given: bool) -> Find:
+    if is_given:
+        return lambda: found
+
+    def find() -> tuple[Address, ...]:
+        of_worker = job_servers.known()
+        return addresses.parse(of_worker, CLIENT_PORT) if of_worker else found
+
+    return find
+
+
+class Located(Generic[E]):
+    """A client, as far as it finds its servers; its exchange with them is made for the first command."""
+
+    _make: ClassVar[type[Any]]
+
+    def __init__(self, host: Hosts | None = None, port: int | None = None, *, resend: Length = talk.RESEND_S) -> None:
+        self._find, self._resend_s = given(host, port), talk.resend_s(resend)
+
+    @classmethod
+    def from_settings(
+        cls,
+        host: Hosts | None = None,
+        port: int | None = None,
+        *,
+        config: str | Path | None = None,
+        resend: Length = talk.RESEND_S,
+    ) -> Self:
+        """A client of the servers that the command line would ask: by `GIVALIA_*`, the TOML file, and the defaults.
+
+        In a job it means the servers of the worker, unless `host` or `port` is given.
+
+        Args:
+            host: As in the class, in place of `GIVALIA_MASTER`.
+            port: In place of `GIVALIA_PORT`.
+            config: The TOML file; None: the one that `GIVALIA_CONFIG` names, if it names one.
+            resend: As in the class.
+
+        Raises:
+            SettingsInvalid: A setting cannot be used.
+            BadRequest: `resend` is no length.
+        """
+        return found_by(cls, from_settings(host, port, config), resend)
+
+    @property
+    def _exchange(self) -> E:
+        made: E | None = self.__dict__.get("_made")
+        if made is None:  # Of threads that come here at once one makes it for all: a lock may be held at a fork.
+            made = self.__dict__.setdefault("_made", type(self)._make(self._find(), self._resend_s, self._find))
+        return made
+
+
+L = TypeVar("L", bound=Located[Any])
+
+
+def found_by(kind: type[L], find: Find, resend: Length) -> L:
+    """A client of the servers that `find` finds at its first command.
+
+    Raises:
+        BadRequest: `resend` is no length.
+    """
+    client = kind(resend=resend)
+    client._find = find
+    return client
