@@ -116,6 +116,7 @@ class Client:
     cancel_many = _asks_many(verbs.cancel_many)
     ext_many = _asks_many(verbs.ext_many)
     requeue = _makes(verbs.requeue)
+    resume = _asks(verbs.resume)
     info = _asks(verbs.info)
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)

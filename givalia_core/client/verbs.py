@@ -201,6 +201,17 @@ def requeue(
     return Call(call.kind, call.items, read)
 
 
+def resume() -> Call[bool]:
+    """End the hold with which the server was started: jobs that are due are lent from now on.
+
+    Of servers that share a store each has a hold of its own; this ends that of the server which answers.
+
+    Returns:
+        False if the server did not hold.
+    """
+    return talk.resume()
+
+
 def info() -> Call[dict[str, Any]]:
     """What the server is, holds and allows; `docs/protocol.md` names the parts."""
     return talk.info()

@@ -20,6 +20,7 @@ from givalia_core.takers import Session
 from givalia_core.views import to_datetime
 
 ERROR_CHARS: Final = 200  # Of an error in words.
+HOLDS: Final = "this server holds: it lends no job until `givalia resume`"
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
@@ -42,8 +43,12 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
     left = seconds(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
-        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}"
-    return f"not due for {left}"
+        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}{_held(desk)}"
+    return f"not due for {left}{_held(desk)}"
+
+
+def _held(desk: Desk) -> str:
+    return f"; {HOLDS}" if desk.is_holding else ""
 
 
 def _attempts_most(desk: Desk, job: Job) -> int:
@@ -56,6 +61,8 @@ def _because(job: Job) -> str:
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+    if desk.is_holding:
+        return f"due, but {HOLDS}"
     return "due, but " + why_room.not_taken(desk.routing, job)
 
 
@@ -150,6 +157,7 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
     return {
         "durability": desk.durability,
         "draining": desk.is_draining,
+        "holding": desk.is_holding,
         "store_full": desk.is_full,
         "now_us": now.wall_us,
         "live": desk.live,

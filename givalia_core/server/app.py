@@ -30,6 +30,7 @@ from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.printable import without_secrets
@@ -60,7 +61,7 @@ ROUND_US: Final = 5 * SECOND_US  # The loop of the queue comes round every secon
 REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
-_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "lease")
+_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "hold", "lease")
 SLOW_TURN_US: Final = SECOND_US
 TRIM_US: Final = 60 * SECOND_US
 TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
@@ -157,6 +158,7 @@ class Server:
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._engine.desk.tells_news = True
+        self._engine.desk.is_holding = self.settings.hold
         self._started_us = self._clock.read().wall_us
         self._thread = thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
@@ -176,6 +178,8 @@ class Server:
             self.settings.host, self.client_port, self.worker_port, without_secrets(self.settings.store),
             self._store.durability,
         )  # fmt: skip
+        if self.settings.hold:
+            log.warning("%s", HOLDS)
 
     def _refuse_open_address(self) -> None:
         if not is_loopback(self.settings.host):
