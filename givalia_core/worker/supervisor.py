@@ -24,6 +24,7 @@ from givalia_core.worker.watch import LOOK_S, Watch
 
 READY_S = 10.0  # So long the link waits for the modules, so that a worker that is connected has some.
 STOP_S = 5.0
+_FIXED = ("master", "worker_port", "name", "only_targeted", "watch")
 
 
 class Supervisor:
