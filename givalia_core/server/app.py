@@ -8,6 +8,7 @@ and close the store. A store that fails ends the process at once and answers nob
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -38,7 +39,7 @@ from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server import outage
+from givalia_core.server import outage, ports
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
@@ -134,6 +135,7 @@ class Server:
         Raises:
             SettingsInvalid: An address that is not loopback, without `insecure`.
             StoreError: The store cannot be opened; see its class.
+            AddressInUse: Somebody has a port; it is an OSError.
             OSError: A port cannot be bound.
         """
         self._home.check()
@@ -206,7 +208,13 @@ class Server:
         listener = StreamServer(
             (self.settings.host, number), lambda sock, address: self._accept(port, sock, address), backlog=1024
         )
-        listener.start()
+        try:
+            listener.start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                flag = "-p" if port is Port.CLIENT else "-w"
+                raise ports.in_use(self.settings.host, number, f"{port.value}s", flag) from None
+            raise
         self._listeners.append(listener)
         return int(listener.server_port or 0)
 
