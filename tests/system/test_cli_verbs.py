@@ -428,3 +428,8 @@ def test_the_demo_shows_it_all(house: Rig, demo: Running) -> None:
     assert "Run job sample" in demo.out
     assert "4 jobs done, 1 cancelled, 1 server killed, 0 lost" in demo.out
     assert "THIS MUST NEVER BE SEEN" not in demo.out
+    told = [line.split("demo ", 1)[1].split() for line in demo.out.splitlines() if " demo " in line]
+    spoken_of = {word.strip(":") for line in told for word in line} & {"first", "pushed", "dropped", "survivor-1", "survivor-2"}
+    assert {line[1].strip(":") for line in told if line[0] == "enq"} == spoken_of
+    assert len(spoken_of) == 5
+    assert "ConnectionLost: ConnectionLost" not in demo.out
