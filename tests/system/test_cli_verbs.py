@@ -18,7 +18,10 @@ import pytest
 from system_install import Installed
 from system_rig import Rig, Running, await_true, free_port
 
-VERBS = ("enq", "stat", "explain", "cancel", "ext", "requeue", "list", "modules", "workers", "info", "plugins", "store", "demo")
+VERBS = (
+    "enq", "stat", "explain", "cancel", "ext", "requeue", "resume", "list", "modules", "workers", "info", "plugins", "store",
+    "backup", "demo",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
