@@ -231,7 +231,7 @@ def limits() -> str:
         ("`length` of a frame that is still skipped", _bytes(frames.DISCARD_BYTES_MAX), "`TOO_LARGE` under request 0, closed"),
         ("`length` of a frame from the server; make room for it", _bytes(frames.ANSWER_BYTES_MAX), ""),
         ("items of a frame", f"{frames.ITEMS_MAX:,}", "`TOO_LARGE`"),
-        ("`STAT` items of a frame", str(session.STATS_PER_FRAME), "`BAD_REQUEST`"),
+        ("`STAT` items of a frame", str(messages.STATS_PER_FRAME), "`BAD_REQUEST`"),
         ("packed fields of an item", _bytes(frames.FIELDS_BYTES_MAX), "cannot be written"),
         ("values of an array in the fields", f"{frames.VALUES_MAX:,}", "`BAD_REQUEST`"),
         ("payload of `ENQ` (params)", _bytes(frames.PARAMS_BYTES_MAX), "`TOO_LARGE`"),

@@ -7,51 +7,66 @@ push it back. Everything that user code needs is importable from here.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from givalia_core.client import Client
-from givalia_core.errors import (
-    BadRequest,
-    Busy,
-    ConnectionLost,
-    DuplicateKey,
-    GivaliaError,
-    JobCancelled,
-    JobFailed,
-    NotFound,
-    PartlyRefused,
-    ResultLost,
-    ShuttingDown,
-    Stale,
-    StoreFull,
-    TooLarge,
-    Unauthorized,
-    VersionMismatch,
-    WaitTimeout,
-    WrongProcess,
-    WrongState,
-)
-from givalia_core.hooks import hookimpl
-from givalia_core.model import JobState
-from givalia_core.modules import Fail, Retry, WorkModule
 from givalia_core.version import __version__
-from givalia_core.views import Outcome, Status
 
-# These bring asyncio, or gevent and the store with them, which a program that only enqueues may have no use for.
-_LATE = {
-    "AsyncClient": "givalia_core.client.async_client",
-    "Server": "givalia_core.server",
-    "Worker": "givalia_core.worker.app",
-}
+# Imported when somebody asks for one of their names: a program that enqueues has no use for gevent and the store, and the
+# command line handles Ctrl+C before anything that takes time.
+_HOMES = {
+    "givalia_core.client": ("Client",),
+    "givalia_core.client.async_client": ("AsyncClient",),
+    "givalia_core.errors": (
+        "BadRequest", "Busy", "ConnectionLost", "DuplicateKey", "GivaliaError", "JobCancelled", "JobFailed", "NotFound",
+        "PartlyRefused", "ResultLost", "ShuttingDown", "Stale", "StoreFull", "TooLarge", "Unauthorized", "VersionMismatch",
+        "WaitTimeout", "WrongProcess", "WrongState",
+    ),
+    "givalia_core.hooks": ("hookimpl",),
+    "givalia_core.model": ("JobState",),
+    "givalia_core.modules": ("Fail", "Retry", "WorkModule"),
+    "givalia_core.server": ("Server",),
+    "givalia_core.views": ("Outcome", "Status"),
+    "givalia_core.worker.app": ("Worker",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return getattr(import_module(_LATE[name]), name)
+    if name in _HOME_OF:
+        found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        return found
+    if f"{__name__}.{name}" in _HOMES:  # As `givalia_core.errors` without an import of that.
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if TYPE_CHECKING:
+    from givalia_core.client import Client
     from givalia_core.client.async_client import AsyncClient
+    from givalia_core.errors import (
+        BadRequest,
+        Busy,
+        ConnectionLost,
+        DuplicateKey,
+        GivaliaError,
+        JobCancelled,
+        JobFailed,
+        NotFound,
+        PartlyRefused,
+        ResultLost,
+        ShuttingDown,
+        Stale,
+        StoreFull,
+        TooLarge,
+        Unauthorized,
+        VersionMismatch,
+        WaitTimeout,
+        WrongProcess,
+        WrongState,
+    )
+    from givalia_core.hooks import hookimpl
+    from givalia_core.model import JobState
+    from givalia_core.modules import Fail, Retry, WorkModule
     from givalia_core.server import Server
+    from givalia_core.views import Outcome, Status
     from givalia_core.worker.app import Worker
 
 __all__ = [

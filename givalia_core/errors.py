@@ -250,8 +250,8 @@ class StoreAway(StoreError):
 
 
 class StoreUnfit(StoreError):
-    """This URL, folder or file system cannot keep the promise of the store, the store belongs to another user, or it has an
-    earlier format and may not be upgraded (the message names the command). Nothing was started or changed."""
+    """This URL, folder or file system cannot keep the promise of the store, this user may not write to it or is not its owner,
+    or it has an earlier format and may not be upgraded (the message names the command). Nothing was started or changed."""
 
     exit_code = 78
 

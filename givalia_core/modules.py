@@ -21,12 +21,15 @@ import importlib_metadata
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, ModuleClash
 from givalia_core.frozen import BUILTINS
+from givalia_core.headline import shortened
 from givalia_core.protocol.messages import ISOLATIONS, Announce
-from givalia_core.views import RunningJobView, length_to_us
+from givalia_core.times import length_to_us
+from givalia_core.views import RunningJobView
 
 __builtins__ = BUILTINS
 
 GROUP: Final = "givalia.modules"
+BROKEN_BYTES_MAX: Final = 1_000  # Of what keeps a module from being served.
 NOT_RUN_ADVICE: Final = "let process be a plain function, and run async code in it by asyncio.run"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
@@ -183,8 +186,7 @@ def _settle(name: str, entries: list[Any], importing: Callable[[str], None], dea
 
 
 def _words(error: BaseException) -> str:
-    lines = "".join(traceback.format_exception(error))
-    return lines[-1000:].strip() or type(error).__name__
+    return shortened("".join(traceback.format_exception(error)).strip(), BROKEN_BYTES_MAX) or type(error).__name__
 
 
 def describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:

@@ -145,6 +145,13 @@ class Session:
         names = (self.join.name,) if self.join.only_targeted or self.join.name == ANY else (self.join.name, ANY)
         return [Route(module, name) for module in self.announced if self.serves(module) for name in names]
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no more jobs because it is about to end."""
+        return not any(room.capacity for room in self.rooms.values()) and any(
+            process.role == "greenlets" and process.state == "draining" for process in self.processes
+        )
+
     def describe(self) -> dict[str, Any]:
         """What `givalia workers` shows."""
         return {
@@ -160,6 +167,7 @@ class Session:
             "modules": sorted(name for name in self.announced if self.serves(name)),
             "versions": {name: each.version for name, each in sorted(self.announced.items()) if self.serves(name)},
             "broken": sorted(name for name in self.announced if not self.serves(name)),
+            "draining": self.is_draining,
         }
 
 

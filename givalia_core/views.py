@@ -1,58 +1,17 @@
 """What people's own code is shown: frozen records with strings, seconds and aware datetimes instead of wire values.
 
-Conversion between the two worlds happens here and only here, at the public edge.
+Ids are converted here and lengths and instants in `times`, and only there, at the public edge.
 """
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
-from givalia_core.model import TEN_YEARS_US, JobState, OutcomeKind
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def to_datetime(us: int) -> datetime:
-    """Microseconds of the wall clock as an aware datetime in UTC."""
-    return _EPOCH + timedelta(0, 0, us)
-
-
-def at_to_us(at: float | datetime) -> int:
-    """An absolute time that a user gave, epoch seconds or an aware datetime, as microseconds of the wall clock.
-
-    Raises:
-        BadRequest: Not a finite number, or a datetime without a time zone.
-    """
-    if isinstance(at, datetime):
-        if at.tzinfo is None:
-            raise BadRequest("at must be an aware datetime; this one has no time zone")
-        return (at - _EPOCH) // timedelta(microseconds=1)
-    return _finite_us(at, "at")
-
-
-def length_to_us(seconds: float | timedelta, name: str, *, negative: bool = False) -> int:
-    """A length of time that a user gave, seconds or a timedelta, as microseconds: finite, at most ten years.
-
-    Raises:
-        BadRequest: Not a number, not finite, negative (unless allowed) or too long.
-    """
-    us = seconds // timedelta(microseconds=1) if isinstance(seconds, timedelta) else _finite_us(seconds, name)
-    if not (-TEN_YEARS_US if negative else 0) <= us <= TEN_YEARS_US:
-        raise BadRequest(f"{name} must be between {'minus ten years' if negative else '0'} and ten years, not {seconds}")
-    return us
-
-
-def _finite_us(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadRequest(f"{name} must be a number, not {type(value).__name__}")
-    if not abs(value) <= 1e12:  # A NaN compares false.
-        raise BadRequest(f"{name} must be a finite number within reach, not {value!r:.40}")
-    return round(value * SECOND_US)
+from givalia_core.model import JobState, OutcomeKind
 
 
 def text_id(job_id: bytes) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
+from givalia_core.headline import headline
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
@@ -25,7 +26,8 @@ def not_taken(routing: Routing, job: Job) -> str:
     if not routing.serving.get(Route(job.module, job.target_worker)):
         return _not_served(routing, job.module, job.target_worker)
     if routing.credits((job.module, job.target)) <= 0:
-        return "every worker that could take it is full"
+        could = list(islice(routing.serving[Route(job.module, job.target_worker)], LOOKED_AT_MAX))
+        return f"every worker that could take it {'drains' if all(each.is_draining for each in could) else 'is full'}"
     return "it is about to be given to a worker"
 
 
@@ -74,5 +76,5 @@ def _because(sessions: Iterable[Session], module: str) -> str:
     for session in islice(sessions, LOOKED_AT_MAX):
         announced = session.announced.get(module)
         if announced is not None and announced.broken:
-            return f" that works: on {session.join.name}, {announced.broken.splitlines()[-1][:200]}"
+            return f" that works: on {session.join.name}, {headline(announced.broken)}"
     return ""

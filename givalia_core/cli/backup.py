@@ -15,7 +15,7 @@ from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
 from givalia_core.store.base import CopyPart
 from givalia_core.store.sqlite_received import Received, Receiver
-from givalia_core.views import to_datetime
+from givalia_core.times import to_datetime
 
 MIB: Final = 1 << 20
 

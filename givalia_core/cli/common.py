@@ -1,21 +1,23 @@
-"""What the three programs share: flags made from settings, the log, the background, and how errors end a program."""
+"""What the three programs share: flags made from settings, the log, and the background."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from givalia_core import program
-from givalia_core.errors import GivaliaError
+from givalia_core.cli import completion
 from givalia_core.printable import printable
 from givalia_core.settings import load, state_folder
+from givalia_core.version import __version__
 
 EXIT_USAGE: Final = 64
 READY: Final = b"ready"
@@ -24,7 +26,7 @@ IN_BACKGROUND: Final = "GIVALIA_IN_BACKGROUND"
 EXIT_CODES: Final = """
 exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad value; 65 too large, or a corrupt store;
 66 no such job; 69 refused, or no server; 73 key is taken; 74 the store failed; 75 try again (busy, full, locked, timeout);
-76 protocol versions differ; 77 not allowed; 78 settings cannot be used. docs/errors.md has them all."""
+76 protocol versions differ; 77 not allowed; 78 settings cannot be used; 130 Ctrl+C. docs/errors.md has them all."""
 
 # The flags of 2012, and short ones that people type often.
 _FLAGS: Final[dict[str, tuple[str, ...]]] = {
@@ -43,14 +45,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)}\n")
 
 
 def parser(prog: str, words: str, epilog: str = "") -> Parser:
-    """A parser whose help keeps its lines."""
-    return Parser(
+    """A parser whose help keeps its lines, and that tells the version."""
+    made = Parser(
         prog=prog, description=words, epilog=epilog + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    return made
 
 
 def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
@@ -77,6 +81,7 @@ def begin(prog: str, words: str, kind: type[S], module: str, arguments: list[str
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
     add_settings(asked, kind)
+    completion.complete(asked)
     given = asked.parse_args(arguments)
     is_in_background = os.environ.pop(IN_BACKGROUND, "") != ""
 
@@ -99,17 +104,15 @@ def read_settings(kind: type[S], given: argparse.Namespace) -> S:
     return load(kind, vars(given), file=given.config)
 
 
-@contextlib.contextmanager
-def errors_end_the_program(prog: str) -> Iterator[None]:
-    """What goes wrong is said in one line on standard error, and the exit code says it again."""
-    try:
-        yield
-    except GivaliaError as error:
-        program.say_last(f"{prog}: {error.code}: {printable(error)}")
-        raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        program.say_last(f"{prog}: {printable(error)}")
-        raise SystemExit(69) from None
+def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:
+    """Log that the settings were read again, and which of those that have changed need a restart; return the line."""
+    if not need_restart:
+        line = "settings read again"
+        log.info("%s", line)
+    else:
+        line = f"settings read again; changed, but only a restart takes them over: {', '.join(need_restart)}"
+        log.warning("%s", line)
+    return line
 
 
 # The background.
@@ -155,9 +158,3 @@ def tell_ready() -> None:
         with contextlib.suppress(OSError):
             os.write(int(fd), READY)
             os.close(int(fd))
-
-
-def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | None) -> int:
-    """Run a program with the arguments of the command line, or those given."""
-    with errors_end_the_program(prog):
-        return program(sys.argv[1:] if arguments is None else arguments)

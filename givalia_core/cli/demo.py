@@ -23,6 +23,7 @@ from typing import IO, Final
 from givalia_core import modules as modules_room
 from givalia_core.client import Client, JobHandle
 from givalia_core.errors import GivaliaError, ModuleClash, NotFound
+from givalia_core.headline import headline
 
 MODULE: Final = "Sample"
 START_S: Final = 15.0
@@ -43,7 +44,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
             " from a clone of the project: pip install ./example_modules_pkg"
         )
     if found.broken:
-        raise ModuleClash(f"the demo cannot run the module {MODULE}: {found.broken.splitlines()[-1]}")
+        raise ModuleClash(f"the demo cannot run the module {MODULE}: {headline(found.broken)}")
     folder = Path(tempfile.mkdtemp(prefix="givalia-demo-"))
     try:
         with _Stage(folder) as stage:

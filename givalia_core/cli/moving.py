@@ -17,12 +17,11 @@ from typing import BinaryIO
 
 from givalia_core.cli import show
 from givalia_core.clock import SystemClock
-from givalia_core.errors import BadRequest, NotFound, StoreFailed, StoreFull, StoreUnfit
+from givalia_core.errors import BadRequest, NotFound, StoreUnfit
 from givalia_core.store import Memory, moving
 from givalia_core.store.base import Opened, Store
 from givalia_core.store.export_stream import Footer, Reader
-from givalia_core.store.index.words import FULL_ERRNOS
-from givalia_core.store.sqlite_file import sync
+from givalia_core.store.sqlite_file import error_for, sync
 
 
 def export(store: Store, given: argparse.Namespace) -> None:
@@ -93,8 +92,7 @@ def failing(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StoreFull if error.errno in FULL_ERRNOS else StoreFailed
-        raise kind(f"{name} cannot be written: {error.strerror or error}") from error
+        raise error_for(error)(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

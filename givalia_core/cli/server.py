@@ -4,62 +4,52 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable
 
 import gevent
-from gevent.event import Event
 
 from givalia_core import program
-from givalia_core.cli import common
+from givalia_core.cli import common, endings
 from givalia_core.cli.notify import Notifier
+from givalia_core.cli.requests import Requests
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
 from givalia_core.stray_errors import log_stray_errors
+from givalia_core.streams import outlast_readers
 
 PROG = "givalia-server"
 WORDS = """The Givalia server: keeps jobs until they are due and hands them to workers.
 
 It listens on loopback, for clients on one port and for workers on another, and keeps the queue in one file (see --store).
-SIGTERM or SIGINT: take no new job, finish what is under way, sync, exit; a second one exits at once, equally safe.
-SIGHUP: read the settings again."""
+SIGTERM or SIGINT: take no new job, finish what is under way, sync, exit; one more than a second later exits at once,
+equally safe. SIGUSR1 or SIGHUP: read the settings again; a SIGHUP because its terminal is gone: stop."""
 
 log = logging.getLogger("givalia.server")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script."""
-    return common.run(PROG, _main, arguments)
+    return endings.run(PROG, _main, arguments, is_daemon=True)
 
 
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens")
     notifier = Notifier.from_environment()
+    # Nothing acknowledged is only in memory, so there is nothing to lose by leaving at once.
+    requests = Requests(lambda: os._exit(0))
+    requests.note()
+    outlast_readers()
     os.umask(0o077)
     program.spare_the_collector()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
     log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
-    asked_to_stop = Event()
-
-    def stop(number: int) -> None:
-        if asked_to_stop.is_set():
-            # Nothing acknowledged is only in memory, so there is nothing to lose by leaving now.
-            os._exit(0)
-        log.info("%s: draining", signal.Signals(number).name)
-        asked_to_stop.set()
-
-    def read_again() -> None:
-        gevent.spawn(_read_again, server, read_settings, notifier)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, stop, number)
-    gevent.signal_handler(signal.SIGHUP, read_again)
+    requests.listen(lambda _: _read_again(server, read_settings, notifier))
     common.tell_ready()
     notifier.ready(f"listening: clients {server.client_port}, workers {server.worker_port}")
     watching = gevent.spawn(notifier.watch_forever, server.is_turning)
-    asked_to_stop.wait()
+    requests.stop.wait()
     notifier.stopping("draining")
     server.stop()
     watching.kill()
@@ -76,9 +66,7 @@ def _read_again(server: Server, read_settings: Callable[[], ServerSettings], not
         log.error("the settings are as they were: %s", error)
         notifier.reloaded(f"the settings are as they were: {error}")
         return
-    server.reload(settings)
-    log.info("settings read again")
-    notifier.reloaded("settings read again")
+    notifier.reloaded(common.say_read_again(log, server.reload(settings)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Verbs that take one job or several: which ones the command names, and what it says of each.
 
-Several are one call of the client. A job that is refused does not keep the others from being shown: the exit code tells.
+A job that is refused does not keep the others from being shown: the exit code tells.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, BinaryIO, Final, TypeVar
 
 from givalia_core.cli import show
@@ -17,6 +19,7 @@ from givalia_core.printable import printable
 T = TypeVar("T")
 
 STDIN: Final = "-"
+PART: Final = 10_000  # Names that are asked for in one call.
 LINE_BYTES_MAX: Final = 1_024  # More than any key or id has.
 
 
@@ -37,42 +40,75 @@ def single(given: argparse.Namespace) -> tuple[str | None, str | None] | None:
 def show_each(
     given: argparse.Namespace,
     ask: Callable[[list[str] | None, list[str] | None], Sequence[T | GivaliaError]],
-    name: str,
+    as_json: Callable[[T], dict[str, Any]],
     words: Callable[[T], str],
 ) -> None:
-    """Ask for all the jobs that are named, and show what each was answered, in order.
+    """Ask for all the jobs that are named, some thousand at a time, and show what each was answered, in order.
+
+    Each part is a call of its own, with its own patience. A terminal shows how many were answered, and the end how many of how
+    they were, if they were more than one part.
 
     Args:
         given: What `arguments` has read.
         ask: Takes keys or ids, and gives an answer or an error for each.
-        name: Of the answer, in JSON.
+        as_json: The answer, for programs, beside the name of the job.
         words: The answer, for people.
 
     Raises:
-        GivaliaError: None of it was asked, or it is not known what became of it.
+        GivaliaError: It is not known what became of the part that was asked for; how many were answered before is said.
         SystemExit: Some were refused: with their exit code if it is the same for all, else with that of `PartlyRefused`.
     """
-    keys = list(_read(given.key)) if given.key else None
-    ids = list(_read(given.id)) if given.id else None
-    try:
-        answers = ask(keys, ids)
-    except PartlyRefused as error:
-        answers = error.answers
-    codes = set()
-    for job, answer in zip(keys if ids is None else ids, answers, strict=True):  # type: ignore[arg-type]
-        shown: dict[str, Any] = {"key" if ids is None else "id": job}
-        if isinstance(answer, GivaliaError):
-            codes.add(answer.exit_code)
-            print(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}", file=sys.stderr)
-            shown |= {"error": answer.code, **answer.details}
-        else:
-            shown[name] = answer
-        if given.json:
-            show.emit(show.to_json(shown))
-        elif name in shown:
-            show.emit(f"{printable(job)}  {words(shown[name])}")
+    if given.key and given.id:
+        raise BadRequest("name the jobs by their keys or by their ids, and by one of them only")
+    name = "id" if given.id else "key"
+    names = _read(given.id or given.key)
+    codes: set[int] = set()
+    counts: Counter[str] = Counter()
+    with show.Progress(sys.stderr) as progress:
+        while part := list(islice(names, PART)):
+            try:
+                answers = ask(part, None) if name == "key" else ask(None, part)
+            except PartlyRefused as error:
+                answers = error.answers
+            except GivaliaError:
+                if counts:
+                    print(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}", file=sys.stderr)
+                raise
+            for job, answer in zip(part, answers, strict=True):
+                _show(given, name, job, answer, as_json, words)
+                if isinstance(answer, GivaliaError):
+                    codes.add(answer.exit_code)
+                counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
+            if sys.stderr.isatty():
+                progress.show_line(_counted(counts))
+    if counts.total() > PART:
+        print(f"givalia: {_counted(counts)}", file=sys.stderr)
     if codes:
         raise SystemExit(codes.pop() if len(codes) == 1 else PartlyRefused.exit_code)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {code}" for code, count in sorted(counts.items()))
+
+
+def _show(
+    given: argparse.Namespace,
+    name: str,
+    job: str,
+    answer: T | GivaliaError,
+    as_json: Callable[[T], dict[str, Any]],
+    words: Callable[[T], str],
+) -> None:
+    shown: dict[str, Any] = {name: job}
+    if isinstance(answer, GivaliaError):
+        print(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}", file=sys.stderr)
+        shown |= {"error": answer.code, **answer.details}
+    else:
+        shown |= as_json(answer)
+    if given.json:
+        show.emit(show.to_json(shown))
+    elif not isinstance(answer, GivaliaError):
+        show.emit(f"{printable(job)}  {words(answer)}")
 
 
 def _read(words: Sequence[str]) -> Iterator[str]:

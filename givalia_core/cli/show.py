@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
@@ -17,31 +18,50 @@ from givalia_core.printable import printable
 from givalia_core.views import Status
 
 BAR_CHARS: Final = 24
+DEPTH: Final = 20_000
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON."""
-    try:
-        return json.dumps(value, default=_plain, ensure_ascii=True, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), default=_plain, ensure_ascii=True)
+    """One line of JSON for any value that a job can have.
 
-
-def _finite(value: Any) -> Any:
-    """The same with null for every number that JSON has no word for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+    Numbers that JSON lacks are null, bytes are `{"base64": ...}`. A key that is no text is the JSON of it, as `"1"`; where that
+    makes two keys of a map one, the map is `{"map": [[key, value], ...]}`.
+    """
+    with _depth():
+        return json.dumps(_plain(value), ensure_ascii=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
+    """The same in words of JSON alone."""
+    if value is None or isinstance(value, (str, int)):  # A JobState is a str, True an int.
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return _plain_map(value)
     if isinstance(value, (bytes, bytearray)):
         return {"base64": base64.b64encode(value).decode()}
-    return str(value)
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _plain_map(value: dict[Any, Any]) -> dict[str, Any]:
+    named = {key if isinstance(key, str) else json.dumps(_plain(key)): _plain(each) for key, each in value.items()}
+    if len(named) == len(value):
+        return named
+    return {"map": [[_plain(key), _plain(each)] for key, each in value.items()]}
+
+
+@contextlib.contextmanager
+def _depth() -> Iterator[None]:
+    """Let functions call themselves once for each level of the deepest value that msgpack reads, several frames a level."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def emit(text: str) -> None:
@@ -49,9 +69,20 @@ def emit(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def lines(text: str, stream: TextIO) -> None:
+    """Show a text of several lines, each as it may be shown."""
+    for line in text.splitlines():
+        stream.write(printable(line) + "\n")
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns as wide as what is in them."""
+    """Columns as wide as what is in them; on a terminal no wider than it."""
     shown = [[printable("" if value is None else value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        from givalia_core.cli import terminal  # Late: it takes longer to import than the rest.
+
+        terminal.show(heads, shown)
+        return
     widths = [max(len(line[place]) for line in [list(heads), *shown]) for place in range(len(heads))]
     for line in [list(heads), *shown]:
         emit("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())
@@ -59,7 +90,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
     """Show all that is known of a job, a line each; on a terminal its error as it was written, line by line."""
-    for name, value in _fields(status, hidden).items():
+    for name, value in shown_fields(status, hidden).items():
         if value in (None, False, "") and name not in ("key", "result", "params"):
             continue
         if name == "error" and sys.stdout.isatty():
@@ -72,13 +103,14 @@ def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
 
 def status_json(status: Status, hidden: Sequence[str] = ()) -> str:
     """Return a job as one line of JSON."""
-    return to_json(_fields(status, hidden))
+    return to_json(shown_fields(status, hidden))
 
 
-def _fields(status: Status, hidden: Sequence[str]) -> dict[str, Any]:
+def shown_fields(status: Status, hidden: Sequence[str] = ()) -> dict[str, Any]:
     """Return what is known of a job by name; a result is there only if the job has one."""
     has_result = status.state == "done" and status.result_error is None
-    return {name: value for name, value in asdict(status).items() if name not in hidden and (name != "result" or has_result)}
+    names = (each.name for each in fields(status) if each.name not in hidden and (each.name != "result" or has_result))
+    return {name: getattr(status, name) for name in names}  # Not `asdict`, which copies a result, however deep that is.
 
 
 class Progress:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable
 
 import gevent
-from gevent.event import Event
 
 from givalia_core import program
-from givalia_core.cli import common
+from givalia_core.cli import common, endings
 from givalia_core.cli.notify import Notifier
+from givalia_core.cli.requests import Requests
 from givalia_core.settings import WorkerSettings
 from givalia_core.stray_errors import log_stray_errors
+from givalia_core.streams import outlast_readers
 from givalia_core.worker.supervisor import Supervisor
 
 PROG = "givalia-worker"
@@ -23,9 +23,10 @@ WORDS = """A Givalia worker: runs jobs with the WorkModules of the packages that
 It connects to the worker port of its server, or of one of several that share a store (-m HOST,HOST), and again, to the
 next of them, for as long as it takes. Jobs run as greenlets of one process, or in processes of their own, as their module
 says; this process runs none, and replaces those that fail.
-SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exit; a second one exits at once.
-SIGHUP: read the settings again, and replace the processes one by one: packages that were installed meanwhile are
-taken up, and no job is stopped. With --watch that happens by itself."""
+SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exit; one more than a second later exits at
+once. SIGUSR1 or SIGHUP: read the settings again, and replace the processes one by one: packages that were installed
+meanwhile are taken up, and no job is stopped. With --watch that happens by itself. A SIGHUP because its terminal is gone:
+stop."""
 
 RELOAD_S = 60.0  # A service manager waits for a reload, and not for ever.
 
@@ -34,32 +35,25 @@ log = logging.getLogger("givalia.worker")
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script."""
-    return common.run(PROG, _main, arguments)
+    return endings.run(PROG, _main, arguments, is_daemon=True)
 
 
 def _main(arguments: list[str]) -> int:
     settings, read_settings = common.begin(PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected")
     notifier = Notifier.from_environment()
+    # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
+    requests = Requests(lambda: os._exit(1))
+    requests.note()
+    outlast_readers()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
     log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
-    asked_to_stop = Event()
-
-    def stop(number: int) -> None:
-        if asked_to_stop.is_set():
-            # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
-            os._exit(1)
-        log.info("%s: draining", signal.Signals(number).name)
-        asked_to_stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, stop, number)
-    gevent.signal_handler(signal.SIGHUP, gevent.spawn, _reload, supervisor, read_settings, notifier)
+    requests.listen(lambda why: _reload(supervisor, read_settings, notifier, why))
     gevent.spawn(_tell_when_connected, supervisor, notifier)
     watching = gevent.spawn(notifier.watch_forever)
-    asked_to_stop.wait()
+    requests.stop.wait()
     notifier.stopping("draining")
     supervisor.stop()
     watching.kill()
@@ -67,16 +61,15 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings], notifier: Notifier) -> None:
+def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings], notifier: Notifier, why: str) -> None:
     notifier.reloading()
     try:
         settings = read_settings()
         program.start_log(settings.log_level, settings.log_file, settings.plugins)
-        supervisor.change(settings)
-        log.info("settings read again")
+        common.say_read_again(log, supervisor.change(settings))
     except Exception as error:
         log.error("the settings are as they were: %s", error)
-    replaced = supervisor.reload("SIGHUP")
+    replaced = supervisor.reload(why)
     has_taken_over = supervisor.connected.is_set() and replaced.wait(RELOAD_S)
     notifier.reloaded("the processes are replaced" if has_taken_over else "the processes before go on until others are ready")
 

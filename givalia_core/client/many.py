@@ -1,4 +1,4 @@
-"""Many `cancel` or `ext` in one call: how the jobs are named, the frames that carry them, and what their answers come to.
+"""Many `cancel`, `ext`, `requeue` or `stat` in one call: how jobs are named, their frames, and what the answers come to.
 
 A frame is one commit at the server. Every command is made and checked before the first is sent, with an id of its own, so a
 frame can be sent any number of times (CONTRACT C1). Nothing here knows how a call travels.
@@ -14,9 +14,9 @@ from givalia_core.client import reading, talk
 from givalia_core.client.talk import Call
 from givalia_core.client.ticket import Handle
 from givalia_core.clock import new_id
-from givalia_core.errors import BadRequest, GivaliaError, NotFound, PartlyRefused, WrongState
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Cancel, Ext, Kind
+from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, WrongState
+from givalia_core.protocol.frames import ITEMS_MAX, Item
+from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Ext, Kind, Requeue, Stat
 from givalia_core.views import Status, wire_id
 
 T = TypeVar("T")
@@ -24,6 +24,7 @@ Named: TypeAlias = str | Handle | Status  # A job by its key, or by what has its
 Length: TypeAlias = float | timedelta
 Name: TypeAlias = tuple[str | None, bytes | None]  # As messages have it: the key, or the id.
 
+EXPECTED: Final = (NotFound, WrongState, DuplicateKey)  # Of many jobs some are always gone, or otherwise than was thought.
 FIELDS_BYTES: Final = 64  # What one cancel or ext takes in a frame at most, its key apart.
 
 
@@ -43,6 +44,39 @@ def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: 
     Raises:
         BadRequest: One of them cannot be sent; nothing was.
     """
+    return _each(jobs, ids, Kind.CANCEL, lambda name: Cancel(new_id(), *name, running), reading.word)
+
+
+def requeue(
+    jobs: Iterable[Named] | None, ids: Iterable[str] | None, time: Length, at: float | datetime | None
+) -> Many[datetime]:
+    """Give many jobs another life. One that is named twice is asked for once, and its answer stands in both places.
+
+    Raises:
+        BadRequest: One of them cannot be sent; nothing was.
+    """
+    delay_us, at_us = talk.when(time, at)
+    return _each(jobs, ids, Kind.REQUEUE, lambda name: Requeue(new_id(), *name, delay_us or 0, at_us), reading.due)
+
+
+def stat(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, params: bool) -> Many[Status]:
+    """Ask about many jobs.
+
+    Raises:
+        BadRequest: One of them cannot be sent; nothing was.
+    """
+    return _each(jobs, ids, Kind.STAT, lambda name: Stat(*name, params), reading.stat, STATS_PER_FRAME)
+
+
+def _each(
+    jobs: Iterable[Named] | None,
+    ids: Iterable[str] | None,
+    kind: Kind,
+    make: Callable[[Name], Any],
+    read: Callable[[reading.Fields, bytes], T],
+    most: int = ITEMS_MAX,
+) -> Many[T]:
+    """The same command for many jobs, made once for each."""
     given, name_of = _given(jobs, ids)
     asked: dict[Name, int] = {}
     sized: list[tuple[Item, int]] = []
@@ -50,13 +84,13 @@ def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: 
     for name in map(name_of, given):
         place = asked.setdefault(name, len(asked))
         if place == len(sized):
-            sized.append(_sized(Kind.CANCEL, Cancel(new_id(), *name, running)))
+            sized.append(_sized(kind, make(name)))
         places.append(place)
 
-    def finish(answers: list[str | GivaliaError]) -> list[str | NotFound | WrongState]:
+    def finish(answers: list[T | GivaliaError]) -> list[T | NotFound | WrongState]:
         return _none_refused([answers[place] for place in places])
 
-    return Many(talk.in_frames(Kind.CANCEL, sized, reading.word), finish)
+    return Many(talk.in_frames(kind, sized, read, most), finish)
 
 
 def ext(
@@ -123,7 +157,7 @@ def _moves(given: Iterable[Any], time: Length | None, at: float | datetime | Non
     return ((job, move) for job in given)
 
 
-def _sized(kind: Kind, message: Cancel | Ext) -> tuple[Item, int]:
+def _sized(kind: Kind, message: Any) -> tuple[Item, int]:
     """The message as it is sent, and how many bytes it takes at most."""
     return talk.checked(kind, message), FIELDS_BYTES + talk.key_bytes(message.key)
 
@@ -136,9 +170,7 @@ def _none_refused(answers: list[T | GivaliaError]) -> list[T | NotFound | WrongS
     Raises:
         PartlyRefused: It would not; the error has all the answers.
     """
-    refused = [
-        answer for answer in answers if isinstance(answer, GivaliaError) and not isinstance(answer, (NotFound, WrongState))
-    ]
+    refused = [answer for answer in answers if isinstance(answer, GivaliaError) and not isinstance(answer, EXPECTED)]
     if refused:
         words = f"{len(refused)} of {len(answers)} commands were refused; the others stand. The first: {refused[0]}"
         raise PartlyRefused(words, answers=answers)

@@ -11,12 +11,14 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.errors import JobCancelled, JobFailed, ResultLost
+from givalia_core.headline import headline
 from givalia_core.model import JobState
 from givalia_core.protocol import values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.checks import Check, is_any_text, is_bool, is_bytes, is_fraction, is_int, one_of, or_none
 from givalia_core.protocol.messages import FOREVER_US
-from givalia_core.views import Status, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import Status
 
 Fields: TypeAlias = list[Any]
 
@@ -194,7 +196,7 @@ def end(fields: Fields, payload: bytes) -> Any:
         raise JobCancelled("the job was cancelled")
     if state == JobState.DEAD:
         _, reason, error = _checked(fields, is_any_text, _text_or_none, _text_or_none)
-        raise JobFailed(f"the job is dead ({reason}): {_last_line(error)}", reason=reason, error=error)
+        raise JobFailed(f"the job is dead ({reason}): {headline(error) or 'it has no error'}", reason=reason, error=error)
     _, why = _checked(fields, is_any_text, _text_or_none)
     result, unreadable = _result(payload)
     if why or unreadable:
@@ -208,10 +210,6 @@ def _result(payload: bytes) -> tuple[Any, str | None]:
         return values.unpack(payload), None
     except ValueError:
         return None, UNREADABLE
-
-
-def _last_line(error: str | None) -> str:
-    return error.strip().splitlines()[-1] if error and error.strip() else "it has no error"
 
 
 def _checked(fields: Fields, *checks: Check) -> Fields:

@@ -27,7 +27,8 @@ from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Backup, Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.views import Status, at_to_us, length_to_us, wire_id
+from givalia_core.times import at_to_us, length_to_us
+from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
 IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
@@ -169,12 +170,14 @@ def key_bytes(key: str | None) -> int:
     return 0 if key is None else len(key.encode())
 
 
-def in_frames(kind: Kind, sized: Iterable[tuple[Item, int]], read: Callable[[Fields, bytes], T]) -> Iterator[Call[T]]:
-    """As few frames as the limits allow, in order, for items of which each takes at most as many bytes as stand beside it."""
+def in_frames(
+    kind: Kind, sized: Iterable[tuple[Item, int]], read: Callable[[Fields, bytes], T], most: int = frames.ITEMS_MAX
+) -> Iterator[Call[T]]:
+    """Return as few frames as the limits allow, in order; `sized` has with each item how many bytes it takes at most."""
     batch: list[Item] = []
     room = FRAME_ROOM_BYTES
     for packed, size in sized:
-        if batch and (size > room or len(batch) == frames.ITEMS_MAX):
+        if batch and (size > room or len(batch) == most):
             yield Call(kind, batch, read)
             batch, room = [], FRAME_ROOM_BYTES
         batch.append(packed)

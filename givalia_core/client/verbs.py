@@ -102,6 +102,21 @@ def stat(key: str | None = None, *, id: str | None = None, params: bool = False)
     return talk.stat(key, id, params=params)
 
 
+def stat_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, params: bool = False) -> Many[Status]:
+    """Return what is known of many jobs; for each, in order, what `stat` returns or the `NotFound` it raises.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids.
+        ids: Ids instead.
+        params: Tell also what each was enqueued with.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each.
+        BadRequest: One cannot be sent at all. Nothing was.
+    """
+    return many.stat(jobs, ids, params=params)
+
+
 def cancel(key: str | None = None, *, id: str | None = None, running: bool = False) -> Call[str]:
     """Call a job off. `cancelled` means it will not start (again).
 
@@ -199,6 +214,30 @@ def requeue(
         return Ticket(text_id(job_id), key, due)
 
     return Call(call.kind, call.items, read)
+
+
+def requeue_many(
+    jobs: Iterable[Named] | None = None,
+    *,
+    ids: Iterable[str] | None = None,
+    time: float | timedelta = 0,
+    at: float | datetime | None = None,
+) -> Many[datetime]:
+    """Give many dead or cancelled jobs another life; for each, in order, its due, or what `requeue` raises for it.
+
+    Parts, commits and durability are as in `cancel_many`.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        ids: Ids instead.
+        time: Seconds from now until they are due.
+        at: The instant at which they are due instead.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
+        BadRequest: One cannot be sent at all. Nothing was.
+    """
+    return many.requeue(jobs, ids, time, at)
 
 
 def resume() -> Call[bool]:

@@ -22,7 +22,7 @@ from givalia_core.protocol.messages import OK, Act, Cancel, Ext, Kind, Requeue, 
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
 
 CONN: Final = -1  # In place of a connection, whose numbers begin at 1.
-ACTS: Final = ("cancel", "ext", "requeue")
+AT_ONCE: Final = 100  # Commands in one batch, which holds up those of others.
 STATES_OF: Final[dict[str, tuple[JobState, ...]]] = {
     "cancel": (WAITING, JobState.READY, RUNNING),
     "ext": (WAITING, JobState.READY, RUNNING),
@@ -115,10 +115,10 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
         counts = Counter(_would_be(message, job) for job in jobs)
     else:
         counts = Counter()
-        if jobs:
-            ticket = acts.submit(*_commands(message, jobs))
+        for start in range(0, len(jobs), AT_ONCE):
+            ticket = acts.submit(*_commands(message, jobs[start : start + AT_ONCE]))
             yield Awaiting(ticket)
-            counts = _counted(message, acts.collect(ticket))
+            counts += _counted(message, acts.collect(ticket))
     return (OK, dict(counts), end_seq, *(after or ())), b""
 
 

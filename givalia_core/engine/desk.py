@@ -123,6 +123,7 @@ class Desk:
         self.losses = Losses()
         self.durability = ""
         self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
+        self.peer: Callable[[int], dict[str, Any]] = lambda _: {}  # What it knows of the peer of a connection.
         self.last_seq = last_seq
         self._fence = 0 if is_shared else epoch << FENCE_COUNTER_BITS
         self._last_end_us = 0

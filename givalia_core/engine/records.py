@@ -9,7 +9,8 @@ from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull, TooLa
 from givalia_core.model import Job, OutcomeKind
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.views import JobView, Outcome, text_id, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import JobView, Outcome, text_id
 
 
 class Asked(NamedTuple):

@@ -63,7 +63,7 @@ def about(desk: Desk) -> bytes:
     return words.pack(
         {
             # Without what changes from moment to moment, for each change is written and read by all the others.
-            "workers": [{**worker, "processes": []} for worker in words.own_workers(desk)],
+            "workers": [{**worker, "processes": [], "runs": {}} for worker in words.own_workers(desk)],
             "modules": words.own_modules(desk),
             "hooks": sorted(desk.listening),
             "policy": desk.policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -12,14 +13,15 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
+from givalia_core.headline import headline
 from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.frames import Item
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
-from givalia_core.views import to_datetime
+from givalia_core.times import to_datetime
 
-ERROR_CHARS: Final = 200  # Of an error in words.
+BRIEF_BYTES_MAX: Final = 1_024
 HOLDS: Final = "this server holds: it lends no job until `givalia resume`"
 
 _packer: Any = msgpack.Packer(autoreset=True)
@@ -57,10 +59,13 @@ def _attempts_most(desk: Desk, job: Job) -> int:
 
 def _because(job: Job) -> str:
     """Return the words for what the last failed attempt raised, to follow others."""
-    return f": {job.error.strip().splitlines()[-1][:ERROR_CHARS]}" if job.error and job.error.strip() else ""
+    line = headline(job.error)
+    return f": {line}" if line else ""
 
 
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+    if desk.is_draining:
+        return "due, but this server drains: it lends no job, and is back when it was restarted"
     if desk.is_holding:
         return f"due, but {HOLDS}"
     return "due, but " + why_room.not_taken(desk.routing, job)
@@ -75,9 +80,10 @@ def _why_running(desk: Desk, job: Job, now: Now) -> str:
         else ""
     )
     asked = "; it was asked to stop" if job.stop_asked else ""
+    drains = ", which drains" if lease is not None and lease.session is not None and lease.session.is_draining else ""
     shown = () if lease is None or lease.session is None else lease.session.processes
     hook = next((f", in {each.stack}" for each in shown if each.job == job.id and each.state == "hook"), "")
-    return f"attempt {job.attempt} is running on worker {job.worker}{hook}{gone}{asked}"
+    return f"attempt {job.attempt} is running on worker {job.worker}{drains}{hook}{gone}{asked}"
 
 
 _DEAD_WORDS = {
@@ -202,14 +208,19 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
 def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
     """A map for each worker that is connected to this server, or to another one of a shared store."""
     for session in list(desk.routing.sessions.values()):
-        yield session.describe()
+        yield _worker(desk, session)
     for other in list(desk.others):
         yield from other["workers"]
 
 
+def _worker(desk: Desk, session: Session) -> dict[str, Any]:
+    runs = Counter(lease.job.module for lease in desk.leases.of_holder(session.join.instance) if lease.session is session)
+    return {**session.describe(), "runs": dict(runs), **desk.peer(session.conn)}
+
+
 def own_workers(desk: Desk) -> list[dict[str, Any]]:
     """A map for each worker that is connected to this server."""
-    return [session.describe() for session in desk.routing.sessions.values()]
+    return [_worker(desk, session) for session in desk.routing.sessions.values()]
 
 
 def each_module(desk: Desk) -> Iterator[dict[str, Any]]:

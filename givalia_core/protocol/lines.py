@@ -27,7 +27,8 @@ from givalia_core.model import JobState
 from givalia_core.protocol import messages, values
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import ANY, Kind
-from givalia_core.views import length_to_us, text_id, wire_id
+from givalia_core.times import length_to_us
+from givalia_core.views import text_id, wire_id
 
 LINE_BYTES_MAX: Final = 64 << 10  # Without the LF or CRLF that ends it.
 DEPTH_MAX: Final = 32

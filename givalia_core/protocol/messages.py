@@ -40,6 +40,7 @@ ERROR_BYTES_MAX: Final = 16 << 10
 STACK_BYTES_MAX: Final = 4 << 10
 PROCESSES_MAX: Final = 64  # Of one worker, in one frame.
 LIST_LIMIT_MAX: Final = 500
+STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 CAPACITY_MAX: Final = 8_000  # What a worker holds must fit into one frame of RESUME.
 OK: Final = "OK"
 

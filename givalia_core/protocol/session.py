@@ -22,7 +22,6 @@ HANDSHAKE_BYTES_MAX: Final = 4 << 10
 MALFORMED_LINES_MAX: Final = 3  # In a row.
 DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
-STATS_PER_FRAME: Final = 4  # Each may answer with a whole result, and the answer is one frame.
 AGENT: Final = "givalia"
 BUSY: Final = "this server has as many connections as it takes"
 GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
@@ -96,6 +95,11 @@ class Session:
         return self._talk is not None and self._talk.is_open
 
     @property
+    def agent(self) -> str:
+        """What the other side says it is, as `givalia/0.1.0`; empty until it has said hello."""
+        return "" if self._talk is None else self._talk.agent
+
+    @property
     def is_mid_frame(self) -> bool:
         """Whether something has begun and not ended, so that a deadline runs."""
         return bool(self._start) or (self._talk is not None and self._talk.is_mid_frame)
@@ -150,6 +154,7 @@ class _Framed:
         self._out: list[bytes] = []
         self._hello_bytes = 0
         self.refusal = ""
+        self.agent = ""
         self.is_open = False
         self.is_over = False
 
@@ -202,6 +207,7 @@ class _Framed:
             self.is_over, self.refusal = True, str(error)
             return
         self.is_open = True
+        self.agent = hello.agent
         self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
@@ -241,8 +247,8 @@ class _Framed:
             raise BadRequest(f"{kind.name} is not for this port")
         if kind in _ONE_BY_ONE and len(frame.items) != 1:
             raise BadRequest(f"{kind.name} is alone in its frame")
-        if kind is Kind.STAT and len(frame.items) > STATS_PER_FRAME:
-            raise BadRequest(f"at most {STATS_PER_FRAME} STAT in a frame")
+        if kind is Kind.STAT and len(frame.items) > messages.STATS_PER_FRAME:
+            raise BadRequest(f"at most {messages.STATS_PER_FRAME} STAT in a frame")
         return kind
 
     def _refuse(self, request: int, error: GivaliaError) -> None:
@@ -282,6 +288,7 @@ def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
 class _Lines:
     """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
 
+    agent = "lines"
     is_open = True
     at_once = 0  # Every line is asked.
 

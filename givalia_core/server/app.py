@@ -39,7 +39,7 @@ from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server import outage, ports
+from givalia_core.server import outage, peers, ports
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
@@ -62,7 +62,10 @@ ROUND_US: Final = 5 * SECOND_US  # The loop of the queue comes round every secon
 REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
-_FIXED: Final = ("host", "port", "worker_port", "insecure", "store", "store_unsafe", "hold", "lease")
+_FIXED: Final = (
+    "host", "port", "worker_port", "insecure", "store", "create", "store_on_network", "store_unsafe", "hold", "lease",
+    "plugins",
+)  # fmt: skip
 SLOW_TURN_US: Final = SECOND_US
 TRIM_US: Final = 60 * SECOND_US
 TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
@@ -157,6 +160,7 @@ class Server:
             log.info("the store was not closed by its last server: %d pages of its log were recovered", opened.recovered)
         self._engine = turn.start(self._store, opened, self._timer, self._clock, self.settings.policy(), random.Random())
         self._engine.desk.about = self._about
+        self._engine.desk.peer = self._peer
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._engine.desk.tells_news = True
@@ -245,16 +249,21 @@ class Server:
         if thread_now() == self._thread:  # Otherwise their thread is not there, and nor are they.
             gevent.killall(self._greenlets, block=False)
 
-    def reload(self, settings: ServerSettings) -> None:
-        """Take over what can change while the server runs: all but the addresses, the store and the lease.
+    def reload(self, settings: ServerSettings) -> list[str]:
+        """Take over what can change while the server runs: all but the addresses, the store, the plugins and the lease.
+
+        Returns:
+            The names of settings that have changed and need a restart.
 
         Raises:
             WrongProcess: This is a fork.
         """
         self._home.check()
         kept = {name: getattr(self.settings, name) for name in _FIXED}
+        changed = [name for name, value in kept.items() if getattr(settings, name) != value]
         self.settings = replace(settings, **kept)
         self._engine.desk.policy = self.settings.policy()
+        return changed
 
     def drain(self) -> None:
         """Take no new job and lend none; what runs may still be reported, and may be asked about.
@@ -368,6 +377,7 @@ class Server:
             self._unread,
             self._note_reading,
         )
+        connection.peer_port = address[1] if len(address) > 1 else 0
         self._connections[connection.number] = connection
         self._per_peer[peer] += 1
         connection.run()
@@ -599,6 +609,10 @@ class Server:
         self._delivery.asked_inside[self._last_inside] = future
         self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))
 
+    def _peer(self, number: int) -> dict[str, Any]:
+        connection = self._connections.get(number)
+        return {} if connection is None else peers.peer(connection)
+
     def _about(self) -> dict[str, Any]:
         return {
             "version": __version__,
@@ -607,6 +621,7 @@ class Server:
             "clock_behind_us": self._clock_behind_us,
             "busy": self._engine.desk.busy,
             "connections": len(self._connections),
+            "clients": peers.clients(self._connections.values(), self._clock.read()),
             "plugins": {"raised": dict(self.hooks.raised), "silenced": sorted(self.hooks.silenced)},
             "hooks_dropped": self._runner.dropped,
             "log_lines_lost": lines_lost(),

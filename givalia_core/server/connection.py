@@ -62,6 +62,7 @@ class Connection:
     ) -> None:
         self.number = number
         self.peer = peer
+        self.peer_port = 0
         self.session = session
         self._socket = sock
         self._submit = submit

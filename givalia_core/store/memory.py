@@ -278,13 +278,16 @@ class Memory:
 
     def ready(self, now: Now) -> Iterator[Ready]:
         budget = ReadyBudget()
-        clocks = {on_wall: (now_us, shift_us) for on_wall, now_us, shift_us in _clocks(now)}
-        for name in list(self._due):
-            (route, on_wall), dues = name, self._due.get(name, {}).values()
-            now_us, shift_us = clocks[on_wall]
-            count = min(sum(bisect_right(due, (now_us, _FAR)) for due in dues), budget.limit)
+        for route in dict.fromkeys(route for route, _ in self._due):
+            left = budget.limit
+            firsts: list[int] = []
+            for on_wall, now_us, shift_us in _clocks(now):
+                dues = self._due.get((route, on_wall), {}).values()
+                firsts += [due[0][0] + shift_us for due in dues if due[0][0] <= now_us]
+                left -= min(sum(bisect_right(due, (now_us, _FAR)) for due in dues), left)
+            count = budget.limit - left
             budget.count(count)
-            yield Ready(route, count, min(due[0][0] for due in dues) + shift_us if count else None)
+            yield Ready(route, count, min(firsts, default=None))
             if budget.is_spent:
                 return
 

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import sqlite3
 import struct
 import sys
@@ -24,7 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreMissing, StoreTooNew, StoreUnfit
+from givalia_core.errors import (
+    GivaliaError,
+    StoreCorrupt,
+    StoreFailed,
+    StoreFull,
+    StoreLocked,
+    StoreMissing,
+    StoreTooNew,
+    StoreUnfit,
+)
 from givalia_core.store.index.words import FULL_ERRNOS, allocate
 from givalia_core.store.sqlite_notices import Notices
 
@@ -35,6 +45,10 @@ BALLAST_BYTES: Final = 16 << 20
 _LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
+
+_NOT_HERE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+_WRITE: Final = os.R_OK | os.W_OK
+_OPEN: Final = _WRITE | os.X_OK
 
 SCHEMA: Final = """
 CREATE TABLE jobs (first_seq INTEGER PRIMARY KEY, records BLOB NOT NULL) STRICT;
@@ -112,11 +126,11 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
 
     Raises:
         StoreFull: The disk has no room for it.
-        StoreFailed: It cannot be made or written to.
-        StoreUnfit: It lies on a network file system.
+        StoreFailed: It cannot be made.
+        StoreUnfit: It lies on a network file system, or this user may not write to it or to a file of the store.
     """
     folder = path.parent
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = [each for each in (folder, *folder.parents) if not os.access(each, os.F_OK)]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
@@ -124,11 +138,40 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
     except (FileExistsError, NotADirectoryError):
         raise StoreUnfit(f"{folder} is no folder") from None
     except OSError as error:
-        raise (StoreFull if error.errno in FULL_ERRNOS else StoreFailed)(f"{folder}: {error}") from error
+        raise error_for(error)(f"{folder}: {error}") from error
     if not allow_network and (kind := filesystem(folder)) in NETWORK_FILESYSTEMS:
         raise StoreUnfit(f"{folder} is on a network file system ({kind}), whose locks and syncs cannot be trusted")
-    if not os.access(folder, os.W_OK):
-        raise StoreFailed(f"{folder} cannot be written to")
+    refuse_foreign(path)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Look at the folder of a store and at its files before anything is written.
+
+    Raises:
+        StoreUnfit: This user may not write to one of them: it belongs to another user, or the file system is read-only.
+    """
+    index = index_folder(path)
+    # Whatever else has the place of the index makes way for a new one.
+    folders = [path.parent, *([index] if os.path.isdir(index) and not os.path.islink(index) else [])]  # noqa: PTH112, PTH114 - No error.
+    files = [path, *(Path(f"{path}{suffix}") for suffix in (".lock", "-wal", "-shm"))]
+    for each, wanted in [*((folder, _OPEN) for folder in folders), *((file, _WRITE) for file in files)]:
+        if os.access(each, os.F_OK) and not os.access(each, wanted):
+            me, owner = _user(os.geteuid()), _user(each.stat().st_uid)
+            raise StoreUnfit(f"{each} cannot be written to by the user {me}; it belongs to {owner}")
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def error_for(error: OSError) -> type[GivaliaError]:
+    """Return the class for an error in making a file or folder: where nothing may be written, no write has failed."""
+    if error.errno in FULL_ERRNOS:
+        return StoreFull
+    return StoreUnfit if error.errno in _NOT_HERE else StoreFailed
 
 
 def prepare(path: Path, *, may_create: bool) -> bool:
@@ -150,8 +193,6 @@ def prepare(path: Path, *, may_create: bool) -> bool:
         return True
     if not path.is_file():
         raise StoreUnfit(f"{path} is no file")
-    if not os.access(path, os.W_OK):
-        raise StoreFailed(f"{path} cannot be written to")
     check_header(path)
     return False
 

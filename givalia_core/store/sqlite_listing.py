@@ -46,7 +46,7 @@ class Listing:
         if wanted.is_by_end:
             return self._with_jobs(self._by_end(wanted, start, now, rows))
         if wanted.is_by_due and (start == (0, 0) or start[0]) and (lanes := self._lanes_of(wanted)) is not None:
-            return self._with_jobs(self._by_due(wanted, lanes, start, now))
+            return self._with_jobs(self._by_due(wanted, lanes, start, now, min(rows, _READ_AT_ONCE)))
         if wanted.state is RUNNING:
             return self._with_jobs(((0, seq), slot) for _, seq, slot in self._index.running_after(start[1], rows))
         return (((0, job.seq), job) for job in self._all_after(start[1]))
@@ -92,8 +92,8 @@ class Listing:
                     return None
         return found
 
-    def _by_due(self, wanted: Filter, lanes: list[Lane], start: Cursor, now: Now) -> Iterator[tuple[Cursor, int]]:
-        """Merge lanes by their dues on the timer clock.
+    def _by_due(self, wanted: Filter, lanes: list[Lane], start: Cursor, now: Now, at_once: int) -> Iterator[tuple[Cursor, int]]:
+        """Merge lanes by their dues on the timer clock, of each of which so many entries are read at once.
 
         A lane stands in the heap with the least due that it may have, and is read when the order comes to that.
         """
@@ -105,7 +105,7 @@ class Listing:
             least_us = max(lane.low, first[0])
             if least_us <= until_us:
                 heappush(heap, (least_us + shift_us, 0, 0, place))
-            parts.append(self._entries(lane, first, until_us, shift_us))
+            parts.append(self._entries(lane, first, until_us, shift_us, at_once))
         while heap:
             due_us, seq, slot, place = heappop(heap)
             if slot:
@@ -114,9 +114,9 @@ class Listing:
             if following is not None:
                 heappush(heap, (*following, place))
 
-    def _entries(self, lane: Lane, first: Entry, until_us: int, shift_us: int) -> Iterator[Entry]:
-        """Yield the entries of a lane behind one, their times on the timer clock; some are read at once."""
-        while some := self._index.lanes.after(lane, first, _READ_AT_ONCE):
+    def _entries(self, lane: Lane, first: Entry, until_us: int, shift_us: int, at_once: int) -> Iterator[Entry]:
+        """Yield the entries of a lane behind one, their times on the timer clock."""
+        while some := self._index.lanes.after(lane, first, at_once):
             for when, seq, slot in some:
                 if when > until_us:
                     return

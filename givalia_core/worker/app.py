@@ -25,6 +25,7 @@ from gevent.threadpool import ThreadPool
 from givalia_core import forks
 from givalia_core import hooks as hooks_room
 from givalia_core import modules as modules_room
+from givalia_core.headline import headline
 from givalia_core.hooks import Hooks
 from givalia_core.modules import FoundModule
 from givalia_core.protocol.messages import Join
@@ -155,7 +156,7 @@ class Worker:
         self.modules = modules_room.discover() if modules is None else modules
         for found in self.modules.values():
             if found.broken:
-                log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
+                log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
         self.counts: dict[str, int] = {}
         """What the worker has counted of its processes."""
         self._home = forks.Home("worker")

@@ -16,7 +16,8 @@ from importlib import import_module
 from logging import Handler, LogRecord, getLogger
 from os import WNOHANG, waitpid
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, SIGTERM, pause, signal
+from select import POLLHUP, poll
+from signal import SIG_DFL, SIGHUP, SIGINT, SIGTERM, SIGUSR1, pause, signal
 from sys import _current_frames, modules
 from threading import RLock, get_ident
 from types import FrameType
@@ -31,6 +32,7 @@ from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import log_stray_errors
+from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.loggers import Loggers, Logging
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Spoiled, pack
@@ -41,6 +43,7 @@ from givalia_core.worker.surroundings import Contents, Surroundings
 __builtins__ = BUILTINS
 
 RECEIVE_BYTES: Final = 65_536
+LOST_MS: Final = 50
 _EXTRA: Final = ("job_id", "key", "attempt", "job_module")
 
 
@@ -82,10 +85,9 @@ class Child:
 
     def serve(self) -> int:
         """Take what comes, until nothing more will."""
-        signal(SIGINT, take_no_notice)
         signal(SIGTERM, self._stop)
         forks.register(self)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        outlast_readers()
         self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
@@ -200,10 +202,18 @@ class Child:
         if attempt is None or attempt.stopped is not None:
             return
         why = self._page.why
+        if not why and not self._has_lost_supervisor():
+            return  # Somebody has sent it to every process of the worker: the supervisor says when jobs stop.
         words = timed_out(attempt.dispatch) if why == "timeout" else WORDS[why]
         attempt.stopped = Stopped(why or "shutdown", words)
         if attempt.is_in_process and not self._is_saying:  # Half a note said would spoil all that come after it.
             self._raise(attempt.stopped)
+
+    def _has_lost_supervisor(self) -> bool:
+        """Return whether the other end of the channel is closed; the nursery sends SIGTERM then, perhaps a moment earlier."""
+        polled = poll()
+        polled.register(self._channel, POLLHUP)
+        return any(what & POLLHUP for _, what in polled.poll(LOST_MS))
 
     def _raise(self, stopped: Stopped) -> None:
         self._has_raised = True
@@ -244,7 +254,7 @@ def be_stopped_by_signals() -> None:
     """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
     for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
         unregister(number)
-    for number in (SIGINT, SIGTERM):
+    for number in (SIGINT, SIGTERM, SIGHUP, SIGUSR1):
         signal(number, SIG_DFL)
 
 

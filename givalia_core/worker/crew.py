@@ -317,7 +317,7 @@ class Crew:
 
     def processes(self) -> Iterator[Process]:
         """What is to be said of the processes."""
-        host = self.host.process(self.held - self.pool.running, is_draining=self.is_retired)
+        host = self.host.process(self.held - self.pool.running, is_draining=self.is_retired or self._is_draining)
         if host is not None:
             yield host
         yield from self.pool.processes()

@@ -19,7 +19,7 @@ from gevent.event import Event
 from givalia_core import forks
 from givalia_core.worker import notes
 from givalia_core.worker.channel import Channel
-from givalia_core.worker.nursery import BORN, ENDED, FORK, RECORD, ROLES, SIGNAL
+from givalia_core.worker.nursery import BORN, ENDED, FOR_SUPERVISOR, FORK, RECORD, ROLES, SIGNAL
 from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
 
 RECEIVE_BYTES: Final = 65_536
@@ -202,7 +202,7 @@ class Nursery:
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), NURSERY_FD),
             ],
             setpgroup=0,  # What a terminal sends is for the supervisor alone.
-            setsigmask=(),
+            setsigmask=FOR_SUPERVISOR,  # Until it can ignore them.
             setsigdef=(signal.SIGPIPE,),
         )
         theirs.close()

@@ -527,6 +527,7 @@ class Foreman:
         self._is_stopping = True
         self._give_credit()
         self.generations.drain()
+        self._shown_s = 0.0  # Let people know at once, who may ask why their jobs wait.
         if not self._idle.wait(self.settings.grace):
             running = list(self._jobs.values())
             self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)

@@ -12,9 +12,8 @@ from gevent import monkey
 monkey.patch_all()
 
 import logging  # noqa: E402
-import sys  # noqa: E402
 from os import _exit, getpid  # noqa: E402
-from signal import SIGINT, SIGTERM, getsignal, signal  # noqa: E402
+from signal import getsignal, signal  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 from gevent import Timeout, get_hub, sleep, spawn, wait  # noqa: E402
@@ -24,6 +23,7 @@ from givalia_core import forks  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.frozen import BUILTINS, Clock  # noqa: E402
+from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
@@ -32,8 +32,9 @@ from givalia_core.repeats import Repeats  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
 from givalia_core.stray_errors import log_stray_errors  # noqa: E402
+from givalia_core.streams import outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
-from givalia_core.worker.child import be_stopped_by_signals, take_no_notice  # noqa: E402
+from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
 from givalia_core.worker.loggers import Loggers  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
@@ -52,8 +53,6 @@ log = logging.getLogger("givalia.worker")
 
 def main(channel: int, page: int, last_words: int) -> int:
     """Run jobs until the supervisor wants no more, or is gone; the exit code."""
-    for number in (SIGINT, SIGTERM):
-        signal(number, take_no_notice)  # The supervisor says when it is time to stop.
     words = LastWords(last_words)
     words.listen()
     words.listen_aside()
@@ -88,7 +87,7 @@ class Host:
 
     def serve(self) -> int:
         """Take notes, and say some, until it is over."""
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        outlast_readers()
         reader = Reader()
         serve, *more = self._first_notes(reader)
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
@@ -125,7 +124,7 @@ class Host:
         loggers.restore()
         for found in modules.values():
             if found.broken:
-                log.warning("module %s of %s is not served: %s", found.name, found.distribution, found.broken.splitlines()[-1])
+                log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
         spare_the_collector()
         runner = Runner(modules, self.hooks, self._say, self._page, self)
         runner.open(self._tidy, Collector(), self._keep_surroundings, self._restore_logs)

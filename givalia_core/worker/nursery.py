@@ -31,6 +31,9 @@ FORK, SIGNAL, BORN, ENDED = range(4)
 ROLES: Final = ("greenlets", "job")
 FDS: Final = 3  # The socket to the supervisor, the shared page, the file for last words.
 LAST_S: Final = 0.5
+# A terminal, a service manager or a person may send these to every process of a worker: they are for the supervisor, which says
+# what is to be done.
+FOR_SUPERVISOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -48,8 +51,9 @@ class Nursery:
         self._supervisor = supervisor
         self._children: set[int] = set()
         self._me = os.getpid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # They are for the supervisor, which will say what is to be done.
+        for number in FOR_SUPERVISOR:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_SUPERVISOR)  # It was started with these blocked.
         self._rung, self._ringing = os.pipe()
         for end in (self._rung, self._ringing):
             os.set_blocking(end, False)
@@ -114,8 +118,9 @@ class Nursery:
             if os.getppid() != self._me:
                 os._exit(code)
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in FOR_SUPERVISOR:
+                signal.signal(number, child.take_no_notice)
             for fd in (self._supervisor.detach(), self._rung, self._ringing):
                 os.close(fd)
             code = _role(role)(*fds)

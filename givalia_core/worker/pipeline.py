@@ -7,15 +7,16 @@ plugins, in a job's own process; nothing here knows which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from logging import Logger, LoggerAdapter, getLogger
 from os import _exit, getpid
-from traceback import format_exception
+from traceback import TracebackException
 from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.headline import headline, shortened
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Stopped, WorkModule, not_run
@@ -25,7 +26,8 @@ from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.protocol.values import CannotPack, pack, unpack
 from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
-from givalia_core.views import Outcome, RunningJobView, running_view, text_id, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import Outcome, RunningJobView, running_view, text_id
 from givalia_core.worker.held import about
 from givalia_core.worker.wary import is_a, leaves, name_of
 
@@ -275,12 +277,21 @@ def _lose_result(attempt: Attempt, why: str, words: str) -> None:
 def _shown(raised: BaseException) -> str:
     """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
     try:
-        shown: Iterable[str] = [str(raised)]
-        if not (is_a(raised, Fail) or is_a(raised, Retry)):
-            shown = format_exception(raised)
-        return "".join(shown).strip()
+        if is_a(raised, Fail) or is_a(raised, Retry):
+            return str(raised).strip()
+        told = TracebackException(type(raised), raised, raised.__traceback__, compact=True)
+        return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
     except Exception:
         return ""
+
+
+def _with_headline(shown: str, own: str) -> str:
+    """Return a traceback that can be read to begin with the exception's own line, whatever other tracebacks its message has."""
+    own = own.partition("\n")[0].rstrip()
+    # The own line of a SyntaxError stands behind lines of code.
+    if own[:1].isspace() or headline(shown) == headline(own):
+        return shown
+    return "\n".join([own, *("    " + line for line in shown.splitlines())])
 
 
 def _words(attempt: Attempt, raised: BaseException) -> str:
@@ -293,12 +304,8 @@ def _words(attempt: Attempt, raised: BaseException) -> str:
 
 
 def clipped(words: str) -> str:
-    """An error as long as an error may be: the first line, which says what it is, and the end of the rest."""
-    data = words.encode("utf-8", "replace")
-    if len(data) <= ERROR_BYTES_MAX:
-        return data.decode()
-    head = data[: data.find(b"\n", 0, 512) + 1]
-    return (head + data[len(head) - ERROR_BYTES_MAX :]).decode("utf-8", "ignore")
+    """Return an error as long as an error may be."""
+    return shortened(words, ERROR_BYTES_MAX)
 
 
 WORDS: Final = {
@@ -306,7 +313,7 @@ WORDS: Final = {
     "lease": "its lease is over",
     "shutdown": "shutdown: its worker stops",
     "oom": "oom: its process had more memory than one may have",
-    "": "shutdown: somebody sent its process SIGTERM",
+    "": "shutdown: the supervisor of its worker is gone",
 }
 """Why an attempt was stopped, beside the timeout."""
 

@@ -31,7 +31,7 @@ class Supervisor:
     """Runs jobs in processes of its own; `start`, then `stop`, from the main greenlet of a process that is not patched."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.settings = settings
+        self.settings = self._made_with = settings
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
         self._link = Link(settings.servers(), join, [], lambda event: self._foreman.deliver(event))
         self._foreman = Foreman(settings, self._link, Crew)
@@ -69,9 +69,15 @@ class Supervisor:
         """
         return self._foreman.reload(why)
 
-    def change(self, settings: WorkerSettings) -> None:
-        """Use these settings from the next processes on; what the link was made with (servers, name) stays as it is."""
+    def change(self, settings: WorkerSettings) -> list[str]:
+        """Use these settings from the next processes on; what the link was made with (servers, name) stays as it is.
+
+        Returns:
+            The names of settings that have changed and need a restart.
+        """
+        changed = [name for name in _FIXED if getattr(settings, name) != getattr(self._made_with, name)]
         self.settings = self._foreman.settings = settings
+        return changed
 
     def stop(self) -> None:
         """Stop as the module says."""

@@ -92,6 +92,8 @@ def _default(value: Any) -> str:
 
 
 INNER = {
+    "address",
+    "agent",
     "raised", "silenced", "waiting", "answers", "bytes", "bytes_max", "ready_age_us", "untaken", "since_us", "words",
 }  # fmt: skip
 """Keys of maps within the answers."""
@@ -228,8 +230,8 @@ def test_names_in_capitals_exist(page: Path) -> None:
         name for readme in (ROOT / "plugins").glob("*/README.md") for name in re.findall(r"GIVALIA_[A-Z_]+", text(readme))
     }
     settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__} | {"GIVALIA_CONFIG"}
-    words = {"UNSERIALIZABLE", "UNREADABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE"}
-    words |= {"PYTHON", "PYTHONS", "DJANGO_SETTINGS_MODULE"}
+    words = {"UNSERIALIZABLE", "UNREADABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE", "SHELL"}
+    words |= {"PYTHON", "PYTHONS", "NO_COLOR", "GIVALIA_TRACEBACK", "DJANGO_SETTINGS_MODULE"}
     known = _codes() | {kind.name for kind in Kind} | settings | plugins | words | set(errno.errorcode.values()) | {"ERROR"}
 
     said = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`|\b(GIVALIA_[A-Z_]*[A-Z])", prose(page)))

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 DEPENDENCIES = (
     "gevent", "importlib-metadata", "msgpack", "packaging", "pluggy", "structlog", "prometheus-client", "psycopg",
-    "psycopg-binary",
+    "psycopg-binary", "argcomplete", "rich",
 )  # fmt: skip
 LEFT_OUT = shutil.ignore_patterns("*.egg-info", "build", "dist", "__pycache__", ".*", "tests")
 

@@ -29,6 +29,7 @@ class Storm:
         self._rig, self._rng = rig, rng
         self._over = threading.Event()
         self.kills: Counter[str] = Counter()
+        self._next = rng.sample(["worker", "process"], 2)  # Of each kind one, however few there come to be.
         self.workers = [self._start() for _ in range(2)]
         self._thread = threading.Thread(target=self._blow)
         self._thread.start()
@@ -39,7 +40,8 @@ class Storm:
     def _blow(self) -> None:
         while not self._over.wait(self._rng.uniform(0.5, 1.5)):
             place = self._rng.randrange(len(self.workers))
-            if self._rng.random() < 0.3:
+            self._next = self._next or self._rng.sample(["worker", "process"], 10, counts=[3, 7])
+            if self._next.pop() == "worker":
                 self.kills["worker"] += 1
                 self.workers[place].kill()
                 self.workers[place] = self._start()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,11 @@ import pytest
 from system_install import Installed
 from system_rig import Rig, Running, await_true, free_port
 
+from givalia_core import __version__
+
 VERBS = (
-    "enq", "stat", "explain", "cancel", "ext", "requeue", "resume", "list", "modules", "workers", "info", "plugins", "store",
-    "backup", "demo",
+    "enq", "stat", "explain", "cancel", "ext", "requeue", "resume", "list", "modules", "workers", "clients", "info", "plugins",
+    "store", "backup", "completion", "demo",
 )  # fmt: skip
 
 
@@ -68,6 +71,59 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
     done = house.cli("enq", "Flaky", "--params", '{"fail_times": 0}', "--wait")
 
     assert json.loads(_ok(done)) == {"attempts": 1}
+
+
+def test_ctrl_c_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig) -> None:
+    port = house.server.port  # type: ignore[union-attr]
+    waiting = house.start("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
+    await_true(lambda: house.cli("stat", "waited-for").returncode == 0, "it is enqueued")
+
+    waiting.send(signal.SIGINT)
+
+    assert waiting.wait() == -signal.SIGINT
+    job = house.cli_json("stat", "waited-for")["id"]
+    assert (waiting.out, waiting.log) == ("", f"givalia: not waited for any longer: job {job}, key waited-for, which goes on\n")
+    assert house.cli_json("cancel", "waited-for") == {"answer": "cancelled"}
+
+
+def test_params_are_read_from_a_file_and_from_standard_input(house: Rig, tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text('{"fail_times": 0}')
+
+    from_file = house.cli("enq", "Flaky", "--params", f"@{tmp_path / 'params.json'}", "--wait")
+    code, output, _ = _piped(house, b'{"fail_times": 0}', "enq", "Flaky", "--params", "-", "--wait")
+
+    assert json.loads(_ok(from_file)) == {"attempts": 1}
+    assert (code, output) == (0, ['{"attempts": 1}'])
+
+
+def test_json_is_asked_for_before_or_after_the_verb(house: Rig) -> None:
+    assert json.loads(_ok(house.cli("--json", "plugins"))) == json.loads(_ok(house.cli("plugins", "--json")))
+
+
+@pytest.mark.parametrize("program", ["givalia", "givalia-server", "givalia-worker"])
+def test_every_program_tells_its_version(house: Rig, program: str) -> None:
+    assert _ok(house.run(program, "--version")) == f"{program} {__version__}\n"
+
+
+@pytest.mark.parametrize("program", ["givalia", "givalia-server", "givalia-worker"])
+def test_a_settings_file_that_is_a_folder_is_refused_in_a_line(house: Rig, program: str, tmp_path: Path) -> None:
+    words = ("info",) if program == "givalia" else ()
+
+    done = house.run(program, "--config", tmp_path, *words)
+
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"{program}: SETTINGS_INVALID: ")
+    assert str(tmp_path) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_that_is_no_text_is_refused_in_a_line(house: Rig) -> None:
+    command = [house.installed.program("givalia"), "-p", str(house.server.port), "stat", b"\xff\x1b"]  # type: ignore[union-attr]
+    done = run(command, env=house.environ, capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 64
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
 
 
 def test_a_terminal_shows_how_far_the_job_is_and_standard_output_only_the_result(house: Rig) -> None:

@@ -94,7 +94,7 @@ def test_a_file_is_whole_its_owners_alone_and_never_overwritten_unasked(rig: Rig
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(folder.iterdir()) == [file], "nothing else is left behind"
     assert _store(rig, "export", "--store", url, folder, "--force").returncode == 64
-    assert _store(rig, "export", "--store", url, folder / "no" / "folder").returncode == 74
+    assert _store(rig, "export", "--store", url, folder / "no" / "folder").returncode == 78
 
 
 def test_nothing_of_a_damaged_file_is_written_and_nothing_is_added_to_jobs(rig: Rig, url: str) -> None:

@@ -1,16 +1,24 @@
-"""What SIGTERM, SIGINT and SIGHUP do to a server and to a worker."""
+"""What SIGTERM, SIGINT, SIGHUP and SIGUSR1 do to a server and to a worker, on a terminal and without."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import signal
+import subprocess
+import termios
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 from system_rig import Rig, await_true, lines_of
 from system_wire import Framed, answers, enq
 
 from givalia_core import ShuttingDown
+from givalia_core.cli import requests
 from givalia_core.protocol.messages import Kind
 from givalia_core.views import text_id
 
@@ -97,6 +105,9 @@ def test_a_second_signal_ends_a_server_that_still_drains(rig: Rig) -> None:
     job = rig.client().enq("Echo", time=600)
     server.send(signal.SIGTERM)
     server.await_log("draining")
+    server.send(signal.SIGINT)  # A moment later it is the same request.
+    time.sleep(requests.SAME_REQUEST_S)
+    assert server.is_alive
     started = time.monotonic()
 
     server.send(signal.SIGTERM)
@@ -168,6 +179,9 @@ def test_a_second_signal_ends_a_worker_at_once(rig: Rig) -> None:
     await_true(lambda: lines_of(file), "the job runs")
     worker.send(signal.SIGTERM)
     worker.await_log("draining")
+    worker.send(signal.SIGINT)  # A moment later it is the same request.
+    time.sleep(requests.SAME_REQUEST_S)
+    assert worker.is_alive
     started = time.monotonic()
 
     worker.send(signal.SIGINT)
@@ -216,3 +230,115 @@ def test_sighup_lets_a_worker_read_its_log_settings_again(rig: Rig) -> None:
     worker.await_log("the settings are as they were")
 
     assert rig.client().enq("Echo", params="goes on").wait(10) == "goes on"
+
+
+def test_a_reload_names_the_settings_that_need_a_restart(rig: Rig) -> None:
+    config = rig.folder / "settings.toml"
+    config.write_text("[server]\nlease = 30\n")
+    server = rig.start_server("--config", config)
+    worker = rig.start_worker("--config", config)
+
+    config.write_text('[server]\nlease = 60\nplugins = ""\nretain = 700\n[worker]\nname = "other"\nwatch = true\n')
+    for program, names in ((server, "lease, plugins"), (worker, "name, watch")):
+        program.send(signal.SIGUSR1)
+        program.await_log(f"WARNING .*: settings read again; changed, but only a restart takes them over: {names}\\n")
+
+    assert rig.client().info()["defaults"]["retain_us"] == 700_000_000
+
+
+STAYS = ("Stay", "StayApart")
+
+
+def _staying(rig: Rig, seconds: float) -> list[Any]:
+    """Jobs of both isolations that run for a while, then write to both of their streams."""
+    files = {module: rig.folder / module for module in STAYS}
+    jobs = [rig.client().enq(module, params={"file": str(file), "seconds": seconds}) for module, file in files.items()]
+    await_true(lambda: all(lines_of(file) for file in files.values()), "both jobs run")
+    return jobs
+
+
+def _outcomes(jobs: list[Any]) -> list[tuple[str, int]]:
+    return [(status.state, status.attempts) for status in (job.stat() for job in jobs)]
+
+
+def test_signals_for_all_processes_of_a_worker_fail_no_job(rig: Rig) -> None:
+    """As `systemctl kill`, a service manager that kills a whole group, or Ctrl+C send them."""
+    rig.start_server()
+    worker = rig.start_worker()
+    jobs = _staying(rig, 1.5)
+    processes = [worker.pid, *(each.pid for each in psutil.Process(worker.pid).children(recursive=True))]
+    assert len(processes) >= 4
+
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        for pid in processes:
+            os.kill(pid, number)
+    worker.await_log("settings read again", count=2)
+    os.killpg(worker.pid, signal.SIGTERM)
+    for pid in processes[1:]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, number)
+
+    assert worker.wait(15) == 0
+    assert _outcomes(jobs) == [("done", 1)] * 2
+
+
+class OnTerminal:
+    """A program that has a terminal of its own, which can be closed under it."""
+
+    def __init__(self, rig: Rig, program: str, *flags: object) -> None:
+        self._terminal, its_end = pty.openpty()
+        self.process = subprocess.Popen(
+            [rig.installed.program(program), *map(str, flags)], env=rig.environ, stdin=its_end, stdout=its_end, stderr=its_end,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(its_end)
+        self.seen = b""
+
+    def await_seen(self, words: bytes) -> None:
+        """Read until the terminal has shown these words."""
+        while words not in self.seen:
+            self.seen += os.read(self._terminal, 65_536)
+
+    def close(self) -> None:
+        os.close(self._terminal)
+
+
+def test_a_terminal_that_is_closed_lets_server_and_worker_drain(rig: Rig) -> None:
+    server = rig.start_server()
+    worker = OnTerminal(rig, "givalia-worker", "-w", server.worker_port)
+    try:
+        worker.await_seen(b"connected to")
+        worker.process.send_signal(signal.SIGHUP)
+        worker.await_seen(b"settings read again")  # The terminal is there.
+        jobs = _staying(rig, 1.5)
+        other = OnTerminal(rig, "givalia-server", "-p", 0, "-w", 0, "--store", "memory:")
+        other.await_seen(b"listening on")
+
+        worker.close()
+        other.close()
+
+        assert (worker.process.wait(20), other.process.wait(20)) == (0, 0)
+        assert _outcomes(jobs) == [("done", 1)] * 2
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_pipe_that_is_cut_fails_no_job(rig: Rig) -> None:
+    server = rig.start_server()
+    command = [rig.installed.program("givalia-worker"), "-w", str(server.worker_port)]
+    with subprocess.Popen(command, env=rig.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as worker:
+        try:
+            assert worker.stdout is not None
+            await_true(lambda: rig.client().info()["workers"], "it is connected")
+            worker.stdout.close()
+
+            jobs = _staying(rig, 0.1)
+            for job in jobs:
+                job.wait(20)
+            worker.send_signal(signal.SIGTERM)
+
+            assert worker.wait(20) == 0
+            assert _outcomes(jobs) == [("done", 1)] * 2
+        finally:
+            worker.kill()

@@ -16,6 +16,7 @@ from system_install import Installed, Wheels, write_package
 from system_rig import Rig, Running, await_true, free_port, lines_of
 
 from givalia_core import JobCancelled, JobFailed
+from givalia_core.cli import requests
 
 
 def family(worker: Running) -> list[psutil.Process]:
@@ -219,6 +220,7 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_processes_with_it(rig: Ri
     left = family(worker)
     worker.send(signal.SIGTERM)
     worker.await_log("draining")
+    time.sleep(requests.SAME_REQUEST_S)
 
     worker.send(signal.SIGTERM)
 

@@ -56,6 +56,8 @@ class ScriptedServer:
         self._is_busy = is_busy
         self._refuses = refuses  # What every hello is answered with.
         self._listener = socket.create_server(("127.0.0.1", 0))
+        # Left to itself, the system takes up to 32 MiB for a server that does not read.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.asks: queue.Queue[Ask] = queue.Queue()
         self.lines: list[Line] = []  # Every connection so far.

@@ -2047,7 +2047,7 @@ def test_why_a_waiting_job_has_not_run(rig: EngineRig) -> None:
 def test_why_a_job_that_failed_has_not_run_again(rig: EngineRig) -> None:
     worker = rig.worker()
     rig.enq(id=uid(1))
-    worker.fail(error="Traceback\nValueError: no", after_us=60 * SECOND_US)
+    worker.fail(error="Traceback (most recent call last):\nValueError: no", after_us=60 * SECOND_US)
 
     assert why(rig) == "attempt 1 of 5 failed: ValueError: no; next try in 60 s"
 
@@ -2059,6 +2059,41 @@ def test_why_a_ready_job_has_not_run(rig: EngineRig) -> None:
 
     assert nobody == "due, but no worker has module Mail"
     assert why(rig) == "due, but every worker that could take it is full"
+
+
+DRAINING = [m.Process(77, "job", "ready"), m.Process(78, "greenlets", "draining")]
+
+
+def test_why_during_a_drain_of_the_worker_or_of_the_server_says_so(rig: EngineRig) -> None:
+    worker = rig.worker(10, "w1")
+    rig.enq(id=uid(1))
+    rig.enq(id=uid(2))
+    worker.credit(0)
+    worker.ask(Kind.PROCESSES, *DRAINING)
+
+    assert why(rig) == "attempt 1 is running on worker w1, which drains"
+    assert rig.stat(id=uid(2))["why"] == "due, but every worker that could take it drains"
+    rig.engine.desk.is_draining = True
+    assert rig.stat(id=uid(2))["why"].startswith("due, but this server drains")
+
+
+def test_a_worker_that_reloads_does_not_drain(rig: EngineRig) -> None:
+    worker = rig.worker(10, "w1", capacity=3)
+    worker.ask(Kind.PROCESSES, *DRAINING, m.Process(79, "greenlets", "ready"))
+
+    (shown,) = rig.info(Kind.WORKERS)
+    assert shown["draining"] is False
+
+
+def test_workers_are_told_with_what_they_run_and_what_is_known_of_their_connection(rig: EngineRig) -> None:
+    rig.engine.desk.peer = {10: {"address": "10.0.0.7:5"}}.get  # type: ignore[assignment]
+    worker = rig.worker(10, "w1", "Mail", "Fax", capacity=3)
+    for number, module in enumerate(("Mail", "Mail", "Fax"), 1):
+        rig.enq(id=uid(number), module=module)
+    worker.succeed(next(job for job in worker.jobs if job.id == uid(1)))
+
+    (shown,) = rig.info(Kind.WORKERS)
+    assert (shown["runs"], shown["address"]) == ({"Mail": 1, "Fax": 1}, "10.0.0.7:5")
 
 
 def test_why_of_a_job_that_runs_and_whose_worker_is_gone(rig: EngineRig) -> None:
@@ -2094,7 +2129,7 @@ def test_why_of_a_dead_job_tells_attempts_instant_and_error(rig: EngineRig) -> N
     worker = rig.worker()
     rig.enq(id=uid(1), max_attempts=1)
     rig.clock.advance(5)
-    worker.fail(error="Traceback\nValueError: no such cart")
+    worker.fail(error="Traceback (most recent call last):\nValueError: no such cart")
 
     assert why(rig) == "its last attempt failed (attempt 1 of 1, 2025-06-15 15:06:45+00:00): ValueError: no such cart"
 

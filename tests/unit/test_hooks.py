@@ -14,7 +14,8 @@ import pytest
 from givalia_core import hooks
 from givalia_core.hooks import HOOKS, RAISES_MAX, Hooks, hookimpl
 from givalia_core.model import OutcomeKind
-from givalia_core.views import JobView, Outcome, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import JobView, Outcome
 
 JOB = JobView("id", "k", "Mail", "any", 0, 1, to_datetime(0))
 

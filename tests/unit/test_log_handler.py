@@ -19,7 +19,8 @@ from givalia_core import program
 from givalia_core.errors import SettingsInvalid
 from givalia_core.hooks import Hooks
 from givalia_core.log_handler import LogHandler
-from givalia_core.views import JobView, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import JobView
 
 JOB = JobView("id", "k", "Mail", "any", 0, 1, to_datetime(0))
 LOG = logging.getLogger("givalia.worker")

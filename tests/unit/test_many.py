@@ -15,7 +15,7 @@ import gevent
 import pytest
 from scripted_server import ScriptedServer, every, first, hang_up, refuse, serve
 
-from givalia_core import BadRequest, Busy, NotFound, PartlyRefused, ShuttingDown, WrongState
+from givalia_core import BadRequest, Busy, DuplicateKey, NotFound, PartlyRefused, ShuttingDown, WrongState
 from givalia_core.clock import Mark
 from givalia_core.protocol.messages import OK, Kind, refusal
 from givalia_core.protocol.session import Port
@@ -122,6 +122,37 @@ def test_more_than_a_frame_holds_is_split_and_answered_in_order(house: House) ->
     assert answers == ["cancelled"] * len(jobs)
     assert sum(house.commits) == len(jobs)
     assert len(house.commits) <= 4  # Twelve thousand commands of 300 bytes are four frames.
+
+
+def test_a_thousand_jobs_are_requeued_in_one_commit(house: House) -> None:
+    jobs = house.jobs(1_000)
+    house.ask("cancel_many", jobs)
+    house.commits.clear()
+
+    dues = house.ask("requeue_many", ids=[job.id for job in jobs], time=600)
+
+    assert house.commits == [1_000]
+    assert len(dues) == 1_000
+    assert house.ask("info")["jobs"]["Sample"] == {"waiting": 1_000}
+
+
+def test_a_job_whose_key_is_taken_is_an_answer_of_requeue(house: House) -> None:
+    (job,) = house.jobs(1)
+    house.ask("cancel", id=job.id)
+    house.jobs(1)
+
+    (answer,) = house.ask("requeue_many", ids=[job.id])
+
+    assert isinstance(answer, DuplicateKey)
+
+
+def test_many_jobs_are_asked_about_in_order(house: House) -> None:
+    jobs = house.ask("enq_many", [{**WAITS, "key": f"k{n}", "params": n} for n in range(50)])
+
+    answers = house.ask("stat_many", [*jobs[:10], "nobody", *jobs[10:]], params=True)
+
+    assert isinstance(answers.pop(10), NotFound)
+    assert [(each.key, each.params) for each in answers] == [(f"k{n}", n) for n in range(50)]
 
 
 @pytest.mark.parametrize("verb", ["cancel_many", "ext_many"])

@@ -12,7 +12,8 @@ from givalia_core import modules
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.modules import Fail, Retry, Run, WorkModule
-from givalia_core.views import RunningJobView, to_datetime
+from givalia_core.times import to_datetime
+from givalia_core.views import RunningJobView
 
 
 class Distribution:

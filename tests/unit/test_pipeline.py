@@ -16,6 +16,7 @@ import pytest
 
 from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
+from givalia_core.headline import headline, shortened
 from givalia_core.hooks import Hooks, hookimpl
 from givalia_core.modules import describe
 from givalia_core.printable import Formatter
@@ -26,7 +27,7 @@ from givalia_core.worker import pipeline
 from givalia_core.worker import runner as runner_room
 from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import Attempt, execute
+from givalia_core.worker.pipeline import ERROR_BYTES_MAX, Attempt, execute
 from givalia_core.worker.runner import HookLate, Runner
 
 
@@ -103,6 +104,49 @@ def test_a_group_is_what_is_in_it(error: BaseException, permanent: bool, after_u
     report = report_of(raising(error))
 
     assert (report.permanent, report.after_us) == (permanent, after_us)
+
+
+REMOTE = "Traceback (most recent call last):\n  File x\nKeyError: 1\n"
+CHAIN = "The above exception was the direct cause of the following exception:"
+
+
+def chained(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def noted(error: BaseException, note: str) -> BaseException:
+    error.add_note(note)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no such cart"), "ValueError: no such cart"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (chained(ValueError("no cart"), KeyError("a")), "ValueError: no cart"),
+        (chained(ValueError("no cart"), ExceptionGroup("two", [KeyError("a"), OSError()])), "ValueError: no cart"),
+        (ExceptionGroup("two", [KeyError("a"), ValueError("b")]), "ExceptionGroup: two (2 sub-exceptions)"),
+        (noted(ValueError("no cart"), "Background: y\nz"), "ValueError: no cart"),
+        (noted(ValueError("no cart"), f"{REMOTE}\n{CHAIN}\n\n{REMOTE}"), "ValueError: no cart"),
+        (RuntimeError(f"remote\n{REMOTE}\n{CHAIN}\n\n{REMOTE}"), "RuntimeError: remote"),
+        (OSError(2, "(no table\n[SQL: x]\n(Background on this error at: y)"), "FileNotFoundError: [Errno 2] (no table"),
+        (SyntaxError("invalid", ("file.py", 1, 1, "x = =\n")), "SyntaxError: invalid"),
+        (Fail("there is no\nsuch cart"), "there is no"),
+        (ValueError("long" * 9_000), "ValueError: " + ("long" * 61) + "…"),
+        (chained(ValueError("no cart"), KeyError("x" * 20_000)), "ValueError: no cart"),
+        (noted(ValueError("no cart"), "a note\n" * 4_000), "ValueError: no cart"),
+        (ExceptionGroup("many", [ValueError("b" * 300)] * 100), "ExceptionGroup: many (100 sub-exceptions)"),
+    ],
+)
+def test_a_stored_error_tells_type_and_message_of_the_exception_itself(error: BaseException, line: str) -> None:
+    report = report_of(raising(error))
+
+    assert len(report.error.encode()) <= ERROR_BYTES_MAX
+    assert headline(report.error)[:200] == line[:200]
+    assert headline(shortened(report.error, 1_024))[:200] == line[:200]  # As in a listing.
 
 
 def test_a_task_group_that_fails_for_good_fails_for_good() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from givalia_logging import output
 
-from givalia_core.cli.common import errors_end_the_program
+from givalia_core.cli.endings import errors_end_the_program
 from givalia_core.errors import BadRequest
 from givalia_core.printable import Formatter, printable
 

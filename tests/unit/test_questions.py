@@ -109,6 +109,14 @@ def test_a_connection_with_many_listings_is_no_more_ahead_than_one_with_a_single
     assert told.index(single.request) <= 1
 
 
+def test_an_act_whose_filter_admits_nothing_is_walked_in_turns_each_bounded_in_time() -> None:
+    rig = SlowRig()
+
+    (told,) = rig.walk_all(rig.frame(Kind.ACT, m.Act(uid(1), "cancel", module="Nobody"), conn=5))
+
+    assert told.items[0][0][1] == {}
+
+
 def test_a_lease_is_renewed_and_a_job_settled_in_the_turn_in_which_its_worker_says_so_whatever_is_walked() -> None:
     rig = SlowRig()
     worker = rig.worker(10, "w", "Fax")

@@ -161,9 +161,10 @@ def test_new_windows_must_be_read_and_thrown_away_ones_again() -> None:
     assert made.must_read
 
 
+TRACEBACK = "Traceback (most recent call last):"
 W1 = session(1, "w1", "Mail")
 BROKEN = session(2, "w2")
-BROKEN.announced = {"Mail": Announce("Mail", "dist", "1", broken="Traceback\n  ...\nImportError: no lib")}
+BROKEN.announced = {"Mail": Announce("Mail", "dist", "1", broken=f"{TRACEBACK}\n  ...\nImportError: no lib")}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge
+from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__
 from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
@@ -174,8 +175,10 @@ def test_a_store_of_an_unknown_scheme_is_refused() -> None:
 
 def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(server: Server) -> None:
     port = server.settings.port
-    server.reload(ServerSettings(port=1, max_attempts=9, store="memory:", plugins=""))
+    need_restart = server.reload(ServerSettings(port=1, max_attempts=9, store="memory:", plugins=""))
 
+    assert need_restart == ["port", "worker_port"]
+    assert server.reload(server.settings) == []
     assert server._engine.desk.policy.max_attempts == 9
     assert server.settings.port == port
 
@@ -190,6 +193,28 @@ def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server
             raise TooLarge("it fits no frame")
 
     assert delivery._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
+
+
+def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: Server) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", server.client_port)) as line,
+        socket.create_connection(("127.0.0.1", server.worker_port)) as worker,
+    ):
+        line.sendall(b'{"action":"stat","job":{"key":"k"}}\n')
+        caller = Caller()
+        asked = [(Kind.JOIN, Join("here", b"i" * 16)), (Kind.CREDIT, Credit(100))]
+        worker.sendall(caller.hello("givalia-worker") + b"".join(caller.ask(kind, [item(each)])[1] for kind, each in asked))
+        wait_until(lambda: server._engine.desk.routing.sessions)
+        wait_until(lambda: len([each for each in server._connections.values() if each.session.is_open]) == 2)
+
+        told = ask(server, "info")["clients"]
+        (shown,) = ask(server, "workers")
+        host, port = worker.getsockname()
+
+    clients = {(each["address"], each["agent"], each["version"], each["connections"]) for each in told}
+    assert clients == {("127.0.0.1", "lines", "", 1), ("127.0.0.1", "givalia-client", __version__, 1)}
+    assert all(abs(each["since_us"] / 1e6 - time.time()) < 60 for each in told)
+    assert (shown["address"], shown["agent"], shown["version"]) == (f"{host}:{port}", "givalia-worker", __version__)
 
 
 def test_a_lease_that_workers_were_told_is_not_changed_under_them(server: Server) -> None:

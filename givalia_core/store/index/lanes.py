@@ -35,7 +35,9 @@ class Lane:
     No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one.
     """
 
-    __slots__ = ("bound", "front", "is_due", "is_fixed", "is_loosely_filed", "key", "loose", "low", "number", "used_in")
+    __slots__ = (
+        "bound", "front", "is_due", "is_fixed", "is_loosely_filed", "is_sorted", "key", "loose", "low", "number", "used_in",
+    )  # fmt: skip
 
     def __init__(self, number: int, key: LaneKey, low: int, used_in: int) -> None:
         """A lane of whose entries nothing is known yet."""
@@ -48,6 +50,7 @@ class Lane:
         self.front: list[Entry] = []
         self.bound: Entry | None = START
         self.loose: list[Entry] = []
+        self.is_sorted = False  # Whether the loose entries are in order: who reads much of a lane sorts them once.
         self.used_in = used_in  # The last round of the scrub in which a job was found or filed in it.
 
 
@@ -178,6 +181,8 @@ class Lanes:
         if not loose:
             self._with_loose[lane.number] = lane
             lane.used_in = self.round
+        elif lane.is_sorted and entry < loose[-1]:
+            lane.is_sorted = False
         loose.append(entry)
         self.loose += 1
         if when < lane.low:
@@ -303,9 +308,14 @@ class Lanes:
 
         Of each run a few are read, and what lies behind the last one read of any run is left for the next time.
         """
-        found = [entry for entry in lane.loose if entry > start]
         each = max(2 * limit // (len(self.runs) + 1), _LEAST_OF_A_RUN)
-        bound: Entry | None = None
+        loose = lane.loose
+        if not lane.is_sorted:
+            loose.sort()
+            lane.is_sorted = True
+        first = bisect_right(loose, start)
+        found = loose[first : first + each]
+        bound: Entry | None = found[-1] if first + each < len(loose) else None
         for whens, seqs, slots, low, high in self.runs.stretches(lane.number, start):
             end = min(low + each, high)
             found += zip(whens[low:end], seqs[low:end], slots[low:end], strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -47,7 +48,7 @@ class Pay(WorkModule):
 
 
 class Stay(WorkModule):
-    """Says that it has started, then stays for some seconds or until somebody asks it to stop."""
+    """Says that it has started, then stays for some seconds or until somebody asks it to stop; says so on both streams."""
 
     def process(self) -> int:
         write_line(self.params["file"], self.job.id, os.getpid(), self.job.attempt)
@@ -58,6 +59,8 @@ class Stay(WorkModule):
             if self.cancelled:
                 raise RuntimeError("stopped as asked")
             time.sleep(0.02)
+        print("stayed", flush=True)
+        print("stayed", file=sys.stderr, flush=True)
         return self.job.attempt
 
 

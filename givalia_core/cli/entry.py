@@ -1,0 +1,28 @@
+"""The console scripts: each imports its program, and meanwhile leaves Ctrl+C to the system, which shows no traceback."""
+
+from __future__ import annotations
+
+import signal
+from importlib import import_module
+
+
+def givalia() -> int:
+    """Run the `givalia` command."""
+    return _run("main")
+
+
+def server() -> int:
+    """Run `givalia-server`."""
+    return _run("server")
+
+
+def worker() -> int:
+    """Run `givalia-worker`."""
+    return _run("worker")
+
+
+def _run(name: str) -> int:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # The program takes it over: see `endings.run`.
+    code: int = import_module(f"givalia_core.cli.{name}").main()
+    return code

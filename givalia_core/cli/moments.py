@@ -1,0 +1,91 @@
+"""Lengths and instants on the command line: read from arguments, and shown to people.
+
+On a terminal an instant is said as `in 34 h 12 min, Tue 08:00 CET`, in the time zone of this machine. Programs read ISO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final, TextIO
+from zoneinfo import ZoneInfo
+
+from givalia_core.errors import BadRequest
+from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_words
+
+WEEKDAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+SOON: Final = timedelta(days=6)  # So near the weekday says which day it is.
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def length(name: str) -> Callable[[str], float]:
+    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds."""
+
+    def read(text: str) -> float:
+        try:
+            return length_of_text(text, name)
+        except BadRequest as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def add_zone(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which zone instants without one are in."""
+    parser.add_argument("--tz", metavar="ZONE", help="the zone of ISO times that name none, such as Europe/Berlin")
+
+
+def zone(text: str) -> tzinfo:
+    """The time zone of this name, such as `Europe/Berlin`.
+
+    Raises:
+        BadRequest: This machine knows none of the name.
+    """
+    try:
+        return ZoneInfo(text)
+    except (ValueError, OSError, KeyError):
+        raise BadRequest(f"there is no time zone {text!r:.64}; names are such as Europe/Berlin or UTC") from None
+
+
+def instant(text: str | None, tz: str | None, name: str = "at") -> float | datetime | None:
+    """The instant that an argument gives; `tz` is what `add_zone` has read, `name` how a refusal speaks of the argument.
+
+    Raises:
+        BadRequest: It is none, has no zone and none is given, or the zone is unknown.
+    """
+    where = None if tz is None else zone(tz)
+    try:
+        return None if text is None else instant_of_text(text, where, name)
+    except BadRequest as error:
+        hint = ", or give --tz" if where is None and "time zone" in str(error) else ""
+        raise BadRequest(f"{error}{hint}") from None
+
+
+def relative(when: datetime, now: datetime | None = None) -> str:
+    """How far an instant is from `now` (None: from the present): `in 34 h 12 min`, `12 min ago`, `now`."""
+    us = (when - (now or datetime.now(UTC))) // _MICROSECOND
+    words = length_words(abs(us))
+    if words == "0":
+        return "now"
+    return f"in {words}" if us > 0 else f"{words} ago"
+
+
+def local(when: datetime, now: datetime | None = None) -> str:
+    """An instant on this machine's clocks: `Tue 08:00 CET`; with the date if it is days away, with seconds if it is near."""
+    distance = abs(when - (now or datetime.now(UTC)))
+    here = when.astimezone()
+    day = WEEKDAYS[here.weekday()] if distance < SOON else f"{here:%Y-%m-%d}"
+    clock = f"{here:%H:%M:%S}" if distance // _MICROSECOND < HOUR_US else f"{here:%H:%M}"
+    return f"{day} {clock} {here:%Z}"
+
+
+def moment(when: datetime, now: datetime | None = None) -> str:
+    """Both: `in 34 h 12 min, Tue 08:00 CET`."""
+    return f"{relative(when, now)}, {local(when, now)}"
+
+
+def shown(when: datetime, stream: TextIO | None = None) -> str:
+    """An instant for whoever reads the stream (None: standard output): words on a terminal, ISO otherwise."""
+    return moment(when) if (stream or sys.stdout).isatty() else when.isoformat()

@@ -1,0 +1,166 @@
+"""`givalia info`, `workers` and `clients`: what a server is and who is connected to it, in words and tables for people."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from givalia_core.cli import moments, show
+from givalia_core.client import Client
+from givalia_core.clock import SECOND_US
+from givalia_core.model import JobState
+from givalia_core.printable import printable
+from givalia_core.times import length_words, to_datetime
+
+MIB: Final = 1 << 20
+SIZES: Final = ("KiB", "MiB", "GiB", "TiB")
+UNTOLD: Final = "?"  # By a server of an earlier version.
+_TABLES: Final = frozenset({"jobs", "clients"})
+
+Given = argparse.Namespace
+
+
+# Who is connected.
+
+
+def workers(client: Client, given: Given) -> None:
+    """Show the connected workers, and the processes of each."""
+    rows = list(client.workers())
+    if given.json:
+        show.emit(show.to_json(rows))
+        return
+    show.table(
+        ("name", "state", "running", "capacity", "address", "pid", "version", "since", "runs", "modules", "broken"),
+        [_worker(row) for row in rows],
+    )
+    processes = [_process(row, process) for row in rows for process in row.get("processes", [])]
+    if processes:
+        show.emit("")
+        show.table(("worker", "pid", "runs", "state", "jobs", "MiB", "restarts", "job"), processes)
+
+
+def _worker(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What is shown of a worker; a server of an earlier version tells less."""
+    state = "draining" if row.get("draining") else "ready"
+    runs = ", ".join(f"{module} {count}" for module, count in sorted(row.get("runs", {}).items()))
+    version, since = row.get("version") or UNTOLD, _ago(row["since_us"])
+    where = row.get("address", UNTOLD), row["pid"], version, since
+    return row["name"], state, row["running"], _capacity(row), *where, runs, _served(row), " ".join(row["broken"])
+
+
+def _capacity(row: dict[str, Any]) -> str:
+    apart = row.get("process_capacity", 0)
+    return f"{row['capacity']} + {apart}" if apart else str(row["capacity"])
+
+
+def _served(row: dict[str, Any]) -> str:
+    versions = row.get("versions", {})
+    return ", ".join(f"{module} {versions.get(module, '')}".rstrip() for module in row["modules"])
+
+
+def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
+    """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
+    blocked_s = process["blocked_us"] / SECOND_US
+    state = process["stack"] if process["state"] == "hook" else process["state"]
+    state = f"{state} {blocked_s:.1f} s" if blocked_s else state
+    job = f"{process['module']} {uuid.UUID(process['job'])}" if process["job"] else ""
+    memory_mib = round(process["memory_bytes"] / MIB)
+    return worker["name"], process["pid"], process["role"], state, process["jobs"], memory_mib, process["restarts"], job
+
+
+def clients(client: Client, given: Given) -> None:
+    """Show the clients of this server by address, those with the most connections first."""
+    rows = client.info().get("clients", [])
+    if given.json:
+        show.emit(show.to_json(rows))
+        return
+    show.table(
+        ("address", "agent", "version", "connections", "since"),
+        [(row["address"], row["agent"], row["version"], row["connections"], _ago(row["since_us"])) for row in rows],
+    )
+
+
+def _ago(us: int) -> str:
+    """How long ago an instant is, in whole seconds."""
+    return moments.relative(to_datetime(us).replace(microsecond=0), datetime.now(UTC).replace(microsecond=0))
+
+
+# What the server is.
+
+
+def info(client: Client, given: Given) -> None:
+    """Show what the server is, holds and allows."""
+    told = client.info()
+    if given.json:
+        show.emit(show.to_json(told))
+        return
+    sections = {name: value for name, value in told.items() if isinstance(value, dict) and name not in _TABLES}
+    _lines("server", ((name, value) for name, value in told.items() if name not in sections and name not in _TABLES))
+    for name, section in sections.items():
+        _lines(name, section.items())
+    if told.get("jobs"):
+        show.emit("")
+        _jobs(told["jobs"])
+
+
+def _lines(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
+    """A section: its title, and a line for each value."""
+    if title != "server":
+        show.emit("")
+    show.emit(title)
+    for name, value in _flat(pairs):
+        show.emit(f"  {printable(_plain_name(name)):22} {printable(_in_words(name, value))}".rstrip())
+
+
+def _flat(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The pairs, with those of maps in them in the place of these, by both names."""
+    for name, value in pairs:
+        if isinstance(value, dict):
+            yield from _flat((f"{name}_{each}", inner) for each, inner in value.items())
+        else:
+            yield name, value
+
+
+def _jobs(jobs: dict[str, dict[str, int]]) -> None:
+    states = [str(state) for state in JobState]
+    show.table(("jobs of module", *states), [_counts(module, counts, states) for module, counts in jobs.items()])
+
+
+def _counts(module: str, counts: dict[str, int], states: list[str]) -> list[str]:
+    """A row of the table; the server counts the ready ones as waiting, too."""
+    waiting = max(counts.get(JobState.WAITING, 0) - counts.get(JobState.READY, 0), 0)
+    return [module, *(f"{waiting if state == JobState.WAITING else counts.get(state, 0):,}" for state in states)]
+
+
+def _plain_name(name: str) -> str:
+    return name.removesuffix("_us").removesuffix("_at").replace("bytes", "size").replace("_", " ")
+
+
+def _in_words(name: str, value: Any) -> str:
+    """A value of `info` for people: instants, lengths and sizes by the units in their names."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_in_words(name, each) for each in value)
+    if not isinstance(value, int):
+        return str(value)
+    if name == "now_us":
+        return moments.local(to_datetime(value))
+    if name == "started_us" or name.endswith("_at_us"):
+        return f"{_ago(value)}, {moments.local(to_datetime(value))}"
+    if name.endswith("_us"):
+        return length_words(value)
+    if "bytes" in name:
+        return size(value)
+    return str(value) if name == "pid" else f"{value:,}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people: `512 bytes`, `16 MiB`, `1.5 GiB`."""
+    if count < 1 << 10:
+        return f"{count} bytes"
+    power = min((count.bit_length() - 1) // 10, len(SIZES))
+    return f"{count / (1 << 10 * power):.4g} {SIZES[power - 1]}"

@@ -1,0 +1,105 @@
+"""What people are shown of a server and of who is connected to it, and what there is to show of an earlier server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from scripted_server import ScriptedServer
+from test_nonsense import say
+
+from givalia_core.cli import main, overview
+from givalia_core.protocol.messages import OK, Kind
+
+EARLIER = {
+    "name": "alpha", "instance": "00", "pid": 77, "only_targeted": False, "capacity": 100, "process_capacity": 4, "running": 3,
+    "processes": [], "modules": ["Sample"], "versions": {"Sample": "1.2"}, "broken": [],
+}  # fmt: skip
+WORKER = {**EARLIER, "draining": True, "runs": {"Sample": 3}, "address": "10.0.0.7:51234", "version": "0.1.0"}
+CLIENTS = [{"address": "10.0.0.9", "agent": "givalia-client", "version": "0.1.0", "connections": 12}]
+INFO = {
+    "durability": "fsync", "draining": False, "now_us": 1_900_000_000_000_000, "live": 1_234_567, "pid": 16_483, "busy": "",
+    "jobs": {"Sample": {"waiting": 1_003, "ready": 3, "dead": 4}},
+    "store": {
+        "path": "/q.db\x1b[2J", "bytes": 1_610_612_736, "log_bytes": 512,
+        "index": {"is_verified": True, "scrub_ended_at_us": 1},
+    },
+    "limits": {"params_bytes": 524_288, "live_jobs": 100_000_000},
+    "defaults": {"lease_us": 30_000_000, "backoff_us": [1_000_000, 600_000_000]},
+}  # fmt: skip
+
+Shown = Callable[..., list[str]]
+
+
+@pytest.fixture
+def shown(scripted: Callable[..., ScriptedServer], capsys: pytest.CaptureFixture[str]) -> Shown:
+    def show(kind: Kind, told: Any, *words: str) -> list[str]:
+        main._main(["-m", scripted(say(OK, payload=msgpack.packb(told))).address, *words])
+        return capsys.readouterr().out.splitlines()
+
+    return show
+
+
+def since(seconds: float) -> dict[str, int]:
+    return {"since_us": round((time.time() - seconds) * 1e6)}
+
+
+def test_a_worker_is_shown_with_its_address_version_age_state_and_what_it_runs(shown: Shown) -> None:
+    heads, line = shown(Kind.WORKERS, [WORKER | since(7_200)], "workers")
+
+    assert heads.split() == [
+        "name", "state", "running", "capacity", "address", "pid", "version", "since", "runs", "modules", "broken",
+    ]  # fmt: skip
+    for words in ("alpha", "draining", "100 + 4", "10.0.0.7:51234", "77", "0.1.0", "2 h ago", "Sample 3", "Sample 1.2"):
+        assert words in line
+
+
+def test_what_an_earlier_server_does_not_tell_is_left_open(shown: Shown) -> None:
+    _, line = shown(Kind.WORKERS, [EARLIER | since(1)], "workers")
+
+    assert "?" in line
+    assert "ready" in line
+    assert len(shown(Kind.INFO, {"live": 1}, "clients")) == 1
+
+
+def test_clients_are_shown_by_address(shown: Shown) -> None:
+    told = {"clients": [CLIENTS[0] | since(90)]}
+
+    _, line = shown(Kind.INFO, told, "clients")
+    assert line.split() == ["10.0.0.9", "givalia-client", "0.1.0", "12", "90", "s", "ago"]
+    assert json.loads("\n".join(shown(Kind.INFO, told, "clients", "--json"))) == told["clients"]
+
+
+def test_info_has_sizes_ages_and_counts_for_people(shown: Shown) -> None:
+    lines = shown(Kind.INFO, INFO, "info")
+
+    words = {line.strip().split("  ")[0]: line.split("  ")[-1].strip() for line in lines if line.startswith("  ")}
+    assert words["live"] == "1,234,567"
+    assert words["pid"] == "16483"
+    assert words["draining"] == "no"
+    assert words["size"] == "1.5 GiB"
+    assert words["log size"] == "512 bytes"
+    assert words["params size"] == "512 KiB"
+    assert words["lease"] == "30 s"
+    assert words["backoff"] == "1 s, 10 min"
+    assert words["index is verified"] == "yes"
+    assert "1970-01-01" in words["index scrub ended"]
+    assert words["path"] == "/q.db\\x1b[2J"
+    table = lines[lines.index(next(line for line in lines if line.startswith("jobs of module"))) :]
+    assert [line.split() for line in table] == [
+        ["jobs", "of", "module", "waiting", "ready", "running", "done", "dead", "cancelled"],
+        ["Sample", "1,000", "3", "0", "0", "4", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 bytes"), (1_023, "1023 bytes"), (1_024, "1 KiB"), (1_536, "1.5 KiB"), (16 << 20, "16 MiB"),
+     ((1 << 20) - 1, "1024 KiB"), (1 << 40, "1 TiB"), (1 << 55, "3.277e+04 TiB")],
+)  # fmt: skip
+def test_sizes_have_units(count: int, words: str) -> None:
+    assert overview.size(count) == words
