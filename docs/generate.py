@@ -25,8 +25,9 @@ from givalia_core.clock import SECOND_US
 from givalia_core.model import TRANSITIONS, JobState
 from givalia_core.protocol import frames, lines, messages, session
 from givalia_core.protocol.messages import CLIENT_KINDS, TABLE, WORKER_KINDS, Kind
-from givalia_core.server import connection
+from givalia_core.server import app, connection
 from givalia_core.settings import PREFIX, TABLES
+from givalia_core.worker import supervisor
 
 DOCS: Final = Path(__file__).parent
 MARKED: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -268,6 +269,12 @@ def alerts() -> str:
     return f"```yaml\n{rules}```\n"
 
 
+def restart() -> str:
+    """Which settings of each program a reload does not take over."""
+    fixed = (("givalia-server", app._FIXED), ("givalia-worker", supervisor._FIXED))
+    return _table(("program", "settings"), [(f"`{name}`", ", ".join(f"`{each}`" for each in names)) for name, names in fixed])
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "transitions": transitions,
     "diagram": diagram,
@@ -277,6 +284,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "kinds": kinds,
     "limits": limits,
     "alerts": alerts,
+    "restart": restart,
 }
 
 

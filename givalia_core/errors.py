@@ -12,6 +12,7 @@ on call: what happened, whether anything changed, what to do.
     │       └── ShuttingDown
     ├── PartlyRefused      some commands of many in one call were refused, the others stand
     ├── ConnectionLost     nobody knows whether the command took effect, unless it was never sent
+    ├── AddressInUse       another process has a port that the server wants
     ├── JobEnded           `wait` ended without a result
     │   ├── JobFailed  JobCancelled  ResultLost
     ├── WaitTimeout        `wait` ran out of time; the job goes on
@@ -149,6 +150,13 @@ class ConnectionLost(GivaliaError):
     not done. Sending it again is safe."""
 
     sent: bool
+    exit_code = 69
+
+
+class AddressInUse(GivaliaError, OSError):
+    """The server could not have one of its ports: another process has it, which the message names if this user may
+    know. Nothing was started. Stop that process, or set another port."""
+
     exit_code = 69
 
 

@@ -77,6 +77,9 @@ class ServerSettings(_Checked):
     store_unsafe: bool = _setting(
         False, "Use a database although it is set to lose what it acknowledged; each answer then names the weaker class."
     )
+    hold: bool = _setting(
+        False, "Start with a hold: answer everything, and lend no job until givalia resume; the next start has none without it."
+    )
     lease: float = _setting(30.0, "How long a worker may be silent before its jobs go to another.", least=5, most=86_400)
     max_attempts: int = _setting(5, "Attempts a job has unless it or its module says otherwise.", least=1, most=100)
     backoff: float = _setting(1.0, "Wait before the second attempt, doubled each time.", least=0, most=YEAR_S)

@@ -63,13 +63,17 @@ def _play(stage: _Stage) -> None:
         say(f"enq   first: {MODULE} in 2 s, answered when it was on disk ({first.durability})")
         say(f"stat  first: {client.stat('first').why}")
         late = client.enq(MODULE, time=4, params="it was pushed back", key="pushed")
+        say(f"enq   pushed: {MODULE} in 4 s")
         client.ext("pushed", time=4)
         say(f"ext   pushed: 4 s more, so it is due in {_left(client, late)}")
         client.enq(MODULE, time=3, params="THIS MUST NEVER BE SEEN", key="dropped")
+        say(f"enq   dropped: {MODULE} in 3 s")
         say(f"cancel dropped: {client.cancel('dropped')}; it will not run")
         first.wait(END_S)
-        say("first has run. Two more that wait, and now the server is killed with -9")
+        say("first has run. Two more, and while they wait the server is killed with -9")
         waiting = [client.enq(MODULE, time=3, params=f"survivor {n}", key=f"survivor-{n}") for n in (1, 2)]
+        for handle in waiting:
+            say(f"enq   {handle.key}: {MODULE} in 3 s")
         stage.kill_server()
         say("the server is gone, the jobs are on disk. It starts again on the same queue")
         stage.start_server()

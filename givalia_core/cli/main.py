@@ -329,6 +329,14 @@ def _local_modules() -> list[dict[str, Any]]:
     ]
 
 
+def _resume(client: Client, given: Given) -> None:
+    did_hold = client.resume()
+    if given.json:
+        show.emit(show.to_json({"did_hold": did_hold}))
+    else:
+        show.emit("resumed" if did_hold else "the server did not hold")
+
+
 def _plugins(client: Client, given: Given) -> None:
     from givalia_core import hooks
 
@@ -358,6 +366,7 @@ VERBS: Final[dict[str, Verb]] = {
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
     "ext": Verb("push the due of a job or several back, or bring it forward", _ext_arguments, _ext),
     "requeue": Verb("give dead or cancelled jobs another life", _requeue_arguments, _requeue),
+    "resume": Verb("end the hold of a server that was started with --hold", _nothing, _resume),
     "list": Verb("list jobs", _list_arguments, _list),
     "modules": Verb("show the modules of the connected workers", _modules_arguments, _modules),
     "workers": Verb("show the connected workers, and what they run", _nothing, overview.workers),

@@ -115,6 +115,7 @@ class Client(Located[Carrier]):
     ext_many = _asks_many(verbs.ext_many)
     requeue = _makes(verbs.requeue)
     requeue_many = _asks_many(verbs.requeue_many)
+    resume = _asks(verbs.resume)
     info = _asks(verbs.info)
     modules = _asks(verbs.modules)
     workers = _asks(verbs.workers)

@@ -94,6 +94,12 @@ def requeued(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
     return job_id, to_datetime(due_us)
 
 
+def resumed(fields: Fields, _: bytes) -> bool:
+    """Whether there was a hold to end."""
+    (did_hold,) = _checked(fields, is_bool)
+    return bool(did_hold)
+
+
 def content(_: Fields, payload: bytes) -> Any:
     """The answer that is one value."""
     try:

@@ -365,6 +365,11 @@ def list_(
     return _call(Kind.LIST, message, reading.page)
 
 
+def resume() -> Call[bool]:
+    """End the hold of the server; whether there was one."""
+    return _call(Kind.RESUME_LENDING, messages.ResumeLending(new_id()), reading.resumed)
+
+
 def info() -> Call[dict[str, Any]]:
     """What the server is, holds and allows."""
     return Call(Kind.INFO, [item(Info())], reading.content)

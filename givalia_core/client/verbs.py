@@ -242,6 +242,17 @@ def requeue_many(
     return many.requeue(jobs, ids, time, at)
 
 
+def resume() -> Call[bool]:
+    """End the hold with which the server was started: jobs that are due are lent from now on.
+
+    Of servers that share a store each has a hold of its own; this ends that of the server which answers.
+
+    Returns:
+        False if the server did not hold.
+    """
+    return talk.resume()
+
+
 def info() -> Call[dict[str, Any]]:
     """What the server is, holds and allows; `docs/protocol.md` names the parts."""
     return talk.info()

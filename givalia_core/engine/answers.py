@@ -29,6 +29,7 @@ ONE_BY_ONE: Final[dict[Kind, Verb]] = {
     Kind.EXT: verbs.ext,
     Kind.REQUEUE: verbs.requeue,
     Kind.WAIT: verbs.wait,
+    Kind.RESUME_LENDING: verbs.resume,
     Kind.JOIN: leases.join,
     Kind.CREDIT: leases.credit,
     Kind.SUCCEED: leases.succeed,

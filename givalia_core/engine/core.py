@@ -38,6 +38,7 @@ NOTHING_UNKEPT: Final = Keeping()
 COMMANDS: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
 CHANGES_NOTHING: Final = frozenset(
     {Kind.STAT, Kind.WAIT, Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT, Kind.BEAT, Kind.PROGRESS, Kind.PROCESSES}
+    | {Kind.RESUME_LENDING}
 )
 
 
@@ -314,7 +315,7 @@ class Engine:
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
         # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
         has_numbers = facts.found.floor or not self.desk.is_shared
-        may_lend = not (self.desk.is_draining or self.desk.is_stuck)
+        may_lend = self.desk.lends and not self.desk.is_stuck
         if has_numbers and may_lend and not self.desk.routing.unlearned:
             self._lender.lend(batch)
         else:
@@ -362,6 +363,9 @@ class Engine:
             self._remember_answers(batch, refused, keeping.busy)
         for resumed in batch.resumed:
             resumed.has_resumed = True
+        if batch.ends_hold:
+            self.desk.is_holding = False
+            self.desk.routing.forget_windows()  # They are read again at once, with all that has become ready meanwhile.
         # Progress goes first: who waits hears it before the end.
         effects, self._owed = [*_progress(batch), *self._owed, *self.desk.aside.overdue(self._now)], []
         dispatches: dict[int, list[Item]] = {}

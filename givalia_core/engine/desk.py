@@ -117,6 +117,7 @@ class Desk:
         self.is_full = False
         self.is_stuck = False  # Whether this batch may change nothing, for the reserve of a full disk is used up.
         self.is_draining = False
+        self.is_holding = False  # Whether no job is lent until somebody says `resume`.
         self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
         self.live = 0
         self.stale = 0
@@ -133,6 +134,11 @@ class Desk:
         """From here on seqs and fences are above `floor`: a shared store gives each batch numbers of its own."""
         self.last_seq = max(self.last_seq, floor)
         self._fence = max(self._fence, floor)
+
+    @property
+    def lends(self) -> bool:
+        """Whether jobs are given to workers at all."""
+        return not (self.is_draining or self.is_holding)
 
     def next_seq(self) -> int:
         """A place in the order of enq that no job had before."""
@@ -210,6 +216,7 @@ class Batch:
         self.taken: dict[int, tuple[Session | None, int]] = {}
         self.resumed: list[Session] = []  # Who has named the leases it holds.
         self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
+        self.ends_hold = False  # Whether the hold is over once the batch is.
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
         self._variants: dict[Route, set[Route]] = {}  # By the route without a specifier: as read, and what came in this batch.
         self.author = NOBODY  # The place of the input that is being decided, and of the command in it.

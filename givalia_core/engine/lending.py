@@ -34,7 +34,7 @@ class Lender:
 
     def claims(self, reporting: Mapping[int, int]) -> tuple[Claim, ...]:
         """What the store is asked for; `reporting` is how many more jobs the workers may take that report in this batch."""
-        self._claims = {} if self._desk.is_draining else dict(self._to_claim(reporting))
+        self._claims = dict(self._to_claim(reporting)) if self._desk.lends else {}
         return tuple(Claim(*claim) for claim in self._claims.items())
 
     def _to_claim(self, reporting: Mapping[int, int]) -> Iterable[Claim]:
@@ -56,7 +56,7 @@ class Lender:
         if routing.changed:
             routing.sort()
         stirring = routing.stirring.items()
-        self.hurry = not self._desk.is_draining and any(window.fresh and routing.taker(route) for route, window in stirring)
+        self.hurry = self._desk.lends and any(window.fresh and routing.taker(route) for route, window in stirring)
 
     def lend(self, batch: Batch) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""

@@ -55,6 +55,8 @@ class Names:
         elif kind is Kind.ENQ:
             self.has_enq = True
             self._add_enq(asked.messages, desk)
+        elif kind is Kind.RESUME_LENDING:
+            self.requests.update(message.request for message in asked.messages if not isinstance(message, GivaliaError))
         elif kind in (Kind.STAT, Kind.WAIT, Kind.CANCEL, Kind.EXT, Kind.REQUEUE):
             for message in asked.messages:
                 if not isinstance(message, GivaliaError):

@@ -107,7 +107,8 @@ class News(NamedTuple):
     """Something that the log of the server says, after the commit.
 
     Of a worker (`subject` is its session): it has `joined`, it has `left` as it should, or it is `gone`, with so many `jobs`,
-    and `why`. Of a job: its lease ended `unreported`, or it is `dead`.
+    and `why`. Of a job: its lease ended `unreported`, or it is `dead`. A connection (`subject` is its
+    number) has ended the server's hold: it has `resumed`.
     """
 
     act: str

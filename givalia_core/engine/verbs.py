@@ -34,6 +34,7 @@ from givalia_core.protocol.messages import (
     Ext,
     Kind,
     Requeue,
+    ResumeLending,
     Stat,
     Stop,
     Wait,
@@ -261,11 +262,26 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     return (OK, again.id, due_on_wall_us), b""
 
 
+def resume(batch: Batch, asked: Asked, message: ResumeLending) -> Item:
+    """End the hold of this server; jobs that are ready are lent from the next batch on."""
+    is_holding = batch.desk.is_holding
+    if is_holding:
+        batch.ends_hold = True
+        batch.news("resumed", asked.conn)
+    return (OK, is_holding), b""
+
+
+def _known_resume(batch: Batch, message: ResumeLending) -> Item | None:
+    """No job knows it."""
+    return None
+
+
 KNOWN: Final[dict[Kind, Callable[[Batch, Any], Item | None]]] = {
     Kind.ENQ: _known_enq,
     Kind.CANCEL: _known_cancel,
     Kind.EXT: _known_move,
     Kind.REQUEUE: _known_move,
+    Kind.RESUME_LENDING: _known_resume,
 }
 """By the kind of a changing command, whose first field is its request id: what finds the answer that it got when it changed
 a job; None if no job knows the request."""

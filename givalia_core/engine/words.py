@@ -22,6 +22,7 @@ from givalia_core.takers import Session
 from givalia_core.times import length_words, to_datetime
 
 BRIEF_BYTES_MAX: Final = 1_024
+HOLDS: Final = "this server holds: it lends no job until `givalia resume`"
 
 _packer: Any = msgpack.Packer(autoreset=True)
 pack: Callable[[Any], bytes] = _packer.pack
@@ -39,8 +40,12 @@ def why(desk: Desk, job: Job, now: Now) -> str:
 def _why_waiting(desk: Desk, job: Job, now: Now) -> str:
     left = length_words(job.due_on_timer_us(now) - now.timer_us)
     if job.attempt:
-        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}"
-    return f"not due for {left}"
+        return f"attempt {job.attempt} of {_attempts_most(desk, job)} failed{_because(job)}; next try in {left}{_held(desk)}"
+    return f"not due for {left}{_held(desk)}"
+
+
+def _held(desk: Desk) -> str:
+    return f"; {HOLDS}" if desk.is_holding else ""
 
 
 def _attempts_most(desk: Desk, job: Job) -> int:
@@ -56,6 +61,8 @@ def _because(job: Job) -> str:
 def _why_ready(desk: Desk, job: Job, now: Now) -> str:
     if desk.is_draining:
         return "due, but this server drains: it lends no job, and is back when it was restarted"
+    if desk.is_holding:
+        return f"due, but {HOLDS}"
     return "due, but " + why_room.not_taken(desk.routing, job)
 
 
@@ -151,6 +158,7 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
     return {
         "durability": desk.durability,
         "draining": desk.is_draining,
+        "holding": desk.is_holding,
         "store_full": desk.is_full,
         "now_us": now.wall_us,
         "live": desk.live,

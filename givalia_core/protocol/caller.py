@@ -20,9 +20,15 @@ T = TypeVar("T")
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
 _OK: Final = b"\x91\xa2OK"  # The fields of most answers, which are not worth being unpacked.
+SHOWN_BYTES: Final = 60  # Of what a stranger says.
+_STRANGERS: Final = {
+    b"HTTP/": "an HTTP server", b"<!DOCTYPE": "an HTTP server", b"<html": "an HTTP server",
+    b"SSH-": "an SSH server", b"\x15\x03": "a TLS server",
+}  # fmt: skip
 _LAST_NUMBER: Final = (1 << 32) - 1
 _KINDS: Final = frozenset(Kind)
-_HELLO_NUMBER: Final = 1
+HELLO_NUMBER: Final = 10
+"""Its last byte ends a line: servers that read lines, as many of HTTP do, answer instead of waiting, and are recognised."""
 _IS_SKEW = re.compile(r"[A-Z]+ has \d+ to \d+ fields, not \d+|there is no kind \d+|[A-Z]+ is not for this port").fullmatch
 """The words of a refusal by a server that does not know a message, or not all its fields: no program of ours sends others."""
 
@@ -60,11 +66,12 @@ class Caller:
     def __init__(self) -> None:
         self._reader = frames.Reader(frames.ANSWER_BYTES_MAX)
         self._last = 0
+        self._has_heard = False
         self._greeting: list[Any] = []  # The fields of the answer to hello.
 
     def hello(self, agent: str) -> bytes:
         """The first bytes of the connection; its answer has the number that `feed` shows first."""
-        self._last += 1
+        self._last = HELLO_NUMBER
         message = item(Hello(VERSION, VERSION, f"{agent}/{__version__}"))
         return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
 
@@ -84,6 +91,9 @@ class Caller:
         Raises:
             GivaliaError: The server sends what no server of this protocol sends. Close the connection.
         """
+        if not self._has_heard and data:
+            self._has_heard = True
+            _refuse_strangers(bytes(data[:SHOWN_BYTES]))
         arrived: list[Answer | Told] = []
         for frame in self._reader.feed(data):
             if isinstance(frame, frames.Unreadable):
@@ -92,7 +102,7 @@ class Caller:
                 raise BadRequest(f"a frame of kind {frame.kind}, which is none")
             items = [([OK] if fields == _OK else frames.unpack_fields(fields), payload) for fields, payload in frame.items]
             if frame.kind == Kind.ANSWER:
-                if frame.request == _HELLO_NUMBER and items:
+                if frame.request == HELLO_NUMBER and items:
                     self._greeting = items[0][0]
                 arrived.append(Answer(frame.request, items))
             else:
@@ -110,6 +120,21 @@ class Caller:
             f"{error}. This is Givalia {__version__}, {server}: upgrade the older one",
             **{**error.details, "ours": __version__, "theirs": theirs or None},
         )
+
+
+def _refuse_strangers(began: bytes) -> None:
+    """Look at the first bytes of a connection; a frame that a server may send begins with 0 or 1, the first byte of its length.
+
+    Raises:
+        BadRequest: What listens there is no Givalia server, or not one of this protocol.
+    """
+    if began[0] <= frames.ANSWER_BYTES_MAX >> 24:
+        return
+    known = next((words for start, words in _STRANGERS.items() if began.startswith(start)), None)
+    if known is None:
+        line = began.splitlines()[0].decode("latin-1")
+        known = f"something that says {line!a}"
+    raise BadRequest(f"{known} answers there, and no Givalia server: look at the host and the port")
 
 
 def refused(answer: Answer) -> GivaliaError | None:

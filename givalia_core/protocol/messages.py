@@ -178,6 +178,12 @@ class Act(NamedTuple):
     after_b: int | None = None
 
 
+class ResumeLending(NamedTuple):
+    """End the hold with which the server was started: from now on it lends jobs."""
+
+    request: bytes
+
+
 class Info(NamedTuple):
     """What the server is, holds and allows."""
 
@@ -334,7 +340,7 @@ class Progressed(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | Info | Modules | Workers | Backup
+    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | ResumeLending | Info | Modules | Workers | Backup
     | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
 )  # fmt: skip
 
@@ -356,6 +362,7 @@ class Kind(IntEnum):
     WAIT = 11
     CLOCK = 12
     ACT = 13
+    RESUME_LENDING = 14
     BACKUP = 24
     JOIN = 32
     ANNOUNCE = 33
@@ -412,6 +419,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
         "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE,
         "end_seq": or_none(is_int(0, 1 << 62)),
     },
+    ResumeLending: {"request": _ID},
     Info: {}, Modules: {}, Workers: {},
     Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},
     Join: {"name": is_name, "instance": _ID, "only_targeted": is_bool, "pid": is_int(0, 1 << 32)},
@@ -476,6 +484,7 @@ _RECORDS: Final[dict[Kind, type]] = {
     Kind.REQUEUE: Requeue,
     Kind.LIST: List,
     Kind.ACT: Act,
+    Kind.RESUME_LENDING: ResumeLending,
     Kind.INFO: Info,
     Kind.MODULES: Modules,
     Kind.WORKERS: Workers,
@@ -495,7 +504,7 @@ TABLE: Final[dict[Kind, _Shape]] = {kind: _shape(kind.name, record) for kind, re
 _TOLD: Final[dict[type, _Shape]] = {
     record: _shape(record.__name__.upper(), record) for record in (Heard, Dispatch, Stop, Progressed)
 }
-CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE, Kind.ACT})
+CHANGING: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE, Kind.ACT, Kind.RESUME_LENDING})
 """The commands of clients that change something; each carries a request id."""
 CLIENT_KINDS: Final = frozenset(kind for kind in TABLE if Kind.ENQ <= kind < Kind.JOIN)
 WORKER_KINDS: Final = frozenset(kind for kind in TABLE if Kind.JOIN <= kind <= Kind.PROCESSES)

@@ -37,7 +37,8 @@ class Port(Enum):
 
 KINDS: Final = {Port.CLIENT: CLIENT_KINDS, Port.WORKER: WORKER_KINDS}
 _ONE_BY_ONE: Final = frozenset(
-    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP} | {Kind.JOIN, Kind.CREDIT}
+    {Kind.WAIT, Kind.CLOCK, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP}
+    | {Kind.RESUME_LENDING, Kind.JOIN, Kind.CREDIT}
 )
 
 

@@ -31,6 +31,7 @@ from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.printable import without_secrets
@@ -38,7 +39,7 @@ from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server import outage, peers
+from givalia_core.server import outage, peers, ports
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery
@@ -62,7 +63,8 @@ REFUSE_S: Final = 0.25
 GOODBYE_S: Final = 1.0
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = (
-    "host", "port", "worker_port", "insecure", "store", "create", "store_on_network", "store_unsafe", "lease", "plugins",
+    "host", "port", "worker_port", "insecure", "store", "create", "store_on_network", "store_unsafe", "hold", "lease",
+    "plugins",
 )  # fmt: skip
 SLOW_TURN_US: Final = SECOND_US
 TRIM_US: Final = 60 * SECOND_US
@@ -136,6 +138,7 @@ class Server:
         Raises:
             SettingsInvalid: An address that is not loopback, without `insecure`, or that this machine does not have.
             StoreError: The store cannot be opened; see its class.
+            AddressInUse: Somebody has a port; it is an OSError.
             OSError: A port cannot be bound.
         """
         self._home.check()
@@ -161,6 +164,7 @@ class Server:
         self._engine.desk.is_clogged = self._is_clogged
         self._engine.desk.listening = frozenset(name for name in HOOKS if self.hooks.listens(name))
         self._engine.desk.tells_news = True
+        self._engine.desk.is_holding = self.settings.hold
         self._started_us = self._clock.read().wall_us
         self._thread = thread_now()
         self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
@@ -180,6 +184,8 @@ class Server:
             self.settings.host, self.client_port, self.worker_port, without_secrets(self.settings.store),
             self._store.durability,
         )  # fmt: skip
+        if self.settings.hold:
+            log.warning("%s", HOLDS)
 
     def _refuse_open_address(self) -> None:
         if not is_loopback(self.settings.host):
@@ -211,6 +217,9 @@ class Server:
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}: {error}") from None
+            if error.errno == errno.EADDRINUSE:
+                flag = "-p" if port is Port.CLIENT else "-w"
+                raise ports.in_use(self.settings.host, number, f"{port.value}s", flag) from None
             raise
         self._listeners.append(listener)
         return int(listener.server_port or 0)

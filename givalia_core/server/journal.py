@@ -103,6 +103,10 @@ class Journal:
         words = f"the job is dead ({job.reason}) after attempt {job.attempt} of {job.max_attempts}: {error}"
         return Line(logging.ERROR, kind, words, {**_about(job), "error": error})
 
+    def _resumed(self, news: News) -> Line:
+        words = f"{self._peer_of(news.subject)} has ended the hold: jobs are lent now"
+        return Line(logging.INFO, "holds that were ended", words)
+
 
 _LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {
     "joined": Journal._joined,
@@ -110,6 +114,7 @@ _LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {
     "gone": Journal._gone,
     "unreported": Journal._unreported,
     "dead": Journal._dead,
+    "resumed": Journal._resumed,
 }
 
 

@@ -53,7 +53,7 @@ class Copying:
         self._reached = [-(1 << 63)] * len(TABLES)
         self._last_part: tuple[int, CopyPart] | None = None
         self._crc = 0
-        self._is_over = False
+        self.is_over = False  # All of it was sent, or it was given up.
         self._asked_s = time.monotonic()
         database.execute("PRAGMA temp_store = MEMORY")
         database.execute(_AGAIN)
@@ -64,7 +64,7 @@ class Copying:
 
     def end(self) -> None:
         """Note nothing any more. What was sent last can still be had once more."""
-        self._is_over = True
+        self.is_over = True
         for place in _WATCHED:
             for event in ("UPDATE", "DELETE"):
                 self._database.execute(f"DROP TRIGGER IF EXISTS temp.again_{event}_{TABLES[place][0]}")
@@ -78,7 +78,7 @@ class Copying:
     @property
     def is_overrun(self) -> bool:
         """Whether rows are written again faster than they are asked for."""
-        if self._is_over:
+        if self.is_over:
             return False
         ((again,),) = self._database.execute("SELECT count(*) FROM (SELECT 1 FROM again LIMIT ?)", (AGAIN_MOST,))
         return bool(again == AGAIN_MOST)
@@ -182,7 +182,7 @@ class Copies:
                 raise NotFound(
                     "this server knows no such backup: it was started since, or nobody asked for a part in time. Begin again"
                 )
-            if copying is not None and copying.idle_s < TAKEN_OVER_S:
+            if copying is not None and not copying.is_over and copying.idle_s < TAKEN_OVER_S:
                 raise Busy("another backup is under way", retry_after=TAKEN_OVER_S)
             self.end()
             copying = self._copying = Copying(database, backup)

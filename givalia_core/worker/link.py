@@ -507,7 +507,7 @@ class Link:
 
 def _lost(error: object) -> GivaliaError:
     """Return what ends the connection when reading has ended so."""
-    return error if isinstance(error, VersionMismatch) else ConnectionLost(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, GivaliaError) else ConnectionLost(f"{type(error).__name__}: {error}")
 
 
 def _pause_s(rounds: int, *, has_mismatch: bool) -> float:

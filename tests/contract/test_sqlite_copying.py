@@ -252,6 +252,13 @@ def test_another_copy_may_begin_when_the_one_before_stands_still(store: SQLite, 
     store.close()
 
 
+def test_another_copy_may_begin_at_once_when_the_one_before_is_whole(store: SQLite) -> None:
+    parts_of(store)
+
+    assert store.copy_part(OTHER, 0).payload
+    store.close()
+
+
 # What is wrong is found.
 
 

@@ -59,12 +59,12 @@ def headings(page: Path) -> list[tuple[int, str]]:
 def section(page: Path, heading: str) -> str:
     """What stands under a heading, up to the next of its depth or above; empty if there is no such heading."""
     content = text(page)
-    found = re.search(rf"^(#+) {re.escape(heading)}$", content, re.MULTILINE)
+    outside = _FENCE.sub(lambda fence: " " * len(fence[0]), content)  # A shell's prompt is no heading.
+    found = re.search(rf"^(#+) {re.escape(heading)}$", outside, re.MULTILINE)
     if found is None:
         return ""
-    rest = content[found.end() :]
-    following = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
-    return rest[: following.start()] if following else rest
+    following = re.compile(rf"^#{{1,{len(found[1])}}} ", re.MULTILINE).search(outside, found.end())
+    return content[found.end() : following.start() if following else None]
 
 
 def anchors(page: Path) -> set[str]:

@@ -233,7 +233,7 @@ def test_names_in_capitals_exist(page: Path) -> None:
     settings = {PREFIX + name.upper() for kind in TABLES.values() for name in kind.__dataclass_fields__}
     settings |= {"GIVALIA_CONFIG", VARIABLE}
     words = {"UNSERIALIZABLE", "UNREADABLE", "TRANSITIONS", "VERBS", "WAL", "FULL", "KEY", "WHAT", "MODULE", "FILE", "SHELL"}
-    words |= {"PYTHON", "PYTHONS", "NO_COLOR", "GIVALIA_TRACEBACK"}
+    words |= {"PYTHON", "PYTHONS", "NO_COLOR", "GIVALIA_TRACEBACK", "DJANGO_SETTINGS_MODULE"}
     known = _codes() | {kind.name for kind in Kind} | settings | plugins | words | set(errno.errorcode.values()) | {"ERROR"}
 
     said = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`|\b(GIVALIA_[A-Z_]*[A-Z])", prose(page)))
@@ -297,6 +297,17 @@ def test_dependencies_have_their_reasons() -> None:
 
     names = {re.split(r"[^A-Za-z0-9-]", each)[0] for each in wanted} - {"givalia"}
     assert {name for name in names if f"[{name}](" not in reasons} == set()
+
+
+def test_installs_that_pages_name_work_from_a_clone() -> None:
+    """No index has our packages, so each is installed from its folder, with Givalia itself beside it or before."""
+    told = [page for page in EVERY if page.parent.name != "decisions"]
+    for page in [*told, *(ROOT / "plugins").glob("*/README.md"), ROOT / "example_modules_pkg" / "README.md"]:
+        for words in re.findall(r"pip install ([^\n`]+)", text(page)):
+            named_there = [word.strip("'\"").split("[")[0] for word in words.split()]
+            assert not [name for name in named_there if re.match(r"givalia(-|$)", name)], f"{page}: pip install {words}"
+            folders = [name for name in named_there if name.startswith("./plugins")]
+            assert all((ROOT / folder / "pyproject.toml").exists() for folder in folders), f"{page}: pip install {words}"
 
 
 # Two languages, one page.

@@ -12,6 +12,7 @@ from test_answers_stand import *  # noqa: F403
 from test_engine import *  # noqa: F403
 from test_engine_names import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
+from test_hold import *  # noqa: F403
 
 from givalia_core.store.base import Store
 

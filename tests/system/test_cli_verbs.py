@@ -23,8 +23,8 @@ from system_rig import Rig, Running, await_true, free_port
 from givalia_core import __version__
 
 VERBS = (
-    "enq", "stat", "explain", "cancel", "ext", "requeue", "list", "modules", "workers", "clients", "info", "plugins", "store",
-    "completion", "demo",
+    "enq", "stat", "explain", "cancel", "ext", "requeue", "resume", "list", "modules", "workers", "clients", "info", "plugins",
+    "store", "backup", "completion", "demo",
 )  # fmt: skip
 
 
@@ -532,3 +532,8 @@ def test_the_demo_shows_it_all(house: Rig, demo: Running) -> None:
     assert "Run job sample" in demo.out
     assert "4 jobs done, 1 cancelled, 1 server killed, 0 lost" in demo.out
     assert "THIS MUST NEVER BE SEEN" not in demo.out
+    told = [line.split("demo ", 1)[1].split() for line in demo.out.splitlines() if " demo " in line]
+    spoken_of = {word.strip(":") for line in told for word in line} & {"first", "pushed", "dropped", "survivor-1", "survivor-2"}
+    assert {line[1].strip(":") for line in told if line[0] == "enq"} == spoken_of
+    assert len(spoken_of) == 5
+    assert "ConnectionLost: ConnectionLost" not in demo.out

@@ -57,7 +57,7 @@ def completions(tmp_path: Path) -> Callable[..., set[str]]:
 
 
 def test_verbs_and_flags_are_completed_by_all_programs(completions: Completions) -> None:
-    assert completions("givalia re") == {"requeue"}
+    assert completions("givalia re") == {"requeue", "resume"}
     assert completions("givalia list --st") == {"--state"}
     assert "--concurrency" in completions("givalia-worker --con")
     assert completions("givalia-server --ins") == {"--insecure"}

@@ -17,7 +17,7 @@ from givalia_core.client.visit import Visit
 from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.caller import Broken
+from givalia_core.protocol.caller import HELLO_NUMBER, Broken
 from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
@@ -213,8 +213,8 @@ def greeted(made: Errands, now: float) -> Visit:
     """Be connected to a server that tells its clock, and send what is to be sent."""
     visit = Visit()
     assert frames.Reader().feed(visit.hello()[4:])
-    assert not visit.greet(answer(1, OK, 1, "givalia"))
-    assert visit.greet(answer(2, OK, 7_000_000))
+    assert not visit.greet(answer(HELLO_NUMBER, OK, 1, "givalia"))
+    assert visit.greet(answer(HELLO_NUMBER + 1, OK, 7_000_000))
     for slot in made.connected(visit, now):
         made.load(visit, slot, now)
     return visit
@@ -264,7 +264,7 @@ def test_a_command_is_never_decided_after_its_caller_has_given_up() -> None:
     made.drop(greeted(made, 0.0), "lost", 55.0)
     visit = Visit()
     visit.hello()
-    visit.greet(answer(1, OK, 1) + answer(2, OK, 0))
+    visit.greet(answer(HELLO_NUMBER, OK, 1) + answer(HELLO_NUMBER + 1, OK, 0))
     made.connected(visit, 56.0)
 
     limit, _ = sent(made.load(visit, slot, 56.0))

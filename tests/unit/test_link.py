@@ -411,6 +411,7 @@ def test_the_only_server_is_tried_again_after_a_rest(rig: Rig) -> None:
     rig.start(rig.server(first(Kind.RESUME, hang_up)))
 
     gone = rig.next(Disconnected)
+    assert gone.why == "ConnectionLost: the server closed the connection"
     assert gone.retry_s == BACKOFF_FIRST_S
     assert gone.next == gone.address == rig.next(Connected).address
 

@@ -98,6 +98,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT,
         "limit": numbers(1, messages.LIST_LIMIT_MAX), "end_seq": CURSOR, "after_a": CURSOR, "after_b": CURSOR,
     },
+    Kind.RESUME_LENDING: {"request": UUID},
     Kind.INFO: {},
     Kind.MODULES: {},
     Kind.WORKERS: {},

@@ -17,6 +17,7 @@ import pytest
 
 from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__
 from givalia_core.engine.records import Asked, Gone, Reply
+from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
@@ -302,3 +303,22 @@ def wait_until(holds: Callable[[], object]) -> None:
     with gevent.Timeout(5):
         while not holds():
             gevent.sleep(0.001)
+
+
+def test_server_says_that_it_holds_until_a_client_resumes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "givalia.server")
+    settings = ServerSettings(store="memory:", port=0, worker_port=0, plugins="", hold=True)
+    server = Server(settings)
+    server.start()
+    try:
+        assert HOLDS in caplog.messages
+        assert server.info()["holding"]
+
+        assert ask(server, "resume")
+        assert not ask(server, "resume")
+
+        server.reload(settings)
+        assert not server.info()["holding"]
+    finally:
+        server.stop()
+    assert any("has ended the hold" in line for line in caplog.messages)

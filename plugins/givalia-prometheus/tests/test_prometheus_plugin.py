@@ -25,7 +25,7 @@ from givalia_core.views import JobView, RunningJobView
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from givalia_prometheus import Prometheus
+from givalia_prometheus import Prometheus, listener
 from givalia_prometheus import plugin as plugin_module
 from givalia_prometheus.listener import Listener
 
@@ -318,6 +318,7 @@ def test_server_and_worker_in_one_process_share_the_listener_until_both_stop(
 
 
 def test_a_port_in_use_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(listener, "PATIENCE_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", str(port))
@@ -326,14 +327,19 @@ def test_a_port_in_use_is_said_and_stops_nothing(monkeypatch: pytest.MonkeyPatch
         worker = SimpleNamespace(name="w1")
         with caplog.at_level(logging.INFO, "givalia.prometheus"):
             hooks.call("worker_started", worker=worker)
-        hooks.call("on_enq", job=job())
+            hooks.call("on_enq", job=job())
+            deadline = time.monotonic() + DEADLINE_S
+            while "no metrics yet" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.02)
         hooks.call("worker_stopping", worker=worker)
     assert not hooks.raised
     assert f"no metrics yet on 127.0.0.1 port {port}" in caplog.text
     assert samples(plugin)["givalia_jobs_enqueued_total{module=Sample}"] == 1
 
 
-def test_a_port_that_comes_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_comes_free_is_taken_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """As when a worker's process is replaced: the new one is there before the old one lets go."""
     worker = SimpleNamespace(name="w1")
     monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
@@ -350,6 +356,7 @@ def test_a_port_that_comes_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     while after.port is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert after.port is not None
+    assert "no metrics yet" not in caplog.text
     after.worker_stopping(worker)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Final
 
 from givalia_core import forks
 from prometheus_client import CollectorRegistry, start_http_server
 
 AGAIN_S: Final = 0.5
+PATIENCE_S: Final = 5.0  # A process that is being replaced has let go of its port by then.
 
 log = logging.getLogger("givalia.prometheus")
 
@@ -30,27 +32,30 @@ class Listener:
         self._closed = threading.Event()
         self._opened = threading.Lock()
         forks.register(self)
-        if not self._open(is_first=True):
+        if self._open() is not None:
             threading.Thread(target=self._open_later, name="givalia-prometheus-open", daemon=True).start()
 
-    def _open(self, *, is_first: bool) -> bool:
+    def _open(self) -> OSError | None:
+        """Return why the port cannot be had; None if it is open, or is not wanted any more."""
         host, port = self._address
         with self._opened:
             if self._closed.is_set():
-                return True
+                return None
             try:
                 self._http, self._thread = start_http_server(port, host, self._registry)
             except OSError as error:
-                if is_first:
-                    log.error("no metrics yet on %s port %d: %s; jobs are served all the same", host, port, error)
-                return False
+                return error
             self.port = self._http.server_port
         log.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, self.port)
-        return True
+        return None
 
     def _open_later(self) -> None:
-        while not self._closed.wait(AGAIN_S) and not self._open(is_first=False):
-            pass
+        speaks_at_s = time.monotonic() + PATIENCE_S
+        has_spoken = False
+        while not self._closed.wait(AGAIN_S) and (error := self._open()) is not None:
+            if not has_spoken and time.monotonic() >= speaks_at_s:
+                has_spoken = True
+                log.error("no metrics yet on %s port %d: %s; jobs are served all the same", *self._address, error)
 
     def after_fork(self) -> None:
         """In a fork: the port is the parent's, which would not get it back before the fork ends as well."""
