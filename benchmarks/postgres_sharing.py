@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import harness
 import psycopg
-from givalia_postgres import hints, statements, tables
+from givalia_postgres import hints, statements, upgrading
 from givalia_postgres.connection import Connection, Statement
 from harness import Figure, Option
 from psycopg import RawCursor
@@ -112,7 +112,7 @@ class _Bench:
     def __init__(self, url: str) -> None:
         self._url = url
         server = Connection(url, "givalia benchmark")
-        tables.upgrade(server)
+        upgrading.create(server)
         server.close()
         self._ask = self._connect()
         harness.say(self._ask(("SELECT version()", ()))[0][0][0])
