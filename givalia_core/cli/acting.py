@@ -41,13 +41,13 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
     """Act page by page, show on a terminal how far it is, and at the end how many jobs came to what.
 
     Raises:
-        GivaliaError: The run was broken off; how to go on is said.
+        GivaliaError: The run was broken off; what it has come to and how to go on are said.
     """
-    cursor: str | None = given.cursor
+    last: Acted | None = None
 
     def on_page(acted: Acted) -> None:
-        nonlocal cursor
-        cursor = acted.cursor
+        nonlocal last
+        last = acted
         if sys.stderr.isatty():
             progress.show_line(", ".join(_words(acted)) or "none yet")
 
@@ -57,14 +57,32 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
                 **filters.given_filters(given), all=given.all, dry_run=given.dry_run, cursor=given.cursor, on_page=on_page
             )
         except BaseException:
-            if cursor is not None:
-                print(f"givalia: to go on, say the same with --cursor {cursor}", file=sys.stderr)
+            if last is not None:
+                _break_off(given, last)
             raise
     if given.json:
-        show.emit(show.to_json({"counts": acted.counts, "dry_run": given.dry_run}))
+        show.emit(_as_json(given, acted))
         return
     for words in _words(acted) or ["no job"]:
         show.emit(f"would be: {words}" if given.dry_run else words)
+
+
+def _break_off(given: argparse.Namespace, acted: Acted) -> None:
+    """Say what a run that ends early has come to. Its next page may be under way, and then is done without being counted."""
+    if acted.cursor is None:
+        return
+    so_far = ", ".join(_words(acted)) or "no job"
+    print(
+        f"givalia: {so_far} so far, and perhaps a page more, which was under way; "
+        f"to go on, say the same with --cursor {acted.cursor}",
+        file=sys.stderr,
+    )
+    if given.json:
+        show.emit(_as_json(given, acted))
+
+
+def _as_json(given: argparse.Namespace, acted: Acted) -> str:
+    return show.to_json({"counts": acted.counts, "dry_run": given.dry_run, "cursor": acted.cursor})
 
 
 def _words(acted: Acted) -> list[str]:

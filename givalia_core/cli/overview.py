@@ -19,6 +19,7 @@ MIB: Final = 1 << 20
 SIZES: Final = ("KiB", "MiB", "GiB", "TiB")
 UNTOLD: Final = "?"  # By a server of an earlier version.
 _TABLES: Final = frozenset({"jobs", "clients"})
+_TROUBLES: Final = "troubles"
 
 Given = argparse.Namespace
 
@@ -100,7 +101,8 @@ def info(client: Client, given: Given) -> None:
     sections = {name: value for name, value in told.items() if isinstance(value, dict) and name not in _TABLES}
     _lines("server", ((name, value) for name, value in told.items() if name not in sections and name not in _TABLES))
     for name, section in sections.items():
-        _lines(name, section.items())
+        lasting = {each: value for each, value in section.items() if value is not None} or {"none": None}
+        _lines(name, (lasting if name == _TROUBLES else section).items())
     if told.get("jobs"):
         show.emit("")
         _jobs(told["jobs"])

@@ -244,7 +244,7 @@ class _Framed:
         except ValueError:
             raise BadRequest(f"there is no kind {frame.kind}") from None
         if kind not in self._kinds:
-            raise BadRequest(f"{kind.name} is not for this port")
+            raise BadRequest(_why_not_here(kind))
         if kind in _ONE_BY_ONE and len(frame.items) != 1:
             raise BadRequest(f"{kind.name} is alone in its frame")
         if kind is Kind.STAT and len(frame.items) > messages.STATS_PER_FRAME:
@@ -260,6 +260,15 @@ class _Framed:
     def take_out(self) -> bytes:
         out, self._out = b"".join(self._out), []
         return out
+
+
+def _why_not_here(kind: Kind) -> str:
+    """Say why a port does not take a message: it is the other port's, or nobody sends it to a server."""
+    words = f"{kind.name} is not for this port"
+    for port, flag in ((Port.CLIENT, "-p"), (Port.WORKER, "-w")):
+        if kind in KINDS[port]:
+            return f"{words}: the port for {port.value}s is another one, which is set with {flag}"
+    return words
 
 
 def _decoded(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:

@@ -291,7 +291,7 @@ def test_what_a_filter_admits_is_moved_and_called_off(house: Rig) -> None:
 
     assert moved == "3 moved\n"
     assert len(dues) == 3
-    assert called_off == {"counts": {"cancelled": 3}, "dry_run": False}
+    assert called_off == {"counts": {"cancelled": 3}, "dry_run": False, "cursor": None}
 
 
 def test_running_jobs_are_stopped_on_demand(house: Rig) -> None:

@@ -96,6 +96,17 @@ def test_info_has_sizes_ages_and_counts_for_people(shown: Shown) -> None:
     ]
 
 
+def test_only_the_troubles_that_last_are_shown(shown: Shown) -> None:
+    lasts = {"since_us": round(time.time() * 1e6), "words": "no room on the disk"}
+
+    none = shown(Kind.INFO, {"troubles": {"store_full": None, "busy": None}}, "info")
+    one = shown(Kind.INFO, {"troubles": {"store_full": lasts, "busy": None}}, "info")
+
+    assert [line.strip() for line in none[none.index("troubles") :]] == ["troubles", "none"]
+    assert any("store full words" in line and "no room on the disk" in line for line in one)
+    assert not any("busy" in line or "none" in line for line in one)
+
+
 @pytest.mark.parametrize(
     ("count", "words"),
     [(0, "0 bytes"), (1_023, "1023 bytes"), (1_024, "1 KiB"), (1_536, "1.5 KiB"), (16 << 20, "16 MiB"),

@@ -11,6 +11,7 @@ from test_link import Rig, rig
 
 from givalia_core.errors import BadRequest, VersionMismatch
 from givalia_core.protocol import frames, session
+from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.messages import Credit, Hello, Kind, item
 from givalia_core.protocol.session import Ask, Port, Session
 from givalia_core.version import __version__
@@ -106,3 +107,24 @@ def test_server_names_both_versions_to_a_caller_of_another_protocol() -> None:
     assert code == "VERSION_MISMATCH"
     assert f"Givalia {__version__}, speaks version 1 of the protocol, and givalia-client/9.1 2 to 3" in words
     assert details == {"version": 1}
+
+
+@pytest.mark.parametrize(
+    ("port", "kind", "words"),
+    [
+        (Port.WORKER, Kind.INFO, "the port for clients is another one, which is set with -p"),
+        (Port.CLIENT, Kind.JOIN, "the port for workers is another one, which is set with -w"),
+    ],
+)
+def test_a_message_at_the_other_port_is_no_question_of_versions(port: Port, kind: Kind, words: str) -> None:
+    session, caller = Session(port), Caller()
+    session.feed(caller.hello("givalia-client"))
+    caller.feed(session.take_out())
+
+    session.feed(caller.ask(kind, [((), b"")])[1])
+
+    (answer,) = caller.feed(session.take_out())
+    assert isinstance(answer, Answer)
+    refusal = caller.explained(refused(answer))
+    assert type(refusal) is BadRequest
+    assert words in str(refusal)
