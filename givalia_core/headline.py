@@ -18,6 +18,7 @@ _CHAINED: Final = re.compile(
 )
 _TRACEBACK: Final = re.compile(r"\s*(\+ Exception Group )?Traceback \(most recent call last\):")
 _MARGIN: Final = "  | "  # Of an exception group and its frames.
+_BEGINS_EMPTY: Final = re.compile(r"[^\W\d][\w.]*:\s*").fullmatch
 _TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
 
 
@@ -27,8 +28,11 @@ def headline(error: str | None) -> str:
     lines = last.strip("\n").splitlines()
     if lines and _TRACEBACK.match(lines[0]):
         del lines[0]
-    for line in (line.removeprefix(_MARGIN) for line in lines):
+    lines = [line.removeprefix(_MARGIN) for line in lines]
+    for number, line in enumerate(lines):
         if line.strip() and not line[0].isspace():  # Frames are indented.
+            if _BEGINS_EMPTY(line):  # The message begins with empty lines.
+                line = f"{line.rstrip()} {next((later.strip() for later in lines[number + 1 :] if later.strip()), '')}".rstrip()
             return line if len(line) <= HEADLINE_MAX else line[: HEADLINE_MAX - 1] + "…"
     return lines[0].strip()[:HEADLINE_MAX] if lines else ""
 

@@ -16,7 +16,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, SettingsInvalid
 from givalia_core.protocol import addresses
 from givalia_core.protocol.checks import NAME_WORDS, is_name
-from givalia_core.times import length_of_text, length_text, length_words
+from givalia_core.times import LENGTH_FORMS, length_of_text, length_text, length_words
 
 SHOWN_CHARS_MAX: Final = 64
 _WHOLE: Final = re.compile(r"[+-]?\d[\d_]*", re.ASCII).fullmatch
@@ -95,7 +95,8 @@ def read(each: Field[Any], wanted: type, value: Any, source: str) -> Any:
     converted = _CONVERTED[wanted](value)
     if converted is None or not _is_within(converted, limits):
         shown = "" if limits["form"].is_secret else f", not {_shown(value)}"
-        raise SettingsInvalid(f"{each.name} is {allowed(each, wanted)}{shown} ({source})")
+        spelling = f" ({LENGTH_FORMS})" if wanted is float and converted is None and isinstance(value, str) else ""
+        raise SettingsInvalid(f"{each.name} is {allowed(each, wanted)}{spelling}{shown} ({source})")
     return converted
 
 

@@ -206,7 +206,7 @@ def load(
         notice: Called with a line for each variable that is ignored.
 
     Raises:
-        SettingsInvalid: A value is not of its type or outside its limits, or the file has a name that nothing reads.
+        SettingsInvalid: A value is not of its type or outside its limits, or the kind's table of the file has an unknown name.
     """
     environ = os.environ if environ is None else environ
     file = file or environ.get(PREFIX + "CONFIG")

@@ -51,6 +51,14 @@ def several_lines() -> None:
     raise RuntimeError(f"(sqlite3.OperationalError) no such table: carts\n[SQL: SELECT 1]\n{LINK}")
 
 
+def empty_lines_first() -> None:
+    raise RuntimeError("\n\n  no such cart\nat all")
+
+
+def only_empty_lines() -> None:
+    raise RuntimeError("\n\n")
+
+
 def syntax() -> None:
     compile("x = = 1", "module.py", "exec")
 
@@ -73,6 +81,8 @@ def raised_by(function: Callable[[], None]) -> str:
         (grouped, "ExceptionGroup: two went wrong (2 sub-exceptions)", "ExceptionGroup"),
         (grouped_from, "ExceptionGroup: two went wrong (2 sub-exceptions)", "ExceptionGroup"),
         (several_lines, "RuntimeError: (sqlite3.OperationalError) no such table: carts", "RuntimeError"),
+        (empty_lines_first, "RuntimeError: no such cart", "RuntimeError"),
+        (only_empty_lines, "RuntimeError:", "RuntimeError"),
         (syntax, "SyntaxError: invalid syntax", "SyntaxError"),
     ],
 )

@@ -83,6 +83,10 @@ def test_a_length_is_a_number_in_the_file_and_a_number_or_a_timedelta_in_python(
     ("kind", "flags", "environ", "words"),
     [
         (WorkerSettings, {"block_limit": "0"}, {}, "block_limit is 1 s to 24 h, not '0' (--block-limit)"),
+        (
+            ServerSettings, {"lease": "10x"}, {},
+            "lease is 5 s to 24 h (seconds, or a length such as 10m, 1h30m, 2d), not '10x' (--lease)",
+        ),
         (WorkerSettings, {"processes": "-1"}, {}, "processes is 0 to 256, not '-1' (--processes)"),
         (ServerSettings, {}, {"GIVALIA_PORT": "x"}, "port is 0 to 65535, not 'x' (GIVALIA_PORT)"),
         (ServerSettings, {}, {"GIVALIA_PORT": ""}, "port is 0 to 65535, not '' (GIVALIA_PORT)"),
