@@ -66,7 +66,7 @@ def length_to_us(length: Length, name: str, *, negative: bool = False) -> int:
         else _finite_us(length, name, "a number of seconds or a timedelta")
     )
     if not (-TEN_YEARS_US if negative else 0) <= us <= TEN_YEARS_US:
-        raise BadRequest(f"{name} is {'-10 years' if negative else '0'} to 10 years, not {_shown(length)}")
+        raise BadRequest(f"{name} is {'-10 years' if negative else '0'} to 10 years, not {length_words(us)}")
     return us
 
 
@@ -162,7 +162,3 @@ def _finite_us(value: Any, name: str, forms: str) -> int:
     if not abs(value) <= _REACH_S:  # A NaN compares false.
         raise BadRequest(f"{name} is a finite number within reach, not {value!r:.40}")
     return round(value * SECOND_US)
-
-
-def _shown(length: Length) -> str:
-    return str(length) if isinstance(length, timedelta) else f"{length!r:.40}"

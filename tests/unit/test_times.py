@@ -13,7 +13,7 @@ import pytest
 from givalia_core.cli import moments
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
-from givalia_core.times import at_to_us, instant_of_text, length_of_text, length_to_seconds, length_words
+from givalia_core.times import at_to_us, instant_of_text, length_of_text, length_to_seconds, length_to_us, length_words
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 11, 29, 20, 48, tzinfo=UTC)
@@ -134,3 +134,12 @@ def test_an_instant_is_shown_relative_and_on_the_clocks_of_this_machine(when: da
 
 def test_programs_are_shown_iso(capsys: pytest.CaptureFixture[str]) -> None:
     assert moments.shown(NOW) == "2026-11-29T20:48:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [(8_639_913_600.0, "99999 d"), (-5, "-5 s"), (timedelta(days=-1), "-24 h")],
+)
+def test_a_length_beyond_its_limits_is_shown_as_people_write_it(length: Any, words: str) -> None:
+    with pytest.raises(BadRequest, match=f"^time is 0 to 10 years, not {words}$"):
+        length_to_us(length, "time")
