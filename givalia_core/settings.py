@@ -101,6 +101,10 @@ class ServerSettings(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.port and self.port == self.worker_port:
+            raise SettingsInvalid(
+                f"port and worker_port are two ports, one for clients and one for workers, not both {self.port}"
+            )
         if not self.store:
             object.__setattr__(self, "store", f"sqlite://{state_folder() / 'queue.db'}")
 

@@ -110,6 +110,16 @@ def test_settings_that_are_made_in_python_are_checked_too() -> None:
         WorkerSettings(concurrency=0)
 
 
+@pytest.mark.parametrize("flags", [{"port": "20001", "worker_port": "20001"}, {"port": "12323"}])
+def test_one_port_for_clients_and_workers_is_refused(flags: dict[str, str]) -> None:
+    with pytest.raises(SettingsInvalid, match="port and worker_port are two ports"):
+        load(ServerSettings, flags, {})
+
+
+def test_the_system_may_pick_both_ports() -> None:
+    assert load(ServerSettings, {"port": "0", "worker_port": "0"}, {}).port == 0
+
+
 EVERY = [(kind, each.name) for kind in TABLES.values() for each in fields(kind)]
 TEXTS = st.one_of(
     st.text(max_size=80),
