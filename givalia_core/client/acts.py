@@ -81,7 +81,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether no page follows."""
+        """Return whether the run has ended, so that no page follows."""
         return not self._states
 
     def call(self) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:
