@@ -16,7 +16,7 @@ Given = argparse.Namespace
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Whether to wait, how long, and how much to show of an error."""
+    """Add the arguments that say whether to wait, how long, and how much of an error to show."""
     parser.add_argument(
         "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
     )
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def traceback_argument(parser: argparse.ArgumentParser) -> None:
-    """Whether to show a whole error."""
+    """Add the argument that shows a whole error."""
     parser.add_argument("--traceback", action="store_true", help="show the whole error of a failed attempt")
 
 

@@ -95,7 +95,7 @@ def requeued(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
 
 
 def resumed(fields: Fields, _: bytes) -> bool:
-    """Whether there was a hold to end."""
+    """Return whether there was a hold to end."""
     (did_hold,) = _checked(fields, is_bool)
     return bool(did_hold)
 
