@@ -449,7 +449,7 @@ def test_a_bad_settings_file_starts_nothing(house: Rig, program: str, text: str 
         (("--lease", "1"), {}, "--lease"),
         (("-p", "70000"), {}, "--port"),
         (("--log-level", "loud"), {}, "--log-level"),
-        ((), {"GIVALIA_LEASE": "nan"}, "lease is 5 s to 24 h, not 'nan' (GIVALIA_LEASE)"),
+        ((), {"GIVALIA_LEASE": "nan"}, "lease is 5 s to 24 h (seconds, or a length such as 10m, 1h30m, 2d), not 'nan'"),
         (("--connections-max", "0"), {}, "connections_max is 1 to 100,000, not '0' (--connections-max)"),
         (("--host", "0.0.0.0"), {}, "--insecure"),
         (("--store", "mysql://db/q"), {}, "mysql"),
