@@ -10,7 +10,7 @@ DRAW := build/bench-venv
 DRAW_STAMP := $(DRAW)/.installed
 SOURCES := pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml) example_modules_pkg/pyproject.toml
 
-.PHONY: help demo test test-all unit lint format lock bench bench-ten-million bench-peers flames clean
+.PHONY: help demo test test-all unit lint format lock bench bench-ten-million bench-peers bench-compare flames clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,10 @@ bench: $(STAMP) $(DRAW_STAMP)  ## The figures of the README and of docs/benchmar
 bench-ten-million: $(STAMP) $(DRAW_STAMP)  ## The figures with ten million jobs waiting; takes a while
 	status=0; $(BIN)/python benchmarks/run.py --ten-million --json build/bench-ten-million.json || status=$$?; \
 	$(DRAW)/bin/python benchmarks/plot.py build build/bench.json build/bench-ten-million.json; exit $$status
+
+# For one kind of load: make bench-compare BASE=v0.3.0 COMPARE="--kinds singles --restarts 24".
+bench-compare: $(STAMP)  ## BASE, a commit, beside what is here: whether jobs cost more than before
+	$(BIN)/python benchmarks/compare.py --base $(BASE) $(COMPARE)
 
 flames: $(STAMP) $(DRAW_STAMP)  ## Flame graphs of server, worker and client under load
 	$(BIN)/python benchmarks/flames.py

@@ -28,16 +28,16 @@ OPTIONS = (
 def measure(singles: int, fresh: int, starts: int, folder: str | None = None) -> list[Figure]:
     """Each round trip on a worker that does nothing else; then the starts."""
     with harness.Rig(2 * singles + fresh + starts + 2, folder) as rig, rig.client() as client:
-        _announce_alone(rig)
+        announce_alone(rig)
         lines = iter(range(2 * singles + fresh + starts + 2))
         worker = rig.start_worker(client)
-        _round_trip_ms(client, ALONE, next(lines))
-        warm = [_round_trip_ms(client, ALONE, next(lines)) for _ in range(singles)]
-        _round_trip_ms(client, harness.MODULE, next(lines))
-        greenlet = [_round_trip_ms(client, harness.MODULE, next(lines)) for _ in range(singles)]
+        round_trip_ms(client, ALONE, next(lines))
+        warm = [round_trip_ms(client, ALONE, next(lines)) for _ in range(singles)]
+        round_trip_ms(client, harness.MODULE, next(lines))
+        greenlet = [round_trip_ms(client, harness.MODULE, next(lines)) for _ in range(singles)]
         rig.stop_worker(worker)
         worker = rig.start_worker(client, more=("--jobs-per-process", "1"))
-        new = [_round_trip_ms(client, ALONE, next(lines)) for _ in range(fresh)]
+        new = [round_trip_ms(client, ALONE, next(lines)) for _ in range(fresh)]
         rig.stop_worker(worker)
         ready: list[float] = []
         replaced: list[float] = []
@@ -66,7 +66,7 @@ def _figures(name: str, took_ms: list[float]) -> list[Figure]:
     ]
 
 
-def _announce_alone(rig: harness.Rig) -> None:
+def announce_alone(rig: harness.Rig) -> None:
     """A second distribution, so that other benchmarks have workers without processes for jobs."""
     metadata = rig.folder / "modules" / "givalia_bench_alone-0.dist-info"
     metadata.mkdir()
@@ -75,7 +75,8 @@ def _announce_alone(rig: harness.Rig) -> None:
     (metadata / "RECORD").write_text("")
 
 
-def _round_trip_ms(client: harness.Client, module: str, line: int) -> float:
+def round_trip_ms(client: harness.Client, module: str, line: int) -> float:
+    """Enqueue one job, and wait for its result."""
     time.sleep(0.002)  # An idle server is asked, not one that still tidies up after the job before.
     began = time.perf_counter()
     client.enq(module, params=harness.params_of(line)).wait(30)
