@@ -34,7 +34,7 @@ from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import log_stray_errors
 from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
-from givalia_core.worker.loggers import Loggers, Logging
+from givalia_core.worker.loggers import Loggers
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
@@ -76,7 +76,7 @@ class Child:
         self._page = page
         self._reader = Reader()
         self._classes: dict[str, type[WorkModule]] = {}
-        self._contents, self._logs = Contents(), Logging()
+        self._keep()
         self._collector = Collector()
         self._attempt: Attempt | None = None
         self._main = get_ident()
@@ -101,7 +101,8 @@ class Child:
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
                     log_stray_errors(getLogger("givalia.job"))
-                    self._logs = Logging()
+                    self._surroundings.close()
+                    self._keep()
                 elif isinstance(note, Servers):
                     job_servers.tell_process(note.servers)
         return 0
@@ -135,7 +136,6 @@ class Child:
             attempt.found = self._classes.get(source) or self._import(source)
         except BaseException as error:  # Somebody else's import may raise anything.
             attempt.raised = error
-        surroundings = Surroundings(logs=self._logs)
         threads = len(_current_frames())
         for step in STEPS_IN_CHILD:
             step(attempt)
@@ -151,10 +151,9 @@ class Child:
                 pause()
         # Behind the report, for it takes as long as all the rest, and only the next job needs to know.
         with suppress(Exception):  # It has broken functions of Python, which shows below.
-            if not self._logs.are_kept():
-                self._logs.restore()
-        spoiled = _changes(surroundings, self._contents)
-        surroundings.close()
+            if not self._surroundings.logs.are_kept():
+                self._surroundings.logs.restore()
+        spoiled = _changes(self._surroundings, self._contents)
         if len(_current_frames()) > threads:
             spoiled.append("threads")
         if _has_children():
@@ -196,8 +195,12 @@ class Child:
             return self._classes[source]
         finally:
             loggers.restore()
-            # They stay as they are now: a process in which a job has changed them ends, but for how it logs, which is put back.
-            self._contents, self._logs = Contents(), Logging()
+            self._surroundings.close()
+            self._keep()
+
+    def _keep(self) -> None:
+        """Note what every job is to find; a process in which one has changed it ends, but loggers are put back."""
+        self._contents, self._surroundings = Contents(), Surroundings()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         attempt = self._attempt

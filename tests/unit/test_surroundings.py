@@ -273,3 +273,15 @@ def test_what_an_import_adds_is_no_change() -> None:
 
     assert contents.changed() == []
     del sys.modules["givalia_added"]
+
+
+@pytest.mark.usefixtures("_restored")
+def test_what_is_changed_and_added_at_once_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = Contents()
+
+    sys.modules["givalia_added"] = sys.modules.pop("json")
+    monkeypatch.setattr(threading, "givalia_added", drop, raising=False)
+    monkeypatch.delattr(logging, "info")
+
+    assert contents.changed() == ["changes to the module logging", "changes to sys.modules"]
+    sys.modules["json"] = sys.modules.pop("givalia_added")
