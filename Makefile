@@ -26,14 +26,14 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)  ## Watch it work: a job pushed back, one called off, a server killed under the rest
 	@$(BIN)/givalia demo
 
-test: $(STAMP)  ## Every test, in two halves beside each other
-	$(BIN)/python tests/halves.py
+test: $(STAMP)  ## Every test, in parts beside each other
+	$(BIN)/python tests/parts.py
 
 # What takes too long for each change: every place at which a call of the system can fail, a thousand calls that are cut short for
 # each verb, and two thousand damages.
 test-all: $(STAMP)  ## Every test, and those that try everything; as root also full file systems; the fast ones on each Python
 	status=0; GIVALIA_EACH=1 GIVALIA_CUTS=1000 GIVALIA_DAMAGES=2000 GIVALIA_IMAGES=5000 GIVALIA_FULL_S=150 GIVALIA_END_S=5400 \
-	$(BIN)/python tests/halves.py || status=1; $(BIN)/python tests/pythons.py || status=1; exit $$status
+	$(BIN)/python tests/parts.py || status=1; $(BIN)/python tests/pythons.py || status=1; exit $$status
 
 unit: $(STAMP)  ## The fast tests
 	$(BIN)/python -m pytest tests/unit tests/contract plugins example_modules_pkg
@@ -57,7 +57,7 @@ bench-ten-million: $(STAMP) $(DRAW_STAMP)  ## The figures with ten million jobs 
 	status=0; $(BIN)/python benchmarks/run.py --ten-million --json build/bench-ten-million.json || status=$$?; \
 	$(DRAW)/bin/python benchmarks/plot.py build build/bench.json build/bench-ten-million.json; exit $$status
 
-# For one kind of load: make bench-compare BASE=v0.3.0 COMPARE="--kinds singles --restarts 24".
+# For one kind of load: make bench-compare BASE=HEAD~3 COMPARE="--kinds singles --restarts 24".
 bench-compare: $(STAMP)  ## BASE, a commit, beside what is here: whether jobs cost more than before
 	$(BIN)/python benchmarks/compare.py --base $(BASE) $(COMPARE)
 

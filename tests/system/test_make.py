@@ -95,11 +95,23 @@ def test_tests_on_no_python_at_all_are_a_failure(tmp_path: Path) -> None:
     assert pythons(tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize("half", ["tests/system", "tests/unit"])
-def test_a_half_that_a_signal_ends_has_failed(tmp_path: Path, half: str) -> None:
-    python = program(tmp_path / "python", f'case "$*" in *{half}*) kill -9 $$; esac')
+@pytest.mark.parametrize("part", ["tests/system/test_vandals", "tests/docs", "tests/postgres", "tests/unit"])
+def test_a_part_that_a_signal_ends_has_failed(tmp_path: Path, part: str) -> None:
+    python = program(tmp_path / "python", f'case "$*" in *{part}*) kill -9 $$; esac')
     code = "import runpy, sys; sys.executable = sys.argv[1]; runpy.run_path(sys.argv[2], run_name='__main__')"
 
-    done = run([sys.executable, "-c", code, python, ROOT / "tests" / "halves.py"], env=environ(), timeout=60, check=False)
+    done = run([sys.executable, "-c", code, python, ROOT / "tests" / "parts.py"], env=environ(), timeout=60, check=False)
 
     assert done.returncode != 0
+
+
+def test_every_test_is_in_one_part(tmp_path: Path) -> None:
+    python = program(tmp_path / "python", f'shift 2; for each; do echo "$each" >> {tmp_path}/given; done')
+    code = "import runpy, sys; sys.executable = sys.argv[1]; runpy.run_path(sys.argv[2], run_name='__main__')"
+
+    run([sys.executable, "-c", code, python, ROOT / "tests" / "parts.py"], env=environ(), timeout=60, check=True)
+
+    given = [ROOT / line for line in (tmp_path / "given").read_text().split()]
+    for folder in ("tests", "plugins", "example_modules_pkg"):
+        for file in (ROOT / folder).rglob("test_*.py"):
+            assert sum(file == part or part in file.parents for part in given) == 1, file

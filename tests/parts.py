@@ -1,0 +1,53 @@
+"""Every test, in parts beside each other: most tests wait most of the time. The exit code is the worst of all.
+
+The first part is shown as it goes, the others when all are done.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FOLDERS = sorted(f"tests/{each.name}" for each in HERE.iterdir() if each.is_dir() and not each.name.startswith(("_", ".")))
+SYSTEM = sorted(f"tests/system/{each.name}" for each in (HERE / "system").glob("test_*.py"))
+APART = {"tests/system", "tests/docs", "tests/postgres"}
+PARTS = (
+    # Each takes some seven minutes by itself.
+    [each for each in SYSTEM if each >= "tests/system/test_s"],
+    ["tests/docs", *(each for each in SYSTEM if each < "tests/system/test_s")],
+    ["tests/postgres"],
+    [*(each for each in FOLDERS if each not in APART), "plugins", "example_modules_pkg"],
+)
+END_S = int(os.environ.get("GIVALIA_END_S", "1200"))
+
+
+def main() -> int:
+    """Run all of them."""
+    end_s = time.monotonic() + END_S
+    running: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as files:
+        said = [files.enter_context(tempfile.TemporaryFile()) for _ in PARTS[1:]]
+        try:
+            for part, file in zip(PARTS, [None, *said], strict=True):
+                command = [sys.executable, "-m", "pytest", *part]
+                errors = None if file is None else subprocess.STDOUT
+                running.append(subprocess.Popen(command, cwd=HERE.parent, stdout=file, stderr=errors))
+            codes = [each.wait(max(0.0, end_s - time.monotonic())) for each in running]
+        finally:
+            for each in running:
+                each.kill()
+            for file in said:
+                file.seek(0)
+                sys.stdout.buffer.write(file.read())
+            sys.stdout.flush()
+    return max(map(abs, codes))  # Negative: ended by a signal.
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
