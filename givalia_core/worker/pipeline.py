@@ -34,6 +34,7 @@ from givalia_core.worker.wary import is_a, leaves, name_of
 __builtins__ = BUILTINS
 
 ERROR_BYTES_MAX: Final = 16 << 10
+_HEAD: Final = "Traceback (most recent call last):"
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
 HOOK_LEFT_S: Final = 1.0  # So long beyond its limit a plugin has to end; then what it was called for goes on without it.
@@ -278,11 +279,27 @@ def _shown(raised: BaseException) -> str:
     """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
     try:
         if is_a(raised, Fail) or is_a(raised, Retry):
-            return str(raised).strip()
-        told = TracebackException(type(raised), raised, raised.__traceback__, compact=True)
+            return (str(raised).strip() or name_of(raised)) + _cause(raised.__cause__)
+        told = _told(raised)
         return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
     except Exception:
         return ""
+
+
+def _told(raised: BaseException) -> TracebackException:
+    return TracebackException(type(raised), raised, raised.__traceback__, compact=True)
+
+
+def _cause(cause: BaseException | None) -> str:
+    """Return what stands below the words of `raise Fail(words) from cause`; nothing if that cannot be shown."""
+    if cause is None:
+        return ""
+    try:
+        # Words are no traceback, whatever they are caused by: each may be another, and they are counted by their module.
+        shown = "".join(_told(cause).format()).strip().replace(_HEAD, "calls (most recent last):")
+    except Exception:
+        return ""
+    return "\n".join(["", "    caused by", *("    " + line for line in shown.splitlines())])
 
 
 def _with_headline(shown: str, own: str) -> str:

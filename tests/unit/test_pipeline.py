@@ -16,7 +16,7 @@ import pytest
 
 from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
-from givalia_core.headline import headline, shortened
+from givalia_core.headline import headline, shortened, type_raised
 from givalia_core.hooks import Hooks, hookimpl
 from givalia_core.modules import describe
 from givalia_core.printable import Formatter
@@ -135,6 +135,9 @@ def noted(error: BaseException, note: str) -> BaseException:
         (OSError(2, "(no table\n[SQL: x]\n(Background on this error at: y)"), "FileNotFoundError: [Errno 2] (no table"),
         (SyntaxError("invalid", ("file.py", 1, 1, "x = =\n")), "SyntaxError: invalid"),
         (Fail("there is no\nsuch cart"), "there is no"),
+        (Fail(), "Fail"),
+        (chained(Fail("no cart"), KeyError("a")), "no cart"),
+        (chained(Retry("no cart"), ExceptionGroup("two", [KeyError("x" * 20_000), OSError()])), "no cart"),
         (ValueError("long" * 9_000), "ValueError: " + ("long" * 61) + "…"),
         (chained(ValueError("no cart"), KeyError("x" * 20_000)), "ValueError: no cart"),
         (noted(ValueError("no cart"), "a note\n" * 4_000), "ValueError: no cart"),
@@ -147,6 +150,30 @@ def test_a_stored_error_tells_type_and_message_of_the_exception_itself(error: Ba
     assert len(report.error.encode()) <= ERROR_BYTES_MAX
     assert headline(report.error)[:200] == line[:200]
     assert headline(shortened(report.error, 1_024))[:200] == line[:200]  # As in a listing.
+
+
+def test_what_a_failure_was_raised_from_is_told_below_its_words() -> None:
+    def refuse(_: object) -> None:
+        try:
+            {}["cart"]
+        except KeyError as error:
+            raise Fail("no such cart") from error
+
+    words, caused, *calls, own = report_of(refuse).error.splitlines()
+
+    assert (words, caused.strip()) == ("no such cart", "caused by")
+    assert any("in refuse" in line for line in calls)
+    assert own.strip() == "KeyError: 'cart'"
+    assert type_raised(report_of(refuse).error) == ""  # Else each of a storm of words would count as a kind of its own.
+
+
+def test_a_cause_that_cannot_be_shown_costs_no_words() -> None:
+    class Unspeakable(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise RuntimeError
+
+    assert report_of(raising(chained(Fail("no cart"), Unspeakable()))).error.startswith("no cart")
 
 
 def test_a_task_group_that_fails_for_good_fails_for_good() -> None:
