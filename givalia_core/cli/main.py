@@ -116,7 +116,11 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
     parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
     parser.add_argument("--max-attempts", type=int, help="1 to 100")
-    parser.add_argument("--timeout", type=moments.length("timeout"), help="how long an attempt may take, 1s to 24h")
+    parser.add_argument(
+        "--timeout",
+        type=moments.length("timeout"),
+        help="how long an attempt may take, 1s to 24h (how long to wait: --wait-timeout)",
+    )
     parser.add_argument("--expires", type=moments.length("expires"), help="how long after its due it must start")
     parser.add_argument("--retain", type=moments.length("retain"), help="how long to remember it after its end")
     parser.add_argument("--id", help="a UUID of your own making")

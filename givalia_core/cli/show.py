@@ -135,6 +135,10 @@ class Progress:
         self._write(printable(line)[: shutil.get_terminal_size().columns - 1])
         self._is_shown = True
 
+    def say(self, line: str) -> None:
+        """Leave a line above this one."""
+        self._write(f"{line}\n")
+
     def _write(self, line: str) -> None:
         self._terminal.write(f"\r\x1b[K{line}")
         self._terminal.flush()

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from typing import Any, Final
 
 from givalia_core.cli import moments, show, unknown
 from givalia_core.client import Client, JobHandle
-from givalia_core.errors import GivaliaError, JobEnded, JobFailed
+from givalia_core.errors import GivaliaError, JobEnded, JobFailed, WaitTimeout
 from givalia_core.printable import printable
+
+TELL_S: Final = 10.0  # Who waits for so long wants to know why.
 
 Given = argparse.Namespace
 
@@ -36,7 +42,7 @@ def result(client: Client, job: JobHandle, given: Given) -> Any:
         GivaliaError: There is none, or not yet. The message names the job and says why it has not ended; so does `--json`.
     """
     try:
-        return _waited_for(job, given)
+        return _waited_for(client, job, given)
     except JobEnded as error:
         _show(job, given, error)
         if isinstance(error, JobFailed) and given.traceback:
@@ -52,12 +58,30 @@ def result(client: Client, job: JobHandle, given: Given) -> Any:
         raise
 
 
-def _waited_for(job: JobHandle, given: Given) -> Any:
+def _waited_for(client: Client, job: JobHandle, given: Given) -> Any:
     if given.json or not sys.stderr.isatty():
-        return job.wait(given.wait_timeout)
+        return _told_meanwhile(client, job, given, job.wait, partial(print, file=sys.stderr, flush=True))
     print(f"waiting for {job.id}", file=sys.stderr)
     with show.Bar(sys.stderr) as bar:
-        return job.wait(given.wait_timeout, progress=bar.show)
+        return _told_meanwhile(client, job, given, partial(job.wait, progress=bar.show), bar.say)
+
+
+def _told_meanwhile(
+    client: Client, job: JobHandle, given: Given, wait: Callable[[float], Any], say: Callable[[str], None]
+) -> Any:
+    """Wait; say why the job has not ended after ten seconds, and again each time that the waiting has doubled."""
+    began_s = time.monotonic()
+    end_s = inf if given.wait_timeout is None else began_s + given.wait_timeout
+    tell_s = began_s + TELL_S
+    while True:
+        try:
+            return wait(max(0.0, min(tell_s, end_s) - time.monotonic()))
+        except WaitTimeout:
+            if tell_s >= end_s:
+                raise
+        status = client.stat(id=job.id)
+        say(f"after {tell_s - began_s:.0f} s: {status.state}: {printable(unknown.with_hint(client, status))}")
+        tell_s += tell_s - began_s
 
 
 def _show(job: JobHandle, given: Given, error: GivaliaError, **known: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from scripted_server import Line, ScriptedServer, serve
 from test_nonsense import STATUS, say
 
-from givalia_core.cli import main, unknown
+from givalia_core.cli import main, unknown, waiting
 from givalia_core.errors import JobFailed, WaitTimeout
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Ask
@@ -126,3 +126,17 @@ def test_programs_are_not_warned(ran: Ran) -> None:
 )
 def test_what_may_be_meant_is_like_what_was_said(name: str, hint: str) -> None:
     assert unknown.did_you_mean(name, {"Sample", "SendMail"}) == hint
+
+
+def test_who_waits_long_is_told_why_and_at_growing_intervals(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "TELL_S", 0.05)
+
+    error, _, err = ran(Waits(), "enq", "Smaple", "--wait-timeout", "0.3")
+
+    assert type(error) is WaitTimeout
+    why = "ready: due, but no worker has module Smaple; did you mean Sample?"
+    assert [line.partition(": ")[2] for line in err.splitlines()] == [why] * 3  # At 0.05, 0.1 and 0.2 s.
+
+
+def test_who_waits_less_long_is_told_nothing(ran: Ran) -> None:
+    assert ran(serve, "enq", "Sample", "--wait") == (None, "7\n", "")
