@@ -16,12 +16,12 @@ from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from givalia_core import program
 from givalia_core.cli import completion
+from givalia_core.errors import BadRequest
 from givalia_core.printable import printable
 from givalia_core.setting_values import written
 from givalia_core.settings import load, state_folder
 from givalia_core.version import __version__
 
-EXIT_USAGE: Final = 64
 READY: Final = b"ready"
 READY_FD: Final = "GIVALIA_READY_FD"
 IN_BACKGROUND: Final = "GIVALIA_IN_BACKGROUND"
@@ -45,15 +45,30 @@ S = TypeVar("S")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it, but a wrong use ends with the exit code that sysexits has for it, and -10m is a value."""
+    """As argparse has it, but a wrong use is said in one line with its code, and -10m is a value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> Any:
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)}\n")
+        program, _, _ = self.prog.partition(" ")
+        self.exit(BadRequest.exit_code, f"{program}: {BadRequest.code}: {printable(message)}; see {self.prog} -h\n")
+
+
+def whole(name: str, limits: str) -> Callable[[str], int]:
+    """A reader of a whole number for `add_argument(type=...)`; `limits` are what a refusal says that it may be.
+
+    It raises `BadRequest` for what is none. The limits themselves are checked where the number is used.
+    """
+
+    def read(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise BadRequest(f"{name} is {limits}, not {text!r:.64}") from None
+
+    return read
 
 
 def parser(prog: str, words: str, epilog: str = "") -> Parser:

@@ -78,6 +78,7 @@ def _main(arguments: list[str]) -> int:
         verb.arguments(under)
     completion.complete(parser)
     given = parser.parse_args(arguments)
+    moments.check_zone(given)
     find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"))
     patience = given.patience
     if patience is None:
@@ -113,9 +114,9 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="names the job while it lives")
     parser.add_argument("--target-worker", default="any", help="the worker that is to run it [any]")
     parser.add_argument("--version", metavar="SPECIFIER", help="versions of its distribution that may run it: '>=2' [any]")
-    parser.add_argument("--if-exists", choices=IF_EXISTS, default="refuse", help="what to do if the key is taken [refuse]")
-    parser.add_argument("--priority", type=int, default=0, help="-9 to 9, higher first [0]")
-    parser.add_argument("--max-attempts", type=int, help="1 to 100")
+    parser.add_argument("--if-exists", choices=IF_EXISTS, help="what to do if the key is taken [refuse]")
+    parser.add_argument("--priority", type=common.whole("priority", "-9 to 9"), default=0, help="-9 to 9, higher first [0]")
+    parser.add_argument("--max-attempts", type=common.whole("max_attempts", "1 to 100"), help="1 to 100")
     parser.add_argument(
         "--timeout",
         type=moments.length("timeout"),
@@ -128,7 +129,9 @@ def _enq_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _enq(client: Client, given: Given) -> None:
-    options = {name: getattr(given, name) for name in _ENQ_OPTIONS}
+    if given.if_exists is not None and given.key is None:
+        raise BadRequest("--if-exists says what to do if the key is taken, and no --key is given")
+    options = {name: value for name in _ENQ_OPTIONS if (value := getattr(given, name)) is not None}
     value = None if given.params is None else params.read(given.params)
     job = client.enq(given.module, params=value, time=given.time or 0, at=_at(given), **options)
     unknown.warn(client, given.module)
@@ -265,15 +268,20 @@ def _requeue(client: Client, given: Given) -> None:
         show.emit(f"{handle.id}  {_due(handle.due)}")
 
 
+_LIMITS: Final = "a whole number, 0 or more"
+
+
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     filters.arguments(parser)
     parser.add_argument("--params", action="store_true", help="show also what each job was enqueued with")
-    parser.add_argument("--limit", type=int, default=100, help="at most so many [100]; 0: all")
+    parser.add_argument(
+        "--limit", type=common.whole("limit", "a whole number, 0 or more"), default=100, help="at most so many [100]; 0: all"
+    )
 
 
 def _list(client: Client, given: Given) -> None:
     if given.limit < 0:
-        raise BadRequest("--limit cannot be negative")
+        raise BadRequest(f"limit is {_LIMITS}, not {given.limit}")
     listed = client.list(**filters.given_filters(given), params=given.params)
     jobs = islice(listed, given.limit or None)
     if given.json:

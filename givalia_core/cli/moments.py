@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, TextIO
 from zoneinfo import ZoneInfo, available_timezones
 
+from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
 from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_words
 
@@ -32,6 +33,13 @@ def length(name: str) -> Callable[[str], float]:
 def add_zone(parser: argparse.ArgumentParser) -> None:
     """The argument that says which zone instants without one are in."""
     parser.add_argument("--tz", metavar="ZONE", help="the zone of ISO times that name none, such as Europe/Berlin")
+
+
+def check_zone(given: argparse.Namespace) -> None:
+    """Refuse a zone that is given without an instant: whoever gives it means one."""
+    instants = ("at", "due_before", "due_after", "ended_after")
+    if getattr(given, "tz", None) is not None and all(getattr(given, name, None) is None for name in instants):
+        raise BadRequest("--tz is the zone of an instant, and no instant is given")
 
 
 def zone(text: str) -> tzinfo:
@@ -65,10 +73,9 @@ def instant(text: str | None, tz: str | None, name: str = "at") -> float | datet
 def relative(when: datetime, now: datetime | None = None) -> str:
     """How far an instant is from `now` (None: from the present): `in 34 h 12 min`, `12 min ago`, `now`."""
     us = (when - (now or datetime.now(UTC))) // _MICROSECOND
-    words = length_words(abs(us))
-    if words == "0":
+    if -SECOND_US < us <= 0:
         return "now"
-    return f"in {words}" if us > 0 else f"{words} ago"
+    return f"in {length_words(us)}" if us > 0 else f"{length_words(-us)} ago"
 
 
 def local(when: datetime, now: datetime | None = None) -> str:

@@ -22,6 +22,8 @@ def read(text: str) -> Any:
         TooLarge: There is much more than params can have.
     """
     where, said = _said(text)
+    if not said.strip():
+        raise BadRequest(f"{where} is empty; no params at all are null, which is what a job has without --params")
     try:
         return json.loads(said, parse_constant=_no_constant)
     except RecursionError:

@@ -182,7 +182,7 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
         batch.hook("on_cancel", batch.end(job, "cancel", answered=answered), running=False)
         return (OK, "cancelled"), b""
     if job.state is not RUNNING or not message.running:
-        raise Refusal(_wrong_state(job, message))
+        raise Refusal(_wrong_state(batch, job, message))
     if not job.stop_asked:
         _ask_stop(batch, job, message.request)
     return (OK, "stop_requested"), b""
@@ -215,7 +215,7 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
     now = batch.now
     job = _known(batch, message)
     if job.state is not WAITING:
-        raise Refusal(_wrong_state(job, message))
+        raise Refusal(_wrong_state(batch, job, message))
     on_wall, due_at_us = job.on_wall, job.due_at_us
     if message.delta_us is None:
         on_wall, due_at_us = _due(0, message.at_us, now)
@@ -244,7 +244,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
         raise Refusal(_taken(job))
     job = _existing(batch, job or last, message)
     if job.state not in (DEAD, CANCELLED):
-        raise Refusal(_wrong_state(job, message))
+        raise Refusal(_wrong_state(batch, job, message))
     holder = batch.live(job.key) if job.key is not None else None
     if holder is not None:
         raise Refusal(_taken(holder))
@@ -336,10 +336,11 @@ def _existing(batch: Batch, job: Job | None, message: Any) -> Job:
     return job
 
 
-def _wrong_state(job: Job, message: Cancel | Ext | Requeue) -> WrongState:
+def _wrong_state(batch: Batch, job: Job, message: Cancel | Ext | Requeue) -> WrongState:
     is_last = message.key is not None and message.key == job.key and job.state in ENDED
     named = f"the last job of key {job.key}" if is_last else "the job"
-    return WrongState(f"{named} is {job.state}", state=str(job.state))
+    state = job.shown_state(batch.now)
+    return WrongState(f"{named} is {state}", state=str(state))
 
 
 def _one_name(message: Any) -> None:

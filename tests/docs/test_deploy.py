@@ -103,8 +103,8 @@ def test_what_restarting_cannot_cure_is_not_restarted() -> None:
     server, worker = ({int(code) for code in unit(path)["RestartPreventExitStatus"][0].split()} for path in UNITS)
 
     lasting = (errors.SettingsInvalid, errors.StoreTooNew, errors.StoreUnfit, errors.StoreCorrupt, errors.StoreFailed)
-    assert server == {common.EXIT_USAGE, *(error.exit_code for error in lasting)}
-    assert worker == {common.EXIT_USAGE, errors.SettingsInvalid.exit_code}
+    assert server == {errors.BadRequest.exit_code, *(error.exit_code for error in lasting)}
+    assert worker == {errors.BadRequest.exit_code, errors.SettingsInvalid.exit_code}
     passing = {69, errors.GivaliaError.exit_code, errors.StoreLocked.exit_code, errors.StoreAway.exit_code}
     assert not server & passing
 

@@ -835,6 +835,7 @@ def test_c8_nothing_else_can_be_requeued(rig: EngineRig, state: str) -> None:
     error = rig.requeue(id=uid(1))
 
     assert isinstance(error, WrongState)
+    assert (error.state, rig.stat(id=uid(1))["state"]) == (state, state)
 
 
 def test_a_requeue_by_key_of_a_key_that_is_taken_is_refused(rig: EngineRig) -> None:

@@ -126,6 +126,7 @@ def test_what_is_no_wait_is_refused(value: Any) -> None:
         (NOW - timedelta(minutes=12), "12 min ago, Sun 21:36:00 CET"),
         (NOW + timedelta(days=200), "in 200 d, 2027-06-17 22:48 CEST"),
         (NOW, "now, Sun 21:48:00 CET"),
+        (NOW - timedelta(milliseconds=3), "now, Sun 21:47:59 CET"),
     ],
 )
 def test_an_instant_is_shown_relative_and_on_the_clocks_of_this_machine(when: datetime, words: str) -> None:
