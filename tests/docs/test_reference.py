@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import errno
 import inspect
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,12 @@ from docs_pages import (
 from docs_stage import Stage
 
 import givalia_core
-from givalia_core import AsyncClient, Client, Status, WorkModule, errors, hooks
+from givalia_core import AsyncClient, Client, Status, WorkModule, errors, hooks, why
 from givalia_core.cli import common
 from givalia_core.cli.main import VERBS
 from givalia_core.client import JobHandle
 from givalia_core.client.async_client import AsyncJobHandle
+from givalia_core.engine import words as words_room
 from givalia_core.job_servers import VARIABLE
 from givalia_core.model import JobState, OutcomeKind
 from givalia_core.protocol import frames, messages
@@ -326,3 +329,21 @@ def test_both_readmes_have_the_same_sections_and_the_same_code() -> None:
 def test_no_page_promises_exactly_once_delivery(page: Path) -> None:
     # Effects can be made to happen once, by whoever has them; delivery is at least once (docs/delivery.md).
     assert not re.search(r"exactly.once\s+delivery", text(page), re.IGNORECASE)
+
+
+def test_everything_that_explain_says_is_documented() -> None:
+    page = " ".join(section(DOCS / "lifecycle.md", "What `explain` says").split())
+    said = [each for module in (why, words_room) for each in _said_in(Path(module.__file__))]
+
+    assert len(said) > 30
+    assert [each for each in said if each not in page] == []
+
+
+def _said_in(file: Path) -> Iterator[str]:
+    """The texts in the code that says why a job has not run, without what stands in their braces."""
+    yield from (words_room.HOLDS, *words_room._DEAD_WORDS.values())
+    for top in ast.parse(file.read_text()).body:
+        if isinstance(top, ast.FunctionDef) and (file.name == "why.py" or top.name.startswith(("_why", "_held"))):
+            parts = [part for part in top.body if not isinstance(part, ast.Expr)]  # Not the docstring.
+            found = [node.value for part in parts for node in ast.walk(part) if isinstance(node, ast.Constant)]
+            yield from (each.strip(" ;,:") for each in found if isinstance(each, str) and len(each) > 8)
