@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -99,19 +99,18 @@ def info(client: Client, given: Given) -> None:
         show.emit(show.to_json(told))
         return
     sections = {name: value for name, value in told.items() if isinstance(value, dict) and name not in _TABLES}
-    _lines("server", ((name, value) for name, value in told.items() if name not in sections and name not in _TABLES))
+    lines("server", ((name, value) for name, value in told.items() if name not in sections and name not in _TABLES))
     for name, section in sections.items():
+        show.emit("")
         lasting = {each: value for each, value in section.items() if value is not None} or {"none": None}
-        _lines(name, (lasting if name == _TROUBLES else section).items())
+        lines(name, (lasting if name == _TROUBLES else section).items())
     if told.get("jobs"):
         show.emit("")
-        _jobs(told["jobs"])
+        jobs(told["jobs"])
 
 
-def _lines(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
-    """A section: its title, and a line for each value."""
-    if title != "server":
-        show.emit("")
+def lines(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
+    """Show a section: its title, and a line for each value, with sizes, lengths and counts as people write them."""
     show.emit(title)
     for name, value in _flat(pairs):
         show.emit(f"  {printable(_plain_name(name)):22} {printable(_in_words(name, value))}".rstrip())
@@ -126,9 +125,10 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _jobs(jobs: dict[str, dict[str, int]]) -> None:
+def jobs(counted: Mapping[str, dict[str, int]]) -> None:
+    """Show how many jobs there are, by module and state."""
     states = [str(state) for state in JobState]
-    show.table(("jobs of module", *states), [_counts(module, counts, states) for module, counts in jobs.items()])
+    show.table(("jobs of module", *states), [_counts(module, counts, states) for module, counts in counted.items()])
 
 
 def _counts(module: str, counts: dict[str, int], states: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from givalia_core.cli import moving, show
+from givalia_core.cli import moving, overview, show
 from givalia_core.client import Client
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreUnfit
 from givalia_core.printable import printable
@@ -158,14 +158,17 @@ def _upgrade(store: Store, given: argparse.Namespace) -> None:
 def _info(store: Store, given: argparse.Namespace) -> None:
     store.open()
     try:
-        described, counts = store.describe(), {f"{m} {s}": n for (m, s), n in store.counts().items()}
+        described, counts = store.describe(), store.counts()
     finally:
         store.close()
     if given.json:
-        show.emit(show.to_json({**described, "jobs": counts}))
+        show.emit(show.to_json({**described, "jobs": {f"{module} {state}": n for (module, state), n in counts.items()}}))
         return
-    for name, value in {**described, **counts}.items():
-        show.emit(f"{name:24} {printable(value)}")
+    overview.lines("store", described.items())
+    if counts:
+        modules = sorted({module for module, _ in counts})
+        show.emit("")
+        overview.jobs({name: {state: n for (module, state), n in counts.items() if module == name} for name in modules})
 
 
 _LOOKING: Final[dict[str, Callable[[Store, argparse.Namespace], None]]] = {

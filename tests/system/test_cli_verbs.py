@@ -348,6 +348,9 @@ def test_store_verbs_need_no_server(house: Rig, tmp_path: Path) -> None:
 
     info = json.loads(_ok(house.run("givalia", "store", "info", "--store", url, "--json")))
     assert list(info["jobs"].values()) == [1]
+    for_people = _ok(house.run("givalia", "store", "info", "--store", url))
+    assert re.search(r"^  log size +[\d.]+ KiB$", for_people, re.MULTILINE)
+    assert re.search(r"^jobs of module +waiting.*\nSample +1 ", for_people, re.MULTILINE)
     assert json.loads(_ok(house.run("givalia", "store", "check", "--store", url, "--json"))) == {"wrong": []}
     assert _ok(house.run("givalia", "store", "check", "--store", url)) == "the store is sound\n"
 
