@@ -381,7 +381,9 @@ class Index:
         if job.key is not None:
             self._name_key(slot, job, self.of_key(job.key) if hashed_key is None else hashed_key)
         self._add_requests(slot, job)
-        self._stand(slot, lane, when, job)
+        self.lanes.stand(slot, lane, when)
+        if job.expires_at_us is not None or job.ended_at_us:
+            self._stand_elsewhere(slot, job)
         return slot
 
     def _name_key(self, slot: int, job: Job, hashed: int) -> None:
@@ -460,7 +462,9 @@ class Index:
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << 16 | at[slot + ORIGIN] & 0xFFFF
         slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
-        self._stand(slot, lane, when, job)
+        self.lanes.stand(slot, lane, when)
+        if job.expires_at_us is not None or job.ended_at_us:
+            self._stand_elsewhere(slot, job)
 
     def stand_again(self, slot: int, job: Job) -> None:
         """After a kill: file the entries of a job that were in memory only."""
@@ -490,6 +494,10 @@ class Index:
 
     def _stand(self, slot: int, lane: Lane, when: int, job: Job) -> None:
         self.lanes.stand(slot, lane, when)
+        self._stand_elsewhere(slot, job)
+
+    def _stand_elsewhere(self, slot: int, job: Job) -> None:
+        """File a job in the lanes beside the one that its slot names; most jobs that live are in none."""
         if job.expires_at_us is not None and job.state is WAITING:
             self.lanes.stand(slot, self._lane((EXPIRES, job.on_wall)), job.expires_at_us)
         if job.ended_at_us:

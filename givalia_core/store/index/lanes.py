@@ -11,7 +11,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -288,7 +289,14 @@ class Lanes:
         if lane.key[0] == EXPIRES:
             return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and self._is_waiting(entry[2]))
         if lane.key[0] == NEWEST:
-            return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and self._has_ended_at(entry[2], -entry[0]))
+            forgotten = self.by_key[FORGOTTEN].number
+            return (
+                entry
+                for entry in entries
+                if at[entry[2] + ENDED_AT] == -entry[0]
+                and at[entry[2] + SEQ] == entry[1]
+                and 0 <= at[entry[2] + LANE] != forgotten
+            )
         return (
             entry
             for entry in entries
@@ -297,11 +305,6 @@ class Lanes:
 
     def _is_waiting(self, slot: int) -> bool:
         return self._slots.at[slot + LANE] >= 0 and self.filed(slot).is_due
-
-    def _has_ended_at(self, slot: int, ended_at_us: int) -> bool:
-        """Return whether the job of a slot has ended then and is not forgotten."""
-        at = self._slots.at
-        return at[slot + ENDED_AT] == ended_at_us and at[slot + LANE] >= 0 and self.filed(slot).key != FORGOTTEN
 
     def _behind(self, lane: Lane, start: Entry, limit: int) -> tuple[list[Entry], Entry | None]:
         """Return some entries that count behind one, about `limit`, in order; and up to where these are all (None: the end).
@@ -396,20 +399,15 @@ class Lanes:
 
     def _counting_rows(self, rows: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
         """Return the entries of a run that count, with their lanes in front."""
-        at, end = self._slots.at, self._slots.end
+        end = self._slots.end
         rows = [row for row in rows if row[3] < end]
         self._slots.ensure(row[3] for row in rows)
-        loose = {lane.number: lane for lane in self.by_key.values() if lane.is_loosely_filed}
-        return [
-            row
-            for row in rows
-            if at[(slot := row[3]) + SEQ] == row[2]
-            and (
-                any(self._counting(loose[row[0]], (row[1:],)))
-                if row[0] in loose
-                else at[slot + LANE] == row[0] and at[slot + WHEN] == row[1]
-            )
-        ]
+        counting: list[tuple[int, int, int, int]] = []
+        for number, some in groupby(rows, itemgetter(0)):
+            lane = self.by_number[number] if 0 <= number < len(self.by_number) else None
+            if lane is not None:
+                counting += [(number, *entry) for entry in self._counting(lane, (row[1:] for row in some))]
+        return counting
 
     def _of_run(self, run: Run, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
         """Yield the lanes of a run with their entries, or with one of this many; some may count no longer."""
