@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("blocks", type=int, help="how many at most")
     parser.add_argument("--folder", help="where to put the store")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that server and worker end with this process.
     jobs, block = KINDS[given.kind]
     done = 0
     with harness.Rig(jobs * given.blocks, given.folder) as rig, rig.client() as client:

@@ -67,13 +67,12 @@ def laid_out(commit: str) -> Path:
     )
     tree = TREES / sha.stdout.strip()
     python = tree / ".venv" / "bin" / "python"
-    if not tree.exists():
+    if not (tree / ".installed").exists():
         harness.say(f"laying {commit} out in {tree}")
         archive = subprocess.run(["git", "archive", tree.name], cwd=ROOT, check=True, capture_output=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(tree, filter="data")
-    # What its own Makefile would do, whatever version it is of: the locked dependencies, then its packages.
-    if not (tree / ".installed").exists():
+        # What its own Makefile would do, whatever version it is of: the locked dependencies, then its packages.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         packages = [".", *sorted(f"./{each.parent.relative_to(tree)}" for each in tree.glob("plugins/*/pyproject.toml"))]
         editable = [word for package in packages for word in ("-e", package)]
