@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -349,15 +349,17 @@ class Lanes:
             OSError: There is no room; the entries stay loose.
         """
         old = self._look_through() if len(self.runs) > 3 else None
-        entries = {number: set(self._counting(lane, lane.loose)) for number, lane in self._with_loose.items()}
+        entries = {number: list(self._counting(lane, lane.loose)) for number, lane in self._with_loose.items()}
         if old is not None:
             for lane, some in self._of_run(old):
-                entries.setdefault(lane.number, set()).update(self._counting(lane, some))
+                entries.setdefault(lane.number, []).extend(self._counting(lane, some))
         columns = [array("q") for _ in range(4)]
         for number, counting in sorted(entries.items()):
-            columns[0].extend([number] * len(counting))
-            for column, values in zip(columns[1:], zip(*sorted(counting), strict=True), strict=bool(counting)):
-                column.extend(values)
+            counting.sort()  # They come nearly in order, which a set would lose.
+            once = array("q", chain.from_iterable(entry for entry, _ in groupby(counting)))
+            columns[0].extend(array("q", [number]) * (len(once) // 3))
+            for place, column in enumerate(columns[1:]):
+                column.extend(once[place::3])
         self.runs.seal(columns, () if old is None else (old,), sealed_at, sealed_seq)
         for lane in self._with_loose.values():
             lane.loose = []
