@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from givalia_core.cli import filters, show
 from givalia_core.client.acts import Acted
-from givalia_core.errors import BadRequest
+from givalia_core.errors import BadRequest, ConnectionLost
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +56,8 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
             acted = act(
                 **filters.given_filters(given), all=given.all, dry_run=given.dry_run, cursor=given.cursor, on_page=on_page
             )
-        except BaseException:
-            if last is not None:
+        except BaseException as error:
+            if last is not None and (last.counts or _may_be_done(error)):
                 _break_off(given, last)
             raise
     if given.json:
@@ -65,6 +65,11 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
         return
     for words in _words(acted) or ["no job"]:
         show.emit(f"would be: {words}" if given.dry_run else words)
+
+
+def _may_be_done(error: BaseException) -> bool:
+    """Return whether a first page that ended so may have been done."""
+    return not isinstance(error, BadRequest) and not (isinstance(error, ConnectionLost) and not error.sent)
 
 
 def _break_off(given: argparse.Namespace, acted: Acted) -> None:

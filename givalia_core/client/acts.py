@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final, TypeAlias
+from zlib import crc32
 
 from givalia_core.client import talk
 from givalia_core.client.talk import Call
@@ -21,6 +23,8 @@ from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
 _NO_STATE: Final = "-"  # In a cursor.
+_SUM_BYTES: Final = 4  # Of the filter, at the beginning of the mark at a cursor's end; then the id of the run.
+_MARK_BYTES: Final = _SUM_BYTES + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,10 @@ class Run:
         wanted: Which jobs, but for the state.
         options: Further fields of the messages.
         cursor: Where it goes on, as an earlier run has told it.
-        on_page: Called with what the run has come to after each page.
+        on_page: What `tell` calls.
 
     Raises:
-        BadRequest: The cursor is none of this act and these states.
+        BadRequest: The cursor is none of this act, these states and this filter.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Run:
         on_page: OnPage | None,
     ) -> None:
         self._act, self._wanted, self._options = act, wanted, options
+        self._run = new_id()
         self._states = states
         self._on_page = on_page
         self._counts: Counter[str] = Counter()
@@ -71,13 +76,22 @@ class Run:
     def _go_on_from(self, cursor: str) -> None:
         try:
             act, state, end_seq, *after = str(cursor).split(":")
+            mark = bytes.fromhex(after.pop()) if len(after) % 2 else b""  # Earlier versions have told none.
             place = self._states.index(None if state == _NO_STATE else state)
             self._end_seq, self._after = int(end_seq) if end_seq else None, tuple(int(number) for number in after)
-            if act != self._act or len(after) not in (0, 2):
+            if act != self._act or len(after) not in (0, 2) or len(mark) not in (0, _MARK_BYTES):
                 raise ValueError
         except ValueError:
             raise BadRequest(f"{cursor!r:.80} is no cursor of such a run") from None
+        if mark:
+            if not mark.startswith(self._filter_sum()):
+                raise BadRequest(f"{cursor!r:.80} is the cursor of a run with another filter")
+            self._run = mark[_SUM_BYTES:]
         self._states = self._states[place:]
+
+    def _filter_sum(self) -> bytes:
+        wanted = [self._act, *(None if value is None else str(value) for value in self._wanted._replace(state=None))]
+        return crc32(repr(wanted).encode("utf-8", "surrogatepass")).to_bytes(_SUM_BYTES)
 
     @property
     def is_over(self) -> bool:
@@ -88,7 +102,12 @@ class Run:
         """Return what asks for the next page; a call that is sent again acts on no job twice."""
         after_a, after_b = self._after or (None, None)
         fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
-        return talk.act(Act(new_id(), self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, **fields))
+        # The same page is the same request, so that a run that goes on is told what it has come to.
+        page = repr((self._states[0], self._after, self._options)).encode()
+        request = blake2b(self._run + page, digest_size=16).digest()
+        return talk.act(
+            Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
+        )
 
     def take(self, answer: tuple[dict[str, int], int, tuple[int, ...]]) -> Acted:
         """Take the answer to a page; return what the run has come to."""
@@ -96,16 +115,24 @@ class Run:
         self._counts.update(counts)
         if not self._after:
             self._states, self._end_seq = self._states[1:], None
-        acted = Acted(dict(self._counts), self._cursor())
-        if self._on_page is not None:
-            self._on_page(acted)
-        return acted
+        return self._acted()
+
+    def tell(self) -> object:
+        """Call `on_page` with what the run has come to, and return what it returns.
+
+        To be done before the first page, so that there is a cursor whatever becomes of that, and after each.
+        """
+        return None if self._on_page is None else self._on_page(self._acted())
+
+    def _acted(self) -> Acted:
+        return Acted(dict(self._counts), self._cursor())
 
     def _cursor(self) -> str | None:
         if self.is_over:
             return None
         end_seq = "" if self._end_seq is None else self._end_seq
-        return ":".join(map(str, (self._act, self._states[0] or _NO_STATE, end_seq, *self._after)))
+        mark = (self._filter_sum() + self._run).hex()
+        return ":".join(map(str, (self._act, self._states[0] or _NO_STATE, end_seq, *self._after, mark)))
 
 
 def cancel_all(
@@ -127,7 +154,8 @@ def cancel_all(
     """Call off all jobs that a filter admits, a page of up to 500 at a time; jobs that come during the run are left alone.
 
     The counts are of what `cancel` would answer for each. On return what was done is durable. A run that raises has done a
-    part: go on with the `cursor` of the last page, which `on_page` was told of.
+    part, perhaps with a page more than it knows: go on with the last `cursor` that `on_page` was told, and no job is acted on
+    twice.
 
     Args:
         state: `waiting`, `ready` or `running`; None for all three.
@@ -142,7 +170,7 @@ def cancel_all(
         running: Also ask those that have started to stop.
         dry_run: Change nothing, and count what would be done.
         cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
 
     Raises:
         BadRequest: Neither a filter nor `all` is given, or one cannot be. Nothing was done.
@@ -185,7 +213,7 @@ def ext_all(
         all: Every job, without a filter.
         dry_run: Change nothing, and count what would be done.
         cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
 
     Raises:
         BadRequest: As `cancel_all`.
@@ -231,7 +259,7 @@ def requeue_all(
         all: Every dead and cancelled job, without a filter.
         dry_run: Change nothing, and count what would be done.
         cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called after each page with what the run has come to (`counts`, `cursor`).
+        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
 
     Raises:
         BadRequest: As `cancel_all`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -55,6 +56,12 @@ class AsyncJobHandle(Handle):
 
 
 Handles: TypeAlias = list[AsyncJobHandle]  # `AsyncClient.list` is a verb, so inside the class the type needs another name.
+
+
+async def _heard(answer: object) -> None:
+    """Await what a caller's function has returned, if it can be."""
+    if isawaitable(answer):
+        await answer
 
 
 def _asks(verb: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
@@ -175,8 +182,10 @@ class AsyncClient(Located[AsyncExchange]):
 
     async def _run(self, run: Run) -> Acted:
         acted = Acted()
+        await _heard(run.tell())
         while not run.is_over:
             acted = run.take(await self._exchange.ask(run.call()))
+            await _heard(run.tell())
         return acted
 
     list = _lists(verbs.list_)

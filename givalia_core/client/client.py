@@ -154,8 +154,10 @@ class Client(Located[Carrier]):
 
     def _run(self, run: Run) -> Acted:
         acted = Acted()
+        run.tell()
         while not run.is_over:
             acted = run.take(self._exchange.ask(run.call()))
+            run.tell()
         return acted
 
     list = _lists(verbs.list_)

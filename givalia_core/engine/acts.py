@@ -154,7 +154,8 @@ def _would_be(message: Act, job: Job) -> str:
 
 def _commands(message: Act, jobs: list[Job]) -> tuple[Kind, list[Any]]:
     """Return the commands by id for these jobs."""
-    requests = [blake2b(message.request + job.seq.to_bytes(8), digest_size=16).digest() for job in jobs]
+    run = message.run or message.request
+    requests = [blake2b(run + job.seq.to_bytes(8), digest_size=16).digest() for job in jobs]
     made: list[Any]
     if message.act == "cancel":
         made = [Cancel(request, None, job.id, message.running) for request, job in zip(requests, jobs, strict=True)]

@@ -156,6 +156,7 @@ class Act(NamedTuple):
     """A page of `cancel`, `ext` or `requeue` for all jobs that a filter admits; `dry_run` only counts them.
 
     `delta_us` and `at_us` are those of the act. `end_seq`, `after_a` and `after_b` are what the page before ended with.
+    `run` is one for all pages of a run; a job knows by it that the run has acted on it already. None: each page is a run.
     """
 
     request: bytes
@@ -176,6 +177,7 @@ class Act(NamedTuple):
     end_seq: int | None = None
     after_a: int | None = None
     after_b: int | None = None
+    run: bytes | None = None
 
 
 class ResumeLending(NamedTuple):
@@ -417,7 +419,7 @@ _CHECKS: Final[dict[type, dict[str, Check]]] = {
     Act: {
         "request": _ID, "act": one_of("cancel", "ext", "requeue"), **_FILTER, "dry_run": is_bool, "running": is_bool,
         "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE,
-        "end_seq": or_none(is_int(0, 1 << 62)),
+        "end_seq": or_none(is_int(0, 1 << 62)), "run": _ID_OR_NONE,
     },
     ResumeLending: {"request": _ID},
     Info: {}, Modules: {}, Workers: {},

@@ -184,20 +184,68 @@ def test_a_dry_run_counts_and_changes_nothing(rig: EngineRig) -> None:
     assert [rig.stored(uid(number)) for number in (1, 2, 3)] == before
 
 
+def page(rig: EngineRig, run: Run) -> Any:
+    """What the server answers to the next page."""
+    ((fields, payload),) = run.call().items
+    (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
+    return answer
+
+
 def test_a_run_that_was_broken_off_goes_on_from_its_cursor(rig: EngineRig) -> None:
     enqueue(rig, 1_100)
-    pages: list[Acted] = []
-    broken = cancel_all(module="Mail", on_page=pages.append)
-    call = broken.call()
-    broken.take(call.read(["OK", *rig.ask(Kind.ACT, m.check(Kind.ACT, list(call.items[0][0])))[0]], b""))
+    told: list[Acted] = []
+    broken = cancel_all(module="Mail", on_page=told.append)
+    broken.tell()
+    broken.take(broken.call().read(["OK", *page(rig, broken)], b""))
+    broken.tell()
 
-    rest = run(rig, cancel_all(module="Mail", cursor=pages[-1].cursor))
+    rest = run(rig, cancel_all(module="Mail", cursor=told[-1].cursor))
 
-    assert pages == [Acted({"cancelled": 500}, pages[0].cursor)]
+    assert [each.counts for each in told] == [{}, {"cancelled": 500}]
     assert rest == Acted({"cancelled": 600}, None)
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "ext:-:5:0:5", "cancel:dead:5:0:5", "cancel:-:5:0", "cancel:-:a:b:c"])
+@pytest.mark.parametrize("pages", [0, 1])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_run_that_goes_on_repeats_no_page_that_was_done_and_whose_answer_was_lost(
+    rig: EngineRig, pages: int, restarts: bool
+) -> None:
+    enqueue(rig, 1_100)
+    before = [rig.stored(uid(number)).due_at_us for number in range(1, 1_101)]
+    told: list[Acted] = []
+    broken = ext_all(60, module="Mail", on_page=told.append)
+    broken.tell()
+    for _ in range(pages):
+        broken.take(broken.call().read(["OK", *page(rig, broken)], b""))
+        broken.tell()
+    page(rig, broken)
+    if restarts:
+        rig.restart()
+
+    rest = run(rig, ext_all(60, module="Mail", cursor=told[-1].cursor))
+
+    assert rest.counts == {"moved": 1_100 - 500 * pages}
+    assert [rig.stored(uid(number)).due_at_us for number in range(1, 1_101)] == [due_us + MINUTE_US for due_us in before]
+
+
+def test_a_cursor_goes_on_with_its_own_filter_only() -> None:
+    told: list[Acted] = []
+    cancel_all(module="Mail", key_prefix="a-", on_page=told.append).tell()
+
+    with pytest.raises(BadRequest, match="another filter"):
+        cancel_all(module="Mail", key_prefix="b-", cursor=told[0].cursor)
+    assert not cancel_all(module="Mail", key_prefix="a-", cursor=told[0].cursor).is_over
+
+
+def test_a_cursor_of_an_earlier_version_goes_on(rig: EngineRig) -> None:
+    enqueue(rig, 2)
+
+    assert run(rig, cancel_all(module="Mail", cursor=f"cancel:-:{2}:0:0")).counts == {"cancelled": 2}
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "ext:-:5:0:5", "cancel:dead:5:0:5", "cancel:-:5:0", "cancel:-:a:b:c", "cancel:-:5:0:5:aa"]
+)
 def test_a_cursor_of_something_else_is_refused(cursor: str) -> None:
     with pytest.raises(BadRequest, match="no cursor"):
         cancel_all(module="Mail", cursor=cursor)

@@ -97,6 +97,7 @@ FIELDS: dict[Kind, dict[str, Field]] = {
         "error": text(255, optional=True), "dry_run": BOOL, "running": BOOL,
         "delta_us": numbers(-TEN_YEARS_US, TEN_YEARS_US, optional=True), "at_us": AT,
         "limit": numbers(1, messages.LIST_LIMIT_MAX), "end_seq": CURSOR, "after_a": CURSOR, "after_b": CURSOR,
+        "run": OPTIONAL_UUID,
     },
     Kind.RESUME_LENDING: {"request": UUID},
     Kind.INFO: {},
