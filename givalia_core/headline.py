@@ -31,10 +31,16 @@ def headline(error: str | None) -> str:
     lines = [line.removeprefix(_MARGIN) for line in lines]
     for number, line in enumerate(lines):
         if line.strip() and not line[0].isspace():  # Frames are indented.
-            if _BEGINS_EMPTY(line):  # The message begins with empty lines.
-                line = f"{line.rstrip()} {next((later.strip() for later in lines[number + 1 :] if later.strip()), '')}".rstrip()
+            line = own_line([line, *lines[number + 1 :]])
             return line if len(line) <= HEADLINE_MAX else line[: HEADLINE_MAX - 1] + "…"
     return lines[0].strip()[:HEADLINE_MAX] if lines else ""
+
+
+def own_line(lines: list[str]) -> str:
+    """Return the first of the lines with type and message; with that of the message where this begins with empty ones."""
+    if not _BEGINS_EMPTY(lines[0]):
+        return lines[0].rstrip()
+    return f"{lines[0].rstrip()} {next((line.strip() for line in lines[1:] if line.strip()), '')}".rstrip()
 
 
 def shortened(error: str, bytes_max: int) -> str:

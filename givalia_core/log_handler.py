@@ -57,6 +57,15 @@ class LogHandler(Handler):
         finally:
             self.release()
 
+    def wait_for(self, file: str) -> None:
+        """Write to standard error until this file is there and can be opened, and then to it."""
+        self.acquire()
+        try:
+            self._path = str(Path(file).absolute())
+            self._replace(None)
+        finally:
+            self.release()
+
     def writes_to(self, fd: int) -> bool:
         """Return whether lines go where this file descriptor leads."""
         try:

@@ -20,27 +20,34 @@ LOG_FORMATS: Final = "givalia.log_formats"
 log = logging.getLogger("givalia")
 
 
-def start_log(level: str, file: str, plugins: str = ALL) -> None:
+def start_log(level: str, file: str, plugins: str = ALL, *, must_open: bool = True) -> None:
     """Let one handler write the lines of this process; called again, the same handler does what is asked for now.
 
     Args:
         level: The least level that is logged.
         file: Where lines are appended; empty: standard error.
         plugins: Distributions whose log format may be used, as in the setting `plugins`.
+        must_open: Whether the file must be opened now. If not, lines go to standard error until it can be, and one says so.
 
     Raises:
         SettingsInvalid: The file cannot be opened. The log is as it was.
     """
+    cannot: SettingsInvalid | None = None
     handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None) or LogHandler()
     try:
         handler.point_to(file)
     except OSError as error:
-        raise SettingsInvalid(f"log file {file}: {error}") from None
+        cannot = SettingsInvalid(f"log file {file}: {error}")
+        if must_open:
+            raise cannot from None
+        handler.wait_for(file)
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level.upper())
     be_last_resort(_Passing(handler))
     handler.setFormatter(_formatter(handler, plugins))
+    if cannot is not None:
+        log.error("lines of this process go to standard error until its file can be opened: %s", cannot)
 
 
 class _Passing(logging.Handler):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from givalia_core.cli import filters, show
+from givalia_core.cli import endings, filters, show
 from givalia_core.client.acts import Acted
 from givalia_core.errors import BadRequest, ConnectionLost
 
@@ -77,10 +77,9 @@ def _break_off(given: argparse.Namespace, acted: Acted) -> None:
     if acted.cursor is None:
         return
     so_far = ", ".join(_words(acted)) or "no job"
-    print(
+    endings.say(
         f"givalia: {so_far} so far, and perhaps a page more, which was under way; "
-        f"to go on, say the same with --cursor {acted.cursor}",
-        file=sys.stderr,
+        f"to go on, say the same with --cursor {acted.cursor}"
     )
     if given.json:
         show.emit(_as_json(given, acted))

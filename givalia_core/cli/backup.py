@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from givalia_core.cli import moving, show
+from givalia_core.cli import endings, moving, show
 from givalia_core.client import Client, copying
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
@@ -44,7 +44,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
     else:
         show.emit(f"{received.jobs} jobs, {size_bytes / MIB:.1f} MiB, as of {made.isoformat(timespec='seconds')}")
     for line in received.wrong:
-        print(printable(line), file=sys.stderr)
+        endings.say(printable(line))
     if received.wrong:
         raise StoreCorrupt(f"{len(received.wrong)} things are wrong, in the server's store too; the copy was made all the same")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from givalia_core import program
-from givalia_core.cli import completion
+from givalia_core.cli import completion, endings
 from givalia_core.errors import BadRequest
 from givalia_core.printable import printable
 from givalia_core.setting_values import written
@@ -183,7 +183,7 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
         print(child.pid, flush=True)
         raise SystemExit(0)
     code = child.wait()
-    print(f"{name}: it did not start (exit code {code}); its log is {path}", file=sys.stderr)
+    endings.say(f"{name}: it did not start (exit code {code}); its log is {path}")
     raise SystemExit(code or 70)
 
 

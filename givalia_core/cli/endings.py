@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TextIO
 
 from givalia_core.errors import GivaliaError
 from givalia_core.printable import printable
@@ -74,9 +74,11 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Say this on standard error, whatever it holds, if anybody is there to read it."""
-    with contextlib.suppress(OSError, ValueError):  # Nobody may be there to read it.
+    """Say this on standard error, whatever it holds, if anybody is there to read it. What the program does goes on."""
+    try:
         say_last(line)
+    except (OSError, ValueError):
+        _discard(sys.stderr)
 
 
 def _open_streams() -> None:
@@ -90,10 +92,14 @@ def _open_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Drop what standard output still holds: Python would try again to write it, and complain, when it ends."""
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Drop what a stream still holds: Python would try again to write it, and complain, when it ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

@@ -291,7 +291,7 @@ def _list(client: Client, given: Given) -> None:
     else:
         _show_jobs(jobs, given)
     if given.limit and next(listed, None) is not None:
-        print(f"the first {given.limit} only (see --limit)", file=sys.stderr)
+        endings.say(f"the first {given.limit} only (see --limit)")
 
 
 def _show_jobs(jobs: Iterator[Status], given: Given) -> None:

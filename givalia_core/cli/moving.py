@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from givalia_core.cli import show
+from givalia_core.cli import endings, show
 from givalia_core.clock import SystemClock
 from givalia_core.errors import BadRequest, NotFound, StoreUnfit
 from givalia_core.store import Memory, moving
@@ -69,7 +69,7 @@ def _tell(done: str, footer: Footer, *, as_json: bool = False) -> None:
     if as_json:
         show.emit(show.to_json(footer._asdict()))
     else:
-        print(f"{footer.jobs} jobs {done}", file=sys.stderr)
+        endings.say(f"{footer.jobs} jobs {done}")
 
 
 def _refuse_memory(store: Store) -> None:

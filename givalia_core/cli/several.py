@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeVar
 
-from givalia_core.cli import show
+from givalia_core.cli import endings, show
 from givalia_core.errors import BadRequest, GivaliaError, PartlyRefused
 from givalia_core.printable import printable
 
@@ -72,7 +72,7 @@ def show_each(
                 answers = error.answers
             except GivaliaError:
                 if counts:
-                    print(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}", file=sys.stderr)
+                    endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
                 raise
             for job, answer in zip(part, answers, strict=True):
                 _show(given, name, job, answer, as_json, words)
@@ -82,7 +82,7 @@ def show_each(
             if sys.stderr.isatty():
                 progress.show_line(_counted(counts))
     if counts.total() > PART:
-        print(f"givalia: {_counted(counts)}", file=sys.stderr)
+        endings.say(f"givalia: {_counted(counts)}")
     if codes:
         raise SystemExit(codes.pop() if len(codes) == 1 else PartlyRefused.exit_code)
 
@@ -101,7 +101,7 @@ def _show(
 ) -> None:
     shown: dict[str, Any] = {name: job}
     if isinstance(answer, GivaliaError):
-        print(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}", file=sys.stderr)
+        endings.say(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}")
         shown |= {"error": answer.code, **answer.details}
     else:
         shown |= as_json(answer)

@@ -140,8 +140,9 @@ class Progress:
         self._write(f"{line}\n")
 
     def _write(self, line: str) -> None:
-        self._terminal.write(f"\r\x1b[K{line}")
-        self._terminal.flush()
+        with contextlib.suppress(OSError):  # Whoever looked on may have gone; what is done goes on.
+            self._terminal.write(f"\r\x1b[K{line}")
+            self._terminal.flush()
 
 
 class Bar(Progress):

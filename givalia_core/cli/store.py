@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from givalia_core.cli import moving, overview, show
+from givalia_core.cli import endings, moving, overview, show
 from givalia_core.client import Client
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreUnfit
 from givalia_core.printable import printable
@@ -122,7 +121,7 @@ def _check(store: Store, given: argparse.Namespace) -> None:
     if given.json:
         show.emit(show.to_json({"wrong": wrong}))
     for line in wrong:
-        print(printable(line), file=sys.stderr)
+        endings.say(printable(line))
     if wrong:
         raise StoreCorrupt(f"{len(wrong)} things are wrong; keep a copy of the files before anything else")
     if not given.json:
@@ -142,7 +141,7 @@ def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) 
     else:
         show.emit(f"{done.jobs} jobs are in the new store")
     for line in done.lost:
-        print(printable(line), file=sys.stderr)
+        endings.say(printable(line))
     if done.lost:
         raise StoreCorrupt(f"{len(done.lost)} things could not be taken over; keep the damaged files")
 

@@ -7,6 +7,7 @@ import sys
 from difflib import get_close_matches
 from typing import Final
 
+from givalia_core.cli import endings
 from givalia_core.client import Client
 from givalia_core.errors import GivaliaError
 from givalia_core.model import JobState
@@ -23,7 +24,7 @@ def warn(client: Client, module: str) -> None:
     with contextlib.suppress(GivaliaError):  # The job is enqueued, whatever the server tells of its modules.
         if module not in (served := _served(client)):
             words = "; ".join(filter(None, (f"no worker serves {module}, so its jobs wait", did_you_mean(module, served))))
-            print(f"givalia: warning: {printable(words)}", file=sys.stderr)
+            endings.say(f"givalia: warning: {printable(words)}")
 
 
 def with_hint(client: Client, status: Status) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from math import inf
 from typing import Any, Final
 
-from givalia_core.cli import moments, show, unknown
+from givalia_core.cli import endings, moments, show, unknown
 from givalia_core.client import Client, JobHandle
 from givalia_core.errors import GivaliaError, JobEnded, JobFailed, WaitTimeout
 from givalia_core.printable import printable
@@ -54,14 +54,14 @@ def result(client: Client, job: JobHandle, given: Given) -> Any:
         why = f": {known['state']}: {known['why']}" if known else ""
         raise type(error)(f"{error} (job {_named(job)}{why})", **error.details) from None
     except KeyboardInterrupt:
-        print(f"givalia: not waited for any longer: job {printable(_named(job))}, which goes on", file=sys.stderr)
+        endings.say(f"givalia: not waited for any longer: job {printable(_named(job))}, which goes on")
         raise
 
 
 def _waited_for(client: Client, job: JobHandle, given: Given) -> Any:
     if given.json or not sys.stderr.isatty():
-        return _told_meanwhile(client, job, given, job.wait, partial(print, file=sys.stderr, flush=True))
-    print(f"waiting for {job.id}", file=sys.stderr)
+        return _told_meanwhile(client, job, given, job.wait, endings.say)
+    endings.say(f"waiting for {job.id}")
     with show.Bar(sys.stderr) as bar:
         return _told_meanwhile(client, job, given, partial(job.wait, progress=bar.show), bar.say)
 

@@ -115,7 +115,8 @@ class Host:
 
     def _open(self, serve: Serve) -> Runner:
         self.settings = WorkerSettings(**serve.settings)
-        start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins)
+        # Its folder may be gone since the worker was started: jobs run all the same.
+        start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins, must_open=False)
         log_stray_errors(log, get_hub(), spawn)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)

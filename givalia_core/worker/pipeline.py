@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS, Clock
-from givalia_core.headline import headline, shortened
+from givalia_core.headline import headline, own_line, shortened
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Stopped, WorkModule, not_run
@@ -279,7 +279,8 @@ def _shown(raised: BaseException) -> str:
     """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
     try:
         if is_a(raised, Fail) or is_a(raised, Retry):
-            return (str(raised).strip() or name_of(raised)) + _cause(raised.__cause__)
+            words = str(raised).strip() or name_of(raised)
+            return _with_headline(words, words) + _cause(raised.__cause__)
         told = _told(raised)
         return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
     except Exception:
@@ -303,8 +304,8 @@ def _cause(cause: BaseException | None) -> str:
 
 
 def _with_headline(shown: str, own: str) -> str:
-    """Return a traceback that can be read to begin with the exception's own line, whatever other tracebacks its message has."""
-    own = own.partition("\n")[0].rstrip()
+    """Return an error that can be read to begin with its own line, whatever other tracebacks its message has."""
+    own = own_line(own.splitlines() or [""])
     # The own line of a SyntaxError stands behind lines of code.
     if own[:1].isspace() or headline(shown) == headline(own):
         return shown

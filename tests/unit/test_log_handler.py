@@ -234,3 +234,21 @@ def test_why_a_program_ends_is_said_once_where_it_is_looked_for(
     program.say_last(line)
     assert capfd.readouterr().err == f"{line}\n"
     assert (tmp_path / "log").read_text().endswith(f"CRITICAL givalia: {line}\n")
+
+
+def test_a_process_that_cannot_open_its_log_file_runs_until_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "gone" / "log"
+    program.start_log("info", "")  # As the process that forks it has.
+    with pytest.raises(SettingsInvalid):
+        program.start_log("info", str(file))
+
+    program.start_log("info", str(file), must_open=False)
+    LOG.info("a line")
+    file.parent.mkdir()
+    file.touch()
+    LOG.info("another")
+
+    said = capsys.readouterr().err
+    assert "lines of this process go to standard error until its file can be opened: log file" in said
+    assert "a line" in said
+    assert events(file) == ["another"]

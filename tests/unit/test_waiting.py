@@ -140,3 +140,19 @@ def test_who_waits_long_is_told_why_and_at_growing_intervals(ran: Ran, monkeypat
 
 def test_who_waits_less_long_is_told_nothing(ran: Ran) -> None:
     assert ran(serve, "enq", "Sample", "--wait") == (None, "7\n", "")
+
+
+class Gone(io.StringIO):
+    """A standard error whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_wait_whose_words_nobody_reads_goes_on(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "TELL_S", 0.05)
+    monkeypatch.setattr(sys, "stderr", Gone())
+
+    error, _, _ = ran(Waits(), "enq", "Smaple", "--wait-timeout", "0.3")
+
+    assert type(error) is WaitTimeout
