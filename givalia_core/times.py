@@ -114,14 +114,22 @@ def instant_of_text(text: str, zone: tzinfo | None = None, name: str = "at") -> 
 
 def _iso(text: str, zone: tzinfo | None, name: str) -> datetime:
     try:
-        instant = datetime.fromisoformat(text.strip())
+        # Python takes any character there, and so a zone behind a date for a time of day.
+        if text[4:5] == "-" and text[10:11] not in ("", "T", "t", " "):
+            raise ValueError
+        instant = datetime.fromisoformat(text)
     except ValueError:
         raise BadRequest(f"{name} is epoch seconds or an ISO date and time, not {text!r:.64}") from None
     if instant.tzinfo is not None:
         return instant
     if zone is None:
-        raise BadRequest(f"{name} {text!r:.64} has no time zone: write {text:.64}+01:00, or Z at its end for UTC")
+        whole = f"{text}T00:00" if len(text) == len("2031-03-04") else text
+        raise BadRequest(f"{name} {text!r:.64} has no time zone: write {whole:.64}+01:00, or {whole:.64}Z for UTC")
     instant = instant.replace(tzinfo=zone)
+    try:
+        instant.astimezone(UTC)
+    except OverflowError:
+        raise BadRequest(f"{name} {text!r:.64} is beyond the years 1 to 9999 in UTC") from None
     if instant.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != instant.replace(tzinfo=None):
         raise BadRequest(f"{name} {text!r:.64} does not exist in {zone}: the clocks are put forward over it")
     return instant

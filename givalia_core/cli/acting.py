@@ -49,17 +49,17 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
         nonlocal last
         last = acted
         if sys.stderr.isatty():
-            progress.show_line(", ".join(_words(acted)) or "none yet")
+            progress.show_line(_so_far(given, acted, "none yet"))
 
-    with show.Progress(sys.stderr) as progress:
-        try:
+    try:
+        with show.Progress(sys.stderr) as progress:
             acted = act(
                 **filters.given_filters(given), all=given.all, dry_run=given.dry_run, cursor=given.cursor, on_page=on_page
             )
-        except BaseException as error:
-            if last is not None and (last.counts or _may_be_done(error)):
-                _break_off(given, last)
-            raise
+    except BaseException as error:
+        if last is not None and (last.counts or _may_be_done(error)):
+            _break_off(given, last)
+        raise
     if given.json:
         show.emit(_as_json(given, acted))
         return
@@ -76,13 +76,17 @@ def _break_off(given: argparse.Namespace, acted: Acted) -> None:
     """Say what a run that ends early has come to. Its next page may be under way, and then is done without being counted."""
     if acted.cursor is None:
         return
-    so_far = ", ".join(_words(acted)) or "no job"
+    under_way = "" if given.dry_run else ", and perhaps a page more, which was under way"
     endings.say(
-        f"givalia: {so_far} so far, and perhaps a page more, which was under way; "
-        f"to go on, say the same with --cursor {acted.cursor}"
+        f"givalia: {_so_far(given, acted, 'no job')} so far{under_way}; to go on, say the same with --cursor {acted.cursor}"
     )
     if given.json:
         show.emit(_as_json(given, acted))
+
+
+def _so_far(given: argparse.Namespace, acted: Acted, nothing: str) -> str:
+    words = ", ".join(_words(acted)) or nothing
+    return f"would be: {words}" if given.dry_run else words
 
 
 def _as_json(given: argparse.Namespace, acted: Acted) -> str:

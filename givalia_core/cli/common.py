@@ -51,9 +51,26 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
         self._negative_number_matcher = _NEGATIVE
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse has it, but `--key-prefix=--` is that value: Python 3.11 takes it for none at all."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> Any:
         program, _, _ = self.prog.partition(" ")
         self.exit(BadRequest.exit_code, f"{program}: {BadRequest.code}: {printable(message)}; see {self.prog} -h\n")
+
+
+class Once(argparse.Action):
+    """Stores the value of an argument, which may be given once: of two, one would be dropped without a word."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            raise BadRequest(f"{option_string}: there is a {self.dest.replace('_', ' ')} already; give one")
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
 
 
 def whole(name: str, limits: str) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from typing import Final, NoReturn, TextIO
@@ -18,7 +19,6 @@ from givalia_core.printable import printable
 from givalia_core.program import say_last
 
 EXIT_BUG: Final = 70
-EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
 TRACEBACK: Final = "GIVALIA_TRACEBACK"
 
 
@@ -35,6 +35,8 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
         SystemExit: It went wrong; everything is said.
     """
     _open_streams()
+    if not is_daemon:
+        _end_calls_at_signals()
     was_left_to_system = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # See `entry`.
     try:
         if was_left_to_system:
@@ -46,8 +48,10 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
                 sys.stdout.flush()  # Here, where what goes wrong is still said in a line.
                 if was_left_to_system and not is_daemon:  # All is done, and what Python does at its end shows tracebacks.
                     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except _Ended as ended:
+        _end_by(ended.number)
     except KeyboardInterrupt:
-        _end_by_interrupt()
+        _end_by(signal.SIGINT)
     except Exception as error:
         if is_daemon or TRACEBACK in os.environ:
             raise
@@ -103,9 +107,28 @@ def _discard(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def _end_by_interrupt() -> NoReturn:
-    """End as a program does that leaves Ctrl+C to the system: a shell then ends the script or loop that called it, too."""
+class _Ended(KeyboardInterrupt):
+    """A signal asks the program to end: what it does is broken off as by Ctrl+C, and said."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end_calls_at_signals() -> None:
+    """Let SIGTERM and SIGHUP, unless somebody ignores them, break off what is done instead of the whole process."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise _Ended(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(number, end)
+
+
+def _end_by(number: int) -> NoReturn:
+    """End as a program does that leaves the signal to the system: a shell then ends the script or loop that called it, too."""
     _discard_output()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
-    raise SystemExit(EXIT_INTERRUPTED)  # Should it be blocked.
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)  # Should it be blocked.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any, Final
 
-from givalia_core.cli import moments
+from givalia_core.cli import common, moments
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
 
@@ -15,17 +16,18 @@ INSTANTS: Final = ("due_before", "due_after", "ended_after")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the filters."""
-    parser.add_argument("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
-    parser.add_argument("--module", help="only jobs of this module")
-    parser.add_argument("--target-worker", help="only jobs for this worker")
-    parser.add_argument("--key-prefix", metavar="TEXT", help="only jobs whose key begins so")
+    once = partial(parser.add_argument, action=common.Once)
+    once("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
+    once("--module", help="only jobs of this module")
+    once("--target-worker", help="only jobs for this worker")
+    once("--key-prefix", metavar="TEXT", help="only jobs whose key begins so")
     for name, words in (
         ("due-before", "only jobs due before this instant"),
         ("due-after", "only jobs due at this instant or later"),
         ("ended-after", "only jobs that ended at this instant or later"),
     ):
-        parser.add_argument(f"--{name}", metavar="INSTANT", help=words)
-    parser.add_argument("--error", metavar="TEXT", help="only jobs whose last error has this text in it, whatever its case")
+        once(f"--{name}", metavar="INSTANT", help=words)
+    once("--error", metavar="TEXT", help="only jobs whose last error has this text in it, whatever its case")
     moments.add_zone(parser)
 
 

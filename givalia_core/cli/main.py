@@ -177,7 +177,7 @@ def _explain(client: Client, given: Given) -> None:
     if given.json:
         show.emit(show.to_json({"id": status.id, "state": status.state, "why": why, **error}))
         return
-    show.emit(f"{status.state}: {printable(why)}")
+    show.emit(f"{status.state}: {printable(moments.words_shown(why))}")
     if given.traceback:
         show.lines(status.error or "", sys.stdout)
 
@@ -242,10 +242,9 @@ def _ext_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _requeue_arguments(parser: argparse.ArgumentParser) -> None:
     several.arguments(parser)
-    parser.add_argument("--dead", dest="state", action="store_const", const=str(JobState.DEAD), help="as --state dead")
-    parser.add_argument(
-        "--cancelled", dest="state", action="store_const", const=str(JobState.CANCELLED), help="as --state cancelled"
-    )
+    for state in (JobState.DEAD, JobState.CANCELLED):
+        flag = f"--{state}"
+        parser.add_argument(flag, dest="state", action=common.Once, nargs=0, const=str(state), help=f"as --state {state}")
     acting.arguments(parser)
     _when(parser, "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]")
 
@@ -283,7 +282,7 @@ def _list(client: Client, given: Given) -> None:
     if given.limit < 0:
         raise BadRequest(f"limit is {_LIMITS}, not {given.limit}")
     listed = client.list(**filters.given_filters(given), params=given.params)
-    jobs = islice(listed, given.limit or None)
+    jobs = islice(listed, min(given.limit, sys.maxsize) or None)
     if given.json:
         hidden = ("result",) if given.params else ("result", "params")
         for status in jobs:
@@ -298,7 +297,10 @@ def _show_jobs(jobs: Iterator[Status], given: Given) -> None:
     """Show jobs in a table, some hundred at a time, since there may be millions."""
     heads = ["id", "state", "module", "key", "due", "attempts", "why", *(["params"] if given.params else [])]
     while some := list(islice(jobs, TABLE_ROWS)):
-        rows = [(j.id, j.state, j.module, j.key, _due_in_table(j), j.attempts, j.why, show.to_json(j.params)) for j in some]
+        rows = [
+            (j.id, j.state, j.module, j.key, _due_in_table(j), j.attempts, moments.words_shown(j.why), show.to_json(j.params))
+            for j in some
+        ]
         show.table(heads, [row[: len(heads)] for row in rows])
 
 

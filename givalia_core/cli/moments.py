@@ -6,6 +6,7 @@ On a terminal an instant is said as `in 34 h 12 min, Tue 08:00 CET`, in the time
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -20,6 +21,7 @@ from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_
 WEEKDAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 SOON: Final = timedelta(days=6)  # So near the weekday says which day it is.
 _MICROSECOND: Final = timedelta(microseconds=1)
+_INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00")
 
 
 def length(name: str) -> Callable[[str], float]:
@@ -90,6 +92,11 @@ def local(when: datetime, now: datetime | None = None) -> str:
 def moment(when: datetime, now: datetime | None = None) -> str:
     """Both: `in 34 h 12 min, Tue 08:00 CET`."""
     return f"{relative(when, now)}, {local(when, now)}"
+
+
+def words_shown(text: str) -> str:
+    """Words of a server for whoever reads standard output: on a terminal the instants in them as `shown` has them."""
+    return _INSTANT.sub(lambda found: shown(datetime.fromisoformat(found[0])), text) if sys.stdout.isatty() else text
 
 
 def shown(when: datetime, stream: TextIO | None = None, timespec: str = "auto") -> str:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -25,7 +26,7 @@ LINE_BYTES_MAX: Final = 1_024  # More than any key or id has.
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Key or id, as often as one likes."""
-    parser.add_argument("key", nargs="*", help="the job's key, or several; -: keys from standard input, one a line")
+    parser.add_argument("key", nargs="*", help="the job's key, or several; -: keys from standard input, one a line, each once")
     parser.add_argument("--id", action="append", help="the job's id, instead of a key; repeated for several, and - as above")
 
 
@@ -64,23 +65,24 @@ def show_each(
     names = _read(given.id or given.key)
     codes: set[int] = set()
     counts: Counter[str] = Counter()
-    with show.Progress(sys.stderr) as progress:
-        while part := list(islice(names, PART)):
-            try:
-                answers = ask(part, None) if name == "key" else ask(None, part)
-            except PartlyRefused as error:
-                answers = error.answers
-            except GivaliaError:
-                if counts:
-                    endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
-                raise
-            for job, answer in zip(part, answers, strict=True):
-                _show(given, name, job, answer, as_json, words)
-                if isinstance(answer, GivaliaError):
-                    codes.add(answer.exit_code)
-                counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
-            if sys.stderr.isatty():
-                progress.show_line(_counted(counts))
+    try:
+        with show.Progress(sys.stderr) as progress:
+            while part := list(islice(names, PART)):
+                try:
+                    answers = ask(part, None) if name == "key" else ask(None, part)
+                except PartlyRefused as error:
+                    answers = error.answers
+                for job, answer in zip(part, answers, strict=True):
+                    _show(given, name, job, answer, as_json, words)
+                    if isinstance(answer, GivaliaError):
+                        codes.add(answer.exit_code)
+                    counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
+                if sys.stderr.isatty():
+                    progress.show_line(_counted(counts))
+    except BaseException:
+        if counts:
+            endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
+        raise
     if counts.total() > PART:
         endings.say(f"givalia: {_counted(counts)}")
     if codes:
@@ -115,7 +117,13 @@ def _read(words: Sequence[str]) -> Iterator[str]:
     """The names on the command line; in the place of a `-`, those of standard input."""
     for word in words:
         if word == STDIN:
-            yield from _lines(sys.stdin.buffer)
+            # Each once: a listing in the order of dues tells a job again that was moved meanwhile.
+            seen: set[bytes] = set()
+            for line in _lines(sys.stdin.buffer):
+                digest = blake2b(line.encode(), digest_size=16).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    yield line
         else:
             yield word
 

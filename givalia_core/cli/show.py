@@ -98,10 +98,15 @@ def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
             lines = [printable(line) for line in value.splitlines()]
             emit(f"{name:14} " + f"\n{'':15}".join(lines))
             continue
-        shown = (
-            to_json(value) if name in ("result", "params") else moments.shown(value) if isinstance(value, datetime) else value
-        )
-        emit(f"{name:14} {printable(shown)}")
+        emit(f"{name:14} {printable(_shown_field(name, value))}")
+
+
+def _shown_field(name: str, value: Any) -> Any:
+    if name in ("result", "params"):
+        return to_json(value)
+    if isinstance(value, datetime):
+        return moments.shown(value)
+    return moments.words_shown(value) if name == "why" else value
 
 
 def status_json(status: Status, hidden: Sequence[str] = ()) -> str:

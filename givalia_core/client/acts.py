@@ -277,8 +277,10 @@ def _given(wanted: talk.Filter, *, everything: bool) -> talk.Filter:
     Raises:
         BadRequest: Neither is so, or both are.
     """
+    if type(everything) is not bool:
+        raise BadRequest(f"all is True or False, not {everything!r:.80}")
     has_filter = any(value is not None for value in wanted)
     if has_filter == everything:
-        words = "all and a filter exclude each other" if everything else "give a filter, or say that all jobs are meant"
+        words = "all and a filter exclude each other" if everything else "give a filter, or all=True for all jobs"
         raise BadRequest(words)
     return wanted

@@ -343,12 +343,24 @@ def filter_of(
     """Read a filter as callers give it.
 
     Raises:
-        BadRequest: An instant is none.
+        BadRequest: An instant is none, or a text is empty: whoever computes one and finds none does not mean all jobs.
     """
+    texts = {"module": module, "target_worker": target_worker, "key_prefix": key_prefix, "error": error}
+    for name, text in texts.items():
+        if text is not None and (type(text) is not str or not text or not _is_utf8(text)):
+            raise BadRequest(f"{name} is text of one character or more, not {text!r:.80}")
     instants = {"due_before": due_before, "due_after": due_after, "ended_after": ended_after}
     before, after, ended = (None if at is None else at_to_us(at, name) for name, at in instants.items())
     named = None if state is None else str(state)
-    return Filter(named, module, target_worker, key_prefix or None, before, after, ended, error or None)
+    return Filter(named, module, target_worker, key_prefix, before, after, ended, error)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def act(message: messages.Act) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:

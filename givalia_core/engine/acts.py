@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.clock import Now
+from givalia_core.engine import dues
 from givalia_core.engine.records import UNDECIDED, Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
@@ -94,7 +95,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
         last_seq: Of the job that was enqueued last.
     """
     now, rows = yield False
-    _refuse_nonsense(message, wanted)
+    _refuse_nonsense(message, wanted, now)
     if not wanted.is_by_end:
         wanted = wanted._replace(by_enq=True)
     end_seq = message.end_seq
@@ -112,7 +113,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
             break
         now, rows = yield False
     if message.dry_run:
-        counts = Counter(_would_be(message, job) for job in jobs)
+        counts = Counter(_would_be(message, job, now) for job in jobs)
     else:
         counts = Counter()
         for start in range(0, len(jobs), AT_ONCE):
@@ -122,7 +123,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
     return (OK, dict(counts), end_seq, *(after or ())), b""
 
 
-def _refuse_nonsense(message: Act, wanted: Filter) -> None:
+def _refuse_nonsense(message: Act, wanted: Filter, now: Now) -> None:
     if message.act == "ext" and (message.delta_us is None) == (message.at_us is None):
         raise Refusal(BadRequest("ext takes either a time or an at"))
     states = STATES_OF[message.act]
@@ -130,6 +131,7 @@ def _refuse_nonsense(message: Act, wanted: Filter) -> None:
         raise Refusal(BadRequest(f"{message.act} is for jobs that are {' or '.join(states)}, not {wanted.state}"))
     if message.act == "requeue" and wanted.state is None:
         raise Refusal(BadRequest("requeue by filter names a state: dead or cancelled"))
+    dues.due_of(0, message.at_us, now)
 
 
 def _brief(job: Job) -> Job:
@@ -146,8 +148,13 @@ def _within(wanted: Filter, after: Cursor | None, end_seq: int) -> Cursor | None
     return after if after is None or wanted.is_by_end or after[1] < end_seq else None
 
 
-def _would_be(message: Act, job: Job) -> str:
+def _would_be(message: Act, job: Job, now: Now) -> str:
     if job.state is not RUNNING:
+        try:
+            if message.act == "ext":
+                dues.moved(job, message.delta_us, message.at_us, now)
+        except Refusal as refused:
+            return refused.error.code
         return _DONE.get(message.act, "cancelled")
     return "stop_requested" if message.act == "cancel" and message.running else str(RUNNING)
 
@@ -176,7 +183,8 @@ def _counted(message: Act, answers: list[Item]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for fields, _ in answers:
         error = answer_error(fields)
-        if isinstance(error, UNDECIDED):
+        # A command that is refused for its own sake, such as an ext beyond ten years, is decided; it is one of ours.
+        if isinstance(error, UNDECIDED) and not isinstance(error, BadRequest):
             raise Refusal(error)
         counts[_outcome(message, fields, error)] += 1
     return counts

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from givalia_core.clock import Now
-from givalia_core.engine import words
+from givalia_core.engine import dues, words
 from givalia_core.engine.desk import Batch
 from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
@@ -19,7 +18,6 @@ from givalia_core.model import (
     DEAD,
     ENDED,
     RUNNING,
-    TEN_YEARS_US,
     WAITING,
     Answered,
     Job,
@@ -48,7 +46,7 @@ from givalia_core.views import id_in, text_id
 def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     """Make the job, or do with the live one of its key what `if_exists` says."""
     now = batch.now
-    on_wall, due_at_us = _due(message.delay_us, message.at_us, now)
+    on_wall, due_at_us = dues.due_of(message.delay_us, message.at_us, now)
     holder = batch.live(message.key) if message.key is not None else None
     if holder is not None:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
@@ -108,14 +106,6 @@ def _admitted_specifier(batch: Batch, message: Enq) -> str | None:
         words = f"jobs wait that ask for {VARIANTS_MAX} different versions of {message.module}, as many as this server takes"
         raise Refusal(Busy(words, retry_after=10.0))
     return route.specifier
-
-
-def _due(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
-    if at_us is None:
-        return False, now.timer_us + delay_us
-    if at_us > now.wall_us + TEN_YEARS_US:
-        raise Refusal(BadRequest("at is more than ten years ahead"), is_decided=True)
-    return True, max(at_us, now.wall_us)
 
 
 def _known_enq(batch: Batch, message: Enq) -> Item | None:
@@ -216,14 +206,7 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
     job = _known(batch, message)
     if job.state is not WAITING:
         raise Refusal(_wrong_state(batch, job, message))
-    on_wall, due_at_us = job.on_wall, job.due_at_us
-    if message.delta_us is None:
-        on_wall, due_at_us = _due(0, message.at_us, now)
-    else:
-        clock_us = now.wall_us if on_wall else now.timer_us
-        due_at_us = max(max(due_at_us, clock_us) + message.delta_us, clock_us)
-        if due_at_us > clock_us + TEN_YEARS_US:
-            raise Refusal(BadRequest("the job would be due in more than ten years"), is_decided=True)
+    on_wall, due_at_us = dues.moved(job, message.delta_us, message.at_us, now)
     moved = _moved(batch, job, "ext", message.request, on_wall, due_at_us, {})
     return (OK, moved.id, moved.due_on_wall_us(now)), b""
 
@@ -249,7 +232,7 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     if holder is not None:
         raise Refusal(_taken(holder))
     _admit(batch)
-    on_wall, due_at_us = _due(message.delay_us, message.at_us, batch.now)
+    on_wall, due_at_us = dues.due_of(message.delay_us, message.at_us, batch.now)
     again = evolve(
         job, "requeue", on_wall=on_wall, due_at_us=due_at_us, ended_at_us=0, forget_at_us=None, attempt=0,
         expires_at_us=None if job.expires_us is None else due_at_us + job.expires_us,

@@ -257,6 +257,10 @@ class Found(NamedTuple):
     cut: frozenset[Route] = frozenset()
 
 
+def _has_ended_since(ended_us: int | None, since_us: int) -> bool:
+    return ended_us is not None and ended_us >= since_us
+
+
 class Filter(NamedTuple):
     """Which jobs a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due).
 
@@ -289,7 +293,7 @@ class Filter(NamedTuple):
             and (self.target_worker is None or job.target_worker == self.target_worker)
             and (self.due_before_us is None or job.due_on_wall_us(now) < self.due_before_us)
             and (self.due_after_us is None or job.due_on_wall_us(now) >= self.due_after_us)
-            and (self.ended_after_us is None or (job.ended_on_wall_us(now) or 0) >= self.ended_after_us)
+            and (self.ended_after_us is None or _has_ended_since(job.ended_on_wall_us(now), self.ended_after_us))
         )
 
     @property

@@ -100,14 +100,15 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
     assert json.loads(_ok(done)) == {"attempts": 1}
 
 
-def test_ctrl_c_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig, number: signal.Signals) -> None:
     port = house.server.port  # type: ignore[union-attr]
     waiting = house.start("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
     await_true(lambda: house.cli("stat", "waited-for").returncode == 0, "it is enqueued")
 
-    waiting.send(signal.SIGINT)
+    waiting.send(number)
 
-    assert waiting.wait() == -signal.SIGINT
+    assert waiting.wait() == -number
     job = house.cli_json("stat", "waited-for")["id"]
     assert (waiting.out, waiting.log) == ("", f"givalia: not waited for any longer: job {job}, key waited-for, which goes on\n")
     assert house.cli_json("cancel", "waited-for") == {"answer": "cancelled"}
@@ -373,6 +374,12 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "a negative limit": (("list", "--limit", "-1"), 64, "limit is a whole number, 0 or more, not -1"),
     "a zone of no instant": (("enq", "Sample", "--tz", "Europe/Berlin"), 64, "no instant is given"),
     "a taken key without a key": (("enq", "Sample", "--if-exists", "keep"), 64, "no --key is given"),
+    "a text that is no text": (("list", "--error", "\udcff"), 64, "error is text of one character or more"),
+    "two states": (("requeue", "--dead", "--cancelled"), 64, "--cancelled: there is a state already; give one"),
+    "two modules": (("cancel", "--module", "A", "--module", "B"), 64, "--module: there is a module already; give one"),
+    "a zone behind a date": (("enq", "Sample", "--at", "2031-03-04+01:00"), 64, "ISO date and time, not '2031-03-04+01:00'"),
+    "a date": (("enq", "Sample", "--at", "2031-03-04"), 64, "write 2031-03-04T00:00+01:00, or 2031-03-04T00:00Z for UTC"),
+    "a year that UTC lacks": (("enq", "Sample", "--at", "0001-01-01T00:00", "--tz", "Asia/Tokyo"), 64, "years 1 to 9999"),
     "params that are empty": (("enq", "Sample", "--params", ""), 64, "--params is empty"),
     "a time that is no number": (("enq", "Sample", "--time", "soon"), 64, "10m, 1h30m, 2d, not 'soon'"),
     "a negative time": (("enq", "Sample", "--time", "-1"), 64, "BAD_REQUEST"),
@@ -427,6 +434,34 @@ def test_what_goes_wrong_has_its_exit_code_and_says_so_on_standard_error(
     assert (codes[case].returncode, codes[case].stdout) == (code, "")
     assert words in codes[case].stderr
     assert "Traceback" not in codes[case].stderr
+
+
+def test_two_hyphens_are_a_text_as_any_other(house: Rig) -> None:
+    for key in ("--7", "plain"):
+        house.client().enq("Sample", time=600, key=key, if_exists="keep")
+
+    listed = _ok(house.cli("list", "--key-prefix=--", "--json", "--limit", "9" * 30))
+
+    assert [json.loads(line)["key"] for line in listed.splitlines()] == ["--7"]
+    assert _ok(house.cli("cancel", "--module", "Sample", "--key-prefix=--")) == "1 cancelled\n"
+
+
+def test_a_job_that_a_listing_names_again_is_acted_on_once(house: Rig) -> None:
+    job = house.client().enq("Sample", time=600)
+    names = [job.id, *(str(uuid.uuid4()) for _ in range(10_000)), job.id]
+    command = [house.installed.program("givalia"), "-p", str(house.server.port)]  # type: ignore[union-attr]
+
+    moved = run(
+        [*command, "ext", "--id", "-", "--time", "60"],
+        input="\n".join(names),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert moved.stdout.count(job.id) == 1
+    assert moved.stderr.endswith("givalia: 10,000 NOT_FOUND, 1 OK\n")
 
 
 def test_no_server_is_unavailable(house: Rig) -> None:

@@ -19,6 +19,9 @@ from givalia_core import AsyncClient
 SEED = int(os.environ.get("GIVALIA_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
 CUTS = int(os.environ.get("GIVALIA_CUTS", "150"))
 
+# A call that is cut before it has put down its socket leaves that to Python, which closes it with a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
 
 class Cut(BaseException):
     """Cuts a call short."""

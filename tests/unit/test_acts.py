@@ -16,6 +16,7 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.times import at_to_us, to_datetime
 
 MINUTE_US = 60 * SECOND_US
+DAY_US = 1_440 * MINUTE_US
 
 
 @pytest.fixture
@@ -266,13 +267,49 @@ def test_lengths_and_instants_are_taken_as_by_all_verbs(rig: EngineRig) -> None:
         requeue_all("dead", time="10m")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", [{}, {"key_prefix": ""}, {"all": True, "module": "Mail"}])
-def test_neither_nothing_nor_all_and_a_filter_is_a_filter(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "give a filter, or all=True for all jobs"),
+        ({"all": True, "module": "Mail"}, "exclude each other"),
+        ({"all": "no"}, "all is True or False, not 'no'"),
+        ({"module": "Mail", "key_prefix": ""}, "key_prefix is text of one character or more, not ''"),
+        ({"module": "Mail", "key_prefix": []}, "key_prefix is text of one character or more"),
+        ({"module": "Mail", "error": ""}, "error is text of one character or more"),
+        ({"module": "Mail", "error": "\udcff"}, "error is text of one character or more"),
+    ],
+)
+def test_neither_nothing_nor_an_empty_text_is_a_filter(given: dict[str, Any], words: str) -> None:
     for verb in (cancel_all, requeue_all):
-        with pytest.raises(BadRequest, match="filter"):
+        with pytest.raises(BadRequest, match=words):
             verb(**given)
-    with pytest.raises(BadRequest, match="filter"):
+    with pytest.raises(BadRequest, match=words):
         ext_all(5, **given)
+
+
+def test_jobs_that_live_have_not_ended_whatever_the_instant(rig: EngineRig) -> None:
+    enqueue(rig, 2)
+    act(rig, "cancel", key_prefix="cart-1")
+
+    assert act(rig, "cancel", 9_001, ended_after_us=0)[0] == {}
+    assert act(rig, "requeue", 9_002, state="cancelled", ended_after_us=0, delta_us=0)[0] == {"requeued": 1}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_job_that_cannot_be_moved_so_far_is_counted_and_is_in_nobodys_way(rig: EngineRig, dry_run: bool) -> None:
+    enqueue(rig, 3)
+    rig.ext(id=uid(2), delta_us=3_640 * DAY_US)
+
+    acted = run(rig, ext_all(timedelta(days=30), module="Mail", dry_run=dry_run))
+
+    assert acted.counts == {"moved": 2, "BAD_REQUEST": 1}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_instant_that_is_too_far_is_refused_before_anything_is_counted(rig: EngineRig, dry_run: bool) -> None:
+    enqueue(rig, 1)
+
+    assert isinstance(act(rig, "ext", at_us=rig.now.wall_us + 11 * 365 * DAY_US, module="Mail", dry_run=dry_run), BadRequest)
 
 
 @pytest.mark.parametrize(
