@@ -12,12 +12,13 @@ from givalia_core.version import __version__
 # Imported when somebody asks for one of their names: a program that enqueues has no use for gevent and the store, and the
 # command line handles Ctrl+C before anything that takes time.
 _HOMES = {
-    "givalia_core.client": ("Client",),
-    "givalia_core.client.async_client": ("AsyncClient",),
+    "givalia_core.client": ("Client", "JobHandle"),
+    "givalia_core.client.acts": ("Acted",),
+    "givalia_core.client.async_client": ("AsyncClient", "AsyncJobHandle"),
     "givalia_core.errors": (
         "BadRequest", "Busy", "ConnectionLost", "DuplicateKey", "GivaliaError", "JobCancelled", "JobFailed", "NotFound",
-        "PartlyRefused", "ResultLost", "ShuttingDown", "Stale", "StoreFull", "TooLarge", "Unauthorized", "VersionMismatch",
-        "WaitTimeout", "WrongProcess", "WrongState",
+        "PartlyRefused", "ResultLost", "SettingsInvalid", "ShuttingDown", "Stale", "StoreFull", "TooLarge", "Unauthorized",
+        "VersionMismatch", "WaitTimeout", "WrongProcess", "WrongState",
     ),
     "givalia_core.hooks": ("hookimpl",),
     "givalia_core.model": ("JobState",),
@@ -39,8 +40,9 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from givalia_core.client import Client
-    from givalia_core.client.async_client import AsyncClient
+    from givalia_core.client import Client, JobHandle
+    from givalia_core.client.acts import Acted
+    from givalia_core.client.async_client import AsyncClient, AsyncJobHandle
     from givalia_core.errors import (
         BadRequest,
         Busy,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         NotFound,
         PartlyRefused,
         ResultLost,
+        SettingsInvalid,
         ShuttingDown,
         Stale,
         StoreFull,
@@ -70,7 +73,9 @@ if TYPE_CHECKING:
     from givalia_core.worker.app import Worker
 
 __all__ = [
+    "Acted",
     "AsyncClient",
+    "AsyncJobHandle",
     "BadRequest",
     "Busy",
     "Client",
@@ -80,6 +85,7 @@ __all__ = [
     "GivaliaError",
     "JobCancelled",
     "JobFailed",
+    "JobHandle",
     "JobState",
     "NotFound",
     "Outcome",
@@ -87,6 +93,7 @@ __all__ = [
     "ResultLost",
     "Retry",
     "Server",
+    "SettingsInvalid",
     "ShuttingDown",
     "Stale",
     "Status",

@@ -198,6 +198,8 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
         raise BadRequest(f"{name} is {work!r}, not a class derived from WorkModule")
     if work.isolation not in ISOLATIONS:
         raise BadRequest(f"{name}: isolation must be one of {', '.join(ISOLATIONS)}, not {work.isolation!r}")
+    if work.process is WorkModule.process:
+        raise BadRequest(f"{name} has no process, which is what runs")
     if (kind := _not_run_function(work)) is not None:
         raise BadRequest(f"{name}: process is {kind}, whose code nobody runs; {NOT_RUN_ADVICE}")
     attempts = work.max_attempts

@@ -13,6 +13,7 @@ from givalia_core.cli import endings, moving, show
 from givalia_core.client import Client, copying
 from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
+from givalia_core.store import sqlite_file
 from givalia_core.store.base import CopyPart
 from givalia_core.store.sqlite_received import Received, Receiver
 from givalia_core.times import to_datetime
@@ -34,6 +35,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
         raise BadRequest("a backup needs a FILE: it is checked as a whole before it gets its name")
     path = Path(given.file)
     moving.refuse_taken(path, force=given.force)
+    _refuse_open_store(path)
     with moving.failing(given.file), _progress(as_json=given.json) as show_progress:
         with moving.new_file(path, force=given.force) as making:
             last, received = _received(client, making, show_progress)
@@ -47,6 +49,14 @@ def act(client: Client, given: argparse.Namespace) -> None:
         endings.say(printable(line))
     if received.wrong:
         raise StoreCorrupt(f"{len(received.wrong)} things are wrong, in the server's store too; the copy was made all the same")
+
+
+def _refuse_open_store(path: Path) -> None:
+    """Refuse the name of a store that a server has open, or of a file of it: the copy would end that server."""
+    for suffix in ("", "-wal", "-shm", ".lock", ".ballast"):
+        store = path.with_name(path.name.removesuffix(suffix))
+        if path.name.endswith(suffix) and store.name and (pid := sqlite_file.holder(store)) is not None:
+            raise BadRequest(f"{path} belongs to the store that process {pid} has open")
 
 
 def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[CopyPart, Received]:

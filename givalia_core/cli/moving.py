@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
 import sys
 import tempfile
@@ -114,14 +115,18 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
         refuse_taken(path, force=force)  # Somebody may have made it meanwhile.
         making.rename(path)
     except BaseException:
-        for leftover in (making, Path(f"{making}-journal"), Path(f"{making}-wal")):
+        for leftover in path.parent.glob(f"{glob.escape(making.name)}*"):  # SQLite and the store make files beside it.
             leftover.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:
-    """Refuse a name that is taken, unless by a file that may be overwritten."""
+    """Refuse a name that is taken, unless by a file that may be overwritten, or that no file can have."""
+    try:
+        path.exists()
+    except OSError as error:  # It is too long.
+        raise BadRequest(f"there can be no file of this name: {error.strerror}") from None
     if path.exists() and not path.is_file():
         raise BadRequest(f"{path} is there and is no file")
     if path.exists() and not force:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from givalia_core.cli import moments, show
 from givalia_core.client import Client
 from givalia_core.clock import SECOND_US
+from givalia_core.errors import VersionMismatch
 from givalia_core.model import JobState
 from givalia_core.printable import printable
 from givalia_core.times import length_words, to_datetime
@@ -74,7 +75,10 @@ def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]
 
 def clients(client: Client, given: Given) -> None:
     """Show the clients of this server by address, those with the most connections first."""
-    rows = client.info().get("clients", [])
+    told = client.info()
+    if "clients" not in told:
+        raise VersionMismatch(f"this server, Givalia {told.get('version', 'of an earlier version')}, does not tell its clients")
+    rows = told["clients"]
     if given.json:
         show.emit(show.to_json(rows))
         return
@@ -151,7 +155,7 @@ def _in_words(name: str, value: Any) -> str:
         return str(value)
     if name == "now_us":
         return moments.local(to_datetime(value))
-    if name == "started_us" or name.endswith("_at_us"):
+    if name.endswith(("started_us", "since_us", "_at_us")):
         return f"{_ago(value)}, {moments.local(to_datetime(value))}"
     if name.endswith("_us"):
         return length_words(value)

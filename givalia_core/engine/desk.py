@@ -136,6 +136,12 @@ class Desk:
         self._fence = max(self._fence, floor)
 
     @property
+    def all_taken(self) -> str:
+        """Why no new job is taken because so many live; empty: one is."""
+        most = self.policy.live_max
+        return f"{self.live} jobs are live, and the server takes no more than {most}" if self.live >= most else ""
+
+    @property
     def lends(self) -> bool:
         """Whether jobs are given to workers at all."""
         return not (self.is_draining or self.is_holding)

@@ -105,8 +105,8 @@ def _found(signs: Signs, before: Signs) -> Mapping[str, str]:
         found["store_away"] = "the store does not answer; clients are told to come again"
     if signs.slow_turns > before.slow_turns:
         found["slow_syncs"] = "the store takes over a second to sync; producers are told to hold back"
-    if busy := signs.busy or _all_taken(signs):
-        found["busy"] = f"new jobs are refused: {busy}"
+    if signs.busy:
+        found["busy"] = f"new jobs are refused: {signs.busy}"
     if (shed := signs.shed - before.shed) > 0:
         found["shedding"] = f"there is no room for all connections: {shed} were refused or closed within a second"
     if (dropped := signs.hooks_dropped - before.hooks_dropped) > 0:
@@ -126,11 +126,6 @@ def _nearly_full(signs: Signs) -> str:
     if signs.live_max and signs.live >= NEARLY_FULL * signs.live_max:
         return f"{signs.live} jobs are live, and the server takes no more than {signs.live_max}"
     return ""
-
-
-def _all_taken(signs: Signs) -> str:
-    is_so = signs.live_max and signs.live >= signs.live_max
-    return f"{signs.live} live jobs are as many as this server takes" if is_so else ""
 
 
 def lines_lost() -> int:

@@ -2,7 +2,8 @@
 
 A copy and its original go separate ways, and no fence may be granted by both: a worker's effects are guarded by the larger
 fence. So a copy begins its epochs ahead of its original by more starts than the original is likely to make, and counts the time
-since it was made besides: a second server that is restored from one backup begins above the first.
+since it was made besides: a second server that is restored from one backup begins above the first, if that was not started more
+often than once a minute in between.
 """
 
 from __future__ import annotations

@@ -121,6 +121,23 @@ def _locked(path: Path) -> int:
     return fd
 
 
+def holder(path: Path) -> str | None:
+    """Return the id of the process that has the store at this path open; None if none has, or it cannot be known."""
+    try:
+        fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
 def prepare_folder(path: Path, *, allow_network: bool) -> None:
     """Make the folder of the store, readable for its owner alone, and have its name on stable storage.
 

@@ -97,12 +97,12 @@ def _upgrade(path: Path, before: int) -> None:
 
 
 def _tell(path: Path, before: int) -> None:
-    name = shlex.quote(str(path))
+    name, kept = shlex.quote(path.name), shlex.quote(kept_path(path, before).name)
+    log.warning("%s goes from format %d to %d. As it was, it is kept as %s", path, before, sqlite_file.FORMAT, kept)
+    # A line of its own and short, so that no form of the log cuts it.
     log.warning(
-        "%s goes from format %d to %d. As it was, it is kept as %s. The way back, with the server stopped:"
-        " rm -rf %s-wal %s.index && mv %s %s, and start the earlier version; what happened since is then lost",
-        path, before, sqlite_file.FORMAT, kept_path(path, before).name,
-        name, name, shlex.quote(str(kept_path(path, before))), name,
+        "The way back, with the server stopped: cd %s && rm -rf %s-wal %s.index && mv %s %s, and start the earlier version",
+        shlex.quote(str(path.parent)), name, name, kept, name,
     )  # fmt: skip
 
 

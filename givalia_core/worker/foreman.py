@@ -240,7 +240,8 @@ class Foreman:
         self.connected.set()
         self.log.info("connected to %s as %s", event.address, self.settings.name)
         self._tell_servers(",".join(map(str, event.clients)))
-        if is_first and (first := self.generations.crews[0]).host.state in ("ready", "blocked"):
+        first = next(iter(self.generations.crews), None)  # None: it was told to stop meanwhile.
+        if is_first and first is not None and first.host.state in ("ready", "blocked"):
             first.start()
 
     def _tell_servers(self, servers: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from scripted_server import Line, Script, ScriptedServer, every, refuse
 
+from givalia_core.cli import backup, endings
 from givalia_core.cli.main import main
 from givalia_core.errors import BadRequest, GivaliaError
 from givalia_core.protocol.messages import OK, Kind, refusal
@@ -131,6 +134,37 @@ def test_file_that_is_there_is_overwritten_only_by_force_and_only_by_a_whole_cop
 
     assert run(copied, path, "--force")[0] == 0
     assert path.read_bytes().startswith(b"SQLite format 3")
+
+
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal", "queue.db.lock", "queue.db.ballast"])
+def test_files_of_a_store_that_is_open_are_not_overwritten(copied: Script, run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "original" / name
+    before = path.read_bytes() if path.exists() else None
+
+    code, _, err = run(copied, path, "--force")
+
+    assert code == 64
+    assert f"belongs to the store that process {os.getpid()} has open" in err
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_no_file_is_left_when_the_command_is_ended_while_the_copy_is_made(
+    copied: Script, run: Run, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(making: Path) -> None:
+        making.with_name(making.name + ".making").touch()
+        making.with_name(making.name + "-journal").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "Receiver", interrupted)
+    monkeypatch.setattr(endings, "_end_by", lambda number: sys.exit(128 + number))
+
+    assert run(copied, path)[0] == 130
+    assert list(path.parent.iterdir()) == []
+
+
+def test_name_that_no_file_can_have_is_refused(copied: Script, run: Run, path: Path) -> None:
+    assert run(copied, path.with_name("x" * 300))[0] == 64
 
 
 def test_store_that_has_its_own_way_to_be_backed_up_says_which(run: Run, path: Path) -> None:

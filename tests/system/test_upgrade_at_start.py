@@ -29,7 +29,8 @@ def test_store_of_the_format_before_is_upgraded_by_a_start_and_goes_back(rig: Ri
     assert rig.run("givalia", *words[1].split()).stdout == f"format 2 to {sqlite_file.FORMAT}\n"
 
     # when the way back is gone, and a server starts that may upgrade
-    way_back = f"rm -rf {rig.store}-wal {rig.store}.index && mv {rig.store}.format-2 {rig.store}"
+    name = rig.store.name
+    way_back = f"cd {rig.store.parent} && rm -rf {name}-wal {name}.index && mv {name}.format-2 {name}"
     subprocess.run(way_back, shell=True, check=True)
     assert sqlite_file.format_of(rig.store) == 2
     server = rig.start_server()

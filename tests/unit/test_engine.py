@@ -1820,10 +1820,11 @@ def test_more_live_jobs_than_the_limit_are_refused_until_some_have_ended() -> No
     rig.enq(id=uid(1))
     rig.enq(id=uid(2), delay_us=SECOND_US)
 
-    refused = rig.enq()
+    refused, told = rig.enq(), rig.engine.desk.all_taken
     worker.succeed()
 
     assert isinstance(refused, Busy)
+    assert str(refused) == told == "2 jobs are live, and the server takes no more than 2"
     assert refused.retry_after > 0
     assert isinstance(rig.enq(delay_us=SECOND_US), tuple)
     assert isinstance(rig.enq(), Busy)

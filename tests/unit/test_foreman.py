@@ -620,3 +620,13 @@ def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a
 
     assert {report.error for report in rig.link.reports()} == {"child_died: SIGSEGV\na stack"}
     assert caplog.text.count("took its process with it: child_died: SIGSEGV") == 10
+
+
+def test_a_worker_that_was_told_to_stop_before_it_is_connected_ends_without_an_error() -> None:
+    rig = Rig()
+    rig.foreman._has_connected = False
+    rig.foreman.generations.crews.clear()
+
+    rig.foreman.deliver(Connected(("there", 1), 30_000_000))  # type: ignore[arg-type]
+
+    assert rig.foreman.connected.is_set()

@@ -13,6 +13,7 @@ from scripted_server import ScriptedServer
 from test_nonsense import say
 
 from givalia_core.cli import main, overview
+from givalia_core.errors import VersionMismatch
 from givalia_core.protocol.messages import OK, Kind
 
 EARLIER = {
@@ -63,7 +64,8 @@ def test_what_an_earlier_server_does_not_tell_is_left_open(shown: Shown) -> None
 
     assert "?" in line
     assert "ready" in line
-    assert len(shown(Kind.INFO, {"live": 1}, "clients")) == 1
+    with pytest.raises(VersionMismatch, match=r"Givalia 0\.0\.9, does not tell its clients"):
+        shown(Kind.INFO, {"live": 1, "version": "0.0.9"}, "clients")
 
 
 def test_clients_are_shown_by_address(shown: Shown) -> None:
@@ -103,6 +105,7 @@ def test_only_the_troubles_that_last_are_shown(shown: Shown) -> None:
     one = shown(Kind.INFO, {"troubles": {"store_full": lasts, "busy": None}}, "info")
 
     assert [line.strip() for line in none[none.index("troubles") :]] == ["troubles", "none"]
+    assert any("store full since" in line and "now" in line for line in one)
     assert any("store full words" in line and "no room on the disk" in line for line in one)
     assert not any("busy" in line or "none" in line for line in one)
 

@@ -79,7 +79,8 @@ def test_a_trouble_is_said_once_at_its_start_and_once_at_its_end(
 
 
 def test_as_many_jobs_as_are_taken_are_told_apart_from_nearly_as_many() -> None:
-    assert Watched().look(live=1_000, live_max=1_000) == {"store_nearly_full", "busy"}
+    assert Watched().look(live=1_000, live_max=1_000) == {"store_nearly_full"}
+    assert Watched().look(live=1_000, live_max=1_000, busy="so many live") == {"store_nearly_full", "busy"}
 
 
 def test_what_flickers_is_one_trouble(lines: Callable[[], list[str]]) -> None:
