@@ -308,6 +308,8 @@ def _fields_of(record: LogRecord) -> dict[str, Any]:
     }  # fmt: skip
     if record.exc_info:
         fields["exc_text"] = traceback_of(record)[-16_384:]
+    if record.stack_info:
+        fields["stack_info"] = str(record.stack_info)[-16_384:]
     extra = {name: value for name in _EXTRA if (value := getattr(record, name, None)) is not None}
     return {name: value if _fits(value) else str(value) for name, value in {**fields, **extra}.items()}
 

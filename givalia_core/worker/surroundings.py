@@ -151,6 +151,12 @@ class Surroundings:
             fchdir(self._folder)
         umask(self._were["umask"])
         setrecursionlimit(self._were["recursion limit"])
+        for fd, name in enumerate(("stdin", "stdout", "stderr")):
+            stream = getattr(sys, name)
+            if stream is not None and not _is_open(stream):  # Only the object: the descriptor is as it was.
+                mode = "w" if fd else "r"
+                with suppress(OSError, ValueError):
+                    setattr(sys, name, open(fd, mode, 1, stream.encoding, stream.errors, closefd=False))  # noqa: SIM115
         for timer in _TIMERS:
             setitimer(timer, 0)
         for number, handler in zip([*_SIGNALS, SIGCHLD], self._were["signal handlers"], strict=True):
@@ -178,7 +184,7 @@ class Surroundings:
             "blocked signals": get_mask(SIG_BLOCK, ()),
             "timers": [getitimer(timer) != (0.0, 0.0) for timer in _TIMERS],
             "limits": list(map(getrlimit, _LIMITS)),
-            "standard streams": list(map(_identity, _STREAMS)),
+            "standard streams": [*map(_identity, _STREAMS), *map(_is_open, (sys.stdin, sys.stdout, sys.stderr))],
         }
 
 
@@ -188,6 +194,10 @@ def _identity(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _is_open(stream: Any) -> bool:
+    return stream is not None and not getattr(stream, "closed", False)
 
 
 def _size(limit: int) -> float:

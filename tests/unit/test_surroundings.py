@@ -6,9 +6,11 @@ import io
 import locale
 import logging
 import logging.config
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -273,6 +275,48 @@ def test_what_an_import_adds_is_no_change() -> None:
 
     assert contents.changed() == []
     del sys.modules["givalia_added"]
+
+
+def test_a_stream_that_a_job_has_closed_is_noticed_and_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w") as file:
+        saved = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))  # noqa: SIM115
+            surroundings = Surroundings()
+            sys.stderr.close()
+            assert surroundings.changed() == ["standard streams"]
+
+            surroundings.restore()
+
+            assert surroundings.changed() == []
+            print("a line", file=sys.stderr)
+            surroundings.close()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    assert (tmp_path / "out").read_text() == "a line\n"
+
+
+def test_a_stream_of_a_job_need_not_say_whether_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    surroundings = Surroundings()
+
+    monkeypatch.setattr(sys, "stderr", object())
+
+    assert surroundings.changed() == []
+    surroundings.close()
+
+
+def test_a_line_keeps_the_stack_that_was_asked_for() -> None:
+    said: list[object] = []
+
+    Forwarding(said.append).handle(
+        logging.LogRecord(
+            "givalia.job", logging.INFO, "file.py", 7, "a line", (), None, sinfo="Stack (most recent call last):\n  x"
+        )
+    )
+
+    assert "Stack (most recent call last)" in str(said)
 
 
 @pytest.mark.usefixtures("_restored")
