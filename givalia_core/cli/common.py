@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from givalia_core import program
 from givalia_core.cli import completion, endings
-from givalia_core.errors import BadRequest
+from givalia_core.errors import BadRequest, SettingsInvalid
 from givalia_core.printable import printable
 from givalia_core.setting_values import written
 from givalia_core.settings import load, state_folder
@@ -182,9 +182,13 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
     A new process rather than a fork: nothing of this one, no thread and no open file, goes with it. It finds `READY_FD` in
     its environment, which tells it that it is in the background already.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsInvalid(f"log file {path}: {error.strerror}; --log-file names another one") from None
     readable, writable = os.pipe()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as log:
+    with os.fdopen(opened, "ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],  # -P: whatever lies in this folder is not to be imported.
             stdin=subprocess.DEVNULL,

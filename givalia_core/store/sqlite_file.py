@@ -173,6 +173,8 @@ def refuse_foreign(path: Path) -> None:
     files = [path, *(Path(f"{path}{suffix}") for suffix in (".lock", "-wal", "-shm"))]
     for each, wanted in [*((folder, _OPEN) for folder in folders), *((file, _WRITE) for file in files)]:
         if os.access(each, os.F_OK) and not os.access(each, wanted):
+            if os.statvfs(each).f_flag & os.ST_RDONLY:
+                raise StoreUnfit(f"{each} is on a file system that is mounted for reading only")
             me, owner = _user(os.geteuid()), _user(each.stat().st_uid)
             raise StoreUnfit(f"{each} cannot be written to by the user {me}; it belongs to {owner}")
 

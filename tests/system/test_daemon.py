@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -61,6 +62,13 @@ def test_files_that_a_server_makes_are_for_its_owner_alone(rig: Rig) -> None:
     for path in (folder, *folder.iterdir()):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     _end(pid)
+
+
+def test_a_folder_for_the_log_that_cannot_be_made_is_said_with_a_code(rig: Rig) -> None:
+    done = rig.run("givalia-server", "-d", "-p", 0, "-w", 0, XDG_STATE_HOME="/proc/nowhere")
+
+    assert done.returncode == 78
+    assert re.search("SETTINGS_INVALID: log file /proc/nowhere/.*--log-file names another one", done.stderr)
 
 
 def test_what_cannot_start_in_the_background_says_why_and_fails(rig: Rig) -> None:

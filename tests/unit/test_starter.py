@@ -57,6 +57,7 @@ class Made:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    monkeypatch.setattr(starter_room, "TURN_S", 60.0)  # A machine that does much else may need longer for a turn.
     return Made(monkeypatch)
 
 
