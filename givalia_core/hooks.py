@@ -18,6 +18,7 @@ import pluggy
 
 from givalia_core.frozen import BUILTINS
 from givalia_core.installed import ALL, entry_points
+from givalia_core.loggers import Loggers
 from givalia_core.steady import quietly
 from givalia_core.views import JobView, Outcome, RunningJobView
 
@@ -26,6 +27,7 @@ __builtins__ = BUILTINS
 PROJECT: Final = "givalia"
 GROUP: Final = "givalia.plugins"
 RAISES_MAX: Final = 20
+_STARTS: Final = ("server_started", "worker_started")  # In these, plugins set things up.
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -189,6 +191,7 @@ class Hooks:
 
     def call(self, name: str, **arguments: Any) -> None:
         """Call every implementation with the arguments it asks for; never raises."""
+        loggers = Loggers() if name in _STARTS else None
         for implementation in self._implementations[name]:
             plugin = implementation.plugin
             if self._in_a_row[id(plugin)] >= RAISES_MAX:
@@ -206,6 +209,9 @@ class Hooks:
             finally:
                 if watch is not None:
                     watch.leave(entered)
+        if loggers is not None and not loggers.are_served():  # To configure `logging` disables all loggers there are.
+            loggers.serve()
+            log.warning("a plugin has changed Givalia's loggers in %s; they log as before", name)
 
     def silence(self, plugin_name: str) -> None:
         """Call a plugin no more: it takes no notice when it is broken off."""

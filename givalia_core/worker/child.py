@@ -28,13 +28,13 @@ from importlib_metadata import PackageNotFoundError, version
 from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
 from givalia_core.log_handler import be_last_resort
+from givalia_core.loggers import Loggers
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import log_stray_errors
 from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
-from givalia_core.worker.loggers import Loggers
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out

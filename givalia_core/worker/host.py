@@ -25,6 +25,7 @@ from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.frozen import BUILTINS, Clock  # noqa: E402
 from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
+from givalia_core.loggers import Loggers  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
 from givalia_core.protocol.messages import Progress  # noqa: E402
@@ -36,7 +37,6 @@ from givalia_core.streams import outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
-from givalia_core.worker.loggers import Loggers  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
 from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
 from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402

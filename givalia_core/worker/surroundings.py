@@ -31,7 +31,7 @@ from threading import stack_size
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
-from givalia_core.worker.loggers import Logging
+from givalia_core.loggers import Logging
 
 __builtins__ = BUILTINS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import logging.config
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -80,6 +81,27 @@ def test_an_implementation_gets_the_arguments_it_asks_for() -> None:
     called.call("worker_started", worker=object())
 
     assert plugin.seen == [JOB, True, "no arguments"]
+
+
+@pytest.mark.parametrize("hook", ["server_started", "worker_started"])
+def test_a_plugin_that_configures_logging_silences_nobody(hook: str, log: io.StringIO) -> None:
+    class Configures:
+        @hookimpl
+        def server_started(self) -> None:
+            logging.config.dictConfig({"version": 1})
+
+        worker_started = server_started
+
+    before, other = logging.root.handlers[:], logging.getLogger("somebodys.plugin")
+    try:
+        Hooks([Configures()]).call(hook, server=None, worker=None)
+    finally:
+        logging.root.handlers[:] = before
+    logging.getLogger("givalia.hooks").warning("a line")
+
+    assert f"a plugin has changed Givalia's loggers in {hook}; they log as before" in log.getvalue()
+    assert "a line" in log.getvalue()
+    assert not other.disabled
 
 
 def test_only_hooks_that_somebody_implements_are_listened_to() -> None:

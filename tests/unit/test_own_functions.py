@@ -13,7 +13,8 @@ import givalia_core
 HOUSE = Path(givalia_core.__file__).parent
 BESIDE_JOBS = [
     *(HOUSE / "worker" / f"{name}.py" for name in ("channel", "child", "collector", "host", "notes", "pipeline", "runner")),
-    *(HOUSE / "worker" / f"{name}.py" for name in ("loggers", "starter", "surroundings", "wary")),
+    *(HOUSE / "worker" / f"{name}.py" for name in ("starter", "surroundings", "wary")),
+    HOUSE / "loggers.py",
     HOUSE / "log_handler.py",
     HOUSE / "repeats.py",
     HOUSE / "protocol" / "values.py",

@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 import structlog
 
+from givalia_core.loggers import Loggers
 from givalia_core.worker.child import Forwarding
-from givalia_core.worker.loggers import Loggers
 from givalia_core.worker.surroundings import Contents, Surroundings
 
 JOBS = logging.getLogger("givalia.job")
