@@ -15,6 +15,9 @@ __builtins__ = BUILTINS
 _OURS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 _PARTS: Final = ("_logRecordFactory", "_loggerClass", "lastResort", "raiseExceptions")
 """What functions of `logging` replace, in the module itself."""
+_caches: Final[dict[Any, bool]] = root._cache  # type: ignore[attr-defined]
+_SEEN: Final = "givalia"
+"""A mark among what the root logger has found out: `setLevel` of any logger makes all of them forget it."""
 
 
 class _State:
@@ -96,8 +99,9 @@ class Loggers:
 class Logging:
     """All that a process logs by when this was made: what a job is not to change for the jobs after it.
 
-    A logger that a job sets up by itself is its own matter; what `dictConfig`, `fileConfig`, `disable`, `basicConfig`,
-    `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` change for all is noticed and can be put back.
+    A logger that a job makes is its own matter, and so are handlers that it adds to one; what `dictConfig`, `fileConfig`,
+    `disable`, `basicConfig`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` change for others is
+    noticed and can be put back.
     """
 
     def __init__(self) -> None:
@@ -107,6 +111,7 @@ class Logging:
         self._parts = [getattr(logging, name) for name in _PARTS]
         self._known: list[Any] = list(_known)
         self._structlog = _Structlog()
+        _caches[_SEEN] = True
 
     def are_kept(self) -> bool:
         """Return whether all of it is as it was."""
@@ -116,7 +121,15 @@ class Logging:
             and self._knows_handlers()
             and [getattr(logging, name) for name in _PARTS] == self._parts
             and self._structlog.is_kept()
+            and (_SEEN in _caches or self._levels_are_kept())
         )
+
+    def _levels_are_kept(self) -> bool:
+        for other in self._others:
+            if other.logger.level != other.level:
+                return False
+        _caches[_SEEN] = True
+        return True
 
     def _knows_handlers(self) -> bool:
         """Return whether `logging` knows the oldest handler: when configured anew it forgets all, and may change any logger."""
@@ -138,6 +151,10 @@ class Logging:
         self._root.restore()
         self._loggers.restore()
         self._structlog.restore()
+        for other in self._others:
+            if other.logger.level != other.level:
+                other.logger.setLevel(other.level)
+        _caches[_SEEN] = True
 
 
 class _Structlog:

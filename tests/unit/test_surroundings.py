@@ -59,6 +59,10 @@ def handler() -> logging.Handler:
 
 CHANGES: dict[str, Callable[[], object]] = {
     "dictConfig": lambda: logging.config.dictConfig({"version": 1}),
+    "dictConfig of others in place": lambda: logging.config.dictConfig(
+        {"version": 1, "incremental": True, "loggers": {"somebodys.plugin": {"level": "CRITICAL"}}}
+    ),
+    "level of another": lambda: logging.getLogger("somebodys.plugin").setLevel(logging.CRITICAL),
     "dictConfig of ours": lambda: logging.config.dictConfig({"version": 1, "loggers": {"givalia": {"level": "ERROR"}}}),
     "dictConfig that disables none": lambda: logging.config.dictConfig(
         {"version": 1, "disable_existing_loggers": False, "loggers": {"somebodys.plugin": {"level": "CRITICAL"}}}
@@ -107,6 +111,7 @@ def said() -> Iterator[list[object]]:
     root = logging.getLogger("givalia")
     before = root.level, root.propagate, list(root.handlers), logging.root.level, list(logging.root.handlers)
     said: list[object] = []
+    logging.getLogger("somebodys.plugin").setLevel(logging.NOTSET)
     root.handlers[:] = [Forwarding(said.append)]
     root.propagate = False
     root.setLevel("INFO")
@@ -178,6 +183,15 @@ def test_structlog_that_was_configured_when_modules_were_imported_stays_so(said:
         surroundings.close()
     finally:
         structlog.reset_defaults()
+
+
+def test_a_library_that_comes_late_may_set_the_level_of_its_own_logger(said: list[object]) -> None:
+    surroundings = Surroundings()
+
+    logging.getLogger(f"late library {id(surroundings)}").setLevel(logging.DEBUG)
+
+    assert surroundings.changed() == []
+    surroundings.close()
 
 
 def test_an_import_may_set_up_its_own_loggers_and_disables_none(said: list[object]) -> None:
