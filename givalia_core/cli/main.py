@@ -69,7 +69,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     common.add_settings(parser, ClientSettings)
     parser.add_argument("--json", action="store_true", help=JSON_WORDS)
-    parser.add_argument("--patience", type=moments.length("patience"), help="how long to try the server [5; --wait: 60]")
+    parser.add_argument("--patience", type=moments.wait("patience"), help="how long to try the server [5; --wait: 60]")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)

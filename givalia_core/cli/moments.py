@@ -32,6 +32,17 @@ def length(name: str) -> Callable[[str], float]:
     return partial(length_of_text, name=name)
 
 
+def wait(name: str) -> Callable[[str], float]:
+    """As `length`, of a wait, which is not negative."""
+
+    def read(text: str) -> float:
+        if (seconds := length_of_text(text, name)) < 0:
+            raise BadRequest(f"{name} is 0 or more, not {text!r:.64}")
+        return seconds
+
+    return read
+
+
 def add_zone(parser: argparse.ArgumentParser) -> None:
     """The argument that says which zone instants without one are in."""
     parser.add_argument("--tz", metavar="ZONE", help="the zone of ISO times that name none, such as Europe/Berlin")

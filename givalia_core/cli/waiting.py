@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
     )
-    parser.add_argument("--wait-timeout", type=moments.length("wait-timeout"), help="how long to wait; implies --wait")
+    parser.add_argument("--wait-timeout", type=moments.wait("wait-timeout"), help="how long to wait; implies --wait")
     traceback_argument(parser)
 
 
