@@ -252,3 +252,22 @@ def test_a_process_that_cannot_open_its_log_file_runs_until_it_can(tmp_path: Pat
     assert "lines of this process go to standard error until its file can be opened: log file" in said
     assert "a line" in said
     assert events(file) == ["another"]
+
+
+class Unspeakable:
+    """A message that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_a_line_that_cannot_be_shown_keeps_the_form_of_the_others(tmp_path: Path) -> None:
+    program.start_log("info", str(tmp_path / "log"))
+
+    LOG.info(Unspeakable())
+    LOG.info("%s", Unspeakable())
+    LOG.info("a line")
+
+    assert ["not formatted" in line for line in events(tmp_path / "log")] == [True, True, False]

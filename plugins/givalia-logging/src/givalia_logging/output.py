@@ -65,7 +65,8 @@ class Lines(structlog.stdlib.ProcessorFormatter):
         self._simple = Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.args or record.exc_text:
+        # A hook event is a dict; whatever else is no text may raise when it is shown.
+        if record.args or record.exc_text or type(record.msg) not in (str, dict):
             record = copy.copy(record)
             record.msg, record.args = message_of(record), None
             if record.exc_text and not record.exc_info:  # Of a job in a process of its own; structlog leaves it out.
