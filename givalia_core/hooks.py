@@ -209,9 +209,9 @@ class Hooks:
             finally:
                 if watch is not None:
                     watch.leave(entered)
-        if loggers is not None and not loggers.are_served():  # To configure `logging` disables all loggers there are.
-            loggers.serve()
-            log.warning("a plugin has changed Givalia's loggers in %s; they log as before", name)
+        if loggers is not None and not loggers.are_enabled():  # To configure `logging` disables all loggers there are.
+            loggers.enable()
+            log.warning("a plugin has disabled Givalia's loggers in %s; they log again", name)
 
     def silence(self, plugin_name: str) -> None:
         """Call a plugin no more: it takes no notice when it is broken off."""

@@ -68,22 +68,23 @@ class Loggers:
         self._handlers = [(handler, handler.level, handler.formatter, handler.filters[:]) for handler in handlers]
         self._enabled = [logger for logger in _loggers() if not logger.disabled]
 
-    def are_served(self) -> bool:
-        """Return whether they still log, by the same handlers among others, whose form may be another."""
-        return root.manager.disable <= self._disabled_to and all(ours.is_served() for ours in self._ours)
+    def are_enabled(self) -> bool:
+        """Return whether none of Givalia's was disabled; levels and handlers may be others."""
+        return root.manager.disable <= self._disabled_to and not any(ours.logger.disabled for ours in self._ours)
 
-    def serve(self) -> None:
-        """Let them log again, and others that were disabled besides; handlers keep the form that they have."""
+    def enable(self) -> None:
+        """Let them log again, and others that were disabled besides."""
         disable(self._disabled_to)
-        for ours in self._ours:
-            ours.serve()
         for logger in self._enabled:
             logger.disabled = False
 
     def are_kept(self) -> bool:
         """Return whether what Givalia logged then it still does, by the same handlers; others may have been added."""
-        if not self.are_served():
+        if root.manager.disable > self._disabled_to:
             return False
+        for ours in self._ours:
+            if not ours.is_served():
+                return False
         for handler, level, formatter, filters in self._handlers:
             if handler.level != level or handler.formatter is not formatter or handler.filters != filters:
                 return False
@@ -91,7 +92,9 @@ class Loggers:
 
     def restore(self) -> None:
         """Let them log again as they did."""
-        self.serve()
+        for ours in self._ours:
+            ours.serve()
+        self.enable()
         for handler, level, formatter, filters in self._handlers:
             handler.level, handler.formatter, handler.filters = level, formatter, filters[:]
 
