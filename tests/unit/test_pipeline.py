@@ -289,7 +289,7 @@ class SlowRetry(Retry):
 
 SLOW: dict[str, dict[str, Any]] = {
     "retry": {"process": raising(SlowRetry())},
-    "constructor": {"__init__": slowly},
+    "constructor": {"__init__": slowly, "process": lambda _: None},
     "process": {"process": slowly},
     "exception": {"process": raising(lying(__str__=slowly))},
     "result": {"process": lambda _: SlowResult(a=1)},
