@@ -227,6 +227,8 @@ class Exchange:
     def _transmit(self, wire: Wire, slot: Slot) -> None:
         """Number a call and send it; a connection that breaks here is found broken by whoever reads."""
         with self._sending:
+            if self._sender is not None:  # It was cut short, has left this lock, and has not come to clean up.
+                self._drop(wire, "a call was cut short while it was sent")
             self._sender = threading.get_ident()
             with self._lock:
                 data = self._errands.load(wire.visit, slot, clock.monotonic())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
 
 from givalia_core import Client, ConnectionLost
+from givalia_core.client.exchange import Exchange
+from givalia_core.client.slot import Slot
+from givalia_core.client.wire import Wire
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Ask
 
@@ -178,3 +181,49 @@ def test_a_signal_handler_may_use_the_client_whatever_it_interrupts(scripted: Sc
         thread.join(PATIENCE_S)
 
     assert len(set(made)) == len(made)
+
+
+class Cut(BaseException):
+    """Cuts a call short."""
+
+
+@pytest.mark.parametrize("is_same_thread", [True, False])
+def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_up(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, is_same_thread: bool
+) -> None:
+    sent: list[Wire] = []
+    send, clean_up = Wire.send, Exchange._clean_up
+    halves: list[Wire] = []
+
+    def send_half(self: Wire, data: memoryview) -> int:
+        sent.append(self)
+        if halves or threading.current_thread() is not threading.main_thread():
+            return send(self, data)
+        halves.append(self)
+        send(self, data[: len(data) // 2])
+        raise Cut
+
+    def clean_up_late(self: Exchange, slots: Iterable[Slot]) -> None:
+        """Another call comes first: of a thread that has waited for its turn to send, or of a signal handler."""
+        if halves and not answered:
+            answered.append("asked")
+            other = threading.Thread(target=lambda: answered.append(client.enq("Sample", id=JOB).id))
+            if is_same_thread:
+                other.run()
+            else:
+                other.start()
+                other.join(PATIENCE_S)
+        clean_up(self, slots)
+
+    answered: list[str] = []
+    with Client(scripted(serve).address) as client:
+        client.enq("Sample")  # Connects.
+        monkeypatch.setattr(Wire, "send", send_half)
+        monkeypatch.setattr(Exchange, "_clean_up", clean_up_late)
+        sent.clear()
+        with pytest.raises(Cut):
+            client.enq("Sample")
+
+    assert answered == ["asked", JOB]
+    assert sent.count(halves[0]) == 1
+    assert len(sent) > 1
