@@ -273,9 +273,8 @@ _LIMITS: Final = "a whole number, 0 or more"
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     filters.arguments(parser)
     parser.add_argument("--params", action="store_true", help="show also what each job was enqueued with")
-    parser.add_argument(
-        "--limit", type=common.whole("limit", "a whole number, 0 or more"), default=100, help="at most so many [100]; 0: all"
-    )
+    limit = common.whole("limit", _LIMITS)
+    parser.add_argument("--limit", type=limit, default=100, help="at most so many [100]; 0: all")
 
 
 def _list(client: Client, given: Given) -> None:
