@@ -90,8 +90,8 @@ def _admit(batch: Batch) -> None:
         raise Refusal(StoreFull("the disk of the store is full; no new job is taken until there is room"))
     if desk.busy:
         raise Refusal(Busy(desk.busy, retry_after=1.0))
-    if words := desk.all_taken:
-        raise Refusal(Busy(words, retry_after=10.0))
+    if desk.live >= desk.policy.live_max:
+        raise Refusal(Busy(desk.all_taken, retry_after=10.0))
 
 
 def route_of(message: Enq) -> Route:
