@@ -50,7 +50,7 @@ class Compared(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the state now is worse by more than is left to chance."""
+        """Return whether the state now is worse, as the docstring of this file defines it."""
         if self.pairs < FEW:
             return "undecided"
         # Of jobs a second more is better, of everything else less.
@@ -147,7 +147,7 @@ def restart(pythons: dict[str, Path], kind: str, blocks: int, folder: str | None
 
 
 def compared(name: str, before: list[float], now: list[float]) -> Compared:
-    """What the pairs say together."""
+    """Return the medians of both states, the median of the ratios of the pairs, and its interval."""
     ratios = [after / ahead for ahead, after in zip(before, now, strict=True)]
     draw = random.Random(0)  # The same pairs have the same interval.
     drawn = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(DRAWS))

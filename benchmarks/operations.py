@@ -1,4 +1,4 @@
-"""What an operator does to a large queue, and how long others wait for their answers meanwhile.
+"""Lists, acts by filter and a backup on a large queue, and how long others wait for their answers meanwhile.
 
 Many jobs wait, and beside them those of a mistaken import, whose keys begin alike. A program of its own, the command line,
 lists with filters that match nothing, copies the store, and pushes back, calls off and requeues all jobs of the import. Each
