@@ -139,9 +139,7 @@ class Exchange:
         me = threading.get_ident()
         with self._lock:
             if self._sender == me:
-                self._sender = None
-                if self._wire is not None:
-                    self._drop(self._wire, "a call was cut short while it was sent")
+                self._drop_half_sent()
             for slot in slots:
                 self._errands.forget(slot)
             if self._reader == me:
@@ -150,6 +148,12 @@ class Exchange:
         for lock in (self._sending, self._lock):
             while _is_mine(lock):
                 lock.release()
+
+    def _drop_half_sent(self) -> None:
+        """Drop the connection: whoever sent on it was cut short. To be called with the lock held."""
+        self._sender = None
+        if self._wire is not None:
+            self._drop(self._wire, "a call was cut short while it was sent")
 
     def _begin(self, call: Call[Any], timeout: Length | None, on_their_way: deque[Slot]) -> None:
         """Send a call on its way; what goes wrong with the connection is for `_finish`."""
@@ -227,10 +231,10 @@ class Exchange:
     def _transmit(self, wire: Wire, slot: Slot) -> None:
         """Number a call and send it; a connection that breaks here is found broken by whoever reads."""
         with self._sending:
-            if self._sender is not None:  # It was cut short, has left this lock, and has not come to clean up.
-                self._drop(wire, "a call was cut short while it was sent")
-            self._sender = threading.get_ident()
             with self._lock:
+                if self._sender is not None:  # It was cut short, has left the other lock, and has not come to clean up.
+                    self._drop_half_sent()
+                self._sender = threading.get_ident()
                 data = self._errands.load(wire.visit, slot, clock.monotonic())
             try:
                 self._put(wire, slot, memoryview(data or b""))

@@ -11,6 +11,7 @@ import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
 
 from givalia_core import Client, ConnectionLost
+from givalia_core.client import talk
 from givalia_core.client.exchange import Exchange
 from givalia_core.client.slot import Slot
 from givalia_core.client.wire import Wire
@@ -227,3 +228,22 @@ def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_u
     assert answered == ["asked", JOB]
     assert sent.count(halves[0]) == 1
     assert len(sent) > 1
+
+
+def test_the_connection_that_carries_half_a_frame_is_dropped_also_by_who_was_about_to_send_on_one_before(
+    scripted: Scripted,
+) -> None:
+    with Client(scripted(serve).address) as client:
+        client.enq("Sample")
+        exchange = client._exchange
+        before = exchange._wire
+        assert before is not None
+        exchange._drop(before, "a test")
+        client.enq("Sample")
+        exchange._sender = -1  # Of a thread that was cut short on the connection of now.
+
+        exchange._transmit(before, Slot.of(talk.info(), None, 5.0, 0.0))
+
+        assert exchange._wire is None
+        assert exchange._sender is None
+        assert client.enq("Sample", id=JOB).id == JOB
