@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import msgpack
@@ -33,11 +33,22 @@ INFO = {
     "defaults": {"lease_us": 30_000_000, "backoff_us": [1_000_000, 600_000_000]},
 }  # fmt: skip
 
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 Shown = Callable[..., list[str]]
 
 
+class StoppedClock(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return NOW.astimezone(tz)
+
+
 @pytest.fixture
-def shown(scripted: Callable[..., ScriptedServer], capsys: pytest.CaptureFixture[str]) -> Shown:
+def shown(
+    scripted: Callable[..., ScriptedServer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shown:
+    monkeypatch.setattr(overview, "datetime", StoppedClock)
+
     def show(kind: Kind, told: Any, *words: str) -> list[str]:
         main._main(["-m", scripted(say(OK, payload=msgpack.packb(told))).address, *words])
         return capsys.readouterr().out.splitlines()
@@ -46,7 +57,7 @@ def shown(scripted: Callable[..., ScriptedServer], capsys: pytest.CaptureFixture
 
 
 def since(seconds: float) -> dict[str, int]:
-    return {"since_us": round((time.time() - seconds) * 1e6)}
+    return {"since_us": round((NOW.timestamp() - seconds) * 1e6)}
 
 
 def test_a_worker_is_shown_with_its_address_version_age_state_and_what_it_runs(shown: Shown) -> None:
@@ -99,7 +110,7 @@ def test_info_has_sizes_ages_and_counts_for_people(shown: Shown) -> None:
 
 
 def test_only_the_troubles_that_last_are_shown(shown: Shown) -> None:
-    lasts = {"since_us": round(time.time() * 1e6), "words": "no room on the disk"}
+    lasts = since(0) | {"words": "no room on the disk"}
 
     none = shown(Kind.INFO, {"troubles": {"store_full": None, "busy": None}}, "info")
     one = shown(Kind.INFO, {"troubles": {"store_full": lasts, "busy": None}}, "info")

@@ -485,11 +485,14 @@ from givalia_prometheus import Prometheus
 plugin = Prometheus()
 worker = SimpleNamespace(name="w1")
 Hooks([plugin]).call("worker_started", worker=worker)
+reader, writer = os.pipe()
 pid = os.fork()
 if not pid:
     assert plugin.port is None
     plugin.worker_stopping(worker)
+    os.write(writer, b"!")
     time.sleep(600)
+os.read(reader, 1)
 print(pid, plugin.port, flush=True)
 for _ in range(20):
     assert b"givalia" in urllib.request.urlopen(f"http://127.0.0.1:{plugin.port}/metrics", timeout=10).read()
@@ -513,8 +516,9 @@ def test_a_fork_answers_no_scrape_and_does_not_keep_the_port(kind: str, monkeypa
             parent.kill()
             parent.wait()
 
-            # then
-            socket.create_server(("127.0.0.1", port)).close()
+            # then: nobody listens there, though somebody's outgoing connection may have the port by now
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=10)
         finally:
             parent.kill()
             os.kill(pid, signal.SIGKILL)
