@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import wraps
 from io import FileIO
 from logging import ERROR, WARNING, Handler, LogRecord, makeLogRecord
+from logging import basicConfig as _configure
 from os import O_APPEND, O_CLOEXEC, O_CREAT, O_WRONLY, close, fstat, stat
 from os import open as open_fd
 from pathlib import Path
@@ -123,9 +125,20 @@ class LogHandler(Handler):
 
 
 def be_last_resort(handler: Handler) -> None:
-    """Let this handler have the warnings and errors of loggers that nobody has set up; by itself Python prints them."""
+    """Let this handler have the warnings and errors of loggers that nobody has set up; by itself Python prints them.
+
+    `logging.warning` and its kin would set up the root logger, in the plain form, by a call of `basicConfig` without arguments:
+    that does nothing from now on. With arguments it does what it always did.
+    """
     handler.setLevel(WARNING)
     logging.lastResort = handler
+    logging.basicConfig = _configure_if_told
+
+
+@wraps(_configure)
+def _configure_if_told(**options: Any) -> None:
+    if options:
+        _configure(**options)
 
 
 def _identity(stream: Any) -> tuple[int, int] | None:

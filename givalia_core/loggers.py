@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from logging import Handler, Logger, disable, getLogger, root
 from logging import _handlerList as _known  # type: ignore[attr-defined]
+from logging import _levelToName as _level_names
+from logging import _nameToLevel as _levels
 from sys import modules
 from typing import Any, Final
 
@@ -103,8 +105,8 @@ class Logging:
     """All that a process logs by when this was made: what a job is not to change for the jobs after it.
 
     A logger that a job makes is its own matter, and so are handlers that it adds to one; what `dictConfig`, `fileConfig`,
-    `disable`, `basicConfig`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` change for others is
-    noticed and can be put back.
+    `disable`, `basicConfig`, `addLevelName`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure`
+    change for others is noticed and can be put back.
     """
 
     def __init__(self) -> None:
@@ -113,6 +115,7 @@ class Logging:
         self._others = [_State(logger) for logger in _loggers() if logger not in _OURS]
         self._parts = [getattr(logging, name) for name in _PARTS]
         self._known: list[Any] = list(_known)
+        self._level_names, self._levels = dict(_level_names), dict(_levels)
         self._structlog = _Structlog()
         _caches[_SEEN] = True
 
@@ -122,6 +125,7 @@ class Logging:
             self._loggers.are_kept()
             and self._root.is_kept()
             and self._knows_handlers()
+            and _level_names.items() >= self._level_names.items()  # Others may have come.
             and [getattr(logging, name) for name in _PARTS] == self._parts
             and self._structlog.is_kept()
             and (_SEEN in _caches or self._levels_are_kept())
@@ -151,6 +155,8 @@ class Logging:
                     logger.disabled = False
         for name, value in zip(_PARTS, self._parts, strict=True):
             setattr(logging, name, value)
+        _level_names.update(self._level_names)
+        _levels.update(self._levels)
         self._root.restore()
         self._loggers.restore()
         self._structlog.restore()

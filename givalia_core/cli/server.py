@@ -44,7 +44,7 @@ def _main(arguments: list[str]) -> int:
     os.umask(0o077)
     program.spare_the_collector()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
-    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
+    stray = log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
     common.log_all(log, notices)
@@ -56,6 +56,7 @@ def _main(arguments: list[str]) -> int:
     notifier.stopping("draining")
     server.stop()
     watching.kill()
+    stray.close()
     log.info("stopped")
     return 0
 

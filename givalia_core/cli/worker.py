@@ -48,7 +48,7 @@ def _main(arguments: list[str]) -> int:
     requests.note()
     outlast_readers()
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
-    log_stray_errors(log, gevent.get_hub(), gevent.spawn)
+    stray = log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
@@ -60,6 +60,7 @@ def _main(arguments: list[str]) -> int:
     notifier.stopping("draining")
     supervisor.stop()
     watching.kill()
+    stray.close()
     log.info("stopped")
     return 0
 

@@ -219,6 +219,8 @@ class _Framed:
             kind = self._legal_kind(frame)
         except BadRequest as error:
             self._refuse(frame.request, error)
+            if frame.kind == Kind.JOIN:
+                self.refusal = "it is a worker, and the port for workers is another one, which is set with -w"
             return
         if kind is Kind.CLOCK:
             self._tell_clock(frame)

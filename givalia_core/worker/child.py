@@ -32,12 +32,12 @@ from givalia_core.loggers import Loggers
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
-from givalia_core.stray_errors import log_stray_errors
+from givalia_core.stray_errors import StrayErrors, log_stray_errors
 from givalia_core.streams import outlast_readers
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
-from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, timed_out
+from givalia_core.worker.pipeline import STEPS_IN_CHILD, WORDS, Attempt, report_of, say_left_out, timed_out
 from givalia_core.worker.surroundings import Contents, Surroundings
 
 __builtins__ = BUILTINS
@@ -80,6 +80,7 @@ class Child:
         self._collector = Collector()
         self._attempt: Attempt | None = None
         self._main = get_ident()
+        self._stray: StrayErrors | None = None
         self._saying = RLock()  # What the collector ends while something is being said may have something to say.
         self._is_saying = False
 
@@ -89,6 +90,13 @@ class Child:
         forks.register(self)
         outlast_readers()
         self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+        code = self._serve()
+        say_left_out(is_last=True)
+        if self._stray is not None:
+            self._stray.close()
+        return code
+
+    def _serve(self) -> int:
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
                 if isinstance(note, Begin):
@@ -100,11 +108,14 @@ class Child:
                         return 0  # A job that was given to this process meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
-                    log_stray_errors(getLogger("givalia.job"))
+                    self._stray = log_stray_errors(getLogger("givalia.job"))
                     self._surroundings.close()
                     self._keep()
                 elif isinstance(note, Servers):
                     job_servers.tell_process(note.servers)
+            say_left_out()  # Of storms that are over; a process that waits for its next job says it then.
+            if self._stray is not None:
+                self._stray.look()
         return 0
 
     def after_fork(self) -> None:

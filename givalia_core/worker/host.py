@@ -32,14 +32,14 @@ from givalia_core.protocol.messages import Progress  # noqa: E402
 from givalia_core.repeats import Repeats  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
-from givalia_core.stray_errors import log_stray_errors  # noqa: E402
+from givalia_core.stray_errors import StrayErrors, log_stray_errors  # noqa: E402
 from givalia_core.streams import outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
 from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
-from givalia_core.worker.pipeline import WRONG_PROCESS  # noqa: E402
+from givalia_core.worker.pipeline import WRONG_PROCESS, say_left_out  # noqa: E402
 from givalia_core.worker.runner import Runner  # noqa: E402
 from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
@@ -73,6 +73,7 @@ class Host:
         self._pid = getpid()
         self._surroundings: Surroundings | None = None
         self._repeats = Repeats()
+        self._stray: StrayErrors | None = None
         self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
@@ -103,6 +104,7 @@ class Host:
                 self._stop_all(runner)
             return 1  # Or a job has broken the connection, and all the others are given back.
         runner.close()
+        self._say_rest()
         self._rung.set()
         sleep(0)
         sending.join(0.5)
@@ -117,7 +119,7 @@ class Host:
         self.settings = WorkerSettings(**serve.settings)
         # Its folder may be gone since the worker was started: jobs run all the same.
         start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins, must_open=False)
-        log_stray_errors(log, get_hub(), spawn)
+        self._stray = log_stray_errors(log, get_hub(), spawn)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
         self.hooks = Hooks(plugins)
         loggers = Loggers()
@@ -154,6 +156,7 @@ class Host:
             return
         for left_out in self._repeats.left_out(Clock.monotonic()):
             quietly(log.warning, "%s", left_out)
+        say_left_out()
         if changed:
             words = " and the ".join(changed)
             self._surroundings.restore()
@@ -164,6 +167,13 @@ class Host:
                 self._surroundings.close()
                 self._keep_surroundings()  # So that this is said once.
                 self._say(Spoiled(words))
+
+    def _say_rest(self) -> None:
+        for left_out in self._repeats.rest():
+            quietly(log.warning, "%s", left_out)
+        say_left_out(is_last=True)
+        if self._stray is not None:
+            self._stray.close()
 
     def _restore_logs(self) -> None:
         """Put right how this process logs, before lines are written that are not those of the job that has changed it."""

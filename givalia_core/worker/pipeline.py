@@ -268,11 +268,15 @@ def _pack_result(attempt: Attempt) -> None:
 def _lose_result(attempt: Attempt, why: str, words: str) -> None:
     attempt.result_error = why
     attempt.error = clipped(f"the result was not kept: {words}")
-    now_s = Clock.monotonic()
-    for left_out in _repeats.left_out(now_s):
-        quietly(job_log.warning, "%s", left_out)
-    if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", now_s):
+    say_left_out()
+    if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", Clock.monotonic()):
         quietly(job_log.warning, "%s", attempt.error, extra=about(attempt.dispatch))
+
+
+def say_left_out(*, is_last: bool = False) -> None:
+    """Say how many results were lost without a line, if that is due; at once if the process ends."""
+    for left_out in _repeats.rest() if is_last else _repeats.left_out(Clock.monotonic()):
+        quietly(job_log.warning, "%s", left_out)
 
 
 def _shown(raised: BaseException) -> str:

@@ -43,14 +43,14 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The log of this process afterwards; with the installed format it is JSON."""
     monkeypatch.setenv("GIVALIA_LOGGING_FORMAT", "json")
-    root, last = logging.getLogger("givalia"), logging.lastResort
+    root, last, configure = logging.getLogger("givalia"), logging.lastResort, logging.basicConfig
     before = root.level, root.propagate, list(root.handlers)
     yield
     for handler in root.handlers:
         if isinstance(handler, LogHandler):
             handler.point_to("")
     root.level, root.propagate, root.handlers[:] = before
-    logging.lastResort = last
+    logging.lastResort, logging.basicConfig = last, configure
 
 
 def events(file: Path) -> list[str]:
@@ -80,6 +80,33 @@ def test_every_line_has_the_form_of_the_installed_package_before_and_after_a_rel
     program.start_log("info", str(tmp_path / "elsewhere"))
     hooks.call("on_enq", job=JOB)
     assert events(tmp_path / "elsewhere") == ["enqueued"]
+
+
+def test_a_line_of_the_root_logger_has_the_form_too_and_sets_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    program.start_log("info", str(tmp_path / "log"))
+
+    logging.warning("of a plugin")
+    logging.getLogger("somebodys.plugin").warning("of another")
+
+    assert events(tmp_path / "log") == ["of a plugin", "of another"]
+    assert logging.root.handlers == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_package_can_still_set_up_the_root_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    program.start_log("info", str(tmp_path / "log"))
+
+    logging.basicConfig(filename=tmp_path / "own", format="own %(message)s")
+    (own,) = logging.root.handlers
+    logging.getLogger("somebodys.plugin").warning("a line")
+    own.close()
+
+    assert (tmp_path / "own").read_text() == "own a line\n"
+    assert events(tmp_path / "log") == []
 
 
 def test_a_traceback_is_whole_in_the_form_of_the_package(tmp_path: Path) -> None:

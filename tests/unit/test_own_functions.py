@@ -22,7 +22,16 @@ BESIDE_JOBS = [
     HOUSE / "streams.py",
 ]
 # Not functions: whoever asks wants what is there now.
-ARE_STATE = {"sys.stdin", "sys.stdout", "sys.stderr", "logging.lastResort", "sys.path", "sys.meta_path", "sys.path_hooks"}
+ARE_STATE = {
+    "sys.stdin",
+    "sys.stdout",
+    "sys.stderr",
+    "logging.lastResort",
+    "logging.basicConfig",
+    "sys.path",
+    "sys.meta_path",
+    "sys.path_hooks",
+}
 
 
 def looked_up(path: Path) -> Iterator[str]:

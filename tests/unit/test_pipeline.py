@@ -269,6 +269,11 @@ def test_results_that_are_not_kept_are_logged_a_few_times(
     assert len(kept) == 10
     assert Formatter().format(kept[0]).endswith(f"[module=Work id={uuid.UUID(int=0)} attempt=1]")
 
+    pipeline.say_left_out()
+    assert "more" not in caplog.text  # Not until the period is over.
+    pipeline.say_left_out(is_last=True)
+    assert "20 more results of Work that were not kept" in caplog.text
+
 
 def slowly(*_: Any) -> str:
     gevent.sleep(60)

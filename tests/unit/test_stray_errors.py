@@ -8,10 +8,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import gevent
 import pytest
 
+from givalia_core import stray_errors
+from givalia_core.repeats import Repeats
 from givalia_core.stray_errors import log_stray_errors
 
 LOG = logging.getLogger("givalia.worker")
@@ -64,7 +67,7 @@ def at_end() -> None:
 def test_an_error_that_nobody_caught_is_logged_and_not_printed(
     where: Callable[[], None], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log_stray_errors(LOG, gevent.get_hub(), gevent.spawn)
+    stray = log_stray_errors(LOG, gevent.get_hub(), gevent.spawn)
 
     for _ in range(20):
         where()
@@ -74,6 +77,24 @@ def test_an_error_that_nobody_caught_is_logged_and_not_printed(
     assert all(record.levelno == logging.ERROR and "ValueError" in record.getMessage() for record in records)
     assert "stray" in caplog.text
     assert capsys.readouterr().err == ""
+
+    stray.close()
+    assert "10 more errors that nobody caught (ValueError)" in caplog.text
+
+
+def test_a_storm_that_is_over_is_counted_without_another_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stray_errors, "LOOK_S", 0.01)
+    monkeypatch.setattr(stray_errors, "Repeats", partial(Repeats, period_s=0.1))
+    stray = log_stray_errors(LOG, gevent.get_hub(), gevent.spawn)
+
+    for _ in range(11):
+        in_thread()
+    with gevent.Timeout(10):
+        while "1 more errors that nobody caught (ValueError), within 0.1 s" not in caplog.text:
+            gevent.sleep(0.01)
+    stray.close()
 
 
 def test_a_warning_is_logged_as_by_a_logger_that_nobody_has_set_up(monkeypatch: pytest.MonkeyPatch) -> None:

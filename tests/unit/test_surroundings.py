@@ -72,6 +72,7 @@ CHANGES: dict[str, Callable[[], object]] = {
     "handlers of the root": lambda: logging.root.handlers.clear(),
     "a factory of records": lambda: logging.setLogRecordFactory(drop),
     "a class of loggers": lambda: logging.setLoggerClass(Silent),
+    "the name of a level": lambda: logging.addLevelName(logging.INFO, "RENAMED"),
     "structlog": lambda: structlog.configure(processors=[drop]),
     "structlog in place": lambda: structlog.get_config()["processors"].clear(),
     "disable": lambda: logging.disable(logging.CRITICAL),
@@ -162,7 +163,7 @@ def test_what_a_job_does_to_the_loggers_changes_nothing_for_others(said: list[ob
 
     plugin.info("a line")
     plugin.removeHandler(handler)
-    assert [record.getMessage() for record in heard] == ["a line"]
+    assert [(record.levelname, record.getMessage()) for record in heard] == [("INFO", "a line")]
     assert (root.level, root.handlers, structlog.is_configured(), settings_of_structlog()) == before
     assert not late.disabled
     assert type(logging.getLogger(f"made behind {how}")) is logging.Logger

@@ -128,3 +128,15 @@ def test_a_message_at_the_other_port_is_no_question_of_versions(port: Port, kind
     refusal = caller.explained(refused(answer))
     assert type(refusal) is BadRequest
     assert words in str(refusal)
+
+
+def test_a_worker_at_the_port_for_clients_is_a_refusal_that_the_server_logs() -> None:
+    worker, client = Session(Port.CLIENT), Session(Port.CLIENT)
+    for came, kind in ((worker, Kind.JOIN), (client, Kind.CREDIT)):
+        caller = Caller()
+        came.feed(caller.hello("givalia"))
+        caller.feed(came.take_out())
+        came.feed(caller.ask(kind, [((), b"")])[1])
+
+    assert worker.refusal == "it is a worker, and the port for workers is another one, which is set with -w"
+    assert client.refusal == ""
