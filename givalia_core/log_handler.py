@@ -11,8 +11,7 @@ import logging
 import sys
 from functools import wraps
 from io import FileIO
-from logging import ERROR, WARNING, Handler, LogRecord, makeLogRecord
-from logging import basicConfig as basic_config
+from logging import ERROR, WARNING, Handler, LogRecord, basicConfig, makeLogRecord
 from os import O_APPEND, O_CLOEXEC, O_CREAT, O_WRONLY, close, fstat, stat
 from os import open as open_fd
 from pathlib import Path
@@ -135,10 +134,10 @@ def be_last_resort(handler: Handler) -> None:
     logging.basicConfig = _configure_if_told
 
 
-@wraps(basic_config)
+@wraps(basicConfig)
 def _configure_if_told(**options: Any) -> None:
     if options:
-        basic_config(**options)
+        basicConfig(**options)
 
 
 def _identity(stream: Any) -> tuple[int, int] | None:
