@@ -14,7 +14,7 @@ import logging
 import os
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +143,7 @@ class Server:
         """
         self._home.check()
         self._refuse_open_address()
+        self._refuse_taken_ports()
         self._store = open_store(self.settings)
         self._home = forks.Home("server")  # It may have been made in another process, which has then forked.
         forks.register(self)
@@ -208,12 +209,26 @@ class Server:
                 behind_us // SECOND_US,
             )
 
+    def _refuse_taken_ports(self) -> None:
+        """Look before the store is opened, which may make one that is wanted by nobody."""
+        for port, number in ((Port.CLIENT, self.settings.port), (Port.WORKER, self.settings.worker_port)):
+            if number:
+                with self._refuses_address(port, number):
+                    ports.try_to_bind(self.settings.host, number)
+
     def _listen(self, port: Port, number: int) -> int:
         listener = StreamServer(
             (self.settings.host, number), lambda sock, address: self._accept(port, sock, address), backlog=1024
         )
-        try:
+        with self._refuses_address(port, number):
             listener.start()
+        self._listeners.append(listener)
+        return int(listener.server_port or 0)
+
+    @contextlib.contextmanager
+    def _refuses_address(self, port: Port, number: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}: {error}") from None
@@ -221,8 +236,6 @@ class Server:
                 flag = "-p" if port is Port.CLIENT else "-w"
                 raise ports.in_use(self.settings.host, number, f"{port.value}s", flag) from None
             raise
-        self._listeners.append(listener)
-        return int(listener.server_port or 0)
 
     def _spawn(self, function: Callable[[], None]) -> gevent.Greenlet[..., None]:
         """Own a greenlet: one that dies unasked stops the server, its traceback first."""

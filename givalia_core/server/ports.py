@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,18 @@ from givalia_core.printable import printable
 
 _PROC: Final = Path("/proc")
 _LISTENS: Final = "0A"  # The state of a socket, as the kernel writes it.
+
+
+def try_to_bind(host: str, number: int) -> None:
+    """Bind a port and let go of it.
+
+    Raises:
+        OSError: It cannot be bound.
+    """
+    ((family, kind, _, _, address), *_) = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    with socket.socket(family, kind) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(address)
 
 
 def in_use(host: str, number: int, whose: str, flag: str) -> AddressInUse:

@@ -46,6 +46,18 @@ def test_port_in_use_is_refused_with_who_has_it(setting: str, flag: str) -> None
     assert f"with {flag}" in words
 
 
+@pytest.mark.parametrize("setting", ["port", "worker_port"])
+def test_a_server_whose_port_is_in_use_makes_no_store(setting: str, tmp_path: Path) -> None:
+    store = tmp_path / "queue.db"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = ServerSettings(port=0, worker_port=0, store=f"sqlite://{store}", plugins="")
+
+        code, _, _ = refusal(Server(replace(settings, **{setting: taken.getsockname()[1]})))
+
+    assert code == "ADDRESS_IN_USE"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_holder_that_cannot_be_seen_is_left_to_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "_PROC", tmp_path)
 
