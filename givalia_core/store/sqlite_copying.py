@@ -23,7 +23,7 @@ from givalia_core.store.base import CopyPart
 PART_BYTES: Final = 256 << 10
 PART_AGAIN: Final = 64  # Rows that a part sends again before it goes on.
 IDLE_S: Final = 60.0  # Without a question for a part; then the copy is given up.
-TAKEN_OVER_S: Final = 10.0  # As long without one, and another copy may be begun.
+TAKEN_OVER_S: Final = 3.0  # As long without one, and another copy may be begun: sooner than its client gives up.
 AGAIN_MOST: Final = 500_000  # Rows to be sent again: whoever asks is slower than the store is written.
 
 # As the entries of a part name them; each with its number and its columns, None for a row that is gone.

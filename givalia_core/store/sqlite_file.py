@@ -165,8 +165,14 @@ def refuse_foreign(path: Path) -> None:
     """Look at the folder of a store and at its files before anything is written.
 
     Raises:
-        StoreUnfit: This user may not write to one of them: it belongs to another user, or the file system is read-only.
+        StoreUnfit: This user may not write to one of them: it belongs to another user, or the file system is read-only. Or
+            this is root, who may write to all, and whose files the user who owns the store could not open.
     """
+    if os.geteuid() == 0 and path.exists() and (uid := path.stat().st_uid) != 0:
+        raise StoreUnfit(
+            f"the store {path} belongs to the user {_user(uid)}, whose server could not open the files that root's would"
+            f" leave there; start it as {_user(uid)}"
+        )
     index = index_folder(path)
     # Whatever else has the place of the index makes way for a new one.
     folders = [path.parent, *([index] if os.path.isdir(index) and not os.path.islink(index) else [])]  # noqa: PTH112, PTH114 - No error.

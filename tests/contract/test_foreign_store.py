@@ -66,6 +66,17 @@ def test_what_may_not_be_written_is_unfit_and_named_with_its_owner(path: Path, w
     assert opened_by_nobody(path).startswith(f"STORE_UNFIT: {named} cannot be written to by the user ")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_root_opens_no_store_of_another_user(path: Path) -> None:
+    os.chown(path, NOBODY, NOBODY)
+    before = sorted(path.parent.rglob("*"))
+
+    with pytest.raises(StoreUnfit, match=f"the store {path} belongs to the user .*; start it as "):
+        store(path).open()
+
+    assert sorted(path.parent.rglob("*")) == before
+
+
 @pytest.mark.parametrize("below", ["queue.db", "deeper/queue.db"])
 def test_a_folder_in_which_nothing_may_be_made_is_unfit(path: Path, below: str) -> None:
     closed = path.parent.parent / "closed"
