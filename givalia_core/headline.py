@@ -10,6 +10,7 @@ from givalia_core.frozen import BUILTINS
 __builtins__ = BUILTINS
 
 HEADLINE_MAX: Final = 256
+LEFT_OUT: Final = "[... the beginning is left out ...]"
 
 _CHAINED: Final = re.compile(
     r"^(?:The above exception was the direct cause of the following exception"
@@ -44,11 +45,11 @@ def own_line(lines: list[str]) -> str:
 
 
 def shortened(error: str, bytes_max: int) -> str:
-    """Return an error in so many bytes of UTF-8; of one that is longer its headline, and the end."""
+    """Return an error in so many bytes of UTF-8; of one that is longer its headline, a line that says so, and the end."""
     data = error.encode("utf-8", "replace")
     if len(data) <= bytes_max:
         return data.decode()
-    head = f"{headline(error)}\n".encode("utf-8", "replace")
+    head = f"{headline(error)}\n{LEFT_OUT}\n".encode("utf-8", "replace")
     return (head + data[len(head) - bytes_max :]).decode("utf-8", "ignore")
 
 

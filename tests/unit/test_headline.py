@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from givalia_core.headline import HEADLINE_MAX, headline, type_raised
+from givalia_core.headline import HEADLINE_MAX, LEFT_OUT, headline, shortened, type_raised
 
 LINK = "(Background on this error at: https://sqlalche.me/e/20/e3q8)"
 
@@ -112,3 +112,14 @@ def test_of_words_it_is_the_first_line(error: str | None, line: str) -> None:
 
 def test_words_of_a_job_are_no_type() -> None:
     assert type_raised("user 7: gone") == ""
+
+
+def test_an_error_that_was_shortened_says_so() -> None:
+    error = "ValueError: no cart\n" + "".join(f"line {number}\n" for number in range(100))
+
+    cut = shortened(error, 100)
+
+    assert len(cut) == 100
+    assert cut.splitlines()[:2] == ["ValueError: no cart", LEFT_OUT]
+    assert cut.endswith("line 98\nline 99\n")
+    assert shortened(error, len(error)) == error
