@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -48,7 +49,7 @@ def _worker(row: dict[str, Any]) -> tuple[Any, ...]:
     """What is shown of a worker; a server of an earlier version tells less."""
     state = "draining" if row.get("draining") else "ready"
     runs = ", ".join(f"{module} {count}" for module, count in sorted(row.get("runs", {}).items()))
-    version, since = row.get("version") or UNTOLD, _ago(row["since_us"])
+    version, since = row.get("version") or UNTOLD, _since(row["since_us"])
     where = row.get("address", UNTOLD), row["pid"], version, since
     return row["name"], state, row["running"], _capacity(row), *where, runs, _served(row), " ".join(row["broken"])
 
@@ -84,12 +85,20 @@ def clients(client: Client, given: Given) -> None:
         return
     show.table(
         ("address", "agent", "version", "connections", "since"),
-        [(row["address"], row["agent"], row["version"], row["connections"], _ago(row["since_us"])) for row in rows],
+        [(row["address"], row["agent"], row["version"], row["connections"], _since(row["since_us"])) for row in rows],
     )
 
 
+def _since(us: int) -> str:
+    """Return an instant of the past: on a terminal how long ago it is, in whole seconds; for programs ISO."""
+    return _ago(us) if sys.stdout.isatty() else _iso(us)
+
+
+def _iso(us: int) -> str:
+    return to_datetime(us).isoformat(timespec="seconds")
+
+
 def _ago(us: int) -> str:
-    """How long ago an instant is, in whole seconds."""
     return moments.relative(to_datetime(us).replace(microsecond=0), datetime.now(UTC).replace(microsecond=0))
 
 
@@ -153,9 +162,12 @@ def _in_words(name: str, value: Any) -> str:
         return ", ".join(_in_words(name, each) for each in value)
     if not isinstance(value, int):
         return str(value)
+    is_instant = name == "now_us" or name.endswith(("started_us", "since_us", "_at_us"))
+    if is_instant and not sys.stdout.isatty():
+        return _iso(value)
     if name == "now_us":
         return moments.local(to_datetime(value))
-    if name.endswith(("started_us", "since_us", "_at_us")):
+    if is_instant:
         return f"{_ago(value)}, {moments.local(to_datetime(value))}"
     if name.endswith("_us"):
         return length_words(value)
