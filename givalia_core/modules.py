@@ -23,7 +23,7 @@ from givalia_core.errors import BadRequest, ModuleClash
 from givalia_core.frozen import BUILTINS
 from givalia_core.headline import shortened
 from givalia_core.protocol.messages import ISOLATIONS, Announce
-from givalia_core.times import Length, length_to_us
+from givalia_core.times import Length, any_length_to_us, length_to_us
 from givalia_core.views import RunningJobView
 
 __builtins__ = BUILTINS
@@ -206,7 +206,7 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
     if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= 100):
         raise BadRequest(f"{name}: max_attempts must be 1 to 100, not {attempts!r}")
     backoff_us, backoff_max_us = _backoff(name, work.backoff)
-    timeout_us = None if work.timeout is None else length_to_us(work.timeout, f"{name}: timeout")
+    timeout_us = None if work.timeout is None else any_length_to_us(work.timeout, f"{name}: timeout")
     if timeout_us is not None and not SECOND_US <= timeout_us <= 86_400 * SECOND_US:
         raise BadRequest(f"{name}: timeout must be 1 second to 24 hours, not {work.timeout!r}")
     source = f"{work.__module__}:{work.__qualname__}"

@@ -193,21 +193,28 @@ class ClientSettings(_Checked):
 TABLES: Final[dict[str, type]] = {"server": ServerSettings, "worker": WorkerSettings, "client": ClientSettings}
 
 
+def flag(name: str) -> str:
+    """The flag of a setting on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def load(
     kind: type[S],
     flags: Mapping[str, Any],
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
     notice: Callable[[str], object] = log.warning,
+    name: Callable[[str], str] = flag,
 ) -> S:
     """The settings of one program.
 
     Args:
         kind: Its class of settings.
-        flags: The values given on the command line, and None for what was not given.
+        flags: The values given on the command line, or as arguments, and None for what was not given.
         environ: The environment; None: that of this process.
         file: The settings file; None: the one that the environment names, if it names one.
         notice: Called with a line for each variable that is ignored.
+        name: Returns how a refusal names what `flags` gives for a setting.
 
     Raises:
         SettingsInvalid: A value is not of its type or outside its limits, or the kind's table of the file has an unknown name.
@@ -218,16 +225,16 @@ def load(
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for each in fields(kind):  # type: ignore[arg-type]
-        name, variable = each.name, PREFIX + each.name.upper()
-        if (value := flags.get(name)) is not None:
-            source = f"--{name.replace('_', '-')}"
+        variable = PREFIX + each.name.upper()
+        if (value := flags.get(each.name)) is not None:
+            source = name(each.name)
         elif (value := from_environment(variable, environ, notice)) is not None:
             source = variable
-        elif (value := table.get(name)) is not None:
+        elif (value := table.get(each.name)) is not None:
             source = f"in {file}"
         else:
             continue
-        values[name] = read(each, hints[name], value, source)
+        values[each.name] = read(each, hints[each.name], value, source)
     return kind(**values)
 
 

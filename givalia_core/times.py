@@ -54,17 +54,24 @@ def at_to_us(at: Instant, name: str = "at") -> int:
     return _finite_us(at, name, "epoch seconds, an aware datetime or ISO text with its zone")
 
 
+def any_length_to_us(length: Length, name: str) -> int:
+    """A length that a user gave, as microseconds; whoever takes it has limits of its own.
+
+    Raises:
+        BadRequest: Not a number or `timedelta`, or not finite.
+    """
+    if isinstance(length, timedelta):
+        return length // _MICROSECOND
+    return _finite_us(length, name, "a number of seconds or a timedelta")
+
+
 def length_to_us(length: Length, name: str, *, negative: bool = False) -> int:
     """A length that a user gave, as microseconds: finite, at most ten years.
 
     Raises:
         BadRequest: Not a number or `timedelta`, not finite, negative (unless allowed) or too long.
     """
-    us = (
-        length // _MICROSECOND
-        if isinstance(length, timedelta)
-        else _finite_us(length, name, "a number of seconds or a timedelta")
-    )
+    us = any_length_to_us(length, name)
     if not (-TEN_YEARS_US if negative else 0) <= us <= TEN_YEARS_US:
         raise BadRequest(f"{name} is {'-10 years' if negative else '0'} to 10 years, not {length_words(us)}")
     return us

@@ -34,7 +34,7 @@ from givalia_core.headline import headline
 from givalia_core.model import JobState
 from givalia_core.printable import printable
 from givalia_core.protocol.messages import IF_EXISTS
-from givalia_core.settings import ClientSettings
+from givalia_core.settings import ClientSettings, flag
 from givalia_core.views import Status
 
 PROG = "givalia"
@@ -77,9 +77,11 @@ def _main(arguments: list[str]) -> int:
         under.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_WORDS)
         verb.arguments(under)
     completion.complete(parser)
-    given = parser.parse_args(arguments)
+    given, extra = parser.parse_known_args(arguments)
+    if extra:
+        verbs.choices[given.verb].error(f"unrecognized arguments: {' '.join(extra)}")
     moments.check_zone(given)
-    find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"))
+    find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"), flag)
     patience = given.patience
     if patience is None:
         patience = 60.0 if getattr(given, "wait", False) else 5.0

@@ -13,10 +13,12 @@ from typing import Any, Final
 
 from givalia_core.cli import endings, moments, show, unknown
 from givalia_core.client import Client, JobHandle
+from givalia_core.client.servers import likewise
 from givalia_core.errors import GivaliaError, JobEnded, JobFailed, WaitTimeout
 from givalia_core.printable import printable
 
 TELL_S: Final = 10.0  # Who waits for so long wants to know why.
+LAST_S: Final = 1.0  # How long somebody who has broken off the waiting may wait for the last word.
 
 Given = argparse.Namespace
 
@@ -55,6 +57,12 @@ def result(client: Client, job: JobHandle, given: Given) -> Any:
         raise type(error)(f"{error} (job {_named(job)}{why})", **error.details) from None
     except KeyboardInterrupt:
         endings.say(f"givalia: not waited for any longer: job {printable(_named(job))}, which goes on")
+        with likewise(client, LAST_S) as other:
+            known = _state(other, job)
+        if known:
+            endings.say(f"givalia: {known['state']}: {printable(known['why'])}")
+        if given.json:
+            show.emit(show.to_json({"id": job.id, "key": job.key, **known}))
         raise
 
 

@@ -37,8 +37,16 @@ def given(host: Hosts | None, port: int | None) -> Find:
     return _find(found, is_given=host is not None or port is not None)
 
 
+def _argument(setting: str) -> str:
+    return f"the argument {'host' if setting == 'master' else setting}"
+
+
 def from_settings(
-    host: Hosts | None, port: int | None, config: str | Path | None, notice: Callable[[str], object] = log.warning
+    host: Hosts | None,
+    port: int | None,
+    config: str | Path | None,
+    notice: Callable[[str], object] = log.warning,
+    name: Callable[[str], str] = _argument,
 ) -> Find:
     """Find those of the arguments, the environment, the settings file and the defaults, as the command line does.
 
@@ -46,7 +54,7 @@ def from_settings(
         SettingsInvalid: One of them cannot be used.
     """
     master = host if host is None or isinstance(host, str) else list(host)
-    settings = load(ClientSettings, {"master": master, "port": port}, file=config, notice=notice)
+    settings = load(ClientSettings, {"master": master, "port": port}, file=config, notice=notice, name=name)
     return _find(settings.servers(), is_given=master is not None or port is not None)
 
 
@@ -114,3 +122,12 @@ def found_by(kind: type[L], find: Find, resend: Length) -> L:
     client = kind(resend=resend)
     client._find = find
     return client
+
+
+def likewise(client: L, resend: Length) -> L:
+    """A client of the servers of this one, and with connections of its own.
+
+    Raises:
+        BadRequest: `resend` is no length.
+    """
+    return found_by(type(client), client._find, resend)

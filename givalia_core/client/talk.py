@@ -26,7 +26,7 @@ from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Backup, Cancel, Enq, Ext, Info, Kind, Modules, Requeue, Stat, Wait, Workers, item
-from givalia_core.times import Instant, Length, at_to_us, length_to_seconds, length_to_us
+from givalia_core.times import Instant, Length, any_length_to_us, at_to_us, length_to_seconds, length_to_us
 from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
@@ -249,7 +249,7 @@ def pack_params(params: Any) -> bytes:
 
 
 def _length(given: dict[str, Any], name: str) -> int | None:
-    return None if given[name] is None else length_to_us(given[name], name)
+    return None if given[name] is None else any_length_to_us(given[name], name)
 
 
 def when(seconds: Length | None, at: Instant | None) -> tuple[int | None, int | None]:

@@ -103,15 +103,22 @@ def test_enq_waits_for_the_result_if_asked(house: Rig) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_wait_without_a_traceback_and_leaves_the_job_alone(house: Rig, number: signal.Signals) -> None:
     port = house.server.port  # type: ignore[union-attr]
-    waiting = house.start("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
+    command = ("givalia", "-p", port, "enq", "Sample", "--time", 600, "--key", "waited-for", "--wait")
+    waiting = house.start(*command, *(["--json"] if number == signal.SIGTERM else []))
     waiting.await_log("after 10 s: waiting: not due")  # Now it waits.
 
     waiting.send(number)
 
     assert waiting.wait() == -number
     job = house.cli_json("stat", "waited-for")["id"]
-    _, last = waiting.log.splitlines()
-    assert (waiting.out, last) == ("", f"givalia: not waited for any longer: job {job}, key waited-for, which goes on")
+    _, last, why = waiting.log.splitlines()
+    assert last == f"givalia: not waited for any longer: job {job}, key waited-for, which goes on"
+    assert why.startswith("givalia: waiting: not due")
+    if number == signal.SIGTERM:
+        told = json.loads(waiting.out)
+        assert (told["id"], told["key"], told["state"]) == (job, "waited-for", "waiting")
+    else:
+        assert waiting.out == ""
     assert house.cli_json("cancel", "waited-for") == {"answer": "cancelled"}
 
 
@@ -366,7 +373,7 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "a key that is taken": (("enq", "Sample", "--time", 60, "--key", "taken"), 73, "DUPLICATE_KEY"),
     "no verb": ((), 64, "givalia: BAD_REQUEST: the following arguments are required: VERB; see givalia -h\n"),
     "an unknown verb": (("dance",), 64, "invalid choice: 'dance'"),
-    "an unknown flag": (("info", "--loudly"), 64, "unrecognized arguments: --loudly"),
+    "an unknown flag": (("info", "--loudly"), 64, "unrecognized arguments: --loudly; see givalia info -h\n"),
     "no module": (("enq",), 64, "givalia: BAD_REQUEST: the following arguments are required: module; see givalia enq -h\n"),
     "a number that is none": (("enq", "Sample", "--priority", "high"), 64, "priority is -9 to 9, not 'high'"),
     "half a number": (("enq", "Sample", "--max-attempts", "2.5"), 64, "max_attempts is 1 to 100, not '2.5'"),

@@ -49,6 +49,10 @@ def test_a_setting_that_cannot_be_used_is_refused_when_the_client_is_made(kind: 
 
     with pytest.raises(SettingsInvalid, match=r"port is 1 to 65535, not '0' \(GIVALIA_PORT\)"):
         kind.from_settings()
+    with pytest.raises(SettingsInvalid, match=r"port is 1 to 65535, not 0 \(the argument port\)"):
+        kind.from_settings(port=0)
+    with pytest.raises(SettingsInvalid, match=r"not 'a:b:c' \(the argument host\)"):
+        kind.from_settings("a:b:c", 1)
     with pytest.raises(BadRequest, match="resend is"):
         kind.from_settings(port=1, resend="long")
 

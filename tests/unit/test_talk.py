@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -45,6 +46,22 @@ def test_no_frame_has_more_commands_than_one_may(verb: str) -> None:
 
     assert sum(made) == 2 * frames.ITEMS_MAX + 1
     assert max(made) <= frames.ITEMS_MAX
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timeout": -1}, "timeout is 1 s to 24 h, not -1 s"),
+        ({"timeout": timedelta.max}, "timeout is 1 s to 24 h, not 1000000000 d"),
+        ({"expires": -1}, "expires is 0 to 10 years, not -1 s"),
+        ({"retain": 1e12}, "retain is 0 to 10 years, not 11574074 d 2 h"),
+    ],
+)
+def test_a_length_that_is_refused_is_told_its_own_limits(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        talk.enq("M", **options)
+
+    assert str(refused.value) == words
 
 
 def _in_transaction(params: Any) -> Any:
