@@ -126,9 +126,17 @@ class Wire:
         return data
 
     def after_fork(self) -> None:
-        """In a fork: close it here alone, and at once; a socket of gevent would close it only when the loop runs."""
-        forks.detach(self._socket.fileno())
-        self._socket.close()
+        """In a fork: leave it to the parent.
+
+        The number stays taken for good. A greenlet of the parent may wait for it, and libev ends a process in which it is to
+        wait for a number that is closed.
+        """
+        fd = self._socket.fileno()
+        forks.detach(fd)
+        hub = getattr(self._socket, "hub", None)  # Of gevent.
+        if hub is not None:
+            hub.loop.closing_fd(fd)  # That wakes the greenlet, once.
+        self._socket.detach()
 
     def close(self) -> None:
         """Close it; whoever waits on it wakes up."""

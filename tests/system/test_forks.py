@@ -330,6 +330,32 @@ ask("at last")
 """
 
 
+WHILE_SOMETHING_ARRIVES = """
+import os, sys
+from gevent import monkey
+monkey.patch_all()
+import gevent, greenlet
+from givalia_core import Client
+
+client = Client("127.0.0.1", int(sys.argv[1]))
+waiting = gevent.spawn(client.enq("Waits", time=600).wait)
+gevent.sleep(0.2)
+hub = gevent.get_hub()
+hub.loop.closing_fd(client._exchange._wire._socket.fileno())  # As if something had just arrived for it.
+pid = os.fork()
+if pid == 0:
+    def leave_to_parent(event, switch):  # As in a fork of a job: no greenlet of the parent goes on.
+        while switch[1] is waiting:
+            hub.switch()
+
+    greenlet.settrace(leave_to_parent)
+    gevent.sleep(0.05)
+    os._exit(0)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert code == 0, code
+"""
+
+
 @pytest.fixture(scope="module")
 def ready(shared_rig: Rig) -> Rig:
     """A server and a worker."""
@@ -374,6 +400,12 @@ def test_a_fork_while_a_greenlet_connects_leaves_that_connection_alone(ready: Ri
 
 def test_processes_that_an_asyncio_program_forks_have_their_own_connections(ready: Rig) -> None:
     ran = run(ready, IN_PROCESSES, "PORT")
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_fork_in_the_moment_in_which_something_arrives_for_a_greenlet_goes_on(ready: Rig) -> None:
+    ran = run(ready, WHILE_SOMETHING_ARRIVES, "PORT")
 
     assert (ran.returncode, ran.stderr) == (0, "")
 
