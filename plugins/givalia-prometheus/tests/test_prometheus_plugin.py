@@ -391,6 +391,19 @@ def test_a_module_that_is_served_has_a_label_of_its_own_however_many_are_made_up
     assert samples(plugin)["givalia_ready_age_seconds{module=Zebra}"] == 5
 
 
+def test_a_module_that_is_served_only_when_all_labels_are_taken_has_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_module, "MODULES_MAX", 3)
+    plugin = Prometheus()
+    server = FakeServer({f"M{number}": {"done": 1} for number in range(10)})
+    Hooks([plugin]).call("server_started", server=server)
+    samples(plugin)
+
+    server.modules = {f"Zebra{number}": {"workers": 1, "ready_age_us": 0, "untaken": 2} for number in range(5)}
+    found = {name: value for name, value in samples(plugin).items() if name.startswith("givalia_jobs_untaken{module=Zebra")}
+
+    assert found == {f"givalia_jobs_untaken{{module=Zebra{number}}}": 2 for number in range(3)}  # That many, and no more.
+
+
 @pytest.mark.parametrize("port", ["http", "-1", "65536", "1e3", "٣", "99999999999999"])
 def test_a_port_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", port)

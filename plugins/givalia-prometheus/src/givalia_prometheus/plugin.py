@@ -61,7 +61,7 @@ class Prometheus:
         self._born: set[str] = set()  # The modules whose counters on the server are there.
         self.registry = CollectorRegistry()
         # First, so that the counters of a module that it finds are in the same scrape.
-        self.registry.register(Scrape(lambda: tuple(self._hosts), self._on_server))
+        self.registry.register(Scrape(lambda: tuple(self._hosts), self._on_server, self._module.want))
         self._enqueued = self._counter("givalia_jobs_enqueued", "Jobs that were enqueued.", "module")
         self._extended = self._counter("givalia_jobs_extended", "Times that a waiting job's due was moved.", "module")
         self._cancelled = self._counter("givalia_jobs_cancelled", "Cancels; running: it had started.", "module", "running")

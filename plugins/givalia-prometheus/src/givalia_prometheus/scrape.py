@@ -47,9 +47,12 @@ _DISK: Final = (
 class Scrape(Collector):
     """Collects from the servers and workers of this process that are up; `hosts` is looked at anew each time."""
 
-    def __init__(self, hosts: Callable[[], Iterable[Any]], label: Callable[[str], str]) -> None:
+    def __init__(
+        self, hosts: Callable[[], Iterable[Any]], label: Callable[[str], str], want: Callable[[str], None]
+    ) -> None:
         self._hosts = hosts
         self._label = label  # What a module is called; bounded in number.
+        self._want = want  # Keeps a label for a module that is served.
 
     def collect(self) -> Iterator[Metric]:
         hosts = list(self._hosts())
@@ -76,7 +79,8 @@ class Scrape(Collector):
         if info:
             for module, told in info.get("modules", {}).items():
                 if told.get("workers"):
-                    self._label(module)  # Before those that somebody may have made up, so that it has a label of its own.
+                    self._want(module)  # Whatever names somebody has made up, it has a label of its own.
+                    self._label(module)
             yield self._jobs(info)
             yield from self._modules(info)
             yield from _store(info.get("store", {}))
