@@ -12,11 +12,14 @@ advance it: a week passes in a moment, retries and backoff included. It has the 
 from __future__ import annotations
 
 import random
+import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
 from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import msgpack
 
 from givalia_core.client import talk
 from givalia_core.client.carrier import Carrier, OnProgress
@@ -32,7 +35,7 @@ from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop, item
 from givalia_core.store import Memory
 from givalia_core.times import Length, length_to_seconds, length_to_us
 from givalia_core.views import Outcome, text_id
@@ -44,9 +47,7 @@ T = TypeVar("T")
 
 _USER: Final = 1
 _WORKER: Final = 2
-_KINDS: Final = {
-    messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE, Progress: Kind.PROGRESS,
-}  # fmt: skip
+_KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE}
 _FREE: Final = Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)])  # The worker takes one job at a time.
 
 
@@ -73,18 +74,21 @@ def run(
 ) -> Ran:
     """Run one attempt of a module here and now; what it raises is in the outcome, never raised."""
     dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=talk.pack_params(params))
-    made, _ = _attempt(work, dispatch, Hooks(plugins), cancelled=cancelled)
-    return made
-
-
-def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, *, cancelled: bool = False) -> tuple[Ran, list[Any]]:
     said: list[Any] = []
-    attempt = Attempt(dispatch, describe(dispatch.module, "test", "0", work).work, hooks, said.append)
-    attempt.is_cancelled = cancelled
-    execute(attempt)
+    attempt_ = _attempt(work, dispatch, Hooks(plugins), said.append)
+    attempt_.is_cancelled = cancelled
+    execute(attempt_)
+    return _ran(attempt_, said)
+
+
+def _attempt(work: type[WorkModule], dispatch: Dispatch, hooks: Hooks, say: Callable[[Any], None]) -> Attempt:
+    return Attempt(dispatch, describe(dispatch.module, "test", "0", work).work, hooks, say)
+
+
+def _ran(attempt: Attempt, said: Iterable[Any]) -> Ran:
+    dispatch = attempt.dispatch
     progress = [(hint.fraction, hint.text) for hint in said if isinstance(hint, Progress)]
-    ran = Ran(text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.params, attempt.outcome, progress)
-    return ran, said
+    return Ran(text_id(dispatch.id), dispatch.key, dispatch.module, dispatch.attempt, attempt.params, attempt.outcome, progress)
 
 
 class Queue(Client):
@@ -97,7 +101,11 @@ class Queue(Client):
         modules: The WorkModules that the one worker of this queue serves, by name.
         plugins: Plugin objects whose hooks for jobs are called: those of the worker and those of the server.
 
-    Jobs run inside `advance` (and `enq`, when due at once), one after the other. `ran` lists every attempt so far.
+    Jobs run inside `advance` (and `enq`, when due at once), one after the other. `ran` lists every attempt so far. Threads may
+    share a queue: one at a time is served, and the jobs that are due meanwhile run in that thread.
+
+    Raises:
+        BadRequest: No module can have such a name.
     """
 
     def __init__(self, modules: Mapping[str, type[WorkModule]], *, plugins: Sequence[object] = ()) -> None:
@@ -143,6 +151,8 @@ class _Inside:
         self._requests = count(1)
         self._asked: dict[int, OnProgress | None] = {}  # By request, what has not been answered.
         self._answered: dict[int, list[Item]] = {}
+        self._attempts: dict[int, Attempt] = {}  # By fence, those that run: a job may let others run while it asks something.
+        self._lock = threading.RLock()  # Threads share a client, and a job that runs here asks from inside.
         self._store = Memory()
         opened = self._store.open()
         self._timer = TimerClock.start(self.clock, opened.mark)
@@ -154,6 +164,9 @@ class _Inside:
                      each.backoff_max_us, each.broken)
             for each in found
         ]  # fmt: skip
+        for each in announced:
+            fields, payload = item(each)
+            messages.check(Kind.ANNOUNCE, list(fields), payload)
         self._turn(Asked(_WORKER, 1, Kind.JOIN, [Join("any", uuid.uuid4().bytes)]))
         self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
         self._turn(_FREE)
@@ -162,14 +175,16 @@ class _Inside:
 
     def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
         """Return the answer to one command; while it waits for a job's end, time passes."""
-        request = self._send(call, on_progress)
-        if call.waits and request not in self._answered:
-            self._await(request, timeout)
-        return talk.only(call, self._read(call, request))
+        with self._lock:
+            request = self._send(call, on_progress)
+            if call.waits and request not in self._answered:
+                self._await(request, timeout)
+            return talk.only(call, self._read(call, request))
 
     def several(self, calls: Iterable[Call[Any]]) -> list[Any]:
         """Return the answers to many calls, in order."""
-        return [answer for call in calls for answer in self._read(call, self._send(call))]
+        with self._lock:
+            return [answer for call in calls for answer in self._read(call, self._send(call))]
 
     def close(self) -> None:
         """Nothing to close: the jobs stay in this object until it goes."""
@@ -182,7 +197,9 @@ class _Inside:
         return request
 
     def _read(self, call: Call[Any], request: int) -> list[Any]:
-        return talk.read_answers(call, [(list(fields), payload) for fields, payload in self._answered.pop(request)])
+        # As a client has them from the wire.
+        answers = [(msgpack.unpackb(msgpack.packb(fields)), payload) for fields, payload in self._answered.pop(request)]
+        return talk.read_answers(call, answers)
 
     def _await(self, request: int, timeout: Length | None) -> None:
         """Let time pass until the request is answered.
@@ -206,12 +223,13 @@ class _Inside:
 
     def advance(self, left_us: int) -> None:
         """Let time pass, from one due to the next."""
-        self._turn()
-        while left_us > 0:
-            due_us = self._next_due_us()
-            step_us = left_us if due_us is None else min(due_us, left_us)
-            self._step(step_us)
-            left_us -= step_us
+        with self._lock:
+            self._turn()
+            while left_us > 0:
+                due_us = self._next_due_us()
+                step_us = left_us if due_us is None else min(due_us, left_us)
+                self._step(step_us)
+                left_us -= step_us
 
     def _next_due_us(self) -> int | None:
         """Return how long it is until a job falls due; None if none does."""
@@ -243,6 +261,9 @@ class _Inside:
                 self._answered[effect.request] = effect.items
         elif isinstance(effect, Tell) and effect.kind is Kind.PROGRESSED:
             self._tell_progress(effect)
+        elif isinstance(effect, Tell) and effect.kind is Kind.STOP:
+            for fields, _ in effect.items:
+                self._stop(Stop(*fields))
         elif isinstance(effect, Tell) and effect.kind is Kind.DISPATCH:
             return [report for job in effect.items[1:] for report in self._run(job)]
         return []
@@ -256,6 +277,24 @@ class _Inside:
     def _run(self, job: Item) -> list[Asked]:
         fields, payload = job
         dispatch = Dispatch(*fields)._replace(payload=payload)
-        ran, said = _attempt(self._modules[dispatch.module], dispatch, self._hooks)
-        self.ran.append(ran)
-        return [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said]
+        said: list[Any] = []
+
+        def say(message: Any) -> None:
+            said.append(message)
+            if isinstance(message, Progress):  # It is known while the job runs; the rest when it has ended.
+                self._turn(Asked(_WORKER, 4, Kind.PROGRESS, [message]))
+
+        attempt = self._attempts[dispatch.fence] = _attempt(self._modules[dispatch.module], dispatch, self._hooks, say)
+        try:
+            execute(attempt)
+        finally:
+            del self._attempts[dispatch.fence]
+        self.ran.append(_ran(attempt, said))
+        return [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said if type(message) in _KINDS]
+
+    def _stop(self, stop: Stop) -> None:
+        """Let the running job see that it was cancelled."""
+        attempt = self._attempts.get(stop.fence)
+        if attempt is not None and not attempt.is_cancelled:
+            attempt.is_cancelled = True
+            self._hooks.call("on_cancel", job=attempt.job, running=True)

@@ -48,11 +48,18 @@ class AsyncJobHandle(Handle):
         """The job's result, with the promises and the errors of `JobHandle.wait`.
 
         Args:
-            timeout: Seconds or a `timedelta` to wait; None is for ever.
+            timeout: As in `JobHandle.wait`.
             progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
                 it takes its time, only the newest report is kept. What it raises ends the waiting.
         """
-        return await self._exchange.ask(talk.wait(self.id, progress=progress is not None), timeout, progress)
+        return await _waited_for(self._exchange, self.id, timeout, progress)
+
+
+async def _waited_for(exchange: AsyncExchange, job_id: str | None, timeout: Length | None, progress: OnProgress | None) -> Any:
+    if talk.is_poll(timeout):
+        talk.check_ended(await exchange.ask(talk.stat(None, job_id), talk.POLL_S))
+        timeout = talk.POLL_S
+    return await exchange.ask(talk.wait(job_id, progress=progress is not None), timeout, progress)
 
 
 Handles: TypeAlias = list[AsyncJobHandle]  # `AsyncClient.list` is a verb, so inside the class the type needs another name.
@@ -163,8 +170,8 @@ class AsyncClient(Located[AsyncExchange]):
         key: str | None = None,
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
-        waited_for = id if key is None else (await self.stat(key, id=id)).id
-        return await self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
+        job_id = id if key is None else (await self.stat(key, id=id)).id
+        return await _waited_for(self._exchange, job_id, timeout, progress)
 
     async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once; see `Client.enq_many`."""

@@ -10,7 +10,7 @@ from givalia_core.client import acts, reading, talk, verbs
 from givalia_core.client.acts import Acted, Run
 from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.exchange import Exchange
-from givalia_core.client.handle import JobHandle
+from givalia_core.client.handle import JobHandle, waited_for
 from givalia_core.client.many import Many
 from givalia_core.client.servers import Located
 from givalia_core.client.talk import Call
@@ -129,8 +129,8 @@ class Client(Located[Carrier]):
         key: str | None = None,
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
-        waited_for = id if key is None else (self.stat(key, id=id)).id
-        return self._exchange.ask(talk.wait(waited_for, progress=progress is not None), timeout, progress)
+        job_id = id if key is None else (self.stat(key, id=id)).id
+        return waited_for(self._exchange, job_id, timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.

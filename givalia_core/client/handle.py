@@ -38,7 +38,8 @@ class JobHandle(Handle):
         A server that is too busy for one more who waits is asked again when it wants to be.
 
         Args:
-            timeout: Seconds or a `timedelta` to wait; None is for ever.
+            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked once, within five
+                seconds, and a job that has not ended is not waited for.
             progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
                 with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
                 after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.
@@ -49,4 +50,12 @@ class JobHandle(Handle):
             JobFailed, JobCancelled, ResultLost, NotFound: There will be no result.
             ConnectionLost: No server has been in reach for a minute.
         """
-        return self._exchange.ask(talk.wait(self.id, progress=progress is not None), timeout, progress)
+        return waited_for(self._exchange, self.id, timeout, progress)
+
+
+def waited_for(exchange: Carrier, job_id: str | None, timeout: Length | None, progress: OnProgress | None) -> Any:
+    """The result of the job of this id; see `JobHandle.wait`."""
+    if talk.is_poll(timeout):
+        talk.check_ended(exchange.ask(talk.stat(None, job_id), talk.POLL_S))
+        timeout = talk.POLL_S
+    return exchange.ask(talk.wait(job_id, progress=progress is not None), timeout, progress)

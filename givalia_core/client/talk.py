@@ -21,7 +21,9 @@ from givalia_core.errors import (
     ShuttingDown,
     StoreFull,
     TooLarge,
+    WaitTimeout,
 )
+from givalia_core.model import ENDED
 from givalia_core.protocol import frames, messages, values
 from givalia_core.protocol.caller import Broken
 from givalia_core.protocol.frames import Item
@@ -30,6 +32,7 @@ from givalia_core.times import Instant, Length, any_length_to_us, at_to_us, leng
 from givalia_core.views import Status, wire_id
 
 RESEND_S: Final = 60.0
+POLL_S: Final = 5.0  # How long a wait that is for no time may take to hear whether the job has ended.
 IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
 FRAME_ROOM_BYTES: Final = frames.FRAME_BYTES_MAX - 64  # For items.
 
@@ -105,9 +108,10 @@ def all_taken(answers: Sequence[T | GivaliaError]) -> list[T]:
     Raises:
         PartlyRefused: Some were refused; it has all the answers.
     """
-    count = sum(isinstance(answer, GivaliaError) for answer in answers)
-    if count:
-        raise PartlyRefused(f"{count} of {len(answers)} jobs were refused; the others stand", answers=answers)
+    refused = [answer for answer in answers if isinstance(answer, GivaliaError)]
+    if refused:
+        words = f"{len(refused)} of {len(answers)} jobs were refused; the others stand. The first: {refused[0]}"
+        raise PartlyRefused(words, answers=answers)
     return cast(list[T], answers)
 
 
@@ -189,6 +193,8 @@ def in_frames(
 
 
 def _split(job: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if not isinstance(job, Mapping):
+        raise BadRequest(f"a job is a mapping with its module and the options of enq, not {type(job).__name__}")
     options = dict(job)
     try:
         return options.pop("module"), options
@@ -294,6 +300,25 @@ def stat(key: str | None, job_id: str | None, *, params: bool = False) -> Call[S
 def wait(job_id: str | None, *, progress: bool = False) -> Call[Any]:
     """Be told when a job has ended, and with `progress` also how far it is."""
     return _call(Kind.WAIT, Wait(*_named(None, job_id), progress), reading.end, waits=True)
+
+
+def is_poll(timeout: Length | None) -> bool:
+    """Return whether a wait is for no time at all: then the caller wants to know whether the job has ended.
+
+    Raises:
+        BadRequest: It is no number or `timedelta`.
+    """
+    return timeout is not None and length_to_seconds(timeout, "timeout") <= 0
+
+
+def check_ended(status: Status) -> None:
+    """Check that there is something to be waited for without waiting.
+
+    Raises:
+        WaitTimeout: The job has not ended.
+    """
+    if status.state not in ENDED:
+        raise WaitTimeout("the job has not ended in the time given; it goes on")
 
 
 def cancel(key: str | None, job_id: str | None, *, running: bool) -> Call[str]:

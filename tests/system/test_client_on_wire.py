@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -219,8 +220,9 @@ def test_without_a_server_the_command_was_not_sent_in_the_time_to_resend(any_cli
 def test_a_server_that_never_answers_is_given_up_too(any_client: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        with any_client("127.0.0.1", silent.getsockname()[1], resend=1.0) as client, pytest.raises(ConnectionLost):
+        with any_client("127.0.0.1", silent.getsockname()[1], resend=1.0) as client, pytest.raises(ConnectionLost) as lost:
             client.enq("Echo")
+    assert "not tried" not in str(lost.value)
 
     assert time.monotonic() - started < 3
 
@@ -254,6 +256,18 @@ def test_waiting_in_vain_is_a_timeout_and_the_job_goes_on(direct: Client) -> Non
     assert isinstance(caught.value, WaitTimeout)
     assert 0.2 <= time.monotonic() - started < 2
     assert job.stat().state == "waiting"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, timedelta()])
+def test_a_wait_for_no_time_tells_whether_the_job_has_ended(direct: Client, timeout: Any) -> None:
+    done, waiting = direct.enq("Echo", params="done"), direct.enq("Waits", time=600, key=f"no time {timeout}")
+    assert done.wait(20) == "done"
+
+    assert done.wait(timeout) == direct.wait(done.id, timeout) == "done"
+    with pytest.raises(WaitTimeout, match="has not ended"):
+        waiting.wait(timeout)
+    with pytest.raises(WaitTimeout, match="has not ended"):
+        direct.wait(key=waiting.key, timeout=timeout)
 
 
 # Many at once.
@@ -361,10 +375,12 @@ def test_enq_many_says_which_were_refused_and_the_others_stand(direct: Client) -
         ({"module": "Echo", "params": b"x" * 600_000}, TooLarge),
         ({"module": "Echo", "colour": "red"}, BadRequest),
         ({"params": 1}, BadRequest),
+        ("Echo", BadRequest),
+        (5, BadRequest),
     ],
 )
-def test_enq_many_with_one_that_cannot_be_sent_sends_nothing(direct: Client, bad: dict[str, Any], error: type) -> None:
-    with pytest.raises(error):
+def test_enq_many_with_one_that_cannot_be_sent_sends_nothing(direct: Client, bad: Any, error: type) -> None:
+    with pytest.raises(error, match=r"^jobs\[1\]: "):
         direct.enq_many([{"module": "NeverSent", "time": 600}, bad])
 
     assert "NeverSent" not in direct.info()["jobs"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -257,8 +258,58 @@ def test_wait_takes_the_lengths_that_a_client_takes(timeout: Any) -> None:
     elif timeout == float("inf"):
         assert job.wait(timeout) == 3
     else:
-        with pytest.raises(WaitTimeout, match="s have passed"):
+        with pytest.raises(WaitTimeout, match="the job has not ended"):
             job.wait(timeout)
+
+
+def test_a_queue_that_threads_share_serves_one_after_the_other() -> None:
+    queue = Queue({"Greet": Greet})
+
+    def use(name: int) -> list[str]:
+        return [queue.enq("Greet", params=name, key=f"{name}-{number}").wait() for number in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(use, range(4)))
+
+    assert said == [[f"hello {name}"] * 20 for name in range(4)]
+
+
+class Watched(WorkModule):
+    """Asks the queue about itself while it runs, and calls itself off."""
+
+    queue: ClassVar[Queue]
+    seen: ClassVar[list[Any]] = []
+
+    def process(self) -> str:
+        self.progress(0.5, "half")
+        self.seen.append(self.queue.stat(self.job.key).progress)
+        self.seen.append((self.queue.cancel(self.job.key, running=True), self.cancelled))
+        return "stopped"
+
+
+def test_a_job_that_runs_is_seen_to_be_where_it_is_and_sees_that_it_was_called_off() -> None:
+    class Cancels:
+        told: ClassVar[list[bool]] = []
+
+        @hookimpl
+        def on_cancel(self, running: bool) -> None:
+            self.told.append(running)
+
+    Watched.queue = queue = Queue({"Watched": Watched}, plugins=[Cancels()])
+    Watched.seen.clear()
+    heard: list[tuple[float, str]] = []
+
+    job = queue.enq("Watched", time=60, key="k")
+    assert job.wait(progress=lambda *said: heard.append(said)) == "stopped"
+
+    assert Watched.seen == [(0.5, "half"), ("stop_requested", True)]
+    assert (heard, Cancels.told) == ([(0.5, "half")], [True])
+    assert queue.ran[0].progress == [(0.5, "half")]
+
+
+def test_a_queue_takes_no_module_that_nobody_could_enqueue_for() -> None:
+    with pytest.raises(BadRequest, match="not 'a b'"):
+        Queue({"a b": Greet})
 
 
 @pytest.mark.parametrize("length", [-1, "90", 1e12, float("nan")])
