@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import pluggy
 
+from givalia_core import installed
 from givalia_core.frozen import BUILTINS
 from givalia_core.installed import ALL, entry_points
 from givalia_core.loggers import Loggers
@@ -128,6 +129,11 @@ def discover(allowed: str = ALL) -> list[FoundPlugin]:
             log.error("plugin %s of %s %s cannot be loaded: %s", entry.name, distribution, version, error)
         found.append(FoundPlugin(entry.name, distribution, version, plugin, error, source))
     return found
+
+
+def missing(allowed: str, other_group: str) -> Iterator[str]:
+    """Yield in words which of the distributions that `allowed` names bring neither plugins nor anything of the other group."""
+    return installed.missing((GROUP, other_group), allowed)
 
 
 def _words(error: BaseException) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import importlib_metadata
 from importlib_metadata import EntryPoint
 
 ALL: Final = "*"
+_SEPARATORS: Final = re.compile("[-_.]+")
 
 
 def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
@@ -15,9 +18,29 @@ def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
 
     `allowed` names distributions, separated by commas; what others bring is left out. `*` allows all.
     """
-    names = {name.strip() for name in allowed.split(",")}
+    names = _names(allowed)
     found = sorted(importlib_metadata.entry_points(group=group), key=lambda entry: (entry.name, entry.value))
-    return [entry for entry in found if ALL in names or _distribution(entry) in names]
+    return [entry for entry in found if ALL in names or _normal(_distribution(entry)) in names]
+
+
+def missing(groups: Sequence[str], allowed: str) -> Iterator[str]:
+    """Yield in words, for each distribution that `allowed` names, that none of the name brings one of the groups here."""
+    brought = {(entry.name, _distribution(entry)) for group in groups for entry in entry_points(group)}
+    installed = {_normal(distribution) for _, distribution in brought}
+    for name in sorted(_names(allowed) - installed - {ALL}):
+        of_plugin = sorted({distribution for plugin, distribution in brought if _normal(plugin) == name})
+        hint = f"{name} is a plugin of {', '.join(of_plugin)}, and distributions are named" if of_plugin else ""
+        there = f"those that have are {', '.join(sorted(installed))}" if installed else "none has"
+        yield f"plugins: no distribution {name} with a plugin is installed here; {hint or there}"
+
+
+def _names(allowed: str) -> set[str]:
+    return {_normal(name.strip()) for name in allowed.split(",") if name.strip()}
+
+
+def _normal(name: str) -> str:
+    """Return a name as packages are compared: `Givalia_Logging` is `givalia-logging`."""
+    return _SEPARATORS.sub("-", name).lower()
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import gevent
 
-from givalia_core import program
+from givalia_core import hooks, program
 from givalia_core.cli import common, endings
 from givalia_core.cli.notify import Notifier
 from givalia_core.cli.requests import Requests
@@ -47,7 +47,7 @@ def _main(arguments: list[str]) -> int:
     stray = log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
     server.start()
-    common.log_all(log, notices)
+    common.log_all(log, (*notices, *hooks.missing(settings.plugins, program.LOG_FORMATS)))
     requests.listen(lambda _: _read_again(server, read_settings, notifier))
     common.tell_ready()
     notifier.ready(f"listening: clients {server.client_port}, workers {server.worker_port}")

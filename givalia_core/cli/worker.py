@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import gevent
 
-from givalia_core import program
+from givalia_core import hooks, program
 from givalia_core.cli import common, endings
 from givalia_core.cli.notify import Notifier
 from givalia_core.cli.requests import Requests
@@ -52,7 +52,7 @@ def _main(arguments: list[str]) -> int:
     program.spare_the_collector()
     supervisor = Supervisor(settings)
     supervisor.start()
-    common.log_all(log, notices)
+    common.log_all(log, (*notices, *hooks.missing(settings.plugins, program.LOG_FORMATS)))
     requests.listen(lambda why: _reload(supervisor, read_settings, notifier, why))
     gevent.spawn(_tell_when_connected, supervisor, notifier)
     watching = gevent.spawn(notifier.watch_forever)
@@ -71,6 +71,7 @@ def _reload(supervisor: Supervisor, read_settings: Callable[[], WorkerSettings],
         settings = read_settings()
         program.start_log(settings.log_level, settings.log_file, settings.plugins)
         common.say_read_again(log, supervisor.change(settings))
+        common.log_all(log, hooks.missing(settings.plugins, program.LOG_FORMATS))
     except Exception as error:
         log.error("the settings are as they were: %s", error)
     replaced = supervisor.reload(why)

@@ -340,3 +340,29 @@ def test_what_is_not_allowed_is_not_even_imported(monkeypatch: pytest.MonkeyPatc
 
     assert hooks.discover("") == hooks.discover("other, another") == []
     assert hooks.discover("bad-plugin")[0].error is not None
+
+
+def test_a_distribution_that_is_named_and_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {
+        hooks.GROUP: [importlib_metadata.EntryPoint("prometheus", "x", hooks.GROUP)._for(Named("givalia-prometheus"))],
+        "formats": [importlib_metadata.EntryPoint("json", "x", "formats")._for(Named("Givalia_Logging"))],
+    }
+    monkeypatch.setattr("importlib_metadata.entry_points", lambda group: entries[group])
+
+    assert list(hooks.missing("*", "formats")) == list(hooks.missing("", "formats")) == []
+    assert list(hooks.missing("Givalia.Prometheus, givalia-logging", "formats")) == []
+    assert list(hooks.missing("prometheus,nonsense,,", "formats")) == [
+        "plugins: no distribution nonsense with a plugin is installed here;"
+        " those that have are givalia-logging, givalia-prometheus",
+        "plugins: no distribution prometheus with a plugin is installed here;"
+        " prometheus is a plugin of givalia-prometheus, and distributions are named",
+    ]
+    monkeypatch.setattr("importlib_metadata.entry_points", lambda group: [])
+    assert list(hooks.missing("one", "formats")) == ["plugins: no distribution one with a plugin is installed here; none has"]
+
+
+class Named:
+    """What an entry point knows of its distribution."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
