@@ -22,11 +22,13 @@ MINUTE_US: Final = 60 * SECOND_US
 HOUR_US: Final = 60 * MINUTE_US
 DAY_US: Final = 24 * HOUR_US
 YEAR_US: Final = 365 * DAY_US
+INSTANT_REACH_US: Final = 100 * TEN_YEARS_US
+"""How far an instant may be from 1970."""
 LENGTH_FORMS: Final = "seconds, or a length such as 10m, 1h30m, 2d"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_REACH_S: Final = 1e12
+_REACH_S: Final = 1e15
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII).fullmatch
 _PARTS: Final = re.compile(
     r"([+-]?)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?\s*" for unit in ("w", "d", "h", "m(?!s)", "s", "ms")), re.ASCII
@@ -51,7 +53,11 @@ def at_to_us(at: Instant, name: str = "at") -> int:
         if at.tzinfo is None:
             raise BadRequest(f"{name} must be an aware datetime; this one has no time zone")
         return (at - _EPOCH) // _MICROSECOND
-    return _finite_us(at, name, "epoch seconds, an aware datetime or ISO text with its zone")
+    us = _finite_us(at, name, "epoch seconds, an aware datetime or ISO text with its zone")
+    if abs(us) > INSTANT_REACH_US:
+        hint = "; it is in seconds, not in milliseconds" if abs(us) < 1_000 * INSTANT_REACH_US else ""
+        raise BadRequest(f"{name} is an instant within {length_words(INSTANT_REACH_US)} of 1970, not {at!r:.40}{hint}")
+    return us
 
 
 def any_length_to_us(length: Length, name: str) -> int:

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest
-from givalia_core.times import HOUR_US, instant_of_text, length_of_text, length_words
+from givalia_core.times import HOUR_US, at_to_us, instant_of_text, length_of_text, length_words
 
 WEEKDAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 SOON: Final = timedelta(days=6)  # So near the weekday says which day it is.
@@ -77,7 +77,10 @@ def instant(text: str | None, tz: str | None, name: str = "at") -> float | datet
     """
     where = None if tz is None else zone(tz)
     try:
-        return None if text is None else instant_of_text(text, where, name)
+        found = None if text is None else instant_of_text(text, where, name)
+        if found is not None:
+            at_to_us(found, name)  # That checks it.
+        return found
     except BadRequest as error:
         hint = ", or give --tz" if where is None and "time zone" in str(error) else ""
         raise BadRequest(f"{error}{hint}") from None

@@ -23,7 +23,7 @@ from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
 _NO_STATE: Final = "-"  # In a cursor.
-_SUM_BYTES: Final = 4  # Of the filter, at the beginning of the mark at a cursor's end; then the id of the run.
+_SUM_BYTES: Final = 4  # Of filter and options, at the beginning of the mark at a cursor's end; then the id of the run.
 _MARK_BYTES: Final = _SUM_BYTES + 16
 
 
@@ -84,14 +84,15 @@ class Run:
         except ValueError:
             raise BadRequest(f"{cursor!r:.80} is no cursor of such a run") from None
         if mark:
-            if not mark.startswith(self._filter_sum()):
-                raise BadRequest(f"{cursor!r:.80} is the cursor of a run with another filter")
+            if not mark.startswith(self._sum()):
+                raise BadRequest(f"{cursor!r:.80} is the cursor of a run with other arguments")
             self._run = mark[_SUM_BYTES:]
         self._states = self._states[place:]
 
-    def _filter_sum(self) -> bytes:
-        wanted = [self._act, *(None if value is None else str(value) for value in self._wanted._replace(state=None))]
-        return crc32(repr(wanted).encode("utf-8", "surrogatepass")).to_bytes(_SUM_BYTES)
+    def _sum(self) -> bytes:
+        wanted = [None if value is None else str(value) for value in self._wanted._replace(state=None)]
+        asked = [self._act, *wanted, sorted(self._options.items())]
+        return crc32(repr(asked).encode("utf-8", "surrogatepass")).to_bytes(_SUM_BYTES)
 
     @property
     def is_over(self) -> bool:
@@ -131,7 +132,7 @@ class Run:
         if self.is_over:
             return None
         end_seq = "" if self._end_seq is None else self._end_seq
-        mark = (self._filter_sum() + self._run).hex()
+        mark = (self._sum() + self._run).hex()
         return ":".join(map(str, (self._act, self._states[0] or _NO_STATE, end_seq, *self._after, mark)))
 
 

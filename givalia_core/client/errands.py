@@ -74,7 +74,7 @@ class Errands:
         self._find = find  # Where the servers are by now, if they may have moved.
         self._retry_s = RETRY_FIRST_S
         self._must_rest = False  # Whether every server has failed by now.
-        self._why = "not tried yet"
+        self._why = ""
 
     @property
     def silent_s(self) -> float:
@@ -139,8 +139,15 @@ class Errands:
             return Listen(self._look_again_s(self.visit, now))
         if self._must_rest:
             return Rest(self._rest(now))
-        patience_s = self._resend_s / len(self._servers)
-        return Connect(self._servers.address, min(max(patience_s, CONNECT_LEAST_S), CONNECT_MOST_S))
+        if not self._why:
+            self._why = f"{self._servers.address} has not answered yet"
+        return Connect(self._servers.address, self._connect_patience_s(now))
+
+    def _connect_patience_s(self, now: float) -> float:
+        """Return how long to try one server: each has its share of the time, and none more than any call has left."""
+        lefts = [slot.unsent_since + self._resend_s - now for slot in self.calls]
+        patience_s = min(self._resend_s / len(self._servers), CONNECT_MOST_S, max(lefts, default=CONNECT_MOST_S))
+        return max(patience_s, CONNECT_LEAST_S)
 
     def _rest(self, now: float) -> float:
         """Every server has failed: how long to wait before the next is tried, having ended those that wait no longer."""

@@ -33,12 +33,13 @@ from givalia_core.protocol.checks import (
 )
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
 from givalia_core.specifiers import is_specifier
+from givalia_core.times import INSTANT_REACH_US
 
 VERSION: Final = 1
 ANY: Final = "any"
 ISOLATIONS: Final = ("greenlet", "process")
 IF_EXISTS: Final = ("refuse", "keep", "replace", "reschedule")
-FOREVER_US: Final = 100 * TEN_YEARS_US
+FOREVER_US: Final = INSTANT_REACH_US
 DAY_US: Final = 86_400 * SECOND_US
 ERROR_BYTES_MAX: Final = 16 << 10
 STACK_BYTES_MAX: Final = 4 << 10

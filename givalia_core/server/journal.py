@@ -85,7 +85,7 @@ class Journal:
         holds = "no job"
         if news.jobs:
             holds = "one job" if news.jobs == 1 else f"{news.jobs} jobs"
-            holds += ", to be tried again when the lease ends unless it comes back before"
+            holds += ", which it loses when the lease ends unless it comes back before"
         words = f"worker {_worker(news.subject)} is lost: {news.why}; it holds {holds}"
         return Line(logging.WARNING, "workers that were lost", words)
 

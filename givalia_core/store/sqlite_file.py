@@ -46,7 +46,9 @@ _LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "glusterfs"})
 
-_NOT_HERE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+_NOT_HERE: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
 _WRITE: Final = os.R_OK | os.W_OK
 _OPEN: Final = _WRITE | os.X_OK
 

@@ -90,7 +90,8 @@ def test_a_folder_in_which_nothing_may_be_made_is_unfit(path: Path, below: str) 
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
-        (errno.EACCES, StoreUnfit), (errno.EROFS, StoreUnfit), (errno.ENOENT, StoreUnfit), (errno.ENOSPC, StoreFull),
+        (errno.EACCES, StoreUnfit), (errno.EROFS, StoreUnfit), (errno.ENOENT, StoreUnfit),
+        (errno.ENAMETOOLONG, StoreUnfit), (errno.ENOSPC, StoreFull),
         (errno.EIO, StoreFailed), (errno.EPIPE, StoreFailed),
     ],
 )  # fmt: skip

@@ -233,8 +233,11 @@ def test_a_cursor_goes_on_with_its_own_filter_only() -> None:
     told: list[Acted] = []
     cancel_all(module="Mail", key_prefix="a-", on_page=told.append).tell()
 
-    with pytest.raises(BadRequest, match="another filter"):
+    with pytest.raises(BadRequest, match="other arguments"):
         cancel_all(module="Mail", key_prefix="b-", cursor=told[0].cursor)
+    for options in ({"running": True}, {"dry_run": True}):
+        with pytest.raises(BadRequest, match="other arguments"):
+            cancel_all(module="Mail", key_prefix="a-", cursor=told[0].cursor, **options)
     assert not cancel_all(module="Mail", key_prefix="a-", cursor=told[0].cursor).is_over
 
 

@@ -38,6 +38,16 @@ def _no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errands, "random", SimpleNamespace(uniform=lambda least, most: most))
 
 
+def test_a_server_is_tried_no_longer_than_any_call_is_sent_again() -> None:
+    made = Errands([ONE], 6.0)
+    begin(made, talk.info(), None, 0.0)
+
+    assert made.step(0.0) == Connect(ONE, CONNECT_MOST_S)
+    made.not_connected(OSError("timed out"))
+    assert isinstance(made.step(5.0), Rest)
+    assert made.step(5.1) == Connect(ONE, pytest.approx(0.9))
+
+
 def visiting(made: Errands, now: float) -> Visit:
     """Be connected, and send what is to be sent."""
     visit = Visit()

@@ -70,7 +70,7 @@ def test_a_worker_that_is_lost_is_said_with_what_it_holds_and_so_is_each_lease_t
     assert rig.lines[1:] == []
 
     worker.leave()
-    gone = "its connection has ended; it holds one job, to be tried again when the lease ends unless it comes back before"
+    gone = "its connection has ended; it holds one job, which it loses when the lease ends unless it comes back before"
     assert rig.lines == [("WARNING", f"worker mail (pid 7) is lost: {gone}")]
 
     rig.tick(35)

@@ -99,6 +99,16 @@ def test_a_refusal_on_the_command_line_names_its_way_out() -> None:
     assert moments.instant("2026-12-01T08:00", "Europe/Berlin") == datetime(2026, 12, 1, 7, tzinfo=UTC)
 
 
+def test_an_instant_in_milliseconds_is_told_so_in_the_users_own_figures() -> None:
+    words = r"^due-after is an instant within 1000 years of 1970, not 1796040000000\.0; it is in seconds, not in milliseconds$"
+    with pytest.raises(BadRequest, match=words):
+        moments.instant("1796040000000", None, "due-after")
+    with pytest.raises(BadRequest, match=r"^at is an instant within 1000 years of 1970, not 100000000000000$"):
+        at_to_us(10**14)
+    with pytest.raises(BadRequest, match=r"^at is a finite number within reach, not nan$"):
+        at_to_us(float("nan"))
+
+
 def test_a_machine_without_time_zones_is_told_where_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments, "available_timezones", set)
 
