@@ -25,7 +25,9 @@ _TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
 
 def headline(error: str | None) -> str:
     """Return type and message of what was raised itself, at most 256 characters: not of its cause, its notes or its parts."""
-    *_, last = _CHAINED.split(error or "")
+    error = (error or "").strip("\n")
+    # Words of ours or of a job, such as why it was ended, stand before the traceback that they are about.
+    *_, last = _CHAINED.split(error) if _TRACEBACK.match(error) else [error]
     lines = last.strip("\n").splitlines()
     if lines and _TRACEBACK.match(lines[0]):
         del lines[0]

@@ -11,7 +11,7 @@ import logging
 import sys
 from functools import wraps
 from io import FileIO
-from logging import ERROR, WARNING, Handler, LogRecord, basicConfig, makeLogRecord
+from logging import ERROR, NOTSET, WARNING, Handler, LogRecord, StreamHandler, basicConfig, makeLogRecord, root
 from os import O_APPEND, O_CLOEXEC, O_CREAT, O_WRONLY, close, fstat, stat
 from os import open as open_fd
 from pathlib import Path
@@ -132,6 +132,39 @@ def be_last_resort(handler: Handler) -> None:
     handler.setLevel(WARNING)
     logging.lastResort = handler
     logging.basicConfig = _configure_if_told
+
+
+class Passing(Handler):
+    """Hands records on to another handler, whatever the level of that."""
+
+    def __init__(self, to: Handler, level: int = NOTSET) -> None:
+        super().__init__(level)
+        self._to = to
+
+    def emit(self, record: LogRecord) -> None:
+        """Hand it on."""
+        self._to.handle(record)
+
+
+def take_over_root() -> None:
+    """Have what the root logger shows come in the one stream and form, and not past it; call it when packages were imported.
+
+    A package that sets up the root logger, by `basicConfig` or `dictConfig`, speaks for all loggers of the process, among them
+    those of plugins. Its level stays, and so do handlers that write elsewhere.
+    """
+    ours = logging.lastResort
+    if ours is None or not root.handlers or any(isinstance(each, Passing) for each in root.handlers):
+        return
+    shown = [each for each in root.handlers if type(each) is StreamHandler and _is_standard(each.stream)]
+    passing = Passing(ours, min((each.level for each in shown), default=WARNING))
+    root.handlers[:] = [each for each in root.handlers if each not in shown] + [passing]
+
+
+def _is_standard(stream: Any) -> bool:
+    try:
+        return stream in (sys.stdout, sys.stderr) or stream.fileno() in (1, 2)
+    except Exception:  # Somebody else's stream may be anything.
+        return False
 
 
 @wraps(basicConfig)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from givalia_core.errors import SettingsInvalid
 from givalia_core.installed import ALL, entry_points
-from givalia_core.log_handler import LogHandler, be_last_resort
+from givalia_core.log_handler import LogHandler, Passing, be_last_resort
 from givalia_core.printable import Formatter
 
 LOG_FORMATS: Final = "givalia.log_formats"
@@ -37,28 +37,17 @@ def start_log(level: str, file: str, plugins: str = ALL, *, must_open: bool = Tr
     try:
         handler.point_to(file)
     except OSError as error:
-        cannot = SettingsInvalid(f"log file {file}: {error}")
+        cannot = SettingsInvalid(f"log_file is a file that can be opened, not {file!r}: {error.strerror}")
         if must_open:
             raise cannot from None
         handler.wait_for(file)
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level.upper())
-    be_last_resort(_Passing(handler))
+    be_last_resort(Passing(handler))
     handler.setFormatter(_formatter(handler, plugins))
     if cannot is not None:
         log.error("lines of this process go to standard error until its file can be opened: %s", cannot)
-
-
-class _Passing(logging.Handler):
-    """Hands records on to another handler, from a level of its own."""
-
-    def __init__(self, to: logging.Handler) -> None:
-        super().__init__()
-        self._to = to
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._to.handle(record)
 
 
 def _formatter(handler: logging.Handler, plugins: str) -> logging.Formatter:

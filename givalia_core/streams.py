@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from io import BufferedWriter, FileIO, TextIOWrapper
+from os import O_CLOEXEC, O_WRONLY, close, devnull, dup2
+from os import open as open_file
+from select import POLLERR, POLLHUP, POLLNVAL
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS
@@ -43,3 +47,23 @@ def outlast_readers() -> None:
             lasting = TextIOWrapper(BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, lasting)
             setattr(sys, f"__{name}__", lasting)
+
+
+def let_go_of_readers(make_poll: Callable[[], Any]) -> bool:
+    """Lead standard output and error to nowhere if their reader is gone; return whether one was.
+
+    `outlast_readers` does so for what this process prints. Programs that it starts write to the descriptors themselves, and a
+    pipe without a reader ends them.
+
+    Args:
+        make_poll: `select.poll`, that of the standard library: nothing here may wait for a loop.
+    """
+    poll = make_poll()
+    for fd in (1, 2):
+        poll.register(fd, 0)
+    gone = [fd for fd, what in poll.poll(0) if what & (POLLERR | POLLHUP) and not what & POLLNVAL]
+    for fd in gone:
+        nowhere = open_file(devnull, O_WRONLY | O_CLOEXEC)
+        dup2(nowhere, fd)
+        close(nowhere)
+    return bool(gone)

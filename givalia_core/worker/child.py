@@ -27,13 +27,13 @@ from importlib_metadata import PackageNotFoundError, version
 
 from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
-from givalia_core.log_handler import be_last_resort
+from givalia_core.log_handler import be_last_resort, take_over_root
 from givalia_core.loggers import Loggers
 from givalia_core.modules import Stopped, WorkModule
 from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import StrayErrors, log_stray_errors
-from givalia_core.streams import outlast_readers
+from givalia_core.streams import let_go_of_readers, outlast_readers
 from givalia_core.worker.collector import Collector
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
@@ -100,6 +100,9 @@ class Child:
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
                 if isinstance(note, Begin):
+                    if let_go_of_readers(poll):
+                        self._surroundings.close()
+                        self._keep()
                     if not self._has_announced_code(note):
                         self.say(Outdated())
                         return 0
@@ -206,6 +209,7 @@ class Child:
             return self._classes[source]
         finally:
             loggers.restore()
+            take_over_root()
             self._surroundings.close()
             self._keep()
 

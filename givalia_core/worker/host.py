@@ -25,6 +25,7 @@ from givalia_core import modules as modules_room  # noqa: E402
 from givalia_core.frozen import BUILTINS, Clock  # noqa: E402
 from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
+from givalia_core.log_handler import take_over_root  # noqa: E402
 from givalia_core.loggers import Loggers  # noqa: E402
 from givalia_core.modules import FoundModule  # noqa: E402
 from givalia_core.program import spare_the_collector, start_log  # noqa: E402
@@ -33,7 +34,7 @@ from givalia_core.repeats import Repeats  # noqa: E402
 from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
 from givalia_core.stray_errors import StrayErrors, log_stray_errors  # noqa: E402
-from givalia_core.streams import outlast_readers  # noqa: E402
+from givalia_core.streams import let_go_of_readers, outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
 from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
 from givalia_core.worker.collector import Collector  # noqa: E402
@@ -46,6 +47,7 @@ from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 __builtins__ = BUILTINS
 
 AT_ONCE: Final = 256
+_make_poll: Final = monkey.get_original("select", "poll")
 LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
 
 log = logging.getLogger("givalia.worker")
@@ -125,6 +127,7 @@ class Host:
         loggers = Loggers()
         modules = self.modules = modules_room.discover(self._tell_import, serve.deadly)
         loggers.restore()
+        take_over_root()
         for found in modules.values():
             if found.broken:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
@@ -228,6 +231,9 @@ class Host:
             data = self._channel.receive()
             if not data:
                 return
+            if let_go_of_readers(_make_poll) and self._surroundings is not None:
+                self._surroundings.close()
+                self._keep_surroundings()
             notes_ = reader.feed(data)
 
     def _stop_all(self, runner: Runner) -> None:

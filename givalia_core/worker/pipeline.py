@@ -284,7 +284,8 @@ def _shown(raised: BaseException) -> str:
     try:
         if is_a(raised, Fail) or is_a(raised, Retry):
             words = str(raised).strip() or name_of(raised)
-            return _with_headline(words, words) + _cause(raised.__cause__)
+            own = headline(words) if words.startswith(_HEAD) else words  # The text of a traceback, which says what was raised.
+            return _with_headline(words, own) + _cause(raised.__cause__)
         told = _told(raised)
         return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
     except Exception:

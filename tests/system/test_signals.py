@@ -339,11 +339,12 @@ def test_a_pipe_that_is_cut_fails_no_job(rig: Rig) -> None:
             worker.stdout.close()
 
             jobs = _staying(rig, 0.1)
+            jobs += [rig.client().enq(module, max_attempts=1) for module in ("Chatty", "ChattyApart")]
             for job in jobs:
                 job.wait(20)
             worker.send_signal(signal.SIGTERM)
 
             assert worker.wait(20) == 0
-            assert _outcomes(jobs) == [("done", 1)] * 2
+            assert _outcomes(jobs) == [("done", 1)] * 4
         finally:
             worker.kill()

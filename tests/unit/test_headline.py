@@ -12,6 +12,13 @@ from givalia_core.headline import HEADLINE_MAX, LEFT_OUT, headline, shortened, t
 LINK = "(Background on this error at: https://sqlalche.me/e/20/e3q8)"
 
 
+CHAINED = (
+    "Traceback (most recent call last):\n  File x\nStopped: x\n\n"
+    "During handling of the above exception, another exception occurred:\n\n"
+    "Traceback (most recent call last):\n  File x\nRuntimeError: y"
+)
+
+
 def plain() -> None:
     raise ValueError("boom")
 
@@ -97,6 +104,8 @@ def test_it_is_type_and_message_of_the_exception_itself(function: Callable[[], N
     [
         ("no such user\nmore", "no such user"),
         ("timeout: it ran too long\nTraceback (most recent call last):\n  File x\nStopped: x", "timeout: it ran too long"),
+        (f"timeout: it ran too long\n{CHAINED}", "timeout: it ran too long"),
+        (CHAINED, "RuntimeError: y"),
         ("child_died: SIGSEGV\nCurrent thread 0x1 (most recent call first):\n  File x", "child_died: SIGSEGV"),
         ("ValueError without a traceback", "ValueError without a traceback"),
         ("\n\n  only indented  ", "only indented"),

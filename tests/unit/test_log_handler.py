@@ -18,7 +18,7 @@ from givalia_logging import Logging
 from givalia_core import program
 from givalia_core.errors import SettingsInvalid
 from givalia_core.hooks import Hooks
-from givalia_core.log_handler import LogHandler
+from givalia_core.log_handler import LogHandler, take_over_root
 from givalia_core.times import to_datetime
 from givalia_core.views import JobView
 
@@ -94,6 +94,26 @@ def test_a_line_of_the_root_logger_has_the_form_too_and_sets_nothing_up(
     assert events(tmp_path / "log") == ["of a plugin", "of another"]
     assert logging.root.handlers == []
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_package_has_set_up_for_the_root_logger_comes_in_the_one_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    level = logging.root.level
+    program.start_log("info", str(tmp_path / "log"))
+
+    logging.basicConfig(level=logging.INFO, format="own %(message)s")
+    logging.root.addHandler(own := logging.FileHandler(tmp_path / "own"))
+    take_over_root()
+    take_over_root()  # Each process that imports packages does so, some more than once.
+    logging.getLogger("somebodys.plugin").info("a line")
+    logging.root.setLevel(level)
+    own.close()
+
+    assert events(tmp_path / "log") == ["a line"]
+    assert (tmp_path / "own").read_text() == "a line\n"
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_job_package_can_still_set_up_the_root_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +296,7 @@ def test_a_process_that_cannot_open_its_log_file_runs_until_it_can(tmp_path: Pat
     LOG.info("another")
 
     said = capsys.readouterr().err
-    assert "lines of this process go to standard error until its file can be opened: log file" in said
+    assert "lines of this process go to standard error until its file can be opened: log_file is a file" in said
     assert "a line" in said
     assert events(file) == ["another"]
 

@@ -86,6 +86,15 @@ class Stay(WorkModule):
         return self.job.attempt
 
 
+class Chatty(WorkModule):
+    """Writes to both descriptors itself, and has a program write to them."""
+
+    def process(self) -> None:
+        for fd in (1, 2):
+            os.write(fd, b"chatty\n")
+        subprocess.run([sys.executable, "-c", "import sys; print(1, flush=True); print(1, file=sys.stderr)"], check=True)
+
+
 class StayOnce(WorkModule):
     """Stays on its first attempt, whatever happens; every later one returns at once."""
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from system_modules import Echo, Stay, write_line
+from system_modules import Chatty, Echo, Stay, write_line
 
 from givalia_core import Client, WorkModule
 
@@ -31,6 +31,12 @@ class EchoApart(Echo):
 
 class StayApart(Stay):
     """Stays in a process of its own."""
+
+    isolation = "process"
+
+
+class ChattyApart(Chatty):
+    """Does so in a process of its own."""
 
     isolation = "process"
 
