@@ -11,7 +11,7 @@ from typing import Final
 
 from givalia_core.cli import endings, moving, show
 from givalia_core.client import Client, copying
-from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreFailed
+from givalia_core.errors import BadRequest, ConnectionLost, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
 from givalia_core.store import sqlite_file
 from givalia_core.store.base import CopyPart
@@ -19,6 +19,8 @@ from givalia_core.store.sqlite_received import Received, Receiver
 from givalia_core.times import to_datetime
 
 MIB: Final = 1 << 20
+_KEPT: Final = tuple(f".format-{before}" for before in range(1, sqlite_file.FORMAT))  # Copies that an upgrade has made.
+_CUT_SHORT: Final = "the backup was cut short, and nothing was written"
 
 OnProgress = Callable[[float, str], None]
 
@@ -53,7 +55,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
 
 def _refuse_open_store(path: Path) -> None:
     """Refuse the name of a store that a server has open, or of a file of it: the copy would end that server."""
-    for suffix in ("", "-wal", "-shm", ".lock", ".ballast"):
+    for suffix in ("", "-wal", "-shm", "-journal", ".lock", ".ballast", ".upgrading", *_KEPT):
         store = path.with_name(path.name.removesuffix(suffix))
         if path.name.endswith(suffix) and store.name and (pid := sqlite_file.holder(store)) is not None:
             raise BadRequest(f"{path} belongs to the store that process {pid} has open")
@@ -71,7 +73,10 @@ def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[Co
             on_progress(got_bytes / size_bytes, f"{got_bytes / MIB:.0f} of about {size_bytes / MIB:.0f} MiB")
         return part, receiver.finish(part, lambda rows: on_progress(1.0, f"checking: {rows} rows"))
     except NotFound as error:
-        raise StoreFailed(f"the backup was cut short, and nothing was written: {error}") from error
+        raise StoreFailed(f"{_CUT_SHORT}: {error}") from error
+    except ConnectionLost as error:
+        why = str(error).partition(";")[0]
+        raise ConnectionLost(f"{_CUT_SHORT}: {why}. --patience gives a server more time", sent=error.sent) from error
     finally:
         receiver.close()
 

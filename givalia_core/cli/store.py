@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pwd
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreUnfit
 from givalia_core.printable import printable
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
-from givalia_core.store import SQLite, sqlite_upgrade
+from givalia_core.store import SQLite, sqlite_file, sqlite_upgrade
 from givalia_core.store.base import Store
 from givalia_core.store.sqlite_salvage import salvage
 
@@ -71,11 +70,11 @@ def _refuse_stranger(store: Store, what: str) -> None:
     except PermissionError as error:
         raise StoreUnfit(f"{store.path}: {error.strerror}; run this as the user who owns the store") from None
     if owner != os.geteuid():
-        name = _name_of(owner)
-        command = f"runuser -u {name} -- givalia store {what} --store {sqlite_upgrade.url(store.path)}"
+        name = sqlite_file.user(owner)
+        command = sqlite_upgrade.command(store.path, what)
         raise StoreUnfit(
             f"the store {store.path} belongs to the user {name}, whose server could not open the files that this would leave"
-            f" there. Nothing was done: {command}"
+            f" there. Nothing was done: run {command}"
         )
 
 
@@ -85,13 +84,6 @@ def _owner(path: Path) -> int:
         return path.stat().st_uid
     makes_for_others = os.geteuid() == 0 and path.parent.exists()
     return path.parent.stat().st_uid if makes_for_others else os.geteuid()
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"
 
 
 def _refuse_missing(store: Store) -> None:

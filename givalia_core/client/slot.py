@@ -149,6 +149,8 @@ class Slot:
         """Be over without an answer."""
         if self.call.waits:
             what = "the job is not touched"
+        elif self.call.kind not in CHANGING and not self.is_unsent:
+            what = "nothing was changed"
         else:
             what = "the command was not sent" if self.is_unsent else "whether the command took effect is unknown"
         self.error = ConnectionLost(f"{why}; {what}", sent=not self.is_unsent)

@@ -169,7 +169,8 @@ class SQLite(Reads):
         self._quarantine.open()
         self._epoch = epoch + 1
         self._is_copy = bool(copied := self._fact(sqlite_copies.MARK))
-        if self._is_copy:
+        if self._is_copy and self._fact(sqlite_copies.COMMITS) in (None, self._commits):
+            # Else a server of an earlier version, which leaves the mark, has used it.
             self._epoch = max(self._epoch, self._epoch_of_copy(*copied))
         index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))

@@ -25,6 +25,8 @@ STARTS: Final = 1 << 16  # A server that fails at once and is restarted every tw
 MINUTES_MOST: Final = 1 << 20  # Two years: a clock that is wrong must not use up the epochs, of which there are 2 ** 23.
 MARK: Final = "copied"
 """The fact of a copy that no server has changed yet: when it was made, on the wall clock, and its epoch then."""
+COMMITS: Final = "copied_commits"
+"""How many commits it had then: servers that do not know the mark leave it, and count on."""
 
 _MINUTE_US: Final = 60 * SECOND_US
 
@@ -38,7 +40,8 @@ def mark(database: sqlite3.Connection, made_us: int) -> None:
         StoreCorrupt: The epoch is not what was written.
     """
     epoch = (fact(database, "epoch") or 0) + STARTS
-    for name, value in (("epoch", epoch), ("open", 0), ("index", 0), (MARK, (made_us, epoch))):
+    commits, *_ = fact(database, "commit") or (0,)
+    for name, value in (("epoch", epoch), ("open", 0), ("index", 0), (MARK, (made_us, epoch)), (COMMITS, commits)):
         keep_fact(database, name, value)
 
 
@@ -66,6 +69,16 @@ def is_as_it_was_made(path: Path) -> bool:
         with contextlib.closing(database):
             return bool(fact(database, MARK)) and fact(database, "open") == 0
     return False
+
+
+def epoch_of(path: Path) -> int | None:
+    """Return the epoch that a copy was marked with; None if the file is no copy, or a server has opened it."""
+    with contextlib.suppress(sqlite3.Error, StoreCorrupt, ValueError, TypeError):
+        database = sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
+        with contextlib.closing(database):
+            _, marked = fact(database, MARK)
+            return int(marked) if fact(database, "epoch") == marked else None
+    return None
 
 
 def fact(database: sqlite3.Connection, name: str) -> Any:

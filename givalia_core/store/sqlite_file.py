@@ -172,8 +172,8 @@ def refuse_foreign(path: Path) -> None:
     """
     if os.geteuid() == 0 and path.exists() and (uid := path.stat().st_uid) != 0:
         raise StoreUnfit(
-            f"the store {path} belongs to the user {_user(uid)}, whose server could not open the files that root's would"
-            f" leave there; start it as {_user(uid)}"
+            f"the store {path} belongs to the user {user(uid)}, whose server could not open the files that root's would"
+            f" leave there; start it as {user(uid)}"
         )
     index = index_folder(path)
     # Whatever else has the place of the index makes way for a new one.
@@ -183,11 +183,12 @@ def refuse_foreign(path: Path) -> None:
         if os.access(each, os.F_OK) and not os.access(each, wanted):
             if os.statvfs(each).f_flag & os.ST_RDONLY:
                 raise StoreUnfit(f"{each} is on a file system that is mounted for reading only")
-            me, owner = _user(os.geteuid()), _user(each.stat().st_uid)
+            me, owner = user(os.geteuid()), user(each.stat().st_uid)
             raise StoreUnfit(f"{each} cannot be written to by the user {me}; it belongs to {owner}")
 
 
-def _user(number: int) -> str:
+def user(number: int) -> str:
+    """Return the name of a user; the number if there is none."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

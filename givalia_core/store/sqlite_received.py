@@ -117,6 +117,10 @@ class Receiver:
         with self._writing():
             checked = _Checked(self._database, on_progress)
             counts = checked.run()
+            set_aside = [
+                f"job {seq} is in quarantine: {why}"
+                for seq, why in self._database.execute("SELECT seq, why FROM quarantine ORDER BY number")
+            ]
             if counts.total() != last.jobs and not checked.wrong:
                 raise StoreCorrupt(f"the server has {last.jobs} jobs, and {counts.total()} of them arrived")
             self._database.executemany(
@@ -133,7 +137,7 @@ class Receiver:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.close()
             sqlite_file.sync(self._path)
-        return Received(counts.total(), checked.wrong)
+        return Received(counts.total(), checked.wrong + set_aside)
 
 
 class _Checked:

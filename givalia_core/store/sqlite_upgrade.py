@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sqlite3
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ _SELECT: Final = (
     "SELECT seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, expires_at_us, ended_at_us, forget_at_us,"
     " version, body, params, result, crc FROM jobs ORDER BY seq"
 )
+_NAMES_MOST: Final = 100
 _MARGIN_BYTES: Final = 4 << 20  # For the first commits of the new version; the reserve of the store is kept besides.
 _LEFTOVERS: Final = ("", "-journal", "-wal", "-shm")
 
@@ -58,14 +60,17 @@ def upgrade(path: Path, *, may_upgrade: bool) -> None:
         if not may_upgrade:
             raise StoreUnfit(
                 f"{path} has format {before}, this Givalia needs {sqlite_file.FORMAT}: with no server on it, run"
-                f" {command(path)} as the user who owns it"
+                f" {command(path, 'upgrade')}"
             )
         _upgrade(path, before)
 
 
-def command(path: Path) -> str:
-    """Return the command that upgrades the store at this path."""
-    return f"givalia store upgrade --store {url(path)}"
+def command(path: Path, verb: str) -> str:
+    """Return the command by which root, or the user who owns the store at this path, has it upgraded, or looked at."""
+    program = Path(sys.executable).with_name("givalia")
+    said = f"{shlex.quote(str(program)) if program.exists() else 'givalia'} store {verb} --store {url(path)}"
+    owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
+    return said if owner == 0 else f"{said} as its user, or as root runuser -u {sqlite_file.user(owner)} -- {said}"
 
 
 def url(path: Path) -> str:
@@ -78,14 +83,24 @@ def kept_path(path: Path, before: int) -> Path:
     return path.with_name(f"{path.name}.format-{before}")
 
 
+def _free_path(path: Path, before: int, epoch: int | None) -> Path:
+    """Return where the copy of a store of this epoch is to be kept: where it is already, or a name that nobody has taken."""
+    for number in range(1, _NAMES_MOST):
+        kept = kept_path(path, before)
+        if number > 1:
+            kept = kept.with_name(f"{kept.name}.{number}")
+        if not os.path.lexists(kept) or sqlite_copies.epoch_of(kept) == epoch:
+            return kept
+    raise StoreUnfit(f"there are {_NAMES_MOST - 1} copies of earlier formats beside {path}, and no name for another")
+
+
 def _upgrade(path: Path, before: int) -> None:
     making = path.with_name(path.name + ".upgrading")
     rewrites = before < sqlite_file.READABLE
     try:
         _remove(making)
         _refuse_without_room(path, 2 if rewrites else 1)
-        _keep_copy(path, making, before)
-        _tell(path, before)
+        _tell(path, before, _keep_copy(path, making, before))
         if rewrites:
             _rewrite(path, making)
     except (sqlite3.Error, OSError) as error:
@@ -96,8 +111,8 @@ def _upgrade(path: Path, before: int) -> None:
             _remove(making)
 
 
-def _tell(path: Path, before: int) -> None:
-    name, kept = shlex.quote(path.name), shlex.quote(kept_path(path, before).name)
+def _tell(path: Path, before: int, kept_at: Path) -> None:
+    name, kept = shlex.quote(path.name), shlex.quote(kept_at.name)
     log.warning("%s goes from format %d to %d. As it was, it is kept as %s", path, before, sqlite_file.FORMAT, kept)
     # A line of its own and short, so that no form of the log cuts it.
     log.warning(
@@ -128,8 +143,8 @@ def _remove(making: Path) -> None:
 # The copy.
 
 
-def _keep_copy(path: Path, making: Path, before: int) -> None:
-    """Copy the store with what is in its log into one file, marked as a copy, beside it."""
+def _keep_copy(path: Path, making: Path, before: int) -> Path:
+    """Copy the store with what is in its log into one file, marked as a copy, beside it; return that."""
     for suffix in ("", "-wal"):
         source = path.with_name(path.name + suffix)
         if source.exists():
@@ -139,7 +154,7 @@ def _keep_copy(path: Path, making: Path, before: int) -> None:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         ((found,),) = database.execute("PRAGMA user_version")
         if found != before:  # The log has it already: it was upgraded, and what is kept is older.
-            return
+            return kept_path(path, before)
         database.execute("BEGIN IMMEDIATE")
         sqlite_copies.mark(database, SystemClock().read().wall_us)
         database.execute("COMMIT")
@@ -147,8 +162,10 @@ def _keep_copy(path: Path, making: Path, before: int) -> None:
     finally:
         database.close()
     sqlite_file.sync(making)
-    making.rename(kept_path(path, before))
+    kept = _free_path(path, before, sqlite_copies.epoch_of(making))
+    making.rename(kept)
     sqlite_file.sync(path.parent)
+    return kept
 
 
 def _copy_file(source: Path, target: Path) -> None:

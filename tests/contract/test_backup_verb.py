@@ -61,7 +61,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
             opened.callback(server.close)
             host, port = server.address.split(":")
             try:
-                code = main(["-m", host, "-p", port, "backup", *map(str, words)])
+                code = main(["-m", host, "-p", port, "--patience", "2", "backup", *map(str, words)])
             except SystemExit as end:
                 code = int(end.code or 0)
             told = capsys.readouterr()
@@ -119,6 +119,21 @@ def test_server_that_knows_the_copy_no_more_leaves_no_file_and_a_clear_error(cop
     assert list(path.parent.iterdir()) == []
 
 
+def test_server_that_answers_no_more_leaves_no_file_and_a_clear_error(copied: Script, run: Run, path: Path) -> None:
+    def silent(line: Line, ask: Ask) -> None:
+        if ask.messages[0].part < 2:
+            copied(line, ask)
+
+    code, out, err = run(silent, path)
+
+    assert (code, out) == (69, "")
+    assert err == (
+        "givalia: CONNECTION_LOST: the backup was cut short, and nothing was written: no answer in time."
+        " --patience gives a server more time\n"
+    )
+    assert list(path.parent.iterdir()) == []
+
+
 def test_part_that_is_spoiled_on_its_way_leaves_no_file(copied: Script, run: Run, path: Path) -> None:
     def spoiled(line: Line, ask: Ask) -> None:
         if ask.messages[0].part == 2:
@@ -141,7 +156,9 @@ def test_file_that_is_there_is_overwritten_only_by_force_and_only_by_a_whole_cop
     assert path.read_bytes().startswith(b"SQLite format 3")
 
 
-@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal", "queue.db.lock", "queue.db.ballast"])
+@pytest.mark.parametrize(
+    "name", ["queue.db", "queue.db-wal", "queue.db-journal", "queue.db.lock", "queue.db.ballast", "queue.db.format-2"]
+)
 def test_files_of_a_store_that_is_open_are_not_overwritten(copied: Script, run: Run, tmp_path: Path, name: str) -> None:
     path = tmp_path / "original" / name
     before = path.read_bytes() if path.exists() else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import re
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
@@ -163,6 +165,26 @@ def test_copy_that_is_looked_at_still_is_one_and_that_of_a_server_is_none(store:
     copy.commit([], MARK)
 
     assert not copy._fact(sqlite_copies.MARK)
+    copy.close()
+    store.close()
+
+
+def test_copy_that_a_server_of_an_earlier_version_has_used_is_none_any_more(
+    store: SQLite, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    received(store, tmp_path / "copy.db")
+    copy = SQLite(f"sqlite://{tmp_path / 'copy.db'}")
+    copy.open()
+    marked = copy._fact(sqlite_copies.MARK)
+    copy.commit(inserts([waiting(500)]), MARK)
+    copy._keep_fact(sqlite_copies.MARK, marked)  # It does not know what that is, and leaves it.
+    copy.close()
+    caplog.clear()
+
+    copy.open()
+
+    assert "copy of another store" not in caplog.text
+    assert 500 in by_seq(copy, [500])
     copy.close()
     store.close()
 
@@ -332,6 +354,19 @@ def test_damage_of_the_original_is_named_and_the_copy_made(store: SQLite, tmp_pa
     database = sqlite3.connect(tmp_path / "copy.db")
     assert database.execute("PRAGMA quick_check").fetchone() == ("ok",)
     database.close()
+    store.close()
+
+
+def test_job_that_the_original_has_set_aside_is_named_too(store: SQLite, tmp_path: Path) -> None:
+    (first, records) = store._connection.execute("SELECT first_seq, records FROM jobs LIMIT 1").fetchone()
+    store._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (records[:60] + b"!" + records[61:], first))
+    store.close()
+    shutil.rmtree(f"{store.path}.index")
+    store.open()
+
+    (line,) = received(store, tmp_path / "copy.db").wrong
+
+    assert re.fullmatch(r"job \d+ is in quarantine: .*checksum.*", line)
     store.close()
 
 

@@ -208,13 +208,29 @@ def test_manual_upgrade_is_refused_with_the_exact_command(path: Path, tmp_path: 
         of_format_2(path)
     files = {each: each.read_bytes() for each in path.parent.glob("queue.db*") if each.is_file()}
 
-    with pytest.raises(StoreUnfit, match=r"run givalia store upgrade --store (sqlite:\S+)") as refused:
+    with pytest.raises(StoreUnfit, match=r"run /\S+/givalia store upgrade --store (sqlite:\S+)") as refused:
         SQLite(f"sqlite://{path}").open()
 
-    named = str(refused.value).split("--store ")[1].split(" as the user")[0]
+    named = str(refused.value).split("--store ")[1].split(" as its user")[0]
     assert SQLite(*shlex.split(named)).path == path
     files[path.with_name("queue.db.lock")] = path.with_name("queue.db.lock").read_bytes()
     assert files == {each: each.read_bytes() for each in path.parent.glob("queue.db*") if each.is_file()}
+
+
+def test_a_copy_that_is_kept_already_is_replaced_only_by_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "queue.db"
+    of_format_2(path)
+    kept = tmp_path / "queue.db.format-2"
+    kept.write_text("precious")
+    again = path.read_bytes()
+
+    SQLite(f"sqlite://{path}", may_upgrade=True).upgrade()
+    path.write_bytes(again)  # As if it had been killed behind the copy.
+    SQLite(f"sqlite://{path}", may_upgrade=True).upgrade()
+
+    assert kept.read_text() == "precious"
+    assert sorted(each.name for each in tmp_path.glob("*.format-*")) == ["queue.db.format-2", "queue.db.format-2.2"]
+    assert sum("mv queue.db.format-2.2 queue.db" in line for line in caplog.messages) == 2
 
 
 def test_upgrade_without_room_for_the_copy_is_refused_and_nothing_is_changed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_store_of_another_user_is_refused_with_the_command_and_untouched(
     code, said = run(capsys, what, "--store", f"sqlite://{path}", *words)
 
     assert code == 78
-    assert f"runuser -u #{STRANGER} -- givalia store {what} --store sqlite://{path}" in said
+    command = f"{Path(sys.executable).with_name('givalia')} store {what} --store sqlite://{path}"
+    assert f"run {command} as its user, or as root runuser -u {STRANGER} -- {command}" in said
     assert before == {
         each: (each.stat().st_uid, each.stat().st_mode, each.stat().st_mtime_ns) for each in path.parent.rglob("*")
     }
