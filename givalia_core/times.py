@@ -26,9 +26,9 @@ INSTANT_REACH_US: Final = 100 * TEN_YEARS_US
 """How far an instant may be from 1970."""
 LENGTH_FORMS: Final = "seconds, or a length such as 10m, 1h30m, 2d"
 
+_REACH_S: Final = 1e15  # Beyond all limits.
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_REACH_S: Final = 1e15
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII).fullmatch
 _PARTS: Final = re.compile(
     r"([+-]?)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?\s*" for unit in ("w", "d", "h", "m(?!s)", "s", "ms")), re.ASCII

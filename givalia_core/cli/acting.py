@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from givalia_core.cli import endings, filters, show
 from givalia_core.client.acts import Acted
-from givalia_core.errors import BadRequest, ConnectionLost
+from givalia_core.errors import BadRequest, ConnectionLost, PartlyRefused
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,8 @@ def is_by_filter(given: argparse.Namespace, *names: object) -> bool:
     Raises:
         BadRequest: Both are given, or none.
     """
+    if given.all and filters.given_filters(given):
+        raise BadRequest("--all and a filter exclude each other")
     has_filter = given.all or bool(filters.given_filters(given))
     if has_filter == any(names):
         raise BadRequest(
@@ -42,6 +44,7 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
 
     Raises:
         GivaliaError: The run was broken off; what it has come to and how to go on are said.
+        PartlyRefused: Some jobs were refused for another reason than their state.
     """
     last: Acted | None = None
 
@@ -62,9 +65,11 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
         raise
     if given.json:
         show.emit(_as_json(given, acted))
-        return
-    for words in _words(acted) or ["no job"]:
-        show.emit(f"would be: {words}" if given.dry_run else words)
+    else:
+        for words in _words(acted) or ["no job"]:
+            show.emit(f"would be: {words}" if given.dry_run else words)
+    if refused := sum(count for outcome, count in acted.counts.items() if outcome.isupper()):
+        raise PartlyRefused(f"{refused:,} of {sum(acted.counts.values()):,} jobs were refused; each, by its id, is told why")
 
 
 def _may_be_done(error: BaseException) -> bool:

@@ -186,7 +186,8 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SettingsInvalid(f"log file {path}: {error.strerror}; --log-file names another one") from None
+        words = f"log_file is a file that can be opened, not '{path}': {error.strerror}; --log-file names another one"
+        raise SettingsInvalid(words) from None
     readable, writable = os.pipe()
     with os.fdopen(opened, "ab") as log:
         child = subprocess.Popen(

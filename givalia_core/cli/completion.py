@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from givalia_core.client import Client
 from givalia_core.client.servers import found_by, from_settings
+from givalia_core.model import JobState
 
 ASKED: Final = "_ARGCOMPLETE"  # Set by the shell's part of `argcomplete`.
 PROGRAMS: Final = ("givalia", "givalia-server", "givalia-worker")
 SHELLS: Final = ("bash", "zsh", "fish")
 PATIENCE_S: Final = 0.5
-JOBS_MAX: Final = 1_000  # So many are looked at for keys that begin like the word.
+ANSWER_S: Final = 1.0  # What a server has told by then is shown.
+JOBS_MAX: Final = 1_000  # Keys of one state that are shown.
+ENDED_BADLY: Final = (JobState.DEAD, JobState.CANCELLED)
 
 Given = argparse.Namespace
 
@@ -59,26 +63,51 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from _actions(under)
 
 
-def _completer(answer: Callable[[Client], Iterable[Any]]) -> Callable[..., list[str]]:
+def _completer(answer: Callable[[Client, str, Given], Iterable[Any]]) -> Callable[..., list[str]]:
     """Let a server answer; nothing if there is none, since a person who types must not wait."""
 
     def completions(prefix: str, parsed_args: Given, **_: Any) -> list[str]:
-        with contextlib.suppress(Exception):
+        found: set[str] = set()
+        with contextlib.suppress(Exception), _at_most(ANSWER_S):
             find = from_settings(parsed_args.master, parsed_args.port, parsed_args.config, _ignore)
             with found_by(Client, find, PATIENCE_S) as client:
-                found = {str(each) for each in answer(client)}
-            return sorted(each for each in found if each.startswith(prefix) and each.isprintable())
-        return []
+                found.update(str(each) for each in answer(client, prefix, parsed_args))
+        return sorted(each for each in found if each.startswith(prefix) and each.isprintable())
 
     return completions
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` here after this time: a server looks through all its jobs for those of a prefix."""
+
+    def end(*_: object) -> NoReturn:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _keys(client: Client, prefix: str, given: Given) -> Iterator[str]:
+    """Yield keys that begin so; for `requeue` those of jobs that it is for."""
+    states = ENDED_BADLY if given.verb == "requeue" else (None,)
+    for state in states:
+        for job in islice(client.list(state, key_prefix=prefix or None), JOBS_MAX):
+            if job.key is not None:
+                yield job.key
 
 
 def _ignore(_: str) -> None:
     """The command itself says what is to be said about its settings, once it runs."""
 
 
-_ANSWERS: Final[dict[str, Callable[[Client], Iterable[Any]]]] = {
-    "key": lambda client: (job.key for job in islice(client.list(), JOBS_MAX) if job.key is not None),
-    "module": lambda client: (module["module"] for module in client.modules()),
-    "target_worker": lambda client: (worker["name"] for worker in client.workers()),
+_ANSWERS: Final[dict[str, Callable[[Client, str, Given], Iterable[Any]]]] = {
+    "key": _keys,
+    "module": lambda client, *_: (module["module"] for module in client.modules()),
+    "target_worker": lambda client, *_: (worker["name"] for worker in client.workers()),
 }

@@ -19,6 +19,7 @@ from givalia_core.printable import printable
 from givalia_core.program import say_last
 
 EXIT_BUG: Final = 70
+EXIT_IO: Final = 74
 TRACEBACK: Final = "GIVALIA_TRACEBACK"
 
 
@@ -73,6 +74,9 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
         raise SystemExit(0) from None
     except OSError as error:
         _discard_output()
+        if error.filename is None:  # Files are opened by their names, and sockets are the client's.
+            say(f"{prog}: standard input or output: {printable(error.strerror or error)}")
+            raise SystemExit(EXIT_IO) from None
         say(f"{prog}: {printable(error)}")
         raise SystemExit(69) from None
 

@@ -52,12 +52,17 @@ JSON_WORDS: Final = "data only, one JSON value on a line; before or after the ve
 Given = argparse.Namespace
 
 
+PATIENCE_WORDS: Final = "how long to try servers, which may be starting [5; with enq --wait and backup: 60]"
+LONG_S: Final = 60.0
+
+
 class Verb(NamedTuple):
     """One verb: its help, its arguments, and what it does (with a client, unless it needs none)."""
 
     words: str
     arguments: Callable[[argparse.ArgumentParser], None]
     act: Callable[[Client, Given], None]
+    patience_s: Callable[[Given], float] = lambda _: 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +74,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     common.add_settings(parser, ClientSettings)
     parser.add_argument("--json", action="store_true", help=JSON_WORDS)
-    parser.add_argument("--patience", type=moments.wait("patience"), help="how long to try the server [5; --wait: 60]")
+    parser.add_argument("--patience", type=moments.wait("patience"), help=PATIENCE_WORDS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
@@ -82,11 +87,9 @@ def _main(arguments: list[str]) -> int:
         verbs.choices[given.verb].error(f"unrecognized arguments: {' '.join(extra)}")
     moments.check_zone(given)
     find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"), flag)
-    patience = given.patience
-    if patience is None:
-        patience = 60.0 if getattr(given, "wait", False) else 5.0
-    with found_by(Client, find, patience) as client:
-        VERBS[given.verb].act(client, given)
+    verb = VERBS[given.verb]
+    with found_by(Client, find, verb.patience_s(given) if given.patience is None else given.patience) as client:
+        verb.act(client, given)
     return 0
 
 
@@ -137,7 +140,7 @@ def _enq(client: Client, given: Given) -> None:
     value = None if given.params is None else params.read(given.params)
     job = client.enq(given.module, params=value, time=given.time or 0, at=_at(given), **options)
     unknown.warn(client, given.module)
-    if given.wait or given.wait_timeout is not None:
+    if waiting.is_wanted(given):
         show.emit(show.to_json(waiting.result(client, job, given)))
     elif given.json:
         show.emit(show.to_json({"id": job.id, "key": job.key, "due": job.due, "durability": job.durability}))
@@ -375,7 +378,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS: Final[dict[str, Verb]] = {
-    "enq": Verb("enqueue a job", _enq_arguments, _enq),
+    "enq": Verb("enqueue a job", _enq_arguments, _enq, lambda given: LONG_S if waiting.is_wanted(given) else 5.0),
     "stat": Verb("show what is known of a job", _stat_arguments, _stat),
     "explain": Verb("say in words why a job has not run, or what became of it", _explain_arguments, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),
@@ -389,7 +392,9 @@ VERBS: Final[dict[str, Verb]] = {
     "info": Verb("show what the server is, holds and allows", _nothing, overview.info),
     "plugins": Verb("show the plugins that are installed here", _nothing, _plugins),
     "store": Verb("look at a store that no server has open, or move its jobs to another", store.arguments, store.act),
-    "backup": Verb("copy the store of a running server into a file on this machine", backup.arguments, backup.act),
+    "backup": Verb(
+        "copy the store of a running server into a file on this machine", backup.arguments, backup.act, lambda _: LONG_S
+    ),
     "completion": Verb("print what lets a shell complete verbs, modules and keys", completion.arguments, _completion),
     "demo": Verb("show the whole thing at work, in a folder of its own", demo.arguments, demo.act),
 }

@@ -66,6 +66,7 @@ class Requests:
             log.info("%s: draining", why)
             self.stop.set()
         elif now_s - self._asked_s >= SAME_REQUEST_S:
+            log.warning("%s while it drains: it ends at once, whatever is under way", why)
             self._force()
 
     def hang_up(self, reload: Callable[[str], object]) -> None:

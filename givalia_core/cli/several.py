@@ -56,7 +56,8 @@ def show_each(
         words: The answer, for people.
 
     Raises:
-        GivaliaError: It is not known what became of the part that was asked for; how many were answered before is said.
+        GivaliaError: It is not known what became of the part that was asked for; that is said, and how many were answered
+            before.
         SystemExit: Some were refused: with their exit code if it is the same for all, else with that of `PartlyRefused`.
     """
     if given.key and given.id:
@@ -65,9 +66,11 @@ def show_each(
     names = _read(given.id or given.key)
     codes: set[int] = set()
     counts: Counter[str] = Counter()
+    under_way = 0
     try:
         with show.Progress(sys.stderr) as progress:
             while part := list(islice(names, PART)):
+                under_way = len(part)
                 try:
                     answers = ask(part, None) if name == "key" else ask(None, part)
                 except PartlyRefused as error:
@@ -77,11 +80,15 @@ def show_each(
                     if isinstance(answer, GivaliaError):
                         codes.add(answer.exit_code)
                     counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
+                under_way = 0
                 if sys.stderr.isatty():
                     progress.show_line(_counted(counts))
-    except BaseException:
+    except BaseException as error:
         if counts:
             endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
+        if under_way and not isinstance(error, BadRequest):
+            of = f" after those {counts.total():,}" if counts else ""
+            endings.say(f"givalia: what became of the {under_way:,} names{of} is unknown: they were under way")
         raise
     if counts.total() > PART:
         endings.say(f"givalia: {_counted(counts)}")

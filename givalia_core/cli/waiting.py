@@ -18,7 +18,8 @@ from givalia_core.errors import GivaliaError, JobEnded, JobFailed, WaitTimeout
 from givalia_core.printable import printable
 
 TELL_S: Final = 10.0  # Who waits for so long wants to know why.
-LAST_S: Final = 1.0  # How long somebody who has broken off the waiting may wait for the last word.
+LEAST_S: Final = 0.01  # A wait for no time would ask the server, and wait for its answer.
+WHY_S: Final = 1.0  # How long a server may take to say why a job has not ended; it may be gone.
 
 Given = argparse.Namespace
 
@@ -32,6 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     traceback_argument(parser)
 
 
+def is_wanted(given: Given) -> bool:
+    """Return whether to wait."""
+    return given.wait or given.wait_timeout is not None
+
+
 def traceback_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that shows a whole error."""
     parser.add_argument("--traceback", action="store_true", help="show the whole error of a failed attempt")
@@ -43,39 +49,37 @@ def result(client: Client, job: JobHandle, given: Given) -> Any:
     Raises:
         GivaliaError: There is none, or not yet. The message names the job and says why it has not ended; so does `--json`.
     """
-    try:
-        return _waited_for(client, job, given)
-    except JobEnded as error:
-        _show(job, given, error)
-        if isinstance(error, JobFailed) and given.traceback:
-            show.lines(error.error or "", sys.stderr)
-        raise
-    except GivaliaError as error:
-        known = _state(client, job)
-        _show(job, given, error, **known)
-        why = f": {known['state']}: {known['why']}" if known else ""
-        raise type(error)(f"{error} (job {_named(job)}{why})", **error.details) from None
-    except KeyboardInterrupt:
-        endings.say(f"givalia: not waited for any longer: job {printable(_named(job))}, which goes on")
-        with likewise(client, LAST_S) as other:
-            known = _state(other, job)
-        if known:
-            endings.say(f"givalia: {known['state']}: {printable(known['why'])}")
-        if given.json:
-            show.emit(show.to_json({"id": job.id, "key": job.key, **known}))
-        raise
+    with likewise(client, WHY_S) as asking:
+        try:
+            return _waited_for(asking, job, given)
+        except JobEnded as error:
+            _show(job, given, error)
+            if isinstance(error, JobFailed) and given.traceback:
+                show.lines(error.error or "", sys.stderr)
+            raise
+        except GivaliaError as error:
+            known = _state(asking, job)
+            _show(job, given, error, **known)
+            raise type(error)(f"{error} (job {_named(job)}: {_words(known)})", **error.details) from None
+        except KeyboardInterrupt:
+            endings.say(f"givalia: not waited for any longer: job {printable(_named(job))}, which goes on")
+            known = _state(asking, job)
+            endings.say(f"givalia: {printable(_words(known))}")
+            if given.json:
+                show.emit(show.to_json({"id": job.id, "key": job.key, **known}))
+            raise
 
 
-def _waited_for(client: Client, job: JobHandle, given: Given) -> Any:
+def _waited_for(asking: Client, job: JobHandle, given: Given) -> Any:
     if given.json or not sys.stderr.isatty():
-        return _told_meanwhile(client, job, given, job.wait, endings.say)
+        return _told_meanwhile(asking, job, given, job.wait, endings.say)
     endings.say(f"waiting for {job.id}")
     with show.Bar(sys.stderr) as bar:
-        return _told_meanwhile(client, job, given, partial(job.wait, progress=bar.show), bar.say)
+        return _told_meanwhile(asking, job, given, partial(job.wait, progress=bar.show), bar.say)
 
 
 def _told_meanwhile(
-    client: Client, job: JobHandle, given: Given, wait: Callable[[float], Any], say: Callable[[str], None]
+    asking: Client, job: JobHandle, given: Given, wait: Callable[[float], Any], say: Callable[[str], None]
 ) -> Any:
     """Wait; say why the job has not ended after ten seconds, and again each time that the waiting has doubled."""
     began_s = time.monotonic()
@@ -83,12 +87,11 @@ def _told_meanwhile(
     tell_s = began_s + TELL_S
     while True:
         try:
-            return wait(max(0.0, min(tell_s, end_s) - time.monotonic()))
+            return wait(max(min(tell_s, end_s) - time.monotonic(), LEAST_S))
         except WaitTimeout:
             if tell_s >= end_s:
                 raise
-        status = client.stat(id=job.id)
-        say(f"after {tell_s - began_s:.0f} s: {status.state}: {printable(unknown.with_hint(client, status))}")
+        say(f"after {tell_s - began_s:.0f} s: {printable(_words(_state(asking, job)))}")
         tell_s += tell_s - began_s
 
 
@@ -97,12 +100,16 @@ def _show(job: JobHandle, given: Given, error: GivaliaError, **known: Any) -> No
         show.emit(show.to_json({"id": job.id, "key": job.key, "code": error.code, **error.details, **known}))
 
 
-def _state(client: Client, job: JobHandle) -> dict[str, Any]:
-    """The state of a job that has not ended, and why it has not; nothing if the server does not tell."""
+def _state(asking: Client, job: JobHandle) -> dict[str, Any]:
+    """The state of a job that has not ended, and why it has not; nothing if no server tells."""
     with contextlib.suppress(GivaliaError):
-        status = client.stat(id=job.id)
-        return {"state": status.state, "why": unknown.with_hint(client, status)}
+        status = asking.stat(id=job.id)
+        return {"state": status.state, "why": unknown.with_hint(asking, status)}
     return {}
+
+
+def _words(known: dict[str, Any]) -> str:
+    return f"{known['state']}: {known['why']}" if known else "no server says why it has not ended"
 
 
 def _named(job: JobHandle) -> str:

@@ -45,9 +45,12 @@ def resend_s(resend: Length) -> float:
     """The seconds that a client resends, of those it was given.
 
     Raises:
-        BadRequest: Not a number or `timedelta`.
+        BadRequest: Not a number or `timedelta`, or not above 0.
     """
-    return min(length_to_seconds(resend, "resend"), RESEND_S)
+    seconds = length_to_seconds(resend, "resend")
+    if seconds <= 0:
+        raise BadRequest(f"resend is more than 0, not {resend!r:.40}: within it a server has to answer")
+    return min(seconds, RESEND_S)
 
 
 class Call(NamedTuple, Generic[T_co]):

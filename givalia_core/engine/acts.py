@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from givalia_core.clock import Now
 from givalia_core.engine import dues
 from givalia_core.engine.records import UNDECIDED, Asked, Refusal, Reply
-from givalia_core.errors import BadRequest, GivaliaError, WrongState
+from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, Act, Cancel, Ext, Kind, Requeue, answer_error
@@ -113,7 +113,8 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
             break
         now, rows = yield False
     if message.dry_run:
-        counts = Counter(_would_be(message, job, now) for job in jobs)
+        held = _held_keys(store, jobs, now) if message.act == "requeue" else set()
+        counts = Counter(_would_be(message, job, now, held) for job in jobs)
     else:
         counts = Counter()
         for start in range(0, len(jobs), AT_ONCE):
@@ -148,7 +149,18 @@ def _within(wanted: Filter, after: Cursor | None, end_seq: int) -> Cursor | None
     return after if after is None or wanted.is_by_end or after[1] < end_seq else None
 
 
-def _would_be(message: Act, job: Job, now: Now) -> str:
+def _held_keys(store: Store, jobs: list[Job], now: Now) -> set[str]:
+    """Return the keys of these jobs that live jobs hold."""
+    keys = frozenset(job.key for job in jobs if job.key is not None)
+    return set(store.find(Wanted(keys=keys), now).live) if keys else set()
+
+
+def _would_be(message: Act, job: Job, now: Now, held: set[str]) -> str:
+    """Return what would become of a job; `held` are the keys that live jobs have by then."""
+    if message.act == "requeue" and job.key is not None:
+        if job.key in held:
+            return DuplicateKey.code
+        held.add(job.key)
     if job.state is not RUNNING:
         try:
             if message.act == "ext":

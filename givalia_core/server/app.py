@@ -231,7 +231,7 @@ class Server:
             yield
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-                raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}: {error}") from None
+                raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}") from None
             if error.errno == errno.EADDRINUSE:
                 flag = "-p" if port is Port.CLIENT else "-w"
                 raise ports.in_use(self.settings.host, number, f"{port.value}s", flag) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ TRIED = {
     "Who is connected": (HERE, "test_who_is_connected_is_shown"),
     "Yesterday's load": (HERE, "test_load_is_counted"),
     "Disk, memory and log for one and for ten million timers": (HERE, "test_figures_are_those_of_the_benchmarks"),
-    "Get space back": ("tests/contract/test_space_back.py", "test_space_of_jobs_that_are_gone_comes_back"),
+    "Get space back": (HERE, "test_store_is_made_anew_from_its_jobs"),
     "Back after an upgrade of the format": (
         "tests/system/test_upgrade_at_start.py",
         "test_store_of_the_format_before_is_upgraded_by_a_start_and_goes_back",
@@ -185,10 +186,10 @@ def test_load_is_counted(quiet: Stage, client: Client) -> None:
     (listing,) = givalia(heading, "list")
     metrics = text(ROOT / "plugins" / "givalia-prometheus" / "README.md")
     since = datetime.now(UTC).isoformat()
-    for job in [client.enq("Count", params={"to": 1, "pause": 0.0}) for _ in range(7)]:
+    for job in [client.enq("Count", params={"to": 1, "pause": 0.0}) for _ in range(107)]:  # More than `list` shows unasked.
         job.wait(PATIENCE_S)
 
-    assert len(printed(quiet, with_values(listing, ended_after=since)).splitlines()) == 7
+    assert len(printed(quiet, with_values(listing, ended_after=since)).splitlines()) == 107
     assert all(f"| `{name}` |" in metrics for name in re.findall(r"givalia_\w+", section(PAGE, heading)))
 
 
@@ -218,6 +219,30 @@ def test_figures_are_those_of_the_benchmarks() -> None:
         assert f"{jobs * each / 1e9:.2g} GB ({each:.0f} bytes a job)" in row
         assert f"{figure(f'{jobs:,} waiting, memory of the server'):.0f} MB" in row
     assert f"{figure('10,000,000 waiting, memory after the restart'):.0f} MB after a restart" in table
+
+
+def test_store_is_made_anew_from_its_jobs(tmp_path: Path) -> None:
+    # given a store that its server has closed
+    stage, disk = Stage(tmp_path), tmp_path / "disk"
+    environ = {**stage.environ, "GIVALIA_STORE": f"sqlite://{disk / 'queue.db'}"}
+    first = stage.start(PROGRAMS["givalia-server"], [], environ, tmp_path)
+    with Client("127.0.0.1", stage.port) as client:
+        client.enq("Sample", time=600, key="kept")
+    first.stop()
+
+    # when it is done what the page says, here
+    (block,) = shown("Get space back")
+    ((script,),) = [re.findall(r"sh -c '(.+?)'", block.code, re.DOTALL)]
+    script = script.replace("/var/lib/givalia", str(disk)).replace("/opt/givalia/bin", str(Path(sys.executable).parent))
+    subprocess.run(["sh", "-c", script], check=True, capture_output=True)
+
+    # then a server finds the job there
+    second = stage.start(PROGRAMS["givalia-server"], [], environ, tmp_path)
+    try:
+        with Client("127.0.0.1", stage.port) as client:
+            assert client.stat("kept").state == "waiting"
+    finally:
+        second.stop()
 
 
 def test_server_whose_disk_was_lost_comes_back_with_a_hold(tmp_path: Path) -> None:

@@ -170,7 +170,18 @@ def test_a_key_that_is_taken_is_counted_by_its_code(rig: EngineRig) -> None:
     rig.cancel("k")
     rig.enq(id=uid(2), key="k", delay_us=MINUTE_US)
 
-    assert run(rig, requeue_all("cancelled", all=False, module="Mail")).counts == {"DUPLICATE_KEY": 1}
+    for dry_run in (True, False):
+        assert run(rig, requeue_all("cancelled", module="Mail", dry_run=dry_run)).counts == {"DUPLICATE_KEY": 1}
+
+
+def test_of_two_jobs_of_one_key_only_one_would_be_requeued(rig: EngineRig) -> None:
+    for number in (1, 2):
+        rig.enq(id=uid(number), key="k", delay_us=MINUTE_US)
+        rig.cancel("k")
+
+    for dry_run in (True, False):
+        counts = run(rig, requeue_all("cancelled", module="Mail", dry_run=dry_run)).counts
+        assert counts == {"requeued": 1, "DUPLICATE_KEY": 1}
 
 
 def test_a_dry_run_counts_and_changes_nothing(rig: EngineRig) -> None:

@@ -70,6 +70,21 @@ def test_keys_modules_and_workers_are_completed_from_the_server(completions: Com
     assert completions("givalia list --target-worker ", port) == {"alpha"}
 
 
+def test_a_server_is_asked_for_keys_that_begin_so_and_that_the_verb_is_for(
+    completions: Completions, scripted: Callable[..., ScriptedServer]
+) -> None:
+    asked: list[Any] = []
+
+    def script(line: Any, ask: Any) -> None:
+        asked.append(ask.messages[0])
+        ANSWERS[ask.kind](line, ask)
+
+    port = int(scripted(script).address.rpartition(":")[2])
+    assert completions("givalia requeue ca", port) == completions("givalia stat ca", port) == {"cart-7", "cart-8"}
+
+    assert [(each.state, each.key_prefix) for each in asked] == [("dead", "ca"), ("cancelled", "ca"), (None, "ca")]
+
+
 def test_without_a_server_a_shell_is_told_nothing_and_soon(completions: Completions) -> None:
     assert completions("givalia stat ca") == set()
 

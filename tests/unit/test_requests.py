@@ -57,6 +57,16 @@ def test_what_comes_before_the_program_has_started_is_seen_to_when_it_has(termin
     assert asked.hang_up() == ["stop"]
 
 
+def test_an_end_that_is_forced_is_said(terminal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = Asked(terminal)
+    asked.requests.ask_to_stop("SIGTERM")
+    asked.now_s += 1
+
+    asked.requests.ask_to_stop("SIGINT")
+
+    assert caplog.messages[-1] == "SIGINT while it drains: it ends at once, whatever is under way"
+
+
 @pytest.mark.parametrize(("later_s", "did"), [(0.0, []), (0.99, []), (1.0, ["force"]), (30.0, ["force"])])
 def test_a_request_to_stop_is_the_same_for_a_second_and_then_forces(terminal: Path, later_s: float, did: list[str]) -> None:
     asked = Asked(terminal)

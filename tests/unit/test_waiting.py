@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,48 @@ def test_who_waits_long_is_told_why_and_at_growing_intervals(ran: Ran, monkeypat
 
 def test_who_waits_less_long_is_told_nothing(ran: Ran) -> None:
     assert ran(serve, "enq", "Sample", "--wait") == (None, "7\n", "")
+
+
+class Lost(Waits):
+    """A server that is gone when somebody asks for more than the job itself."""
+
+    def __init__(self, *kinds: Kind) -> None:
+        super().__init__()
+        for kind in kinds:
+            self.answers[kind] = lambda line, ask: None
+
+
+def test_a_server_that_says_nothing_more_neither_holds_up_the_end_nor_changes_what_is_said_of_the_job(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "TELL_S", 0.05)
+    monkeypatch.setattr(waiting, "WHY_S", 0.1)
+    began_s = time.monotonic()
+
+    error, out, err = ran(Lost(Kind.STAT), "--patience", "30", "enq", "Smaple", "--wait-timeout", "0.3", "--json")
+
+    assert time.monotonic() - began_s < 5
+    assert type(error) is WaitTimeout
+    assert str(error).endswith("no server says why it has not ended)")
+    assert json.loads(out)["code"] == "WAIT_TIMEOUT"
+    assert "no server says why it has not ended" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "patience_s"),
+    [((), 5), (("--wait",), 60), (("--wait-timeout", "1"), 60), (("--wait", "--patience", "3"), 3)],
+)
+def test_who_waits_has_more_patience(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], patience_s: float
+) -> None:
+    asked: list[float] = []
+    found_by = main.found_by
+    monkeypatch.setattr(main, "found_by", lambda kind, find, s: (asked.append(s), found_by(kind, find, s))[1])
+    mine = [word for word in words if word in ("--patience", "3")]
+
+    ran(serve, *mine, "enq", "Sample", *(word for word in words if word not in mine))
+
+    assert asked == [patience_s]
 
 
 class Gone(io.StringIO):
