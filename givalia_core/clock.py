@@ -43,6 +43,11 @@ class Now(NamedTuple):
         return self.timer_ahead_us if self.steady_ahead_us is None else self.steady_ahead_us
 
     @property
+    def told_us(self) -> int:
+        """This moment as people are told it, on the wall clock: to the microsecond as far from each due as that is away."""
+        return self.timer_us - self.told_ahead_us
+
+    @property
     def timer_ahead_us(self) -> int:
         """How far the timer clock is ahead of the wall clock; adding it to a wall time gives a timer time."""
         return self.timer_us - self.wall_us
@@ -179,4 +184,4 @@ class TimerClock:
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
         """What the store is to keep, so that a later `start` can go on from here."""
         # The wall clock as it is told, so that dues are told the same after a restart.
-        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.timer_us - now.told_ahead_us, lease_us)
+        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.told_us, lease_us)

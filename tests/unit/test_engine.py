@@ -2152,6 +2152,19 @@ def test_a_status_tells_when_the_job_was_enqueued_began_and_ended(rig: EngineRig
     assert told == [[enqueued_us, None, None], [enqueued_us, began_us, None], [enqueued_us, began_us, ended_us]]
 
 
+def test_a_due_is_told_as_far_from_the_enq_as_was_asked_whatever_the_readings_of_the_clock(rig: EngineRig) -> None:
+    rig.worker()
+    rig.enq(id=uid(1))  # Here the wall clock is first read.
+    rig.clock.step_wall(0.000_003)
+
+    for number, delay_us in ((2, 0), (3, 600 * SECOND_US)):
+        rig.enq(id=uid(number), delay_us=delay_us)
+
+    told = [rig.stat(id=uid(number)) for number in (2, 3)]
+    assert [each["due_us"] - each["enq_at_us"] for each in told] == [0, 600 * SECOND_US]
+    assert told[0]["started_at_us"] in (None, told[0]["enq_at_us"])
+
+
 def test_a_job_that_is_requeued_has_not_begun(rig: EngineRig) -> None:
     bring(rig, "dead")
 
