@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,7 +20,8 @@ from givalia_core.times import length_words, to_datetime
 MIB: Final = 1 << 20
 SIZES: Final = ("KiB", "MiB", "GiB", "TiB")
 UNTOLD: Final = "?"  # By a server of an earlier version.
-_TABLES: Final = frozenset({"jobs", "clients"})
+_TABLES: Final = frozenset({"jobs", "modules", "clients"})
+ROWS_MAX: Final = 100  # Of one table of `info`: who may enqueue makes up as many modules as he likes.
 _TROUBLES: Final = "troubles"
 
 Given = argparse.Namespace
@@ -117,6 +118,9 @@ def info(client: Client, given: Given) -> None:
         show.emit("")
         lasting = {each: value for each, value in section.items() if value is not None} or {"none": None}
         lines(name, (lasting if name == _TROUBLES else section).items())
+    if told.get("modules"):
+        show.emit("")
+        modules(told["modules"])
     if told.get("jobs"):
         show.emit("")
         jobs(told["jobs"])
@@ -141,7 +145,20 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 def jobs(counted: Mapping[str, dict[str, int]]) -> None:
     """Show how many jobs there are, by module and state."""
     states = [str(state) for state in JobState]
-    show.table(("jobs of module", *states), [_counts(module, counts, states) for module, counts in counted.items()])
+    _some(("jobs of module", *states), [_counts(module, counts, states) for module, counts in counted.items()])
+
+
+def modules(told: Mapping[str, dict[str, int]]) -> None:
+    """Show who serves each module, and how its ready jobs fare; those first of which one has been ready for longest."""
+    rows = sorted(told.items(), key=lambda row: -row[1].get("ready_age_us", 0))
+    heads = "modules", "workers", "oldest ready", "ready, nobody takes them"
+    _some(heads, [(module, each["workers"], length_words(each["ready_age_us"]), each["untaken"]) for module, each in rows])
+
+
+def _some(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    show.table(heads, rows[:ROWS_MAX])
+    if len(rows) > ROWS_MAX:
+        show.emit(f"... and {len(rows) - ROWS_MAX:,} more; --json has them all")
 
 
 def _counts(module: str, counts: dict[str, int], states: list[str]) -> list[str]:

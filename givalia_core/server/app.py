@@ -26,7 +26,7 @@ from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from givalia_core import forks
+from givalia_core import forks, ports
 from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
@@ -39,7 +39,7 @@ from givalia_core.program import give_back_memory
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Info, Kind, answer_error
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server import outage, peers, ports
+from givalia_core.server import outage, peers
 from givalia_core.server.alarm import Alarm
 from givalia_core.server.connection import Connection
 from givalia_core.server.delivery import INSIDE, Delivery

@@ -131,6 +131,20 @@ def test_info_has_sizes_ages_and_counts_for_people(shown: Shown) -> None:
     ]
 
 
+def test_info_has_a_table_of_modules_that_no_made_up_name_makes_endless(shown: Shown) -> None:
+    quiet = {"workers": 1, "ready_age_us": 0, "untaken": 0}
+    told = {f"M{number:03}": quiet for number in range(150)} | {
+        "Late": {"workers": 0, "ready_age_us": 90_000_000, "untaken": 3}
+    }
+
+    lines = shown(Kind.INFO, {"modules": told, "jobs": {name: {"done": 1} for name in told}}, "info")
+
+    first = next(number for number, line in enumerate(lines) if line.startswith("modules"))
+    assert lines[first + 1].split() == ["Late", "0", "90", "s", "3"]
+    assert lines[first + 2].split() == ["M000", "1", "0", "0"]
+    assert lines.count("... and 51 more; --json has them all") == 2
+
+
 def test_only_the_troubles_that_last_are_shown(shown: Shown) -> None:
     lasts = since(0) | {"words": "no room on the disk"}
 

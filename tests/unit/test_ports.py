@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from givalia_core import ports
 from givalia_core.errors import AddressInUse
-from givalia_core.server import Server, ports
+from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
 
 

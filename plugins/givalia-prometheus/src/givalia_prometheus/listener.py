@@ -7,12 +7,13 @@ tried again: when a worker's process is replaced, the one before it lets go of i
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
 from typing import Final
 
-from givalia_core import forks
+from givalia_core import forks, ports
 from prometheus_client import CollectorRegistry, start_http_server
 
 AGAIN_S: Final = 0.5
@@ -55,7 +56,9 @@ class Listener:
         while not self._closed.wait(AGAIN_S) and (error := self._open()) is not None:
             if not has_spoken and time.monotonic() >= speaks_at_s:
                 has_spoken = True
-                log.error("no metrics yet on %s port %d: %s; jobs are served all the same", *self._address, error)
+                who = ports.holders(self._address[1]) if error.errno == errno.EADDRINUSE else ""
+                why = f"{who} has it" if who else error
+                log.error("no metrics yet on %s port %d: %s; jobs are served all the same", *self._address, why)
 
     def after_fork(self) -> None:
         """In a fork: the port is the parent's, which would not get it back before the fork ends as well."""

@@ -37,10 +37,15 @@ def in_use(host: str, number: int, whose: str, flag: str) -> AddressInUse:
         whose: For whom the port is, in words.
         flag: What sets another port.
     """
-    who = ", ".join(_holders(number))
+    who = holders(number)
     look = f"lsof -nP -i :{number}" if sys.platform == "darwin" else f"ss -ltnp 'sport = :{number}'"
     hint = f"{who} has it" if who else f"`{look}`, as root, says who has it"
     return AddressInUse(f"the port for {whose}, {host} port {number}, is in use: {hint}. Stop that, or set another with {flag}")
+
+
+def holders(number: int) -> str:
+    """Return the processes that listen on a port, as far as this user may know; empty if nothing is known."""
+    return ", ".join(_holders(number))
 
 
 def _holders(number: int) -> Iterator[str]:
