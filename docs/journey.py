@@ -1,0 +1,258 @@
+"""Prints the way of one job through `givalia_core`, room by room: every function that runs from its `enq` to its result.
+
+    python docs/journey.py              print it
+    python docs/journey.py --json       as JSON, for `tests/docs/test_journey.py`
+
+Server, worker and client are in this process, and the store is the embedded one. Before the job another one has run, and two
+seconds have passed without any; what ran in these is listed apart, for it belongs to no job. Counted are functions and methods
+with a `def` of their own: each gets a call at its beginning that notes it, when its module is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import builtins
+import importlib.machinery
+import json
+import math
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+HOUSE: Final = "givalia_core"
+MARK: Final = "__journey__"
+IDLE_S: Final = 2.0
+DELAY_S: Final = 0.5  # Of the job, so that nothing of its `enq` is left when it is claimed.
+LEGS: Final = ("enq", "claim", "attempt", "settle")
+ATTEMPT: Final = ("givalia_core/worker/pipeline.py", "execute")
+"""With this function an attempt begins and ends; what its job is lent for by the server comes before."""
+
+
+class Function(NamedTuple):
+    """A function as its source has it."""
+
+    file: str
+    name: str
+    lines: int
+
+
+class Notes:
+    """What has run, in order."""
+
+    def __init__(self) -> None:
+        self.functions: list[Function] = []
+        self.visits: list[tuple[float, int]] = []
+        self.note = self._note
+
+    def add(self, function: Function) -> int:
+        """Number a function."""
+        self.functions.append(function)
+        return len(self.functions) - 1
+
+    def _note(self, number: int) -> None:
+        self.visits.append((time.perf_counter(), number))
+
+    def take(self) -> list[tuple[float, Function]]:
+        """Return what has run since the last time."""
+        visits, self.visits = self.visits, []
+        return [(at, self.functions[number]) for at, number in visits]
+
+
+class _Marking(ast.NodeTransformer):
+    """Adds a call to the beginning of each function."""
+
+    def __init__(self, file: str, notes: Notes) -> None:
+        self._file, self._notes = file, notes
+        self._names: list[str] = []
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._inside(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._marked(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._marked(node)
+
+    def _inside(self, node: Any) -> Any:
+        self._names.append(node.name)
+        self.generic_visit(node)
+        self._names.pop()
+        return node
+
+    def _marked(self, node: Any) -> Any:
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        number = self._notes.add(Function(self._file, ".".join([*self._names, node.name]), lines))
+        self._inside(node)
+        call = ast.parse(f"{MARK}({number})").body[0]
+        has_words = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+        node.body.insert(1 if has_words else 0, ast.copy_location(call, node.body[0]))
+        return node
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Compiles a module of the house with the marks in it, and leaves no file of that."""
+
+    notes: Notes
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = Path(self.get_filename(fullname))
+        tree = ast.parse(path.read_bytes(), path)
+        marked = _Marking(path.relative_to(ROOT).as_posix(), self.notes).visit(tree)
+        return compile(ast.fix_missing_locations(marked), path, "exec", dont_inherit=True)
+
+
+class _Finder:
+    """Finds the modules of the house, and no others."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
+        """As `sys.meta_path` asks."""
+        if name.partition(".")[0] != HOUSE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, [str(ROOT)] if path is None else path, target)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _Loader(name, spec.origin)
+            spec.loader.notes = self._notes
+        return spec
+
+
+def watch() -> Notes:
+    """Note what runs from now on; call it before anything of the house is imported."""
+    assert not any(name.partition(".")[0] == HOUSE for name in sys.modules), "the house is imported already"
+    notes = Notes()
+    setattr(builtins, MARK, notes.note)
+    sys.meta_path.insert(0, _Finder(notes))
+    return notes
+
+
+class Way(NamedTuple):
+    """What ran without a job, and for one, by leg; each function once, in the order of its first visit."""
+
+    idle: list[Function]
+    legs: dict[str, list[Function]]
+
+
+def walk(notes: Notes, folder: Path) -> Way:
+    """Run the job, and return its way."""
+    from givalia_core import Client, WorkModule
+    from givalia_core.modules import describe
+    from givalia_core.server import Server
+    from givalia_core.settings import ServerSettings, WorkerSettings
+    from givalia_core.worker.app import Worker
+
+    class Journey(WorkModule):
+        def process(self) -> Any:
+            return self.params
+
+    server = Server(ServerSettings(port=0, worker_port=0, store=f"sqlite://{folder / 'queue.db'}", plugins=""))
+    server.start()
+    settings = WorkerSettings(worker_port=server.worker_port, plugins="")
+    worker = Worker(settings, modules={"Journey": describe("Journey", "journey", "1", Journey)})
+    worker.start()
+    told: dict[str, Any] = {}
+
+    def use() -> None:  # A client blocks its thread; the server and the worker have the loop of this one.
+        with Client("127.0.0.1", server.client_port) as client:
+            client.enq("Journey", params=0, key="first", time=DELAY_S).wait(30)
+            time.sleep(DELAY_S)
+            notes.take()
+            time.sleep(IDLE_S)
+            told["idle"] = notes.take()
+            job = client.enq("Journey", params=1, key="second", time=DELAY_S)
+            told["enq_s"] = time.perf_counter()
+            assert job.wait(30) == 1
+            told["job"] = notes.take()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    import gevent
+
+    with gevent.Timeout(60):
+        while thread.is_alive():
+            gevent.sleep(0.01)
+    worker.stop()
+    server.stop()
+    idle = _once(told["idle"])
+    return Way(idle, _legs(told["job"], told["enq_s"], set(idle)))
+
+
+def _once(visits: list[tuple[float, Function]]) -> list[Function]:
+    return list(dict.fromkeys(function for _, function in visits))
+
+
+def _legs(visits: list[tuple[float, Function]], enq_s: float, idle: set[Function]) -> dict[str, list[Function]]:
+    inside = [at for at, function in visits if (function.file, function.name) == ATTEMPT]
+    begins_s = inside[0]
+    ends_s = max(at for at, function in visits if function.file == ATTEMPT[0])
+    bounds = {
+        "enq": (-math.inf, enq_s),
+        "claim": (enq_s, begins_s),
+        "attempt": (begins_s, ends_s),
+        "settle": (ends_s, math.inf),
+    }
+    return {
+        leg: [function for function in _once([visit for visit in visits if first < visit[0] <= last or visit[0] == first])
+              if function not in idle]
+        for leg, (first, last) in bounds.items()
+    }  # fmt: skip
+
+
+class Sizes(NamedTuple):
+    """How long the way is: the rooms and functions on it, and their lines."""
+
+    files: int
+    functions: int
+    lines: int
+    lines_p90: int
+    lines_most: int
+    file_lines_most: int
+
+
+def sizes(way: Way) -> Sizes:
+    """Measure it."""
+    functions = {function for leg in (way.idle, *way.legs.values()) for function in leg}
+    files = {function.file for function in functions}
+    lines = sorted(function.lines for function in functions)
+    file_lines = [len((ROOT / file).read_text().splitlines()) for file in files]
+    p90 = lines[math.ceil(0.9 * len(lines)) - 1]
+    return Sizes(len(files), len(functions), sum(lines), p90, lines[-1], max(file_lines))
+
+
+def show(way: Way) -> None:
+    """Print the way for people."""
+    for leg, functions in {**way.legs, "without a job": way.idle}.items():
+        print(f"{leg}\n")
+        for file in dict.fromkeys(function.file for function in functions):
+            names = [f"{each.name} ({each.lines})" for each in functions if each.file == file]
+            print(f"  {file}: {', '.join(names)}")
+        print()
+    for name, value in sizes(way)._asdict().items():
+        print(f"{name.replace('_', ' '):>16}  {value:,}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args()
+    notes = watch()
+    with tempfile.TemporaryDirectory() as folder:
+        way = walk(notes, Path(folder))
+    if given.json:
+        print(json.dumps({"idle": way.idle, "legs": way.legs, "sizes": sizes(way)._asdict()}))
+    else:
+        show(way)
+
+
+if __name__ == "__main__":
+    main()

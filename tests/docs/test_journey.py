@@ -1,0 +1,44 @@
+"""The way of one job, as it is traced: what the architecture page is compared with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from docs_pages import DOCS, ROOT
+
+
+@pytest.fixture(scope="module")
+def way() -> Any:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "journey.py"), "--json"], capture_output=True, text=True, check=True, timeout=120
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("leg", "landmarks"),
+    [
+        ("enq", ["client/verbs.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
+                 "store/sqlite.py SQLite.commit"]),
+        ("claim", ["engine/leases.py claim", "worker/runner.py Runner.take"]),
+        ("attempt", ["worker/pipeline.py execute", "worker/pipeline.py process", "worker/pipeline.py report"]),
+        ("settle", ["engine/leases.py succeed", "client/slot.py Slot.result"]),
+    ],
+)  # fmt: skip
+def test_each_leg_of_the_way_passes_its_landmarks_in_order(way: Any, leg: str, landmarks: list[str]) -> None:
+    passed = [f"{file.removeprefix('givalia_core/')} {name}" for file, name, _ in way["legs"][leg]]
+
+    places = [passed.index(landmark) for landmark in landmarks]
+
+    assert places == sorted(places)
+
+
+def test_a_function_is_where_and_as_long_as_the_trace_says(way: Any) -> None:
+    assert way["sizes"]["functions"] == len({tuple(each) for leg in (way["idle"], *way["legs"].values()) for each in leg})
+    for file, name, lines in way["legs"]["settle"]:
+        assert f"def {name.rpartition('.')[2]}(" in (ROOT / file).read_text()
+        assert 1 < lines < 200
