@@ -68,7 +68,7 @@ def test_a_folder_for_the_log_that_cannot_be_made_is_said_with_a_code(rig: Rig) 
     done = rig.run("givalia-server", "-d", "-p", 0, "-w", 0, XDG_STATE_HOME="/proc/nowhere")
 
     assert done.returncode == 78
-    assert re.search("SETTINGS_INVALID: log file /proc/nowhere/.*--log-file names another one", done.stderr)
+    assert re.search("SETTINGS_INVALID: log_file is a file .*/proc/nowhere/.*--log-file names another one", done.stderr)
 
 
 def test_what_cannot_start_in_the_background_says_why_and_fails(rig: Rig) -> None:
