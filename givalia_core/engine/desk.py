@@ -208,6 +208,7 @@ class Batch:
         self.desk = desk
         self.facts = facts
         self.now = now
+        self.told_us = now.told_us  # Here, for each new job and each claim asks.
         self.jobs: dict[int, Job] = {}  # seq -> the job as decided so far
         self._was: dict[int, Job | None] = {}  # seq -> the job as stored
         self._ids: dict[bytes, int] = {}

@@ -315,7 +315,7 @@ def claim(batch: Batch, job: Job, room: Room) -> Job:
         holder=session.join.instance,
         keeper=batch.desk.me,
         expires_at_us=None,
-        started_at_us=batch.now.told_us,
+        started_at_us=batch.told_us,
         max_attempts=max(max_attempts, job.attempt + 1),
         timeout_us=job.timeout_us or announced.timeout_us,
         backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),

@@ -52,7 +52,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     _admit(batch)
     specifier = None if message.version is None else _admitted_specifier(batch, message)
-    due_on_wall_us = due_at_us if on_wall else due_at_us - now.told_ahead_us
+    due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_us + batch.told_us
     job = Job(
         batch.desk.next_seq(),  # As far as possible without names, which cost half a microsecond in each job.
         message.id,
@@ -64,7 +64,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         on_wall,
         due_at_us,
         None if message.expires_us is None else due_at_us + message.expires_us,
-        enq_at_us=now.told_us,
+        enq_at_us=batch.told_us,
         max_attempts=message.max_attempts,
         timeout_us=message.timeout_us,
         expires_us=message.expires_us,
