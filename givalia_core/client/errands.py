@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
@@ -145,7 +146,7 @@ class Errands:
 
     def _connect_patience_s(self, now: float) -> float:
         """Return how long to try one server: each has its share of the time, and none more than any call has left."""
-        lefts = [slot.unsent_since + self._resend_s - now for slot in self.calls]
+        lefts = [min(slot.unsent_since + self._resend_s, slot.deadline or math.inf) - now for slot in self.calls]
         patience_s = min(self._resend_s / len(self._servers), CONNECT_MOST_S, max(lefts, default=CONNECT_MOST_S))
         return max(patience_s, CONNECT_LEAST_S)
 

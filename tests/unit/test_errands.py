@@ -48,6 +48,15 @@ def test_a_server_is_tried_no_longer_than_any_call_is_sent_again() -> None:
     assert made.step(5.1) == Connect(ONE, pytest.approx(0.9))
 
 
+def test_a_server_is_tried_no_longer_than_its_callers_wait() -> None:
+    made = Errands([ONE], 60.0)
+    begin(made, talk.wait(JOB), 0.5, 10.0)
+    assert made.step(10.1) == Connect(ONE, pytest.approx(0.4))
+
+    begin(made, talk.wait(JOB), None, 10.0)
+    assert made.step(10.1) == Connect(ONE, CONNECT_MOST_S)
+
+
 def visiting(made: Errands, now: float) -> Visit:
     """Be connected, and send what is to be sent."""
     visit = Visit()
