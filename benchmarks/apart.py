@@ -23,7 +23,7 @@ from givalia_core.model import Job
 from givalia_core.program import spare_the_collector
 from givalia_core.store import SQLite
 from givalia_core.store.base import Change, Commit, Found, Opened, Retention, Wanted
-from givalia_core.store.sqlite_records import pack_base, unpack
+from givalia_core.store.sqlite.records import pack_base, unpack
 
 _LENGTH: Final = struct.Struct(">I")
 _BUFFER_BYTES: Final = 1 << 20  # So that a whole batch crosses at once.

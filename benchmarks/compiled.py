@@ -30,8 +30,8 @@ _HERE: Final = Path(__file__).resolve().parent
 _PACKAGE: Final = _HERE.parent / "givalia_core"
 _HOT: Final = (
     *("model", "clock", "timers", "routing", "policy", "engine/*", "server/inbox"),
-    *("store/base", "store/index/*", "store/sqlite", "store/sqlite_reads", "store/sqlite_records"),
-    *("store/sqlite_admission", "store/sqlite_sweeper"),
+    *("store/base", "store/sqlite/index/*", "store/sqlite/store", "store/sqlite/reads", "store/sqlite/records"),
+    *("store/sqlite/admission", "store/sqlite/sweeper"),
     *("protocol/frames", "protocol/messages", "protocol/checks", "protocol/session"),
 )
 _WANTED: Final = {"end to end": "jobs/s", "CPU of the server": "us a job", "idle, enq to start, p50": "ms"}

@@ -61,7 +61,7 @@ class Ours:
 
     def __init__(self, folder: Path, last_seq: int = 0, commits: int = 0, name: int | None = None) -> None:
         from givalia_core.model import WAITING, Job
-        from givalia_core.store.index import index, slots
+        from givalia_core.store.sqlite.index import index, slots
 
         def job(entry: Entry) -> Any:
             return Job(entry.seq, entry.id, entry.key, WAITING, "Noop", "any", 0, False, entry.due_us)
@@ -128,7 +128,7 @@ class Packed(Ours):
     is_on_disk = False
 
     def __init__(self, folder: Path) -> None:
-        from givalia_core.store.index import names, runs, slots
+        from givalia_core.store.sqlite.index import names, runs, slots
 
         for module in (names, runs, slots):
             setattr(module, "Words", _ArrayWords)  # noqa: B010 It is another class.

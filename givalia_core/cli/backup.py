@@ -13,13 +13,13 @@ from givalia_core.cli import endings, moving, show
 from givalia_core.client import Client, copying
 from givalia_core.errors import BadRequest, ConnectionLost, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import CopyPart
-from givalia_core.store.sqlite_received import Received, Receiver
+from givalia_core.store.sqlite import disk
+from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.times import to_datetime
 
 MIB: Final = 1 << 20
-_KEPT: Final = tuple(f".format-{before}" for before in range(1, sqlite_file.FORMAT))  # Copies that an upgrade has made.
+_KEPT: Final = tuple(f".format-{before}" for before in range(1, disk.FORMAT))  # Copies that an upgrade has made.
 _CUT_SHORT: Final = "the backup was cut short, and nothing was written"
 
 OnProgress = Callable[[float, str], None]
@@ -57,7 +57,7 @@ def _refuse_open_store(path: Path) -> None:
     """Refuse the name of a store that a server has open, or of a file of it: the copy would end that server."""
     for suffix in ("", "-wal", "-shm", "-journal", ".lock", ".ballast", ".upgrading", *_KEPT):
         store = path.with_name(path.name.removesuffix(suffix))
-        if path.name.endswith(suffix) and store.name and (pid := sqlite_file.holder(store)) is not None:
+        if path.name.endswith(suffix) and store.name and (pid := disk.holder(store)) is not None:
             raise BadRequest(f"{path} belongs to the store that process {pid} has open")
 
 

@@ -22,7 +22,7 @@ from givalia_core.errors import BadRequest, NotFound, StoreUnfit
 from givalia_core.store import Memory, moving
 from givalia_core.store.base import Opened, Store
 from givalia_core.store.export_stream import Footer, Reader
-from givalia_core.store.sqlite_file import error_for, sync
+from givalia_core.store.sqlite.disk import error_for, sync
 
 
 def export(store: Store, given: argparse.Namespace) -> None:

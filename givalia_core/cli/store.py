@@ -15,9 +15,10 @@ from givalia_core.errors import BadRequest, NotFound, StoreCorrupt, StoreUnfit
 from givalia_core.printable import printable
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings, load
-from givalia_core.store import SQLite, sqlite_file, sqlite_upgrade
+from givalia_core.store import SQLite
 from givalia_core.store.base import Store
-from givalia_core.store.sqlite_salvage import salvage
+from givalia_core.store.sqlite import disk, upgrade
+from givalia_core.store.sqlite.salvage import salvage
 
 WORDS: Final = {
     "check": "read every row",
@@ -70,8 +71,8 @@ def _refuse_stranger(store: Store, what: str) -> None:
     except PermissionError as error:
         raise StoreUnfit(f"{store.path}: {error.strerror}; run this as the user who owns the store") from None
     if owner != os.geteuid():
-        name = sqlite_file.user(owner)
-        command = sqlite_upgrade.command(store.path, what)
+        name = disk.user(owner)
+        command = upgrade.command(store.path, what)
         raise StoreUnfit(
             f"the store {store.path} belongs to the user {name}, whose server could not open the files that this would leave"
             f" there. Nothing was done: run {command}"

@@ -335,7 +335,7 @@ class Page(NamedTuple):
 class CopyPart(NamedTuple):
     """A part of a copy of a store that is sent while the store is written; see `Copyable`."""
 
-    payload: bytes  # Entries of rows, as `givalia_core.store.sqlite_copying` packs them.
+    payload: bytes  # Entries of rows, as `givalia_core.store.sqlite.copying` packs them.
     is_last: bool  # With it the copy is the store as it was when this part was made.
     size_bytes: int  # About how many bytes the whole copy has.
     format: int  # Of the store.

@@ -13,9 +13,9 @@ from typing import BinaryIO, Final, NamedTuple
 from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper, TimerClock
 from givalia_core.errors import GivaliaError, StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import Job
-from givalia_core.store import sqlite_copies
 from givalia_core.store.base import ALIVE_US, FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted, as_shared
 from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, Footer, Header, Reader, Writer
+from givalia_core.store.sqlite import copies
 
 MOVED_WITHIN_US: Final = 3_600 * SECOND_US  # An export that is older is a backup.
 FIRST_PAGE_JOBS: Final = 16  # Jobs may be large; pages grow as long as they are not.
@@ -110,7 +110,7 @@ def _fence(store: Store, reader: Reader, clock: Clock) -> int:
     now_us = clock.read().wall_us
     if store.is_shared or now_us - header.wall_us < MOVED_WITHIN_US:
         return fence
-    epoch = sqlite_copies.first_epoch(header.wall_us, (fence >> FENCE_COUNTER_BITS) + sqlite_copies.STARTS, now_us)
+    epoch = copies.first_epoch(header.wall_us, (fence >> FENCE_COUNTER_BITS) + copies.STARTS, now_us)
     return epoch << FENCE_COUNTER_BITS
 
 

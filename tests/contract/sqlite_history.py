@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
-from givalia_core.store import sqlite, sqlite_file, sqlite_sweeper
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted, by_module
-from givalia_core.store.index import index, lanes, runs
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, disk, sweeper
+from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite.index import index, lanes, runs
 from givalia_core.store.suite import NOW, job_id, request_id, waiting
 
 SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
@@ -26,9 +26,9 @@ ENDS = (DONE, DEAD, CANCELLED)
 
 
 def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: int = 4) -> None:
-    set_to(sqlite_file, "BALLAST_BYTES", 1 << 16)
-    set_to(sqlite_sweeper, "ROWS_AT_ONCE", 2)
-    set_to(sqlite, "_UNCOUNTED_MOST", 3)
+    set_to(disk, "BALLAST_BYTES", 1 << 16)
+    set_to(sweeper, "ROWS_AT_ONCE", 2)
+    set_to(sqlite_store, "_UNCOUNTED_MOST", 3)
     set_to(runs, "RUN_ENTRIES", run)
     set_to(index, "SEAL_ENTRIES", run)
     set_to(lanes, "_FRONT", front)

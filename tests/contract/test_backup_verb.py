@@ -18,7 +18,8 @@ from givalia_core.cli.main import main
 from givalia_core.errors import BadRequest, GivaliaError
 from givalia_core.protocol.messages import OK, Kind, refusal
 from givalia_core.protocol.session import Ask, Port
-from givalia_core.store import SQLite, sqlite_copying
+from givalia_core.store import SQLite
+from givalia_core.store.sqlite import copying
 from givalia_core.store.suite import MARK, by_seq, inserts, waiting
 
 Run = Callable[..., tuple[int, str, str]]
@@ -34,7 +35,7 @@ class Deaf:
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     """What a server says whose store has thirty jobs, in several parts."""
-    monkeypatch.setattr(sqlite_copying, "PART_BYTES", 6_000)
+    monkeypatch.setattr(copying, "PART_BYTES", 6_000)
     store = SQLite(f"sqlite://{tmp_path / 'original' / 'queue.db'}")
     store.open()
     store.commit(inserts([waiting(seq, params=bytes(1_000)) for seq in range(1, 31)]), MARK)

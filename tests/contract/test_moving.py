@@ -15,9 +15,10 @@ import pytest
 from givalia_core.clock import SECOND_US, ManualClock, Mark, Now, TimerClock
 from givalia_core.errors import GivaliaError, StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, Answered, Job
-from givalia_core.store import Memory, SQLite, export_stream, moving, sqlite_copies, sqlite_file
+from givalia_core.store import Memory, SQLite, export_stream, moving
 from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted, Watched
 from givalia_core.store.export_stream import FORMAT, MAGIC, Footer, Header, Reader, Writer
+from givalia_core.store.sqlite import copies, disk
 from givalia_core.store.suite import MARK, NOW, StoreSuite, inserts, job_id, request_id, waiting
 
 FENCE = 5 << FENCE_COUNTER_BITS
@@ -26,7 +27,7 @@ LEASE_US = 45 * SECOND_US
 
 @pytest.fixture(autouse=True)
 def _small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", 1 << 16)
+    monkeypatch.setattr(disk, "BALLAST_BYTES", 1 << 16)
 
 
 @pytest.fixture
@@ -539,4 +540,4 @@ def test_fences_of_an_old_export_begin_above_those_that_its_store_may_have_grant
     imported(target, content, ManualClock(wall_us=NOW.wall_us + days * 86_400 * SECOND_US))
 
     target.close()
-    assert (target.open().epoch > last + sqlite_copies.STARTS) is (days == 2)
+    assert (target.open().epoch > last + copies.STARTS) is (days == 2)

@@ -9,12 +9,13 @@ from engine_rig import EngineRig
 
 from givalia_core.cli import main as command
 from givalia_core.model import REMEMBERED_AT_LEAST_US
-from givalia_core.store import SQLite, sqlite
+from givalia_core.store import SQLite
+from givalia_core.store.sqlite import store as sqlite_store
 
 
 def test_space_of_jobs_that_are_gone_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a store from which most jobs are gone
-    monkeypatch.setattr(sqlite, "VACUUM_PAGES", 10)
+    monkeypatch.setattr(sqlite_store, "VACUUM_PAGES", 10)
     path, new = tmp_path / "queue.db", tmp_path / "new.db"
     store = SQLite(f"sqlite://{path}")
     rig = EngineRig(store, retain_us=0)
@@ -31,7 +32,7 @@ def test_space_of_jobs_that_are_gone_comes_back(tmp_path: Path, monkeypatch: pyt
     for _ in range(3_000):
         store.tidy()
         rig.turn()
-        store._rows_since_checkpoint = sqlite.CHECKPOINT_PAGES * 1_000  # As if others came and went.
+        store._rows_since_checkpoint = sqlite_store.CHECKPOINT_PAGES * 1_000  # As if others came and went.
     store.close()
 
     # then the file is smaller, and a new one has what is left

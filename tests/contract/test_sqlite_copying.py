@@ -20,9 +20,10 @@ from sqlite_history import SEED, Script, make_small
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, NotFound, StoreCorrupt, StoreFull, StoreTooNew
 from givalia_core.model import DONE
-from givalia_core.store import SQLite, sqlite_copies, sqlite_copying, sqlite_file
+from givalia_core.store import SQLite
 from givalia_core.store.base import CopyPart
-from givalia_core.store.sqlite_received import Received, Receiver
+from givalia_core.store.sqlite import copies, copying, disk
+from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.store.suite import MARK, by_seq, changed, inserts, waiting
 
 NAME = b"b" * 16
@@ -42,7 +43,7 @@ def store(tmp_path: Path) -> SQLite:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a few rows."""
-    monkeypatch.setattr(sqlite_copying, "PART_BYTES", 6_000)
+    monkeypatch.setattr(copying, "PART_BYTES", 6_000)
 
 
 def received(
@@ -69,7 +70,7 @@ def is_noting(store: SQLite) -> bool:
 @pytest.mark.parametrize("seed", [SEED + more for more in range(6)])
 def test_copy_under_way_is_the_store_of_its_last_part(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch.setattr)
-    monkeypatch.setattr(sqlite_copying, "PART_BYTES", 1_500)
+    monkeypatch.setattr(copying, "PART_BYTES", 1_500)
     script = Script(seed)
     chance = random.Random(seed)
     original = SQLite(f"sqlite://{tmp_path / 'original' / 'queue.db'}")
@@ -111,7 +112,7 @@ def test_copy_is_one_file_of_its_owner_alone_in_the_format_of_the_store(store: S
     received(store, path)
 
     assert [each.name for each in path.parent.iterdir()] == ["copy.db"]
-    assert (path.stat().st_mode & 0o777, sqlite_file.format_of(path)) == (0o600, sqlite_file.FORMAT)
+    assert (path.stat().st_mode & 0o777, disk.format_of(path)) == (0o600, disk.FORMAT)
     store.close()
 
 
@@ -147,7 +148,7 @@ def test_fences_of_a_copy_begin_above_all_that_the_original_gives(
 
     first = copy.open().epoch
 
-    assert first > last + sqlite_copies.STARTS - 100
+    assert first > last + copies.STARTS - 100
     assert [line for line in caplog.messages if "this is a copy of another store" in line and str(first) in line]
     store.close()
     copy.close()
@@ -160,11 +161,11 @@ def test_copy_that_is_looked_at_still_is_one_and_that_of_a_server_is_none(store:
     copy.check()
     copy.close()
     assert copy.open().epoch
-    assert copy._fact(sqlite_copies.MARK)
+    assert copy._fact(copies.MARK)
 
     copy.commit([], MARK)
 
-    assert not copy._fact(sqlite_copies.MARK)
+    assert not copy._fact(copies.MARK)
     copy.close()
     store.close()
 
@@ -175,9 +176,9 @@ def test_copy_that_a_server_of_an_earlier_version_has_used_is_none_any_more(
     received(store, tmp_path / "copy.db")
     copy = SQLite(f"sqlite://{tmp_path / 'copy.db'}")
     copy.open()
-    marked = copy._fact(sqlite_copies.MARK)
+    marked = copy._fact(copies.MARK)
     copy.commit(inserts([waiting(500)]), MARK)
-    copy._keep_fact(sqlite_copies.MARK, marked)  # It does not know what that is, and leaves it.
+    copy._keep_fact(copies.MARK, marked)  # It does not know what that is, and leaves it.
     copy.close()
     caplog.clear()
 
@@ -190,12 +191,12 @@ def test_copy_that_a_server_of_an_earlier_version_has_used_is_none_any_more(
 
 
 def test_second_restore_from_one_copy_begins_above_the_first() -> None:
-    first, second = (sqlite_copies.first_epoch(0, 70_000, at_us) for at_us in (DAY_US, DAY_US + 3_600 * SECOND_US))
+    first, second = (copies.first_epoch(0, 70_000, at_us) for at_us in (DAY_US, DAY_US + 3_600 * SECOND_US))
 
     assert first == 70_001 + 24 * 60
     assert second == first + 60
-    assert sqlite_copies.first_epoch(DAY_US, 7, 0) == 8, "a clock that is behind"
-    assert sqlite_copies.first_epoch(0, 7, 10**18) == 8 + sqlite_copies.MINUTES_MOST, "a clock that is far ahead"
+    assert copies.first_epoch(DAY_US, 7, 0) == 8, "a clock that is behind"
+    assert copies.first_epoch(0, 7, 10**18) == 8 + copies.MINUTES_MOST, "a clock that is far ahead"
 
 
 def test_log_and_index_of_the_store_that_was_there_before_are_not_taken_for_the_copys(store: SQLite, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_copy_that_nobody_asks_for_is_given_up(store: SQLite, monkeypatch: pytes
     store.copy_part(NAME, 0)
     assert is_noting(store)
 
-    monkeypatch.setattr(sqlite_copying, "IDLE_S", -1.0)
+    monkeypatch.setattr(copying, "IDLE_S", -1.0)
     store._looked_s = 0.0
     store.tidy()
 
@@ -250,7 +251,7 @@ def test_copy_that_nobody_asks_for_is_given_up(store: SQLite, monkeypatch: pytes
 
 @pytest.mark.usefixtures("small_parts")
 def test_copy_that_is_asked_for_too_slowly_is_given_up(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_copying, "AGAIN_MOST", 2)
+    monkeypatch.setattr(copying, "AGAIN_MOST", 2)
     for number in range(3):
         store.copy_part(NAME, number)
     jobs = by_seq(store, range(1, 9))
@@ -266,7 +267,7 @@ def test_copy_that_is_asked_for_too_slowly_is_given_up(store: SQLite, monkeypatc
 @pytest.mark.usefixtures("small_parts")
 def test_another_copy_may_begin_when_the_one_before_stands_still(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
     store.copy_part(NAME, 0)
-    monkeypatch.setattr(sqlite_copying, "TAKEN_OVER_S", 0.0)
+    monkeypatch.setattr(copying, "TAKEN_OVER_S", 0.0)
 
     assert store.copy_part(OTHER, 0).payload
     with pytest.raises(NotFound):
@@ -328,7 +329,7 @@ def add(receiver: Receiver, parts: list[CopyPart]) -> None:
 )
 def test_part_with_what_is_no_row_makes_no_copy(tmp_path: Path, entry: Any) -> None:
     payload = msgpack.packb([entry]) if entry != (0, 1 << 70, [b""]) else b"\x91\x93\x00\xcf" + b"\xff" * 8 + b"\x91\xc4\x00"
-    part = CopyPart(payload, True, 0, sqlite_file.FORMAT, 0, 0, zlib.crc32(payload))
+    part = CopyPart(payload, True, 0, disk.FORMAT, 0, 0, zlib.crc32(payload))
 
     with pytest.raises(StoreCorrupt):
         taken_in([part], tmp_path / "copy.db")

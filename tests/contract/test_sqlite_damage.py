@@ -18,8 +18,7 @@ from types import FrameType
 import pytest
 from sqlite_history import SEED, Script, make_small
 
-from givalia_core.store import sqlite_recovery
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, recovery
 
 DAMAGES = int(os.environ.get("GIVALIA_DAMAGES", "150"))
 HANG_S = 60
@@ -155,9 +154,9 @@ def records_of(store: SQLite) -> set[int]:
     """The seqs of the jobs that the records alone tell of."""
     forgotten, there = set(), set()
     for row in store._records.changes(0):
-        forgotten |= {r.seq for _, r in sqlite_recovery.changes_of(row) if isinstance(r, sqlite_recovery.Forgotten)}
+        forgotten |= {r.seq for _, r in recovery.changes_of(row) if isinstance(r, recovery.Forgotten)}
     for row in store._records.bases(0):
-        there |= {job.seq for job in sqlite_recovery.jobs_of(row)}
+        there |= {job.seq for job in recovery.jobs_of(row)}
     return there - forgotten
 
 

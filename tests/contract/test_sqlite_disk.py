@@ -20,10 +20,10 @@ import pytest
 
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreMissing
 from givalia_core.model import RUNNING, Job
-from givalia_core.store import sqlite, sqlite_file
 from givalia_core.store.base import Filter
-from givalia_core.store.index.index import Index
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, disk
+from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite.index.index import Index
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, waiting
 
 CALLS = ("open", "fsync", "ftruncate", "truncate", "pwrite", "posix_fallocate", "mkdir", "rename", "stat", "statvfs", "unlink")
@@ -33,8 +33,8 @@ EACH = range(1, 60) if os.environ.get("GIVALIA_EACH") else (1, 2, 4, 7, 12, 20, 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", 1 << 16)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 10)
+    monkeypatch.setattr(disk, "BALLAST_BYTES", 1 << 16)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 10)
 
 
 class Failing:
@@ -113,8 +113,8 @@ def test_whichever_call_fails_and_how_nothing_acknowledged_is_lost(
 
 def test_a_new_folder_and_its_parents_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    real = sqlite_file.sync
-    monkeypatch.setattr(sqlite_file, "sync", lambda path: (synced.append(path), real(path)))
+    real = disk.sync
+    monkeypatch.setattr(disk, "sync", lambda path: (synced.append(path), real(path)))
 
     store = SQLite(f"sqlite://{tmp_path}/a/b/c/queue.db")
     store.open()
@@ -177,7 +177,7 @@ def test_a_store_that_is_gone_acknowledges_nothing_and_stops_the_server(
     path: Path, how: Callable[[Path], None], then: str, has_notices: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_notices:
-        monkeypatch.setattr(sqlite_file, "Notices", Mock(side_effect=OSError("none")))
+        monkeypatch.setattr(disk, "Notices", Mock(side_effect=OSError("none")))
     path = path.parent / "store" / "queue.db"
     store = SQLite(f"sqlite://{path}")
     store.open()
@@ -272,7 +272,7 @@ def _refuse(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [(sqlite_file.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts"), (Index, "open")]
+    "step", [(disk.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts"), (Index, "open")]
 )
 def test_a_start_that_fails_at_any_step_leaves_what_the_log_of_a_killed_store_has(
     path: Path, step: tuple[type, str], monkeypatch: pytest.MonkeyPatch
@@ -378,7 +378,7 @@ def test_what_is_no_file_in_the_index_makes_it_anew(path: Path, file: str, damag
     store.open()
     store.commit(inserts([waiting(1)]), MARK)
     store.close()
-    damage(sqlite_file.index_folder(path) / file)
+    damage(disk.index_folder(path) / file)
 
     store.open()
     store.close()  # It says at most once that it rebuilt the index.
@@ -404,7 +404,7 @@ def test_a_store_is_not_made_where_none_may_be_made(path: Path) -> None:
 
 
 def test_a_file_system_in_memory_is_named_in_every_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "filesystem", lambda folder: "tmpfs")
+    monkeypatch.setattr(disk, "filesystem", lambda folder: "tmpfs")
     store = SQLite(f"sqlite://{path}")
     store.open()
 
@@ -441,7 +441,7 @@ def test_a_second_process_that_finds_no_lock_file_is_refused_as_one_that_does(
         store.tidy()
     before = sums(path)
 
-    environment = {**os.environ, "PYTHONPATH": str(Path(sqlite.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(sqlite_store.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", SECOND, str(path)], env=environment, capture_output=True, text=True, timeout=60
     )

@@ -25,9 +25,9 @@ from sqlite_history import killed
 
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, WAITING, Answered, Job, JobState
-from givalia_core.store import sqlite, sqlite_file
 from givalia_core.store.base import Change, Claim, Filter, Retention, Span, Wanted
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, disk
+from givalia_core.store.sqlite import store as sqlite_store
 from givalia_core.store.suite import (
     KEEP_ALL,
     MARK,
@@ -48,7 +48,7 @@ BALLAST_BYTES = 1 << 16
 
 @pytest.fixture(autouse=True)
 def _small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", BALLAST_BYTES)
+    monkeypatch.setattr(disk, "BALLAST_BYTES", BALLAST_BYTES)
 
 
 def database(store: SQLite) -> sqlite3.Connection:
@@ -75,7 +75,7 @@ def digests(path: Path) -> dict[str, str]:
 
 def python(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Another process with our package."""
-    root = str(Path(sqlite.__file__).parents[2])
+    root = str(Path(sqlite_store.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options)
@@ -93,8 +93,8 @@ def test_every_pragma_is_what_the_contract_asks(store: SQLite) -> None:
         "trusted_schema": 0,
         "cell_size_check": 1,
         "auto_vacuum": 2,
-        "application_id": sqlite_file.APPLICATION_ID,
-        "user_version": sqlite_file.FORMAT,
+        "application_id": disk.APPLICATION_ID,
+        "user_version": disk.FORMAT,
     }
 
     answered = {name: database(store).execute(f"PRAGMA {name}").fetchone()[0] for name in asked}
@@ -106,14 +106,14 @@ def test_pragmas_are_the_same_when_an_old_store_is_opened_again(store: SQLite) -
     store.close()
     store.open()
 
-    for name, _, expected in sqlite._PRAGMAS:
+    for name, _, expected in sqlite_store._PRAGMAS:
         assert database(store).execute(f"PRAGMA {name}").fetchone() == (expected,)
 
 
 def test_a_pragma_that_does_not_take_is_unfit_and_lets_go_of_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SQLite(f"sqlite://{path}")
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite, "_PRAGMAS", (("synchronous", "OFF", 2),))
+        patched.setattr(sqlite_store, "_PRAGMAS", (("synchronous", "OFF", 2),))
         with pytest.raises(StoreUnfit, match="synchronous"):
             store.open()
 
@@ -182,9 +182,9 @@ def test_a_file_in_the_place_of_the_folder_is_unfit(path: Path) -> None:
         SQLite(f"sqlite://{path}").open()
 
 
-@pytest.mark.parametrize("kind", sorted(sqlite_file.NETWORK_FILESYSTEMS))
+@pytest.mark.parametrize("kind", sorted(disk.NETWORK_FILESYSTEMS))
 def test_a_network_file_system_is_unfit_unless_forced(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "filesystem", lambda folder: kind)
+    monkeypatch.setattr(disk, "filesystem", lambda folder: kind)
     with pytest.raises(StoreUnfit, match=kind):
         SQLite(f"sqlite://{path}").open()
 
@@ -316,10 +316,10 @@ def test_a_newer_format_is_refused_and_left_as_it_is(store: SQLite, path: Path) 
     store.close()
     with path.open("r+b") as file:
         file.seek(60)
-        file.write(struct.pack(">i", sqlite_file.FORMAT + 1))
+        file.write(struct.pack(">i", disk.FORMAT + 1))
     before = digests(path)
 
-    with pytest.raises(StoreTooNew, match=str(sqlite_file.FORMAT + 1)):
+    with pytest.raises(StoreTooNew, match=str(disk.FORMAT + 1)):
         store.open()
 
     assert digests(path) == before
@@ -533,7 +533,7 @@ def test_a_job_whose_newest_change_is_bad_does_not_come_back_as_it_was_before(
 
     if how == "rebuild":
         store.close()
-        (sqlite_file.index_folder(path) / "lanes.keys").unlink()
+        (disk.index_folder(path) / "lanes.keys").unlink()
         store.open()
 
     assert by_seq(store, {1, 2}) == {2: other}
@@ -597,7 +597,7 @@ def test_a_damaged_fact_is_corrupt_at_open(store: SQLite, fact: str) -> None:
 
 
 def test_check_finds_counts_that_are_not_those_of_the_rows(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_UNCOUNTED_MOST", 0)
+    monkeypatch.setattr(sqlite_store, "_UNCOUNTED_MOST", 0)
     store.commit(inserts([waiting(1)]), MARK)
     assert store.check() == []
 
@@ -797,7 +797,7 @@ def test_pages_that_the_disk_does_not_give_are_not_called_corrupt(
     store.commit(inserts([waiting(1)]), MARK)
     read_anew(store)
     broken(sqlite3.SQLITE_CORRUPT, "SELECT", "quick_check")
-    monkeypatch.setattr(sqlite_file, "is_readable", lambda path: False)
+    monkeypatch.setattr(disk, "is_readable", lambda path: False)
 
     with pytest.raises(StoreFailed):
         by_seq(store, {1})
@@ -807,7 +807,7 @@ def test_pages_that_the_disk_does_not_give_are_not_called_corrupt(
 def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_UNCOUNTED_MOST", 0)
+    monkeypatch.setattr(sqlite_store, "_UNCOUNTED_MOST", 0)
     first = waiting(1)
     store.commit(inserts([first]), MARK)
     real = database(store)
@@ -828,14 +828,14 @@ def test_a_used_up_quota_is_a_full_disk(
     store: SQLite, broken: Any, word: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite has one error for each write that fails; only of a disk without a block to spare it says that it is full."""
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
     real = database(store)
-    allocated = sqlite_file.allocate
+    allocated = disk.allocate
 
     def no_quota(fd: int, start: int, length: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(sqlite_file, "allocate", no_quota)
+    monkeypatch.setattr(disk, "allocate", no_quota)
     store.commit(inserts([waiting(1)]), MARK)
     broken(code, word)
 
@@ -845,21 +845,21 @@ def test_a_used_up_quota_is_a_full_disk(
 
     assert store.is_full
     store._database = real
-    monkeypatch.setattr(sqlite_file, "allocate", allocated)
+    monkeypatch.setattr(disk, "allocate", allocated)
     assert store.has_room()
     store.commit(inserts([waiting(3)]), MARK)
     assert store.check() == []
 
 
 def test_a_new_store_on_a_full_disk_is_refused_for_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "SCHEMA", "PRAGMA max_page_count = 3; " + sqlite_file.SCHEMA)
+    monkeypatch.setattr(disk, "SCHEMA", "PRAGMA max_page_count = 3; " + disk.SCHEMA)
 
     with pytest.raises(StoreFull):
         SQLite(f"sqlite://{path}").open()
 
 
 def test_a_checkpoint_that_fails_stops_the_server(store: SQLite, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
     store.commit(inserts([waiting(1)]), MARK)
     broken(sqlite3.SQLITE_IOERR_FSYNC, "PRAGMA")
 
@@ -870,7 +870,7 @@ def test_a_checkpoint_that_fails_stops_the_server(store: SQLite, broken: Any, mo
 def test_a_checkpoint_without_room_costs_the_ballast_only(
     store: SQLite, path: Path, broken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
     store.commit(inserts([waiting(1)]), MARK)
     broken(sqlite3.SQLITE_FULL, "PRAGMA")
 
@@ -895,11 +895,11 @@ def test_a_close_that_fails_says_so_and_still_lets_go(store: SQLite, path: Path,
 
 WRITER = """
 import sys
-from givalia_core.store import sqlite, sqlite_file
+from givalia_core.store.sqlite import store as sqlite_store, disk
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.suite import MARK, changed, ended, inserts, waiting
-sqlite_file.BALLAST_BYTES = 1 << 16
-sqlite.CHECKPOINT_PAGES = 40
+disk.BALLAST_BYTES = 1 << 16
+sqlite_store.CHECKPOINT_PAGES = 40
 store = SQLite(sys.argv[1])
 seq = store.open().last_seq
 while True:
@@ -982,7 +982,7 @@ def test_a_torn_end_of_the_log_is_dropped_and_the_rest_stands(store: SQLite, pat
 def test_the_log_is_used_again_and_does_not_grow_without_bound(
     store: SQLite, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 50)
     log = Path(f"{path}-wal")
     sizes = []
     for seq in range(1, 401):
@@ -996,8 +996,8 @@ def test_the_log_is_used_again_and_does_not_grow_without_bound(
 
 
 def test_the_file_shrinks_when_most_jobs_were_forgotten(store: SQLite, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
-    monkeypatch.setattr(sqlite, "VACUUM_PAGES", 20)
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(sqlite_store, "VACUUM_PAGES", 20)
     jobs = [waiting(seq, state=DONE, ended_at_us=seq, forget_at_us=1, params=bytes(3_000)) for seq in range(1, 801)]
     store.commit(inserts(jobs), MARK)
     store.tidy()
@@ -1075,7 +1075,7 @@ def test_a_description_says_where_and_how_large(store: SQLite, path: Path) -> No
     described = store.describe()
 
     assert described["url"] == f"sqlite://{path}"
-    assert described["format"] == sqlite_file.FORMAT
+    assert described["format"] == disk.FORMAT
     assert described["bytes"] == path.stat().st_size
     assert described["log_bytes"] > 0
 
@@ -1094,10 +1094,10 @@ def test_a_large_fence_and_far_times_keep_all_their_bits(store: SQLite) -> None:
 def test_a_file_is_told_from_every_other_by_its_device_and_its_number_on_it(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).touch()
-    one, other = (sqlite_file.identity(os.fsencode(tmp_path / name)) for name in ("one", "other"))
+    one, other = (disk.identity(os.fsencode(tmp_path / name)) for name in ("one", "other"))
     status = (tmp_path / "one").stat()
 
     assert one != other
     assert one == (status.st_ino, os.major(status.st_dev), os.minor(status.st_dev))
     with pytest.raises(FileNotFoundError, match="none"):
-        sqlite_file.identity(os.fsencode(tmp_path / "none"))
+        disk.identity(os.fsencode(tmp_path / "none"))

@@ -21,11 +21,11 @@ from sqlite_history import SEED, Script, killed, make_small, power_cut
 
 from givalia_core.errors import StoreFailed, StoreFull
 from givalia_core.model import RUNNING, WAITING, Job
-from givalia_core.store import base, sqlite_sweeper
+from givalia_core.store import base
 from givalia_core.store.base import Claim, Route, Span, Wanted, by_module
-from givalia_core.store.index import index, names, runs, slots, words
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, sweeper
+from givalia_core.store.sqlite.index import index, names, runs, slots, words
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, waiting
 
 
@@ -325,12 +325,12 @@ def test_what_a_full_disk_kept_from_being_swept_is_swept_later(store: SQLite, mo
             store.tidy()
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite_sweeper.Records, "drop_changes", Mock(side_effect=full))
+        patched.setattr(sweeper.Records, "drop_changes", Mock(side_effect=full))
         forget(jobs[:20])
     forget(jobs[20:])
 
     rows = sum(1 for _ in store._records.bases(0))
-    assert rows <= sqlite_sweeper.ROWS_AT_ONCE
+    assert rows <= sweeper.ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("how", ["close", "kill", "go on"])
@@ -375,7 +375,7 @@ def test_what_the_index_has_no_room_for_behind_a_commit_is_kept_in_memory_and_fi
 def test_forgetting_the_jobs_of_one_key_does_not_go_through_all_of_them_for_each(
     store: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_sweeper, "ROWS_AT_ONCE", 32)
+    monkeypatch.setattr(sweeper, "ROWS_AT_ONCE", 32)
     for first in range(1, 3_000, 1_000):
         jobs = [ended(waiting(seq, key="a"), ago_us=-seq, forget_in_us=seq - 9_000).job for seq in range(first, first + 1_000)]
         store.commit(inserts(jobs), MARK)

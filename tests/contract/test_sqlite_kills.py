@@ -14,11 +14,10 @@ from instructions import before_each_instruction
 from sqlite_history import make_small
 
 from givalia_core.model import WAITING, Answered
-from givalia_core.store import sqlite_sweeper
 from givalia_core.store.base import Change, Store, Wanted
-from givalia_core.store.index import names
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, sweeper
+from givalia_core.store.sqlite.index import names
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, job_id, request_id, waiting
 
 
@@ -164,7 +163,7 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
     assert store.commit([], MARK, KEEP_ALL).forgotten == 3
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite_sweeper.Sweeper, "drop", lambda *_: 1 / 0)
+        patched.setattr(sweeper.Sweeper, "drop", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.tidy()
     store._let_go()

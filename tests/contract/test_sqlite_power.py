@@ -16,9 +16,9 @@ import pytest
 from sqlite_history import SEED, Script, make_small
 
 from givalia_core.model import Job
-from givalia_core.store import sqlite
 from givalia_core.store.base import Filter
 from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import store as sqlite_store
 from givalia_core.store.suite import NOW
 
 IMAGES = int(os.environ.get("GIVALIA_IMAGES", "400"))
@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch.setattr)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 20)  # So that many of the cuts fall into checkpoints.
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 20)  # So that many of the cuts fall into checkpoints.
 
 
 def files_of(folder: Path) -> Files:
@@ -138,7 +138,7 @@ def test_no_power_cut_loses_what_was_acknowledged(
     seen = states(tmp_path / "live", SEED)
     boots = iter(range(10**6))
     if rebooted:
-        monkeypatch.setattr(sqlite, "boot_id", lambda: f"boot {next(boots)}")
+        monkeypatch.setattr(sqlite_store, "boot_id", lambda: f"boot {next(boots)}")
     for number in range(IMAGES // 2):
         place = chance.randrange(1, len(seen))
         (before, held), (after, holds) = seen[place - 1], seen[place]

@@ -19,10 +19,9 @@ from test_sqlite_damage import deadline
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, WAITING, Job
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, Filter
-from givalia_core.store.sqlite import SQLite
-from givalia_core.store.sqlite_salvage import Salvaged, salvage
+from givalia_core.store.sqlite import SQLite, disk
+from givalia_core.store.sqlite.salvage import Salvaged, salvage
 from givalia_core.store.suite import MARK, NOW, changed, inserts, waiting
 
 
@@ -129,7 +128,7 @@ def test_pages_that_are_not_where_they_belong_are_said(path: Path, table: str, d
     assert bytes_[(root - 1) * PAGE] == INTERIOR
     damage(bytes_, pages, root)
     path.write_bytes(bytes_)
-    shutil.rmtree(sqlite_file.index_folder(path))
+    shutil.rmtree(disk.index_folder(path))
 
     with pytest.raises(StoreCorrupt, match="givalia store salvage --store sqlite:///"):
         store.open()

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from givalia_core.model import Answered
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import Opened, Store, Wanted
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, disk
 from givalia_core.store.suite import NOW, StoreSuite, job_id, request_id, waiting
 
 
 @pytest.fixture(autouse=True)
 def _small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "BALLAST_BYTES", 1 << 16)
+    monkeypatch.setattr(disk, "BALLAST_BYTES", 1 << 16)
 
 
 class Earlier(NamedTuple):

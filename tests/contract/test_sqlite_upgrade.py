@@ -20,11 +20,12 @@ import pytest
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
-from givalia_core.store import packing, sqlite_copies, sqlite_file, sqlite_records, sqlite_upgrade
-from givalia_core.store import sqlite as sqlite_module
+from givalia_core.store import packing
 from givalia_core.store.base import Filter, Wanted
-from givalia_core.store.sqlite import SQLite
-from givalia_core.store.sqlite_records import base_rows
+from givalia_core.store.sqlite import SQLite, copies, disk, upgrade
+from givalia_core.store.sqlite import records as records_room
+from givalia_core.store.sqlite import store as sqlite_module
+from givalia_core.store.sqlite.records import base_rows
 from givalia_core.store.suite import MARK, NOW, by_seq, changed, claimed, inserts, job_id, request_id, waiting
 
 FORMAT_1 = """
@@ -59,7 +60,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "queue.db"
     database = sqlite3.connect(path)
     database.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    database.execute(f"PRAGMA application_id = {sqlite_file.APPLICATION_ID}")
+    database.execute(f"PRAGMA application_id = {disk.APPLICATION_ID}")
     database.execute("PRAGMA journal_mode = WAL")
     database.executescript(FORMAT_1)
     for job in JOBS:
@@ -93,13 +94,13 @@ def test_a_server_does_not_open_it_and_says_what_to_do(path: Path) -> None:
         SQLite(f"sqlite://{path}").open()
 
     assert path.read_bytes() == before
-    assert sqlite_file.format_of(path) == 1
+    assert disk.format_of(path) == 1
 
 
 def test_every_job_and_number_is_there_afterwards(path: Path) -> None:
     store = SQLite(f"sqlite://{path}")
 
-    assert store.upgrade() == (1, sqlite_file.FORMAT)
+    assert store.upgrade() == (1, disk.FORMAT)
 
     opened = store.open()
     assert opened.epoch > 41
@@ -119,7 +120,7 @@ def test_doing_it_again_changes_nothing(path: Path) -> None:
     store = SQLite(f"sqlite://{path}")
     store.upgrade()
 
-    assert store.upgrade() == (sqlite_file.FORMAT, sqlite_file.FORMAT)
+    assert store.upgrade() == (disk.FORMAT, disk.FORMAT)
 
     store.open()
     assert len(by_seq(store, range(12))) == len(JOBS)
@@ -141,7 +142,7 @@ def test_a_copy_of_the_store_as_it_was_is_kept(path: Path, caplog: pytest.LogCap
     with contextlib.closing(kept_of(path, 1)) as kept:
         assert kept.execute("SELECT count(*) FROM jobs").fetchone() == (len(JOBS),)
         assert kept.execute("PRAGMA user_version").fetchone() == (1,)
-        assert sqlite_copies.fact(kept, "epoch") == 41 + sqlite_copies.STARTS
+        assert copies.fact(kept, "epoch") == 41 + copies.STARTS
     assert {each.stat().st_mode & 0o777 for each in (path, path.with_name("queue.db.format-1"))} == {0o640}
     assert sum("mv" in line and "queue.db.format-1" in line for line in caplog.messages) == 1
 
@@ -175,14 +176,14 @@ def test_a_start_upgrades_a_store_of_the_format_before_and_keeps_a_copy(tmp_path
     store = SQLite(f"sqlite://{path}", may_upgrade=True)
     opened = store.open()
 
-    assert sqlite_file.format_of(path) == sqlite_file.FORMAT
+    assert disk.format_of(path) == disk.FORMAT
     assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
     assert opened.epoch == 2
     store.close()
     with contextlib.closing(kept_of(path, 2)) as kept:
         assert kept.execute("PRAGMA user_version").fetchone() == (2,)
         assert kept.execute("SELECT count(*) FROM jobs").fetchone() != (0,)
-        assert sqlite_copies.fact(kept, "open") == 0
+        assert copies.fact(kept, "open") == 0
 
 
 def test_the_way_back_leads_to_fences_above_all_that_were_granted_since(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_the_way_back_leads_to_fences_above_all_that_were_granted_since(tmp_path
 
     path.with_name("queue.db.format-2").rename(path)
 
-    assert store.open().epoch > last + sqlite_copies.STARTS - 10
+    assert store.open().epoch > last + copies.STARTS - 10
     assert by_seq(store, range(12)) == {job.seq: job for job in JOBS}
     store.close()
 
@@ -272,7 +273,7 @@ def killed_before_call(path: Path, number: int) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 
-_UPGRADING = {module.__file__ for module in (sqlite_upgrade, sqlite_copies, sqlite_file, sqlite_module)}
+_UPGRADING = {module.__file__ for module in (upgrade, copies, disk, sqlite_module)}
 
 
 @pytest.mark.parametrize("before", [1, 2])
@@ -311,11 +312,11 @@ def test_a_damaged_row_is_refused_and_the_store_stays_as_it_is(path: Path) -> No
     with pytest.raises(StoreCorrupt):
         SQLite(f"sqlite://{path}").upgrade()
 
-    assert sqlite_file.format_of(path) == 1
+    assert disk.format_of(path) == 1
 
 
 def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
-    lock = sqlite_file.Lock(path.with_name("queue.db.lock"))
+    lock = disk.Lock(path.with_name("queue.db.lock"))
 
     with pytest.raises(StoreLocked):
         SQLite(f"sqlite://{path}").upgrade()
@@ -342,7 +343,7 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     # As the records of that format have it: an answer has no time.
     store.commit(inserts([job]), MARK)
     earlier: Any = tuple(past[: before + 1] for past in job.answered)
-    monkeypatch.setattr(sqlite_records, "pack_base", pack_base_before)
+    monkeypatch.setattr(records_room, "pack_base", pack_base_before)
     ((_, records),), _ = base_rows([job._replace(answered=earlier)])
     store._connection.execute("UPDATE jobs SET records = ?", (records,))
     store.close()
@@ -351,9 +352,9 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     database.close()
     shutil.rmtree(path.with_name("queue.db.index"))
 
-    assert SQLite(f"sqlite://{path}").upgrade() == (before, sqlite_file.FORMAT)
+    assert SQLite(f"sqlite://{path}").upgrade() == (before, disk.FORMAT)
 
-    assert sqlite_file.format_of(path) == sqlite_file.FORMAT
+    assert disk.format_of(path) == disk.FORMAT
     store.open()
     assert store.find(Wanted(requests=frozenset({request})), NOW).requests == {request: job}
     assert store.check() == []
@@ -368,21 +369,21 @@ def test_an_upgrade_that_meets_a_full_disk_leaves_the_store_as_it_was(path: Path
     def fails(*_: object) -> None:
         raise full
 
-    monkeypatch.setattr(sqlite_upgrade, "_fill", fails)
+    monkeypatch.setattr(upgrade, "_fill", fails)
     with pytest.raises(StoreFull):
         SQLite(f"sqlite://{path}").upgrade()
 
     assert path.read_bytes() == before
     assert not path.with_name("queue.db.upgrading").exists()
     monkeypatch.undo()
-    assert SQLite(f"sqlite://{path}").upgrade() == (1, sqlite_file.FORMAT)
+    assert SQLite(f"sqlite://{path}").upgrade() == (1, disk.FORMAT)
 
 
 def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(path: Path) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(sqlite_file, "format_of", failing)
+    monkeypatch.setattr(disk, "format_of", failing)
 
     with pytest.raises(StoreFailed):
         SQLite(f"sqlite://{path}").upgrade()

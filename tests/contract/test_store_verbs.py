@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from givalia_core.cli.main import main
-from givalia_core.store import SQLite, sqlite_file
+from givalia_core.store import SQLite
+from givalia_core.store.sqlite import disk
 from givalia_core.store.suite import MARK, inserts, waiting
 
 LOOKING = ("check", "info", "upgrade", "export")
@@ -97,12 +98,12 @@ def test_only_upgrade_changes_the_format_and_it_keeps_owner_and_mode(path: Path,
     for what in (["check"], ["info"], ["export", path.with_name("exported")]):
         code, said = run(capsys, *what, "--store", url)
         assert (code, f"givalia store upgrade --store {url}" in said) == (78, True)
-    assert sqlite_file.format_of(path) == 2
+    assert disk.format_of(path) == 2
     assert main(["store", "upgrade", "--store", url, "--json"]) == 0
 
-    assert json.loads(capsys.readouterr().out) == {"before": 2, "after": sqlite_file.FORMAT}
+    assert json.loads(capsys.readouterr().out) == {"before": 2, "after": disk.FORMAT}
     status = path.stat()
-    assert (status.st_uid, status.st_mode & 0o777, sqlite_file.format_of(path)) == (os.geteuid(), 0o640, sqlite_file.FORMAT)
+    assert (status.st_uid, status.st_mode & 0o777, disk.format_of(path)) == (os.geteuid(), 0o640, disk.FORMAT)
 
 
 def test_file_that_is_no_store_is_not_upgraded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def way() -> Any:
     ("leg", "landmarks"),
     [
         ("enq", ["client/verbs.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
-                 "store/sqlite.py SQLite.commit"]),
+                 "store/sqlite/store.py SQLite.commit"]),
         ("claim", ["engine/leases.py claim", "worker/runner.py Runner.take"]),
         ("attempt", ["worker/pipeline.py execute", "worker/pipeline.py process", "worker/pipeline.py report"]),
         ("settle", ["engine/leases.py succeed", "client/slot.py Slot.result"]),

@@ -18,7 +18,7 @@ from system_rig import Rig, await_true
 from system_wire import Framed, answers, enq
 
 from givalia_core.protocol.messages import Kind
-from givalia_core.store import sqlite_file
+from givalia_core.store.sqlite import disk
 from givalia_core.views import text_id
 
 # Whoever is root may write anywhere. Without these two capabilities root is as powerless as anybody before permissions.
@@ -105,7 +105,7 @@ def test_a_database_of_somebody_else_is_refused(rig: Rig) -> None:
 
 def test_a_newer_format_is_refused(rig: Rig, old_store: Path) -> None:
     database = sqlite3.connect(old_store)
-    database.execute(f"PRAGMA user_version = {sqlite_file.FORMAT + 1}")
+    database.execute(f"PRAGMA user_version = {disk.FORMAT + 1}")
     database.close()
 
     _refused(rig, old_store, 78, "STORE_TOO_NEW")
@@ -206,9 +206,9 @@ def test_a_failed_write_stops_the_server_at_once_and_nothing_acknowledged_is_los
 
 FAILING_SYNC = """
 import errno, sqlite3
-from givalia_core.store import sqlite
+from givalia_core.store.sqlite import store as sqlite_store
 commits = 0
-leave = sqlite._Transaction.__exit__
+leave = sqlite_store._Transaction.__exit__
 def failing(self, kind, error, trace):
     global commits
     commits += 1
@@ -220,7 +220,7 @@ def failing(self, kind, error, trace):
         failed.sqlite_errorname = "SQLITE_IOERR_FSYNC"
         raise failed
     return leave(self, kind, error, trace)
-sqlite._Transaction.__exit__ = failing
+sqlite_store._Transaction.__exit__ = failing
 """
 
 

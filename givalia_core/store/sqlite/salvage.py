@@ -20,10 +20,10 @@ import msgpack
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import Job
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Store
-from givalia_core.store.sqlite_reads import code_of
-from givalia_core.store.sqlite_records import Forgotten, Row, changes_of, jobs_of, likely_seq, row_of
+from givalia_core.store.sqlite import disk
+from givalia_core.store.sqlite.reads import code_of
+from givalia_core.store.sqlite.records import Forgotten, Row, changes_of, jobs_of, likely_seq, row_of
 
 _JOBS_AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4 << 20
@@ -47,14 +47,14 @@ def salvage(path: Path, new: Store) -> Salvaged:
         StoreFull: The disk has no room for the new store, or for a copy of this one.
         StoreError: The new store cannot be written.
     """
-    with sqlite_file.ours(path):
+    with disk.ours(path):
         return _salvage(path, new)
 
 
 def _salvage(path: Path, new: Store) -> Salvaged:
     if not path.is_file():
         raise StoreUnfit(f"there is no store at {path}")
-    lock = sqlite_file.Lock(path.with_name(path.name + ".lock"))
+    lock = disk.Lock(path.with_name(path.name + ".lock"))
     try:
         new.open()
         try:
@@ -137,7 +137,7 @@ class _Salvage:
         """
         if code_of(error) not in _OF_THE_DISK:
             return str(error)
-        kind = StoreFull if sqlite_file.is_full(error, self._path.parent) else StoreFailed
+        kind = StoreFull if disk.is_full(error, self._path.parent) else StoreFailed
         raise kind(f"the copy of the damaged store cannot be read: {error}") from error
 
     def _changes(self) -> None:

@@ -20,8 +20,8 @@ import msgpack
 
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import STORED_STATES, Answered, Job
-from givalia_core.store.index.slots import Place
-from givalia_core.store.index.words import Damaged
+from givalia_core.store.sqlite.index.slots import Place
+from givalia_core.store.sqlite.index.words import Damaged
 
 _PAGE_BYTES: Final = 3_900  # What a row may take and still fit a page.
 _ROW_RECORDS: Final = 64

@@ -15,7 +15,7 @@ from operator import xor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from givalia_core.store.index.words import Damaged, Words
+from givalia_core.store.sqlite.index.words import Damaged, Words
 
 WIDTH: Final = 8
 SEQ, ORIGIN, LANE, WHEN, AT, PAST, ENDED_AT, CHECK = range(WIDTH)

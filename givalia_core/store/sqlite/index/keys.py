@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgpack
 
-from givalia_core.store.index.words import Damaged, no_file_is_damage
+from givalia_core.store.sqlite.index.words import Damaged, no_file_is_damage
 
 _FRAME: Final = struct.Struct("<II")  # The length and the checksum of what follows.
 _REWRITE_LEAST: Final = 64

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from givalia_core.model import ENDED, Job
 from givalia_core.store.base import Change
-from givalia_core.store.index.index import Index
+from givalia_core.store.sqlite.index.index import Index
 
 
 class Update(NamedTuple):

@@ -10,9 +10,9 @@ import time
 from typing import Final, NamedTuple
 
 from givalia_core.clock import SystemClock
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.names import SHARDS
-from givalia_core.store.index.words import FULL_ERRNOS
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.names import SHARDS
+from givalia_core.store.sqlite.index.words import FULL_ERRNOS
 
 SHARE: Final = 0.005  # Of the time that passes.
 _LEAST_S: Final = 0.000_3

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from givalia_core.model import Job, JobState
-from givalia_core.store.index.index import Index, Sealed
-from givalia_core.store.index.slots import Place
-from givalia_core.store.sqlite_records import Forgotten, Records, Row, changes_of, jobs_of, likely_seq
+from givalia_core.store.sqlite.index.index import Index, Sealed
+from givalia_core.store.sqlite.index.slots import Place
+from givalia_core.store.sqlite.records import Forgotten, Records, Row, changes_of, jobs_of, likely_seq
 
 Counts = Counter[tuple[str, JobState]]
 OnBad = Callable[[Place, str], None]

@@ -1,6 +1,6 @@
 """The default store: one SQLite file with one connection, one commit a batch, synced before it returns; an index beside it.
 
-What was enqueued and what changed since is appended (`sqlite_records`), so a commit writes as many pages as its bytes fill,
+What was enqueued and what changed since is appended (`records`), so a commit writes as many pages as its bytes fill,
 with ten jobs waiting and with ten million. What finds a job by name or time is derived from that and not synced (`index`): it
 outlives the process. The store rebuilds it after the machine itself went down, and when it is not what was written. Opening
 takes the same time whatever a store holds.
@@ -30,19 +30,20 @@ from givalia_core import forks
 from givalia_core.clock import Mark, SystemClock, boot_id
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreMissing, StoreUnfit
 from givalia_core.model import ENDED, STORED_STATES, Job, JobState
-from givalia_core.store import sqlite_copies, sqlite_file, sqlite_recovery, sqlite_upgrade
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Commit, CopyPart, Opened, Retention
-from givalia_core.store.index.index import DAMAGED, Index, Sealed
-from givalia_core.store.index.lanes import Lane
-from givalia_core.store.index.scrub import Scrub
-from givalia_core.store.index.slots import AT, Place
-from givalia_core.store.index.words import FULL_ERRNOS, Damaged
 from givalia_core.store.packing import NUMBER
-from givalia_core.store.sqlite_admission import Admission, Update
-from givalia_core.store.sqlite_copying import Copies
-from givalia_core.store.sqlite_reads import Reads, Unfiled, ours
-from givalia_core.store.sqlite_records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
-from givalia_core.store.sqlite_sweeper import Sweeper
+from givalia_core.store.sqlite import copies, disk, recovery
+from givalia_core.store.sqlite.admission import Admission, Update
+from givalia_core.store.sqlite.copying import Copies
+from givalia_core.store.sqlite.index.index import DAMAGED, Index, Sealed
+from givalia_core.store.sqlite.index.lanes import Lane
+from givalia_core.store.sqlite.index.scrub import Scrub
+from givalia_core.store.sqlite.index.slots import AT, Place
+from givalia_core.store.sqlite.index.words import FULL_ERRNOS, Damaged
+from givalia_core.store.sqlite.reads import Reads, Unfiled, ours
+from givalia_core.store.sqlite.records import Forgotten, base_rows, change_rows, pack_change, pack_forgotten
+from givalia_core.store.sqlite.sweeper import Sweeper
+from givalia_core.store.sqlite.upgrade import upgrade as upgrade_format
 
 CHECKPOINT_PAGES: Final = 1_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
@@ -92,7 +93,7 @@ class SQLite(Reads):
         self._may_create = create
         self._may_upgrade = may_upgrade
         self._allow_network = allow_network
-        self._lock: sqlite_file.Lock | None = None
+        self._lock: disk.Lock | None = None
         self._pid = 0
         self._commits = self._last_number = self._last_seq = 0  # As they stand in the file: commits, changes' rows, seqs.
         self._mark: Mark | None = None
@@ -108,13 +109,13 @@ class SQLite(Reads):
 
     @ours
     def open(self, *, unsafe: bool = False) -> Opened:
-        sqlite_file.prepare_folder(self.path, allow_network=self._allow_network)
-        self._lock = sqlite_file.Lock(self.path.with_name(self.path.name + ".lock"))
+        disk.prepare_folder(self.path, allow_network=self._allow_network)
+        self._lock = disk.Lock(self.path.with_name(self.path.name + ".lock"))
         forks.register(self)
         try:
-            sqlite_upgrade.upgrade(self.path, may_upgrade=self._may_upgrade)
-            self._files.is_new = sqlite_file.prepare(self.path, may_create=self._may_create)
-            is_in_memory = sqlite_file.filesystem(self.path.parent) in sqlite_file.MEMORY_FILESYSTEMS
+            upgrade_format(self.path, may_upgrade=self._may_upgrade)
+            self._files.is_new = disk.prepare(self.path, may_create=self._may_create)
+            is_in_memory = disk.filesystem(self.path.parent) in disk.MEMORY_FILESYSTEMS
             self.durability = "memory" if is_in_memory else "fsync"
             return self._open()
         except BaseException:
@@ -125,21 +126,21 @@ class SQLite(Reads):
     def upgrade(self) -> tuple[int, int]:
         if not self.path.exists():
             raise StoreMissing(f"there is no store at {self.path}")
-        sqlite_file.check_header(self.path, least=1)
-        before = sqlite_file.format_of(self.path)
+        disk.check_header(self.path, least=1)
+        before = disk.format_of(self.path)
         settled, self._may_upgrade = self._may_upgrade, True
         try:
             self.open()
             self.close()
         finally:
             self._may_upgrade = settled
-        return before, sqlite_file.FORMAT
+        return before, disk.FORMAT
 
     @ours
     def _open(self) -> Opened:
         log_path = Path(f"{self.path}-wal")
         has_log = log_path.exists() and log_path.stat().st_size > 0
-        if has_log and sqlite_copies.is_as_it_was_made(self.path):
+        if has_log and copies.is_as_it_was_made(self.path):
             log.warning("%s is the log of another store: a copy has taken its place. It is removed", log_path)
             log_path.unlink()
             has_log = False
@@ -158,7 +159,7 @@ class SQLite(Reads):
         if not has_log and self._fact("open") == epoch != 0:
             raise StoreCorrupt(
                 f"{self.path} was not closed by its last server, and its log ({self.path.name}-wal) is missing or empty: what"
-                f" was in it is lost. {sqlite_file.way_out(self.path)}"
+                f" was in it is lost. {disk.way_out(self.path)}"
             )
         self._is_said_open = self._fact("open") == epoch != 0
         self._room.take()
@@ -168,11 +169,11 @@ class SQLite(Reads):
         self._read_counts(changes[0] if changes else ())
         self._quarantine.open()
         self._epoch = epoch + 1
-        self._is_copy = bool(copied := self._fact(sqlite_copies.MARK))
-        if self._is_copy and self._fact(sqlite_copies.COMMITS) in (None, self._commits):
+        self._is_copy = bool(copied := self._fact(copies.MARK))
+        if self._is_copy and self._fact(copies.COMMITS) in (None, self._commits):
             # Else a server of an earlier version, which leaves the mark, has used it.
             self._epoch = max(self._epoch, self._epoch_of_copy(*copied))
-        index = self._opened_index = Index(sqlite_file.index_folder(self.path), self._peek, self._room.note_full)
+        index = self._opened_index = Index(disk.index_folder(self.path), self._peek, self._room.note_full)
         sealed = index.open(epoch, self._commits, boot_id(), self._fact("index"))
         if index.ahead:
             self._say_commits_are_missing(index.ahead)
@@ -186,7 +187,7 @@ class SQLite(Reads):
             self._settle_in()
         self._write_or_make_room(self._keep_epoch)
         # SQLite syncs the folder too when it makes the log, and hides what went wrong.
-        sqlite_file.sync(self.path.parent)
+        disk.sync(self.path.parent)
         self._files.open()
         self._first_checkpoint()  # From now on the file alone says that it has a log.
         self._mending(lambda: self._scrub.go_on(_SCRUB_AT_START_S))
@@ -195,10 +196,10 @@ class SQLite(Reads):
 
     def _epoch_of_copy(self, made_us: int, marked: int) -> int:
         """Say that the store is a copy, drop an index that is not its own, and return where its epochs begin."""
-        epoch = sqlite_copies.first_epoch(made_us, marked, SystemClock().read().wall_us)
-        log.warning("%s: %s", self.path, sqlite_copies.words(made_us, epoch))
+        epoch = copies.first_epoch(made_us, marked, SystemClock().read().wall_us)
+        log.warning("%s: %s", self.path, copies.words(made_us, epoch))
         if self._fact("index") == 0:
-            shutil.rmtree(sqlite_file.index_folder(self.path), ignore_errors=True)
+            shutil.rmtree(disk.index_folder(self.path), ignore_errors=True)
         return epoch
 
     def _say_commits_are_missing(self, commits: int) -> None:
@@ -211,7 +212,7 @@ class SQLite(Reads):
 
     def _keep_epoch(self) -> None:
         self._is_said_open = True
-        self._connection.execute(f"PRAGMA user_version = {sqlite_file.FORMAT}")
+        self._connection.execute(f"PRAGMA user_version = {disk.FORMAT}")
         self._keep_fact("epoch", self._epoch)
         self._keep_fact("open", self._epoch)
 
@@ -252,7 +253,7 @@ class SQLite(Reads):
     def _has_replayed(self, index: Index, sealed: Sealed) -> bool:
         """File in the index what the last run did since the last seal; False if something about that is strange."""
         try:
-            sqlite_recovery.replay(index, self._records, sealed)
+            recovery.replay(index, self._records, sealed)
         except (Damaged, StoreCorrupt, IndexError) as error:
             index.strangeness = f"{DAMAGED}: {error}"
             return False
@@ -278,7 +279,7 @@ class SQLite(Reads):
             index.begin(self._epoch, boot_id())
 
         def write() -> None:
-            rebuild = sqlite_recovery.Rebuild(index, self._records, lambda place, why: bad.append((place, why)))
+            rebuild = recovery.Rebuild(index, self._records, lambda place, why: bad.append((place, why)))
             counts = rebuild.run(remake)
             for place, reason in bad:
                 if place.seq:
@@ -504,7 +505,7 @@ class SQLite(Reads):
             uncounted = self._add_to_uncounted(counts)
             self._keep_fact("commit", (self._commits + 1, last_number, last_seq, mark, _deltas(uncounted)))
             if self._is_copy:
-                self._keep_fact(sqlite_copies.MARK, 0)
+                self._keep_fact(copies.MARK, 0)
         self._is_copy = False
         self._commits, self._last_number, self._last_seq = self._commits + 1, last_number, last_seq
         self._mark, self._uncounted = mark, uncounted

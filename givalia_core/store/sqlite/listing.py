@@ -10,11 +10,11 @@ from typing import Final
 from givalia_core.clock import Now
 from givalia_core.model import RUNNING, Job, JobState, split_target
 from givalia_core.store.base import Cursor, Filter
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.lanes import START, Lane
-from givalia_core.store.index.runs import Entry
-from givalia_core.store.index.slots import AT, FAR
-from givalia_core.store.sqlite_records import Records, jobs_of
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.lanes import START, Lane
+from givalia_core.store.sqlite.index.runs import Entry
+from givalia_core.store.sqlite.index.slots import AT, FAR
+from givalia_core.store.sqlite.records import Records, jobs_of
 
 LANES_MOST: Final = 2_000  # That a listing by due keeps apart; each costs a microsecond in each page.
 _READ_AT_ONCE: Final = 64  # Entries of a lane.

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.lanes import START
-from givalia_core.store.index.runs import Entry
-from givalia_core.store.index.slots import AT, SEQ, WHEN
-from givalia_core.store.index.words import Damaged
-from givalia_core.store.sqlite_past import Past
-from givalia_core.store.sqlite_records import Forgotten, Records, Row, number_of, unpack
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.lanes import START
+from givalia_core.store.sqlite.index.runs import Entry
+from givalia_core.store.sqlite.index.slots import AT, SEQ, WHEN
+from givalia_core.store.sqlite.index.words import Damaged
+from givalia_core.store.sqlite.past import Past
+from givalia_core.store.sqlite.records import Forgotten, Records, Row, number_of, unpack
 
 ROWS_AT_ONCE: Final = 32
 _JOBS_LOOKED_AT: Final = 200

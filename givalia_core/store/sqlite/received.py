@@ -1,6 +1,6 @@
-"""The other end of `sqlite_copying`: a new file that is made of the parts of a copy, and checked.
+"""The other end of `copying`: a new file that is made of the parts of a copy, and checked.
 
-The file is a store that opens by itself, marked as a copy (`sqlite_copies`). Nothing in the parts names a file or a statement.
+The file is a store that opens by itself, marked as a copy (`copies`). Nothing in the parts names a file or a statement.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import msgpack
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
 from givalia_core.model import Job, JobState
-from givalia_core.store import sqlite_copies, sqlite_file
 from givalia_core.store.base import CopyPart
 from givalia_core.store.packing import NUMBER
-from givalia_core.store.sqlite_copying import FACTS, TABLES
-from givalia_core.store.sqlite_quarantine import SCHEMA as QUARANTINE
-from givalia_core.store.sqlite_records import Records, changes_of, jobs_of
+from givalia_core.store.sqlite import copies, disk
+from givalia_core.store.sqlite.copying import FACTS, TABLES
+from givalia_core.store.sqlite.quarantine import SCHEMA as QUARANTINE
+from givalia_core.store.sqlite.records import Records, changes_of, jobs_of
 
 _COLUMNS: Final = (1, 1, 6)
 _NO_ROWS: Final = (ValueError, TypeError, LookupError, OverflowError, sqlite3.ProgrammingError, sqlite3.IntegrityError)
@@ -52,7 +52,7 @@ class Receiver:
         """
         self._path = path
         self._crc = 0
-        sqlite_file.create(path)
+        disk.create(path)
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = DELETE")  # One file, to be renamed.
         self._database.execute("PRAGMA synchronous = OFF")  # It is synced as a whole when it is whole.
@@ -75,8 +75,8 @@ class Receiver:
             StoreCorrupt: It is not what the server has sent.
             StoreFull, StoreFailed: The file cannot be written.
         """
-        if not sqlite_file.READABLE <= part.format <= sqlite_file.FORMAT:
-            raise StoreTooNew(f"the server's store has format {part.format}; this Givalia knows {sqlite_file.FORMAT} at most")
+        if not disk.READABLE <= part.format <= disk.FORMAT:
+            raise StoreTooNew(f"the server's store has format {part.format}; this Givalia knows {disk.FORMAT} at most")
         self._crc = zlib.crc32(part.payload, self._crc)
         if self._crc != part.crc:
             raise StoreCorrupt("a part of the backup is not what the server has sent")
@@ -87,12 +87,12 @@ class Receiver:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with sqlite_file.ours(self._path):
+            with disk.ours(self._path):
                 yield
         except _NO_ROWS as error:
             raise StoreCorrupt(f"a part of the backup is none: {error}") from error
         except sqlite3.Error as error:
-            kind = StoreFull if sqlite_file.is_full(error, self._path.parent) else StoreFailed
+            kind = StoreFull if disk.is_full(error, self._path.parent) else StoreFailed
             raise kind(f"{self._path}: {error}") from error
 
     def _take(self, place: int, number: Any, row: Any) -> None:
@@ -126,9 +126,9 @@ class Receiver:
             self._database.executemany(
                 "INSERT INTO counts VALUES (?, ?, ?)", [(module, NUMBER[state], n) for (module, state), n in counts.items()]
             )
-            commits, rows, seq, at, *_ = sqlite_copies.fact(self._database, "commit") or (0, 0, 0, None)
-            sqlite_copies.keep_fact(self._database, "commit", (commits, rows, seq, at))  # Counts are in their table.
-            sqlite_copies.mark(self._database, last.made_us)
+            commits, rows, seq, at, *_ = copies.fact(self._database, "commit") or (0, 0, 0, None)
+            copies.keep_fact(self._database, "commit", (commits, rows, seq, at))  # Counts are in their table.
+            copies.mark(self._database, last.made_us)
             self._database.execute(f"PRAGMA user_version = {last.format}")
             self._database.execute("COMMIT")
             found = self._database.execute("PRAGMA quick_check(1)").fetchone()
@@ -136,7 +136,7 @@ class Receiver:
                 raise StoreCorrupt(f"the copy is damaged: {found[0]}")
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.close()
-            sqlite_file.sync(self._path)
+            disk.sync(self._path)
         return Received(counts.total(), checked.wrong + set_aside)
 
 

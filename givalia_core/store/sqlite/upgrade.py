@@ -26,8 +26,9 @@ import msgpack
 from givalia_core.clock import SystemClock
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import Job
-from givalia_core.store import packing, sqlite_copies, sqlite_file
-from givalia_core.store.sqlite_records import base_rows
+from givalia_core.store import packing
+from givalia_core.store.sqlite import copies, disk
+from givalia_core.store.sqlite.records import base_rows
 
 _ROWS: Final = 10_000
 _SELECT: Final = (
@@ -51,15 +52,15 @@ def upgrade(path: Path, *, may_upgrade: bool) -> None:
         StoreUnfit: It may not be upgraded; the words name the command. It is as it was.
         StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: It is as it was.
     """
-    with sqlite_file.ours(path):
+    with disk.ours(path):
         if not path.is_file() or path.is_symlink():
             return
-        sqlite_file.check_header(path, least=1)
-        if (before := sqlite_file.format_of(path)) == sqlite_file.FORMAT:
+        disk.check_header(path, least=1)
+        if (before := disk.format_of(path)) == disk.FORMAT:
             return
         if not may_upgrade:
             raise StoreUnfit(
-                f"{path} has format {before}, this Givalia needs {sqlite_file.FORMAT}: with no server on it, run"
+                f"{path} has format {before}, this Givalia needs {disk.FORMAT}: with no server on it, run"
                 f" {command(path, 'upgrade')}"
             )
         _upgrade(path, before)
@@ -70,7 +71,7 @@ def command(path: Path, verb: str) -> str:
     program = Path(sys.executable).with_name("givalia")
     said = f"{shlex.quote(str(program)) if program.exists() else 'givalia'} store {verb} --store {url(path)}"
     owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
-    return said if owner == 0 else f"{said} as its user, or as root runuser -u {sqlite_file.user(owner)} -- {said}"
+    return said if owner == 0 else f"{said} as its user, or as root runuser -u {disk.user(owner)} -- {said}"
 
 
 def url(path: Path) -> str:
@@ -89,14 +90,14 @@ def _free_path(path: Path, before: int, epoch: int | None) -> Path:
         kept = kept_path(path, before)
         if number > 1:
             kept = kept.with_name(f"{kept.name}.{number}")
-        if not os.path.lexists(kept) or sqlite_copies.epoch_of(kept) == epoch:
+        if not os.path.lexists(kept) or copies.epoch_of(kept) == epoch:
             return kept
     raise StoreUnfit(f"there are {_NAMES_MOST - 1} copies of earlier formats beside {path}, and no name for another")
 
 
 def _upgrade(path: Path, before: int) -> None:
     making = path.with_name(path.name + ".upgrading")
-    rewrites = before < sqlite_file.READABLE
+    rewrites = before < disk.READABLE
     try:
         _remove(making)
         _refuse_without_room(path, 2 if rewrites else 1)
@@ -104,7 +105,7 @@ def _upgrade(path: Path, before: int) -> None:
         if rewrites:
             _rewrite(path, making)
     except (sqlite3.Error, OSError) as error:
-        kind = StoreFull if sqlite_file.is_full(error, path.parent) else StoreFailed
+        kind = StoreFull if disk.is_full(error, path.parent) else StoreFailed
         raise kind(f"{path}: {error}; the store is as it was") from error
     finally:
         with contextlib.suppress(OSError):
@@ -113,7 +114,7 @@ def _upgrade(path: Path, before: int) -> None:
 
 def _tell(path: Path, before: int, kept_at: Path) -> None:
     name, kept = shlex.quote(path.name), shlex.quote(kept_at.name)
-    log.warning("%s goes from format %d to %d. As it was, it is kept as %s", path, before, sqlite_file.FORMAT, kept)
+    log.warning("%s goes from format %d to %d. As it was, it is kept as %s", path, before, disk.FORMAT, kept)
     # A line of its own and short, so that no form of the log cuts it.
     log.warning(
         "The way back, with the server stopped: cd %s && rm -rf %s-wal %s.index && mv %s %s, and start the earlier version",
@@ -156,15 +157,15 @@ def _keep_copy(path: Path, making: Path, before: int) -> Path:
         if found != before:  # The log has it already: it was upgraded, and what is kept is older.
             return kept_path(path, before)
         database.execute("BEGIN IMMEDIATE")
-        sqlite_copies.mark(database, SystemClock().read().wall_us)
+        copies.mark(database, SystemClock().read().wall_us)
         database.execute("COMMIT")
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     finally:
         database.close()
-    sqlite_file.sync(making)
-    kept = _free_path(path, before, sqlite_copies.epoch_of(making))
+    disk.sync(making)
+    kept = _free_path(path, before, copies.epoch_of(making))
     making.rename(kept)
-    sqlite_file.sync(path.parent)
+    disk.sync(path.parent)
     return kept
 
 
@@ -191,7 +192,7 @@ def _rewrite(path: Path, making: Path) -> None:
     old = sqlite3.connect(path, isolation_level=None)
     try:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        sqlite_file.create(making)
+        disk.create(making)
         new = sqlite3.connect(making, isolation_level=None)
         try:
             _fill(old, new)
@@ -201,12 +202,12 @@ def _rewrite(path: Path, making: Path) -> None:
         old.close()
     with making.open("rb") as file:
         _own_alike(file.fileno(), path.stat())
-    sqlite_file.sync(making)
-    shutil.rmtree(sqlite_file.index_folder(path), ignore_errors=True)
+    disk.sync(making)
+    shutil.rmtree(disk.index_folder(path), ignore_errors=True)
     for leftover in _LEFTOVERS[1:]:
         path.with_name(path.name + leftover).unlink(missing_ok=True)
     making.rename(path)
-    sqlite_file.sync(path.parent)
+    disk.sync(path.parent)
 
 
 def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
@@ -219,10 +220,10 @@ def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
         new.executemany("INSERT INTO jobs VALUES (?, ?)", rows)
         last_seq = jobs[-1].seq
     new.executemany("INSERT INTO counts VALUES (?, ?, ?)", old.execute("SELECT module, state, jobs FROM counts"))
-    last_seq = max(last_seq, sqlite_copies.fact(old, "last_seq") or 0)
-    epoch, at = sqlite_copies.fact(old, "epoch") or 0, sqlite_copies.fact(old, "mark")
+    last_seq = max(last_seq, copies.fact(old, "last_seq") or 0)
+    epoch, at = copies.fact(old, "epoch") or 0, copies.fact(old, "mark")
     for name, value in (("epoch", epoch), ("commit", (0, 0, last_seq, at))):
-        sqlite_copies.keep_fact(new, name, value)
+        copies.keep_fact(new, name, value)
     new.execute("COMMIT")
     new.execute("PRAGMA journal_mode = WAL")
 

@@ -14,8 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from givalia_core.store.index.slots import NAMES_TOTAL, WIDTH, Slots
-from givalia_core.store.index.words import Damaged, Words
+from givalia_core.store.sqlite.index.slots import NAMES_TOTAL, WIDTH, Slots
+from givalia_core.store.sqlite.index.words import Damaged, Words
 
 SHARDS: Final = 1_024
 _SLOT_BITS: Final = 35  # With 28 bits of the hash in front, an entry fills a word and stays positive.

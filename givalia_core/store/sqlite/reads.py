@@ -19,7 +19,6 @@ import msgpack
 from givalia_core.clock import Now
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, Job, JobState
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import (
     SCAN_MAX,
     VARIANTS_MAX,
@@ -39,18 +38,19 @@ from givalia_core.store.base import (
     Wanted,
     rows_of,
 )
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.keys import EXPIRES
-from givalia_core.store.index.lanes import Lane
-from givalia_core.store.index.runs import Entry
-from givalia_core.store.index.scrub import Scrub
-from givalia_core.store.index.slots import FAR
-from givalia_core.store.index.words import Damaged
-from givalia_core.store.sqlite_admission import Update
-from givalia_core.store.sqlite_check import Check
-from givalia_core.store.sqlite_listing import Listing
-from givalia_core.store.sqlite_quarantine import Quarantine
-from givalia_core.store.sqlite_records import Records
+from givalia_core.store.sqlite import disk
+from givalia_core.store.sqlite.admission import Update
+from givalia_core.store.sqlite.check import Check
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.keys import EXPIRES
+from givalia_core.store.sqlite.index.lanes import Lane
+from givalia_core.store.sqlite.index.runs import Entry
+from givalia_core.store.sqlite.index.scrub import Scrub
+from givalia_core.store.sqlite.index.slots import FAR
+from givalia_core.store.sqlite.index.words import Damaged
+from givalia_core.store.sqlite.listing import Listing
+from givalia_core.store.sqlite.quarantine import Quarantine
+from givalia_core.store.sqlite.records import Records
 
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -120,8 +120,8 @@ class Reads:
         self.path = path
         self.durability = "fsync"
         self._is_said_open = False  # Whether the file says, or may say, that a server has it open and that it has a log.
-        self._room = sqlite_file.Room(path.with_name(path.name + ".ballast"))
-        self._files = sqlite_file.Files(path)
+        self._room = disk.Room(path.with_name(path.name + ".ballast"))
+        self._files = disk.Files(path)
         self._database: sqlite3.Connection | None = None
         self._opened_index: Index | None = None
         self._unfiled: Unfiled | None = None
@@ -400,17 +400,17 @@ class Reads:
     @ours
     def describe(self) -> dict[str, Any]:
         log = Path(f"{self.path}-wal")
-        folder = sqlite_file.index_folder(self.path)
-        disk = os.statvfs(self.path.parent)
+        folder = disk.index_folder(self.path)
+        usage = os.statvfs(self.path.parent)
         return {
             "url": f"sqlite://{self.path}",
-            "format": sqlite_file.FORMAT,
+            "format": disk.FORMAT,
             "sqlite": sqlite3.sqlite_version,
             "bytes": self.path.stat().st_size,
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "index_bytes": sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0,
-            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
-            "disk_bytes": disk.f_blocks * disk.f_frsize,
+            "disk_free_bytes": usage.f_bavail * usage.f_frsize,
+            "disk_bytes": usage.f_blocks * usage.f_frsize,
             "index": self._about_index(),
             "quarantined": self._quarantine.count,
             "is_new": self._files.is_new,
@@ -482,7 +482,7 @@ class Reads:
             return None
         value, crc = row
         if zlib.crc32(value) != crc:
-            raise StoreCorrupt(f"{self.path}: the stored {name} does not match its checksum; {sqlite_file.way_out(self.path)}")
+            raise StoreCorrupt(f"{self.path}: the stored {name} does not match its checksum; {disk.way_out(self.path)}")
         return msgpack.unpackb(value)
 
     @property
@@ -507,7 +507,7 @@ class Reads:
         return self._connection.execute(statement, values).fetchone()
 
     def _is_full(self, error: Exception) -> bool:
-        return sqlite_file.is_full(error, self.path.parent)
+        return disk.is_full(error, self.path.parent)
 
     def _fail(self, error: Exception) -> NoReturn:
         """Turn the error of a file into ours: a full disk is survived, anything else stops the server."""
@@ -526,7 +526,7 @@ class Reads:
             raise StoreLocked(f"another process has {self.path} open, though not its lock: {error}", pid="") from error
         is_corrupt = code in _CORRUPT_CODES or "Could not decode to UTF-8" in str(error)
         if is_corrupt and not self._is_disk_to_blame():
-            raise StoreCorrupt(f"{self.path}: {error}; {sqlite_file.way_out(self.path)}") from error
+            raise StoreCorrupt(f"{self.path}: {error}; {disk.way_out(self.path)}") from error
         raise StoreFailed(f"{self.path}: {error}") from error
 
     def _is_disk_to_blame(self) -> bool:
@@ -534,7 +534,7 @@ class Reads:
         with suppress(sqlite3.Error):
             if self._database is not None and self._all("PRAGMA quick_check(1)") == [("ok",)]:
                 return True
-        return not sqlite_file.is_readable(self.path)
+        return not disk.is_readable(self.path)
 
     def _refuse_disorder(self) -> None:
         """Refuse a database whose pages are not where they belong: rows would be missed, or found twice.
@@ -549,7 +549,7 @@ class Reads:
         words = f"{self.path}: {' '.join(found.removeprefix(_DISORDER).split())}"
         if self._is_disk_to_blame():
             raise StoreFailed(words)
-        raise StoreCorrupt(f"{words}; {sqlite_file.way_out(self.path)}")
+        raise StoreCorrupt(f"{words}; {disk.way_out(self.path)}")
 
 
 def code_of(error: sqlite3.Error) -> int:

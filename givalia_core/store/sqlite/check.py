@@ -10,11 +10,11 @@ from typing import Final
 
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job, JobState
-from givalia_core.store.index.index import Index
-from givalia_core.store.index.names import SHARDS
-from givalia_core.store.index.slots import FIRST, LANE, SEQ, WIDTH
-from givalia_core.store.index.words import Damaged
-from givalia_core.store.sqlite_records import Records, changes_of, jobs_of
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.names import SHARDS
+from givalia_core.store.sqlite.index.slots import FIRST, LANE, SEQ, WIDTH
+from givalia_core.store.sqlite.index.words import Damaged
+from givalia_core.store.sqlite.records import Records, changes_of, jobs_of
 
 _LINES_MOST: Final = 1_000
 

@@ -35,8 +35,8 @@ from givalia_core.errors import (
     StoreTooNew,
     StoreUnfit,
 )
-from givalia_core.store.index.words import FULL_ERRNOS, allocate
-from givalia_core.store.sqlite_notices import Notices
+from givalia_core.store.sqlite.index.words import FULL_ERRNOS, allocate
+from givalia_core.store.sqlite.notices import Notices
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 4  # In the header too, as user_version: the first thing checked.

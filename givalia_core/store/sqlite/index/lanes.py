@@ -16,10 +16,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from givalia_core.store.index.keys import EXPIRES, FORGOTTEN, NEWEST, Keys, LaneKey
-from givalia_core.store.index.runs import Entry, Run, Runs
-from givalia_core.store.index.slots import ENDED_AT, FAR, LANE, SEQ, WHEN, Slots
-from givalia_core.store.index.words import Damaged
+from givalia_core.store.sqlite.index.keys import EXPIRES, FORGOTTEN, NEWEST, Keys, LaneKey
+from givalia_core.store.sqlite.index.runs import Entry, Run, Runs
+from givalia_core.store.sqlite.index.slots import ENDED_AT, FAR, LANE, SEQ, WHEN, Slots
+from givalia_core.store.sqlite.index.words import Damaged
 
 SEAL_ENTRIES: Final = 8_192  # Loose entries that are sealed.
 _FRONT: Final = 4_000  # Entries of a lane that are read at once; a front that has grown to three times as many is cut back.

@@ -19,13 +19,13 @@ from typing import Final, NamedTuple
 
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Route
-from givalia_core.store.index.chains import LAST, Chains, GetJobs
-from givalia_core.store.index.keys import EXPIRES, FORGOTTEN, NEWEST, LaneKey
-from givalia_core.store.index.lanes import SEAL_ENTRIES, Lane, Lanes
-from givalia_core.store.index.names import Names
-from givalia_core.store.index.runs import Entry, Run
-from givalia_core.store.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
-from givalia_core.store.index.words import NO_FILE, Damaged
+from givalia_core.store.sqlite.index.chains import LAST, Chains, GetJobs
+from givalia_core.store.sqlite.index.keys import EXPIRES, FORGOTTEN, NEWEST, LaneKey
+from givalia_core.store.sqlite.index.lanes import SEAL_ENTRIES, Lane, Lanes
+from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.runs import Entry, Run
+from givalia_core.store.sqlite.index.slots import AT, ENDED_AT, FAR, LANE, ORIGIN, PAST, SEQ, WHEN, Header, Slots, origin_of
+from givalia_core.store.sqlite.index.words import NO_FILE, Damaged
 
 INDEX_FORMAT: Final = 5
 RUNNING_LANE: Final[LaneKey] = ("running",)

@@ -17,8 +17,8 @@ import msgpack
 
 from givalia_core.clock import SystemClock
 from givalia_core.errors import BadRequest, Busy, NotFound
-from givalia_core.store import sqlite_file
 from givalia_core.store.base import CopyPart
+from givalia_core.store.sqlite import disk
 
 PART_BYTES: Final = 256 << 10
 PART_AGAIN: Final = 64  # Rows that a part sends again before it goes on.
@@ -102,7 +102,7 @@ class Copying:
             entries += [(FACTS, name, (value, crc)) for name, value, crc in self._database.execute("SELECT * FROM facts")]
         payload: bytes = _pack(entries)
         self._crc = zlib.crc32(payload, self._crc)
-        part = CopyPart(payload, is_last, self._size_bytes(), sqlite_file.FORMAT, jobs, SystemClock().read().wall_us, self._crc)
+        part = CopyPart(payload, is_last, self._size_bytes(), disk.FORMAT, jobs, SystemClock().read().wall_us, self._crc)
         self._last_part = number, part
         return part
 
