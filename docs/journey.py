@@ -31,7 +31,7 @@ MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
 DELAY_S: Final = 0.5  # Of the job, so that nothing of its `enq` is left when it is claimed.
 LEGS: Final = ("enq", "claim", "attempt", "settle")
-ATTEMPT: Final = ("givalia_core/worker/pipeline.py", "execute")
+ATTEMPT: Final = ("givalia_core/worker/inside/pipeline.py", "execute")
 """With this function an attempt begins and ends; what its job is lent for by the server comes before."""
 
 

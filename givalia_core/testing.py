@@ -39,7 +39,7 @@ from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kin
 from givalia_core.store import Memory
 from givalia_core.times import Length, length_to_seconds, length_to_us
 from givalia_core.views import Outcome, text_id
-from givalia_core.worker.pipeline import Attempt, execute
+from givalia_core.worker.inside.pipeline import Attempt, execute
 
 __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
 

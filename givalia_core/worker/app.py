@@ -32,11 +32,11 @@ from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
-from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
+from givalia_core.worker.inside.runner import Runner
 from givalia_core.worker.link import Connected, Disconnected, Event_, Link
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
-from givalia_core.worker.runner import Runner
+from givalia_core.worker.processes.generations import Crew
 
 STOP_S: Final = 5.0
 

@@ -6,48 +6,20 @@ nothing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.headline import headline, type_raised
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.repeats import Repeats
 from givalia_core.worker.held import Lines, about
+from givalia_core.worker.link import Answered, Follows
 
 ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
 UNANSWERED_MAX: Final = 10_000
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
-
-
-class Follows(NamedTuple):
-    """What the server does with a job after a failed attempt: its state, its number of attempts, and the wait if it waits."""
-
-    state: str
-    max_attempts: int
-    delay_us: int | None
-
-
-class Answered(NamedTuple):
-    """The server has answered the report of a failed attempt.
-
-    `follows` is None if it does not say, as older servers do not. `is_taken`: it was of use; else the lease was over.
-    """
-
-    fence: int
-    follows: Follows | None
-    is_taken: bool
-
-
-def follows(fields: Sequence[Any]) -> Follows | None:
-    """Return what the fields of an answer to FAIL say of the job; None if they say nothing."""
-    match fields[1:4]:
-        case [str(state), int(max_attempts)]:
-            return Follows(state, max_attempts, None)
-        case [str(state), int(max_attempts), int(delay_us)]:
-            return Follows(state, max_attempts, delay_us)
-    return None
 
 
 class _Failure:

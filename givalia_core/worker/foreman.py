@@ -25,13 +25,12 @@ from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, survives
 from givalia_core.views import text_id
-from givalia_core.worker.crew import Crew, Job
-from givalia_core.worker.failures import Answered, Failures
-from givalia_core.worker.generations import Generations
+from givalia_core.worker.failures import Failures
 from givalia_core.worker.held import Held, Lines, Suspects, Verdict
-from givalia_core.worker.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
+from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
 from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, InHook, Logged, Told
-from givalia_core.worker.pipeline import HOOK_LEFT_S, NOT_ENDED, WORDS, clipped, timed_out
+from givalia_core.worker.processes.generations import Crew, Generations, Job
+from givalia_core.worker.reasons import HOOK_LEFT_S, NOT_ENDED, WORDS, clipped, timed_out
 
 TICK_S: Final = 0.1
 END_S: Final = 10.0

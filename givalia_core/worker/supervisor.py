@@ -17,9 +17,9 @@ from gevent.event import Event
 from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, survives
-from givalia_core.worker.crew import Crew
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Link
+from givalia_core.worker.processes.generations import Crew
 from givalia_core.worker.watch import LOOK_S, Watch
 
 READY_S = 10.0  # So long the link waits for the modules, so that a worker that is connected has some.

@@ -24,8 +24,8 @@ def way() -> Any:
     [
         ("enq", ["client/verbs.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
                  "store/sqlite/store.py SQLite.commit"]),
-        ("claim", ["engine/leases.py claim", "worker/runner.py Runner.take"]),
-        ("attempt", ["worker/pipeline.py execute", "worker/pipeline.py process", "worker/pipeline.py report"]),
+        ("claim", ["engine/leases.py claim", "worker/inside/runner.py Runner.take"]),
+        ("attempt", [f"worker/inside/pipeline.py {step}" for step in ("execute", "process", "report")]),
         ("settle", ["engine/leases.py succeed", "client/slot.py Slot.result"]),
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from givalia_core.worker.audit import ASK_S, DEAF_S, Audit
+from givalia_core.worker.processes.audit import ASK_S, DEAF_S, Audit
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from gevent import socket
 from gevent.event import AsyncResult
 
 from givalia_core.worker import notes
-from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.notes import Logged, Start, Told
+from givalia_core.worker.processes.family import Member, Nursery
 
 DEPTH = 2_000  # More than can be packed.
 

@@ -14,8 +14,8 @@ import pytest
 from givalia_core.errors import ConnectionLost
 from givalia_core.protocol import pulse
 from givalia_core.protocol.addresses import Address
-from givalia_core.worker import line as line_room
-from givalia_core.worker.line import Line
+from givalia_core.worker.link import line as line_room
+from givalia_core.worker.link.line import Line
 
 PATIENCE_S = 10.0
 TENTH = 0.1

@@ -33,10 +33,10 @@ from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Ask, Port
-from givalia_core.worker import line as line_room
-from givalia_core.worker import link as link_room
-from givalia_core.worker.failures import Answered, Follows
-from givalia_core.worker.link import BACKOFF_FIRST_S, Connected, Disconnected, Dispatched, Link, Lost
+from givalia_core.worker.link import Answered, Follows
+from givalia_core.worker.link import line as line_room
+from givalia_core.worker.link import link as link_room
+from givalia_core.worker.link.link import BACKOFF_FIRST_S, Connected, Disconnected, Dispatched, Link, Lost
 
 JOB = Dispatch(b"j" * 16, 5, "Sample", 1, 0)
 HOLD = Hold(JOB.id, JOB.fence)

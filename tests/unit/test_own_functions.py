@@ -12,8 +12,8 @@ import givalia_core
 
 HOUSE = Path(givalia_core.__file__).parent
 BESIDE_JOBS = [
-    *(HOUSE / "worker" / f"{name}.py" for name in ("channel", "child", "collector", "host", "notes", "pipeline", "runner")),
-    *(HOUSE / "worker" / f"{name}.py" for name in ("starter", "surroundings", "wary")),
+    *(path for path in sorted((HOUSE / "worker" / "inside").glob("*.py")) if path.stem != "__init__"),
+    *(HOUSE / "worker" / f"{name}.py" for name in ("channel", "notes", "reasons")),
     HOUSE / "loggers.py",
     HOUSE / "log_handler.py",
     HOUSE / "repeats.py",

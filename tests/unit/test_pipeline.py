@@ -23,12 +23,12 @@ from givalia_core.printable import Formatter
 from givalia_core.protocol.messages import Dispatch, Release, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.repeats import Repeats
-from givalia_core.worker import pipeline
-from givalia_core.worker import runner as runner_room
+from givalia_core.worker.inside import pipeline
+from givalia_core.worker.inside import runner as runner_room
+from givalia_core.worker.inside.pipeline import ERROR_BYTES_MAX, Attempt, execute
+from givalia_core.worker.inside.runner import HookLate, Runner
 from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import ERROR_BYTES_MAX, Attempt, execute
-from givalia_core.worker.runner import HookLate, Runner
 
 
 def report_of(process: Callable[[Any], Any]) -> Any:

@@ -11,10 +11,10 @@ import pytest
 
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker import pool as pool_room
 from givalia_core.worker.held import Held
 from givalia_core.worker.notes import Begin, Ended, Spoiled
-from givalia_core.worker.pool import Pool
+from givalia_core.worker.processes import pool as pool_room
+from givalia_core.worker.processes.pool import Pool
 
 ORIGIN = "shop", "1.0", 0.0
 

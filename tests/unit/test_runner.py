@@ -15,8 +15,8 @@ from givalia_core import WorkModule
 from givalia_core.hooks import Hooks
 from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch, Fail, Succeed
+from givalia_core.worker.inside.runner import Runner
 from givalia_core.worker.page import Page
-from givalia_core.worker.runner import Runner
 
 MADE: list[weakref.ref[WorkModule]] = []
 

@@ -15,8 +15,8 @@ from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.messages import Credit, Hello, Kind, item
 from givalia_core.protocol.session import Ask, Port, Session
 from givalia_core.version import __version__
-from givalia_core.worker import link as link_room
-from givalia_core.worker.link import BACKOFF_FIRST_S, BACKOFF_MAX_S, Disconnected
+from givalia_core.worker.link import link as link_room
+from givalia_core.worker.link.link import BACKOFF_FIRST_S, BACKOFF_MAX_S, Disconnected
 
 __all__ = ["rig"]
 

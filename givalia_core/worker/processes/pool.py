@@ -14,9 +14,9 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import Kind, Process, Progress, check
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.family import Member
 from givalia_core.worker.held import Held, Lines
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Servers, Spoiled
+from givalia_core.worker.processes.family import Member
 
 CLOSE_S: Final = 1.0
 MIB: Final = 1 << 20

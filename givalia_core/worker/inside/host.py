@@ -36,13 +36,13 @@ from givalia_core.steady import quietly  # noqa: E402
 from givalia_core.stray_errors import StrayErrors, log_stray_errors  # noqa: E402
 from givalia_core.streams import let_go_of_readers, outlast_readers  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
-from givalia_core.worker.child import be_stopped_by_signals  # noqa: E402
-from givalia_core.worker.collector import Collector  # noqa: E402
+from givalia_core.worker.inside.child import be_stopped_by_signals  # noqa: E402
+from givalia_core.worker.inside.collector import Collector  # noqa: E402
+from givalia_core.worker.inside.pipeline import WRONG_PROCESS, say_left_out  # noqa: E402
+from givalia_core.worker.inside.runner import Runner  # noqa: E402
+from givalia_core.worker.inside.surroundings import Surroundings  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
 from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
-from givalia_core.worker.pipeline import WRONG_PROCESS, say_left_out  # noqa: E402
-from givalia_core.worker.runner import Runner  # noqa: E402
-from givalia_core.worker.surroundings import Surroundings  # noqa: E402
 
 __builtins__ = BUILTINS
 

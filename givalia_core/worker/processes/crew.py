@@ -20,12 +20,12 @@ import gevent
 from givalia_core.printable import split
 from givalia_core.protocol.messages import Announce, Process
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.audit import Audit
-from givalia_core.worker.family import Member, Nursery
 from givalia_core.worker.held import Held, Verdict
 from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Servers, Spoiled, Start, Started, Stuck
-from givalia_core.worker.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
-from givalia_core.worker.watchdog import Host, Hosting
+from givalia_core.worker.processes.audit import Audit
+from givalia_core.worker.processes.family import Member, Nursery
+from givalia_core.worker.processes.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
+from givalia_core.worker.processes.watchdog import Host, Hosting
 
 STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
 BACKOFF_FIRST_S: Final = 0.1

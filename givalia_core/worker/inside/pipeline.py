@@ -14,9 +14,8 @@ from traceback import TracebackException
 from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
-from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS, Clock
-from givalia_core.headline import headline, own_line, shortened
+from givalia_core.headline import headline, own_line
 from givalia_core.hooks import Hooks
 from givalia_core.model import TEN_YEARS_US, OutcomeKind
 from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Stopped, WorkModule, not_run
@@ -29,7 +28,8 @@ from givalia_core.steady import quietly
 from givalia_core.times import to_datetime
 from givalia_core.views import Outcome, RunningJobView, running_view, text_id
 from givalia_core.worker.held import about
-from givalia_core.worker.wary import is_a, leaves, name_of
+from givalia_core.worker.inside.wary import is_a, leaves, name_of
+from givalia_core.worker.reasons import NOT_ENDED, clipped
 
 __builtins__ = BUILTINS
 
@@ -37,7 +37,6 @@ ERROR_BYTES_MAX: Final = 16 << 10
 _HEAD: Final = "Traceback (most recent call last):"
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
 
-HOOK_LEFT_S: Final = 1.0  # So long beyond its limit a plugin has to end; then what it was called for goes on without it.
 
 job_log = getLogger("givalia.job")
 _repeats: Final = Repeats()
@@ -324,28 +323,6 @@ def _words(attempt: Attempt, raised: BaseException) -> str:
     elif is_a(raised, MemoryError):
         words = f"oom: there was no memory for what it did\n{words}"
     return clipped(words)
-
-
-def clipped(words: str) -> str:
-    """Return an error as long as an error may be."""
-    return shortened(words, ERROR_BYTES_MAX)
-
-
-WORDS: Final = {
-    "cancelled": "cancelled: it was asked to stop, and went on",
-    "lease": "its lease is over",
-    "shutdown": "shutdown: its worker stops",
-    "oom": "oom: its process had more memory than one may have",
-    "": "shutdown: the supervisor of its worker is gone",
-}
-"""Why an attempt was stopped, beside the timeout."""
-
-NOT_ENDED: Final = "it did not end when it was told to"
-
-
-def timed_out(dispatch: Dispatch) -> str:
-    """What is said of an attempt that ran longer than it may."""
-    return f"timeout: it ran longer than {(dispatch.timeout_us or 0) / SECOND_US:g} s"
 
 
 def after_run(attempt: Attempt) -> None:

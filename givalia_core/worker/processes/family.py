@@ -19,8 +19,8 @@ from gevent.event import Event
 from givalia_core import forks
 from givalia_core.worker import notes
 from givalia_core.worker.channel import Channel
-from givalia_core.worker.nursery import BORN, ENDED, FOR_SUPERVISOR, FORK, RECORD, ROLES, SIGNAL
 from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
+from givalia_core.worker.processes.nursery import BORN, ENDED, FOR_SUPERVISOR, FORK, RECORD, ROLES, SIGNAL
 
 RECEIVE_BYTES: Final = 65_536
 NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
@@ -195,7 +195,7 @@ class Nursery:
         # Not by `subprocess`, which in a program that gevent has patched works in its main thread only.
         self.pid = monkey.get_original("os", "posix_spawn")(
             sys.executable,
-            [sys.executable, "-P", "-m", "givalia_core.worker.nursery", str(NURSERY_FD)],
+            [sys.executable, "-P", "-m", "givalia_core.worker.processes.nursery", str(NURSERY_FD)],
             os.environ if environ is None else environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

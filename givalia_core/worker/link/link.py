@@ -52,8 +52,8 @@ from givalia_core.protocol.messages import (
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
-from givalia_core.worker.failures import Answered, follows
-from givalia_core.worker.line import Line
+from givalia_core.worker.link.follows import Answered, follows
+from givalia_core.worker.link.line import Line
 
 log = logging.getLogger("givalia.worker")
 

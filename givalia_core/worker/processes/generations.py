@@ -1,4 +1,7 @@
-"""One crew after the other: which of them takes jobs, and when the next one takes over from it."""
+"""One crew after the other: which of them takes jobs, and when the next one takes over from it.
+
+This is the door of the worker's processes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import importlib_metadata
 from gevent.event import Event
 
 from givalia_core.version import __version__
-from givalia_core.worker.crew import Crew
 from givalia_core.worker.held import Lines
+from givalia_core.worker.processes.crew import Crew, Job
+
+__all__ = ["Crew", "Generations", "Job"]
 
 CREWS_MAX: Final = 5  # That are still there; more replacements wait.
 

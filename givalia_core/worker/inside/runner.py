@@ -27,7 +27,9 @@ from givalia_core.protocol.messages import Dispatch, Release
 from givalia_core.protocol.values import unpack
 from givalia_core.steady import quietly
 from givalia_core.views import Outcome
-from givalia_core.worker.collector import Collector
+from givalia_core.worker.inside.collector import Collector
+from givalia_core.worker.inside.pipeline import Attempt, classify, execute, report, report_left, view
+from givalia_core.worker.inside.starter import Running, Starter
 from givalia_core.worker.notes import (
     After,
     Asked,
@@ -47,8 +49,7 @@ from givalia_core.worker.notes import (
     Told,
 )
 from givalia_core.worker.page import Page
-from givalia_core.worker.pipeline import HOOK_LEFT_S, Attempt, classify, execute, report, report_left, timed_out, view
-from givalia_core.worker.starter import Running, Starter
+from givalia_core.worker.reasons import HOOK_LEFT_S, timed_out
 
 __builtins__ = BUILTINS
 

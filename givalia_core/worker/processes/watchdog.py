@@ -13,7 +13,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.held import Held, Lines, Verdict
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
-from givalia_core.worker.pool import is_waiting, memory_bytes
+from givalia_core.worker.processes.pool import is_waiting, memory_bytes
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
 BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
