@@ -107,6 +107,7 @@ class Here:
     def __init__(self, inbox: Bell) -> None:
         self.pid = os.getpid()
         self.since = time.time()
+        self.started_s = time.monotonic()
         self.page = Page()
         self.last_current = 0
         self.is_open = True
@@ -253,7 +254,7 @@ class Worker:
         self._is_stopping = True
         self._outbox.ring_call(self._asked_to_stop.set)
         self._linked.wait()
-        self._runner.is_over.wait(STOP_S)
+        self._runner.over.wait(STOP_S)
         self._runner.close()
         self._inbox.close()
         self._ended.set()

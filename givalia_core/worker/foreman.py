@@ -82,7 +82,7 @@ class Foreman:
         """Where clients go that are made in jobs; empty until the link has been up."""
         self.connected = Event()
         """Set while the link is up."""
-        self.is_ready = Event()
+        self.ready = Event()
         """Set once the first crew has its modules."""
         self._actions: dict[type, Callable[[Any], None]] = {
             Dispatched: self._begin,
@@ -123,7 +123,7 @@ class Foreman:
 
     def crew_is_ready(self, crew: Crew) -> None:
         """It has its modules; it takes jobs once its plugins know that the worker is connected."""
-        self.is_ready.set()
+        self.ready.set()
         if crew is self.generations.present or not self._has_connected:
             self._announce(crew)
         if self._has_connected:

@@ -48,7 +48,7 @@ class Supervisor:
             self._watching = gevent.spawn(self._watch_forever, watch)
 
     def _run_link(self) -> None:
-        self._foreman.is_ready.wait(READY_S)
+        self._foreman.ready.wait(READY_S)
         self._link.run()
 
     def _watch_forever(self, watch: Watch) -> None:

@@ -100,8 +100,8 @@ class Host:
         forks.register(self)
         sending = spawn(self._send_forever)
         reading = spawn(self._read_forever, reader, more)
-        wait((reading, sending, runner.is_over), count=1)
-        if not runner.is_over.is_set():
+        wait((reading, sending, runner.over), count=1)
+        if not runner.over.is_set():
             if reading.successful():
                 self._stop_all(runner)
             return 1  # Or a job has broken the connection, and all the others are given back.
@@ -215,7 +215,7 @@ class Host:
             out, self._out, self._hints = [*self._hints.values(), *self._out], [], {}
             if out:
                 self._channel.sendall(pack(out))
-            elif self._runner is not None and self._runner.is_over.is_set():
+            elif self._runner is not None and self._runner.over.is_set():
                 return
 
     def _read_forever(self, reader: Reader, notes_: list[Any]) -> None:

@@ -140,7 +140,7 @@ class Runner:
         self._servers = ""
         self._has_to_tidy = False
         self._draining: Greenlet[..., Any] | None = None
-        self.is_over = Event()
+        self.over = Event()
         """Set when no more jobs will come and the plugins know."""
         self._actions: dict[type, Callable[[Any], None]] = {
             Dispatch: self._begin,
@@ -456,7 +456,7 @@ class Runner:
     def _be_over(self) -> None:
         if self._draining is not None:
             self._draining.join()
-        self.is_over.set()
+        self.over.set()
 
     def _count(self, note: Counts) -> None:
         self._worker.counts = note.counts

@@ -267,7 +267,7 @@ class Crew:
         )
         # One that was running jobs may have ended for what one of them did: the next process can start at once.
         has_run = bool(member.recent) or self._foreman.by_fence(verdict.culprit) is not None
-        is_steady = has_run or time.time() - member.since > STEADY_S
+        is_steady = has_run or time.monotonic() - member.started_s > STEADY_S
         host.failures = 0 if is_steady else host.failures + 1
         host.state = "ended"
         if not self._is_over and not (self.is_retired and not self.held):
@@ -318,7 +318,7 @@ class Crew:
         else:
             self._audit.begin_anew(time.monotonic())
         member, limit_bytes = self.host.member, self._settings.memory_per_process * MIB
-        is_old = member is not None and time.time() - member.since > STEADY_S  # A new one need not be any smaller.
+        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one need not be any smaller.
         if member is not None and limit_bytes and is_old and not self._is_local and memory_bytes(member.pid) > limit_bytes:
             self._foreman.host_is_full(self)
 

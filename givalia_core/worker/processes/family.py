@@ -47,7 +47,8 @@ class Member:
     def __init__(self, role: str, heard: Callable[[list[Any]], None], ended: Callable[[int], None]) -> None:
         self.role = role
         self.pid = 0  # Until it is born.
-        self.since = time.time()
+        self.since = time.time()  # For people and installers; lengths are measured from `started_s`.
+        self.started_s = time.monotonic()
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours.detach(), RECEIVE_BYTES)

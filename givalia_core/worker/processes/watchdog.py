@@ -25,6 +25,7 @@ class Hosting(Protocol):
 
     pid: int
     since: float
+    started_s: float
     page: Page
     last_current: int
     is_open: bool
@@ -93,7 +94,7 @@ class Host:
         if member is None:
             return None
         if self.state == "starting":
-            if self.verdict is not None or time.time() - member.since <= START_S:
+            if self.verdict is not None or time.monotonic() - member.started_s <= START_S:
                 return None
             words = f"it did not get ready in {START_S:g} s"
             self._log.error("the process %d with the greenlets is replaced: %s", member.pid, words)
