@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def test_a_setting_that_cannot_be_used_is_refused_when_the_client_is_made(kind: 
         kind.from_settings(port=0)
     with pytest.raises(SettingsInvalid, match=r"not 'a:b:c' \(the argument host\)"):
         kind.from_settings("a:b:c", 1)
+    for resend in (0, -1, timedelta()):
+        with pytest.raises(BadRequest, match="resend is more than 0, not "):
+            kind(resend=resend)
     with pytest.raises(BadRequest, match="resend is"):
         kind.from_settings(port=1, resend="long")
 
