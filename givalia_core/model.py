@@ -191,6 +191,8 @@ class Job(NamedTuple):
 def evolve(job: Job, act: str, **changes: Any) -> Job:
     """The job after `act`: its state by the table, its version one higher, its other fields as in `changes`.
 
+    A job that does not run has no keeper.
+
     Raises:
         IllegalTransition: The table has no such act for the job's state; the message tells the job's story.
     """
@@ -200,6 +202,8 @@ def evolve(job: Job, act: str, **changes: Any) -> Job:
     values = list(job)
     values[_STATE] = state
     values[_VERSION] = job.version + 1
+    if state is not RUNNING:
+        values[_KEEPER] = 0
     for name, value in changes.items():
         values[_PLACE[name]] = value
     return _new(Job, values)
@@ -207,4 +211,4 @@ def evolve(job: Job, act: str, **changes: Any) -> Job:
 
 _new: Final = tuple.__new__  # Without the check that all fields are there.
 _PLACE: Final = {name: place for place, name in enumerate(Job._fields)}
-_STATE, _VERSION = _PLACE["state"], _PLACE["version"]
+_STATE, _VERSION, _KEEPER = _PLACE["state"], _PLACE["version"], _PLACE["keeper"]

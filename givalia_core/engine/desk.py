@@ -318,8 +318,6 @@ class Batch:
             self.desk.routing.discard(was)
         elif was.state is RUNNING and job.state is not RUNNING:
             self._free_credit(was)
-            if job.keeper:
-                job = job._replace(keeper=0)
         self._keep(job)
         return job
 
