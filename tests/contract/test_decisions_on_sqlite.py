@@ -8,9 +8,16 @@ from pathlib import Path
 import engine_rig
 import pytest
 from test_answers_stand import *  # noqa: F403
-from test_engine import *  # noqa: F403
+from test_engine_attempts import *  # noqa: F403
+from test_engine_clocks import *  # noqa: F403
+from test_engine_lending import *  # noqa: F403
+from test_engine_limits import *  # noqa: F403
+from test_engine_memory import *  # noqa: F403
 from test_engine_names import *  # noqa: F403
+from test_engine_verbs import *  # noqa: F403
 from test_engine_versions import *  # noqa: F403
+from test_engine_waits import *  # noqa: F403
+from test_engine_words import *  # noqa: F403
 from test_hold import *  # noqa: F403
 
 from givalia_core.store import SQLite

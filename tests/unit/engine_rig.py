@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from givalia_core.clock import ManualClock, Now, TimerClock
+from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.core import Engine
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
@@ -237,3 +237,24 @@ class WorkerRig:
 
     def leave(self) -> None:
         self.rig.turn(Gone(self.conn))
+
+
+def beating(rig: EngineRig, worker: WorkerRig, seconds: int) -> None:
+    """Let time pass while the worker beats for all it ever got."""
+    for _ in range(seconds):
+        rig.tick(1)
+        worker.beat(*worker.jobs)
+
+
+def bring(rig: EngineRig, state: str, **fields: Any) -> WorkerRig:
+    """Job 1 of key k in this state."""
+    worker = rig.worker(capacity=0 if state in ("waiting", "ready", "cancelled") else 1)
+    rig.enq(id=uid(1), key="k", delay_us=10 * SECOND_US if state in ("waiting", "cancelled") else 0, **fields)
+    if state == "done":
+        worker.succeed()
+    elif state == "dead":
+        worker.fail(permanent=True)
+    elif state == "cancelled":
+        rig.cancel("k")
+    assert rig.state(id=uid(1)) == state
+    return worker

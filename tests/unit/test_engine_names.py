@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
-from engine_rig import EngineRig, uid
+from engine_rig import EngineRig, bring, uid
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import DuplicateKey, NotFound, WrongState
@@ -18,19 +18,6 @@ from givalia_core.views import text_id
 @pytest.fixture
 def rig() -> EngineRig:
     return EngineRig()
-
-
-def bring(rig: EngineRig, state: str, **fields: Any) -> None:
-    """Job 1 of key k in this state."""
-    worker = rig.worker()
-    rig.enq(id=uid(1), key="k", delay_us=10 * SECOND_US if state == "cancelled" else 0, **fields)
-    if state == "done":
-        worker.succeed()
-    elif state == "dead":
-        worker.fail(permanent=True)
-    else:
-        rig.cancel("k")
-    assert rig.state(id=uid(1)) == state
 
 
 @pytest.mark.parametrize("state", ["done", "dead", "cancelled"])
