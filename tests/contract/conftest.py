@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from givalia_core.store.sqlite import SQLite
+from givalia_core.store.sqlite import SQLite, disk
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
@@ -26,3 +26,10 @@ def store(path: Path) -> Iterator[SQLite]:
     store.open()
     yield store
     store.close()
+
+
+@pytest.fixture
+def small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlite_rig import BALLAST_BYTES
+
+    monkeypatch.setattr(disk, "BALLAST_BYTES", BALLAST_BYTES)

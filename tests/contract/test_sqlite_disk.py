@@ -441,7 +441,7 @@ def test_a_second_process_that_finds_no_lock_file_is_refused_as_one_that_does(
         store.tidy()
     before = sums(path)
 
-    environment = {**os.environ, "PYTHONPATH": str(Path(sqlite_store.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(sqlite_store.__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", SECOND, str(path)], env=environment, capture_output=True, text=True, timeout=60
     )
