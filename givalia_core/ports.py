@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from givalia_core.errors import AddressInUse
 from givalia_core.printable import printable
@@ -16,16 +16,31 @@ _PROC: Final = Path("/proc")
 _LISTENS: Final = "0A"  # The state of a socket, as the kernel writes it.
 
 
-def try_to_bind(host: str, number: int) -> None:
-    """Bind a port and let go of it.
+def bound(host: str, number: int, make: Callable[..., Any] = socket.socket, *, backlog: int | None = None) -> Any:
+    """Return a socket with this port, 0 for any that is free; it listens if there is a backlog, and never waits.
+
+    Args:
+        host: An address or a name.
+        number: The port.
+        make: Makes the socket.
+        backlog: How many connections wait to be accepted.
 
     Raises:
-        OSError: It cannot be bound.
+        OSError: It cannot be had.
     """
-    ((family, kind, _, _, address), *_) = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
-    with socket.socket(family, kind) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ((_, kind, _, _, address), *_) = socket.getaddrinfo(host, number, family, socket.SOCK_STREAM)
+    made = make(family, kind)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        if backlog is not None:
+            made.listen(backlog)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def in_use(host: str, number: int, whose: str, flag: str) -> AddressInUse:

@@ -214,14 +214,13 @@ class Server:
         for port, number in ((Port.CLIENT, self.settings.port), (Port.WORKER, self.settings.worker_port)):
             if number:
                 with self._refuses_address(port, number):
-                    ports.try_to_bind(self.settings.host, number)
+                    ports.bound(self.settings.host, number).close()
 
     def _listen(self, port: Port, number: int) -> int:
-        listener = StreamServer(
-            (self.settings.host, number), lambda sock, address: self._accept(port, sock, address), backlog=1024
-        )
-        with self._refuses_address(port, number):
-            listener.start()
+        with self._refuses_address(port, number):  # Not by gevent, which leaves a socket that it cannot bind to the collector.
+            bound = ports.bound(self.settings.host, number, socket.socket, backlog=1024)
+        listener = StreamServer(bound, lambda sock, address: self._accept(port, sock, address))
+        listener.start()
         self._listeners.append(listener)
         return int(listener.server_port or 0)
 

@@ -159,7 +159,6 @@ def test_an_address_that_others_can_reach_needs_insecure(host: str) -> None:
         Server(ServerSettings(host=host, port=0, worker_port=0, store="memory:", plugins="")).start()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gevent leaves the socket unclosed.
 @pytest.mark.parametrize("host", ["192.0.2.1", "example.invalid"])
 def test_an_address_that_this_machine_does_not_have_is_refused_by_name(host: str) -> None:
     server = Server(ServerSettings(host=host, insecure=True, port=0, worker_port=0, store="memory:", plugins=""))
