@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import random
@@ -21,6 +22,12 @@ CUTS = int(os.environ.get("GIVALIA_CUTS", "150"))
 
 # A call that is cut before it has put down its socket leaves that to Python, which closes it with a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    yield
+    gc.collect()  # Here, and not during somebody else's test.
 
 
 class Cut(BaseException):
