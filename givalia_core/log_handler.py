@@ -153,11 +153,12 @@ def take_over_root() -> None:
     those of plugins. Its level stays, and so do handlers that write elsewhere.
     """
     ours = logging.lastResort
-    if ours is None or not root.handlers or any(isinstance(each, Passing) for each in root.handlers):
-        return
     shown = [each for each in root.handlers if type(each) is StreamHandler and _is_standard(each.stream)]
-    passing = Passing(ours, min((each.level for each in shown), default=WARNING))
-    root.handlers[:] = [each for each in root.handlers if each not in shown] + [passing]
+    before = [each for each in root.handlers if isinstance(each, Passing)]
+    if ours is None or not root.handlers or (before and not shown):
+        return
+    passing = Passing(ours, min((each.level for each in (*shown, *before)), default=WARNING))
+    root.handlers[:] = [each for each in root.handlers if each not in shown and each not in before] + [passing]
 
 
 def _is_standard(stream: Any) -> bool:

@@ -11,10 +11,11 @@ advance it: a week passes in a moment, retries and backoff included. It has the 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -45,6 +46,7 @@ __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
 
 T = TypeVar("T")
 
+OTHERS_S: Final = 10.0  # How long a thread waits for the job of another one.
 _USER: Final = 1
 _WORKER: Final = 2
 _KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE}
@@ -153,6 +155,8 @@ class _Inside:
         self._answered: dict[int, list[Item]] = {}
         self._attempts: dict[int, Attempt] = {}  # By fence, those that run: a job may let others run while it asks something.
         self._lock = threading.RLock()  # Threads share a client, and a job that runs here asks from inside.
+        self._runners: dict[int, int] = {}  # By fence, the thread that runs the attempt.
+        self._ended = threading.Condition(self._lock)  # An attempt has.
         self._store = Memory()
         opened = self._store.open()
         self._timer = TimerClock.start(self.clock, opened.mark)
@@ -211,6 +215,8 @@ class _Inside:
         left_us = round(timeout_s * SECOND_US) if timeout_s < FOREVER_S else None
         while request not in self._answered:
             due_us = self._next_due_us()
+            if due_us is None and self._waits_for_another_thread():
+                continue
             if (due_us if left_us is None else left_us or None) is None:
                 del self._asked[request]
                 why = "nothing is due that could end the job" if left_us is None else f"{timeout_s:g} s have passed"
@@ -218,6 +224,14 @@ class _Inside:
             step_us = min(each for each in (due_us, left_us) if each is not None)
             self._step(step_us)
             left_us = None if left_us is None else left_us - step_us
+
+    def _waits_for_another_thread(self) -> bool:
+        """Wait for the end of an attempt that another thread runs, if there is one; return whether one has ended.
+
+        One that waits for this very thread is given up after a while: the queue has one worker, and it runs one job at a time.
+        """
+        others = [thread for thread in self._runners.values() if thread != threading.get_ident()]
+        return bool(others) and self._ended.wait(OTHERS_S)
 
     # Time, and what happens in it.
 
@@ -282,15 +296,31 @@ class _Inside:
         def say(message: Any) -> None:
             said.append(message)
             if isinstance(message, Progress):  # It is known while the job runs; the rest when it has ended.
-                self._turn(Asked(_WORKER, 4, Kind.PROGRESS, [message]))
+                with self._lock:
+                    self._turn(Asked(_WORKER, 4, Kind.PROGRESS, [message]))
 
         attempt = self._attempts[dispatch.fence] = _attempt(self._modules[dispatch.module], dispatch, self._hooks, say)
+        self._runners[dispatch.fence] = threading.get_ident()
         try:
-            execute(attempt)
+            with self._unlocked():  # The job may have threads of its own that ask.
+                execute(attempt)
         finally:
-            del self._attempts[dispatch.fence]
+            del self._attempts[dispatch.fence], self._runners[dispatch.fence]
+            self._ended.notify_all()
         self.ran.append(_ran(attempt, said))
         return [Asked(_WORKER, 4, _KINDS[type(message)], [message]) for message in said if type(message) in _KINDS]
+
+    @contextlib.contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        depth = 0
+        while self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
+            depth += 1
+        try:
+            yield
+        finally:
+            for _ in range(depth):
+                self._lock.acquire()
 
     def _stop(self, stop: Stop) -> None:
         """Let the running job see that it was cancelled."""

@@ -68,7 +68,8 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
     else:
         for words in _words(acted) or ["no job"]:
             show.emit(f"would be: {words}" if given.dry_run else words)
-    if refused := sum(count for outcome, count in acted.counts.items() if outcome.isupper()):
+    refused = sum(count for outcome, count in acted.counts.items() if outcome.isupper())
+    if refused and not given.dry_run:
         raise PartlyRefused(f"{refused:,} of {sum(acted.counts.values()):,} jobs were refused; each, by its id, is told why")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.times import to_datetime
 
 MIB: Final = 1 << 20
-_KEPT: Final = tuple(f".format-{before}" for before in range(1, disk.FORMAT))  # Copies that an upgrade has made.
+_KEPT: Final = re.compile(r"\.format-\d+(?:\.\d+)?$")  # Copies that an upgrade has made.
 _CUT_SHORT: Final = "the backup was cut short, and nothing was written"
 
 OnProgress = Callable[[float, str], None]
@@ -55,9 +56,9 @@ def act(client: Client, given: argparse.Namespace) -> None:
 
 def _refuse_open_store(path: Path) -> None:
     """Refuse the name of a store that a server has open, or of a file of it: the copy would end that server."""
-    for suffix in ("", "-wal", "-shm", "-journal", ".lock", ".ballast", ".upgrading", *_KEPT):
-        store = path.with_name(path.name.removesuffix(suffix))
-        if path.name.endswith(suffix) and store.name and (pid := disk.holder(store)) is not None:
+    for suffix in ("", "-wal", "-shm", "-journal", ".lock", ".ballast", ".upgrading"):
+        store = path.with_name(_KEPT.sub("", path.name).removesuffix(suffix))
+        if _KEPT.sub("", path.name).endswith(suffix) and store.name and (pid := disk.holder(store)) is not None:
             raise BadRequest(f"{path} belongs to the store that process {pid} has open")
 
 

@@ -6,6 +6,7 @@ Whatever there is to show can be shown: in any locale, on a stream that is close
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from givalia_core.program import say_last
 
 EXIT_BUG: Final = 70
 EXIT_IO: Final = 74
+_OF_STREAMS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EISDIR})
 TRACEBACK: Final = "GIVALIA_TRACEBACK"
 
 
@@ -74,7 +76,7 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
         raise SystemExit(0) from None
     except OSError as error:
         _discard_output()
-        if error.filename is None:  # Files are opened by their names, and sockets are the client's.
+        if error.filename is None and error.errno in _OF_STREAMS:  # Files are opened by their names.
             say(f"{prog}: standard input or output: {printable(error.strerror or error)}")
             raise SystemExit(EXIT_IO) from None
         say(f"{prog}: {printable(error)}")

@@ -88,6 +88,8 @@ def _main(arguments: list[str]) -> int:
     moments.check_zone(given)
     find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"), flag)
     verb = VERBS[given.verb]
+    if given.patience is not None and given.patience <= 0:
+        raise BadRequest("patience is more than 0: within it a server has to answer")
     with found_by(Client, find, verb.patience_s(given) if given.patience is None else given.patience) as client:
         verb.act(client, given)
     return 0
@@ -166,6 +168,7 @@ def _stat(client: Client, given: Given) -> None:
             lambda keys, ids: client.stat_many(keys, ids=ids, params=given.params),
             lambda status: show.shown_fields(status, _hidden(given)),
             lambda status: f"{status.state}: {printable(status.why)}",
+            changes=False,
         )
         return
     status = client.stat(one[0], id=one[1], params=given.params)

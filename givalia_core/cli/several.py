@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, BinaryIO, Final, TypeVar
 
 from givalia_core.cli import endings, show
-from givalia_core.errors import BadRequest, GivaliaError, PartlyRefused
+from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, PartlyRefused, TooLarge
 from givalia_core.printable import printable
 
 T = TypeVar("T")
@@ -43,6 +43,8 @@ def show_each(
     ask: Callable[[list[str] | None, list[str] | None], Sequence[T | GivaliaError]],
     as_json: Callable[[T], dict[str, Any]],
     words: Callable[[T], str],
+    *,
+    changes: bool = True,
 ) -> None:
     """Ask for all the jobs that are named, some thousand at a time, and show what each was answered, in order.
 
@@ -54,6 +56,7 @@ def show_each(
         ask: Takes keys or ids, and gives an answer or an error for each.
         as_json: The answer, for programs, beside the name of the job.
         words: The answer, for people.
+        changes: Whether a part that is not answered may have been done.
 
     Raises:
         GivaliaError: It is not known what became of the part that was asked for; that is said, and how many were answered
@@ -75,18 +78,18 @@ def show_each(
                     answers = ask(part, None) if name == "key" else ask(None, part)
                 except PartlyRefused as error:
                     answers = error.answers
+                under_way = 0
                 for job, answer in zip(part, answers, strict=True):
                     _show(given, name, job, answer, as_json, words)
                     if isinstance(answer, GivaliaError):
                         codes.add(answer.exit_code)
                     counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
-                under_way = 0
                 if sys.stderr.isatty():
                     progress.show_line(_counted(counts))
     except BaseException as error:
         if counts:
             endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
-        if under_way and not isinstance(error, BadRequest):
+        if under_way and changes and not _is_undone(error):
             of = f" after those {counts.total():,}" if counts else ""
             endings.say(f"givalia: what became of the {under_way:,} names{of} is unknown: they were under way")
         raise
@@ -94,6 +97,13 @@ def show_each(
         endings.say(f"givalia: {_counted(counts)}")
     if codes:
         raise SystemExit(codes.pop() if len(codes) == 1 else PartlyRefused.exit_code)
+
+
+def _is_undone(error: BaseException) -> bool:
+    """Return whether a call that ended so has done nothing: it was refused here, or never sent."""
+    return isinstance(error, (BadRequest, TooLarge)) or (
+        isinstance(error, ConnectionLost) and error.details.get("sent") is False
+    )
 
 
 def _counted(counts: Counter[str]) -> str:

@@ -146,7 +146,7 @@ class Errands:
 
     def _connect_patience_s(self, now: float) -> float:
         """Return how long to try one server: each has its share of the time, and none more than any call has left."""
-        lefts = [min(slot.unsent_since + self._resend_s, slot.deadline or math.inf) - now for slot in self.calls]
+        lefts = [min(slot.unsent_since + self._resend_s, slot.deadline or math.inf) - now for slot in list(self.calls)]
         patience_s = min(self._resend_s / len(self._servers), CONNECT_MOST_S, max(lefts, default=CONNECT_MOST_S))
         return max(patience_s, CONNECT_LEAST_S)
 

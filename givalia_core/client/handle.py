@@ -38,8 +38,8 @@ class JobHandle(Handle):
         A server that is too busy for one more who waits is asked again when it wants to be.
 
         Args:
-            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked once, within five
-                seconds, and a job that has not ended is not waited for.
+            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked, for five seconds at
+                most if it does not answer, and a job that has not ended is not waited for.
             progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
                 with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
                 after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.

@@ -64,7 +64,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
         on_wall,
         due_at_us,
         None if message.expires_us is None else due_at_us + message.expires_us,
-        enq_at_us=batch.told_us,
+        enq_at_us=now.wall_us if on_wall else batch.told_us,  # As its due, which is never before.
         max_attempts=message.max_attempts,
         timeout_us=message.timeout_us,
         expires_us=message.expires_us,

@@ -231,6 +231,8 @@ class Server:
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise SettingsInvalid(f"host is an address of this machine, not {self.settings.host!r}") from None
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise SettingsInvalid(f"the port for {port.value}s is one that this user may open, not {number}") from None
             if error.errno == errno.EADDRINUSE:
                 flag = "-p" if port is Port.CLIENT else "-w"
                 raise ports.in_use(self.settings.host, number, f"{port.value}s", flag) from None

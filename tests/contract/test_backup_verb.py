@@ -158,8 +158,12 @@ def test_file_that_is_there_is_overwritten_only_by_force_and_only_by_a_whole_cop
 
 
 @pytest.mark.parametrize(
-    "name", ["queue.db", "queue.db-wal", "queue.db-journal", "queue.db.lock", "queue.db.ballast", "queue.db.format-2"]
-)
+    "name",
+    [
+        "queue.db", "queue.db-wal", "queue.db-journal", "queue.db.lock", "queue.db.ballast", "queue.db.format-2",
+        "queue.db.format-3.2",
+    ],
+)  # fmt: skip
 def test_files_of_a_store_that_is_open_are_not_overwritten(copied: Script, run: Run, tmp_path: Path, name: str) -> None:
     path = tmp_path / "original" / name
     before = path.read_bytes() if path.exists() else None

@@ -147,13 +147,13 @@ def test_a_copy_of_the_store_as_it_was_is_kept(path: Path, caplog: pytest.LogCap
     assert sum("mv" in line and "queue.db.format-1" in line for line in caplog.messages) == 1
 
 
-def of_format_2(path: Path, *, is_closed: bool = True) -> None:
+def of_format_2(path: Path, *, is_closed: bool = True, mark: Mark = MARK) -> None:
     """A store of format 2; unless closed, what its last server wrote lies in the log alone."""
     store = SQLite(f"sqlite://{path}")
     store.open()
     store._connection.execute("PRAGMA user_version = 2")
     store._checkpoint()
-    store.commit(inserts(JOBS), MARK)
+    store.commit(inserts(JOBS), mark)
     if is_closed:
         store._connection.execute("PRAGMA user_version = 2")
         store.close()
@@ -232,6 +232,16 @@ def test_a_copy_that_is_kept_already_is_replaced_only_by_the_same(tmp_path: Path
     assert kept.read_text() == "precious"
     assert sorted(each.name for each in tmp_path.glob("*.format-*")) == ["queue.db.format-2", "queue.db.format-2.2"]
     assert sum("mv queue.db.format-2.2 queue.db" in line for line in caplog.messages) == 2
+
+
+def test_a_copy_of_another_store_of_the_same_age_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    for number in range(2):
+        of_format_2(path, mark=MARK._replace(wall_us=MARK.wall_us + number))
+        SQLite(f"sqlite://{path}", may_upgrade=True).upgrade()
+        path.unlink()
+
+    assert sorted(each.name for each in tmp_path.glob("*.format-*")) == ["queue.db.format-2", "queue.db.format-2.2"]
 
 
 def test_upgrade_without_room_for_the_copy_is_refused_and_nothing_is_changed(

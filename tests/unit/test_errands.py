@@ -57,6 +57,34 @@ def test_a_server_is_tried_no_longer_than_its_callers_wait() -> None:
     assert made.step(10.1) == Connect(ONE, CONNECT_MOST_S)
 
 
+def test_calls_may_be_ended_while_it_is_told_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Errands([ONE], 60.0)
+    for _ in range(3):
+        begin(made, talk.wait(JOB), None, 10.0)
+    monkeypatch.setattr(errands.math, "inf", Closes(made))  # As by a signal handler, in the middle.
+
+    assert isinstance(made.step(10.0), Connect)
+    assert made.is_closed
+
+
+class Closes(float):
+    """Infinity that ends every call when somebody compares it."""
+
+    def __new__(cls, made: Errands) -> Closes:
+        self = super().__new__(cls, math.inf)
+        self.made = made
+        return self
+
+    made: Errands
+
+    def __lt__(self, other: float) -> bool:
+        if not self.made.is_closed:
+            self.made.close()
+        return False
+
+    __gt__ = __lt__
+
+
 def visiting(made: Errands, now: float) -> Visit:
     """Be connected, and send what is to be sent."""
     visit = Visit()

@@ -106,7 +106,8 @@ def test_what_a_package_has_set_up_for_the_root_logger_comes_in_the_one_form(
     logging.basicConfig(level=logging.INFO, format="own %(message)s")
     logging.root.addHandler(own := logging.FileHandler(tmp_path / "own"))
     take_over_root()
-    take_over_root()  # Each process that imports packages does so, some more than once.
+    logging.root.addHandler(logging.StreamHandler())  # Of a package that a process imports later.
+    take_over_root()
     logging.getLogger("somebodys.plugin").info("a line")
     logging.root.setLevel(level)
     own.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 import struct
 import time
@@ -15,7 +17,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__
+from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__, ports
 from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
@@ -165,6 +167,16 @@ def test_an_address_that_this_machine_does_not_have_is_refused_by_name(host: str
 
     with pytest.raises(SettingsInvalid, match=f"host is an address of this machine, not '{host}'"):
         server.start()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_port_that_this_user_may_not_open_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def bound(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ports, "bound", bound)
+    with pytest.raises(SettingsInvalid, match="the port for clients is one that this user may open, not 80"):
+        Server(ServerSettings(port=80, worker_port=0, store="memory:", plugins="")).start()
 
 
 def test_an_insecure_address_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

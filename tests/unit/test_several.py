@@ -19,9 +19,12 @@ from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, NotFou
 class Asked:
     """Answers each part, but for those that are to fail."""
 
-    def __init__(self, *answers: GivaliaError | None) -> None:
+    def __init__(self, *answers: GivaliaError | OSError | None) -> None:
         self.parts: list[tuple[str, int]] = []
         self._answers = list(answers)
+
+    def fail(self, _: str) -> None:
+        raise self._answers[0]  # type: ignore[misc]
 
     def __call__(self, keys: list[str] | None, ids: list[str] | None) -> Sequence[str | GivaliaError]:
         names = keys if ids is None else ids
@@ -72,6 +75,20 @@ def test_a_part_that_fails_says_how_many_were_answered_before(capsys: pytest.Cap
         "givalia: 6 were answered before this: 6 OK\n"
         "givalia: what became of the 1 names after those 6 is unknown: they were under way\n"
     )
+
+
+@pytest.mark.usefixtures("few", "piped")
+def test_nothing_is_in_doubt_that_was_not_sent_or_was_answered(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConnectionLost):
+        show(Asked(None, ConnectionLost("no server", sent=False)), id=["-"])
+    assert "unknown" not in capsys.readouterr().err
+
+    monkeypatch.setattr(several.show, "emit", Asked(OSError(28, "No space left on device")).fail)
+    with pytest.raises(OSError, match="No space"):
+        show(Asked(), key=["a", "b"])
+    assert "unknown" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few")

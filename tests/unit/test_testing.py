@@ -274,6 +274,28 @@ def test_a_queue_that_threads_share_serves_one_after_the_other() -> None:
     assert said == [[f"hello {name}"] * 20 for name in range(4)]
 
 
+class Threaded(WorkModule):
+    """Asks by way of threads of its own, and says so from one."""
+
+    queue: ClassVar[Queue]
+
+    def process(self) -> list[str]:
+        def ask(number: int) -> str:
+            self.progress(number / 10, "")
+            return self.queue.enq("Greet", params=number, time=3_600).id
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(ask, range(4)))
+
+
+def test_a_job_may_ask_its_queue_by_way_of_threads_of_its_own() -> None:
+    Threaded.queue = queue = Queue({"Threaded": Threaded, "Greet": Greet})
+
+    made = queue.enq("Threaded").wait(10)
+
+    assert [queue.stat(id=job_id).state for job_id in made] == ["waiting"] * 4
+
+
 class Watched(WorkModule):
     """Asks the queue about itself while it runs, and calls itself off."""
 

@@ -71,13 +71,16 @@ def is_as_it_was_made(path: Path) -> bool:
     return False
 
 
-def epoch_of(path: Path) -> int | None:
-    """Return the epoch that a copy was marked with; None if the file is no copy, or a server has opened it."""
-    with contextlib.suppress(sqlite3.Error, StoreCorrupt, ValueError, TypeError):
+def state_of(path: Path) -> frozenset[tuple[str, bytes]] | None:
+    """Return what tells the store of a copy from any other, and from itself at another time; None if it is no copy.
+
+    These are all its facts but for the instant of the copying: the clocks of its last commit are among them.
+    """
+    with contextlib.suppress(sqlite3.Error, StoreCorrupt, ValueError):
         database = sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
         with contextlib.closing(database):
-            _, marked = fact(database, MARK)
-            return int(marked) if fact(database, "epoch") == marked else None
+            if fact(database, MARK):
+                return frozenset(database.execute("SELECT name, value FROM facts WHERE name <> ?", (MARK,)))
     return None
 
 

@@ -71,7 +71,9 @@ def command(path: Path, verb: str) -> str:
     program = Path(sys.executable).with_name("givalia")
     said = f"{shlex.quote(str(program)) if program.exists() else 'givalia'} store {verb} --store {url(path)}"
     owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
-    return said if owner == 0 else f"{said} as its user, or as root runuser -u {disk.user(owner)} -- {said}"
+    if owner == 0:
+        return said if os.geteuid() == 0 else f"{said} as root"
+    return f"{said} as its user, or as root runuser -u {disk.user(owner)} -- {said}"
 
 
 def url(path: Path) -> str:
@@ -84,13 +86,14 @@ def kept_path(path: Path, before: int) -> Path:
     return path.with_name(f"{path.name}.format-{before}")
 
 
-def _free_path(path: Path, before: int, epoch: int | None) -> Path:
-    """Return where the copy of a store of this epoch is to be kept: where it is already, or a name that nobody has taken."""
+def _free_path(path: Path, before: int, making: Path) -> Path:
+    """Return where this copy of a store is to be kept: where it is already, or a name that nobody has taken."""
+    state = copies.state_of(making)
     for number in range(1, _NAMES_MOST):
         kept = kept_path(path, before)
         if number > 1:
             kept = kept.with_name(f"{kept.name}.{number}")
-        if not os.path.lexists(kept) or copies.epoch_of(kept) == epoch:
+        if not os.path.lexists(kept) or (state is not None and copies.state_of(kept) == state):
             return kept
     raise StoreUnfit(f"there are {_NAMES_MOST - 1} copies of earlier formats beside {path}, and no name for another")
 
@@ -163,7 +166,7 @@ def _keep_copy(path: Path, making: Path, before: int) -> Path:
     finally:
         database.close()
     disk.sync(making)
-    kept = _free_path(path, before, copies.epoch_of(making))
+    kept = _free_path(path, before, making)
     making.rename(kept)
     disk.sync(path.parent)
     return kept

@@ -101,9 +101,9 @@ class Child:
         while data := self._channel.recv(RECEIVE_BYTES):
             for note in self._reader.feed(data):
                 if isinstance(note, Begin):
-                    if let_go_of_readers(poll):
-                        self._surroundings.close()
-                        self._keep()
+                    with suppress(OSError):
+                        if let_go_of_readers(poll):
+                            self._surroundings.take_streams()
                     if not self._has_announced_code(note):
                         self.say(Outdated())
                         return 0

@@ -231,10 +231,15 @@ class Host:
             data = self._channel.receive()
             if not data:
                 return
-            if let_go_of_readers(_make_poll) and self._surroundings is not None:
-                self._surroundings.close()
-                self._keep_surroundings()
+            self._let_go_of_readers()
             notes_ = reader.feed(data)
+
+    def _let_go_of_readers(self) -> None:
+        try:
+            if let_go_of_readers(_make_poll) and self._surroundings is not None:
+                self._surroundings.take_streams()
+        except Exception:  # There are no more descriptors, or a job has broken a function that is asked.
+            return
 
     def _stop_all(self, runner: Runner) -> None:
         """The supervisor is gone, killed perhaps: nobody will hear what comes of these jobs, so they must not go on."""

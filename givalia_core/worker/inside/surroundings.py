@@ -139,6 +139,10 @@ class Surroundings:
         changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
         return changed if self.logs.are_kept() else [*changed, "loggers"]
 
+    def take_streams(self) -> None:
+        """Take the standard streams from now on as they are: not a job has changed them."""
+        self._were["standard streams"] = _streams()
+
     def close(self) -> None:
         """Let go of the folder."""
         with suppress(OSError):
@@ -184,8 +188,12 @@ class Surroundings:
             "blocked signals": get_mask(SIG_BLOCK, ()),
             "timers": [getitimer(timer) != (0.0, 0.0) for timer in _TIMERS],
             "limits": list(map(getrlimit, _LIMITS)),
-            "standard streams": [*map(_identity, _STREAMS), *map(_is_open, (sys.stdin, sys.stdout, sys.stderr))],
+            "standard streams": _streams(),
         }
+
+
+def _streams() -> list[Any]:
+    return [*map(_identity, _STREAMS), *map(_is_open, (sys.stdin, sys.stdout, sys.stderr))]
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
