@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
@@ -386,11 +387,12 @@ def test_a_fork_does_not_remove_the_log_of_its_parent(store: SQLite, path: Path,
     store.commit(inserts([waiting(2)]), MARK)
 
 
-def test_a_fork_does_not_keep_the_store_locked(path: Path) -> None:
+@pytest.mark.parametrize("fork", [os.fork, ctypes.CDLL(None).fork])  # The second runs nothing of Python in the child.
+def test_a_fork_does_not_keep_the_store_locked(path: Path, fork: Callable[[], int]) -> None:
     first = SQLite(f"sqlite://{path}")
     first.open()
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             os.close(writing)

@@ -74,6 +74,7 @@ class Lock:
             StoreLocked: Another process holds it; `pid` says which, as far as it wrote that down.
         """
         self._path = path
+        self._pid = os.getpid()
         self._fds = [_locked(path)]
         self._is_lost = False  # Another file, or none, has its name; that was said.
 
@@ -97,8 +98,14 @@ class Lock:
             self._fds.append(_locked(self._path))
 
     def release(self) -> None:
-        """Let the next process in. The file stays: removing it would let two processes lock two files of one name."""
+        """Let the next process in. The file stays: removing it would let two processes lock two files of one name.
+
+        In a fork only its copies are closed. A fork that has not come to that yet must not hold the lock for longer than this.
+        """
         for fd in self._fds:
+            if os.getpid() == self._pid:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
 
