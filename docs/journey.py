@@ -44,7 +44,7 @@ class Function(NamedTuple):
 
 
 class Notes:
-    """What has run, in order."""
+    """Keeps which functions have run, in order."""
 
     def __init__(self) -> None:
         self.functions: list[Function] = []
@@ -136,7 +136,7 @@ def watch() -> Notes:
 
 
 class Way(NamedTuple):
-    """What ran without a job, and for one, by leg; each function once, in the order of its first visit."""
+    """The functions that ran without a job, and for one by leg; each once, in the order of its first visit."""
 
     idle: list[Function]
     legs: dict[str, list[Function]]

@@ -25,7 +25,7 @@ NOT_ENDED: Final = "it did not end when it was told to"
 
 
 def timed_out(dispatch: Dispatch) -> str:
-    """What is said of an attempt that ran longer than it may."""
+    """Return the words for an attempt that ran longer than it may."""
     return f"timeout: it ran longer than {(dispatch.timeout_us or 0) / SECOND_US:g} s"
 
 

@@ -1,4 +1,4 @@
-"""What tests of the SQLite store hold in hand: its connection, its files, and other processes that open them."""
+"""Tools for tests of the SQLite store: its connection, its files, and other processes that open them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_anew(store: SQLite) -> SQLite:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """What each file of the store holds, but for the lock, whose bytes are the holder's."""
+    """Return a digest of each file of the store, but for the lock, whose bytes are the holder's."""
     return {
         str(file): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(path.parent.rglob("*"))

@@ -1,4 +1,4 @@
-"""What the server says of a job whose attempt has failed: what it does with it next."""
+"""The answer of the server to a failed attempt: the next step of its job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Follows(NamedTuple):
-    """What the server does with a job after a failed attempt: its state, its number of attempts, and the wait if it waits."""
+    """The next step of a job after a failed attempt: its state, its number of attempts, and the wait if it waits."""
 
     state: str
     max_attempts: int
