@@ -30,7 +30,6 @@ HOUSE: Final = "givalia_core"
 MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
 DELAY_S: Final = 0.5  # Of the job, so that nothing of its `enq` is left when it is claimed.
-LEGS: Final = ("enq", "claim", "attempt", "settle")
 ATTEMPT: Final = ("givalia_core/worker/inside/pipeline.py", "execute")
 """With this function an attempt begins and ends; what its job is lent for by the server comes before."""
 
@@ -49,14 +48,14 @@ class Notes:
     def __init__(self) -> None:
         self.functions: list[Function] = []
         self.visits: list[tuple[float, int]] = []
-        self.note = self._note
 
     def add(self, function: Function) -> int:
         """Number a function."""
         self.functions.append(function)
         return len(self.functions) - 1
 
-    def _note(self, number: int) -> None:
+    def note(self, number: int) -> None:
+        """Note that the function of this number has begun; any thread may."""
         self.visits.append((time.perf_counter(), number))
 
     def take(self) -> list[tuple[float, Function]]:

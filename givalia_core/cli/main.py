@@ -53,6 +53,7 @@ Given = argparse.Namespace
 
 
 PATIENCE_WORDS: Final = "how long to try servers, which may be starting [5; with enq --wait and backup: 60]"
+SHORT_S: Final = 5.0
 LONG_S: Final = 60.0
 
 
@@ -62,7 +63,7 @@ class Verb(NamedTuple):
     words: str
     arguments: Callable[[argparse.ArgumentParser], None]
     act: Callable[[Client, Given], None]
-    patience_s: Callable[[Given], float] = lambda _: 5.0
+    patience_s: Callable[[Given], float] = lambda _: SHORT_S
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def _main(arguments: list[str]) -> int:
     parser = common.parser(PROG, WORDS)
     common.add_settings(parser, ClientSettings)
     parser.add_argument("--json", action="store_true", help=JSON_WORDS)
-    parser.add_argument("--patience", type=moments.wait("patience"), help=PATIENCE_WORDS)
+    parser.add_argument("--patience", type=moments.length("patience"), help=PATIENCE_WORDS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=common.Parser)
     for name, verb in VERBS.items():
         under = verbs.add_parser(name, help=verb.words, description=verb.words)
@@ -89,7 +90,7 @@ def _main(arguments: list[str]) -> int:
     find = from_settings(given.master, given.port, given.config, lambda words: endings.say(f"{PROG}: {words}"), flag)
     verb = VERBS[given.verb]
     if given.patience is not None and given.patience <= 0:
-        raise BadRequest("patience is more than 0: within it a server has to answer")
+        raise BadRequest(f"patience is more than 0, not {given.patience:g}: within it a server has to answer")
     with found_by(Client, find, verb.patience_s(given) if given.patience is None else given.patience) as client:
         verb.act(client, given)
     return 0
@@ -381,7 +382,7 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS: Final[dict[str, Verb]] = {
-    "enq": Verb("enqueue a job", _enq_arguments, _enq, lambda given: LONG_S if waiting.is_wanted(given) else 5.0),
+    "enq": Verb("enqueue a job", _enq_arguments, _enq, lambda given: LONG_S if waiting.is_wanted(given) else SHORT_S),
     "stat": Verb("show what is known of a job", _stat_arguments, _stat),
     "explain": Verb("say in words why a job has not run, or what became of it", _explain_arguments, _explain),
     "cancel": Verb("call a job off, or several", _cancel_arguments, _cancel),

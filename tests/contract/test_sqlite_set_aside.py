@@ -1,4 +1,4 @@
-"""What the SQLite store finds damaged is set aside, and the rest goes on."""
+"""Damaged records of the SQLite store are set aside, and the rest goes on."""
 
 from __future__ import annotations
 

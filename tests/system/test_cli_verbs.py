@@ -400,6 +400,8 @@ CODES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "a priority beyond": (("enq", "Sample", "--priority", 10), 64, "priority is -9 to 9, not 10"),
     "a timeout beyond": (("enq", "Sample", "--timeout", "2d"), 64, "timeout is 1 s to 24 h, not 48 h"),
     "ext to two dues": (("ext", "taken", "--now", "--time", "5m"), 64, "one of --time, --at and --now"),
+    "no patience": (("--patience", "0", "info"), 64, "patience is more than 0, not 0: "),
+    "negative patience": (("--patience", "-1", "info"), 64, "patience is more than 0, not -1: "),
     "a negative wait": (("enq", "Sample", "--wait-timeout", "-1"), 64, "wait-timeout is 0 or more, not '-1'"),
     "a patience that is none": (("--patience", "long", "info"), 64, "patience is seconds, or a length"),
     "params that are no JSON": (("enq", "Sample", "--params", "text"), 64, "BAD_REQUEST"),

@@ -85,6 +85,22 @@ def test_a_server_is_asked_for_keys_that_begin_so_and_that_the_verb_is_for(
     assert [(each.state, each.key_prefix) for each in asked] == [("dead", "ca"), ("cancelled", "ca"), (None, "ca")]
 
 
+def test_what_a_server_has_not_told_in_a_second_is_not_waited_for(
+    completions: Completions, scripted: Callable[..., ScriptedServer]
+) -> None:
+    pages: list[Any] = []
+
+    def endless(line: Any, ask: Any) -> None:
+        pages.append(ask)
+        keys = ["cart-7"] if len(pages) == 1 else []
+        say(OK, 1, len(pages), payload=msgpack.packb([{**STATUS, "key": key} for key in keys]))(line, ask)
+
+    port = int(scripted(endless).address.rpartition(":")[2])
+
+    assert completions("givalia stat ca", port) == {"cart-7"}
+    assert len(pages) > 10
+
+
 def test_without_a_server_a_shell_is_told_nothing_and_soon(completions: Completions) -> None:
     assert completions("givalia stat ca") == set()
 

@@ -1,4 +1,4 @@
-"""What becomes of an attempt: lent, succeeded, failed, unreported, stopped or given back (T3 to T9)."""
+"""The ends of an attempt: lent, succeeded, failed, unreported, stopped or given back (T3 to T9)."""
 
 from __future__ import annotations
 

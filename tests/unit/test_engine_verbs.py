@@ -1,4 +1,4 @@
-"""What clients ask for: enq and its due, cancel, ext, replace, reschedule and requeue (T1, T2, T10 to T12)."""
+"""The commands of clients: enq and its due, cancel, ext, replace, reschedule and requeue (T1, T2, T10 to T12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a job, and why it has not run."""
+"""The words about a job, and the reasons why it has not run."""
 
 from __future__ import annotations
 

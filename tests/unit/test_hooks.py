@@ -362,7 +362,7 @@ def test_a_distribution_that_is_named_and_not_there_is_told(monkeypatch: pytest.
 
 
 class Named:
-    """What an entry point knows of its distribution."""
+    """A distribution, as an entry point knows it."""
 
     def __init__(self, name: str) -> None:
         self.name = name

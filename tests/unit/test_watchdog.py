@@ -20,7 +20,7 @@ FENCE = 7
 
 
 class Page:
-    """What a process shares of its life."""
+    """The page that a process shares of its life."""
 
     def __init__(self) -> None:
         self.current = 0
