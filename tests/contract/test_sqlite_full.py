@@ -136,7 +136,7 @@ def broken(store: SQLite) -> Iterator[Any]:
         store._database = real
 
 
-"""What cannot be done without the file; the rest is known from the index and from memory."""
+"""Requests that need the file; the others are answered from the index and from memory."""
 
 
 @pytest.mark.parametrize("call", CALLS)
