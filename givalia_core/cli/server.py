@@ -46,9 +46,11 @@ def _main(arguments: list[str]) -> int:
     program.start_log(settings.log_level, settings.log_file, settings.plugins)
     stray = log_stray_errors(log, gevent.get_hub(), gevent.spawn)
     server = Server(settings)
-    server.start()
+    server.open()
     common.log_all(log, (*notices, *hooks.missing(settings.plugins, program.LOG_FORMATS)))
+    # Handle signals before the log says that the server listens: a SIGTERM sent at that line must drain the server.
     requests.listen(lambda _: _read_again(server, read_settings, notifier))
+    server.listen()
     common.tell_ready()
     notifier.ready(f"listening: clients {server.client_port}, workers {server.worker_port}")
     watching = gevent.spawn(notifier.watch_forever, server.is_turning)

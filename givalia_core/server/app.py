@@ -141,6 +141,11 @@ class Server:
             AddressInUse: Somebody has a port; it is an OSError.
             OSError: A port cannot be bound.
         """
+        self.open()
+        self.listen()
+
+    def open(self) -> None:
+        """Open the store, the longer half of `start`; the errors are those of `start`."""
         self._home.check()
         self._refuse_open_address()
         self._refuse_taken_ports()
@@ -172,6 +177,9 @@ class Server:
         self._from_threads = gevent.get_hub().loop.async_()
         self._from_threads.start(self._take_from_threads)
         self._alarm.open()
+
+    def listen(self) -> None:
+        """Open the ports of a server whose store is open, the other half of `start`; the errors are those of `start`."""
         try:
             self.client_port = self._engine.desk.client_port = self._listen(Port.CLIENT, self.settings.port)
             self.worker_port = self._listen(Port.WORKER, self.settings.worker_port)

@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 from system_rig import Rig, await_true, lines_of
@@ -58,6 +58,25 @@ class Flood:
         self._reading.join(10)
         self.wire.socket.close()
         self._sending.join(10)
+
+
+_STOPPED_BY_ITS_LOG: Final = """
+import logging, os, signal
+
+def stop(record):
+    if record.getMessage().startswith("listening on"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+logging.getLogger("givalia.server").addFilter(stop)
+"""
+
+
+def test_a_server_drains_if_asked_to_stop_at_the_line_that_says_it_listens(rig: Rig) -> None:
+    server = rig.start_patched_server(_STOPPED_BY_ITS_LOG)
+
+    assert server.wait(12) == 0
+    assert "SIGTERM: draining" in server.log
 
 
 def test_a_server_that_is_asked_to_stop_refuses_new_jobs_and_keeps_the_others(rig: Rig) -> None:
