@@ -35,6 +35,7 @@ from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
+from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop, item
 from givalia_core.store import Memory
@@ -272,7 +273,7 @@ class _Inside:
         elif isinstance(effect, Reply):
             if effect.conn == _USER and effect.request in self._asked:
                 del self._asked[effect.request]
-                self._answered[effect.request] = effect.items
+                self._answered[effect.request] = [to_item(answer) for answer in effect.answers]
         elif isinstance(effect, Tell) and effect.kind is Kind.PROGRESSED:
             self._tell_progress(effect)
         elif isinstance(effect, Tell) and effect.kind is Kind.STOP:

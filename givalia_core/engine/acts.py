@@ -18,8 +18,8 @@ from givalia_core.engine import dues
 from givalia_core.engine.records import UNDECIDED, Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import OK, Act, Cancel, Ext, Kind, Requeue, answer_error
+from givalia_core.protocol.answers import Acted, Answer, Cancelled
+from givalia_core.protocol.messages import Act, Cancel, Ext, Kind, Requeue
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
 
 CONN: Final = -1  # In place of a connection, whose numbers begin at 1.
@@ -39,7 +39,7 @@ class Awaiting(NamedTuple):
     ticket: int
 
 
-Walk: TypeAlias = Generator["bool | Awaiting", tuple[Now, int], Item]
+Walk: TypeAlias = Generator["bool | Awaiting", tuple[Now, int], Answer]
 
 
 class Acts:
@@ -48,7 +48,7 @@ class Acts:
     def __init__(self) -> None:
         self.submitted: list[Asked] = []
         self._last = 0
-        self._answers: dict[int, list[Item] | None] = {}  # By ticket; None: not yet.
+        self._answers: dict[int, list[Answer] | None] = {}  # By ticket; None: not yet.
 
     def __bool__(self) -> bool:
         """Whether somebody waits for answers."""
@@ -69,13 +69,13 @@ class Acts:
     def hear(self, reply: Reply) -> None:
         """Keep the answers to a ticket, unless nobody waits for them any more."""
         if reply.request in self._answers:
-            self._answers[reply.request] = reply.items
+            self._answers[reply.request] = reply.answers
 
     def is_answered(self, ticket: int) -> bool:
         """Return whether the answers are there, or never will be."""
         return self._answers.get(ticket, ()) is not None
 
-    def collect(self, ticket: int) -> list[Item]:
+    def collect(self, ticket: int) -> list[Answer]:
         """Return the answers, which are forgotten then."""
         return self._answers.pop(ticket, None) or []
 
@@ -121,7 +121,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
             ticket = acts.submit(*_commands(message, jobs[start : start + AT_ONCE]))
             yield Awaiting(ticket)
             counts += _counted(message, acts.collect(ticket))
-    return (OK, dict(counts), end_seq, *(after or ())), b""
+    return Acted(dict(counts), end_seq, *(after or ()))
 
 
 def _refuse_nonsense(message: Act, wanted: Filter, now: Now) -> None:
@@ -186,25 +186,24 @@ def _commands(message: Act, jobs: list[Job]) -> tuple[Kind, list[Any]]:
     return Kind.REQUEUE, [Requeue(request, None, job.id, *due) for request, job in zip(requests, jobs, strict=True)]
 
 
-def _counted(message: Act, answers: list[Item]) -> Counter[str]:
+def _counted(message: Act, answers: list[Answer]) -> Counter[str]:
     """Count what the commands came to.
 
     Raises:
         Refusal: Some were not decided; the page is to be asked for again.
     """
     counts: Counter[str] = Counter()
-    for fields, _ in answers:
-        error = answer_error(fields)
+    for answer in answers:
         # A command that is refused for its own sake, such as an ext beyond ten years, is decided; it is one of ours.
-        if isinstance(error, UNDECIDED) and not isinstance(error, BadRequest):
-            raise Refusal(error)
-        counts[_outcome(message, fields, error)] += 1
+        if isinstance(answer, UNDECIDED) and not isinstance(answer, BadRequest):
+            raise Refusal(answer)
+        counts[_outcome(message, answer)] += 1
     return counts
 
 
-def _outcome(message: Act, fields: Any, error: GivaliaError | None) -> str:
-    if isinstance(error, WrongState):
-        return str(error.details.get("state", error.code))
-    if error is not None:
-        return error.code
-    return _DONE.get(message.act) or str(fields[1])
+def _outcome(message: Act, answer: Answer) -> str:
+    if isinstance(answer, WrongState):
+        return str(answer.details.get("state", answer.code))
+    if isinstance(answer, GivaliaError):
+        return answer.code
+    return answer.outcome if isinstance(answer, Cancelled) else _DONE[message.act]

@@ -11,13 +11,13 @@ from givalia_core.engine.aside import Aside, Waiting
 from givalia_core.engine.desk import Batch, Desk
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.errors import Busy
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Hold
 
 STUCK_US: Final = 200_000  # Between looks for room on a disk whose reserve is used up.
 PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
-LATER: Final = refusal(Busy("the job is held by another transaction", retry_after=1.0))
+LATER: Final = Busy("the job is held by another transaction", retry_after=1.0)
 
 Name = tuple[int, int]  # Of a frame: its connection and request.
 
@@ -29,7 +29,9 @@ class Again:
         self._desk = desk
         self.inputs: list[Input] = []
         self.aside: Aside = desk.aside
-        self._stored: dict[Name, dict[int, Item]] = {}  # Of these frames: the answers that stand, by the place of the command.
+        self._stored: dict[
+            Name, dict[int, Answer]
+        ] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
         self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
         self._refusals = 0  # Batches in a row in which something was refused.
@@ -41,7 +43,7 @@ class Again:
             return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
 
-    def known(self, asked: Asked) -> dict[int, Item]:
+    def known(self, asked: Asked) -> dict[int, Answer]:
         """Of a frame that is decided again: the answers to the commands that did take effect, by their place."""
         return self._stored.get((asked.conn, asked.request), {})
 
@@ -58,7 +60,7 @@ class Again:
         is held (the holds by seq) waits alone.
         """
         self.inputs = []
-        stored: dict[Name, dict[int, Item]] = {}
+        stored: dict[Name, dict[int, Answer]] = {}
         self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
         if refused:
             self._take_back(inputs, batch, refused, held, stored)
@@ -74,28 +76,28 @@ class Again:
         batch: Batch,
         refused: set[int],
         held: Mapping[int, Hold],
-        stored: dict[Name, dict[int, Item]],
+        stored: dict[Name, dict[int, Answer]],
     ) -> None:
         lost: dict[int, set[int]] = {}
         for seq, (place, number) in batch.touched:
             if seq in refused and place >= 0:
                 lost.setdefault(place, set()).add(number)
-        answers = {(e.conn, e.request): e.items for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
+        answers = {(e.conn, e.request): e.answers for _, e in batch.effects if isinstance(e, Reply)} if lost else {}
         gone = {given.conn for given in inputs if isinstance(given, Gone)} if lost else set()
         for place in sorted(lost):
             given = inputs[place]
             if not isinstance(given, Asked):
                 continue
             name = given.conn, given.request
-            items = answers.get(name, [])
+            told = answers.get(name, [])
             if given.kind in TOGETHER:
                 # Nothing is known of those leases now; the others hold, and must not wait for them.
                 for number in lost[place]:
-                    items[number] = LATER
+                    told[number] = LATER
                 continue
             self._desk.waits.drop(*name)
             if given.kind is not Kind.WAIT or given.conn not in gone:
-                answered = {number: item for number, item in enumerate(items) if number not in lost[place]}
+                answered = {number: answer for number, answer in enumerate(told) if number not in lost[place]}
                 stored[name] = answered
                 holds = _holds_of(batch, held, place) if held else {}
                 if not holds.keys() >= lost[place]:

@@ -10,16 +10,16 @@ from givalia_core.engine import leases, verbs
 from givalia_core.engine.desk import Batch
 from givalia_core.engine.records import Asked, Input, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.messages import Kind
 
-Verb = Callable[[Batch, Asked, Any], Item | None]
-FindKnown = Callable[[Batch, Any], Item | None]
-Report = Callable[[Batch, Asked], list[Item]]
+Verb = Callable[[Batch, Asked, Any], Answer | None]
+FindKnown = Callable[[Batch, Any], Answer | None]
+Report = Callable[[Batch, Asked], list[Answer]]
 
-FORGETFUL: Final = refusal(Busy("the answer cannot be remembered for now, so nothing was decided", retry_after=2.0))
-LATE: Final = refusal(
-    Busy("the command is older than its client waits for the answer; nothing was decided", retry_after=0.05, late=True)
+FORGETFUL: Final = Busy("the answer cannot be remembered for now, so nothing was decided", retry_after=2.0)
+LATE: Final = Busy(
+    "the command is older than its client waits for the answer; nothing was decided", retry_after=0.05, late=True
 )
 
 ONE_BY_ONE: Final[dict[Kind, Verb]] = {
@@ -45,24 +45,24 @@ TOGETHER: Final[dict[Kind, Report]] = {
 }
 
 
-def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Item]) -> None:
+def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Answer]) -> None:
     """Decide one frame, the input at this place of its batch; of the commands that are known the answers stand already."""
     batch.author = (place, 0)
     session = batch.desk.routing.sessions.get(asked.conn)
     if session is not None:
         session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
     together = TOGETHER.get(asked.kind)
-    answers: list[Item] = []
+    answers: list[Answer] = []
     if together is not None:
         try:
             answers = together(batch, asked)
         except Refusal as refused:
-            answers = [refusal(refused.error)]
+            answers = [refused.error]
     else:
         decide = _decider(asked)
         for number, message in enumerate(asked.messages):
             batch.author = (place, number)
-            answer = known.get(number) or decide(batch, asked, message)
+            answer = known[number] if number in known else decide(batch, asked, message)
             if answer is not None:
                 answers.append(answer)
         if asked.messages and not answers:
@@ -72,7 +72,7 @@ def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Item]) -> No
 
 def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
     """Tell whoever was to be told these answers (`Unchanged.number`) that nothing was decided."""
-    replies = {(effect.conn, effect.request): effect.items for _, effect in batch.effects if isinstance(effect, Reply)}
+    replies = {(effect.conn, effect.request): effect.answers for _, effect in batch.effects if isinstance(effect, Reply)}
     for number, (place, command) in batch.touched:
         if number in numbers:
             asked = inputs[place]
@@ -80,7 +80,7 @@ def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
             replies[asked.conn, asked.request][command] = FORGETFUL
 
 
-def answer_one(batch: Batch, asked: Asked, message: Any) -> Item | None:
+def answer_one(batch: Batch, asked: Asked, message: Any) -> Answer | None:
     """What one command is answered, by its verb or by the error that it raised; None if the answer comes later."""
     return _decider(asked)(batch, asked, message)
 
@@ -91,23 +91,23 @@ def _decider(asked: Asked) -> Verb:
     return partial(_answer, verb) if find_known is None else partial(_answer_once, verb, find_known)
 
 
-def _answer(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Item | None:
+def _answer(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer | None:
     if isinstance(message, GivaliaError):
-        return refusal(message)
+        return message
     try:
         return verb(batch, asked, message)
     except Refusal as refused:
-        return refusal(refused.error)
+        return refused.error
 
 
-def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, message: Any) -> Item | None:
+def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, message: Any) -> Answer | None:
     """Answer a changing command: as before if its request id is known, and not at all if it is older than its client waits."""
     if isinstance(message, GivaliaError):
-        return refusal(message)
+        return message
     request: bytes = message[0]
     known = find_known(batch, message)
     if known is None and batch.may_recall:
-        known = batch.recall(request)
+        known = batch.recall(asked.kind, request)
     if known is not None:
         return known
     if asked.until_us is not None and batch.now.mono_us > asked.until_us:
@@ -116,7 +116,7 @@ def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, 
     try:
         answer = verb(batch, asked, message)
     except Refusal as refused:
-        answer = refusal(refused.error)
+        answer = refused.error
         if not refused.is_decided:
             return answer
     is_enq = asked.kind is Kind.ENQ

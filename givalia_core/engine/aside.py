@@ -14,8 +14,8 @@ from givalia_core.clock import Now
 from givalia_core.engine.records import Asked, Input, Reply
 from givalia_core.errors import Busy
 from givalia_core.model import Job
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Hold, hold_name_of_id, hold_name_of_key
 
 HELD_US: Final = 5_000_000  # Half of the silence after which a client asks another server.
@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
 
     asked: Asked
     holds: Mapping[int, Hold]
-    answers: dict[int, Item]
+    answers: dict[int, Answer]
 
 
 class Aside:
@@ -142,5 +142,5 @@ class Aside:
         return max(min(self._look_us, min(self._until_us.values(), default=self._look_us)) - now.mono_us, 0)
 
 
-def _busy(hold: Hold) -> Item:
-    return refusal(Busy(f"{hold.words}; nothing changed", retry_after=1.0))
+def _busy(hold: Hold) -> Answer:
+    return Busy(f"{hold.words}; nothing changed", retry_after=1.0)

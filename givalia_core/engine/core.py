@@ -23,7 +23,7 @@ from givalia_core.errors import StoreFull
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item, refusal
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.store.base import Change, Commit, Hold, Keeping, Near, News, Retention, Route, Span, Wanted, Watched
 from givalia_core.takers import Session
 
@@ -270,8 +270,7 @@ class Engine:
                 kept.append(given)
             elif isinstance(given, Asked) and given.kind in COMMANDS and not self.again.known(given):
                 words = "the disk of the store is full, and the reserve is used up: nothing can be changed until there is room"
-                refusals = [refusal(StoreFull(words))] * len(given.messages)
-                self._owed.append(Reply(given.conn, given.request, refusals))
+                self._owed.append(Reply(given.conn, given.request, [StoreFull(words)] * len(given.messages)))
             else:
                 held.append(given)
         self._inputs, self.desk.is_stuck = kept, True

@@ -35,6 +35,7 @@ from givalia_core.model import (
     still_remembered,
 )
 from givalia_core.policy import Policy
+from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing
@@ -184,7 +185,7 @@ class Unchanged(NamedTuple):
     It has a number like a seq, below 0: who was told of it is told anew if it comes to nothing.
     """
 
-    answer: Item
+    answer: Answer
     is_enq: bool
     seqs: frozenset[int]
     number: int
@@ -386,17 +387,17 @@ class Batch:
         """Return whether `recall` can find anything, which it seldom can."""
         return bool(self.unchanged or self.desk.remembered.bytes or self.facts.found.answers)
 
-    def recall(self, request: bytes) -> Item | None:
+    def recall(self, kind: Kind, request: bytes) -> Answer | None:
         """The answer that this request was given without changing a job; None if it is not known."""
         if self.unchanged and (here := self.unchanged.get(request)) is not None:
             self.touched += [(seq, self.author) for seq in (here.number, *here.seqs)]
             return here.answer
         kept = self.facts.found.answers
         if kept and (packed := kept.get(request)) is not None:
-            return remembered.unpack(packed)
-        return self.desk.remembered.get(request)
+            return remembered.unpack(kind, packed)
+        return self.desk.remembered.get(kind, request)
 
-    def remember(self, request: bytes, answer: Item, *, is_enq: bool, since: int) -> bool:
+    def remember(self, request: bytes, answer: Answer, *, is_enq: bool, since: int) -> bool:
         """Remember the answer of a command that changed no job; False if there is no room for it.
 
         Args:

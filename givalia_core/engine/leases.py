@@ -21,9 +21,8 @@ from givalia_core.model import (
     OutcomeKind,
     evolve,
 )
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import TAKEN, Answer, Failed, Joined
 from givalia_core.protocol.messages import (
-    OK,
     PROCESSES_MAX,
     Announce,
     Credit,
@@ -37,14 +36,13 @@ from givalia_core.protocol.messages import (
     Stop,
     Succeed,
     item,
-    refusal,
 )
 from givalia_core.takers import Room, Session
 
 OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
 
 
-def join(batch: Batch, asked: Asked, message: Join) -> Item:
+def join(batch: Batch, asked: Asked, message: Join) -> Answer:
     """A worker process introduces itself; an older connection of the same process is over."""
     routing = batch.desk.routing
     if asked.conn in routing.sessions:
@@ -56,8 +54,7 @@ def join(batch: Batch, asked: Asked, message: Join) -> Item:
     joined = Session(asked.conn, message, batch.now)
     routing.join(joined)
     batch.news("joined", joined)
-    answer = OK, batch.desk.policy.lease_us
-    return ((*answer, batch.desk.client_port) if batch.desk.client_port else answer), b""
+    return Joined(batch.desk.policy.lease_us, batch.desk.client_port)
 
 
 def lose(batch: Batch, conn: int, why: str) -> None:
@@ -84,15 +81,15 @@ def leave(batch: Batch, conn: int) -> None:
     batch.desk.waits.leave(conn)
 
 
-def announce(batch: Batch, asked: Asked) -> list[Item]:
+def announce(batch: Batch, asked: Asked) -> list[Answer]:
     """A worker says which modules it has; this replaces what it said before."""
     session = _session(batch, asked)
     served = [message for message in asked.messages if isinstance(message, Announce)]
     batch.desk.routing.announce(session, served)
-    return [refusal(each) if isinstance(each, GivaliaError) else ((OK,), b"") for each in asked.messages]
+    return [each if isinstance(each, GivaliaError) else TAKEN for each in asked.messages]
 
 
-def resume(batch: Batch, asked: Asked) -> list[Item]:
+def resume(batch: Batch, asked: Asked) -> list[Answer]:
     """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
     session = _session(batch, asked)
     if not session.has_resumed:  # What it was lent since is not for it to name, if this is decided again.
@@ -107,8 +104,8 @@ def resume(batch: Batch, asked: Asked) -> list[Item]:
     return _take_up_all(batch, session, asked)
 
 
-def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Item]:
-    answers: list[Item] = []
+def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Answer]:
+    answers: list[Answer] = []
     place, _ = batch.author
     for number, message in enumerate(asked.messages):
         batch.author = place, number
@@ -116,15 +113,15 @@ def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Item]:
     return answers
 
 
-def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Item:
+def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Answer:
     if isinstance(message, GivaliaError):
-        return refusal(message)
+        return message
     lease = batch.desk.leases.get(message.id)
     job = _present(batch, message.id)
     if job is not None and job.state is DONE and job.fence == message.fence:
-        return (OK,), b""  # Its code, which has yet to return, may have completed it in a transaction.
+        return TAKEN  # Its code, which has yet to return, may have completed it in a transaction.
     if job is None or not _is_holder(session, job, message.fence):
-        return (Stale.code, "the lease is no longer this worker's"), b""
+        return Stale("the lease is no longer this worker's")
     if lease is None:
         adopt(batch, job, session, batch.desk.policy.lease_us)
     else:
@@ -134,7 +131,7 @@ def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> It
         lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
     if job.stop_asked:
         batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
-    return (OK,), b""
+    return TAKEN
 
 
 def _present(batch: Batch, job_id: bytes) -> Job | None:
@@ -149,20 +146,20 @@ def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None
     batch.taken[job.seq] = session, lent_us
 
 
-def credit(batch: Batch, asked: Asked, message: Credit) -> Item:
+def credit(batch: Batch, asked: Asked, message: Credit) -> Answer:
     """How many jobs the worker can hold from now on."""
     rooms = _session(batch, asked).rooms
     rooms["greenlet"].capacity, rooms["process"].capacity = message.capacity, message.processes
-    return (OK,), b""
+    return TAKEN
 
 
-def processes(batch: Batch, asked: Asked) -> list[Item]:
+def processes(batch: Batch, asked: Asked) -> list[Answer]:
     """A worker says which processes it has, and how they are; this replaces what it said before."""
     _session(batch, asked).processes = [message for message in asked.messages if isinstance(message, Process)][:PROCESSES_MAX]
-    return [refusal(each) if isinstance(each, GivaliaError) else ((OK,), b"") for each in asked.messages]
+    return [each if isinstance(each, GivaliaError) else TAKEN for each in asked.messages]
 
 
-def beat(batch: Batch, asked: Asked) -> list[Item]:
+def beat(batch: Batch, asked: Asked) -> list[Answer]:
     """A worker is alive and holds these leases; each is renewed, and a job that was asked to stop is told again."""
     return _take_up_all(batch, _session(batch, asked), asked)
 
@@ -193,7 +190,7 @@ def _is_holder(session: Session, job: Job, fence: int) -> bool:
     return job.state is RUNNING and job.fence == fence and job.holder == session.join.instance
 
 
-def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
+def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
     """A hint of how far the attempt is, for whoever asks and for those who wait and want to hear of it."""
     lease = batch.desk.leases.get(_held(batch, asked, message).id)
     if lease is not None:
@@ -201,28 +198,28 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Item:
         for waiter, wants_progress in batch.desk.waits.of(message.id).items():
             if wants_progress:
                 batch.tell_progress(message.id, waiter)
-    return (OK,), b""
+    return TAKEN
 
 
-def succeed(batch: Batch, asked: Asked, message: Succeed) -> Item:
+def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
     """The job is done (T4), also if it was asked to stop: its effect happened."""
     done = batch.by_id(message.id)
     if done is not None and done.state is DONE and done.fence == message.fence:
-        return (OK,), b""
+        return TAKEN
     job = _held(batch, asked, message)
     result = None if message.result_error else message.payload
     batch.end(job, "succeed", result=result, result_error=message.result_error, error=None)
-    return (OK,), b""
+    return TAKEN
 
 
-def fail(batch: Batch, asked: Asked, message: Fail) -> Item:
+def fail(batch: Batch, asked: Asked, message: Fail) -> Answer:
     """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
     after = settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
     most = after.max_attempts or batch.desk.policy.max_attempts
-    wait = () if after.state is not WAITING else (max(after.due_on_timer_us(batch.now) - batch.now.timer_us, 0),)
-    return (OK, after.state.value, most, *wait), b""
+    wait_us = max(after.due_on_timer_us(batch.now) - batch.now.timer_us, 0) if after.state is WAITING else None
+    return Failed(after.state.value, most, wait_us)
 
 
 def settle_failure(
@@ -255,10 +252,10 @@ def settle_failure(
     return retried
 
 
-def release(batch: Batch, asked: Asked, message: Release) -> Item:
+def release(batch: Batch, asked: Asked, message: Release) -> Answer:
     """The worker gives a job back that it did not start, or that lost its process to another job's fault (T9)."""
     give_back(batch, _held(batch, asked, message), is_replaced=message.replaced)
-    return (OK,), b""
+    return TAKEN
 
 
 def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:

@@ -20,8 +20,9 @@ from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Asked, Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreCorrupt, TooLarge
 from givalia_core.model import Job, JobState
-from givalia_core.protocol.frames import ANSWER_BYTES_MAX, Item
-from givalia_core.protocol.messages import CHANGING, OK, Act, Backup, Kind, List, refusal
+from givalia_core.protocol.answers import Answer, BackupPart, Described, Listed
+from givalia_core.protocol.frames import ANSWER_BYTES_MAX
+from givalia_core.protocol.messages import CHANGING, Act, Backup, Kind, List
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, as_copyable
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
@@ -109,9 +110,9 @@ class Questions:
         except StopIteration as end:
             return self._tell(line, end.value)
         except Refusal as refused:
-            return self._tell(line, refusal(refused.error))
+            return self._tell(line, refused.error)
         except Busy as busy:
-            return self._tell(line, refusal(busy))  # A shared store takes too long to answer.
+            return self._tell(line, busy)  # A shared store takes too long to answer.
         return []
 
     def note_pace(self, took_us: int) -> None:
@@ -144,7 +145,7 @@ class Questions:
         next(walk)
         return walk
 
-    def _tell(self, line: Line, item: Item) -> list[Reply]:
+    def _tell(self, line: Line, answer: Answer) -> list[Reply]:
         """The answers of a walk that is over, to all who had asked when it began and have room for them."""
         del self._walks[line]
         self._awaiting.pop(line, None)
@@ -156,8 +157,8 @@ class Questions:
             if room <= 0 or (asked.conn, asked.request) not in audience or self._desk.is_clogged(asked.conn):
                 self._lines[line].append(asked)
             else:
-                told.append(Reply(asked.conn, asked.request, [item]))
-                room -= len(item[1])
+                told.append(Reply(asked.conn, asked.request, [answer]))
+                room -= len(getattr(answer, "payload", b""))
         if not self._lines[line]:
             self._forget(line)
         return told
@@ -214,7 +215,8 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
             shown.add(words.pack({**status, "params": job.params} if message.params else status))
         if len(shown) % rows == 0:
             now, rows = yield False
-    return (OK, *(after or ())), shown.array()
+    after_a, after_b = after or (None, None)
+    return Listed(after_a, after_b, shown.array())
 
 
 def filter_of(message: Any) -> Filter:
@@ -234,7 +236,7 @@ def _late(_: Desk, __: Store, ___: Any) -> Walk:
 
 def _act(desk: Desk, store: Store, message: Act) -> Walk:
     """Act on a page of jobs."""
-    known = desk.remembered.get(message.request)
+    known = desk.remembered.get(Kind.ACT, message.request)
     if known is not None:
         yield False
         return known
@@ -277,7 +279,7 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
     fields.add(words.pack("modules"), modules.map())
     for name, value in about.items():
         fields.add(words.pack(name), words.pack(value))
-    return (OK,), fields.map()
+    return Described(fields.map())
 
 
 def _modules(desk: Desk, _: Store, __: Any) -> Walk:
@@ -289,7 +291,7 @@ def _modules(desk: Desk, _: Store, __: Any) -> Walk:
         shown.add(words.pack({**module, "broken": module["broken"][-BRIEF_CHARS:]} if is_long else module))
         if len(shown) % rows == 0:
             _now, rows = yield False
-    return (OK,), shown.array()
+    return Described(shown.array())
 
 
 def _workers(desk: Desk, _: Store, __: Any) -> Walk:
@@ -303,7 +305,7 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
         if looked_at >= rows:
             looked_at = 0
             _now, rows = yield False
-    return (OK,), shown.array()
+    return Described(shown.array())
 
 
 def _backup(_: Desk, store: Store, message: Backup) -> Walk:
@@ -317,7 +319,7 @@ def _backup(_: Desk, store: Store, message: Backup) -> Walk:
     except (BadRequest, NotFound, StoreCorrupt) as error:
         # What is damaged is found by whoever needs it; a copy is no reason to stop.
         raise Refusal(error) from error
-    return (OK, *part[1:]), part.payload
+    return BackupPart(*part[1:], payload=part.payload)
 
 
 _WALKS: Final[dict[Kind, Callable[[Desk, Store, Any], Walk]]] = {
@@ -334,7 +336,7 @@ KINDS: Final = frozenset(_WALKS)
 def refused(asked: Asked) -> Reply | None:
     """The answer to a question that cannot be read."""
     (message,) = asked.messages
-    return Reply(asked.conn, asked.request, [refusal(message)]) if isinstance(message, GivaliaError) else None
+    return Reply(asked.conn, asked.request, [message]) if isinstance(message, GivaliaError) else None
 
 
 class _Parts:

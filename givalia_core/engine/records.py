@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from givalia_core.clock import Now
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull, TooLarge, Unauthorized
 from givalia_core.model import Job, OutcomeKind
+from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.times import to_datetime
@@ -35,7 +36,7 @@ Input: TypeAlias = Asked | Gone
 
 
 class Reply(NamedTuple):
-    """Answer one frame: an item for each of its commands.
+    """Answer one frame: a record or an error for each of its commands.
 
     `ended` is the id of the job if the frame waited for its end. Such an answer may be dropped and the wait asked again, by
     that id, when there is room for the result.
@@ -43,7 +44,7 @@ class Reply(NamedTuple):
 
     conn: int
     request: int
-    items: list[Item]
+    answers: list[Answer]
     ended: bytes = b""
 
 

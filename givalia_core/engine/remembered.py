@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 
+from givalia_core.errors import StoreCorrupt
 from givalia_core.model import REMEMBERED_AT_LEAST_US
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import Answer, Unreadable, decode, to_item
+from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Kept
 
 BYTES_MAX: Final = 128 << 20
@@ -24,16 +26,18 @@ FORGOTTEN_AT_ONCE: Final = 4_000  # In one turn, which adds fewer unless one of 
 _pack = msgpack.Packer(autoreset=True).pack
 
 
-def pack(answer: Item) -> bytes:
-    """An answer without a payload, as it is kept."""
-    packed: bytes = _pack(answer[0])
+def pack(answer: Answer) -> bytes:
+    """Return an answer without a payload, as it is kept."""
+    packed: bytes = _pack(to_item(answer)[0])
     return packed
 
 
-def unpack(packed: bytes) -> Item:
-    """The answer that was packed."""
-    fields: list[Any] = msgpack.unpackb(packed)
-    return fields, b""
+def unpack(kind: Kind, packed: bytes) -> Answer:
+    """Return the answer to a command of this kind that was packed; one that cannot be read is an error, too."""
+    try:
+        return decode(kind, msgpack.unpackb(packed))
+    except Unreadable as error:  # Another server of the store has kept it, perhaps of a later version.
+        return StoreCorrupt(f"the answer that this command was given cannot be read: {error}")
 
 
 class Remembered:
@@ -51,10 +55,10 @@ class Remembered:
         """Return whether another answer can be added besides so many that are about to be."""
         return self.bytes + more * ENTRY_BYTES < BYTES_MAX
 
-    def get(self, request: bytes) -> Item | None:
+    def get(self, kind: Kind, request: bytes) -> Answer | None:
         """Return the answer that this request was given; None if it is not known."""
         packed = self._answers.get(request)
-        return None if packed is None else unpack(packed)
+        return None if packed is None else unpack(kind, packed)
 
     def add(self, answers: Iterable[Kept], mono_us: int) -> None:
         """Remember answers from now on."""

@@ -19,7 +19,7 @@ from givalia_core.engine.desk import Batch, Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
 from givalia_core.errors import NotFound
 from givalia_core.model import ENDED, RUNNING, Job
-from givalia_core.protocol.messages import Kind, Stop, item, refusal
+from givalia_core.protocol.messages import Kind, Stop, item
 from givalia_core.store.base import Event, News, Watched
 from givalia_core.views import text_id
 
@@ -89,7 +89,7 @@ def review(desk: Desk, suspects: Iterable[bytes], found: dict[bytes, Job]) -> li
         if (lease := desk.leases.get(job_id)) is not None:
             effects += _review_lease(desk, lease, job)
         if job is None or job.state in ENDED:
-            told = words.end(job) if job is not None else refusal(NotFound(f"no job has the id {text_id(job_id)} any more"))
+            told = words.end(job) if job is not None else NotFound(f"no job has the id {text_id(job_id)} any more")
             effects += [Reply(*waiter, [told], job_id) for waiter in desk.waits.end(job_id)]
     return effects
 

@@ -17,7 +17,7 @@ from givalia_core.engine.names import Names
 from givalia_core.engine.records import Asked, Hook
 from givalia_core.hooks import HOOKS
 from givalia_core.policy import Policy
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Change, Event, Found, Wanted
 
@@ -27,7 +27,7 @@ NOBODY: Final = -1  # Looks after no lease.
 class Decided(NamedTuple):
     """The answer to the command, what must be stored for it to be true, and the calls of hooks that it then owes."""
 
-    answer: Item
+    answer: Answer
     changes: list[Change]
     events: list[Event]
 

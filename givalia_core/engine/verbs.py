@@ -24,9 +24,8 @@ from givalia_core.model import (
     evolve,
     join_target,
 )
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, LendingResumed, Moved, Shown
 from givalia_core.protocol.messages import (
-    OK,
     Cancel,
     Enq,
     Ext,
@@ -43,7 +42,7 @@ from givalia_core.store.base import VARIANTS_MAX, Route
 from givalia_core.views import id_in, text_id
 
 
-def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
+def enq(batch: Batch, asked: Asked, message: Enq) -> Answer:
     """Make the job, or do with the live one of its key what `if_exists` says."""
     now = batch.now
     on_wall, due_at_us = dues.due_of(message.delay_us, message.at_us, now)
@@ -75,7 +74,7 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Item:
     )
     batch.insert(job)
     batch.hook("on_enq", job)
-    return (OK, job.id, due_on_wall_us, batch.desk.durability), b""
+    return Enqueued(job.id, due_on_wall_us, batch.desk.durability)
 
 
 def _taken(holder: Job) -> DuplicateKey:
@@ -108,7 +107,7 @@ def _admitted_specifier(batch: Batch, message: Enq) -> str | None:
     return route.specifier
 
 
-def _known_enq(batch: Batch, message: Enq) -> Item | None:
+def _known_enq(batch: Batch, message: Enq) -> Answer | None:
     if batch.is_unheard(message.id):
         return None
     job = batch.by_id(message.id) or batch.by_request(message.id)
@@ -116,16 +115,16 @@ def _known_enq(batch: Batch, message: Enq) -> Item | None:
         return None
     past = _past(job, message.id)
     due_at_us = job.due_on_wall_us(batch.now) if past is None else past.due_at_us
-    return (OK, job.id, due_at_us, batch.desk.durability), b""
+    return Enqueued(job.id, due_at_us, batch.desk.durability)
 
 
 def _past(job: Job, request: bytes) -> Answered | None:
     return next((past for past in job.answered if past.request == request), None)
 
 
-def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us: int) -> Item:
+def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us: int) -> Answer:
     if message.if_exists == "keep":
-        return (OK, holder.id, holder.due_on_wall_us(batch.now), batch.desk.durability), b""
+        return Enqueued(holder.id, holder.due_on_wall_us(batch.now), batch.desk.durability)
     if message.if_exists == "refuse":
         raise Refusal(_taken(holder))
     if holder.state is RUNNING:
@@ -146,7 +145,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
             "specifier": _admitted_specifier(batch, message),
         }
     job = _moved(batch, holder, message.if_exists, message.id, on_wall, due_at_us, changes)
-    return (OK, job.id, job.due_on_wall_us(batch.now), batch.desk.durability), b""
+    return Enqueued(job.id, job.due_on_wall_us(batch.now), batch.desk.durability)
 
 
 def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_at_us: int, changes: dict[str, Any]) -> Job:
@@ -162,28 +161,28 @@ def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_
     return moved
 
 
-def cancel(batch: Batch, asked: Asked, message: Cancel) -> Item:
+def cancel(batch: Batch, asked: Asked, message: Cancel) -> Answer:
     """Call the job off; it will not start again once this is answered."""
     job = _known(batch, message)
     if job.state is CANCELLED:
-        return (OK, "cancelled"), b""
+        return Cancelled("cancelled")
     if job.state is WAITING:
         answered = batch.answered(job, message.request, "cancel", 0)
         batch.hook("on_cancel", batch.end(job, "cancel", answered=answered), running=False)
-        return (OK, "cancelled"), b""
+        return Cancelled("cancelled")
     if job.state is not RUNNING or not message.running:
         raise Refusal(_wrong_state(batch, job, message))
     if not job.stop_asked:
         _ask_stop(batch, job, message.request)
-    return (OK, "stop_requested"), b""
+    return Cancelled("stop_requested")
 
 
-def _known_cancel(batch: Batch, message: Cancel) -> Item | None:
+def _known_cancel(batch: Batch, message: Cancel) -> Answer | None:
     job = batch.by_request(message.request)
     if job is None:
         return None
     past = _past(job, message.request)
-    return (OK, "stop_requested" if past is not None and past.act == "ask_stop" else "cancelled"), b""
+    return Cancelled("stop_requested" if past is not None and past.act == "ask_stop" else "cancelled")
 
 
 def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
@@ -198,7 +197,7 @@ def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
         batch.tell(job.seq, room.session.conn, Kind.STOP, item(Stop(job.id, job.fence)))
 
 
-def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
+def ext(batch: Batch, asked: Asked, message: Ext) -> Answer:
     """Move the due of a job that has not started."""
     if (message.delta_us is None) == (message.at_us is None):
         raise Refusal(BadRequest("ext takes either a time or an at"))
@@ -208,18 +207,18 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Item:
         raise Refusal(_wrong_state(batch, job, message))
     on_wall, due_at_us = dues.moved(job, message.delta_us, message.at_us, now)
     moved = _moved(batch, job, "ext", message.request, on_wall, due_at_us, {})
-    return (OK, moved.id, moved.due_on_wall_us(now)), b""
+    return Moved(moved.id, moved.due_on_wall_us(now))
 
 
-def _known_move(batch: Batch, message: Ext | Requeue) -> Item | None:
+def _known_move(batch: Batch, message: Ext | Requeue) -> Answer | None:
     job = batch.by_request(message.request)
     if job is None:
         return None
     past = _past(job, message.request)
-    return (OK, job.id, job.due_on_wall_us(batch.now) if past is None else past.due_at_us), b""
+    return Moved(job.id, job.due_on_wall_us(batch.now) if past is None else past.due_at_us)
 
 
-def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
+def requeue(batch: Batch, asked: Asked, message: Requeue) -> Answer:
     """Give a dead or cancelled job another life, with all its attempts."""
     _one_name(message)
     job, last = batch.named(message.key, message.id)
@@ -242,24 +241,24 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Item:
     again = again._replace(answered=batch.answered(job, message.request, "requeue", due_on_wall_us))
     batch.put(job, again)
     batch.hook("on_requeue", again)
-    return (OK, again.id, due_on_wall_us), b""
+    return Moved(again.id, due_on_wall_us)
 
 
-def resume(batch: Batch, asked: Asked, message: ResumeLending) -> Item:
+def resume(batch: Batch, asked: Asked, message: ResumeLending) -> Answer:
     """End the hold of this server; jobs that are ready are lent from the next batch on."""
     is_holding = batch.desk.is_holding
     if is_holding:
         batch.ends_hold = True
         batch.news("resumed", asked.conn)
-    return (OK, is_holding), b""
+    return LendingResumed(is_holding)
 
 
-def _known_resume(batch: Batch, message: ResumeLending) -> Item | None:
+def _known_resume(batch: Batch, message: ResumeLending) -> Answer | None:
     """No job knows it."""
     return None
 
 
-KNOWN: Final[dict[Kind, Callable[[Batch, Any], Item | None]]] = {
+KNOWN: Final[dict[Kind, Callable[[Batch, Any], Answer | None]]] = {
     Kind.ENQ: _known_enq,
     Kind.CANCEL: _known_cancel,
     Kind.EXT: _known_move,
@@ -270,17 +269,17 @@ KNOWN: Final[dict[Kind, Callable[[Batch, Any], Item | None]]] = {
 a job; None if no job knows the request."""
 
 
-def stat(batch: Batch, asked: Asked, message: Stat) -> Item:
+def stat(batch: Batch, asked: Asked, message: Stat) -> Answer:
     """What is known of a job: the live one of a key, else the one that ended last."""
     job = _known(batch, message)
     shown, result = words.status(batch.desk, job, batch.now), job.result or b""
     if not message.params:
-        return (OK, shown), result
+        return Shown(shown, result)
     shown["params_bytes"] = len(job.params)
-    return (OK, shown), result + job.params
+    return Shown(shown, result + job.params)
 
 
-def wait(batch: Batch, asked: Asked, message: Wait) -> Item | None:
+def wait(batch: Batch, asked: Asked, message: Wait) -> Answer | None:
     """Answer when the job has ended, which may be in this batch; the answer is an effect of its own."""
     if len(asked.messages) > 1:
         raise Refusal(BadRequest("a wait is alone in its frame"))

@@ -14,9 +14,9 @@ from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
 from givalia_core.headline import headline
-from givalia_core.model import CANCELLED, DEAD, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
-from givalia_core.protocol import frames, messages
-from givalia_core.protocol.frames import Item
+from givalia_core.model import CANCELLED, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
+from givalia_core.protocol import frames
+from givalia_core.protocol.answers import Answer, EndedCancelled, EndedDead, EndedDone
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
 from givalia_core.times import length_words, to_datetime
@@ -143,13 +143,13 @@ def brief(job: Job, *, params: bool) -> Job:
     return job._replace(params=job.params if params else b"", result=None)
 
 
-def end(job: Job) -> Item:
+def end(job: Job) -> Answer:
     """What `wait` answers once the job has ended."""
     if job.state is DONE:
-        return (messages.OK, str(DONE), job.result_error), job.result or b""
+        return EndedDone(job.result_error, job.result or b"")
     if job.state is CANCELLED:
-        return (messages.OK, str(CANCELLED)), b""
-    return (messages.OK, str(DEAD), job.reason, job.error), b""
+        return EndedCancelled()
+    return EndedDead(job.reason, job.error)
 
 
 def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[str, Any]:

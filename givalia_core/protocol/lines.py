@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, TooLarge, WrongState
 from givalia_core.model import ENDED, JobState
 from givalia_core.protocol import messages, values
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, Moved, Shown
 from givalia_core.protocol.messages import ANY, Kind
 from givalia_core.times import length_to_us
 from givalia_core.views import text_id, wire_id
@@ -251,17 +251,15 @@ _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]").search
 _NO_BRACKETS: Final = re.compile(r'"(?:[^"\\]+|\\.)*+(?:"|\\?\Z)|[^"\[\]{}]+', re.DOTALL).sub
 
 
-def encode(kind: Kind, item: Item, *, is_of_live_key: bool = False) -> bytes:
-    """The line that answers a request of this kind with this item of the engine; see `Request.is_of_live_key`."""
-    fields, _ = item
-    error = messages.answer_error(fields)
-    if is_of_live_key and isinstance(error, WrongState) and error.details.get("state") in ENDED:
-        error = NotFound("no live job has the key")
-    if error is None:
-        return _line("success", **_SUCCESS[kind](fields))
-    if kind is Kind.STAT and isinstance(error, NotFound):
+def encode(kind: Kind, answer: Answer, *, is_of_live_key: bool = False) -> bytes:
+    """Return the line that answers a request of this kind; see `Request.is_of_live_key`."""
+    if not isinstance(answer, GivaliaError):
+        return _line("success", **_SUCCESS[type(answer)](answer))
+    if is_of_live_key and isinstance(answer, WrongState) and answer.details.get("state") in ENDED:
+        return fail(NotFound("no live job has the key"))
+    if kind is Kind.STAT and isinstance(answer, NotFound):
         return _line("success", desc={"que": False})
-    return fail(error)
+    return fail(answer)
 
 
 def fail(error: GivaliaError) -> bytes:
@@ -280,29 +278,30 @@ _WORDS_OF_2012: Final[dict[type[GivaliaError], str]] = {
 }
 
 
-def _enq_done(fields: Sequence[Any]) -> dict[str, Any]:
-    return {"desc": "enque successfull.", "id": text_id(fields[1])}
+def _enqueued(answer: Enqueued) -> dict[str, Any]:
+    return {"desc": "enque successfull.", "id": text_id(answer.id)}
 
 
-def _stat_done(fields: Sequence[Any]) -> dict[str, Any]:
-    status = fields[1]
+def _shown_status(answer: Shown) -> dict[str, Any]:
+    status = answer.status
     is_queued = status["state"] in (JobState.WAITING, JobState.READY)
     timeleft = {"timeleft": status["timeleft_us"] // SECOND_US} if is_queued else {}
     shown = {name: status[name] for name in ("state", "attempts", "worker", "error", "why")}
     return {"desc": {"que": is_queued, **timeleft, "id": text_id(status["id"]), **shown}}
 
 
-def _cancel_done(fields: Sequence[Any]) -> dict[str, Any]:
-    return {"desc": "Cancel successfull." if fields[1] == "cancelled" else "The job runs; it was asked to stop."}
+def _cancelled(answer: Cancelled) -> dict[str, Any]:
+    is_cancelled = answer.outcome == "cancelled"
+    return {"desc": "Cancel successfull." if is_cancelled else "The job runs; it was asked to stop."}
 
 
-def _ext_done(fields: Sequence[Any]) -> dict[str, Any]:
+def _moved(_: Moved) -> dict[str, Any]:
     return {"desc": "Extend successfull."}
 
 
-_SUCCESS: Final[dict[Kind, Callable[[Sequence[Any]], dict[str, Any]]]] = {
-    Kind.ENQ: _enq_done,
-    Kind.STAT: _stat_done,
-    Kind.CANCEL: _cancel_done,
-    Kind.EXT: _ext_done,
+_SUCCESS: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
+    Enqueued: _enqueued,
+    Shown: _shown_status,
+    Cancelled: _cancelled,
+    Moved: _moved,
 }

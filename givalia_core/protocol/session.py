@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 from givalia_core.clock import Reading, new_id, read_system
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
 from givalia_core.protocol import frames, lines, messages
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import CLIENT_KINDS, OK, WORKER_KINDS, Kind
+from givalia_core.protocol.answers import Answer, Greeting, Uptime, to_item
+from givalia_core.protocol.messages import CLIENT_KINDS, WORKER_KINDS, Kind
 from givalia_core.version import __version__
 
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
@@ -24,7 +24,7 @@ DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decod
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 AGENT: Final = "givalia"
 BUSY: Final = "this server has as many connections as it takes"
-GREETING: Final = (OK, messages.VERSION, AGENT, __version__)
+GREETING: Final = Greeting(messages.VERSION, AGENT, __version__)
 """The answer to hello."""
 
 
@@ -134,10 +134,10 @@ class Session:
         """How many frames `take_out` has the answers to: nothing is to be decided for them."""
         return 0 if self._talk is None else self._talk.at_once
 
-    def answer(self, request: int, items: list[Item]) -> bytes:
+    def answer(self, request: int, answers: list[Answer]) -> bytes:
         """The bytes that answer a frame or line."""
         assert self._talk is not None
-        return self._talk.answer(request, items)
+        return self._talk.answer(request, answers)
 
     def take_out(self) -> bytes:
         """What is to be sent at once, such as the answer to hello."""
@@ -208,7 +208,7 @@ class _Framed:
             return
         self.is_open = True
         self.agent = hello.agent
-        self._out.append(frames.encode(Kind.ANSWER, frame.request, [(GREETING, b"")]))
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [to_item(GREETING)]))
 
     def _take(self, frame: frames.Frame, asks: list[Ask]) -> None:
         if frame.kind == Kind.STAT and not frame.items:
@@ -238,7 +238,7 @@ class _Framed:
         # We tell the uptime, which counts suspended time; decisions are made on the monotonic clock.
         _, uptime_us, mono_us = self._read_clock()
         self._until_us = None if clock.until_us is None else clock.until_us - uptime_us + mono_us
-        self._out.append(frames.encode(Kind.ANSWER, frame.request, [((OK, uptime_us), b"")]))
+        self._out.append(frames.encode(Kind.ANSWER, frame.request, [to_item(Uptime(uptime_us))]))
 
     def _legal_kind(self, frame: frames.Frame) -> Kind:
         try:
@@ -256,8 +256,8 @@ class _Framed:
     def _refuse(self, request: int, error: GivaliaError) -> None:
         self._out.append(frames.encode(Kind.ANSWER, request, [messages.refusal(error)]))
 
-    def answer(self, request: int, items: list[Item]) -> bytes:
-        return frames.encode(Kind.ANSWER, request, items)
+    def answer(self, request: int, answers: list[Answer]) -> bytes:
+        return frames.encode(Kind.ANSWER, request, map(to_item, answers))
 
     def take_out(self) -> bytes:
         out, self._out = b"".join(self._out), []
@@ -354,9 +354,9 @@ class _Lines:
         self._asked[self._count] = asked.kind, asked.is_of_live_key
         return Ask(self._count, asked.kind, [asked.message], is_once=True)
 
-    def answer(self, request: int, items: list[Item]) -> bytes:
+    def answer(self, request: int, answers: list[Answer]) -> bytes:
         kind, is_of_live_key = self._asked.pop(request)
-        return lines.encode(kind, items[0], is_of_live_key=is_of_live_key)
+        return lines.encode(kind, answers[0], is_of_live_key=is_of_live_key)
 
     def take_out(self) -> bytes:
         out, self._out = self._out, b""

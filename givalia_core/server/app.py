@@ -32,12 +32,12 @@ from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Asked, Gone, Input, Reply
 from givalia_core.engine.words import HOLDS
-from givalia_core.errors import SettingsInvalid, ShuttingDown, StoreAway, StoreError
+from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.printable import without_secrets
 from givalia_core.program import give_back_memory
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Info, Kind, answer_error
+from givalia_core.protocol.answers import Answer, Described
+from givalia_core.protocol.messages import Info, Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage, peers
 from givalia_core.server.alarm import Alarm
@@ -173,7 +173,7 @@ class Server:
         self._engine.desk.is_holding = self.settings.hold
         self._started_us = self._clock.read().wall_us
         self._thread = thread_now()
-        self._other_threads: deque[tuple[Any, Future[Item]]] = deque()
+        self._other_threads: deque[tuple[Any, Future[Answer]]] = deque()
         self._from_threads = gevent.get_hub().loop.async_()
         self._from_threads.start(self._take_from_threads)
         self._alarm.open()
@@ -602,7 +602,7 @@ class Server:
         self._home.check()
         if self._is_stopping:
             raise ShuttingDown("the server is stopping")
-        future: Future[Item] = Future()
+        future: Future[Answer] = Future()
         if thread_now() == self._thread:
             self._ask_inside(Info(), future)
             while not future.done():
@@ -611,10 +611,11 @@ class Server:
         else:
             self._other_threads.append((Info(), future))
             self._from_threads.send()
-        fields, payload = future.result(timeout=10)
-        if (error := answer_error(fields)) is not None:
-            raise error
-        known: dict[str, Any] = msgpack.unpackb(payload)
+        answer = future.result(timeout=10)
+        if isinstance(answer, GivaliaError):
+            raise answer
+        assert isinstance(answer, Described)
+        known: dict[str, Any] = msgpack.unpackb(answer.payload)
         return known
 
     def troubles(self) -> dict[str, dict[str, Any] | None]:
@@ -628,7 +629,7 @@ class Server:
         while self._other_threads:
             self._ask_inside(*self._other_threads.popleft())
 
-    def _ask_inside(self, message: Any, future: Future[Item]) -> None:
+    def _ask_inside(self, message: Any, future: Future[Answer]) -> None:
         self._last_inside += 1
         self._delivery.asked_inside[self._last_inside] = future
         self._submit(Asked(INSIDE, self._last_inside, Kind.INFO, [message]))

@@ -21,7 +21,7 @@ from gevent.event import Event
 from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Asked
-from givalia_core.protocol.frames import Item
+from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask, Port, Session
 from givalia_core.server.unread import Unread
@@ -229,14 +229,14 @@ class Connection:
 
     # Writing.
 
-    def answer(self, request: int, items: list[Item]) -> bytes:
+    def answer(self, request: int, answers: list[Answer]) -> bytes:
         """Note that a request is answered; return the bytes of the answer."""
         if request in self._waits:
             self._waits.discard(request)
         else:
             self._commands -= self._in_flight.pop(request, 0)
             self._reads.discard(request)
-        return self.session.answer(request, items)
+        return self.session.answer(request, answers)
 
     def postpone(self, request: int) -> None:
         """Note that a wait is over and is answered later, also if the peer ends its side meanwhile."""

@@ -14,8 +14,8 @@ from givalia_core.clock import Now
 from givalia_core.engine.records import Asked, Close, Effect, Hook, News, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Kind, Wait, refusal
+from givalia_core.protocol.answers import Answer, EndedDone
+from givalia_core.protocol.messages import Kind, Wait
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
@@ -39,7 +39,7 @@ class Delivery:
         self._unread = unread
         self._runner = runner
         self._journal = journal
-        self.asked_inside: dict[int, Future[Item]] = {}  # By request, what code in this process waits for.
+        self.asked_inside: dict[int, Future[Answer]] = {}  # By request, what code in this process waits for.
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Send what is true now, to one connection after the other; then make the calls that end connections."""
@@ -67,7 +67,7 @@ class Delivery:
 
     def _answer_inside(self, effect: Reply | Tell) -> None:
         if isinstance(effect, Reply):
-            self.asked_inside.pop(effect.request).set_result(effect.items[0])
+            self.asked_inside.pop(effect.request).set_result(effect.answers[0])
 
     def _say(self, connection: Connection, told: Iterable[Reply | Tell], turn: _Turn) -> None:
         """Send one connection its answers, in one write unless they are large.
@@ -95,7 +95,8 @@ class Delivery:
 
     def _has_room(self, connection: Connection, reply: Reply, size: int, turn: _Turn) -> bool:
         """Return whether the end of a job can be told now; if not, the wait is asked again."""
-        takes = connection.takes(size + len(reply.items[0][1]))
+        (end,) = reply.answers
+        takes = connection.takes(size + (len(end.payload) if isinstance(end, EndedDone) else 0))
         turn.ends += 1
         if takes and turn.sent_bytes < turn.bytes_most and turn.ends <= DELIVERED_ENDS:
             return True
@@ -117,9 +118,9 @@ class _Turn:
 def _answer(connection: Connection, reply: Reply) -> bytes:
     """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
     try:
-        return connection.answer(reply.request, reply.items)
+        return connection.answer(reply.request, reply.answers)
     except GivaliaError as error:
-        return connection.session.answer(reply.request, [refusal(error)] * len(reply.items))
+        return connection.session.answer(reply.request, [error] * len(reply.answers))
 
 
 def _frames(effect: Tell) -> list[bytes]:

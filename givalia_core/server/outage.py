@@ -11,8 +11,7 @@ from typing import Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import Busy, StoreAway
-from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import CLIENT_KINDS, Kind, refusal
+from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 
 PATIENCE_US: Final = SECOND_US  # A store that is away for less is only slow.
 STUCK_US: Final = 2 * SECOND_US  # A turn that has lasted for so long waits for something that may take much longer.
@@ -22,7 +21,7 @@ RETRY_MAX_S: Final = 0.5
 # What clients are told to ask later. A `wait` stays: it is answered when the store is back. Workers hear nothing, for nobody
 # knows what is still theirs, and try another server in time.
 PUT_OFF: Final = CLIENT_KINDS - {Kind.WAIT}
-BUSY: Final[Item] = refusal(Busy("the store does not answer for now; nothing changed", retry_after=1.0))
+BUSY: Final = Busy("the store does not answer for now; nothing changed", retry_after=1.0)
 
 log = logging.getLogger("givalia.server")
 

@@ -20,6 +20,7 @@ from givalia_core.engine.core import Engine
 from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
+from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Change, Commit, Retention, Route
@@ -285,11 +286,11 @@ class SimServer:
         if asked is None:
             self._world.history.blame("protocol", f"request {reply.request} of {reply.conn} was answered twice or never made")
             return
+        items = [to_item(answer) for answer in reply.answers]
         if asked.kind in CLIENT_KINDS:
             history = self._world.history
-            for message, answer in zip(asked.messages, reply.items, strict=True):
+            for message, answer in zip(asked.messages, items, strict=True):
                 history.said.append(Said(history.turns, self._world.now_us, asked.kind, message, answer))
         conn = self._conns.get(reply.conn)
         if conn is not None:
-            items = answer_over_the_wire(reply.items) if self._world.rng.random() < 0.1 else reply.items
-            conn.tell(Kind.ANSWER, reply.request, items)
+            conn.tell(Kind.ANSWER, reply.request, answer_over_the_wire(items) if self._world.rng.random() < 0.1 else items)

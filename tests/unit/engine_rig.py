@@ -15,6 +15,7 @@ from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input,
 from givalia_core.model import Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Store, Wanted
@@ -29,6 +30,11 @@ CLIENT = 1  # The connection that asks, where no other is named.
 def uid(number: int) -> bytes:
     """The id of this number."""
     return number.to_bytes(16, "big")
+
+
+def items_of(reply: Reply) -> list[Item]:
+    """The answers of a reply as they travel."""
+    return [to_item(answer) for answer in reply.answers]
 
 
 class Dispatched(NamedTuple):
@@ -85,7 +91,7 @@ class EngineRig:
         for effect in effects:
             if isinstance(effect, Reply):
                 assert (effect.conn, effect.request) not in self.replies, "answered twice"
-                self.replies[effect.conn, effect.request] = effect.items
+                self.replies[effect.conn, effect.request] = items_of(effect)
             elif isinstance(effect, Tell):
                 self._hear(effect)
             elif isinstance(effect, Hook):

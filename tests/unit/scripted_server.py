@@ -31,7 +31,7 @@ class Line:
 
     def say(self, ask: Ask, items: Iterable[Item]) -> None:
         """Answer."""
-        self._socket.sendall(self._session.answer(ask.request, list(items)))
+        self._socket.sendall(frames.encode(Kind.ANSWER, ask.request, items))
 
     def refuse(self, ask: Ask, error: GivaliaError) -> None:
         """Answer each command with an error, and a frame without commands with one."""

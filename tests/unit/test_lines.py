@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, TooLarge, WrongState
 from givalia_core.model import TEN_YEARS_US
-from givalia_core.protocol import lines, messages
+from givalia_core.protocol import answers, lines, messages
 from givalia_core.protocol.frames import Reader as FrameReader
 from givalia_core.protocol.frames import encode as encode_frame
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Kind, Stat
@@ -74,7 +74,7 @@ def read(line: bytes) -> Any:
 
 
 def answer(kind: Kind, *fields: Any) -> Any:
-    return read(lines.encode(kind, (fields, b"")))
+    return read(lines.encode(kind, answers.decode(kind, fields)))
 
 
 def cpu_seconds(line: bytes) -> float:
@@ -560,9 +560,9 @@ def test_stat_of_a_job_that_started_or_ended_is_not_queued(state: str) -> None:
 
 
 def test_stat_of_an_unknown_key_is_a_success() -> None:
-    fields, payload = messages.refusal(NotFound("no job has the key k"))
+    said = lines.encode(Kind.STAT, NotFound("no job has the key k"))
 
-    assert json.loads(lines.encode(Kind.STAT, (fields, payload))) == {"response": "success", "desc": {"que": False}}
+    assert json.loads(said) == {"response": "success", "desc": {"que": False}}
 
 
 @pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.EXT])
@@ -582,7 +582,7 @@ def test_a_key_whose_last_job_ended_is_not_found_as_in_2012(action: dict[str, An
     session = Session(Port.CLIENT)
     (asked,) = session.feed(json.dumps(action).encode() + b"\n")
 
-    said = session.answer(asked.request, [messages.refusal(WrongState("the job is done", state="done"))])
+    said = session.answer(asked.request, [WrongState("the job is done", state="done")])
 
     assert json.loads(said) == {"response": "fail", "desc": words}
 
@@ -591,15 +591,15 @@ def test_a_running_job_of_a_key_is_refused_in_lines_as_before() -> None:
     session = Session(Port.CLIENT)
     (asked,) = session.feed(b'{"action":"cancel","job":{"key":"k"}}\n')
 
-    said = session.answer(asked.request, [messages.refusal(WrongState("the job is running", state="running"))])
+    said = session.answer(asked.request, [WrongState("the job is running", state="running")])
 
     assert json.loads(said)["desc"] == "the job is running"
 
 
 def test_a_live_key_is_refused_in_exactly_these_words() -> None:
-    item = messages.refusal(DuplicateKey("key k is held by a live job", id=str(JOB_ID)))
+    said = lines.encode(Kind.ENQ, DuplicateKey("key k is held by a live job", id=str(JOB_ID)))
 
-    assert lines.encode(Kind.ENQ, item) == b'{"response":"fail","desc":"Key already exists."}\n'
+    assert said == b'{"response":"fail","desc":"Key already exists."}\n'
 
 
 @pytest.mark.parametrize("error", [

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from engine_rig import EngineRig, uid
+from engine_rig import EngineRig, items_of, uid
 
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
@@ -86,7 +86,7 @@ def test_a_listing_that_finds_nothing_is_walked_in_turns_each_bounded_in_time_an
 
     (told,) = rig.walk_all(vain(rig, 5))
 
-    assert (told.conn, told.items[0]) == (5, (("OK",), msgpack.packb([])))
+    assert (told.conn, items_of(told)[0]) == (5, (("OK",), msgpack.packb([])))
     assert sum(rig.slow.looked_at) >= 2_000
     assert max(rig.slow.looked_at) * ROW_US < 2 * questions.STEP_US
 
@@ -114,7 +114,7 @@ def test_an_act_whose_filter_admits_nothing_is_walked_in_turns_each_bounded_in_t
 
     (told,) = rig.walk_all(rig.frame(Kind.ACT, m.Act(uid(1), "cancel", module="Nobody"), conn=5))
 
-    assert told.items[0][0][1] == {}
+    assert items_of(told)[0][0][1] == {}
 
 
 def test_a_lease_is_renewed_and_a_job_settled_in_the_turn_in_which_its_worker_says_so_whatever_is_walked() -> None:
@@ -128,7 +128,7 @@ def test_a_lease_is_renewed_and_a_job_settled_in_the_turn_in_which_its_worker_sa
     before_us = rig.now.mono_us
     effects = turn.turn(rig.engine, rig.store, rig.timer, [*(vain(rig, 5, n) for n in range(8)), beat, done], rig.clock)
 
-    assert [each.items for each in effects if isinstance(each, Reply)] == [[(("OK",), b"")]] * 2
+    assert [items_of(each) for each in effects if isinstance(each, Reply)] == [[(("OK",), b"")]] * 2
     assert rig.now.mono_us == before_us
 
 
@@ -136,10 +136,10 @@ def test_a_listing_looks_at_a_bounded_number_of_rows_and_says_where_it_goes_on()
     rig = SlowRig(jobs=SCAN_MAX + 1_000)
 
     (told,) = rig.walk_all(vain(rig, 5))
-    (rest,) = rig.walk_all(rig.frame(Kind.LIST, m.List("waiting", "Nobody", None, 100, *told.items[0][0][1:]), conn=5))
+    (rest,) = rig.walk_all(rig.frame(Kind.LIST, m.List("waiting", "Nobody", None, 100, *items_of(told)[0][0][1:]), conn=5))
 
-    assert len(told.items[0][0]) == 3
-    assert rest.items[0][0] == ("OK",)
+    assert len(items_of(told)[0][0]) == 3
+    assert items_of(rest)[0][0] == ("OK",)
 
 
 def test_a_listing_whose_asker_is_gone_is_walked_no_further() -> None:
@@ -188,7 +188,7 @@ def test_a_listing_that_takes_the_store_too_long_is_answered_busy_and_the_others
 
     told = rig.walk_all(vain(rig, 5, 1), vain(rig, 6, 2))
 
-    answers = {each.conn: m.answer_error(each.items[0][0]) for each in told}
+    answers = {each.conn: m.answer_error(items_of(each)[0][0]) for each in told}
     assert isinstance(answers[5], Busy)
     assert answers[6] is None
     assert not rig.engine.questions
@@ -265,7 +265,7 @@ def test_ready_jobs_are_counted_in_turns_each_bounded_in_time_however_many_modul
 
     (told,) = rig.walk_all(rig.frame(Kind.INFO, m.Info()))
 
-    shown = msgpack.unpackb(told.items[0][1])
+    shown = msgpack.unpackb(items_of(told)[0][1])
     assert shown["ready"] == "500"
     assert shown["jobs"]["M7"] == {"waiting": 1, "ready": 1}
 
@@ -279,7 +279,7 @@ def test_info_shows_what_was_stored_before_it_was_asked_also_while_another_is_wa
     turn.turn(rig.engine, rig.store, rig.timer, [rig.frame(Kind.ENQ, m.Enq(uid(7), "M7"))], rig.clock)
     rig.engine.questions.add(rig.frame(Kind.INFO, m.Info(), conn=6))
 
-    shown = {each.conn: msgpack.unpackb(each.items[0][1])["jobs"] for each in rig.walk_all()}
+    shown = {each.conn: msgpack.unpackb(items_of(each)[0][1])["jobs"] for each in rig.walk_all()}
 
     assert shown[6]["M7"] == {"waiting": 1, "ready": 1}
     assert "M0" in shown[5]
@@ -318,7 +318,7 @@ def test_what_many_workers_have_is_walked_in_steps(rig: EngineRig, kind: Kind, m
     while not (told := rig.engine.questions.step(rig.store, rig.now)):
         steps.append(told or ())
 
-    assert len(msgpack.unpackb(told[0].items[0][1])) == (500 if kind is Kind.MODULES else 100)
+    assert len(msgpack.unpackb(items_of(told[0])[0][1])) == (500 if kind is Kind.MODULES else 100)
     assert len(steps) > 20
 
 

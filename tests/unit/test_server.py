@@ -21,6 +21,7 @@ from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, _
 from givalia_core.engine.records import Asked, Gone, Reply
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
+from givalia_core.protocol.answers import TAKEN
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
 from givalia_core.server import Server, app, delivery
@@ -212,7 +213,7 @@ def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server
         def answer(request: int, items: list[Any]) -> bytes:
             raise TooLarge("it fits no frame")
 
-    assert delivery._answer(Refused(), Reply(1, 1, [(("OK",), b"")]))[0][0][0] == "TOO_LARGE"  # type: ignore[arg-type]
+    assert delivery._answer(Refused(), Reply(1, 1, [TAKEN]))[0].code == "TOO_LARGE"  # type: ignore[arg-type]
 
 
 def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: Server) -> None:

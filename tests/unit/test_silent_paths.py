@@ -13,7 +13,7 @@ from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, ev
 
 from givalia_core import Client, ConnectionLost
 from givalia_core.client import visit
-from givalia_core.protocol import pulse
+from givalia_core.protocol import frames, pulse
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Ask
 from givalia_core.views import text_id
@@ -92,7 +92,7 @@ def test_an_answer_that_arrives_in_pieces_keeps_its_connection(any_client: Any, 
     pieces = threading.Event()
 
     def drip(line: Line, ask: Ask) -> None:
-        data = line._session.answer(ask.request, [(("OK", "done", None), b"\x07")])
+        data = frames.encode(Kind.ANSWER, ask.request, [(("OK", "done", None), b"\x07")])
         for place in range(len(data)):
             line._socket.sendall(data[place : place + 1])
             pieces.wait(0.1)

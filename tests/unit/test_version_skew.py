@@ -11,6 +11,7 @@ from test_link import Rig, rig
 
 from givalia_core.errors import BadRequest, VersionMismatch
 from givalia_core.protocol import frames, session
+from givalia_core.protocol.answers import Greeting
 from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.messages import Credit, Hello, Kind, item
 from givalia_core.protocol.session import Ask, Port, Session
@@ -26,7 +27,7 @@ SHORT_CREDIT = BadRequest("CREDIT has 1 to 1 fields, not 2")
 @pytest.fixture(params=[(), ("0.0.9",)], ids=["a server that does not say its version", "one that does"])
 def theirs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What the servers of the test say of their version in their answer to hello."""
-    monkeypatch.setattr(session, "GREETING", ("OK", 1, "givalia", *request.param))
+    monkeypatch.setattr(session, "GREETING", Greeting(1, "givalia", *request.param))
     return request.param[0] if request.param else None
 
 

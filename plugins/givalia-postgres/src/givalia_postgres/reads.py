@@ -13,7 +13,6 @@ from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import remembered
 from givalia_core.errors import Busy, StoreAway, StoreCorrupt, StoreError, StoreFull
 from givalia_core.model import RUNNING, STORED_STATES, Job, JobState
-from givalia_core.protocol.messages import refusal
 from givalia_core.store.base import (
     READY_COUNTED_TO,
     SCAN_MAX,
@@ -73,7 +72,7 @@ READY: Final = JobState.READY
 ON_ITS_WAY_US: Final = 30 * SECOND_US  # From what was read to the commit of new jobs; nobody waits for its answer so long.
 NEVER_US: Final = 1 << 62
 DAMAGED_ANSWER: Final = remembered.pack(
-    refusal(StoreCorrupt("the answer that this command was given is damaged in the database; it changed nothing"))
+    StoreCorrupt("the answer that this command was given is damaged in the database; it changed nothing")
 )
 
 log = logging.getLogger("givalia.server")

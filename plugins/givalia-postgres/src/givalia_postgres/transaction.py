@@ -16,11 +16,12 @@ import psycopg
 from givalia_core.client import talk
 from givalia_core.clock import Now
 from givalia_core.engine.single import Decided, Single
-from givalia_core.errors import BadRequest, Busy, NotFound, StoreUnfit, TooLarge
+from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreUnfit, TooLarge
 from givalia_core.model import TEN_YEARS_US, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
-from givalia_core.protocol.frames import RESULT_BYTES_MAX, Item
+from givalia_core.protocol.answers import Answer, to_item
+from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, Succeed
 from givalia_core.store.base import Change, Found
 from givalia_core.views import text_id
@@ -95,9 +96,9 @@ def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) 
     if len(packed) > RESULT_BYTES_MAX:
         raise TooLarge(f"the result is {len(packed)} bytes long; {RESULT_BYTES_MAX} is the most")
     with _transaction(connection) as cursor:
-        fields, _ = _decide(cursor, Kind.SUCCEED, Succeed(job_id, fence, None, packed))
-    if (refused := messages.answer_error(fields)) is not None:
-        raise refused
+        answer = _decide(cursor, Kind.SUCCEED, Succeed(job_id, fence, None, packed))
+    if isinstance(answer, GivaliaError):
+        raise answer
 
 
 def takes(connection: Any) -> bool:
@@ -112,7 +113,7 @@ def _perform(connection: Any, call: talk.Call[T]) -> T:
     fields, payload = call.items[0]
     message = messages.check(call.kind, list(fields), payload)
     with _transaction(connection) as cursor:
-        fields, payload = _decide(cursor, call.kind, message)
+        fields, payload = to_item(_decide(cursor, call.kind, message))
     return talk.only(call, [talk.read_answer(call, list(fields), payload)])
 
 
@@ -178,7 +179,7 @@ class _Cursor:
 # The command.
 
 
-def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Item:
+def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Answer:
     ((is_there, is_known, is_durable, is_synced),) = cursor.ask((sql.DATABASE, ()))[0]
     if not is_there:
         raise StoreUnfit("this database has no tables of Givalia: start a server on it first")
