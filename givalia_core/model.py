@@ -97,8 +97,22 @@ def split_target(target: str) -> tuple[str, str | None]:
     return target_worker, specifier or None
 
 
-class Job(NamedTuple):
-    """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else the timer clock."""
+JOB_FIELDS: Final = (
+    "seq", "id", "key", "state", "module", "target_worker", "priority", "on_wall", "due_at_us", "expires_at_us",
+    "ended_at_us", "forget_at_us", "version", "enq_at_us", "attempt", "max_attempts", "timeout_us", "expires_us",
+    "retain_us", "backoff_us", "fence", "worker", "holder", "stop_asked", "releases", "replacements", "deaths", "reason",
+    "error", "result_error", "answered", "keeper", "started_at_us", "result", "specifier", "params",
+)  # fmt: skip
+"""The fields of a job in the order in which stores and exports write them. New ones go before `result`."""
+
+
+class Job:
+    """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else the timer clock.
+
+    A job is never changed once a batch or a store has it: `evolve` returns a copy, and only its caller sets fields of that.
+    """
+
+    __slots__ = JOB_FIELDS
 
     seq: int  # The order of enq; given by the engine, unique in a store.
     id: bytes  # The 16 bytes of a UUID made by the client.
@@ -109,35 +123,109 @@ class Job(NamedTuple):
     priority: int
     on_wall: bool
     due_at_us: int
-    expires_at_us: int | None = None  # On the clock of the due; None once an attempt has started.
-    ended_at_us: int = 0  # Timer clock, strictly increasing over the jobs of a store; 0 while live.
-    forget_at_us: int | None = None  # Timer clock; set when ended.
-    version: int = 1  # Grows with every change; a store refuses a change that was decided on an older one.
+    expires_at_us: int | None  # On the clock of the due; None once an attempt has started.
+    ended_at_us: int  # Timer clock, strictly increasing over the jobs of a store; 0 while live.
+    forget_at_us: int | None  # Timer clock; set when ended.
+    version: int  # Grows with every change; a store refuses a change that was decided on an older one.
     # From here to `result` a store of rows keeps the fields as one packed value and never looks inside.
-    enq_at_us: int = 0  # Wall clock.
-    attempt: int = 0
-    max_attempts: int | None = None  # None until the first claim fills in the module's or the server's default.
-    timeout_us: int | None = None
-    expires_us: int | None = None
-    retain_us: int | None = None
-    backoff_us: tuple[int, int] | None = None  # First delay and longest delay.
-    fence: int = 0
-    worker: str | None = None
-    holder: bytes | None = None  # The instance of the worker process that holds, or last held, the lease.
-    stop_asked: bool = False
-    releases: int = 0
-    replacements: int = 0
-    deaths: int = 0
-    reason: str | None = None  # Why it is dead, in a word.
-    error: str | None = None  # What the last failed attempt raised.
-    result_error: str | None = None  # Why a done job has no result.
-    answered: tuple[Answered, ...] = ()
-    keeper: int = 0  # The server that looks after the lease, where several share the store: its boot epoch.
-    started_at_us: int = 0  # Wall clock: when the last attempt was lent; 0 if none was.
-    result: bytes | None = None
+    enq_at_us: int  # Wall clock.
+    attempt: int
+    max_attempts: int | None  # None until the first claim fills in the module's or the server's default.
+    timeout_us: int | None
+    expires_us: int | None
+    retain_us: int | None
+    backoff_us: tuple[int, int] | None  # First delay and longest delay.
+    fence: int
+    worker: str | None
+    holder: bytes | None  # The instance of the worker process that holds, or last held, the lease.
+    stop_asked: bool
+    releases: int
+    replacements: int
+    deaths: int
+    reason: str | None  # Why it is dead, in a word.
+    error: str | None  # What the last failed attempt raised.
+    result_error: str | None  # Why a done job has no result.
+    answered: tuple[Answered, ...]
+    keeper: int  # The server that looks after the lease, where several share the store: its boot epoch.
+    started_at_us: int  # Wall clock: when the last attempt was lent; 0 if none was.
+    result: bytes | None
     # Kept by stores in the `target`, so that it is part of the route.
-    specifier: str | None = None  # What the version of the module's distribution must satisfy; None: any will do.
-    params: bytes = b""  # Last, for it seldom changes: a store that appends each state of a job leaves it out.
+    specifier: str | None  # What the version of the module's distribution must satisfy; None: any will do.
+    params: bytes  # Last, for it seldom changes: a store that appends each state of a job leaves it out.
+
+    def __init__(
+        self,
+        seq: int, id: bytes, key: str | None, state: JobState, module: str, target_worker: str, priority: int,
+        on_wall: bool, due_at_us: int, expires_at_us: int | None = None, ended_at_us: int = 0,
+        forget_at_us: int | None = None, version: int = 1, enq_at_us: int = 0, attempt: int = 0,
+        max_attempts: int | None = None, timeout_us: int | None = None, expires_us: int | None = None,
+        retain_us: int | None = None, backoff_us: tuple[int, int] | None = None, fence: int = 0, worker: str | None = None,
+        holder: bytes | None = None, stop_asked: bool = False, releases: int = 0, replacements: int = 0, deaths: int = 0,
+        reason: str | None = None, error: str | None = None, result_error: str | None = None,
+        answered: tuple[Answered, ...] = (), keeper: int = 0, started_at_us: int = 0, result: bytes | None = None,
+        specifier: str | None = None, params: bytes = b"",
+    ) -> None:  # fmt: skip
+        self.seq, self.id, self.key = seq, id, key
+        self.state, self.module, self.target_worker = state, module, target_worker
+        self.priority, self.on_wall, self.due_at_us = priority, on_wall, due_at_us
+        self.expires_at_us, self.ended_at_us, self.forget_at_us = expires_at_us, ended_at_us, forget_at_us
+        self.version, self.enq_at_us, self.attempt = version, enq_at_us, attempt
+        self.max_attempts, self.timeout_us, self.expires_us = max_attempts, timeout_us, expires_us
+        self.retain_us, self.backoff_us, self.fence = retain_us, backoff_us, fence
+        self.worker, self.holder, self.stop_asked = worker, holder, stop_asked
+        self.releases, self.replacements, self.deaths = releases, replacements, deaths
+        self.reason, self.error, self.result_error = reason, error, result_error
+        self.answered, self.keeper, self.started_at_us = answered, keeper, started_at_us
+        self.result, self.specifier, self.params = result, specifier, params
+
+    def copy(self) -> Job:
+        """Return a job with the same fields. Written out: each job is copied for every change."""
+        job = _new(Job)
+        job.seq, job.id, job.key = self.seq, self.id, self.key
+        job.state, job.module, job.target_worker = self.state, self.module, self.target_worker
+        job.priority, job.on_wall, job.due_at_us = self.priority, self.on_wall, self.due_at_us
+        job.expires_at_us, job.ended_at_us, job.forget_at_us = self.expires_at_us, self.ended_at_us, self.forget_at_us
+        job.version, job.enq_at_us, job.attempt = self.version, self.enq_at_us, self.attempt
+        job.max_attempts, job.timeout_us, job.expires_us = self.max_attempts, self.timeout_us, self.expires_us
+        job.retain_us, job.backoff_us, job.fence = self.retain_us, self.backoff_us, self.fence
+        job.worker, job.holder, job.stop_asked = self.worker, self.holder, self.stop_asked
+        job.releases, job.replacements, job.deaths = self.releases, self.replacements, self.deaths
+        job.reason, job.error, job.result_error = self.reason, self.error, self.result_error
+        job.answered, job.keeper, job.started_at_us = self.answered, self.keeper, self.started_at_us
+        job.result, job.specifier, job.params = self.result, self.specifier, self.params
+        return job
+
+    def front(self) -> tuple[Any, ...]:
+        """Return all fields but the params, in the order in which stores write them."""
+        return (
+            self.seq, self.id, self.key, self.state, self.module, self.target_worker, self.priority, self.on_wall,
+            self.due_at_us, self.expires_at_us, self.ended_at_us, self.forget_at_us, self.version, self.enq_at_us,
+            self.attempt, self.max_attempts, self.timeout_us, self.expires_us, self.retain_us, self.backoff_us, self.fence,
+            self.worker, self.holder, self.stop_asked, self.releases, self.replacements, self.deaths, self.reason,
+            self.error, self.result_error, self.answered, self.keeper, self.started_at_us, self.result, self.specifier,
+        )  # fmt: skip
+
+    def changed(self, **changes: Any) -> Job:
+        """Return a copy with other values of these fields."""
+        job = self.copy()
+        for name, value in changes.items():
+            setattr(job, name, value)
+        return job
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Job):
+            return NotImplemented
+        return self.front() == other.front() and self.params == other.params
+
+    def __lt__(self, other: Job) -> bool:
+        return self.seq < other.seq
+
+    def __hash__(self) -> int:
+        return hash((self.seq, self.version))
+
+    def __repr__(self) -> str:
+        shown = zip(JOB_FIELDS, (*self.front(), self.params), strict=True)
+        return f"Job({', '.join(f'{name}={value!r}' for name, value in shown)})"
 
     @property
     def is_live(self) -> bool:
@@ -188,8 +276,8 @@ class Job(NamedTuple):
         return f"seq {self.seq}, {self.state}, version {self.version}, attempt {self.attempt}, fence {self.fence}, {acts}"
 
 
-def evolve(job: Job, act: str, **changes: Any) -> Job:
-    """The job after `act`: its state by the table, its version one higher, its other fields as in `changes`.
+def evolve(job: Job, act: str) -> Job:
+    """Return a copy of the job after `act`: its state by the table, its version one higher. Its caller sets the other fields.
 
     A job that does not run has no keeper.
 
@@ -199,16 +287,15 @@ def evolve(job: Job, act: str, **changes: Any) -> Job:
     state = TRANSITIONS.get((job.state, act))
     if state is None:
         raise IllegalTransition(f"{act} of a job that is {job.state} ({job.story()})")
-    values = list(job)
-    values[_STATE] = state
-    values[_VERSION] = job.version + 1
+    after = job.copy()
+    after.state = state
+    after.version = job.version + 1
     if state is not RUNNING:
-        values[_KEEPER] = 0
-    for name, value in changes.items():
-        values[_PLACE[name]] = value
-    return _new(Job, values)
+        after.keeper = 0
+    return after
 
 
-_new: Final = tuple.__new__  # Without the check that all fields are there.
-_PLACE: Final = {name: place for place, name in enumerate(Job._fields)}
-_STATE, _VERSION, _KEEPER = _PLACE["state"], _PLACE["version"], _PLACE["keeper"]
+_new: Final = object.__new__
+JOB_REQUIRED: Final = JOB_FIELDS.index("expires_at_us")  # So many fields every record has.
+JOB_DEFAULTS: Final[tuple[Any, ...]] = (*(None,) * JOB_REQUIRED, *(Job.__init__.__defaults__ or ()))
+"""What a record has for each field that is younger than the record; None for those that every record has."""

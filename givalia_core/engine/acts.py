@@ -136,7 +136,7 @@ def _refuse_nonsense(message: Act, wanted: Filter, now: Now) -> None:
 
 
 def _brief(job: Job) -> Job:
-    return job._replace(params=b"", result=None, error=None)
+    return job.changed(params=b"", result=None, error=None)
 
 
 def _is_meant(message: Act, wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:

@@ -310,7 +310,7 @@ class Engine:
         for job in (*facts.expired, *lapsed) if not self.desk.is_stuck else ():
             current = batch.jobs.get(job.seq, job)
             if current.is_expired(batch.now):
-                batch.end(current, "expire", reason="expired")
+                batch.expire(current)
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
         # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
         has_numbers = facts.found.floor or not self.desk.is_shared

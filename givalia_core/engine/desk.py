@@ -45,7 +45,6 @@ from givalia_core.views import id_in
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
-DEADLY = frozenset({"die", "expire"})  # The acts that end in death.
 LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
 
@@ -291,7 +290,7 @@ class Batch:
         """
         if job is None or not job.is_expired(self.now) or self.desk.aside.hold_of(job) is not None:
             return job
-        return self.end(job, "expire", reason="expired")
+        return self.expire(job)
 
     def has_room(self, route: Route) -> bool:
         """Whether another job may wait here: unless it has a specifier that no job of its route has, and too many others do."""
@@ -343,17 +342,21 @@ class Batch:
         if job.state is WAITING:
             self.desk.routing.offer(job, self.now)
 
-    def end(self, job: Job, act: str, **changes: Any) -> Job:
-        """Bring a job to its end by `act`: stamped, remembered for its time, its key free again."""
-        desk = self.desk
-        ended_at_us = desk.next_end_us(self.now)
-        retain_us = job.retain_us
+    def expire(self, job: Job) -> Job:
+        """End a job whose `expires` has passed before an attempt started."""
+        ended = evolve(job, "expire")
+        ended.reason = "expired"
+        return self.end(job, ended)
+
+    def end(self, job: Job, ended: Job) -> Job:
+        """Let `ended` stand where `job` stood: stamped, remembered for its time, its key free again."""
+        policy, retain_us = self.desk.policy, job.retain_us
         if retain_us is None:
-            retain_us = desk.policy.retain_dead_us if act in DEADLY else desk.policy.retain_us
-        forget_at_us = ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)
-        ended = self.put(
-            job, evolve(job, act, ended_at_us=ended_at_us, forget_at_us=forget_at_us, expires_at_us=None, **changes)
-        )
+            retain_us = policy.retain_dead_us if ended.state is DEAD else policy.retain_us
+        ended.ended_at_us = ended_at_us = self.desk.next_end_us(self.now)
+        ended.forget_at_us = ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)
+        ended.expires_at_us = None
+        self.put(job, ended)
         if ended.state is DONE:
             self.hook("on_done", ended)
         elif ended.state is DEAD:

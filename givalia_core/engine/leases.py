@@ -142,7 +142,9 @@ def _present(batch: Batch, job_id: bytes) -> Job | None:
 
 def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
     """Look after a lease from now on that another server granted; its worker is connected here, or has `lent_us` to be."""
-    batch.put(job, evolve(job, "adopt", keeper=batch.desk.me))
+    adopted = evolve(job, "adopt")
+    adopted.keeper = batch.desk.me
+    batch.put(job, adopted)
     batch.taken[job.seq] = session, lent_us
 
 
@@ -207,8 +209,10 @@ def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
     if done is not None and done.state is DONE and done.fence == message.fence:
         return TAKEN
     job = _held(batch, asked, message)
-    result = None if message.result_error else message.payload
-    batch.end(job, "succeed", result=result, result_error=message.result_error, error=None)
+    done = evolve(job, "succeed")
+    done.result = None if message.result_error else message.payload
+    done.result_error, done.error = message.result_error, None
+    batch.end(job, done)
     return TAKEN
 
 
@@ -235,7 +239,9 @@ def settle_failure(
     """Return what becomes of a running job whose attempt ended without success; `deaths` of its processes, if it grew."""
     deaths = job.deaths if deaths is None else deaths
     if job.stop_asked:
-        return batch.end(job, "stop", error=error, deaths=deaths)
+        stopped = evolve(job, "stop")
+        stopped.error, stopped.deaths = error, deaths
+        return batch.end(job, stopped)
     reason = None
     if permanent:
         reason = "failed"
@@ -244,9 +250,13 @@ def settle_failure(
     elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
         reason = "exhausted"
     if reason is not None:
-        return batch.end(job, "die", reason=reason, error=error, deaths=deaths)
+        dead = evolve(job, "die")
+        dead.reason, dead.error, dead.deaths = reason, error, deaths
+        return batch.end(job, dead)
     delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
-    retried = evolve(job, "fail", on_wall=False, due_at_us=batch.now.timer_us + delay_us, error=error, deaths=deaths)
+    retried = evolve(job, "fail")
+    retried.on_wall, retried.due_at_us = False, batch.now.timer_us + delay_us
+    retried.error, retried.deaths = error, deaths
     batch.put(job, retried)
     batch.hook("on_retry", retried, outcome=Ended(kind, error))
     return retried
@@ -266,20 +276,13 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
     if not is_replaced and (job.stop_asked or job.releases >= RELEASES_MAX):
         settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
         return
-    attempt = job.attempt - 1
-    has_started = is_replaced or job.replacements > 0
-    expires = job.expires_us is not None and attempt == 0 and not has_started
-    batch.put(
-        job,
-        evolve(
-            job,
-            "release",
-            attempt=attempt,
-            releases=job.releases + (not is_replaced),
-            replacements=job.replacements + is_replaced,
-            expires_at_us=job.due_at_us + (job.expires_us or 0) if expires else None,
-        ),
-    )
+    given = evolve(job, "release")
+    given.attempt -= 1
+    given.releases += not is_replaced
+    given.replacements += is_replaced
+    expires = given.expires_us is not None and given.attempt == 0 and given.replacements == 0
+    given.expires_at_us = given.due_at_us + (given.expires_us or 0) if expires else None
+    batch.put(job, given)
 
 
 def expire_leases(batch: Batch) -> None:
@@ -297,26 +300,18 @@ def expire_leases(batch: Batch) -> None:
 
 def claim(batch: Batch, job: Job, room: Room) -> Job:
     """Lend a due job to a worker (T3): the attempt and its fence are durable before the worker hears of it."""
-    session = room.session
-    announced = session.announced[job.module]
-    policy = batch.desk.policy
-    max_attempts = job.max_attempts or announced.max_attempts or policy.max_attempts
-    backoff_us = announced.backoff_us if announced.backoff_us is not None else policy.backoff_us
-    backoff_max_us = announced.backoff_max_us if announced.backoff_max_us is not None else policy.backoff_max_us
-    claimed = evolve(
-        job,
-        "claim",
-        attempt=job.attempt + 1,
-        fence=batch.desk.next_fence(),
-        worker=session.join.name,
-        holder=session.join.instance,
-        keeper=batch.desk.me,
-        expires_at_us=None,
-        started_at_us=batch.told_us,
-        max_attempts=max(max_attempts, job.attempt + 1),
-        timeout_us=job.timeout_us or announced.timeout_us,
-        backoff_us=job.backoff_us or (backoff_us, max(backoff_max_us, backoff_us)),
-    )
+    join, announced, policy = room.session.join, room.session.announced[job.module], batch.desk.policy
+    claimed = evolve(job, "claim")
+    claimed.attempt = attempt = job.attempt + 1
+    claimed.fence = batch.desk.next_fence()
+    claimed.worker, claimed.holder, claimed.keeper = join.name, join.instance, batch.desk.me
+    claimed.expires_at_us, claimed.started_at_us = None, batch.told_us
+    claimed.max_attempts = max(job.max_attempts or announced.max_attempts or policy.max_attempts, attempt)
+    claimed.timeout_us = job.timeout_us or announced.timeout_us
+    if job.backoff_us is None:
+        backoff_us = announced.backoff_us if announced.backoff_us is not None else policy.backoff_us
+        backoff_max_us = announced.backoff_max_us if announced.backoff_max_us is not None else policy.backoff_max_us
+        claimed.backoff_us = backoff_us, max(backoff_max_us, backoff_us)
     batch.claims[job.seq] = room
     room.lend(len(job.params))
     return batch.put(job, claimed)

@@ -118,7 +118,7 @@ class Lender:
 
     def _lend(self, batch: Batch, job: Job, room: Room) -> None:
         if job.is_expired(batch.now):
-            batch.end(job, "expire", reason="expired")
+            batch.expire(job)
         else:
             leases.claim(batch, job, room)
             self._lent_bytes += len(job.params)

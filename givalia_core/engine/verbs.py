@@ -129,36 +129,27 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
         raise Refusal(_taken(holder))
     if holder.state is RUNNING:
         raise Refusal(WrongState(f"the job of key {message.key} is running", state="running"))
-    changes: dict[str, Any] = {}
+    job = evolve(holder, message.if_exists)
     if message.if_exists == "replace":
-        changes = {
-            "module": message.module,
-            "target_worker": message.target_worker,
-            "priority": message.priority,
-            # An attempt is always left, however many were made before it was replaced.
-            "max_attempts": message.max_attempts and max(message.max_attempts, holder.attempt + 1),
-            "timeout_us": message.timeout_us,
-            "backoff_us": None,
-            "expires_us": message.expires_us,
-            "retain_us": message.retain_us,
-            "params": message.payload,
-            "specifier": _admitted_specifier(batch, message),
-        }
-    job = _moved(batch, holder, message.if_exists, message.id, on_wall, due_at_us, changes)
+        job.module, job.target_worker, job.priority = message.module, message.target_worker, message.priority
+        # An attempt is always left, however many were made before it was replaced.
+        job.max_attempts = message.max_attempts and max(message.max_attempts, holder.attempt + 1)
+        job.timeout_us, job.backoff_us = message.timeout_us, None
+        job.expires_us, job.retain_us = message.expires_us, message.retain_us
+        job.params, job.specifier = message.payload, _admitted_specifier(batch, message)
+    _move(batch, holder, job, message.if_exists, message.id, on_wall, due_at_us)
     return Enqueued(job.id, job.due_on_wall_us(batch.now), batch.desk.durability)
 
 
-def _moved(batch: Batch, job: Job, act: str, request: bytes, on_wall: bool, due_at_us: int, changes: dict[str, Any]) -> Job:
-    moved = evolve(job, act, on_wall=on_wall, due_at_us=due_at_us, **changes)
+def _move(batch: Batch, job: Job, moved: Job, act: str, request: bytes, on_wall: bool, due_at_us: int) -> None:
+    """Let `moved` stand where `job` stood, with another due."""
+    moved.on_wall, moved.due_at_us = on_wall, due_at_us
     # An attempt that was given back because its process was replaced had started.
     expires = moved.expires_us is not None and moved.attempt == 0 and not moved.replacements
-    moved = moved._replace(
-        expires_at_us=due_at_us + (moved.expires_us or 0) if expires else None,
-        answered=batch.answered(job, request, act, moved.due_on_wall_us(batch.now)),
-    )
+    moved.expires_at_us = due_at_us + (moved.expires_us or 0) if expires else None
+    moved.answered = batch.answered(job, request, act, moved.due_on_wall_us(batch.now))
     batch.put(job, moved)
     batch.hook("on_ext", moved)
-    return moved
 
 
 def cancel(batch: Batch, asked: Asked, message: Cancel) -> Answer:
@@ -167,8 +158,9 @@ def cancel(batch: Batch, asked: Asked, message: Cancel) -> Answer:
     if job.state is CANCELLED:
         return Cancelled("cancelled")
     if job.state is WAITING:
-        answered = batch.answered(job, message.request, "cancel", 0)
-        batch.hook("on_cancel", batch.end(job, "cancel", answered=answered), running=False)
+        cancelled = evolve(job, "cancel")
+        cancelled.answered = batch.answered(job, message.request, "cancel", 0)
+        batch.hook("on_cancel", batch.end(job, cancelled), running=False)
         return Cancelled("cancelled")
     if job.state is not RUNNING or not message.running:
         raise Refusal(_wrong_state(batch, job, message))
@@ -186,9 +178,9 @@ def _known_cancel(batch: Batch, message: Cancel) -> Answer | None:
 
 
 def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
-    asked = batch.answered(job, request, "ask_stop", 0)
-    # If another server looks after the job, it is told of the change and does what is to be done here.
-    batch.put(job, evolve(job, "ask_stop", stop_asked=True, answered=asked))
+    asked = evolve(job, "ask_stop")
+    asked.stop_asked, asked.answered = True, batch.answered(job, request, "ask_stop", 0)
+    batch.put(job, asked)  # If another server looks after the job, it hears of the change and does the rest.
     lease = batch.desk.leases.get(job.id)
     room = lease.room if lease is not None else batch.claims.get(job.seq)
     if room is None and job.keeper == batch.desk.me:
@@ -206,7 +198,8 @@ def ext(batch: Batch, asked: Asked, message: Ext) -> Answer:
     if job.state is not WAITING:
         raise Refusal(_wrong_state(batch, job, message))
     on_wall, due_at_us = dues.moved(job, message.delta_us, message.at_us, now)
-    moved = _moved(batch, job, "ext", message.request, on_wall, due_at_us, {})
+    moved = evolve(job, "ext")
+    _move(batch, job, moved, "ext", message.request, on_wall, due_at_us)
     return Moved(moved.id, moved.due_on_wall_us(now))
 
 
@@ -232,13 +225,14 @@ def requeue(batch: Batch, asked: Asked, message: Requeue) -> Answer:
         raise Refusal(_taken(holder))
     _admit(batch)
     on_wall, due_at_us = dues.due_of(message.delay_us, message.at_us, batch.now)
-    again = evolve(
-        job, "requeue", on_wall=on_wall, due_at_us=due_at_us, ended_at_us=0, forget_at_us=None, attempt=0,
-        expires_at_us=None if job.expires_us is None else due_at_us + job.expires_us,
-        stop_asked=False, started_at_us=0, releases=0, replacements=0, deaths=0, reason=None, result=None, result_error=None,
-    )  # fmt: skip
+    again = evolve(job, "requeue")
+    again.on_wall, again.due_at_us = on_wall, due_at_us
+    again.expires_at_us = None if job.expires_us is None else due_at_us + job.expires_us
+    again.ended_at_us, again.forget_at_us, again.started_at_us = 0, None, 0
+    again.attempt = again.releases = again.replacements = again.deaths = 0
+    again.stop_asked, again.reason, again.result, again.result_error = False, None, None, None
     due_on_wall_us = again.due_on_wall_us(batch.now)
-    again = again._replace(answered=batch.answered(job, message.request, "requeue", due_on_wall_us))
+    again.answered = batch.answered(job, message.request, "requeue", due_on_wall_us)
     batch.put(job, again)
     batch.hook("on_requeue", again)
     return Moved(again.id, due_on_wall_us)

@@ -140,7 +140,7 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
 
 def brief(job: Job, *, params: bool) -> Job:
     """Return the job for a listing: without its result, and without its params unless they are asked for."""
-    return job._replace(params=job.params if params else b"", result=None)
+    return job.changed(params=job.params if params else b"", result=None)
 
 
 def end(job: Job) -> Answer:

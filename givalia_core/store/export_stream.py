@@ -17,7 +17,7 @@ import msgpack
 
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreTooNew
-from givalia_core.model import STORED_STATES, Answered, Job, JobState
+from givalia_core.model import JOB_DEFAULTS, JOB_FIELDS, JOB_REQUIRED, STORED_STATES, Answered, Job, JobState
 from givalia_core.version import __version__
 
 MAGIC: Final = "givalia-export"
@@ -26,9 +26,8 @@ RECORD_JOBS: Final = 1_000
 RECORD_BYTES: Final = 4 << 20  # A record is ended before it gets larger, unless a single job is.
 _READ_BYTES_MAX: Final = 64 << 20  # So that a damaged length takes no memory.
 _STATES: Final = {str(state): state for state in STORED_STATES}
-_REQUIRED: Final = frozenset(Job._fields) - frozenset(Job._field_defaults)
-_BLANK: Final = tuple(Job._field_defaults.get(name) for name in Job._fields)
-_STATE, _ANSWERED = Job._fields.index("state"), Job._fields.index("answered")
+_REQUIRED: Final = frozenset(JOB_FIELDS[:JOB_REQUIRED])
+_STATE, _ANSWERED = JOB_FIELDS.index("state"), JOB_FIELDS.index("answered")
 
 _packer = msgpack.Packer(autoreset=True)
 _pack = _packer.pack
@@ -92,7 +91,7 @@ class Writer:
         self._tally = Tally()
         mark = header.mark._asdict() if header.mark else None
         counts = [(*name, count) for name, count in header.counts.items()]
-        shown = {**header._asdict(), "mark": mark, "counts": counts, "fields": Job._fields}
+        shown = {**header._asdict(), "mark": mark, "counts": counts, "fields": JOB_FIELDS}
         self._write(_pack({"magic": MAGIC, "format": FORMAT, **shown}))
 
     def add(self, job: Job) -> None:
@@ -102,7 +101,7 @@ class Writer:
             StoreCorrupt: The jobs do not come in order of seq.
         """
         self._tally.add(job)
-        row = _pack(job)
+        row = _pack((*job.front(), job.params))
         if len(self._rows) == self._record_jobs or self._row_bytes + len(row) > RECORD_BYTES:
             self._end_record()
         self._rows.append(row)
@@ -209,13 +208,13 @@ class Reader:
     def _header(self, body: Any) -> Header:
         if not isinstance(body, dict) or body.get("magic") != MAGIC:
             raise StoreCorrupt("this is not an export of Givalia")
-        unknown = sorted(set(body["fields"]) - set(Job._fields))
+        unknown = sorted(set(body["fields"]) - set(JOB_FIELDS))
         if body["format"] > FORMAT or unknown:
             says = f"format {body['format']}" + (f" and the fields {', '.join(unknown)}" if unknown else "")
             raise StoreTooNew(f"the export was written by Givalia {body['version']}: {says} are not known here")
         if missing := sorted(_REQUIRED - set(body["fields"])):
             raise StoreCorrupt(f"the jobs of the export have no {', '.join(missing)}")
-        self._places = [Job._fields.index(name) for name in body["fields"]]
+        self._places = [JOB_FIELDS.index(name) for name in body["fields"]]
         timer_us, wall_us = index(body["timer_us"]), index(body["wall_us"])
         mark = Mark(*[body["mark"][name] for name in Mark._fields]) if body["mark"] else None
         counts = {(module, _STATES[state]): count for module, state, count in body["counts"]}
@@ -228,9 +227,9 @@ class Reader:
         return jobs
 
     def _job(self, row: tuple[Any, ...]) -> Job:
-        values: list[Any] = list(_BLANK)
+        values: list[Any] = list(JOB_DEFAULTS)
         for place, value in zip(self._places, row, strict=True):
             values[place] = value
         values[_STATE] = _STATES[values[_STATE]]
         values[_ANSWERED] = tuple([Answered(*past) for past in values[_ANSWERED]])
-        return Job._make(values)
+        return Job(*values)

@@ -137,7 +137,7 @@ class Shift(NamedTuple):
     def moved(self, job: Job) -> Job:
         """The job with the same instants on the other timer clock; no server of the target looks after its lease yet."""
         due_us = 0 if job.on_wall else self.due_us
-        return job._replace(
+        return job.changed(
             due_at_us=job.due_at_us + due_us,
             expires_at_us=None if job.expires_at_us is None else job.expires_at_us + due_us,
             ended_at_us=job.ended_at_us if job.is_live else job.ended_at_us + self.end_us,

@@ -13,13 +13,13 @@ from typing import Any, Final
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.model import STORED_STATES, Answered, Job, split_target
+from givalia_core.model import JOB_DEFAULTS, JOB_FIELDS, STORED_STATES, Answered, Job, split_target
 from givalia_core.store.base import Cursor, Filter, rows_of
 
-HEAD: Final = Job._fields.index("enq_at_us")  # So many fields are columns of their own.
-_BODY: Final = slice(HEAD, Job._fields.index("result"))
-_ANSWERED: Final = Job._fields.index("answered") - HEAD
-_DEFAULTS: Final = [Job._field_defaults[name] for name in Job._fields[_BODY]]
+HEAD: Final = JOB_FIELDS.index("enq_at_us")  # So many fields are columns of their own.
+_BODY: Final = slice(HEAD, JOB_FIELDS.index("result"))
+_ANSWERED: Final = JOB_FIELDS.index("answered") - HEAD
+_DEFAULTS: Final = JOB_DEFAULTS[_BODY]
 NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
 """How a state is written."""
 _STATES: Final = dict(enumerate(STORED_STATES))  # A tuple would take -1 for its last.
@@ -32,7 +32,7 @@ PageHead = tuple[int, str | None, int, str, str, bool, int, int, int]
 
 def pack_body(job: Job) -> bytes:
     """The fields that no statement looks at, as one value."""
-    packed: bytes = _packer.pack(job[_BODY])
+    packed: bytes = _packer.pack(job.front()[_BODY])
     return packed
 
 
@@ -48,9 +48,9 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     cold[_ANSWERED] = tuple([Answered(*past) for past in cold[_ANSWERED]])
     seq, job_id, key, state, module, target, rank, on_wall, *rest = head
     target_worker, specifier = split_target(target) if " " in target else (target, None)
-    return Job._make(
-        (seq, job_id, key, _STATES[state], module, target_worker, -rank, bool(on_wall), *rest, *cold, result, specifier, params)
-    )
+    known = (seq, job_id, key, _STATES[state], module, target_worker, -rank, bool(on_wall), *rest)
+    values = (*known, *cold, result, specifier, params)
+    return Job(*values)
 
 
 def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows: int) -> tuple[list[Cursor], Cursor | None]:

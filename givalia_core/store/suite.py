@@ -93,7 +93,7 @@ def waiting(seq: int, **fields: Any) -> Job:
 
 def changed(job: Job, **fields: Any) -> Change:
     """The guarded change of a job that was read as `job`."""
-    return Change(job, job._replace(version=job.version + 1, **fields))
+    return Change(job, job.changed(version=job.version + 1, **fields))
 
 
 def ended(job: Job, state: JobState = DONE, ago_us: int = 0, forget_in_us: int = 1_000_000) -> Change:
@@ -298,7 +298,7 @@ class StoreSuite:
         first = waiting(1)
         store = self.opened(tmp_path, first)
 
-        commit = store.commit([changed(first._replace(version=2))], MARK)
+        commit = store.commit([changed(first.changed(version=2))], MARK)
 
         assert commit.refused == (0,)
 
@@ -342,7 +342,7 @@ class StoreSuite:
         store = self.opened(tmp_path, one, two, three)
         changes = [
             changed(one, priority=1),
-            changed(two._replace(version=9), priority=1),
+            changed(two.changed(version=9), priority=1),
             changed(three, priority=1),
             Change(None, waiting(4, key="k2")),
             Change(None, waiting(5, key="k5")),
@@ -391,7 +391,7 @@ class StoreSuite:
         store = self.opened(tmp_path, one, two)
         newer = (*two.answered, Answered(request_id(7), "ext", 1))
 
-        store.commit([changed(two._replace(version=5), answered=newer, state=RUNNING), ended(one)], MARK)
+        store.commit([changed(two.changed(version=5), answered=newer, state=RUNNING), ended(one)], MARK)
 
         assert store.find(Wanted(requests=frozenset({request_id(7)})), NOW).requests == {}
         assert store.expired(NOW, 10) == [two]
@@ -464,8 +464,8 @@ class StoreSuite:
     ) -> None:
         renamed, live = waiting(1, key="other"), waiting(2, key="k")
         store = self.opened(tmp_path, renamed, live)
-        first = Change(renamed, renamed._replace(key="k", state=DONE, version=2, ended_at_us=500, forget_at_us=10**12))
-        last = Change(live, live._replace(state=DONE, version=2, ended_at_us=900, forget_at_us=1))
+        first = Change(renamed, renamed.changed(key="k", state=DONE, version=2, ended_at_us=500, forget_at_us=10**12))
+        last = Change(live, live.changed(state=DONE, version=2, ended_at_us=900, forget_at_us=1))
         store.commit([first], MARK)
         store.commit([last], MARK)
         assert store.find(Wanted(past_keys=frozenset({"k"})), NOW).ended == {"k": last.job}
@@ -488,7 +488,7 @@ class StoreSuite:
         jobs = [waiting(seq, params=value) for seq, value in enumerate(odd, 1)]
         store = self.opened(tmp_path, *jobs)
         done = [ended(job, ago_us=job.seq) for job in jobs]
-        done = [Change(was, job._replace(result=job.params[::-1])) for was, job in done]
+        done = [Change(was, job.changed(result=job.params[::-1])) for was, job in done]
 
         store.commit(done, MARK)
 
@@ -538,7 +538,7 @@ class StoreSuite:
         job = waiting(1)
         store = self.opened(tmp_path, job)
         was, over = ended(job, CANCELLED)
-        over = over._replace(answered=(*job.answered, Answered(request_id(1), "cancel", 0)))
+        over = over.changed(answered=(*job.answered, Answered(request_id(1), "cancel", 0)))
         store.commit([Change(was, over)], MARK)
 
         store, _ = self.reopened(store)
@@ -1276,14 +1276,14 @@ class History(RuleBasedStateMachine):
         for drawn in updates if self.jobs else ():
             was = self.jobs[sorted(self.jobs)[drawn["pick"] % len(self.jobs)]]
             if drawn["is_stale"]:
-                was = was._replace(version=was.version + 1)
+                was = was.changed(version=was.version + 1)
             if all(was.seq != change.job.seq for change in changes):
                 changes.append(Change(was, self._drawn(was, drawn)))
         for drawn in new:
             self.last_seq += 1
             base = waiting(self.last_seq, version=0)
             if drawn["is_stale"] and self.jobs:
-                base = base._replace(id=self.jobs[sorted(self.jobs)[drawn["pick"] % len(self.jobs)]].id)
+                base = base.changed(id=self.jobs[sorted(self.jobs)[drawn["pick"] % len(self.jobs)]].id)
             changes.append(Change(None, self._drawn(base, drawn)))
 
         refused = self.store.commit(changes, MARK).refused
@@ -1299,7 +1299,7 @@ class History(RuleBasedStateMachine):
         answered = base.answered
         if drawn["pick"] % 3 == 0:
             answered = (*answered, Answered(request_id(self.requests), "ext", 0))[-REQUESTS_KEPT:]
-        return base._replace(
+        return base.changed(
             version=base.version + 1,
             key=drawn["key"],
             state=state,

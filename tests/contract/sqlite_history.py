@@ -83,9 +83,7 @@ class Script:
                 if chance.random() < 0.2:
                     fields["answered"] = (*was.answered, Answered(request_id(next(self.requests)), "x", 1))[-3:]
                 stale = chance.random() < 0.05
-                changes.append(
-                    Change(was._replace(version=was.version + stale), was._replace(version=was.version + 1, **fields))
-                )
+                changes.append(Change(was.changed(version=was.version + stale), was.changed(version=was.version + 1, **fields)))
             else:
                 self.last += chance.choice((1, 1, 1, 1, 2))
                 changes.append(Change(None, waiting(self.last, **self._fields())))

@@ -14,7 +14,7 @@ import pytest
 
 from givalia_core.clock import SECOND_US, ManualClock, Mark, Now, TimerClock
 from givalia_core.errors import GivaliaError, StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
-from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, Answered, Job
+from givalia_core.model import CANCELLED, DEAD, DONE, JOB_FIELDS, RUNNING, Answered, Job
 from givalia_core.store import Memory, SQLite, export_stream, moving
 from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted, Watched
 from givalia_core.store.export_stream import FORMAT, MAGIC, Footer, Header, Reader, Writer
@@ -76,7 +76,7 @@ def every_kind() -> list[Job]:
             answered=(Answered(job_id(5), "enq", 3), Answered(request_id(1), "cancel", 4)),
         ),
         waiting(6, key="k", state=DONE, result=b"\xa2ok", **end),
-        waiting(7, key="k", state=DEAD, reason="failed", error="Traceback: ü", deaths=1, fence=FENCE + 1, **end)._replace(
+        waiting(7, key="k", state=DEAD, reason="failed", error="Traceback: ü", deaths=1, fence=FENCE + 1, **end).changed(
             ended_at_us=NOW.timer_us - 20
         ),
         waiting(9, state=CANCELLED, retain_us=66, releases=1, replacements=2, on_wall=True, **end),
@@ -123,7 +123,7 @@ def as_due(jobs: list[Job], now: Now) -> list[Job]:
         return at_us and at_us + shift_us
 
     return [
-        job._replace(
+        job.changed(
             due_at_us=job.due_on_wall_us(now),
             expires_at_us=wall(job.expires_at_us, 0 if job.on_wall else shift_us),
             ended_at_us=wall(job.ended_at_us, shift_us),
@@ -274,7 +274,7 @@ class Shared(Memory):
 
 
 def test_a_shared_store_gives_its_own_clock_and_numbers_and_keepers_stay_behind(make: Callable[[str], Store]) -> None:
-    jobs = [job._replace(keeper=2) for job in every_kind()]
+    jobs = [job.changed(keeper=2) for job in every_kind()]
     clock = clock_of_the_source()
     source = filled(Shared(), jobs)
     shared_now = Shared.timer.now(clock.read())
@@ -444,7 +444,7 @@ def _write(file: BinaryIO, jobs: list[Job]) -> None:
 
 
 SHORT = {
-    "magic": MAGIC, "format": 1, "version": "0", "fields": Job._fields[:9], "timer_us": 5, "wall_us": 5, "mark": None,
+    "magic": MAGIC, "format": 1, "version": "0", "fields": JOB_FIELDS[:9], "timer_us": 5, "wall_us": 5, "mark": None,
     "counts": [["Mail", "waiting", 1]],
 }  # fmt: skip
 
@@ -481,25 +481,25 @@ def test_a_later_format_and_unknown_fields_are_too_new(small: bytes) -> None:
     with pytest.raises(StoreTooNew, match=f"format {FORMAT + 1}"):
         imported(Memory(), _rewritten(small, format=FORMAT + 1))
     with pytest.raises(StoreTooNew, match="the fields colour"):
-        imported(Memory(), _rewritten(small, version="9.9", fields=[*Job._fields[:-1], "colour"]))
+        imported(Memory(), _rewritten(small, version="9.9", fields=[*JOB_FIELDS[:-1], "colour"]))
 
 
 def test_fields_that_an_earlier_version_did_not_have_get_their_defaults() -> None:
-    content = _stream(SHORT, [waiting(1)[:9]], {"end": {"jobs": 1, "seq": 1, "fence": 0}})
+    content = _stream(SHORT, [waiting(1).front()[:9]], {"end": {"jobs": 1, "seq": 1, "fence": 0}})
 
     imported(store := Memory(), content, ManualClock())
 
-    assert held(store) == [Job(*waiting(1)[:9])]
+    assert held(store) == [Job(*waiting(1).front()[:9])]
 
 
 @pytest.mark.parametrize(
     "rows",
     [
-        [waiting(1)[:8]],
-        [waiting(1)],
-        [waiting(1, state="ready")[:9]],
-        [waiting(2)[:9], waiting(1)[:9]],
-        [("1", *waiting(1)[1:9])],
+        [waiting(1).front()[:8]],
+        [waiting(1).front()],
+        [waiting(1, state="ready").front()[:9]],
+        [waiting(2).front()[:9], waiting(1).front()[:9]],
+        [("1", *waiting(1).front()[1:9])],
         [7],
         7,
         {"end": {}},

@@ -176,7 +176,7 @@ def test_nothing_but_a_listing_scans_the_jobs(store: SQLite) -> None:
     store.find(Wanted(frozenset({job_id(1)}), names, names, frozenset({request_id(1)}), (Claim(ROUTE, 10),)), NOW)
     store.upcoming([Span(ROUTE, 10)], NOW)
     store.commit([], MARK, Retention(5, NOW.timer_us, 10, 10, 20))
-    store.commit([changed(waiting(400)._replace(seq=4, id=job_id(4)))], MARK)
+    store.commit([changed(waiting(400).changed(seq=4, id=job_id(4)))], MARK)
     for _ in range(20):
         store.tidy()
     for state in (RUNNING, DONE, DEAD):

@@ -19,7 +19,7 @@ import pytest
 
 from givalia_core.clock import Mark
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreUnfit
-from givalia_core.model import CANCELLED, DEAD, DONE, RUNNING, STORED_STATES, Answered, Job
+from givalia_core.model import CANCELLED, DEAD, DONE, JOB_FIELDS, RUNNING, STORED_STATES, Answered, Job
 from givalia_core.store import packing
 from givalia_core.store.base import Filter, Wanted
 from givalia_core.store.sqlite import SQLite, copies, disk, upgrade
@@ -79,8 +79,8 @@ def path(tmp_path: Path) -> Path:
 
 def _row(job: Job) -> tuple[Any, ...]:
     head = (
-        *job[:3], STORED_STATES.index(job.state), job.module, job.target, -job.priority, int(job.on_wall),
-        *job[8 : packing.HEAD],
+        *job.front()[:3], STORED_STATES.index(job.state), job.module, job.target, -job.priority, int(job.on_wall),
+        *job.front()[8 : packing.HEAD],
     )  # fmt: skip
     body = packing.pack_body(job)
     crc = zlib.crc32(job.result or b"", zlib.crc32(job.params, zlib.crc32(body, zlib.crc32(msgpack.packb(head)))))
@@ -336,8 +336,8 @@ def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
 
 def pack_base_before(job: Job) -> bytes:
     """The record of an enq before there was `started_at_us`."""
-    place = Job._fields.index("started_at_us")
-    packed: bytes = msgpack.packb((*job[:place], *job[place + 1 : -1]))
+    place, fields = JOB_FIELDS.index("started_at_us"), job.front()
+    packed: bytes = msgpack.packb((*fields[:place], *fields[place + 1 :]))
     return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(4, "little")
 
 
@@ -354,7 +354,7 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     store.commit(inserts([job]), MARK)
     earlier: Any = tuple(past[: before + 1] for past in job.answered)
     monkeypatch.setattr(records_room, "pack_base", pack_base_before)
-    ((_, records),), _ = base_rows([job._replace(answered=earlier)])
+    ((_, records),), _ = base_rows([job.changed(answered=earlier)])
     store._connection.execute("UPDATE jobs SET records = ?", (records,))
     store.close()
     database = sqlite3.connect(path)

@@ -69,7 +69,7 @@ def job(number: int, **fields: Any) -> Job:
         number, bytes([number]) * 16, f"k{number}", WAITING, *ROUTE, priority=0, on_wall=False, due_at_us=number * US,
         enq_at_us=7, params=b"\xa6params",
     )  # fmt: skip
-    return shown._replace(**fields)
+    return shown.changed(**fields)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from givalia_core.engine.desk import Batch, Desk
 from givalia_core.engine.records import Asked, Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
 from givalia_core.errors import Stale, StoreFull
-from givalia_core.model import RUNNING, Job, OutcomeKind, evolve
+from givalia_core.model import ENDED, RUNNING, Job, OutcomeKind, evolve
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer
@@ -186,7 +186,9 @@ def a_lost_lease_costs_no_attempt() -> Sequence[Patch]:
 
     def settle(batch: Batch, job: Job, kind: OutcomeKind, error: str, *how: Any, **more: Any) -> None:
         if kind is OutcomeKind.DIED and not job.stop_asked:
-            job = batch.put(job, evolve(job, "fail", attempt=job.attempt - 1, on_wall=False, due_at_us=batch.now.timer_us))
+            tried = evolve(job, "fail")
+            tried.attempt, tried.on_wall, tried.due_at_us = job.attempt - 1, False, batch.now.timer_us
+            batch.put(job, tried)
             return
         right(batch, job, kind, error, *how, **more)
 
@@ -245,12 +247,14 @@ def a_step_of_the_wall_clock_is_not_noticed() -> Sequence[Patch]:
 def requeue_keeps_the_attempts() -> Sequence[Patch]:
     """A requeued job has only the attempts that its first life left."""
 
-    def evolved(job: Job, act: str, **changes: Any) -> Job:
-        if act == "requeue":
-            changes["attempt"] = job.attempt
-        return evolve(job, act, **changes)
+    right = Batch.put
 
-    return [_swap(verbs, "evolve", evolved)]
+    def put(self: Batch, was: Job, job: Job) -> Job:
+        if was.state in ENDED:
+            job.attempt = was.attempt
+        return right(self, was, job)
+
+    return [_swap(Batch, "put", put)]
 
 
 def a_failure_gives_the_attempt_back() -> Sequence[Patch]:

@@ -321,7 +321,7 @@ def test_if_exists_reschedule_changes_the_due_only(rig: EngineRig) -> None:
 
     after = rig.stored(uid(1))
     assert after.due_at_us == rig.now.timer_us + 30 * SECOND_US
-    assert after == before._replace(due_at_us=after.due_at_us, version=before.version + 1, answered=after.answered)
+    assert after == before.changed(due_at_us=after.due_at_us, version=before.version + 1, answered=after.answered)
 
 
 @pytest.mark.parametrize("if_exists", ["replace", "reschedule"])

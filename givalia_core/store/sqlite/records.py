@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from givalia_core.errors import StoreCorrupt
-from givalia_core.model import STORED_STATES, Answered, Job
+from givalia_core.model import JOB_DEFAULTS, JOB_FIELDS, STORED_STATES, Answered, Job
 from givalia_core.store.sqlite.index.slots import Place
 from givalia_core.store.sqlite.index.words import Damaged
 
@@ -28,11 +28,11 @@ _ROW_RECORDS: Final = 64
 _BYTE: Final = 0xFF
 _CRC_BYTES: Final = 4
 
-_RESULT: Final = Job._fields.index("result")
-_STATE: Final = Job._fields.index("state")
-_ANSWERED: Final = Job._fields.index("answered")
+_RESULT: Final = JOB_FIELDS.index("result")
+_STATE: Final = JOB_FIELDS.index("state")
+_ANSWERED: Final = JOB_FIELDS.index("answered")
 _STATES: Final = {str(state): state for state in STORED_STATES}
-_DEFAULTS: Final = [Job._field_defaults.get(name) for name in Job._fields[:_RESULT]]
+_DEFAULTS: Final = JOB_DEFAULTS[:_RESULT]
 
 _pack = msgpack.Packer(autoreset=True).pack
 
@@ -50,13 +50,13 @@ class Forgotten(NamedTuple):
 
 def pack_change(job: Job) -> bytes:
     """A job as it is now, but for its params."""
-    packed: bytes = _pack(job[:-1])
+    packed: bytes = _pack(job.front())
     return packed + zlib.crc32(packed).to_bytes(_CRC_BYTES, "little")
 
 
 def pack_base(job: Job) -> bytes:
     """A job as it was enqueued, but for its params, which stand behind it; the checksum is over both."""
-    packed: bytes = _pack(job[:-1])
+    packed: bytes = _pack(job.front())
     return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(_CRC_BYTES, "little")
 
 
@@ -84,7 +84,8 @@ def unpack(record: bytes | None, params: bytes | None = None) -> Job | Forgotten
     front += _DEFAULTS[len(front) :]  # What fields are for that are younger than the record.
     front[_STATE] = _STATES[front[_STATE]]
     front[_ANSWERED] = tuple([Answered(*past) for past in front[_ANSWERED]])
-    return Job._make((*front, result, specifier, params or b""))
+    values = (*front, result, specifier, params or b"")
+    return Job(*values)
 
 
 def likely_seq(record: object) -> int | None:
@@ -352,7 +353,7 @@ def _job_at(place: Place, base: Any, change: Any) -> Job | None:
         changed = unpack(records[number])
     if not isinstance(first, Job) or not isinstance(changed, Job) or first.seq != place.seq or changed.seq != place.seq:
         raise Damaged(f"the record of job {place.seq} is that of another")
-    return changed._replace(params=params) if place.at and params else changed
+    return changed.changed(params=params) if place.at and params else changed
 
 
 def _is_of_another(record: Any, params: Any, seq: int) -> bool:

@@ -176,7 +176,7 @@ class _Salvage:
         if number in changes:
             for at, record in changes_of(changes[number], lambda *_: None):
                 if at >> 8 & 0xFF == place and isinstance(record, Job) and record.seq == job.seq:
-                    return record._replace(params=job.params)
+                    return record.changed(params=job.params)
         return None
 
     def _change_row(self, number: int) -> Row | None:

@@ -94,7 +94,7 @@ _ARRAYS: Final[tuple[Callable[[Any], Array], ...]] = (
 
 def job_columns(jobs: Sequence[Job]) -> list[Array]:
     """The arrays of all `COLUMNS` of these jobs."""
-    seq, job_id, key, state, module, _, priority, on_wall, *times = zip(*(job[:HEAD] for job in jobs), strict=True)
+    seq, job_id, key, state, module, _, priority, on_wall, *times = zip(*(job.front()[:HEAD] for job in jobs), strict=True)
     bodies = [packing.pack_body(job) for job in jobs]
     columns: list[Sequence[Any]] = [
         seq,

@@ -45,7 +45,7 @@ def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
 def _replaces(was: Job, job: Job) -> bool:
     """Whether the change touches what stands in a row, or may take a key."""
     return (
-        was[4:7] != job[4:7]
+        (was.module, was.target_worker, was.priority) != (job.module, job.target_worker, job.priority)
         or was.specifier != job.specifier
         or was.key != job.key
         or was.params != job.params
