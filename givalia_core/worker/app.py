@@ -34,7 +34,7 @@ from givalia_core.steady import survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.inside.runner import Runner
-from givalia_core.worker.link import Connected, Disconnected, Event_, Link
+from givalia_core.worker.link import Connected, Disconnected, Link, LinkEvent
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
 from givalia_core.worker.processes.generations import Crew
 
@@ -222,7 +222,7 @@ class Worker:
         foreman.say_rest()
         self._outbox.close()
 
-    def _pass_on(self, event: Event_) -> None:
+    def _pass_on(self, event: LinkEvent) -> None:
         self._foreman.deliver(event)
         if isinstance(event, Connected):
             self._inbox.ring_call(self.connected.set)

@@ -7,6 +7,7 @@ call of the system finds nothing.
 from __future__ import annotations
 
 from _socket import SHUT_WR, socket
+from functools import partial
 from typing import Final
 
 from gevent import get_hub
@@ -34,6 +35,8 @@ class Channel:
         self._is_drained = True  # The last read has left nothing, as far as is known.
         self._hub = get_hub()
         self._readable = self._hub.loop.io(fd, _READ)
+        self.wait = partial(self._hub.wait, self._readable)
+        """Waits for something to arrive."""
         self._writable = self._hub.loop.io(fd, _WRITE)
 
     def fileno(self) -> int:
@@ -48,7 +51,7 @@ class Channel:
         """
         while True:
             if self._is_drained:
-                self._hub.wait(self._readable)
+                self.wait()
             try:
                 count = self.socket.recv_into(self._arrived)
             except BlockingIOError:

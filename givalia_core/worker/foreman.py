@@ -27,7 +27,7 @@ from givalia_core.steady import AGAIN_S, survives
 from givalia_core.views import text_id
 from givalia_core.worker.failures import Failures
 from givalia_core.worker.held import Held, Lines, Suspects, Verdict
-from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
+from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Link, LinkEvent, Lost, StopAsked
 from givalia_core.worker.notes import After, Before, Cancelled, Counts, End, Ended, InHook, Logged, Told
 from givalia_core.worker.processes.generations import Crew, Generations, Job
 from givalia_core.worker.reasons import HOOK_LEFT_S, NOT_ENDED, WORDS, clipped, timed_out
@@ -86,7 +86,7 @@ class Foreman:
         """Set once the first crew has its modules."""
         self._actions: dict[type, Callable[[Any], None]] = {
             Dispatched: self._begin,
-            Stopped: self._cancel,
+            StopAsked: self._cancel,
             Lost: self._lose,
             Connected: self._note_connected,
             Disconnected: self._note_disconnected,
@@ -98,7 +98,7 @@ class Foreman:
         self.generations.begin()
         self._ticking = gevent.spawn(self._tick_forever)
 
-    def deliver(self, event: Event_) -> None:
+    def deliver(self, event: LinkEvent) -> None:
         """Take what the link brings."""
         self._actions[type(event)](event)
 
@@ -216,7 +216,7 @@ class Foreman:
         """The fences of the jobs that the process with the greenlets of a crew was given and has not reported."""
         return [fence for fence, held in self._jobs.items() if held.crew is crew and not held.is_process]
 
-    def _cancel(self, event: Stopped) -> None:
+    def _cancel(self, event: StopAsked) -> None:
         held = self._jobs.get(event.fence)
         if held is None or held.is_cancelled:
             return
@@ -465,9 +465,9 @@ class Foreman:
     def _report(self, held: Job, report: Succeed | Fail | Release) -> None:
         """Send the report of a job, which is held no more."""
         self._forget(held)
-        self._link.send(report)
         if type(report) is Fail:
             self._failures.report(held.dispatch, report, time.monotonic())
+        self._link.send(report)
 
     def _forget(self, held: Job) -> None:
         del self._jobs[held.dispatch.fence]

@@ -578,7 +578,7 @@ def _judge_answers(applied: Applied, said: list[Said], life_began: int, job_id: 
         yield Violation("I10", f"a command that was answered before took effect later ({act})", job_id)
     if any(not each.is_ok and each.turn >= written.turn for each in decided):
         yield Violation("I10", f"a resent {act} that had taken effect was refused", job_id)
-    elif len({tuple(each.answer[0]) for each in decided}) > 1:
+    elif len({repr(tuple(each.answer[0])) for each in decided}) > 1:
         yield Violation("I10", f"a resent {act} was answered differently", job_id)
     if op.status == "fail" and op.fields[0] not in UNDECIDED:
         yield Violation("I10", f"what its client was refused took effect ({act})", job_id)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from sim_server import PowerCut
-from sim_worker import SimWorker
 
 from givalia_core.clock import Clock, Now, Reading, TimerClock
 from givalia_core.engine import answers, desk, leases, turn, verbs
@@ -28,6 +27,8 @@ from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
 from givalia_core.takers import Session
 from givalia_core.timers import Prefix, Window
+from givalia_core.worker.link.lease_core import LeaseCore
+from givalia_core.worker.link.records import LinkEvent, Lost
 
 Patch = AbstractContextManager[Any]
 
@@ -63,8 +64,8 @@ def ext_leaves_the_old_timer() -> Sequence[Patch]:
         if timer.seq not in self.timers._members:
             offer(self, timer, now_us)
 
-    def due_or_not(self: Memory, claim: Claim, now: Now) -> list[Job]:
-        return claimable(self, claim, now._replace(timer_us=now.timer_us << 1, wall_us=now.wall_us << 1))
+    def due_or_not(self: Memory, claim: Claim, now: Now, *share: Any) -> list[Job]:
+        return claimable(self, claim, now._replace(timer_us=now.timer_us << 1, wall_us=now.wall_us << 1), *share)
 
     return [
         _swap(Window, "offer", keep_the_old), _swap(Routing, "discard", _do_nothing), _swap(Memory, "_claimable", due_or_not),
@@ -326,7 +327,59 @@ def whoever_waits_is_forgotten() -> Sequence[Patch]:
 
 def a_worker_forgets_what_it_gave_up() -> Sequence[Patch]:
     """A worker that fenced itself does not say, when it is back, that the attempt had started."""
-    return [_swap(SimWorker, "forgets_what_it_gave_up", True)]
+    right = LeaseCore.let_go
+
+    def let_go(self: LeaseCore, now_us: int) -> list[LinkEvent]:
+        events = right(self, now_us)
+        for event in events:
+            assert isinstance(event, Lost)
+            del self.held[event.id]
+        return events
+
+    return [_swap(LeaseCore, "let_go", let_go)]
+
+
+def a_worker_lets_go_too_late() -> Sequence[Patch]:
+    """The worker counts on a lease for as long again as it lasts."""
+    right = LeaseCore.let_go
+
+    def let_go(self: LeaseCore, now_us: int) -> list[LinkEvent]:
+        return right(self, now_us - self.lease_us)
+
+    return [_swap(LeaseCore, "let_go", let_go)]
+
+
+def a_lease_counts_from_the_answer_to_a_beat() -> Sequence[Patch]:
+    """The worker counts from when it heard the answer, not from when it sent what is answered."""
+    right = LeaseCore.answered
+
+    def answered(self: LeaseCore, number: int, items: Any, now_us: int) -> list[LinkEvent]:
+        self._sent_us[number] = now_us
+        return right(self, number, items, now_us)
+
+    return [_swap(LeaseCore, "answered", answered)]
+
+
+def a_worker_resumes_without_what_it_runs() -> Sequence[Patch]:
+    """After a reconnect only leases are named whose job has ended."""
+    right = LeaseCore._join_with
+
+    def join_with(self: LeaseCore, items: Any, now_us: int) -> None:
+        right(self, items, now_us)
+        self._frames[-1][1][:] = [hold for hold in self._frames[-1][1] if self.held[hold.id].report is not None]
+
+    return [_swap(LeaseCore, "_join_with", join_with)]
+
+
+def a_report_is_forgotten_with_its_connection() -> Sequence[Patch]:
+    """What was reported and not answered is not reported again."""
+    right = LeaseCore._join_with
+
+    def join_with(self: LeaseCore, items: Any, now_us: int) -> None:
+        right(self, items, now_us)
+        self._reports.clear()
+
+    return [_swap(LeaseCore, "_join_with", join_with)]
 
 
 def versions_are_not_compared() -> Sequence[Patch]:
@@ -384,6 +437,10 @@ MUTANTS: dict[str, Mutant] = dict(
         _mutant(leases_end_too_early, "I8"),
         _mutant(whoever_waits_is_forgotten, "I14"),
         _mutant(a_worker_forgets_what_it_gave_up, "I6"),
+        _mutant(a_worker_lets_go_too_late, "I8"),
+        _mutant(a_lease_counts_from_the_answer_to_a_beat, "I8"),
+        _mutant(a_worker_resumes_without_what_it_runs, "I6", "I8"),
+        _mutant(a_report_is_forgotten_with_its_connection, "I14"),
         _mutant(versions_are_not_compared, "T3"),
         _mutant(a_version_nobody_asked_for_before_is_overlooked, "I14"),
         _mutant(an_upgraded_worker_does_not_look_what_waits, "I14"),

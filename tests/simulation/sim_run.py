@@ -76,7 +76,7 @@ def draw_weather(world: World) -> Weather:
     rng = world.rng
     all_kinds = list(FAULTS)
     kinds = rng.sample(all_kinds, rng.randint(1, 4)) if rng.random() < 0.8 else all_kinds
-    return Weather(
+    weather = Weather(
         lease_us=rng.choice((5, 5, 8, 12)) * SECOND_US,
         prefix=rng.choice((1, 2, 3, 6, 4_000)),
         slow=rng.choice((0.0, 0.02, 0.1)),
@@ -97,6 +97,11 @@ def draw_weather(world: World) -> Weather:
         can_reboot=rng.random() < 0.3,
         commands=rng.randint(50, 100),
     )
+    if rng.random() < 0.25:  # Leases are worth their name: jobs run for as long, and the paths of their workers die.
+        long = Habits(fails=0.05, releases=0.0, runs_long=0.8)
+        faults, lease_us = rng.randint(8, 16), rng.choice((8, 12)) * SECOND_US
+        return weather._replace(habits=long, kinds=("starve_workers",), faults=faults, lease_us=lease_us)
+    return weather
 
 
 class Scene:
@@ -252,6 +257,15 @@ class Scene:
             self.world.history.note("net", "fault", "stall", value=conn.peer.name)
             self.network.stall(conn, length_us)
 
+    def _starve_workers(self) -> None:
+        """The path to some workers dies without a word, for longer than a lease perhaps; answers are late before it."""
+        conns = [conn for conn in self.network.open_connections() if isinstance(conn.peer, SimWorker)]
+        for conn in self.world.rng.sample(conns, min(len(conns), self.world.rng.randint(1, 2))):
+            self.world.history.note("net", "fault", "starve", value=conn.peer.name)
+            uniform = self.world.rng.uniform
+            lengths = (uniform(0.0, 0.4), uniform(0.2, 0.8), uniform(0.3, 2.2))
+            conn.starve(*(round(self.weather.lease_us * length) for length in lengths))
+
     def _crash_worker(self) -> None:
         self.world.rng.choice(self.workers).crash(self.world.between_us(0.1, 3.0))
 
@@ -350,6 +364,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "fill_disk": Scene._fill_disk,
     "cut_connections": Scene._cut_connections,
     "stall_connections": Scene._stall_connections,
+    "starve_workers": Scene._starve_workers,
     "crash_worker": Scene._crash_worker,
     "pause_worker": Scene._pause_worker,
     "step_wall": Scene._step_wall,

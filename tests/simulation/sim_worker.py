@@ -1,7 +1,7 @@
-"""A worker process as CONTRACT 1.3 wants it: credits, beats, self-fencing, reports kept until answered, resume.
+"""A worker process as CONTRACT 1.3 wants it: its leases are those of the real lease core, which decides what it says and when.
 
-It follows `givalia_core.worker.link` in what it says and when. Its jobs do nothing but take time. It can die (and come back
-as another process), stand still for longer than its lease, and lose its connection at any moment.
+Only what surrounds the core is made up: the connection is the simulated network, and jobs do nothing but take time. The process
+can die (and come back as another), stand still for longer than its lease, and lose its connection at any moment.
 """
 
 from __future__ import annotations
@@ -14,23 +14,14 @@ from sim_history import Execution, Report
 from sim_world import MS_US, Connection, Network, World
 
 from givalia_core.clock import SECOND_US
+from givalia_core.errors import GivaliaError
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import (
-    OK,
-    Announce,
-    Credit,
-    Dispatch,
-    Fail,
-    Hold,
-    Join,
-    Kind,
-    Release,
-    Stop,
-    Succeed,
-)
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Join, Kind, Release, Succeed
+from givalia_core.worker.link.lease_core import NEVER_US, LeaseCore
+from givalia_core.worker.link.records import Dispatched, LinkEvent, Lost, StopAsked
 
 FENCE_CHECK_S = 0.25
-KIND_OF = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE}
+REPORTS = (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE)
 
 
 class Habits(NamedTuple):
@@ -45,23 +36,20 @@ class Habits(NamedTuple):
     kills_process: float = 0.05
 
 
-class _Held:
-    """A lease as the worker knows it, from the dispatch to the answer to its report."""
+class _Run:
+    """A job that the worker was lent, from its dispatch to its report."""
 
-    __slots__ = ("deadline_us", "execution", "job", "report", "stop_asked")
+    __slots__ = ("execution", "is_over", "job", "stop_asked")
 
-    def __init__(self, job: Dispatch, deadline_us: int) -> None:
+    def __init__(self, job: Dispatch) -> None:
         self.job = job
-        self.deadline_us = deadline_us
         self.execution: Execution | None = None
-        self.report: Report | None = None
+        self.is_over = False
         self.stop_asked = False
 
 
 class SimWorker:
     """One place where a worker process runs; after a crash another process takes it."""
-
-    forgets_what_it_gave_up = False
 
     def __init__(
         self,
@@ -83,26 +71,24 @@ class SimWorker:
         self._versions = versions
         self._capacity = capacity
         self._lease_us = lease_us
-        self._margin_us = max(lease_us // 10, SECOND_US)
         self._life = 0
         self._is_up = False
         self._paused_until_us = 0
         self._clear()
 
     def _clear(self) -> None:
+        self._core = LeaseCore(self._join, self._announced)
         self._conn: Connection | None = None
-        self._held: dict[bytes, _Held] = {}
-        self._given_up: dict[tuple[bytes, int], Report] = {}
+        self._runs: dict[int, _Run] = {}  # By fence.
+        self._reports: dict[tuple[Kind, bytes, int], Report] = {}
         self._inbox: deque[tuple[Connection, Kind, int, list[Item]]] = deque()
-        self._asked: dict[int, tuple[Kind, list[Any]]] = {}
-        self._sent_us: dict[int, int] = {}
-        self._last_request = 0
+        self._wakes_at_us = NEVER_US
+        self._is_watching = False
 
     # Its life.
 
     def start(self) -> None:
         """A new process begins."""
-        self._clear()
         self._is_up = True
         self._life += 1
         self._paused_until_us = 0
@@ -110,6 +96,8 @@ class SimWorker:
         version = self._world.rng.choice(self._versions)
         self._announced = [announced._replace(version=version) for announced in self._announced]
         self._world.history.versions[self._join.instance] = version
+        self._clear()
+        self._core.say(Credit(self._capacity))
         self._note("fault", "start")
         self._later(self._world.between_us(0.0, 0.5), self._connect)
 
@@ -119,8 +107,8 @@ class SimWorker:
             return
         self._is_up = False
         self._note("fault", "crash", value=down_us)
-        for held in self._held.values():
-            self._end(held)
+        for run in self._runs.values():
+            self._end(run)
         if self._conn is not None:
             self._conn.peer_closed()
         self._clear()
@@ -133,9 +121,9 @@ class SimWorker:
             return
         self._paused_until_us = self._world.now_us + length_us
         self._note("fault", "pause", value=length_us)
-        for held in self._held.values():
-            if held.execution is not None:
-                held.execution.is_honest = False
+        for run in self._runs.values():
+            if run.execution is not None:
+                run.execution.is_honest = False
 
     def _later(self, delay_us: int, act: Callable[..., None], *args: Any) -> None:
         self._world.after(delay_us, self._act, self._life, act, args)
@@ -162,21 +150,9 @@ class SimWorker:
             self._later(self._world.between_us(0.1, 1.0), self._connect)
             return
         self._conn = conn
-        self._asked.clear()
-        self._sent_us.clear()
-        self._last_request = 0
-        self._ask(Kind.JOIN, [self._join])
-        self._ask(Kind.ANNOUNCE, self._announced)
-        self._ask(Kind.RESUME, self._holds())
-        for report in [*(held.report for held in self._held.values() if held.report), *self._given_up.values()]:
-            self._ask(report.kind, [report.message])
-        self._ask(Kind.CREDIT, [Credit(self._capacity)])
-        self._later(self._lease_us // 3, self._beat, conn)
-
-    def _holds(self) -> list[Hold]:
-        """What it holds, and what it gave up but did run: that must not be taken for never started."""
-        holds = [Hold(held.job.id, held.job.fence) for held in self._held.values()]
-        return holds + [Hold(*name) for name in self._given_up if name[0] not in self._held]
+        self._core.begin(has_others=False)
+        self._wakes_at_us = NEVER_US
+        self._pump()
 
     def lost(self, conn: Connection) -> None:
         """The connection is known to be broken: try again a little later."""
@@ -185,25 +161,34 @@ class SimWorker:
     def _lost(self, conn: Connection) -> None:
         if conn is self._conn:
             self._conn = None
+            self._core.end()
             self._later(self._world.between_us(0.1, 1.5), self._connect)
 
-    def _hang_up(self) -> None:
-        if self._conn is not None:
-            self._conn.peer_closed()
-            self._lost(self._conn)
-
-    def _ask(self, kind: Kind, messages: list[Any]) -> None:
-        if self._conn is None:
+    def _pump(self) -> None:
+        """Send all that there is to send, and come back when there is more."""
+        conn, core, now_us = self._conn, self._core, self._world.now_us
+        if conn is None:
             return
-        self._last_request += 1
-        self._asked[self._last_request] = (kind, messages)
-        self._sent_us[self._last_request] = self._world.now_us
-        self._conn.ask(kind, self._last_request, messages)
+        while (frame := core.next_frame(now_us)) is not None:
+            number, kind, said = frame
+            if kind in REPORTS:
+                for message in said:
+                    self._note_report(kind, message)
+            conn.ask(kind, number, list(said))
+        if core.wake_us < self._wakes_at_us:
+            self._wakes_at_us = core.wake_us
+            self._later(core.wake_us - now_us, self._wake, conn)
 
-    def _beat(self, conn: Connection) -> None:
+    def _wake(self, conn: Connection) -> None:
         if conn is self._conn:
-            self._ask(Kind.BEAT, [Hold(held.job.id, held.job.fence) for held in self._held.values()])
-            self._later(self._lease_us // 3, self._beat, conn)
+            self._wakes_at_us = NEVER_US
+            self._pump()
+
+    def _note_report(self, kind: Kind, message: Any) -> None:
+        if (kind, message.id, message.fence) not in self._reports:
+            report = self._reports[kind, message.id, message.fence] = Report(kind, message, self._world.now_us)
+            self._world.history.reports.append(report)
+            self._note("invoke", kind.name, message.id, message.fence)
 
     # What arrives.
 
@@ -217,156 +202,119 @@ class SimWorker:
             conn, kind, request, items = self._inbox.popleft()
             if conn is not self._conn:
                 continue
-            if kind is Kind.DISPATCH:
-                self._dispatched(items)
-            elif kind is Kind.STOP:
-                self._stopped(items)
-            else:
-                self._answered(request, items)
-
-    def _dispatched(self, items: list[Item]) -> None:
-        (heard, _), *jobs = items
-        deadline_us = self._sent_us[heard[0]] + self._lease_us - self._margin_us
-        for fields, payload in jobs:
-            held = _Held(Dispatch(*fields)._replace(payload=payload), deadline_us)
-            older = self._held.get(held.job.id)
-            if older is not None:
-                self._end(older)
-            self._held[held.job.id] = held
-            self._note("info", "dispatch", held.job.id, held.job.fence, held.job.attempt)
-            self._watch(held)
-            queued_s = (0.5, 3.0) if self._world.chance(0.05) else (0.0, 0.05)
-            self._later(self._world.between_us(*queued_s), self._begin, held)
-
-    def _stopped(self, items: list[Item]) -> None:
-        for fields, _ in items:
-            stop = Stop(*fields)
-            held = self._held.get(stop.id)
-            if held is None or held.job.fence != stop.fence or held.stop_asked:
+            try:
+                if kind is Kind.ANSWER:
+                    self._note_answers(request, items)
+                    events = self._core.answered(request, items, self._world.now_us)
+                else:
+                    events = self._core.told(kind, items)
+            except GivaliaError as error:
+                self._world.history.blame("protocol", f"a joined worker was refused: {error}")
+                conn.peer_closed()
+                self._lost(conn)
                 continue
-            held.stop_asked = True
-            if held.execution is not None and self._world.chance(self.habits.obeys_stop):
-                self._later(self._world.between_us(0.0, 0.5), self._fail, held, "stopped")
+            self._act_on(events)
+        self._pump()
 
-    def _answered(self, request: int, items: list[Item]) -> None:
-        kind, messages = self._asked.pop(request)
-        if kind in (Kind.BEAT, Kind.RESUME) and len(items) == len(messages):
-            deadline_us = self._sent_us[request] + self._lease_us - self._margin_us
-            for hold, (fields, _) in zip(messages, items, strict=True):
-                self._renew(hold, fields[0], deadline_us)
-        elif kind in KIND_OF.values():
-            for message, (fields, _) in zip(messages, items, strict=True):
-                self._settled(message, fields[0])
-        elif any(fields[0] != OK for fields, _ in items):
-            self._world.history.blame("protocol", f"the {kind.name} of a joined worker was refused: {items[0][0]}")
-            self._hang_up()
+    def _note_answers(self, request: int, items: list[Item]) -> None:
+        kind, said, _ = self._core.asked.get(request, (Kind.ANSWER, [], 0))
+        if kind in REPORTS:
+            for message, (fields, _) in zip(said, items, strict=True):
+                report = self._reports[kind, message.id, message.fence]
+                report.code = fields[0]
+                self._note("ok" if fields[0] == "OK" else "fail", kind.name, message.id, message.fence, value=fields[0])
 
-    def _renew(self, hold: Hold, code: str, deadline_us: int) -> None:
-        held = self._held.get(hold.id)
-        if held is None or held.job.fence != hold.fence:
-            return
-        if code == OK:
-            held.deadline_us = max(held.deadline_us, deadline_us)
-        elif held.report is None:
-            # Somebody else has it. A report that is under way stays: its answer says what became of it.
-            self._end(held)
-            del self._held[hold.id]
+    def _act_on(self, events: list[LinkEvent]) -> None:
+        """Do as the foreman does."""
+        for event in events:
+            if isinstance(event, Dispatched):
+                for job in event.jobs:
+                    self._take(job)
+            elif isinstance(event, StopAsked):
+                self._ask_to_stop(event)
+            elif isinstance(event, Lost) and (run := self._runs.get(event.fence)) is not None:
+                self._note("info", "give_up", event.id, event.fence)
+                self._report(run, Fail(event.id, event.fence, "died", event.why))
 
-    def _settled(self, message: Any, code: str) -> None:
-        held = self._held.get(message.id)
-        report = self._given_up.pop((message.id, message.fence), None)
-        if held is not None and held.job.fence == message.fence and held.report is not None:
-            report = held.report
-            del self._held[message.id]
-        if report is not None:
-            report.code = code
-            self._note("ok" if code == OK else "fail", report.kind.name, message.id, message.fence, value=code)
+    def _take(self, job: Dispatch) -> None:
+        run = self._runs[job.fence] = _Run(job)
+        self._note("info", "dispatch", job.id, job.fence, job.attempt)
+        queued_s = (0.5, 3.0) if self._world.chance(0.05) else (0.0, 0.05)
+        self._later(self._world.between_us(*queued_s), self._begin, run)
+        if not self._is_watching:
+            self._is_watching = True
+            self._watch_later()
+
+    def _ask_to_stop(self, event: StopAsked) -> None:
+        run = self._runs.get(event.fence)
+        if run is not None and not run.stop_asked:
+            run.stop_asked = True
+            if run.execution is not None and self._world.chance(self.habits.obeys_stop):
+                self._later(self._world.between_us(0.0, 0.5), self._fail, run, "stopped")
+
+    # Its leases.
+
+    def _watch_later(self) -> None:
+        left_us = max(self._core.let_go_us - self._world.now_us, 0)
+        self._later(left_us + self._world.between_us(0.0, FENCE_CHECK_S), self._watch)
+
+    def _watch(self) -> None:
+        """Look after the leases until none can end any more."""
+        self._let_go()
+        self._is_watching = self._core.let_go_us < NEVER_US
+        if self._is_watching:
+            self._watch_later()
+
+    def _let_go(self) -> None:
+        if self._world.now_us >= self._core.let_go_us:
+            self._act_on(self._core.let_go(self._world.now_us))
+            self._pump()
 
     # Its jobs.
 
-    def _is_held(self, held: _Held) -> bool:
-        return self._held.get(held.job.id) is held
-
-    def _watch(self, held: _Held) -> None:
-        """Look after the lease until it is over: give it up before the server does."""
-        if not self._is_held(held) or held.report is not None:
+    def _begin(self, run: _Run) -> None:
+        self._let_go()
+        if run.is_over:
             return
-        left_us = held.deadline_us - self._world.now_us
-        if left_us > 0:
-            self._later(left_us + self._world.between_us(0.0, FENCE_CHECK_S), self._watch, held)
+        if self._world.chance(self.habits.releases):
+            self._report(run, Release(run.job.id, run.job.fence))
         else:
-            self._give_up(held)
+            self._execute(run)
+        self._pump()
 
-    def _give_up(self, held: _Held) -> None:
-        del self._held[held.job.id]
-        self._note("info", "give_up", held.job.id, held.job.fence)
-        if held.execution is None:
-            return
-        self._end(held)
-        if not self.forgets_what_it_gave_up:
-            message = Fail(held.job.id, held.job.fence, "died", "its lease could not be renewed in time")
-            report = self._reported(message)
-            self._given_up[held.job.id, held.job.fence] = report
-            self._ask(report.kind, [message])
-
-    def _begin(self, held: _Held) -> None:
-        if not self._is_held(held):
-            return
-        if held.deadline_us <= self._world.now_us:
-            self._give_up(held)
-        elif self._world.chance(self.habits.releases):
-            self._report(held, Release(held.job.id, held.job.fence))
-        else:
-            self._execute(held)
-
-    def _execute(self, held: _Held) -> None:
-        job, world = held.job, self._world
-        held.execution = Execution(job.id, job.fence, job.attempt, self._join.instance.hex()[:8], job.payload, world.now_us)
-        world.history.executions.append(held.execution)
+    def _execute(self, run: _Run) -> None:
+        job, world = run.job, self._world
+        run.execution = Execution(job.id, job.fence, job.attempt, self._join.instance.hex()[:8], job.payload, world.now_us)
+        world.history.executions.append(run.execution)
         self._note("invoke", "start", job.id, job.fence, job.attempt)
         length_us = world.between_us(0.0, 0.5) if world.chance(0.5) else world.between_us(0.5, 4.0)
         if world.chance(self.habits.runs_long):
             length_us = world.between_us(0.5, 2.0) * self._lease_us // SECOND_US
         if world.chance(self.habits.is_replaced):
-            self._later(length_us, self._lose_process, held)
+            self._later(length_us, self._report, run, Release(job.id, job.fence, replaced=True))
         elif world.chance(self.habits.kills_process):
-            self._later(length_us, self._kill_process, held)
+            died = Fail(job.id, job.fence, "died", "it took its process with it", child_died=True)
+            self._later(length_us, self._report, run, died)
         elif world.chance(self.habits.fails):
-            self._later(length_us, self._fail, held, "failed")
+            self._later(length_us, self._fail, run, "failed")
         else:
-            self._later(length_us, self._succeed, held)
+            self._later(length_us, self._report, run, Succeed(job.id, job.fence, payload=b"%d" % job.fence))
 
-    def _succeed(self, held: _Held) -> None:
-        if self._is_held(held) and held.report is None:
-            self._report(held, Succeed(held.job.id, held.job.fence, payload=b"%d" % held.job.fence))
-
-    def _fail(self, held: _Held, kind: str) -> None:
-        if not self._is_held(held) or held.report is not None:
-            return
+    def _fail(self, run: _Run, kind: str) -> None:
         world = self._world
         after_us = world.between_us(0.0, 3.0) if world.chance(0.2) else None
         is_for_good = kind == "failed" and world.chance(self.habits.fails_for_good)
-        self._report(held, Fail(held.job.id, held.job.fence, kind, "it failed on purpose", after_us, is_for_good))
+        self._report(run, Fail(run.job.id, run.job.fence, kind, "it failed on purpose", after_us, is_for_good))
 
-    def _lose_process(self, held: _Held) -> None:
-        if self._is_held(held) and held.report is None:
-            self._report(held, Release(held.job.id, held.job.fence, replaced=True))
+    def _report(self, run: _Run, message: Any) -> None:
+        if run.is_over:
+            return
+        self._end(run)
+        del self._runs[run.job.fence]
+        self._core.say(message)
+        self._pump()
 
-    def _kill_process(self, held: _Held) -> None:
-        if self._is_held(held) and held.report is None:
-            self._report(held, Fail(held.job.id, held.job.fence, "died", "it took its process with it", child_died=True))
-
-    def _report(self, held: _Held, message: Any) -> None:
-        self._end(held)
-        held.report = self._reported(message)
-        self._ask(held.report.kind, [message])
-
-    def _reported(self, message: Any) -> Report:
-        report = Report(KIND_OF[type(message)], message, self._world.now_us)
-        self._world.history.reports.append(report)
-        self._note("invoke", report.kind.name, message.id, message.fence)
-        return report
-
-    def _end(self, held: _Held) -> None:
-        if held.execution is not None and held.execution.ended_us is None:
-            held.execution.ended_us = self._world.now_us
+    def _end(self, run: _Run) -> None:
+        run.is_over = True
+        if run.execution is not None:
+            run.execution.ended_us = self._world.now_us

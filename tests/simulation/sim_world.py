@@ -170,6 +170,21 @@ class Connection:
         """What the peer sends from now on arrives when so much time has passed, even if the peer has gone by then."""
         self._up.held_until_us = max(self._up.held_until_us, self._world.now_us + length_us)
 
+    def starve(self, alive_us: int, late_us: int, silent_us: int) -> None:
+        """A path dies by and by: what the server sends comes late, then nothing reaches it, then nothing moves, and at last
+        both sides find out."""
+        self._down.held_until_us = max(self._down.held_until_us, self._world.now_us + late_us)
+        self._world.after(alive_us, self._up.cut, True)
+        self._world.after(late_us + LAST_BYTES_US, self._fall_silent, silent_us)
+
+    def _fall_silent(self, silent_us: int) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._up.cut(lose_all=True)
+            self._down.cut(lose_all=True)
+            for hears in (self._host.gone, self.peer.lost):
+                self._world.after(silent_us + self._world.between_us(0.0, 0.3), hears, self)
+
     @property
     def stalled_until_us(self) -> int:
         """When what the peer sends arrives again."""

@@ -8,7 +8,8 @@ import pytest
 
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.worker.failures import ANSWERED_S, Failures
-from givalia_core.worker.link.follows import Answered, Follows, follows
+from givalia_core.worker.link.answers import follows
+from givalia_core.worker.link.records import Answered, Follows
 
 ID = bytes(range(16))
 BOOM = 'Traceback (most recent call last):\n  File "cart.py", line 7, in process\nValueError: boom'

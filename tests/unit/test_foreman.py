@@ -13,10 +13,9 @@ import pytest
 from givalia_core.printable import Formatter
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.failures import Answered, Follows
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.held import Held, Verdict
-from givalia_core.worker.link import Connected, Dispatched, Lost, Stopped
+from givalia_core.worker.link import Answered, Connected, Dispatched, Follows, Lost, StopAsked
 from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Told
 
 GREENLET, APART = "Sample", "Apart"
@@ -277,7 +276,7 @@ def test_a_cancelled_job_apart_sees_it_and_is_made_to_end_later() -> None:
     child = rig.crew.children[0]
 
     for again in (False, True, True):
-        rig.foreman.deliver(Stopped(job.id, job.fence, again))
+        rig.foreman.deliver(StopAsked(job.id, job.fence, again))
     assert child.member.page.cancelled == job.fence
     assert [note for note in rig.crew.told if isinstance(note, Cancelled)] == [Cancelled(tuple(job), is_news=True)]
     assert child.member.signals == []
@@ -290,7 +289,7 @@ def test_a_job_apart_that_is_cancelled_before_it_starts_never_does() -> None:
     rig = Rig("before_run")
     job = rig.lend(APART)
 
-    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.foreman.deliver(StopAsked(job.id, job.fence, False))
     rig.foreman.reported(Told(job.id, job.fence))
 
     assert not rig.crew.running
@@ -300,7 +299,7 @@ def test_a_job_apart_that_is_cancelled_before_it_starts_never_does() -> None:
 def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig = Rig()
     job = rig.lend(APART)
-    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.foreman.deliver(StopAsked(job.id, job.fence, False))
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
@@ -324,7 +323,7 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
 def test_a_process_that_does_not_report_an_end_when_it_must_is_replaced() -> None:
     rig = Rig("after_run", hook_limit=3.0)
     job = rig.lend()
-    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.foreman.deliver(StopAsked(job.id, job.fence, False))
     rig.later(1.1)
     assert End(job.id, job.fence, "cancelled", "cancelled: it was asked to stop, and went on") in rig.crew.told
     rig.later(2.5)
@@ -340,7 +339,7 @@ def test_a_process_that_does_not_report_an_end_when_it_must_is_replaced() -> Non
 def test_a_process_may_report_an_end_as_late_as_all_its_plugins_together_may_take() -> None:
     rig = Rig("after_run", plugins=3, hook_limit=3.0)
     job = rig.lend()
-    rig.foreman.deliver(Stopped(job.id, job.fence, False))
+    rig.foreman.deliver(StopAsked(job.id, job.fence, False))
     rig.later(1.1)
     rig.later(2.5)
 
@@ -419,7 +418,7 @@ def test_suspects_that_take_long_make_room_for_the_next_and_those_that_wait_can_
     running = rig.crew.running
     assert [held.dispatch for held in running] == again[:4]
 
-    rig.foreman.deliver(Stopped(again[4].id, again[4].fence, False))
+    rig.foreman.deliver(StopAsked(again[4].id, again[4].fence, False))
     rig.later(2.5)
     assert [held.dispatch for held in running] == [*again[:4], *again[5:9]]
     assert [report.kind for report in rig.link.reports() if report.fence == again[4].fence] == ["stopped"]

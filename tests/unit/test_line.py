@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from givalia_core.errors import ConnectionLost
-from givalia_core.protocol import pulse
+from givalia_core.protocol import frames, pulse
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import HELLO_NUMBER
+from givalia_core.protocol.messages import Join, Kind
 from givalia_core.worker.link import line as line_room
+from givalia_core.worker.link.lease_core import LeaseCore
 from givalia_core.worker.link.line import Line
 
 PATIENCE_S = 10.0
@@ -42,7 +45,10 @@ def connected(serve: Callable[[socket.socket], object], asked_since: float | Non
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        line = Line(Address(*listener.getsockname()), lambda: asked_since)
+        core = LeaseCore(Join("worker", b"i" * 16), [])
+        if asked_since is not None:
+            core.asked[1] = Kind.BEAT, [], round(asked_since * 1e6)
+        line = Line(Address(*listener.getsockname()), core)
         try:
             yield line
         finally:
@@ -55,7 +61,7 @@ def look_for_ever(line: Line) -> None:
     pause = threading.Event()
     while True:
         line.look()
-        pause.wait(line.look_again_s())
+        pause.wait(max(line.look_s - time.monotonic(), 0.0))
 
 
 def test_what_leaves_slowly_leaves_to_the_end() -> None:
@@ -98,4 +104,4 @@ def test_a_peer_that_does_not_answer_a_ping_is_given_up(is_asked: bool, within_s
             look_for_ever(line)
         assert time.monotonic() - began > within_s - 0.05
 
-    assert heard == [line.caller.ask(3, [])[1][:5] + (1).to_bytes(4)], "one ping: a STAT without items"
+    assert heard == [frames.encode(Kind.STAT, HELLO_NUMBER + 1, [])], "one ping: a STAT without items"

@@ -30,13 +30,12 @@ from scripted_server import (
 from givalia_core.errors import Busy, ShuttingDown, Stale
 from givalia_core.protocol import addresses, pulse
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.caller import Answer
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Ask, Port
-from givalia_core.worker.link import Answered, Follows
+from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Follows, Link, Lost
 from givalia_core.worker.link import line as line_room
-from givalia_core.worker.link import link as link_room
-from givalia_core.worker.link.link import BACKOFF_FIRST_S, Connected, Disconnected, Dispatched, Link, Lost
+from givalia_core.worker.link import servers as servers_room
+from givalia_core.worker.link.servers import BACKOFF_FIRST_S
 
 JOB = Dispatch(b"j" * 16, 5, "Sample", 1, 0)
 HOLD = Hold(JOB.id, JOB.fence)
@@ -187,8 +186,7 @@ def test_a_report_that_a_busy_server_does_not_take_is_made_again(rig: Rig, answe
     rig.start(busy)
     rig.link.send(Credit(2))
     assert rig.next(Dispatched).jobs == others
-    rig.link._outbox.extend(reports)
-    rig.link._nudge()
+    rig.link.send(*reports)
 
     assert busy.next(Kind.SUCCEED).messages == reports
     assert busy.next(Kind.SUCCEED).messages == reports
@@ -253,16 +251,6 @@ def test_what_a_server_says_follows_a_failure_is_told(rig: Rig, answer: list[Any
     rig.link.send(FAILURE)
 
     assert rig.next(Answered) == known
-
-
-def test_a_failure_of_a_lease_that_is_lost_is_told_as_not_taken() -> None:
-    told: list[Any] = []
-    link = Link(addresses.parse("a", 1), Join("worker", b"i" * 16), [], told.append)
-    link.send(FAILURE)
-
-    link._flush()
-
-    assert told == [Answered(JOB.fence, None, is_taken=False)]
 
 
 HEARD = item(Heard(1, LEASE_US))
@@ -360,21 +348,6 @@ def test_a_lease_outlives_a_server_that_is_too_busy_to_take_it_back(rig: Rig) ->
     assert not [event for event in rig.told.queue if isinstance(event, Lost)]
 
 
-@pytest.mark.parametrize("held", [1, 2])
-def test_a_lease_outlives_a_beat_that_a_busy_server_does_not_take(held: int) -> None:
-    told: list[Any] = []
-    link = Link(addresses.parse("a", 1), Join("worker", b"i" * 16), [], told.append)
-    holds = [Hold(bytes([number]) * 16, 5) for number in range(held)]
-    for hold in holds:
-        link._held[hold.id] = link_room._Held(hold.fence, deadline_us=9)
-    link._asked[1] = (Kind.BEAT, holds, 0)
-
-    link._take_answer(Answer(1, [(list(refusal(BUSY)[0]), b"")]))
-
-    assert told == []
-    assert [lease.deadline_us for lease in link._held.values()] == [9] * held
-
-
 def test_only_when_all_servers_have_failed_is_there_a_rest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.start(closed_address(), closed_address(), closed_address())
 
@@ -385,7 +358,7 @@ def test_only_when_all_servers_have_failed_is_there_a_rest(rig: Rig, monkeypatch
 
 
 def test_servers_that_take_the_worker_and_drop_it_are_given_rests(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_room, "STEADY_S", 60.0)
+    monkeypatch.setattr(servers_room, "STEADY_S", 60.0)
     rig.start(rig.server(every(Kind.CREDIT, hang_up)), rig.server(every(Kind.CREDIT, hang_up)))
 
     rests = [rig.next(Disconnected).retry_s for _ in range(6)]
@@ -394,7 +367,7 @@ def test_servers_that_take_the_worker_and_drop_it_are_given_rests(rig: Rig, monk
 
 
 def test_a_link_that_lasted_is_replaced_at_once_whatever_failed_before_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_room, "STEADY_S", 0.0)
+    monkeypatch.setattr(servers_room, "STEADY_S", 0.0)
     lost, there = rig.server(), rig.server()
     rig.start(closed_address(), lost, there)
     rig.next(Connected)

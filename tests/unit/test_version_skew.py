@@ -16,8 +16,9 @@ from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.messages import Credit, Hello, Kind, item
 from givalia_core.protocol.session import Ask, Port, Session
 from givalia_core.version import __version__
-from givalia_core.worker.link import link as link_room
-from givalia_core.worker.link.link import BACKOFF_FIRST_S, BACKOFF_MAX_S, Disconnected
+from givalia_core.worker.link import Disconnected
+from givalia_core.worker.link import servers as servers_room
+from givalia_core.worker.link.servers import BACKOFF_FIRST_S, BACKOFF_MAX_S
 
 __all__ = ["rig"]
 
@@ -58,7 +59,7 @@ def test_worker_goes_on_to_a_server_that_knows_its_messages_at_once(rig: Rig) ->
 
 
 def test_link_that_is_lost_as_soon_as_it_is_up_is_made_less_and_less_often(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_room, "random", SimpleNamespace(uniform=lambda least, most: most))
+    monkeypatch.setattr(servers_room, "random", SimpleNamespace(uniform=lambda least, most: most))
     rig.start(rig.server(every(Kind.RESUME, answer_and_hang_up)))
 
     pauses = [rig.next(Disconnected).retry_s for _ in range(4)]

@@ -1,9 +1,6 @@
-"""The link of a worker to its server, with all leases: what is held, when to beat, what to report again.
+"""The link of a worker to its server, and all its leases. This is its door."""
 
-This is its door.
-"""
+from givalia_core.worker.link.link import Link
+from givalia_core.worker.link.records import Answered, Connected, Disconnected, Dispatched, Follows, LinkEvent, Lost, StopAsked
 
-from givalia_core.worker.link.follows import Answered, Follows
-from givalia_core.worker.link.link import Connected, Disconnected, Dispatched, Event_, Link, Lost, Stopped
-
-__all__ = ["Answered", "Connected", "Disconnected", "Dispatched", "Event_", "Follows", "Link", "Lost", "Stopped"]
+__all__ = ["Answered", "Connected", "Disconnected", "Dispatched", "Follows", "Link", "LinkEvent", "Lost", "StopAsked"]

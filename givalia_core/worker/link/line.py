@@ -1,25 +1,27 @@
-"""One connection of the worker's link: it sends what is given to it, however slowly, and knows whether its path is alive.
+"""One connection of the worker's link: how it begins, how it sends what leaves slowly, and how its path is found dead.
 
 A path that has died without a word is found by its pulse (`protocol.pulse`): whatever moves is left to move. The server owes a
-worker jobs, so the path is looked after even while nothing is asked.
+worker jobs, so the link looks after the path even while nothing is asked.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 import gevent
 from gevent import socket
 
 from givalia_core import forks, tcp
+from givalia_core.clock import SECOND_US
 from givalia_core.errors import ConnectionLost
+from givalia_core.protocol import frames
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.caller import Answer, Caller, Told
+from givalia_core.protocol.caller import Answer, Caller, Told, refused
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Due, Owed, Pulse
 from givalia_core.worker.channel import Channel
+from givalia_core.worker.link.lease_core import LeaseCore
 
 RECEIVE_BYTES: Final = 65_536
 LOOK_LEAST_S: Final = 0.05  # How long to wait at least for room to send, before the pulse is looked at again.
@@ -28,52 +30,65 @@ LOOK_LEAST_S: Final = 0.05  # How long to wait at least for room to send, before
 class Line:
     """A connection to one server. One greenlet sends and looks at the pulse, and another may receive."""
 
-    def __init__(self, address: Address, asked_since: Callable[[], float | None]) -> None:
+    def __init__(self, address: Address, core: LeaseCore) -> None:
         """Connect.
 
         Args:
             address: Of the server.
-            asked_since: Says when the oldest message was sent that the server has not answered, on the monotonic clock in
-                seconds; None if there is none.
+            core: Knows what the server has not answered yet, and numbers the frames.
 
         Raises:
             OSError: Nobody answers.
         """
         connected = socket.create_connection(address)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._channel = Channel(connected.detach(), RECEIVE_BYTES)
+        self.channel = Channel(connected.detach(), RECEIVE_BYTES)
         self.caller = Caller()
-        self._asked_since = asked_since
-        self._pulse = Pulse(time.monotonic())
-        self._ping = 0  # The number of the ping that was not answered yet.
+        self.moved_s = time.monotonic()
+        """When something last arrived, or left slowly."""
+        self.look_s = 0.0
+        """When `look` is to be called next, if nothing is sent before."""
+        self.sleeps_until_us = 0
+        """When the greenlet that sends wakes, if nobody wakes it before."""
+        self.look_after_s = PING_COMMAND_S
+        """How long after something was sent to call `look` at the latest."""
+        self.ping = 0
+        """The number of the ping that is not answered yet."""
+        self._core = core
+        self._pulse = Pulse(self.moved_s)
         forks.register(self)
 
     def after_fork(self) -> None:
         """In a fork: the connection is the parent's."""
-        forks.detach(self._channel.fileno())
+        forks.detach(self.channel.fileno())
+
+    def greet(self, agent: str) -> None:
+        """Say hello, and wait for the answer.
+
+        Raises:
+            ConnectionLost, OSError, GivaliaError: This is no server of this protocol, or it does not take the worker.
+        """
+        self.send(self.caller.hello(agent))
+        while not (arrived := self.receive()):
+            pass
+        if isinstance(arrived[0], Answer) and (error := refused(arrived[0])) is not None:
+            raise error
 
     def receive(self) -> list[Answer | Told]:
-        """Wait for something to arrive, and return what is whole.
+        """Wait for something to arrive, and return the frames that are whole.
 
         Raises:
             ConnectionLost: The server has closed the connection.
             OSError: The connection is broken.
             GivaliaError: The server sends what no server of this protocol sends.
         """
-        data = self._channel.receive()
+        data = self.channel.receive()
         if not data:
             raise ConnectionLost("the server closed the connection")
-        self._pulse.moved(time.monotonic())
-        return [each for each in self.caller.feed(data) if not self._is_pong(each)]
+        self.moved_s = time.monotonic()
+        return self.caller.feed(data)
 
-    def _is_pong(self, arrived: Answer | Told) -> bool:
-        if not isinstance(arrived, Answer) or arrived.request != self._ping:
-            return False
-        self._ping = 0
-        self._pulse.answered()
-        return True
-
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of it, as long as it moves.
 
         Raises:
@@ -83,41 +98,44 @@ class Line:
         left = memoryview(data)
         while left:
             sent = 0
-            with gevent.Timeout(max(self.look_again_s(), LOOK_LEAST_S), False):  # type: ignore[arg-type]
-                sent = self._channel.send(left)
+            now_s = time.monotonic()
+            wait_s = self._pulse.look_again_s(now_s, self._owed()) or 0.0
+            with gevent.Timeout(max(wait_s, LOOK_LEAST_S), False):  # type: ignore[arg-type]
+                sent = self.channel.send(left)
             left = left[sent:]
             if left and sent:
-                self._pulse.moved(time.monotonic())  # Room is made only by what the server's TCP has taken.
+                self.moved_s = time.monotonic()  # Room is made only by what the server's TCP has taken.
+                self._pulse.moved(self.moved_s)
             elif left:
-                self._look(can_ping=False)
+                self.look(can_ping=False)
 
-    def look_again_s(self) -> float:
-        """Seconds until `look` is to be called, if nothing arrives before."""
-        return self._pulse.look_again_s(time.monotonic(), self._owed()) or 0.0
-
-    def look(self) -> None:
-        """Send a ping if one is due.
+    def look(self, *, can_ping: bool = True) -> None:
+        """See whether the path is alive, and send a ping if one is due.
 
         Raises:
             ConnectionLost: The path is dead.
             OSError: The connection is broken.
         """
-        self._look(can_ping=True)
-
-    def _look(self, *, can_ping: bool) -> None:
-        due = self._pulse.due(
-            time.monotonic(), self._owed(), lambda: tcp.acknowledged_s(self._channel.socket), can_ping=can_ping
-        )
+        now_s, owed = time.monotonic(), self._owed()
+        self._pulse.moved(self.moved_s)
+        due = self._pulse.due(now_s, owed, lambda: tcp.acknowledged_s(self.channel.socket), can_ping=can_ping)
         if due is Due.DROP:
             raise ConnectionLost("nothing comes from the server, not even an acknowledgement")
         if due is Due.PING:
-            self._ping, data = self.caller.ask(Kind.STAT, [])
-            self.send(data)
+            self.ping = self._core.take_number()
+            self.send(frames.encode(Kind.STAT, self.ping, []))
+        self.look_s = now_s + (self._pulse.look_again_s(now_s, owed) or 0.0)
+
+    def take_pong(self) -> None:
+        """Note that the ping is answered."""
+        self.ping, self.look_s = 0, 0.0
+        self._pulse.moved(self.moved_s)
+        self._pulse.answered()
 
     def _owed(self) -> Owed:
-        since = self._asked_since()
-        return Owed(0.0, PING_WAIT_S) if since is None else Owed(since, PING_COMMAND_S)
+        oldest = next(iter(self._core.asked.values()), None)
+        return Owed(0.0, PING_WAIT_S) if oldest is None else Owed(oldest[2] / SECOND_US, PING_COMMAND_S)
 
     def close(self) -> None:
         """End the connection."""
-        self._channel.close()
+        self.channel.close()

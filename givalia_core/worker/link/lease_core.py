@@ -1,0 +1,349 @@
+"""All decisions about leases: the jobs that this worker holds, when to beat, when to let go, and what to report again.
+
+No socket, greenlet or clock is here. The owner of the connection calls `begin` for each new one, sends the frames of
+`next_frame` until there is none, and hands over what arrives (`told`, `answered`) and the time, in monotonic microseconds. The
+events that come back are for the foreman. The simulation runs this very class.
+
+The server counts a lease from the moment it receives a message. The worker counts from the moment it *sent* that message, and
+lets go a margin before the lease ends (CONTRACT 1.3), so two honest workers never hold one job.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Final
+
+from givalia_core.clock import SECOND_US
+from givalia_core.errors import BadRequest, Busy, GivaliaError, Stale
+from givalia_core.protocol import frames, messages
+from givalia_core.protocol.caller import HELLO_NUMBER, retry_after_s
+from givalia_core.protocol.messages import (
+    OK,
+    Announce,
+    Credit,
+    Dispatch,
+    Fail,
+    Heard,
+    Hold,
+    Join,
+    Kind,
+    Process,
+    Progress,
+    Stop,
+)
+from givalia_core.settings import CLIENT_PORT
+from givalia_core.worker.link.answers import Answers, errors_of, follows, joined
+from givalia_core.worker.link.parts import parts_of
+from givalia_core.worker.link.records import (
+    KIND_OF,
+    Answered,
+    Dispatched,
+    Frame,
+    LinkEvent,
+    Loan,
+    Lost,
+    Report,
+    Resumed,
+    StopAsked,
+)  # fmt: skip
+
+LEASE_US: Final = 30 * SECOND_US  # Until a server says another length.
+MARGIN_LEAST_US: Final = SECOND_US
+FENCE_MOST: Final = 1 << 63
+NEVER_US: Final = 1 << 62
+_LAST_NUMBER: Final = (1 << 32) - 1
+
+_REPORTS: Final = (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE)
+_WHOLE: Final = (Kind.ANNOUNCE, Kind.RESUME, Kind.PROCESSES)  # In one frame each: what it does not name is gone.
+
+
+class LeaseCore:
+    """One worker's leases, over all its connections.
+
+    Args:
+        join: Who the worker is.
+        announced: The modules that it announces.
+    """
+
+    def __init__(self, join: Join, announced: list[Announce]) -> None:
+        self._join = join
+        self._news: dict[Kind, list[Any]] = {Kind.ANNOUNCE: announced, Kind.CREDIT: [Credit(0)]}
+        self._untold: set[Kind] = set()  # Those of the news that this server has not heard.
+        self._hints: dict[bytes, Progress] = {}
+        self._reports: deque[Report] = deque()
+        self.held: dict[bytes, Loan] = {}
+        self.let_go_us = NEVER_US
+        """No lease is to be let go before this."""
+        self._has_others = False
+        self.lease_us = LEASE_US
+        self.client_port = CLIENT_PORT
+        self.up_us: int | None = None
+        """When this server took the worker; None before."""
+        self.end()
+
+    # The connection.
+
+    def begin(self, *, has_others: bool) -> None:
+        """Use a new connection, on which the hello was answered. `has_others`: there are other servers to go to."""
+        self.end()
+        self._has_others = has_others
+        self._frames.append((Kind.JOIN, [self._join]))
+
+    def end(self) -> None:
+        """Forget the connection; reports that were not answered are made again on the next one."""
+        self._number = HELLO_NUMBER
+        self._frames: deque[tuple[Kind, list[Any]]] = deque()
+        self.asked: dict[int, tuple[Kind, list[Any], int]] = {}
+        """By number, oldest first: the frames that are not answered yet, and when each was sent."""
+        self._sent_us: dict[int, int] = {}
+        self._put_off: list[tuple[int, Report]] = []  # Those that a busy server wants to hear again, and when.
+        self._next_beat_us = self.wake_us = NEVER_US
+        self.has_joined = False
+        self.up_us = None
+
+    def _join_with(self, items: Answers, now_us: int) -> None:
+        """Take the answer to JOIN; announce, and name what is held before anything new can be dispatched."""
+        self.lease_us, self.client_port = joined(items)
+        self.has_joined = True
+        self._next_beat_us = self.wake_us = now_us + self.lease_us // 3
+        self._frames.append((Kind.ANNOUNCE, self._news[Kind.ANNOUNCE]))
+        self._frames.append((Kind.RESUME, [Hold(job_id, loan.fence) for job_id, loan in self.held.items()]))
+        self._untold = self._news.keys() - {Kind.ANNOUNCE}
+        self._reports = deque(loan.report for loan in self.held.values() if loan.report is not None)
+
+    # To the server.
+
+    def say(self, message: Report | Progress | Credit | list[Announce] | list[Process]) -> list[LinkEvent]:
+        """Keep a report (until it is answered), a hint, the credits, or the modules or processes that there are.
+
+        Credits, modules and processes replace what was said before, and each new server is told of them.
+        """
+        if isinstance(message, Progress):
+            self._hints[message.id] = message  # The newest is enough, however long there is no server to tell it.
+        elif isinstance(message, (Credit, list)):
+            is_processes = isinstance(message, list) and message and isinstance(message[0], Process)
+            kind = Kind.CREDIT if isinstance(message, Credit) else Kind.PROCESSES if is_processes else Kind.ANNOUNCE
+            self._news[kind] = message if isinstance(message, list) else [message]
+            self._untold.add(kind)
+        else:
+            loan = self.held.get(message.id)
+            if loan is None or loan.fence != message.fence:  # The job is another's by now; the answer would be STALE.
+                return [Answered(message.fence, None, is_taken=False)] if isinstance(message, Fail) else []
+            loan.report = message
+            self._reports.append(message)
+        return []
+
+    def next_frame(self, now_us: int) -> Frame | None:
+        """Return the next frame to send, which counts as sent now; None if there is nothing to say before `wake_us`."""
+        if now_us >= self.wake_us:
+            self._take_up_what_is_due(now_us)
+        if not self._frames:
+            if not self.has_joined or not (self._reports or self._untold or self._hints):
+                return None
+            self._gather()
+            if not self._frames:
+                return None
+        kind, said = self._frames.popleft()
+        number = self.take_number()
+        self._sent_us[number] = now_us
+        self.asked[number] = kind, said, now_us
+        return Frame(number, kind, said)
+
+    def take_number(self) -> int:
+        """Return a number that no frame of this connection had (they may come round after four thousand million)."""
+        self._number = self._number % _LAST_NUMBER + 1
+        return self._number
+
+    def left_slowly(self, number: int, now_us: int) -> None:
+        """Note that a frame has left only now: the server did not owe its answer before."""
+        if number in self.asked:
+            kind, said, _ = self.asked[number]
+            self.asked[number] = kind, said, now_us
+
+    def _gather(self) -> None:
+        """Put what there is to say into frames, those of a kind together."""
+        by_kind: dict[Kind, list[Any]] = {kind: self._news[kind] for kind in self._untold}
+        self._untold.clear()
+        while self._hints:  # Before the report of the same job.
+            _, hint = self._hints.popitem()
+            loan = self.held.get(hint.id)
+            if loan is not None and loan.fence == hint.fence:
+                by_kind.setdefault(Kind.PROGRESS, []).append(hint)
+        while self._reports:
+            report = self._reports.popleft()
+            loan = self.held.get(report.id)
+            if loan is not None and loan.report is report:
+                by_kind.setdefault(KIND_OF[type(report)], []).append(report)
+        for kind, said in by_kind.items():
+            if len(said) == 1 or kind in _WHOLE:
+                self._frames.append((kind, said))
+            else:
+                self._frames.extend((kind, part) for part in parts_of(said))
+
+    def _take_up_what_is_due(self, now_us: int) -> None:
+        """Renew the leases, first of all; and make reports again that a busy server has put off."""
+        if now_us >= self._next_beat_us:
+            self._next_beat_us = now_us + self.lease_us // 3
+            holds = [Hold(job_id, loan.fence) for job_id, loan in self.held.items() if not loan.is_given_up]
+            self._frames.extendleft((Kind.BEAT, part) for part in parts_of(holds))
+        self._reports.extend(report for at_us, report in self._put_off if at_us <= now_us)
+        self._put_off = [(at_us, report) for at_us, report in self._put_off if at_us > now_us]
+        self.wake_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything is said and answered."""
+        return not (self._frames or self._reports or self._untold or self._hints or self._put_off or self.asked)
+
+    def is_unheard(self, now_us: int) -> bool:
+        """Return whether to leave a server that answers nothing for most of a lease: leases that it does not renew end."""
+        oldest = next(iter(self.asked.values()), None)
+        return self._has_others and oldest is not None and now_us - oldest[2] > self.lease_us * 2 // 3
+
+    # From the server.
+
+    def told(self, kind: Kind, items: Answers) -> list[LinkEvent]:
+        """Take a frame that is no answer: jobs, or word of jobs to stop.
+
+        Raises:
+            BadRequest, TooLarge: No server of this protocol sends this.
+        """
+        if kind is Kind.STOP:
+            stops: list[Stop] = [messages.told(Stop, list(fields)) for fields, _ in items]
+            return [StopAsked(stop.id, stop.fence, stop.again) for stop in stops if stop.id in self.held]
+        if kind is not Kind.DISPATCH:
+            return []
+        if not items:
+            raise BadRequest("a dispatch has no items")
+        heard = items[0][0]
+        is_plain = len(heard) == 2 and type(heard[0]) is type(heard[1]) is int and 0 < heard[1] <= messages.FOREVER_US
+        number, self.lease_us = heard if is_plain else messages.told(Heard, list(heard))
+        deadline_us = self._deadline_us(number)
+        jobs = [dispatched(fields, payload) for fields, payload in items[1:]]
+        for job in jobs:
+            self.held[job.id] = Loan(job.fence, deadline_us)
+        return [Dispatched(jobs)]
+
+    def _deadline_us(self, number: int) -> int:
+        """Return when to let go of leases that the server counts from the frame of this number."""
+        sent_us = self._sent_us.get(number, 0)
+        for earlier in [each for each in self._sent_us if each < number]:
+            del self._sent_us[earlier]
+        deadline_us = sent_us + self.lease_us - max(self.lease_us // 10, MARGIN_LEAST_US)
+        self.let_go_us = min(self.let_go_us, deadline_us)
+        return deadline_us
+
+    def answered(self, number: int, items: Answers, now_us: int) -> list[LinkEvent]:
+        """Take the answer to a frame.
+
+        Raises:
+            GivaliaError: The server does not do as it should, or does not want this worker: go on to the next one.
+        """
+        asked = self.asked.pop(number, None)
+        if asked is None:
+            return []
+        kind, said, _ = asked
+        if kind is Kind.PROCESSES:
+            return []  # For people to look at. A server that is older than this message refuses it, and is as good as any.
+        is_plain = len(items) == len(said) and all(fields and fields[0] == OK for fields, _ in items)
+        errors = None if is_plain else errors_of(kind, said, items, has_others=self._has_others)
+        if kind in _REPORTS:
+            return self._settle(said, errors, items, now_us)
+        if kind in (Kind.BEAT, Kind.RESUME):
+            events = self._renew(said, errors, self._deadline_us(number))
+            if kind is Kind.RESUME:
+                self.up_us = now_us
+                events.append(Resumed(self.lease_us))
+            return events
+        if kind is Kind.JOIN:
+            self._join_with(items, now_us)
+        return []
+
+    def _renew(self, holds: list[Hold], errors: list[GivaliaError | None] | None, deadline_us: int) -> list[LinkEvent]:
+        events: list[LinkEvent] = []
+        for place, hold in enumerate(holds):
+            loan, error = self.held.get(hold.id), errors[place] if errors is not None else None
+            if loan is None or loan.fence != hold.fence or isinstance(error, Busy):
+                continue  # A busy server has said nothing about the lease: it lasts as long as it did.
+            if error is None:
+                if not loan.is_given_up:
+                    loan.deadline_us = deadline_us
+            elif not isinstance(error, Stale):
+                raise error  # This says nothing about the lease, and that the two of us do not understand each other.
+            else:
+                del self.held[hold.id]
+                events.append(Lost(hold.id, loan.fence, "the server gave the job to another"))
+                if isinstance(loan.report, Fail) and loan.report in self._reports:
+                    events.append(Answered(loan.fence, None, is_taken=False))
+        return events
+
+    def _settle(
+        self, reports: list[Report], errors: list[GivaliaError | None] | None, items: Answers, now_us: int
+    ) -> list[LinkEvent]:
+        """Take the answers to reports: by OK and STALE the job is this worker's no more, and Busy wants the report again."""
+        events: list[LinkEvent] = []
+        for place, report in enumerate(reports):
+            loan, error = self.held.get(report.id), errors[place] if errors is not None else None
+            is_present = loan is not None and loan.fence == report.fence
+            if isinstance(error, Busy):
+                if is_present:
+                    at_us = now_us + round(retry_after_s(error) * SECOND_US)
+                    self._put_off.append((at_us, report))
+                    self.wake_us = min(self.wake_us, at_us)
+                continue
+            if is_present:
+                del self.held[report.id]
+            if isinstance(report, Fail):
+                known = follows(items[place][0]) if error is None else None
+                events.append(Answered(report.fence, known, is_taken=error is None))
+        return events
+
+    # Self-fencing.
+
+    def let_go(self, now_us: int) -> list[LinkEvent]:
+        """Give up the leases that could not be renewed in time; call it when `let_go_us` has come."""
+        self.let_go_us = NEVER_US
+        events: list[LinkEvent] = []
+        for job_id, loan in self.held.items():
+            if loan.is_given_up or loan.report is not None:
+                continue
+            if loan.deadline_us <= now_us:
+                loan.is_given_up = True
+                events.append(Lost(job_id, loan.fence, "its lease could not be renewed in time"))
+            elif loan.deadline_us < self.let_go_us:
+                self.let_go_us = loan.deadline_us
+        return events
+
+
+_new: Final = tuple.__new__
+_DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
+_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}
+"""By the number of fields that a server has sent of a dispatch: the others."""
+_MAYBE_TEXT: Final = (str, type(None))
+_TYPES: Final = frozenset(
+    product(*((each,) for each in (bytes, int, str, int, int)), _MAYBE_TEXT, (str,), (int,), (int, type(None)), _MAYBE_TEXT)
+)
+"""The types that the fields of a dispatch may have."""
+
+
+def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
+    """Return the record of one dispatched job.
+
+    Raises:
+        BadRequest, TooLarge: No server of this protocol sends this.
+    """
+    # Nearly all are as they should be, and this takes a third of the time of `told`, which says in words what is wrong.
+    whole = (*fields, *_REST.get(len(fields), ()))
+    if (
+        tuple(map(type, whole)) in _TYPES
+        and len(whole[0]) == 16 and 0 < whole[1] < FENCE_MOST and whole[3] > 0
+        and -messages.FOREVER_US < whole[4] < messages.FOREVER_US and len(payload) <= frames.PARAMS_BYTES_MAX
+    ):  # fmt: skip
+        return _new(Dispatch, (*whole, payload))
+    made: Dispatch = messages.told(Dispatch, list(fields), payload)
+    return made
+
+
+assert messages.VERSION == 1, "the order of fields here is that of version 1"
