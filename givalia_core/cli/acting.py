@@ -1,4 +1,4 @@
-"""Verbs that act on all jobs that a filter admits: their arguments, their progress, and the counts at the end."""
+"""Verbs on all jobs that a filter admits: their arguments, their progress, and the final counts."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from givalia_core.errors import BadRequest, ConnectionLost, PartlyRefused
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the filters, and what goes with them."""
+    """Add the filters and the options of runs by filter."""
     filters.arguments(parser)
     parser.add_argument("--all", action="store_true", help="all jobs, instead of a filter")
-    parser.add_argument("--dry-run", action="store_true", help="with a filter: change nothing, and count what would be done")
-    parser.add_argument("--cursor", metavar="TEXT", help="with a filter: go on where a run was broken off")
+    parser.add_argument("--dry-run", action="store_true", help="with a filter: change nothing, only count the jobs")
+    parser.add_argument("--cursor", metavar="TEXT", help="with a filter: go on where a run was interrupted")
 
 
-def is_by_filter(given: argparse.Namespace, *names: object) -> bool:
-    """Return whether the verb is given a filter instead of the names of jobs.
+def is_by_filter(given: argparse.Namespace) -> bool:
+    """Return whether the command has a filter instead of the names of jobs.
 
     Raises:
-        BadRequest: Both are given, or none.
+        BadRequest: The command has both or neither.
     """
     if given.all and filters.given_filters(given):
         raise BadRequest("--all and a filter exclude each other")
     has_filter = given.all or bool(filters.given_filters(given))
-    if has_filter == any(names):
+    if has_filter == bool(given.key or given.id):
         raise BadRequest(
             "name jobs by key or id, or give a filter, and not both"
             if has_filter
@@ -40,11 +40,11 @@ def is_by_filter(given: argparse.Namespace, *names: object) -> bool:
 
 
 def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
-    """Act page by page, show on a terminal how far it is, and at the end how many jobs came to what.
+    """Act page by page; show the progress on a terminal, and at the end the number of jobs for each outcome.
 
     Raises:
-        GivaliaError: The run was broken off; what it has come to and how to go on are said.
-        PartlyRefused: Some jobs were refused for another reason than their state.
+        GivaliaError: The run was interrupted. Lines say how far it got and how to go on.
+        PartlyRefused: Some jobs were refused, and not because of their state.
     """
     last: Acted | None = None
 
@@ -74,12 +74,12 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
 
 
 def _may_be_done(error: BaseException) -> bool:
-    """Return whether a first page that ended so may have been done."""
+    """Return whether a first page that ended with this error may have been done."""
     return not isinstance(error, BadRequest) and not (isinstance(error, ConnectionLost) and not error.sent)
 
 
 def _break_off(given: argparse.Namespace, acted: Acted) -> None:
-    """Say what a run that ends early has come to. Its next page may be under way, and then is done without being counted."""
+    """Say how far an interrupted run got. Its next page may be under way, and is then done without being counted."""
     if acted.cursor is None:
         return
     under_way = "" if given.dry_run else ", and perhaps a page more, which was under way"

@@ -1,6 +1,6 @@
-"""Tab completion: verbs and flags from the parsers, keys, modules and workers from the server that the line names.
+"""Tab completion: verbs and flags from the parsers; keys, modules and workers from the server that the line names.
 
-The shell runs the program itself for each completion, by way of `argcomplete`; nothing here is imported otherwise.
+For each completion the shell runs the program itself, through `argcomplete`, which is imported only then.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, NoReturn
 
+from givalia_core.cli import show
 from givalia_core.client import Client
 from givalia_core.client.servers import found_by, from_settings
 from givalia_core.model import JobState
 
-ASKED: Final = "_ARGCOMPLETE"  # Set by the shell's part of `argcomplete`.
+ASKED: Final = "_ARGCOMPLETE"  # Set by the shell script of `argcomplete`.
 PROGRAMS: Final = ("givalia", "givalia-server", "givalia-worker")
 SHELLS: Final = ("bash", "zsh", "fish")
 PATIENCE_S: Final = 0.5
-ANSWER_S: Final = 1.0  # What a server has told by then is shown.
+ANSWER_S: Final = 1.0  # Time for the server's answers; those received by then are shown.
 JOBS_MAX: Final = 1_000  # Keys of one state that are shown.
 ENDED_BADLY: Final = (JobState.DEAD, JobState.CANCELLED)
 
@@ -29,10 +30,10 @@ Given = argparse.Namespace
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell and end, if it asks for completions."""
+    """Answer the shell and end the process, if the shell asks for completions."""
     if ASKED not in os.environ:
         return
-    from argcomplete import autocomplete  # Late: it is not needed for anything else.
+    from argcomplete import autocomplete  # Imported here because nothing else needs it.
 
     for action in _actions(parser):
         if action.dest in _ANSWERS and action.choices is None:
@@ -41,13 +42,18 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The shell to speak to."""
+    """Add the argument for the shell."""
     parser.add_argument("shell", nargs="?", choices=SHELLS, help="the shell [that of $SHELL]")
 
 
+def act(_: Client, given: Given) -> None:
+    """Print the commands that enable completion in a shell."""
+    show.emit(script(given.shell))
+
+
 def script(shell: str | None) -> str:
-    """Return the commands that let a shell complete our programs."""
-    from argcomplete.shell_integration import shellcode  # Late, as above.
+    """Return the commands that enable completion of Givalia's programs in a shell."""
+    from argcomplete.shell_integration import shellcode  # Imported here because nothing else needs it.
 
     own = os.path.basename(os.environ.get("SHELL", ""))  # noqa: PTH119 - A name alone, as it is.
     text: str = shellcode(list(PROGRAMS), shell=shell or (own if own in SHELLS else "bash"))
@@ -55,7 +61,7 @@ def script(shell: str | None) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """All arguments of a parser and of the verbs under it."""
+    """Yield all arguments of a parser and of its verbs."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
@@ -64,7 +70,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _completer(answer: Callable[[Client, str, Given], Iterable[Any]]) -> Callable[..., list[str]]:
-    """Let a server answer; nothing if there is none, since a person who types must not wait."""
+    """Return a completer that asks the server; without an answer it offers nothing, as a person who types must not wait."""
 
     def completions(prefix: str, parsed_args: Given, **_: Any) -> list[str]:
         found: set[str] = set()
@@ -79,7 +85,7 @@ def _completer(answer: Callable[[Client, str, Given], Iterable[Any]]) -> Callabl
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` here after this time: a server looks through all its jobs for those of a prefix."""
+    """Raise `TimeoutError` here after this time: a server may search all its jobs for a prefix."""
 
     def end(*_: object) -> NoReturn:
         raise TimeoutError
@@ -94,7 +100,7 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def _keys(client: Client, prefix: str, given: Given) -> Iterator[str]:
-    """Yield keys that begin so; for `requeue` those of jobs that it is for."""
+    """Yield keys with this prefix; for `requeue`, those of dead and cancelled jobs."""
     states = ENDED_BADLY if given.verb == "requeue" else (None,)
     for state in states:
         for job in islice(client.list(state, key_prefix=prefix or None), JOBS_MAX):
@@ -103,7 +109,7 @@ def _keys(client: Client, prefix: str, given: Given) -> Iterator[str]:
 
 
 def _ignore(_: str) -> None:
-    """The command itself says what is to be said about its settings, once it runs."""
+    """Ignore a notice about the settings: the command itself repeats it."""
 
 
 _ANSWERS: Final[dict[str, Callable[[Client, str, Given], Iterable[Any]]]] = {

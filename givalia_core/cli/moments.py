@@ -1,6 +1,6 @@
 """Lengths and instants on the command line: read from arguments, and shown to people.
 
-On a terminal an instant is said as `in 34 h 12 min, Tue 08:00 CET`, in the time zone of this machine. Programs read ISO.
+A terminal shows an instant as `in 34 h 12 min, Tue 08:00 CET`, in the time zone of this machine. Programs read ISO.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from givalia_core.errors import BadRequest
 from givalia_core.times import HOUR_US, at_to_us, instant_of_text, length_of_text, length_words
 
 WEEKDAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-SOON: Final = timedelta(days=6)  # So near the weekday says which day it is.
+SOON: Final = timedelta(days=6)  # Within this distance the weekday names the day.
+FROM_NOW: Final = "how long from now: 90 (seconds), 10m, 1h30m, 2d [0]"
 _MICROSECOND: Final = timedelta(microseconds=1)
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00")
 
 
 def length(name: str) -> Callable[[str], float]:
-    """A reader of a length for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`; returns seconds.
+    """Return a reader of lengths for `add_argument(type=...)`: `90`, `10m`, `1h30m`, `2d`, as seconds.
 
-    It raises `BadRequest`, which ends the program with one line, and not with the usage of all arguments.
+    The reader raises `BadRequest`, which ends the program with one line instead of the usage of all arguments.
     """
     return partial(length_of_text, name=name)
 
 
 def wait(name: str) -> Callable[[str], float]:
-    """As `length`, of a wait, which is not negative."""
+    """Return a reader of waits: of lengths that are not negative."""
 
     def read(text: str) -> float:
         if (seconds := length_of_text(text, name)) < 0:
@@ -43,23 +44,34 @@ def wait(name: str) -> Callable[[str], float]:
     return read
 
 
+def add_when(parser: argparse.ArgumentParser, words: str) -> None:
+    """Add the arguments for a due; `words` is the help for the length."""
+    parser.add_argument("--time", type=length("time"), help=words)
+    parser.add_argument("--at", help="epoch seconds, or an ISO date and time")
+
+
+def at(given: argparse.Namespace) -> float | datetime | None:
+    """Return the instant of `--at`; None if it was not given."""
+    return instant(given.at, given.tz)
+
+
 def add_zone(parser: argparse.ArgumentParser) -> None:
-    """The argument that says which zone instants without one are in."""
+    """Add the argument for the zone of instants that name none."""
     parser.add_argument("--tz", metavar="ZONE", help="the zone of ISO times that name none, such as Europe/Berlin")
 
 
 def check_zone(given: argparse.Namespace) -> None:
-    """Refuse a zone that is given without an instant: whoever gives it means one."""
+    """Refuse a zone without an instant: the instant was forgotten."""
     instants = ("at", "due_before", "due_after", "ended_after")
     if getattr(given, "tz", None) is not None and all(getattr(given, name, None) is None for name in instants):
         raise BadRequest("--tz is the zone of an instant, and no instant is given")
 
 
 def zone(text: str) -> tzinfo:
-    """The time zone of this name, such as `Europe/Berlin`.
+    """Return the time zone of this name, such as `Europe/Berlin`.
 
     Raises:
-        BadRequest: This machine knows none of the name.
+        BadRequest: This machine has no zone of this name.
     """
     try:
         return ZoneInfo(text)
@@ -70,16 +82,16 @@ def zone(text: str) -> tzinfo:
 
 
 def instant(text: str | None, tz: str | None, name: str = "at") -> float | datetime | None:
-    """The instant that an argument gives; `tz` is what `add_zone` has read, `name` how a refusal speaks of the argument.
+    """Return the instant of an argument; `tz` is the value of `--tz`, `name` the argument's name in a refusal.
 
     Raises:
-        BadRequest: It is none, has no zone and none is given, or the zone is unknown.
+        BadRequest: The text is not an instant, there is no zone, or the zone is unknown.
     """
     where = None if tz is None else zone(tz)
     try:
         found = None if text is None else instant_of_text(text, where, name)
         if found is not None:
-            at_to_us(found, name)  # That checks it.
+            at_to_us(found, name)  # Checks the limits.
         return found
     except BadRequest as error:
         hint = ", or give --tz" if where is None and "time zone" in str(error) else ""
@@ -87,7 +99,7 @@ def instant(text: str | None, tz: str | None, name: str = "at") -> float | datet
 
 
 def relative(when: datetime, now: datetime | None = None) -> str:
-    """How far an instant is from `now` (None: from the present): `in 34 h 12 min`, `12 min ago`, `now`."""
+    """Return the distance of an instant from `now` (None: the present): `in 34 h 12 min`, `12 min ago`, `now`."""
     us = (when - (now or datetime.now(UTC))) // _MICROSECOND
     if -SECOND_US < us <= 0:
         return "now"
@@ -95,7 +107,7 @@ def relative(when: datetime, now: datetime | None = None) -> str:
 
 
 def local(when: datetime, now: datetime | None = None) -> str:
-    """An instant on this machine's clocks: `Tue 08:00 CET`; with the date if it is days away, with seconds if it is near."""
+    """Return an instant in local time: `Tue 08:00 CET`; with the date if it is days away, with seconds if it is near."""
     distance = abs(when - (now or datetime.now(UTC)))
     here = when.astimezone()
     day = WEEKDAYS[here.weekday()] if distance < SOON else f"{here:%Y-%m-%d}"
@@ -104,15 +116,15 @@ def local(when: datetime, now: datetime | None = None) -> str:
 
 
 def moment(when: datetime, now: datetime | None = None) -> str:
-    """Both: `in 34 h 12 min, Tue 08:00 CET`."""
+    """Return the distance and the local time: `in 34 h 12 min, Tue 08:00 CET`."""
     return f"{relative(when, now)}, {local(when, now)}"
 
 
 def words_shown(text: str) -> str:
-    """Words of a server for whoever reads standard output: on a terminal the instants in them as `shown` has them."""
+    """Return a server's words for standard output: on a terminal, their instants are replaced by those of `shown`."""
     return _INSTANT.sub(lambda found: shown(datetime.fromisoformat(found[0])), text) if sys.stdout.isatty() else text
 
 
 def shown(when: datetime, stream: TextIO | None = None, timespec: str = "auto") -> str:
-    """An instant for whoever reads the stream (None: standard output): words on a terminal, otherwise ISO to this unit."""
+    """Return an instant for this stream (None: standard output): words for a terminal, otherwise ISO to this unit."""
     return moment(when) if (stream or sys.stdout).isatty() else when.isoformat(timespec=timespec)

@@ -1,6 +1,6 @@
-"""Verbs that take one job or several: which ones the command names, and what it says of each.
+"""Verbs on one job or several: reading the names of the jobs, and showing each job's answer.
 
-A job that is refused does not keep the others from being shown: the exit code tells.
+A refused job does not keep the others from being shown: the exit code tells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from givalia_core.cli import endings, show
 from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, PartlyRefused, TooLarge
@@ -20,121 +20,132 @@ from givalia_core.printable import printable
 T = TypeVar("T")
 
 STDIN: Final = "-"
-PART: Final = 10_000  # Names that are asked for in one call.
-LINE_BYTES_MAX: Final = 1_024  # More than any key or id has.
+PART: Final = 10_000  # Names in one call.
+LINE_BYTES_MAX: Final = 1_024  # Longer than any key or id.
+
+Ask: TypeAlias = Callable[[list[str] | None, list[str] | None], Sequence[T | GivaliaError]]
+"""Takes keys or ids; returns an answer or an error for each."""
+
+
+class Shown(NamedTuple, Generic[T]):
+    """How a job's answer is shown: its fields for programs, and its words for people."""
+
+    as_json: Callable[[T], dict[str, Any]]
+    words: Callable[[T], str]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Key or id, as often as one likes."""
+    """Add the arguments that name jobs: any number of keys or ids."""
     parser.add_argument("key", nargs="*", help="the job's key, or several; -: keys from standard input, one a line, each once")
     parser.add_argument("--id", action="append", help="the job's id, instead of a key; repeated for several, and - as above")
 
 
 def single(given: argparse.Namespace) -> tuple[str | None, str | None] | None:
-    """The key or the id if no more than one job is named; None if there are several, or standard input has them."""
+    """Return the key or the id if at most one job is named; None if several are, or if standard input has the names."""
     keys, ids = given.key, given.id or []
     if len(keys) > 1 or len(ids) > 1 or (keys and ids) or STDIN in (*keys, *ids):
         return None
     return keys[0] if keys else None, ids[0] if ids else None
 
 
-def show_each(
-    given: argparse.Namespace,
-    ask: Callable[[list[str] | None, list[str] | None], Sequence[T | GivaliaError]],
-    as_json: Callable[[T], dict[str, Any]],
-    words: Callable[[T], str],
-    *,
-    changes: bool = True,
-) -> None:
-    """Ask for all the jobs that are named, some thousand at a time, and show what each was answered, in order.
+def show_each(given: argparse.Namespace, ask: Ask[T], shown: Shown[T], *, changes: bool = True) -> None:
+    """Ask for all named jobs, some thousand at a time, and show the answer for each, in order.
 
-    Each part is a call of its own, with its own patience. A terminal shows how many were answered, and the end how many of how
-    they were, if they were more than one part.
+    Each part is a call with its own patience. A terminal shows the count of answers so far; if there was more than one part,
+    a last line counts the answers by kind.
 
     Args:
-        given: What `arguments` has read.
-        ask: Takes keys or ids, and gives an answer or an error for each.
-        as_json: The answer, for programs, beside the name of the job.
-        words: The answer, for people.
-        changes: Whether a part that is not answered may have been done.
+        given: The arguments that `arguments` added.
+        ask: The call for one part.
+        shown: How an answer is shown.
+        changes: False if the call only reads, so that an unanswered part has changed nothing.
 
     Raises:
-        GivaliaError: It is not known what became of the part that was asked for; that is said, and how many were answered
-            before.
-        SystemExit: Some were refused: with their exit code if it is the same for all, else with that of `PartlyRefused`.
+        GivaliaError: The call for a part failed. A line says so, and how many jobs were answered before.
+        SystemExit: Some jobs were refused: with their exit code if all have the same, else with that of `PartlyRefused`.
     """
     if given.key and given.id:
         raise BadRequest("name the jobs by their keys or by their ids, and by one of them only")
-    name = "id" if given.id else "key"
+    run = _Run(given, ask, shown)
     names = _read(given.id or given.key)
-    codes: set[int] = set()
-    counts: Counter[str] = Counter()
-    under_way = 0
     try:
         with show.Progress(sys.stderr) as progress:
             while part := list(islice(names, PART)):
-                under_way = len(part)
-                try:
-                    answers = ask(part, None) if name == "key" else ask(None, part)
-                except PartlyRefused as error:
-                    answers = error.answers
-                under_way = 0
-                for job, answer in zip(part, answers, strict=True):
-                    _show(given, name, job, answer, as_json, words)
-                    if isinstance(answer, GivaliaError):
-                        codes.add(answer.exit_code)
-                    counts[answer.code if isinstance(answer, GivaliaError) else "OK"] += 1
+                run.call(part)
                 if sys.stderr.isatty():
-                    progress.show_line(_counted(counts))
+                    progress.show_line(run.counted())
     except BaseException as error:
-        if counts:
-            endings.say(f"givalia: {counts.total():,} were answered before this: {_counted(counts)}")
-        if under_way and changes and not _is_undone(error):
-            of = f" after those {counts.total():,}" if counts else ""
-            endings.say(f"givalia: what became of the {under_way:,} names{of} is unknown: they were under way")
+        run.say_so_far(error, changes=changes)
         raise
-    if counts.total() > PART:
-        endings.say(f"givalia: {_counted(counts)}")
-    if codes:
-        raise SystemExit(codes.pop() if len(codes) == 1 else PartlyRefused.exit_code)
+    if run.counts.total() > PART:
+        endings.say(f"givalia: {run.counted()}")
+    if run.exit_codes:
+        raise SystemExit(run.exit_codes.pop() if len(run.exit_codes) == 1 else PartlyRefused.exit_code)
+
+
+class _Run(Generic[T]):
+    """One command on several jobs: its answers so far."""
+
+    def __init__(self, given: argparse.Namespace, ask: Ask[T], shown: Shown[T]) -> None:
+        self.counts: Counter[str] = Counter()
+        self.exit_codes: set[int] = set()
+        self._given, self._ask, self._shown = given, ask, shown
+        self._name = "id" if given.id else "key"
+        self._under_way = 0
+
+    def call(self, part: list[str]) -> None:
+        """Ask for one part, and show and count its answers."""
+        self._under_way = len(part)
+        try:
+            answers = self._ask(part, None) if self._name == "key" else self._ask(None, part)
+        except PartlyRefused as error:
+            answers = error.answers
+        self._under_way = 0
+        for job, answer in zip(part, answers, strict=True):
+            if isinstance(answer, GivaliaError):
+                self._show_error(job, answer)
+            else:
+                self._show(job, answer)
+
+    def _show(self, job: str, answer: T) -> None:
+        if self._given.json:
+            show.emit(show.to_json({self._name: job, **self._shown.as_json(answer)}))
+        else:
+            show.emit(f"{printable(job)}  {self._shown.words(answer)}")
+        self.counts["OK"] += 1
+
+    def _show_error(self, job: str, error: GivaliaError) -> None:
+        endings.say(f"givalia: {error.code}: {printable(job)}: {printable(error)}")
+        if self._given.json:
+            show.emit(show.to_json({self._name: job, "error": error.code, **error.details}))
+        self.exit_codes.add(error.exit_code)
+        self.counts[error.code] += 1
+
+    def counted(self) -> str:
+        """Return the number of answers of each kind, in words."""
+        return ", ".join(f"{count:,} {code}" for code, count in sorted(self.counts.items()))
+
+    def say_so_far(self, error: BaseException, *, changes: bool) -> None:
+        """Say what is known of a run that ends early: the answers so far, and the part that is unanswered."""
+        if self.counts:
+            endings.say(f"givalia: {self.counts.total():,} were answered before this: {self.counted()}")
+        if self._under_way and changes and not _is_undone(error):
+            after = f" after those {self.counts.total():,}" if self.counts else ""
+            endings.say(f"givalia: what became of the {self._under_way:,} names{after} is unknown: they were under way")
 
 
 def _is_undone(error: BaseException) -> bool:
-    """Return whether a call that ended so has done nothing: it was refused here, or never sent."""
+    """Return whether the failed call has done nothing: it was refused by the client, or never sent."""
     return isinstance(error, (BadRequest, TooLarge)) or (
         isinstance(error, ConnectionLost) and error.details.get("sent") is False
     )
 
 
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {code}" for code, count in sorted(counts.items()))
-
-
-def _show(
-    given: argparse.Namespace,
-    name: str,
-    job: str,
-    answer: T | GivaliaError,
-    as_json: Callable[[T], dict[str, Any]],
-    words: Callable[[T], str],
-) -> None:
-    shown: dict[str, Any] = {name: job}
-    if isinstance(answer, GivaliaError):
-        endings.say(f"givalia: {answer.code}: {printable(job)}: {printable(answer)}")
-        shown |= {"error": answer.code, **answer.details}
-    else:
-        shown |= as_json(answer)
-    if given.json:
-        show.emit(show.to_json(shown))
-    elif not isinstance(answer, GivaliaError):
-        show.emit(f"{printable(job)}  {words(answer)}")
-
-
 def _read(words: Sequence[str]) -> Iterator[str]:
-    """The names on the command line; in the place of a `-`, those of standard input."""
+    """Yield the names on the command line; in place of a `-`, those of standard input."""
     for word in words:
         if word == STDIN:
-            # Each once: a listing in the order of dues tells a job again that was moved meanwhile.
+            # Each once: a listing in the order of dues repeats a job that was moved meanwhile.
             seen: set[bytes] = set()
             for line in _lines(sys.stdin.buffer):
                 digest = blake2b(line.encode(), digest_size=16).digest()
@@ -146,7 +157,7 @@ def _read(words: Sequence[str]) -> Iterator[str]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[str]:
-    """The lines that are not empty. One that is too long is not read to its end."""
+    """Yield the lines that are not empty; a line that is too long is not read to its end."""
     number = 0
     while line := stream.readline(LINE_BYTES_MAX):
         number += 1
