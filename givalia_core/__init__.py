@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from givalia_core.version import __version__
 
-# Imported when somebody asks for one of their names: a program that enqueues has no use for gevent and the store, and the
-# command line handles Ctrl+C before anything that takes time.
+# These modules are imported when one of their names is first used: a program that only enqueues needs neither gevent nor the
+# store, and the command line must handle Ctrl+C before slow imports.
 _HOMES = {
     "givalia_core.client": ("Client", "JobHandle"),
     "givalia_core.client.acts": ("Acted",),
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         found = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
         return found
-    if f"{__name__}.{name}" in _HOMES:  # As `givalia_core.errors` without an import of that.
+    if f"{__name__}.{name}" in _HOMES:  # Such as `givalia_core.errors` without importing that module.
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

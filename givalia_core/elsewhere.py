@@ -1,4 +1,4 @@
-"""The workers that are connected to the other servers of a shared store, as those servers describe them."""
+"""The workers connected to the other servers of a shared store, as those servers describe them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from givalia_core.store.base import Route
 
 
 class Elsewhere:
-    """What is known of these workers; a hint that is replaced whenever the store is watched."""
+    """The known workers of other servers; a hint, replaced each time this server polls the store."""
 
     def __init__(self) -> None:
         self.tell([])
 
     def tell(self, workers: list[dict[str, Any]]) -> None:
-        """Replace what is known."""
+        """Replace the known workers."""
         self._workers = workers
-        self._by_route: dict[tuple[str, str], list[dict[str, Any]]] = {}  # Made when somebody asks.
+        self._by_route: dict[tuple[str, str], list[dict[str, Any]]] = {}  # Built at the first question.
 
     @property
     def instances(self) -> set[bytes]:
-        """The worker processes that these are."""
+        """The instance ids of these workers."""
         return {bytes.fromhex(worker["instance"]) for worker in self._workers}
 
     def modules(self) -> Iterator[str]:
-        """Yield the modules that these workers can run, once for each of them."""
+        """Yield the modules that these workers can run, once for each worker."""
         for worker in self._workers:
             yield from worker["modules"]
 

@@ -5,18 +5,18 @@ Each class carries a stable `code`, the class name in capitals, that is the same
 on call: what happened, whether anything changed, what to do.
 
     GivaliaError
-    ├── Refused            the server looked at a command and said no; nothing changed
+    ├── Refused            the server refused a command; nothing changed
     │   ├── BadRequest  TooLarge  NotFound  DuplicateKey  WrongState  Stale  Unauthorized  VersionMismatch
     │   ├── StoreFull
     │   └── Busy
     │       └── ShuttingDown
-    ├── PartlyRefused      some commands of many in one call were refused, the others stand
-    ├── ConnectionLost     nobody knows whether the command took effect, unless it was never sent
+    ├── PartlyRefused      some commands of a bulk call were refused; the others stand
+    ├── ConnectionLost     unknown whether the command took effect, unless it was never sent
     ├── AddressInUse       another process has a port that the server wants
     ├── JobEnded           `wait` ended without a result
     │   ├── JobFailed  JobCancelled  ResultLost
     ├── WaitTimeout        `wait` ran out of time; the job goes on
-    ├── IllegalTransition  a bug: an act that the table of states does not know
+    ├── IllegalTransition  a bug: an act that the table of states does not have
     ├── WrongProcess       a server or worker was used in a fork of its process
     ├── SettingsInvalid    a setting cannot be used; nothing was started
     ├── ModuleClash        two packages claim one WorkModule name
@@ -33,9 +33,9 @@ _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class GivaliaError(Exception):
-    """The root of every error of ours; catching it at an edge is always enough.
+    """The root of all Givalia errors; catching it at an edge is always enough.
 
-    `details` holds the named values of one error (for example the `id` that is in the way), readable as attributes.
+    `details` holds the named values of the error, for example the `id` of a duplicate. They are readable as attributes.
     """
 
     code: ClassVar[str] = "GIVALIA_ERROR"
@@ -64,25 +64,25 @@ def _rebuild(cls: type[GivaliaError], message: str, details: dict[str, Any]) -> 
 
 
 class Refused(GivaliaError):
-    """The server understood and refused; nothing was changed."""
+    """The server understood the command and refused it. Nothing changed."""
 
     exit_code = 69
 
 
 class BadRequest(Refused):
-    """A command, a value in it or its frame is not legal. Nothing changed. Correct the call; a resend fails alike."""
+    """A command, one of its values or its frame is not legal. Nothing changed. Correct the call; a resend fails again."""
 
     exit_code = 64
 
 
 class TooLarge(Refused):
-    """A frame, line, params or result is over its limit (see `info`). Nothing changed. Send less, or a reference to it."""
+    """A frame, line, params or result exceeds its limit (see `info`). Nothing changed. Send less, or send a reference."""
 
     exit_code = 65
 
 
 class NotFound(Refused):
-    """No live or remembered job has that key or id. It never existed, or its time to be remembered is over."""
+    """No live or remembered job has this key or id. It never existed, or its retention time is over."""
 
     exit_code = 66
 
@@ -95,8 +95,8 @@ class DuplicateKey(Refused):
 
 
 class WrongState(Refused):
-    """The job is in a state (`state`) that forbids the command, for example `ext` of a running job. Nothing changed.
-    Of a key without a live job it is the state of the one that ended last, while that is remembered.
+    """The job's state (`state`) forbids the command, for example `ext` of a running job. Nothing changed.
+    If the key has no live job, `state` is that of its last remembered job.
     """
 
     state: str
@@ -104,7 +104,7 @@ class WrongState(Refused):
 
 
 class Stale(Refused):
-    """A worker reported on a lease that is no longer its own. Nothing changed: another attempt holds or ended the job."""
+    """A worker reported on a lease that it no longer holds. Nothing changed: another attempt holds the job or has ended it."""
 
 
 class Unauthorized(Refused):
@@ -114,86 +114,87 @@ class Unauthorized(Refused):
 
 
 class VersionMismatch(Refused):
-    """The two sides share no version of the protocol, or the server does not know what this side sent; the message names both
-    versions. Nothing changed. Upgrade the older side."""
+    """Client and server share no protocol version, or the server does not know a message that this client sent. The error
+    names both versions. Nothing changed. Upgrade the older program."""
 
     exit_code = 76
 
 
 class StoreFull(Refused):
-    """The store's disk is full, so no new job was taken; running and cancelling go on. Free space; it recovers alone."""
+    """The store's disk is full, so the server takes no new job; it still runs and cancels jobs. Free space; no restart is
+    needed."""
 
     exit_code = 75
 
 
 class Busy(Refused):
-    """The server takes no more for now. Nothing changed. Try again after `retry_after` seconds."""
+    """The server is at one of its limits. Nothing changed. Try again after `retry_after` seconds."""
 
     retry_after: float
     exit_code = 75
 
 
 class ShuttingDown(Busy):
-    """The server is draining and takes no new job. Nothing changed. Try again when it is back."""
+    """The server is draining and takes no new job. Nothing changed. Try again when the server is back."""
 
 
 class PartlyRefused(GivaliaError):
-    """Some jobs of an `enq_many`, `cancel_many` or `ext_many` were refused, the others stand. `answers` has what each was
-    answered (of an `enq_many` a handle), or an error."""
+    """Some jobs of an `enq_many`, `cancel_many` or `ext_many` were refused; the others stand. `answers` has for each job its
+    answer (for `enq_many`, a handle) or its error."""
 
     answers: list[Any]
     exit_code = 69
 
 
 class ConnectionLost(GivaliaError):
-    """The server could not be reached in time. Whether the command took effect is unknown, unless `sent` is false: then it was
-    not done. Sending it again is safe."""
+    """No server answered in time. If `sent` is false, the command did not take effect; otherwise that is unknown. Sending the
+    command again is safe."""
 
     sent: bool
     exit_code = 69
 
 
 class AddressInUse(GivaliaError, OSError):
-    """The server could not have one of its ports: another process has it, which the message names if this user may
-    know. Nothing was started. Stop that process, or set another port."""
+    """Another process has a port that the server needs; the message names the process if this user may see it. Nothing was
+    started. Stop that process, or set another port."""
 
     exit_code = 69
 
 
 class JobEnded(GivaliaError):
-    """`wait` ended, and there is no result to return."""
+    """The job has ended without a result that `wait` could return."""
 
     exit_code = 1
 
 
 class JobFailed(JobEnded):
-    """The job is dead: `reason` says why in a word, `error` what its last attempt raised. `requeue` revives it."""
+    """The job is dead. `reason` says why in one word; `error` is what its last attempt raised. `requeue` revives the job."""
 
     reason: str
     error: str | None
 
 
 class JobCancelled(JobEnded):
-    """The job was cancelled before it was done. It will not start again, unless it is requeued."""
+    """The job was cancelled before it was done. It does not start again unless it is requeued."""
 
 
 class ResultLost(JobEnded):
-    """The job is done, but its result was too large or not plain data, so it was not kept, or it cannot be read."""
+    """The job is done, but its result is lost: it was too large or not plain data, or it cannot be read."""
 
 
 class WaitTimeout(GivaliaError, TimeoutError):
-    """The job did not end in the time you gave. It goes on; `wait` again or `stat` it."""
+    """The job did not end within the given time. It goes on; call `wait` or `stat`."""
 
     exit_code = 75
 
 
 class IllegalTransition(GivaliaError):
-    """An act met a state that the table of transitions does not allow. This is a bug in Givalia; nothing was written."""
+    """The table of transitions does not allow this act in this state. This is a bug in Givalia; nothing was written."""
 
 
 class WrongProcess(GivaliaError):
-    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done, and it
-    goes on in that process. In the fork use a `Client`, or make another server or worker."""
+    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done; it goes on in that
+    process. In the fork, use a `Client` or make another server or worker."""
 
     pid: int
 
@@ -205,7 +206,7 @@ class SettingsInvalid(GivaliaError):
 
 
 class ModuleClash(GivaliaError):
-    """Two installed distributions claim one WorkModule name. Neither is served; uninstall or rename one of them."""
+    """Two installed distributions claim the same WorkModule name. Neither is served. Uninstall or rename one of them."""
 
     exit_code = 78
 
@@ -217,43 +218,45 @@ class StoreError(GivaliaError):
 
 
 class StoreFailed(StoreError):
-    """A write or sync failed: what is on disk is unknown, and the server stopped at once. Check the disk, then restart."""
+    """A write or sync failed, so what is on disk is unknown. The server stopped at once. Check the disk, then restart."""
 
 
 class StoreCorrupt(StoreError):
-    """The store holds bytes that Givalia did not write. Nothing was changed. Keep a copy; restore from a backup, or let
-    `givalia store salvage` write what is sound into a new store."""
+    """The store holds bytes that Givalia did not write. Nothing was changed. Keep a copy. Restore a backup, or let `givalia
+    store salvage` copy what is sound into a new store."""
 
     exit_code = 65
 
 
 class StoreLocked(StoreError):
-    """Another server (`pid`) has this store open. Nothing was changed. Stop that one, or name another store."""
+    """Another server (`pid`) has this store open. Nothing was changed. Stop that server, or name another store."""
 
     exit_code = 75
 
 
 class StoreMissing(StoreError):
-    """There is no store, and the setting `create` is false. Nothing was made. Mount the disk, or correct the URL."""
+    """There is no store, and the setting `create` is false. Nothing was created. Mount the disk, or correct the URL."""
 
     exit_code = 78
 
 
 class StoreTooNew(StoreError):
-    """The store was written by a newer Givalia. Nothing was changed. Upgrade this one, or export and import."""
+    """A newer Givalia wrote the store. Nothing was changed. Upgrade this Givalia, or export and import."""
 
     exit_code = 78
 
 
 class StoreAway(StoreError):
-    """The database does not answer for now. What was not answered is unknown; a server goes on by itself when it is back."""
+    """The database does not answer. Whether unanswered changes took effect is unknown. The server goes on by itself when the
+    database is back."""
 
     exit_code = 75
 
 
 class StoreUnfit(StoreError):
-    """This URL, folder or file system cannot keep the promise of the store, this user may not write to it or is not its owner,
-    or it has an earlier format and may not be upgraded (the message names the command). Nothing was started or changed."""
+    """This URL, folder or file system cannot keep the store's promise; or this user may not write to the store or does not own
+    it; or the store has an earlier format and upgrades are off (the message names the command). Nothing was started or
+    changed."""
 
     exit_code = 78
 
@@ -263,12 +266,12 @@ def _walk(cls: type[GivaliaError]) -> list[type[GivaliaError]]:
 
 
 def every() -> list[type[GivaliaError]]:
-    """Every error class of Givalia, parents before children."""
+    """Return every error class of Givalia, parents before children."""
     return _walk(GivaliaError)
 
 
 def from_wire(code: str, message: str, details: dict[str, Any] | None = None) -> GivaliaError:
-    """The error that a `code` on the wire names; an unknown code (a newer server's) becomes a plain `GivaliaError`."""
+    """Return the error that a `code` on the wire names; an unknown code (from a newer server) becomes a `GivaliaError`."""
     details = {str(name): value for name, value in (details or {}).items()}
     cls = _BY_CODE.get(code)
     if cls is None:

@@ -1,7 +1,7 @@
-"""Builtins and the clock as they were when Givalia was imported: a job may replace them for all code in its process.
+"""Builtins and the clock as they were when Givalia was imported; a job may replace them for all code in its process.
 
-A module keeps the builtins with `__builtins__ = BUILTINS`, since functions take them from the globals they are made with. And
-it imports functions by name, for `from os import getpid` keeps the function, while `os.getpid` is looked up at each call.
+A module keeps the builtins by `__builtins__ = BUILTINS`, because functions take them from their globals. It also imports
+functions by name: `from os import getpid` keeps the function, while `os.getpid` looks it up at each call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BUILTINS: Any = dict(vars(builtins))
 
 
 class Clock:
-    """The clock. It is the attribute of a class because libraries that fake the time replace it in all modules."""
+    """The clock, as an attribute of a class: libraries that fake the time replace the function in all modules."""
 
     monotonic = staticmethod(time.monotonic)
     monotonic_ns = staticmethod(time.monotonic_ns)

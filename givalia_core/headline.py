@@ -1,4 +1,4 @@
-"""The one line of a stored error that says what was raised; the error is a traceback, or words of ours or of a job."""
+"""The line of a stored error that says what was raised. The error is a traceback, or text from Givalia or from a job."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
 
 
 def headline(error: str | None) -> str:
-    """Return type and message of what was raised itself, at most 256 characters: not of its cause, its notes or its parts."""
+    """Return type and message of the exception itself, without its cause, notes or parts; at most 256 characters."""
     error = (error or "").strip("\n")
-    # Words of ours or of a job, such as why it was ended, stand before the traceback that they are about.
+    # Text from Givalia or from the job, such as why it was ended, stands before its traceback.
     *_, last = _CHAINED.split(error) if _TRACEBACK.match(error) else [error]
     lines = last.strip("\n").splitlines()
     if lines and _TRACEBACK.match(lines[0]):
@@ -40,14 +40,14 @@ def headline(error: str | None) -> str:
 
 
 def own_line(lines: list[str]) -> str:
-    """Return the first of the lines with type and message; with that of the message where this begins with empty ones."""
+    """Return type and message on one line; empty lines at the beginning of the message are left out."""
     if not _BEGINS_EMPTY(lines[0]):
         return lines[0].rstrip()
     return f"{lines[0].rstrip()} {next((line.strip() for line in lines[1:] if line.strip()), '')}".rstrip()
 
 
 def shortened(error: str, bytes_max: int) -> str:
-    """Return an error in so many bytes of UTF-8; of one that is longer its headline, a line that says so, and the end."""
+    """Return an error in at most `bytes_max` bytes of UTF-8; a longer one keeps its headline and its end."""
     data = error.encode("utf-8", "replace")
     if len(data) <= bytes_max:
         return data.decode()
@@ -56,6 +56,6 @@ def shortened(error: str, bytes_max: int) -> str:
 
 
 def type_raised(error: str | None) -> str:
-    """Return the name of the exception's class; empty if the error is words, which may be others for each job."""
+    """Return the name of the exception's class; empty for plain text, which may differ from job to job."""
     found = _TYPE.match(headline(error)) if "Traceback (most recent call last):" in (error or "") else None
     return found[0] if found else ""

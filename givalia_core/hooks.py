@@ -1,8 +1,8 @@
-"""The hooks that plugins implement, how plugins are found, and the caller that keeps them from harming anybody.
+"""The hooks that plugins implement, the discovery of plugins, and the caller that contains their errors.
 
-A hook observes: it is handed frozen records and changes nothing. Each implementation is called on its own; what one raises,
-SystemExit included, is logged and counted, and the others are still called. One plugin object that raises twenty times in a
-row is silenced for the rest of the process, which is said once in the log and shows in the counts.
+A hook observes: it gets frozen records and changes nothing. Each implementation is called on its own. An error, including
+SystemExit, is logged and counted, and the other plugins are still called. A plugin object that raises twenty times in a row is
+silenced for the rest of the process; one log line says so, and the counts show it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __builtins__ = BUILTINS
 PROJECT: Final = "givalia"
 GROUP: Final = "givalia.plugins"
 RAISES_MAX: Final = 20
-_STARTS: Final = ("server_started", "worker_started")  # In these, plugins set things up.
+_STARTS: Final = ("server_started", "worker_started")  # The hooks in which plugins set things up.
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -38,7 +38,7 @@ log = logging.getLogger("givalia.hooks")
 
 
 class Specs:
-    """Every hook. `docs/hooks.md` says of each when, where, with what and in what order it is called."""
+    """Every hook. `docs/hooks.md` says when, where, with which arguments and in which order each is called."""
 
     @hookspec
     def before_run(self, job: RunningJobView, module: type) -> None:
@@ -74,7 +74,7 @@ class Specs:
 
     @hookspec
     def on_cancel(self, job: JobView, running: bool) -> None:
-        """At the cancel: on the server for a job that had not started, on the worker for one that was running."""
+        """At the cancel: on the server if the job had not started, on the worker if it was running."""
 
     @hookspec
     def server_started(self, server: Any) -> None:
@@ -98,7 +98,7 @@ HOOKS: Final = tuple(name for name in vars(Specs) if not name.startswith("_"))
 
 @dataclass(frozen=True, slots=True)
 class FoundPlugin:
-    """One entry point of the group `givalia.plugins`: the plugin object, or why there is none."""
+    """One entry point of the group `givalia.plugins`: the plugin object, or the reason why it could not be loaded."""
 
     name: str
     distribution: str
@@ -109,9 +109,9 @@ class FoundPlugin:
 
 
 def discover(allowed: str = ALL) -> list[FoundPlugin]:
-    """Load the installed plugins; one that cannot be loaded is reported and holds up no other.
+    """Load the installed plugins; a plugin that cannot be loaded is logged and delays no other.
 
-    `allowed` names distributions, separated by commas; what others bring is not even imported. `*` allows all.
+    `allowed` names distributions, separated by commas; plugins of others are not even imported. `*` allows all.
     """
     found: list[FoundPlugin] = []
     for entry in entry_points(GROUP, allowed):
@@ -124,7 +124,7 @@ def discover(allowed: str = ALL) -> list[FoundPlugin]:
             source = inspect.getsourcefile(plugin) or source  # type: ignore[arg-type]
             if isinstance(plugin, type):
                 plugin = plugin()
-        except BaseException as raised:  # Somebody else's import may raise anything; it is theirs, not ours.
+        except BaseException as raised:  # Importing a plugin may raise anything.
             plugin, error = None, f"{type(raised).__name__}: {_words(raised)}"
             log.error("plugin %s of %s %s cannot be loaded: %s", entry.name, distribution, version, error)
         found.append(FoundPlugin(entry.name, distribution, version, plugin, error, source))
@@ -132,22 +132,22 @@ def discover(allowed: str = ALL) -> list[FoundPlugin]:
 
 
 def missing(allowed: str, other_group: str) -> Iterator[str]:
-    """Yield in words which of the distributions that `allowed` names bring neither plugins nor anything of the other group."""
+    """Yield a message for each distribution in `allowed` that has neither plugins nor entry points of the other group."""
     return installed.missing((GROUP, other_group), allowed)
 
 
 def _words(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException:  # Even its words are somebody else's code.
+    except BaseException:  # The error's text, too, comes from the plugin's code.
         return "(its words cannot be read)"
 
 
 class Watch(Protocol):
-    """Is told when a call of a plugin begins and ends, to limit its time and to know which plugin is to blame."""
+    """Gets told when a plugin's call begins and ends, to limit its time and to name the plugin."""
 
     def enter(self, hook: str, plugin: int, job: Any) -> Any:
-        """Note that a plugin, by its place in `Hooks.names`, is called, perhaps for a job; returns what to leave by."""
+        """Note the call of a plugin (its place in `Hooks.names`), maybe for a job; return the token for `leave`."""
 
     def leave(self, entered: Any) -> None:
         """Note that the call is over."""
@@ -160,14 +160,14 @@ class Hooks:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Specs)
         self.raised: Counter[str] = Counter()
-        """How often each plugin has raised, by its name."""
+        """The number of errors of each plugin, by its name."""
         self.silenced: set[str] = set()
-        """The plugins that are no longer called."""
+        """The plugins that are silenced."""
         self.watch: Watch | None = None
         self._in_a_row: Counter[int] = Counter()
         for plugin in plugins:
             if self._manager.is_registered(plugin):
-                continue  # Given twice, as by an entry point and by hand: it is one plugin.
+                continue  # The same plugin, given twice: by its entry point and by hand.
             try:
                 self._manager.register(plugin, self._name(plugin))
                 self._manager.check_pending()
@@ -177,26 +177,26 @@ class Hooks:
                     self._manager.unregister(plugin)
         self._implementations = {name: self._collect(name) for name in HOOKS}
         self.names = [name for name, _ in self._manager.list_name_plugin()]
-        """The names of the plugins; a plugin has the number of its place here."""
+        """The names of the plugins; a plugin's number is its place here."""
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def _name(self, plugin: object) -> str:
-        """What a plugin is called in the log and in the counts: its class or module, numbered if that is taken."""
+        """Return a plugin's name in the log and the counts: its class or module, numbered if that name is taken."""
         name = getattr(plugin, "__name__", type(plugin).__name__)
         taken = sum(1 for other, _ in self._manager.list_name_plugin() if other.split("#")[0] == name)
         return f"{name}#{taken + 1}" if taken else name
 
     def _collect(self, name: str) -> list[Any]:
-        # Last registered first, as pluggy itself would call them. Wrappers could hold back others, so they are not called.
+        # Last registered first, as pluggy calls them. Wrappers could keep other plugins from being called, so they are skipped.
         implementations = reversed(getattr(self._manager.hook, name).get_hookimpls())
         return [each for each in implementations if not each.hookwrapper and not each.wrapper]
 
     def listens(self, name: str) -> bool:
-        """Whether any plugin implements this hook; when none does, a call costs nothing."""
+        """Return whether any plugin implements this hook; if none does, a call costs nothing."""
         return bool(self._implementations[name])
 
     def call(self, name: str, **arguments: Any) -> None:
-        """Call every implementation with the arguments it asks for; never raises."""
+        """Call every implementation with the arguments that it takes; never raises."""
         loggers = Loggers() if name in _STARTS else None
         for implementation in self._implementations[name]:
             plugin = implementation.plugin
@@ -208,19 +208,19 @@ class Hooks:
                 entered = watch.enter(name, self._numbers[implementation.plugin_name], arguments.get("job"))
             try:
                 implementation.function(*(arguments[wanted] for wanted in implementation.argnames))
-            except BaseException as error:  # A plugin may raise anything, and must harm nobody.
+            except BaseException as error:  # A plugin may raise anything; the program goes on.
                 self._count(implementation.plugin_name, plugin, name, error)
             else:
                 self._in_a_row[id(plugin)] = 0
             finally:
                 if watch is not None:
                     watch.leave(entered)
-        if loggers is not None and not loggers.are_enabled():  # To configure `logging` disables all loggers there are.
+        if loggers is not None and not loggers.are_enabled():  # Configuring `logging` disables all existing loggers.
             loggers.enable()
             log.warning("a plugin has disabled Givalia's loggers in %s; they log again", name)
 
     def silence(self, plugin_name: str) -> None:
-        """Call a plugin no more: it takes no notice when it is broken off."""
+        """Stop calling a plugin: its calls cannot be interrupted."""
         if plugin_name not in self.silenced:
             self.silenced.add(plugin_name)
             self._in_a_row[id(self._manager.get_plugin(plugin_name))] = RAISES_MAX

@@ -1,4 +1,4 @@
-"""Entry points of the packages that are installed here."""
+"""Entry points of the installed packages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SEPARATORS: Final = re.compile("[-_.]+")
 
 
 def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
-    """Return the entry points of a group, sorted by name; nothing is imported.
+    """Return the entry points of a group, sorted by name, without importing them.
 
-    `allowed` names distributions, separated by commas; what others bring is left out. `*` allows all.
+    `allowed` names distributions, separated by commas; others are left out. `*` allows all.
     """
     names = _names(allowed)
     found = sorted(importlib_metadata.entry_points(group=group), key=lambda entry: (entry.name, entry.value))
@@ -24,7 +24,7 @@ def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
 
 
 def missing(groups: Sequence[str], allowed: str) -> Iterator[str]:
-    """Yield in words, for each distribution that `allowed` names, that none of the name brings one of the groups here."""
+    """Yield a message for each distribution that `allowed` names and that has no entry point in these groups."""
     brought = {(entry.name, _distribution(entry)) for group in groups for entry in entry_points(group)}
     installed = {_normal(distribution) for _, distribution in brought}
     for name in sorted(_names(allowed) - installed - {ALL}):
@@ -39,7 +39,7 @@ def _names(allowed: str) -> set[str]:
 
 
 def _normal(name: str) -> str:
-    """Return a name as packages are compared: `Givalia_Logging` is `givalia-logging`."""
+    """Return the name in the form in which packages are compared: `Givalia_Logging` is `givalia-logging`."""
     return _SEPARATORS.sub("-", name).lower()
 
 

@@ -1,8 +1,8 @@
-"""Where the lines of a program go: standard error, or a file that may be rotated at any time.
+"""The destination of log lines: standard error, or a file that may be rotated at any time.
 
-A file is followed by its name. When the name stands for another file (logrotate's `create`), the next line goes there, in every
-process of the program and without a signal; while it stands for none, lines go on to the file that bore it. Lines are appended,
-so a file may be cut in place as well (`copytruncate`). Nothing here makes a program wait or fail for its log.
+The handler follows the file's name. When another file gets the name (logrotate's `create`), the next line goes there, in every
+process of the program and without a signal. While no file has the name, lines go on to the old file. Lines are appended, so a
+file may also be truncated in place (`copytruncate`). A program neither waits nor fails because of its log.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from givalia_core.printable import Formatter
 __builtins__ = BUILTINS
 
 LOG_HANDLER: Final = "givalia"
-"""The name of the handler: plugins that change the form of lines look for it, rather than add one of their own."""
+"""The name of the handler; plugins that change the form of lines find it by this name, instead of adding a handler."""
 
 
 class LogHandler(Handler):
-    """Writes each record in the form of its formatter; in the plain form if that fails."""
+    """Writes each record in the form of its formatter, or in the plain form if the formatter fails."""
 
     def __init__(self) -> None:
         super().__init__()
         self.set_name(LOG_HANDLER)
         self.lost = 0
-        """How many lines could not be written."""
-        self._unsaid = 0  # Of those, how many the log does not know of.
+        """The number of lines that could not be written."""
+        self._unsaid = 0  # Lost lines that the log does not mention yet.
         self._path = ""
-        self._identity: tuple[int, int] | None = None  # Of the file that is open.
+        self._identity: tuple[int, int] | None = None  # Device and inode of the open file.
         self._plain = Formatter()
         self.setFormatter(self._plain)
         self._standard: Any = sys.stderr
@@ -44,10 +44,10 @@ class LogHandler(Handler):
         """What is written to."""
 
     def point_to(self, file: str) -> None:
-        """Write to this file from now on, or to standard error if its name is empty; one that is not there is made (mode 0600).
+        """Write to this file from now on (standard error if the name is empty); create it with mode 0600 if it is missing.
 
         Raises:
-            OSError: It cannot be opened; lines go where they went.
+            OSError: The file cannot be opened; the destination is unchanged.
         """
         path = str(Path(file).absolute()) if file else ""
         opened = _opened(path, O_CREAT) if path else None
@@ -59,7 +59,7 @@ class LogHandler(Handler):
             self.release()
 
     def wait_for(self, file: str) -> None:
-        """Write to standard error until this file is there and can be opened, and then to it."""
+        """Write to standard error until this file exists and can be opened, and then to the file."""
         self.acquire()
         try:
             self._path = str(Path(file).absolute())
@@ -68,7 +68,7 @@ class LogHandler(Handler):
             self.release()
 
     def writes_to(self, fd: int) -> bool:
-        """Return whether lines go where this file descriptor leads."""
+        """Return whether lines go to the file of this descriptor."""
         try:
             found = fstat(fd)
         except OSError:
@@ -78,18 +78,18 @@ class LogHandler(Handler):
     def _replace(self, opened: FileIO | None) -> None:
         before, self.stream = self.stream, self._standard if opened is None else opened
         if isinstance(before, FileIO) and _identity(before) == self._identity:
-            close(before.fileno())  # Else a job has closed all files, and the descriptor may be another's by now.
+            close(before.fileno())  # Otherwise a job closed all files, and the number may belong to another file now.
         self._identity = None if opened is None else _identity(opened)
 
     def format(self, record: LogRecord) -> str:
-        """Return the line, whatever the formatter, which may be a plugin's, makes of it."""
+        """Return the line; in the plain form if the formatter, which may be a plugin's, fails."""
         try:
             return super().format(record)
         except Exception:
             return self._plain.format(record)
 
     def emit(self, record: LogRecord) -> None:
-        """Write a line; one that cannot be written is counted, and the next one that can says so."""
+        """Write a line. A line that cannot be written is counted; the next written line reports the count."""
         try:
             self._follow()
             if self._unsaid:
@@ -108,11 +108,11 @@ class LogHandler(Handler):
             self.stream.flush()
             return
         data = f"{line}\n".encode("utf-8", "backslashreplace")
-        while data:  # A full disk takes a part first, and then raises.
+        while data:  # A full disk accepts a part first and then raises.
             data = data[self.stream.write(data) :]
 
     def _follow(self) -> None:
-        """Open the file that bears the name now, if it is another one; logrotate makes it, with its owner and mode."""
+        """Open the file that has the name now, if it is a new one; logrotate has created it with its owner and mode."""
         if not self._path:
             return
         try:
@@ -124,10 +124,10 @@ class LogHandler(Handler):
 
 
 def be_last_resort(handler: Handler) -> None:
-    """Let this handler have the warnings and errors of loggers that nobody has set up; by itself Python prints them.
+    """Send the warnings and errors of unconfigured loggers to this handler; by default Python prints them.
 
-    `logging.warning` and its kin would set up the root logger, in the plain form, by a call of `basicConfig` without arguments:
-    that does nothing from now on. With arguments it does what it always did.
+    `logging.warning` and the like would set up the root logger, in the plain form, by calling `basicConfig` without arguments.
+    From now on that call does nothing; with arguments it works as before.
     """
     handler.setLevel(WARNING)
     logging.lastResort = handler
@@ -135,22 +135,22 @@ def be_last_resort(handler: Handler) -> None:
 
 
 class Passing(Handler):
-    """Hands records on to another handler, whatever the level of that."""
+    """Passes records to another handler, whatever that handler's level."""
 
     def __init__(self, to: Handler, level: int = NOTSET) -> None:
         super().__init__(level)
         self._to = to
 
     def emit(self, record: LogRecord) -> None:
-        """Hand it on."""
+        """Pass the record on."""
         self._to.handle(record)
 
 
 def take_over_root() -> None:
-    """Have what the root logger shows come in the one stream and form, and not past it; call it when packages were imported.
+    """Send the root logger's lines to this log's stream, in its form; call this after packages were imported.
 
-    A package that sets up the root logger, by `basicConfig` or `dictConfig`, speaks for all loggers of the process, among them
-    those of plugins. Its level stays, and so do handlers that write elsewhere.
+    A package that sets up the root logger, by `basicConfig` or `dictConfig`, does so for all loggers of the process, those of
+    plugins included. The root's level stays, and so do handlers that write elsewhere.
     """
     ours = logging.lastResort
     shown = [each for each in root.handlers if type(each) is StreamHandler and _is_standard(each.stream)]
@@ -164,7 +164,7 @@ def take_over_root() -> None:
 def _is_standard(stream: Any) -> bool:
     try:
         return stream in (sys.stdout, sys.stderr) or stream.fileno() in (1, 2)
-    except Exception:  # Somebody else's stream may be anything.
+    except Exception:  # The stream may be any object.
         return False
 
 

@@ -1,4 +1,4 @@
-"""How a process logs, which any job may change for all that come after it, with one call of `logging.config` or `structlog`."""
+"""The logging of a process; one call of `logging.config` or `structlog` in a job may change it for all later jobs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __builtins__ = BUILTINS
 
 _OURS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 _PARTS: Final = ("_logRecordFactory", "_loggerClass", "lastResort", "raiseExceptions")
-"""What functions of `logging` replace, in the module itself."""
+"""The names in `logging` that its own functions replace."""
 _caches: Final[dict[Any, bool]] = root._cache  # type: ignore[attr-defined]
 _SEEN: Final = "givalia"
-"""A mark among what the root logger has found out: `setLevel` of any logger makes all of them forget it."""
+"""A mark in the root logger's cache of levels: `setLevel` of any logger clears all caches."""
 
 
 class _State:
@@ -31,12 +31,12 @@ class _State:
         self.filters, self.handlers = logger.filters[:], logger.handlers[:]
 
     def is_kept(self) -> bool:
-        """Return whether it still logs as it did, by the same handlers alone."""
+        """Return whether the logger is unchanged, with no other handlers."""
         logger = self.logger
         return logger.level == self.level and logger.handlers == self.handlers and logger.filters == self.filters
 
     def is_served(self) -> bool:
-        """Return whether it still logs as it did, by the same handlers among others."""
+        """Return whether the logger still logs as before, by the same handlers and maybe more."""
         logger = self.logger
         return (
             not logger.disabled
@@ -52,7 +52,7 @@ class _State:
         logger.setLevel(self.level)
 
     def serve(self) -> None:
-        """Let it log again as it did; handlers that have come may stay."""
+        """Let the logger log as before; added handlers may stay."""
         logger = self.logger
         logger.disabled, logger.propagate, logger.filters = False, self.propagates, self.filters[:]
         logger.setLevel(self.level)
@@ -61,7 +61,7 @@ class _State:
 
 
 class Loggers:
-    """Givalia's loggers when this was made, and which others were enabled: what an import is not to change."""
+    """Givalia's loggers, and the enabled ones of others, when this was made: an import must not change them."""
 
     def __init__(self) -> None:
         self._disabled_to = root.manager.disable
@@ -71,17 +71,17 @@ class Loggers:
         self._enabled = [logger for logger in _loggers() if not logger.disabled]
 
     def are_enabled(self) -> bool:
-        """Return whether none of Givalia's was disabled; levels and handlers may be others."""
+        """Return whether none of Givalia's loggers was disabled; levels and handlers may have changed."""
         return root.manager.disable <= self._disabled_to and not any(ours.logger.disabled for ours in self._ours)
 
     def enable(self) -> None:
-        """Let them log again, and others that were disabled besides."""
+        """Enable Givalia's loggers again, and others that were disabled together with them."""
         disable(self._disabled_to)
         for logger in self._enabled:
             logger.disabled = False
 
     def are_kept(self) -> bool:
-        """Return whether what Givalia logged then it still does, by the same handlers; others may have been added."""
+        """Return whether Givalia still logs as before, by the same handlers; handlers may have been added."""
         if root.manager.disable > self._disabled_to:
             return False
         for ours in self._ours:
@@ -93,7 +93,7 @@ class Loggers:
         return True
 
     def restore(self) -> None:
-        """Let them log again as they did."""
+        """Let Givalia's loggers log as before."""
         for ours in self._ours:
             ours.serve()
         self.enable()
@@ -102,11 +102,11 @@ class Loggers:
 
 
 class Logging:
-    """All that a process logs by when this was made: what a job is not to change for the jobs after it.
+    """The logging of the process when this was made; a job must not change it for later jobs.
 
-    A logger that a job makes is its own matter, and so are handlers that it adds to one; what `dictConfig`, `fileConfig`,
-    `disable`, `basicConfig`, `addLevelName`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure`
-    change for others is noticed and can be put back.
+    A job may make loggers and add handlers to them. Changes of other loggers by `dictConfig`, `fileConfig`, `disable`,
+    `basicConfig`, `addLevelName`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` are detected
+    and can be undone.
     """
 
     def __init__(self) -> None:
@@ -120,12 +120,12 @@ class Logging:
         _caches[_SEEN] = True
 
     def are_kept(self) -> bool:
-        """Return whether all of it is as it was."""
+        """Return whether the logging is unchanged."""
         return (
             self._loggers.are_kept()
             and self._root.is_kept()
             and self._knows_handlers()
-            and _level_names.items() >= self._level_names.items()  # Others may have come.
+            and _level_names.items() >= self._level_names.items()  # Names may have been added.
             and [getattr(logging, name) for name in _PARTS] == self._parts
             and self._structlog.is_kept()
             and (_SEEN in _caches or self._levels_are_kept())
@@ -139,11 +139,11 @@ class Logging:
         return True
 
     def _knows_handlers(self) -> bool:
-        """Return whether `logging` knows the oldest handler: when configured anew it forgets all, and may change any logger."""
+        """Return whether `logging` knows the oldest handler: a new configuration forgets all and may change any logger."""
         return not self._known or _known[:1] == self._known[:1]
 
     def restore(self) -> None:
-        """Put it back."""
+        """Undo the changes."""
         if not self._knows_handlers():
             new = [each for each in _known if each not in self._known]
             _known[:] = [*(each for each in self._known if each() is not None), *new]
@@ -151,7 +151,7 @@ class Logging:
             for other in self._others:
                 other.restore()
             for logger in _loggers():
-                if logger not in were:  # It has come since, and the configuration has disabled it.
+                if logger not in were:  # Made since, and disabled by the configuration.
                     logger.disabled = False
         for name, value in zip(_PARTS, self._parts, strict=True):
             setattr(logging, name, value)
@@ -167,7 +167,7 @@ class Logging:
 
 
 class _Structlog:
-    """What `structlog.configure` had been told, if anybody has imported that."""
+    """The configuration of `structlog`, if it has been imported."""
 
     def __init__(self) -> None:
         self._was = _structlog()
@@ -175,10 +175,10 @@ class _Structlog:
     def is_kept(self) -> bool:
         is_configured, config = _structlog()
         was_configured, was = self._was
-        return is_configured == was_configured and (config == was or not was)  # Or somebody has just imported it.
+        return is_configured == was_configured and (config == was or not was)  # `not was`: it has been imported since.
 
     def restore(self) -> None:
-        """Let it be configured as it was, if that can be said at all."""
+        """Restore the configuration, if it was known."""
         structlog: Any = modules.get("structlog")
         if self.is_kept() or structlog is None:
             return
@@ -190,17 +190,17 @@ class _Structlog:
 
 
 def _structlog() -> tuple[bool, dict[str, Any]]:
-    """Return whether it was configured, and what its settings are."""
+    """Return whether `structlog` was configured, and its settings."""
     structlog: Any = modules.get("structlog")
     if structlog is None:
         return False, {}
     try:
         config = structlog.get_config()
         return structlog.is_configured(), {**config, "processors": list(config["processors"])}
-    except Exception:  # It is just being imported, or is another module of that name.
+    except Exception:  # It is being imported, or is another module of that name.
         return False, {}
 
 
 def _loggers() -> list[Logger]:
-    """Return all loggers but the root."""
+    """Return all loggers except the root."""
     return [logger for logger in list(root.manager.loggerDict.values()) if isinstance(logger, Logger)]

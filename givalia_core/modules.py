@@ -1,8 +1,8 @@
-"""WorkModules: the base class that job code derives from, and how installed ones are found.
+"""WorkModules: the base class of job code, and the discovery of installed modules.
 
 A module is found through the entry point group `givalia.modules` of any installed distribution; its name there is the name
-that jobs ask for. Nothing is ever imported because a job names it: the table is built once, when a worker starts, and a job
-can only pick from it. One broken or doubly claimed module is reported and never holds up the others.
+that jobs use. A job never causes an import: the table of modules is built once, when a worker starts, and a job can only pick
+from it. A broken or doubly claimed module is reported and does not affect the others.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from givalia_core.views import RunningJobView
 __builtins__ = BUILTINS
 
 GROUP: Final = "givalia.modules"
-BROKEN_BYTES_MAX: Final = 1_000  # Of what keeps a module from being served.
+BROKEN_BYTES_MAX: Final = 1_000  # Of the error that keeps a module from being served.
 NOT_RUN_ADVICE: Final = "let process be a plain function, and run async code in it by asyncio.run"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
 
 class Retry(Exception):
-    """Raised by job code: this attempt failed; try again after so many seconds or this `timedelta` (None: the backoff)."""
+    """Raised by job code: this attempt failed; try again after `after` (seconds or a `timedelta`; None: the backoff)."""
 
     def __init__(self, message: str = "the job asked for another attempt", *, after: Length | None = None) -> None:
         super().__init__(message)
@@ -43,14 +43,14 @@ class Retry(Exception):
 
 
 class Fail(Exception):
-    """Raised by job code: this job cannot succeed, do not try again. It ends dead, with the message as its error."""
+    """Raised by job code: this job cannot succeed, so it is not tried again. It ends dead, with the message as its error."""
 
 
 class Stopped(BaseException):
-    """Raised inside job code that must end, whatever it is doing: clean up in `finally`, and let it pass.
+    """Raised inside job code that must end at once: clean up in `finally`, and do not catch it.
 
-    `why` is `timeout` (it ran longer than it may), `cancelled` (somebody cancelled it, and it took no notice), `lease` (its
-    lease is over, so another attempt may begin elsewhere), or `shutdown` (its worker stops, and the time of grace is over).
+    `why` is `timeout` (the attempt exceeded its timeout), `cancelled` (the job was cancelled and did not return), `lease` (the
+    lease is over, so another attempt may begin elsewhere), or `shutdown` (the worker stops, and its grace is over).
     """
 
     def __init__(self, why: str, words: str) -> None:
@@ -59,21 +59,21 @@ class Stopped(BaseException):
 
 
 class Run(NamedTuple):
-    """One attempt, as far as the module that runs it may know and say."""
+    """One attempt, as its module sees it."""
 
     job: RunningJobView
     log: logging.LoggerAdapter[logging.Logger]
     tell: Callable[[float, str], None]
-    is_cancelled: Callable[[], bool] = bool  # Called without an argument, that is False.
+    is_cancelled: Callable[[], bool] = bool  # `bool()` is False.
 
     @property
     def params(self) -> Any:
-        """What the job was enqueued with."""
+        """Return the params that the job was enqueued with."""
         return self.job.params
 
 
 class _Late:
-    """An attribute that an instance takes from its `Run` when it is first read; an instance may set it like any other."""
+    """An attribute that an instance takes from its `Run` at the first read; an instance may also set it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -87,24 +87,24 @@ class _Late:
 class WorkModule:
     """Code that does one kind of job. Derive, write `process`, and name the class in the group `givalia.modules`.
 
-    Each attempt gets a fresh instance. What `process` returns (any msgpack value) is the job's result; what it raises is a
-    failed attempt, `Retry` and `Fail` saying what is to follow.
+    Each attempt gets a fresh instance. The value that `process` returns (any msgpack value) is the job's result. If it raises,
+    the attempt has failed; `Retry` and `Fail` say what follows.
     """
 
     max_attempts: ClassVar[int | None] = None
-    """Attempts a job may have, 1 to 100, unless its enq says otherwise; None: the server's setting (5)."""
+    """Attempts of a job, 1 to 100, unless its enq says otherwise; None: the server's setting (5)."""
     backoff: ClassVar[Length | tuple[Length, Length] | None] = None
-    """Wait before the second attempt, in seconds or as `timedelta`, doubled each time; a pair adds the longest.
+    """Wait before the second attempt, in seconds or as a `timedelta`, doubled each time; a pair adds the longest wait.
 
     None: the server's (1, 600).
     """
     timeout: ClassVar[Length | None] = None
-    """Seconds (or a `timedelta`) an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
+    """Seconds (or a `timedelta`) that an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
     isolation: ClassVar[str] = "greenlet"
     """Where the job runs.
 
-    `greenlet`: beside hundreds of others in one process; for code that waits most of the time. `process`: in a process of its
-    own, which is used again for the next job; for code that computes, or that cannot be trusted to end.
+    `greenlet`: beside hundreds of others in one process; for code that mostly waits. `process`: alone in a process, which then
+    runs the next job; for code that computes, or that may not end.
     """
 
     job: RunningJobView = _Late()  # type: ignore[assignment]
@@ -115,27 +115,27 @@ class WorkModule:
     def __init__(self, run: Run) -> None:
         self._run = run
         self.params = run.params
-        """What the job was enqueued with."""
+        """The params that the job was enqueued with."""
 
     def process(self) -> Any:
         """Do the job."""
         raise NotImplementedError(f"{type(self).__name__} has no process method")
 
     def progress(self, fraction: float, text: str = "") -> None:
-        """Say how far the attempt is, from 0.0 to 1.0, and in a few words what it is at. A hint for `stat`, not durable."""
+        """Report progress, from 0.0 to 1.0, and in a few words the present step. A hint for `stat`, not durable."""
         self._run.tell(min(max(0.0, float(fraction)), 1.0), str(text)[:255].encode("utf-8", "replace").decode())
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked the running job to stop; long jobs look at it and return or raise."""
+        """Return whether the running job was cancelled; long jobs poll this and then return or raise."""
         return self._run.is_cancelled()
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModule:
-    """One name in the group `givalia.modules`: the class that serves it, or in `broken` why none does.
+    """One name in the group `givalia.modules`: the class that serves it, or in `broken` the reason why none does.
 
-    `source` is where another process can import the class from, as `package.module:Class`.
+    `source` is the place from which another process can import the class: `package.module:Class`.
     """
 
     name: str
@@ -155,8 +155,8 @@ def discover(importing: Callable[[str], None] | None = None, deadly: Mapping[str
     """Find and import every installed WorkModule, by name.
 
     Args:
-        importing: Told the name of each module before it is imported, in case that never returns.
-        deadly: Modules that are not to be imported again, and what became of the process that did.
+        importing: Called with the name of each module before its import, which may never return.
+        deadly: Modules whose import ended a process, with the way it ended; they are not imported again.
     """
     claims: dict[str, list[Any]] = {}
     for entry in importlib_metadata.entry_points(group=GROUP):
@@ -166,11 +166,11 @@ def discover(importing: Callable[[str], None] | None = None, deadly: Mapping[str
 
 
 def _ignore(_: str) -> None:
-    """Nobody wants to know."""
+    """Ignore the name."""
 
 
 def _settle(name: str, entries: list[Any], importing: Callable[[str], None], death: str | None) -> FoundModule:
-    """Load the one entry of a name; two are a clash, and then neither is served."""
+    """Load the single entry of a name; two entries are a clash, and then neither is served."""
     owners = sorted({(entry.dist.name, entry.dist.version) for entry in entries})
     distribution, version = (", ".join(part) for part in zip(*owners, strict=True))
     if len(entries) > 1:
@@ -184,7 +184,7 @@ def _settle(name: str, entries: list[Any], importing: Callable[[str], None], dea
             raise BadRequest(f"{name!r} cannot be the name of a module")
         importing(name)
         return describe(name, distribution, version, entries[0].load())
-    except BaseException as error:  # Somebody else's import may raise anything, SystemExit included.
+    except BaseException as error:  # Importing job code may raise anything, SystemExit included.
         return FoundModule(name, distribution, version, None, _words(error))
 
 
@@ -193,7 +193,7 @@ def _words(error: BaseException) -> str:
 
 
 def describe(name: str, distribution: str, version: str, work: Any) -> FoundModule:
-    """Check what the class says of itself, so that mistakes show when the worker starts and not when a job runs."""
+    """Check the attributes of the class, so that mistakes show when the worker starts and not when a job runs."""
     if not (isinstance(work, type) and issubclass(work, WorkModule)):
         raise BadRequest(f"{name} is {work!r}, not a class derived from WorkModule")
     if work.isolation not in ISOLATIONS:
@@ -219,7 +219,7 @@ _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple
 
 
 def not_run(value: object) -> str | None:
-    """Return what this value of `process` is, if it stands for code that has not run: nobody awaits or iterates it."""
+    """Name the kind of a returned value whose code has not run (nobody awaits or iterates it); None for other values."""
     kind = type(value)
     if kind in _PLAIN:
         return None
@@ -233,7 +233,7 @@ def not_run(value: object) -> str | None:
 
 
 def _not_run_function(work: type[WorkModule]) -> str | None:
-    """Return what `process` is, if calling it runs nothing of it."""
+    """Name the kind of `process` if calling it would run none of its code; else None."""
     process = work.process
     if inspect.iscoroutinefunction(process):
         return "a coroutine function"
@@ -243,7 +243,7 @@ def _not_run_function(work: type[WorkModule]) -> str | None:
 
 
 def announcement(found: FoundModule) -> Announce:
-    """What a worker tells the server of a module."""
+    """Return the message by which a worker announces a module to the server."""
     return Announce(
         found.name,
         found.distribution[:255],

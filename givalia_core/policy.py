@@ -1,4 +1,4 @@
-"""What decisions depend on and an operator may set."""
+"""The settings that the engine's decisions depend on."""
 
 from __future__ import annotations
 

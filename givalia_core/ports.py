@@ -1,4 +1,4 @@
-"""Says in words who has a port that the server wants."""
+"""Binding the server's ports, and the words for who has a port that is taken."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from givalia_core.errors import AddressInUse
 from givalia_core.printable import printable
 
 _PROC: Final = Path("/proc")
-_LISTENS: Final = "0A"  # The state of a socket, as the kernel writes it.
+_LISTENS: Final = "0A"  # The kernel's code for a listening socket.
 
 
 def bound(host: str, number: int, make: Callable[..., Any] = socket.socket, *, backlog: int | None = None) -> Any:
-    """Return a socket with this port, 0 for any that is free; it listens if there is a backlog, and never waits.
+    """Return a non-blocking socket bound to this port (0: any free port). The socket listens if `backlog` is given.
 
     Args:
         host: An address or a name.
         number: The port.
         make: Makes the socket.
-        backlog: How many connections wait to be accepted.
+        backlog: How many connections may wait to be accepted.
 
     Raises:
-        OSError: It cannot be had.
+        OSError: The port cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     ((_, kind, _, _, address), *_) = socket.getaddrinfo(host, number, family, socket.SOCK_STREAM)
@@ -44,13 +44,13 @@ def bound(host: str, number: int, make: Callable[..., Any] = socket.socket, *, b
 
 
 def in_use(host: str, number: int, whose: str, flag: str) -> AddressInUse:
-    """Return the error of a port that somebody has: who has it, as far as this user may know, and what to do.
+    """Return the error for a port that is taken. It names the process that has the port if this user may see it.
 
     Args:
-        host: The address that was asked for.
+        host: The requested address.
         number: The port.
-        whose: For whom the port is, in words.
-        flag: What sets another port.
+        whose: The users of the port, in words.
+        flag: The flag that sets another port.
     """
     who = holders(number)
     look = f"lsof -nP -i :{number}" if sys.platform == "darwin" else f"ss -ltnp 'sport = :{number}'"
@@ -59,15 +59,15 @@ def in_use(host: str, number: int, whose: str, flag: str) -> AddressInUse:
 
 
 def holders(number: int) -> str:
-    """Return the processes that listen on a port, as far as this user may know; empty if nothing is known."""
+    """Return the processes that listen on a port, as far as this user may see them; empty if none is known."""
     return ", ".join(_holders(number))
 
 
 def _holders(number: int) -> Iterator[str]:
-    """Yield the processes that listen on a port, as `name (pid 7)`; those of other users only for root, and only on Linux."""
+    """Yield the processes that listen on a port, as `name (pid 7)`. Linux only; root sees those of other users."""
     sockets = {f"socket:[{inode}]" for inode in _inodes(number)}
     for folder in _PROC.glob("[0-9]*") if sockets else ():
-        with contextlib.suppress(OSError):  # It has ended, or is another user's.
+        with contextlib.suppress(OSError):  # The process has ended, or belongs to another user.
             if any(_target(fd) in sockets for fd in (folder / "fd").iterdir()):
                 yield f"{_name(folder)} (pid {folder.name})"
 
@@ -89,7 +89,7 @@ def _target(fd: Path) -> str:
 
 
 def _name(folder: Path) -> str:
-    """The program of a process: of an interpreter the script or module that it runs."""
+    """Return the name of a process's program; for an interpreter, the script or module that it runs."""
     words = [word for word in (folder / "cmdline").read_bytes().decode(errors="replace").split("\0") if word]
     if len(words) > 1 and Path(words[0]).name.startswith("python"):
         words = [word for word in words[1:] if not word.startswith("-")] or words

@@ -1,4 +1,4 @@
-"""Text that comes from outside, as it may be shown: on one line, and harmless to a terminal."""
+"""Outside text made safe to show: on one line, and harmless to a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MARGIN: Final = "    | "
 
 
 def printable(value: Any) -> str:
-    """Return the value as text that shows newlines, control characters and marks of direction, as `\\n` or `\\u202e`."""
+    """Return the value as text, with newlines, control characters and marks of direction escaped: `\\n`, `\\u202e`."""
     text = str(value)
     if text.isprintable():
         return text
@@ -18,39 +18,39 @@ def printable(value: Any) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """Return the URL of a store as it may be shown: without the password that it may hold."""
+    """Return the URL of a store without its password."""
     shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
     return re.sub(r"(?i)([?& ]|^)((?:ssl)?password)=[^&\s]*", r"\1\2=...", shown)
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return the message of a log record; if its values do not fit its format, the format as it is."""
+    """Return the message of a log record; the bare format if its values do not fit."""
     try:
         return record.getMessage()
     except Exception as error:
         why = f"(not formatted: {type(error).__name__})"
     try:
         return f"{record.msg!r} {why}"
-    except Exception:  # It need not be a text, and may raise when it is asked for one.
+    except Exception:  # The format need not be a text, and converting it may raise.
         return f"a message {why}"
 
 
 def traceback_of(record: logging.LogRecord) -> str:
-    """Return the traceback that a log record comes with, if it can be shown."""
+    """Return the traceback of a log record."""
     try:
         return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
-    except Exception as error:  # An exception may raise when it is asked for its text.
+    except Exception as error:  # Converting an exception to text may raise.
         return f"a traceback that cannot be shown: {type(error).__name__}"
 
 
 def split(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the first line of a text, for a log message, and the others as the `extra` of that message."""
+    """Split a text into its first line, for a log message, and the rest, as the `extra` of that message."""
     first, _, block = text.partition("\n")
     return first, {"block": block} if block else {}
 
 
 _FIELDS: Final = {"module": "job_module", "key": "key", "id": "job_id", "attempt": "attempt"}
-"""By the name in a line, the attributes of a record that say which attempt of which job it is about."""
+"""Record attributes that name the job and its attempt, by their name in a line."""
 _has_to_be_quoted: Final = re.compile(r'[\s"=\[\]]').search
 
 
@@ -64,16 +64,16 @@ def _job_of(record: logging.LogRecord) -> str:
 def _quoted(value: Any) -> str:
     try:
         text = printable(value)
-    except Exception:  # As of `message_of`.
+    except Exception:  # As in `message_of`.
         text = "?"
     return '"' + text.replace('"', '\\"') + '"' if _has_to_be_quoted(text) else text
 
 
 class Formatter(logging.Formatter):
-    """Formats each record as one line; what belongs to it and has several lines follows behind a margin.
+    """Formats each record as one line; tracebacks and other blocks follow behind a margin.
 
-    These are tracebacks, stacks, and the attributes `block` and `traceback` of the record. No text inside a record can look
-    like another record. A record about a job ends with the module, key, id and attempt.
+    Blocks are tracebacks, stacks, and the record's attributes `block` and `traceback`. No text inside a record can look like
+    another record. A record about a job ends with its module, key, id and attempt.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,4 +1,4 @@
-"""What each of our processes does to itself when it starts: its log, and the garbage collector."""
+"""The set-up of each Givalia process when it starts: its log and its garbage collector."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from givalia_core.log_handler import LogHandler, Passing, be_last_resort
 from givalia_core.printable import Formatter
 
 LOG_FORMATS: Final = "givalia.log_formats"
-"""The entry point group of log formats: each is called with a handler and returns the `logging.Formatter` for its lines."""
+"""The entry point group of log formats. Each takes a handler and returns the `logging.Formatter` for its lines."""
 
 log = logging.getLogger("givalia")
 
 
 def start_log(level: str, file: str, plugins: str = ALL, *, must_open: bool = True) -> None:
-    """Let one handler write the lines of this process; called again, the same handler does what is asked for now.
+    """Set up the handler that writes the log lines of this process; a second call changes that handler.
 
     Args:
         level: The least level that is logged.
-        file: Where lines are appended; empty: standard error.
+        file: The file that lines are appended to; empty: standard error.
         plugins: Distributions whose log format may be used, as in the setting `plugins`.
-        must_open: Whether the file must be opened now. If not, lines go to standard error until it can be, and one says so.
+        must_open: If false and the file cannot be opened, lines go to standard error until it can; one line says so.
 
     Raises:
-        SettingsInvalid: The file cannot be opened. The log is as it was.
+        SettingsInvalid: The file cannot be opened. The log is unchanged.
     """
     cannot: SettingsInvalid | None = None
     handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None) or LogHandler()
@@ -51,11 +51,11 @@ def start_log(level: str, file: str, plugins: str = ALL, *, must_open: bool = Tr
 
 
 def _formatter(handler: logging.Handler, plugins: str) -> logging.Formatter:
-    """Return the formatter of the first installed log format that can be used; ours if there is none."""
+    """Return the first installed log format that can be used, or else Givalia's own."""
     for entry in entry_points(LOG_FORMATS, plugins):
         try:
             made = entry.load()(handler)
-        except Exception as error:  # Somebody else's code may raise anything.
+        except Exception as error:  # A plugin's code may raise anything.
             handler.setFormatter(Formatter())
             log.error("the log format %s cannot be used: %s: %s", entry.value, type(error).__name__, error)
         else:
@@ -65,9 +65,9 @@ def _formatter(handler: logging.Handler, plugins: str) -> logging.Formatter:
 
 
 def say_last(line: str) -> None:
-    """Say why this program ends, in one line on standard error; in the log as well, and only there if both are one stream.
+    """Write why this program ends, as one line, to standard error and to the log; once if both are the same stream.
 
-    A program whose log has not been started, or has the plain form on standard error, just says the line.
+    If the log has not been started, or writes the plain form to standard error, only the bare line is written.
     """
     handler = next((each for each in log.handlers if isinstance(each, LogHandler)), None)
     is_one = handler is not None and handler.writes_to(2)
@@ -79,10 +79,10 @@ def say_last(line: str) -> None:
 
 
 def point_output_to(path: str) -> None:
-    """Let standard output and error go to the file of this name, which is made if it is not there.
+    """Redirect standard output and error to this file; create it if it does not exist.
 
     Raises:
-        OSError: It cannot be opened; they go where they went.
+        OSError: The file cannot be opened. Nothing was redirected.
     """
     opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for stream in (1, 2):
@@ -94,15 +94,15 @@ _malloc_trim: Final[Any] = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back_memory() -> None:
-    """Give freed memory back to the system where the allocator of C does not do so by itself: between large pieces it keeps it.
+    """Return freed memory to the system; C's allocator keeps free pieces that lie between large used ones.
 
-    Takes about a millisecond for each ten MiB that are given back; does nothing where there is no such call.
+    Takes about a millisecond for each ten MiB returned; does nothing where the system has no such call.
     """
     if _malloc_trim is not None:
         _malloc_trim(0)
 
 
 def spare_the_collector() -> None:
-    """A job leaves no cycles behind; looking for some after every few hundred records would only cost time."""
+    """Run the garbage collector rarely: jobs leave no cycles behind."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -1,4 +1,4 @@
-"""Lines that come in storms: the first few of a kind are said, and then, once a period, how many more there were."""
+"""Storms of log lines: the first few of a kind are written, and then, once per period, the number of further ones."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ __builtins__ = BUILTINS
 
 SAID_MOST: Final = 10  # Lines of one kind in one period: all attempts of a job are fewer in ten seconds.
 PERIOD_S: Final = 10.0
-KINDS_MAX: Final = 500  # Kinds are made of names that others choose.
+KINDS_MAX: Final = 500  # Kinds contain names that users choose.
 OTHER_KINDS: Final = "lines of other kinds"
 
 
 class Repeats:
-    """Counts lines by their kind, which is the words that name many of them: `attempts of Sample that failed`.
+    """Counts log lines by kind; the kind is a plural in words, such as `attempts of Sample that failed`.
 
-    Call `left_out` again and again, about as often as lines come. All times are monotonic seconds.
+    Call `left_out` about as often as lines come. All times are monotonic seconds.
     """
 
     def __init__(self, said_most: int = SAID_MOST, period_s: float = PERIOD_S) -> None:
         self._said_most = said_most
         self._period_s = period_s
         self._counts: dict[str, int] = {}
-        self._since_s = 0.0  # When the period began; it begins with a line.
+        self._since_s = 0.0  # The start of the period, which is the time of its first line.
 
     def may_say(self, kind: str, now_s: float) -> bool:
-        """Count a line of this kind; return whether it is said, or only counted."""
+        """Count a line of this kind; return true if it is written, false if it is only counted."""
         if not self._counts:
             self._since_s = now_s
         if kind not in self._counts and len(self._counts) >= KINDS_MAX:
@@ -36,13 +36,13 @@ class Repeats:
         return count <= self._said_most
 
     def left_out(self, now_s: float) -> list[str]:
-        """Return in words what was only counted, if the period is over; nothing before."""
+        """Return messages for the lines that were only counted, if the period is over; else nothing."""
         if not self._counts or now_s - self._since_s < self._period_s:
             return []
         return self.rest()
 
     def rest(self) -> list[str]:
-        """Return in words what was only counted, and begin a new period."""
+        """Return messages for the lines that were only counted, and begin a new period."""
         counts, self._counts = self._counts, {}
         more = ((kind, count - self._said_most) for kind, count in counts.items() if count > self._said_most)
         return [f"{count} more {kind}, within {self._period_s:g} s" for kind, count in more]

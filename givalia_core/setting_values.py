@@ -1,7 +1,7 @@
-"""One setting: the values it may have, in words and as a check, and how one that was given is read.
+"""One setting: its allowed values, in words and as a check, and the reading of a given value.
 
 A setting is a field of a dataclass, made by `setting`; its type says how a value is read. A `float` is a length of time:
-seconds, a `timedelta`, or a text such as `10m`. Any other value than the allowed ones is `SettingsInvalid`, of whatever type.
+seconds, a `timedelta`, or a text such as `10m`. A value that is not allowed, of whatever type, raises `SettingsInvalid`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORDS_FOR_TRUE, _WORDS_FOR_FALSE = ("1", "true", "yes", "on"), ("0", "false", "
 
 
 class Form(NamedTuple):
-    """Texts that a setting may have; `allowed` completes "NAME is ...". A refused one is shown unless it may be secret."""
+    """The allowed texts of a setting; `allowed` completes "NAME is ...". A refusal shows the text unless it may be secret."""
 
     is_legal: Callable[[str], bool]
     allowed: str
@@ -44,13 +44,13 @@ def setting(
     is_list: bool = False,
     form: Form | None = None,
 ) -> Any:
-    """A field with its help and its limits; a number needs both, and a list is texts separated by commas."""
+    """Return a field with its help and limits; a number needs both limits, and a list is texts separated by commas."""
     metadata = {"help": words, "least": least, "most": most, "choices": choices, "is_list": is_list, "form": form or PATH}
     return field(default=default, metadata=metadata)
 
 
 def allowed(each: Field[Any], wanted: type) -> str:
-    """The values that a setting may have, in words."""
+    """Return the allowed values of a setting, in words."""
     limits = each.metadata
     if wanted is bool:
         return "yes or no"
@@ -63,7 +63,7 @@ def allowed(each: Field[Any], wanted: type) -> str:
 
 
 def written(each: Field[Any], wanted: type) -> str:
-    """The default as one would write it; empty if it is the empty text."""
+    """Return the default as a user would write it; empty if it is the empty text."""
     default: Any = each.default
     if wanted is bool:
         return "yes" if default else "no"
@@ -73,21 +73,21 @@ def written(each: Field[Any], wanted: type) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people; large ones with commas."""
+    """Return a number for people, with commas in large ones."""
     return f"{value:,}" if value >= 100_000 else str(value)
 
 
 def read(each: Field[Any], wanted: type, value: Any, source: str) -> Any:
-    """A given value as the type of its setting, within its limits.
+    """Return a given value in the type of its setting.
 
     Args:
         each: The setting.
         wanted: Its type.
-        value: What was given, of whatever type.
-        source: Where, in words: a flag, a variable of the environment, a file.
+        value: The given value, of any type.
+        source: The source in words: a flag, an environment variable, a file.
 
     Raises:
-        SettingsInvalid: It is none that the setting may have; the error names setting, source, and what is allowed.
+        SettingsInvalid: The value is not allowed; the error names the setting, the source and the allowed values.
     """
     limits = each.metadata
     if limits["is_list"] and isinstance(value, list) and all(isinstance(part, str) for part in value):

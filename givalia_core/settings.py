@@ -1,8 +1,7 @@
-"""What can be set, and where a value comes from: flag, then `GIVALIA_*`, then the TOML file, then the default.
+"""The settings, and the order of their sources: flag, then `GIVALIA_*`, then the TOML file, then the default.
 
-Each setting is one field with its help, limits and unit beside it; the command lines, the environment names and
-`docs/settings.md` all come from these fields, and `setting_values` reads them. Lengths of time are seconds here and
-microseconds behind this edge.
+Each setting is one field with its help, limits and unit. The command line, the environment names and `docs/settings.md` are
+made from these fields, and `setting_values` reads the values. Lengths of time are seconds here and microseconds in the core.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://").match
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep what must survive a restart."""
+    """Return the folder in which this user's programs keep files that must survive a restart."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "givalia"
 
 
 class _Checked:
-    """Settings of which each has a value that it may have, wherever that came from."""
+    """Settings whose values are checked, whatever their source."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -66,22 +65,22 @@ class ServerSettings(_Checked):
         "URL of the store: sqlite:///path, sqlite:relative, memory:; empty: queue.db in the user's state folder.",
         form=STORE,
     )
-    create: bool = _setting(True, "Make the store at the first start; false: refuse to start where there is none.")
+    create: bool = _setting(True, "Create the store at the first start; false: refuse to start if there is none.")
     upgrade: str = _setting(
         "auto",
-        "What a start does with a store of an earlier format: auto upgrades it and keeps a copy; manual refuses and names the"
+        "How a start treats a store of an earlier format: auto upgrades it and keeps a copy; manual refuses and names the"
         " command.",
         choices=("auto", "manual"),
     )
     store_on_network: bool = _setting(False, "Allow a store on a network file system, whose syncs may lie.")
     store_unsafe: bool = _setting(
-        False, "Use a database although it is set to lose what it acknowledged; each answer then names the weaker class."
+        False, "Use a database whose settings may lose acknowledged data; each answer then names the weaker class."
     )
     hold: bool = _setting(
-        False, "Start with a hold: answer everything, and lend no job until givalia resume; the next start has none without it."
+        False, "Start with a hold: answer everything, but lend no job until givalia resume. The next start needs it again."
     )
     lease: float = _setting(30.0, "How long a worker may be silent before its jobs go to another.", least=5, most=86_400)
-    max_attempts: int = _setting(5, "Attempts a job has unless it or its module says otherwise.", least=1, most=100)
+    max_attempts: int = _setting(5, "Attempts of a job, unless the job or its module says otherwise.", least=1, most=100)
     backoff: float = _setting(1.0, "Wait before the second attempt, doubled each time.", least=0, most=YEAR_S)
     backoff_max: float = _setting(600.0, "The longest wait between attempts.", least=0, most=YEAR_S)
     retain: float = _setting(3_600.0, "How long done and cancelled jobs are remembered.", least=0, most=10 * YEAR_S)
@@ -109,7 +108,7 @@ class ServerSettings(_Checked):
             object.__setattr__(self, "store", f"sqlite://{state_folder() / 'queue.db'}")
 
     def policy(self) -> Policy:
-        """The settings that the engine decides by."""
+        """Return the settings that the engine's decisions depend on."""
         return Policy(
             lease_us=round(self.lease * SECOND_US),
             max_attempts=self.max_attempts,
@@ -132,49 +131,49 @@ class WorkerSettings(_Checked):
 
     master: str = _setting("127.0.0.1", f"{_MASTER_WORDS} worker_port.", is_list=True, form=SERVERS)
     worker_port: int = _setting(WORKER_PORT, "The servers' port for workers, where master names none.", least=1, most=65535)
-    name: str = _setting("any", "This worker's name, for jobs that are targeted at it; several may share one.", form=WORKER)
+    name: str = _setting("any", "This worker's name, for jobs that target it; several workers may share one.", form=WORKER)
     concurrency: int = _setting(100, "How many jobs run at once as greenlets, in one process.", least=1, most=8_000)
     processes: int = _setting(
         4, "How many jobs run at once in a process of their own (isolation = process).", least=0, most=256
     )
     jobs_per_process: int = _setting(
-        1_000, "Jobs that such a process runs before a new one takes its place; 0: any number.", least=0, most=10**9
+        1_000, "Jobs that such a process runs before a new one replaces it; 0: any number.", least=0, most=10**9
     )
     memory_per_process: int = _setting(
         0,
-        "MiB a process may have: a job's own is killed beyond that, the one with the greenlets replaced; 0: any.",
+        "MiB a process may use; beyond that, a job's own process is killed and the greenlets' process replaced; 0: no limit.",
         least=0,
         most=10**7,
     )
-    only_targeted: bool = _setting(False, "Take only jobs for this worker's name, none for any.")
+    only_targeted: bool = _setting(False, "Take only jobs that target this worker's name, not those for any worker.")
     grace: float = _setting(30.0, "How long running jobs may take to end when the worker is stopped.", least=0, most=86_400)
     stop_grace: float = _setting(
-        5.0, "Time between the steps of stopping a job: asked, then made to end, then killed.", least=0.1, most=3_600
+        5.0, "Time between the steps of stopping a job: ask it, interrupt it, kill it.", least=0.1, most=3_600
     )
     block_limit: float = _setting(
         30.0,
-        "How long a job may hold up its neighbours without yielding; then their process is replaced.",
+        "How long a job may block its neighbours without yielding; then their process is replaced.",
         least=1,
         most=86_400,
     )
     hook_limit: float = _setting(
         10.0,
-        "How long one call of a plugin on the worker may take; then it is ended, and the job goes on.",
+        "How long one call of a plugin on the worker may take; then the call is interrupted, and the job goes on.",
         least=0.1,
         most=86_400,
     )
     log_errors: str = _setting(
         "full",
-        "What the log has of a job that is dead; full: with the traceback, whose values it may show.",
+        "How the log reports a dead job; full: with its traceback, which may show values.",
         choices=LOG_ERRORS,
     )
-    watch: bool = _setting(False, "Notice packages that are installed, upgraded or removed, and take them up at once.")
+    watch: bool = _setting(False, "Notice installed, upgraded and removed packages, and reload at once.")
     plugins: str = _setting("*", "Distributions whose plugins are used, separated by commas; *: all installed.", form=PLUGINS)
     log_level: str = _setting("info", "How much is logged.", choices=LOG_LEVELS)
     log_file: str = _setting("", "File the log goes to; empty: standard error, or with -d the user's state folder.")
 
     def servers(self) -> tuple[Address, ...]:
-        """Where the servers take workers."""
+        """Return the addresses at which the servers accept workers."""
         return addresses.parse(self.master, self.worker_port)
 
 
@@ -186,7 +185,7 @@ class ClientSettings(_Checked):
     port: int = _setting(CLIENT_PORT, "The servers' port for clients, where master names none.", least=1, most=65535)
 
     def servers(self) -> tuple[Address, ...]:
-        """Where the servers take clients."""
+        """Return the addresses at which the servers accept clients."""
         return addresses.parse(self.master, self.port)
 
 
@@ -194,7 +193,7 @@ TABLES: Final[dict[str, type]] = {"server": ServerSettings, "worker": WorkerSett
 
 
 def flag(name: str) -> str:
-    """The flag of a setting on the command line."""
+    """Return the flag of a setting on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -206,18 +205,18 @@ def load(
     notice: Callable[[str], object] = log.warning,
     name: Callable[[str], str] = flag,
 ) -> S:
-    """The settings of one program.
+    """Return the settings of one program.
 
     Args:
-        kind: Its class of settings.
-        flags: The values given on the command line, or as arguments, and None for what was not given.
+        kind: The program's class of settings.
+        flags: The values of the command line or of arguments; None for each that was not given.
         environ: The environment; None: that of this process.
-        file: The settings file; None: the one that the environment names, if it names one.
+        file: The settings file; None: the file that the environment names, if any.
         notice: Called with a line for each variable that is ignored.
-        name: Returns how a refusal names what `flags` gives for a setting.
+        name: Returns the words by which a refusal names a setting from `flags`.
 
     Raises:
-        SettingsInvalid: A value is not of its type or outside its limits, or the kind's table of the file has an unknown name.
+        SettingsInvalid: A value has the wrong type or exceeds its limits, or the file's table has an unknown name.
     """
     environ = os.environ if environ is None else environ
     file = file or environ.get(PREFIX + "CONFIG")
@@ -239,9 +238,9 @@ def load(
 
 
 def from_environment(variable: str, environ: Mapping[str, str], notice: Callable[[str], object] = log.warning) -> str | None:
-    """The value of a variable of ours; None if it is not set, or if Kubernetes set it, which `notice` is told in one line.
+    """Return the value of a `GIVALIA_*` variable; None if it is not set, or if Kubernetes set it (`notice` then gets a line).
 
-    For a Service `givalia` each pod has GIVALIA_PORT=tcp://10.43.7.1:12322, and its like for `givalia-worker` and others.
+    For a Service `givalia`, Kubernetes gives each pod GIVALIA_PORT=tcp://10.43.7.1:12322; likewise for `givalia-worker`.
     """
     value = environ.get(variable)
     if value is None or not (variable.endswith("_PORT") and _SERVICE_LINK(value)):
@@ -256,7 +255,7 @@ def _table(kind: type, file: str | Path | None) -> dict[str, Any]:
         return {}
     try:
         content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, or a number with too many digits.
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, or a number with too many digits.
         raise SettingsInvalid(f"the settings file {file}: {error}") from None
     section = next(name for name, settings in TABLES.items() if settings is kind)
     for name, table in content.items():

@@ -1,7 +1,7 @@
-"""What a job may ask of the version of its module's distribution: specifiers as packaging has them, such as `>=2,<3`.
+"""Version specifiers of jobs, such as `>=2,<3`: which versions of the module's distribution may run the job.
 
-A specifier is checked and brought into one form at the boundary, so that jobs that ask for the same are found together. Both
-functions keep what they found for texts that come again and again.
+A specifier is checked and normalized at the boundary, so that equal requirements share one route. Both functions cache their
+results.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from packaging.version import InvalidVersion, Version
 
 SPECIFIER_CHARS_MAX: Final = 100
 
-_PRINTABLE: Final = re.compile(r"[ -~]*", re.ASCII).fullmatch  # Packaging lets anything stand behind `===`.
+_PRINTABLE: Final = re.compile(r"[ -~]*", re.ASCII).fullmatch  # Packaging allows any text after `===`.
 
 
 def is_specifier(value: Any) -> bool:
-    """A specifier of at most so many characters that packaging understands."""
+    """Return whether the value is a specifier that packaging understands, within the limit of characters."""
     if type(value) is not str or len(value) > SPECIFIER_CHARS_MAX:
         return False
     try:
@@ -31,10 +31,10 @@ def is_specifier(value: Any) -> bool:
 
 @lru_cache(maxsize=1_000)
 def canonical(text: str) -> str | None:
-    """The same specifier in its one form, without blanks; None for one that asks for nothing.
+    """Return the specifier in its canonical form, without blanks; None if it allows every version.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a specifier.
     """
     if not _PRINTABLE(text):
         raise ValueError("a specifier is made of printable ASCII")
@@ -43,10 +43,10 @@ def canonical(text: str) -> str | None:
 
 @lru_cache(maxsize=10_000)
 def satisfies(version: str, specifier: str) -> bool:
-    """Whether this version of a distribution is one that the specifier asks for; what is no version never is.
+    """Return whether the version satisfies the specifier; a text that is not a version satisfies none.
 
-    A pre-release counts by its place in the order of versions: 2.0rc1 satisfies `>=1.9` and `>=2.0rc1`, not `>=2`. Whoever
-    runs a worker with one installed it on purpose.
+    A pre-release counts by its place in the order of versions: 2.0rc1 satisfies `>=1.9` and `>=2.0rc1`, not `>=2`. A worker
+    has a pre-release only if somebody installed it on purpose.
     """
     try:
         return SpecifierSet(specifier).contains(Version(version), prereleases=True)

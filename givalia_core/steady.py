@@ -1,4 +1,4 @@
-"""Loops that go on whatever they meet: those that everything else in a process depends on."""
+"""Loops that survive any error, because everything else in the process depends on them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from givalia_core.frozen import BUILTINS
 __builtins__ = BUILTINS
 
 AGAIN_S: Final = 1.0
-"""Seconds that a loop pauses after an error."""
+"""Pause of a loop after an error, in seconds."""
 
 
 class Says(Protocol):
-    """A logger, as far as a loop needs one."""
+    """The part of a logger that a loop needs."""
 
     def error(self, words: str, *values: Any) -> None:
         """Log what went wrong."""
@@ -23,7 +23,7 @@ class Says(Protocol):
 
 @contextlib.contextmanager
 def survives(what: str, lines: Says) -> Iterator[list[Exception]]:
-    """Let one round of a loop fail with a line in the log; what went wrong is in the list, for the loop to pause by."""
+    """Log an error of one round of a loop and suppress it; the list then holds the error, so that the loop can pause."""
     failed: list[Exception] = []
     try:
         yield failed
@@ -33,8 +33,8 @@ def survives(what: str, lines: Says) -> Iterator[list[Exception]]:
 
 
 def quietly(say: Callable[..., object], what: Any, *values: Any, **options: Any) -> None:
-    """Log a line, or a record, if that is possible: the disk may be full, or a job have replaced a part of `logging`."""
-    try:  # Not by `suppress`, which is code of Python that a job may have broken.
+    """Log a line or a record; ignore errors, as the disk may be full or a job may have replaced parts of `logging`."""
+    try:  # No `suppress`: a job may have broken that code of Python.
         say(what, *values, **options)
     except Exception:
         return

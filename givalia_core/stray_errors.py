@@ -1,4 +1,4 @@
-"""Errors that nobody caught, and warnings: by themselves Python and gevent print them, past the log and its form."""
+"""Uncaught errors and warnings go to the log; by default Python and gevent print them past it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LOOK_S: Final = 1.0
 
 
 def log_stray_errors(log: logging.Logger, hub: Any = None, spawn: Callable[..., object] | None = None) -> StrayErrors:
-    """Have warnings go to the log, and what is raised in threads, in the main code, in `__del__` and in the greenlets of a hub.
+    """Log warnings and the uncaught errors of threads, of the main code, of `__del__` and of a hub's greenlets.
 
-    Call it when the log has been started. A storm of one error is counted. In a process with a hub the count is said when the
-    storm is over; in another one, and when the process ends, by `StrayErrors.look` and `close`.
+    Call this after the log has been started. Storms of one error are counted. A process with a hub logs the count when the
+    storm is over; other processes log it by `StrayErrors.look`, and all by `close`.
 
     Args:
-        log: Where it goes.
-        hub: That of gevent, where there is one.
-        spawn: Starts a greenlet there.
+        log: The logger for them.
+        hub: The gevent hub, if the process has one.
+        spawn: Starts a greenlet of the hub.
     """
     stray = StrayErrors(log, spawn)
     if hub is not None and spawn is not None:
@@ -44,7 +44,7 @@ def log_stray_errors(log: logging.Logger, hub: Any = None, spawn: Callable[..., 
 
 
 class _LastResort(logging.Handler):
-    """Writes as loggers do that nobody has set up; the logger of warnings would get a handler that drops them."""
+    """Writes warnings as an unconfigured logger does; without this handler, `logging` would drop them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if logging.lastResort is not None and not logging.root.handlers:
@@ -52,9 +52,9 @@ class _LastResort(logging.Handler):
 
 
 class StrayErrors:
-    """Takes what nobody caught; made by `log_stray_errors`."""
+    """The handlers of uncaught errors; made by `log_stray_errors`."""
 
-    timer: Any = None  # Looks again and again, in a process with a hub.
+    timer: Any = None  # Calls `look` periodically, in a process with a hub.
 
     def __init__(self, log: logging.Logger, spawn: Callable[..., object] | None) -> None:
         self._log = log
@@ -62,12 +62,12 @@ class StrayErrors:
         self._repeats = Repeats()
 
     def look(self) -> None:
-        """Say how many errors were only counted, if that is due."""
+        """Log the number of errors that were only counted, if the period is over."""
         for left_out in self._repeats.left_out(Clock.monotonic()):
             quietly(self._log.error, "%s", left_out)
 
     def close(self) -> None:
-        """Say at once what is left to say, and look no more by itself: the process ends."""
+        """Log the remaining counts and stop the timer: the process ends."""
         if self.timer is not None:
             self.timer.close()
         for left_out in self._repeats.rest():
@@ -76,7 +76,7 @@ class StrayErrors:
     # The hooks of Python and gevent.
 
     def in_greenlet(self, context: object, kind: Any, error: Any, trace: Any) -> None:
-        if self._spawn is not None:  # The loop, which may have called this, cannot wait for the lock of a handler.
+        if self._spawn is not None:  # The caller may be the loop, which cannot wait for the lock of a handler.
             self._spawn(self._say, "a greenlet has ended with", kind, error, trace)
 
     def in_thread(self, raised: threading.ExceptHookArgs) -> None:

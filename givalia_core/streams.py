@@ -1,4 +1,4 @@
-"""Standard output and error that take any text, and outlast their reader: a closed terminal or pipe never costs a job."""
+"""Standard output and error that take any text and outlast their reader: a closed terminal or pipe never costs a job."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _NO_FILE: Final = errno.EBADF
 
 
 class _Lasting(FileIO):
-    """A file descriptor whose bytes are dropped when nobody can take them: EIO, EPIPE, ENOSPC."""
+    """A file descriptor that drops bytes which cannot be written: EIO, EPIPE, ENOSPC."""
 
     def write(self, data: Any) -> int:
-        """Return the number of bytes that are dealt with, written or dropped."""
+        """Return the number of bytes written or dropped."""
         try:
             return super().write(data)
         except OSError as error:
-            # A descriptor that is closed, or put to another use, is a mistake in this process, which its code should see.
+            # A closed or reused descriptor is a mistake in this process, so its code must see the error.
             if error.errno == _NO_FILE:
                 raise
             return len(data)
 
 
 def outlast_readers() -> None:
-    """Replace `sys.stdout` and `sys.stderr` of this process by streams that drop a line if nobody can take it.
+    """Replace `sys.stdout` and `sys.stderr` with streams that drop a line if it cannot be written.
 
-    Characters that their encoding lacks are written as `\\u00e9`.
+    Characters that the encoding lacks are written as `\\u00e9`.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, TextIOWrapper):  # None if the process was started without.
+        if isinstance(stream, TextIOWrapper):  # None if the process was started without the stream.
             with suppress(OSError):
                 stream.flush()
             raw = _Lasting(stream.fileno(), "wb", closefd=False)
@@ -50,13 +50,13 @@ def outlast_readers() -> None:
 
 
 def let_go_of_readers(make_poll: Callable[[], Any]) -> bool:
-    """Lead standard output and error to nowhere if their reader is gone; return whether one was.
+    """Redirect standard output and error to the null device if their reader is gone; return whether one was gone.
 
-    `outlast_readers` does so for what this process prints. Programs that it starts write to the descriptors themselves, and a
-    pipe without a reader ends them.
+    `outlast_readers` covers what this process prints. Programs that it starts write to the descriptors directly, and a pipe
+    without a reader would kill them.
 
     Args:
-        make_poll: `select.poll`, that of the standard library: nothing here may wait for a loop.
+        make_poll: `select.poll` of the standard library, not gevent's: this function must not wait for a loop.
     """
     poll = make_poll()
     for fd in (1, 2):

@@ -1,4 +1,4 @@
-"""TCP sockets of clients and workers: their options, and how long ago the peer acknowledged something."""
+"""TCP sockets of clients and workers: their options, and the time since the peer's last acknowledgement."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COUNT: Final = struct.Struct("=i")
 
 
 class Tunable(Protocol):
-    """A socket of any library, as far as its options are set."""
+    """A socket of any library whose options can be set."""
 
     def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
 
 class Askable(Protocol):
-    """A socket of any library, as far as it is asked about its connection."""
+    """A socket of any library whose options can be read."""
 
     def fileno(self) -> int: ...
 
@@ -32,7 +32,7 @@ class Askable(Protocol):
 
 
 def tune(sock: Tunable) -> None:
-    """Send small frames at once, and let the system find out when the peer's machine is gone."""
+    """Send small frames at once, and let the system detect that the peer's machine is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE:
@@ -41,11 +41,10 @@ def tune(sock: Tunable) -> None:
 
 
 def acknowledged_s(sock: Askable) -> float:
-    """Seconds since the peer's TCP acknowledged something, if it has not acknowledged all that was sent; else infinity.
+    """Return the seconds since the peer's last TCP acknowledgement; infinity if no sent byte is unacknowledged.
 
-    A peer that has no room acknowledges probes for it, which counts; the length of the send queue would not show that. A peer
-    that has acknowledged everything has only to answer. Infinity, too, where the system does not say (it is not Linux), and
-    for a socket that is closed.
+    A peer with a full buffer still acknowledges probes, which counts; the length of the send queue would not show that. The
+    result is also infinity for a closed socket and on systems other than Linux, which do not tell.
     """
     if sys.platform != "linux":
         return math.inf
@@ -54,6 +53,6 @@ def acknowledged_s(sock: Askable) -> float:
         (since_ms,) = _SINCE.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE.size))
     except (OSError, ValueError, struct.error) as error:
         if isinstance(error, OSError) and error.errno is None:
-            raise  # The system did not raise it: a signal handler did, say, and it is the caller's.
+            raise  # Not raised by the system but, for example, by a signal handler of the caller.
         return math.inf
     return int(since_ms) / 1000 if unacknowledged_bytes else math.inf

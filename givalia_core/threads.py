@@ -8,4 +8,4 @@ from typing import Final
 from gevent import monkey
 
 thread_now: Final[Callable[[], int]] = monkey.get_original("_thread", "get_ident")
-"""Return the id of the calling native thread; `threading.get_ident` of a patched process returns one for each greenlet."""
+"""Return the id of the calling native thread; in a patched process `threading.get_ident` returns one for each greenlet."""

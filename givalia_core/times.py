@@ -1,7 +1,7 @@
-"""Lengths and instants as people give and read them; everything behind this edge counts integer microseconds.
+"""Lengths and instants as people give and read them; the core counts integer microseconds.
 
-In Python a length is a number of seconds or a `timedelta`, an instant is epoch seconds, an aware `datetime` or ISO text with
-its zone. In texts (command line, environment, settings file) a length is `90`, `10m`, `1h30m` or `2d`. No clock is read here.
+In Python a length is a number of seconds or a `timedelta`; an instant is epoch seconds, an aware `datetime` or ISO text with a
+zone. In texts (command line, environment, settings file) a length is `90`, `10m`, `1h30m` or `2d`. This module reads no clock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOUR_US: Final = 60 * MINUTE_US
 DAY_US: Final = 24 * HOUR_US
 YEAR_US: Final = 365 * DAY_US
 INSTANT_REACH_US: Final = 100 * TEN_YEARS_US
-"""How far an instant may be from 1970."""
+"""The largest distance of an instant from 1970."""
 LENGTH_FORMS: Final = "seconds, or a length such as 10m, 1h30m, 2d"
 
 _REACH_S: Final = 1e15  # Beyond all limits.
@@ -37,15 +37,15 @@ _PARTS_S: Final = (7 * 86_400.0, 86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 
 
 def to_datetime(us: int) -> datetime:
-    """Microseconds of the wall clock as an aware datetime in UTC."""
+    """Convert microseconds of the wall clock to an aware datetime in UTC."""
     return _EPOCH + timedelta(0, 0, us)
 
 
 def at_to_us(at: Instant, name: str = "at") -> int:
-    """An instant that a user gave, as microseconds of the wall clock.
+    """Convert a user's instant to microseconds of the wall clock.
 
     Raises:
-        BadRequest: Not epoch seconds within reach, a text that is no ISO instant, or one without a time zone.
+        BadRequest: Epoch seconds out of reach, a text that is not an ISO instant, or an instant without a time zone.
     """
     if isinstance(at, str):
         at = _iso(at, None, name)
@@ -61,7 +61,7 @@ def at_to_us(at: Instant, name: str = "at") -> int:
 
 
 def any_length_to_us(length: Length, name: str) -> int:
-    """A length that a user gave, as microseconds; whoever takes it has limits of its own.
+    """Convert a user's length to microseconds; the caller checks its own limits.
 
     Raises:
         BadRequest: Not a number or `timedelta`, or not finite.
@@ -72,7 +72,7 @@ def any_length_to_us(length: Length, name: str) -> int:
 
 
 def length_to_us(length: Length, name: str, *, negative: bool = False) -> int:
-    """A length that a user gave, as microseconds: finite, at most ten years.
+    """Convert a user's length, at most ten years, to microseconds.
 
     Raises:
         BadRequest: Not a number or `timedelta`, not finite, negative (unless allowed) or too long.
@@ -84,7 +84,7 @@ def length_to_us(length: Length, name: str, *, negative: bool = False) -> int:
 
 
 def length_to_seconds(length: Length, name: str) -> float:
-    """How long a call is to wait, in seconds; it may be infinite, and negative is as good as 0.
+    """Convert the length that a call may wait to seconds; it may be infinite, and a negative one counts as 0.
 
     Raises:
         BadRequest: Not a number or `timedelta`.
@@ -97,10 +97,10 @@ def length_to_seconds(length: Length, name: str) -> float:
 
 
 def length_of_text(text: str, name: str) -> float:
-    """The seconds of `90`, `1.5`, `10m`, `1h30m` or `2d`: a number, or numbers with the units w, d, h, m, s, ms in this order.
+    """Return the seconds of `90`, `1.5`, `10m`, `1h30m` or `2d`: a number, or numbers with units (w, d, h, m, s, ms in order).
 
     Raises:
-        BadRequest: Another text.
+        BadRequest: The text has another form.
     """
     text = text.strip()
     if _NUMBER(text):
@@ -114,12 +114,12 @@ def length_of_text(text: str, name: str) -> float:
 
 
 def instant_of_text(text: str, zone: tzinfo | None = None, name: str = "at") -> float | datetime:
-    """The instant of epoch seconds or of an ISO text, which without a zone of its own is in `zone`.
+    """Return the instant of epoch seconds or of an ISO text; an ISO text without a zone is in `zone`.
 
-    Of an hour that the clocks show twice it is the first.
+    If the clocks show the hour twice, the first one counts.
 
     Raises:
-        BadRequest: Neither of them; no zone at all; or a time that the clocks of the zone leave out.
+        BadRequest: The text has neither form, there is no zone, or the clocks of the zone skip this time.
     """
     text = text.strip()
     return float(text) if _NUMBER(text) else _iso(text, zone, name)
@@ -127,7 +127,7 @@ def instant_of_text(text: str, zone: tzinfo | None = None, name: str = "at") -> 
 
 def _iso(text: str, zone: tzinfo | None, name: str) -> datetime:
     try:
-        # Python takes any character there, and so a zone behind a date for a time of day.
+        # Python accepts any separator here, and would read a zone after a date as a time of day.
         if text[4:5] == "-" and text[10:11] not in ("", "T", "t", " "):
             raise ValueError
         instant = datetime.fromisoformat(text)
@@ -149,7 +149,7 @@ def _iso(text: str, zone: tzinfo | None, name: str) -> datetime:
 
 
 def length_words(us: int) -> str:
-    """A length for people, in one or two units: `9.8 s`, `10 min`, `34 h 12 min`, `12 d 4 h`, `10 years`."""
+    """Return a length for people, in one or two units: `9.8 s`, `10 min`, `34 h 12 min`, `12 d 4 h`, `10 years`."""
     if us < 0:
         return f"-{length_words(-us)}"
     if us and us % YEAR_US == 0:
@@ -165,7 +165,7 @@ def length_words(us: int) -> str:
 
 
 def length_text(us: int) -> str:
-    """A length as one would give it: `30s`, `10m`, `1h`, `30d`."""
+    """Return a length as a user would write it: `30s`, `10m`, `1h`, `30d`."""
     for unit_us, unit in ((DAY_US, "d"), (HOUR_US, "h"), (MINUTE_US, "m")):
         if us and us % unit_us == 0:
             return f"{us // unit_us}{unit}"

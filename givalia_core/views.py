@@ -1,6 +1,6 @@
-"""What people's own code is shown: frozen records with strings, seconds and aware datetimes instead of wire values.
+"""The records that users' code sees: frozen, with strings, seconds and aware datetimes instead of wire values.
 
-Ids are converted here and lengths and instants in `times`, and only there, at the public edge.
+This is the public edge: ids are converted only here, lengths and instants only in `times`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASC
 
 
 def text_id(job_id: bytes) -> str:
-    """An id of the wire as people see it."""
+    """Return the public form of an id of the wire."""
     text = job_id.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def id_in(key: str) -> bytes | None:
-    """The id that a text in the place of a key may mean; None if it does not have the form in which ids are shown."""
+    """Return the id that a text given as a key may mean; None if the text does not have the public form of ids."""
     if len(key) != UUID_CHARS or not _UUID(key):
         return None
     return bytes.fromhex(key.replace("-", ""))
 
 
 def wire_id(job_id: str | uuid.UUID) -> bytes:
-    """An id that a user gave, as it goes over the wire.
+    """Convert a user's id to the form of the wire.
 
     Raises:
         BadRequest: Not a UUID.
@@ -55,7 +55,7 @@ class JobView:
     attempt: int
     due: datetime
     version: str | None = field(default=None, kw_only=True)
-    """Which versions of the module's distribution may run it; None: any."""
+    """The versions of the module's distribution that may run it; None: any."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,32 @@ class RunningJobView(JobView):
 
     @property
     def idempotency_key(self) -> str:
-        """The same on every attempt of the job: hand it to remote APIs that can tell repeated calls by it."""
+        """The same text on every attempt of the job; pass it to remote APIs that detect repeated calls by a key."""
         return self.id
 
     def complete_in(self, connection: Any, result: Any = None) -> None:
-        """Let the job be done in your transaction: it is if and only if that commits, and so are your other writes in it.
+        """Complete the job in your transaction: the job is done if and only if the transaction commits.
 
-        For servers that share a database which `connection` is connected to; see the package of their store for which kinds
-        of connection it takes (`givalia-postgres`: psycopg, SQLAlchemy, Django). What `process` returns afterwards is ignored.
+        The servers must keep their jobs in the database of `connection`. The store's package lists the kinds of connection that
+        it accepts (`givalia-postgres`: psycopg, SQLAlchemy, Django). The later return value of `process` is ignored.
 
         Raises:
-            Stale: The lease is over, another attempt may run. Roll back.
-            BadRequest: No installed store takes this connection, or the result is too large or not msgpack.
+            Stale: The lease is over, and another attempt may run. Roll back.
+            BadRequest: No installed store accepts this connection, or the result is too large or not msgpack.
         """
         _store_of(connection).complete_in(connection, wire_id(self.id), self.fence, result)
 
 
 def running_view(fields: dict[str, Any]) -> RunningJobView:
-    """Return the view that has all these fields; it takes the dict. Half the time of `RunningJobView(...)`."""
+    """Return a view with these fields; the view keeps the dict. Takes half the time of `RunningJobView(...)`."""
     view = object.__new__(RunningJobView)
     object.__setattr__(view, "__dict__", fields)
     return view
 
 
 def _store_of(connection: Any) -> Any:
-    """The class of the installed store that has its jobs where this connection leads."""
-    import importlib_metadata  # Not at the top: a client that only enqueues does not need it.
+    """Return the class of the installed store that accepts this connection."""
+    import importlib_metadata  # Imported here because a client that only enqueues does not need it.
 
     for entry in importlib_metadata.entry_points(group="givalia.stores"):
         store = entry.load()
@@ -103,7 +103,7 @@ def _store_of(connection: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended; `seconds` is how long it took, `error` what it raised."""
+    """The end of one attempt: `seconds` is its duration, `error` what it raised."""
 
     kind: OutcomeKind
     result: Any = None
@@ -113,7 +113,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What `stat` knows of a job."""
+    """The answer of `stat`."""
 
     id: str
     key: str | None
@@ -128,23 +128,23 @@ class Status:
     max_attempts: int
     worker: str | None
     progress: tuple[float, str] | None
-    """What the running attempt last said of itself; a hint, not durable."""
+    """The last progress report of the running attempt; a hint, not durable."""
     result: Any
-    """What `process` returned, if it is done; always None in a listing."""
+    """The value that `process` returned, if the job is done; always None in a listing."""
     error: str | None
-    """What the last failed attempt raised, with its traceback."""
+    """The error of the last failed attempt, with its traceback."""
     reason: str | None
     result_error: str | None
     stop_asked: bool
     why: str
-    """In words: why it has not run yet, or what became of it."""
+    """Why the job has not run yet, or how it ended, in words."""
     version: str | None = None
-    """Which versions of the module's distribution may run it; None: any."""
+    """The versions of the module's distribution that may run it; None: any."""
     enq_at: datetime | None = None
-    """When it was enqueued; None if the server is of an earlier version, as for the next two."""
+    """When the job was enqueued. This and the next two are None if an earlier version of the server answers."""
     started_at: datetime | None = None
     """When the last attempt began; None before the first."""
     ended_at: datetime | None = None
     """When the job ended for good; None while it lives."""
     params: Any = None
-    """What it was enqueued with, if that was asked for (`params=True`)."""
+    """The params of the job, if requested (`params=True`)."""

@@ -1,4 +1,4 @@
-"""Words for why no worker has taken a job that is ready. They cost the same however many workers are connected."""
+"""Words for why no worker has taken a ready job. Their cost does not depend on the number of connected workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from givalia_core.store.base import Route
 from givalia_core.takers import Session
 
 NAMED_MAX: Final = 5  # Workers that an explanation names.
-LOOKED_AT_MAX: Final = 100  # Workers that an explanation looks at.
+EXAMINED_MAX: Final = 100  # Workers that an explanation examines.
 
 
 def not_taken(routing: Routing, job: Job) -> str:
@@ -26,7 +26,7 @@ def not_taken(routing: Routing, job: Job) -> str:
     if not routing.serving.get(Route(job.module, job.target_worker)):
         return _not_served(routing, job.module, job.target_worker)
     if routing.credits((job.module, job.target)) <= 0:
-        could = list(islice(routing.serving[Route(job.module, job.target_worker)], LOOKED_AT_MAX))
+        could = list(islice(routing.serving[Route(job.module, job.target_worker)], EXAMINED_MAX))
         return f"every worker that could take it {'drains' if all(each.is_draining for each in could) else 'is full'}"
     return "it is about to be given to a worker"
 
@@ -45,10 +45,10 @@ def _not_served(routing: Routing, module: str, target_worker: str) -> str:
 
 
 def _no_version(routing: Routing, job: Job) -> str | None:
-    """Say so if workers could take the job and do not because it asks for another version."""
+    """Explain that the workers which could take the job have other versions than it asks for; None if that is not so."""
     if (job.module, job.target) in routing.takers:
         return None
-    found = dict.fromkeys(f"{name} with {version}" for name, version in islice(_versions(routing, job), LOOKED_AT_MAX))
+    found = dict.fromkeys(f"{name} with {version}" for name, version in islice(_versions(routing, job), EXAMINED_MAX))
     if not found:
         return None
     here = routing.serving.get(Route(job.module, job.target_worker), ())
@@ -60,7 +60,7 @@ def _no_version(routing: Routing, job: Job) -> str | None:
 
 
 def _versions(routing: Routing, job: Job) -> Iterator[tuple[str, str]]:
-    """Yield the names and versions of workers that could take the job if it asked for their version."""
+    """Yield the name and version of each worker that could take the job if its version fitted."""
     for session in routing.serving.get(Route(job.module, job.target_worker), ()):
         yield session.join.name, session.announced[job.module].version
     for worker in routing.elsewhere.takers(Route(job.module, job.target_worker)):
@@ -68,12 +68,12 @@ def _versions(routing: Routing, job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _is_taken_elsewhere(routing: Routing, job: Job) -> bool:
-    """Return whether no worker here takes the job, and one that is connected to another server does."""
+    """Return whether no worker of this server takes the job, but a worker of another server does."""
     return (job.module, job.target) not in routing.takers and bool(routing.elsewhere.able(Route(job.module, job.target)))
 
 
 def _because(sessions: Iterable[Session], module: str) -> str:
-    for session in islice(sessions, LOOKED_AT_MAX):
+    for session in islice(sessions, EXAMINED_MAX):
         announced = session.announced.get(module)
         if announced is not None and announced.broken:
             return f" that works: on {session.join.name}, {headline(announced.broken)}"

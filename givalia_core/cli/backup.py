@@ -1,4 +1,4 @@
-"""`givalia backup`: a copy of a running server's store, in a file on this machine."""
+"""`givalia backup`: copies the store of a running server into a file on this machine."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.times import to_datetime
 
 MIB: Final = 1 << 20
-_KEPT: Final = re.compile(r"\.format-\d+(?:\.\d+)?$")  # Copies that an upgrade has made.
+_KEPT: Final = re.compile(r"\.format-\d+(?:\.\d+)?$")  # Copies made by an upgrade.
 _CUT_SHORT: Final = "the backup was cut short, and nothing was written"
 
 OnProgress = Callable[[float, str], None]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to put it."""
+    """Add the argument for the file."""
     parser.add_argument("file", metavar="FILE", help="the copy, a store that a server can open")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
 
 
 def act(client: Client, given: argparse.Namespace) -> None:
-    """Receive the copy, check it, and give it its name; until then nothing has that name."""
+    """Receive the copy, check it, and only then give it its name."""
     if given.file == "-":
-        raise BadRequest("a backup needs a FILE: it is checked as a whole before it gets its name")
+        raise BadRequest("a backup needs a FILE: the whole copy is checked before it gets its name")
     path = Path(given.file)
     moving.refuse_taken(path, force=given.force)
     _refuse_open_store(path)
@@ -51,11 +51,11 @@ def act(client: Client, given: argparse.Namespace) -> None:
     for line in received.wrong:
         endings.say(printable(line))
     if received.wrong:
-        raise StoreCorrupt(f"{len(received.wrong)} things are wrong, in the server's store too; the copy was made all the same")
+        raise StoreCorrupt(f"{len(received.wrong)} things are wrong, in the server's store too; the copy was made anyway")
 
 
 def _refuse_open_store(path: Path) -> None:
-    """Refuse the name of a store that a server has open, or of a file of it: the copy would end that server."""
+    """Refuse the name of a store that a server has open, or of one of its files: the copy would end that server."""
     for suffix in ("", "-wal", "-shm", "-journal", ".lock", ".ballast", ".upgrading"):
         store = path.with_name(_KEPT.sub("", path.name).removesuffix(suffix))
         if _KEPT.sub("", path.name).endswith(suffix) and store.name and (pid := disk.holder(store)) is not None:
@@ -84,7 +84,7 @@ def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[Co
 
 @contextlib.contextmanager
 def _progress(*, as_json: bool) -> Iterator[OnProgress]:
-    """A bar for people who sit at a terminal."""
+    """Show a progress bar on a terminal."""
     if as_json or not sys.stderr.isatty():
         yield lambda *_: None
         return

@@ -1,4 +1,4 @@
-"""What the three programs share: flags made from settings, the log, and the background."""
+"""The common parts of the three programs: flags made from settings, the log, and the background."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad 
 66 no such job; 69 refused, or no server; 73 key is taken; 74 the store failed; 75 try again (busy, full, locked, timeout);
 76 protocol versions differ; 77 not allowed; 78 settings cannot be used; 130 Ctrl+C. docs/errors.md has them all."""
 
-# The flags of 2012, and short ones that people type often.
+# The flags of 2012, and short ones.
 _FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "port": ("-p", "--mainport", "--port"),
     "worker_port": ("-w", "--workerport", "--worker-port"),
@@ -45,14 +45,14 @@ S = TypeVar("S")
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it, but a wrong use is said in one line with its code, and -10m is a value."""
+    """The parser of argparse, but a usage error is one line with its code, and -10m is a value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._negative_number_matcher = _NEGATIVE
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse has it, but `--key-prefix=--` is that value: Python 3.11 takes it for none at all."""
+        """Read values as argparse does, but accept the value `--` in `--key-prefix=--`, which Python 3.11 drops."""
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             value = self._get_value(action, "--")
             self._check_value(action, value)
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Once(argparse.Action):
-    """Stores the value of an argument, which may be given once: of two, one would be dropped without a word."""
+    """Stores the value of an argument and refuses a second one; argparse would drop the first silently."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest, None) is not None:
@@ -74,9 +74,9 @@ class Once(argparse.Action):
 
 
 def whole(name: str, limits: str) -> Callable[[str], int]:
-    """A reader of a whole number for `add_argument(type=...)`; `limits` are what a refusal says that it may be.
+    """Return a reader of whole numbers for `add_argument(type=...)`; a refusal names the limits.
 
-    It raises `BadRequest` for what is none. The limits themselves are checked where the number is used.
+    The reader raises `BadRequest` for other texts. The code that uses the number checks the limits.
     """
 
     def read(text: str) -> int:
@@ -89,7 +89,7 @@ def whole(name: str, limits: str) -> Callable[[str], int]:
 
 
 def parser(prog: str, words: str, epilog: str = "") -> Parser:
-    """A parser whose help keeps its lines, and that tells the version."""
+    """Return a parser whose help keeps its line breaks, with `--version`."""
     made = Parser(
         prog=prog, description=words, epilog=epilog + EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,7 @@ def parser(prog: str, words: str, epilog: str = "") -> Parser:
 
 
 def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
-    """A flag for each setting, with no default of its own: what is not given may come from elsewhere."""
+    """Add a flag for each setting, without a default: the value may come from the environment or the file."""
     hints = get_type_hints(kind)
     for each in fields(kind):
         flags = _FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
@@ -114,11 +114,11 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
 def begin(
     prog: str, words: str, kind: type[S], module: str, arguments: list[str], ready: str
 ) -> tuple[S, Callable[[], S], list[str]]:
-    """What server and worker begin with: their flags, and the background if that was asked for.
+    """Read the flags and settings of server or worker, and go to the background if asked to.
 
     Returns:
-        The settings, how to read them again, and lines about them for the log, which the settings name. In the background
-        the log is a file, whatever they say, and standard output goes to whichever file bears its name when they are read.
+        The settings, a function that reads them again, and lines about them for the log. In the background the log is always a
+        file, and each reading of the settings redirects standard output to the file of that name.
     """
     asked = parser(prog, words)
     asked.add_argument("-d", "--daemon", action="store_true", help=f"run in the background; print its PID when it {ready}")
@@ -143,22 +143,22 @@ def begin(
 
 
 def _ignore(_: str) -> None:
-    """The environment of a running program does not change, so what is to be said about it was said."""
+    """Ignore a notice: the environment of a running program does not change, so the notice was logged before."""
 
 
 def log_all(log: logging.Logger, notices: Iterable[str]) -> None:
-    """Log the lines that `begin` has returned."""
+    """Log the lines that `begin` returned."""
     for words in notices:
         log.warning("%s", words)
 
 
 def read_settings(kind: type[S], given: argparse.Namespace, notice: Callable[[str], object]) -> S:
-    """The settings of a program by flag, environment, file and default; `notice` is called with lines about them."""
+    """Return the settings of a program by flag, environment, file and default; `notice` is called with lines about them."""
     return load(kind, vars(given), file=given.config, notice=notice)
 
 
 def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:
-    """Log that the settings were read again, and which of those that have changed need a restart; return the line."""
+    """Log that the settings were read again, and which changes need a restart; return the line."""
     if not need_restart:
         line = "settings read again"
         log.info("%s", line)
@@ -172,15 +172,15 @@ def say_read_again(log: logging.Logger, need_restart: Sequence[str]) -> str:
 
 
 def log_path(log_file: str, name: str) -> Path:
-    """Return the log file of a program in the background: the one that is set, or one in the user's state folder."""
+    """Return the log file of a program in the background: that of the settings, or one in the user's state folder."""
     return Path(log_file) if log_file else state_folder() / f"{name}.log"
 
 
 def go_to_background(module: str, arguments: list[str], path: Path, name: str) -> None:
-    """Start this program once more without a terminal; print its PID once it is ready, and end.
+    """Start this program again without a terminal; print its PID once it is ready, and end.
 
-    A new process rather than a fork: nothing of this one, no thread and no open file, goes with it. It finds `READY_FD` in
-    its environment, which tells it that it is in the background already.
+    This makes a new process, not a fork, so that no thread and no open file goes with it. `READY_FD` in its environment tells
+    it that it is in the background already.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
     readable, writable = os.pipe()
     with os.fdopen(opened, "ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *arguments],  # -P: whatever lies in this folder is not to be imported.
+            [sys.executable, "-P", "-m", module, *arguments],  # -P: import nothing from the present folder.
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -200,7 +200,7 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
             start_new_session=True,
         )
     os.close(writable)
-    # What it writes counts, not the end of the pipe: something it starts may hold that open.
+    # The bytes count, not the end of the pipe: a process that the program starts may hold the pipe open.
     if os.read(readable, len(READY)) == READY:
         print(child.pid, flush=True)
         raise SystemExit(0)
@@ -210,7 +210,7 @@ def go_to_background(module: str, arguments: list[str], path: Path, name: str) -
 
 
 def tell_ready() -> None:
-    """Tell whoever started this program in the background that it serves now."""
+    """Tell the process that started this program in the background that it serves now."""
     fd = os.environ.pop(READY_FD, None)
     if fd is not None:
         with contextlib.suppress(OSError):

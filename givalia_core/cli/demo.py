@@ -1,7 +1,7 @@
-"""`givalia demo`: the whole thing at work, in a folder of its own and on free ports, for people to watch.
+"""`givalia demo`: server, worker and jobs at work, in a temporary folder and on free ports, for people to watch.
 
-A server and a worker are started as processes; jobs are enqueued, one is pushed back, one is called off; then the server is
-killed with -9 and started again under the jobs that wait, and all of them run.
+The demo starts a server and a worker as processes and enqueues jobs; it pushes one back and cancels one. Then it kills the
+server with -9 while jobs wait, starts it again, and all jobs run.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ COLOURS: Final = {"demo": "36", "server": "33", "worker": "32"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The demo has none."""
+    """Add nothing: the demo has no arguments."""
 
 
 def act(client: Client, given: argparse.Namespace) -> None:
-    """Run the demo; raises `NotFound` where the example package is not installed."""
+    """Run the demo; raise `NotFound` if the example package is not installed."""
     found = modules_room.discover().get(MODULE)
     if found is None:
         raise NotFound(
@@ -115,7 +115,7 @@ class _Stage:
             process.kill()
 
     def say(self, words: str, who: str = "demo") -> None:
-        """A line on standard output, with the second and the speaker before it."""
+        """Write a line to standard output, after the time in seconds and the speaker."""
         head = f"{time.monotonic() - self._started:5.1f} s  {who:6} "
         if self._is_coloured:
             head = f"\x1b[{COLOURS[who]}m{head}\x1b[0m"
@@ -133,7 +133,7 @@ class _Stage:
         self._start("worker", "givalia_core.cli.worker", "-w", str(self._worker_port), "-n", "demo")
 
     def kill_server(self) -> None:
-        """Kill -9, as a crash would."""
+        """Kill the server with -9, like a crash."""
         process = self._processes.pop("server")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -146,7 +146,7 @@ class _Stage:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Only what goes wrong, so that the jobs' own output can be seen.
+            # Only errors, so that the jobs' own output can be seen.
             env={
                 **environ,
                 "PYTHONUNBUFFERED": "1",

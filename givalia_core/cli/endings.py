@@ -1,6 +1,6 @@
-"""How a program begins and ends for whoever called it: one line for what went wrong, an exit code, and no traceback.
+"""The beginning and end of a program: one line and an exit code for an error, and no traceback.
 
-Whatever there is to show can be shown: in any locale, on a stream that is closed, to a reader that goes away.
+Output never fails: in any locale, on a closed stream, with a reader that goes away.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ TRACEBACK: Final = "GIVALIA_TRACEBACK"
 
 
 def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | None, *, is_daemon: bool = False) -> int:
-    """Run a program with the arguments of the command line, or those given; return its exit code.
+    """Run a program; return its exit code.
 
     Args:
-        prog: Its name in messages.
+        prog: The program's name in messages.
         program: Takes the arguments.
-        arguments: None: those of the command line.
-        is_daemon: Its traceback goes to a log: raise what nobody expected.
+        arguments: The arguments; None: those of the command line.
+        is_daemon: True for a program whose tracebacks go to a log: unexpected errors are raised.
 
     Raises:
-        SystemExit: It went wrong; everything is said.
+        SystemExit: The program failed; a line says so.
     """
     _open_streams()
     if not is_daemon:
@@ -48,8 +48,8 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
             try:
                 return program(sys.argv[1:] if arguments is None else arguments)
             finally:
-                sys.stdout.flush()  # Here, where what goes wrong is still said in a line.
-                if was_left_to_system and not is_daemon:  # All is done, and what Python does at its end shows tracebacks.
+                sys.stdout.flush()  # Here, where an error is still reported as a line.
+                if was_left_to_system and not is_daemon:  # All is done, and an interrupt at Python's end shows tracebacks.
                     signal.signal(signal.SIGINT, signal.SIG_DFL)
     except _Ended as ended:
         _end_by(ended.number)
@@ -64,14 +64,14 @@ def run(prog: str, program: Callable[[list[str]], int], arguments: list[str] | N
 
 @contextlib.contextmanager
 def errors_end_the_program(prog: str) -> Iterator[None]:
-    """Say what goes wrong in one line on standard error; the exit code says it again."""
+    """Report an error as one line on standard error and as the exit code."""
     try:
         yield
     except GivaliaError as error:
         say(f"{prog}: {error.code}: {printable(error)}")
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
-        # The reader of our output (`head`, say) has had enough; that is no error.
+        # The reader of the output, for example `head`, has stopped reading; that is no error.
         _discard_output()
         raise SystemExit(0) from None
     except OSError as error:
@@ -84,7 +84,7 @@ def errors_end_the_program(prog: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Say this on standard error, whatever it holds, if anybody is there to read it. What the program does goes on."""
+    """Write a line to standard error; a missing reader or an odd character never stops the program."""
     try:
         say_last(line)
     except (OSError, ValueError):
@@ -92,10 +92,10 @@ def say(line: str) -> None:
 
 
 def _open_streams() -> None:
-    """Let each stream exist and take any text: what its encoding lacks is written as `\\u00e9`."""
+    """Make each stream exist and take any text; characters that its encoding lacks are written as `\\u00e9`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:  # The program was started without it.
+        if stream is None:  # The program was started without this stream.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - For as long as the program runs.
         elif mode == "w" and isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -106,7 +106,7 @@ def _discard_output() -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Drop what a stream still holds: Python would try again to write it, and complain, when it ends."""
+    """Drop the buffered text of a stream; otherwise Python would try again at its end, and complain."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -114,7 +114,7 @@ def _discard(stream: TextIO) -> None:
 
 
 class _Ended(KeyboardInterrupt):
-    """A signal asks the program to end: what it does is broken off as by Ctrl+C, and said."""
+    """A signal ends the program as Ctrl+C does: the work is interrupted, and a line says so."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Ended(KeyboardInterrupt):
 
 
 def _end_calls_at_signals() -> None:
-    """Let SIGTERM and SIGHUP, unless somebody ignores them, break off what is done instead of the whole process."""
+    """Let SIGTERM and SIGHUP, unless ignored, interrupt the work instead of killing the process."""
 
     def end(number: int, _: object) -> NoReturn:
         raise _Ended(number)
@@ -133,8 +133,8 @@ def _end_calls_at_signals() -> None:
 
 
 def _end_by(number: int) -> NoReturn:
-    """End as a program does that leaves the signal to the system: a shell then ends the script or loop that called it, too."""
+    """End by the signal's default action; a shell then also ends the script or loop that called the program."""
     _discard_output()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    raise SystemExit(128 + number)  # Should it be blocked.
+    raise SystemExit(128 + number)  # Only if the signal is blocked.

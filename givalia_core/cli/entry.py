@@ -1,4 +1,4 @@
-"""The console scripts: each imports its program, and meanwhile leaves Ctrl+C to the system, which shows no traceback."""
+"""The console scripts. Each imports its program; until then the system handles Ctrl+C, without a traceback."""
 
 from __future__ import annotations
 

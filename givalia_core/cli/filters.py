@@ -1,4 +1,4 @@
-"""The arguments by which verbs name many jobs at once: by what they are, and not one by one."""
+"""The arguments that select jobs by their properties instead of by name."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     once("--state", choices=[str(state) for state in JobState], help="only jobs in this state")
     once("--module", help="only jobs of this module")
     once("--target-worker", help="only jobs for this worker")
-    once("--key-prefix", metavar="TEXT", help="only jobs whose key begins so")
+    once("--key-prefix", metavar="TEXT", help="only jobs whose key begins with this text")
     for name, words in (
         ("due-before", "only jobs due before this instant"),
         ("due-after", "only jobs due at this instant or later"),
         ("ended-after", "only jobs that ended at this instant or later"),
     ):
         once(f"--{name}", metavar="INSTANT", help=words)
-    once("--error", metavar="TEXT", help="only jobs whose last error has this text in it, whatever its case")
+    once("--error", metavar="TEXT", help="only jobs whose last error contains this text, ignoring case")
     moments.add_zone(parser)
 
 
 def given_filters(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the filters that were given, by the names that the client has for them.
+    """Return the given filters, by their names in the client.
 
     Raises:
-        BadRequest: One is empty, or an instant that is none.
+        BadRequest: A filter is empty, or is not the instant that it should be.
     """
     found = {name: getattr(given, name) for name in NAMES if getattr(given, name) is not None}
     for name, value in found.items():

@@ -1,7 +1,7 @@
-"""`givalia store export` and `givalia store import`: files and streams round `givalia_core.store.moving`.
+"""`givalia store export` and `givalia store import`: the files and streams for `givalia_core.store.moving`.
 
-A file appears under its name only when it is whole and on stable storage. An import proves a whole file before it opens the
-store, so that nothing of a damaged one is written; a pipe is proved while it is read.
+A file gets its name only when it is complete and on stable storage. An import checks a whole file before it opens the store, so
+nothing of a damaged file is written; a pipe is checked while it is read.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from givalia_core.store.sqlite.disk import error_for, sync
 
 
 def export(store: Store, given: argparse.Namespace) -> None:
-    """Write all jobs of a store to a file, or to standard output; also of one that is unsafe, since nothing is put there."""
+    """Write all jobs of a store to a file or to standard output; the store may be unsafe, as nothing is written to it."""
     _refuse_memory(store)
     if given.file in (None, "-"):
         if sys.stdout.isatty():
             raise BadRequest("an export is not for a terminal: name a FILE, or send standard output elsewhere")
-        # Not `sys.stdout`, which at the end would try again to write what a broken pipe did not take.
+        # Not `sys.stdout`: at its end it would try again to write what a broken pipe refused.
         output = os.fdopen(sys.stdout.fileno(), "wb", closefd=False)
         with _opened(store, unsafe=True) as opened, failing("standard output"), output:
             footer = moving.export(store, opened, SystemClock(), output)
@@ -45,7 +45,7 @@ def export(store: Store, given: argparse.Namespace) -> None:
 
 
 def import_(store: Store, given: argparse.Namespace, *, unsafe: bool) -> None:
-    """Read such a file, or standard input, into an empty store; into an unsafe one if its server would take it, too."""
+    """Read an export from a file or standard input into an empty store; `unsafe` allows a store that may lose data."""
     _refuse_memory(store)
     if given.force:
         raise BadRequest("an import cannot be forced: it needs a store that holds no job")
@@ -59,7 +59,7 @@ def import_(store: Store, given: argparse.Namespace, *, unsafe: bool) -> None:
 
 
 def _prove(file: BinaryIO) -> None:
-    """Read all of it, and go back to where it began."""
+    """Check the whole file, and seek back to its start."""
     start = file.tell()
     for _ in Reader(file).records():
         pass
@@ -75,7 +75,7 @@ def _tell(done: str, footer: Footer, *, as_json: bool = False) -> None:
 
 def _refuse_memory(store: Store) -> None:
     if isinstance(store, Memory):
-        raise StoreUnfit("this store keeps its jobs in the process of its server alone: nothing can be moved from or to it")
+        raise StoreUnfit("this store keeps its jobs only in its server's memory: they cannot be moved from or to it")
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def _opened(store: Store, *, unsafe: bool) -> Iterator[Opened]:
 
 @contextlib.contextmanager
 def failing(name: str) -> Iterator[None]:
-    """Also a reader that goes away early is an error here: what it has is no whole export."""
+    """Turn an `OSError` into an error of ours; a reader that goes away early is one too, as it has no whole export."""
     try:
         yield
     except OSError as error:
@@ -98,21 +98,21 @@ def failing(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(path: Path, *, force: bool) -> Iterator[BinaryIO]:
-    """A new file, readable for its owner alone, that gets its name when it is whole and synced."""
+    """Yield a new file, readable only by its owner, that gets its name when it is complete and synced."""
     with new_file(path, force=force) as making, making.open("wb") as file:
         yield file
 
 
 @contextlib.contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield the path of an empty file, readable for its owner alone; what is there in the end is synced and gets its name."""
+    """Yield the path of an empty file, readable only by its owner; at the end the file is synced and gets its name."""
     number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".making", dir=path.parent)
     os.close(number)
     making = Path(name)
     try:
         yield making
         sync(making)
-        refuse_taken(path, force=force)  # Somebody may have made it meanwhile.
+        refuse_taken(path, force=force)  # The name may have been taken meanwhile.
         making.rename(path)
     except BaseException:
         for leftover in path.parent.glob(f"{glob.escape(making.name)}*"):  # SQLite and the store make files beside it.
@@ -122,10 +122,10 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:
-    """Refuse a name that is taken, unless by a file that may be overwritten, or that no file can have."""
+    """Refuse a name that no file can have, or that is taken, unless by a file that may be overwritten."""
     try:
         path.exists()
-    except OSError as error:  # It is too long.
+    except OSError as error:  # The name is too long.
         raise BadRequest(f"there can be no file of this name: {error.strerror}") from None
     if path.exists() and not path.is_file():
         raise BadRequest(f"{path} is there and is no file")

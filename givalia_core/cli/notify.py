@@ -1,7 +1,7 @@
-"""What a program tells the service manager that started it, by the protocol of sd_notify: ready, reloading, stopping, alive.
+"""Messages to the service manager that started the program, by the sd_notify protocol: ready, reloading, stopping, alive.
 
-A message is one datagram of `NAME=value` lines to the socket that the manager names in the environment. Without that name
-nothing is said, and a manager that does not listen never stops or delays a program for long: it looks on, it takes no part.
+A message is one datagram of `NAME=value` lines to the socket that the manager names in the environment. Without a socket
+nothing is sent. A manager that does not read never stops the program, and never delays it for long.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from givalia_core.clock import SECOND_US, SystemClock
 SOCKET: Final = "NOTIFY_SOCKET"
 WATCHDOG_US: Final = "WATCHDOG_USEC"
 WATCHDOG_PID: Final = "WATCHDOG_PID"
-SEND_S: Final = 2.0  # How long a message may wait for room; the manager reads all day, so this is long.
-DOUBTS: Final = 10  # How often, in a period, to look again at what does not seem to be alive.
+SEND_S: Final = 2.0  # How long a message may wait for room; the manager reads all the time, so this is long.
+DOUBTS: Final = 10  # Polls per period while the program does not seem to be alive.
 
 log = logging.getLogger("givalia")
 
 
 class Notifier:
-    """Speaks to one service manager, from any greenlet or thread; says nothing if there is none.
+    """Sends messages to one service manager, from any greenlet or thread; does nothing if there is no manager.
 
     Args:
-        address: The path of its socket, or with `@` before it the name of an abstract one; empty: there is no manager.
-        watchdog_us: After how long without a sign of life it ends this process; 0: it does not watch.
+        address: The path of the manager's socket, or `@` and the name of an abstract one; empty: there is no manager.
+        watchdog_us: The manager ends this process after this time without a sign of life; 0: it does not watch.
     """
 
     def __init__(self, address: str = "", watchdog_us: int = 0) -> None:
@@ -38,47 +38,47 @@ class Notifier:
         self._is_ready = False
         self._is_unheard = False
         self.period_s = watchdog_us / SECOND_US / 2 if address else 0.0
-        """How often the manager wants a sign of life, in seconds; 0: it does not watch."""
+        """The interval of signs of life, in seconds; 0: the manager does not watch."""
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
-        """For the manager that the environment names, which is taken out of it: what this process starts is not the service."""
+        """Make one for the manager named in the environment, and remove the name: child processes are not the service."""
         address, length, pid = (environ.pop(name, "") for name in (SOCKET, WATCHDOG_US, WATCHDOG_PID))
         is_watched = length.isdecimal() and pid in ("", str(os.getpid()))
         return cls(address, int(length) if is_watched else 0)
 
     def ready(self, words: str = "") -> None:
-        """What this program is for, it does now."""
+        """Say that the program does its work now."""
         self._is_ready = True
         self._say("READY=1", words)
 
     def reloading(self, words: str = "") -> None:
-        """The settings are being read again; `reloaded` ends it. The instant lets the manager tell this reload from others."""
+        """Say that a reload has begun; `reloaded` ends it. The instant identifies the reload."""
         if self._is_ready:
             self._say("RELOADING=1", f"MONOTONIC_USEC={SystemClock().read().mono_us}", words)
 
     def reloaded(self, words: str = "") -> None:
-        """They are read, or left as they were. Says nothing before `ready`: for the manager both are one word."""
+        """Say that the reload is over. Says nothing before `ready`, because the manager has the same word for both."""
         if self._is_ready:
             self._say("READY=1", words)
 
     def stopping(self, words: str = "") -> None:
-        """The end has begun."""
+        """Say that the program is stopping."""
         self._say("STOPPING=1", words)
 
     def status(self, words: str) -> None:
-        """A few words for people who ask the manager what this program does."""
+        """Set the few words by which the manager describes the program to people."""
         self._say("", words)
 
     def alive(self) -> None:
-        """A sign of life; at least every `period_s`."""
+        """Give a sign of life; due at least every `period_s`."""
         self._say("WATCHDOG=1", "")
 
     def watch_forever(self, is_alive: Callable[[], bool] = lambda: True) -> None:
-        """Give a sign of life every period, as long as there is one; returns at once if nobody watches.
+        """Give a sign of life every period while `is_alive`; return at once if the manager does not watch.
 
-        It is given by the hub of the thread that calls this, so one that hangs gives none. What does not seem to be alive is
-        looked at again soon: after a pause of the whole process this may run before what it looks at.
+        The hub of the calling thread gives the sign, so a hub that hangs gives none. If the program does not seem alive, it is
+        polled again soon: after a pause of the whole process, this may run before the code that it polls.
         """
         while self.period_s:
             if is_alive():
@@ -88,7 +88,7 @@ class Notifier:
                 gevent.sleep(self.period_s / DOUBTS)
 
     def _say(self, *lines: str) -> None:
-        """Send the lines, of which the last one is words for people; empty ones are left out."""
+        """Send the lines, the last of which is text for people; empty ones are left out."""
         if not self._address:
             return
         *facts, words = lines
@@ -96,12 +96,12 @@ class Notifier:
             facts.append("STATUS=" + " ".join(words.split()))  # A line break would begin another fact.
         message = "\n".join(fact for fact in facts if fact).encode(errors="replace")
         try:
-            # Connected, for only so the system says when a full queue has room again.
+            # Connected, because otherwise the system does not tell when a full queue has room again.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(SEND_S)
                 sock.connect(self._address)
                 sock.send(message)
         except OSError as error:
             if not self._is_unheard:
-                log.warning("the service manager does not hear what it asked for: %s", error)
+                log.warning("the service manager cannot be told what it asked for: %s", error)
             self._is_unheard = True

@@ -1,4 +1,4 @@
-"""`givalia info`, `workers` and `clients`: what a server is and who is connected to it, in words and tables for people."""
+"""`givalia info`, `workers` and `clients`: a server and its connections, in words and tables for people."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from givalia_core.times import length_words, to_datetime
 
 MIB: Final = 1 << 20
 SIZES: Final = ("KiB", "MiB", "GiB", "TiB")
-UNTOLD: Final = "?"  # By a server of an earlier version.
+UNTOLD: Final = "?"  # A server of an earlier version does not tell this.
 _TABLES: Final = frozenset({"jobs", "modules", "clients"})
-ROWS_MAX: Final = 100  # Of one table of `info`: who may enqueue makes up as many modules as he likes.
+ROWS_MAX: Final = 100  # Of one table of `info`: clients can make up any number of modules.
 _TROUBLES: Final = "troubles"
 
 Given = argparse.Namespace
 
 
-# Who is connected.
+# Connected workers and clients.
 
 
 def workers(client: Client, given: Given) -> None:
@@ -47,7 +47,7 @@ def workers(client: Client, given: Given) -> None:
 
 
 def _worker(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What is shown of a worker; a server of an earlier version tells less."""
+    """Return the row of a worker; a server of an earlier version tells less."""
     state = "draining" if row.get("draining") else "ready"
     runs = ", ".join(f"{module} {count}" for module, count in sorted(row.get("runs", {}).items()))
     version, since = row.get("version") or UNTOLD, _since(row["since_us"])
@@ -66,7 +66,7 @@ def _served(row: dict[str, Any]) -> str:
 
 
 def _process(worker: dict[str, Any], process: dict[str, Any]) -> tuple[Any, ...]:
-    """What is shown of one of a worker's processes; of one that is blocked, for how long, and by which job."""
+    """Return the row of one of a worker's processes; for a blocked one, since when and by which job."""
     blocked_s = process["blocked_us"] / SECOND_US
     state = process["stack"] if process["state"] == "hook" else process["state"]
     state = f"{state} {blocked_s:.1f} s" if blocked_s else state
@@ -91,7 +91,7 @@ def clients(client: Client, given: Given) -> None:
 
 
 def _since(us: int) -> str:
-    """Return an instant of the past: on a terminal how long ago it is, in whole seconds; for programs ISO."""
+    """Return an instant of the past: for a terminal its age in whole seconds, for programs ISO."""
     return _ago(us) if sys.stdout.isatty() else _iso(us)
 
 
@@ -103,11 +103,11 @@ def _ago(us: int) -> str:
     return moments.relative(to_datetime(us).replace(microsecond=0), datetime.now(UTC).replace(microsecond=0))
 
 
-# What the server is.
+# The server.
 
 
 def info(client: Client, given: Given) -> None:
-    """Show what the server is, holds and allows."""
+    """Show the server's state, counts and limits."""
     told = client.info()
     if given.json:
         show.emit(show.to_json(told))
@@ -127,14 +127,14 @@ def info(client: Client, given: Given) -> None:
 
 
 def lines(title: str, pairs: Iterable[tuple[str, Any]]) -> None:
-    """Show a section: its title, and a line for each value, with sizes, lengths and counts as people write them."""
+    """Show a section: its title and a line for each value, with sizes, lengths and counts in words."""
     show.emit(title)
     for name, value in _flat(pairs):
         show.emit(f"  {printable(_plain_name(name)):22} {printable(_in_words(name, value))}".rstrip())
 
 
 def _flat(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The pairs, with those of maps in them in the place of these, by both names."""
+    """Yield the pairs, with each map replaced by its own pairs under both names."""
     for name, value in pairs:
         if isinstance(value, dict):
             yield from _flat((f"{name}_{each}", inner) for each, inner in value.items())
@@ -143,13 +143,13 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def jobs(counted: Mapping[str, dict[str, int]]) -> None:
-    """Show how many jobs there are, by module and state."""
+    """Show the number of jobs by module and state."""
     states = [str(state) for state in JobState]
     _some(("jobs of module", *states), [_counts(module, counts, states) for module, counts in counted.items()])
 
 
 def modules(told: Mapping[str, dict[str, int]]) -> None:
-    """Show who serves each module, and how its ready jobs fare; those first of which one has been ready for longest."""
+    """Show each module's workers and the wait of its ready jobs; modules with the longest wait come first."""
     rows = sorted(told.items(), key=lambda row: -row[1].get("ready_age_us", 0))
     heads = "modules", "workers", "oldest ready", "ready, nobody takes them"
     _some(heads, [(module, each["workers"], length_words(each["ready_age_us"]), each["untaken"]) for module, each in rows])
@@ -162,7 +162,7 @@ def _some(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _counts(module: str, counts: dict[str, int], states: list[str]) -> list[str]:
-    """A row of the table; the server counts the ready ones as waiting, too."""
+    """Return a row of the table; the server counts ready jobs as waiting, too."""
     waiting = max(counts.get(JobState.WAITING, 0) - counts.get(JobState.READY, 0), 0)
     return [module, *(f"{waiting if state == JobState.WAITING else counts.get(state, 0):,}" for state in states)]
 
@@ -172,7 +172,7 @@ def _plain_name(name: str) -> str:
 
 
 def _in_words(name: str, value: Any) -> str:
-    """A value of `info` for people: instants, lengths and sizes by the units in their names."""
+    """Return a value of `info` for people; the unit in its name tells instants, lengths and sizes apart."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, (list, tuple)):

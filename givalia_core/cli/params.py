@@ -11,30 +11,30 @@ from givalia_core.errors import BadRequest, TooLarge
 
 STDIN: Final = "-"
 FILE: Final = "@"
-BYTES_MAX: Final = 16 << 20  # Of the JSON, which is longer than what is sent; the exact limit is that of the server.
+BYTES_MAX: Final = 16 << 20  # Of the JSON, which is longer than the message; the server checks the exact limit.
 
 
 def read(text: str) -> Any:
-    """Return the value that `--params` gives: `@FILE`, `-`, or JSON.
+    """Return the value of `--params`: `@FILE`, `-`, or JSON.
 
     Raises:
-        BadRequest: It is no JSON, or the file cannot be read.
-        TooLarge: There is much more than params can have.
+        BadRequest: The text is not JSON, or the file cannot be read.
+        TooLarge: The text is far longer than params may be.
     """
     where, said = _said(text)
     if not said.strip():
-        raise BadRequest(f"{where} is empty; no params at all are null, which is what a job has without --params")
+        raise BadRequest(f"{where} is empty; for a job without params, leave --params out or write null")
     try:
         return json.loads(said, parse_constant=_no_constant)
     except RecursionError:
         raise BadRequest(f"{where} is nested too deeply") from None
-    except ValueError as error:  # Also what is not UTF-8.
+    except ValueError as error:  # Not JSON, or not UTF-8.
         hint = "" if where != "--params" else " (text needs quotes of its own: --params '\"text\"')"
         raise BadRequest(f"{where} is not JSON: {error}{hint}") from None
 
 
 def _said(text: str) -> tuple[str, str | bytes]:
-    """The JSON, and what it is called in messages."""
+    """Return the name of the source for messages, and the JSON."""
     if text == STDIN:
         return "standard input", _limited(sys.stdin.buffer, "standard input")
     if not text.startswith(FILE):

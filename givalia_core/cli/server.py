@@ -28,7 +28,7 @@ log = logging.getLogger("givalia.server")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The console script."""
+    """Run the console script."""
     return endings.run(PROG, _main, arguments, is_daemon=True)
 
 
@@ -37,7 +37,7 @@ def _main(arguments: list[str]) -> int:
         PROG, WORDS, ServerSettings, "givalia_core.cli.server", arguments, "listens"
     )
     notifier = Notifier.from_environment()
-    # Nothing acknowledged is only in memory, so there is nothing to lose by leaving at once.
+    # Everything acknowledged is on disk, so an immediate end loses nothing.
     requests = Requests(lambda: os._exit(0))
     requests.note()
     outlast_readers()

@@ -1,4 +1,4 @@
-"""How the `givalia` command shows what it found: words for people, JSON for programs; never a raw control character."""
+"""The output of the `givalia` command: words for people, JSON for programs; never a raw control character."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DEPTH: Final = 20_000
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON for any value that a job can have.
+    """Return any value of a job as one line of JSON.
 
-    Numbers that JSON lacks are null, bytes are `{"base64": ...}`. A key that is no text is the JSON of it, as `"1"`; where that
-    makes two keys of a map one, the map is `{"map": [[key, value], ...]}`.
+    Numbers that JSON lacks become null, bytes become `{"base64": ...}`. A key that is not text becomes its JSON, such as `"1"`;
+    if that makes two keys equal, the map becomes `{"map": [[key, value], ...]}`.
     """
     with _depth():
         return json.dumps(_plain(value), ensure_ascii=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """The same in words of JSON alone."""
+    """Return the value in types that JSON has."""
     if value is None or isinstance(value, (str, int)):  # A JobState is a str, True an int.
         return value
     if isinstance(value, float):
@@ -56,7 +56,7 @@ def _plain_map(value: dict[Any, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _depth() -> Iterator[None]:
-    """Let functions call themselves once for each level of the deepest value that msgpack reads, several frames a level."""
+    """Raise the recursion limit to the deepest value that msgpack reads, at several frames a level."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(max(before, DEPTH))
     try:
@@ -66,21 +66,21 @@ def _depth() -> Iterator[None]:
 
 
 def emit(text: str) -> None:
-    """A line of data on standard output."""
+    """Write a line of data to standard output."""
     sys.stdout.write(text + "\n")
 
 
 def lines(text: str, stream: TextIO) -> None:
-    """Show a text of several lines, each as it may be shown."""
+    """Write a text of several lines, with control characters escaped."""
     for line in text.splitlines():
         stream.write(printable(line) + "\n")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns as wide as what is in them; on a terminal no wider than it."""
+    """Write a table with columns as wide as their content; on a terminal the table fits its width."""
     shown = [[printable("" if value is None else value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        from givalia_core.cli import terminal  # Late: it takes longer to import than the rest.
+        from givalia_core.cli import terminal  # Imported here because it takes longer to import than the rest.
 
         terminal.show(heads, shown)
         return
@@ -90,7 +90,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def job_lines(status: Status, hidden: Sequence[str] = ()) -> None:
-    """Show all that is known of a job, a line each; on a terminal instants in words, and its error line by line."""
+    """Show a job with one line for each field; a terminal shows instants in words, and the error line by line."""
     for name, value in shown_fields(status, hidden).items():
         if value in (None, False, "") and name not in ("key", "result", "params"):
             continue
@@ -115,14 +115,14 @@ def status_json(status: Status, hidden: Sequence[str] = ()) -> str:
 
 
 def shown_fields(status: Status, hidden: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what is known of a job by name; a result is there only if the job has one."""
+    """Return the fields of a job by name; the result only if the job has one."""
     has_result = status.state == "done" and status.result_error is None
     names = (each.name for each in fields(status) if each.name not in hidden and (each.name != "result" or has_result))
-    return {name: getattr(status, name) for name in names}  # Not `asdict`, which copies a result, however deep that is.
+    return {name: getattr(status, name) for name in names}  # Not `asdict`, which copies a result of any depth.
 
 
 class Progress:
-    """One line of a terminal that is written over each time, and gone at the end of `with`."""
+    """One line of a terminal that is overwritten each time, and erased at the end of `with`."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
@@ -136,24 +136,24 @@ class Progress:
             self._write("")
 
     def show_line(self, line: str) -> None:
-        """Show as much of the line as there is room for."""
+        """Show the line, cut to the terminal's width."""
         self._write(printable(line)[: shutil.get_terminal_size().columns - 1])
         self._is_shown = True
 
     def say(self, line: str) -> None:
-        """Leave a line above this one."""
+        """Write a permanent line above this one."""
         self._write(f"{line}\n")
 
     def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # Whoever looked on may have gone; what is done goes on.
+        with contextlib.suppress(OSError):  # The reader may be gone; the work goes on.
             self._terminal.write(f"\r\x1b[K{line}")
             self._terminal.flush()
 
 
 class Bar(Progress):
-    """How far a job is."""
+    """The progress bar of a job."""
 
     def show(self, fraction: float, text: str) -> None:
-        """Show this fraction, from 0 to 1, and as much of the text as the line has room for."""
+        """Show this fraction, from 0 to 1, and the text, cut to the terminal's width."""
         filled = round(fraction * BAR_CHARS)
         self.show_line(f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}] {fraction:4.0%}  {text}")

@@ -1,4 +1,4 @@
-"""`givalia store`: look at a store, or move it to another, while no server has it open."""
+"""`givalia store`: checks a store, or moves its jobs to another, while no server has it open."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from givalia_core.store.sqlite.salvage import salvage
 
 WORDS: Final = {
     "check": "read every row",
-    "info": "where it is and what it holds",
-    "create": "make an empty one where there is none",
-    "upgrade": "bring it to the format of this version",
+    "info": "show where it is and what it holds",
+    "create": "create an empty one if there is none",
+    "upgrade": "convert it to the format of this version",
     "export": "write all jobs to FILE",
-    "import": "read them from FILE into a store that holds none",
-    "salvage": "write what is sound in a damaged store into a new one, whose path or URL is FILE",
+    "import": "read all jobs from FILE into an empty store",
+    "salvage": "copy what is sound in a damaged store into a new one, whose path or URL is FILE",
 }
 _MAKING: Final = ("create", "import")
 _WITHOUT_FILE: Final = ("check", "info", "create", "upgrade")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and with which store."""
+    """Add the arguments for the action and the store."""
     parser.add_argument("what", choices=tuple(WORDS), help="; ".join(f"{what}: {words}" for what, words in WORDS.items()))
     file = parser.add_argument("file", metavar="[FILE]", help="the export; without it, or -: standard output or input")
-    # Not `nargs="?"`, which would take nothing where a flag stands before FILE, and then refuse FILE.
+    # Not `nargs="?"`, which matches nothing if a flag stands before FILE, and then refuses FILE.
     file.required = False
     parser.add_argument("--force", action="store_true", help="export: overwrite FILE")
     parser.add_argument("--store", help="URL of the store; without it, the server's setting")
 
 
 def act(client: Client, given: argparse.Namespace) -> None:
-    """Open the store (a server that runs has it for itself), and read."""
+    """Open the store, which no running server may have open, and carry out the action."""
     if given.what in _WITHOUT_FILE and (given.file or given.force):
         raise BadRequest(f"{given.what} takes no FILE and no --force")
     settings = load(ServerSettings, {"store": given.store}, file=given.config)
-    # Only the server upgrades unasked, and only what is asked to make a store makes one, whatever the server may.
+    # Only the server upgrades by itself, and only `create` and `import` create a store, whatever the server's settings.
     store = open_store(replace(settings, create=given.what in _MAKING, upgrade="manual"))
     _refuse_stranger(store, given.what)
     if given.what == "import":
@@ -63,7 +63,7 @@ def act(client: Client, given: argparse.Namespace) -> None:
 
 
 def _refuse_stranger(store: Store, what: str) -> None:
-    """Refuse a store of another user: a server of theirs could not open the files that this process would leave there."""
+    """Refuse a store of another user: that user's server could not open the files that this process would create."""
     if not isinstance(store, SQLite):
         return
     try:
@@ -74,13 +74,13 @@ def _refuse_stranger(store: Store, what: str) -> None:
         name = disk.user(owner)
         command = upgrade.command(store.path, what)
         raise StoreUnfit(
-            f"the store {store.path} belongs to the user {name}, whose server could not open the files that this would leave"
+            f"the store {store.path} belongs to the user {name}, whose server could not open the files that this would create"
             f" there. Nothing was done: run {command}"
         )
 
 
 def _owner(path: Path) -> int:
-    """Return who owns a store; of one that is not there yet and root would make, who owns its folder."""
+    """Return the owner of a store; if there is no store yet, the owner of its folder."""
     if path.exists():
         return path.stat().st_uid
     makes_for_others = os.geteuid() == 0 and path.parent.exists()
@@ -122,7 +122,7 @@ def _check(store: Store, given: argparse.Namespace) -> None:
 
 
 def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) -> None:
-    """Write what is sound into a new store, name what is not; the exit code says whether anything was lost."""
+    """Copy what is sound into a new store, and name what is not; the exit code tells whether anything was lost."""
     if not isinstance(store, SQLite):
         raise BadRequest("only a SQLite store can be salvaged; a database server has tools of its own")
     if not given.file:
@@ -136,7 +136,7 @@ def _salvage(store: Store, given: argparse.Namespace, settings: ServerSettings) 
     for line in done.lost:
         endings.say(printable(line))
     if done.lost:
-        raise StoreCorrupt(f"{len(done.lost)} things could not be taken over; keep the damaged files")
+        raise StoreCorrupt(f"{len(done.lost)} things could not be copied; keep the damaged files")
 
 
 def _upgrade(store: Store, given: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Tables on a terminal: no wider than it is, with colours unless `NO_COLOR` is set. Imported when there is one to write to."""
+"""Tables on a terminal: they fit its width, and have colours unless `NO_COLOR` is set. Imported only for a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 GAP: Final = 2
-LAST_CELLS: Final = 24  # A last column that is narrower than this is hard to read.
+LAST_CELLS: Final = 24  # A narrower last column is hard to read.
 INDENT: Final = 4
 _STYLES: Final = {
     "ready": "yellow", "running": "cyan", "done": "green", "dead": "red", "cancelled": "dim", "blocked": "red",
@@ -25,9 +25,9 @@ Row = Sequence[str]
 
 
 def show(heads: Row, rows: Sequence[Row]) -> None:
-    """Print a table; where it does not fit, its last column is wrapped, or its last columns have lines of their own."""
+    """Print a table; if it does not fit, wrap its last column, or give its last columns lines of their own."""
     columns, lines = get_terminal_size()
-    console = Console(width=columns, height=lines, highlight=False)  # rich takes a dumb terminal for 80 columns wide.
+    console = Console(width=columns, height=lines, highlight=False)  # rich assumes 80 columns for a dumb terminal.
     widths = [max(map(cell_len, column)) for column in zip(heads, *rows, strict=True)]
     if sum(widths[:-1]) + GAP * (len(widths) - 1) + min(widths[-1], LAST_CELLS) <= console.width:
         console.print(_table(heads, rows, widths))
@@ -50,7 +50,7 @@ def _table(heads: Row, rows: Sequence[Row], widths: Sequence[int], style: str = 
 
 
 def _more(heads: Row, values: Row) -> Padding:
-    """The columns for which there is no room, without those that are empty."""
+    """Return the columns for which there is no room, without empty ones."""
     words = Text(overflow="fold")
     for head, value in zip(heads, values, strict=True):
         if value:
@@ -59,5 +59,5 @@ def _more(heads: Row, values: Row) -> Padding:
 
 
 def _text(value: str, style: str = "") -> Text:
-    """The value as it is: nothing in it is markup."""
+    """Return the value as text without markup."""
     return Text(value, style=style or _STYLES.get(value.partition(" ")[0], ""), overflow="fold")

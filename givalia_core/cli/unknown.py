@@ -1,4 +1,4 @@
-"""Modules that no connected worker serves: a word to people who may have mistyped one, and never a refusal."""
+"""Modules that no connected worker serves: a hint to people who may have mistyped the name, never a refusal."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LIKENESS: Final = 0.6
 
 
 def warn(client: Client, module: str) -> None:
-    """Say on a terminal that no worker serves this module, for which a job waits."""
+    """Warn on a terminal that no worker serves this module, so that the job waits."""
     if not sys.stderr.isatty():
         return
-    with contextlib.suppress(GivaliaError):  # The job is enqueued, whatever the server tells of its modules.
+    with contextlib.suppress(GivaliaError):  # The job is enqueued, whether or not the server lists its modules.
         if module not in (served := _served(client)):
             words = "; ".join(filter(None, (f"no worker serves {module}, so its jobs wait", did_you_mean(module, served))))
             endings.say(f"givalia: warning: {printable(words)}")
 
 
 def with_hint(client: Client, status: Status) -> str:
-    """Return why a job has not run; with the name that may be meant, if no worker serves its module."""
+    """Return why a job has not run; if no worker serves its module, with a similar name."""
     hint = ""
     if status.state == JobState.READY:
         with contextlib.suppress(GivaliaError):
@@ -38,7 +38,7 @@ def with_hint(client: Client, status: Status) -> str:
 
 
 def did_you_mean(name: str, names: set[str]) -> str:
-    """Return `did you mean Sample?` if one of the names is like this one, else nothing."""
+    """Return `did you mean Sample?` if one of the names is similar, else the empty text."""
     by_lower = {each.lower(): each for each in sorted(names)}
     found = get_close_matches(name.lower(), by_lower, 1, LIKENESS)
     return f"did you mean {by_lower[found[0]]}?" if found else ""

@@ -1,4 +1,4 @@
-"""`givalia enq --wait`: waits for the result, and says what is known of the job if there is none."""
+"""`givalia enq --wait`: waits for the result; without a result, says how the job stands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from givalia_core.client.servers import likewise
 from givalia_core.errors import GivaliaError, JobEnded, JobFailed, WaitTimeout
 from givalia_core.printable import printable
 
-TELL_S: Final = 10.0  # Who waits for so long wants to know why.
-LEAST_S: Final = 0.01  # A wait for no time would ask the server, and wait for its answer.
-WHY_S: Final = 1.0  # How long a server may take to say why a job has not ended; it may be gone.
+TELL_S: Final = 10.0  # After this wait, people want to know the reason.
+LEAST_S: Final = 0.01  # A wait of 0 would ask the server and wait for its answer.
+WHY_S: Final = 1.0  # Time for the server, which may be gone, to say why a job has not ended.
 
 Given = argparse.Namespace
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say whether to wait, how long, and how much of an error to show."""
+    """Add the arguments for waiting, and for showing errors."""
     parser.add_argument(
         "--wait", action="store_true", help="wait for the job and print its result; a terminal shows its progress"
     )
@@ -34,20 +34,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def is_wanted(given: Given) -> bool:
-    """Return whether to wait."""
+    """Return whether the command waits."""
     return given.wait or given.wait_timeout is not None
 
 
 def traceback_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that shows a whole error."""
+    """Add the argument that shows an error with its traceback."""
     parser.add_argument("--traceback", action="store_true", help="show the whole error of a failed attempt")
 
 
 def result(client: Client, job: JobHandle, given: Given) -> Any:
-    """Wait for the result; people who sit at a terminal see how far it is meanwhile.
+    """Wait for the result; a terminal shows the progress.
 
     Raises:
-        GivaliaError: There is none, or not yet. The message names the job and says why it has not ended; so does `--json`.
+        GivaliaError: There is no result, or not yet. The message names the job and says why it has not ended; so does `--json`.
     """
     with likewise(client, WHY_S) as asking:
         try:
@@ -81,7 +81,7 @@ def _waited_for(asking: Client, job: JobHandle, given: Given) -> Any:
 def _told_meanwhile(
     asking: Client, job: JobHandle, given: Given, wait: Callable[[float], Any], say: Callable[[str], None]
 ) -> Any:
-    """Wait; say why the job has not ended after ten seconds, and again each time that the waiting has doubled."""
+    """Wait; after ten seconds, and each time the wait has doubled, say why the job has not ended."""
     began_s = time.monotonic()
     end_s = inf if given.wait_timeout is None else began_s + given.wait_timeout
     tell_s = began_s + TELL_S
@@ -101,7 +101,7 @@ def _show(job: JobHandle, given: Given, error: GivaliaError, **known: Any) -> No
 
 
 def _state(asking: Client, job: JobHandle) -> dict[str, Any]:
-    """The state of a job that has not ended, and why it has not; nothing if no server tells."""
+    """Return the state of the job and why it has not ended; empty if no server answers."""
     with contextlib.suppress(GivaliaError):
         status = asking.stat(id=job.id)
         return {"state": status.state, "why": unknown.with_hint(asking, status)}

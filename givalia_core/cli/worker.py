@@ -1,4 +1,4 @@
-"""`givalia-worker`: runs the WorkModules that are installed beside it."""
+"""`givalia-worker`: runs the WorkModules installed in its environment."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from givalia_core.streams import outlast_readers
 from givalia_core.worker.supervisor import Supervisor
 
 PROG = "givalia-worker"
-WORDS = """A Givalia worker: runs jobs with the WorkModules of the packages that are installed in its environment.
+WORDS = """A Givalia worker: runs jobs with the WorkModules of the packages installed in its environment.
 
-It connects to the worker port of its server, or of one of several that share a store (-m HOST,HOST), and again, to the
-next of them, for as long as it takes. Jobs run as greenlets of one process, or in processes of their own, as their module
-says; this process runs none, and replaces those that fail.
-SIGTERM or SIGINT: take no more, let running jobs end (see --grace), report, exit; one more than a second later exits at
-once. SIGUSR1 or SIGHUP: read the settings again, and replace the processes one by one: packages that were installed
-meanwhile are taken up, and no job is stopped. With --watch that happens by itself. A SIGHUP because its terminal is gone:
-stop."""
+It connects to the worker port of its server, or of one of several that share a store (-m HOST,HOST). If the connection is
+lost, it tries the servers in turn until one accepts it. Jobs run as greenlets of one process, or in processes of their own,
+as their module says; this process runs none, and replaces those that fail.
+
+SIGTERM or SIGINT: take no more jobs, let running ones end (see --grace), report, exit; another one more than a second later
+exits at once. SIGUSR1 or SIGHUP: read the settings again, and replace the processes one by one: newly installed packages
+are used, and no job is stopped. --watch does so by itself. A SIGHUP because its terminal is gone: stop."""
 
 RELOAD_S = 60.0  # A service manager waits for a reload, and not for ever.
 
@@ -34,7 +34,7 @@ log = logging.getLogger("givalia.worker")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The console script."""
+    """Run the console script."""
     return endings.run(PROG, _main, arguments, is_daemon=True)
 
 
@@ -43,7 +43,7 @@ def _main(arguments: list[str]) -> int:
         PROG, WORDS, WorkerSettings, "givalia_core.cli.worker", arguments, "is connected"
     )
     notifier = Notifier.from_environment()
-    # The leases of what runs will end by themselves, and the jobs run again elsewhere; the processes notice and end.
+    # The leases of running jobs end by themselves, and the jobs run again elsewhere; the processes notice and end.
     requests = Requests(lambda: os._exit(1))
     requests.note()
     outlast_readers()
