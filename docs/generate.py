@@ -56,17 +56,17 @@ _WORDS: Final[dict[tuple[JobState, str], tuple[str, str, str]]] = {
     (RUNNING, "ask_stop"): ("", "`cancel running=true`: the worker is told, and there will be no retry.", "the answer"),
     (RUNNING, "adopt"): (
         "",
-        "Another server of the same store looks after the lease: its worker turned up there, or the one before is gone.",
+        "Another server of the same store manages the lease: the worker has connected there, or the earlier server is gone.",
         "the answer to the worker",
     ),
     (RUNNING, "succeed"): (
         "T4",
-        "The worker reports success with the present fence, also after a stop was asked.",
+        "The worker reports success with the present fence, also after a stop was requested.",
         "the answer to the worker",
     ),
     (RUNNING, "fail"): (
         "T5, T6",
-        "The attempt failed, or its lease ended with no report; attempts are left, no stop was asked. Due after the backoff.",
+        "The attempt failed, or its lease ended without a report; attempts are left, no stop was asked. Due after the backoff.",
         "the answer, or the next claim",
     ),
     (RUNNING, "die"): (
@@ -75,10 +75,10 @@ _WORDS: Final[dict[tuple[JobState, str], tuple[str, str, str]]] = {
         "the third time (`child_died`).",
         "the answer to the worker",
     ),
-    (RUNNING, "stop"): ("T8", "The attempt ended without success after a stop was asked.", "the answer to the worker"),
+    (RUNNING, "stop"): ("T8", "The attempt ended without success after a stop was requested.", "the answer to the worker"),
     (RUNNING, "release"): (
         "T9",
-        "Given back unstarted, or its process was replaced for another job's fault: the attempt does not count, the due stays.",
+        "Released unstarted, or its process was replaced because of another job: the attempt does not count, the due stays.",
         "the answer to the worker",
     ),
     (DEAD, "requeue"): ("T12", "`requeue`, and its key is free: all attempts again, the fence goes on growing.", "the answer"),
@@ -90,13 +90,20 @@ _WORDS: Final[dict[tuple[JobState, str], tuple[str, str, str]]] = {
 }
 _BEFORE_AND_AFTER: Final = (
     ("T1", "(none)", "enq", "waiting", "`enq`, and its key is free or it has none.", "the answer"),
-    ("T2", "waiting", "(time)", "ready", "Its due is reached. Nothing is written: ready is waiting, seen at a later time.", ""),
-    ("T13", "done, dead, cancelled", "(time)", "(none)", "Its time to be remembered is over.", ""),
+    (
+        "T2",
+        "waiting",
+        "(time)",
+        "ready",
+        "Its due is reached. Nothing is written: a waiting job becomes ready as time passes.",
+        "",
+    ),
+    ("T13", "done, dead, cancelled", "(time)", "(none)", "Its retention is over.", ""),
 )
 
 
 def transitions() -> str:
-    """The table of states and acts."""
+    """Return the table of states and acts."""
     rows: list[tuple[str, ...]] = list(_BEFORE_AND_AFTER[:2])
     for (state, act), after in TRANSITIONS.items():
         number, words, durable = _WORDS[state, act]
@@ -107,7 +114,7 @@ def transitions() -> str:
 
 
 def diagram() -> str:
-    """The same as a picture."""
+    """Return the diagram of states and acts."""
     arrows = ["[*] --> waiting: enq", "waiting --> ready: due"]
     for (state, act), after in TRANSITIONS.items():
         before = "ready" if act == "claim" else str(state)
