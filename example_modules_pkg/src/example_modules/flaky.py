@@ -1,4 +1,4 @@
-"""Fails on purpose, to watch retries happen. Try it: givalia enq Flaky --params '{"fail_times": 2}' --wait."""
+"""A job that fails on purpose, to show retries. Try it: givalia enq Flaky --params '{"fail_times": 2}' --wait."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from givalia_core import WorkModule
 
 
 class Flaky(WorkModule):
-    # What this kind of job needs unless its enq says otherwise. A worker announces these to the server.
+    # Options of this kind of job, unless its enq says otherwise. A worker announces them to the server.
     max_attempts = 4
     backoff = (0.2, 5.0)  # 0.2 s before the second attempt, then doubled each time, never more than 5 s.
 
     def process(self) -> dict[str, Any]:
-        # Every attempt is a fresh instance, so nothing is remembered on `self`; but each attempt knows its number.
+        # Every attempt is a fresh instance, so `self` remembers nothing; but each attempt knows its number.
         fail_times = self.params["fail_times"]
         if self.job.attempt <= fail_times:
-            # Any exception is a failed attempt. There is nothing to catch: raise, and the server tries again later,
-            # until `max_attempts` is reached; then the job is dead, and `givalia requeue` can give it another life.
+            # Any exception is a failed attempt. Catch nothing: raise, and the server tries again later, until
+            # `max_attempts` is reached; then the job is dead, and `givalia requeue` can give it another life.
             raise RuntimeError(f"failing on purpose, attempt {self.job.attempt} of the {fail_times} that fail")
         return {"attempts": self.job.attempt}

@@ -5,6 +5,6 @@ from givalia_core import WorkModule
 
 class Sample(WorkModule):
     def process(self) -> None:
-        # What a module prints goes to the worker's standard output; `self.log.info(...)` goes to its log.
+        # A module's output goes to the worker's standard output; `self.log.info(...)` goes to its log.
         print("Run job sample")
         print(self.params)

@@ -1,14 +1,14 @@
-"""Real work: POST some JSON to a URL, and get it there although networks fail.
+"""Real work: POST JSON to a URL, and deliver it although networks fail.
 
 Try it: givalia enq Webhook --params '{"url": "http://127.0.0.1:8000/hook", "body": {"order": 7}}' --wait.
 
-It shows the three ways in which an attempt can go wrong, and that each wants another answer:
+It shows the three ways in which an attempt can fail, and the reaction to each:
 
-- It may work later, and we know nothing better: raise anything. The server tries again after the usual backoff.
-- It may work later, and the other side said when: raise `Retry(after=seconds)`.
-- It will never work: raise `Fail`. The job is dead at once, where people can see it, and no attempt is wasted.
+- It may work later: raise any exception. The server tries again after the backoff.
+- It may work later, and the receiver said when: raise `Retry(after=seconds)`.
+- It will never work: raise `Fail`. The job is dead at once, visible to people, and no attempt is wasted.
 
-Whoever may enqueue this module decides where the worker connects to. On a network where that matters, check the host here.
+Clients of this module decide where the worker connects to. On a network where that matters, check the host here.
 """
 
 import json
@@ -28,7 +28,7 @@ RETRY_AFTER_MAX_S = 3600.0
 
 class Webhook(WorkModule):
     max_attempts = 8
-    timeout = 60.0  # For the whole attempt, whatever it hangs on; the one below is for each wait of the socket.
+    timeout = 60.0  # For the whole attempt; the timeout below is for each wait of the socket.
 
     def process(self) -> dict[str, Any]:
         request = self._request()
@@ -36,16 +36,16 @@ class Webhook(WorkModule):
         try:
             with _opener.open(request, timeout=CONNECT_AND_READ_S) as response:
                 status = response.status
-        except HTTPError as answer:  # The other side answered, but not with success.
+        except HTTPError as answer:  # The receiver answered, but not with success.
             with answer:
                 self._judge(answer.code, answer.headers.get("Retry-After"))
-        # A refused connection, a lost one, a timeout: urllib raises OSError, and raising is all that is needed.
+        # For a refused or lost connection, or a timeout, urllib raises OSError; that is enough for a retry.
         seconds = round(time.monotonic() - started, 6)
         self.log.info("delivered with status %d", status)
         return {"status": status, "seconds": seconds}
 
     def _request(self) -> Request:
-        """What to send. Params come from whoever enqueued the job: wrong ones do not get better by trying again."""
+        """Return the request. Clients choose the params; a retry does not repair wrong ones."""
         try:
             url, body = self.params["url"], json.dumps(self.params["body"], allow_nan=False).encode()
             _check(url)
@@ -53,14 +53,14 @@ class Webhook(WorkModule):
             raise Fail(f"the params cannot be used: {type(error).__name__}: {error}") from error
         headers = {
             "Content-Type": "application/json",
-            # Givalia runs a job at least once: if our answer got lost, the POST comes again. The key is the same on every
-            # attempt of this job, so that the receiver can tell a repetition from a second order.
+            # Givalia runs a job at least once: if the answer got lost, the POST comes again. The key is the same on
+            # every attempt of this job, so that the receiver can tell a repetition from a second order.
             "Idempotency-Key": self.job.idempotency_key,
         }
         return Request(url, data=body, headers=headers, method="POST")
 
     def _judge(self, status: int, retry_after: str | None) -> NoReturn:
-        """Raise what fits an answer that is not a success."""
+        """Raise the exception that fits an answer without success."""
         if status in (429, 503):
             raise Retry(f"the receiver is busy: status {status}", after=_seconds(retry_after))
         if 300 <= status < 500:
@@ -69,7 +69,7 @@ class Webhook(WorkModule):
 
 
 def _check(url: str) -> None:
-    """Accept what urllib can POST to: it would open files too, and it finds some mistakes only while it connects."""
+    """Refuse a URL that urllib cannot POST to: urllib also opens files, and finds some mistakes only while it connects."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # A bad port raises here too.
         raise ValueError("url must begin with http:// or https:// and name a host")
@@ -78,7 +78,7 @@ def _check(url: str) -> None:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The header `Retry-After`, seconds or a date, as seconds from now within reason; None: nothing we understand."""
+    """Return the header `Retry-After`, seconds or a date, as seconds from now, limited; None if it is not understood."""
     if retry_after is None:
         return None
     try:
@@ -89,7 +89,7 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _until(moment: datetime) -> float:
-    # A date without a zone is in UTC: HTTP knows no other.
+    # A date without a zone is in UTC: HTTP has no other.
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
 

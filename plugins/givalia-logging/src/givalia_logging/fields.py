@@ -1,8 +1,7 @@
-"""What may stand in a log line: every value made harmless, short and, where it is params, free of secrets.
+"""The values of a log line: harmless, short and, for params, without secrets.
 
-Keys, params and errors come from whoever may enqueue. Nothing in them can start a new line, drive a terminal or turn the
-direction of the text, and none is longer than 256 characters. Nothing here raises, whatever the value does when asked for
-its text.
+Clients choose keys, params and errors. Nothing in them can start a new line, control a terminal or change the direction of
+the text, and none is longer than 256 characters. Nothing here raises, even if converting the value to text does.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _IN_URL: Final = re.compile(
 
 
 def text(value: object, characters_max: int = CHARACTERS_MAX) -> str:
-    """The value as text that cannot harm a log: one line, printable characters only, at most 256 of them.
+    """Return the value as text that is harmless in a log: one line of at most 256 printable characters.
 
-    CR, LF, ESC, the C1 controls, bidi marks, line separators and lone surrogates are shown as `\\n`, `\\x1b`, `\\u202e`.
+    CR, LF, ESC, the C1 controls, bidi marks, line separators and lone surrogates are escaped: `\\n`, `\\x1b`, `\\u202e`.
     """
     try:
         shown = value if isinstance(value, str) else str(value)
-    except BaseException:  # Somebody's __str__ may raise anything, and the line must be written all the same.
+    except BaseException:  # A __str__ of job code may raise anything; the line is written anyway.
         shown = f"<{type(value).__name__} without a text>"
     shown = shown[: characters_max + 1]
     if not shown.isprintable():
@@ -43,12 +42,12 @@ def text(value: object, characters_max: int = CHARACTERS_MAX) -> str:
 
 
 def _escaped(character: str) -> str:
-    # isprintable is false for exactly what we want gone: controls, format marks (bidi, zero width), separators, surrogates.
+    # isprintable is false exactly for controls, format marks (bidi, zero width), separators and surrogates.
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def plain(value: object) -> object:
-    """The value as a log may hold it: numbers and booleans as they are, everything else as harmless text."""
+    """Return numbers and booleans unchanged, everything else as harmless text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -59,7 +58,7 @@ def plain(value: object) -> object:
 
 
 def params(value: object) -> str:
-    """Params as one harmless text, with what looks like a secret masked: by the name it stands under, or within a URL."""
+    """Return params as harmless text; secrets are masked, if their name or a URL reveals them."""
     return text(repr(_masked(value, DEPTH_MAX)))
 
 

@@ -1,8 +1,7 @@
-"""The one way out: a standard handler whose formatter turns hook events and ordinary log records into the same lines.
+"""The output: a standard handler whose formatter turns hook events and log records into the same lines.
 
-`attach` puts it on the logger `givalia` once per process, whoever asks and however often, and leaves every other handler
-as it is. Hook events go to the handler directly, never through a logger, so that they appear once, whatever the host
-program does with its loggers.
+`attach` adds it to the logger `givalia` once per process and changes no other handler. Hook events go directly to the
+handler, never through a logger, so that they appear once, whatever the program does with its loggers.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from givalia_logging import fields
 LOGGER: Final = "givalia"
 OWN_HANDLER: Final = "givalia-logging"
 HOST_HANDLER: Final = "givalia"
-"""A handler of this name is the one Givalia itself made: it is given our format, instead of every line coming twice."""
+"""The name of Givalia's own handler: it gets this format, as a second handler would write every line twice."""
 
 BLOCK_CHARACTERS_MAX: Final = 16_384
-"""Of a traceback or stack; what it has more is left out at its beginning, for the error is at the end."""
+"""Limit of a traceback or stack; the beginning of a longer one is left out, because the error is at the end."""
 _FIRST: Final = ("timestamp", "level", "event", "act", "job", "key", "module", "attempt")
 _RENAMED: Final = {"job_id": "job", "job_module": "module"}
 _BLOCKS: Final = ("exception", "stack")
 _OWN: Final = {"exception": ("exc_text", "traceback"), "stack": ("stack_info", "block")}
-"""By our name for a block, the attributes of a record that hold one as text."""
+"""Record attributes that hold a block of text, by the name of the block in a line."""
 
 
 class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what standard error is at the moment of writing, so it follows a process into the background."""
+    """Writes to the present `sys.stderr`, so it follows a process into the background."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -52,7 +51,7 @@ class Lines(structlog.stdlib.ProcessorFormatter):
 
     def __init__(self, form: str | None, handler: logging.Handler) -> None:
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        # What a record says of itself comes before what we know of it, so that it cannot pass for something else.
+        # The record's own fields come first, so that they cannot replace those that the plugin sets.
         known: list[Processor] = [
             structlog.stdlib.ExtraAdder(),
             _same_names,
@@ -65,20 +64,20 @@ class Lines(structlog.stdlib.ProcessorFormatter):
         self._simple = Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        # A hook event is a dict; whatever else is no text may raise when it is shown.
+        # A hook event is a dict; another object that is not text may raise when it is converted.
         if record.args or record.exc_text or type(record.msg) not in (str, dict):
             record = copy.copy(record)
             record.msg, record.args = message_of(record), None
-            if record.exc_text and not record.exc_info:  # Of a job in a process of its own; structlog leaves it out.
+            if record.exc_text and not record.exc_info:  # From a job in a process of its own; structlog leaves it out.
                 record.traceback = record.exc_text
         try:
             return super().format(record)
-        except Exception:  # A value in the record may raise; the line is written all the same.
+        except Exception:  # A value in the record may raise; the line is written anyway.
             return self._simple.format(record)
 
 
 class Render:
-    """The last step: JSON, or a line for people; where nothing is set, whichever suits the stream."""
+    """The last step: JSON, or a line for people; by default people's lines on a terminal, JSON elsewhere."""
 
     def __init__(self, form: str | None, handler: logging.Handler) -> None:
         self._form = form
@@ -88,13 +87,13 @@ class Render:
         self._coloured = structlog.dev.ConsoleRenderer(colors=True, sort_keys=False)
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str | bytes:
-        # Asked for each line, because a process that goes to the background loses its terminal on the way.
+        # Checked for each line, because a process that goes to the background loses its terminal.
         on_terminal = _is_terminal(getattr(self._handler, "stream", None))
         if (self._form or ("readable" if on_terminal else "json")) == "json":
             return self._json(logger, name, event)
         for block in _BLOCKS:
             if block in event:
-                # The margin keeps a line within an error's message from passing for a log line of its own.
+                # The margin keeps a line of an error's message from looking like a log line.
                 event[block] = "\n".join("    | " + line for line in event[block])
         render = self._coloured if on_terminal and "NO_COLOR" not in os.environ else self._plain
         return render(logger, name, event)
@@ -108,7 +107,7 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _same_names(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Call a job's fields in `self.log` what hook events call them; a log record has other uses for some of the names."""
+    """Rename a job's fields in `self.log` to those of hook events; log records use some of these names otherwise."""
     for theirs, ours in _RENAMED.items():
         if theirs in event:
             event[ours] = event.pop(theirs)
@@ -116,7 +115,7 @@ def _same_names(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _blocks(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Give tracebacks as lists of harmless lines, so that none can break out; their length is that of the whole."""
+    """Turn tracebacks into lists of harmless lines; the limit applies to the whole block."""
     raised = event.pop("exc_info", None)
     given = {name: [event.pop(attribute, None) for attribute in attributes] for name, attributes in _OWN.items()}
     if isinstance(raised, tuple) and raised[1] is not None:
@@ -128,7 +127,7 @@ def _blocks(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _end_of(block: str) -> str:
-    """Return the last lines of a block, as many as a line of the log may hold."""
+    """Return the last lines of a block, within the limit."""
     if len(block) <= BLOCK_CHARACTERS_MAX:
         return block
     cut = block[-BLOCK_CHARACTERS_MAX:]
@@ -136,7 +135,7 @@ def _end_of(block: str) -> str:
 
 
 def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Make every field harmless and short, drop the empty ones, and put the ones that people look for first."""
+    """Make every field harmless and short, drop empty ones, and put the most important ones first."""
     names = [*(name for name in _FIRST if name in event), *(name for name in event if name not in _FIRST)]
     return {
         fields.text(name): event[name] if name in _BLOCKS else fields.plain(event[name])
@@ -146,7 +145,7 @@ def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 class Sink:
-    """What structlog writes hook events to: each becomes a record that goes straight to the handler."""
+    """The target of structlog for hook events: each becomes a record that goes directly to the handler."""
 
     def __init__(self, handler: logging.Handler) -> None:
         self.handler = handler
@@ -160,7 +159,7 @@ class Sink:
 
 
 def hook_logger(sink: Sink, level: int) -> Any:
-    """The structlog logger for hook events; made by itself, so the program's own structlog settings stay as they are."""
+    """Return the structlog logger for hook events; it does not use the program's structlog configuration."""
     return structlog.wrap_logger(
         sink,
         processors=[
@@ -175,7 +174,7 @@ def hook_logger(sink: Sink, level: int) -> Any:
 
 
 def standard_error(form: str | None, level: int) -> logging.Handler:
-    """A handler that writes our lines to standard error; on no logger yet."""
+    """Return a handler that writes these lines to standard error; it is on no logger yet."""
     handler = StandardError()
     handler.setFormatter(Lines(form, handler))
     handler.setLevel(level)
@@ -183,10 +182,10 @@ def standard_error(form: str | None, level: int) -> logging.Handler:
 
 
 def attach(handler: logging.Handler, form: str | None, level: int) -> logging.Handler:
-    """Let the loggers `givalia.*` come out in our format; a second call changes nothing.
+    """Write the lines of the loggers `givalia.*` in this format; a second call changes nothing.
 
     Returns:
-        The handler in use: `handler`, now on the logger `givalia`; or the one that was there, ours or Givalia's own.
+        The handler in use: `handler`, now on the logger `givalia`; or an earlier one, the plugin's or Givalia's own.
     """
     logger = logging.getLogger(LOGGER)
     for present in (*logger.handlers, *logging.getLogger().handlers):
@@ -197,6 +196,6 @@ def attach(handler: logging.Handler, form: str | None, level: int) -> logging.Ha
                 present.setFormatter(Lines(form, present))
             return present
     logger.addHandler(handler)
-    if logger.level == logging.NOTSET:  # Nobody chose one; the root logger's, WARNING, would hide what jobs say.
+    if logger.level == logging.NOTSET:  # Otherwise the root logger's level, WARNING, would hide the lines of jobs.
         logger.setLevel(level)
     return handler

@@ -1,4 +1,4 @@
-"""The plugin: one line for each hook event, with what an operator asks first about a job."""
+"""The plugin: one line for each hook event, with the fields that an operator needs first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OFF: Final = ("", "0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment asks for."""
+    """The settings from the environment."""
 
     form: str | None = None
     """`json` or `readable`; None: readable on a terminal, else JSON."""
@@ -31,10 +31,10 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings `GIVALIA_LOGGING_*`.
+        """Read the settings `GIVALIA_LOGGING_*`.
 
         Raises:
-            ValueError: One of them cannot be used; Givalia reports the plugin as broken and runs without it.
+            ValueError: One of them is invalid; Givalia reports the plugin as broken and runs without it.
         """
         form = _choice(environment, "GIVALIA_LOGGING_FORMAT", (*FORMATS, "")) or None
         with_params = _choice(environment, "GIVALIA_LOGGING_PARAMS", ON + OFF) in ON
@@ -50,19 +50,19 @@ def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...])
 
 
 def log_format(handler: logging.Handler) -> logging.Formatter:
-    """Return the form of every line that a server, or a process of a worker, writes by this handler.
+    """Return the form of the lines that a server, or a process of a worker, writes by this handler.
 
     Raises:
-        ValueError: A setting `GIVALIA_LOGGING_*` cannot be used.
+        ValueError: A setting `GIVALIA_LOGGING_*` is invalid.
     """
     return output.Lines(Settings.read(os.environ).form, handler)
 
 
 class Logging:
-    """Logs what happens to jobs, on the server and on the worker.
+    """Logs the events of jobs, on the server and on the worker.
 
-    Params and results are never logged, unless `GIVALIA_LOGGING_PARAMS=1` asks for the params; every field is made harmless
-    and short. Nothing is set up when the plugin is made, only when a server or worker has started.
+    Params are logged only with `GIVALIA_LOGGING_PARAMS=1`, results never; every field is made harmless and short. The log
+    is set up when a server or worker has started, not when the plugin is made.
     """
 
     def __init__(self) -> None:
@@ -144,5 +144,5 @@ class Logging:
 
 
 def _ended(outcome: Outcome) -> dict[str, Any]:
-    """How an attempt ended. Of an error type and message of what was raised; the traceback is in `stat`."""
+    """Return the fields for the end of an attempt. An error is type and message; the traceback is in `stat`."""
     return {"outcome": str(outcome.kind), "error": headline(outcome.error) or None}

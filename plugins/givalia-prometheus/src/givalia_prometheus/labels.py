@@ -1,16 +1,16 @@
-"""Labels that cannot grow without end: whoever may enqueue chooses the module, and each new name costs memory for ever."""
+"""Labels with a limit: clients choose module names, and each new label costs memory until the process ends."""
 
 from __future__ import annotations
 
 from typing import Final
 
-OTHER: Final = "(other)"  # The parentheses keep it from ever being somebody's name.
+OTHER: Final = "(other)"  # No module's name can have parentheses.
 
 
 class Bounded:
-    """Passes the first `limit` distinct values on, and turns every further one into `(other)`.
+    """Passes the first `limit` distinct values through, and turns every further one into `(other)`.
 
-    As many more are passed on that were said to be wanted: nobody can use up their places.
+    As many wanted values (`want`) are passed through beside them, so that others cannot use up their places.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,6 +26,6 @@ class Bounded:
         return value
 
     def want(self, value: str) -> None:
-        """Pass this one on from now on, unless there are `limit` such already."""
+        """Pass this value through from now on, unless there are `limit` wanted values already."""
         if len(self._wanted) < self._limit:
             self._wanted.add(value)

@@ -1,8 +1,8 @@
-"""The HTTP side: answers `/metrics` from a registry, in a thread of its own.
+"""The HTTP listener: answers `/metrics` from a registry, in a thread of its own.
 
-On the server that is a native thread, which shares nothing with the loop that serves jobs; on a worker gevent makes it a
-greenlet beside the others. Whatever goes wrong here is said in the log and stops nothing else. A port that is taken is
-tried again: when a worker's process is replaced, the one before it lets go of it only when the new one is there.
+On the server this is a native thread, which shares nothing with the loop that serves jobs; on a worker gevent makes it a
+greenlet. An error here is logged and affects nothing else. A taken port is tried again: when a worker's process is
+replaced, the old process frees the port only after the new one has started.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from givalia_core import forks, ports
 from prometheus_client import CollectorRegistry, start_http_server
 
 AGAIN_S: Final = 0.5
-PATIENCE_S: Final = 5.0  # A process that is being replaced has let go of its port by then.
+PATIENCE_S: Final = 5.0  # A process that is being replaced has freed its port by then.
 
 log = logging.getLogger("givalia.prometheus")
 
 
 class Listener:
-    """One port: open at once if it can be had, else as soon as it can."""
+    """One port: opened at once if it is free, else as soon as it is."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         self.port: int | None = None
-        """The open port; None while it cannot be had."""
+        """The open port; None while there is none."""
         self._address = host, port
         self._registry = registry
         self._closed = threading.Event()
@@ -37,7 +37,7 @@ class Listener:
             threading.Thread(target=self._open_later, name="givalia-prometheus-open", daemon=True).start()
 
     def _open(self) -> OSError | None:
-        """Return why the port cannot be had; None if it is open, or is not wanted any more."""
+        """Open the port; return the error, or None if the port is open or no longer needed."""
         host, port = self._address
         with self._opened:
             if self._closed.is_set():
@@ -61,7 +61,7 @@ class Listener:
                 log.error("no metrics yet on %s port %d: %s; jobs are served all the same", *self._address, why)
 
     def after_fork(self) -> None:
-        """In a fork: the port is the parent's, which would not get it back before the fork ends as well."""
+        """In a fork: close the port, which belongs to the parent; otherwise it would stay taken until the fork ends."""
         self._closed.set()
         self._opened = threading.Lock()
         if self.port is not None:
@@ -71,10 +71,10 @@ class Listener:
             self.port = None
 
     def close(self) -> threading.Thread:
-        """Close the port soon, without waiting: ending takes up to half a second, which a drain need not spend.
+        """Close the port soon, without waiting: closing takes up to half a second, which would delay a drain.
 
         Returns:
-            The thread that closes it, for those who do want to wait.
+            The thread that closes the port, for callers that wait.
         """
         closing = threading.Thread(target=self._close, name="givalia-prometheus-close", daemon=True)
         closing.start()

@@ -1,4 +1,4 @@
-"""The plugin: counts what the hooks tell it, and opens the listener while a server or worker is up."""
+"""The plugin: counts the events of jobs, and keeps the listener open while a server or worker runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ RUN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 
 
 def address(environment: Mapping[str, str]) -> tuple[str, int] | None:
-    """Where to listen, from `GIVALIA_PROMETHEUS_HOST` and `GIVALIA_PROMETHEUS_PORT`; None without a port. 0: any free one.
+    """Return the address from `GIVALIA_PROMETHEUS_HOST` and `GIVALIA_PROMETHEUS_PORT`; None without a port.
 
-    A port that Kubernetes sets for a Service of that name is ignored, with a line in the log.
+    Port 0 is any free port. A value that Kubernetes sets for a Service of that name is ignored, with a line in the log.
 
     Raises:
         ValueError: The port is not a number from 0 to 65535; Givalia reports the plugin as broken and runs without it.
@@ -46,7 +46,7 @@ def _utc_now() -> datetime:
 
 
 class Prometheus:
-    """Metrics in a registry of its own, so that two plugins in one process do not meet.
+    """Metrics in a registry of its own, so that two plugins in one process do not conflict.
 
     `registry` may be read directly; `port` is the open port, None while there is none.
     """
@@ -58,9 +58,9 @@ class Prometheus:
         self._listener: Listener | None = None
         self._module = Bounded(MODULES_MAX)
         self._reason = Bounded(REASONS_MAX)
-        self._born: set[str] = set()  # The modules whose counters on the server are there.
+        self._born: set[str] = set()  # The modules whose counters on the server exist.
         self.registry = CollectorRegistry()
-        # First, so that the counters of a module that it finds are in the same scrape.
+        # First, so that the counters of a module that the collector finds are in the same scrape.
         self.registry.register(Scrape(lambda: tuple(self._hosts), self._on_server, self._module.want))
         self._enqueued = self._counter("givalia_jobs_enqueued", "Jobs that were enqueued.", "module")
         self._extended = self._counter("givalia_jobs_extended", "Times that a waiting job's due was moved.", "module")
@@ -80,7 +80,7 @@ class Prometheus:
         return Histogram(name, help_text, ("module",), registry=self.registry, buckets=buckets)
 
     def _on_server(self, module: str) -> str:
-        """Return the label of a module, whose counters begin at 0 when it is met: one that begins at 1 has no rate."""
+        """Return the label of a module; its counters begin at 0 here, because a counter that begins at 1 has no rate."""
         label = self._module(module)
         if label not in self._born:
             self._born.add(label)
@@ -96,7 +96,7 @@ class Prometheus:
 
     @property
     def port(self) -> int | None:
-        """The port that `/metrics` is answered on; None while there is none."""
+        """The port of `/metrics`; None while there is none."""
         return self._listener.port if self._listener else None
 
     # On the server.
@@ -127,7 +127,7 @@ class Prometheus:
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
-        """On the server or, for a job that was running, on its worker: add the two up."""
+        """Called on the server or, for a running job, on its worker: the sum of both counts."""
         label = self._module(job.module) if running else self._on_server(job.module)
         self._cancelled.labels(label, str(running).lower()).inc()
 
@@ -135,7 +135,7 @@ class Prometheus:
 
     @hookimpl
     def before_run(self, job: RunningJobView) -> None:
-        if job.attempt == 1:  # A retry's due is when it was to start again, which says nothing of how punctual we are.
+        if job.attempt == 1:  # The due of a retry comes from the backoff, so its lateness tells nothing.
             late_s = (self._now() - job.due).total_seconds()
             self._lateness.labels(self._module(job.module)).observe(max(late_s, 0.0))
 

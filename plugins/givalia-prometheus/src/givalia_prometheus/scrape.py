@@ -1,7 +1,7 @@
-"""What is asked for at the moment of a scrape: what the server says of its jobs and of itself, and how the plugins fare.
+"""The values that are read at each scrape: the server's jobs and state, and the errors of plugins.
 
-Nothing is kept between scrapes, so nothing can drift from the truth in the store. A server that cannot answer, because it
-is stopping or its store is away, is left out of that one scrape, but for its own troubles.
+Nothing is kept between scrapes, so nothing can drift from the truth in the store. If a server cannot answer, because it
+stops or its store is away, the scrape has only its troubles.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COUNTED: Final[tuple[tuple[str, Callable[..., Metric], str, str], ...]] = (
         "Connections refused or closed for lack of room.",
     ),
 )
-"""Keys of the server's `info` that are plain numbers, and what becomes of them."""
+"""Keys of the server's `info` that are plain numbers, with their metrics."""
 
 _EVENTS: Final = ("crews", "hosts_replaced", "children_died", "blocked")
 _SIZES: Final = (("bytes", "records"), ("log_bytes", "log"), ("index_bytes", "index"))
@@ -45,13 +45,13 @@ _DISK: Final = (
 
 
 class Scrape(Collector):
-    """Collects from the servers and workers of this process that are up; `hosts` is looked at anew each time."""
+    """Collects from the running servers and workers of this process; `hosts` is read each time."""
 
     def __init__(
         self, hosts: Callable[[], Iterable[Any]], label: Callable[[str], str], want: Callable[[str], None]
     ) -> None:
         self._hosts = hosts
-        self._label = label  # What a module is called; bounded in number.
+        self._label = label  # Returns the label of a module; limited in number.
         self._want = want  # Keeps a label for a module that is served.
 
     def collect(self) -> Iterator[Metric]:
@@ -61,12 +61,12 @@ class Scrape(Collector):
                 yield from self._of_server(host)
         yield from _of_workers(hosts)
         yield from _of_plugins(hosts)
-        # Those of this process, be it a server's or a worker's. Givalia's own handler counts them.
+        # Those of this process, whether it is a server's or a worker's. Givalia's own handler counts them.
         lost = sum(getattr(handler, "lost", 0) for handler in logging.getLogger("givalia").handlers)
         yield CounterMetricFamily("givalia_log_lines_lost", "Lines of the log that could not be written.", value=lost)
 
     def _of_server(self, server: Any) -> Iterator[Metric]:
-        if hasattr(server, "troubles"):  # Asked for by themselves: they are there when the store does not answer.
+        if hasattr(server, "troubles"):  # Read apart, because they are known even if the store does not answer.
             yield _troubles(server.troubles())
         info: Mapping[str, Any] = {}
         try:
@@ -79,7 +79,7 @@ class Scrape(Collector):
         if info:
             for module, told in info.get("modules", {}).items():
                 if told.get("workers"):
-                    self._want(module)  # Whatever names somebody has made up, it has a label of its own.
+                    self._want(module)  # It has a label of its own, however many names clients make up.
                     self._label(module)
             yield self._jobs(info)
             yield from self._modules(info)
@@ -92,7 +92,7 @@ class Scrape(Collector):
         counts: Counter[tuple[str, str]] = Counter()
         for module, states in info.get("jobs", {}).items():
             label = self._label(module)
-            # The store counts what is due as waiting too; users know a job as one or the other.
+            # The store counts due jobs as waiting, too; for users a job is either waiting or ready.
             counts[label, "waiting"] += max(states.get("waiting", 0) - states.get("ready", 0), 0)
             counts[label, "ready"] += states.get("ready", 0)
             counts[label, "running"] += states.get("running", 0)
@@ -142,7 +142,7 @@ def _store(described: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _of_workers(hosts: Iterable[Any]) -> Iterator[Metric]:
-    """What the supervisors of these workers have counted; it lives on when the process of this plugin is replaced."""
+    """Yield the counts of these workers' supervisors; they survive when the process of this plugin is replaced."""
     counted = [host.counts for host in hosts if hasattr(host, "counts")]
     happened = Counter(dict.fromkeys(_EVENTS, 0))
     for counts in counted:
@@ -160,7 +160,7 @@ def _of_plugins(hosts: Iterable[Any]) -> Iterator[Metric]:
     silenced: set[str] = set()
     for hooks in {id(each): each for each in (getattr(host, "hooks", None) for host in hosts)}.values():
         raised.update(dict.fromkeys(getattr(hooks, "names", ()), 0))
-        # Copied in one step each, for the plugins may be raising meanwhile in another thread.
+        # Each copied in one step, because plugins may raise in another thread meanwhile.
         raised.update(dict(getattr(hooks, "raised", {})))
         silenced.update(set(getattr(hooks, "silenced", ())))
     raises = CounterMetricFamily("givalia_plugin_raises", "How often a plugin's hooks have raised.", labels=("plugin",))
