@@ -29,13 +29,14 @@ from givalia_core.client.slot import FOREVER_S
 from givalia_core.client.talk import Call
 from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.records import Asked, Effect, Hook, Reply, Tell
+from givalia_core.engine.records import Effect, Hook, Reply, Tell
 from givalia_core.errors import WaitTimeout
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
 from givalia_core.protocol.answers import to_item
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop, item
 from givalia_core.store import Memory

@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.clock import Now
 from givalia_core.engine import dues
-from givalia_core.engine.records import UNDECIDED, Asked, Refusal, Reply
+from givalia_core.engine.records import UNDECIDED, Refusal, Reply
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol.answers import Acted, Answer, Cancelled
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Act, Cancel, Ext, Kind, Requeue
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
 

@@ -9,9 +9,10 @@ from givalia_core.clock import Now
 from givalia_core.engine.answers import TOGETHER
 from givalia_core.engine.aside import Aside, Waiting
 from givalia_core.engine.desk import Batch, Desk
-from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.engine.records import Gone, Input, Reply
 from givalia_core.errors import Busy
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Hold
 

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from givalia_core.engine import leases, verbs
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Input, Refusal, Reply
+from givalia_core.engine.records import Input, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 
 Verb = Callable[[Batch, Asked, Any], Answer | None]

@@ -11,10 +11,11 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Asked, Input, Reply
+from givalia_core.engine.records import Input, Reply
 from givalia_core.errors import Busy
 from givalia_core.model import Job
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Hold, hold_name_of_id, hold_name_of_key
 

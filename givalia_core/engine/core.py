@@ -18,10 +18,11 @@ from givalia_core.engine.desk import NOBODY, Batch, Desk, Facts, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.names import Names
 from givalia_core.engine.questions import Questions
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
+from givalia_core.engine.records import Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.errors import StoreFull
 from givalia_core.model import ENDED, REMEMBERED_AT_LEAST_US, RUNNING, WAITING, Job
 from givalia_core.policy import Policy
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
 from givalia_core.store.base import Change, Commit, Hold, Keeping, Near, News, Retention, Route, Span, Wanted, Watched

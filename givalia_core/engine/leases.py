@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from givalia_core.engine.desk import NOBODY, Batch, Lease
-from givalia_core.engine.records import Asked, Ended, Refusal
+from givalia_core.engine.records import Ended, Refusal
 from givalia_core.errors import BadRequest, GivaliaError, Stale
 from givalia_core.model import (
     CHILD_DEATHS_MAX,
@@ -22,6 +22,7 @@ from givalia_core.model import (
     evolve,
 )
 from givalia_core.protocol.answers import TAKEN, Answer, Failed, Joined
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import (
     PROCESSES_MAX,
     Announce,

@@ -7,8 +7,8 @@ from typing import Any
 from givalia_core.engine import verbs
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.lending import LENT_TOGETHER_BYTES
-from givalia_core.engine.records import Asked
 from givalia_core.errors import GivaliaError
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Claim, Route, Wanted
 from givalia_core.views import id_in

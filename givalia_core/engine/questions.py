@@ -17,10 +17,11 @@ from givalia_core.engine.acts import Awaiting, Walk
 from givalia_core.engine.answers import LATE
 from givalia_core.engine.backlog import Backlog
 from givalia_core.engine.desk import Desk
-from givalia_core.engine.records import Asked, Refusal, Reply
+from givalia_core.engine.records import Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreCorrupt, TooLarge
 from givalia_core.model import Job, JobState
 from givalia_core.protocol.answers import Answer, BackupPart, Described, Listed
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX
 from givalia_core.protocol.messages import CHANGING, Act, Backup, Kind, List
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, as_copyable

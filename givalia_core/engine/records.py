@@ -8,21 +8,11 @@ from givalia_core.clock import Now
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull, TooLarge, Unauthorized
 from givalia_core.model import Job, OutcomeKind
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.times import to_datetime
 from givalia_core.views import JobView, Outcome, text_id
-
-
-class Asked(NamedTuple):
-    """One frame from one connection: its commands in order, each a message or the error that decoding it gave."""
-
-    conn: int
-    request: int
-    kind: Kind
-    messages: list[Any]
-    until_us: int | None = None  # Monotonic clock: commands that change something are not decided later; None: no limit.
-    is_once: bool = False  # The server made the request ids itself, so the same command never comes again.
 
 
 class Gone(NamedTuple):

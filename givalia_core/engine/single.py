@@ -14,10 +14,11 @@ from givalia_core.engine.answers import answer_one
 from givalia_core.engine.desk import Batch, Desk, Facts
 from givalia_core.engine.leases import OWN_CODE
 from givalia_core.engine.names import Names
-from givalia_core.engine.records import Asked, Hook
+from givalia_core.engine.records import Hook
 from givalia_core.hooks import HOOKS
 from givalia_core.policy import Policy
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Change, Event, Found, Wanted
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from givalia_core.engine import dues, words
 from givalia_core.engine.desk import Batch
-from givalia_core.engine.records import Asked, Refusal, Reply
+from givalia_core.engine.records import Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
 from givalia_core.model import (
     CANCELLED,
@@ -25,6 +25,7 @@ from givalia_core.model import (
     join_target,
 )
 from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, LendingResumed, Moved, Shown
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import (
     Cancel,
     Enq,

@@ -60,11 +60,8 @@ class Reader:
         self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
         self._skip_bytes = 0
-
-    @property
-    def is_mid_frame(self) -> bool:
+        self.is_mid_frame = False
         """Whether a frame has begun and not ended."""
-        return bool(self._buffer) or self._skip_bytes > 0
 
     def feed(self, data: bytes | memoryview) -> list[Frame | Unreadable]:
         """Take the bytes that arrived; return what is whole now.
@@ -97,6 +94,7 @@ class Reader:
             start = stop
         if start:
             del buffer[:start]
+        self.is_mid_frame = bool(buffer) or self._skip_bytes > 0
         return frames
 
     def _refuse_length(self, length: int, request: int) -> Unreadable:

@@ -30,13 +30,14 @@ from givalia_core import forks, ports
 from givalia_core import hooks as hooks_room
 from givalia_core.clock import SECOND_US, Clock, Now, SystemClock, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.records import Asked, Gone, Input, Reply
+from givalia_core.engine.records import Gone, Input, Reply
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import GivaliaError, SettingsInvalid, ShuttingDown, StoreAway, StoreError
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.printable import without_secrets
 from givalia_core.program import give_back_memory
 from givalia_core.protocol.answers import Answer, Described
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Info, Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server import outage, peers
@@ -394,7 +395,7 @@ class Server:
             self._last_number,
             sock,
             peer,
-            Session(port, is_busy=is_busy, read_clock=self._clock.read),
+            Session(port, self._last_number, is_busy=is_busy, read_clock=self._clock.read),
             self._submit,
             self._ended,
             lambda: self._clock.read().mono_us,

@@ -20,10 +20,10 @@ from gevent.event import Event
 
 from givalia_core import forks
 from givalia_core.clock import SECOND_US
-from givalia_core.engine.records import Asked
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
-from givalia_core.protocol.session import Ask, Port, Session
+from givalia_core.protocol.session import Port, Session
 from givalia_core.server.unread import Unread
 
 RECEIVE_BYTES: Final = 16_384
@@ -142,11 +142,11 @@ class Connection:
                 self.close("it used a request number twice")
                 return 0
             self._count(ask)
-            self._submit(Asked(self.number, *ask))
+            self._submit(ask)
         self._gate()
         return frames
 
-    def _count(self, ask: Ask) -> None:
+    def _count(self, ask: Asked) -> None:
         if ask.kind is Kind.WAIT:
             self._waits.add(ask.request)
             return

@@ -11,10 +11,11 @@ from concurrent.futures import Future
 from typing import Final
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Asked, Close, Effect, Hook, News, Reply, Tell
+from givalia_core.engine.records import Close, Effect, Hook, News, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.answers import Answer, EndedDone
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind, Wait
 from givalia_core.server.connection import Connection
 from givalia_core.server.hookrunner import HookRunner

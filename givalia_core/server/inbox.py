@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from givalia_core.engine.records import Asked, Gone, Input
+from givalia_core.engine.records import Gone, Input
+from givalia_core.protocol.asked import Asked, decoded
 from givalia_core.protocol.frames import FRAME_BYTES_MAX, PARAMS_BYTES_MAX, RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, ERROR_BYTES_MAX, Kind
-from givalia_core.protocol.session import DECODED_AT_ONCE, decoded
+from givalia_core.protocol.session import DECODED_AT_ONCE
 
 COMMANDS_PER_TURN: Final = 512  # Beyond that one large frame, so that none waits for ever for a turn with room.
 SMALL: Final = DECODED_AT_ONCE

@@ -16,8 +16,9 @@ from scripted_server import Line, Script, ScriptedServer, every, refuse
 from givalia_core.cli import backup, endings
 from givalia_core.cli.main import main
 from givalia_core.errors import BadRequest, GivaliaError
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind, refusal
-from givalia_core.protocol.session import Ask, Port
+from givalia_core.protocol.session import Port
 from givalia_core.store import SQLite
 from givalia_core.store.sqlite import copying
 from givalia_core.store.suite import MARK, by_seq, inserts, waiting

@@ -12,7 +12,7 @@ from engine_rig import EngineRig
 from givalia_postgres import Postgres, sifting
 
 from givalia_core.clock import SECOND_US, ManualClock
-from givalia_core.engine.records import Asked
+from givalia_core.protocol.asked import Asked
 from givalia_core.store.base import Store
 
 Make = Callable[..., EngineRig]

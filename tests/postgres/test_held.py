@@ -13,10 +13,11 @@ from givalia_postgres import Postgres
 from shared_rig import Make, drive, rest, said, sift_without_hurry, url_of
 
 from givalia_core.clock import SECOND_US
-from givalia_core.engine.records import Asked, Gone
+from givalia_core.engine.records import Gone
 from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreUnfit
 from givalia_core.model import CANCELLED, DONE, WAITING
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.views import text_id
 

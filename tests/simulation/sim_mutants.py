@@ -17,10 +17,11 @@ from givalia_core.clock import Clock, Now, Reading, TimerClock
 from givalia_core.engine import answers, desk, leases, turn, verbs
 from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import Batch, Desk
-from givalia_core.engine.records import Asked, Effect, Input, Refusal
+from givalia_core.engine.records import Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import ENDED, RUNNING, Job, OutcomeKind, evolve
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer

@@ -17,10 +17,11 @@ from sim_world import MS_US, Connection, World, answer_over_the_wire
 from givalia_core.clock import SECOND_US, STEP_US, Mark, Now, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.core import Engine
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Input, Reply, Tell
+from givalia_core.engine.records import Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
 from givalia_core.protocol.answers import to_item
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Change, Commit, Retention, Route

@@ -11,11 +11,12 @@ import msgpack
 from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.core import Engine
-from givalia_core.engine.records import Asked, Close, Effect, Gone, Hook, Input, Reply, Tell
+from givalia_core.engine.records import Close, Effect, Gone, Hook, Input, Reply, Tell
 from givalia_core.model import Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.answers import to_item
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Store, Wanted

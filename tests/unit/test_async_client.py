@@ -18,8 +18,8 @@ from givalia_core import AsyncClient, ConnectionLost, WaitTimeout
 from givalia_core.client.async_exchange import AsyncExchange, Line
 from givalia_core.client.visit import Visit
 from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind, Progressed, item
-from givalia_core.protocol.session import Ask
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"

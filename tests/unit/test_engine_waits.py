@@ -8,11 +8,12 @@ import pytest
 from engine_rig import EngineRig, bring, uid
 
 from givalia_core.clock import SECOND_US
-from givalia_core.engine.records import Asked, Gone, Hook, Reply, Tell
+from givalia_core.engine.records import Gone, Hook, Reply, Tell
 from givalia_core.errors import (
     NotFound,
 )
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from givalia_core.engine.records import Asked, Gone, Input
+from givalia_core.engine.records import Gone, Input
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.server.inbox import COMMANDS_PER_TURN, READS_PER_TURN, SMALL, Inbox
 

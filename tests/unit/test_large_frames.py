@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from givalia_core.engine.records import Asked
 from givalia_core.errors import BadRequest, GivaliaError, TooLarge
-from givalia_core.protocol import frames, session
+from givalia_core.protocol import asked, frames
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.asked import Asked, decoded
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, Item
 from givalia_core.protocol.messages import Kind, item
-from givalia_core.protocol.session import Ask, Port, Session, decoded
+from givalia_core.protocol.session import Port, Session
 from givalia_core.server.inbox import Inbox
 
 COUNT = 10_000
@@ -33,7 +33,7 @@ def open_session() -> Session:
     return made
 
 
-def ask_of(kind: Kind, items: list[Item]) -> Ask:
+def ask_of(kind: Kind, items: list[Item]) -> Asked:
     (ask,) = open_session().feed(frames.encode(kind, 2, items))
     return ask
 
@@ -62,7 +62,7 @@ def test_items_of_a_large_frame_are_decoded_when_it_is_their_turn() -> None:
     items[COUNT // 2] = ((b"", "Mail"), b"")
     inbox = Inbox()
     ask = ask_of(kind, items)
-    inbox.put(Asked(1, *ask))
+    inbox.put(ask._replace(conn=1))
 
     (taken,) = inbox.take()
 
@@ -74,7 +74,7 @@ def test_items_of_a_large_frame_are_decoded_when_it_is_their_turn() -> None:
 
 
 def test_errors_of_a_frame_keep_their_words_up_to_a_number_and_their_codes_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "ERRORS_MAX", 3)
+    monkeypatch.setattr(asked, "ERRORS_MAX", 3)
     items: list[Item] = [((number,), b"") for number in range(8)]
     items[5] = item(m.Enq(bytes(16), "Mail", payload=bytes(PARAMS_BYTES_MAX + 1)))
 

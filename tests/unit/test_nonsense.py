@@ -13,8 +13,8 @@ import pytest
 from scripted_server import PATIENCE_S, Line, Script, ScriptedServer, every, first, serve
 
 from givalia_core import Client, ConnectionLost, ResultLost
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.protocol.session import Ask
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 ID = b"i" * 16

@@ -11,9 +11,10 @@ from engine_rig import EngineRig, items_of, uid
 
 from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
-from givalia_core.engine.records import Asked, Gone, Reply
+from givalia_core.engine.records import Gone, Reply
 from givalia_core.errors import BadRequest, Busy, StoreAway, StoreCorrupt, TooLarge
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 from givalia_core.store.base import SCAN_MAX, Filter, Page, Ready

@@ -18,10 +18,11 @@ import gevent.socket
 import pytest
 
 from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__, ports
-from givalia_core.engine.records import Asked, Gone, Reply
+from givalia_core.engine.records import Gone, Reply
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.answers import TAKEN
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
 from givalia_core.server import Server, app, delivery

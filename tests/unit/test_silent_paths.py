@@ -14,8 +14,8 @@ from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, ev
 from givalia_core import Client, ConnectionLost
 from givalia_core.client import visit
 from givalia_core.protocol import frames, pulse
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import Kind
-from givalia_core.protocol.session import Ask
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"

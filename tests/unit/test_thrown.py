@@ -15,8 +15,8 @@ from givalia_core.client import talk
 from givalia_core.client.exchange import Exchange
 from givalia_core.client.slot import Slot
 from givalia_core.client.wire import Wire
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.protocol.session import Ask
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 THROWN = [

@@ -13,10 +13,11 @@ import gevent.socket
 import pytest
 
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.caller import Answer, Caller, Told
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, item
-from givalia_core.protocol.session import Ask, Session
+from givalia_core.protocol.session import Session
 from givalia_core.server import Server, connection, delivery
 from givalia_core.server.unread import Unread
 from givalia_core.settings import ServerSettings

@@ -12,9 +12,10 @@ from test_link import Rig, rig
 from givalia_core.errors import BadRequest, VersionMismatch
 from givalia_core.protocol import frames, session
 from givalia_core.protocol.answers import Greeting
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.messages import Credit, Hello, Kind, item
-from givalia_core.protocol.session import Ask, Port, Session
+from givalia_core.protocol.session import Port, Session
 from givalia_core.version import __version__
 from givalia_core.worker.link import Disconnected
 from givalia_core.worker.link import servers as servers_room

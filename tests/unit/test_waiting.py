@@ -16,8 +16,8 @@ from test_nonsense import STATUS, say
 
 from givalia_core.cli import main, unknown, waiting
 from givalia_core.errors import JobFailed, WaitTimeout
+from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind
-from givalia_core.protocol.session import Ask
 
 NOTED = "Traceback (most recent call last):\n  File x\nValueError: no such cart\nA note.\x1b[2J"
 READY = {**STATUS, "module": "Smaple", "state": "ready", "why": "due, but no worker has module Smaple", "timeleft_us": 0}
