@@ -13,7 +13,7 @@ their workers is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -57,8 +57,8 @@ class Routing:
         self._spent: dict[Route, Window] = {}  # Windows that must be read.
         self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
         self._armed = count()
-        self._looked_at: list[Session] = []  # Those of which it is known for this batch if they are clogged.
-        self._is_clogged: Callable[[int], bool] = lambda _: False
+        self._lent_to: list[Session] = []  # Those that were lent jobs in this batch.
+        self._clogged: frozenset[int] = frozenset()  # The connections that may not be sent more.
 
     # Workers.
 
@@ -68,6 +68,8 @@ class Routing:
         self.named.setdefault(session.join.name, {})[session] = None
         self._instances[session.join.instance] = session
         session.note = self._moves.note
+        session.lent_to = self._lent_to
+        session.clog(is_clogged=session.conn in self._clogged)
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
             room.number = number
 
@@ -213,14 +215,17 @@ class Routing:
         window = self.windows.get(route)
         return self._open(route) if window is None and route.specifier is not None else window
 
-    def begin(self, is_clogged: Callable[[int], bool]) -> None:
-        """Begin a batch: nothing was lent in it yet. `is_clogged` says of a connection if it may be sent more."""
-        self._is_clogged = is_clogged
-        looked_at, self._looked_at = self._looked_at, []
-        for session in looked_at:
-            session.lent_bytes, session.is_looked_at = 0, False
-            if session.is_clogged:
-                self._look_at(session, is_clogged=is_clogged(session.conn))
+    def begin(self, clogged: frozenset[int]) -> None:
+        """Begin a batch: nothing was lent in it yet, and these connections may not be sent more."""
+        for session in self._lent_to:
+            session.lent_bytes = 0
+            session.clog(is_clogged=session.conn in clogged)
+        self._lent_to.clear()
+        if clogged is not self._clogged:
+            for conn in clogged ^ self._clogged:
+                if (worker := self.sessions.get(conn)) is not None:
+                    worker.clog(is_clogged=conn in clogged)
+            self._clogged = clogged
 
     def tick(self, now: Now) -> list[Span]:
         """Let timers fall due; return what must be read to know which come next."""
@@ -313,18 +318,9 @@ class Routing:
     # Credits.
 
     def taker(self, route: Name) -> Room | None:
-        """Of the workers of this route the room with the most free credits; None if all are full."""
+        """Return the room with the most free credits of the workers of this route; None if all are full."""
         takers = self.takers.get(route)
-        if takers is None:
-            return None
-        while (best := takers.best()) is not None and not best.session.is_looked_at:
-            self._look_at(best.session, is_clogged=self._is_clogged(best.session.conn))
-        return best
-
-    def _look_at(self, session: Session, *, is_clogged: bool) -> None:
-        session.is_looked_at = True
-        self._looked_at.append(session)
-        session.clog(is_clogged=is_clogged)
+        return None if takers is None else takers.best()
 
     def credits(self, route: Name) -> int:
         """How many jobs the workers of this route can take now."""
@@ -334,7 +330,7 @@ class Routing:
     @property
     def has_lent_much(self) -> bool:
         """Whether a worker was lent as many bytes in this batch as it may be."""
-        return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._looked_at)
+        return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._lent_to)
 
     @property
     def must_read(self) -> bool:

@@ -86,7 +86,9 @@ class Room:
         session = self.session
         self._held += 1
         session.note(self)
-        session.lent_bytes += params_bytes
+        if not session.lent_bytes:
+            session.lent_to.append(session)
+        session.lent_bytes += params_bytes + 1
         if session.lent_bytes >= LENT_BYTES_MAX:
             session.clog(is_clogged=True)
 
@@ -100,8 +102,8 @@ class Session:
     """One connected worker: what it can run and how much of it now."""
 
     __slots__ = (
-        "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "is_looked_at", "join", "joined_wall_us",
-        "lent_bytes", "note", "processes", "rooms",
+        "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "join", "joined_wall_us",
+        "lent_bytes", "lent_to", "note", "processes", "rooms",
     )  # fmt: skip
 
     def __init__(self, conn: int, join: Join, now: Now) -> None:
@@ -112,8 +114,8 @@ class Session:
         self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
         self.processes: Sequence[Process] = ()  # What it says of its own processes.
         self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
-        self.is_looked_at = False  # Whether it is known for this batch if it is clogged.
-        self.lent_bytes = 0  # Of params, in this batch.
+        self.lent_bytes = 0  # Of params, in this batch, and one for each job.
+        self.lent_to: list[Session] = []  # The workers that were lent jobs in this batch; of all workers, once it has joined.
         self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
         self.beat_mono_us = now.mono_us

@@ -164,7 +164,7 @@ class Engine:
             self._ahead_us = now.timer_ahead_us
         self._inputs, self._now = [*self.desk.acts.take(), *self._without_questions(inputs)], now
         self.desk.aside.leave(inputs)
-        self.desk.routing.begin(self.desk.is_clogged)
+        self.desk.routing.begin(self.desk.clogged)
         self._sweeping = now.mono_us - self._swept_us >= SWEEP_US
         self._sweeping_rows = self._sweeping
         if self._sweeping:

@@ -8,7 +8,8 @@ batch left it, and ends as at most one change for each job, however often the jo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
@@ -47,6 +48,13 @@ Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
 LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
+
+
+class BusyFor(Enum):
+    """Who says that no new job is taken for now."""
+
+    MEMORY = "memory"  # The chores of the server: the process uses more than it may.
+    SYNCS = "syncs"  # The loop of the queue: the store takes too long to sync.
 
 
 class Lease:
@@ -109,7 +117,7 @@ class Desk:
         self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
         self.leases = Leases()
         self.waits = Waits()
-        self.is_clogged: Callable[[int], bool] = lambda _: False  # Whether a peer has too much to read already.
+        self.clogged: frozenset[int] = frozenset()  # The connections whose peers have too much to read already.
         self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
         self.tells_news = False  # Whether somebody wants to know what is worth a line in the log.
         self.remembered = Remembered()
@@ -118,17 +126,29 @@ class Desk:
         self.is_stuck = False  # Whether this batch may change nothing, for the reserve of a full disk is used up.
         self.is_draining = False
         self.is_holding = False  # Whether no job is lent until somebody says `resume`.
-        self.busy = ""  # Why no new job is taken for now, as the server round the engine found; empty: one is.
+        self.busy: dict[BusyFor, str] = {}  # Why no new job is taken for now, in words, by the reason's owner.
         self.live = 0
         self.stale = 0
         self.losses = Losses()
         self.durability = ""
         self.client_port = 0  # Where this server takes clients, which workers are told; 0: nowhere.
-        self.about: Callable[[], dict[str, Any]] = dict  # What the server round the engine adds to `info`.
-        self.peer: Callable[[int], dict[str, Any]] = lambda _: {}  # What it knows of the peer of a connection.
+        self.about: dict[str, Any] = {}  # The server's own part of `info`.
+        self.peers: Mapping[int, dict[str, Any]] = {}  # The peers of workers' connections, as `workers` shows them.
         self.last_seq = last_seq
         self._fence = 0 if is_shared else epoch << FENCE_COUNTER_BITS
         self._last_end_us = 0
+
+    def note_busy(self, owner: BusyFor, words: str) -> None:
+        """Say for one owner why no new job is taken for now; without words it has no reason any more."""
+        if words:
+            self.busy[owner] = words
+        else:
+            self.busy.pop(owner, None)
+
+    @property
+    def why_busy(self) -> str:
+        """Return why no new job is taken for now, in words; empty if one is."""
+        return next(iter(self.busy.values()), "") or self.all_taken
 
     def use_numbers(self, floor: int) -> None:
         """From here on seqs and fences are above `floor`: a shared store gives each batch numbers of its own."""
@@ -444,7 +464,7 @@ class Batch:
     def tell_progress(self, job_id: bytes, waiter: tuple[int, int]) -> None:
         """Tell one who waits how far the job is, if that is known here; after the batch, and of several only the newest."""
         lease = self.desk.leases.get(job_id)
-        if lease is not None and lease.progress is not None and not self.desk.is_clogged(waiter[0]):
+        if lease is not None and lease.progress is not None and waiter[0] not in self.desk.clogged:
             self.progressed[waiter] = lease.progress
 
     def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:

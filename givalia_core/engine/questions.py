@@ -36,6 +36,7 @@ STEP_US: Final = 1_000  # A step that takes less may look at more rows the next 
 TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
 
 Line: TypeAlias = tuple[Kind, int]  # Of `OWN`: one for each connection; the other kinds: one for all of them.
+ALL_INFO: Line = Kind.INFO, 0
 OWN: Final = frozenset({Kind.LIST, Kind.ACT, Kind.BACKUP})  # Each connection asks something else.
 
 
@@ -44,7 +45,7 @@ class Questions:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._lines: dict[Line, deque[Asked]] = {}  # In the order of their next steps.
+        self.lines: dict[Line, deque[Asked]] = {}  # In the order of their next steps.
         self._walks: dict[Line, Walk] = {}
         self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
         self._resting: set[Line] = set()  # Walks that go on after the next commit.
@@ -54,28 +55,28 @@ class Questions:
 
     def __bool__(self) -> bool:
         """Whether any question has not been answered."""
-        return bool(self._lines)
+        return bool(self.lines)
 
     def add(self, asked: Asked) -> None:
         """Let a question wait for its answer."""
-        self._lines.setdefault(_line(asked), deque()).append(asked)
+        self.lines.setdefault(_line(asked), deque()).append(asked)
 
     def leave(self, conn: int) -> None:
         """A connection is gone; nothing that it asked is answered."""
-        for line in [line for line in self._lines if line[0] not in OWN or line[1] == conn]:
-            kept = deque(asked for asked in self._lines[line] if asked.conn != conn)
+        for line in [line for line in self.lines if line[0] not in OWN or line[1] == conn]:
+            kept = deque(asked for asked in self.lines[line] if asked.conn != conn)
             if kept:
-                self._lines[line] = kept
+                self.lines[line] = kept
             else:
                 self._forget(line)
 
     def take_all(self) -> list[Asked]:
         """Take out every question: the walks ended without an answer."""
-        asked = [each for line in self._lines.values() for each in line]
+        asked = [each for line in self.lines.values() for each in line]
         for ticket in self._awaiting.values():
             self._desk.acts.drop(ticket)
         self._awaiting.clear()
-        self._lines.clear()
+        self.lines.clear()
         self._walks.clear()
         self._audience.clear()
         return asked
@@ -89,7 +90,7 @@ class Questions:
     def has_work(self) -> bool:
         """Whether a step can be taken, in this turn or after the next commit."""
         awaiting = sum(not self._desk.acts.is_answered(ticket) for ticket in self._awaiting.values())
-        return len(self._lines) > len(self._clogged) + awaiting
+        return len(self.lines) > len(self._clogged) + awaiting
 
     def step(self, store: Store, now: Now) -> list[Reply] | None:
         """Take a step of the walk whose turn it is and return the answers that are ready; None if no walk can go on.
@@ -97,10 +98,10 @@ class Questions:
         Raises:
             StoreAway: The walk is over without an answer; see `take_all`.
         """
-        line = next((line for line in self._lines if self._can_go_on(line)), None)
+        line = next((line for line in self.lines if self._can_go_on(line)), None)
         if line is None:
             return None
-        self._lines[line] = self._lines.pop(line)  # Behind the others.
+        self.lines[line] = self.lines.pop(line)  # Behind the others.
         walk = self._walks.get(line) or self._begin(line, store, now)
         try:
             rest = walk.send((now, self._rows))
@@ -131,13 +132,13 @@ class Questions:
     def _can_be_told(self, line: Line) -> bool:
         if line in self._clogged:
             return False
-        if all(self._desk.is_clogged(asked.conn) for asked in self._lines[line]):
+        if all(asked.conn in self._desk.clogged for asked in self.lines[line]):
             self._clogged.add(line)
             return False
         return True
 
     def _begin(self, line: Line, store: Store, now: Now) -> Walk:
-        asked = self._lines[line]
+        asked = self.lines[line]
         is_late = asked[0].until_us is not None and now.mono_us > asked[0].until_us and line[0] in CHANGING
         make = _late if is_late else _WALKS[line[0]]
         walk = self._walks[line] = make(self._desk, store, asked[0].messages[0])
@@ -151,21 +152,21 @@ class Questions:
         del self._walks[line]
         self._awaiting.pop(line, None)
         audience = self._audience.pop(line)
-        waiting, self._lines[line] = self._lines[line], deque()
+        waiting, self.lines[line] = self.lines[line], deque()
         told: list[Reply] = []
         room = TOLD_BYTES
         for asked in waiting:
-            if room <= 0 or (asked.conn, asked.request) not in audience or self._desk.is_clogged(asked.conn):
-                self._lines[line].append(asked)
+            if room <= 0 or (asked.conn, asked.request) not in audience or asked.conn in self._desk.clogged:
+                self.lines[line].append(asked)
             else:
                 told.append(Reply(asked.conn, asked.request, [answer]))
                 room -= len(getattr(answer, "payload", b""))
-        if not self._lines[line]:
+        if not self.lines[line]:
             self._forget(line)
         return told
 
     def _forget(self, line: Line) -> None:
-        del self._lines[line]
+        del self.lines[line]
         self._walks.pop(line, None)
         self._audience.pop(line, None)
         self._clogged.discard(line)

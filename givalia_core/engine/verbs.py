@@ -89,7 +89,7 @@ def _admit(batch: Batch) -> None:
     if desk.is_full:
         raise Refusal(StoreFull("the disk of the store is full; no new job is taken until there is room"))
     if desk.busy:
-        raise Refusal(Busy(desk.busy, retry_after=1.0))
+        raise Refusal(Busy(next(iter(desk.busy.values())), retry_after=1.0))
     if desk.live >= desk.policy.live_max:
         raise Refusal(Busy(desk.all_taken, retry_after=10.0))
 

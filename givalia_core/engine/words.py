@@ -173,7 +173,7 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
             "bytes": desk.remembered.bytes,
             "bytes_max": remembered.BYTES_MAX,
         },
-        **desk.about(),
+        **desk.about,
         "store": described,
         "limits": {
             "frame_bytes": frames.FRAME_BYTES_MAX,
@@ -210,7 +210,7 @@ def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
 
 def _worker(desk: Desk, session: Session) -> dict[str, Any]:
     runs = Counter(lease.job.module for lease in desk.leases.of_holder(session.join.instance) if lease.session is session)
-    return {**session.describe(), "runs": dict(runs), **desk.peer(session.conn)}
+    return {**session.describe(), "runs": dict(runs), **desk.peers.get(session.conn, {})}
 
 
 def own_workers(desk: Desk) -> list[dict[str, Any]]:

@@ -19,11 +19,11 @@ from gevent import socket
 from gevent.event import Event
 
 from givalia_core import forks
-from givalia_core.clock import SECOND_US
+from givalia_core.clock import SECOND_US, Clock
 from givalia_core.protocol.answers import Answer
-from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Port, Session
+from givalia_core.server.inbox import Inbox
 from givalia_core.server.unread import Unread
 
 RECEIVE_BYTES: Final = 16_384
@@ -46,7 +46,7 @@ _READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODUL
 
 
 class Connection:
-    """A client's or worker's connection; `submit` takes what is to be decided, `on_end` is told when it is over."""
+    """A client's or worker's connection; `inbox` takes what it asks. `on_begin` is called at its first command."""
 
     def __init__(
         self,
@@ -54,24 +54,27 @@ class Connection:
         sock: socket.socket,
         peer: str,
         session: Session,
-        submit: Callable[[Asked], None],
-        on_end: Callable[[Connection], None],
-        mono_us: Callable[[], int],
+        inbox: Inbox,
+        wake: Callable[[], object],
+        clock: Clock,
         unread: Unread,
-        on_pace: Callable[[Connection], None],
+        on_begin: Callable[[Connection], None],
+        on_end: Callable[[Connection], None],
     ) -> None:
         self.number = number
         self.peer = peer
         self.peer_port = 0
         self.session = session
         self._socket = sock
-        self._submit = submit
+        self._inbox = inbox
+        self._wake = wake
+        self._clock = clock
+        self._unread = unread  # The bytes that all connections keep for their peers together.
+        self._on_begin = on_begin
         self._on_end = on_end
-        self._mono_us = mono_us
-        self._unread = unread  # What all connections keep for their peers together.
-        self._on_pace = on_pace  # Called when the peer falls behind, and when it has caught up.
+        self._is_worker = session.port is Port.WORKER
         # A worker is read on for longer: its reports hold up nobody, and its leases depend on its beats.
-        self._unsent_most = UNSENT_BYTES_MAX if session.port is Port.WORKER else BEHIND_BYTES
+        self._unsent_most = UNSENT_BYTES_MAX if self._is_worker else BEHIND_BYTES
         self.is_behind = False  # The peer has left so much unread that its commands wait until it has read.
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
@@ -90,7 +93,7 @@ class Connection:
         self._over = Event()
         self.is_closed = False
         self.ended_for = ""  # Why it was closed, if it is worth a line in the log.
-        self.opened_us = mono_us()
+        self.opened_us = clock.read().mono_us
         self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
         self._begun_bytes = 0
         _tune(sock)
@@ -127,33 +130,37 @@ class Connection:
             raise
 
     def _take(self, data: bytes) -> int:
-        """Submit what has arrived; returns how many frames it was."""
-        asks = self.session.feed(data)
-        frames = len(asks) + self.session.at_once
-        self._note_pace(len(data), whole=bool(asks))
-        out = self.session.take_out()
-        if out:
-            self.send(out)
+        """Submit what has arrived; return how many frames it was."""
+        session = self.session
+        asked = session.feed(data)
+        frames = len(asked) + session.at_once
+        if session.is_mid_frame:
+            self._note_pace(len(data), whole=bool(asked))
+        else:
+            self._begun_us = 0
+        if session.at_once:
+            self.send(session.take_out())
             if self.is_closed:
                 return 0  # The peer is gone; commands submitted now would never be followed by another `Gone`.
-        self._has_asked = self._has_asked or bool(asks)
-        for ask in asks:
-            if ask.request in self._in_flight or ask.request in self._waits:
+        for each in asked:
+            if each.request in self._in_flight or each.request in self._waits:
                 self.close("it used a request number twice")
                 return 0
-            self._count(ask)
-            self._submit(ask)
+            if each.kind is Kind.WAIT:
+                self._waits.add(each.request)
+            else:
+                self._in_flight[each.request] = commands = len(each.messages) or 1
+                self._commands += commands
+                if each.kind in _READS:
+                    self._reads.add(each.request)
+            self._inbox.put(each)
+        if asked:
+            if not self._has_asked:
+                self._has_asked = True
+                self._on_begin(self)
+            self._wake()
         self._gate()
         return frames
-
-    def _count(self, ask: Asked) -> None:
-        if ask.kind is Kind.WAIT:
-            self._waits.add(ask.request)
-            return
-        self._in_flight[ask.request] = commands = max(len(ask.messages), 1)
-        self._commands += commands
-        if ask.kind in _READS:
-            self._reads.add(ask.request)
 
     def _gate(self) -> None:
         """Read on only while this connection has room for more; close it when it has ended and all is said."""
@@ -174,7 +181,7 @@ class Connection:
             if not self._is_reading:
                 if self._begun_us:
                     # The frame that stood while nobody read it is given its time anew.
-                    self._begun_us, self._begun_bytes = self._mono_us(), 0
+                    self._begun_us, self._begun_bytes = self._clock.read().mono_us, 0
                 self._is_reading = True
                 self._readable.start(self._receive)
         elif self._is_reading:
@@ -191,35 +198,27 @@ class Connection:
         if not self.is_closed:
             self._readable.stop()
             self._is_reading = False
-            self._finish_by_us = self._mono_us() + round(WRITE_DEADLINE_S * SECOND_US)
+            self._finish_by_us = self._clock.read().mono_us + round(WRITE_DEADLINE_S * SECOND_US)
             self._gate()
 
     # Deadlines, looked after by the server once a second.
 
     def _note_pace(self, count: int, *, whole: bool) -> None:
-        if not self.session.is_mid_frame:
-            self._begun_us = 0
-        elif self._begun_us == 0 or whole:
-            self._begun_us, self._begun_bytes = self._mono_us(), count
+        if self._begun_us == 0 or whole:
+            self._begun_us, self._begun_bytes = self._clock.read().mono_us, count
         else:
             self._begun_bytes += count
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether it has not yet said what it is."""
-        return not self.session.is_open
-
     def overdue(self, now_us: int) -> str:
-        """Why the connection has to go, or nothing."""
-        is_worker = self.session.port is Port.WORKER
-        if is_worker and not self.is_silent and not self._has_asked and now_us - self.opened_us > JOIN_US:
+        """Return why the connection has to go, or nothing."""
+        if not self._has_asked and self._is_worker and self.session.is_open and now_us - self.opened_us > JOIN_US:
             return "no worker joined"
         if self._finish_by_us:
             return "it ended, and does not read what it asked for" if now_us > self._finish_by_us else ""
         if self._begun_us == 0 or not self._is_reading:
             return ""
         age_us = now_us - self._begun_us
-        if self.is_silent and age_us > HANDSHAKE_US:
+        if not self.session.is_open and age_us > HANDSHAKE_US:
             return "it did not finish its hello in time"
         if age_us > FRAME_US:
             return "a frame was not complete in time"
@@ -272,10 +271,19 @@ class Connection:
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         self._unread.bytes += len(data)
-        self.unsent_since_us = self.unsent_since_us or self._mono_us()
+        self.unsent_since_us = self.unsent_since_us or self._clock.read().mono_us
         if not self.is_behind and self._unsent_bytes >= BEHIND_BYTES:
             self.is_behind = True
-            self._on_pace(self)
+            self._tell_pace()
+
+    def _tell_pace(self) -> None:
+        """The peer has fallen behind with reading its answers, or has read some."""
+        if not (self.is_closed or self._is_worker):
+            if self.is_behind:
+                self._inbox.hold(self.number)
+            else:
+                self._inbox.release(self.number)
+        self._wake()
 
     def _write(self) -> None:
         try:
@@ -296,11 +304,11 @@ class Connection:
             if self.is_closed:
                 return
             self._let_go(len(self._unsent.popleft()))
-        self.unsent_since_us = self._mono_us() if self._unsent else 0
+        self.unsent_since_us = self._clock.read().mono_us if self._unsent else 0
         if self.is_behind and self._unsent_bytes < BEHIND_BYTES:
             self.is_behind = False
         self._gate()
-        self._on_pace(self)
+        self._tell_pace()
 
     def _let_go(self, count: int) -> None:
         self._unsent_bytes -= count
@@ -312,7 +320,7 @@ class Connection:
         return self.is_behind or (self._unread.is_low and bool(self._unsent))
 
     def takes(self, count: int) -> bool:
-        """Whether an answer of so many bytes may be made now; a peer that has read everything may have any one."""
+        """Return whether an answer of so many bytes may be made now; a peer that has read everything may have any one."""
         return not self._unsent or self._unsent_bytes + count <= UNSENT_BYTES_MAX
 
     @property

@@ -6,71 +6,73 @@ that was waited for is only made into an answer when its connection has room for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.engine.records import Close, Effect, Hook, News, Reply, Tell
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
-from givalia_core.protocol.answers import Answer, EndedDone
+from givalia_core.protocol.answers import EndedDone
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind, Wait
 from givalia_core.server.connection import Connection
+from givalia_core.server.connections import INSIDE, Connections
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
-from givalia_core.server.journal import Journal
-from givalia_core.server.unread import Unread
 
 DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
 DELIVERED_ENDS: Final = 2_000  # and so are further ends.
 WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
-INSIDE: Final = 0  # The number of the connection that is none: the server asking itself.
 
 
 class Delivery:
-    """Hands the effects of a turn to connections, to plugins, and to code in this process."""
+    """Hands the effects of a turn to connections, to plugins, and to code in this process.
+
+    Args:
+        connections: The connections.
+        inbox: Takes waits that are asked again.
+        runner: Calls the hooks of plugins.
+        answer_inside: Takes the answers to what the server's own process has asked.
+    """
 
     def __init__(
-        self, connections: Mapping[int, Connection], inbox: Inbox, unread: Unread, runner: HookRunner, journal: Journal
+        self, connections: Connections, inbox: Inbox, runner: HookRunner, answer_inside: Callable[[Reply], object]
     ) -> None:
-        self._connections = connections
-        self._inbox = inbox
-        self._unread = unread
-        self._runner = runner
-        self._journal = journal
-        self.asked_inside: dict[int, Future[Answer]] = {}  # By request, what code in this process waits for.
+        self._connections, self._inbox, self._runner = connections, inbox, runner
+        self._answer_inside = answer_inside
+        self._bytes_most = self._sent_bytes = self._ends = 0  # Of the turn that is delivered.
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Send what is true now, to one connection after the other; then make the calls that end connections."""
+        connections = self._connections
         out: dict[int, list[Reply | Tell]] = {}
         rest: list[Close | News] = []
         for effect in effects:
-            if isinstance(effect, Hook):
+            if isinstance(effect, (Reply, Tell)):
+                if effect.conn in out:
+                    out[effect.conn].append(effect)
+                else:
+                    out[effect.conn] = [effect]
+            elif isinstance(effect, Hook):
                 self._runner.tell(effect, now)
-            elif isinstance(effect, (Close, News)):
-                rest.append(effect)
-            elif effect.conn == INSIDE:
-                self._answer_inside(effect)
             else:
-                out.setdefault(effect.conn, []).append(effect)
-        turn = _Turn(min(DELIVERED_BYTES, self._unread.left))
+                rest.append(effect)
+        for effect in out.pop(INSIDE, ()):
+            if isinstance(effect, Reply):
+                self._answer_inside(effect)
+        self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, connections.unread.left), 0, 0
         for number, told in out.items():
-            if (connection := self._connections.get(number)) is not None:
-                self._say(connection, told, turn)
-        self._inbox.note_answered(turn.sent_bytes)
+            if (connection := connections.by_number.get(number)) is not None:
+                self._say(connection, told)
+        self._inbox.note_answered(self._sent_bytes)
         for effect in rest:
             if isinstance(effect, News):
-                self._journal.tell(effect)
-            elif (connection := self._connections.get(effect.conn)) is not None:
+                connections.journal.tell(effect)
+            elif (connection := connections.by_number.get(effect.conn)) is not None:
                 connection.close(effect.why)
 
-    def _answer_inside(self, effect: Reply | Tell) -> None:
-        if isinstance(effect, Reply):
-            self.asked_inside.pop(effect.request).set_result(effect.answers[0])
-
-    def _say(self, connection: Connection, told: Iterable[Reply | Tell], turn: _Turn) -> None:
+    def _say(self, connection: Connection, told: Iterable[Reply | Tell]) -> None:
         """Send one connection its answers, in one write unless they are large.
 
         The end of a job that was waited for is told later if the connection or the turn has no room for it.
@@ -80,7 +82,7 @@ class Delivery:
         for effect in told:
             if isinstance(effect, Tell):
                 new = _frames(effect)
-            elif effect.ended and not self._has_room(connection, effect, size, turn):
+            elif effect.ended and not self._has_room(connection, effect, size):
                 continue
             else:
                 new = [_answer(connection, effect)]
@@ -88,32 +90,23 @@ class Delivery:
             size += sum(map(len, new))
             if size >= WRITE_BYTES:
                 connection.send(b"".join(parts))
-                turn.sent_bytes += size
+                self._sent_bytes += size
                 size, parts = 0, []
         if parts:
             connection.send(b"".join(parts))
-            turn.sent_bytes += size
+            self._sent_bytes += size
 
-    def _has_room(self, connection: Connection, reply: Reply, size: int, turn: _Turn) -> bool:
+    def _has_room(self, connection: Connection, reply: Reply, size: int) -> bool:
         """Return whether the end of a job can be told now; if not, the wait is asked again."""
         (end,) = reply.answers
         takes = connection.takes(size + (len(end.payload) if isinstance(end, EndedDone) else 0))
-        turn.ends += 1
-        if takes and turn.sent_bytes < turn.bytes_most and turn.ends <= DELIVERED_ENDS:
+        self._ends += 1
+        if takes and self._sent_bytes < self._bytes_most and self._ends <= DELIVERED_ENDS:
             return True
         connection.postpone(reply.request)
         again = Asked(reply.conn, reply.request, Kind.WAIT, [Wait(id=reply.ended)])
         (self._inbox.put if takes else self._inbox.put_back)(again)
         return False
-
-
-class _Turn:
-    """What the deliveries of one turn have come to."""
-
-    def __init__(self, bytes_most: int) -> None:
-        self.bytes_most = bytes_most
-        self.sent_bytes = 0
-        self.ends = 0
 
 
 def _answer(connection: Connection, reply: Reply) -> bytes:

@@ -47,14 +47,17 @@ class Inbox:
         # Fair queueing of large frames: where a connection's next frame begins on a scale of commands, and the last one did.
         self._begins: dict[int, int] = {}
         self._begun = 0
+        # Most turns take all that has arrived. These show that it fits, without a look at each input.
+        self._is_plain = True  # Nothing large, no STAT and nothing left over is in the queues.
+        self._commands = self._waits = 0
 
     def __bool__(self) -> bool:
-        """Whether a turn would find something to take."""
+        """Return whether a turn would find something to take."""
         return bool(self._queues)
 
     @property
     def is_short(self) -> bool:
-        """Whether commands wait for room in the server's budget of answers."""
+        """Commands wait for room in the server's budget of answers."""
         return bool(self._short)
 
     def put(self, given: Input) -> None:
@@ -62,8 +65,18 @@ class Inbox:
         conn = given.conn
         if conn in self._held or conn in self._short:
             self._put_aside(given)
-        else:
-            self._queues.setdefault(conn, deque()).append(given)
+            return
+        queue = self._queues.get(conn)
+        if queue is None:
+            queue = self._queues[conn] = deque()
+        queue.append(given)
+        size = _size(given)
+        self._commands += size
+        if isinstance(given, Asked) and given.kind in _READS:
+            self._waits += 1
+            self._is_plain = self._is_plain and given.kind is Kind.WAIT
+        elif size > SMALL:
+            self._is_plain = False
 
     def put_back(self, asked: Asked) -> None:
         """Add a wait whose answer has no room yet; from now on this connection's waits are taken a few at a time."""
@@ -79,6 +92,7 @@ class Inbox:
             self._held.pop(conn, None)
             self._short.pop(conn, None)
             self._queues[conn] = deque(each for each in queue if not _is_question(each))
+            self._is_plain = False
 
     def hold(self, conn: int) -> None:
         """Take nothing more of this connection until `release`."""
@@ -91,9 +105,25 @@ class Inbox:
         queue = self._held.pop(conn, None)
         if queue:
             self._queues[conn] = queue
+            self._is_plain = False
 
     def take(self, left: int = PLENTY) -> list[Input]:
         """Return the inputs of the next turn, whose answers may come to wait with so many bytes in all."""
+        queues = self._queues
+        if self._is_plain and not self._short and not self._sparing and self._all_fits(left):
+            self._queues, self._commands, self._waits = {}, 0, 0
+            return [given for queue in queues.values() for given in queue]
+        taken = self._take_fairly(left)
+        self._is_plain = not self._queues
+        self._commands = self._waits = 0
+        return taken
+
+    def _all_fits(self, left: int) -> bool:
+        commands, waits = self._commands, self._waits
+        owed = commands * ANSWER_BYTES + waits * STATUS_BYTES
+        return commands <= COMMANDS_PER_TURN and waits <= self._reads_most and owed <= left
+
+    def _take_fairly(self, left: int) -> list[Input]:
         if self._short and left >= FRAME_BYTES_MAX:
             self._queues.update(self._short)
             self._short.clear()

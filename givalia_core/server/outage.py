@@ -30,34 +30,30 @@ class Outage:
     """Since when the store has not answered, if it does not."""
 
     def __init__(self) -> None:
-        self._away_since_us: int | None = None
-        self._turn_since_us: int | None = None
+        self.away_since_us: int | None = None
+        """Since when the store has not answered, on the monotonic clock; None while it answers."""
+        self.turn_since_us: int | None = None
+        """When the turn that is under way began to ask the store; None between turns."""
         self._retry_s = RETRY_FIRST_S
 
-    def begin_turn(self, now_us: int) -> None:
-        """A turn asks the store."""
-        self._turn_since_us = now_us
-
-    def end_turn(self) -> None:
-        """It has answered."""
-        self._turn_since_us = None
-        if self._away_since_us is not None:
-            log.warning("the store is back")
-            self._away_since_us = None
+    def end(self) -> None:
+        """The store answers again."""
+        log.warning("the store is back")
+        self.away_since_us = None
 
     def fail_turn(self, error: StoreAway, now_us: int) -> float:
         """It does not answer; in how many seconds to ask again."""
-        if self._away_since_us is None:
+        if self.away_since_us is None:
             log.warning("%s; trying again for as long as it takes", error)
-            self._away_since_us, self._retry_s = self._turn_since_us or now_us, RETRY_FIRST_S
-        self._turn_since_us = None
+            self.away_since_us, self._retry_s = self.turn_since_us or now_us, RETRY_FIRST_S
+        self.turn_since_us = None
         retry_s, self._retry_s = self._retry_s, min(self._retry_s * 2, RETRY_MAX_S)
         return retry_s
 
     def lasts(self, now_us: int) -> bool:
         """Whether it has been away for longer than clients should be left waiting."""
-        return self._away_since_us is not None and now_us - self._away_since_us >= PATIENCE_US
+        return self.away_since_us is not None and now_us - self.away_since_us >= PATIENCE_US
 
     def is_stuck(self, now_us: int) -> bool:
         """Whether a turn is under way that has waited for the store for too long."""
-        return self._turn_since_us is not None and now_us - self._turn_since_us >= STUCK_US
+        return self.turn_since_us is not None and now_us - self.turn_since_us >= STUCK_US

@@ -133,7 +133,7 @@ def requests_are_not_remembered() -> Sequence[Patch]:
 
 def what_changed_nothing_is_not_remembered() -> Sequence[Patch]:
     """A copy of a command that was refused is decided anew."""
-    return [_swap(Batch, "recall", lambda self, request: None)]
+    return [_swap(Batch, "recall", lambda self, kind, request: None)]
 
 
 def a_refusal_is_forgotten_with_its_batch() -> Sequence[Patch]:

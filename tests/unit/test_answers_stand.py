@@ -10,6 +10,7 @@ from engine_rig import EngineRig, uid
 
 from givalia_core.clock import SECOND_US
 from givalia_core.engine import remembered
+from givalia_core.engine.desk import BusyFor
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
 from givalia_core.model import REQUESTS_MOST
 from givalia_core.protocol import messages as m
@@ -211,9 +212,9 @@ def test_c1_many_commands_in_one_frame_are_remembered_one_by_one(rig: EngineRig)
 
 def test_c1_what_decides_nothing_is_not_remembered(rig: EngineRig) -> None:
     # given a server that is full, then draining, and commands that are wrong in themselves
-    rig.engine.desk.busy = "full"
+    rig.engine.desk.note_busy(BusyFor.MEMORY, "full")
     assert isinstance(rig.enq(id=uid(5)), Busy)
-    rig.engine.desk.busy = ""
+    rig.engine.desk.note_busy(BusyFor.MEMORY, "")
     rig.engine.desk.is_draining = True
     assert isinstance(rig.enq(id=uid(5)), ShuttingDown)
     rig.engine.desk.is_draining = False

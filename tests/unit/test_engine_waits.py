@@ -153,9 +153,9 @@ def test_progress_is_not_piled_up_for_one_who_does_not_read(rig: EngineRig) -> N
     rig.enq(id=uid(1))
     frame = wait(rig, id=uid(1), progress=True)
 
-    rig.engine.desk.is_clogged = lambda conn: conn == frame.conn
+    rig.engine.desk.clogged = frozenset({frame.conn})
     worker.progress(0.25)
-    rig.engine.desk.is_clogged = lambda conn: False
+    rig.engine.desk.clogged = frozenset()
     worker.progress(0.5)
 
     assert rig.progressed == [(5, m.Progressed(frame.request, 0.5))]

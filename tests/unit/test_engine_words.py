@@ -80,7 +80,7 @@ def test_a_worker_that_reloads_does_not_drain(rig: EngineRig) -> None:
 
 
 def test_workers_are_told_with_what_they_run_and_what_is_known_of_their_connection(rig: EngineRig) -> None:
-    rig.engine.desk.peer = {10: {"address": "10.0.0.7:5"}}.get  # type: ignore[assignment]
+    rig.engine.desk.peers = {10: {"address": "10.0.0.7:5"}}
     worker = rig.worker(10, "w1", "Mail", "Fax", capacity=3)
     for number, module in enumerate(("Mail", "Mail", "Fax"), 1):
         rig.enq(id=uid(number), module=module)
@@ -405,18 +405,20 @@ def test_a_beat_behind_the_report_costs_no_credit_and_is_stale_unless_the_job_is
 
 def test_jobs_with_large_params_are_lent_a_megabyte_at_a_time_and_none_to_a_worker_that_does_not_read(rig: EngineRig) -> None:
     worker = rig.worker(10, "any", "Mail", capacity=100)
-    rig.engine.desk.is_clogged = lambda conn: True
+    rig.engine.desk.clogged = frozenset({10})
     for number in range(1, 13):
         rig.ask(Kind.ENQ, m.Enq(uid(number), "Mail", payload=bytes(400 << 10)))
     assert rig.engine.desk.routing.sessions[worker.conn].rooms["greenlet"].held == 0
 
     session = rig.engine.desk.routing.sessions[worker.conn]
     room = session.rooms["greenlet"]
-    rig.engine.desk.is_clogged = lambda conn: room.held >= 3
+    rig.engine.desk.clogged = frozenset()
+    rig._turn_once()
+    rig.engine.desk.clogged = frozenset({10})
     rig.tick()
     assert room.held == 3
 
-    rig.engine.desk.is_clogged = lambda conn: False
+    rig.engine.desk.clogged = frozenset()
     rig.tick()
     assert room.held == 12
 

@@ -155,7 +155,7 @@ def test_a_listing_whose_asker_is_gone_is_walked_no_further() -> None:
 
 def test_a_listing_of_a_peer_that_does_not_read_waits_and_costs_nothing() -> None:
     rig = SlowRig()
-    rig.engine.desk.is_clogged = lambda conn: conn == 5
+    rig.engine.desk.clogged = frozenset({5})
 
     (told,) = rig.walk_all(vain(rig, 5), vain(rig, 6))
     looked_at = len(rig.slow.looked_at)
@@ -165,7 +165,7 @@ def test_a_listing_of_a_peer_that_does_not_read_waits_and_costs_nothing() -> Non
     assert rig.engine.wake_in_us(rig.now) > 0
     assert len(rig.slow.looked_at) == looked_at
 
-    rig.engine.desk.is_clogged = lambda conn: False
+    rig.engine.desk.clogged = frozenset()
     (told,) = rig.walk_all()
     assert told.conn == 5
 

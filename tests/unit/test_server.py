@@ -25,7 +25,7 @@ from givalia_core.protocol.answers import TAKEN
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
-from givalia_core.server import Server, app, delivery
+from givalia_core.server import Server, chores, connections, delivery, loop
 from givalia_core.server.inbox import COMMANDS_PER_TURN
 from givalia_core.settings import ServerSettings
 
@@ -62,53 +62,53 @@ def test_freed_memory_is_given_back_when_there_is_much_of_it_and_once_a_minute(
 ) -> None:
     given_back: list[int] = []
     used = iter((100, 50, 60, 90, 40, 300))  # MiB, as they are asked for.
-    monkeypatch.setattr(app, "resident_mib", lambda: next(used))
-    monkeypatch.setattr(app, "give_back_memory", lambda: given_back.append(server._round_us))
-    server._trimmed_us = server._trimmed_mib = 0
+    monkeypatch.setattr(chores, "resident_mib", lambda: next(used))
+    monkeypatch.setattr(chores, "give_back_memory", lambda: given_back.append(server._loop.round_us))
+    server._chores.trimmed_us = server._chores.trimmed_mib = 0
 
-    for now_us in (app.TRIM_US, 2 * app.TRIM_US, 3 * app.TRIM_US, 4 * app.TRIM_US - 1):
-        server._round_us = now_us
-        server._see_to_memory()
+    for now_us in (chores.TRIM_US, 2 * chores.TRIM_US, 3 * chores.TRIM_US, 4 * chores.TRIM_US - 1):
+        server._loop.round_us = now_us
+        server._chores.see_to_memory()
 
-    assert given_back == [app.TRIM_US, 3 * app.TRIM_US]
+    assert given_back == [chores.TRIM_US, 3 * chores.TRIM_US]
 
 
 def test_the_server_answers_that_it_is_busy_while_it_uses_too_much_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "resident_mib", lambda: server.settings.memory_max + 1)
-    server._see_to_memory()
+    monkeypatch.setattr(chores, "resident_mib", lambda: server.settings.memory_max + 1)
+    server._chores.see_to_memory()
 
     with pytest.raises(Busy) as caught:
         ask(server, "enq", "Sample")
     assert caught.value.retry_after > 0
 
-    monkeypatch.setattr(app, "resident_mib", lambda: 1)
-    server._see_to_memory()
+    monkeypatch.setattr(chores, "resident_mib", lambda: 1)
+    server._chores.see_to_memory()
     assert ask(server, "enq", "Sample").durability == "memory"
 
 
 def test_the_server_answers_that_it_is_busy_after_a_turn_that_took_over_a_second(server: Server) -> None:
-    server._note_pace(app.SLOW_TURN_US + 1, [Gone(1), Gone(2)])
-    assert server._engine.desk.busy == app.SLOW_WORDS
+    server._loop.note_pace(loop.SLOW_TURN_US + 1, [Gone(1), Gone(2)])
+    assert server._engine.desk.why_busy == loop.SLOW_WORDS
 
-    server._note_pace(10, [])
-    assert server._engine.desk.busy == ""
+    server._loop.note_pace(10, [])
+    assert server._engine.desk.why_busy == ""
 
 
 @pytest.mark.parametrize(("commands", "is_slow"), [(1, True), (COMMANDS_PER_TURN + 1, False)])
 def test_a_slow_turn_is_seen_unless_it_was_one_large_frame(server: Server, commands: int, is_slow: bool) -> None:
     asked = Asked(5, 1, Kind.ENQ, [Enq(bytes(16), "Mail")] * commands)
 
-    server._note_pace(app.SLOW_TURN_US + 1, [asked])
+    server._loop.note_pace(loop.SLOW_TURN_US + 1, [asked])
 
-    assert server._engine.desk.busy == ""
-    assert bool(server._signs(0).slow_turns) is is_slow
+    assert server._engine.desk.why_busy == ""
+    assert bool(server._chores.signs(0).slow_turns) is is_slow
 
 
 def look(server: Server) -> set[str]:
     """The troubles that the server's look after itself finds."""
-    server._look_at_all(0)
+    server._chores.do()
     return {name for name, shown in server.info()["troubles"].items() if shown}
 
 
@@ -116,7 +116,7 @@ def test_a_store_that_is_full_or_nearly_so_is_told(server: Server, monkeypatch: 
     assert look(server) == set()
     monkeypatch.setattr(type(server._store), "is_full", True)
     monkeypatch.setattr(type(server._store), "describe", lambda _: {"disk_free_bytes": 1 << 20, "disk_bytes": 1 << 30})
-    server._disk_asked_us = -app.DISK_EACH_US
+    server._chores.disk_asked_us = -chores.DISK_EACH_US
 
     assert look(server) == {"store_full", "store_nearly_full"}
     assert server.troubles().keys() == server.info()["troubles"].keys()
@@ -227,7 +227,7 @@ def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: 
         asked = [(Kind.JOIN, Join("here", b"i" * 16)), (Kind.CREDIT, Credit(100))]
         worker.sendall(caller.hello("givalia-worker") + b"".join(caller.ask(kind, [item(each)])[1] for kind, each in asked))
         wait_until(lambda: server._engine.desk.routing.sessions)
-        wait_until(lambda: len([each for each in server._connections.values() if each.session.is_open]) == 2)
+        wait_until(lambda: len([each for each in server._connections if each.session.is_open]) == 2)
 
         told = ask(server, "info")["clients"]
         (shown,) = ask(server, "workers")
@@ -252,23 +252,23 @@ def test_what_a_peer_asked_that_is_gone_before_its_hello_is_answered_is_not_aske
     for kind, asked in ((Kind.JOIN, [Join("gone", b"i" * 16)]), (Kind.CREDIT, [Credit(100)])):
         opening += caller.ask(kind, [item(message) for message in asked])[1]
     peer = socket.create_connection(("127.0.0.1", server.worker_port))
-    wait_until(lambda: server._connections)
+    wait_until(lambda: len(server._connections))
 
     peer.sendall(opening)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # To close is to reset.
     peer.close()
 
-    wait_until(lambda: not server._connections)
+    wait_until(lambda: not len(server._connections))
     server.info()  # A turn later.
     assert not server._engine.desk.routing.sessions
 
 
 def test_a_server_that_stops_waits_for_nobody_who_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "GOODBYE_S", 40.0)
+    monkeypatch.setattr(connections, "GOODBYE_S", 40.0)
     server = Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins=""))
     server.start()
     peer = gevent.socket.create_connection(("127.0.0.1", server.client_port))
-    wait_until(lambda: server._connections)
+    wait_until(lambda: len(server._connections))
 
     def close_when_told() -> None:
         while peer.recv(100):
@@ -308,7 +308,7 @@ def test_a_connection_that_the_loop_ends_is_logged_by_a_handler_that_waits(serve
     log.setLevel(level)
     log.removeHandler(handler)
     assert "twice" in logged[0]
-    assert not server._connections
+    assert not len(server._connections)
 
 
 def wait_until(holds: Callable[[], object]) -> None:

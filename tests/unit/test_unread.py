@@ -110,7 +110,7 @@ def done(server: Server, count: int = 1) -> list[bytes]:
 
 def unsent(server: Server) -> int:
     """The bytes that the server keeps for its peers."""
-    return sum(each._unsent_bytes for each in server._connections.values())
+    return sum(each._unsent_bytes for each in server._connections)
 
 
 def most_unsent(server: Server, holds: Callable[[], bool]) -> int:
@@ -243,24 +243,24 @@ def test_a_peer_that_takes_a_byte_now_and_then_is_closed_in_time(server: Server,
     for _ in range(100):
         peer.begin(Kind.WAIT, m.Wait(id=job))
     with gevent.Timeout(15):
-        while not (behind := [each for each in server._connections.values() if each.has_unsent]):
+        while not (behind := [each for each in server._connections if each.has_unsent]):
             gevent.sleep(0.001)
         (served,) = behind
         while not served.is_closed:
             peer.socket.recv(1)
             gevent.sleep(0.02)
 
-    assert unsent(server) == server._unread.bytes == 0
+    assert unsent(server) == server._connections.unread.bytes == 0
 
 
 def test_when_the_budget_is_used_up_the_peer_that_stood_still_for_longest_makes_room(server: Server) -> None:
-    server._unread = Unread(4 * MIB)
+    server._connections.unread = Unread(4 * MIB)
     (job,) = done(server)
     peers = [Peer(server.client_port) for _ in range(8)]
     for peer, _ in itertools.product(peers, range(8)):
         peer.begin(Kind.STAT, *[m.Stat(id=job)] * 4)
     with gevent.Timeout(15):
-        while server._unread.bytes < 2 * MIB:
+        while server._connections.unread.bytes < 2 * MIB:
             gevent.sleep(0.001)
 
     reader = Peer(server.client_port)
@@ -268,7 +268,7 @@ def test_when_the_budget_is_used_up_the_peer_that_stood_still_for_longest_makes_
         assert reader.ask(Kind.ENQ, m.Enq(os.urandom(16), "Small")).items[0][0][0] == "OK"  # At once.
         assert reader.ask(Kind.STAT, *[m.Stat(id=job)] * 4).items[0][1] == WORDS  # When one of them is gone.
 
-    assert server._unread.bytes < 6 * MIB
+    assert server._connections.unread.bytes < 6 * MIB
 
 
 def test_many_who_wait_for_one_job_are_told_in_several_turns_and_each_once(

@@ -1,0 +1,146 @@
+"""What a server does beside its work: ends overdue connections, sees to memory, disk and store, and says what troubles it."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import gevent
+
+from givalia_core.clock import SECOND_US, Clock
+from givalia_core.engine.core import Engine
+from givalia_core.engine.desk import BusyFor
+from givalia_core.program import give_back_memory
+from givalia_core.server.connections import Connections
+from givalia_core.server.hookrunner import HookRunner
+from givalia_core.server.inbox import Inbox
+from givalia_core.server.loop import Loop
+from givalia_core.server.troubles import Signs, Troubles, lines_lost
+from givalia_core.settings import ServerSettings
+from givalia_core.steady import survives
+from givalia_core.store.base import Store
+
+EACH_S: Final = 1.0
+HOUR_US: Final = 3_600 * SECOND_US
+TRIM_US: Final = 60 * SECOND_US
+TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
+DISK_EACH_US: Final = 10 * SECOND_US
+QUIET_US: Final = 5_000
+QUIET_LOOKS: Final = 20
+
+log = logging.getLogger("givalia.server")
+
+
+class Chores:
+    """The chores of one server, done once a second by `run`."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        clock: Clock,
+        engine: Engine,
+        store: Store,
+        inbox: Inbox,
+        connections: Connections,
+        loop: Loop,
+        runner: HookRunner,
+    ) -> None:
+        self.settings = settings
+        self.troubles = Troubles()
+        self.trimmed_us = self.trimmed_mib = 0  # When memory was given back last, and how much was left.
+        self.disk_asked_us = -DISK_EACH_US
+        self._disk: tuple[int | None, int | None] = None, None  # Of the store: free bytes, and all of them.
+        self._clock, self._engine, self._store, self._inbox = clock, engine, store, inbox
+        self._connections, self._loop, self._runner = connections, loop, runner
+        self._said_us = clock.read().mono_us  # When the log said last that the ports are open to everybody.
+
+    def run(self) -> None:
+        """Do the chores until the greenlet is killed."""
+        while True:
+            gevent.sleep(EACH_S)
+            with survives("looking after the connections", log):
+                self.do()
+            self._let_store_rest()
+
+    def do(self) -> None:
+        """Do each chore once."""
+        now_us = self._clock.read().mono_us
+        self._connections.end_overdue()
+        self._connections.journal.look()
+        self._connections.make_room()
+        self.see_to_memory()
+        if now_us >= self.disk_asked_us + DISK_EACH_US and not self._store.is_shared:  # Others watch the disk of a database.
+            self.disk_asked_us = now_us
+            described = self._store.describe()
+            self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
+        self.troubles.look(self.signs(now_us), self._clock.read())
+        self._loop.put_off_stuck(now_us)
+        if now_us - self._said_us >= HOUR_US and not is_loopback(self.settings.host):
+            self._said_us = now_us
+            say_insecure(self.settings)
+
+    def _let_store_rest(self) -> None:
+        """Let the store look after itself when no job is on its way; if there always is one, after a tenth of a second."""
+        rest = getattr(self._store, "rest", None)  # A store of somebody else may be older than this.
+        for _ in range(QUIET_LOOKS if rest is not None else 0):
+            if not self._inbox and self._clock.read().mono_us - self._loop.round_us >= QUIET_US:
+                break
+            gevent.sleep(QUIET_US / SECOND_US)
+        if rest is not None and not self._loop.is_stopping:
+            rest()
+
+    def see_to_memory(self) -> None:
+        """Give freed memory back to the system, and refuse new jobs while the process uses more than it may."""
+        used_mib = resident_mib()
+        now_us = self._loop.round_us
+        if used_mib > self.trimmed_mib + TRIM_MIB and now_us - self.trimmed_us >= TRIM_US and not self._inbox:
+            give_back_memory()
+            used_mib = self.trimmed_mib = resident_mib()
+            self.trimmed_us = now_us
+        self.trimmed_mib = min(self.trimmed_mib, used_mib)
+        is_over = used_mib > self.settings.memory_max
+        words = f"the server uses {used_mib} MiB of memory, more than it may" if is_over else ""
+        self._engine.desk.note_busy(BusyFor.MEMORY, words)
+
+    def signs(self, now_us: int) -> Signs:
+        """Return what shows in what trouble the server is."""
+        desk, outage = self._engine.desk, self._loop.outage
+        return Signs(
+            is_full=desk.is_full or bool(getattr(self._store, "is_full", False)),
+            is_stuck=self._engine.again.is_stuck,
+            is_away=outage.lasts(now_us) or outage.is_stuck(now_us),
+            busy=desk.busy.get(BusyFor.MEMORY, "") or desk.all_taken,
+            live=desk.live,
+            live_max=desk.policy.live_max,
+            free_bytes=self._disk[0],
+            disk_bytes=self._disk[1],
+            slow_turns=self._loop.slow_turns,
+            shed=self._connections.shed,
+            hooks_dropped=self._runner.dropped,
+            lines_lost=lines_lost(),
+        )
+
+
+def resident_mib() -> int:
+    """The memory that this process holds now and the system could not take back, in MiB; 0 where the system does not say."""
+    try:
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    except (OSError, ValueError):
+        return 0
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def say_insecure(settings: Any) -> None:
+    """Remind the operator in the log that the ports are open to everybody."""
+    log.warning("INSECURE: the ports on %s take commands from anybody who reaches them", settings.host)

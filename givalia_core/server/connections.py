@@ -1,0 +1,157 @@
+"""All connections of a server: who is let in, whose turn it is to make room, and how each one ends.
+
+Nothing here decides a command. What connections ask goes to the loop of the queue; what the loop must know of their sockets
+(`clogged`) it gets as a value, before each turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import gevent
+from gevent import socket
+
+from givalia_core import takers
+from givalia_core.clock import Clock
+from givalia_core.engine.records import Gone
+from givalia_core.protocol.session import Port, Session
+from givalia_core.server import peers
+from givalia_core.server.connection import Connection
+from givalia_core.server.inbox import Inbox
+from givalia_core.server.journal import Journal
+from givalia_core.server.unread import STALLED_US, Unread
+from givalia_core.settings import ServerSettings
+
+INSIDE: Final = 0  # The number of the connection that is none: code in the server's own process asks.
+GOODBYE_S: Final = 1.0
+NOBODY: Final[frozenset[int]] = frozenset()
+
+
+class Connections:
+    """The connections that are open, by number.
+
+    Args:
+        settings: The limits; `reload` of the server replaces them.
+        clock: The time.
+        inbox: Takes what connections ask.
+        wake: Called when the loop of the queue has something to do.
+    """
+
+    def __init__(self, settings: ServerSettings, clock: Clock, inbox: Inbox, wake: Callable[[], object]) -> None:
+        self.settings = settings
+        self.shed = 0
+        """How many connections were refused or closed for lack of room."""
+        self.unread = Unread()
+        self.journal = Journal(self.peer_of)
+        self.by_number: dict[int, Connection] = {}
+        self.workers: Mapping[int, takers.Session] = {}
+        """The workers by the number of their connection, as the engine knows them."""
+        self.peers: dict[int, dict[str, Any]] = {}
+        """By the number of a worker's connection, how `workers` shows its peer."""
+        self._clock = clock
+        self._inbox = inbox
+        self._wake = wake
+        self._per_peer: Counter[str] = Counter()
+        self._last_number = INSIDE
+
+    def __len__(self) -> int:
+        return len(self.by_number)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self.by_number.values()))
+
+    def peer_of(self, number: int) -> str:
+        """Return the address of a connection's peer; empty if the connection is gone."""
+        connection = self.by_number.get(number)
+        return "" if connection is None else connection.peer
+
+    def accept(self, port: Port, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        """Serve a connection until it ends."""
+        peer, settings = str(address[0]), self.settings
+        is_busy = len(self.by_number) >= settings.connections_max or self._per_peer[peer] >= settings.connections_per_peer_max
+        self.shed += is_busy
+        silent = [connection for connection in self.by_number.values() if not connection.session.is_open]
+        if len(silent) >= settings.connections_silent_max:
+            # The peer that has said nothing for longest makes room: it has the least to lose.
+            self.shed += 1
+            oldest = min(silent, key=lambda connection: connection.opened_us)
+            self.journal.refuse(oldest.peer, oldest.session.port.value, "it has said nothing yet, and others need the room")
+            oldest.close()
+        self._last_number = number = self._last_number + 1
+        session = Session(port, number, is_busy=is_busy, read_clock=self._clock.read)
+        connection = Connection(
+            number, sock, peer, session, self._inbox, self._wake, self._clock, self.unread, self._begin, self._end
+        )
+        connection.peer_port = address[1] if len(address) > 1 else 0
+        self.by_number[number] = connection
+        self._per_peer[peer] += 1
+        connection.run()
+
+    def _begin(self, connection: Connection) -> None:
+        if connection.session.port is Port.WORKER:
+            self.peers[connection.number] = peers.peer(connection)
+
+    def _end(self, connection: Connection) -> None:
+        if self.by_number.pop(connection.number, None) is None:
+            return
+        if connection.session.refusal:
+            self.journal.refuse(connection.peer, connection.session.port.value, connection.session.refusal)
+        elif connection.ended_for:
+            self.journal.end(connection.peer, connection.ended_for)
+        self._per_peer[connection.peer] -= 1
+        if not self._per_peer[connection.peer]:
+            del self._per_peer[connection.peer]
+        self.peers.pop(connection.number, None)
+        worker = self.workers.get(connection.number)
+        self._inbox.put(Gone(connection.number, 1 if worker is None else max(len(worker.announced), 1)))
+        self._wake()
+
+    def clogged(self) -> frozenset[int]:
+        """Return the numbers of the connections for which so much waits to be read that nothing large may be added."""
+        if not self.unread.bytes:
+            return NOBODY
+        return frozenset(number for number, connection in self.by_number.items() if connection.is_clogged)
+
+    def make_room(self) -> None:
+        """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
+        if not (self.unread.is_low or self._inbox.is_short):
+            return
+        behind = [connection for connection in self.by_number.values() if connection.unsent_since_us]
+        stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
+        if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
+            self.shed += 1
+            stalled.close("it does not read, and others need the room")
+
+    def end_overdue(self) -> None:
+        """End the connections whose deadlines have passed."""
+        now_us = self._clock.read().mono_us
+        for connection in list(self.by_number.values()):
+            if why := connection.overdue(now_us):
+                connection.close(why)
+
+    def stop_reading(self) -> None:
+        """Take nothing more from any peer."""
+        for connection in list(self.by_number.values()):
+            connection.stop_reading()
+
+    def say_goodbye(self) -> None:
+        """Let the last answers leave before the connections end."""
+        connections = list(self.by_number.values())
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(GOODBYE_S):
+            while any(connection.has_unsent for connection in connections):
+                gevent.sleep(0.01)
+        for connection in connections:
+            connection.end_sending()
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(GOODBYE_S / 4):
+            while self.by_number:
+                gevent.sleep(0.01)
+        for connection in connections:
+            connection.close()
+
+    def leave(self) -> None:
+        """In a fork: the connections are the parent's."""
+        for connection in self.by_number.values():
+            connection.leave()

@@ -1,0 +1,151 @@
+"""The loop of the queue: takes what has arrived, lets it be decided and stored, and hands on what may then be said.
+
+One greenlet runs it. Between two turns it lets the event loop of the process look at every socket, timer and signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper
+from givalia_core.engine import turn
+from givalia_core.engine.core import Engine
+from givalia_core.engine.desk import BusyFor
+from givalia_core.engine.questions import ALL_INFO
+from givalia_core.engine.records import Input, Reply
+from givalia_core.errors import StoreAway
+from givalia_core.protocol.asked import Asked
+from givalia_core.server import outage
+from givalia_core.server.alarm import Alarm
+from givalia_core.server.connections import Connections
+from givalia_core.server.delivery import Delivery
+from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
+from givalia_core.store.base import Store
+
+POLL_S: Final = 0.0001
+SLOW_TURN_US: Final = SECOND_US
+SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
+MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
+
+
+class Loop:
+    """Takes turns until it is asked to stop and nothing is left to decide.
+
+    Args:
+        engine: Decides.
+        store: Keeps the jobs.
+        timer: The time of this store.
+        clock: The time of this machine.
+        inbox: What has arrived.
+        connections: Where it has come from.
+        delivery: Where effects go.
+        describe: Returns the server's own part of `info`.
+        wake: Set when something has arrived.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        timer: Timekeeper,
+        clock: Clock,
+        inbox: Inbox,
+        connections: Connections,
+        delivery: Delivery,
+        describe: Callable[[], dict[str, Any]],
+        wake: Event,
+    ) -> None:
+        self.outage = outage.Outage()
+        self.alarm = Alarm(wake)
+        self.round_us = 0
+        """When the newest turn began, on the monotonic clock."""
+        self.slow_turns = 0
+        self.is_stopping = False
+        self._engine, self._store, self._timer, self._clock = engine, store, timer, clock
+        self._inbox, self._connections, self._delivery, self._wake = inbox, connections, delivery, wake
+        self._describe = describe
+
+    def run(self) -> None:
+        """Take turns; return when the loop is stopping and nothing is left to decide."""
+        while not self.is_stopping or self._inbox or self._engine.questions.has_work:
+            self._wake.clear()
+            self._turn()
+
+    def _turn(self) -> None:
+        engine, store, clock, connections = self._engine, self._store, self._clock, self._connections
+        now = self._timer.now(clock.read())
+        self.round_us = now.mono_us
+        if connections.unread.bytes or self._inbox.is_short:
+            connections.make_room()
+        inputs = self._inbox.take(connections.unread.left)
+        engine.desk.clogged = connections.clogged()
+        self.outage.turn_since_us = now.mono_us
+        try:
+            self._delivery.deliver(turn.turn(engine, store, self._timer, inputs, clock), now)
+            store.tidy()
+            took_us = clock.read().mono_us - now.mono_us
+            if took_us > SLOW_TURN_US or BusyFor.SYNCS in engine.desk.busy:
+                self.note_pace(took_us, inputs)
+            if engine.questions.lines:
+                if ALL_INFO in engine.questions.lines:
+                    engine.desk.about = self._describe()
+                self._delivery.deliver(turn.walk(engine, store, self._timer, clock), now)
+        except StoreAway as error:
+            self._wait_for_store(error, now)
+            return
+        self.outage.turn_since_us = None
+        if self.outage.away_since_us is not None:
+            self.outage.end()
+        self._rest(is_loaded=len(inputs) > 1)
+
+    def _rest(self, *, is_loaded: bool) -> None:
+        """Let connections be read, and return when there is something to do."""
+        if self._inbox or is_loaded or self._engine.questions.has_work:
+            # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
+            # event loop look at every socket, timer and signal, so that a flood on some starves none.
+            gevent.sleep(POLL_S)
+            return
+        wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
+        if self._inbox.is_short:
+            wait_us = min(wait_us, MAKE_ROOM_US)
+        if wait_us > 0:
+            self.alarm.wait(wait_us)
+        else:
+            gevent.sleep(0)
+
+    def note_pace(self, turn_us: int, inputs: Sequence[Input]) -> None:
+        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back.
+
+        A large frame that is alone in its turn says nothing about the disk, and a small one nothing about producers.
+        """
+        is_slow = turn_us > SLOW_TURN_US
+        if is_slow and not is_large(inputs):
+            self.slow_turns += 1
+        if len(inputs) != 1:
+            self._engine.desk.note_busy(BusyFor.SYNCS, SLOW_WORDS if is_slow else "")
+
+    def _wait_for_store(self, error: StoreAway, now: Now) -> None:
+        """The store is away: tell clients to come later if that lasts, and wait until it is asked again."""
+        retry_s = self.outage.fail_turn(error, now.mono_us)
+        if self.outage.lasts(self._clock.read().mono_us):
+            self.put_off(self._engine.again.put_off(outage.PUT_OFF))
+        gevent.sleep(retry_s)
+
+    def put_off_stuck(self, now_us: int) -> None:
+        """Tell clients to come again if a turn has waited for the store for too long."""
+        if self.outage.is_stuck(now_us):
+            self.put_off(self._inbox.take_out(outage.PUT_OFF))
+
+    def put_off(self, refused: Iterable[Asked]) -> None:
+        """Tell clients to come again when the store is back."""
+        now = self._timer.now(self._clock.read())
+        self._delivery.deliver([Reply(asked.conn, asked.request, [outage.BUSY]) for asked in refused], now)
+
+
+def is_large(inputs: Sequence[Input]) -> bool:
+    """Return whether these inputs are one frame of many commands."""
+    return len(inputs) == 1 and isinstance(inputs[0], Asked) and len(inputs[0].messages) > COMMANDS_PER_TURN
