@@ -1,4 +1,4 @@
-"""Puts the helpers that build and run installed releases (`system_*`) on the path, and those of the engine."""
+"""Puts the helpers of tests on the path: those for waiting, for installed releases (`system_*`) and for the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-for folder in (HERE / "system", HERE / "unit"):  # The engine's tests and their rig are there.
+for folder in (HERE, HERE / "system", HERE / "unit"):  # The rig of the engine is among the unit tests.
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -17,7 +17,6 @@ import json
 import re
 import shlex
 import socket
-import time
 import tomllib
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ from typing import Any
 
 from docs_pages import ROOT, Block, blocks
 from docs_stage import PATIENCE_S, Program, Stage
+from waits import await_true
 
 from givalia_core import errors
 from givalia_core.settings import TABLES, load
@@ -142,13 +142,14 @@ class Player:
             return
         assert self._worker is not None, f"{block.place}: the page has started no worker"
         wanted = [alike(line) for line in block.code.splitlines()]
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            printed = [alike(line) for line in self._worker.log.read_text().splitlines()]
-            if all(line in printed for line in wanted):
-                return
-            assert time.monotonic() < deadline, f"{block.place}: the worker printed\n" + "\n".join(printed)
-            time.sleep(0.05)
+
+        def printed() -> list[str]:
+            return [alike(line) for line in self._worker.log.read_text().splitlines()] if self._worker else []
+
+        try:
+            await_true(lambda: set(wanted) <= set(printed()), block.place, PATIENCE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: the worker printed\n" + "\n".join(printed())) from None
 
     # The console.
 

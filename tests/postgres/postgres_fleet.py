@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 from givalia_postgres import Postgres
 from system_install import Installed
-from system_rig import Rig, Running, ServerProcess, await_true, free_port
+from system_rig import Rig, Running, ServerProcess, free_port
+from waits import await_true
 
 from givalia_core import Client
 

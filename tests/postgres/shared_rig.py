@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
+import psycopg
 import pytest
 from engine_rig import EngineRig
 from givalia_postgres import Postgres, sifting
+from givalia_postgres.hints import CHANNEL
+from waits import yield_until
 
 from givalia_core.clock import SECOND_US, ManualClock
 from givalia_core.protocol.asked import Asked
@@ -60,9 +66,20 @@ def sift_without_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rest(rig: EngineRig, seconds: float) -> None:
-    """Let time pass here and for everybody else."""
-    gevent.sleep(seconds)
+    """Let time pass here and for all others."""
+    gevent.sleep(seconds)  # The database has a real clock.
     rig.clock.advance(seconds)
+
+
+def await_news(*rigs: EngineRig) -> None:
+    """Wait until these rigs have heard all that was notified so far: a database delivers notifications in their order."""
+    listeners = [rig.store._listener for rig in rigs if isinstance(rig.store, Postgres) and rig.store._listener is not None]
+    yield_until(lambda: not any(listener.is_deaf for listener in listeners), "they listen")
+    marker = os.urandom(16)
+    payload = json.dumps({"f": [base64.b64encode(marker).decode()]})  # "Follow this job", which nobody has.
+    with psycopg.connect(url_of(rigs[0]), autocommit=True) as connection:
+        connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, payload))
+    yield_until(lambda: all(marker in listener.followed for listener in listeners), "the notification")
 
 
 def url_of(rig: EngineRig) -> str:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from givalia_postgres import Postgres
 from postgres_fleet import Fleet
-from system_rig import await_true
+from waits import await_true
 
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreAway, StoreCorrupt

@@ -7,17 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-import gevent
 import psycopg
 import pytest
-from givalia_postgres import Postgres
+from givalia_postgres import Postgres, hints
 from givalia_postgres.connection import Connection
 from givalia_postgres.hints import ANSWER_S, CHANNEL, LISTEN, PROBE_S, Listener
 from postgres_rig import Postgres as Rig
+from waits import yield_until
 
 _RELAY: Final = """
 import socket, sys, threading
@@ -77,13 +76,6 @@ def listener(relay: Relay, database_url: str) -> Iterator[Listener]:
     listener.close()
 
 
-def wait_until(look: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, what
-        gevent.sleep(0.01)
-
-
 def notify(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"NOTIFY {CHANNEL}, '{{\"w\":1}}'")
@@ -94,13 +86,13 @@ def test_listener_whose_peer_has_vanished_is_noticed_and_replaced(
 ) -> None:
     # given
     caplog.set_level(logging.INFO, "givalia.server")
-    wait_until(lambda: not listener.is_deaf, "it listens")
+    yield_until(lambda: not listener.is_deaf, "it listens")
 
     # when
     relay.stop()
 
     # then
-    wait_until(lambda: listener.is_deaf, "it is noticed", NOTICED_S)
+    yield_until(lambda: listener.is_deaf, "it is noticed", NOTICED_S)
     assert listener.take().is_deaf
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -108,19 +100,25 @@ def test_listener_whose_peer_has_vanished_is_noticed_and_replaced(
     relay.go_on()
 
     # then
-    wait_until(lambda: not listener.is_deaf, "it listens again", 15)
+    yield_until(lambda: not listener.is_deaf, "it listens again", 15)
     assert "heard again" in caplog.text
     listener.take()
     notify(database_url)
-    wait_until(lambda: listener.take().must_watch, "the notification")
+    yield_until(lambda: listener.take().must_watch, "the notification")
 
 
-def test_listener_that_hears_nothing_is_not_taken_for_dead(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+def test_listener_that_hears_nothing_is_not_taken_for_dead(
+    listener: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given
-    wait_until(lambda: not listener.is_deaf, "it listens")
+    probes: list[None] = []
+    probe = listener._probe
+    monkeypatch.setattr(hints, "PROBE_S", 0.1)
+    monkeypatch.setattr(listener, "_probe", lambda: probes.append(probe()))  # type: ignore[func-returns-value]
+    yield_until(lambda: not listener.is_deaf, "it listens")
 
     # when
-    gevent.sleep(2 * PROBE_S + 0.5)
+    yield_until(lambda: len(probes) > 1, "two probes that were answered")
 
     # then
     assert not listener.is_deaf
@@ -152,7 +150,7 @@ def test_info_says_whether_other_servers_are_heard(database_url: str) -> None:
         assert store.describe()["hears_others"] is False
 
         # when
-        wait_until(lambda: not store.news().is_deaf, "it listens")
+        yield_until(lambda: not store.news().is_deaf, "it listens")
 
         # then
         assert store.describe()["hears_others"] is True

@@ -7,14 +7,13 @@ import random
 import time
 from typing import Any
 
-import gevent
 import givalia_postgres
 import msgpack
 import psycopg
 import pytest
 from engine_rig import EngineRig, WorkerRig, uid
 from givalia_postgres import Postgres, reads
-from shared_rig import Make, rest, url_of
+from shared_rig import Make, await_news, rest, url_of
 
 from givalia_core.clock import SECOND_US
 from givalia_core.model import DONE, RUNNING, JobState
@@ -116,7 +115,7 @@ def test_job_that_comes_to_wait_before_what_was_looked_at_is_lent(make: Make, wa
         here.store._floors.looked(1.0)
     way(here, there)
     there.store.tidy()
-    gevent.sleep(0.1)
+    await_news(here)
     if how != "told":
         here.store._listener.take()  # type: ignore[union-attr]
     here.tick(0.1 if how == "told" else 3)
@@ -240,7 +239,7 @@ def test_jobs_that_a_look_has_locked_and_not_read_are_found_by_other_servers_at_
     mark = here.timer.mark(here.now, SECOND_US)
     assert here.store.commit([changed(first, state=RUNNING, keeper=1)], mark).refused == ()
     here.store.tidy()
-    gevent.sleep(0.3)
+    await_news(there)
 
     # then
     shared = as_shared(there.store)

@@ -6,10 +6,10 @@ import gc
 import os
 from collections.abc import Callable
 
-import gevent
 import psycopg
 import pytest
 from givalia_postgres import Postgres
+from waits import yield_until
 
 from givalia_core.errors import StoreFailed
 from givalia_core.store.suite import MARK, inserts, waiting
@@ -43,9 +43,7 @@ def test_a_fork_leaves_the_sessions_to_its_parent(database_url: str, leave: Call
     store = Postgres(database_url)
     store.open()
     store.commit(inserts([waiting(1)]), MARK)
-    with gevent.Timeout(20):
-        while store.news().is_deaf:
-            gevent.sleep(0.01)
+    yield_until(lambda: not store.news().is_deaf, "it listens", 20)
     before = _sessions(database_url)
 
     # when

@@ -19,7 +19,8 @@ from postgres_fleet import Fleet
 from postgres_rig import NotStarted, Postgres, give, new_folder
 from system_disks import Filler, mounted
 from system_install import Installed
-from system_rig import ServerProcess, await_true
+from system_rig import ServerProcess
+from waits import await_true
 
 from givalia_core import Client
 from givalia_core.errors import Busy, ConnectionLost, GivaliaError, NotFound, StoreFull
@@ -156,7 +157,7 @@ class Full:
         self.load.start()
         until = time.monotonic() + FULL_S
         while time.monotonic() < until:
-            time.sleep(0.5)
+            time.sleep(0.5)  # The work goes on for `FULL_S`; meanwhile room that is freed is filled again.
             self.filler.fill()
             watch()
         assert self.server.is_alive

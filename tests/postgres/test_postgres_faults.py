@@ -17,7 +17,8 @@ import pytest
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
 from system_install import Installed
-from system_rig import await_true, lines_of
+from system_rig import lines_of
+from waits import await_true
 
 from givalia_core import Client, DuplicateKey, WrongState
 from givalia_core.errors import Busy, GivaliaError, StoreFull
@@ -72,7 +73,16 @@ class Load:
                 pass  # It was faster than its cancel.
             except GivaliaError as error:
                 self.refused.append(error)
-            time.sleep(0.005)
+            time.sleep(0.005)  # The pace of the load.
+
+    def await_acknowledged(self) -> None:
+        """Wait until the load is under way."""
+        await_true(lambda: len(self.acknowledged) >= LOAD_LEAST, "jobs to be acknowledged")
+
+    def await_refused(self, count: int) -> None:
+        """Wait until so many more jobs were refused."""
+        before = len(self.refused)
+        await_true(lambda: len(self.refused) >= before + count, "jobs to be refused")
 
     def check(self, fleet: Fleet, ran: Path) -> None:
         """Every job that was acknowledged has run, in its time and once, unless it was cancelled before."""
@@ -90,43 +100,44 @@ class Load:
         assert fleet.check() == []
 
 
-def end_connections(own: Rig, _: Fleet) -> None:
+def end_connections(own: Rig, _: Fleet, __: Load) -> None:
     own.kill_backends()
 
 
-def kill_a_backend(own: Rig, _: Fleet) -> None:
+def kill_a_backend(own: Rig, _: Fleet, __: Load) -> None:
     own.kill_backends(crash=True)
 
 
-def restart_fast(own: Rig, _: Fleet) -> None:
+def restart_fast(own: Rig, _: Fleet, __: Load) -> None:
     own.restart("fast")
 
 
-def restart_immediately(own: Rig, _: Fleet) -> None:
+def restart_immediately(own: Rig, _: Fleet, __: Load) -> None:
     own.restart("immediate")
 
 
-def be_gone_for_a_while(own: Rig, fleet: Fleet) -> None:
+def be_gone_for_a_while(own: Rig, fleet: Fleet, load: Load) -> None:
     own.stop("immediate")
-    time.sleep(2.5)
+    load.await_refused(3)
     own.start_again()
 
 
-def lose_all_news(own: Rig, fleet: Fleet) -> None:
+def lose_all_news(own: Rig, fleet: Fleet, _: Load) -> None:
     for _ in range(10):
         fleet.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'givalia listener'")
-        time.sleep(0.1)
+        time.sleep(0.1)  # For a second, servers whose listeners come back lose them again.
 
 
-def be_a_standby_for_a_while(own: Rig, fleet: Fleet) -> None:
+def be_a_standby_for_a_while(own: Rig, fleet: Fleet, load: Load) -> None:
     for mode in ("on", "off"):
         with psycopg.connect(fleet.url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
             connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {mode}")
             connection.execute("SELECT pg_reload_conf()")
-        time.sleep(1.5)
+        if mode == "on":
+            load.await_refused(2)
 
 
-FAULTS: tuple[Callable[[Rig, Fleet], None], ...] = (
+FAULTS: tuple[Callable[[Rig, Fleet, Load], None], ...] = (
     end_connections, kill_a_backend, restart_fast, restart_immediately, be_gone_for_a_while, be_a_standby_for_a_while,
     lose_all_news,
 )  # fmt: skip
@@ -136,10 +147,10 @@ FAULTS: tuple[Callable[[Rig, Fleet], None], ...] = (
 def test_nothing_is_lost_or_hurried_by(own: Rig, fleet: Fleet, fault: Any, tmp_path: Path) -> None:
     # given
     load = Load(fleet, tmp_path / "ran")
-    time.sleep(1)
+    load.await_acknowledged()
 
     # when
-    fault(own, fleet)
+    fault(own, fleet, load)
 
     # then
     load.check(fleet, tmp_path / "ran")
@@ -165,7 +176,7 @@ def test_client_is_told_to_come_again_while_the_database_is_away_and_a_waiter_is
     with pytest.raises(Busy) as refused:
         fleet.client_of().enq("Echo")
     seconds = time.monotonic() - began
-    time.sleep(1)
+    time.sleep(1)  # The job ends while the database is away: it stays for 2 s, and the refusal took one.
     own.start_again()
 
     # then
@@ -188,7 +199,7 @@ def test_standby_takes_over_and_nothing_that_was_acknowledged_is_lost(shared: In
                     fleet.add_worker("-c", "20")
                 fleet.client_of().enq("Echo").wait(10)
                 load = Load(fleet, tmp_path / "ran")
-                time.sleep(1)
+                load.await_acknowledged()
 
                 # when
                 primary.stop("immediate")
@@ -212,7 +223,7 @@ def test_client_is_told_to_come_again_while_a_statement_hangs(own: Rig, fleet: F
     try:
         first = threading.Thread(target=lambda: fleet.client_of(0).enq("Echo"))
         first.start()  # This one may be under way when it begins to hang.
-        time.sleep(0.5)
+        time.sleep(0.5)  # Nothing tells when the server has begun the statement that hangs.
         began = time.monotonic()
         with pytest.raises(Busy):
             client.enq("Echo")
@@ -362,7 +373,7 @@ def test_transaction_that_is_open_for_longer_than_a_lease_costs_no_other_job_its
             began = time.monotonic()
             assert client.enq("Echo", params=1).wait(10) == 1
             took.append(time.monotonic() - began)
-            time.sleep(0.05)
+            time.sleep(0.05)  # The pace of the load.
         ended.set()
         connection.rollback()
     for asker in askers:

@@ -14,6 +14,7 @@ from givalia_postgres import Postgres
 from postgres_fleet import Fleet
 from postgres_rig import Postgres as Rig
 from system_install import Installed
+from waits import await_true
 
 from givalia_core.clock import Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreTooNew, StoreUnfit
@@ -51,9 +52,7 @@ def say(url: str, *words: str) -> list[tuple[Any, ...]]:
 
 def await_setting(own: Rig, name: str, value: str) -> None:
     """Wait until new sessions have this setting."""
-    end = time.monotonic() + PATIENCE_S
-    while say(own.url(), f"SHOW {name}") != [(value,)]:
-        assert time.monotonic() < end
+    await_true(lambda: say(own.url(), f"SHOW {name}") == [(value,)], f"{name} = {value}", PATIENCE_S)
 
 
 Opens = Callable[..., Postgres]
@@ -86,17 +85,20 @@ def watch(store: Postgres) -> None:
 
 
 def until_it_raises(kind: type[StoreError], act: Callable[[], object]) -> StoreError:
-    """Act again and again, also while the database is away, until it raises what it should."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
+    """Act repeatedly, also while the database is away, until it raises this error."""
+
+    def raised() -> StoreError | None:
         try:
             act()
         except kind as error:
             return error
         except StoreAway:
-            pass
-        time.sleep(0.01)
-    raise AssertionError(f"{kind.__name__} is not raised")
+            return None
+        return None
+
+    error = await_true(raised, f"{kind.__name__} is raised", PATIENCE_S, 0.01)
+    assert error is not None
+    return error
 
 
 def again(act: Callable[[], Any]) -> Any:

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 from postgres_rig import FOLDERS, NotStarted, Postgres
+from waits import await_true
 
 HERE = Path(__file__).parent
 
@@ -167,7 +167,4 @@ def test_server_ends_with_the_process_that_started_it(number: signal.Signals) ->
 
     # then
     end_of([int(pid) for pid in pids])
-    deadline = time.monotonic() + 15
-    while Path(base).exists():
-        assert time.monotonic() < deadline, f"{base} is still there"
-        time.sleep(0.02)
+    await_true(lambda: not Path(base).exists(), f"{base} is gone", 15)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from postgres_fleet import Fleet
-from system_rig import await_true, lines_of
+from system_rig import lines_of
+from waits import await_true
 
 from givalia_core import DuplicateKey, JobCancelled, NotFound, WrongState
 from givalia_core.client.server_clock import ServerClock

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gevent
 import givalia_postgres
 import psycopg
 import pytest
 from engine_rig import EngineRig, uid
 from givalia_postgres import Postgres
 from postgres_rig import Postgres as Rig
-from shared_rig import Make, rest, url_of
+from shared_rig import Make, await_news, rest, url_of
 
 from givalia_core.clock import SECOND_US
 from givalia_core.engine.records import Gone
@@ -40,10 +39,10 @@ def before_commit(rig: EngineRig, act: Callable[[], object]) -> None:
 
 
 def hear(*rigs: EngineRig) -> None:
-    """Let what was said arrive."""
+    """Let the notifications of these rigs arrive, and take a turn."""
     for rig in rigs:
         rig.store.tidy()
-    gevent.sleep(0.1)
+    await_news(*rigs)
     for rig in rigs:
         rig.turn()
 
@@ -350,7 +349,7 @@ def test_version_of_which_no_news_came_is_found_by_looking(make: Make) -> None:
     here.enq(id=uid(1), version=">=2")
     # when what was said is lost
     here.store.tidy()
-    gevent.sleep(0.1)
+    await_news(there)
     assert isinstance(there.store, Postgres)
     there.store.news()
     assert new.ids == []

@@ -17,7 +17,8 @@ from typing import Any
 
 import psycopg
 from postgres_fleet import Fleet
-from system_rig import await_true, lines_of
+from system_rig import lines_of
+from waits import await_true
 
 from givalia_core import Client, ConnectionLost, DuplicateKey, NotFound, PartlyRefused, WrongState
 from givalia_core.errors import Busy
@@ -68,7 +69,7 @@ class Producer:
                 self._enqueue()
                 for _ in range(BATCH // 10):
                     self._touch()
-                time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))
+                time.sleep(max(0.0, 0.2 - (time.monotonic() - began)))  # The pace of the load.
         except BaseException as error:
             self.failed = error
 
@@ -119,11 +120,11 @@ def test_killed_servers_lose_double_and_hurry_nothing(fleet: Fleet, tmp_path: Pa
     choice = random.Random(seed)
     kills = 0
     while any(producer._thread.is_alive() for producer in producers):
-        time.sleep(KILL_EVERY_S / 2)
+        time.sleep(KILL_EVERY_S / 2)  # The pace of the storm.
         place = choice.randrange(3)
         fleet.servers[place].kill()
         kills += 1
-        time.sleep(KILL_EVERY_S / 2)
+        time.sleep(KILL_EVERY_S / 2)  # The others go on without it for a while.
         fleet.restart(place, "--lease", "5")
     for producer in producers:
         producer.join()

@@ -20,7 +20,8 @@ from postgres_fleet import Fleet
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
-from system_rig import await_true, lines_of
+from system_rig import lines_of
+from waits import await_true
 
 from givalia_core import DuplicateKey, NotFound, WrongState
 from givalia_core.errors import BadRequest, StoreUnfit
@@ -226,7 +227,8 @@ def test_two_transactions_that_take_one_key_leave_one_job(fleet: Fleet) -> None:
         first = givalia_postgres.enq(connection, "Note", time=60, key="k")
         thread = threading.Thread(target=other)
         thread.start()
-        time.sleep(0.3)
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        await_true(lambda: fleet.ask(waiting) == [(1,)], "the other one waits for the lock")
         assert outcome == []
     thread.join(10)
 
@@ -267,7 +269,7 @@ def test_job_done_in_its_own_transaction_is_done_if_and_only_if_that_commits(fle
     assert job.wait(20) == "paid in attempt 2"
     assert fleet.ask("SELECT id::text, attempt FROM public.paid") == [(job.id, 2)]
     assert client.stat(id=job.id).attempts == 2
-    time.sleep(0.5)
+    await_true(lambda: client.info()["stale_reports"] == 1, "the report of the second attempt")
     assert client.stat(id=job.id).state == "done"
     await_true(lambda: ["on_done", job.id] in lines_of(tmp_path / "hooks"), "the hook is called", 5)
     assert lines_of(tmp_path / "hooks") == [["on_enq", job.id], ["on_done", job.id]]
@@ -312,6 +314,6 @@ def test_hooks_of_such_changes_are_called_once_over_all_servers(fleet: Fleet, tm
 
     # then
     expected = sorted([["on_enq", job] for job in jobs] + [["on_ext", jobs[1]], ["on_cancel", jobs[2]]])
-    await_true(lambda: sorted(words[:2] for words in lines_of(tmp_path / "hooks")) == expected, "each call once")
-    time.sleep(3)
+    await_true(lambda: fleet.ask("SELECT count(*) FROM givalia.events") == [(0,)], "no call is owed any more")
+    await_true(lambda: len(lines_of(tmp_path / "hooks")) >= len(expected), "each call")
     assert sorted(words[:2] for words in lines_of(tmp_path / "hooks")) == expected

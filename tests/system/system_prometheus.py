@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system_rig import Rig, Running, await_true, free_port
+from system_rig import Rig, Running, free_port
+from waits import await_true
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -1,6 +1,6 @@
 """Real processes for a test: servers, workers and the command line, on free ports, round a store of their own.
 
-Nothing here waits for luck: every wait is for something that happens, and has a deadline.
+Every wait is for an event or a condition, and has a deadline.
 """
 
 from __future__ import annotations
@@ -13,32 +13,18 @@ import re
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from system_install import Installed, clean_environment
+from waits import await_true
 
 from givalia_core import Client
 
-T = TypeVar("T")
-
 START_S = 20.0
-"""How long a process may take to be there. Generous: the machine may be busy with other things."""
-
-
-def await_true(probe: Callable[[], T], what: str, seconds: float = 20.0, every: float = 0.02) -> T:
-    """What `probe` returns, once that is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = probe()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(every)
+"""Time for a process to start. Generous, because the machine may be busy."""
 
 
 class Running:

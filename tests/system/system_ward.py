@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psutil
-from system_rig import Rig, Running, await_true
+from system_rig import Rig, Running
+from waits import await_true
 
 from givalia_core import Client, JobFailed, ResultLost, Status
 

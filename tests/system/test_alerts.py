@@ -13,7 +13,8 @@ import pytest
 from system_disks import MIB, mounted
 from system_install import Installed
 from system_prometheus import ROOT, RULES, Watching, promtool
-from system_rig import Rig, await_true, free_port, lines_of
+from system_rig import Rig, free_port, lines_of
+from waits import await_true
 
 LATE, UNSERVED, DYING, LOST, FILLING, TROUBLE, SILENT = (
     "GivaliaJobsLate", "GivaliaModuleUnserved", "GivaliaJobsDying", "GivaliaWorkerLost", "GivaliaDiskFilling",

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import msgpack
 import psutil
 import pytest
-from system_rig import Rig, await_true
+from system_rig import Rig
 from system_wire import Framed, Lines, Raw, answers, enq
+from waits import await_true
 
 from givalia_core import BadRequest, Busy, Client, GivaliaError, TooLarge
 from givalia_core.protocol import frames

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from system_rig import Rig, Running, await_true, lines_of
+from system_rig import Rig, Running, lines_of
+from waits import await_true
 
 from givalia_core import JobFailed
 from givalia_core.views import Status

@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from functools import partial
 
 import psutil
-from system_rig import Rig, Running, await_true, lines_of
+from system_rig import Rig, Running, lines_of
+from waits import await_true
 
 from givalia_core import Client, GivaliaError
 from givalia_core.client import JobHandle
@@ -70,7 +71,7 @@ def _cancel(port: int, jobs: list[JobHandle], rng: random.Random, answered: dict
     with Client("127.0.0.1", port) as client:
         for job in jobs:
             await_true(partial(_has_started, client, job.id), "it runs", 60, 0.01)
-            time.sleep(rng.expovariate(10))
+            time.sleep(rng.expovariate(10))  # At a random moment of the run.
             try:
                 answer = client.cancel(id=job.id, running=True)
             except GivaliaError:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 from system_install import Installed
-from system_rig import Rig, Running, await_true, free_port
+from system_rig import Rig, Running, free_port
+from waits import await_true
 
 from givalia_core import __version__
 

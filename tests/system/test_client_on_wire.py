@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from system_install import Installed
 from system_proxy import Proxy
-from system_rig import Rig, await_true, free_port, lines_of
+from system_rig import Rig, free_port, lines_of
+from waits import await_true
 
 from givalia_core import (
     BadRequest,

@@ -10,7 +10,8 @@ import stat
 
 import psutil
 import pytest
-from system_rig import Rig, await_true, free_port
+from system_rig import Rig, free_port
+from waits import await_true
 
 from givalia_core import Client
 

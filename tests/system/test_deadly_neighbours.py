@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
 from system_ward import GREENLET, LEASE_S, LIMIT_S, PROCESS, Ward
+from waits import await_true
 
 from givalia_core import JobFailed
 from givalia_core.client import JobHandle

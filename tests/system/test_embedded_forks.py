@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from system_install import Installed
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
+from waits import await_true
 
 PROGRAM = """
 import os, signal, sys, threading, time

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from system_disks import Filler, mounted
-from system_rig import Rig, await_true
+from system_rig import Rig
+from waits import await_true
 
 from givalia_core import Client
 from givalia_core.errors import Busy, GivaliaError, NotFound, StoreFull, WaitTimeout, WrongState

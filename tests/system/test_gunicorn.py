@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 from system_install import parts_of
-from system_rig import Rig, await_true
+from system_rig import Rig
+from waits import await_true
 
 APP = """
 import os

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from system_install import Installed, Wheels, write_package
-from system_rig import Rig, await_true
+from system_rig import Rig
+from waits import await_true
 
 WITNESS = """
 import json, os

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from system_install import Installed, Wheels, parts_of, run, write_package
-from system_rig import Rig, await_true
+from system_rig import Rig
+from waits import await_true
 
 CODE = """
 from givalia_core import WorkModule
@@ -114,8 +115,7 @@ def test_an_environment_that_is_away_for_a_moment_is_taken_up_again(shop: Shop) 
     environment = shop.folder / "environment"
 
     environment.rename(shop.folder / "away")
-    worker.await_log("no process for the greenlets can be made")
-    time.sleep(1.5)
+    worker.await_log("no process for the greenlets can be made", count=2)
     (shop.folder / "away").rename(environment)
 
     assert shop.client.enq("Late").wait(20) == "old"

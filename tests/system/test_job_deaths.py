@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 import psutil
 import pytest
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
 from system_ward import EXECUTORS, GREENLET, LIMIT_S, NEXT_S, PROCESS, Ward
+from waits import await_true
 
 from givalia_core import JobCancelled, ResultLost
 

@@ -7,7 +7,8 @@ import time
 from collections import Counter, defaultdict
 
 import pytest
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
+from waits import await_true
 
 from givalia_core import Client, WrongState
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from system_install import Installed
-from system_rig import Rig, await_true, free_port
+from system_rig import Rig, free_port
+from waits import await_true
 
 from givalia_core import Client, JobFailed
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
+from waits import await_true
 
 from givalia_core import Status
 

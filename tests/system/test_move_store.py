@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
+from waits import await_true
 
 
 def _url(path: Path) -> str:

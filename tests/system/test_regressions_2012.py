@@ -12,8 +12,9 @@ import psutil
 import pytest
 from engine_rig import EngineRig
 from system_install import Installed
-from system_rig import Rig, await_true, free_port, lines_of
+from system_rig import Rig, free_port, lines_of
 from system_wire import Lines
+from waits import await_true
 
 from givalia_core import Client, JobFailed
 

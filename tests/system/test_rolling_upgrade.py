@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from system_install import Installed, Wheels, build, write_package
-from system_rig import Rig, await_true
+from system_rig import Rig
+from waits import await_true
 
 from givalia_core.errors import BadRequest
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from system_rig import Rig, await_true, lines_of
+from system_rig import Rig, lines_of
 from system_wire import Framed, answers, enq
+from waits import await_true
 
 from givalia_core import ShuttingDown
 from givalia_core.cli import requests
@@ -125,7 +126,7 @@ def test_a_second_signal_ends_a_server_that_still_drains(rig: Rig) -> None:
     server.send(signal.SIGTERM)
     server.await_log("draining")
     server.send(signal.SIGINT)  # A moment later it is the same request.
-    time.sleep(requests.SAME_REQUEST_S)
+    time.sleep(requests.SAME_REQUEST_S)  # The time after which another signal is another request.
     assert server.is_alive
     started = time.monotonic()
 
@@ -199,7 +200,7 @@ def test_a_second_signal_ends_a_worker_at_once(rig: Rig) -> None:
     worker.send(signal.SIGTERM)
     worker.await_log("draining")
     worker.send(signal.SIGINT)  # A moment later it is the same request.
-    time.sleep(requests.SAME_REQUEST_S)
+    time.sleep(requests.SAME_REQUEST_S)  # The time after which another signal is another request.
     assert worker.is_alive
     started = time.monotonic()
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from system_install import Installed
 from system_networks import SERVER, Network
-from system_rig import Rig, Running, ServerProcess, await_true, lines_of
+from system_rig import Rig, Running, ServerProcess, lines_of
+from waits import await_true
 
 COMMAND_S = 7.0  # Within which a command is answered over a new connection,
 WAIT_S = 11.0  # and a wait.

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from system_proxy import Proxy
-from system_rig import Rig, ServerProcess, await_true, lines_of
+from system_rig import Rig, ServerProcess, lines_of
+from waits import await_true
 
 COMMAND_S = 7.0  # Within which a command is answered over a new connection,
 WAIT_S = 11.0  # and a wait.

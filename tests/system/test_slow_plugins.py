@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from system_install import Installed, Wheels, write_package
-from system_rig import Rig, Running, await_true, lines_of
+from system_rig import Rig, Running, lines_of
+from waits import await_true
 
 from givalia_core import Client
 

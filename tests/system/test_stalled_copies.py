@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from system_proxy import Proxy
-from system_rig import Rig, await_true
+from system_rig import Rig
 from system_wire import WAIT_S, Framed, answers
+from waits import await_true
 
 from givalia_core import Client, DuplicateKey, NotFound, WrongState
 from givalia_core.client.server_clock import ServerClock

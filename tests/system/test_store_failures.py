@@ -14,8 +14,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from system_rig import Rig, await_true
+from system_rig import Rig
 from system_wire import Framed, answers, enq
+from waits import await_true
 
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.sqlite import disk

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 from system_install import Installed, Wheels, write_package
-from system_rig import Rig, Running, await_true, free_port, lines_of
+from system_rig import Rig, Running, free_port, lines_of
+from waits import await_true
 
 from givalia_core import JobCancelled, JobFailed
 from givalia_core.cli import requests
@@ -25,13 +26,15 @@ def family(worker: Running) -> list[psutil.Process]:
 
 
 def left_of(processes: list[psutil.Process], seconds: float = 1.0) -> list[psutil.Process]:
-    """Those that have not ended in the time given; whoever has ended and lost its parent may wait for somebody to notice."""
-    _, alive = psutil.wait_procs(processes, 0)
-    deadline = time.monotonic() + seconds
-    while alive and time.monotonic() < deadline:
-        time.sleep(0.01)
-        alive = [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    return alive
+    """Return those that have not ended in the given time; a zombie has ended."""
+    psutil.wait_procs(processes, 0)
+
+    def alive() -> list[psutil.Process]:
+        return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+    with contextlib.suppress(AssertionError):
+        await_true(lambda: not alive(), "they end", seconds, 0.01)
+    return alive()
 
 
 def shown(rig: Rig, **wanted: Any) -> list[dict[str, Any]]:
@@ -220,7 +223,7 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_processes_with_it(rig: Ri
     left = family(worker)
     worker.send(signal.SIGTERM)
     worker.await_log("draining")
-    time.sleep(requests.SAME_REQUEST_S)
+    time.sleep(requests.SAME_REQUEST_S)  # The time after which another signal is another request.
 
     worker.send(signal.SIGTERM)
 
@@ -305,7 +308,7 @@ def test_a_worker_reloads_without_losing_or_doubling_a_job(rig: Rig) -> None:
     )
 
     for number in range(1, 11):
-        time.sleep(max(started + 2 * number - time.monotonic(), 0))
+        time.sleep(max(started + 2 * number - time.monotonic(), 0))  # The pace of the reloads.
         worker.send(signal.SIGHUP)
 
     for job in jobs:
