@@ -148,7 +148,7 @@ def _settings(kind: type) -> str:
     hints = get_type_hints(kind)
     rows = []
     for each in fields(kind):
-        flags = common._FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
+        flags = common.FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
         rows.append(
             (
                 f"`{each.name}`",
@@ -174,7 +174,7 @@ def _verb(name: str, verb: Verb) -> str:
     parser = argparse.ArgumentParser(prog=name, add_help=False)
     verb.arguments(parser)
     rows = []
-    for action in parser._actions:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them.
         shown = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest.upper()}`"
         choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
         rows.append((shown, "; ".join(part for part in (action.help or "", choices) if part)))
@@ -277,8 +277,8 @@ def alerts() -> str:
 
 
 def restart() -> str:
-    """Which settings of each program a reload does not take over."""
-    fixed = (("givalia-server", app._FIXED), ("givalia-worker", supervisor._FIXED))
+    """Return the settings of each program that a reload does not take over."""
+    fixed = (("givalia-server", app._FIXED), ("givalia-worker", supervisor._FIXED))  # noqa: SLF001 - Only this page needs them.
     return _table(("program", "settings"), [(f"`{name}`", ", ".join(f"`{each}`" for each in names)) for name, names in fixed])
 
 

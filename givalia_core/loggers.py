@@ -17,7 +17,7 @@ __builtins__ = BUILTINS
 _OURS: Final = tuple(map(getLogger, ("givalia", "givalia.job", "givalia.worker", "givalia.hooks")))
 _PARTS: Final = ("_logRecordFactory", "_loggerClass", "lastResort", "raiseExceptions")
 """The names in `logging` that its own functions replace."""
-_caches: Final[dict[Any, bool]] = root._cache  # type: ignore[attr-defined]
+_caches: Final[dict[Any, bool]] = root._cache  # type: ignore[attr-defined]  # noqa: SLF001 - Only it shows each `setLevel`.
 _SEEN: Final = "givalia"
 """A mark in the root logger's cache of levels: `setLevel` of any logger clears all caches."""
 

@@ -34,7 +34,7 @@ NOT_RUN_ADVICE: Final = "let process be a plain function, and run async code in 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
 
-class Retry(Exception):
+class Retry(Exception):  # noqa: N818 - Job code reads `raise Retry(...)`.
     """Raised by job code: this attempt failed; try again after `after` (seconds or a `timedelta`; None: the backoff)."""
 
     def __init__(self, message: str = "the job asked for another attempt", *, after: Length | None = None) -> None:
@@ -42,7 +42,7 @@ class Retry(Exception):
         self.after_us = None if after is None else length_to_us(after, "after")
 
 
-class Fail(Exception):
+class Fail(Exception):  # noqa: N818 - Job code reads `raise Fail(...)`.
     """Raised by job code: this job cannot succeed, so it is not tried again. It ends dead, with the message as its error."""
 
 
@@ -81,7 +81,7 @@ class _Late:
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self
-        return instance.__dict__.setdefault(self._name, getattr(instance._run, self._name))
+        return instance.__dict__.setdefault(self._name, getattr(instance._run, self._name))  # noqa: SLF001 - A WorkModule's.
 
 
 class WorkModule:

@@ -75,7 +75,7 @@ class StrayErrors:
 
     # The hooks of Python and gevent.
 
-    def in_greenlet(self, context: object, kind: Any, error: Any, trace: Any) -> None:
+    def in_greenlet(self, _context: object, kind: Any, error: Any, trace: Any) -> None:
         if self._spawn is not None:  # The caller may be the loop, which cannot wait for the lock of a handler.
             self._spawn(self._say, "a greenlet has ended with", kind, error, trace)
 

@@ -315,7 +315,7 @@ class _Inside:
     @contextlib.contextmanager
     def _unlocked(self) -> Iterator[None]:
         depth = 0
-        while self._lock._is_owned():  # type: ignore[attr-defined]
+        while self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - RLock has no public question for it.
             self._lock.release()
             depth += 1
         try:

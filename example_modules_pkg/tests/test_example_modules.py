@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from givalia_core import Fail, Retry, WorkModule
@@ -71,7 +71,7 @@ class Receiver(HTTPServer):
     """Answers each POST with `status` and `headers`, and remembers what came."""
 
     status = 200
-    headers: dict[str, str] = {}
+    headers: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

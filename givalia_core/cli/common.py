@@ -31,7 +31,7 @@ exit codes: 0 done; 1 the job failed or was cancelled (--wait); 64 usage or bad 
 76 protocol versions differ; 77 not allowed; 78 settings cannot be used; 130 Ctrl+C. docs/errors.md has them all."""
 
 # The flags of 2012, and short ones.
-_FLAGS: Final[dict[str, tuple[str, ...]]] = {
+FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "port": ("-p", "--mainport", "--port"),
     "worker_port": ("-w", "--workerport", "--worker-port"),
     "master": ("-m", "--master"),
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 class Once(argparse.Action):
     """Stores the value of an argument and refuses a second one; argparse would drop the first silently."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest, None) is not None:
             raise BadRequest(f"{option_string}: there is a {self.dest.replace('_', ' ')} already; give one")
         setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
@@ -101,7 +101,7 @@ def add_settings(to: argparse.ArgumentParser, kind: type) -> None:
     """Add a flag for each setting, without a default: the value may come from the environment or the file."""
     hints = get_type_hints(kind)
     for each in fields(kind):
-        flags = _FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
+        flags = FLAGS.get(each.name, ("--" + each.name.replace("_", "-"),))
         shown = f" [{written(each, hints[each.name])}]" if each.default not in ("", False) else ""
         words = each.metadata["help"].replace("%", "%%") + shown
         if hints[each.name] is bool:

@@ -62,9 +62,9 @@ def script(shell: str | None) -> str:
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """Yield all arguments of a parser and of its verbs."""
-    for action in parser._actions:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them.
         yield action
-        if isinstance(action, argparse._SubParsersAction):
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - Nor a public class.
             for under in action.choices.values():
                 yield from _actions(under)
 

@@ -31,11 +31,11 @@ END_S: Final = 20.0
 COLOURS: Final = {"demo": "36", "server": "33", "worker": "32"}
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(_: argparse.ArgumentParser) -> None:
     """Add nothing: the demo has no arguments."""
 
 
-def act(client: Client, given: argparse.Namespace) -> None:
+def act(_: Client, __: argparse.Namespace) -> None:
     """Run the demo; raise `NotFound` if the example package is not installed."""
     found = modules_room.discover().get(MODULE)
     if found is None:

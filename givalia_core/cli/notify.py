@@ -103,5 +103,5 @@ class Notifier:
                 sock.send(message)
         except OSError as error:
             if not self._is_unheard:
-                log.warning("the service manager cannot be told what it asked for: %s", error)
+                log.warning("the service manager cannot be reached: %s", error)
             self._is_unheard = True

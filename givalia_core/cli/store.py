@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="URL of the store; without it, the server's setting")
 
 
-def act(client: Client, given: argparse.Namespace) -> None:
+def act(_: Client, given: argparse.Namespace) -> None:
     """Open the store, which no running server may have open, and carry out the action."""
     if given.what in _WITHOUT_FILE and (given.file or given.force):
         raise BadRequest(f"{given.what} takes no FILE and no --force")

@@ -9,7 +9,7 @@ import time
 from givalia_core import WorkModule
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - It is no error: the job was asked to stop.
     """The job ended early because it was asked to stop."""
 
 

@@ -320,7 +320,8 @@ def test_two_plugins_and_many_starts_make_one_handler(lines: Lines) -> None:
     assert len(lines()) == before + 1
 
 
-def test_other_handlers_and_structlog_itself_stay_as_they_were(err: Written) -> None:
+@pytest.mark.usefixtures("err")
+def test_other_handlers_and_structlog_itself_stay_as_they_were() -> None:
     configured = structlog.get_config()
     others = io.StringIO()
     other = logging.StreamHandler(others)
@@ -348,7 +349,8 @@ def test_givalias_own_handler_is_given_the_format_instead_of_a_second_line(err: 
     assert [line["event"] for line in shown] == ["server started", "listening"]
 
 
-def test_a_level_that_somebody_chose_for_the_logger_is_kept(err: Written) -> None:
+@pytest.mark.usefixtures("err")
+def test_a_level_that_somebody_chose_for_the_logger_is_kept() -> None:
     logging.getLogger("givalia").setLevel(logging.ERROR)
     Hooks([Logging()]).call("server_started", server=SimpleNamespace())
     assert logging.getLogger("givalia").level == logging.ERROR

@@ -234,7 +234,7 @@ def test_a_server_that_cannot_answer_costs_its_counts_and_nothing_else() -> None
 def test_plugins_that_raise_are_seen() -> None:
     class Broken:
         @hookimpl
-        def on_enq(self, job: JobView) -> None:
+        def on_enq(self) -> None:
             raise SystemExit
 
     plugin = Prometheus()
@@ -465,9 +465,8 @@ def test_on_a_worker_the_listener_holds_up_no_job(monkeypatch: pytest.MonkeyPatc
     assert done.returncode == 0, done.stderr
 
 
-def test_a_scrape_does_not_wait_for_the_thread_that_calls_the_hooks(
-    monkeypatch: pytest.MonkeyPatch, closings: list[threading.Thread]
-) -> None:
+@pytest.mark.usefixtures("closings")
+def test_a_scrape_does_not_wait_for_the_thread_that_calls_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIVALIA_PROMETHEUS_PORT", "0")
     plugin = Prometheus()
     server = FakeServer()

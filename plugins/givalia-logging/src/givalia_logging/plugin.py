@@ -139,7 +139,7 @@ class Logging:
         self._log.info("worker started", act="worker_started", worker=self._worker, pid=os.getpid())
 
     @hookimpl
-    def worker_stopping(self, worker: Any) -> None:
+    def worker_stopping(self) -> None:
         self._log.info("worker stopping", act="worker_stopping", worker=self._worker, pid=os.getpid())
 
 

@@ -67,7 +67,7 @@ class Listener:
         if self.port is not None:
             forks.detach(self._http.fileno())
             # On a worker the listener is a greenlet, which the fork has, too. `shutdown` would wait for it.
-            self._http._BaseServer__shutdown_request = True
+            self._http._BaseServer__shutdown_request = True  # noqa: SLF001 - The public way waits.
             self.port = None
 
     def close(self) -> threading.Thread:
