@@ -23,7 +23,7 @@ from givalia_core.cli import common
 from givalia_core.cli.main import VERBS, Verb
 from givalia_core.clock import SECOND_US
 from givalia_core.model import TRANSITIONS, JobState
-from givalia_core.protocol import frames, lines, messages, session
+from givalia_core.protocol import frames, line_session, lines, messages, session
 from givalia_core.protocol.messages import CLIENT_KINDS, TABLE, WORKER_KINDS, Kind
 from givalia_core.server import app, connection
 from givalia_core.settings import PREFIX, TABLES
@@ -246,7 +246,7 @@ def limits() -> str:
         ("a line of 2012, without its end", _bytes(lines.LINE_BYTES_MAX), "answered, closed"),
         ("depth of a line's JSON", str(lines.DEPTH_MAX), "answered"),
         ("characters of a number in it", str(lines.NUMBER_CHARS_MAX), "answered"),
-        ("lines in a row that are not JSON", str(session.MALFORMED_LINES_MAX), "answered, closed"),
+        ("lines in a row that are not JSON", str(line_session.MALFORMED_LINES_MAX), "answered, closed"),
     )
     return _table(("what", "at most", "beyond it"), rows)
 
