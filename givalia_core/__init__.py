@@ -13,8 +13,9 @@ from givalia_core.version import __version__
 # store, and the command line must handle Ctrl+C before slow imports.
 _HOMES = {
     "givalia_core.client": ("Client", "JobHandle"),
-    "givalia_core.client.acts": ("Acted",),
-    "givalia_core.client.async_client": ("AsyncClient", "AsyncJobHandle"),
+    "givalia_core.client.async_client": ("AsyncClient",),
+    "givalia_core.client.filters": ("Acted",),
+    "givalia_core.client.handles": ("AsyncJobHandle",),
     "givalia_core.errors": (
         "BadRequest", "Busy", "ConnectionLost", "DuplicateKey", "GivaliaError", "JobCancelled", "JobFailed", "NotFound",
         "PartlyRefused", "ResultLost", "SettingsInvalid", "ShuttingDown", "Stale", "StoreFull", "TooLarge", "Unauthorized",
@@ -41,8 +42,9 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from givalia_core.client import Client, JobHandle
-    from givalia_core.client.acts import Acted
-    from givalia_core.client.async_client import AsyncClient, AsyncJobHandle
+    from givalia_core.client.async_client import AsyncClient
+    from givalia_core.client.filters import Acted
+    from givalia_core.client.handles import AsyncJobHandle
     from givalia_core.errors import (
         BadRequest,
         Busy,

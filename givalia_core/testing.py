@@ -22,15 +22,14 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgpack
 
-from givalia_core.client import talk
-from givalia_core.client.carrier import Carrier, OnProgress
 from givalia_core.client.client import Client
-from givalia_core.client.slot import FOREVER_S
-from givalia_core.client.talk import Call
+from givalia_core.client.commands import pack_params
+from givalia_core.client.delivery import read_answers
+from givalia_core.client.pending import FOREVER_S, OnProgress, Pending
 from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
 from givalia_core.engine.records import Effect, Hook, Reply, Tell
-from givalia_core.errors import WaitTimeout
+from givalia_core.errors import GivaliaError, WaitTimeout
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
@@ -40,7 +39,7 @@ from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop, item
 from givalia_core.store import Memory
-from givalia_core.times import Length, length_to_seconds, length_to_us
+from givalia_core.times import Length, length_to_us
 from givalia_core.views import Outcome, text_id
 from givalia_core.worker.inside.pipeline import Attempt, execute
 
@@ -77,7 +76,7 @@ def run(
     plugins: Sequence[object] = (),
 ) -> Ran:
     """Run one attempt of a module here and now; what it raises is in the outcome, never raised."""
-    dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=talk.pack_params(params))
+    dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=pack_params(params))
     said: list[Any] = []
     attempt_ = _attempt(work, dispatch, Hooks(plugins), said.append)
     attempt_.is_cancelled = cancelled
@@ -116,10 +115,7 @@ class Queue(Client):
         self._inside = _Inside(modules, Hooks(plugins))
         self.clock = self._inside.clock
         self.ran = self._inside.ran
-
-    @property
-    def _exchange(self) -> Carrier:
-        return self._inside
+        self._transport = self._inside
 
     @classmethod
     def from_settings(cls, *_: Any, **__: Any) -> Self:
@@ -152,7 +148,7 @@ class _Inside:
         self.ran: list[Ran] = []
         self._modules = dict(modules)
         self._hooks = hooks
-        self._requests = count(1)
+        self._numbers = count(1)
         self._asked: dict[int, OnProgress | None] = {}  # By request, what has not been answered.
         self._answered: dict[int, list[Item]] = {}
         self._attempts: dict[int, Attempt] = {}  # By fence, those that run: a job may let others run while it asks something.
@@ -179,48 +175,51 @@ class _Inside:
 
     # What a client asks of its carrier.
 
-    def ask(self, call: Call[T], timeout: Length | None = None, on_progress: OnProgress | None = None) -> T:
+    def ask(self, request: Pending[T], on_progress: OnProgress | None = None) -> T:
         """Return the answer to one command; while it waits for a job's end, time passes."""
         with self._lock:
-            request = self._send(call, on_progress)
-            if call.waits and request not in self._answered:
-                self._await(request, timeout)
-            return talk.only(call, self._read(call, request))
+            number = self._send(request, on_progress)
+            if request.waits and number not in self._answered:
+                self._await(number, request.timeout_s)
+            (answer,) = self._read(request, number)
+        if isinstance(answer, GivaliaError):
+            raise answer
+        answered: T = answer
+        return answered
 
-    def several(self, calls: Iterable[Call[Any]]) -> list[Any]:
-        """Return the answers to many calls, in order."""
+    def several(self, requests: Iterable[Pending[Any]]) -> list[Any]:
+        """Return the answers to many requests, in order."""
         with self._lock:
-            return [answer for call in calls for answer in self._read(call, self._send(call))]
+            return [answer for request in requests for answer in self._read(request, self._send(request))]
 
     def close(self) -> None:
         """Nothing to close: the jobs stay in this object until it goes."""
 
-    def _send(self, call: Call[Any], on_progress: OnProgress | None = None) -> int:
-        request = next(self._requests)
-        self._asked[request] = on_progress
-        asked = [messages.check(call.kind, list(fields), payload) for fields, payload in call.items]
-        self._turn(Asked(_USER, request, call.kind, asked))
-        return request
+    def _send(self, request: Pending[Any], on_progress: OnProgress | None = None) -> int:
+        number = next(self._numbers)
+        self._asked[number] = on_progress
+        asked = [messages.check(request.kind, list(fields), payload) for fields, payload in request.items]
+        self._turn(Asked(_USER, number, request.kind, asked))
+        return number
 
-    def _read(self, call: Call[Any], request: int) -> list[Any]:
+    def _read(self, request: Pending[Any], number: int) -> list[Any]:
         # As a client has them from the wire.
-        answers = [(msgpack.unpackb(msgpack.packb(fields)), payload) for fields, payload in self._answered.pop(request)]
-        return talk.read_answers(call, answers)
+        answers = [(msgpack.unpackb(msgpack.packb(fields)), payload) for fields, payload in self._answered.pop(number)]
+        return read_answers(request, answers)
 
-    def _await(self, request: int, timeout: Length | None) -> None:
-        """Let time pass until the request is answered.
+    def _await(self, number: int, timeout_s: float | None) -> None:
+        """Let time pass until the request of this number is answered.
 
         Raises:
             WaitTimeout: The time is over, or nothing that is to come can answer it.
         """
-        timeout_s = FOREVER_S if timeout is None else max(length_to_seconds(timeout, "timeout"), 0.0)
-        left_us = round(timeout_s * SECOND_US) if timeout_s < FOREVER_S else None
-        while request not in self._answered:
+        left_us = round(timeout_s * SECOND_US) if timeout_s is not None and timeout_s < FOREVER_S else None
+        while number not in self._answered:
             due_us = self._next_due_us()
             if due_us is None and self._waits_for_another_thread():
                 continue
             if (due_us if left_us is None else left_us or None) is None:
-                del self._asked[request]
+                del self._asked[number]
                 why = "nothing is due that could end the job" if left_us is None else f"{timeout_s:g} s have passed"
                 raise WaitTimeout(f"the job has not ended: {why}")
             step_us = min(each for each in (due_us, left_us) if each is not None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from givalia_core.cli import endings, filters, show
-from givalia_core.client.acts import Acted
+from givalia_core.client.filters import Acted
 from givalia_core.errors import BadRequest, ConnectionLost, PartlyRefused
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from givalia_core.cli import endings, moving, show
-from givalia_core.client import Client, copying
+from givalia_core.client import Client, backup
 from givalia_core.errors import BadRequest, ConnectionLost, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
 from givalia_core.store.base import CopyPart
@@ -66,7 +66,7 @@ def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[Co
     receiver = Receiver(making)
     try:
         got_bytes = 0
-        for told in copying.parts(client):
+        for told in backup.parts(client):
             part = CopyPart(*told)
             receiver.add(part)
             got_bytes += len(part.payload)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from givalia_core.cli import acting, common, moments, several, show, unknown, waiting
 from givalia_core.cli.several import Ask, Shown
 from givalia_core.client import Client, JobHandle
-from givalia_core.client.acts import Acted
+from givalia_core.client.filters import Acted
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
 from givalia_core.printable import printable

@@ -3,64 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from datetime import datetime
 from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import acts, reading, talk, verbs
-from givalia_core.client.acts import Acted, Run
-from givalia_core.client.async_exchange import AsyncExchange, OnProgress
+from givalia_core.client import commands, filters, listing, many
+from givalia_core.client.async_transport import AsyncTransport
+from givalia_core.client.commands import Command
+from givalia_core.client.filters import Acted, PagedAct
+from givalia_core.client.handles import AsyncJobHandle, as_method, makes_async
+from givalia_core.client.listing import PagedList
 from givalia_core.client.many import Many
+from givalia_core.client.pending import OnProgressAwaited
 from givalia_core.client.servers import Located
-from givalia_core.client.talk import Call
-from givalia_core.client.ticket import Handle, Ticket
-from givalia_core.client.verbs import Pages
-from givalia_core.errors import GivaliaError, NotFound, WrongState
-from givalia_core.times import Instant, Length
-from givalia_core.views import Status
+from givalia_core.errors import NotFound, WrongState
+from givalia_core.times import Length
+from givalia_core.views import Status, wire_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class AsyncJobHandle(Handle):
-    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it as coroutines."""
-
-    def __init__(self, exchange: AsyncExchange, ticket: Ticket) -> None:
-        super().__init__(ticket)
-        self._exchange = exchange
-
-    async def stat(self) -> Status:
-        """Ask about it."""
-        return await self._exchange.ask(verbs.stat(id=self.id))
-
-    async def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
-        """Move its due; see `AsyncClient.ext`."""
-        self.due = await self._exchange.ask(verbs.ext(id=self.id, time=time, at=at))
-        return self.due
-
-    async def cancel(self, *, running: bool = False) -> str:
-        """Call it off; see `AsyncClient.cancel`."""
-        return await self._exchange.ask(verbs.cancel(id=self.id, running=running))
-
-    async def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
-        """The job's result, with the promises and the errors of `JobHandle.wait`.
-
-        Args:
-            timeout: As in `JobHandle.wait`.
-            progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
-                it takes its time, only the newest report is kept. What it raises ends the waiting.
-        """
-        return await _waited_for(self._exchange, self.id, timeout, progress)
-
-
-async def _waited_for(exchange: AsyncExchange, job_id: str | None, timeout: Length | None, progress: OnProgress | None) -> Any:
-    if talk.is_poll(timeout):
-        talk.check_ended(await exchange.ask(talk.stat(None, job_id), talk.POLL_S))
-        timeout = talk.POLL_S
-    return await exchange.ask(talk.wait(job_id, progress=progress is not None), timeout, progress)
-
 
 Handles: TypeAlias = list[AsyncJobHandle]  # `AsyncClient.list` is a verb, so inside the class the type needs another name.
 
@@ -71,55 +32,46 @@ async def _heard(answer: object) -> None:
         await answer
 
 
-def _asks(verb: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """A coroutine method that waits for a verb's answer and returns it."""
+def _asks(command: Command[P, T]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """Return a coroutine method that sends this command and returns the answer."""
 
     async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> T:
-        return await self._exchange.ask(verb(*args, **options))
+        return await self._transport.ask(command.ask(command.make(*args, **options)))
 
-    return verbs.as_method(method, verb)
-
-
-def _makes(verb: Callable[P, Call[Ticket]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncJobHandle]]:
-    """The same for one whose answer is a job: it returns a handle."""
-
-    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncJobHandle:
-        return AsyncJobHandle(self._exchange, await self._exchange.ask(verb(*args, **options)))
-
-    return verbs.as_method(method, verb)
+    return as_method(method, command.make)
 
 
 def _asks_many(
     verb: Callable[P, Many[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, list[T | NotFound | WrongState]]]:
-    """The same for one of many commands: it returns an answer for each."""
+    """Return a coroutine method that sends many commands and returns an answer for each."""
 
     async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> list[T | NotFound | WrongState]:
-        many = verb(*args, **options)
-        return many.finish([answer async for part in self._exchange.several(many.calls) for answer in part])
+        asked = verb(*args, **options)
+        return asked.finish([answer async for part in self._transport.several(asked.requests) for answer in part])
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Status]]:
-    """The same for a listing: it returns an asynchronous iterator that asks for each page when it comes to it."""
+def _lists(verb: Callable[P, PagedList]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Status]]:
+    """Return a method that returns an asynchronous iterator, which asks for each page when it comes to it."""
 
     def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[Status]:
         return self._pages(verb(*args, **options))
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Acted]]:
-    """The same for an act by filter: it asks for page after page."""
+def _acts(verb: Callable[P, PagedAct]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Acted]]:
+    """Return a coroutine method that acts by filter, page after page."""
 
     async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> Acted:
-        return await self._run(verb(*args, **options))
+        return await self._act(verb(*args, **options))
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-class AsyncClient(Located[AsyncExchange]):
+class AsyncClient(Located[AsyncTransport]):
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
     It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; lost answers
@@ -131,7 +83,7 @@ class AsyncClient(Located[AsyncExchange]):
         BadRequest: An address that is none, or `resend` is no length.
     """
 
-    _make = AsyncExchange
+    _make = AsyncTransport
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -143,59 +95,56 @@ class AsyncClient(Located[AsyncExchange]):
 
     async def close(self) -> None:
         """Close the connection. Calls under way raise `ConnectionLost`; jobs are not touched."""
-        await self._exchange.close()
+        await self._transport.close()
 
-    # What each takes, means and raises is said in `verbs`.
+    # `commands`, `many` and `filters` say what each takes, means and raises.
 
-    enq = _makes(verbs.enq)
-    stat = _asks(verbs.stat)
-    cancel = _asks(verbs.cancel)
-    ext = _asks(verbs.ext)
-    stat_many = _asks_many(verbs.stat_many)
-    cancel_many = _asks_many(verbs.cancel_many)
-    ext_many = _asks_many(verbs.ext_many)
-    requeue = _makes(verbs.requeue)
-    requeue_many = _asks_many(verbs.requeue_many)
-    resume = _asks(verbs.resume)
-    info = _asks(verbs.info)
-    modules = _asks(verbs.modules)
-    workers = _asks(verbs.workers)
+    enq = makes_async(commands.ENQ)
+    stat = _asks(commands.STAT)
+    cancel = _asks(commands.CANCEL)
+    ext = _asks(commands.EXT)
+    stat_many = _asks_many(many.stat_many)
+    cancel_many = _asks_many(many.cancel_many)
+    ext_many = _asks_many(many.ext_many)
+    requeue = makes_async(commands.REQUEUE)
+    requeue_many = _asks_many(many.requeue_many)
+    resume = _asks(commands.RESUME)
+    info = _asks(commands.INFO)
+    modules = _asks(commands.MODULES)
+    workers = _asks(commands.WORKERS)
 
     async def wait(
         self,
         id: str | None = None,
         timeout: Length | None = None,
-        progress: OnProgress | None = None,
+        progress: OnProgressAwaited | None = None,
         *,
         key: str | None = None,
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
-        job_id = id if key is None else (await self.stat(key, id=id)).id
-        return await _waited_for(self._exchange, job_id, timeout, progress)
+        job = commands.id_of(id) if key is None else wire_id((await self.stat(key, id=id)).id)
+        return await AsyncJobHandle(self._transport, job, None).wait(timeout, progress)
 
     async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once; see `Client.enq_many`."""
-        calls, keys = talk.enq_many(jobs)
-        answers = [answer async for part in self._exchange.several(calls) for answer in part]
-        return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
+        enqueued = many.enq_many(jobs)
+        answers = [answer async for part in self._transport.several(enqueued.requests) for answer in part]
+        return enqueued.handles(AsyncJobHandle, self._transport, answers)
 
-    def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> AsyncJobHandle | GivaliaError:
-        return answer if isinstance(answer, GivaliaError) else AsyncJobHandle(self._exchange, verbs.ticket(answer, key))
-
-    async def _pages(self, pages: Pages) -> AsyncIterator[Status]:
+    async def _pages(self, pages: PagedList) -> AsyncIterator[Status]:
         while not pages.is_over:
-            for status in pages.take(await self._exchange.ask(pages.call())):
+            for status in pages.take(await self._transport.ask(pages.ask())):
                 yield status
 
-    async def _run(self, run: Run) -> Acted:
+    async def _act(self, act: PagedAct) -> Acted:
         acted = Acted()
-        await _heard(run.tell())
-        while not run.is_over:
-            acted = run.take(await self._exchange.ask(run.call()))
-            await _heard(run.tell())
+        await _heard(act.tell())
+        while not act.is_over:
+            acted = act.take(await self._transport.ask(act.ask()))
+            await _heard(act.tell())
         return acted
 
-    list = _lists(verbs.list_)
-    cancel_all = _runs(acts.cancel_all)
-    ext_all = _runs(acts.ext_all)
-    requeue_all = _runs(acts.requeue_all)
+    list = _lists(listing.list_)
+    cancel_all = _acts(filters.cancel_all)
+    ext_all = _acts(filters.ext_all)
+    requeue_all = _acts(filters.requeue_all)

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import acts, reading, talk, verbs
-from givalia_core.client.acts import Acted, Run
-from givalia_core.client.carrier import Carrier, OnProgress
-from givalia_core.client.exchange import Exchange
-from givalia_core.client.handle import JobHandle, waited_for
+from givalia_core.client import commands, filters, listing, many
+from givalia_core.client.commands import Command
+from givalia_core.client.filters import Acted, PagedAct
+from givalia_core.client.handles import JobHandle, as_method, makes
+from givalia_core.client.listing import PagedList
 from givalia_core.client.many import Many
+from givalia_core.client.pending import OnProgress, Transport
 from givalia_core.client.servers import Located
-from givalia_core.client.talk import Call
-from givalia_core.client.ticket import Ticket
-from givalia_core.client.verbs import Pages
-from givalia_core.errors import GivaliaError, NotFound, WrongState
+from givalia_core.client.transport import BlockingTransport
+from givalia_core.errors import NotFound, WrongState
 from givalia_core.times import Length
-from givalia_core.views import Status
+from givalia_core.views import Status, wire_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,53 +25,44 @@ T = TypeVar("T")
 Handles: TypeAlias = list[JobHandle]  # `Client.list` is a verb, so inside the class the type needs another name.
 
 
-def _asks(verb: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
-    """A method that waits for a verb's answer and returns it."""
+def _asks(command: Command[P, T]) -> Callable[Concatenate[Client, P], T]:
+    """Return a method that sends this command and returns the answer."""
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> T:
-        return self._exchange.ask(verb(*args, **options))
+        return self._transport.ask(command.ask(command.make(*args, **options)))
 
-    return verbs.as_method(method, verb)
-
-
-def _makes(verb: Callable[P, Call[Ticket]]) -> Callable[Concatenate[Client, P], JobHandle]:
-    """The same for one whose answer is a job: it returns a handle."""
-
-    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> JobHandle:
-        return JobHandle(self._exchange, self._exchange.ask(verb(*args, **options)))
-
-    return verbs.as_method(method, verb)
+    return as_method(method, command.make)
 
 
 def _asks_many(verb: Callable[P, Many[T]]) -> Callable[Concatenate[Client, P], list[T | NotFound | WrongState]]:
-    """The same for one of many commands: it returns an answer for each."""
+    """Return a method that sends many commands and returns an answer for each."""
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> list[T | NotFound | WrongState]:
-        many = verb(*args, **options)
-        return many.finish(self._exchange.several(many.calls))
+        asked = verb(*args, **options)
+        return asked.finish(self._transport.several(asked.requests))
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-def _lists(verb: Callable[P, Pages]) -> Callable[Concatenate[Client, P], Iterator[Status]]:
-    """The same for a listing: it returns an iterator that asks for each page when it comes to it."""
+def _lists(verb: Callable[P, PagedList]) -> Callable[Concatenate[Client, P], Iterator[Status]]:
+    """Return a method that returns an iterator, which asks for each page when it comes to it."""
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Iterator[Status]:
         return self._pages(verb(*args, **options))
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-def _runs(verb: Callable[P, Run]) -> Callable[Concatenate[Client, P], Acted]:
-    """The same for an act by filter: it asks for page after page."""
+def _acts(verb: Callable[P, PagedAct]) -> Callable[Concatenate[Client, P], Acted]:
+    """Return a method that acts by filter, page after page."""
 
     def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Acted:
-        return self._run(verb(*args, **options))
+        return self._act(verb(*args, **options))
 
-    return verbs.as_method(method, verb)
+    return as_method(method, verb)
 
 
-class Client(Located[Carrier]):
+class Client(Located[Transport]):
     """Talks to one server, or to one of several that share a store; thread-safe, and good under gevent, patched or not.
 
     Args:
@@ -92,7 +82,7 @@ class Client(Located[Carrier]):
         BadRequest: An address that is none, or `resend` is no length.
     """
 
-    _make = Exchange
+    _make = BlockingTransport
 
     def __enter__(self) -> Client:
         return self
@@ -102,23 +92,23 @@ class Client(Located[Carrier]):
 
     def close(self) -> None:
         """Close the connection. Calls under way raise `ConnectionLost`; jobs are not touched."""
-        self._exchange.close()
+        self._transport.close()
 
-    # What each takes, means and raises is said in `verbs`.
+    # `commands`, `many` and `filters` say what each takes, means and raises.
 
-    enq = _makes(verbs.enq)
-    stat = _asks(verbs.stat)
-    cancel = _asks(verbs.cancel)
-    ext = _asks(verbs.ext)
-    stat_many = _asks_many(verbs.stat_many)
-    cancel_many = _asks_many(verbs.cancel_many)
-    ext_many = _asks_many(verbs.ext_many)
-    requeue = _makes(verbs.requeue)
-    requeue_many = _asks_many(verbs.requeue_many)
-    resume = _asks(verbs.resume)
-    info = _asks(verbs.info)
-    modules = _asks(verbs.modules)
-    workers = _asks(verbs.workers)
+    enq = makes(commands.ENQ)
+    stat = _asks(commands.STAT)
+    cancel = _asks(commands.CANCEL)
+    ext = _asks(commands.EXT)
+    stat_many = _asks_many(many.stat_many)
+    cancel_many = _asks_many(many.cancel_many)
+    ext_many = _asks_many(many.ext_many)
+    requeue = makes(commands.REQUEUE)
+    requeue_many = _asks_many(many.requeue_many)
+    resume = _asks(commands.RESUME)
+    info = _asks(commands.INFO)
+    modules = _asks(commands.MODULES)
+    workers = _asks(commands.WORKERS)
 
     def wait(
         self,
@@ -129,8 +119,8 @@ class Client(Located[Carrier]):
         key: str | None = None,
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
-        job_id = id if key is None else (self.stat(key, id=id)).id
-        return waited_for(self._exchange, job_id, timeout, progress)
+        job = commands.id_of(id) if key is None else wire_id(self.stat(key, id=id).id)
+        return JobHandle(self._transport, job, None).wait(timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.
@@ -141,26 +131,22 @@ class Client(Located[Carrier]):
             PartlyRefused: Some were refused; `.answers` holds a handle or an error for each. The others stand.
             BadRequest, TooLarge: One cannot be sent at all. Nothing was.
         """
-        calls, keys = talk.enq_many(jobs)
-        answers = self._exchange.several(calls)
-        return talk.all_taken([self._handle(answer, key) for answer, key in zip(answers, keys, strict=True)])
+        enqueued = many.enq_many(jobs)
+        return enqueued.handles(JobHandle, self._transport, self._transport.several(enqueued.requests))
 
-    def _pages(self, pages: Pages) -> Iterator[Status]:
+    def _pages(self, pages: PagedList) -> Iterator[Status]:
         while not pages.is_over:
-            yield from pages.take(self._exchange.ask(pages.call()))
+            yield from pages.take(self._transport.ask(pages.ask()))
 
-    def _handle(self, answer: reading.Enqueued | GivaliaError, key: str | None) -> JobHandle | GivaliaError:
-        return answer if isinstance(answer, GivaliaError) else JobHandle(self._exchange, verbs.ticket(answer, key))
-
-    def _run(self, run: Run) -> Acted:
+    def _act(self, act: PagedAct) -> Acted:
         acted = Acted()
-        run.tell()
-        while not run.is_over:
-            acted = run.take(self._exchange.ask(run.call()))
-            run.tell()
+        act.tell()
+        while not act.is_over:
+            acted = act.take(self._transport.ask(act.ask()))
+            act.tell()
         return acted
 
-    list = _lists(verbs.list_)
-    cancel_all = _runs(acts.cancel_all)
-    ext_all = _runs(acts.ext_all)
-    requeue_all = _runs(acts.requeue_all)
+    list = _lists(listing.list_)
+    cancel_all = _acts(filters.cancel_all)
+    ext_all = _acts(filters.ext_all)
+    requeue_all = _acts(filters.requeue_all)

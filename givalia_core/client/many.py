@@ -1,80 +1,195 @@
-"""Many `cancel`, `ext`, `requeue` or `stat` in one call: how jobs are named, their frames, and what the answers come to.
+"""Many jobs in one call: `enq_many`, `cancel_many`, `ext_many`, `requeue_many` and `stat_many`, their frames and their answers.
 
 A frame is one commit at the server. Every command is made and checked before the first is sent, with an id of its own, so a
-frame can be sent any number of times (CONTRACT C1). Nothing here knows how a call travels.
+frame can be sent any number of times (CONTRACT C1). Nothing here knows how a request travels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from inspect import signature
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
-from givalia_core.client import reading, talk
-from givalia_core.client.talk import Call
-from givalia_core.client.ticket import Handle
+from givalia_core.client import commands
+from givalia_core.client.answers import Enqueued
+from givalia_core.client.commands import CANCEL, ENQ, EXT, REQUEUE, STAT, Command, checked
+from givalia_core.client.handles import Handle
+from givalia_core.client.pending import Pending
 from givalia_core.clock import new_id
-from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, WrongState
-from givalia_core.protocol.frames import ITEMS_MAX, Item
-from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Ext, Kind, Requeue, Stat
+from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, TooLarge, WrongState
+from givalia_core.protocol.frames import FRAME_BYTES_MAX, ITEMS_MAX, Item
+from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Enq, Ext, Requeue, Stat
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status, wire_id
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Handle)
 Named: TypeAlias = str | Handle | Status  # A job by its key, or by what has its id.
 Name: TypeAlias = tuple[str | None, bytes | None]  # As messages have it: the key, or the id.
 
-EXPECTED: Final = (NotFound, WrongState, DuplicateKey)  # Of many jobs some are always gone, or otherwise than was thought.
-FIELDS_BYTES: Final = 64  # What one cancel or ext takes in a frame at most, its key apart.
+EXPECTED: Final = (NotFound, WrongState, DuplicateKey)  # Expected in bulk calls, so they are returned, not raised.
+FIELDS_BYTES: Final = 64  # The bytes of one cancel or ext in a frame at most, its key apart,
+ENQ_BYTES: Final = 96  # and of one enq, its params, key and names apart.
+FRAME_ROOM_BYTES: Final = FRAME_BYTES_MAX - 64  # For items.
 
 
 class Many(NamedTuple, Generic[T]):
-    """The frames of one call, and what makes of the answers to their commands what the caller gets.
+    """The frames of one call, and the function that makes the caller's answers of theirs; it may raise `PartlyRefused`."""
 
-    `finish` may raise `PartlyRefused`.
-    """
-
-    calls: Iterator[Call[T]]
+    requests: Iterator[Pending[T]]
     finish: Callable[[list[T | GivaliaError]], list[T | NotFound | WrongState]]
 
 
-def cancel(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, running: bool) -> Many[str]:
-    """Call many jobs off. One that is named twice is asked for once, and its answer stands in both places.
+class ManyEnq(NamedTuple):
+    """The frames of one call of `enq_many`, and the keys of its jobs."""
+
+    requests: Iterator[Pending[Enqueued]]
+    keys: list[str | None]
+
+    def handles(self, kind: type[H], transport: object, answers: Sequence[Enqueued | GivaliaError]) -> list[H]:
+        """Return a handle for each job.
+
+        Raises:
+            PartlyRefused: Some were refused; the error has all the answers.
+        """
+        made = [
+            kind(transport, answer.id, key, answer.due_at_us, answer.durability) if isinstance(answer, Enqueued) else answer
+            for answer, key in zip(answers, self.keys, strict=True)
+        ]
+        refused = [answer for answer in made if isinstance(answer, GivaliaError)]
+        if refused:
+            words = f"{len(refused)} of {len(made)} jobs were refused; the others stand. The first: {refused[0]}"
+            raise PartlyRefused(words, answers=made)
+        return cast("list[H]", made)
+
+
+def enq_many(jobs: Iterable[Mapping[str, Any]]) -> ManyEnq:
+    """Make many jobs; see `Client.enq_many`.
 
     Raises:
-        BadRequest: One of them cannot be sent; nothing was.
+        BadRequest, TooLarge: One of the jobs cannot be sent, and the error names its place; nothing was.
     """
-    return _each(jobs, ids, Kind.CANCEL, lambda name: Cancel(new_id(), *name, running), reading.word)
+    sized: list[tuple[Item, int]] = []
+    keys: list[str | None] = []
+    for place, job in enumerate(jobs):
+        try:
+            message = enq_of(job)
+            sized.append((checked(ENQ.kind, message), _enq_bytes(message)))
+        except (BadRequest, TooLarge) as error:
+            raise type(error)(f"jobs[{place}]: {error}") from None
+        keys.append(message.key)
+    return ManyEnq(_in_frames(ENQ, sized), keys)
 
 
-def requeue(jobs: Iterable[Named] | None, ids: Iterable[str] | None, time: Length, at: Instant | None) -> Many[datetime]:
-    """Give many jobs another life. One that is named twice is asked for once, and its answer stands in both places.
+def enq_of(job: Mapping[str, Any]) -> Enq:
+    """Return the message of a job that is given as a mapping with its module and the options of `enq`.
 
     Raises:
-        BadRequest: One of them cannot be sent; nothing was.
+        BadRequest, TooLarge: It cannot be sent.
     """
-    delay_us, at_us = talk.when(time, at)
-    return _each(jobs, ids, Kind.REQUEUE, lambda name: Requeue(new_id(), *name, delay_us or 0, at_us), reading.due)
+    if not isinstance(job, Mapping):
+        raise BadRequest(f"a job is a mapping with its module and the options of enq, not {type(job).__name__}")
+    if not job.keys() <= _OPTIONS:
+        raise BadRequest(f"enq has no option {', '.join(sorted(map(str, job.keys() - _OPTIONS)))}")
+    if "module" not in job:
+        raise BadRequest("a job names its module")
+    return commands.enq(**job)
 
 
-def stat(jobs: Iterable[Named] | None, ids: Iterable[str] | None, *, params: bool) -> Many[Status]:
-    """Ask about many jobs.
+_OPTIONS: Final = frozenset(signature(commands.enq).parameters)
+
+
+def _enq_bytes(message: Enq) -> int:
+    names = len(message.module) + len(message.target_worker) + len(message.version or "")
+    return len(message.payload) + ENQ_BYTES + _key_bytes(message.key) + names
+
+
+def _key_bytes(key: str | None) -> int:
+    """Return the bytes of a key in a frame; its characters are up to four bytes each."""
+    return 0 if key is None else len(key.encode())
+
+
+def _in_frames(command: Command[..., T], sized: Iterable[tuple[Item, int]], most: int = ITEMS_MAX) -> Iterator[Pending[T]]:
+    """Yield as few frames as the limits allow, in order; `sized` has with each item how many bytes it takes at most."""
+    batch: list[Item] = []
+    room_bytes = FRAME_ROOM_BYTES
+    for packed, size_bytes in sized:
+        if batch and (size_bytes > room_bytes or len(batch) == most):
+            yield Pending(command.kind, batch, command.read)
+            batch, room_bytes = [], FRAME_ROOM_BYTES
+        batch.append(packed)
+        room_bytes -= size_bytes
+    if batch:
+        yield Pending(command.kind, batch, command.read)
+
+
+def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, running: bool = False) -> Many[str]:
+    """Call many jobs off at once; for each, in order, what `cancel` answers or the `NotFound` or `WrongState` it raises.
+
+    So a job that has started or is gone is an answer among others. Each part of up to 10,000 jobs or 1 MiB is one commit, and
+    on return all of them are durable; the parts travel without waiting for each other.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        ids: Ids instead.
+        running: Also ask those that have started to stop.
 
     Raises:
-        BadRequest: One of them cannot be sent; nothing was.
+        PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each. The others stand.
+        BadRequest: One cannot be sent at all. Nothing was.
     """
-    return _each(jobs, ids, Kind.STAT, lambda name: Stat(*name, params), reading.stat, STATS_PER_FRAME)
+    return _each(CANCEL, jobs, ids, lambda name: Cancel(new_id(), *name, running))
+
+
+def requeue_many(
+    jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, time: Length = 0, at: Instant | None = None
+) -> Many[datetime]:
+    """Give many dead or cancelled jobs another life; for each, in order, its due, or what `requeue` raises for it.
+
+    Parts, commits and durability are as in `cancel_many`.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        ids: Ids instead.
+        time: Seconds from now until they are due.
+        at: The instant at which they are due instead.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
+        BadRequest: One cannot be sent at all. Nothing was.
+    """
+    delay_us, at_us = commands.when(time, at)
+    return _each(REQUEUED, jobs, ids, lambda name: Requeue(new_id(), *name, delay_us, at_us))
+
+
+def stat_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, params: bool = False) -> Many[Status]:
+    """Return what is known of many jobs; for each, in order, what `stat` returns or the `NotFound` it raises.
+
+    Args:
+        jobs: Keys, handles or `Status` records; the last two stand for their ids.
+        ids: Ids instead.
+        params: Tell also what each was enqueued with.
+
+    Raises:
+        PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each.
+        BadRequest: One cannot be sent at all. Nothing was.
+    """
+    return _each(STAT, jobs, ids, lambda name: Stat(*name, params), STATS_PER_FRAME)
+
+
+REQUEUED: Final = Command(REQUEUE.kind, REQUEUE.make, EXT.read)
+"""As `REQUEUE`, but only the new due of the answer is of interest."""
 
 
 def _each(
+    command: Command[..., T],
     jobs: Iterable[Named] | None,
     ids: Iterable[str] | None,
-    kind: Kind,
     make: Callable[[Name], Any],
-    read: Callable[[reading.Fields, bytes], T],
     most: int = ITEMS_MAX,
 ) -> Many[T]:
-    """The same command for many jobs, made once for each."""
+    """Return the same command for many jobs, made once for each."""
     given, name_of = _given(jobs, ids)
     asked: dict[Name, int] = {}
     sized: list[tuple[Item, int]] = []
@@ -82,25 +197,35 @@ def _each(
     for name in map(name_of, given):
         place = asked.setdefault(name, len(asked))
         if place == len(sized):
-            sized.append(_sized(kind, make(name)))
+            sized.append(_sized(command, make(name)))
         places.append(place)
 
     def finish(answers: list[T | GivaliaError]) -> list[T | NotFound | WrongState]:
         return _none_refused([answers[place] for place in places])
 
-    return Many(talk.in_frames(kind, sized, read, most), finish)
+    return Many(_in_frames(command, sized, most), finish)
 
 
-def ext(
-    jobs: Iterable[Named] | Mapping[Any, Length] | None,
-    time: Length | None,
-    at: Instant | None,
-    ids: Iterable[str] | Mapping[str, Length] | None,
+def ext_many(
+    jobs: Iterable[Named] | Mapping[Any, Length] | None = None,
+    time: Length | None = None,
+    *,
+    at: Instant | None = None,
+    ids: Iterable[str] | Mapping[str, Length] | None = None,
 ) -> Many[datetime]:
-    """Move the dues of many jobs, all alike or each by its own length. Handles among them hear of their new due.
+    """Move the dues of many jobs at once; for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
+
+    Parts, commits and durability are as in `cancel_many`. Handles that are given hear of their new due.
+
+    Args:
+        jobs: Keys, handles or `Status` records, each once; or a mapping of them to the `time` that each is moved by.
+        time: Seconds to add to the due of each, as in `ext`; not with a mapping.
+        at: The new due of all; not with a mapping.
+        ids: Ids instead, or a mapping of ids.
 
     Raises:
-        BadRequest: One of them cannot be sent; nothing was.
+        PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
+        BadRequest: One cannot be sent at all, or is named twice. Nothing was.
     """
     given, name_of = _given(jobs, ids)
     moved: dict[Name, Named] = {}
@@ -111,7 +236,7 @@ def ext(
         if name in moved:
             raise BadRequest(f"each job is moved once, and {job!r:.300} is named twice")
         moved[name] = job
-        sized.append(_sized(Kind.EXT, Ext(new_id(), *name, *move)))
+        sized.append(_sized(EXT, Ext(new_id(), *name, *move)))
 
     def finish(answers: list[datetime | GivaliaError]) -> list[datetime | NotFound | WrongState]:
         for job, answer in zip(moved.values(), answers, strict=True):
@@ -119,11 +244,11 @@ def ext(
                 job.due = answer
         return _none_refused(answers)
 
-    return Many(talk.in_frames(Kind.EXT, sized, reading.due), finish)
+    return Many(_in_frames(EXT, sized), finish)
 
 
 def _given(jobs: Any, ids: Any) -> tuple[Iterable[Any], Callable[[Any], Name]]:
-    """The jobs, and how to name one of them on the wire."""
+    """Return the jobs, and the function that names one of them on the wire."""
     if (jobs is None) == (ids is None):
         raise BadRequest("name the jobs by their keys or by their ids, and by one of them only")
     given, name_of = (jobs, _name) if ids is None else (ids, _by_id)
@@ -145,28 +270,26 @@ def _by_id(job_id: Any) -> Name:
     return None, wire_id(job_id)
 
 
-def _moves(given: Iterable[Any], time: Length | None, at: Instant | None) -> Iterator[tuple[Any, talk.Move]]:
-    """Each job, and how it is to be moved."""
+def _moves(given: Iterable[Any], time: Length | None, at: Instant | None) -> Iterator[tuple[Any, commands.Move]]:
+    """Yield each job and its move."""
     if isinstance(given, Mapping):
         if time is not None or at is not None:
             raise BadRequest("a mapping has each job's own time, so no other can be given")
-        return ((job, talk.move(own, None)) for job, own in given.items())
-    move = talk.move(time, at)
+        return ((job, commands.move(own, None)) for job, own in given.items())
+    move = commands.move(time, at)
     return ((job, move) for job in given)
 
 
-def _sized(kind: Kind, message: Any) -> tuple[Item, int]:
-    """The message as it is sent, and how many bytes it takes at most."""
-    return talk.checked(kind, message), FIELDS_BYTES + talk.key_bytes(message.key)
+def _sized(command: Command[..., Any], message: Any) -> tuple[Item, int]:
+    """Return the message as it is sent, and how many bytes it takes at most."""
+    return checked(command.kind, message), FIELDS_BYTES + _key_bytes(message.key)
 
 
 def _none_refused(answers: list[T | GivaliaError]) -> list[T | NotFound | WrongState]:
-    """The answers, unless the server would not decide on some of the jobs.
-
-    That one is not there any more, or has started, is what a caller of many has to expect: it is an answer.
+    """Return the answers.
 
     Raises:
-        PartlyRefused: It would not; the error has all the answers.
+        PartlyRefused: Some are refusals that are not `EXPECTED`; the error has all the answers.
     """
     refused = [answer for answer in answers if isinstance(answer, GivaliaError) and not isinstance(answer, EXPECTED)]
     if refused:

@@ -1,4 +1,4 @@
-"""The clock of the server at the other end of one connection, so that it knows how long we wait for an answer.
+"""The clock of the server at the other end of one connection, so that the server knows how long we wait for an answer.
 
 The clocks of two machines are never compared: the server tells its own, and from then on we count on ours. An answer that was
 held up makes us take our commands for older than they are, never for younger. Nothing here touches a socket.
@@ -11,46 +11,48 @@ from typing import Final
 from givalia_core.protocol.caller import Answer, Caller
 from givalia_core.protocol.messages import OK, Clock, Kind, item
 
-FITS: Final = 0.9  # Of the time that we wait: how much must be left of what the server was told before, not to be told anew.
+FITS: Final = 0.9  # The part of the time that we wait: while so much is left of the limit told before, no other is told.
 DRIFT: Final = 2e-4  # By how much our clock may run faster than the server's.
 
 
 class ServerClock:
     """The clock of one connection's server, as far as it is known here: never ahead of the truth.
 
-    A server of an earlier version does not tell it; then nothing is said of how long we wait.
+    A server of an earlier version does not tell its clock; then it is told no limit.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._asked: set[int] = set()  # The numbers of the frames that were not answered yet.
-        self._told_us: int | None = None  # What was told last,
-        self._told = 0.0  # and when that was here; an answer that was held up makes us take our commands for older.
-        self._until = 0.0  # Until when the server takes the commands that are sent now, on our clock.
+        self.asked: set[int] = set()
+        """The numbers of the questions that are not answered yet."""
+        self.until_s = 0.0
+        """Until when the server takes the commands that are sent now, on our clock."""
+        self._told_us: int | None = None  # The clock as told last,
+        self._told_at_s = 0.0  # and when that arrived; an answer that was held up makes us take our commands for older.
 
     def ask(self, until_us: int | None) -> bytes:
-        """The frame that asks for the clock, and says until when what follows it may be decided."""
+        """Return the frame that asks for the clock, and says until when what follows it may be decided."""
         number, data = self._caller.ask(Kind.CLOCK, [item(Clock(until_us))])
-        self._asked.add(number)
+        self.asked.add(number)
         return data
 
     def take(self, answer: Answer) -> bool:
-        """Take in an answer if it tells the clock; whether it is one. `heard` then says when it arrived."""
-        if answer.request not in self._asked:
+        """Take an answer if it tells the clock; return whether it does. `heard` then says when it arrived."""
+        if answer.request not in self.asked:
             return False
-        self._asked.discard(answer.request)
+        self.asked.discard(answer.request)
         fields = answer.items[0][0] if answer.items else []
         self._told_us = fields[1] if fields[:1] == [OK] and len(fields) > 1 and type(fields[1]) is int else None
         return True
 
-    def heard(self, now: float) -> None:
-        """Note that the last input taken in has arrived."""
-        self._told = now
+    def heard(self, now_s: float) -> None:
+        """Note when the last answer that was taken arrived."""
+        self._told_at_s = now_s
 
-    def limit(self, now: float, patience_s: float) -> bytes:
-        """What to send before a command whose answer is waited for so long: nothing, while what was said before still fits."""
-        if self._told_us is None or FITS * patience_s <= self._until - now <= patience_s:
+    def limit(self, now_s: float, patience_s: float) -> bytes:
+        """Return the frame to send before a command whose answer is waited for so long; empty while the last limit fits."""
+        if self._told_us is None or FITS * patience_s <= self.until_s - now_s <= patience_s:
             return b""
-        self._until = now + patience_s
-        passed_s = (now - self._told) * (1 - DRIFT)
+        self.until_s = now_s + patience_s
+        passed_s = (now_s - self._told_at_s) * (1 - DRIFT)
         return self.ask(max(self._told_us + round((passed_s + patience_s) * 1e6), 0))

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Self, TypeAlias, TypeVar
 
 from givalia_core import job_servers
-from givalia_core.client import talk
-from givalia_core.client.errands import Find
+from givalia_core.client.failover import Find
+from givalia_core.errors import BadRequest
 from givalia_core.protocol import addresses
 from givalia_core.protocol.addresses import Address
 from givalia_core.settings import CLIENT_PORT, ClientSettings, load
-from givalia_core.times import Length
+from givalia_core.times import Length, length_to_seconds
 
-E = TypeVar("E")
+T = TypeVar("T")
 
 Hosts: TypeAlias = str | Iterable[str]
 
 HOST: Final = "127.0.0.1"
+RESEND_S: Final = 60.0
 
 log = logging.getLogger("givalia.settings")
 
@@ -69,13 +70,37 @@ def _find(found: tuple[Address, ...], *, is_given: bool) -> Find:
     return find
 
 
-class Located(Generic[E]):
-    """A client, as far as it finds its servers; its exchange with them is made for the first command."""
+def _resend_s(resend: Length) -> float:
+    """Return the seconds that a client resends.
+
+    Raises:
+        BadRequest: Not a number or `timedelta`, or not above 0.
+    """
+    seconds = length_to_seconds(resend, "resend")
+    if seconds <= 0:
+        raise BadRequest(f"resend is more than 0, not {resend!r:.40}: within it a server has to answer")
+    return min(seconds, RESEND_S)
+
+
+class _Lazily:
+    """Makes the transport of a client at its first command, and is not asked again: the client then has it as an attribute."""
+
+    def __get__(self, client: Any, owner: type | None = None) -> Any:
+        if client is None:
+            return self
+        made = type(client)._make(client._find(), client._resend_s, client._find)
+        # Of threads that come here at once one makes it for all. Not by a lock, which may be held at a fork.
+        return client.__dict__.setdefault("_transport", made)
+
+
+class Located(Generic[T]):
+    """A client, as far as it finds its servers."""
 
     _make: ClassVar[type[Any]]
+    _transport: T = _Lazily()  # type: ignore[assignment]
 
-    def __init__(self, host: Hosts | None = None, port: int | None = None, *, resend: Length = talk.RESEND_S) -> None:
-        self._find, self._resend_s = given(host, port), talk.resend_s(resend)
+    def __init__(self, host: Hosts | None = None, port: int | None = None, *, resend: Length = RESEND_S) -> None:
+        self._find, self._resend_s = given(host, port), _resend_s(resend)
 
     @classmethod
     def from_settings(
@@ -84,7 +109,7 @@ class Located(Generic[E]):
         port: int | None = None,
         *,
         config: str | Path | None = None,
-        resend: Length = talk.RESEND_S,
+        resend: Length = RESEND_S,
     ) -> Self:
         """A client of the servers that the command line would ask: by `GIVALIA_*`, the TOML file, and the defaults.
 
@@ -101,13 +126,6 @@ class Located(Generic[E]):
             BadRequest: `resend` is no length.
         """
         return found_by(cls, from_settings(host, port, config), resend)
-
-    @property
-    def _exchange(self) -> E:
-        made: E | None = self.__dict__.get("_made")
-        if made is None:  # Of threads that come here at once one makes it for all: a lock may be held at a fork.
-            made = self.__dict__.setdefault("_made", type(self)._make(self._find(), self._resend_s, self._find))
-        return made
 
 
 L = TypeVar("L", bound=Located[Any])

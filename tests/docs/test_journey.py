@@ -22,11 +22,11 @@ def way() -> Any:
 @pytest.mark.parametrize(
     ("leg", "landmarks"),
     [
-        ("enq", ["client/verbs.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
+        ("enq", ["client/commands.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
                  "store/sqlite/store.py SQLite.commit"]),
         ("claim", ["engine/leases.py claim", "worker/inside/runner.py Runner.take"]),
         ("attempt", [f"worker/inside/pipeline.py {step}" for step in ("execute", "process", "report")]),
-        ("settle", ["engine/leases.py succeed", "client/slot.py Slot.result"]),
+        ("settle", ["engine/leases.py succeed", "client/answers.py end"]),
     ],
 )  # fmt: skip
 def test_each_leg_of_the_way_passes_its_landmarks_in_order(way: Any, leg: str, landmarks: list[str]) -> None:

@@ -39,7 +39,7 @@ from givalia_core import AsyncClient, Client, Status, WorkModule, errors, hooks,
 from givalia_core.cli import common
 from givalia_core.cli.main import VERBS
 from givalia_core.client import JobHandle
-from givalia_core.client.async_client import AsyncJobHandle
+from givalia_core.client.handles import AsyncJobHandle
 from givalia_core.engine import words as words_room
 from givalia_core.job_servers import VARIABLE
 from givalia_core.model import JobState, OutcomeKind
@@ -201,11 +201,16 @@ def _public(cls: type) -> set[str]:
     return {name for name in dir(cls) if not name.startswith("_")}
 
 
+def _read(member: Any) -> Any:
+    """The function that is called for a member: a property is read by one."""
+    return member.fget if isinstance(member, property) else member
+
+
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (JobHandle, AsyncJobHandle)], ids=lambda cls: cls.__name__)
 def test_both_clients_have_the_same_verbs_with_the_same_arguments(one: type, other: type) -> None:
     assert _public(one) == _public(other)
     for name in _public(one):
-        takes, takes_too = (list(inspect.signature(getattr(cls, name)).parameters.values()) for cls in (one, other))
+        takes, takes_too = (list(inspect.signature(_read(getattr(cls, name))).parameters.values()) for cls in (one, other))
         assert [(each.name, each.kind, each.default) for each in takes] == [
             (each.name, each.kind, each.default) for each in takes_too
         ]

@@ -153,7 +153,7 @@ def test_threads_that_are_cut_short_leave_nothing_foreign_on_the_wire(shared_rig
         finally:
             cutter.stop()
         cutting.result()
-        assert not client._exchange._errands.calls
+        assert not client._transport.delivery.requests
     proxy.close()
 
     print(f"seed {SEED}: {cutter.cuts} cuts, {len(proxy.asked)} jobs asked for")

@@ -108,7 +108,7 @@ def test_a_call_that_is_cut_short_leaves_nothing_behind(ready: Rig, verb: str) -
                 mine[key] = other.enq("Echo", key=key, if_exists="keep", params="mine", time=3_600).id
         # What was given up was not sent again: each key has the job that it had when the call was over.
         assert {key: other.stat(key).id for key in mine} == mine
-        assert not client._exchange._errands.calls
+        assert not client._transport.delivery.requests
 
 
 def test_an_async_call_that_is_cancelled_anywhere_leaves_nothing_behind(ready: Rig) -> None:
@@ -130,6 +130,6 @@ def test_an_async_call_that_is_cancelled_anywhere_leaves_nothing_behind(ready: R
         async with AsyncClient("127.0.0.1", ready.server.port) as client:
             for number in range(CUTS):
                 await cut(client, number)
-            assert not client._exchange._errands.calls
+            assert not client._transport.delivery.requests
 
     asyncio.run(run())

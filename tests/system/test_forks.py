@@ -341,7 +341,7 @@ client = Client("127.0.0.1", int(sys.argv[1]))
 waiting = gevent.spawn(client.enq("Waits", time=600).wait)
 gevent.sleep(0.2)
 hub = gevent.get_hub()
-hub.loop.closing_fd(client._exchange._wire._socket.fileno())  # As if something had just arrived for it.
+hub.loop.closing_fd(client._transport.socket._socket.fileno())  # As if something had just arrived for it.
 pid = os.fork()
 if pid == 0:
     def leave_to_parent(event, switch):  # As in a fork of a job: no greenlet of the parent goes on.

@@ -90,8 +90,8 @@ def test_a_wait_on_a_path_that_died_hears_of_the_end_over_a_new_connection(
     start_worker(rig, network, network.server, server)
     job = pool.submit(client.enq, "Echo", params="heard", time=2).result(10)
     waiting = pool.submit(job.wait, 60)
-    visit = getattr(client, "_inner", client)._exchange._errands.visit
-    await_true(lambda: visit.waits, "the wait is sent")
+    connection = getattr(client, "_inner", client)._transport.delivery.connection
+    await_true(lambda: connection.waits, "the wait is sent")
     network.drop(network.connections(server.port))
     began = time.monotonic()
 

@@ -104,8 +104,8 @@ def test_a_wait_hears_of_the_end_over_a_new_connection(
     rig.start_worker()
     job = client.enq("Echo", params="heard", time=2)
     waiting = pool.submit(job.wait, 60)
-    visit = getattr(client, "_inner", client)._exchange._errands.visit
-    await_true(lambda: visit.waits, "the wait is sent")
+    connection = getattr(client, "_inner", client)._transport.delivery.connection
+    await_true(lambda: connection.waits, "the wait is sent")
     proxy.fall_silent()
     began = time.monotonic()
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from givalia_core import AsyncClient, PartlyRefused
-from givalia_core.client.async_client import AsyncJobHandle
+from givalia_core.client.handles import AsyncJobHandle
 
 PATIENCE_S = 10.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from givalia_core.cli import acting, common
-from givalia_core.client.acts import Acted
+from givalia_core.client.filters import Acted
 from givalia_core.errors import BadRequest
 
 

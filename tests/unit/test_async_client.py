@@ -1,6 +1,6 @@
 """What only the asyncio client has: tasks that are cancelled, callbacks that are awaited, and the event loop it lives in.
 
-What both clients have in common is claimed in `test_exchange`, `test_failover` and `test_client_on_wire`.
+What both clients have in common is claimed in `test_transport`, `test_failover` and `test_client_on_wire`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import pytest
 from scripted_server import ScriptedServer, every, hang_up, say_nothing, serve
 
 from givalia_core import AsyncClient, ConnectionLost, WaitTimeout
-from givalia_core.client.async_exchange import AsyncExchange, Line
-from givalia_core.client.visit import Visit
+from givalia_core.client.async_socket import AsyncSocket
+from givalia_core.client.async_transport import AsyncTransport
+from givalia_core.client.connection import ClientConnection
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind, Progressed, item
@@ -147,14 +148,14 @@ class Transport:
         return self.unsent
 
 
-def test_a_line_is_sending_only_while_bytes_wait_and_some_leave() -> None:
+def test_a_socket_is_sending_only_while_bytes_wait_and_some_leave() -> None:
     async def main() -> list[bool]:
-        line = Line(AsyncExchange([Address("one", 1)], 1.0), Visit())
-        line.transport = transport = Transport()
-        line.send(bytes(100))
+        sock = AsyncSocket(AsyncTransport([Address("one", 1)], 1.0), ClientConnection())
+        sock.transport = transport = Transport()
+        sock.send(bytes(100))
         said = []
         for transport.unsent in (60, 60, 20, 0):
-            said.append(line.is_sending())
+            said.append(sock.is_sending())
         return said
 
     assert run(main) == [True, False, True, False]
@@ -305,7 +306,7 @@ def test_a_listing_that_is_cancelled_leaves_nothing_behind(scripted: Scripted) -
             listing.cancel()
             await asyncio.wait([listing])
 
-            assert not client._exchange._errands.calls
+            assert not client._transport.delivery.requests
 
     run(main)
 

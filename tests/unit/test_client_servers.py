@@ -77,9 +77,9 @@ def test_it_is_decided_at_the_first_command_and_stays(monkeypatch: pytest.Monkey
     client = Client()
     monkeypatch.setenv(job_servers.VARIABLE, "one:4")
 
-    exchange = client._exchange
+    transport: Any = client._transport
     monkeypatch.setenv(job_servers.VARIABLE, "two:4")
 
-    assert client._exchange is exchange
-    assert [str(address) for address in exchange._errands._servers] == ["one:4"]
+    assert client._transport is transport
+    assert [str(address) for address in transport.delivery.failover.servers] == ["one:4"]
     client.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from givalia_core.client.visit import Visit
+from givalia_core.client.connection import ClientConnection
 from givalia_core.errors import BadRequest
 from givalia_core.protocol import frames
 from givalia_core.protocol.caller import Answer, Caller
@@ -38,14 +38,14 @@ def test_before_hello_there_is_no_answer_to_a_ping() -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_every_answer_to_a_ping_shows_that_the_path_is_alive_and_no_more(name: str) -> None:
-    visit, owed = Visit(), Owed(0.0, 1.0)
-    assert visit.pulse.due(1.0, owed, lambda: float("inf")) is Due.PING
-    visit.ping()
-    (answer,) = visit.caller.feed(frames.encode(Kind.ANSWER, visit.caller._last, ANSWERS[name]))
+    connection, owed = ClientConnection(), Owed(0.0, 1.0)
+    assert connection.pulse.due(1.0, owed, lambda: float("inf")) is Due.PING
+    connection.ping()
+    (answer,) = connection.caller.feed(frames.encode(Kind.ANSWER, connection.caller._last, ANSWERS[name]))
     assert isinstance(answer, Answer)
 
-    assert visit.is_aside(answer, 2.0)
+    assert connection.take_aside(answer, 2.0)
 
-    visit.pulse.moved(2.0)
-    assert visit.pulse.look_again_s(2.0, owed) == 1.0, "then it is pinged again"
-    assert not visit.is_aside(answer, 3.0), "one answer for one ping"
+    connection.pulse.moved(2.0)
+    assert connection.pulse.look_again_s(2.0, owed) == 1.0, "then it is pinged again"
+    assert not connection.take_aside(answer, 3.0), "one answer for one ping"

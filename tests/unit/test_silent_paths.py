@@ -12,7 +12,7 @@ import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, first, lose, say_nothing, serve
 
 from givalia_core import Client, ConnectionLost
-from givalia_core.client import visit
+from givalia_core.client import delivery
 from givalia_core.protocol import frames, pulse
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import Kind
@@ -28,8 +28,8 @@ Scripted = Callable[..., ScriptedServer]
 @pytest.fixture
 def scripted(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     monkeypatch.setattr(pulse, "DEAD_S", pulse.DEAD_S * TENTH)
-    monkeypatch.setattr(visit, "PING_COMMAND_S", visit.PING_COMMAND_S * TENTH)
-    monkeypatch.setattr(visit, "PING_WAIT_S", visit.PING_WAIT_S * TENTH)
+    monkeypatch.setattr(delivery, "PING_COMMAND_S", delivery.PING_COMMAND_S * TENTH)
+    monkeypatch.setattr(delivery, "PING_WAIT_S", delivery.PING_WAIT_S * TENTH)
     return scripted
 
 
@@ -177,9 +177,9 @@ def _await_full(client: Any, calls: list[Future[Any]]) -> None:
     """Wait until the system has taken no more for a while."""
     pause, before = threading.Event(), -1
     while True:
-        exchange = getattr(client, "_inner", client)._exchange
-        now = 0 if exchange._errands.visit is None else exchange._errands.visit.taken_bytes()
-        if now == before > 0 and len(exchange._errands.calls) == len(calls):
+        under_way = getattr(client, "_inner", client)._transport.delivery
+        now = 0 if under_way.connection is None else under_way.connection.taken_bytes()
+        if now == before > 0 and len(under_way.requests) == len(calls):
             return
         before = now
         pause.wait(0.3)

@@ -22,8 +22,7 @@ from givalia_core import (
     WrongState,
     hookimpl,
 )
-from givalia_core.client.async_client import AsyncJobHandle
-from givalia_core.client.handle import JobHandle
+from givalia_core.client.handles import AsyncJobHandle, JobHandle
 from givalia_core.testing import Queue, run
 from givalia_core.times import to_datetime
 from givalia_core.views import JobView, Outcome

@@ -6,15 +6,17 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
 
 from givalia_core import Client, ConnectionLost
-from givalia_core.client import talk
-from givalia_core.client.exchange import Exchange
-from givalia_core.client.slot import Slot
-from givalia_core.client.wire import Wire
+from givalia_core.client import commands, interrupted
+from givalia_core.client.blocking_socket import BlockingSocket
+from givalia_core.client.commands import INFO
+from givalia_core.client.pending import Pending
+from givalia_core.client.transport import BlockingTransport
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind
 
@@ -192,11 +194,11 @@ class Cut(BaseException):
 def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_up(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch, is_same_thread: bool
 ) -> None:
-    sent: list[Wire] = []
-    send, clean_up = Wire.send, Exchange._clean_up
-    halves: list[Wire] = []
+    sent: list[BlockingSocket] = []
+    send, clean_up = BlockingSocket.send, interrupted.clean_up
+    halves: list[BlockingSocket] = []
 
-    def send_half(self: Wire, data: memoryview) -> int:
+    def send_half(self: BlockingSocket, data: memoryview) -> int:
         sent.append(self)
         if halves or threading.current_thread() is not threading.main_thread():
             return send(self, data)
@@ -204,7 +206,7 @@ def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_u
         send(self, data[: len(data) // 2])
         raise Cut
 
-    def clean_up_late(self: Exchange, slots: Iterable[Slot]) -> None:
+    def clean_up_late(transport: BlockingTransport, requests: Iterable[Pending[Any]]) -> None:
         """Another call comes first: of a thread that has waited for its turn to send, or of a signal handler."""
         if halves and not answered:
             answered.append("asked")
@@ -214,13 +216,13 @@ def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_u
             else:
                 other.start()
                 other.join(PATIENCE_S)
-        clean_up(self, slots)
+        clean_up(transport, requests)
 
     answered: list[str] = []
     with Client(scripted(serve).address) as client:
         client.enq("Sample")  # Connects.
-        monkeypatch.setattr(Wire, "send", send_half)
-        monkeypatch.setattr(Exchange, "_clean_up", clean_up_late)
+        monkeypatch.setattr(BlockingSocket, "send", send_half)
+        monkeypatch.setattr(interrupted, "clean_up", clean_up_late)
         sent.clear()
         with pytest.raises(Cut):
             client.enq("Sample")
@@ -235,15 +237,15 @@ def test_the_connection_that_carries_half_a_frame_is_dropped_also_by_who_was_abo
 ) -> None:
     with Client(scripted(serve).address) as client:
         client.enq("Sample")
-        exchange = client._exchange
-        before = exchange._wire
+        transport: Any = client._transport
+        before = transport.socket
         assert before is not None
-        exchange._drop(before, "a test")
+        transport.drop(before, "a test")
         client.enq("Sample")
-        exchange._sender = -1  # Of a thread that was cut short on the connection of now.
+        transport.sender = -1  # Of a thread that was cut short on the connection of now.
 
-        exchange._transmit(before, Slot.of(talk.info(), None, 5.0, 0.0))
+        transport.transmit(before, INFO.ask(commands.info()))
 
-        assert exchange._wire is None
-        assert exchange._sender is None
+        assert transport.socket is None
+        assert transport.sender is None
         assert client.enq("Sample", id=JOB).id == JOB

@@ -13,7 +13,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgpack
 import psycopg
-from givalia_core.client import talk
+from givalia_core.client import commands
+from givalia_core.client.commands import CANCEL, ENQ, EXT, Command, checked
+from givalia_core.client.many import enq_of
 from givalia_core.clock import Now
 from givalia_core.engine.single import Decided, Single
 from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreUnfit, TooLarge
@@ -24,6 +26,7 @@ from givalia_core.protocol.answers import Answer, to_item
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, Succeed
 from givalia_core.store.base import Change, Found
+from givalia_core.times import to_datetime
 from givalia_core.views import text_id
 from psycopg import RawCursor
 from psycopg.rows import tuple_row
@@ -60,9 +63,8 @@ def enq(connection: Any, module: str, **options: Any) -> Enqueued:
         DuplicateKey, WrongState, BadRequest, TooLarge: As of `Client.enq`; the transaction can go on.
         Busy: Others changed the job of this key again and again.
     """
-    call = talk.enq(module, **options)
-    made = _perform(connection, call)
-    return Enqueued(text_id(made.id), options.get("key"), made.due, made.durability)
+    made = _perform(connection, ENQ, enq_of({"module": module, **options}))
+    return Enqueued(text_id(made.id), options.get("key"), to_datetime(made.due_at_us), made.durability)
 
 
 def cancel(connection: Any, key: str | None = None, *, id: str | None = None, running: bool = False) -> str:
@@ -73,7 +75,7 @@ def cancel(connection: Any, key: str | None = None, *, id: str | None = None, ru
     Raises:
         NotFound, WrongState: As of `Client.cancel`; the transaction can go on.
     """
-    return _perform(connection, talk.cancel(key, id, running=running))
+    return _perform(connection, CANCEL, commands.cancel(key, id=id, running=running))
 
 
 def ext(
@@ -84,7 +86,7 @@ def ext(
     Raises:
         NotFound, WrongState: As of `Client.ext`; the transaction can go on.
     """
-    return _perform(connection, talk.ext(key, id, time, at))
+    return _perform(connection, EXT, commands.ext(key, time, at=at, id=id))
 
 
 def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) -> None:
@@ -109,12 +111,15 @@ def takes(connection: Any) -> bool:
         return False
 
 
-def _perform(connection: Any, call: talk.Call[T]) -> T:
-    fields, payload = call.items[0]
-    message = messages.check(call.kind, list(fields), payload)
+def _perform(connection: Any, command: Command[..., T], message: Any) -> T:
+    fields, payload = checked(command.kind, message)
+    message = messages.check(command.kind, list(fields), payload)
     with _transaction(connection) as cursor:
-        fields, payload = to_item(_decide(cursor, call.kind, message))
-    return talk.only(call, [talk.read_answer(call, list(fields), payload)])
+        answer = _decide(cursor, command.kind, message)
+    if isinstance(answer, GivaliaError):
+        raise answer
+    fields, payload = to_item(answer)
+    return command.read(list(fields), payload)
 
 
 # The connection.

@@ -42,8 +42,16 @@ class Enqueued(NamedTuple):
     """The answer to an enq."""
 
     id: bytes
-    due: datetime
+    due_at_us: int
     durability: str
+
+
+class Requeued(NamedTuple):
+    """The answer to a requeue."""
+
+    id: bytes
+    due_at_us: int
+    durability: str = ""
 
 
 def _is_progress(value: Any) -> bool:
@@ -72,9 +80,8 @@ def enqueued(fields: Fields, _: bytes) -> Enqueued:
         _, job_id, due_us, durability = fields
         is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
         if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
-            return Enqueued(job_id, to_datetime(due_us), durability)
-    job_id, due_us, durability = _checked(fields, _is_id, _is_instant, is_any_text)
-    return Enqueued(job_id, to_datetime(due_us), durability)
+            return Enqueued(job_id, due_us, durability)
+    return Enqueued(*_checked(fields, _is_id, _is_instant, is_any_text))
 
 
 def word(fields: Fields, _: bytes) -> str:
@@ -85,13 +92,12 @@ def word(fields: Fields, _: bytes) -> str:
 
 def due(fields: Fields, _: bytes) -> datetime:
     """The answer to an ext."""
-    return requeued(fields, b"")[1]
+    return to_datetime(requeued(fields, b"").due_at_us)
 
 
-def requeued(fields: Fields, _: bytes) -> tuple[bytes, datetime]:
+def requeued(fields: Fields, _: bytes) -> Requeued:
     """The answer to a requeue."""
-    job_id, due_us = _checked(fields, _is_id, _is_instant)
-    return job_id, to_datetime(due_us)
+    return Requeued(*_checked(fields, _is_id, _is_instant))
 
 
 def resumed(fields: Fields, _: bytes) -> bool:

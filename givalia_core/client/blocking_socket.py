@@ -1,4 +1,4 @@
-"""A blocking client's socket: connects, says hello, and moves bytes without ever waiting longer than it is told.
+"""The socket of a blocking client: connects, says hello, and moves bytes; no wait is longer than the caller says.
 
 The socket never waits by itself, so each error that the system reports has a number. An `OSError` without one was thrown into
 the call from outside, such as the `TimeoutError` of a signal handler, and is the caller's.
@@ -13,10 +13,11 @@ import select
 import socket
 import time as clock
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from givalia_core import forks, tcp
-from givalia_core.client.visit import Visit
+from givalia_core.client.connection import ClientConnection
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
 
@@ -37,8 +38,8 @@ def _broken(error: OSError) -> Exception:
     return error if error.errno is None else Broken(str(error))
 
 
-class Wire:
-    """One connection that has said hello; `visit` numbers what goes over it."""
+class BlockingSocket:
+    """One connection that has said hello; `connection` is its state."""
 
     def __init__(self, address: Address, patience_s: float) -> None:
         """Connect and say hello, each within `patience_s` seconds.
@@ -49,7 +50,8 @@ class Wire:
         process = os.getpid()
         self._socket = _connected(address, patience_s)
         self._taken_bytes = 0
-        self.visit = Visit()
+        self.wait = partial(_wait, self._socket)
+        self.connection = ClientConnection()
         forks.register(self)
         try:
             if os.getpid() != process:  # A greenlet connects, and another one has forked meanwhile.
@@ -59,32 +61,24 @@ class Wire:
             self._socket.close()
             raise
         self._taken_bytes = 0
-        self.visit.taken_bytes = lambda: self._taken_bytes
+        self.connection.taken_bytes = lambda: self._taken_bytes
 
-    def _say_hello(self, deadline: float) -> None:
+    def _say_hello(self, deadline_s: float) -> None:
         """Say hello, and read until that is answered: a server that answers byte by byte has no more time than another."""
         with _breaks():
             tcp.tune(self._socket)
-        hello = memoryview(self.visit.hello())
+        hello = memoryview(self.connection.hello())
         while hello := hello[self.send(hello) :]:
-            self._await(deadline, to_send=True)
+            self._await(deadline_s, to_send=True)
         is_greeted = False
         while not is_greeted:
-            self._await(deadline)
+            self._await(deadline_s)
             data = self.receive()
-            is_greeted = data is not None and self.visit.greet(data)
+            is_greeted = data is not None and self.connection.greet(data)
 
-    def _await(self, deadline: float, *, to_send: bool = False) -> None:
-        if not self.wait(max(deadline - clock.monotonic(), 0), to_send=to_send, to_read=not to_send):
+    def _await(self, deadline_s: float, *, to_send: bool = False) -> None:
+        if not self.wait(max(deadline_s - clock.monotonic(), 0), to_send=to_send, to_read=not to_send):
             raise Broken("timed out")
-
-    def wait(self, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
-        """Wait until there is something to read, or room to send, as asked; whether there is.
-
-        Raises:
-            Broken: The connection was closed here.
-        """
-        return _wait(self._socket, seconds, to_send=to_send, to_read=to_read)
 
     def send(self, data: memoryview) -> int:
         """Send what the socket takes now; how much that was.
@@ -182,7 +176,12 @@ def _connected_to(sock: socket.socket, place: object, patience_s: float) -> sock
     return sock
 
 
-def _wait(sock: socket.socket, seconds: float | None, *, to_send: bool, to_read: bool) -> bool:
+def _wait(sock: socket.socket, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
+    """Wait until there is something to read, or room to send, as asked; return whether there is.
+
+    Raises:
+        Broken: The connection was closed here.
+    """
     if sock.fileno() < 0:
         raise Broken("the connection is closed")
     try:  # And not `_breaks`, which takes longer than all the rest.

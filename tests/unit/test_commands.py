@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from givalia_core import testing
-from givalia_core.client import talk, verbs
+from givalia_core.client import commands, many
+from givalia_core.client.commands import ENQ
 from givalia_core.errors import BadRequest
 from givalia_core.modules import WorkModule
 from givalia_core.protocol import frames
@@ -18,9 +19,9 @@ from givalia_core.protocol import frames
 COUNT = 5_000
 
 MAKES: dict[str, Callable[[list[str]], Iterable[Any]]] = {
-    "enq": lambda keys: talk.enq_many({"module": "M", "key": key} for key in keys)[0],
-    "cancel": lambda keys: verbs.cancel_many(keys, running=True).calls,
-    "ext": lambda keys: verbs.ext_many(keys, at=9e9).calls,
+    "enq": lambda keys: many.enq_many({"module": "M", "key": key} for key in keys).requests,
+    "cancel": lambda keys: many.cancel_many(keys, running=True).requests,
+    "ext": lambda keys: many.ext_many(keys, at=9e9).requests,
 }
 
 
@@ -34,7 +35,7 @@ def test_no_frame_is_too_large_whatever_letters_the_keys_are_made_of(verb: str, 
     longest = 250 // len(letter.encode())
     keys = [letter * longest + f"{number:05}" for number in range(COUNT)]
 
-    made = [(len(call.items), len(frames.encode(call.kind, 1, call.items)) - 4) for call in MAKES[verb](keys)]
+    made = [(len(request.items), len(frames.encode(request.kind, 1, request.items)) - 4) for request in MAKES[verb](keys)]
 
     assert sum(items for items, _ in made) == COUNT
     assert all(size <= frames.FRAME_BYTES_MAX for _, size in made)
@@ -42,7 +43,7 @@ def test_no_frame_is_too_large_whatever_letters_the_keys_are_made_of(verb: str, 
 
 @pytest.mark.parametrize("verb", MAKES)
 def test_no_frame_has_more_commands_than_one_may(verb: str) -> None:
-    made = [len(call.items) for call in MAKES[verb]([f"{number}" for number in range(2 * frames.ITEMS_MAX + 1)])]
+    made = [len(request.items) for request in MAKES[verb]([f"{number}" for number in range(2 * frames.ITEMS_MAX + 1)])]
 
     assert sum(made) == 2 * frames.ITEMS_MAX + 1
     assert max(made) <= frames.ITEMS_MAX
@@ -59,7 +60,7 @@ def test_no_frame_has_more_commands_than_one_may(verb: str) -> None:
 )
 def test_a_length_that_is_refused_is_told_its_own_limits(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        talk.enq("M", **options)
+        ENQ.ask(commands.enq("M", **options))
 
     assert str(refused.value) == words
 
@@ -73,8 +74,8 @@ def _in_transaction(params: Any) -> Any:
 @pytest.mark.parametrize(
     "enq",
     [
-        lambda params: talk.enq("M", params=params),
-        lambda params: list(talk.enq_many([{"module": "M"}, {"module": "M", "params": params}])),
+        lambda params: commands.enq("M", params=params),
+        lambda params: list(many.enq_many([{"module": "M"}, {"module": "M", "params": params}]).requests),
         lambda params: testing.run(WorkModule, params),
         lambda params: testing.Queue({"M": Mail}).enq("M", params=params),
         _in_transaction,
@@ -87,6 +88,6 @@ def test_params_that_a_worker_could_not_read_are_refused_before_anything_is_sent
 
 def test_of_many_jobs_the_one_that_cannot_be_sent_is_named_by_its_place() -> None:
     with pytest.raises(BadRequest) as caught:
-        talk.enq_many([{"module": "M"}, {"module": "M", "priority": 10}])
+        many.enq_many([{"module": "M"}, {"module": "M", "priority": 10}])
 
     assert str(caught.value) == "jobs[1]: priority is -9 to 9, not 10"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_rig import EngineRig, uid
 
-from givalia_core.client.acts import Acted, Run, cancel_all, ext_all, requeue_all
+from givalia_core.client.filters import Acted, PagedAct, cancel_all, ext_all, requeue_all
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull
 from givalia_core.protocol import messages as m
@@ -38,16 +38,16 @@ def act(rig: EngineRig, act: str, request: int = 9_000, **fields: Any) -> Any:
     return answer
 
 
-def run(rig: EngineRig, run: Run) -> Acted:
+def run(rig: EngineRig, run: PagedAct) -> Acted:
     """A whole run, as clients do it."""
     acted = Acted()
     while not run.is_over:
-        call = run.call()
-        ((fields, payload),) = call.items
+        request = run.ask()
+        ((fields, payload),) = request.items
         (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
         if isinstance(answer, GivaliaError):
             raise answer
-        acted = run.take(call.read(["OK", *answer], b""))
+        acted = run.take(request.read(["OK", *answer], b""))
     return acted
 
 
@@ -196,9 +196,9 @@ def test_a_dry_run_counts_and_changes_nothing(rig: EngineRig) -> None:
     assert [rig.stored(uid(number)) for number in (1, 2, 3)] == before
 
 
-def page(rig: EngineRig, run: Run) -> Any:
+def page(rig: EngineRig, run: PagedAct) -> Any:
     """What the server answers to the next page."""
-    ((fields, payload),) = run.call().items
+    ((fields, payload),) = run.ask().items
     (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
     return answer
 
@@ -208,7 +208,7 @@ def test_a_run_that_was_broken_off_goes_on_from_its_cursor(rig: EngineRig) -> No
     told: list[Acted] = []
     broken = cancel_all(module="Mail", on_page=told.append)
     broken.tell()
-    broken.take(broken.call().read(["OK", *page(rig, broken)], b""))
+    broken.take(broken.ask().read(["OK", *page(rig, broken)], b""))
     broken.tell()
 
     rest = run(rig, cancel_all(module="Mail", cursor=told[-1].cursor))
@@ -228,7 +228,7 @@ def test_a_run_that_goes_on_repeats_no_page_that_was_done_and_whose_answer_was_l
     broken = ext_all(60, module="Mail", on_page=told.append)
     broken.tell()
     for _ in range(pages):
-        broken.take(broken.call().read(["OK", *page(rig, broken)], b""))
+        broken.take(broken.ask().read(["OK", *page(rig, broken)], b""))
         broken.tell()
     page(rig, broken)
     if restarts:

@@ -1,4 +1,4 @@
-"""The exchanges: how calls get from one server to the next with either client, and who reads for everybody.
+"""Transports: how requests get from one server to the next with either client, and who reads for everybody.
 
 What is said here of `connect` is true of `Client` and of `AsyncClient`.
 """
@@ -29,15 +29,16 @@ from scripted_server import (
 )
 
 from givalia_core import Busy, Client, ConnectionLost, DuplicateKey, PartlyRefused, ResultLost, ShuttingDown, WaitTimeout
-from givalia_core.client import errands, talk
-from givalia_core.client.exchange import Exchange
-from givalia_core.client.slot import Slot
+from givalia_core.client import commands, failover
+from givalia_core.client.commands import INFO
+from givalia_core.client.delivery import RequestDelivery
+from givalia_core.client.transport import BlockingTransport
 from givalia_core.errors import BadRequest, StoreFull, VersionMismatch
 from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed, item, refusal
 from givalia_core.protocol.session import Port
-from givalia_core.views import text_id
+from givalia_core.views import text_id, wire_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 STOPPING = ShuttingDown("the server is draining", retry_after=2.0)
@@ -223,8 +224,9 @@ def test_who_waits_longer_than_any_system_waits_for_ever(scripted: Scripted, con
     with connect(scripted(every(Kind.WAIT, serve))) as client:
         assert client.wait(JOB, timeout) == 7
 
-    slot = Slot.of(talk.wait(JOB), timeout, 60.0, 0.0)
-    assert slot.left(0.0) is None
+    (request,) = commands.wait(wire_id(JOB), timeout, progress=False)
+    RequestDelivery([Address("one", 1)], 60.0).begin(request, 0.0)
+    assert request.left_s(0.0) is None
 
 
 def test_when_every_server_stops_the_caller_is_told_so_in_the_end(connect: Connect, scripted: Scripted) -> None:
@@ -270,7 +272,7 @@ def test_when_a_part_of_many_is_given_up_the_parts_behind_it_are_too(connect: Co
         with pytest.raises(ConnectionLost):  # A busy machine may not even have sent the first part by then.
             client.enq_many([{"module": "Sample"}] * 20_001)
 
-        assert not client._exchange._errands.calls
+        assert not client._transport.delivery.requests
 
 
 def test_other_refusals_are_answers_and_no_reason_to_go(connect: Connect, scripted: Scripted) -> None:
@@ -323,7 +325,7 @@ def test_a_busy_answer_that_comes_too_late_is_not_kept(connect: Connect, scripte
         line.refuse(ask, Busy("later", retry_after=0.05))
         client.enq("Sample")
 
-        assert not client._exchange._errands.has_put_off
+        assert not client._transport.delivery.put_off
 
 
 def test_a_call_that_was_put_off_holds_up_no_other(connect: Connect, scripted: Scripted) -> None:
@@ -370,7 +372,7 @@ def test_servers_that_take_connections_and_drop_them_are_given_rests(
         rests.append(most)
         return least
 
-    monkeypatch.setattr(errands, "random", SimpleNamespace(uniform=shortest))
+    monkeypatch.setattr(failover, "random", SimpleNamespace(uniform=shortest))
     servers = [scripted(every(Kind.ENQ, hang_up)) for _ in range(2)]
 
     with connect(*servers, resend=1.0) as client, pytest.raises(ConnectionLost):
@@ -388,7 +390,7 @@ def test_close_does_not_wait_for_a_rest_to_end(connect: Connect, monkeypatch: py
         is_resting.set()
         return 50.0
 
-    monkeypatch.setattr(errands, "random", SimpleNamespace(uniform=rest))
+    monkeypatch.setattr(failover, "random", SimpleNamespace(uniform=rest))
 
     with connect(closed_address(), resend=60.0) as client, ThreadPoolExecutor(1) as pool:
         calling = pool.submit(client.info)
@@ -515,34 +517,34 @@ def test_while_a_callback_takes_its_time_another_thread_reads(scripted: Scripted
         assert waiting.result(10) == 7
 
 
-class Wire:
-    """Somebody else reads, and leaves while this one waits for room to send."""
+class Socket:
+    """Another thread reads, and leaves while this one waits for room to send."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, transport: BlockingTransport) -> None:
+        self._transport = transport
 
     def wait(self, seconds: float | None, *, to_send: bool = False, to_read: bool = True) -> bool:
-        self._exchange._reader = None
+        self._transport.reader = None
         return False
 
 
 def test_a_reader_that_leaves_while_another_waits_for_room_has_left() -> None:
-    exchange = Exchange([Address("127.0.0.1", 1)], 1.0)
-    exchange._reader = -1
-    wire: Any = Wire(exchange)
+    transport = BlockingTransport([Address("127.0.0.1", 1)], 1.0)
+    transport.reader = -1
+    sock: Any = Socket(transport)
 
-    exchange._make_room(wire, Slot(talk.info(), None, 0.0))
+    transport.make_room(sock, INFO.ask(commands.info()))
 
-    assert exchange._reader is None
+    assert transport.reader is None
 
 
 def test_a_thread_that_reads_reads_on_while_it_sends_what_the_socket_does_not_take_at_once() -> None:
     """Were it to take itself for another that reads, it would turn round and round while there is something to read."""
-    exchange = Exchange([Address("127.0.0.1", 1)], 1.0)
-    exchange._reader = threading.get_ident()
-    wire = Mock(wait=Mock(return_value=True), receive=Mock(return_value=None))
+    transport = BlockingTransport([Address("127.0.0.1", 1)], 1.0)
+    transport.reader = threading.get_ident()
+    sock = Mock(wait=Mock(return_value=True), receive=Mock(return_value=None))
 
-    exchange._make_room(wire, Slot(talk.info(), None, 0.0))
+    transport.make_room(sock, INFO.ask(commands.info()))
 
-    assert wire.receive.called
-    assert exchange._reader == threading.get_ident()
+    assert sock.receive.called
+    assert transport.reader == threading.get_ident()

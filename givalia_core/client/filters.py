@@ -1,7 +1,7 @@
-"""`cancel`, `ext` and `requeue` of all jobs that a filter admits: the verbs of every client, and how a run of pages goes on.
+"""The acts on all jobs that a filter admits: `cancel_all`, `ext_all` and `requeue_all`.
 
-The server acts on a page at a time. A run acts on each job at most once, wherever that stands afterwards, and a run that was
-broken off goes on from its cursor.
+The server answers a page at a time. An act by filter acts on each job at most once, wherever that stands afterwards, and one
+that was broken off goes on from its cursor.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 from zlib import crc32
 
-from givalia_core.client import talk
-from givalia_core.client.talk import Call
+from givalia_core.client import answers, commands
+from givalia_core.client.commands import checked
+from givalia_core.client.listing import JobFilter, filter_of
+from givalia_core.client.pending import Pending
 from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest
 from givalia_core.model import CANCELLED, DEAD, JobState
-from givalia_core.protocol.messages import Act
+from givalia_core.protocol.messages import Act, Kind
 from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
@@ -39,8 +41,8 @@ class Acted:
     cursor: str | None = None
 
 
-class Run:
-    """A run of pages: send `call`, give the answer to `take`, and go on until it `is_over`.
+class PagedAct:
+    """An act by filter, a page at a time: send `ask`, give the answer to `take`, and go on until it `is_over`.
 
     Args:
         act: `cancel`, `ext` or `requeue`.
@@ -58,7 +60,7 @@ class Run:
         self,
         act: str,
         states: list[str | None],
-        wanted: talk.Filter,
+        wanted: JobFilter,
         options: dict[str, Any],
         cursor: str | None,
         on_page: OnPage | None,
@@ -99,16 +101,15 @@ class Run:
         """Return whether the run has ended, so that no page follows."""
         return not self._states
 
-    def call(self) -> Call[tuple[dict[str, int], int, tuple[int, ...]]]:
-        """Return what asks for the next page; a call that is sent again acts on no job twice."""
+    def ask(self) -> Pending[tuple[dict[str, int], int, tuple[int, ...]]]:
+        """Return the request for the next page; one that is sent again acts on no job twice."""
         after_a, after_b = self._after or (None, None)
         fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
-        # The same page is the same request, so that a run that goes on is told what it has come to.
+        # The same page is the same request, so that a run that goes on hears the counts of a page that it has acted on.
         page = repr((self._states[0], self._after, self._options)).encode()
         request = blake2b(self._run + page, digest_size=16).digest()
-        return talk.act(
-            Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
-        )
+        message = Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
+        return Pending(Kind.ACT, [checked(Kind.ACT, message)], answers.acted)
 
     def take(self, answer: tuple[dict[str, int], int, tuple[int, ...]]) -> Acted:
         """Take the answer to a page; return what the run has come to."""
@@ -151,7 +152,7 @@ def cancel_all(
     dry_run: bool = False,
     cursor: str | None = None,
     on_page: OnPage | None = None,
-) -> Run:
+) -> PagedAct:
     """Call off all jobs that a filter admits, a page of up to 500 at a time; jobs that come during the run are left alone.
 
     The counts are of what `cancel` would answer for each. On return what was done is durable. A run that raises has done a
@@ -176,9 +177,9 @@ def cancel_all(
     Raises:
         BadRequest: Neither a filter nor `all` is given, or one cannot be. Nothing was done.
     """
-    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    wanted = filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
     options = {"running": running, "dry_run": dry_run}
-    return Run("cancel", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
+    return PagedAct("cancel", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
 
 
 def ext_all(
@@ -197,7 +198,7 @@ def ext_all(
     dry_run: bool = False,
     cursor: str | None = None,
     on_page: OnPage | None = None,
-) -> Run:
+) -> PagedAct:
     """Move the dues of all jobs that a filter admits, each once, wherever that takes it; otherwise as `cancel_all`.
 
     Args:
@@ -219,10 +220,10 @@ def ext_all(
     Raises:
         BadRequest: As `cancel_all`.
     """
-    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
-    delta_us, at_us = talk.move(time, at)
+    wanted = filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    delta_us, at_us = commands.move(time, at)
     options = {"delta_us": delta_us, "at_us": at_us, "dry_run": dry_run}
-    return Run("ext", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
+    return PagedAct("ext", [wanted.state], _given(wanted, everything=all), options, cursor, on_page)
 
 
 def requeue_all(
@@ -241,7 +242,7 @@ def requeue_all(
     dry_run: bool = False,
     cursor: str | None = None,
     on_page: OnPage | None = None,
-) -> Run:
+) -> PagedAct:
     """Give all dead and cancelled jobs that a filter admits another life; otherwise as `cancel_all`.
 
     A job that ends again during the run is not requeued again.
@@ -265,14 +266,14 @@ def requeue_all(
     Raises:
         BadRequest: As `cancel_all`.
     """
-    wanted = talk.filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
-    delay_us, at_us = talk.when(time, at)
+    wanted = filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
+    delay_us, at_us = commands.when(time, at)
     states: list[str | None] = [str(DEAD), str(CANCELLED)] if wanted.state is None else [wanted.state]
-    options = {"delta_us": delay_us or 0, "at_us": at_us, "dry_run": dry_run}
-    return Run("requeue", states, _given(wanted, everything=all), options, cursor, on_page)
+    options = {"delta_us": delay_us, "at_us": at_us, "dry_run": dry_run}
+    return PagedAct("requeue", states, _given(wanted, everything=all), options, cursor, on_page)
 
 
-def _given(wanted: talk.Filter, *, everything: bool) -> talk.Filter:
+def _given(wanted: JobFilter, *, everything: bool) -> JobFilter:
     """Return the filter, if it is one, or if all jobs are meant.
 
     Raises:

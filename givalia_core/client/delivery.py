@@ -1,0 +1,319 @@
+"""A client's requests under way, without a socket, a thread or a clock: what is sent, when it is sent again or given up.
+
+Everything that is unanswered when a connection is lost is sent again on the next with the same ids, so nothing happens twice:
+servers that share a store know each other's ids. After a minute without an answer the outcome is unknown, and the error says
+so. A command is sent with the time until which we wait for its answer on this connection, on the server's own clock, so that a
+copy of it which was held up on the way is not run after we have heard of another. A path that died without a word is found by
+its pulse (`protocol.pulse`), and is no reason to give a request up.
+
+The transport, with threads or in an event loop, asks `step` what comes next, does it, and says what came of it. Two callers
+never enter at once, except `close`, which a signal handler may call at any time. All times are seconds on one monotonic clock,
+which the caller reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from givalia_core.client import refusals
+from givalia_core.client.connection import ClientConnection, nonsense
+from givalia_core.client.failover import Connect, Failover, Find, Rest
+from givalia_core.client.pending import FOREVER_S, Pending
+from givalia_core.client.server_clock import FITS
+from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, TooLarge
+from givalia_core.protocol import messages
+from givalia_core.protocol.addresses import Address
+from givalia_core.protocol.caller import Answer, Broken, Told, retry_after_s
+from givalia_core.protocol.messages import CHANGING, OK
+from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Owed
+
+IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
+
+
+class Listen(NamedTuple):
+    """Say `arrived` when something has, and after so many seconds (None: never) ask `look` and `due`."""
+
+    seconds: float | None
+
+
+Step: TypeAlias = Connect | Rest | Listen
+
+
+class RequestDelivery:
+    """Every request of one client that is not over, and the connection that carries them."""
+
+    def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
+        self.requests: dict[Pending[Any], None] = {}  # In the order in which they began.
+        self.connection: ClientConnection | None = None
+        self.is_closed = False
+        self.put_off: dict[Pending[Any], float] = {}  # Those that a busy server wants to hear again, and when.
+        self.failover = Failover(addresses, resend_s, find)
+        self._resend_s = resend_s
+
+    def begin(self, request: Pending[Any], now_s: float) -> None:
+        """Take a request that is to be sent.
+
+        Raises:
+            ConnectionLost: The client is closed.
+        """
+        if self.is_closed:
+            raise ConnectionLost("the client is closed; the command was not sent", sent=False)
+        if self.failover.has_failed and not self.requests:
+            self.failover.begin()
+        request.unsent_since_s = now_s
+        if request.timeout_s is not None:
+            request.deadline_s = None if request.timeout_s >= FOREVER_S else now_s + request.timeout_s
+        elif not request.waits:
+            request.deadline_s = now_s + self._resend_s
+        self.requests[request] = None
+
+    def has_something(self, request: Pending[Any], now_s: float) -> bool:
+        """Return whether there is something for the caller: the end or news. A caller whose time is over has an end."""
+        if request.answers is not None or request.error is not None or request.news is not None:
+            return True
+        if request.deadline_s is None or now_s < request.deadline_s:
+            return False
+        was_lost = self.connection is None or request.was_sent
+        request.run_out(self.failover.why if was_lost else "")
+        self.forget(request)
+        return True
+
+    def forget(self, request: Pending[Any]) -> None:
+        """Forget a request that nobody waits for any more: an answer that is still to come is of no use."""
+        self.requests.pop(request, None)
+        self.put_off.pop(request, None)
+
+    def end_all(self, why: str) -> None:
+        """End every request; the outcome of those that were sent is unknown."""
+        for request in list(self.requests):
+            request.end(why)
+        self._settle()
+
+    def abandon(self) -> None:
+        """In a fork: end every request, for it is the parent's, which goes on with it; nothing is sent here."""
+        self.connection = None
+        for request in list(self.requests):
+            request.was_sent = True
+        self.end_all("the process was forked, and the call is its parent's")
+
+    def close(self) -> None:
+        """End every request, and take no other. The connection is closed before, so that nothing more is sent."""
+        self.is_closed = True
+        self.end_all("the client is closed")
+
+    def _settle(self) -> None:
+        """Forget the requests that are over, and wake their callers."""
+        for request in [request for request in list(self.requests) if request.is_over]:
+            self.forget(request)
+            if request.wake is not None:
+                request.wake()
+
+    # The next step.
+
+    def step(self, now_s: float, deadline_s: float | None = None) -> Step:
+        """Return what is to be done next for all requests; no wait is longer than the deadline of the caller who asks."""
+        connection = self.connection
+        if connection is None:
+            return self._search(now_s)
+        if not self.requests:  # Nobody waits, so no server is hurried.
+            return Listen(None if deadline_s is None else max(deadline_s - now_s, 0.0))
+        owed = _owed(connection)
+        ends_s = connection.pulse.look_again_s(now_s, owed)
+        if deadline_s is not None and (ends_s is None or deadline_s - now_s < ends_s):
+            ends_s = deadline_s - now_s
+        if self.failover.has_others or self.put_off:
+            ends_s = self._sooner(connection, ends_s, now_s)
+        return Listen(ends_s if ends_s is None or ends_s > 0 else 0.0)
+
+    def _sooner(self, connection: ClientConnection, ends_s: float | None, now_s: float) -> float | None:
+        """Return when to look after a server that may be silent, or after requests that were put off, if that is sooner."""
+        times_s = [] if ends_s is None else [ends_s]
+        if self.failover.has_others:
+            times_s.append(self.failover.silent_s - connection.quiet_s(now_s))
+        if self.put_off:
+            times_s.append(min(self.put_off.values()) - now_s)
+        return min(times_s)
+
+    def _search(self, now_s: float) -> Step:
+        if not self.failover.must_rest:
+            return self.failover.connect(self.requests, now_s)
+        pause_s = self.failover.rest(self.requests, now_s)
+        self._settle()
+        return Rest(pause_s if self.requests else 0.0)
+
+    def not_connected(self, error: OSError | Broken) -> None:
+        """Note that a server could not be reached, or refuses this client: then every request ends, unless another takes it."""
+        self.failover.not_connected(str(error) or "timed out")
+        refusal = error.refusal if isinstance(error, Broken) else None
+        if self.failover.must_rest and refusal is not None:
+            self.failover.must_rest = False
+            for request in list(self.requests):
+                request.error = copy.copy(refusal)  # Each is raised in a place of its own.
+            self._settle()
+
+    def connected(self, connection: ClientConnection, now_s: float) -> list[Pending[Any]]:
+        """Note that a server was reached and greeted; return the requests to be sent to it."""
+        connection.heard_at_s = now_s
+        connection.clock.heard(now_s)
+        connection.pulse.moved(now_s)
+        self.connection = connection
+        return list(self.requests)
+
+    def load(self, connection: ClientConnection, request: Pending[Any], now_s: float) -> bytes:
+        """Number a request and return its bytes, which leave in the order of these calls.
+
+        None are returned for a request that is over or was sent already, and for a connection that is over. A command comes
+        behind the time that we wait here: until we ask another server, or give up. One that came too late is given longer, for
+        its way may be long; the servers' memory of answers covers that.
+        """
+        if connection is not self.connection or request not in self.requests or request.connection is connection:
+            return b""
+        self.put_off.pop(request, None)
+        request.refusal = None
+        limit = b""
+        if request.kind in CHANGING:
+            patience_s = self.failover.silent_s * 2**request.lates
+            if request.deadline_s is not None and request.deadline_s - now_s < patience_s:
+                patience_s = max(request.deadline_s - now_s, 0.0)
+            if not FITS * patience_s <= connection.clock.until_s - now_s <= patience_s:
+                limit = connection.clock.limit(now_s, patience_s)
+        number, data = connection.caller.ask(request.kind, request.items)
+        (connection.waits if request.waits else connection.commands)[number] = request
+        data = limit + data
+        connection.loaded_bytes += len(data)
+        request.connection, request.ends_at_byte, request.sent_at_s = connection, connection.loaded_bytes, now_s
+        return data
+
+    def drop(self, connection: ClientConnection, why: str, now_s: float) -> None:
+        """Note that a connection is closed, for it is of no use any more; unanswered requests are sent on the next."""
+        if self.connection is connection:
+            self.connection = None
+            self.failover.lost(why, has_answered=connection.has_answered)
+            taken_bytes = connection.taken_bytes() if self.requests else 0
+            for request in list(self.requests):
+                request.lost(taken_bytes, now_s)
+
+    # A server that is busy, one that is silent, and a path that is dead.
+
+    def look(self, connection: ClientConnection, now_s: float, acknowledged_s: Callable[[], float], *, can_ping: bool) -> bytes:
+        """Nothing has arrived for as long as `step` said: return the ping to send now, or nothing.
+
+        Args:
+            connection: The present connection.
+            now_s: The present.
+            acknowledged_s: As `tcp.acknowledged_s`; asked only if it matters.
+            can_ping: Whether what is returned is sent at once.
+
+        Raises:
+            Broken: The path is dead; or the server has answered no command for too long, and there is another.
+        """
+        if self.failover.has_others and connection.quiet_s(now_s) >= self.failover.silent_s:
+            raise Broken("the server answers nothing")
+        return connection.look(now_s, _owed(connection), acknowledged_s, can_ping=can_ping) if self.requests else b""
+
+    def due(self, now_s: float) -> list[Pending[Any]]:
+        """Return the requests that were put off until now, to be sent again."""
+        return [request for request, at_s in list(self.put_off.items()) if at_s <= now_s]
+
+    # Arriving bytes.
+
+    def arrived(self, connection: ClientConnection, data: bytes, now_s: float) -> bool:
+        """Take the bytes that arrived, and hand out the answers; return False if the server stops: drop the connection then.
+
+        Raises:
+            Broken: The server sends what no server of this protocol sends. Drop the connection.
+        """
+        try:
+            arrived = connection.caller.feed(data)
+        except (BadRequest, TooLarge) as error:
+            raise nonsense(error) from None
+        connection.pulse.moved(now_s)
+        stays, was_served = True, False
+        if not arrived:
+            connection.heard_at_s = now_s
+        for each in arrived:
+            if isinstance(each, Told):
+                connection.heard_at_s = now_s
+                connection.hear(each, self.requests)
+            # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
+            elif each.request == connection.ping_number or each.request in connection.clock.asked:
+                connection.take_aside(each, now_s)
+            else:
+                connection.heard_at_s = now_s
+                is_served = self._hand_out(connection, each, now_s)
+                stays, was_served = stays and is_served, was_served or is_served
+                connection.has_answered = connection.has_answered or connection is self.connection
+        if was_served and self.failover.has_failed:
+            self.failover.worked()
+        return stays
+
+    def _hand_out(self, connection: ClientConnection, answer: Answer, now_s: float) -> bool:
+        """Give a request its answers, or keep it to be sent again; return False if that is to be at another server."""
+        request = connection.commands.pop(answer.request, None) or connection.waits.pop(answer.request, None)
+        if request is None or request not in self.requests or request.connection is not connection:
+            return True  # Nobody waits for it any more.
+        answers = read_answers(request, answer.items)
+        if any(isinstance(each, GivaliaError) for each in answers):
+            answers = connection.explained(answers)
+            if self._is_sent_again(request, answers, now_s):
+                return request in self.put_off
+        if len(answers) == len(request.items):
+            request.answers = answers
+        else:  # One error for them all.
+            request.error = answers[0]
+        self.requests.pop(request, None)
+        if request.wake is not None:
+            request.wake()
+        return True
+
+    def _is_sent_again(self, request: Pending[Any], answers: list[Any], now_s: float) -> bool:
+        """Keep a request that was refused, to be sent again to another server or later to this one; return whether it is.
+
+        Another is asked if this one stops and has not run the whole frame: what it refused was not done, and for the rest the
+        ids are known, and the answers the same.
+        """
+        if self.failover.has_others and refusals.are_of_a_server_that_stops(answers):
+            request.refused()
+            request.refusal, request.refusals = answers, request.refusals + 1
+            self.failover.refused(request.refusals)
+            return True
+        busy = refusals.later(request, answers)
+        if busy is None:
+            return False
+        request.refused()
+        request.lates += refusals.is_late(busy)
+        self.put_off[request] = now_s + retry_after_s(busy)
+        return True
+
+
+def read_answers(request: Pending[Any], items: list[tuple[list[Any], bytes]]) -> list[Any]:
+    """Return a value or an error (returned, not raised) for each command of a frame, or one error for them all.
+
+    Raises:
+        Broken: No server of this protocol answers so.
+    """
+    answers: list[Any] = []
+    for fields, payload in items:
+        if not fields or type(fields[0]) is not str:
+            raise Broken("the server gives an answer without a code")
+        try:
+            answers.append(request.read(fields, payload) if fields[0] == OK else messages.answer_error(fields))
+        except GivaliaError as ended:
+            answers.append(ended)
+    if len(answers) != len(request.items) and not (len(answers) == 1 and isinstance(answers[0], GivaliaError)):
+        raise Broken(f"the server gives {len(answers)} answers to {len(request.items)} commands")
+    return answers
+
+
+def _owed(connection: ClientConnection) -> Owed | None:
+    """Return since when the server owes an answer, and after how long a silence it is pinged; None if it owes none.
+
+    A wait alone is pinged less often, so that it costs next to nothing.
+    """
+    for requests, ping_after_s in ((connection.commands, PING_COMMAND_S), (connection.waits, PING_WAIT_S)):
+        oldest = next(iter(requests.values()), None)
+        if oldest is not None:
+            return Owed(oldest.sent_at_s, ping_after_s)
+    return None

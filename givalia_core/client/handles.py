@@ -1,0 +1,182 @@
+"""Handles: a job that a client enqueued or named, with the verbs for it; and the methods of clients that return one.
+
+A handle keeps its job's id and due as they came over the wire, and makes a text or a datetime of them when asked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from givalia_core.client import commands
+from givalia_core.client.answers import Enqueued, Requeued
+from givalia_core.client.commands import CANCEL, EXT, REQUEUE, STAT, Command
+from givalia_core.client.pending import AwaitedTransport, OnProgress, OnProgressAwaited, Transport
+from givalia_core.protocol.messages import Stat
+from givalia_core.times import Instant, Length, at_to_us, to_datetime
+from givalia_core.views import Status, text_id
+
+P = ParamSpec("P")
+A = TypeVar("A", bound=Enqueued | Requeued)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Handle:
+    """A job that a client enqueued or named: `id`, `key`, and `due` as last heard."""
+
+    def __init__(self, transport: Any, job_id: bytes, key: str | None, due_at_us: int = 0, durability: str = "") -> None:
+        self._transport = transport
+        self._id = job_id
+        self.key = key
+        self._due_at_us = due_at_us
+        self.durability = durability
+        """What the answer promised: `fsync` (on stable storage) or `memory`."""
+
+    @property
+    def id(self) -> str:
+        """The id of the job."""
+        return text_id(self._id)
+
+    @property
+    def due(self) -> datetime:
+        """When it is due, as an aware datetime in UTC."""
+        return to_datetime(self._due_at_us)
+
+    @due.setter
+    def due(self, due: datetime) -> None:
+        self._due_at_us = at_to_us(due)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} key={self.key!r} due={self.due.isoformat()}>"
+
+
+class JobHandle(Handle):
+    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it."""
+
+    _transport: Transport
+
+    def stat(self) -> Status:
+        """Ask about it."""
+        return self._transport.ask(STAT.ask(Stat(None, self._id)))
+
+    def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
+        """Move its due; see `Client.ext`."""
+        self.due = self._transport.ask(EXT.ask(commands.ext(id=self.id, time=time, at=at)))
+        return self.due
+
+    def cancel(self, *, running: bool = False) -> str:
+        """Call it off; see `Client.cancel`."""
+        return self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
+
+    def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
+        """The job's result, as soon as there is one: the server pushes it, over reconnects too.
+
+        A server that is too busy for one more who waits is asked again when it wants to be.
+
+        Args:
+            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked, for five seconds at
+                most if it does not answer, and a job that has not ended is not waited for.
+            progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
+                with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
+                after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.
+                What it raises ends the waiting.
+
+        Raises:
+            WaitTimeout: `timeout` seconds have passed; the job goes on.
+            JobFailed, JobCancelled, ResultLost, NotFound: There will be no result.
+            ConnectionLost: No server has been in reach for a minute.
+        """
+        result = None
+        for request in commands.wait(self._id, timeout, progress=progress is not None):
+            result = self._transport.ask(request, progress)
+        return result
+
+
+class AsyncJobHandle(Handle):
+    """A job that this client enqueued or named: `id`, `key`, `due` as last heard, and the verbs for it as coroutines."""
+
+    _transport: AwaitedTransport
+
+    async def stat(self) -> Status:
+        """Ask about it."""
+        return await self._transport.ask(STAT.ask(Stat(None, self._id)))
+
+    async def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
+        """Move its due; see `AsyncClient.ext`."""
+        self.due = await self._transport.ask(EXT.ask(commands.ext(id=self.id, time=time, at=at)))
+        return self.due
+
+    async def cancel(self, *, running: bool = False) -> str:
+        """Call it off; see `AsyncClient.cancel`."""
+        return await self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
+
+    async def wait(self, timeout: Length | None = None, progress: OnProgressAwaited | None = None) -> Any:
+        """The job's result, with the promises and the errors of `JobHandle.wait`.
+
+        Args:
+            timeout: As in `JobHandle.wait`.
+            progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
+                it takes its time, only the newest report is kept. What it raises ends the waiting.
+        """
+        result = None
+        for request in commands.wait(self._id, timeout, progress=progress is not None):
+            result = await self._transport.ask(request, progress)
+        return result
+
+
+# The methods of clients.
+
+
+class _Blocking(Protocol):
+    @property
+    def _transport(self) -> Transport: ...
+
+
+class _Async(Protocol):
+    @property
+    def _transport(self) -> AwaitedTransport: ...
+
+
+def makes(command: Command[P, A]) -> Callable[Concatenate[_Blocking, P], JobHandle]:
+    """Return a method that sends this command, whose answer is a job, and returns a handle."""
+
+    def method(self: _Blocking, /, *args: P.args, **options: P.kwargs) -> JobHandle:
+        message = command.make(*args, **options)
+        answer = self._transport.ask(command.ask(message))
+        key = None if command is REQUEUE and _is_id(message.key, answer.id) else message.key
+        return JobHandle(self._transport, answer.id, key, answer.due_at_us, answer.durability)
+
+    return as_method(method, command.make)
+
+
+def makes_async(
+    command: Command[P, A],
+) -> Callable[Concatenate[_Async, P], Coroutine[Any, Any, AsyncJobHandle]]:
+    """The same as a coroutine."""
+
+    async def method(self: _Async, /, *args: P.args, **options: P.kwargs) -> AsyncJobHandle:
+        message = command.make(*args, **options)
+        answer = await self._transport.ask(command.ask(message))
+        key = None if command is REQUEUE and _is_id(message.key, answer.id) else message.key
+        return AsyncJobHandle(self._transport, answer.id, key, answer.due_at_us, answer.durability)
+
+    return as_method(method, command.make)
+
+
+def _is_id(key: str | None, job_id: bytes) -> bool:
+    """Return whether a text in the place of a key is the id of the job."""
+    return key is not None and key.lower() == text_id(job_id)
+
+
+def as_method(method: F, verb: Callable[..., Any]) -> F:
+    """Give a client's method the name, the words and the arguments of its verb, for `help` and for editors."""
+    signature = inspect.signature(verb)
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    name = verb.__name__.rstrip("_")  # One verb has the name of a type.
+    method.__name__, method.__qualname__, method.__doc__ = name, name, verb.__doc__
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[myself, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
+    return method
