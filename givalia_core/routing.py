@@ -14,9 +14,9 @@ their workers is free.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from givalia_core.clock import Now
 from givalia_core.elsewhere import Elsewhere
@@ -231,43 +231,38 @@ class Routing:
         """Let timers fall due; return what must be read to know which come next."""
         if self.changed:
             self.sort()
-        while self._dues and self._dues[0][0] <= now.timer_us:
-            due_us, _, window = heappop(self._dues)
-            if self._is_armed(window, due_us):
+        dues = self._dues
+        while dues and dues[0][0] <= now.timer_us:
+            due_us, _, window = heappop(dues)
+            if window.armed_us == due_us and self.windows.get(window.route) is window:
                 window.armed_us = None
                 window.tick(now.timer_us)
-                window.note()
-        for window in list(self.stirring.values()):
+        for window in self.stirring.values():
             if window.fresh:
                 window.tick(now.timer_us)
         if self._parked:
             self.unpark_moved()
         if self.changed:
             self.sort()
-        return [span for window in self._spent.values() for span in window.spans()]
+        return [span for window in self._spent.values() for span in window.spans()] if self._spent else []
 
     def sort(self) -> None:
         """See what has become of the windows that have changed; only worth a call if there are `changed` ones."""
         for route, window in self.changed.items():
             window.is_noted = False
-            if window.timers.is_spent:
+            timers = window.timers
+            if timers.bound is not None and not timers.members:
                 self._spent[route] = window
             else:
                 self._spent.pop(route, None)
             if window.fresh or (window.has_ready and route not in self._parked):
                 self._parked.pop(route, None)
                 self.stirring[route] = window
-            self._arm(window)
+            due_us = window.next_due_us()
+            if due_us is not None and (window.armed_us is None or due_us < window.armed_us):
+                window.armed_us = due_us
+                heappush(self._dues, (due_us, next(self._armed), window))
         self.changed.clear()
-
-    def _arm(self, window: Window) -> None:
-        due_us = window.next_due_us()
-        if due_us is not None and (window.armed_us is None or due_us < window.armed_us):
-            window.armed_us = due_us
-            heappush(self._dues, (due_us, next(self._armed), window))
-
-    def _is_armed(self, window: Window, due_us: int) -> bool:
-        return window.armed_us == due_us and self.windows.get(window.route) is window
 
     def park(self, route: Route) -> None:
         """Leave a window alone until one of its workers is free, or a job comes to it that is due."""
@@ -303,15 +298,17 @@ class Routing:
 
     def offer(self, job: Job, now: Now) -> None:
         """A job waits (or waits anew); remember it if it is near and its route is served."""
-        window = self.windows.get(_name(job))
-        if window is None and job.specifier is not None:
-            window = self._open(Route(job.module, job.target))
+        if job.specifier is None:
+            window = self.windows.get((job.module, job.target_worker))
+        else:
+            window = self._window(Route(job.module, job.target))
         if window is not None:
-            window.offer(Timer(job.due_on_timer_us(now), job.seq), now.timer_us)
+            due_us = job.due_at_us + now.timer_us - now.wall_us if job.on_wall else job.due_at_us
+            window.offer(_timer(Timer, (due_us, job.seq)), now.timer_us)
 
     def discard(self, job: Job) -> None:
         """A job waits no longer on this route."""
-        window = self.windows.get(_name(job))
+        window = self.windows.get((job.module, job.target_worker if job.specifier is None else job.target))
         if window is not None:
             window.discard(job.seq)
 
@@ -345,14 +342,15 @@ class Routing:
             self.sort()
         while self._dues:
             due_us, _, window = self._dues[0]
-            if self._is_armed(window, due_us):
-                if window.next_due_us() == due_us:
+            if window.armed_us == due_us and self.windows.get(window.route) is window:
+                next_us = window.next_due_us()
+                if next_us == due_us:
                     return due_us
-                window.armed_us = None
-                heappop(self._dues)
-                self._arm(window)
-            else:
-                heappop(self._dues)
+                window.armed_us = next_us
+                if next_us is not None:
+                    heapreplace(self._dues, (next_us, next(self._armed), window))
+                    continue
+            heappop(self._dues)
         return None
 
     def can_be_taken(self, route: Route) -> bool:
@@ -367,9 +365,7 @@ class Routing:
         return served
 
 
-def _name(job: Job) -> Name:
-    """The route or variant that a job waits on."""
-    return job.module, job.target_worker if job.specifier is None else job.target
+_timer: Final = tuple.__new__  # The constructor of a named tuple costs as much again.
 
 
 def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:

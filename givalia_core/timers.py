@@ -23,50 +23,50 @@ class Prefix:
     left to the store and read again when the prefix has run out.
     """
 
-    __slots__ = ("_heap", "_members", "bound")
+    __slots__ = ("_heap", "bound", "members")
 
     def __init__(self) -> None:
         self._heap: list[Timer] = []
-        self._members: dict[int, Timer] = {}
+        self.members: dict[int, Timer] = {}  # By seq.
         self.bound: Timer | None = Timer(-(1 << 62), 0)  # Nothing is known until the first fill.
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def fill(self, timers: list[Timer], more: bool) -> None:
         """Replace everything by what the store has first; `more` says that it has others behind these."""
         self._heap = list(timers)
         heapify(self._heap)
-        self._members = {timer.seq: timer for timer in timers}
+        self.members = {timer.seq: timer for timer in timers}
         self.bound = max(timers) if more and timers else None
 
     def offer(self, timer: Timer) -> None:
         """Take the timer in if it belongs before the bound; otherwise the store will bring it in its turn."""
         if self.bound is not None and timer > self.bound:
             return
-        self._members[timer.seq] = timer
+        self.members[timer[1]] = timer
         heappush(self._heap, timer)
         # Timers that moved or were called off stay in the heap until they surface, so it needs a bound of its own.
-        if len(self._heap) > 2 * PREFIX_TIMERS + len(self._members) // 2:
+        if len(self._heap) > 2 * PREFIX_TIMERS + len(self.members) // 2:
             self._cut()
 
     def _cut(self) -> None:
-        ordered = sorted(self._members.values())
+        ordered = sorted(self.members.values())
         if len(ordered) > PREFIX_TIMERS:
             del ordered[PREFIX_TIMERS:]
             self.bound = ordered[-1]
-        self._heap, self._members = ordered, {timer.seq: timer for timer in ordered}
+        self._heap, self.members = ordered, {timer.seq: timer for timer in ordered}
 
     def discard(self, seq: int) -> None:
         """Forget a timer, because its job moved or was called off."""
-        self._members.pop(seq, None)
+        self.members.pop(seq, None)
 
     def peek(self) -> Timer | None:
         """The first timer, or None."""
-        heap, members = self._heap, self._members
+        heap, members = self._heap, self.members
         while heap:
             timer = heap[0]
-            if members.get(timer.seq) == timer:
+            if members.get(timer[1]) == timer:
                 return timer
             heappop(heap)
         return None
@@ -74,13 +74,13 @@ class Prefix:
     def pop(self) -> Timer:
         """Take out what `peek` shows."""
         timer = heappop(self._heap)
-        del self._members[timer.seq]
+        del self.members[timer.seq]
         return timer
 
     @property
     def is_spent(self) -> bool:
-        """Empty here, while the store may have more."""
-        return self.bound is not None and not self._members
+        """Nothing is here, while the store may have more."""
+        return self.bound is not None and not self.members
 
 
 class Window:
@@ -127,11 +127,18 @@ class Window:
 
     def offer(self, timer: Timer, now_us: int) -> None:
         """A job of this route waits, or waits for another time than before."""
-        self.discard(timer.seq)
-        if timer.due_us <= now_us:
-            self.fresh[timer.seq] = None
+        due_us, seq = timer
+        if due_us <= now_us:
+            self.timers.members.pop(seq, None)
+            self.fresh[seq] = None
         else:
+            if self.fresh:
+                self.fresh.pop(seq, None)
+            self.timers.members.pop(seq, None)
             self.timers.offer(timer)
+        if not self.is_noted:
+            self.is_noted = True
+            self._changed[self.route] = self
 
     def hear(self, due_us: int) -> None:
         """Another server says that a job came to wait here, and may be the first of many: the store is asked when it is due."""
@@ -141,25 +148,29 @@ class Window:
     def discard(self, seq: int) -> None:
         """The job waits no longer."""
         self.fresh.pop(seq, None)
-        self.timers.discard(seq)
+        self.timers.members.pop(seq, None)
         if not self.is_noted:
-            self.note()
+            self.is_noted = True
+            self._changed[self.route] = self
 
     def tick(self, now_us: int) -> None:
         """Begin a batch: what was fresh and not lent is due in the store by now, and so is what the timers show."""
-        self.note()
-        self.has_ready = self.has_ready or bool(self.fresh)
-        self.fresh.clear()
-        timers = self.timers
-        while (timer := timers.peek()) is not None and timer.due_us <= now_us:
-            timers.pop()
+        if self.fresh:
             self.has_ready = True
+            self.fresh.clear()
+        timers = self.timers
+        while (timer := timers.peek()) is not None and timer[0] <= now_us:
+            del timers.members[timer[1]]  # Its place in the heap goes with the next `peek`.
+            self.has_ready = True
+        if not self.is_noted:
+            self.is_noted = True
+            self._changed[self.route] = self
         if self._rumour_us is not None and self._rumour_us <= now_us:
             self.timers = Prefix()
 
     def next_due_us(self) -> int | None:
         """When the next timer falls due, on the timer clock; None if none waits (or the store must be asked first)."""
         timer = self.timers.peek()
-        if timer is None or (self._rumour_us is not None and self._rumour_us < timer.due_us):
+        if timer is None or (self._rumour_us is not None and self._rumour_us < timer[0]):
             return self._rumour_us
-        return timer.due_us
+        return timer[0]

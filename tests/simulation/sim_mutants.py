@@ -62,7 +62,7 @@ def ext_leaves_the_old_timer() -> Sequence[Patch]:
     offer, claimable = Window.offer, Memory._claimable
 
     def keep_the_old(self: Window, timer: Timer, now_us: int) -> None:
-        if timer.seq not in self.timers._members:
+        if timer.seq not in self.timers.members:
             offer(self, timer, now_us)
 
     def due_or_not(self: Memory, claim: Claim, now: Now, *share: Any) -> list[Job]:
