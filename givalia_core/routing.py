@@ -39,7 +39,7 @@ class Routing:
         self.sessions: dict[int, Session] = {}
         self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
-        self._crowded: set[Route] = set()  # Routes with more variants than have windows.
+        self.crowded: set[Route] = set()  # Routes with more variants than have windows.
         self._served: dict[Session, dict[Route, None]] = {}
         self.serving: dict[Route, Sessions] = {}  # Who serves a route, whatever its version.
         self._variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
@@ -54,7 +54,7 @@ class Routing:
         self.changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
         self.stirring: dict[Route, Window] = {}  # Windows with jobs that may be lent now.
         self._parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
-        self._spent: dict[Route, Window] = {}  # Windows that must be read.
+        self.spent: dict[Route, Window] = {}  # Windows that must be read.
         self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
         self._armed = count()
         self._lent_to: list[Session] = []  # Those that were lent jobs in this batch.
@@ -142,7 +142,7 @@ class Routing:
         if specifier is not None:
             known = self._variants.setdefault(plain, {})
             if len(known) >= VARIANTS_MAX:
-                self._crowded.add(plain)
+                self.crowded.add(plain)
                 return None
             known[route] = None
         takers = self.takers[route] = Takers(self._moves)
@@ -158,7 +158,7 @@ class Routing:
         return window
 
     def _drop(self, route: Route) -> None:
-        for windows in (self.changed, self.stirring, self._parked, self._spent):
+        for windows in (self.changed, self.stirring, self._parked, self.spent):
             windows.pop(route, None)
 
     def _close(self, route: Route) -> None:
@@ -181,7 +181,7 @@ class Routing:
             for gone in self._variants.get(plain, {}).keys() - set(variants):
                 self._close(gone)
             if len(variants) >= VARIANTS_MAX:
-                self._crowded.add(plain)
+                self.crowded.add(plain)
             for route in variants:
                 if route not in self.windows:
                     self._open(route)
@@ -189,8 +189,8 @@ class Routing:
 
     def learn_more(self) -> None:
         """Where there were more variants than get windows, ask again: some may have gone."""
-        self.unlearned |= self._crowded & self.serving.keys()
-        self._crowded.clear()
+        self.unlearned |= self.crowded & self.serving.keys()
+        self.crowded.clear()
 
     # Windows.
 
@@ -244,7 +244,7 @@ class Routing:
             self.unpark_moved()
         if self.changed:
             self.sort()
-        return [span for window in self._spent.values() for span in window.spans()] if self._spent else []
+        return [span for window in self.spent.values() for span in window.spans()] if self.spent else []
 
     def sort(self) -> None:
         """See what has become of the windows that have changed; only worth a call if there are `changed` ones."""
@@ -252,9 +252,9 @@ class Routing:
             window.is_noted = False
             timers = window.timers
             if timers.bound is not None and not timers.members:
-                self._spent[route] = window
+                self.spent[route] = window
             else:
-                self._spent.pop(route, None)
+                self.spent.pop(route, None)
             if window.fresh or (window.has_ready and route not in self._parked):
                 self._parked.pop(route, None)
                 self.stirring[route] = window
@@ -334,7 +334,7 @@ class Routing:
         """Whether the store must be asked before one can say what comes next: a near window has run out, or may be missing."""
         if self.changed:
             self.sort()
-        return bool(self.unlearned) or bool(self._spent)
+        return bool(self.unlearned) or bool(self.spent)
 
     def next_due_us(self) -> int | None:
         """When the next near timer falls due, on the timer clock."""

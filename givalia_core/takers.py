@@ -48,43 +48,43 @@ class Moves:
 class Room:
     """What a worker can hold of one isolation: jobs that run as greenlets, or jobs that each have a process."""
 
-    __slots__ = ("_capacity", "_held", "number", "session")
+    __slots__ = ("number", "session", "taken", "taken_most")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.number = 0  # In the order in which workers have joined.
-        self._capacity = 0
-        self._held = 0
+        self.taken_most = 0  # `capacity` and `held`, without a note of the change.
+        self.taken = 0
 
     @property
     def capacity(self) -> int:
         """How many jobs it can hold."""
-        return self._capacity
+        return self.taken_most
 
     @capacity.setter
     def capacity(self, count: int) -> None:
-        self._capacity = count
+        self.taken_most = count
         self.session.note(self)
 
     @property
     def held(self) -> int:
         """How many jobs it holds."""
-        return self._held
+        return self.taken
 
     @held.setter
     def held(self, count: int) -> None:
-        self._held = count
+        self.taken = count
         self.session.note(self)
 
     @property
     def free(self) -> int:
         """How many more jobs it can take now."""
-        return 0 if self.session.is_clogged else self._capacity - self._held
+        return 0 if self.session.is_clogged else self.taken_most - self.taken
 
     def lend(self, params_bytes: int) -> None:
         """Count a job that is lent to it."""
         session = self.session
-        self._held += 1
+        self.taken += 1
         session.note(self)
         if not session.lent_bytes:
             session.lent_to.append(session)
@@ -94,7 +94,7 @@ class Room:
 
     def give_back(self) -> None:
         """Count a job that it holds no more."""
-        self._held -= 1
+        self.taken -= 1
         self.session.note(self)
 
 
@@ -212,14 +212,16 @@ class Takers:
     def credits(self) -> int:
         """How many jobs they can take now."""
         if len(self._rooms) <= FEW:
-            return sum(free for room in self._rooms.values() if (free := room.free) > 0)
+            rooms = self._rooms.values()
+            return sum([max(room.taken_most - room.taken, 0) for room in rooms if not room.session.is_clogged])
         self._look()
         return self._credits
 
     def best(self) -> Room | None:
         """The room with the most free credits, of equals the one that joined first; None if all are full."""
-        if self._only is not None:
-            return self._only if self._only.free > 0 else None
+        only = self._only
+        if only is not None:
+            return only if only.taken < only.taken_most and not only.session.is_clogged else None
         if len(self._rooms) <= FEW:
             return self._best_of_few()
         self._look()

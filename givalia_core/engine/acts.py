@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.clock import Now
 from givalia_core.engine import dues
-from givalia_core.engine.records import UNDECIDED, Refusal, Reply
+from givalia_core.engine.records import UNDECIDED, Effect, Refusal, Reply
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol.answers import Acted, Answer, Cancelled
@@ -49,16 +49,12 @@ class Acts:
     def __init__(self) -> None:
         self.submitted: list[Asked] = []
         self._last = 0
-        self._answers: dict[int, list[Answer] | None] = {}  # By ticket; None: not yet.
-
-    def __bool__(self) -> bool:
-        """Whether somebody waits for answers."""
-        return bool(self._answers)
+        self.answers: dict[int, list[Answer] | None] = {}  # By ticket; None: not yet.
 
     def submit(self, kind: Kind, messages: list[Any]) -> int:
         """Have these commands decided; returns the ticket for their answers."""
         self._last += 1
-        self._answers[self._last] = None
+        self.answers[self._last] = None
         self.submitted.append(Asked(CONN, self._last, kind, messages))
         return self._last
 
@@ -67,22 +63,27 @@ class Acts:
         taken, self.submitted = self.submitted, []
         return taken
 
-    def hear(self, reply: Reply) -> None:
-        """Keep the answers to a ticket, unless nobody waits for them any more."""
-        if reply.request in self._answers:
-            self._answers[reply.request] = reply.answers
+    def without_own(self, effects: list[Effect]) -> list[Effect]:
+        """Keep the answers to these commands, unless nobody waits for them any more, and return the other effects."""
+        others: list[Effect] = []
+        for effect in effects:
+            if not isinstance(effect, Reply) or effect.conn != CONN:
+                others.append(effect)
+            elif effect.request in self.answers:
+                self.answers[effect.request] = effect.answers
+        return others
 
     def is_answered(self, ticket: int) -> bool:
         """Return whether the answers are there, or never will be."""
-        return self._answers.get(ticket, ()) is not None
+        return self.answers.get(ticket, ()) is not None
 
     def collect(self, ticket: int) -> list[Answer]:
         """Return the answers, which are forgotten then."""
-        return self._answers.pop(ticket, None) or []
+        return self.answers.pop(ticket, None) or []
 
     def drop(self, ticket: int) -> None:
         """Nobody waits for these answers any more."""
-        self._answers.pop(ticket, None)
+        self.answers.pop(ticket, None)
 
 
 def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) -> Walk:
@@ -165,7 +166,7 @@ def _would_be(message: Act, job: Job, now: Now, held: set[str]) -> str:
     if job.state is not RUNNING:
         try:
             if message.act == "ext":
-                dues.moved(job, message.delta_us, message.at_us, now)
+                dues.moved_due(job, message.delta_us, message.at_us, now)
         except Refusal as refused:
             return refused.error.code
         return _DONE.get(message.act, "cancelled")

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from givalia_core.clock import Now
-from givalia_core.engine.answers import TOGETHER
+from givalia_core.engine.answers import VERBS
 from givalia_core.engine.aside import Aside, Waiting
-from givalia_core.engine.desk import Batch, Desk
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Gone, Input, Reply
 from givalia_core.errors import Busy
 from givalia_core.protocol.answers import Answer
@@ -30,7 +31,7 @@ class Again:
         self._desk = desk
         self.inputs: list[Input] = []
         self.aside: Aside = desk.aside
-        self._stored: dict[
+        self.standing: dict[
             Name, dict[int, Answer]
         ] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
@@ -44,13 +45,9 @@ class Again:
             return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
 
-    def known(self, asked: Asked) -> dict[int, Answer]:
-        """Of a frame that is decided again: the answers to the commands that did take effect, by their place."""
-        return self._stored.get((asked.conn, asked.request), {})
-
     def unanswered(self, asked: Asked) -> Asked:
         """A frame without the commands whose answers are known."""
-        known = self.known(asked)
+        known = self.standing.get((asked.conn, asked.request), {})
         left = [message for number, message in enumerate(asked.messages) if number not in known] if known else asked.messages
         return asked._replace(messages=left) if known else asked
 
@@ -65,8 +62,9 @@ class Again:
         self._refusals = self._refusals + 1 if len(refused) > len(held) else 0
         if refused:
             self._take_back(inputs, batch, refused, held, stored)
-        self.aside.settle(inputs, stored)
-        self._stored = stored
+        if self.aside.until_us:
+            self.aside.settle(inputs, stored)
+        self.standing = stored
         self._unsure.clear()
         self.is_stuck = False
         return set(stored)
@@ -91,7 +89,7 @@ class Again:
                 continue
             name = given.conn, given.request
             told = answers.get(name, [])
-            if given.kind in TOGETHER:
+            if VERBS[given.kind].is_whole:
                 # Nothing is known of those leases now; the others hold, and must not wait for them.
                 for number in lost[place]:
                     told[number] = LATER
@@ -109,7 +107,7 @@ class Again:
     def take_up(self, freed: frozenset[str], now: Now) -> list[Input]:
         """Bring back the frames whose holds may be over; the answers of each that stand are known again."""
         taken = self.aside.take(freed, now)
-        self._stored |= {(each.asked.conn, each.asked.request): each.answers for each in taken if each.answers}
+        self.standing |= {(each.asked.conn, each.asked.request): each.answers for each in taken if each.answers}
         return [each.asked for each in taken]
 
     def keep(self, inputs: Sequence[Input], *, is_unsure: bool) -> None:
@@ -140,7 +138,7 @@ class Again:
     def _may_be_stored(self, asked: Asked) -> bool:
         """Whether all or some of a frame that is to be decided again may have been stored."""
         name = asked.conn, asked.request
-        return name in self._unsure or bool(self._stored.get(name))
+        return name in self._unsure or bool(self.standing.get(name))
 
 
 def _holds_of(batch: Batch, held: Mapping[int, Hold], place: int) -> dict[int, Hold]:

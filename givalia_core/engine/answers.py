@@ -1,74 +1,118 @@
-"""Who decides which kind of message, and how the answers to a frame come together."""
+"""The table of all that a peer can ask, and how a frame is answered: for each kind what must be read, and who decides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from givalia_core.engine import leases, verbs
-from givalia_core.engine.desk import Batch
+from givalia_core.engine import changes, leases, verbs
+from givalia_core.engine.batch import Batch, Names
+from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Input, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 
-Verb = Callable[[Batch, Asked, Any], Answer | None]
-FindKnown = Callable[[Batch, Any], Answer | None]
-Report = Callable[[Batch, Asked], list[Answer]]
-
 FORGETFUL: Final = Busy("the answer cannot be remembered for now, so nothing was decided", retry_after=2.0)
 LATE: Final = Busy(
     "the command is older than its client waits for the answer; nothing was decided", retry_after=0.05, late=True
 )
 
-ONE_BY_ONE: Final[dict[Kind, Verb]] = {
-    Kind.ENQ: verbs.enq,
-    Kind.STAT: verbs.stat,
-    Kind.CANCEL: verbs.cancel,
-    Kind.EXT: verbs.ext,
-    Kind.REQUEUE: verbs.requeue,
-    Kind.WAIT: verbs.wait,
-    Kind.RESUME_LENDING: verbs.resume,
-    Kind.JOIN: leases.join,
-    Kind.CREDIT: leases.credit,
-    Kind.SUCCEED: leases.succeed,
-    Kind.FAIL: leases.fail,
-    Kind.RELEASE: leases.release,
-    Kind.PROGRESS: leases.progress,
-}
-TOGETHER: Final[dict[Kind, Report]] = {
-    Kind.ANNOUNCE: leases.announce,
-    Kind.RESUME: leases.resume,
-    Kind.BEAT: leases.beat,
-    Kind.PROCESSES: leases.processes,
+
+class Verb(NamedTuple):
+    """A row of the table.
+
+    `decide` takes one command, or with `is_whole` a frame of them, and returns its answer or answers; None if the answer
+    comes later. A verb that changes something on request has `known`, which finds the answer to a request that changed a job
+    before; the first field of its message is the request id.
+    """
+
+    needs: Callable[[Names, Asked, Desk], None]
+    decide: Callable[..., Any]
+    known: Callable[[Batch, Any], Answer | None] | None = None
+    is_whole: bool = False
+
+
+VERBS: Final[dict[Kind, Verb]] = {
+    Kind.ENQ: Verb(verbs.needs_enq, verbs.enq, changes.known_enq),
+    Kind.STAT: Verb(verbs.needs_named, verbs.stat),
+    Kind.WAIT: Verb(verbs.needs_named, verbs.wait),
+    Kind.CANCEL: Verb(verbs.needs_named, changes.cancel, changes.known_cancel),
+    Kind.EXT: Verb(verbs.needs_named, changes.ext, changes.known_move),
+    Kind.REQUEUE: Verb(changes.needs_requeue, changes.requeue, changes.known_move),
+    Kind.RESUME_LENDING: Verb(changes.needs_resume, changes.resume_lending, changes.known_to_none),
+    Kind.JOIN: Verb(leases.needs_nothing, leases.join),
+    Kind.ANNOUNCE: Verb(leases.needs_nothing, leases.announce, is_whole=True),
+    Kind.RESUME: Verb(leases.needs_resumed, leases.resume, is_whole=True),
+    Kind.CREDIT: Verb(leases.needs_nothing, leases.credit),
+    Kind.BEAT: Verb(leases.needs_held, leases.beat, is_whole=True),
+    Kind.SUCCEED: Verb(leases.needs_reported, leases.succeed),
+    Kind.FAIL: Verb(leases.needs_reported, leases.fail),
+    Kind.RELEASE: Verb(leases.needs_reported, leases.release),
+    Kind.PROGRESS: Verb(leases.needs_held, leases.progress),
+    Kind.PROCESSES: Verb(leases.needs_nothing, leases.processes, is_whole=True),
 }
 
 
-def answer(batch: Batch, asked: Asked, place: int, known: dict[int, Answer]) -> None:
-    """Decide one frame, the input at this place of its batch; of the commands that are known the answers stand already."""
+def answer(batch: Batch, asked: Asked, place: int, standing: Mapping[int, Answer]) -> None:
+    """Decide one frame, the input at this place of its batch; `standing` has the answers that stand already."""
     batch.author = (place, 0)
     session = batch.desk.routing.sessions.get(asked.conn)
     if session is not None:
         session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
-    together = TOGETHER.get(asked.kind)
+    verb = VERBS[asked.kind]
     answers: list[Answer] = []
-    if together is not None:
+    if verb.is_whole:
         try:
-            answers = together(batch, asked)
+            answers = verb.decide(batch, asked)
         except Refusal as refused:
             answers = [refused.error]
     else:
-        decide = _decider(asked)
         for number, message in enumerate(asked.messages):
             batch.author = (place, number)
-            answer = known[number] if number in known else decide(batch, asked, message)
-            if answer is not None:
-                answers.append(answer)
+            if number in standing:
+                answers.append(standing[number])
+            elif (told := answer_one(verb, batch, asked, message)) is not None:
+                answers.append(told)
         if asked.messages and not answers:
             return
     batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
+
+
+def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer | None:
+    """Return the answer to one command: its verb's, or the error that the verb raised; None if the answer comes later.
+
+    A changing command is answered as before if its request id is known, and not decided if it is older than its client waits.
+    """
+    if isinstance(message, GivaliaError):
+        return message
+    if verb.known is not None:
+        known = _known(verb.known, batch, asked.kind, message)
+        if known is not None:
+            return known
+        if asked.until_us is not None and batch.now.mono_us > asked.until_us:
+            return LATE
+    since = len(batch.touched)
+    answer: Answer | None
+    try:
+        answer, is_decided = verb.decide(batch, asked, message), True
+    except Refusal as refused:
+        answer, is_decided = refused.error, refused.is_decided
+    if verb.known is None or not is_decided or asked.is_once or answer is None:
+        return answer
+    if batch.has_changed(message[0], is_enq=asked.kind is Kind.ENQ):
+        return answer  # The job remembers it.
+    return answer if batch.remember(message[0], answer, is_enq=asked.kind is Kind.ENQ, since=since) else FORGETFUL
+
+
+def _known(find: Callable[[Batch, Any], Answer | None], batch: Batch, kind: Kind, message: Any) -> Answer | None:
+    """Return the answer that a command was given before; None if its request is new."""
+    request, found = message[0], batch.found
+    known = None if batch.is_new(request) else find(batch, message)
+    if known is None and (batch.unchanged or batch.desk.remembered.bytes or found.answers):
+        known = batch.recall(kind, request)
+    return known
 
 
 def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
@@ -79,49 +123,3 @@ def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
             asked = inputs[place]
             assert isinstance(asked, Asked)
             replies[asked.conn, asked.request][command] = FORGETFUL
-
-
-def answer_one(batch: Batch, asked: Asked, message: Any) -> Answer | None:
-    """What one command is answered, by its verb or by the error that it raised; None if the answer comes later."""
-    return _decider(asked)(batch, asked, message)
-
-
-def _decider(asked: Asked) -> Verb:
-    """What decides each command of a frame; found once, for a frame may have ten thousand."""
-    verb, find_known = ONE_BY_ONE[asked.kind], verbs.KNOWN.get(asked.kind)
-    return partial(_answer, verb) if find_known is None else partial(_answer_once, verb, find_known)
-
-
-def _answer(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer | None:
-    if isinstance(message, GivaliaError):
-        return message
-    try:
-        return verb(batch, asked, message)
-    except Refusal as refused:
-        return refused.error
-
-
-def _answer_once(verb: Verb, find_known: FindKnown, batch: Batch, asked: Asked, message: Any) -> Answer | None:
-    """Answer a changing command: as before if its request id is known, and not at all if it is older than its client waits."""
-    if isinstance(message, GivaliaError):
-        return message
-    request: bytes = message[0]
-    known = find_known(batch, message)
-    if known is None and batch.may_recall:
-        known = batch.recall(asked.kind, request)
-    if known is not None:
-        return known
-    if asked.until_us is not None and batch.now.mono_us > asked.until_us:
-        return LATE
-    since = len(batch.touched)
-    try:
-        answer = verb(batch, asked, message)
-    except Refusal as refused:
-        answer = refused.error
-        if not refused.is_decided:
-            return answer
-    is_enq = asked.kind is Kind.ENQ
-    if answer is None or asked.is_once or batch.has_changed(request, is_enq=is_enq):
-        return answer
-    is_kept = batch.remember(request, answer, is_enq=is_enq, since=since)
-    return answer if is_kept else FORGETFUL

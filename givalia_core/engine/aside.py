@@ -42,30 +42,30 @@ class Aside:
     """The frames that wait, and what is known of holds."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Name, Waiting] = {}
-        self._until_us: dict[Name, int] = {}  # Kept while a frame is decided again.
+        self.waiting: dict[Name, Waiting] = {}
+        self.until_us: dict[Name, int] = {}  # Kept while a frame is decided again.
         self._pause_us = LOOK_FIRST_US
         self._look_us = 0
-        self._holds: dict[str, tuple[Hold, int]] = {}  # By name; and when it was last met.
+        self.holds: dict[str, tuple[Hold, int]] = {}  # By name; and when it was last met.
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def hold_of(self, job: Job) -> Hold | None:
         """Return what is known to hold this job."""
-        return self.hold_of_name(job.key, job.id) if self._holds else None
+        return self.hold_of_name(job.key, job.id) if self.holds else None
 
     def hold_of_name(self, key: str | None, job_id: bytes | None) -> Hold | None:
         """Return what is known to hold this key, or else this id."""
         names = (key and hold_name_of_key(key), job_id and hold_name_of_id(job_id))
-        return next((self._holds[name][0] for name in names if name in self._holds), None)
+        return next((self.holds[name][0] for name in names if name in self.holds), None)
 
     def meet(self, holds: Collection[Hold], now: Now) -> None:
         """Remember what a commit was kept back by."""
         for hold in holds:
-            if hold.name not in self._holds:
+            if hold.name not in self.holds:
                 self._pause_us, self._look_us = LOOK_FIRST_US, now.mono_us + LOOK_FIRST_US
-            self._holds[hold.name] = hold, now.mono_us
+            self.holds[hold.name] = hold, now.mono_us
 
     def put(self, waiting: Waiting, now: Now, *, is_unsure: bool) -> None:
         """Let a frame wait; one that waited before keeps its deadline.
@@ -73,14 +73,14 @@ class Aside:
         One that is unsure has none: what holds it may be its own commit, which was thought lost and may still come through.
         """
         name = waiting.asked.conn, waiting.asked.request
-        self._waiting[name] = waiting
-        self._until_us.setdefault(name, NEVER_US if is_unsure else now.mono_us + HELD_US)
+        self.waiting[name] = waiting
+        self.until_us.setdefault(name, NEVER_US if is_unsure else now.mono_us + HELD_US)
 
     def settle(self, given: Collection[Input], unanswered: Collection[Name]) -> None:
         """Forget the deadlines of the frames of a batch that are answered."""
-        for each in given if self._until_us else ():
+        for each in given:
             if isinstance(each, Asked) and (name := (each.conn, each.request)) not in unanswered:
-                self._until_us.pop(name, None)
+                self.until_us.pop(name, None)
 
     def hear(self, now: Now) -> None:
         """Ask the store soon: another server or transaction says that it changed something."""
@@ -88,59 +88,59 @@ class Aside:
 
     def must_look(self, now: Now) -> bool:
         """Return whether the store is to be asked in this batch which holds are over."""
-        return bool(self._waiting) and now.mono_us >= self._look_us
+        return bool(self.waiting) and now.mono_us >= self._look_us
 
     @property
     def names(self) -> frozenset[str]:
         """The names of the holds that frames wait for."""
-        return frozenset(hold.name for waiting in self._waiting.values() for hold in waiting.holds.values())
+        return frozenset(hold.name for waiting in self.waiting.values() for hold in waiting.holds.values())
 
     def take(self, freed: Collection[str], now: Now) -> list[Waiting]:
         """Take out the frames that wait for one of these names; and reads, which need no hold to end once it is known."""
         self._look_us = now.mono_us + self._pause_us
         self._pause_us = min(self._pause_us * 2, LOOK_MAX_US)
         for name in freed:
-            self._holds.pop(name, None)
+            self.holds.pop(name, None)
         taken = [
             waiting
-            for waiting in self._waiting.values()
+            for waiting in self.waiting.values()
             if waiting.asked.kind in READS or any(hold.name in freed for hold in waiting.holds.values())
         ]
         for waiting in taken:
-            del self._waiting[waiting.asked.conn, waiting.asked.request]
+            del self.waiting[waiting.asked.conn, waiting.asked.request]
         return taken
 
     def overdue(self, now: Now) -> list[Reply]:
         """Take out the frames that have waited for long enough, with their answers: those that stand, `Busy` for the rest."""
-        if not (self._holds or self._waiting):
+        if not (self.holds or self.waiting):
             return []
-        self._holds = {name: each for name, each in self._holds.items() if now.mono_us - each[1] < KNOWN_US}
-        late = [name for name in self._waiting if self._until_us[name] <= now.mono_us]
+        self.holds = {name: each for name, each in self.holds.items() if now.mono_us - each[1] < KNOWN_US}
+        late = [name for name in self.waiting if self.until_us[name] <= now.mono_us]
         return [self._answered(name) for name in late]
 
     def _answered(self, name: Name) -> Reply:
-        asked, holds, answers = self._waiting.pop(name)
-        self._until_us.pop(name, None)
+        asked, holds, answers = self.waiting.pop(name)
+        self.until_us.pop(name, None)
         items = [answers[number] if number not in holds else _busy(holds[number]) for number in range(len(asked.messages))]
         return Reply(*name, items)
 
     def leave(self, given: Collection[Input]) -> None:
         """Forget the frames of connections that have ended: nobody hears their answers, and the peers send them again."""
-        gone = {each.conn for each in given if not isinstance(each, Asked)} if self._waiting else ()
-        for name in [name for name in self._waiting if name[0] in gone] if gone else ():
-            del self._waiting[name], self._until_us[name]
+        gone = {each.conn for each in given if not isinstance(each, Asked)} if self.waiting else ()
+        for name in [name for name in self.waiting if name[0] in gone] if gone else ():
+            del self.waiting[name], self.until_us[name]
 
     def put_off(self, kinds: Collection[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds of which nothing is stored."""
-        found = {name: each.asked for name, each in self._waiting.items() if each.asked.kind in kinds and not each.answers}
-        found = {name: asked for name, asked in found.items() if self._until_us[name] != NEVER_US}
+        found = {name: each.asked for name, each in self.waiting.items() if each.asked.kind in kinds and not each.answers}
+        found = {name: asked for name, asked in found.items() if self.until_us[name] != NEVER_US}
         for name in found:
-            del self._waiting[name], self._until_us[name]
+            del self.waiting[name], self.until_us[name]
         return list(found.values())
 
     def next_us(self, now: Now) -> int:
         """Return how long until something here must be done; only call it while a frame waits."""
-        return max(min(self._look_us, min(self._until_us.values(), default=self._look_us)) - now.mono_us, 0)
+        return max(min(self._look_us, min(self.until_us.values(), default=self._look_us)) - now.mono_us, 0)
 
 
 def _busy(hold: Hold) -> Answer:

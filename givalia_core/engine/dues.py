@@ -21,7 +21,7 @@ def due_of(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
     return True, max(at_us, now.wall_us)
 
 
-def moved(job: Job, delta_us: int | None, at_us: int | None, now: Now) -> tuple[bool, int]:
+def moved_due(job: Job, delta_us: int | None, at_us: int | None, now: Now) -> tuple[bool, int]:
     """Return the same of a job that waits and is moved by a length, or to an instant.
 
     Raises:

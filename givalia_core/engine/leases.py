@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from givalia_core.engine.desk import NOBODY, Batch, Lease
+from givalia_core.clock import SECOND_US
+from givalia_core.engine.batch import NOBODY, Batch, Names
+from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Ended, Refusal
 from givalia_core.errors import BadRequest, GivaliaError, Stale
 from givalia_core.model import (
@@ -41,6 +43,33 @@ from givalia_core.protocol.messages import (
 from givalia_core.takers import Room, Session
 
 OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
+
+
+def needs_nothing(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note nothing: what the message says concerns memory alone."""
+
+
+def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note the jobs that a worker says it holds and of which memory knows no lease."""
+    leases = desk.leases
+    for message in asked.messages:
+        if not isinstance(message, GivaliaError) and message.id not in leases:
+            names.ids.add(message.id)
+
+
+def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note the same of a report, and how many more jobs the worker can take then."""
+    needs_held(names, asked, desk)
+    names.reporting[asked.conn] = names.reporting.get(asked.conn, 0) + len(asked.messages)
+
+
+def needs_resumed(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note the same of all that a worker holds: it may come from another server, which may have taken some of it over."""
+    needs_held(names, asked, desk)
+    if desk.is_shared:
+        names.resumed |= {
+            message.id for message in asked.messages if not isinstance(message, GivaliaError)
+        } & desk.leases.keys()
 
 
 def join(batch: Batch, asked: Asked, message: Join) -> Answer:
@@ -174,19 +203,33 @@ def _session(batch: Batch, asked: Asked) -> Session:
     return session
 
 
-def _held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job:
+def _find_held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job | None:
     """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
 
     The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of
     the database, to which it has access, comes over none.
     """
-    job = _present(batch, message.id)
+    desk, job_id = batch.desk, message.id
+    lease = desk.leases.get(job_id)
+    job = batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
     if job is not None and job.state is RUNNING and job.fence == message.fence:
-        session = batch.desk.routing.sessions.get(asked.conn)
-        if asked.conn == OWN_CODE or (session is not None and job.holder == session.join.instance):
+        session = desk.routing.sessions.get(asked.conn)
+        if (session is not None and job.holder == session.join.instance) or asked.conn == OWN_CODE:
             return job
+    return None
+
+
+def _held(batch: Batch, asked: Asked, message: Fail | Release | Progress) -> Job:
+    """Return the same job; raise a refusal if there is none."""
+    job = _find_held(batch, asked, message)
+    if job is None:
+        raise _stale(batch)
+    return job
+
+
+def _stale(batch: Batch) -> Refusal:
     batch.desk.stale += 1
-    raise Refusal(Stale("the lease is no longer this worker's"))
+    return Refusal(Stale("the lease is no longer this worker's"))
 
 
 def _is_holder(session: Session, job: Job, fence: int) -> bool:
@@ -206,10 +249,12 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
 
 def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
     """The job is done (T4), also if it was asked to stop: its effect happened."""
-    done = batch.by_id(message.id)
-    if done is not None and done.state is DONE and done.fence == message.fence:
-        return TAKEN
-    job = _held(batch, asked, message)
+    job = _find_held(batch, asked, message)
+    if job is None:
+        done = batch.by_id(message.id)
+        if done is not None and done.state is DONE and done.fence == message.fence:
+            return TAKEN  # The worker says so once more.
+        raise _stale(batch)
     done = evolve(job, "succeed")
     done.result = None if message.result_error else message.payload
     done.result_error, done.error = message.result_error, None
@@ -286,25 +331,46 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
     batch.put(job, given)
 
 
-def expire_leases(batch: Batch) -> None:
-    """End every lease that nobody renewed in time (T6, T7, T8)."""
-    now_us = batch.now.mono_us
-    for lease in list(batch.desk.leases.values()):
-        if lease.expires_mono_us > now_us:
-            continue
-        job = batch.jobs.get(lease.job.seq, lease.job)
-        if job.state is RUNNING and job.fence == lease.job.fence:
-            batch.desk.losses.leases += 1
-            batch.news("unreported", job, job.seq)
-            settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
+def sweep(batch: Batch) -> None:
+    """End every lease that nobody renewed in time (T6, T7, T8), and every worker that missed two beats."""
+    desk, now_us = batch.desk, batch.now.mono_us
+    for lease in list(desk.leases.values()):
+        if lease.expires_mono_us <= now_us:
+            _expire(batch, lease)
+    silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
+    for session in list(desk.routing.sessions.values()):
+        if session.beat_mono_us < silent_us:
+            batch.close(session.conn, "it missed two beats")
+            lose(batch, session.conn, "it missed two beats")
+    if desk.losses.gone:
+        desk.losses.sweep(now_us - desk.policy.lease_us, desk.routing.elsewhere.instances)
 
 
-def claim(batch: Batch, job: Job, room: Room) -> Job:
+def _expire(batch: Batch, lease: Lease) -> None:
+    job = batch.jobs.get(lease.job.seq, lease.job)
+    if job.state is RUNNING and job.fence == lease.job.fence:
+        batch.desk.losses.leases += 1
+        batch.news("unreported", job, job.seq)
+        settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
+
+
+def take_over(batch: Batch, job: Job) -> None:
+    """Let the lease of a job begin that this server looks after from now on, for another server."""
+    desk, (session, lent_us) = batch.desk, batch.taken[job.seq]
+    if session is not None and session.conn not in desk.routing.sessions:
+        session = None
+    room = None if session is None else session.room(job.module)
+    if room is not None:
+        room.held += 1
+    desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
+
+
+def claim(batch: Batch, job: Job, room: Room) -> None:
     """Lend a due job to a worker (T3): the attempt and its fence are durable before the worker hears of it."""
     join, announced, policy = room.session.join, room.session.announced[job.module], batch.desk.policy
     claimed = evolve(job, "claim")
     claimed.attempt = attempt = job.attempt + 1
-    claimed.fence = batch.desk.next_fence()
+    batch.desk.last_fence = claimed.fence = batch.desk.last_fence + 1
     claimed.worker, claimed.holder, claimed.keeper = join.name, join.instance, batch.desk.me
     claimed.expires_at_us, claimed.started_at_us = None, batch.told_us
     claimed.max_attempts = max(job.max_attempts or announced.max_attempts or policy.max_attempts, attempt)
@@ -315,9 +381,4 @@ def claim(batch: Batch, job: Job, room: Room) -> Job:
         claimed.backoff_us = backoff_us, max(backoff_max_us, backoff_us)
     batch.claims[job.seq] = room
     room.lend(len(job.params))
-    return batch.put(job, claimed)
-
-
-def lease_of(batch: Batch, job: Job, room: Room) -> Lease:
-    """The lease of a claim that is stored; it runs from the worker's last message, as the worker itself counts."""
-    return Lease(job, room, room.session.beat_mono_us + batch.desk.policy.lease_us)
+    batch.put(job, claimed)

@@ -19,23 +19,23 @@ class Losses:
         """Leases that nobody renewed or reported on in time."""
         self.workers = 0
         """Workers that were gone for a lease, without having given back their credits and jobs first."""
-        self._gone: dict[bytes, int] = {}  # By instance, since when.
+        self.gone: dict[bytes, int] = {}  # By instance, since when.
 
     def join(self, instance: bytes) -> None:
         """A worker has connected."""
-        self._gone.pop(instance, None)
+        self.gone.pop(instance, None)
 
     def leave(self, session: Session, now_us: int) -> None:
         """A worker's connection is gone; nothing is lost with one that could take no more and held nothing."""
         if any(room.capacity > 0 or room.held > 0 for room in session.rooms.values()):
-            self._gone[session.join.instance] = now_us
+            self.gone[session.join.instance] = now_us
 
     def extend(self, gap_us: int) -> None:
         """This process stood still, so that nobody could come back meanwhile."""
-        self._gone = {instance: since_us + gap_us for instance, since_us in self._gone.items()}
+        self.gone = {instance: since_us + gap_us for instance, since_us in self.gone.items()}
 
     def sweep(self, before_us: int, elsewhere: Collection[bytes]) -> None:
         """Count the workers that have been gone since before this; those that are connected elsewhere are not lost."""
-        for instance in [instance for instance, since_us in self._gone.items() if since_us <= before_us]:
-            del self._gone[instance]
+        for instance in [instance for instance, since_us in self.gone.items() if since_us <= before_us]:
+            del self.gone[instance]
             self.workers += instance not in elsewhere

@@ -8,14 +8,16 @@ that it changed something, and is then read again. A store that is not shared ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Final
 
 import msgpack
 
+from givalia_core.clock import Now
 from givalia_core.engine import leases, words
-from givalia_core.engine.desk import Batch, Desk, Lease
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
 from givalia_core.errors import NotFound
 from givalia_core.model import ENDED, RUNNING, Job
@@ -23,6 +25,9 @@ from givalia_core.protocol.messages import Kind, Stop, item
 from givalia_core.store.base import Event, News, Watched
 from givalia_core.views import text_id
 
+WATCH_US: Final = 2_500_000  # How often we poll for other servers' changes: the bound when their news is lost,
+WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
+SWEEP_SHARED_US: Final = 10_000_000  # How often expiries and retention are looked after by each of several servers.
 AWAITED_LEAST: Final = 16  # Awaited jobs that are read again in one batch,
 AWAITED_MOST: Final = 4_096  # if they are small.
 REVIEWED_BYTES: Final = 4 << 20
@@ -52,10 +57,76 @@ class Pace:
             self._room = min(self._room * 2, AWAITED_MOST)
 
 
-def hear(desk: Desk, news: News) -> None:
-    """Take in what other servers say they did."""
-    desk.routing.hear(news)
-    desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
+class Sharing:
+    """What this server knows of the others between two turns, and when it must ask for more."""
+
+    def __init__(self, desk: Desk, now: Now) -> None:
+        self.all_own = False
+        """The next `watch` must name everything that this server looks after."""
+        self._desk = desk
+        self._watched: Watched | None = None  # In the turn that is under way.
+        self._watched_us: int | None = None  # When the store was watched last; None if it must be done next.
+        self._is_deaf = False
+        self._swept_rows_us = now.mono_us
+
+    def hear(self, news: News, now: Now) -> None:
+        """Take in what other servers say they did; call it before the turn."""
+        desk = self._desk
+        desk.routing.hear(news)
+        desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
+        if news.must_watch or (self._is_deaf and not news.is_deaf):
+            self._watched_us = None
+        if news.must_watch or news.changed or news.ready or news.nearing:
+            desk.aside.hear(now)  # What somebody changed may be what was held.
+        self._is_deaf = news.is_deaf
+
+    def must_watch(self, now: Now) -> bool:
+        """Return whether the store must be watched in this turn."""
+        each_us = WATCH_DEAF_US if self._is_deaf else WATCH_US
+        return self._watched_us is None or now.mono_us - self._watched_us >= each_us
+
+    def begin(self, now: Now) -> bool:
+        """Begin a turn; return whether expiries and retention are looked after in it."""
+        if self.must_watch(now):
+            self._desk.routing.forget_windows()  # What the others did to them is not known for sure.
+        is_sweeping = now.mono_us - self._swept_rows_us >= SWEEP_SHARED_US
+        if is_sweeping:
+            self._swept_rows_us = now.mono_us
+        return is_sweeping
+
+    def watch(self, watched: Watched | None, now: Now) -> list[Effect]:
+        """Take in what the store answered to `watch`; return the calls of hooks that it owes."""
+        desk, self._watched, self._watched_us = self._desk, watched, now.mono_us
+        if watched is None:
+            return []
+        note_others(desk, watched)
+        owed = hooks(desk, watched.events)
+        if self.all_own:
+            forget_unknown(desk, watched.own)
+        desk.suspects.update(job.id for job in watched.own if job.stop_asked)
+        if not self.all_own and watched.looked_after not in (None, len(desk.leases)):
+            self.all_own, self._watched_us = True, None  # Somebody's word was lost, or a commit came late: look closer.
+        else:
+            self.all_own = False
+        return owed
+
+    @property
+    def finds_strays(self) -> bool:
+        """Jobs were found in this turn that nobody may look after."""
+        return self._watched is not None and bool(self._watched.own or self._watched.strayed)
+
+    def care(self, batch: Batch) -> None:
+        """See to the jobs that nobody looks after, if the store was watched in this turn."""
+        if self._watched is not None:
+            care(batch, self._watched)
+
+    def end(self) -> None:
+        """The turn is over."""
+        self._watched = None
+
+    def suspend(self) -> None:
+        """The store went away: look closer when it is back."""
+        self._watched, self._watched_us, self.all_own = None, None, True
 
 
 def about(desk: Desk) -> bytes:
@@ -81,9 +152,11 @@ def note_others(desk: Desk, watched: Watched) -> None:
         desk.suspects.update(desk.leases)
 
 
-def review(desk: Desk, suspects: Iterable[bytes], found: dict[bytes, Job]) -> list[Effect]:
+def review(desk: Desk, pace: Pace, suspects: Collection[bytes], found: dict[bytes, Job]) -> list[Effect]:
     """Bring memory up to what was read of these jobs, which is durable; return what may be said of it now."""
     effects: list[Effect] = []
+    desk.suspects -= set(suspects)
+    pace.note(suspects, found)
     for job_id in suspects:
         job = found.get(job_id)
         if (lease := desk.leases.get(job_id)) is not None:
@@ -119,7 +192,7 @@ def care(batch: Batch, watched: Watched) -> None:
     resumed = {session.join.instance for session in (*sessions, *batch.resumed)}
     least_us = batch.desk.policy.lease_us
     for found, lease_us in (*watched.strayed, *((job, least_us) for job in watched.own)):
-        job = batch.seen(found)
+        job = batch.unexpired(batch.see(found))
         if job.state is not RUNNING or job.fence != found.fence or job.id in batch.desk.leases or job.seq in batch.taken:
             continue
         if job.holder in resumed and job.keeper == batch.desk.me:

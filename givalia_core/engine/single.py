@@ -10,10 +10,10 @@ import random
 from typing import Final, NamedTuple
 
 from givalia_core.clock import Now
-from givalia_core.engine.answers import answer_one
-from givalia_core.engine.desk import Batch, Desk, Facts
+from givalia_core.engine.answers import VERBS, answer_one
+from givalia_core.engine.batch import Batch, Names, wanted
+from givalia_core.engine.desk import Desk
 from givalia_core.engine.leases import OWN_CODE
-from givalia_core.engine.names import Names
 from givalia_core.engine.records import Hook
 from givalia_core.hooks import HOOKS
 from givalia_core.policy import Policy
@@ -42,8 +42,8 @@ class Single:
         self._policy = policy
         self._durability = durability
         names = Names()
-        names.add(self._asked, self._desk())
-        self.wanted: Wanted = names.wanted(())
+        VERBS[kind].needs(names, self._asked, self._desk())
+        self.wanted: Wanted = wanted(names)
 
     def _desk(self) -> Desk:
         desk = Desk(self._policy, NOBODY, 0, random.Random(), is_shared=True)
@@ -55,8 +55,8 @@ class Single:
         """Decide over what was read; may be called again when something has changed."""
         desk = self._desk()
         desk.use_numbers(found.floor)
-        batch = Batch(desk, Facts(found), now)
-        answer = answer_one(batch, self._asked, self._asked.messages[0])
+        batch = Batch(desk, found, now)
+        answer = answer_one(VERBS[self._asked.kind], batch, self._asked, self._asked.messages[0])
         assert answer is not None, "this command is answered later, and nobody would"
         hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
         return Decided(answer, batch.changes(), [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks])

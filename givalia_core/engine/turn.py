@@ -1,43 +1,150 @@
-"""One turn of the queue: decided, then on disk, then answered. The only place that has this order.
+"""The engine, and one turn of the queue: decided, then on disk, then answered. The only place that has this order.
 
 Were an answer to leave before the commit, a crash between the two would lose what somebody was told is safe; were a
 dispatch to leave before it, two workers could hold one job with one fence. What arrives while a turn commits is the next
 turn's batch: at one request it costs one sync, at thousands it costs one sync.
-
-Questions that take a walk have a place of their own behind it, bounded in time: `walk`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper
-from givalia_core.engine import sharing
-from givalia_core.engine.core import NOTHING_UNKEPT, Engine, Plan
-from givalia_core.engine.desk import Facts
-from givalia_core.engine.records import Close, Effect, Input
-from givalia_core.errors import StoreAway, StoreFailed, StoreFull
+from givalia_core.clock import Clock, Now, Timekeeper
+from givalia_core.engine import full, questions, shared_turn, sharing, steps
+from givalia_core.engine.again import Again
+from givalia_core.engine.desk import Desk, Lease
+from givalia_core.engine.lending import Lender
+from givalia_core.engine.questions import Questions
+from givalia_core.engine.reading import read
+from givalia_core.engine.records import Effect, Input
+from givalia_core.engine.steps import SWEEP_US, Arrived
+from givalia_core.errors import StoreAway, StoreFull
+from givalia_core.model import REMEMBERED_AT_LEAST_US, Job
 from givalia_core.policy import Policy
-from givalia_core.store.base import AlreadyDecided, Commit, Keeping, Opened, Store, Wanted, as_shared
-
-PAUSE_US: Final = 5 * SECOND_US
-"""A process that stood still for longer between its reading and its commit reads again: others may have decided meanwhile."""
+from givalia_core.protocol.asked import Asked
+from givalia_core.store.base import Commit, Opened, Retention, Store, as_shared
 
 WALK_US: Final = 2_000  # What a turn spends on questions that take a walk, at most but for the last step.
 STEPS_MAX: Final = 64
+NOTHING_TO_STORE: Final = Commit()
+
+
+class Engine:
+    """Memory of one queue; `turn.turn` decides with it.
+
+    Args:
+        policy: Limits and defaults.
+        epoch: The boot epoch of the store.
+        last_seq: The highest seq that was given.
+        live: How many jobs wait or run.
+        running: The jobs that were running; each gets a whole lease to be heard of again.
+        durability: What the answer to an enq says.
+        regrant_us: The length of those leases, no shorter than the one that their workers were told.
+        now: The time.
+        rng: Chance, for the jitter of retries.
+        is_shared: Whether other servers have the store open.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        epoch: int,
+        last_seq: int,
+        live: int,
+        running: Iterable[Job],
+        durability: str,
+        regrant_us: int,
+        now: Now,
+        rng: random.Random,
+        is_shared: bool = False,
+    ) -> None:
+        self.desk = Desk(policy, epoch, last_seq, rng, is_shared=is_shared)
+        self.desk.durability = durability
+        self.desk.live = live
+        for job in running:
+            self.desk.leases[job.id] = Lease(job, None, now.mono_us + regrant_us)
+        self.again = Again(self.desk)
+        self.questions = Questions(self.desk)
+        self.lender = Lender(self.desk)
+        self.sharing = sharing.Sharing(self.desk, now) if is_shared else None
+        self.pace = sharing.Pace()
+        self.now = now
+        self.owed: list[Effect] = []
+        """What must be said with the next answers, whatever becomes of the batch."""
+        self.must_mark = True
+        """The next commit must store the mark of the clocks, even without changes."""
+        self.also_keys: frozenset[str] = frozenset()
+        """The keys of refused changes: who holds them must be read."""
+        self.forget_more = False
+        self.swept_us = now.mono_us
+        self.ahead_us = now.timer_ahead_us
+        """What the near windows were last filled by: a slow drift adds up."""
+        self._held_up_until_us = 0
+
+    def ask(self, asked: Asked) -> None:
+        """Take a question that needs a walk."""
+        if (refused := questions.refused(asked)) is not None:
+            self.owed.append(refused)
+        else:
+            self.questions.add(asked)
+
+    def bridge(self, gap_us: int, now: Now) -> None:
+        """The process stood still for so long that nobody could beat (K5): leases and answers last as much longer."""
+        desk = self.desk
+        for lease in desk.leases.values():
+            lease.expires_mono_us += gap_us
+        for session in desk.routing.sessions.values():
+            session.beat_mono_us += gap_us
+        desk.losses.extend(gap_us)
+        desk.held_up_us += gap_us  # Commands may have waited in our sockets for as long.
+        self._held_up_until_us = now.mono_us + REMEMBERED_AT_LEAST_US
+
+    def forget_gap(self, now: Now) -> None:
+        """End the longer memory that a gap has made, once every command of that time is answered."""
+        if now.mono_us > self._held_up_until_us:
+            self.desk.held_up_us = 0
+
+    def take_step(self, now: Now) -> None:
+        """The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept."""
+        self.desk.routing.forget_windows()
+        self.must_mark = True
+        self.ahead_us = now.timer_ahead_us
+
+    def retention(self, now: Now) -> Retention:
+        """Return which ended jobs may be forgotten."""
+        policy, now_us = self.desk.policy, now.timer_us
+        return Retention(
+            now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, steps.FORGOTTEN_AT_ONCE
+        )
+
+    def wake_in_us(self, now: Now) -> int:
+        """Return how long nothing needs to be decided unless something arrives; never over a second (K4)."""
+        again, desk = self.again, self.desk
+        if again.is_stuck:
+            return again.pause_us
+        if self.lender.hurry or self.forget_more or desk.acts.submitted or (self.questions.lines and self.questions.has_work):
+            return 0
+        if again.inputs or desk.suspects:
+            return again.pause_us
+        due_us = desk.routing.next_due_us()
+        if desk.routing.unlearned or desk.routing.spent:
+            return 0
+        most_us = min(desk.aside.next_us(now), SWEEP_US) if desk.aside.waiting else SWEEP_US
+        return most_us if due_us is None else min(max(due_us - now.timer_us, 0), most_us)
 
 
 def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy: Policy, rng: random.Random) -> Engine:
-    """An engine for a store that was just opened."""
+    """Return an engine for a store that was just opened."""
     counts = store.counts()
     return Engine(
         policy,
         epoch=opened.epoch,
         last_seq=opened.last_seq,
         live=sum(count for (_, state), count in counts.items() if state in ("waiting", "running")),
-        # Of a shared store other servers look after what runs; what nobody does turns up when it is watched.
+        # Other servers look after what runs in a shared store; what none of them looks after turns up when it is watched.
         running=() if store.is_shared else store.running(),
         durability=store.durability,
         regrant_us=max(policy.lease_us, opened.mark.lease_us if opened.mark else 0),
@@ -58,36 +165,20 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
     # A store of somebody else may be older than the attribute.
     if engine.desk.is_full or getattr(store, "is_full", False):
         engine.desk.is_full = not store.has_room()
-    shared = as_shared(store)
-    if shared is not None:
-        engine.hear(shared.news())
-    spans = engine.begin([*engine.again.inputs, *inputs], now)
-    plan: Plan | None = None
+    given = [*engine.again.inputs, *inputs] if engine.again.inputs else inputs
+    if (shared := as_shared(store) if engine.sharing is not None else None) is not None:
+        return shared_turn.turn(engine, shared, timer, given, clock)
+    arrived = Arrived(engine, given, now)
+    if arrived.spans:
+        arrived.fill(store.upcoming(arrived.spans, now))
+    decided = read(arrived, store).decide()
+    if not decided.must_commit:
+        return decided.committed(NOTHING_TO_STORE)
     try:
-        if shared is not None and engine.must_watch:
-            lease_us = engine.desk.policy.lease_us
-            engine.watch(shared.watch(now, lease_us, sharing.about(engine.desk), all_own=engine.all_own))
-        if shared is not None and engine.must_look:
-            engine.take_up(shared.freed(engine.held))
-        if spans:
-            engine.fill(spans, store.upcoming(spans, now))
-        facts = _facts(engine, store, now)
-        if shared is not None:
-            # What was read has brought the database's time: no delay is counted from before its command was there.
-            now = engine.look_again(timer.now(clock.read()))
-        plan = engine.decide(facts)
-        if shared is not None and clock.read().mono_us - now.mono_us > PAUSE_US:
-            raise AlreadyDecided
-        effects = _concluded(engine, store, timer, plan, now)
-    except StoreAway:
-        engine.suspend(plan)
-        raise
-    except AlreadyDecided:
-        engine.suspend(plan)
-        return []
-    if shared is not None and plan.batch.followed:
-        shared.follow(plan.batch.followed)
-    return effects
+        commit = store.commit(decided.changes, timer.mark(now, engine.desk.policy.lease_us), decided.retention)
+    except StoreFull:
+        return full.without_new_jobs(decided, store, timer)
+    return decided.committed(commit)
 
 
 def walk(engine: Engine, store: Store, timer: Timekeeper, clock: Clock) -> list[Effect]:
@@ -98,7 +189,7 @@ def walk(engine: Engine, store: Store, timer: Timekeeper, clock: Clock) -> list[
         StoreError: As `turn`.
     """
     questions = engine.questions
-    if not questions:
+    if not questions.lines:
         return []
     questions.begin_turn()
     effects: list[Effect] = []
@@ -118,68 +209,3 @@ def walk(engine: Engine, store: Store, timer: Timekeeper, clock: Clock) -> list[
         if now_us - began_us >= WALK_US:
             break
     return effects
-
-
-def _concluded(engine: Engine, store: Store, timer: Timekeeper, plan: Plan, now: Now) -> list[Effect]:
-    try:
-        commit = _commit(store, timer, plan, now)
-    except StoreFull:
-        # Nothing of this batch is stored. Decided once more without new jobs, the rest fits into the reserve.
-        closed = [effect for _, effect in plan.batch.effects if isinstance(effect, Close)]
-        try:
-            plan, commit = _without_new_jobs(engine, store, timer, now)
-        except StoreFull as error:
-            if store.is_shared:
-                raise StoreAway(f"the disk is full and the reserve is used up: {error}") from error
-            return [*_questions_alone(engine, store, now), *closed]
-        return [*engine.conclude(plan, commit, _kept(store, plan, commit)), *closed]
-    return engine.conclude(plan, commit, _kept(store, plan, commit))
-
-
-def _questions_alone(engine: Engine, store: Store, now: Now) -> list[Effect]:
-    """The reserve is used up, too: answer questions, refuse commands, and keep workers' reports until there is room."""
-    held = engine.hold_changes()
-    plan = engine.decide(_facts(engine, store, now))
-    if plan.changes:
-        engine.again.keep(held, is_unsure=False)
-        raise StoreFailed("a batch of questions has changes")
-    return engine.conclude_without_commit(plan, held)
-
-
-def _facts(engine: Engine, store: Store, now: Now) -> Facts:
-    reads = engine.reads()
-    found = store.find(reads.wanted, now)
-    # A requeue by id may meet a live job of the same key, and only the job itself says what its key is.
-    keys = frozenset(key for job_id in reads.requeued if job_id in found.ids and (key := found.ids[job_id].key))
-    if keys:
-        found.live.update(store.find(Wanted(keys=keys), now).live)
-    facts = Facts(found)
-    if reads.expired:
-        facts.expired = store.expired(now, reads.expired)
-    if reads.retention is not None:
-        facts.forgettable = store.forgettable(reads.retention)
-    return facts
-
-
-def _commit(store: Store, timer: Timekeeper, plan: Plan, now: Now) -> Commit:
-    if not plan.must_commit:
-        return Commit()
-    return store.commit(plan.changes, timer.mark(now, plan.batch.desk.policy.lease_us), plan.retention)
-
-
-def _kept(store: Store, plan: Plan, commit: Commit) -> Keeping:
-    """Let a shared store keep the answers that changed nothing.
-
-    After the changes, on which the answers may depend: an answer whose change was refused is decided again.
-    """
-    shared = as_shared(store) if plan.batch.unchanged else None
-    if shared is None:
-        return NOTHING_UNKEPT
-    return shared.keep(plan.batch.standing({plan.changes[place].job.seq for place in commit.refused}))
-
-
-def _without_new_jobs(engine: Engine, store: Store, timer: Timekeeper, now: Now) -> tuple[Plan, Commit]:
-    engine.desk.is_full = True
-    engine.desk.drop_hints()
-    plan = engine.decide(_facts(engine, store, now))
-    return plan, _commit(store, timer, plan, now)

@@ -11,8 +11,8 @@ from typing import Any, Final
 import gevent
 
 from givalia_core.clock import SECOND_US, Clock
-from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import BusyFor
+from givalia_core.engine.turn import Engine
 from givalia_core.program import give_back_memory
 from givalia_core.server.connections import Connections
 from givalia_core.server.hookrunner import HookRunner

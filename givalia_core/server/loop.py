@@ -13,10 +13,10 @@ from gevent.event import Event
 
 from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper
 from givalia_core.engine import turn
-from givalia_core.engine.core import Engine
 from givalia_core.engine.desk import BusyFor
 from givalia_core.engine.questions import ALL_INFO
 from givalia_core.engine.records import Input, Reply
+from givalia_core.engine.turn import Engine
 from givalia_core.errors import StoreAway
 from givalia_core.protocol.asked import Asked
 from givalia_core.server import outage

@@ -14,15 +14,20 @@ from unittest import mock
 from sim_server import PowerCut
 
 from givalia_core.clock import Clock, Now, Reading, TimerClock
-from givalia_core.engine import answers, desk, leases, turn, verbs
-from givalia_core.engine.core import Engine
-from givalia_core.engine.desk import Batch, Desk
+from givalia_core.engine import answers, changes, leases, turn, verbs
+from givalia_core.engine import batch as batches
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk
+from givalia_core.engine.reading import read
 from givalia_core.engine.records import Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
+from givalia_core.engine.steps import Arrived
+from givalia_core.engine.turn import Engine
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import ENDED, RUNNING, Job, OutcomeKind, evolve
+from givalia_core.protocol.answers import TAKEN, Cancelled
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.messages import OK, Kind
+from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
@@ -53,8 +58,8 @@ def _swap(place: Any, name: str, value: Any) -> Patch:
     return mock.patch.object(place, name, value)
 
 
-def _verb(kind: Kind, verb: Any) -> Patch:
-    return mock.patch.dict(answers.ONE_BY_ONE, {kind: verb})
+def _verb(kind: Kind, decide: Any, **other: Any) -> Patch:
+    return mock.patch.dict(answers.VERBS, {kind: answers.VERBS[kind]._replace(decide=decide, **other)})
 
 
 def ext_leaves_the_old_timer() -> Sequence[Patch]:
@@ -82,12 +87,12 @@ def answers_leave_before_the_commit() -> Sequence[Patch]:
 
     def hasty(engine: Engine, store: Any, timer: TimerClock, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
         now = timer.now(clock.read())
-        spans = engine.begin([*engine.again.inputs, *inputs], now)
-        engine.fill(spans, store.upcoming(spans, now))
-        plan = engine.decide(turn._facts(engine, store, now))
-        effects = engine.conclude(plan, Commit())
+        arrived = Arrived(engine, [*engine.again.inputs, *inputs], now)
+        arrived.fill(store.upcoming(arrived.spans, now))
+        decided = read(arrived, store).decide()
+        effects = decided.committed(Commit())
         try:
-            store.commit(plan.changes, timer.mark(now), plan.retention)
+            store.commit(decided.changes, timer.mark(now), decided.retention)
         except PowerCut as cut:
             cut.effects = effects
             raise
@@ -100,7 +105,7 @@ def answers_leave_before_the_commit() -> Sequence[Patch]:
 
 def cancel_says_yes_of_a_running_job() -> Sequence[Patch]:
     """A cancel that comes too late is answered as if it had come in time."""
-    right = verbs.cancel
+    right = changes.cancel
 
     def cancel(batch: Batch, asked: Asked, message: Any) -> Any:
         try:
@@ -108,7 +113,7 @@ def cancel_says_yes_of_a_running_job() -> Sequence[Patch]:
         except Refusal as refused:
             if refused.error.details.get("state") != "running":
                 raise
-            return (OK, "cancelled"), b""
+            return Cancelled("cancelled")
 
     return [_verb(Kind.CANCEL, cancel)]
 
@@ -116,14 +121,12 @@ def cancel_says_yes_of_a_running_job() -> Sequence[Patch]:
 def fences_are_not_checked() -> Sequence[Patch]:
     """A report on any lease of the job settles the present one."""
 
-    def held(batch: Batch, asked: Asked, message: Any) -> Job:
+    def held(batch: Batch, asked: Asked, message: Any) -> Job | None:
         lease = batch.desk.leases.get(message.id)
         job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
-        if job is None or job.state is not RUNNING:
-            raise Refusal(Stale("no such lease"))
-        return job
+        return job if job is not None and job.state is RUNNING else None
 
-    return [_swap(leases, "_held", held)]
+    return [_swap(leases, "_find_held", held)]
 
 
 def requests_are_not_remembered() -> Sequence[Patch]:
@@ -143,7 +146,7 @@ def a_refusal_is_forgotten_with_its_batch() -> Sequence[Patch]:
 
 def a_job_remembers_the_last_four_commands() -> Sequence[Patch]:
     """However young they are, older ones are forgotten."""
-    return [_swap(desk, "still_remembered", lambda answered, since_us: answered[-3:])]
+    return [_swap(batches, "still_remembered", lambda answered, since_us: answered[-3:])]
 
 
 def late_commands_are_decided() -> Sequence[Patch]:
@@ -165,7 +168,7 @@ def a_resent_enq_makes_another_job() -> Sequence[Patch]:
             message = message._replace(id=message.id[::-1], key=None)
         return right(batch, asked, message)
 
-    return [_verb(Kind.ENQ, enq), mock.patch.dict(verbs.KNOWN, {Kind.ENQ: _do_nothing})]
+    return [_verb(Kind.ENQ, enq, known=_do_nothing)]
 
 
 def keys_are_not_unique() -> Sequence[Patch]:
@@ -251,10 +254,10 @@ def requeue_keeps_the_attempts() -> Sequence[Patch]:
 
     right = Batch.put
 
-    def put(self: Batch, was: Job, job: Job) -> Job:
+    def put(self: Batch, was: Job, job: Job) -> None:
         if was.state in ENDED:
             job.attempt = was.attempt
-        return right(self, was, job)
+        right(self, was, job)
 
     return [_swap(Batch, "put", put)]
 
@@ -267,7 +270,7 @@ def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
         if message.permanent:
             return right(batch, asked, message)
         leases.give_back(batch, leases._held(batch, asked, message))
-        return (OK,), b""
+        return TAKEN
 
     return [_verb(Kind.FAIL, fail)]
 
@@ -278,9 +281,9 @@ def resume_gives_everything_back() -> Sequence[Patch]:
 
     def resume(batch: Batch, asked: Asked) -> Any:
         right(batch, asked._replace(messages=[]))
-        return [((Stale.code, "given back"), b"") for _ in asked.messages]
+        return [Stale("given back") for _ in asked.messages]
 
-    return [mock.patch.dict(answers.TOGETHER, {Kind.RESUME: resume})]
+    return [_verb(Kind.RESUME, resume)]
 
 
 def deaths_of_processes_are_not_counted() -> Sequence[Patch]:
@@ -303,22 +306,22 @@ def a_stopped_job_is_tried_again() -> Sequence[Patch]:
     right = leases.settle_failure
 
     def settle(batch: Batch, job: Job, *how: Any, **more: Any) -> None:
-        right(batch, job._replace(stop_asked=False), *how, **more)
+        right(batch, job.changed(stop_asked=False), *how, **more)
 
     return [_swap(leases, "settle_failure", settle)]
 
 
 def leases_end_too_early() -> Sequence[Patch]:
     """The server takes a lease away while its worker still counts on it."""
-    right = leases.expire_leases
+    right = leases.sweep
 
-    def expire(batch: Batch) -> None:
-        now = batch.now
-        batch.now = now._replace(mono_us=now.mono_us + batch.desk.policy.lease_us // 2)
+    def sweep(batch: Batch) -> None:
+        for lease in list(batch.desk.leases.values()):
+            if lease.expires_mono_us <= batch.now.mono_us + batch.desk.policy.lease_us // 2:
+                leases._expire(batch, lease)
         right(batch)
-        batch.now = now
 
-    return [_swap(leases, "expire_leases", expire)]
+    return [_swap(leases, "sweep", sweep)]
 
 
 def whoever_waits_is_forgotten() -> Sequence[Patch]:

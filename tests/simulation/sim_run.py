@@ -22,7 +22,7 @@ from sim_world import Network, World
 
 from givalia_core import timers
 from givalia_core.clock import SECOND_US
-from givalia_core.engine import core, leases
+from givalia_core.engine import leases, steps
 from givalia_core.model import RUNNING, WAITING
 from givalia_core.policy import Policy
 from givalia_core.protocol.messages import Announce, Cancel, Enq, Ext, Join, Kind, Requeue, Stat, Wait
@@ -379,8 +379,8 @@ def small_limits(weather: Weather) -> Iterator[None]:
         for module, name, value in (
             (timers, "PREFIX_TIMERS", weather.prefix),
             (leases, "RELEASES_MAX", 3),
-            (core, "EXPIRED_AT_ONCE", 2),
-            (core, "FORGOTTEN_AT_ONCE", 2),
+            (steps, "EXPIRED_AT_ONCE", 2),
+            (steps, "FORGOTTEN_AT_ONCE", 2),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield

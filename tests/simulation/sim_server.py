@@ -16,8 +16,8 @@ from sim_world import MS_US, Connection, World, answer_over_the_wire
 
 from givalia_core.clock import SECOND_US, STEP_US, Mark, Now, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.core import Engine
 from givalia_core.engine.records import Close, Effect, Gone, Input, Reply, Tell
+from givalia_core.engine.turn import Engine
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
 from givalia_core.protocol.answers import to_item

@@ -10,8 +10,8 @@ import msgpack
 
 from givalia_core.clock import SECOND_US, ManualClock, Now, TimerClock
 from givalia_core.engine import turn
-from givalia_core.engine.core import Engine
 from givalia_core.engine.records import Close, Effect, Gone, Hook, Input, Reply, Tell
+from givalia_core.engine.turn import Engine
 from givalia_core.model import Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages as m

@@ -17,7 +17,7 @@ from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.store.base import SCAN_MAX, Filter, Page, Ready
+from givalia_core.store.base import SCAN_MAX, Filter, News, Page, Ready
 from givalia_core.store.memory import Memory
 
 ROW_US = 20
@@ -44,6 +44,22 @@ class Slow(Memory):
         self.looked_at.append(rows)
         self.clock.advance(us=rows * ROW_US)
         return page
+
+
+class Shared(Memory):
+    """A store that other servers could have open, and none has; each commit is made, and its answer is lost."""
+
+    is_shared = True
+
+    def news(self) -> News:
+        return News()
+
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> None:
+        return None
+
+    def commit(self, *given: Any) -> Any:
+        super().commit(*given)
+        raise StoreAway("it is away")
 
 
 class SlowRig(EngineRig):
@@ -196,14 +212,7 @@ def test_a_listing_that_takes_the_store_too_long_is_answered_busy_and_the_others
 
 
 def test_a_listing_is_put_off_while_the_store_is_away_also_if_commands_beside_it_may_be_stored() -> None:
-    rig = SlowRig()
-    commit = rig.store.commit
-
-    def away(*given: Any) -> Any:
-        commit(*given)
-        raise StoreAway("it is away")
-
-    rig.store.commit = away  # type: ignore[method-assign]
+    rig = EngineRig(Shared())
     listing = vain(rig, 5)
     with pytest.raises(StoreAway):
         turn.turn(rig.engine, rig.store, rig.timer, [rig.frame(Kind.ENQ, m.Enq(uid(1), "Mail")), listing], rig.clock)

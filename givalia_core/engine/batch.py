@@ -1,0 +1,348 @@
+"""The batch that is being decided: one unit of work over jobs that were read.
+
+It shows every job as the commands before it in the same batch left it, and ends as at most one change for each job, however
+often the job was touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine import remembered
+from givalia_core.engine.desk import Desk
+from givalia_core.engine.records import Close, Effect, News, Refusal, Tell, hook_of
+from givalia_core.errors import Busy
+from givalia_core.model import (
+    DEAD,
+    DONE,
+    ENDED,
+    REMEMBERED_AT_LEAST_US,
+    REQUESTS_MOST,
+    RUNNING,
+    WAITING,
+    Answered,
+    Job,
+    evolve,
+    still_remembered,
+)
+from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import VARIANTS_MAX, Change, Claim, Found, Kept, Route, Wanted
+from givalia_core.takers import Room, Session
+from givalia_core.views import id_in
+
+Author = tuple[int, int]
+NOBODY: Author = (-1, 0)  # The engine itself.
+LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
+
+
+class Names:
+    """What the commands of a batch name, gathered so that the store is asked once."""
+
+    __slots__ = ("has_enq", "ids", "keys", "past_keys", "reporting", "requests", "requeued", "resumed", "variants")
+
+    def __init__(self) -> None:
+        self.ids: set[bytes] = set()
+        self.keys: set[str] = set()
+        self.past_keys: set[str] = set()
+        self.requests: set[bytes] = set()
+        self.requeued: set[bytes] = set()  # Ids of jobs whose keys must be looked up as well.
+        self.reporting: dict[int, int] = {}  # By connection, how many jobs it says have ended.
+        self.has_enq = False
+        self.resumed: set[bytes] = set()
+        self.variants: set[Route] = set()
+
+
+LENT_TOGETHER_BYTES = 8 << 20  # Of params, to all workers in one batch; and read for one.
+
+
+def wanted(names: Names, claims: tuple[Claim, ...] = (), *, may_lend: bool = False) -> Wanted:
+    """Return all that was named as one question to the store, with jobs to lend besides."""
+    return Wanted(
+        frozenset(names.ids),
+        frozenset(names.keys),
+        frozenset(names.past_keys),
+        frozenset(names.requests),
+        claims,
+        names.has_enq or may_lend or bool(claims),
+        frozenset(names.variants),
+        LENT_TOGETHER_BYTES,
+    )
+
+
+class Unchanged(NamedTuple):
+    """The answer of one command that changed no job, and the seqs of the jobs that the answer depends on.
+
+    It has a number like a seq, below 0: who was told of it is told anew if it comes to nothing.
+    """
+
+    answer: Answer
+    is_enq: bool
+    seqs: frozenset[int]
+    number: int
+
+
+class Batch:
+    """One unit of work over jobs that were read; becomes the changes of one commit and the effects that follow it."""
+
+    def __init__(self, desk: Desk, found: Found, now: Now) -> None:
+        self.desk = desk
+        self.found = found
+        self.now = now
+        self.told_us = now.told_us  # Here, for each new job and each claim asks.
+        self.jobs: dict[int, Job] = {}  # seq -> the job as decided so far
+        self._was: dict[int, Job | None] = {}  # seq -> the job as stored
+        self._ids: dict[bytes, int] = {}
+        self._live: dict[str, int | None] = {}
+        self._ended: dict[str, int] = {}
+        self._requests: dict[bytes, int] = {}
+        self.unchanged: dict[bytes, Unchanged] = {}  # By request id; to be remembered if the commit lets them stand.
+        self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
+        self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
+        self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
+        # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
+        self.taken: dict[int, tuple[Session | None, int]] = {}
+        self.resumed: list[Session] = []  # Who has named the leases it holds.
+        self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
+        self.ends_hold = False  # Whether the hold is over once the batch is.
+        self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
+        self._variants: dict[Route, set[Route]] = {}  # By the route without a specifier: as read, and what came in this batch.
+        self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
+        self.touched: list[tuple[int, Author]] = []  # Seqs, and who was told of the job or changed it.
+
+    # Finding: every job is seen as this batch has left it. Who sees one hears anew if what they hear comes to nothing.
+
+    def see(self, job: Job) -> Job:
+        """Return a job that was read."""
+        job = self.jobs.get(job.seq, job)
+        self.touched.append((job.seq, self.author))
+        return job
+
+    def unexpired(self, job: Job) -> Job:
+        """Return the same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read).
+
+        A job that is held is shown as it is stored: its end could not be stored.
+        """
+        if not job.is_expired(self.now) or self.desk.aside.hold_of(job) is not None:
+            return job
+        return self.expire(job)
+
+    def by_id(self, job_id: bytes) -> Job | None:
+        """Return the job of this id, whatever its state."""
+        seq = self._ids.get(job_id)
+        job = self.found.ids.get(job_id) if seq is None else self.jobs[seq]
+        return None if job is None else self.see(job)
+
+    def live(self, key: str) -> Job | None:
+        """Return the live job of a key."""
+        if key in self._live:
+            seq = self._live[key]
+            return None if seq is None else self.see(self.jobs[seq])
+        job = self.found.live.get(key)
+        if job is not None:
+            job = self.unexpired(self.see(job))
+        return job if job is not None and job.state not in ENDED else None
+
+    def ended(self, key: str) -> Job | None:
+        """Return the job of a key that ended last; ask for the live one first."""
+        seq = self._ended.get(key)
+        job = self.found.ended.get(key) if seq is None else self.jobs[seq]
+        return None if job is None else self.see(job)
+
+    def by_request(self, request: bytes) -> Job | None:
+        """Return the job that this request changed."""
+        seq = self._requests.get(request)
+        job = self.found.requests.get(request) if seq is None else self.jobs[seq]
+        return None if job is None else self.see(job)
+
+    def is_new(self, request: bytes) -> bool:
+        """Return whether no job is known that this request has made or changed."""
+        found = self.found
+        return not (request in found.ids or request in self._ids or request in found.requests or request in self._requests)
+
+    def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
+        """Return the job of this id, whatever its state; or the live job of this key, and the one that ended last.
+
+        A key in the form of an id means the job of that id if no live job has the key.
+        """
+        if job_id is not None:
+            job = self.by_id(job_id)
+            return None if job is None else self.unexpired(job), None
+        assert key is not None
+        live = self.live(key)
+        if live is None and (meant := id_in(key)) is not None and (job := self.by_id(meant)) is not None:
+            return self.unexpired(job), None
+        return live, self.ended(key)
+
+    def has_room(self, route: Route) -> bool:
+        """Whether another job may wait here: unless it has a specifier that no job of its route has, and too many others do."""
+        if route.specifier is None or route in self.desk.routing.windows:
+            return True
+        plain = route.plain
+        variants = self._variants.setdefault(plain, set(self.found.variants.get(plain, ())))
+        if route not in variants and len(variants) >= VARIANTS_MAX:
+            return False
+        variants.add(route)
+        return True
+
+    # Changing: the job as decided, once.
+
+    def insert(self, job: Job) -> None:
+        """Add a new job, which waits."""
+        seq = job.seq
+        self._was[seq] = None
+        self.jobs[seq] = job
+        self._ids[job.id] = seq
+        self.touched.append((seq, self.author))
+        if job.key is not None:
+            self._live[job.key] = seq
+        self.desk.routing.offer(job, self.now)
+
+    def put(self, was: Job, job: Job) -> None:
+        """Let `job` stand where `was` stood."""
+        seq, desk = job.seq, self.desk
+        self._was.setdefault(seq, was)
+        self.jobs[seq] = job
+        self._ids[job.id] = seq
+        self.touched.append((seq, self.author))
+        if was.state is WAITING:
+            desk.routing.discard(was)
+        elif was.state is RUNNING and job.state is not RUNNING:
+            # The worker that held the job can take another, in this very batch.
+            lease = desk.leases.get(job.id)
+            if lease is not None and lease.room is not None:
+                lease.room.give_back()
+                self.freed[seq] = lease.room
+        if job.key is not None:
+            if job.state not in ENDED:
+                self._live[job.key] = seq
+            elif self._live.get(job.key, seq) == seq:
+                self._live[job.key] = None
+                self._ended[job.key] = seq
+        if job.state is WAITING:
+            desk.routing.offer(job, self.now)
+
+    def expire(self, job: Job) -> Job:
+        """End a job whose `expires` has passed before an attempt started."""
+        ended = evolve(job, "expire")
+        ended.reason = "expired"
+        return self.end(job, ended)
+
+    def end(self, job: Job, ended: Job) -> Job:
+        """Let `ended` stand where `job` stood: stamped, remembered for its time, its key free again."""
+        desk, retain_us = self.desk, job.retain_us
+        if retain_us is None:
+            retain_us = desk.policy.retain_dead_us if ended.state is DEAD else desk.policy.retain_us
+        # Strictly increasing, so that of two jobs of one key it is known which ended last.
+        desk.last_end_us = ended.ended_at_us = ended_at_us = max(self.now.timer_us, desk.last_end_us + 1)
+        ended.forget_at_us = ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)
+        ended.expires_at_us = None
+        self.put(job, ended)
+        if ended.state is DEAD:
+            self.hook("on_dead", ended)
+            self.news("dead", ended, ended.seq)
+        elif ended.state is DONE and self.desk.listening:
+            self.hook("on_done", ended)
+        return ended
+
+    def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
+        """The job's memory of commands with this one added, those that are old enough gone.
+
+        Raises:
+            Refusal: So many commands changed the job within two minutes that another cannot be remembered.
+        """
+        now_us = self.now.timer_us
+        past = still_remembered(job.answered, now_us - REMEMBERED_AT_LEAST_US - self.desk.held_up_us)
+        if len(past) >= REQUESTS_MOST and act not in LAST:
+            words = f"{len(past)} commands changed this job within two minutes, as many as it remembers"
+            wait_us = past[0].at_us + REMEMBERED_AT_LEAST_US - now_us
+            raise Refusal(Busy(words, retry_after=max(wait_us / SECOND_US, 1.0)))
+        self._requests[request] = job.seq
+        return (*past, Answered(request, act, due_at_us, now_us))
+
+    # Answers that changed nothing.
+
+    def has_changed(self, request: bytes, *, is_enq: bool) -> bool:
+        """Return whether this request has made or changed a job in this batch, so that the job remembers it."""
+        return (is_enq and request in self._ids) or request in self._requests
+
+    def recall(self, kind: Kind, request: bytes) -> Answer | None:
+        """The answer that this request was given without changing a job; None if it is not known."""
+        if self.unchanged and (here := self.unchanged.get(request)) is not None:
+            self.touched += [(seq, self.author) for seq in (here.number, *here.seqs)]
+            return here.answer
+        kept = self.found.answers
+        if kept and (packed := kept.get(request)) is not None:
+            return remembered.unpack(kind, packed)
+        return self.desk.remembered.get(kind, request)
+
+    def remember(self, request: bytes, answer: Answer, *, is_enq: bool, since: int) -> bool:
+        """Remember the answer of a command that changed no job; False if there is no room for it.
+
+        Args:
+            request: The id of the command.
+            answer: What it is answered.
+            is_enq: Whether the id could become that of a job.
+            since: The length of `touched` before the command was decided.
+        """
+        if not self.desk.remembered.has_room(len(self.unchanged)):
+            return False
+        seqs = frozenset(seq for seq, _ in self.touched[since:])
+        number = -1 - len(self.unchanged)
+        self.unchanged[request] = Unchanged(answer, is_enq, seqs, number)
+        self.touched.append((number, self.author))
+        return True
+
+    def standing(self, refused: set[int]) -> list[Kept]:
+        """The answers that changed no job, but for those that depend on what was refused."""
+        return [
+            Kept(request, remembered.pack(each.answer), each.is_enq)
+            for request, each in self.unchanged.items()
+            if each.number not in refused and refused.isdisjoint(each.seqs)
+        ]
+
+    def hook(self, name: str, job: Job, **extra: Any) -> None:
+        """Tell the server's plugins, once the job is stored."""
+        if name in self.desk.listening:
+            self.effects.append((job.seq, hook_of(name, job, **extra)))
+
+    def news(self, act: str, subject: Any, seq: int = 0, *, jobs: int = 0, why: str = "") -> None:
+        """Have a line logged, once the job (0: none) is stored; see `News`."""
+        if self.desk.tells_news:
+            self.effects.append((seq, News(act, subject, jobs, why)))
+
+    def follow(self, job: Job) -> None:
+        """Somebody waits for this job: unless its end will be seen here, be told of it."""
+        if self.desk.is_shared and job.id not in self.desk.leases:
+            self.followed.add(job.id)
+            self.desk.suspects.add(job.id)  # It may end before the others know that it is waited for.
+
+    def tell_progress(self, job_id: bytes, waiter: tuple[int, int]) -> None:
+        """Tell one who waits how far the job is, if that is known here; after the batch, and of several only the newest."""
+        lease = self.desk.leases.get(job_id)
+        if lease is not None and lease.progress is not None and waiter[0] not in self.desk.clogged:
+            self.progressed[waiter] = lease.progress
+
+    def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
+        """Send a connection something it did not ask for, once the job (0: none) is stored."""
+        self.effects.append((seq, Tell(conn, kind, [told])))
+
+    def close(self, conn: int, why: str) -> None:
+        """End a connection."""
+        self.effects.append((0, Close(conn, why)))
+
+    def take_back_credits(self, seq: int) -> None:
+        """What was decided of this job came to nothing: its workers have the credits that they had before."""
+        if seq in self.claims:
+            self.claims[seq].give_back()
+        if seq in self.freed:
+            self.freed[seq].held += 1
+
+    def changes(self) -> list[Change]:
+        """One change for each job that was touched, inserts in order of enq."""
+        stored = self._was
+        return [
+            Change(was, job) for seq, job in self.jobs.items() if (was := stored[seq]) is None or was.version != job.version
+        ]

@@ -1,0 +1,97 @@
+"""A turn whose commit met a full disk: what still fits into the reserve is stored, and the rest is refused or kept."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from givalia_core.clock import Timekeeper
+from givalia_core.engine.reading import read
+from givalia_core.engine.records import Close, Effect, Input, Reply
+from givalia_core.engine.steps import NOTHING_UNKEPT, Decided
+from givalia_core.errors import StoreAway, StoreFailed, StoreFull
+from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.messages import Kind
+from givalia_core.store.base import Commit, Keeping, Store, as_shared
+
+COMMANDS: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
+CHANGES_NOTHING: Final = frozenset(
+    {Kind.STAT, Kind.WAIT, Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT, Kind.BEAT, Kind.PROGRESS, Kind.PROCESSES}
+    | {Kind.RESUME_LENDING}
+)
+FULL: Final = "the disk of the store is full, and the reserve is used up: nothing can be changed until there is room"
+
+
+def without_new_jobs(refused: Decided, store: Store, timer: Timekeeper) -> list[Effect]:
+    """Decide the turn once more without new jobs: nothing of it is stored, and the rest fits into the reserve.
+
+    Raises:
+        StoreAway: The reserve of a shared store is used up, too.
+        StoreFailed: A bug: what changes nothing has changes.
+    """
+    arrived, desk = refused.arrived, refused.batch.desk
+    closed = [effect for _, effect in refused.batch.effects if isinstance(effect, Close)]
+    desk.is_full = True
+    desk.drop_hints()
+    try:
+        decided = read(arrived, store).decide()
+        commit = commit_of(decided, store, timer)
+    except StoreFull as error:
+        if store.is_shared:
+            raise StoreAway(f"the disk is full and the reserve is used up: {error}") from error
+        return [*_questions_alone(refused, store), *closed]
+    return [*decided.committed(commit, kept(decided, store, commit)), *closed]
+
+
+def commit_of(decided: Decided, store: Store, timer: Timekeeper) -> Commit:
+    """Commit a turn, if there is anything to commit."""
+    if not decided.must_commit:
+        return Commit()
+    mark = timer.mark(decided.arrived.now, decided.batch.desk.policy.lease_us)
+    return store.commit(decided.changes, mark, decided.retention)
+
+
+def kept(decided: Decided, store: Store, commit: Commit) -> Keeping:
+    """Let a shared store keep the answers that changed nothing.
+
+    After the changes, on which the answers may depend: an answer whose change was refused is decided again.
+    """
+    shared = as_shared(store) if decided.batch.unchanged else None
+    if shared is None:
+        return NOTHING_UNKEPT
+    return shared.keep(decided.batch.standing({decided.changes[place].job.seq for place in commit.refused}))
+
+
+def _questions_alone(refused: Decided, store: Store) -> list[Effect]:
+    """The reserve is used up, too: answer questions, refuse commands, and keep workers' reports until there is room."""
+    arrived, engine = refused.arrived, refused.arrived.engine
+    held = _hold_changes(refused)
+    decided = read(arrived, store).decide()
+    if decided.changes:
+        engine.again.keep(held, is_unsure=False)
+        raise StoreFailed("a batch of questions has changes")
+    must_mark = engine.must_mark
+    effects = decided.committed(Commit())
+    engine.must_mark, engine.desk.is_stuck = must_mark, False
+    engine.again.keep(held, is_unsure=False)
+    engine.again.is_stuck = True
+    return effects
+
+
+def _hold_changes(refused: Decided) -> list[Input]:
+    """Keep in this turn what changes nothing; return what a later one decides, when the store has room again.
+
+    Clients are told that the disk is full, unless part of their frame took effect before.
+    """
+    arrived, engine = refused.arrived, refused.arrived.engine
+    engine.desk.drop_hints()
+    held: list[Input] = []
+    kept: list[Input] = []
+    for given in arrived.inputs:
+        if isinstance(given, Asked) and given.kind in CHANGES_NOTHING:
+            kept.append(given)
+        elif isinstance(given, Asked) and given.kind in COMMANDS and not engine.again.standing.get((given.conn, given.request)):
+            engine.owed.append(Reply(given.conn, given.request, [StoreFull(FULL)] * len(given.messages)))
+        else:
+            held.append(given)
+    arrived.inputs, engine.desk.is_stuck = kept, True
+    return held
