@@ -57,7 +57,9 @@ class Apart:
         found: Found = self._ask("find", wanted, now)
         return found
 
-    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def commit(
+        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+    ) -> Commit:
         slim = [(None if was is None else was.seq, pack_base(job), job.params) for was, job in changes]
         commit: Commit = self._ask("commit", slim, mark, retention)
         return commit

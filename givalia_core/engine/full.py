@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from givalia_core.clock import Timekeeper
-from givalia_core.engine.reading import read
 from givalia_core.engine.records import Close, Effect, Input, Reply
 from givalia_core.engine.steps import NOTHING_UNKEPT, Decided
+from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFailed, StoreFull
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
@@ -34,20 +34,12 @@ def without_new_jobs(refused: Decided, store: Store, timer: Timekeeper) -> list[
     desk.drop_hints()
     try:
         decided = read(arrived, store).decide()
-        commit = commit_of(decided, store, timer)
+        commit = stored(decided, store, timer)
     except StoreFull as error:
         if store.is_shared:
             raise StoreAway(f"the disk is full and the reserve is used up: {error}") from error
         return [*_questions_alone(refused, store), *closed]
     return [*decided.committed(commit, kept(decided, store, commit)), *closed]
-
-
-def commit_of(decided: Decided, store: Store, timer: Timekeeper) -> Commit:
-    """Commit a turn, if there is anything to commit."""
-    if not decided.must_commit:
-        return Commit()
-    mark = timer.mark(decided.arrived.now, decided.batch.desk.policy.lease_us)
-    return store.commit(decided.changes, mark, decided.retention)
 
 
 def kept(decided: Decided, store: Store, commit: Commit) -> Keeping:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from givalia_core.clock import SECOND_US, Clock, Timekeeper
 from givalia_core.engine import full, sharing
-from givalia_core.engine.reading import read
 from givalia_core.engine.records import Close, Effect, Input
 from givalia_core.engine.steps import Arrived, Decided
+from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.store.base import AlreadyDecided, SharedStore
 
@@ -66,7 +66,7 @@ def _look_at_others(arrived: Arrived, store: SharedStore, others: sharing.Sharin
 
 def _committed(decided: Decided, store: SharedStore, timer: Timekeeper) -> list[Effect]:
     try:
-        commit = full.commit_of(decided, store, timer)
+        commit = stored(decided, store, timer)
     except StoreFull:
         return full.without_new_jobs(decided, store, timer)
     return decided.committed(commit, full.kept(decided, store, commit))

@@ -17,18 +17,17 @@ from givalia_core.engine.again import Again
 from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.questions import Questions
-from givalia_core.engine.reading import read
 from givalia_core.engine.records import Effect, Input
 from givalia_core.engine.steps import SWEEP_US, Arrived
+from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.model import REMEMBERED_AT_LEAST_US, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.asked import Asked
-from givalia_core.store.base import Commit, Opened, Retention, Store, as_shared
+from givalia_core.store.base import Opened, Retention, Store, as_shared
 
 WALK_US: Final = 2_000  # What a turn spends on questions that take a walk, at most but for the last step.
 STEPS_MAX: Final = 64
-NOTHING_TO_STORE: Final = Commit()
 
 
 class Engine:
@@ -172,10 +171,8 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
     if arrived.spans:
         arrived.fill(store.upcoming(arrived.spans, now))
     decided = read(arrived, store).decide()
-    if not decided.must_commit:
-        return decided.committed(NOTHING_TO_STORE)
     try:
-        commit = store.commit(decided.changes, timer.mark(now, engine.desk.policy.lease_us), decided.retention)
+        commit = stored(decided, store, timer)
     except StoreFull:
         return full.without_new_jobs(decided, store, timer)
     return decided.committed(commit)

@@ -243,7 +243,8 @@ class Found(NamedTuple):
     `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
     are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each. `answers` are
     what a shared store keeps by request id (`Kept.answer`), read after all jobs. `cut` are the routes of claims for which
-    `Wanted.claimed_bytes` left no room: they may have jobs that were not named.
+    `Wanted.claimed_bytes` left no room: they may have jobs that were not named. `learned` is the store's own: if it is not
+    None, the commit of the same turn is given it.
     """
 
     ids: dict[bytes, Job]
@@ -255,6 +256,7 @@ class Found(NamedTuple):
     floor: int = 0
     answers: Mapping[bytes, bytes] = MappingProxyType({})
     cut: frozenset[Route] = frozenset()
+    learned: object = None
 
 
 def _has_ended_since(ended_us: int | None, since_us: int) -> bool:
@@ -383,8 +385,12 @@ class Store(Protocol):
             StoreError: As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
         """
 
-    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def commit(
+        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+    ) -> Commit:
         """Apply every change whose guard holds, in the order given, in one transaction; durable on return.
+
+        `learned` is that of what was found for these changes. A store whose `Found.learned` is always None is never given it.
 
         Raises:
             StoreFull: Nothing of this commit is stored, and the store is as it was before.

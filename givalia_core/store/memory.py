@@ -76,7 +76,9 @@ class Memory:
     def upgrade(self) -> tuple[int, int]:
         return 1, 1
 
-    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def commit(
+        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+    ) -> Commit:
         refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
         self._mark = mark
         forgotten = self._retire(retention) if retention else 0

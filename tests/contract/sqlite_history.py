@@ -14,9 +14,9 @@ from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, ENDED, RUNNING, WAITING, Answered, split_target
 from givalia_core.store.base import Change, Claim, Filter, Retention, Route, Span, Store, Wanted, by_module
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite, disk, sweeper
-from givalia_core.store.sqlite import store as sqlite_store
-from givalia_core.store.sqlite.index import index, lanes, runs
+from givalia_core.store.sqlite import SQLite, commits, disk
+from givalia_core.store.sqlite.index import lanes, runs, sealing
+from givalia_core.store.sqlite.index.upkeep import sweeper
 from givalia_core.store.suite import NOW, job_id, request_id, waiting
 
 SEED = int(os.environ.get("GIVALIA_SEED", random.randrange(1 << 30)))
@@ -28,9 +28,9 @@ ENDS = (DONE, DEAD, CANCELLED)
 def make_small(set_to: Callable[[Any, str, Any], None], run: int = 16, front: int = 4) -> None:
     set_to(disk, "BALLAST_BYTES", 1 << 16)
     set_to(sweeper, "ROWS_AT_ONCE", 2)
-    set_to(sqlite_store, "_UNCOUNTED_MOST", 3)
+    set_to(commits, "UNCOUNTED_MOST", 3)
     set_to(runs, "RUN_ENTRIES", run)
-    set_to(index, "SEAL_ENTRIES", run)
+    set_to(sealing, "SEAL_ENTRIES", run)
     set_to(lanes, "_FRONT", front)
     set_to(lanes, "_FRONT_MOST", 3 * front)
     set_to(lanes, "_LEAST_OF_A_RUN", 2)
@@ -120,7 +120,7 @@ class Script:
         requests = frozenset(past.request for job in self.reference._jobs.values() for past in job.answered)
         wanted = Wanted(frozenset(map(job_id, numbers)), keys, keys, requests, claims, variants=frozenset(ROUTES[:1]))
         seen: dict[str, Any] = {
-            "found": store.find(wanted, now),
+            "found": store.find(wanted, now)._replace(learned=None),
             "counts": store.counts(),
             "ready": by_module(store.ready(now)),
             "running": list(store.running()),
@@ -147,12 +147,12 @@ def power_cut(store: SQLite, name: str) -> SQLite:
     for file in (store.path, Path(f"{store.path}-wal")):
         if file.exists():
             shutil.copy(file, new / file.name)
-    store._let_go()
+    store.abandon()
     shutil.rmtree(folder)
     return SQLite(f"sqlite://{new / store.path.name}")
 
 
 def killed(store: SQLite) -> SQLite:
     """The store as it is after a kill: what is in its files, and nothing of what was in memory."""
-    store._let_go()
+    store.abandon()
     return SQLite(f"sqlite://{store.path}")

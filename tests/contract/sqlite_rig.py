@@ -36,15 +36,14 @@ CALLS = {
 
 
 def database(store: SQLite) -> sqlite3.Connection:
-    assert store._database is not None
-    return store._database
+    assert store._core.database is not None
+    return store._core.database
 
 
 def read_anew(store: SQLite) -> SQLite:
     """The same store without what it has in memory of jobs."""
     store.tidy()
-    store._recent.clear()
-    store._less_recent.clear()
+    store._core.index.jobs.clear()
     return store
 
 

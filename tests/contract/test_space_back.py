@@ -10,12 +10,12 @@ from engine_rig import EngineRig
 from givalia_core.cli import main as command
 from givalia_core.model import REMEMBERED_AT_LEAST_US
 from givalia_core.store import SQLite
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import chores
 
 
 def test_space_of_jobs_that_are_gone_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a store from which most jobs are gone
-    monkeypatch.setattr(sqlite_store, "VACUUM_PAGES", 10)
+    monkeypatch.setattr(chores, "VACUUM_PAGES", 10)
     path, new = tmp_path / "queue.db", tmp_path / "new.db"
     store = SQLite(f"sqlite://{path}")
     rig = EngineRig(store, retain_us=0)
@@ -24,7 +24,7 @@ def test_space_of_jobs_that_are_gone_comes_back(tmp_path: Path, monkeypatch: pyt
     rig.enq(key="kept", delay_us=10**9)
     for number in range(1_000):
         rig.cancel(f"gone-{number}")
-    store._checkpoint()
+    chores.checkpoint(store._core)
     full = path.stat().st_size
 
     # when they are forgotten, and the store has time for itself
@@ -32,7 +32,7 @@ def test_space_of_jobs_that_are_gone_comes_back(tmp_path: Path, monkeypatch: pyt
     for _ in range(3_000):
         store.tidy()
         rig.turn()
-        store._rows_since_checkpoint = sqlite_store.CHECKPOINT_PAGES * 1_000  # As if others came and went.
+        store._core.rows_since_checkpoint = chores.CHECKPOINT_PAGES * 1_000  # As if others came and went.
     store.close()
 
     # then the file is smaller, and a new one has what is left

@@ -22,7 +22,7 @@ from givalia_core.errors import BadRequest, Busy, NotFound, StoreCorrupt, StoreF
 from givalia_core.model import DONE
 from givalia_core.store import SQLite
 from givalia_core.store.base import CopyPart
-from givalia_core.store.sqlite import copies, copying, disk
+from givalia_core.store.sqlite import chores, copies, copying, disk
 from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.store.suite import MARK, by_seq, changed, inserts, waiting
 
@@ -64,7 +64,7 @@ def received(
 
 def is_noting(store: SQLite) -> bool:
     """Whether the store notes which rows are written again."""
-    return bool(store._connection.execute("SELECT count(*) FROM sqlite_temp_schema").fetchone()[0])
+    return bool(store._core.connection().execute("SELECT count(*) FROM sqlite_temp_schema").fetchone()[0])
 
 
 @pytest.mark.parametrize("seed", [SEED + more for more in range(6)])
@@ -161,11 +161,11 @@ def test_copy_that_is_looked_at_still_is_one_and_that_of_a_server_is_none(store:
     copy.check()
     copy.close()
     assert copy.open().epoch
-    assert copy._fact(copies.MARK)
+    assert copy._core.fact(copies.MARK)
 
     copy.commit([], MARK)
 
-    assert not copy._fact(copies.MARK)
+    assert not copy._core.fact(copies.MARK)
     copy.close()
     store.close()
 
@@ -176,9 +176,9 @@ def test_copy_that_a_server_of_an_earlier_version_has_used_is_none_any_more(
     received(store, tmp_path / "copy.db")
     copy = SQLite(f"sqlite://{tmp_path / 'copy.db'}")
     copy.open()
-    marked = copy._fact(copies.MARK)
+    marked = copy._core.fact(copies.MARK)
     copy.commit(inserts([waiting(500)]), MARK)
-    copy._keep_fact(copies.MARK, marked)  # It does not know what that is, and leaves it.
+    copy._core.keep_fact(copies.MARK, marked)  # It does not know what that is, and leaves it.
     copy.close()
     caplog.clear()
 
@@ -240,7 +240,7 @@ def test_copy_that_nobody_asks_for_is_given_up(store: SQLite, monkeypatch: pytes
     assert is_noting(store)
 
     monkeypatch.setattr(copying, "IDLE_S", -1.0)
-    store._looked_s = 0.0
+    chores.begin(store._core, due_s=0.0)
     store.tidy()
 
     assert not is_noting(store)
@@ -257,7 +257,7 @@ def test_copy_that_is_asked_for_too_slowly_is_given_up(store: SQLite, monkeypatc
     jobs = by_seq(store, range(1, 9))
 
     store.commit([changed(job, params=b"new") for job in jobs.values()], MARK)
-    store._looked_s = 0.0
+    chores.begin(store._core, due_s=0.0)
     store.tidy()
 
     assert not is_noting(store)
@@ -347,8 +347,10 @@ def test_full_disk_of_the_caller_is_said(store: SQLite, tmp_path: Path) -> None:
 
 
 def test_damage_of_the_original_is_named_and_the_copy_made(store: SQLite, tmp_path: Path) -> None:
-    (first, records) = store._connection.execute("SELECT first_seq, records FROM jobs LIMIT 1").fetchone()
-    store._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (records[:60] + b"!" + records[61:], first))
+    (first, records) = store._core.connection().execute("SELECT first_seq, records FROM jobs LIMIT 1").fetchone()
+    store._core.connection().execute(
+        "UPDATE jobs SET records = ? WHERE first_seq = ?", (records[:60] + b"!" + records[61:], first)
+    )
 
     assert len(received(store, tmp_path / "copy.db").wrong) == 1
 
@@ -359,8 +361,10 @@ def test_damage_of_the_original_is_named_and_the_copy_made(store: SQLite, tmp_pa
 
 
 def test_job_that_the_original_has_set_aside_is_named_too(store: SQLite, tmp_path: Path) -> None:
-    (first, records) = store._connection.execute("SELECT first_seq, records FROM jobs LIMIT 1").fetchone()
-    store._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (records[:60] + b"!" + records[61:], first))
+    (first, records) = store._core.connection().execute("SELECT first_seq, records FROM jobs LIMIT 1").fetchone()
+    store._core.connection().execute(
+        "UPDATE jobs SET records = ? WHERE first_seq = ?", (records[:60] + b"!" + records[61:], first)
+    )
     store.close()
     shutil.rmtree(f"{store.path}.index")
     store.open()

@@ -18,7 +18,8 @@ from types import FrameType
 import pytest
 from sqlite_history import SEED, Script, make_small
 
-from givalia_core.store.sqlite import SQLite, recovery
+from givalia_core.store.sqlite import SQLite, mending
+from givalia_core.store.sqlite.index.upkeep import recovery
 
 DAMAGES = int(os.environ.get("GIVALIA_DAMAGES", "150"))
 HANG_S = 60
@@ -153,9 +154,9 @@ def go_on(store: SQLite, script: Script, steps: int) -> None:
 def records_of(store: SQLite) -> set[int]:
     """The seqs of the jobs that the records alone tell of."""
     forgotten, there = set(), set()
-    for row in store._records.changes(0):
+    for row in store._core.records.changes(0):
         forgotten |= {r.seq for _, r in recovery.changes_of(row) if isinstance(r, recovery.Forgotten)}
-    for row in store._records.bases(0):
+    for row in store._core.records.bases(0):
         there |= {job.seq for job in recovery.jobs_of(row)}
     return there - forgotten
 
@@ -166,7 +167,7 @@ def one(folder: Path, seed: int, how: str, seen: Counter[str]) -> None:
     if how == "stopped":
         store.close()
     elif how == "killed":
-        store._let_go()
+        store.abandon()
     name = chance.choice(FILES)
     damage = Damage(chance, folder / "queue.db.index" / name, earlier / name)
     # A mapped file that is cut ends the process with SIGBUS, which the next start repairs.
@@ -174,23 +175,23 @@ def one(folder: Path, seed: int, how: str, seen: Counter[str]) -> None:
     words = f"seed {seed}, {how}, {kind} in {name}"
     if not damage.file.exists() or not damage.do(kind):
         seen["nothing to damage"] += 1
-        store._let_go()
+        store.abandon()
         return
     with deadline(f"hangs: {words}"):
         if how != "running":
             store.open()
         elif chance.random() < 0.5:
-            store._mending(store._scrub.finish)  # The scrub comes first, or the next commands do.
+            mending.mending(store._core, store._core.scrub.finish)  # The scrub comes first, or the next commands do.
         if how == "running":
             # Of what runs, damage is said by the end of the next round: until then answers may be wrong, but nothing is lost.
-            store._mending(store._scrub.finish)
+            mending.mending(store._core, store._core.scrub.finish)
         assert script.seen(store) == script.seen(script.reference), words
         go_on(store, script, 10)
-        store._mending(store._scrub.finish)
+        mending.mending(store._core, store._core.scrub.finish)
         assert script.seen(store) == script.seen(script.reference), words
         assert records_of(store) == {job.seq for job in script.reference._jobs.values()}, words
         found = store.check()
-        seen[f"{how}: said" if store._rebuilds else f"{how}: harmless"] += 1
+        seen[f"{how}: said" if store._core.rebuilds else f"{how}: harmless"] += 1
         assert all(line.startswith("the index was damaged, and has been rebuilt") for line in found), (words, found)
         store.close()
         store.open()
@@ -256,7 +257,7 @@ def test_an_index_that_somebody_removed_or_replaced_is_made_again(
         step = script.step()
         step.do(store), step.do(script.reference)
         store.tidy()
-    store._mending(store._scrub.finish)
+    mending.mending(store._core, store._core.scrub.finish)
 
     assert script.seen(store) == script.seen(script.reference)
     for _ in range(2):  # A link is followed until the next start.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -21,9 +22,8 @@ import pytest
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreLocked, StoreMissing
 from givalia_core.model import RUNNING, Job
 from givalia_core.store.base import Filter
-from givalia_core.store.sqlite import SQLite, disk
+from givalia_core.store.sqlite import SQLite, chores, core, disk, opening
 from givalia_core.store.sqlite import store as sqlite_store
-from givalia_core.store.sqlite.index.index import Index
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, waiting
 
 CALLS = ("open", "fsync", "ftruncate", "truncate", "pwrite", "posix_fallocate", "mkdir", "rename", "stat", "statvfs", "unlink")
@@ -34,7 +34,7 @@ EACH = range(1, 60) if os.environ.get("GIVALIA_EACH") else (1, 2, 4, 7, 12, 20, 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "BALLAST_BYTES", 1 << 16)
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 10)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 10)
 
 
 class Failing:
@@ -129,7 +129,7 @@ def test_an_error_of_the_disk_in_reading_is_no_corruption(store: SQLite) -> None
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
     with pytest.raises(StoreFailed):
-        store._fail(error)
+        store._core.fail(error)
 
 
 # Files that are gone.
@@ -181,16 +181,16 @@ def test_a_store_that_is_gone_acknowledges_nothing_and_stops_the_server(
     path = path.parent / "store" / "queue.db"
     store = SQLite(f"sqlite://{path}")
     store.open()
-    assert has_notices == (store._files._notices is not None)
+    assert has_notices == (store._core.files._notices is not None)
     store.commit(inserts([waiting(1)]), MARK)
 
     how(path)
 
-    store._looked_s = 0.0
+    chores.begin(store._core, due_s=0.0)
     with pytest.raises(StoreFailed) as raised:
         store.commit(inserts([waiting(2)]), MARK) if then == "commit" else store.tidy()
     assert raised.value.exit_code == 74
-    store._let_go()
+    store.abandon()
 
 
 def test_a_commit_looks_at_the_files_only_if_something_may_have_happened_to_them(
@@ -198,9 +198,10 @@ def test_a_commit_looks_at_the_files_only_if_something_may_have_happened_to_them
 ) -> None:
     store = SQLite(f"sqlite://{path}")
     store.open()
-    store._files.look_if_news()  # Opening has made files.
-    look = Mock(wraps=store._files.look)
-    monkeypatch.setattr(store._files, "look", look)
+    with contextlib.suppress(BlockingIOError):
+        os.read(store._core.files.news_fd, 1 << 14)  # Opening has made files.
+    look = Mock(wraps=store._core.files.look)
+    monkeypatch.setattr(store._core.files, "look", look)
 
     store.commit(inserts([waiting(1)]), MARK)
     assert not look.called
@@ -243,9 +244,16 @@ def _killed(path: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("step", ["_set", "_fact", "_first_checkpoint", "_read_counts", "_rebuild", "_write_or_make_room"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        (opening, "_open_database"), (core.Core, "fact"), (opening, "_first_checkpoint"), (opening, "_read_counts"),
+        (opening, "rebuild"), (opening, "write_or_make_room"),
+    ],
+    ids=lambda step: step[1],
+)  # fmt: skip
 def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(
-    path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = _killed(path)
     store = SQLite(f"sqlite://{killed}")
@@ -256,7 +264,7 @@ def test_a_start_that_fails_does_not_take_away_the_log_of_a_killed_store(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, step, failing)
+        patched.setattr(*step, failing)
         with pytest.raises(StoreFailed):
             store.open()
 
@@ -272,10 +280,10 @@ def _refuse(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [(disk.Room, "take"), (SQLite, "_first_checkpoint"), (SQLite, "_read_counts"), (Index, "open")]
+    "step", [(disk.Room, "take"), (opening, "_first_checkpoint"), (opening, "_read_counts"), (opening, "open_index")]
 )
 def test_a_start_that_fails_at_any_step_leaves_what_the_log_of_a_killed_store_has(
-    path: Path, step: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+    path: Path, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SQLite(f"sqlite://{_killed(path)}")
     with monkeypatch.context() as patched:
@@ -349,9 +357,9 @@ def test_a_kill_between_a_commit_and_its_index_is_no_loss(path: Path, monkeypatc
     store = SQLite(f"sqlite://{path}")
     store.open()
     store.commit(inserts([waiting(1)]), MARK)
-    monkeypatch.setattr(store._index, "conclude", lambda *_: None)
+    monkeypatch.setattr(store._core.index, "conclude", lambda *_: None)
     store.commit(inserts([waiting(2)]), MARK)
-    store._let_go()
+    store.abandon()
     monkeypatch.undo()
 
     store.open()
@@ -437,7 +445,7 @@ def test_a_second_process_that_finds_no_lock_file_is_refused_as_one_that_does(
     store.commit(inserts([waiting(1)]), MARK)
     path.with_name("queue.db.lock").unlink()
     if has_looked:
-        store._looked_s = 0.0
+        chores.begin(store._core, due_s=0.0)
         store.tidy()
     before = sums(path)
 
@@ -462,11 +470,11 @@ def test_a_checkpoint_or_sweep_that_meets_a_full_disk_tells_the_engine(
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
     with monkeypatch.context() as patched:
 
-        def fails() -> None:
+        def fails(_: object) -> None:
             raise full
 
-        patched.setattr(store, "_checkpoint", fails)
-        store._rows_since_checkpoint = 10_000
+        patched.setattr(chores, "checkpoint", fails)
+        store._core.rows_since_checkpoint = 10_000
         store.tidy()
     assert store.is_full
     assert path.with_name("queue.db.ballast").stat().st_size == 0

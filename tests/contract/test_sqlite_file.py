@@ -16,8 +16,7 @@ import pytest
 from sqlite_rig import CALLS, database, digests, python
 
 from givalia_core.errors import StoreCorrupt, StoreError, StoreFailed, StoreLocked, StoreTooNew, StoreUnfit
-from givalia_core.store.sqlite import SQLite, disk
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import SQLite, chores, disk, opening
 from givalia_core.store.suite import (
     MARK,
     by_seq,
@@ -54,14 +53,14 @@ def test_pragmas_are_the_same_when_an_old_store_is_opened_again(store: SQLite) -
     store.close()
     store.open()
 
-    for name, _, expected in sqlite_store._PRAGMAS:
+    for name, _, expected in opening._PRAGMAS:
         assert database(store).execute(f"PRAGMA {name}").fetchone() == (expected,)
 
 
 def test_a_pragma_that_does_not_take_is_unfit_and_lets_go_of_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SQLite(f"sqlite://{path}")
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite_store, "_PRAGMAS", (("synchronous", "OFF", 2),))
+        patched.setattr(opening, "_PRAGMAS", (("synchronous", "OFF", 2),))
         with pytest.raises(StoreUnfit, match="synchronous"):
             store.open()
 
@@ -299,7 +298,7 @@ def test_a_lock_file_that_is_replaced_ends_no_server_and_is_said_once(
     replace(lock)
 
     for _ in range(3):
-        store._looked_s = 0.0
+        chores.begin(store._core, due_s=0.0)
         store.tidy()
 
     assert [record.message for record in caplog.records if "removed or replaced" in record.message] != []

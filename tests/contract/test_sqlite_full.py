@@ -15,8 +15,7 @@ from sqlite_rig import BALLAST_BYTES, CALLS, database, read_anew
 
 from givalia_core.errors import StoreFailed, StoreFull
 from givalia_core.model import RUNNING, WAITING, Answered
-from givalia_core.store.sqlite import SQLite, disk
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import SQLite, chores, commits, disk, opening
 from givalia_core.store.suite import (
     MARK,
     NOW,
@@ -129,11 +128,11 @@ def broken(store: SQLite) -> Iterator[Any]:
     real = database(store)
 
     def breaks(code: int, *words: str) -> None:
-        store._database = Broken(real, code, *words)  # type: ignore[assignment]
+        store._core.database = Broken(real, code, *words)  # type: ignore[assignment]
 
     yield breaks
-    if store._database is not None:
-        store._database = real
+    if store._core.database is not None:
+        store._core.database = real
 
 
 """Requests that need the file; the others are answered from the index and from memory."""
@@ -165,13 +164,13 @@ def test_an_error_of_sqlite_is_never_shown_as_it_is(
 
 
 def test_a_read_that_fails_at_the_start_is_not_called_corruption(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing() -> int:
+    def failing(_: object) -> int:
         error = sqlite3.DatabaseError("database disk image is malformed")
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise error
 
     store = SQLite(f"sqlite://{path}")
-    monkeypatch.setattr(store, "_first_checkpoint", failing)
+    monkeypatch.setattr(opening, "_first_checkpoint", failing)
 
     with pytest.raises(StoreFailed):
         store.open()
@@ -193,7 +192,7 @@ def test_pages_that_the_disk_does_not_give_are_not_called_corrupt(
 def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     store: SQLite, broken: Any, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "_UNCOUNTED_MOST", 0)
+    monkeypatch.setattr(commits, "UNCOUNTED_MOST", 0)
     first = waiting(1)
     store.commit(inserts([first]), MARK)
     real = database(store)
@@ -202,7 +201,7 @@ def test_whichever_statement_fails_nothing_of_the_commit_is_stored(
     with pytest.raises(StoreFull):
         store.commit([changed(first, module="Fax"), *inserts([waiting(2)])], MARK)
 
-    store._database = real
+    store._core.database = real
     assert not real.in_transaction
     assert by_seq(store, {1, 2}) == {1: first}
     assert store.check() == []
@@ -214,7 +213,7 @@ def test_a_used_up_quota_is_a_full_disk(
     store: SQLite, broken: Any, word: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite has one error for each write that fails; only of a disk without a block to spare it says that it is full."""
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 1)
     real = database(store)
     allocated = disk.allocate
 
@@ -230,7 +229,7 @@ def test_a_used_up_quota_is_a_full_disk(
     store.tidy()
 
     assert store.is_full
-    store._database = real
+    store._core.database = real
     monkeypatch.setattr(disk, "allocate", allocated)
     assert store.has_room()
     store.commit(inserts([waiting(3)]), MARK)
@@ -245,7 +244,7 @@ def test_a_new_store_on_a_full_disk_is_refused_for_now(path: Path, monkeypatch: 
 
 
 def test_a_checkpoint_that_fails_stops_the_server(store: SQLite, broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 1)
     store.commit(inserts([waiting(1)]), MARK)
     broken(sqlite3.SQLITE_IOERR_FSYNC, "PRAGMA")
 
@@ -256,7 +255,7 @@ def test_a_checkpoint_that_fails_stops_the_server(store: SQLite, broken: Any, mo
 def test_a_checkpoint_without_room_costs_the_ballast_only(
     store: SQLite, path: Path, broken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 1)
     store.commit(inserts([waiting(1)]), MARK)
     broken(sqlite3.SQLITE_FULL, "PRAGMA")
 

@@ -24,8 +24,9 @@ from givalia_core.model import RUNNING, WAITING, Job
 from givalia_core.store import base
 from givalia_core.store.base import Claim, Route, Span, Wanted, by_module
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite, sweeper
-from givalia_core.store.sqlite.index import index, names, runs, slots, words
+from givalia_core.store.sqlite import SQLite, chores
+from givalia_core.store.sqlite.index import names, opening, runs, slots, words
+from givalia_core.store.sqlite.index.upkeep import pages, shards, sweeper
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, claimed, ended, inserts, waiting
 
 
@@ -72,7 +73,7 @@ def _live(seed: int, folder: Path, chance: random.Random) -> None:
         assert step.do(store) == step.do(script.reference), (seed, number)
         store.tidy()
         if chance.random() < 0.1:
-            store._scrub.finish()
+            store._core.scrub.finish()
         if chance.random() < 0.15:
             how = chance.choice(("close", "kill", "power cut"))
             if how == "close":
@@ -88,8 +89,8 @@ def _live(seed: int, folder: Path, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("look", ["find", "tidy", "commit", "close"])
 def test_answers_do_not_wait_for_the_index(store: SQLite, monkeypatch: pytest.MonkeyPatch, look: str) -> None:
-    entered = Mock(wraps=store._index.insert)
-    monkeypatch.setattr(store._index, "insert", entered)
+    entered = Mock(wraps=store._core.index.insert)
+    monkeypatch.setattr(store._core.index, "insert", entered)
 
     store.commit(inserts([waiting(1, key="a")]), MARK)
 
@@ -108,7 +109,7 @@ def test_a_job_that_comes_in_below_those_before_it_is_there_after_a_kill(store: 
     low = inserts(waiting(seq, key=f"k{seq}") for seq in range(1, 5))
     store.commit(high, MARK)
     store.commit(low, MARK)
-    store._let_go()
+    store.abandon()
 
     store.open()
 
@@ -119,14 +120,14 @@ def test_a_job_that_comes_in_below_those_before_it_is_there_after_a_kill(store: 
 def test_half_the_name_of_a_lane_is_dropped(store: SQLite) -> None:
     jobs = [waiting(seq, target_worker=f"w{seq}", due_at_us=5) for seq in (1, 2, 3)]
     store.commit(inserts(jobs[:1]), MARK)
-    store._let_go()
+    store.abandon()
     with store.path.with_name("queue.db.index").joinpath("lanes.keys").open("ab") as file:
         file.write(b"\x05\0\0\0\1\2\3\4\xa3du")
 
     for job in (None, *jobs[1:]):
         store.open()
         store.commit(inserts([job] if job else []), MARK)
-        store._let_go()
+        store.abandon()
     store.open()
 
     assert [claimed(store, route=Route("Mail", f"w{seq}")) for seq in (1, 2, 3)] == [[job] for job in jobs]
@@ -204,7 +205,7 @@ def noise(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("larger")
-@pytest.mark.parametrize("name", index._FILES)
+@pytest.mark.parametrize("name", opening._FILES)
 @pytest.mark.parametrize("damage", [Path.unlink, half, zeros, noise], ids=["gone", "half", "zeros", "noise"])
 def test_a_damaged_index_is_made_anew(path: Path, name: str, damage: Callable[[Path], None]) -> None:
     store, script = lived(path)
@@ -225,10 +226,10 @@ def test_a_damaged_index_is_made_anew(path: Path, name: str, damage: Callable[[P
 
 
 @pytest.mark.usefixtures("larger")
-@pytest.mark.parametrize("name", index._FILES)
+@pytest.mark.parametrize("name", opening._FILES)
 def test_an_index_that_lacks_a_file_after_a_kill_is_made_anew(path: Path, name: str) -> None:
     store, script = lived(path)
-    store._let_go()
+    store.abandon()
     (path.with_name("queue.db.index") / name).unlink()
 
     store.open()
@@ -329,7 +330,7 @@ def test_what_a_full_disk_kept_from_being_swept_is_swept_later(store: SQLite, mo
         forget(jobs[:20])
     forget(jobs[20:])
 
-    rows = sum(1 for _ in store._records.bases(0))
+    rows = sum(1 for _ in store._core.records.bases(0))
     assert rows <= sweeper.ROWS_AT_ONCE
 
 
@@ -355,16 +356,16 @@ def test_what_the_index_has_no_room_for_behind_a_commit_is_kept_in_memory_and_fi
         store.close()
         store.open()
     elif how == "kill":
-        store._let_go()
+        store.abandon()
         store.open()
     for _ in range(20):
         step = script.step()
         assert step.do(store) == step.do(script.reference)
         store.tidy()
-    store._scrub.finish()
+    store._core.scrub.finish()
 
     assert store.check() == []
-    assert store._index.names.is_whole
+    assert store._core.index.names.is_whole
     assert script.seen(store) == script.seen(script.reference)
 
 
@@ -382,9 +383,9 @@ def test_forgetting_the_jobs_of_one_key_does_not_go_through_all_of_them_for_each
     while store.commit([], MARK, KEEP_ALL).forgotten:
         pass
 
-    writes = Mock(wraps=store._index.slots.put)
-    monkeypatch.setattr(store._index.slots, "put", writes)
-    while store._sweeper.has_work:
+    writes = Mock(wraps=store._core.index.slots.put)
+    monkeypatch.setattr(store._core.index.slots, "put", writes)
+    while store._core.sweeper.has_work():
         store.tidy()
 
     assert writes.call_count <= 3 * 3_000  # A job and its two neighbours, however many there are.
@@ -397,14 +398,14 @@ def test_jobs_that_ended_before_they_expired_are_not_read_to_find_those_that_exp
     store.commit([ended(job) for job in jobs[:-1]], MARK)
     statements: list[str] = []
     store.tidy()
-    store._recent.clear()
-    assert store._database is not None
-    store._database.set_trace_callback(statements.append)
+    store._core.index.jobs.clear()
+    assert store._core.database is not None
+    store._core.database.set_trace_callback(statements.append)
 
     assert store.expired(NOW, 10) == jobs[-1:]
 
     assert len(statements) == 1
-    store._database.set_trace_callback(None)
+    store._core.database.set_trace_callback(None)
     again = changed(ended(jobs[0]).job, state=WAITING, expires_at_us=NOW.timer_us - 1, ended_at_us=0, forget_at_us=None)
     assert not store.commit([again], MARK).refused
     assert store.expired(NOW, 10) == [again.job, jobs[-1]]
@@ -442,8 +443,8 @@ def test_what_is_ready_is_counted_wherever_it_stands(store: SQLite, monkeypatch:
 @pytest.mark.usefixtures("larger")
 @pytest.mark.parametrize("name", ["module", "target_worker", "specifier"])
 def test_names_that_were_used_once_leave_nothing_behind(store: SQLite, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_CUT_LEAST", 64)
-    lanes_before = len(store._index.lanes.by_key)
+    monkeypatch.setattr(pages, "_CUT_LEAST", 64)
+    lanes_before = len(store._core.index.lanes.by_key)
     for first in range(1, 3_000, 500):
         jobs = [waiting(seq, key=f"k{seq}", **{name: f"N{seq}"}) for seq in range(first, first + 500)]
         store.commit(inserts(jobs), MARK)
@@ -452,20 +453,20 @@ def test_names_that_were_used_once_leave_nothing_behind(store: SQLite, name: str
     store.commit(inserts([stays]), MARK)
     bytes_before = store.describe()["index_bytes"]
 
-    while store.commit([], MARK, KEEP_ALL).forgotten or store._sweeper.has_work:
+    while store.commit([], MARK, KEEP_ALL).forgotten or store._core.sweeper.has_work():
         store.tidy()
     for _ in range(20):
-        store._scrub.finish()
+        store._core.scrub.finish()
 
-    assert len(store._index.lanes.by_key) == lanes_before + 1
-    assert list(store._index.routes) == [Route("Stays", "any")]
-    assert store._index.targets == {"Stays": {"any"}}
+    assert len(store._core.index.lanes.by_key) == lanes_before + 1
+    assert list(store._core.index.routes) == [Route("Stays", "any")]
+    assert store._core.index.targets == {"Stays": {"any"}}
     assert store.describe()["index_bytes"] < bytes_before
     assert store.check() == []
     store.close()
     store.open()
     assert store.check() == []
-    assert len(store._index.lanes.by_key) == lanes_before + 1
+    assert len(store._core.index.lanes.by_key) == lanes_before + 1
     assert store.find(Wanted(keys=frozenset({"stays"})), NOW).live == {"stays": stays}
     more = inserts(waiting(seq, key=f"k{seq}") for seq in range(10_000, 11_000))
     assert store.commit(more, MARK).refused == ()
@@ -484,8 +485,8 @@ def test_the_table_of_names_is_as_small_as_a_new_one_when_its_names_are_gone_lit
             table.remove(hashed, slots.FIRST)
 
         for shard in range(names.SHARDS):
-            table.tidy(shard)
-        table.cut()
+            shards.tidy(table, shard)
+        shards.cut(table)
 
     assert (tmp_path / "names").stat().st_size < 2 * new
     table.close()
@@ -499,7 +500,7 @@ def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
     jobs = [waiting(seq, key=f"k{seq}", module=f"N{seq}") for seq in range(1, 1_001)]
     store.commit(inserts(jobs), MARK)
     store.commit([ended(job, forget_in_us=-1) for job in jobs], MARK)
-    while store.commit([], MARK, KEEP_ALL).forgotten or store._sweeper.has_work:
+    while store.commit([], MARK, KEEP_ALL).forgotten or store._core.sweeper.has_work():
         store.tidy()
     real = os.open
 
@@ -509,17 +510,18 @@ def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
     def without_new_files(name: Any, *rest: Any) -> int:
         return full() or real(name, *rest) if str(name).endswith(".making") else real(name, *rest)
 
-    monkeypatch.setattr(store._scrub, "step", lambda **_: store._scrub.finish())
+    monkeypatch.setattr(store._core.scrub, "step", lambda **_: store._core.scrub.finish())
     with monkeypatch.context() as patched:
         patched.setattr(words, "allocate", full)
         patched.setattr(os, "open", without_new_files)
         patched.setattr(names.Names, "_room", full)
         for _ in range(4):
+            store._core.scrub.rest_until_s = 0.0
             store.rest()
 
-    assert list(store._index.routes) == []
+    assert list(store._core.index.routes) == []
     store.commit(inserts(waiting(seq, module=f"N{seq}") for seq in range(2_000, 2_100)), MARK)
-    assert len(store._index.routes) == 100
+    assert len(store._core.index.routes) == 100
     store.tidy()
     assert store.check() == []
 
@@ -527,24 +529,24 @@ def test_a_disk_that_is_full_while_the_index_is_made_smaller_ends_nothing(
 @pytest.mark.usefixtures("larger")
 @pytest.mark.parametrize("left", [0, 20, 400])
 def test_runs_whose_entries_are_past_are_laid_together(store: SQLite, path: Path, left: int) -> None:
-    runs_of, file = store._index.lanes.runs, path.with_name("queue.db.index") / "runs"
+    runs_of, file = store._core.index.lanes.runs, path.with_name("queue.db.index") / "runs"
     jobs = [waiting(seq, due_at_us=seq * 7 % 1_000, expires_at_us=10**15 if seq % 2 else None) for seq in range(1, 6_001)]
     for first in range(0, 6_000, 500):
         store.commit(inserts(jobs[first : first + 500]), MARK)
     store.commit([ended(job, forget_in_us=-1) for job in jobs[: 6_000 - left]], MARK)
-    while store.commit([], MARK, KEEP_ALL).forgotten or store._sweeper.has_work:
+    while store.commit([], MARK, KEEP_ALL).forgotten or store._core.sweeper.has_work():
         store.tidy()
     many, large = len(runs_of), file.stat().st_size
 
     for _ in range(4):
-        store._scrub.finish()
+        store._core.scrub.finish()
 
     assert len(runs_of) <= 3 + left // 64 < many / 4
     assert file.stat().st_size < large / 2
     assert store.check() == []
-    store._let_go()  # As a kill does.
+    store.abandon()  # As a kill does.
     store.open()
-    assert not store._index.strangeness
+    assert not store._core.index.strangeness
     assert store.check() == []
     assert store.counts() == ({("Mail", WAITING): left} if left else {})
 
@@ -555,8 +557,8 @@ def test_a_flipped_bit_of_a_name_is_found(tmp_path: Path, bit: int) -> None:
     table = names.Names(tmp_path / "names", b"secret", there, Mock())
     hashed = table.hash(b"a name")
     table.add(hashed, slots.FIRST)
-    at = table._words.at
-    (place,) = (place for place in range(names._DATA, len(table._words)) if at[place])
+    at = table.words.at
+    (place,) = (place for place in range(names._DATA, len(table.words)) if at[place])
 
     at[place] ^= 1 << bit
 
@@ -573,13 +575,13 @@ def test_the_scrub_waits_for_a_moment_of_quiet_and_for_some_seconds_at_most(
     store: SQLite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     went_on = Mock()
-    monkeypatch.setattr(store._scrub, "go_on", went_on)
-    scrub = store._scrub
-    scrub._rest_until, scrub._owed_s = 0.0, 0.0
+    monkeypatch.setattr(store._core.scrub, "go_on", went_on)
+    scrub = store._core.scrub
+    scrub.rest_until_s, scrub._owed_s = 0.0, 0.0
 
     def later() -> None:
         scrub._last -= 1.0
-        store._looked_s = 0.0
+        chores.begin(store._core, due_s=0.0)
         store.tidy()
 
     for _ in range(3):

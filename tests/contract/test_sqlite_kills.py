@@ -16,8 +16,9 @@ from sqlite_history import make_small
 from givalia_core.model import WAITING, Answered
 from givalia_core.store.base import Change, Store, Wanted
 from givalia_core.store.memory import Memory
-from givalia_core.store.sqlite import SQLite, sweeper
+from givalia_core.store.sqlite import SQLite
 from givalia_core.store.sqlite.index import names
+from givalia_core.store.sqlite.index.upkeep import sweeper
 from givalia_core.store.suite import KEEP_ALL, MARK, NOW, changed, ended, inserts, job_id, request_id, waiting
 
 
@@ -166,7 +167,7 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
         patched.setattr(sweeper.Sweeper, "drop", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.tidy()
-    store._let_go()
+    store.abandon()
     store.open()
     assert past_of(store, "a") == 1
     for _ in range(20):
@@ -174,4 +175,4 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
 
     assert past_of(store, "a") == 1
     store.commit(inserts([waiting(5)]), MARK)
-    assert store._index.slots.most == 4  # Those of forgotten jobs are used again.
+    assert store._core.index.slots.most == 4  # Those of forgotten jobs are used again.

@@ -17,8 +17,8 @@ from sqlite_history import SEED, Script, make_small
 
 from givalia_core.model import Job
 from givalia_core.store.base import Filter
-from givalia_core.store.sqlite import SQLite
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import SQLite, chores, opening
+from givalia_core.store.sqlite.core import Core
 from givalia_core.store.suite import NOW
 
 IMAGES = int(os.environ.get("GIVALIA_IMAGES", "400"))
@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch.setattr)
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 20)  # So that many of the cuts fall into checkpoints.
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 20)  # So that many of the cuts fall into checkpoints.
 
 
 def files_of(folder: Path) -> Files:
@@ -99,14 +99,14 @@ def jobs_of(store: SQLite) -> dict[int, Job]:
             return jobs
 
 
-def states(folder: Path, seed: int) -> list[tuple[Files, dict[int, Job]]]:
+def states(folder: Path, seed: int, patched: pytest.MonkeyPatch) -> list[tuple[Files, dict[int, Job]]]:
     """The files after each step, and what the reference holds then; the first is the store that was just made."""
     script = Script(seed)
     store = SQLite(f"sqlite://{folder}/queue.db")
     store.open()
     seen = [(files_of(folder), dict(script.reference._jobs))]
-    for part in ("_sweep", "_checkpoint", "_vacuum"):  # Each ends with a sync, and what comes next may overwrite the log.
-        _note_after(store, part, lambda: seen.append((files_of(folder), dict(script.reference._jobs))))
+    for part in ("sweep", "checkpoint", "_vacuum"):  # Each ends with a sync, and what comes next may overwrite the log.
+        _note_after(patched, part, lambda: seen.append((files_of(folder), dict(script.reference._jobs))))
     for _ in range(40):
         step = script.step()
         for changes, retention in ((step.changes, None), ([], step.retention)):
@@ -114,18 +114,18 @@ def states(folder: Path, seed: int) -> list[tuple[Files, dict[int, Job]]]:
                 each.commit(changes, step.mark, retention)
             seen.append((files_of(folder), dict(script.reference._jobs)))
         store.tidy()
-    store._let_go()
+    store.abandon()
     return seen
 
 
-def _note_after(store: SQLite, name: str, note: Callable[[], None]) -> None:
-    real = getattr(store, name)
+def _note_after(patched: pytest.MonkeyPatch, name: str, note: Callable[[], None]) -> None:
+    real = getattr(chores, name)
 
-    def noting() -> None:
-        real()
+    def noting(core: Core) -> None:
+        real(core)
         note()
 
-    setattr(store, name, noting)
+    patched.setattr(chores, name, noting)
 
 
 @pytest.mark.parametrize("rebooted", [True, False], ids=["machine", "disk alone"])
@@ -135,10 +135,11 @@ def test_no_power_cut_loses_what_was_acknowledged(
     """Without a reboot it is as if a kill came, and pages of the index were lost besides: the checks find that."""
     print(f"GIVALIA_SEED={SEED} replays this run")
     chance = random.Random(SEED)
-    seen = states(tmp_path / "live", SEED)
+    with monkeypatch.context() as patched:
+        seen = states(tmp_path / "live", SEED, patched)
     boots = iter(range(10**6))
     if rebooted:
-        monkeypatch.setattr(sqlite_store, "boot_id", lambda: f"boot {next(boots)}")
+        monkeypatch.setattr(opening, "boot_id", lambda: f"boot {next(boots)}")
     for number in range(IMAGES // 2):
         place = chance.randrange(1, len(seen))
         (before, held), (after, holds) = seen[place - 1], seen[place]

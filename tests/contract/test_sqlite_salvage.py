@@ -49,7 +49,7 @@ def test_a_sound_store_is_salvaged_whole_and_left_as_it_is(path: Path) -> None:
         step = script.step()
         step.do(store), step.do(script.reference)
         store.tidy()
-    store._let_go()  # Killed: much of it is in the log.
+    store.abandon()  # Killed: much of it is in the log.
     before = {file: hashlib.sha256(file.read_bytes()).digest() for file in path.parent.glob("queue.db*") if file.is_file()}
 
     done, jobs = salvaged(path)
@@ -121,7 +121,7 @@ def test_pages_that_are_not_where_they_belong_are_said(path: Path, table: str, d
     for at in range(0, len(jobs), 3):
         store.commit(inserts(jobs[at : at + 3]), MARK)
         store.commit([changed(job, due_at_us=NOW.timer_us + job.seq) for job in jobs[at : at + 3]], MARK)
-    (root,) = store._connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    (root,) = store._core.connection().execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
     store.close()
     bytes_ = bytearray(path.read_bytes())
     pages = _pages(bytes_, LEAF, root)
@@ -146,7 +146,7 @@ def _with_a_bad_page(path: Path, swapped: tuple[int, ...]) -> list[Job]:
     jobs = [waiting(seq, key=f"k{seq}", params=bytes(500)) for seq in range(1, 240)]
     for at in range(0, len(jobs), 3):
         store.commit(inserts(jobs[at : at + 3]), MARK)
-    (root,) = store._connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+    (root,) = store._core.connection().execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
     store.close()
     bytes_ = bytearray(path.read_bytes())
     pages = _pages(bytes_, LEAF, root)
@@ -184,10 +184,10 @@ def test_a_job_whose_newest_change_is_bad_is_named_and_does_not_come_back(path: 
     jobs = [waiting(seq, key=f"k{seq}") for seq in (1, 2)]
     store.commit(inserts(jobs), MARK)
     store.commit([changed(jobs[0], state=CANCELLED, ended_at_us=1, forget_at_us=NOW.timer_us * 2)], MARK)
-    (blob,) = store._connection.execute("SELECT records FROM changes").fetchone()
+    (blob,) = store._core.connection().execute("SELECT records FROM changes").fetchone()
     (record,) = msgpack.unpackb(blob)
     bad = msgpack.packb([record[:-1] + bytes([record[-1] ^ 1])])
-    store._connection.execute("UPDATE changes SET records = ?", (bad,))
+    store._core.connection().execute("UPDATE changes SET records = ?", (bad,))
     store.close()
 
     done, found = salvaged(path)
@@ -203,7 +203,7 @@ def test_a_store_that_is_refused_names_the_command_that_salvages_it(path: Path, 
     store.open()
     job = waiting(1, fence=7 << FENCE_COUNTER_BITS)
     store.commit(inserts([job]), MARK)
-    store._connection.execute("UPDATE facts SET value = x'07' WHERE name = ?", (fact,))
+    store._core.connection().execute("UPDATE facts SET value = x'07' WHERE name = ?", (fact,))
     store.close()
     with pytest.raises(StoreCorrupt, match="givalia store salvage --store sqlite:///"):
         store.open()

@@ -13,8 +13,7 @@ from sqlite_rig import database, read_anew
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import CANCELLED, WAITING
 from givalia_core.store.base import Filter, Wanted
-from givalia_core.store.sqlite import SQLite, disk
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import SQLite, commits, disk
 from givalia_core.store.suite import (
     MARK,
     NOW,
@@ -153,7 +152,7 @@ def test_a_damaged_fact_is_corrupt_at_open(store: SQLite, fact: str) -> None:
 
 
 def test_check_finds_counts_that_are_not_those_of_the_rows(store: SQLite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_store, "_UNCOUNTED_MOST", 0)
+    monkeypatch.setattr(commits, "UNCOUNTED_MOST", 0)
     store.commit(inserts([waiting(1)]), MARK)
     assert store.check() == []
 

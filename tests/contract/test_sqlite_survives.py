@@ -13,8 +13,7 @@ from sqlite_rig import CALLS, database, python, read_anew
 
 from givalia_core.model import DEAD, DONE, RUNNING, WAITING, Job, JobState
 from givalia_core.store.base import Change, Claim, Filter, Retention, Span, Wanted
-from givalia_core.store.sqlite import SQLite, disk
-from givalia_core.store.sqlite import store as sqlite_store
+from givalia_core.store.sqlite import SQLite, chores, disk
 from givalia_core.store.suite import (
     KEEP_ALL,
     MARK,
@@ -41,7 +40,7 @@ from givalia_core.store.sqlite import store as sqlite_store, disk
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.suite import MARK, changed, ended, inserts, waiting
 disk.BALLAST_BYTES = 1 << 16
-sqlite_store.CHECKPOINT_PAGES = 40
+chores.CHECKPOINT_PAGES = 40
 store = SQLite(sys.argv[1])
 seq = store.open().last_seq
 while True:
@@ -124,7 +123,7 @@ def test_a_torn_end_of_the_log_is_dropped_and_the_rest_stands(store: SQLite, pat
 def test_the_log_is_used_again_and_does_not_grow_without_bound(
     store: SQLite, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 50)
     log = Path(f"{path}-wal")
     sizes = []
     for seq in range(1, 401):
@@ -138,8 +137,8 @@ def test_the_log_is_used_again_and_does_not_grow_without_bound(
 
 
 def test_the_file_shrinks_when_most_jobs_were_forgotten(store: SQLite, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 1)
-    monkeypatch.setattr(sqlite_store, "VACUUM_PAGES", 20)
+    monkeypatch.setattr(chores, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(chores, "VACUUM_PAGES", 20)
     jobs = [waiting(seq, state=DONE, ended_at_us=seq, forget_at_us=1, params=bytes(3_000)) for seq in range(1, 801)]
     store.commit(inserts(jobs), MARK)
     store.tidy()

@@ -22,7 +22,7 @@ from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreLocke
 from givalia_core.model import CANCELLED, DEAD, DONE, JOB_FIELDS, RUNNING, STORED_STATES, Answered, Job
 from givalia_core.store import packing
 from givalia_core.store.base import Filter, Wanted
-from givalia_core.store.sqlite import SQLite, copies, disk, upgrade
+from givalia_core.store.sqlite import SQLite, chores, copies, disk, upgrade
 from givalia_core.store.sqlite import records as records_room
 from givalia_core.store.sqlite import store as sqlite_module
 from givalia_core.store.sqlite.records import base_rows
@@ -151,11 +151,11 @@ def of_format_2(path: Path, *, is_closed: bool = True, mark: Mark = MARK) -> Non
     """A store of format 2; unless closed, what its last server wrote lies in the log alone."""
     store = SQLite(f"sqlite://{path}")
     store.open()
-    store._connection.execute("PRAGMA user_version = 2")
-    store._checkpoint()
+    store._core.connection().execute("PRAGMA user_version = 2")
+    chores.checkpoint(store._core)
     store.commit(inserts(JOBS), mark)
     if is_closed:
-        store._connection.execute("PRAGMA user_version = 2")
+        store._core.connection().execute("PRAGMA user_version = 2")
         store.close()
     else:
         log_bytes = Path(f"{path}-wal").read_bytes()
@@ -355,7 +355,7 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     earlier: Any = tuple(past[: before + 1] for past in job.answered)
     monkeypatch.setattr(records_room, "pack_base", pack_base_before)
     ((_, records),), _ = base_rows([job.changed(answered=earlier)])
-    store._connection.execute("UPDATE jobs SET records = ?", (records,))
+    store._core.connection().execute("UPDATE jobs SET records = ?", (records,))
     store.close()
     database = sqlite3.connect(path)
     database.execute(f"PRAGMA user_version = {before}")

@@ -18,10 +18,10 @@ from givalia_core.engine import answers, changes, leases, turn, verbs
 from givalia_core.engine import batch as batches
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk
-from givalia_core.engine.reading import read
 from givalia_core.engine.records import Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.steps import Arrived
+from givalia_core.engine.storing import read
 from givalia_core.engine.turn import Engine
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import ENDED, RUNNING, Job, OutcomeKind, evolve

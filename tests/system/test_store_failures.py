@@ -206,22 +206,22 @@ def test_a_failed_write_stops_the_server_at_once_and_nothing_acknowledged_is_los
 
 
 FAILING_SYNC = """
-import errno, sqlite3
-from givalia_core.store.sqlite import store as sqlite_store
+import sqlite3
 commits = 0
-leave = sqlite_store._Transaction.__exit__
-def failing(self, kind, error, trace):
-    global commits
-    commits += 1
-    if commits > 40:
-        # As SQLite would: the sync of the log fails, so the transaction is not committed.
-        self._store._connection.execute("ROLLBACK")
-        failed = sqlite3.OperationalError("disk I/O error")
-        failed.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
-        failed.sqlite_errorname = "SQLITE_IOERR_FSYNC"
-        raise failed
-    return leave(self, kind, error, trace)
-sqlite_store._Transaction.__exit__ = failing
+connect = sqlite3.connect
+class Failing(sqlite3.Connection):
+    def execute(self, statement, *values):
+        global commits
+        commits += statement == "COMMIT"
+        if statement == "COMMIT" and commits > 40:
+            # As SQLite would: the sync of the log fails, so the transaction is not committed.
+            super().execute("ROLLBACK")
+            failed = sqlite3.OperationalError("disk I/O error")
+            failed.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            failed.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+            raise failed
+        return super().execute(statement, *values)
+sqlite3.connect = lambda *values, **named: connect(*values, **named, factory=Failing)
 """
 
 

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from givalia_core.errors import (
     GivaliaError,
@@ -35,7 +36,7 @@ from givalia_core.errors import (
     StoreTooNew,
     StoreUnfit,
 )
-from givalia_core.store.sqlite.index.words import FULL_ERRNOS, allocate
+from givalia_core.store.sqlite.index import FULL_ERRNOS, allocate
 from givalia_core.store.sqlite.notices import Notices
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
@@ -145,6 +146,20 @@ def holder(path: Path) -> str | None:
     finally:
         os.close(fd)
     return None
+
+
+def path_of(url: str) -> Path:
+    """Return the path that a URL names, as `SQLite` takes it.
+
+    Raises:
+        StoreUnfit: It names none.
+    """
+    rest = url.removeprefix("sqlite:")
+    if rest.startswith("//"):
+        rest = "/" + rest.lstrip("/")
+    if not rest or rest.endswith("/"):
+        raise StoreUnfit(f"{url} names no file")
+    return Path(unquote(rest)).absolute()
 
 
 def prepare_folder(path: Path, *, allow_network: bool) -> None:
@@ -276,6 +291,11 @@ def is_full(error: Exception, folder: Path) -> bool:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     may_be = code == sqlite3.SQLITE_IOERR_WRITE or code & 0xFF == sqlite3.SQLITE_CANTOPEN
     return code & 0xFF == sqlite3.SQLITE_FULL or (may_be and not _has_room(folder))
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """Return the primary result code of an error of SQLite."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 @contextlib.contextmanager
@@ -412,6 +432,7 @@ class Files:
     def __init__(self, path: Path) -> None:
         self._folder = path.parent
         self._notices: Notices | None = None
+        self.news_fd = -1  # Can be read when something may have happened to their names; -1: the system does not say.
         self._names = (os.fsencode(path), os.fsencode(f"{path}-wal"))
         self._known: list[tuple[bytes, tuple[int, ...]]] = []
         self.is_new = False  # Whether the store was made by this opening.
@@ -421,22 +442,14 @@ class Files:
         self.close()
         with contextlib.suppress(OSError):  # Then they are looked at each time.
             self._notices = Notices(self._folder)
+            self.news_fd = self._notices.fd
         self._known = [(name, identity(name)) for name in self._names]
 
     def close(self) -> None:
         """Watch them no more; safe to call twice."""
-        notices, self._notices = self._notices, None
+        notices, self._notices, self.news_fd = self._notices, None, -1
         if notices is not None:
             notices.close()
-
-    def look_if_news(self) -> None:
-        """The same as `look` where the system says that something may have happened to their names, or does not say.
-
-        Raises:
-            StoreFailed: As `look`.
-        """
-        if self._notices is None or self._notices.has_news():
-            self.look()
 
     def look(self) -> None:
         """Refuse to go on if other files, or none, have the names of the store and its log.

@@ -13,12 +13,11 @@ _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
 _DELETE_SELF, _MOVE_SELF, _UNMOUNT = 0x400, 0x800, 0x2000
 _OF_FOLDER: Final = _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _UNMOUNT
 _OF_PARENTS: Final = _MOVE_SELF | _UNMOUNT
-_READ_BYTES: Final = 16 << 10
 _libc: Final[Any] = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class Notices:
-    """Watches a folder, the names of its files, and the folders above it.
+    """Watches a folder, the names of its files, and the folders above it: `fd` can be read once something has happened.
 
     A mount over one of them is not noticed.
     """
@@ -31,24 +30,17 @@ class Notices:
         """
         if _libc is None or not hasattr(_libc, "inotify_init1"):
             raise OSError("there is no inotify here")
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
+        self.fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         for each, what in ((folder, _OF_FOLDER), *((parent, _OF_PARENTS) for parent in folder.parents)):
-            if _libc.inotify_add_watch(self._fd, os.fsencode(each), what) < 0:
+            if _libc.inotify_add_watch(self.fd, os.fsencode(each), what) < 0:
                 number = ctypes.get_errno()
                 self.close()
                 raise OSError(number, os.strerror(number), str(each))
 
-    def has_news(self) -> bool:
-        """Return whether anything has happened since this was last asked."""
-        try:
-            return bool(os.read(self._fd, _READ_BYTES))
-        except BlockingIOError:
-            return False
-
     def close(self) -> None:
         """Watch no more; safe to call twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

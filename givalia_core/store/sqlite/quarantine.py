@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from givalia_core.clock import SystemClock
-from givalia_core.store.sqlite.index.slots import Place
-from givalia_core.store.sqlite.records import Records
+from givalia_core.store.sqlite.places import Place
+from givalia_core.store.sqlite.tables import Records
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS quarantine (

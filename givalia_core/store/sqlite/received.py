@@ -22,7 +22,7 @@ from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite import copies, disk
 from givalia_core.store.sqlite.copying import FACTS, TABLES
 from givalia_core.store.sqlite.quarantine import SCHEMA as QUARANTINE
-from givalia_core.store.sqlite.records import Records, changes_of, jobs_of
+from givalia_core.store.sqlite.tables import Records, changes_of, jobs_of
 
 _COLUMNS: Final = (1, 1, 6)
 _NO_ROWS: Final = (ValueError, TypeError, LookupError, OverflowError, sqlite3.ProgrammingError, sqlite3.IntegrityError)

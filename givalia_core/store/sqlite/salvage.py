@@ -22,8 +22,9 @@ from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import Job
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Store
 from givalia_core.store.sqlite import disk
-from givalia_core.store.sqlite.reads import code_of
-from givalia_core.store.sqlite.records import Forgotten, Row, changes_of, jobs_of, likely_seq, row_of
+from givalia_core.store.sqlite.places import change_number
+from givalia_core.store.sqlite.records import Forgotten, likely_seq
+from givalia_core.store.sqlite.tables import Row, changes_of, jobs_of, row_of
 
 _JOBS_AT_ONCE: Final = 1_000
 _BYTES_AT_ONCE: Final = 4 << 20
@@ -135,7 +136,7 @@ class _Salvage:
         Raises:
             StoreFull, StoreFailed: It tells of the disk on which the copy is.
         """
-        if code_of(error) not in _OF_THE_DISK:
+        if disk.code_of(error) not in _OF_THE_DISK:
             return str(error)
         kind = StoreFull if disk.is_full(error, self._path.parent) else StoreFailed
         raise kind(f"the copy of the damaged store cannot be read: {error}") from error
@@ -146,7 +147,7 @@ class _Salvage:
                 if isinstance(record, Forgotten):
                     self._forgotten.add(record.seq)
                 elif record.version > self._newest.get(record.seq, (0,))[0]:
-                    self._newest[record.seq] = record.version, row.number, place >> 8 & 0xFF
+                    self._newest[record.seq] = record.version, row.number, change_number(place)
 
     def _lose_change(self, row: Row, number: int, place: int, why: str) -> None:
         seq = likely_seq(row.records[place]) if place >= 0 else None
@@ -175,7 +176,7 @@ class _Salvage:
         _, number, place = self._newest[job.seq]
         if number in changes:
             for at, record in changes_of(changes[number], lambda *_: None):
-                if at >> 8 & 0xFF == place and isinstance(record, Job) and record.seq == job.seq:
+                if change_number(at) == place and isinstance(record, Job) and record.seq == job.seq:
                     return record.changed(params=job.params)
         return None
 

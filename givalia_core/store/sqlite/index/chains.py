@@ -12,7 +12,7 @@ from typing import Final
 from givalia_core.model import Job
 from givalia_core.store.sqlite.index.names import Names
 from givalia_core.store.sqlite.index.slots import ENDED_AT, PAST, SEQ, Slots
-from givalia_core.store.sqlite.index.words import Damaged
+from givalia_core.store.sqlite.places import Damaged
 
 GetJobs = Callable[[Iterable[int]], dict[int, Job]]
 LAST: Final = 1  # Stands for the older neighbour where there is none.

@@ -12,19 +12,36 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from givalia_core.store.sqlite.index.words import Damaged, no_file_is_damage
+from givalia_core.store.sqlite.index.words import no_file_is_damage
+from givalia_core.store.sqlite.places import Damaged
 
 _FRAME: Final = struct.Struct("<II")  # The length and the checksum of what follows.
 _REWRITE_LEAST: Final = 64
 
 LaneKey = tuple[Any, ...]
-FORGOTTEN: Final[LaneKey] = ("forgotten",)  # Of jobs that are forgotten while their records are there, by where that is said.
-EXPIRES: Final = "expires"  # Of jobs that wait, by when they expire, beside the lane that they are filed in.
-NEWEST: Final = "newest"  # Of jobs that have ended, the last one first, beside the lane that they are filed in.
+"""The name of a lane: its kind, and what tells it from the others of its kind. These are the kinds."""
+
+DUE: Final = "due"  # Jobs that wait, by due; see `Due`.
+RUNNING: Final = "running"  # Jobs that run.
+ENDED: Final = "ended"  # Jobs that ended in a state, by when to forget them,
+KEPT: Final = "kept"  # and those that are never forgotten.
+FORGOTTEN: Final = "forgotten"  # Jobs that are forgotten while their records are there, by where that is said.
+EXPIRES: Final = "expires"  # Jobs that wait, by when they expire, beside the lane that they are filed in; one for each clock.
+NEWEST: Final = "newest"  # Jobs that ended in a state, the last one first, beside the lane that they are filed in.
+
+
+class Due(NamedTuple):
+    """The name of a lane of jobs that wait."""
+
+    kind: str
+    on_wall: bool
+    module: str
+    target: str
+    rank: int
 
 
 class Keys:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Final
 
 from givalia_core.store.sqlite.index.slots import NAMES_TOTAL, WIDTH, Slots
-from givalia_core.store.sqlite.index.words import Damaged, Words
+from givalia_core.store.sqlite.index.words import Words
+from givalia_core.store.sqlite.places import Damaged
 
 SHARDS: Final = 1_024
 _SLOT_BITS: Final = 35  # With 28 bits of the hash in front, an entry fills a word and stays positive.
-_SLOT: Final = (1 << _SLOT_BITS) - 1
+SLOT: Final = (1 << _SLOT_BITS) - 1
 _TAG: Final = (1 << 28) - 1
 _SUM: Final = (1 << 63) - 1  # As wide as an entry.
 _DATA: Final = 2 * SHARDS  # The words before the tables: for each shard where it lies and how large it is, and its sum.
-_FIRST_LOG: Final = 3
+FIRST_LOG: Final = 3
 _SMALL_LOG: Final = 7  # Tables below this size grow fourfold, so that a new store does not move all of them so often.
 _LOG_MOST: Final = 40
 
@@ -38,29 +39,30 @@ class Names:
             Damaged: The file is shorter than it was.
             OSError: The file cannot be opened, or there is no room.
         """
-        self._words = Words(path, _DATA + (SHARDS << _FIRST_LOG), make_room)
+        self.words = Words(path, _DATA + (SHARDS << FIRST_LOG), make_room)
         self._slots = slots
         self._hasher = blake2b(secret, digest_size=8)
-        at = self._words.at
+        at = self.words.at
         if not any(at[:_DATA].tolist()) and not slots.most:
             for shard in range(SHARDS):
-                at[shard] = (_DATA + (shard << _FIRST_LOG)) << 6 | _FIRST_LOG
-        self._places = [0] * SHARDS  # Of the shards that were verified.
-        self._held = [0] * SHARDS
-        self._overflow: dict[int, list[int]] = {}  # By hash: names that the disk has no room for.
-        self._free: dict[int, list[int]] = {}
+                at[shard] = (_DATA + (shard << FIRST_LOG)) << 6 | FIRST_LOG
+        self.places = [0] * SHARDS  # Of the shards that were verified.
+        self.held = [0] * SHARDS
+        self.overflow: dict[int, list[int]] = {}  # By hash: names that the disk has no room for.
+        self.gaps: dict[int, list[int]] = {}
         try:
-            self._end = self._find_gaps()
+            self.end = self.find_gaps()
             self.verify_total()
         except BaseException:
             self.close()
             raise
 
-    def _find_gaps(self) -> int:
+    def find_gaps(self) -> int:
+        """Note the room between the tables; return where the last one ends."""
         end = _DATA
-        for place in sorted(self._words.at[:SHARDS].tolist()):
+        for place in sorted(self.words.at[:SHARDS].tolist()):
             start, log = place >> 6, place & 63
-            if start < end or log > _LOG_MOST or start + (1 << log) > len(self._words):
+            if start < end or log > _LOG_MOST or start + (1 << log) > len(self.words):
                 raise Damaged("the shards of the names do not lie where they did")
             self._give_back(end, start)
             end = start + (1 << log)
@@ -70,7 +72,7 @@ class Names:
         """Keep a stretch for later, as pieces whose sizes are powers of two."""
         while start < end:
             log = (end - start).bit_length() - 1
-            self._free.setdefault(log, []).append(start)
+            self.gaps.setdefault(log, []).append(start)
             start += 1 << log
 
     def hash(self, name: bytes) -> int:
@@ -79,25 +81,37 @@ class Names:
         hasher.update(name)
         return int.from_bytes(hasher.digest(), "little")
 
+    def of_id(self, job_id: bytes) -> int:
+        """Return the hash of an id."""
+        return self.hash(b"i" + job_id)
+
+    def of_key(self, key: str) -> int:
+        """Return the hash of a key."""
+        return self.hash(b"k" + key.encode())
+
+    def of_request(self, request: bytes) -> int:
+        """Return the hash of a request that was not an enq."""
+        return self.hash(b"r" + request)
+
     def slots(self, hashed: int) -> list[int]:
         """Return the slots that may have the name.
 
         Raises:
             Damaged: The shard, or the page of a slot, is not what was written.
         """
-        place = self._places[hashed >> 54] or self.verify(hashed >> 54)
+        place = self.places[hashed >> 54] or self.verify(hashed >> 54)
         start, last = place >> 6, (1 << (place & 63)) - 1
-        tag, at = hashed & _TAG, self._words.at
+        tag, at = hashed & _TAG, self.words.at
         home = turn = tag & last
         found: list[int] = []
         while entry := at[start + turn]:
             if entry >> _SLOT_BITS == tag:
-                found.append(entry & _SLOT)
+                found.append(entry & SLOT)
             turn = (turn + 1) & last
             if turn == home:
                 raise Damaged(f"shard {hashed >> 54} of the names has no gap")
-        if self._overflow:
-            found += self._overflow.get(hashed, ())
+        if self.overflow:
+            found += self.overflow.get(hashed, ())
         if self._slots.unverified:
             self._slots.ensure(found)
         return found
@@ -108,7 +122,7 @@ class Names:
         Raises:
             Damaged: They do not match.
         """
-        if sum(self._words.at[SHARDS:_DATA].tolist()) & _SUM != self._slots.at[NAMES_TOTAL]:
+        if sum(self.words.at[SHARDS:_DATA].tolist()) & _SUM != self._slots.at[NAMES_TOTAL]:
             raise Damaged("the sums of the names do not match their total")
 
     def verify(self, shard: int) -> int:
@@ -117,11 +131,11 @@ class Names:
         Raises:
             Damaged: The shard is not what was written.
         """
-        place = self._words.at[shard]
+        place = self.words.at[shard]
         start, size = place >> 6, 1 << (place & 63)
-        entries = self._words.at[start : start + size].tolist()
+        entries = self.words.at[start : start + size].tolist()
         held = size - entries.count(0)
-        if sum(entries) & _SUM != self._words.at[SHARDS + shard] or held >= size:
+        if sum(entries) & _SUM != self.words.at[SHARDS + shard] or held >= size:
             raise Damaged(f"shard {shard} of the names does not match its sum")
         # A table begins behind a gap, so that no run of entries goes round its end.
         first = entries.index(0)
@@ -133,8 +147,8 @@ class Names:
             if (turn - (entry >> _SLOT_BITS)) & last > run or entry & (WIDTH - 1) or entry < 0:
                 raise Damaged(f"shard {shard} of the names is not in order")
             run += 1
-        self._held[shard] = held
-        self._places[shard] = place
+        self.held[shard] = held
+        self.places[shard] = place
         return place
 
     def add(self, hashed: int, slot: int) -> bool:
@@ -144,9 +158,9 @@ class Names:
             Whether the slot came to it now, and no other slot has the name.
         """
         shard, tag = hashed >> 54, hashed & _TAG
-        place = self._places[shard] or self.verify(shard)
+        place = self.places[shard] or self.verify(shard)
         start, last = place >> 6, (1 << (place & 63)) - 1
-        at = self._words.at
+        at = self.words.at
         entry = tag << _SLOT_BITS | slot
         home = turn = tag & last
         is_alone = True
@@ -158,36 +172,36 @@ class Names:
             turn = (turn + 1) & last
             if turn == home:
                 raise Damaged(f"shard {shard} of the names has no gap")
-        held = self._held[shard] + 1
+        held = self.held[shard] + 1
         if held * 4 > last * 3 and not self._grown(shard):
             if held >= last:
-                self._overflow.setdefault(hashed, []).append(slot)
+                self.overflow.setdefault(hashed, []).append(slot)
                 return False
         elif held * 4 > last * 3:
             return self.add(hashed, slot)
         at[start + turn] = entry
-        self._held[shard] = held
+        self.held[shard] = held
         # As `_note` does; a call for each name of each job is what the disk costs.
         header = self._slots.at
         at[SHARDS + shard] = (at[SHARDS + shard] + entry) & _SUM
         header[NAMES_TOTAL] = (header[NAMES_TOTAL] + entry) & _SUM
-        return is_alone and not self._overflow
+        return is_alone and not self.overflow
 
     def _note(self, shard: int, change: int) -> None:
-        at, header = self._words.at, self._slots.at
+        at, header = self.words.at, self._slots.at
         at[SHARDS + shard] = (at[SHARDS + shard] + change) & _SUM
         header[NAMES_TOTAL] = (header[NAMES_TOTAL] + change) & _SUM
 
     def remove(self, hashed: int, slot: int) -> None:
         """Take the name from a slot, if it has it."""
-        if self._overflow and slot in self._overflow.get(hashed, ()):
-            self._overflow[hashed].remove(slot)
-            if not self._overflow[hashed]:
-                del self._overflow[hashed]
+        if self.overflow and slot in self.overflow.get(hashed, ()):
+            self.overflow[hashed].remove(slot)
+            if not self.overflow[hashed]:
+                del self.overflow[hashed]
         shard, tag = hashed >> 54, hashed & _TAG
-        place = self._places[shard] or self.verify(shard)
+        place = self.places[shard] or self.verify(shard)
         start, last = place >> 6, (1 << (place & 63)) - 1
-        at = self._words.at
+        at = self.words.at
         entry = tag << _SLOT_BITS | slot
         hole, home = -1, tag & last
         turn = home
@@ -205,95 +219,65 @@ class Names:
         if hole < 0:
             return
         at[start + hole] = 0
-        self._held[shard] -= 1
+        self.held[shard] -= 1
         self._note(shard, -entry)
 
     def _grown(self, shard: int) -> bool:
         """Move a shard to a larger table; False if the disk has no room for it."""
-        place = self._places[shard]
+        place = self.places[shard]
         try:
             log = place & 63
-            self._move(shard, log + (2 if log < _SMALL_LOG else 1))
+            self.move(shard, log + (2 if log < _SMALL_LOG else 1))
         except OSError:
             return False
         return True
 
-    def _move(self, shard: int, log: int) -> None:
+    def move(self, shard: int, log: int) -> None:
         """Lay a shard anew, in a table of this size."""
-        place = self._places[shard]
+        place = self.places[shard]
         start, size = place >> 6, 1 << (place & 63)
         last = (1 << log) - 1
         table = [0] * (last + 1)
-        for entry in self._words.at[start : start + size].tolist():
+        for entry in self.words.at[start : start + size].tolist():
             if entry:
                 turn = entry >> _SLOT_BITS & last
                 while table[turn]:
                     turn = (turn + 1) & last
                 table[turn] = entry
         new = self._room(log)
-        at = self._words.at
+        at = self.words.at
         at[new : new + last + 1] = memoryview(array("q", table))
-        at[shard] = self._places[shard] = new << 6 | log
+        at[shard] = self.places[shard] = new << 6 | log
         self._give_back(start, start + size)
 
-    def _gap(self, log: int) -> tuple[int, int] | None:
+    def gap(self, log: int) -> tuple[int, int] | None:
         """Return the piece furthest in front that has room for a table of this size, and its own size."""
-        return min(((min(pieces), size) for size, pieces in self._free.items() if size >= log and pieces), default=None)
+        return min(((min(pieces), size) for size, pieces in self.gaps.items() if size >= log and pieces), default=None)
 
     def _room(self, log: int) -> int:
-        if (gap := self._gap(log)) is not None:
+        if (gap := self.gap(log)) is not None:
             start, size = gap
-            self._free[size].remove(start)
+            self.gaps[size].remove(start)
             self._give_back(start + (1 << log), start + (1 << size))
             return start
-        start = self._end
-        self._words.grow(start + (1 << log))
-        self._end += 1 << log
+        start = self.end
+        self.words.grow(start + (1 << log))
+        self.end += 1 << log
         return start
-
-    def tidy(self, shard: int) -> None:
-        """Lay a shard that is mostly empty in a smaller table, or one of the last in the file further in front.
-
-        Names that the disk had no room for are tried again.
-        """
-        for hashed in [hashed for hashed in self._overflow if hashed >> 54 == shard]:
-            for slot in self._overflow.pop(hashed):
-                self.add(hashed, slot)
-        place = self._places[shard] or self.verify(shard)
-        log = place & 63
-        while log > _FIRST_LOG and self._held[shard] * 8 < 1 << log:
-            log -= 1
-        gap = self._gap(log)
-        is_far_back = (place >> 6) * 2 > self._end
-        if log < place & 63 or (is_far_back and gap is not None and gap[0] < place >> 6):
-            self._move(shard, log)
-
-    def cut(self) -> None:
-        """Give back the room behind the last shard, if there is much of it."""
-        self._free.clear()
-        self._end = self._find_gaps()
-        if self._end * 2 < len(self._words):
-            self._words.shrink(self._end + self._end // 8)
 
     @property
     def is_whole(self) -> bool:
         """Whether every name is in the file."""
-        return not self._overflow
-
-    def entries(self, shard: int) -> list[int]:
-        """Return the slots that the entries of a shard name."""
-        place = self._places[shard] or self.verify(shard)
-        start, size = place >> 6, 1 << (place & 63)
-        return [entry & _SLOT for entry in self._words.at[start : start + size].tolist() if entry]
+        return not self.overflow
 
     def trim(self) -> None:
         """Give back the memory that the table is mapped into."""
-        self._words.trim()
+        self.words.trim()
 
     def sync(self) -> None:
         """Bring all of it to stable storage."""
-        self._words.sync()
+        self.words.sync()
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        self._words.close()
+        self.words.close()

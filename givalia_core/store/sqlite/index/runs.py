@@ -19,7 +19,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgpack
 
-from givalia_core.store.sqlite.index.words import Damaged, Words, no_file_is_damage
+from givalia_core.store.sqlite.index.words import Words, no_file_is_damage
+from givalia_core.store.sqlite.places import Damaged
 
 RUN_ENTRIES: Final = 10_240  # The room of a run: what is sealed at once, and the entries of the commit that reached that.
 _LISTS: Final = ("sealed.0", "sealed.1")

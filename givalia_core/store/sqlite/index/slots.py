@@ -15,7 +15,8 @@ from operator import xor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from givalia_core.store.sqlite.index.words import Damaged, Words
+from givalia_core.store.sqlite.index.words import Words
+from givalia_core.store.sqlite.places import BASE_SHIFT, Damaged, Place, base_at
 
 WIDTH: Final = 8
 SEQ, ORIGIN, LANE, WHEN, AT, PAST, ENDED_AT, CHECK = range(WIDTH)
@@ -29,10 +30,10 @@ PAGE_BITS: Final = 9
 PAGE: Final = 1 << PAGE_BITS
 _PENDING: Final = 40  # The slot that a new job is being written to, and
 NAMES_TOTAL: Final = 41  # the sum over all names,
-_SLOTS_TOTAL: Final = 42  # and the exclusive or of all slots' checks: each is a word that changes on its own.
+SLOTS_TOTAL: Final = 42  # and the exclusive or of all slots' checks: each is a word that changes on its own.
 _FREE_MOST: Final = 65_536  # Free slots that are known in memory.
 _CUT_LEAST: Final = 16_384  # Words.
-_VERSION_SHIFT: Final = 16
+VERSION_SHIFT: Final = 16
 _ROW: Final = 0xFF
 
 _HEADER: Final = struct.Struct("16q")  # With its check.
@@ -59,14 +60,6 @@ class Header(NamedTuple):
     device: int = 0
 
 
-class Place(NamedTuple):
-    """Where the records of a job are: the one of its enq, and the newest change, 0 if there is none."""
-
-    seq: int
-    base: int
-    at: int
-
-
 class Slots:
     """The slots of all jobs, and the header of the index."""
 
@@ -77,31 +70,31 @@ class Slots:
             Damaged: The header is not what was written.
             OSError: There is no room, or a file cannot be opened.
         """
-        self._words = Words(folder / "slots", FIRST + 1_024 * WIDTH, make_room)
+        self.words = Words(folder / "slots", FIRST + 1_024 * WIDTH, make_room)
         try:
-            self._sums = Words(folder / "sums", 1_024, make_room)
+            self.sums = Words(folder / "sums", 1_024, make_room)
         except BaseException:
-            self._words.close()
+            self.words.close()
             raise
-        self._take_over()
-        self._free = array("q")  # Not a list: its numbers would be strewn over the memory and keep it from being given back.
-        self._gathered = 0  # Pages before this one have their free slots in `_free`, but for those it had no room for.
+        self.take_over()
+        self.free_slots = array("q")  # Not a list: its numbers would be strewn over the memory, which then is not given back.
+        self.gathered = 0  # Pages before this one have their free slots in `free_slots`, but for those it had no room for.
         self._has_dropped = False  # Whether there were such.
         self.end = FIRST
         self.unverified: set[int] = set()  # Pages that were not compared with their checks since the files were opened.
         try:
-            self.header = self._read_header()
+            self.header = self.read_header()
             self._find_end()
         except BaseException:
             self.close()
             raise
 
-    def _take_over(self) -> None:
+    def take_over(self) -> None:
         """Use the memory that the files are mapped into now."""
-        self.at, self._raw, self._size = self._words.at, self._words.raw, len(self._words)
-        self._pages, self._sum_at = len(self._sums), self._sums.at
+        self.at, self._raw, self._size = self.words.at, self.words.raw, len(self.words)
+        self._pages, self.sum_at = len(self.sums), self.sums.at
 
-    def _read_header(self) -> Header:
+    def read_header(self) -> Header:
         *words, check = _HEADER.unpack_from(self._raw, 0)
         if not any(words) and not check:
             return Header()
@@ -130,17 +123,8 @@ class Slots:
         Raises:
             Damaged: They do not match.
         """
-        if reduce(xor, self._sum_at[: self.pages].tolist(), 0) != self.at[_SLOTS_TOTAL]:
+        if reduce(xor, self.sum_at[: self.pages].tolist(), 0) != self.at[SLOTS_TOTAL]:
             raise Damaged("the sums of the slots do not match their total")
-
-    def verify_header(self) -> None:
-        """Compare the header with what was written.
-
-        Raises:
-            Damaged: It is another.
-        """
-        if self._read_header() != self.header:
-            raise Damaged("the header of the index is not what was written")
 
     def write_header(self, header: Header) -> None:
         """Replace the header."""
@@ -150,9 +134,9 @@ class Slots:
     def conclude(self, commits: int, keys_end: int, keys_crc: int, generation: int) -> None:
         """Replace the part of the header that may change with each commit."""
         form, checked, epoch, _, boot, is_closed, *_ = rest = self.header
-        self.write_header(
-            Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
-        )
+        words = Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
+        self.header = words
+        _HEADER.pack_into(self._raw, 0, *words, hash(words))
 
     @property
     def most(self) -> int:
@@ -167,24 +151,24 @@ class Slots:
         Raises:
             OSError: There is no room; all is as before.
         """
-        end = self.end + max(count - len(self._free), 0) * WIDTH
+        end = self.end + max(count - len(self.free_slots), 0) * WIDTH
         if end > self._size or (end + PAGE) >> PAGE_BITS > self._pages:
-            self._words.grow(end)
-            self._sums.grow((end + PAGE) >> PAGE_BITS)
-            self._take_over()
+            self.words.grow(end)
+            self.sums.grow((end + PAGE) >> PAGE_BITS)
+            self.take_over()
 
     def take(self) -> int:
         """Return a free slot; `pending` names it until another one is taken."""
-        if self._free:
-            slot = self._free.pop()
-            if not self._free and self._has_dropped:
-                self._gathered, self._has_dropped = 0, False
+        if self.free_slots:
+            slot = self.free_slots.pop()
+            if not self.free_slots and self._has_dropped:
+                self.gathered, self._has_dropped = 0, False
         else:
             slot = self.end
             if slot + WIDTH > self._size or slot >> PAGE_BITS >= self._pages:
                 self.secure(1)
             self.end = slot + WIDTH
-        self.at[_PENDING] = slot
+        self.at[_PENDING] = slot  # After a kill its job may lack names.
         return slot
 
     @property
@@ -197,8 +181,8 @@ class Slots:
         check = hash((slot, seq, origin, lane, when, at, past, ended_at))
         words = self.at
         change = words[slot + CHECK] ^ check
-        self._sum_at[slot >> PAGE_BITS] ^= change
-        words[_SLOTS_TOTAL] ^= change
+        self.sum_at[slot >> PAGE_BITS] ^= change
+        words[SLOTS_TOTAL] ^= change
         _SLOT.pack_into(self._raw, slot * 8, seq, origin, lane, when, at, past, ended_at, check)
 
     def put(self, slot: int, word: int, value: int) -> None:
@@ -210,57 +194,25 @@ class Slots:
     def free(self, slot: int) -> None:
         """Let the slot be used again; its job is forgotten."""
         self.write(slot, 0, 0, -1, 0, 0, 0, 0)
-        if slot >> PAGE_BITS < self._gathered or self._gathered >= self.pages:
-            self._note_free([slot])
+        if slot >> PAGE_BITS < self.gathered or self.gathered >= self.pages:
+            self.note_free([slot])
 
-    def gather(self, page: int) -> None:
-        """Note the free slots of a page; of a page out of turn they are known or are noted later."""
-        if page == self._gathered < self.pages:
-            self._gathered += 1
-            start = max(page << PAGE_BITS, FIRST)
-            seqs = self.at[start : min((page + 1) << PAGE_BITS, self.end) : WIDTH].tolist()
-            self._note_free([start + place * WIDTH for place, seq in enumerate(seqs) if not seq])
-
-    def _note_free(self, slots: list[int]) -> None:
-        if len(self._free) + len(slots) <= _FREE_MOST:
-            self._free.extend(slots)
+    def note_free(self, slots: list[int]) -> None:
+        if len(self.free_slots) + len(slots) <= _FREE_MOST:
+            self.free_slots.extend(slots)
         else:
             self._has_dropped = True
-
-    def cut(self) -> bool:
-        """Give back the room of free slots at the end, if there is much of it; returns whether it did."""
-        at, end = self.at, self.end
-        while end > FIRST and not at[end - WIDTH]:
-            end -= WIDTH
-        if (self.end - end) * 4 < self.end or self.end - end < _CUT_LEAST:
-            return False
-        self.end = end
-        self._free = array("q", [slot for slot in self._free if slot < end])
-        page = end >> PAGE_BITS
-        self._words.shrink((page + 1) << PAGE_BITS)
-        self._sums.shrink(page + 1)
-        self._take_over()
-        total = 0
-        for slot in range(max(page << PAGE_BITS, FIRST), end, WIDTH):
-            total ^= self.at[slot + CHECK]
-        for place in range(end, (page + 1) << PAGE_BITS):
-            self.at[place] = 0
-        self.at[_SLOTS_TOTAL] = reduce(xor, self._sum_at[:page].tolist(), total)
-        self._sum_at[page] = total
-        self._gathered = min(self._gathered, page)
-        self.unverified = {number for number in self.unverified if number <= page}
-        return True
 
     # Reading.
 
     def version(self, slot: int) -> int:
         """Return the version of the slot's job; 0 if the job is placed and not entered yet."""
-        return self.at[slot + ORIGIN] >> _VERSION_SHIFT
+        return self.at[slot + ORIGIN] >> VERSION_SHIFT
 
     def base(self, slot: int) -> int:
         """Return the place of the record of the job's enq."""
         origin = self.at[slot + ORIGIN]
-        return (self.at[slot] - (origin >> 8 & _ROW)) << 8 | origin & _ROW
+        return base_at(self.at[slot] - (origin >> 8 & _ROW), origin & _ROW)
 
     def place(self, slot: int) -> Place:
         """Return where the records of the slot's job are."""
@@ -269,6 +221,10 @@ class Slots:
     def is_slot(self, slot: int) -> bool:
         """Return whether this number can be that of a slot."""
         return FIRST <= slot < self.end and not slot % WIDTH
+
+    def is_past(self, slot: int) -> bool:
+        """Return whether the slot's job has ended and has a key."""
+        return self.at[slot + PAST] != 0
 
     def ensure(self, slots: Iterable[int]) -> None:
         """Verify the pages of these slots, unless that was done since they were opened.
@@ -304,37 +260,27 @@ class Slots:
             total ^= check
             if check != hash((slot, *words)):
                 raise Damaged(f"slot {slot} does not match its check")
-        if total != self._sum_at[page]:
+        if total != self.sum_at[page]:
             raise Damaged(f"page {page} of the slots does not match its sum")
         self.unverified.discard(page)
 
-    def lanes_of(self, page: int) -> set[int]:
-        """Return the numbers of the lanes that the jobs of a page are filed in."""
-        start = max(page << PAGE_BITS, FIRST)
-        return set(self.at[start + LANE : min((page + 1) << PAGE_BITS, self.end) : WIDTH].tolist())
-
-    def newest_of(self, page: int) -> list[tuple[int, int]]:
-        """Return the seqs of a page's jobs with the places of their newest changes."""
-        start, end = max(page << PAGE_BITS, FIRST), min((page + 1) << PAGE_BITS, self.end)
-        return list(zip(self.at[start:end:WIDTH].tolist(), self.at[start + AT : end : WIDTH].tolist(), strict=True))
-
     def trim(self) -> None:
         """Give back the memory that the slots are mapped into."""
-        self._words.trim()
+        self.words.trim()
 
     def sync(self) -> None:
         """Bring all of it to stable storage."""
-        self._sums.sync()
-        self._words.sync()
+        self.sums.sync()
+        self.words.sync()
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
-        self.at = self._sum_at = memoryview(b"").cast("q")
+        self.at = self.sum_at = memoryview(b"").cast("q")
         self.__dict__.pop("_raw", None)  # Or the mapping would outlive the file.
-        self._words.close()
-        self._sums.close()
+        self.words.close()
+        self.sums.close()
 
 
 def origin_of(seq: int, version: int, base: int) -> int:
     """Pack a job's version with the place of the record of its enq, which is less than a row before its seq."""
-    return version << _VERSION_SHIFT | (seq - (base >> 8)) << 8 | base & _ROW
+    return version << VERSION_SHIFT | (seq - (base >> BASE_SHIFT)) << 8 | base & _ROW

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from givalia_core.store.sqlite.places import Damaged
+
 _WORD: Final = 8
 _LEAST: Final = 8_192  # Words a file grows by, so that it seldom does.
 _BLOCK: Final = 4_096
 FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _WITHOUT_FALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
-
-
-class Damaged(Exception):
-    """The index is not what this program wrote. Nothing may be concluded from it; the store rebuilds it."""
-
 
 # There is no file of a name, or something that is none: a folder, or a symbolic link.
 NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP})

@@ -184,7 +184,9 @@ class Postgres(Reads):
         tables.raise_numbers(self._connection, seq, fence)
         self._last_seq = max(self._last_seq, seq)
 
-    def commit(self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def commit(
+        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+    ) -> Commit:
         if not self._epoch:
             raise StoreFailed("the store is not open")
         self._mark = mark

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from givalia_core.model import Job, JobState
-from givalia_core.store.sqlite.index.index import Index, Sealed
-from givalia_core.store.sqlite.index.slots import Place
-from givalia_core.store.sqlite.records import Forgotten, Records, Row, changes_of, jobs_of, likely_seq
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.jobs import Known
+from givalia_core.store.sqlite.index.opening import Sealed
+from givalia_core.store.sqlite.index.sealing import seal_if_many
+from givalia_core.store.sqlite.index.upkeep import filing, pages
+from givalia_core.store.sqlite.places import Damaged, Place, base_at, change_at, change_row, without_size
+from givalia_core.store.sqlite.records import Forgotten, likely_seq
+from givalia_core.store.sqlite.tables import Records, Row, changes_of, jobs_of
 
 Counts = Counter[tuple[str, JobState]]
 OnBad = Callable[[Place, str], None]
@@ -28,9 +34,7 @@ class Rebuild:
         self._forgotten: set[int] = set()
         self._changed: set[int] = set()
         self._lost: dict[int, int] = {}  # Seq -> place of a change that cannot be read.
-        self._unknown: set[int] = (
-            set()
-        )  # Places, without the size of the row, of records of which it is not known whose they are,
+        self._unknown: set[int] = set()  # Places, without the size of the row, of records that may be any job's,
         self._unknown_rows: set[int] = set()  # and rows of which nothing can be read.
         self._counts: Counts = Counter()
 
@@ -42,7 +46,7 @@ class Rebuild:
         """
         self._read_changes()
         if self._unknown or self._unknown_rows:
-            self._lost |= self._index.owners(self._unknown, self._unknown_rows)
+            self._lost |= _owners(self._index, self._unknown, self._unknown_rows)
         remake()
         placed = self._enter_unchanged()
         self._note_newest()
@@ -59,13 +63,13 @@ class Rebuild:
         def lose(number: int, place: int, why: str) -> None:
             seq = likely_seq(row.records[place]) if place >= 0 else None
             if seq is None:
-                self._on_bad(Place(0, 0, number << 16 | max(place, 0) << 8), why)
+                self._on_bad(Place(0, 0, change_at(number, max(place, 0), 0)), why)
                 if place < 0:
                     self._unknown_rows.add(number)
                 else:
-                    self._unknown.add(number << 8 | place)
+                    self._unknown.add(without_size(change_at(number, place, 0)))
             else:
-                self._lost[seq] = number << 16 | place << 8 | len(row.records)
+                self._lost[seq] = change_at(number, place, len(row.records))
 
         return changes_of(row, lose)
 
@@ -76,41 +80,41 @@ class Rebuild:
         for row in self._records.bases(0):
             past.append((row.number, []))
             placed.append([])
-            base = row.number << 8 | len(row.records) // 2
+            base = base_at(row.number, len(row.records) // 2)
             for job in jobs_of(row, self._bad_base):
                 if job.seq in self._forgotten:
                     past[-1][1].append(job.seq)
                 elif job.seq in self._lost:
                     self._on_bad(Place(job.seq, base, self._lost[job.seq]), _GONE)
                 elif job.seq in self._changed:
-                    placed[-1].append(self._index.place(job, base))
+                    placed[-1].append(filing.place(self._index, job, base))
                 else:
-                    self._index.insert(job, base)
+                    self._index.insert(job, base, self._index.lane_of(job))
                     self._counts[job.module, job.state] += 1
-            self._index.seal_if_many(0, 0)
+            seal_if_many(self._index.lanes, self._index.names, 0, 0)
         # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
         self._records.drop_jobs([(row, seqs) for row, seqs in past if seqs])
         return placed
 
     def _bad_base(self, row: int, place: int, why: str) -> None:
-        self._on_bad(Place(row + max(place, 0), row << 8, 0), why)
+        self._on_bad(Place(row + max(place, 0), base_at(row, 0), 0), why)
 
     def _note_newest(self) -> None:
         for row in self._records.changes(0):
             for place, record in changes_of(row, lambda *_: None):
-                found = self._index.slot_of(record) if isinstance(record, Job) else None
+                found = self._index.jobs.slot_of(record) if isinstance(record, Job) else None
                 # A record without that of its enq is of a job that is long forgotten.
-                if found is not None and record.version > self._index.version(found):
-                    self._index.note(found, record.version, place)
+                if found is not None and record.version > self._index.slots.version(found):
+                    filing.note(self._index, found, record.version, place)
 
     def _enter_changed(self, slots: list[int]) -> None:
         places = {slot: self._index.slots.place(slot) for slot in slots}
         jobs = self._records.read(places.values(), {})
         for slot, place in places.items():
             job = jobs[place.seq]
-            self._index.enter(slot, job)
+            filing.enter(self._index, slot, job)
             self._counts[job.module, job.state] += 1
-        self._index.seal_if_many(0, 0)
+        seal_if_many(self._index.lanes, self._index.names, 0, 0)
 
 
 def replay(index: Index, records: Records, sealed: Sealed) -> None:
@@ -125,17 +129,17 @@ def replay(index: Index, records: Records, sealed: Sealed) -> None:
     _drop_pending(index, records)
     for row in records.bases(sealed.seq):
         for job in jobs_of(row):
-            slot = index.slot_with(job)
+            slot = index.jobs.slot_with(job)
             if slot is None:
-                index.insert(job, row.number << 8 | len(row.records) // 2)
-            elif index.version(slot) == job.version:
-                index.stand_again(slot, job)
+                index.insert(job, base_at(row.number, len(row.records) // 2), index.lane_of(job))
+            elif index.slots.version(slot) == job.version:
+                filing.stand_again(index, slot, job)
     for row in records.changes(sealed.at):
         for place, record in changes_of(row):
             if isinstance(record, Job):
                 _change(index, place, record)
-            elif index.has_seq(record.slot, record.seq):
-                index.forget(record.slot, place)
+            elif filing.has_seq(index, record.slot, record.seq):
+                filing.forget(index, record.slot, place)
 
 
 def _drop_pending(index: Index, records: Records) -> None:
@@ -147,16 +151,36 @@ def _drop_pending(index: Index, records: Records) -> None:
     place = index.slots.place(slot)
     if place.seq:
         job = records.read([place], {}).get(place.seq)
-        if job is None or index.slot_with(job) != slot:
+        if job is None or index.jobs.slot_with(job) != slot:
             index.slots.free(slot)
 
 
 def _change(index: Index, place: int, job: Job) -> None:
-    slot = index.slot_of(job)
+    slot = index.jobs.slot_of(job)
     if slot is None:
         return
-    if index.version(slot) == job.version:
-        index.stand_again(slot, job)
-    elif index.version(slot) < job.version:
-        index.change(slot, index.jobs([slot]).get(slot, job), job, place)
-        index.name_again(slot, job)
+    if index.slots.version(slot) == job.version:
+        filing.stand_again(index, slot, job)
+    elif index.slots.version(slot) < job.version:
+        was = index.jobs.peek([slot]).get(slot, job)
+        known = index.jobs.by_slot.get(slot) or Known(slot, was)
+        index.change(known, was, job, place, index.lane_of(job))
+        filing.name_again(index, slot, job)
+
+
+def _owners(index: Index, places: set[int], rows: set[int]) -> dict[int, int]:
+    """Return the seqs of the jobs whose newest record is at one of these places or in one of these rows, with its place.
+
+    What cannot be read of the index is left out: this is for an index that is about to be rebuilt.
+    """
+    found: dict[int, int] = {}
+    with contextlib.suppress(AttributeError, Damaged, IndexError, ValueError):
+        for page in range(index.slots.pages):
+            with contextlib.suppress(Damaged):
+                index.slots.verify(page)
+                found.update(
+                    (seq, place)
+                    for seq, place in pages.newest_of(index.slots, page)
+                    if seq and place and (without_size(place) in places or change_row(place) in rows)
+                )
+    return found

@@ -12,12 +12,14 @@ from typing import Final, NamedTuple
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import Job
 from givalia_core.store.sqlite.index.index import Index
-from givalia_core.store.sqlite.index.lanes import START
+from givalia_core.store.sqlite.index.lane import START
 from givalia_core.store.sqlite.index.runs import Entry
 from givalia_core.store.sqlite.index.slots import AT, SEQ, WHEN
-from givalia_core.store.sqlite.index.words import Damaged
-from givalia_core.store.sqlite.past import Past
-from givalia_core.store.sqlite.records import Forgotten, Records, Row, number_of, unpack
+from givalia_core.store.sqlite.index.upkeep import filing
+from givalia_core.store.sqlite.index.upkeep.past import Past
+from givalia_core.store.sqlite.places import Damaged, base_at, change_row
+from givalia_core.store.sqlite.records import Forgotten, unpack
+from givalia_core.store.sqlite.tables import Records, Row
 
 ROWS_AT_ONCE: Final = 32
 _JOBS_LOOKED_AT: Final = 200
@@ -37,6 +39,10 @@ class Sweeper:
     def __init__(self, index: Index, records: Records, last_number: int, last_seq: int) -> None:
         """Of what was there before, up to these, it is still to be found out what is past."""
         self.past = Past()
+        self.written: list[tuple[list[int], list[int]]] = []  # Places of records in new rows, and whose they are; by commit.
+        self.notes_most = ROWS_AT_ONCE  # Notes that are worth a look; `Index.replaced` has the others.
+        self.is_behind = True  # Whether more is to be done at once than notes say.
+        index.replaced.clear()
         self._taken: list[tuple[list[tuple[int, list[int]]], list[int], list[tuple[int, int]]]] = []  # Not durable yet.
         self._index = index
         self._records = records
@@ -44,9 +50,18 @@ class Sweeper:
         self._changes_from, self._changes_to = 0, last_number
         self._jobs_from, self._jobs_to = 0, last_seq
 
-    @property
     def has_work(self) -> bool:
-        """Whether enough rows are worth a transaction."""
+        """Take in the notes of the commits since; return whether enough rows are worth a transaction.
+
+        Raises:
+            Damaged: A note is about the record of another job.
+        """
+        for places, seqs in self.written:
+            self.past.wrote(places, seqs)
+        self.written.clear()
+        replaced, self._index.replaced = self._index.replaced, []
+        for place, seq in replaced:
+            self.change(place, seq)
         return len(self.past) >= ROWS_AT_ONCE
 
     def forget(self, slot: int) -> None:
@@ -81,7 +96,7 @@ class Sweeper:
         self._refuse_unsaid(slots)
         jobs = self._records.read(map(self._index.slots.place, slots), bad={})
         # Remove the names now: after the transaction the records that hold them are gone.
-        self._index.unname({slot: job for slot in slots if (job := jobs.get(at[slot + SEQ])) is not None})
+        filing.unname(self._index, {slot: job for slot in slots if (job := jobs.get(at[slot + SEQ])) is not None})
         for first in self._records.drop_jobs([(row, [at[slot + SEQ] for slot in of_row]) for row, of_row in rows]):
             self.past.is_gone(first)
         self._records.drop_changes(full, half)
@@ -104,20 +119,23 @@ class Sweeper:
             for place in (at[slot + AT], at[slot + WHEN]):
                 if place:
                     self.change(place, at[slot + SEQ])
-            self._index.drop(slot, job)
+            filing.drop(self._index, slot, job)
 
-    def look(self) -> None:
-        """Find out a little more of what was past when the store was opened."""
+    def look_back(self) -> bool:
+        """Find out a little more of what was past when the store was opened; return whether there may be more."""
         if self._forgotten_from is not None:
             entries = self._index.lanes.after(self._index.forgotten, self._forgotten_from, _JOBS_LOOKED_AT)
             for place, _, slot in entries:
-                if number_of(place) <= self._changes_to:  # What was forgotten since is known.
+                if change_row(place) <= self._changes_to:  # What was forgotten since is known.
                     self.forget(slot)
             self._forgotten_from = entries[-1] if entries else None
         elif self._changes_from < self._changes_to:
             self._look_at_changes()
         elif self._jobs_from < self._jobs_to:
             self._look_at_jobs()
+        else:
+            return False
+        return True
 
     def _look_at_changes(self) -> None:
         rows = list(self._records.changes(self._changes_from, _ROWS_LOOKED_AT))
@@ -134,7 +152,7 @@ class Sweeper:
         told = {place: record for place, record in told.items() if record is not None}
         there = self._records.have_bases(record.seq for record in told.values() if record is not None)
         jobs = [record for record in told.values() if isinstance(record, Job) and record.seq in there]
-        slots = [slot for job in jobs if (slot := self._index.slot_with(job)) is not None]
+        slots = [slot for job in jobs if (slot := self._index.jobs.slot_with(job)) is not None]
         newest = self._records.read(map(self._index.slots.place, slots), bad={})
         bits = 0
         for place, record in enumerate(row.records):
@@ -153,7 +171,7 @@ class Sweeper:
             size = len(row.records) // 2
             for number, record in enumerate(row.records[::2]):
                 if record is None:
-                    self.past.add_job(row.number + number, row.number << 8 | size, None)
+                    self.past.add_job(row.number + number, base_at(row.number, size), None)
         self._jobs_from = rows[-1].number if rows else self._jobs_to
 
 

@@ -6,7 +6,8 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-_BYTE: Final = 0xFF
+from givalia_core.store.sqlite.places import base_row, base_size, change_number, change_row, change_size
+
 _WRITTEN_ROWS: Final = 8_192
 
 
@@ -34,7 +35,7 @@ class Past:
         """Remember whose records are at these places, which are those of whole new rows, in order."""
         written, start = self._written, 0
         while start < len(places):
-            row, count = places[start] >> 16, places[start] & _BYTE
+            row, count = change_row(places[start]), change_size(places[start])
             written[row] = array("q", seqs[start : start + count])
             start += count
             if len(written) > _WRITTEN_ROWS:
@@ -42,13 +43,13 @@ class Past:
 
     def add_change(self, place: int, seq: int) -> bool:
         """Note that the record of this job at this place is past; False: it is that of another job."""
-        row = place >> 16
+        row, number = change_row(place), change_number(place)
         written = self._written.get(row)
         if written is None:
             self._hints.add(row)
-        elif written[place >> 8 & _BYTE] != seq:
+        elif written[number] != seq:
             return False
-        self._add(row, 1 << (place >> 8 & _BYTE), place & _BYTE)
+        self._add(row, 1 << number, change_size(place))
         return True
 
     def add_proven(self, row: int, bits: int, size: int) -> None:
@@ -69,7 +70,7 @@ class Past:
 
     def add_job(self, seq: int, base: int, slot: int | None) -> None:
         """Note that the job whose first record is at `base` is forgotten; without a slot the record is gone already."""
-        row, size = base >> 8, base & _BYTE
+        row, size = base_row(base), base_size(base)
         before = self._jobs.get(row, 0)
         bits = self._jobs[row] = before | 1 << (seq - row)
         if slot is not None:

@@ -9,12 +9,14 @@ from functools import partial
 from typing import Final
 
 from givalia_core.errors import StoreCorrupt
-from givalia_core.model import Job, JobState
+from givalia_core.model import ENDED, Job, JobState
 from givalia_core.store.sqlite.index.index import Index
 from givalia_core.store.sqlite.index.names import SHARDS
-from givalia_core.store.sqlite.index.slots import FIRST, LANE, SEQ, WIDTH
-from givalia_core.store.sqlite.index.words import Damaged
-from givalia_core.store.sqlite.records import Records, changes_of, jobs_of
+from givalia_core.store.sqlite.index.slots import ENDED_AT, FAR, FIRST, LANE, SEQ, WHEN, WIDTH
+from givalia_core.store.sqlite.index.upkeep import shards
+from givalia_core.store.sqlite.index.upkeep.filing import when_of
+from givalia_core.store.sqlite.places import Damaged, base_at
+from givalia_core.store.sqlite.tables import Records, changes_of, jobs_of
 
 _LINES_MOST: Final = 1_000
 
@@ -80,24 +82,24 @@ class Check:
         bad: list[str] = []
         for row in self._records.bases(0):
             for job in jobs_of(row, lambda *told: bad.append("row {} of jobs, record {}: {}".format(*told))):
-                yield from self._job(job, row.number << 8 | len(row.records) // 2)
+                yield from self._job(job, base_at(row.number, len(row.records) // 2))
             yield from bad
             bad.clear()
 
     def _job(self, enqueued: Job, base: int) -> Iterator[str]:
         """Compare a job, as its records have it, with what the index says."""
         index, seq = self._index, enqueued.seq
-        slot = index.slot_with(enqueued)
+        slot = index.jobs.slot_with(enqueued)
         if slot is None:
             if seq not in self._forgotten:
                 yield f"job {seq} is not found by its id"
             return
         self._seen.add(slot)
         if seq in self._forgotten:
-            if index.is_there(slot):
+            if index.jobs.is_there(slot):
                 yield f"job {seq} is forgotten, and the index has it"
             return
-        if not index.is_there(slot):
+        if not index.jobs.is_there(slot):
             yield f"job {seq} is forgotten in the index alone"
             return
         _, place = self._newest.get(seq, (0, 0))
@@ -110,16 +112,16 @@ class Check:
             yield f"job {seq}: {bad.get(seq, 'its record is gone')}"
             return
         self._counts[job.module, job.state] += 1
-        for fault in index.faults_of(slot, job):
+        for fault in _faults_of(index, slot, job):
             yield f"job {seq} {fault}"
 
     def _slots(self) -> Iterator[str]:
         slots, at = self._index.slots, self._index.slots.at
         for slot in range(FIRST, slots.end, WIDTH):
-            if at[slot + SEQ] and slot not in self._seen and self._index.is_there(slot):
+            if at[slot + SEQ] and slot not in self._seen and self._index.jobs.is_there(slot):
                 yield f"the index has job {at[slot + SEQ]}, of which there is no record"
         for shard in range(SHARDS):
-            if any(not slots.is_slot(slot) for slot in self._index.names.entries(shard)):
+            if any(not slots.is_slot(slot) for slot in shards.entries(self._index.names, shard)):
                 yield f"shard {shard} of the names leads to slots that do not exist"
 
     def _lanes(self) -> Iterator[str]:
@@ -139,3 +141,29 @@ class Check:
         counted = {name: count for name, count in self._counts.items() if count}
         if not self._wrong and counted != self._stored:
             yield f"the stored counts {self._stored} are not those of the records {counted}"
+
+
+def _faults_of(index: Index, slot: int, job: Job) -> list[str]:
+    """Return in which ways a slot does not say of its job what is so."""
+    slots, lanes, names, lane = index.slots, index.lanes, index.names, index.lane_of(job)
+    when = when_of(lane, job)
+    faults = []
+    ended_at = job.ended_at_us if job.state in ENDED else 0
+    told = (slots.version(slot), slots.at[slot + LANE], slots.at[slot + WHEN], slots.at[slot + ENDED_AT])
+    if told != (job.version, lane.number, when, ended_at):
+        faults.append("is not filed where it belongs")
+    elif lanes.after(lane, (when, job.seq - 1, FAR), 1) != [(when, job.seq, slot)]:
+        faults.append("is not found in the order of its lane")
+    elif ended_at and lanes.after(index.newest[job.state], (-ended_at, job.seq - 1, FAR), 1) != [(-ended_at, job.seq, slot)]:
+        faults.append("is not found among the jobs that ended last")
+    if job.key is not None and not _is_named(index, slot, job, job.key):
+        faults.append("is not found by its key")
+    if any(slot not in names.slots(names.of_request(past.request)) for past in job.answered if past.request != job.id):
+        faults.append("is not found by a request")
+    return faults
+
+
+def _is_named(index: Index, slot: int, job: Job, key: str) -> bool:
+    if job.state in ENDED and not index.chains.is_head(slot):
+        return index.chains.is_linked(slot)
+    return slot in index.names.slots(index.names.of_key(key))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import islice
 from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.model import RUNNING, Job, JobState, split_target
-from givalia_core.store.base import Cursor, Filter
+from givalia_core.store.base import Cursor, Filter, Page, rows_of
 from givalia_core.store.sqlite.index.index import Index
-from givalia_core.store.sqlite.index.lanes import START, Lane
+from givalia_core.store.sqlite.index.lane import START, Lane
 from givalia_core.store.sqlite.index.runs import Entry
 from givalia_core.store.sqlite.index.slots import AT, FAR
-from givalia_core.store.sqlite.records import Records, jobs_of
+from givalia_core.store.sqlite.tables import Records, jobs_of
 
 LANES_MOST: Final = 2_000  # That a listing by due keeps apart; each costs a microsecond in each page.
 _READ_AT_ONCE: Final = 64  # Entries of a lane.
@@ -29,13 +29,25 @@ class Listing:
     Args:
         index: Says which jobs there are, and where.
         records: Have the jobs.
-        read: Returns the jobs of slots; those that cannot be read, or are gone, are absent.
     """
 
-    def __init__(self, index: Index, records: Records, read: Callable[[Sequence[int]], dict[int, Job]]) -> None:
+    def __init__(self, index: Index, records: Records) -> None:
         self._index = index
         self._records = records
-        self._read = read
+
+    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int) -> Page:
+        """Return a page, as `Store.page`."""
+        jobs: list[Job] = []
+        cursors: list[Cursor] = []
+        left = rows
+        for cursor, job in self.walk(wanted, after or (0, 0), now, rows):
+            if job is not None and wanted.admits(job, now):
+                jobs.append(job)
+                cursors.append(cursor)
+            left -= 1 if job is None else rows_of(len(job.params), len(job.result or b""))
+            if len(jobs) == limit or left <= 0:
+                return Page(jobs, cursor, cursors)
+        return Page(jobs, None, cursors)
 
     def walk(self, wanted: Filter, start: Cursor, now: Now, rows: int) -> Found:
         """Yield the jobs behind a cursor, at least `rows` of them if there are so many, each with the cursor behind it.
@@ -48,12 +60,13 @@ class Listing:
         if wanted.is_by_due and (start == (0, 0) or start[0]) and (lanes := self._lanes_of(wanted)) is not None:
             return self._with_jobs(self._by_due(wanted, lanes, start, now, min(rows, _READ_AT_ONCE)))
         if wanted.state is RUNNING:
-            return self._with_jobs(((0, seq), slot) for _, seq, slot in self._index.running_after(start[1], rows))
+            running = self._index.lanes.after(self._index.running, (0, start[1], FAR), rows)
+            return self._with_jobs(((0, seq), slot) for _, seq, slot in running)
         return (((0, job.seq), job) for job in self._all_after(start[1]))
 
     def _with_jobs(self, found: Iterator[tuple[Cursor, int]]) -> Found:
         while some := list(islice(found, _READ_TOGETHER)):
-            jobs = self._read([slot for _, slot in some])
+            jobs = self._index.jobs.of([slot for _, slot in some])
             yield from ((cursor, jobs.get(slot)) for cursor, slot in some)
 
     def _all_after(self, seq: int) -> Iterator[Job]:
@@ -63,9 +76,9 @@ class Listing:
             jobs = [
                 (job, slot)
                 for job in jobs_of(row, lambda *_: None)
-                if job.seq > seq and (slot := self._index.slot_of(job)) is not None
+                if job.seq > seq and (slot := self._index.jobs.slot_of(job)) is not None
             ]
-            changed = self._read([slot for _, slot in jobs if at[slot + AT]])
+            changed = self._index.jobs.of([slot for _, slot in jobs if at[slot + AT]])
             for job, slot in jobs:
                 if not at[slot + AT]:
                     yield job
@@ -75,7 +88,7 @@ class Listing:
     def _by_end(self, wanted: Filter, start: Cursor, now: Now, rows: int) -> Iterator[tuple[Cursor, int]]:
         assert wanted.state is not None
         first = (-start[0], start[1], FAR) if start[0] else START
-        for when, seq, slot in self._index.lanes.after(self._index.newest(wanted.state), first, rows):
+        for when, seq, slot in self._index.lanes.after(self._index.newest[wanted.state], first, rows):
             if wanted.has_ended_before(-when, now):
                 return
             yield (-when, seq), slot
@@ -100,8 +113,8 @@ class Listing:
         heap: list[tuple[int, int, int, int]] = []  # Due, seq and slot of the next entry of a lane (0: unread), and which lane.
         parts: list[Iterator[Entry]] = []
         for place, lane in enumerate(lanes):
-            shift_us = now.told_ahead_us if lane.key[1] else 0
-            first, until_us = _stretch(wanted, start, now, on_wall=lane.key[1], shift_us=shift_us)
+            shift_us = now.told_ahead_us if lane.on_wall else 0
+            first, until_us = _stretch(wanted, start, now, on_wall=lane.on_wall, shift_us=shift_us)
             least_us = max(lane.low, first[0])
             if least_us <= until_us:
                 heappush(heap, (least_us + shift_us, 0, 0, place))

@@ -1,0 +1,78 @@
+"""Which ended jobs are to be forgotten, and which jobs are set aside since their records are not what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from givalia_core.model import CANCELLED, DEAD, DONE, Job, JobState
+from givalia_core.store.base import Retention
+from givalia_core.store.sqlite.index.index import Index
+from givalia_core.store.sqlite.index.questions import in_order
+from givalia_core.store.sqlite.index.upkeep import filing
+from givalia_core.store.sqlite.index.upkeep.sweeper import Sweeper
+from givalia_core.store.sqlite.places import Damaged, Place
+from givalia_core.store.sqlite.records import Forgotten
+
+_PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before the rest is left for another time.
+
+
+def to_forget(index: Index, retention: Retention, in_state: Mapping[JobState, int]) -> list[tuple[Forgotten, Job]]:
+    """Return the jobs that a commit with this retention forgets, with the records that say so; their own say that each may go.
+
+    Raises:
+        Damaged: The index files a job among those to be forgotten of which the records say otherwise.
+    """
+    found: list[tuple[Forgotten, Job]] = []
+    for states, keep in (((DONE, CANCELLED), retention.keep_ended), ((DEAD,), retention.keep_dead)):
+        lanes = [index.ended[state] for state in states]
+        beyond = sum(in_state[state] for state in states) - keep
+        if beyond <= 0 and all(lane.low > retention.now_us for lane in lanes):
+            continue
+        passed_over = 0
+        for (when, _, slot), job in in_order(index, lanes):
+            if len(found) == retention.limit or passed_over == _PASSED_OVER or not (when <= retention.now_us or beyond > 0):
+                break
+            if job.state not in states or job.forget_at_us != when:
+                raise Damaged(f"job {job.seq} is filed as one to be forgotten, and its record says otherwise")
+            if not (when <= retention.now_us or job.ended_at_us <= retention.ended_before_us):
+                passed_over += 1
+                continue
+            found.append((Forgotten(job.seq, index.slots.version(slot) + 1, slot), job))
+            beyond -= 1
+    return found
+
+
+def forget(index: Index, sweeper: Sweeper, forgotten: Sequence[Forgotten], places: list[int]) -> None:
+    """Let jobs be found no longer of which records at these places say that they are forgotten."""
+    sweeper.written.append((places, [record.seq for record in forgotten]))
+    for record, place in zip(forgotten, places, strict=True):
+        filing.forget(index, record.slot, place)
+        sweeper.forget(record.slot)
+    sweeper.is_behind = True
+
+
+class Bad(NamedTuple):
+    """A job whose records are not what was written, and why; `lane` says where it is filed."""
+
+    slot: int  # The index's own.
+    place: Place
+    lane: str
+    why: str
+
+
+def take_bad(index: Index) -> list[Bad]:
+    """Return the jobs that were found bad since the last time."""
+    bad, index.jobs.bad = index.jobs.bad, {}
+    places = {slot: index.slots.place(slot) for slot in bad}
+    return [
+        Bad(slot, places[slot], " ".join(map(str, index.lanes.filed(slot).key)), why)
+        for slot, why in bad.items()
+        if places[slot].seq
+    ]
+
+
+def drop_bad(index: Index, bad: Bad) -> None:
+    """Let a job be found no longer whose records were set aside."""
+    index.slots.free(bad.slot)
+    index.jobs.drop(bad.slot)
