@@ -334,11 +334,11 @@ def test_one_that_a_server_has_open_is_refused(path: Path) -> None:
     lock.release()
 
 
-def pack_base_before(job: Job) -> bytes:
+def record_before(fields: tuple[Any, ...], params: bytes) -> bytes:
     """The record of an enq before there was `started_at_us`."""
-    place, fields = JOB_FIELDS.index("started_at_us"), job.front()
+    place = JOB_FIELDS.index("started_at_us")
     packed: bytes = msgpack.packb((*fields[:place], *fields[place + 1 :]))
-    return packed + zlib.crc32(job.params, zlib.crc32(packed)).to_bytes(4, "little")
+    return packed + zlib.crc32(params, zlib.crc32(packed)).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("before", [2, 3])
@@ -353,7 +353,7 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     # As the records of that format have it: an answer has no time.
     store.commit(inserts([job]), MARK)
     earlier: Any = tuple(past[: before + 1] for past in job.answered)
-    monkeypatch.setattr(records_room, "pack_base", pack_base_before)
+    monkeypatch.setattr(records_room, "_record", record_before)
     ((_, records),), _ = base_rows([job.changed(answered=earlier)])
     store._core.connection().execute("UPDATE jobs SET records = ?", (records,))
     store.close()
