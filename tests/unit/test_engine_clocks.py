@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from engine_rig import EngineRig, uid
 
 from givalia_core.clock import SECOND_US, Mark
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.store.base import Change, Commit
 
 
 @pytest.fixture
@@ -35,9 +36,9 @@ def test_k1_a_step_is_stored_before_the_next_answer(rig: EngineRig) -> None:
     marks: list[Mark] = []
     commit = rig.store.commit
 
-    def noting(changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def noting(changes: Sequence[Change], mark: Mark, *rest: Any) -> Commit:
         marks.append(mark)
-        return commit(changes, mark, retention)
+        return commit(changes, mark, *rest)
 
     rig.store.commit = noting  # type: ignore[method-assign]
     rig.stat("none")

@@ -20,7 +20,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
+from givalia_core.store.base import Change, Commit, Found, Wanted
 
 
 @pytest.fixture
@@ -299,9 +299,9 @@ def noted_commits(rig: EngineRig) -> list[int]:
     commits = []
     commit = rig.store.commit
 
-    def noting(changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+    def noting(changes: Sequence[Change], mark: Mark, *rest: Any) -> Commit:
         commits.append(len(changes))
-        return commit(changes, mark, retention)
+        return commit(changes, mark, *rest)
 
     rig.store.commit = noting  # type: ignore[method-assign]
     return commits

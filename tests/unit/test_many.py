@@ -21,7 +21,7 @@ from givalia_core.protocol.messages import OK, Kind, refusal
 from givalia_core.protocol.session import Port
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings
-from givalia_core.store.base import Change, Commit, Retention
+from givalia_core.store.base import Change, Commit
 
 PATIENCE_S = 20.0
 CLOCKS_S = 0.05
@@ -40,10 +40,10 @@ class House:
         self.commits: list[int] = []
         commit = self.server._store.commit
 
-        def noting(changes: Sequence[Change], mark: Mark, retention: Retention | None = None) -> Commit:
+        def noting(changes: Sequence[Change], mark: Mark, *rest: Any) -> Commit:
             if changes:
                 self.commits.append(len(changes))
-            return commit(changes, mark, retention)
+            return commit(changes, mark, *rest)
 
         self.server._store.commit = noting  # type: ignore[method-assign]
 
