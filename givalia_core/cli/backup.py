@@ -67,7 +67,7 @@ def _received(client: Client, making: Path, on_progress: OnProgress) -> tuple[Co
     try:
         got_bytes = 0
         for told in backup.parts(client):
-            part = CopyPart(*told)
+            part = CopyPart(told.payload, *told[:-1])
             receiver.add(part)
             got_bytes += len(part.payload)
             size_bytes = max(part.size_bytes, got_bytes)

@@ -17,6 +17,7 @@ from givalia_core.client.many import Many
 from givalia_core.client.pending import OnProgressAwaited
 from givalia_core.client.servers import Located
 from givalia_core.errors import NotFound, WrongState
+from givalia_core.protocol.answers import Moved
 from givalia_core.times import Length
 from givalia_core.views import Status, wire_id
 
@@ -123,7 +124,7 @@ class AsyncClient(Located[AsyncTransport]):
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
         job = commands.id_of(id) if key is None else wire_id((await self.stat(key, id=id)).id)
-        return await AsyncJobHandle(self._transport, job, None).wait(timeout, progress)
+        return await AsyncJobHandle(self._transport, Moved(job, 0), None).wait(timeout, progress)
 
     async def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once; see `Client.enq_many`."""

@@ -20,9 +20,9 @@ from typing import Any, Final, TypeVar
 from givalia_core import forks
 from givalia_core.client.async_socket import AsyncSocket
 from givalia_core.client.connection import ClientConnection
-from givalia_core.client.delivery import IN_FLIGHT, Listen, RequestDelivery
+from givalia_core.client.delivery import Listen, RequestDelivery
 from givalia_core.client.failover import Connect, Find
-from givalia_core.client.pending import OnProgressAwaited, Pending, check_whole
+from givalia_core.client.pending import IN_FLIGHT, OnProgressAwaited, Pending, check_whole
 from givalia_core.errors import ConnectionLost, GivaliaError
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
@@ -77,15 +77,7 @@ class AsyncTransport:
             await sock.closed
 
     async def ask(self, request: Pending[T], on_progress: OnProgressAwaited | None = None) -> T:
-        """Return the answer to one command.
-
-        Args:
-            request: The command, alone in its frame.
-            on_progress: Called in this task with each progress of the job that it waits for, and awaited if it can be.
-
-        Raises:
-            GivaliaError: It was refused, its outcome is unknown, or the job ended without a result.
-        """
+        """As `BlockingTransport.ask`; `on_progress` is called in this task, and what it returns is awaited if it can be."""
         try:
             event = self._begin(request)
             (answer,) = await self._answers(request, event, on_progress)

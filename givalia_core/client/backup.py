@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from givalia_core.client import answers
-from givalia_core.client.answers import BackupPart
 from givalia_core.client.client import Client
-from givalia_core.client.commands import checked
 from givalia_core.client.pending import Pending
+from givalia_core.client.readings import record
 from givalia_core.clock import new_id
-from givalia_core.protocol.messages import Backup, Kind
+from givalia_core.protocol.answers import BackupPart
+from givalia_core.protocol.messages import Backup, Kind, checked
 
 
 def parts(client: Client) -> Iterator[BackupPart]:
@@ -24,7 +23,7 @@ def parts(client: Client) -> Iterator[BackupPart]:
     name = new_id()
     number = 0
     while True:
-        part = client._transport.ask(Pending(Kind.BACKUP, [checked(Kind.BACKUP, Backup(name, number))], answers.backup))
+        part = client._transport.ask(Pending(Kind.BACKUP, [checked(Kind.BACKUP, Backup(name, number))], record(BackupPart)))
         yield part
         if part.is_last:
             return

@@ -16,6 +16,7 @@ from givalia_core.client.pending import OnProgress, Transport
 from givalia_core.client.servers import Located
 from givalia_core.client.transport import BlockingTransport
 from givalia_core.errors import NotFound, WrongState
+from givalia_core.protocol.answers import Moved
 from givalia_core.times import Length
 from givalia_core.views import Status, wire_id
 
@@ -120,7 +121,7 @@ class Client(Located[Transport]):
     ) -> Any:
         """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
         job = commands.id_of(id) if key is None else wire_id(self.stat(key, id=id).id)
-        return JobHandle(self._transport, job, None).wait(timeout, progress)
+        return JobHandle(self._transport, Moved(job, 0), None).wait(timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
         """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.

@@ -6,17 +6,19 @@ message has its id when it is made, so that a request can be sent any number of 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, ParamSpec, TypeAlias, TypeVar
 
-from givalia_core.client import answers
+from givalia_core.client import readings
 from givalia_core.client.pending import Pending
 from givalia_core.clock import SECOND_US, new_id
 from givalia_core.errors import BadRequest, TooLarge, WaitTimeout
 from givalia_core.model import ENDED, TEN_YEARS_US
 from givalia_core.protocol import messages, values
-from givalia_core.protocol.frames import PARAMS_BYTES_MAX, Item
+from givalia_core.protocol.answers import EndedCancelled, EndedDead, EndedDone, Enqueued, Moved, Shown
+from givalia_core.protocol.frames import PARAMS_BYTES_MAX
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, ResumeLending, Stat, Wait, Workers
 from givalia_core.times import Instant, Length, any_length_to_us, at_to_us, length_to_seconds, length_to_us
 from givalia_core.views import wire_id
@@ -36,8 +38,8 @@ class Command(Generic[P, T_co]):
     kind: Kind
     make: Callable[P, Any]
     """Makes the message of the verb's options."""
-    read: Callable[[list[Any], bytes], T_co]
-    """Reads the answer."""
+    read: Callable[[Any], T_co]
+    """Makes of the answer what the caller gets."""
 
     def ask(self, message: Any) -> Pending[T_co]:
         """Return the request with this message.
@@ -45,18 +47,7 @@ class Command(Generic[P, T_co]):
         Raises:
             BadRequest, TooLarge: The server would refuse it.
         """
-        return Pending(self.kind, [checked(self.kind, message)], self.read)
-
-
-def checked(kind: Kind, message: Any) -> Item:
-    """Return a message as it is sent; it is checked here as the server checks it.
-
-    Raises:
-        BadRequest, TooLarge: The server would refuse it.
-    """
-    fields, payload = messages.item(message)
-    messages.check(kind, list(fields), payload)
-    return fields, payload
+        return Pending(self.kind, [messages.checked(self.kind, message)], self.read)
 
 
 def enq(
@@ -142,13 +133,25 @@ def wait(job_id: bytes, timeout: Length | None, *, progress: bool) -> list[Pendi
     timeout_s: Any = timeout if timeout is None or is_plain else length_to_seconds(timeout, "timeout")
     item = messages.item(Wait(None, job_id, progress))
     if timeout_s is None or timeout_s > 0:
-        return [Pending(Kind.WAIT, [item], answers.end, waits=True, timeout_s=timeout_s)]
+        return [Pending(Kind.WAIT, [item], _ended, waits=True, timeout_s=timeout_s)]
     polling: Pending[Any] = Pending(Kind.STAT, [messages.item(Stat(None, job_id))], _check_ended, timeout_s=POLL_S)
-    return [polling, Pending(Kind.WAIT, [item], answers.end, waits=True, timeout_s=POLL_S)]
+    return [polling, Pending(Kind.WAIT, [item], _ended, waits=True, timeout_s=POLL_S)]
 
 
-def _check_ended(fields: list[Any], payload: bytes) -> None:
-    if answers.stat(fields, payload).state not in ENDED:
+def _ended(answer: EndedDone | EndedDead | EndedCancelled) -> Any:
+    """Return the result of a job that has ended.
+
+    Raises:
+        JobFailed, JobCancelled, ResultLost: There is none.
+    """
+    if isinstance(answer, EndedDone) and answer.result_error is None:
+        with contextlib.suppress(ValueError):
+            return values.unpack(answer.payload)
+    raise readings.no_result(answer)
+
+
+def _check_ended(answer: Shown) -> None:
+    if readings.status(answer).state not in ENDED:
         raise WaitTimeout("the job has not ended in the time given; it goes on")
 
 
@@ -261,12 +264,12 @@ def _named(key: str | None, job_id: str | None) -> tuple[str | None, bytes | Non
     return key, None if job_id is None else wire_id(job_id)
 
 
-ENQ: Final = Command(Kind.ENQ, enq, answers.enqueued)
-STAT: Final = Command(Kind.STAT, stat, answers.stat)
-CANCEL: Final = Command(Kind.CANCEL, cancel, answers.word)
-EXT: Final = Command(Kind.EXT, ext, answers.due)
-REQUEUE: Final = Command(Kind.REQUEUE, requeue, answers.requeued)
-RESUME: Final = Command(Kind.RESUME_LENDING, resume, answers.resumed)
-INFO: Final[Command[[], dict[str, Any]]] = Command(Kind.INFO, info, answers.content)
-MODULES: Final[Command[[], list[dict[str, Any]]]] = Command(Kind.MODULES, modules, answers.content)
-WORKERS: Final[Command[[], list[dict[str, Any]]]] = Command(Kind.WORKERS, workers, answers.content)
+ENQ: Final = Command(Kind.ENQ, enq, readings.record(Enqueued))
+STAT: Final = Command(Kind.STAT, stat, readings.status)
+CANCEL: Final = Command(Kind.CANCEL, cancel, readings.outcome)
+EXT: Final = Command(Kind.EXT, ext, readings.due)
+REQUEUE: Final = Command(Kind.REQUEUE, requeue, readings.record(Moved))
+RESUME: Final = Command(Kind.RESUME_LENDING, resume, readings.did_hold)
+INFO: Final[Command[[], dict[str, Any]]] = Command(Kind.INFO, info, readings.described)
+MODULES: Final[Command[[], list[dict[str, Any]]]] = Command(Kind.MODULES, modules, readings.described)
+WORKERS: Final[Command[[], list[dict[str, Any]]]] = Command(Kind.WORKERS, workers, readings.described)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from givalia_core.client import refusals
 from givalia_core.client.connection import ClientConnection, nonsense
@@ -23,13 +23,11 @@ from givalia_core.client.failover import Connect, Failover, Find, Rest
 from givalia_core.client.pending import FOREVER_S, Pending
 from givalia_core.client.server_clock import FITS
 from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, TooLarge
-from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.caller import Answer, Broken, Told, retry_after_s
-from givalia_core.protocol.messages import CHANGING, OK
+from givalia_core.protocol.answers import Unreadable, decode
+from givalia_core.protocol.caller import Answer, Broken, Told
+from givalia_core.protocol.messages import CHANGING
 from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Owed
-
-IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
 
 
 class Listen(NamedTuple):
@@ -200,11 +198,7 @@ class RequestDelivery:
     def look(self, connection: ClientConnection, now_s: float, acknowledged_s: Callable[[], float], *, can_ping: bool) -> bytes:
         """Nothing has arrived for as long as `step` said: return the ping to send now, or nothing.
 
-        Args:
-            connection: The present connection.
-            now_s: The present.
-            acknowledged_s: As `tcp.acknowledged_s`; asked only if it matters.
-            can_ping: Whether what is returned is sent at once.
+        `acknowledged_s` is called only if it matters. `can_ping`: the ping that is returned is sent at once.
 
         Raises:
             Broken: The path is dead; or the server has answered no command for too long, and there is another.
@@ -257,8 +251,10 @@ class RequestDelivery:
         answers = read_answers(request, answer.items)
         if any(isinstance(each, GivaliaError) for each in answers):
             answers = connection.explained(answers)
-            if self._is_sent_again(request, answers, now_s):
-                return request in self.put_off
+            if refusals.is_for_another_server(request, answers, self.failover):
+                return False
+            if refusals.is_put_off(request, answers, self.put_off, now_s):
+                return True
         if len(answers) == len(request.items):
             request.answers = answers
         else:  # One error for them all.
@@ -266,25 +262,6 @@ class RequestDelivery:
         self.requests.pop(request, None)
         if request.wake is not None:
             request.wake()
-        return True
-
-    def _is_sent_again(self, request: Pending[Any], answers: list[Any], now_s: float) -> bool:
-        """Keep a request that was refused, to be sent again to another server or later to this one; return whether it is.
-
-        Another is asked if this one stops and has not run the whole frame: what it refused was not done, and for the rest the
-        ids are known, and the answers the same.
-        """
-        if self.failover.has_others and refusals.are_of_a_server_that_stops(answers):
-            request.refused()
-            request.refusal, request.refusals = answers, request.refusals + 1
-            self.failover.refused(request.refusals)
-            return True
-        busy = refusals.later(request, answers)
-        if busy is None:
-            return False
-        request.refused()
-        request.lates += refusals.is_late(busy)
-        self.put_off[request] = now_s + retry_after_s(busy)
         return True
 
 
@@ -299,9 +276,12 @@ def read_answers(request: Pending[Any], items: list[tuple[list[Any], bytes]]) ->
         if not fields or type(fields[0]) is not str:
             raise Broken("the server gives an answer without a code")
         try:
-            answers.append(request.read(fields, payload) if fields[0] == OK else messages.answer_error(fields))
+            answer = decode(request.kind, fields, payload)
+            answers.append(answer if isinstance(answer, GivaliaError) else request.read(answer))
         except GivaliaError as ended:
             answers.append(ended)
+        except Unreadable as error:
+            raise Broken(str(error)) from None
     if len(answers) != len(request.items) and not (len(answers) == 1 and isinstance(answers[0], GivaliaError)):
         raise Broken(f"the server gives {len(answers)} answers to {len(request.items)} commands")
     return answers

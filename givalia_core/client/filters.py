@@ -13,14 +13,14 @@ from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 from zlib import crc32
 
-from givalia_core.client import answers, commands
-from givalia_core.client.commands import checked
+from givalia_core.client import commands, readings
 from givalia_core.client.listing import JobFilter, filter_of
 from givalia_core.client.pending import Pending
 from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest
 from givalia_core.model import CANCELLED, DEAD, JobState
-from givalia_core.protocol.messages import Act, Kind
+from givalia_core.protocol import answers
+from givalia_core.protocol.messages import Act, Kind, checked
 from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
@@ -101,7 +101,7 @@ class PagedAct:
         """Return whether the run has ended, so that no page follows."""
         return not self._states
 
-    def ask(self) -> Pending[tuple[dict[str, int], int, tuple[int, ...]]]:
+    def ask(self) -> Pending[answers.Acted]:
         """Return the request for the next page; one that is sent again acts on no job twice."""
         after_a, after_b = self._after or (None, None)
         fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
@@ -109,12 +109,12 @@ class PagedAct:
         page = repr((self._states[0], self._after, self._options)).encode()
         request = blake2b(self._run + page, digest_size=16).digest()
         message = Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
-        return Pending(Kind.ACT, [checked(Kind.ACT, message)], answers.acted)
+        return Pending(Kind.ACT, [checked(Kind.ACT, message)], readings.record(answers.Acted))
 
-    def take(self, answer: tuple[dict[str, int], int, tuple[int, ...]]) -> Acted:
+    def take(self, answer: answers.Acted) -> Acted:
         """Take the answer to a page; return what the run has come to."""
-        counts, self._end_seq, self._after = answer
-        self._counts.update(counts)
+        self._counts.update(answer.counts)
+        self._end_seq, self._after = answer.end_seq, readings.next_page(answer.after_a, answer.after_b)
         if not self._after:
             self._states, self._end_seq = self._states[1:], None
         return self._acted()

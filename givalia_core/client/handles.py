@@ -11,27 +11,26 @@ from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from givalia_core.client import commands
-from givalia_core.client.answers import Enqueued, Requeued
-from givalia_core.client.commands import CANCEL, EXT, REQUEUE, STAT, Command
+from givalia_core.client.commands import CANCEL, EXT, STAT, Command
 from givalia_core.client.pending import AwaitedTransport, OnProgress, OnProgressAwaited, Transport
+from givalia_core.protocol.answers import Enqueued, Moved
 from givalia_core.protocol.messages import Stat
 from givalia_core.times import Instant, Length, at_to_us, to_datetime
 from givalia_core.views import Status, text_id
 
 P = ParamSpec("P")
-A = TypeVar("A", bound=Enqueued | Requeued)
+A = TypeVar("A", bound=Enqueued | Moved)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Handle:
     """A job that a client enqueued or named: `id`, `key`, and `due` as last heard."""
 
-    def __init__(self, transport: Any, job_id: bytes, key: str | None, due_at_us: int = 0, durability: str = "") -> None:
+    def __init__(self, transport: Any, answer: Enqueued | Moved, key: str | None) -> None:
         self._transport = transport
-        self._id = job_id
+        self._id, self._due_us = answer[:2]
         self.key = key
-        self._due_at_us = due_at_us
-        self.durability = durability
+        self.durability = answer.durability if isinstance(answer, Enqueued) else ""
         """What the answer promised: `fsync` (on stable storage) or `memory`."""
 
     @property
@@ -42,11 +41,11 @@ class Handle:
     @property
     def due(self) -> datetime:
         """When it is due, as an aware datetime in UTC."""
-        return to_datetime(self._due_at_us)
+        return to_datetime(self._due_us)
 
     @due.setter
     def due(self, due: datetime) -> None:
-        self._due_at_us = at_to_us(due)
+        self._due_us = at_to_us(due)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} key={self.key!r} due={self.due.isoformat()}>"
@@ -145,8 +144,8 @@ def makes(command: Command[P, A]) -> Callable[Concatenate[_Blocking, P], JobHand
     def method(self: _Blocking, /, *args: P.args, **options: P.kwargs) -> JobHandle:
         message = command.make(*args, **options)
         answer = self._transport.ask(command.ask(message))
-        key = None if command is REQUEUE and _is_id(message.key, answer.id) else message.key
-        return JobHandle(self._transport, answer.id, key, answer.due_at_us, answer.durability)
+        key = None if isinstance(answer, Moved) and _is_id(message.key, answer.id) else message.key
+        return JobHandle(self._transport, answer, key)
 
     return as_method(method, command.make)
 
@@ -159,8 +158,8 @@ def makes_async(
     async def method(self: _Async, /, *args: P.args, **options: P.kwargs) -> AsyncJobHandle:
         message = command.make(*args, **options)
         answer = await self._transport.ask(command.ask(message))
-        key = None if command is REQUEUE and _is_id(message.key, answer.id) else message.key
-        return AsyncJobHandle(self._transport, answer.id, key, answer.due_at_us, answer.durability)
+        key = None if isinstance(answer, Moved) and _is_id(message.key, answer.id) else message.key
+        return AsyncJobHandle(self._transport, answer, key)
 
     return as_method(method, command.make)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from givalia_core.client import answers
-from givalia_core.client.commands import checked
+from givalia_core.client import readings
 from givalia_core.client.pending import Pending
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
-from givalia_core.protocol.messages import LIST_LIMIT_MAX, Kind, List
+from givalia_core.protocol.messages import LIST_LIMIT_MAX, Kind, List, checked
 from givalia_core.times import Instant, at_to_us
 from givalia_core.views import Status
 
@@ -98,7 +97,7 @@ class PagedList:
         """Return the request for the next page."""
         after_a, after_b = self._after or (None, None)
         message = List(limit=LIST_LIMIT_MAX, after_a=after_a, after_b=after_b, params=self._params, **self._filter._asdict())
-        return Pending(Kind.LIST, [checked(Kind.LIST, message)], answers.page)
+        return Pending(Kind.LIST, [checked(Kind.LIST, message)], readings.page)
 
     def take(self, answer: tuple[list[Status], tuple[int, ...]]) -> list[Status]:
         """The jobs of the page that this is."""

@@ -12,14 +12,14 @@ from inspect import signature
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from givalia_core.client import commands
-from givalia_core.client.answers import Enqueued
-from givalia_core.client.commands import CANCEL, ENQ, EXT, REQUEUE, STAT, Command, checked
+from givalia_core.client.commands import CANCEL, ENQ, EXT, REQUEUE, STAT, Command
 from givalia_core.client.handles import Handle
 from givalia_core.client.pending import Pending
 from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, TooLarge, WrongState
+from givalia_core.protocol.answers import Enqueued
 from givalia_core.protocol.frames import FRAME_BYTES_MAX, ITEMS_MAX, Item
-from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Enq, Ext, Requeue, Stat
+from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Enq, Ext, Requeue, Stat, checked
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status, wire_id
 
@@ -54,7 +54,7 @@ class ManyEnq(NamedTuple):
             PartlyRefused: Some were refused; the error has all the answers.
         """
         made = [
-            kind(transport, answer.id, key, answer.due_at_us, answer.durability) if isinstance(answer, Enqueued) else answer
+            kind(transport, answer, key) if isinstance(answer, Enqueued) else answer
             for answer, key in zip(answers, self.keys, strict=True)
         ]
         refused = [answer for answer in made if isinstance(answer, GivaliaError)]

@@ -18,6 +18,7 @@ T = TypeVar("T")
 OnProgress: TypeAlias = Callable[[float, str], object]
 OnProgressAwaited: TypeAlias = Callable[[float, str], Awaitable[object] | object]
 
+IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
 FOREVER_S: Final = 1e9  # Thirty years are as good as for ever; the waits of the system take no more than three hundred.
 
 
@@ -30,8 +31,8 @@ class Pending(Generic[T]):
 
     kind: Kind
     items: list[Item]
-    read: Callable[[list[Any], bytes], T]
-    """Reads one answer; may raise the error that a job ended with."""
+    read: Callable[[Any], T]
+    """Makes of one answer what the caller gets; may raise the error that a job ended with."""
     waits: bool = False
     """The answer comes when a job has ended, and not at once."""
     timeout_s: float | None = None

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
+from givalia_core.client.failover import Failover
 from givalia_core.client.pending import Pending
 from givalia_core.errors import Busy, GivaliaError, ShuttingDown, StoreFull
+from givalia_core.protocol.caller import retry_after_s
 
 
-def are_of_a_server_that_stops(answers: Sequence[Any]) -> bool:
-    """Return whether the server stops and has not run the whole frame."""
-    return any(isinstance(answer, ShuttingDown) for answer in answers)
+def is_for_another_server(request: Pending[Any], answers: Sequence[Any], failover: Failover) -> bool:
+    """Note that a request is sent to another server, if this one stops and there is another; return whether it is.
+
+    The whole frame is sent again: what this server refused was not done, and for the rest the ids are known, and the answers
+    the same.
+    """
+    if not failover.has_others or not any(isinstance(answer, ShuttingDown) for answer in answers):
+        return False
+    request.refused()
+    request.refusal, request.refusals = list(answers), request.refusals + 1
+    failover.refused(request.refusals)
+    return True
 
 
-def later(request: Pending[Any], answers: Sequence[Any]) -> GivaliaError | None:
-    """Return the refusal after whose `retry_after` the same server is asked again, without the caller hearing of it.
+def is_put_off(
+    request: Pending[Any], answers: Sequence[Any], put_off: MutableMapping[Pending[Any], float], now_s: float
+) -> bool:
+    """Put a request off, to be sent to the same server again after its `retry_after`; return whether it is.
 
     A wait is sent again whenever the server is busy, since the time to wait is the caller's own. A command is sent again if it
     came too late to be decided; any other `Busy` is for the caller, unless an earlier copy of the command may be done: a server
@@ -23,9 +36,15 @@ def later(request: Pending[Any], answers: Sequence[Any]) -> GivaliaError | None:
     """
     may_be_done = request.may_be_done
     undecided = (answer for answer in answers if isinstance(answer, Busy) or (may_be_done and isinstance(answer, StoreFull)))
-    return next((answer for answer in undecided if request.waits or may_be_done or is_late(answer)), None)
+    busy = next((answer for answer in undecided if request.waits or may_be_done or _is_late(answer)), None)
+    if busy is None:
+        return False
+    request.refused()
+    request.lates += _is_late(busy)
+    put_off[request] = now_s + retry_after_s(busy)
+    return True
 
 
-def is_late(answer: GivaliaError) -> bool:
+def _is_late(answer: GivaliaError) -> bool:
     """Return whether a command was refused as older than its client waits; nothing was decided."""
     return isinstance(answer, Busy) and bool(answer.details.get("late"))

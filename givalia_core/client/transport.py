@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 from givalia_core import forks
 from givalia_core.client import interrupted
 from givalia_core.client.blocking_socket import BlockingSocket
-from givalia_core.client.delivery import IN_FLIGHT, Listen, RequestDelivery
+from givalia_core.client.delivery import Listen, RequestDelivery
 from givalia_core.client.failover import Connect, Find, Rest
-from givalia_core.client.pending import OnProgress, Pending, check_whole
+from givalia_core.client.pending import IN_FLIGHT, OnProgress, Pending, check_whole
 from givalia_core.errors import ConnectionLost, GivaliaError
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken

@@ -256,9 +256,15 @@ def decode(kind: Kind, fields: Sequence[Any], payload: bytes = b"") -> Answer:
     Raises:
         Unreadable: A field is missing, or not of its type.
     """
-    error = answer_error(fields)
-    if error is not None:
+    if not fields or fields[0] != OK:
+        error = answer_error(fields)
+        assert error is not None
         return error
+    if kind is Kind.ENQ and len(fields) == 4:  # Nearly all are as they should be, and there are many; the rest is told below.
+        _, job_id, due_us, durability = fields
+        is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
+        if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
+            return Enqueued(job_id, due_us, durability)
     record, said = OF.get(kind), fields[1:]
     if kind is Kind.WAIT:
         state = said[0] if said else None

@@ -528,6 +528,17 @@ def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
     return _check(TABLE[kind], fields, payload)
 
 
+def checked(kind: Kind, message: Any) -> Item:
+    """Return a message as it travels; it is checked as the server will check it.
+
+    Raises:
+        BadRequest, TooLarge: The server would refuse it.
+    """
+    packed = fields, payload = item(message)
+    _check(TABLE[kind], fields, payload)
+    return packed
+
+
 def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
     """The record of an item that a server sends unasked; fields that only a later server knows are left out.
 
@@ -538,7 +549,7 @@ def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
     return _check(shape, fields[: len(shape.checks)], payload)
 
 
-def _check(shape: _Shape, fields: list[Any], payload: bytes) -> Any:
+def _check(shape: _Shape, fields: Sequence[Any], payload: bytes) -> Any:
     name_of_kind, record, checks, required, payload_bytes_max = shape
     if not required <= len(fields) <= len(checks):
         raise BadRequest(f"{name_of_kind} has {required} to {len(checks)} fields, not {len(fields)}")

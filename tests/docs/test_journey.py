@@ -26,7 +26,7 @@ def way() -> Any:
                  "store/sqlite/store.py SQLite.commit"]),
         ("claim", ["engine/leases.py claim", "worker/inside/runner.py Runner.take"]),
         ("attempt", [f"worker/inside/pipeline.py {step}" for step in ("execute", "process", "report")]),
-        ("settle", ["engine/leases.py succeed", "client/answers.py end"]),
+        ("settle", ["engine/leases.py succeed", "client/commands.py _ended"]),
     ],
 )  # fmt: skip
 def test_each_leg_of_the_way_passes_its_landmarks_in_order(way: Any, leg: str, landmarks: list[str]) -> None:

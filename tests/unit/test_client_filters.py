@@ -12,6 +12,7 @@ from givalia_core.client.filters import Acted, PagedAct, cancel_all, ext_all, re
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull
 from givalia_core.protocol import messages as m
+from givalia_core.protocol.answers import decode
 from givalia_core.protocol.messages import Kind
 from givalia_core.times import at_to_us, to_datetime
 
@@ -47,7 +48,7 @@ def run(rig: EngineRig, run: PagedAct) -> Acted:
         (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
         if isinstance(answer, GivaliaError):
             raise answer
-        acted = run.take(request.read(["OK", *answer], b""))
+        acted = run.take(request.read(decode(Kind.ACT, ["OK", *answer])))
     return acted
 
 
@@ -156,7 +157,7 @@ def test_a_job_that_dies_again_during_a_run_is_not_requeued_again(rig: EngineRig
     rig.clock.advance(1)
     requeue = requeue_all("cancelled", module="Mail", time=600)
     page = act(rig, "requeue", state="cancelled", module="Mail", delta_us=10 * MINUTE_US)
-    requeue.take((*page[:2], page[2:]))
+    requeue.take(decode(Kind.ACT, ["OK", *page]))  # type: ignore[arg-type]
     rig.cancel(id=uid(600))  # The last that ended is the first of the run.
 
     acted = run(rig, requeue)
@@ -208,7 +209,7 @@ def test_a_run_that_was_broken_off_goes_on_from_its_cursor(rig: EngineRig) -> No
     told: list[Acted] = []
     broken = cancel_all(module="Mail", on_page=told.append)
     broken.tell()
-    broken.take(broken.ask().read(["OK", *page(rig, broken)], b""))
+    broken.take(broken.ask().read(decode(Kind.ACT, ["OK", *page(rig, broken)])))
     broken.tell()
 
     rest = run(rig, cancel_all(module="Mail", cursor=told[-1].cursor))
@@ -228,7 +229,7 @@ def test_a_run_that_goes_on_repeats_no_page_that_was_done_and_whose_answer_was_l
     broken = ext_all(60, module="Mail", on_page=told.append)
     broken.tell()
     for _ in range(pages):
-        broken.take(broken.ask().read(["OK", *page(rig, broken)], b""))
+        broken.take(broken.ask().read(decode(Kind.ACT, ["OK", *page(rig, broken)])))
         broken.tell()
     page(rig, broken)
     if restarts:

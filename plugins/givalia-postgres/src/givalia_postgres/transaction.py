@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgpack
 import psycopg
 from givalia_core.client import commands
-from givalia_core.client.commands import CANCEL, ENQ, EXT, Command, checked
+from givalia_core.client.commands import CANCEL, ENQ, EXT, Command
 from givalia_core.client.many import enq_of
 from givalia_core.clock import Now
 from givalia_core.engine.single import Decided, Single
@@ -22,7 +22,7 @@ from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreU
 from givalia_core.model import TEN_YEARS_US, WAITING, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import messages
-from givalia_core.protocol.answers import Answer, to_item
+from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, Succeed
 from givalia_core.store.base import Change, Found
@@ -64,7 +64,7 @@ def enq(connection: Any, module: str, **options: Any) -> Enqueued:
         Busy: Others changed the job of this key again and again.
     """
     made = _perform(connection, ENQ, enq_of({"module": module, **options}))
-    return Enqueued(text_id(made.id), options.get("key"), to_datetime(made.due_at_us), made.durability)
+    return Enqueued(text_id(made.id), options.get("key"), to_datetime(made.due_us), made.durability)
 
 
 def cancel(connection: Any, key: str | None = None, *, id: str | None = None, running: bool = False) -> str:
@@ -112,14 +112,12 @@ def takes(connection: Any) -> bool:
 
 
 def _perform(connection: Any, command: Command[..., T], message: Any) -> T:
-    fields, payload = checked(command.kind, message)
-    message = messages.check(command.kind, list(fields), payload)
+    messages.checked(command.kind, message)
     with _transaction(connection) as cursor:
         answer = _decide(cursor, command.kind, message)
     if isinstance(answer, GivaliaError):
         raise answer
-    fields, payload = to_item(answer)
-    return command.read(list(fields), payload)
+    return command.read(answer)
 
 
 # The connection.
