@@ -56,7 +56,7 @@ class AsyncTransport:
         self._socket = self._tending = self._changed = None
         self._unsent, self._is_flushing = deque(), False
         for request in delivery.requests:
-            request.wake = None
+            request.wake = lambda: None
         delivery.abandon()
 
     async def close(self) -> None:

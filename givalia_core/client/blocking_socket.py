@@ -81,12 +81,8 @@ class BlockingSocket:
             raise Broken("timed out")
 
     def send(self, data: memoryview) -> int:
-        """Send what the socket takes now; how much that was.
-
-        Raises:
-            Broken: The connection is over.
-        """
-        # While the system has not said how much it took, another thread is to believe that it was everything.
+        """Send what the socket takes now, and return how much that was; raise `Broken` if the connection is over."""
+        # While the system has not said how much it took, other threads must believe that it was everything.
         self._taken_bytes += len(data)
         try:
             sent = self._socket.send(data)

@@ -79,7 +79,9 @@ def enq(
         WrongState: It runs. Only with `replace` and `reschedule`.
         StoreFull, Busy, TooLarge: No job was made.
     """
-    delay_us, at_us = when(time, at)
+    seconds: Any = time
+    is_plain = at is None and type(seconds) in (int, float) and 0 <= seconds * SECOND_US <= TEN_YEARS_US  # As nearly always.
+    delay_us, at_us = (round(seconds * SECOND_US), None) if is_plain else when(time, at)
     return Enq(
         new_id() if id is None else wire_id(id), module, delay_us, key, target_worker, at_us, if_exists, priority, max_attempts,
         None if timeout is None else any_length_to_us(timeout, "timeout"),
@@ -226,9 +228,6 @@ def when(time: Length | None, at: Instant | None) -> tuple[int, int | None]:
     Raises:
         BadRequest: Both are given, or what is given cannot be.
     """
-    seconds: Any = time
-    if at is None and type(seconds) in (int, float) and 0 <= seconds * SECOND_US <= TEN_YEARS_US:  # As nearly always.
-        return round(seconds * SECOND_US), None
     if at is None:
         return 0 if time is None else length_to_us(time, "time"), None
     if time not in (None, 0):

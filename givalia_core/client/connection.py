@@ -96,8 +96,7 @@ class ClientConnection:
             request = self.waits.get(progressed.request)
             if request is not None and request in requests:
                 request.news = float(progressed.fraction), progressed.text
-                if request.wake is not None:
-                    request.wake()
+                request.wake()
 
     def quiet_s(self, now_s: float) -> float:
         """Return for how long the server owes an answer and says nothing; one to a wait may take any time, and counts as 0."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
 from givalia_core.client import refusals
@@ -105,8 +106,7 @@ class RequestDelivery:
         """Forget the requests that are over, and wake their callers."""
         for request in [request for request in list(self.requests) if request.is_over]:
             self.forget(request)
-            if request.wake is not None:
-                request.wake()
+            request.wake()
 
     # The next step.
 
@@ -160,29 +160,21 @@ class RequestDelivery:
         return list(self.requests)
 
     def load(self, connection: ClientConnection, request: Pending[Any], now_s: float) -> bytes:
-        """Number a request and return its bytes, which leave in the order of these calls.
-
-        None are returned for a request that is over or was sent already, and for a connection that is over. A command comes
-        behind the time that we wait here: until we ask another server, or give up. One that came too late is given longer, for
-        its way may be long; the servers' memory of answers covers that.
-        """
+        """Number a request and return its bytes, which leave in the order of these calls; none if they must not leave."""
         if connection is not self.connection or request not in self.requests or request.connection is connection:
-            return b""
+            return b""  # The connection or the request is over, or it was sent already.
         self.put_off.pop(request, None)
-        request.refusal = None
-        limit = b""
+        request.refusal, limit = None, b""
         if request.kind in CHANGING:
-            patience_s = self.failover.silent_s * 2**request.lates
-            if request.deadline_s is not None and request.deadline_s - now_s < patience_s:
-                patience_s = max(request.deadline_s - now_s, 0.0)
+            # Until we ask another server, or give up. One that came too late is given longer, for its way may be long.
+            patience_s = min(self.failover.silent_s * 2**request.lates, max((request.deadline_s or inf) - now_s, 0.0))
             if not FITS * patience_s <= connection.clock.until_s - now_s <= patience_s:
                 limit = connection.clock.limit(now_s, patience_s)
         number, data = connection.caller.ask(request.kind, request.items)
         (connection.waits if request.waits else connection.commands)[number] = request
-        data = limit + data
-        connection.loaded_bytes += len(data)
+        connection.loaded_bytes += len(limit) + len(data)
         request.connection, request.ends_at_byte, request.sent_at_s = connection, connection.loaded_bytes, now_s
-        return data
+        return limit + data
 
     def drop(self, connection: ClientConnection, why: str, now_s: float) -> None:
         """Note that a connection is closed, for it is of no use any more; unanswered requests are sent on the next."""
@@ -224,24 +216,26 @@ class RequestDelivery:
         except (BadRequest, TooLarge) as error:
             raise nonsense(error) from None
         connection.pulse.moved(now_s)
-        stays, was_served = True, False
         if not arrived:
             connection.heard_at_s = now_s
-        for each in arrived:
-            if isinstance(each, Told):
-                connection.heard_at_s = now_s
-                connection.hear(each, self.requests)
-            # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
-            elif each.request == connection.ping_number or each.request in connection.clock.asked:
-                connection.take_aside(each, now_s)
-            else:
-                connection.heard_at_s = now_s
-                is_served = self._hand_out(connection, each, now_s)
-                stays, was_served = stays and is_served, was_served or is_served
-                connection.has_answered = connection.has_answered or connection is self.connection
-        if was_served and self.failover.has_failed:
+        served = [self._take(connection, each, now_s) for each in arrived]
+        if self.failover.has_failed and True in served:
             self.failover.worked()
-        return stays
+        return False not in served
+
+    def _take(self, connection: ClientConnection, arrived: Answer | Told, now_s: float) -> bool | None:
+        """Take what the server says; return whether it has served a request, None if that is no answer to one."""
+        if isinstance(arrived, Told):
+            connection.heard_at_s = now_s
+            connection.hear(arrived, self.requests)
+            return None
+        # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
+        if arrived.request == connection.ping_number or arrived.request in connection.clock.asked:
+            connection.take_aside(arrived, now_s)
+            return None
+        connection.heard_at_s = now_s
+        connection.has_answered = connection.has_answered or connection is self.connection
+        return self._hand_out(connection, arrived, now_s)
 
     def _hand_out(self, connection: ClientConnection, answer: Answer, now_s: float) -> bool:
         """Give a request its answers, or keep it to be sent again; return False if that is to be at another server."""
@@ -251,26 +245,19 @@ class RequestDelivery:
         answers = read_answers(request, answer.items)
         if any(isinstance(each, GivaliaError) for each in answers):
             answers = connection.explained(answers)
-            if refusals.is_for_another_server(request, answers, self.failover):
-                return False
-            if refusals.is_put_off(request, answers, self.put_off, now_s):
-                return True
+            if refusals.is_kept(request, answers, self.failover, self.put_off, now_s):
+                return request in self.put_off
         if len(answers) == len(request.items):
             request.answers = answers
         else:  # One error for them all.
             request.error = answers[0]
         self.requests.pop(request, None)
-        if request.wake is not None:
-            request.wake()
+        request.wake()
         return True
 
 
 def read_answers(request: Pending[Any], items: list[tuple[list[Any], bytes]]) -> list[Any]:
-    """Return a value or an error (returned, not raised) for each command of a frame, or one error for them all.
-
-    Raises:
-        Broken: No server of this protocol answers so.
-    """
+    """Return a value or an error (not raised) for each command of a frame, or one error for them all; else raise `Broken`."""
     answers: list[Any] = []
     for fields, payload in items:
         if not fields or type(fields[0]) is not str:

@@ -7,7 +7,7 @@ certainly not done, and its error says so. Whether any other request that ends w
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from givalia_core.errors import ConnectionLost, GivaliaError, WaitTimeout
@@ -40,8 +40,8 @@ class Pending(Generic[T]):
 
     deadline_s: float | None = None
     """When the caller stops waiting, on the monotonic clock; None: never."""
-    wake: Callable[[], object] | None = None
-    """Called when there is something for the caller: the request is over, or has news. None: the caller polls."""
+    wake: Callable[[], object] = field(default=lambda: None)
+    """Called when there is something for the caller: the request is over, or has news."""
     answers: list[Any] | None = None
     error: GivaliaError | None = None
     news: tuple[float, str] | None = None

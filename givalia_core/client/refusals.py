@@ -11,24 +11,35 @@ from givalia_core.errors import Busy, GivaliaError, ShuttingDown, StoreFull
 from givalia_core.protocol.caller import retry_after_s
 
 
-def is_for_another_server(request: Pending[Any], answers: Sequence[Any], failover: Failover) -> bool:
-    """Note that a request is sent to another server, if this one stops and there is another; return whether it is.
+def is_kept(
+    request: Pending[Any],
+    answers: Sequence[Any],
+    failover: Failover,
+    put_off: MutableMapping[Pending[Any], float],
+    now_s: float,
+) -> bool:
+    """Keep a request that was refused, if it is to be sent again; return whether it is.
 
-    The whole frame is sent again: what this server refused was not done, and for the rest the ids are known, and the answers
-    the same.
+    It goes to another server if this one stops and there is another. The whole frame is sent again: what this server refused
+    was not done, and for the rest the ids are known, and the answers the same. Or it is put off, and goes to the same server
+    after its `retry_after`.
     """
-    if not failover.has_others or not any(isinstance(answer, ShuttingDown) for answer in answers):
+    if failover.has_others and any(isinstance(answer, ShuttingDown) for answer in answers):
+        request.refused()
+        request.refusal, request.refusals = list(answers), request.refusals + 1
+        failover.refused(request.refusals)
+        return True
+    busy = _busy(request, answers)
+    if busy is None:
         return False
     request.refused()
-    request.refusal, request.refusals = list(answers), request.refusals + 1
-    failover.refused(request.refusals)
+    request.lates += _is_late(busy)
+    put_off[request] = now_s + retry_after_s(busy)
     return True
 
 
-def is_put_off(
-    request: Pending[Any], answers: Sequence[Any], put_off: MutableMapping[Pending[Any], float], now_s: float
-) -> bool:
-    """Put a request off, to be sent to the same server again after its `retry_after`; return whether it is.
+def _busy(request: Pending[Any], answers: Sequence[Any]) -> GivaliaError | None:
+    """Return the refusal after which the same server is asked again.
 
     A wait is sent again whenever the server is busy, since the time to wait is the caller's own. A command is sent again if it
     came too late to be decided; any other `Busy` is for the caller, unless an earlier copy of the command may be done: a server
@@ -36,13 +47,7 @@ def is_put_off(
     """
     may_be_done = request.may_be_done
     undecided = (answer for answer in answers if isinstance(answer, Busy) or (may_be_done and isinstance(answer, StoreFull)))
-    busy = next((answer for answer in undecided if request.waits or may_be_done or _is_late(answer)), None)
-    if busy is None:
-        return False
-    request.refused()
-    request.lates += _is_late(busy)
-    put_off[request] = now_s + retry_after_s(busy)
-    return True
+    return next((answer for answer in undecided if request.waits or may_be_done or _is_late(answer)), None)
 
 
 def _is_late(answer: GivaliaError) -> bool:

@@ -106,16 +106,15 @@ class BlockingTransport:
         """Wait for the answers to a request, reading for all whenever nobody else does."""
         while True:
             with self.lock:
-                while not self.delivery.has_something(request, clock.monotonic()):
-                    if self.reader is None:
-                        self.reader = threading.get_ident()
-                        break
+                while not self.delivery.has_something(request, clock.monotonic()) and self.reader is not None:
                     self.changed.wait(request.left_s(clock.monotonic()))
                 news, request.news = request.news, None
                 if news is None and request.error is not None:
                     raise request.error
                 if news is None and request.answers is not None:
                     return request.answers
+                if news is None:
+                    self.reader = threading.get_ident()
             if news is None:
                 self._read_for_all(request)
             elif on_progress is not None:
@@ -130,12 +129,8 @@ class BlockingTransport:
                     if self.delivery.has_something(request, now_s):
                         return
                     step = self.delivery.step(now_s, request.deadline_s)
-                if isinstance(step, Connect):
-                    self._connect(step)
-                elif isinstance(step, Rest):
-                    with self.lock:
-                        self.changed.notify_all()  # Some may have been given up.
-                        self.changed.wait_for(lambda: self.delivery.is_closed, step.seconds)
+                if not isinstance(step, Listen):
+                    self._search(step)
                 elif sock is not None:
                     self._listen(sock, step)
         finally:
@@ -172,8 +167,13 @@ class BlockingTransport:
                 self.reader = None
             self.changed.notify_all()
 
-    def _connect(self, step: Connect) -> None:
-        """Connect, and send whatever has no answer."""
+    def _search(self, step: Connect | Rest) -> None:
+        """Connect, and send whatever has no answer; or rest."""
+        if isinstance(step, Rest):
+            with self.lock:
+                self.changed.notify_all()  # Some may have been given up.
+                self.changed.wait_for(lambda: self.delivery.is_closed, step.seconds)
+            return
         try:
             sock = BlockingSocket(*step)
         except Broken as error:
