@@ -1,4 +1,4 @@
-"""For the tests of people who write WorkModules: one attempt, or a whole queue, without a server, a disk or waiting.
+"""A kit for tests of WorkModules: one attempt, or a whole queue, without a server, a disk or waiting.
 
 `run` takes a module through one attempt as a worker would. `Queue` is the real engine on a clock that stands still until you
 advance it: a week passes in a moment, retries and backoff included. It has the verbs of `Client`.
@@ -55,7 +55,7 @@ _FREE: Final = Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)])  # The worker takes o
 
 
 class Ran(NamedTuple):
-    """One attempt that was made: of which job, how it ended, and what it said of its progress."""
+    """One attempt that was made: its job, its outcome, and the progress that it reported."""
 
     id: str
     key: str | None
@@ -75,7 +75,7 @@ def run(
     cancelled: bool = False,
     plugins: Sequence[object] = (),
 ) -> Ran:
-    """Run one attempt of a module here and now; what it raises is in the outcome, never raised."""
+    """Run one attempt of a module here and now; an exception of the job is in the outcome, never raised."""
     dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=pack_params(params))
     said: list[Any] = []
     attempt_ = _attempt(work, dispatch, Hooks(plugins), said.append)
@@ -173,7 +173,7 @@ class _Inside:
         self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
         self._turn(_FREE)
 
-    # What a client asks of its carrier.
+    # The transport of the client.
 
     def ask(self, request: Pending[T], on_progress: OnProgress | None = None) -> T:
         """Return the answer to one command; while it waits for a job's end, time passes."""
@@ -193,7 +193,7 @@ class _Inside:
             return [answer for request in requests for answer in self._read(request, self._send(request))]
 
     def close(self) -> None:
-        """Nothing to close: the jobs stay in this object until it goes."""
+        """Do nothing: the jobs stay in this object as long as it lives."""
 
     def _send(self, request: Pending[Any], on_progress: OnProgress | None = None) -> int:
         number = next(self._numbers)
@@ -256,7 +256,7 @@ class _Inside:
         self._turn(_FREE)  # The worker is heard of, as if it had beaten meanwhile.
 
     def _turn(self, *asked: Asked) -> None:
-        """Take turns until nothing is left to be done now: neither a job that is due nor a question."""
+        """Take turns until neither a job is due nor a question is open."""
         inputs: Sequence[Asked] = asked
         while True:
             effects = turn.turn(self._engine, self._store, self._timer, inputs, self.clock)
@@ -267,7 +267,7 @@ class _Inside:
                 return
 
     def _carry_out(self, effect: Effect, now: Now) -> list[Asked]:
-        """Do what a turn has led to; return what the worker has to report of it."""
+        """Carry out an effect of a turn; return the reports of the worker that come of it."""
         if isinstance(effect, Hook):
             self._hooks.call(effect.name, **effect.arguments(now))
         elif isinstance(effect, Reply):

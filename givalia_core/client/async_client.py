@@ -122,7 +122,7 @@ class AsyncClient(Located[AsyncTransport]):
         *,
         key: str | None = None,
     ) -> Any:
-        """The result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
+        """Return the result of the job of this id, or of the job that `stat(key)` finds now; see `AsyncJobHandle.wait`."""
         job = commands.id_of(id) if key is None else wire_id((await self.stat(key, id=id)).id)
         return await AsyncJobHandle(self._transport, Moved(job, 0), None).wait(timeout, progress)
 

@@ -193,7 +193,7 @@ class AsyncTransport:
                 else:
                     await asyncio.sleep(step.seconds)
         finally:
-            # Cancelled, by `close` or with the whole loop; a later loop may begin anew, or has done so.
+            # Cancelled, by `close` or with the whole loop; a later loop may be at work already.
             if self._changed is changed:
                 self._tending = None
                 if self._socket is not None:

@@ -21,13 +21,13 @@ from givalia_core.client.connection import ClientConnection
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Broken
 
-RECEIVE_BYTES: Final = 65_536  # From 128 KiB on, glibc maps the memory of each read anew.
+RECEIVE_BYTES: Final = 65_536  # From 128 KiB on, glibc maps new memory for each read.
 _UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
 @contextlib.contextmanager
 def _breaks() -> Iterator[None]:
-    """Raise an error of the system as `Broken`, and whatever was thrown from outside as it is."""
+    """Raise an error of the system as `Broken`, and one that was thrown from outside as it is."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ class BlockingSocket:
         """Connect and say hello, each within `patience_s` seconds.
 
         Raises:
-            Broken: Nobody answers, or the server is busy, or refuses this client.
+            Broken: No server answers, or it is busy, or it refuses this client.
         """
         process = os.getpid()
         self._socket = _connected(address, patience_s)
@@ -54,7 +54,7 @@ class BlockingSocket:
         self.connection = ClientConnection()
         forks.register(self)
         try:
-            if os.getpid() != process:  # A greenlet connects, and another one has forked meanwhile.
+            if os.getpid() != process:  # A greenlet connects, and another one forked meanwhile.
                 self.after_fork()
             self._say_hello(clock.monotonic() + patience_s)
         except BaseException:
@@ -64,7 +64,7 @@ class BlockingSocket:
         self.connection.taken_bytes = lambda: self._taken_bytes
 
     def _say_hello(self, deadline_s: float) -> None:
-        """Say hello, and read until that is answered: a server that answers byte by byte has no more time than another."""
+        """Say hello and read the answer; a server that answers byte by byte gets no more time than others."""
         with _breaks():
             tcp.tune(self._socket)
         hello = memoryview(self.connection.hello())
@@ -100,7 +100,7 @@ class BlockingSocket:
         return tcp.acknowledged_s(self._socket)
 
     def receive(self) -> bytes | None:
-        """What has arrived; None if nothing has.
+        """Return the bytes that arrived; None if there are none.
 
         Raises:
             Broken: The connection is over.
@@ -116,10 +116,10 @@ class BlockingSocket:
         return data
 
     def after_fork(self) -> None:
-        """In a fork: leave it to the parent.
+        """In a fork: leave the connection to the parent.
 
-        The number stays taken for good. A greenlet of the parent may wait for it, and libev ends a process in which it is to
-        wait for a number that is closed.
+        The file descriptor stays taken for good. A greenlet of the parent may wait for it, and libev ends a process that waits
+        for a closed file descriptor.
         """
         fd = self._socket.fileno()
         forks.detach(fd)
@@ -129,17 +129,17 @@ class BlockingSocket:
         self._socket.detach()
 
     def close(self) -> None:
-        """Close it; whoever waits on it wakes up."""
+        """Close the connection, and wake the thread that waits for it."""
         with contextlib.suppress(Broken), _breaks():
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 def _connected(address: Address, patience_s: float) -> socket.socket:
-    """Return a socket that never waits, connected to the first of an address's places that answers in this time.
+    """Return a non-blocking socket, connected to the first place of an address that answers in time.
 
     Raises:
-        Broken: None does.
+        Broken: No place does.
     """
     why = Broken(f"{address} has no place")
     with _breaks():
@@ -180,7 +180,7 @@ def _wait(sock: socket.socket, seconds: float | None, *, to_send: bool = False, 
     """
     if sock.fileno() < 0:
         raise Broken("the connection is closed")
-    try:  # And not `_breaks`, which takes longer than all the rest.
+    try:  # Not `_breaks`, which takes longer than all the rest.
         if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(sock, (select.POLLIN if to_read else 0) | (select.POLLOUT if to_send else 0))

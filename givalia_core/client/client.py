@@ -72,7 +72,7 @@ class Client(Located[Transport]):
         port: For those that name none; None: 12322.
         resend: How long a command is sent again over lost connections, at most 60 s; then it raises `ConnectionLost`.
 
-    In a fork it makes a connection of its own. What was under way is the parent's: in the child it raises `ConnectionLost`.
+    In a fork it makes a connection of its own. Calls under way are the parent's: in the child they raise `ConnectionLost`.
 
     Connecting happens at the first command. Of several servers it takes a random one, and the next at once when that cannot be
     reached, is lost, takes no connection or stops (`ShuttingDown`, which is raised only if all of them said so until the time
@@ -119,7 +119,7 @@ class Client(Located[Transport]):
         *,
         key: str | None = None,
     ) -> Any:
-        """The result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
+        """Return the result of the job of this id, or of the job that `stat(key)` finds now; see `JobHandle.wait`."""
         job = commands.id_of(id) if key is None else wire_id(self.stat(key, id=id).id)
         return JobHandle(self._transport, Moved(job, 0), None).wait(timeout, progress)
 

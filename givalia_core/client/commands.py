@@ -1,7 +1,7 @@
-"""Every command for one job, once: its options, the message that they make, and the reading of the answer.
+"""Every command, once: its options, the message that they make, and the reading of the answer.
 
-A client makes methods of these commands, blocking ones or coroutines. So whatever a verb takes and means is said here. Each
-message has its id when it is made, so that a request can be sent any number of times; nothing here knows how it travels.
+A client makes methods of these commands, blocking ones or coroutines. The docstrings here are those of the methods. Each
+message gets its id when it is made, so that a request can be sent any number of times; nothing here knows how it travels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from givalia_core.views import wire_id
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
-POLL_S: Final = 5.0  # How long a wait that is for no time may take to hear whether the job has ended.
+POLL_S: Final = 5.0  # The time that a wait for no time at all has to hear whether the job has ended.
 
 Move: TypeAlias = tuple[int | None, int | None]  # By how many microseconds, or to which instant of the wall clock.
 
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[P, T_co]):
-    """One verb."""
+    """One verb: the message that its options make, and the reading of the answer."""
 
     kind: Kind
     make: Callable[P, Any]
@@ -126,7 +126,7 @@ def stat(key: str | None = None, *, id: str | None = None, params: bool = False)
 def wait(job_id: bytes, timeout: Length | None, *, progress: bool) -> list[Pending[Any]]:
     """Return the requests to make one after the other until a job has ended; the answer to the last is its result.
 
-    A wait for no time at all first asks whether the job has ended: its caller wants to know just that.
+    A wait for no time at all first asks whether the job has ended: just that is what its caller wants to know.
 
     Raises:
         BadRequest: The timeout is no number or `timedelta`.
@@ -199,7 +199,7 @@ def requeue(key: str | None = None, *, id: str | None = None, time: Length = 0, 
 def resume() -> ResumeLending:
     """End the hold with which the server was started: jobs that are due are lent from now on.
 
-    Of servers that share a store each has a hold of its own; this ends that of the server which answers.
+    Servers that share a store have a hold each; this ends the hold of the server that answers.
 
     Returns:
         False if the server did not hold.
@@ -208,17 +208,17 @@ def resume() -> ResumeLending:
 
 
 def info() -> Info:
-    """What the server is, holds and allows; `docs/protocol.md` names the parts."""
+    """Describe the server: what it is, holds and allows; `docs/protocol.md` names the parts."""
     return Info()
 
 
 def modules() -> Modules:
-    """Every module of every connected worker, the broken ones with their error."""
+    """Return every module of every connected worker, the broken ones with their error."""
     return Modules()
 
 
 def workers() -> Workers:
-    """Every connected worker."""
+    """Return every connected worker."""
     return Workers()
 
 
@@ -248,10 +248,10 @@ def move(time: Length | None, at: Instant | None) -> Move:
 
 
 def id_of(job_id: str | None) -> bytes:
-    """Return the id of a job that only its id can name, as it goes over the wire.
+    """Return the id of a job as it goes over the wire.
 
     Raises:
-        BadRequest: It is none.
+        BadRequest: Not an id.
     """
     named: Any = _named(None, job_id)[1]
     return bytes(named)

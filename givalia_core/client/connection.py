@@ -25,15 +25,15 @@ class ClientConnection:
 
     def __init__(self) -> None:
         self.caller = Caller()
-        self.commands: dict[int, Pending[Any]] = {}  # Those that are answered at once, in the order in which they were sent.
-        self.waits: dict[int, Pending[Any]] = {}  # Those that are answered when a job has ended.
-        self.heard_at_s = 0.0  # When the server last said anything but its clock, or that it is there.
+        self.commands: dict[int, Pending[Any]] = {}  # Requests that are answered at once, in the order of sending.
+        self.waits: dict[int, Pending[Any]] = {}  # Requests that are answered when a job has ended.
+        self.heard_at_s = 0.0  # When the server last said anything but its clock or a pong.
         self.clock = ServerClock(self.caller)
         self.pulse = Pulse()
-        self.has_answered = False  # It has brought an answer.
-        self.loaded_bytes = 0  # How many bytes were to be sent behind `hello`,
-        self.taken_bytes: Callable[[], int] = lambda: sys.maxsize  # and how many of them have left this process, or may have.
-        self.ping_number = 0  # The number of the ping that is not answered yet.
+        self.has_answered = False  # It has brought an answer to a request.
+        self.loaded_bytes = 0  # The bytes to be sent after `hello`,
+        self.taken_bytes: Callable[[], int] = lambda: sys.maxsize  # and how many of them left this process, or may have.
+        self.ping_number = 0  # The number of the ping that is not answered yet; 0 for none.
 
     def hello(self) -> bytes:
         """Return the first bytes of the connection."""
@@ -81,7 +81,7 @@ class ClientConnection:
         return [self.caller.explained(each) for each in answers] if BadRequest in map(type, answers) else answers
 
     def hear(self, told: Told, requests: Container[Pending[Any]]) -> None:
-        """Keep the newest progress for its caller, if he still waits; of reports that arrived at once the older are left out.
+        """Keep the newest progress of each job for its caller; of reports that arrive together the older ones are left out.
 
         Raises:
             Broken: The server sends what no server of this protocol sends.

@@ -80,7 +80,7 @@ class RequestDelivery:
         return True
 
     def forget(self, request: Pending[Any]) -> None:
-        """Forget a request that nobody waits for any more: an answer that is still to come is of no use."""
+        """Forget a request whose caller is gone: an answer that is still to come is of no use."""
         self.requests.pop(request, None)
         self.put_off.pop(request, None)
 
@@ -115,7 +115,7 @@ class RequestDelivery:
         connection = self.connection
         if connection is None:
             return self._search(now_s)
-        if not self.requests:  # Nobody waits, so no server is hurried.
+        if not self.requests:  # No caller waits, so no server is hurried.
             return Listen(None if deadline_s is None else max(deadline_s - now_s, 0.0))
         owed = _owed(connection)
         ends_s = connection.pulse.look_again_s(now_s, owed)
@@ -241,7 +241,7 @@ class RequestDelivery:
         """Give a request its answers, or keep it to be sent again; return False if that is to be at another server."""
         request = connection.commands.pop(answer.request, None) or connection.waits.pop(answer.request, None)
         if request is None or request not in self.requests or request.connection is not connection:
-            return True  # Nobody waits for it any more.
+            return True  # Its caller is gone.
         answers = read_answers(request, answer.items)
         if any(isinstance(each, GivaliaError) for each in answers):
             answers = connection.explained(answers)

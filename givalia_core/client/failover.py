@@ -18,7 +18,7 @@ CONNECT_LEAST_S: Final = 0.01
 CONNECT_MOST_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0
-LAST_S: Final = 0.5  # What is left when a command that was refused is sent no more, for its answer might come too late.
+LAST_S: Final = 0.5  # With less time left, a refused command is not sent again, for its answer might come too late.
 SILENT_S: Final = 10.0  # With commands unanswered; then another server is asked, if there is one.
 
 Find: TypeAlias = Callable[[], Sequence[Address]]
@@ -54,7 +54,7 @@ class Failover:
         self._measure()
 
     def _measure(self) -> None:
-        self.has_others = len(self.servers) > 1
+        self.has_others = self.servers.has_others
         """There is another server to go to."""
         self.silent_s = min(SILENT_S, self._resend_s / len(self.servers)) if self.has_others else self._resend_s
         """How long a server may answer no command before another is asked, if there is another."""

@@ -1,7 +1,7 @@
 """The acts on all jobs that a filter admits: `cancel_all`, `ext_all` and `requeue_all`.
 
-The server answers a page at a time. An act by filter acts on each job at most once, wherever that stands afterwards, and one
-that was broken off goes on from its cursor.
+The server answers a page at a time. A run of pages acts on each job at most once, even if the act moves the job behind the
+cursor, and a run that was broken off goes on from its cursor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MARK_BYTES: Final = _SUM_BYTES + 16
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """What a run has come to: how many jobs by outcome, and the cursor from which it goes on; None at its end.
+    """The outcome of a run so far: how many jobs by outcome, and the cursor from which it goes on; None at its end.
 
     Outcomes are `cancelled`, `stop_requested`, `moved` and `requeued`; the state of a job that forbids the act (`running`); or
     the code of another refusal (`DUPLICATE_KEY`).
@@ -46,14 +46,14 @@ class PagedAct:
 
     Args:
         act: `cancel`, `ext` or `requeue`.
-        states: The states that it goes through one after the other; None in it: all that live.
-        wanted: Which jobs, but for the state.
+        states: The states that it goes through one after the other; None among them: all live jobs.
+        wanted: The filter, apart from the state.
         options: Further fields of the messages.
-        cursor: Where it goes on, as an earlier run has told it.
-        on_page: What `tell` calls.
+        cursor: The place to go on from, as an earlier run told it.
+        on_page: Called by `tell`.
 
     Raises:
-        BadRequest: The cursor is none of this act, these states and this filter.
+        BadRequest: The cursor is of another act, other states or another filter.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class PagedAct:
         """Return the request for the next page; one that is sent again acts on no job twice."""
         after_a, after_b = self._after or (None, None)
         fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
-        # The same page is the same request, so that a run that goes on hears the counts of a page that it has acted on.
+        # The same page is the same request, so that a run that goes on gets the counts of a page it has acted on already.
         page = repr((self._states[0], self._after, self._options)).encode()
         request = blake2b(self._run + page, digest_size=16).digest()
         message = Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
         return Pending(Kind.ACT, [checked(Kind.ACT, message)], readings.record(answers.Acted))
 
     def take(self, answer: answers.Acted) -> Acted:
-        """Take the answer to a page; return what the run has come to."""
+        """Take the answer to a page; return the outcome of the run so far."""
         self._counts.update(answer.counts)
         self._end_seq, self._after = answer.end_seq, readings.next_page(answer.after_a, answer.after_b)
         if not self._after:
@@ -120,9 +120,9 @@ class PagedAct:
         return self._acted()
 
     def tell(self) -> object:
-        """Call `on_page` with what the run has come to, and return what it returns.
+        """Call `on_page` with the outcome so far, and return its answer.
 
-        To be done before the first page, so that there is a cursor whatever becomes of that, and after each.
+        Call this before the first page, so that there is a cursor even if that fails, and after each page.
         """
         return None if self._on_page is None else self._on_page(self._acted())
 
@@ -274,10 +274,10 @@ def requeue_all(
 
 
 def _given(wanted: JobFilter, *, everything: bool) -> JobFilter:
-    """Return the filter, if it is one, or if all jobs are meant.
+    """Return the filter.
 
     Raises:
-        BadRequest: Neither is so, or both are.
+        BadRequest: It admits every job and `all` was not given, or the other way round.
     """
     if type(everything) is not bool:
         raise BadRequest(f"all is True or False, not {everything!r:.80}")

@@ -31,7 +31,7 @@ class Handle:
         self._id, self._due_us = answer[:2]
         self.key = key
         self.durability = answer.durability if isinstance(answer, Enqueued) else ""
-        """What the answer promised: `fsync` (on stable storage) or `memory`."""
+        """The promise of the answer: `fsync` (on stable storage) or `memory`."""
 
     @property
     def id(self) -> str:
@@ -70,9 +70,9 @@ class JobHandle(Handle):
         return self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
 
     def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
-        """The job's result, as soon as there is one: the server pushes it, over reconnects too.
+        """Return the result of the job as soon as there is one: the server pushes it, over reconnects too.
 
-        A server that is too busy for one more who waits is asked again when it wants to be.
+        A server that is too busy for another wait is asked again when it wants to be.
 
         Args:
             timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked, for five seconds at
@@ -112,7 +112,7 @@ class AsyncJobHandle(Handle):
         return await self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
 
     async def wait(self, timeout: Length | None = None, progress: OnProgressAwaited | None = None) -> Any:
-        """The job's result, with the promises and the errors of `JobHandle.wait`.
+        """Return the result of the job, with the promises and the errors of `JobHandle.wait`.
 
         Args:
             timeout: As in `JobHandle.wait`.
@@ -139,7 +139,7 @@ class _Async(Protocol):
 
 
 def makes(command: Command[P, A]) -> Callable[Concatenate[_Blocking, P], JobHandle]:
-    """Return a method that sends this command, whose answer is a job, and returns a handle."""
+    """Return a method that sends this command, whose answer is a job, and returns a handle of it."""
 
     def method(self: _Blocking, /, *args: P.args, **options: P.kwargs) -> JobHandle:
         message = command.make(*args, **options)

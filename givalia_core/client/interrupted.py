@@ -1,6 +1,6 @@
 """Calls of the blocking client that are cut short, or come in the middle of another: exceptions, signal handlers, forks.
 
-An exception may be thrown into a call at any step. A connection that carries a part of a frame is then of no use to any caller.
+An exception may be thrown into a call at any step. A connection that carries a part of a frame is of no use after that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from givalia_core.client.pending import OnProgress, Pending
 
 
 class Interruptible(Protocol):
-    """The blocking transport, as far as a call that is cut short has to put it right."""
+    """The parts of the blocking transport that a call may leave half done when it is cut short."""
 
     servers: Any
     delivery: RequestDelivery
@@ -38,7 +38,7 @@ class Interruptible(Protocol):
 
 
 def clean_up(transport: Interruptible, requests: Iterable[Pending[Any]]) -> None:
-    """Release the locks and the reading that this thread holds, and forget its requests: a call was cut short."""
+    """Release the locks and the reading that this thread holds, and forget its requests: its call was cut short."""
     me = threading.get_ident()
     with transport.lock:
         if transport.sender == me:
@@ -61,9 +61,9 @@ def drop_half_sent(transport: Interruptible) -> None:
 
 
 def carry_apart(transport: Interruptible, requests: Iterable[Pending[Any]], on_progress: OnProgress | None) -> list[list[Any]]:
-    """Carry requests over a connection of their own: a signal handler or a `__del__` has interrupted a call of this thread.
+    """Carry requests over a connection of their own: a signal handler or a `__del__` interrupted a call of this thread.
 
-    The interrupted call can only go on when the handler has returned, and holds the connection until then.
+    The interrupted call goes on when the handler returns, and holds the connection until then.
     """
     with closing(type(transport)(*transport.servers)) as apart:
         apart.delivery.is_closed = transport.delivery.is_closed
@@ -73,7 +73,7 @@ def carry_apart(transport: Interruptible, requests: Iterable[Pending[Any]], on_p
 def by_fork(transport: Interruptible) -> None:
     """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's.
 
-    A lock that this very thread holds is kept: a signal handler has forked in the middle of a call, and that goes on here.
+    A lock that this very thread holds is kept: a signal handler forked in the middle of a call, which goes on here.
     """
     changed, delivery = transport.changed, transport.delivery
     if not transport.lock._is_owned():
@@ -85,6 +85,6 @@ def by_fork(transport: Interruptible) -> None:
     transport.delivery, transport.socket = RequestDelivery(*transport.servers), None
     transport.delivery.is_closed = delivery.is_closed
     delivery.abandon()
-    if changed.acquire(blocking=False):  # Greenlets that waited are there in the child, too.
+    if changed.acquire(blocking=False):  # Greenlets that waited exist in the child, too.
         changed.notify_all()
         changed.release()

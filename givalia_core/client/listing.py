@@ -1,4 +1,4 @@
-"""The verb `list`: which jobs a filter admits, and its pages."""
+"""The verb `list`, its pages, and the filter that it shares with the acts on many jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from givalia_core.views import Status
 
 
 class JobFilter(NamedTuple):
-    """Which jobs a listing shows, or an act is for, as messages have it; None: any."""
+    """The jobs that a listing shows or an act is for, as messages have it; None: any."""
 
     state: str | None = None
     module: str | None = None
@@ -29,10 +29,10 @@ class JobFilter(NamedTuple):
 def filter_of(
     state: Any, module: Any, target_worker: Any, key_prefix: Any, due_before: Any, due_after: Any, ended_after: Any, error: Any
 ) -> JobFilter:
-    """Return a filter that callers give.
+    """Return the filter of a caller's arguments.
 
     Raises:
-        BadRequest: An instant is none, or a text is empty: whoever computes one and finds none does not mean all jobs.
+        BadRequest: Not an instant; or an empty text, which a caller who computes it does not mean as "all jobs".
     """
     texts = {"module": module, "target_worker": target_worker, "key_prefix": key_prefix, "error": error}
     for name, text in texts.items():

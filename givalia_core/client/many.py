@@ -281,7 +281,7 @@ def _moves(given: Iterable[Any], time: Length | None, at: Instant | None) -> Ite
 
 
 def _sized(command: Command[..., Any], message: Any) -> tuple[Item, int]:
-    """Return the message as it is sent, and how many bytes it takes at most."""
+    """Return the message as it is sent, and the most bytes that it takes."""
     return checked(command.kind, message), FIELDS_BYTES + _key_bytes(message.key)
 
 

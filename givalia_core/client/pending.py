@@ -19,7 +19,7 @@ OnProgress: TypeAlias = Callable[[float, str], object]
 OnProgressAwaited: TypeAlias = Callable[[float, str], Awaitable[object] | object]
 
 IN_FLIGHT: Final = 8  # Frames of one call that travel before the first is answered.
-FOREVER_S: Final = 1e9  # Thirty years are as good as for ever; the waits of the system take no more than three hundred.
+FOREVER_S: Final = 1e9  # Thirty years; the waits of the system take at most three hundred.
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
 """Reads the records of answers for users: a `Status`, a page of a listing, the error of a job without a result.
 
-A result is the work of a worker, and no server looks into it: one that cannot be read is an answer. Everything else that is
-not as `docs/protocol.md` has it comes from no server of this protocol, and the connection is of no use.
+A result is written by a worker, and no server looks into it: that it cannot be read is an answer. Anything else that differs
+from `docs/protocol.md` comes from no server of this protocol, and the connection is of no use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from givalia_core.views import Status
 
 A = TypeVar("A")
 
-UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker has reported bytes that are no value.
+UNREADABLE: Final = "UNREADABLE"  # Why there is no result, if a worker reported bytes that are no value.
 
 
 def _is_progress(value: Any) -> bool:
@@ -50,11 +50,11 @@ _STATUS: Final[dict[str, Check]] = {
     "progress": or_none(_is_progress), "error": _is_text_or_none, "reason": _is_text_or_none,
     "result_error": _is_text_or_none, "stop_asked": is_bool, "why": is_any_text,
 }  # fmt: skip
-"""The parts of a status that every server tells."""
+"""The parts of a status that servers of every version tell."""
 
 
 def record(_: type[A]) -> Callable[[Any], A]:
-    """Return the reading of an answer that is of use as it is."""
+    """Return the reading of an answer whose record is used as it is."""
     return lambda answer: answer
 
 
@@ -74,7 +74,7 @@ def did_hold(answer: LendingResumed) -> bool:
 
 
 def described(answer: Described) -> Any:
-    """Return the value of an answer that is one."""
+    """Return the value that the answer carries."""
     return _value(answer.payload)
 
 
@@ -145,7 +145,7 @@ def _status(shown: Any, payload: bytes, params: Any = None) -> Status:
 
 
 def _instant(us: Any) -> datetime | None:
-    """Return an instant that a server of an earlier version does not tell."""
+    """Return an instant; None from a server of an earlier version, which does not tell it."""
     if us is None:
         return None
     if not is_instant(us):
@@ -154,7 +154,7 @@ def _instant(us: Any) -> datetime | None:
 
 
 def no_result(answer: Any) -> GivaliaError:
-    """Return the error of a job that ended without a result that can be read."""
+    """Return the error of a job that ended without a readable result."""
     if isinstance(answer, EndedDead):
         words = f"the job is dead ({answer.reason}): {headline(answer.error) or 'it has no error'}"
         return JobFailed(words, reason=answer.reason, error=answer.error)

@@ -6,10 +6,12 @@ held up makes us take our commands for older than they are, never for younger. N
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
+from givalia_core.protocol.answers import Unreadable, Uptime, decode
 from givalia_core.protocol.caller import Answer, Caller
-from givalia_core.protocol.messages import OK, Clock, Kind, item
+from givalia_core.protocol.messages import Clock, Kind, item
 
 FITS: Final = 0.9  # The part of the time that we wait: while so much is left of the limit told before, no other is told.
 DRIFT: Final = 2e-4  # By how much our clock may run faster than the server's.
@@ -41,8 +43,10 @@ class ServerClock:
         if answer.request not in self.asked:
             return False
         self.asked.discard(answer.request)
-        fields = answer.items[0][0] if answer.items else []
-        self._told_us = fields[1] if fields[:1] == [OK] and len(fields) > 1 and type(fields[1]) is int else None
+        self._told_us = None
+        with contextlib.suppress(Unreadable):
+            told = decode(Kind.CLOCK, *answer.items[0]) if answer.items else None
+            self._told_us = told.uptime_us if isinstance(told, Uptime) else None
         return True
 
     def heard(self, now_s: float) -> None:

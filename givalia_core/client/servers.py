@@ -1,6 +1,6 @@
-"""Which servers a client talks to: those it is given, else in a job those of its worker, else those of its settings.
+"""The servers of a client: those it is given, else in a job those of its worker, else those of its settings.
 
-A client may be made while a module is imported, before the worker knows its servers. So they are found at the first command.
+A client may be made while a module is imported, before the worker knows its servers. So it finds them at its first command.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger("givalia.settings")
 
 
 def given(host: Hosts | None, port: int | None) -> Find:
-    """Find these; where nothing is given, and outside a job, the server of this machine.
+    """Return a function that finds these servers; the one of this machine if none are given, outside a job.
 
     Raises:
-        BadRequest: An address that is none.
+        BadRequest: Not an address.
     """
     found = addresses.parse(HOST if host is None else host, CLIENT_PORT if port is None else port)
     return _find(found, is_given=host is not None or port is not None)
@@ -49,7 +49,7 @@ def from_settings(
     notice: Callable[[str], object] = log.warning,
     name: Callable[[str], str] = _argument,
 ) -> Find:
-    """Find those of the arguments, the environment, the settings file and the defaults, as the command line does.
+    """Return a function that finds the servers as the command line does: by arguments, environment, settings file, defaults.
 
     Raises:
         SettingsInvalid: One of them cannot be used.
@@ -83,18 +83,18 @@ def _resend_s(resend: Length) -> float:
 
 
 class _Lazily:
-    """Makes the transport of a client at its first command, and is not asked again: the client then has it as an attribute."""
+    """Makes the transport of a client at its first command, and leaves it there as an ordinary attribute."""
 
     def __get__(self, client: Any, owner: type | None = None) -> Any:
         if client is None:
             return self
         made = type(client)._make(client._find(), client._resend_s, client._find)
-        # Of threads that come here at once one makes it for all. Not by a lock, which may be held at a fork.
+        # Threads that come here at once share the first one made. A lock might be held at a fork.
         return client.__dict__.setdefault("_transport", made)
 
 
 class Located(Generic[T]):
-    """A client, as far as it finds its servers."""
+    """The part of a client that finds its servers."""
 
     _make: ClassVar[type[Any]]
     _transport: T = _Lazily()  # type: ignore[assignment]
@@ -111,7 +111,7 @@ class Located(Generic[T]):
         config: str | Path | None = None,
         resend: Length = RESEND_S,
     ) -> Self:
-        """A client of the servers that the command line would ask: by `GIVALIA_*`, the TOML file, and the defaults.
+        """Make a client of the servers that the command line would ask: by `GIVALIA_*`, the TOML file, and the defaults.
 
         In a job it means the servers of the worker, unless `host` or `port` is given.
 
@@ -132,7 +132,7 @@ L = TypeVar("L", bound=Located[Any])
 
 
 def found_by(kind: type[L], find: Find, resend: Length) -> L:
-    """A client of the servers that `find` finds at its first command.
+    """Make a client of the servers that `find` finds at its first command.
 
     Raises:
         BadRequest: `resend` is no length.
@@ -143,7 +143,7 @@ def found_by(kind: type[L], find: Find, resend: Length) -> L:
 
 
 def likewise(client: L, resend: Length) -> L:
-    """A client of the servers of this one, and with connections of its own.
+    """Make a client of the servers of this one, with a connection of its own.
 
     Raises:
         BadRequest: `resend` is no length.

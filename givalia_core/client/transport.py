@@ -103,7 +103,7 @@ class BlockingTransport:
         return answers
 
     def _answers(self, request: Pending[Any], on_progress: OnProgress | None) -> list[Any]:
-        """Wait for the answers to a request, reading for all whenever nobody else does."""
+        """Wait for the answers to a request, reading for all while no other thread does."""
         while True:
             with self.lock:
                 while not self.delivery.has_something(request, clock.monotonic()) and self.reader is not None:
@@ -191,7 +191,7 @@ class BlockingTransport:
             self.transmit(sock, request)
 
     def transmit(self, sock: BlockingSocket, request: Pending[Any]) -> None:
-        """Number a request and send it; a connection that breaks here is found broken by whoever reads."""
+        """Number a request and send it; a connection that breaks here is found broken by the reader."""
         with self.sending:
             with self.lock:
                 if self.sender is not None:  # It was cut short, has left the other lock, and has not come to clean up.

@@ -1,7 +1,7 @@
-"""The servers that one side knows, and which of them is tried next.
+"""The servers that a client or a worker knows, and which of them is tried next.
 
 Used by the client, the worker's link and the settings; nothing here touches a socket. Several servers are equals: they share
-one store, so what was begun at one can go on at another.
+one store, so what began at one can go on at another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Address(NamedTuple):
 
 
 def parse(given: str | Iterable[str], port: int) -> tuple[Address, ...]:
-    """The addresses of a text (separated by commas) or of several, each once, in their order.
+    """Return the addresses in a text (separated by commas) or in several, each once, in their order.
 
     Args:
         given: Each `HOST` or `HOST:PORT`; an IPv6 host stands in brackets, and may do without where no port follows.
@@ -62,7 +62,7 @@ def _address(text: str, port: int) -> Address:
 
 
 def _split(text: str) -> tuple[str | None, str | None]:
-    """Host and port of one address; no host if it is none, no port if it names none."""
+    """Return host and port of one address; no host if it is none, no port if it names none."""
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
         if closed and is_ipv6(host) and rest[:1] in ("", ":"):
@@ -77,7 +77,7 @@ def _split(text: str) -> tuple[str | None, str | None]:
 
 
 def is_host(text: str) -> bool:
-    """Whether it may be the name of a host, or its IPv4 address: its labels have 1 to 63 characters as DNS carries them."""
+    """Return whether it may be the name or the IPv4 address of a host: labels have 1 to 63 characters, as DNS carries them."""
     name = text.removesuffix(".")
     if _NO_HOST(name) or len(name) > HOST_CHARS_MAX or not all(1 <= len(label) <= 63 for label in name.split(".")):
         return False
@@ -88,7 +88,7 @@ def is_host(text: str) -> bool:
 
 
 def is_ipv6(host: str) -> bool:
-    """Whether it is an IPv6 address, which has colons of its own."""
+    """Return whether it is an IPv6 address, which has colons of its own."""
     try:
         ipaddress.IPv6Address(host)
     except ValueError:
@@ -97,22 +97,24 @@ def is_ipv6(host: str) -> bool:
 
 
 def _port(number: str | None, otherwise: int) -> int | None:
-    """The port that is meant; None if that is none."""
+    """Return the port that is meant; None if it is no port."""
     if number is not None:
         otherwise = int(number) if _PORT(number) else 0
     return otherwise if type(otherwise) is int and 1 <= otherwise <= PORT_MAX else None
 
 
 class Round:
-    """Whose turn it is among several servers.
+    """Several servers that are tried in turn.
 
-    They are shuffled once, so that many who know the same list spread over it, also when one server fails, and then taken in
-    turn. Who asks is told when all have failed in a row, for then it is time to rest.
+    They are shuffled once, so that many clients that know the same list spread over it, also when one server fails. `failed`
+    says when all have failed in a row, for then it is time to rest.
     """
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = random.sample(addresses, len(addresses))
         self._failed = 0  # How many in a row.
+        self.has_others = len(addresses) > 1
+        """There is another one to go to."""
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._addresses))
@@ -125,22 +127,18 @@ class Round:
 
     @property
     def address(self) -> Address:
-        """The one whose turn it is."""
+        """The server whose turn it is."""
         return self._addresses[0]
-
-    @property
-    def has_others(self) -> bool:
-        """Whether there is another one to go to."""
-        return len(self._addresses) > 1
 
     def replace(self, addresses: Sequence[Address]) -> None:
         """Go on with these servers instead, if they are others."""
         if set(addresses) != set(self._addresses):
             self._addresses = random.sample(addresses, len(addresses))
             self._failed = 0
+            self.has_others = len(addresses) > 1
 
     def worked(self) -> None:
-        """The present one does what it is for: the failures before it do not count any more."""
+        """Note that the present server does its work: earlier failures do not count any more."""
         self._failed = 0
 
     def move_on(self) -> None:
@@ -148,7 +146,7 @@ class Round:
         self._addresses.append(self._addresses.pop(0))
 
     def failed(self) -> bool:
-        """Give the turn to the next; whether all have failed by now, so that it is better to rest before trying it."""
+        """Give the turn to the next; return whether all have failed by now, so that it is better to rest before trying it."""
         self.move_on()
         self._failed = (self._failed + 1) % len(self._addresses)
         return self._failed == 0
