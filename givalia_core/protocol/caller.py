@@ -82,7 +82,7 @@ class Caller:
 
     def ask(self, kind: Kind, items: Iterable[Item]) -> tuple[int, bytes]:
         """One frame and its number."""
-        number = self.next_number()
+        self._last = number = self._last % _LAST_NUMBER + 1
         return number, frames.encode(kind, number, items)
 
     def feed(self, data: bytes | memoryview) -> list[Answer | Told]:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core import AsyncClient, Client, Worker, WorkModule, job_servers
 from givalia_core.modules import describe
@@ -45,9 +45,7 @@ def in_thread(call: Callable[[], Any]) -> Any:
     """Call from a native thread, while this thread's hub serves."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
-        with gevent.Timeout(PATIENCE_S):
-            while not future.done():
-                gevent.sleep(0.001)
+        yield_until(future.done, "the answer", PATIENCE_S)
         return future.result()
 
 

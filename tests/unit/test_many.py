@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import gevent
 import pytest
 from scripted_server import ScriptedServer, every, first, hang_up, refuse, serve
+from waits import yield_until
 
 from givalia_core import BadRequest, Busy, DuplicateKey, NotFound, PartlyRefused, ShuttingDown, WrongState
 from givalia_core.clock import Mark
@@ -51,9 +51,7 @@ class House:
         """A verb from a native thread, while this thread's hub serves."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(getattr(self.client, verb), *args, **options)
-            with gevent.Timeout(PATIENCE_S):
-                while not future.done():
-                    gevent.sleep(0.001)
+            yield_until(future.done, "the answer", PATIENCE_S)
             return future.result()
 
     def jobs(self, count: int, prefix: str = "k") -> list[Any]:
