@@ -79,10 +79,10 @@ class Load:
         """Wait until the load is under way."""
         await_true(lambda: len(self.acknowledged) >= LOAD_LEAST, "jobs to be acknowledged")
 
-    def await_refused(self, count: int) -> None:
-        """Wait until so many more jobs were refused."""
+    def await_refused(self) -> None:
+        """Wait until another job was refused, or the load is over."""
         before = len(self.refused)
-        await_true(lambda: len(self.refused) >= before + count, "jobs to be refused")
+        await_true(lambda: len(self.refused) > before or not self.thread.is_alive(), "a job to be refused")
 
     def check(self, fleet: Fleet, ran: Path) -> None:
         """Every job that was acknowledged has run, in its time and once, unless it was cancelled before."""
@@ -118,7 +118,7 @@ def restart_immediately(own: Rig, _: Fleet, __: Load) -> None:
 
 def be_gone_for_a_while(own: Rig, fleet: Fleet, load: Load) -> None:
     own.stop("immediate")
-    load.await_refused(3)
+    load.await_refused()
     own.start_again()
 
 
@@ -134,7 +134,7 @@ def be_a_standby_for_a_while(own: Rig, fleet: Fleet, load: Load) -> None:
             connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {mode}")
             connection.execute("SELECT pg_reload_conf()")
         if mode == "on":
-            load.await_refused(2)
+            load.await_refused()
 
 
 FAULTS: tuple[Callable[[Rig, Fleet, Load], None], ...] = (
