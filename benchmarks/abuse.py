@@ -1,8 +1,8 @@
-"""What strangers who ask and never read, who search in vain, or who are merely there, cost the server and everybody else.
+"""The cost of peers that do not read their answers, that search in vain, or that are connected and idle.
 
-One server, and connections of this process that speak frames themselves. Some ask for large results and read no answer: the
-memory of the server is watched meanwhile. Some list jobs by a filter that admits none: another client's `stat` is timed
-meanwhile. And workers with names of their own are connected and have nothing to do: the CPU of the server is measured.
+One server, and connections of this process that speak frames themselves. Some ask for large results and read no answer:
+meanwhile the server's memory is watched. Some list jobs by a filter that admits none: meanwhile another client's `stat` is
+timed. And workers with their own names are connected and idle: the server's CPU is measured.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Wire:
         self.read()
 
     def read(self) -> Answer:
-        """The next answer; whatever else arrives is dropped."""
+        """Return the next answer; drop all other frames."""
         while True:
             for arrived in self.receive():
                 if isinstance(arrived, Answer):
@@ -78,7 +78,7 @@ class Wire:
 
 
 def measure(**options: Any) -> list[Figure]:
-    """The medians over the rounds."""
+    """Return the medians over the rounds."""
     repeats = options.pop("repeats")
     return harness.medians([_round(**options) for _ in range(repeats)])
 
@@ -110,7 +110,7 @@ class _Stats(NamedTuple):
 
 
 def _unread(words: str, count: int, asked: _Waits | _Stats, seconds: float, folder: str | None) -> Figure:
-    """By how much the server grows when so many connections ask for a large result and read nothing."""
+    """Measure how much the server grows when so many connections ask for a large result and read nothing."""
     with harness.Rig(1, folder) as rig:
         job = _large_job(rig)
         before = _memory(rig)
@@ -121,7 +121,7 @@ def _unread(words: str, count: int, asked: _Waits | _Stats, seconds: float, fold
 
 
 def _vain(listers: int, lists: int, waiting: int, seconds: float, folder: str | None) -> Figure:
-    """How long the slowest enq takes beside listings that find nothing."""
+    """Measure the slowest enq beside listings that find nothing."""
     with harness.Rig(1, folder) as rig, rig.client() as client:
         client.enq_many([{"module": "Waiting", "time": 3_600, "params": n} for n in range(waiting)])
         with _crowd(rig.port, listers) as crowd:
@@ -133,7 +133,7 @@ def _vain(listers: int, lists: int, waiting: int, seconds: float, folder: str | 
 
 
 def _idle(workers: int, enqs: int, seconds: float, folder: str | None) -> list[Figure]:
-    """The CPU of the server for workers that have nothing to do, and for enqs beside them."""
+    """Measure the server's CPU for idle workers, and for enqs beside them."""
     with harness.Rig(1, folder) as rig, rig.client() as client:
         alone = _cpu_us(rig, client, enqs)
         with _named_workers(rig.worker_port, workers):
@@ -149,7 +149,7 @@ def _idle(workers: int, enqs: int, seconds: float, folder: str | None) -> list[F
 
 
 def _large_job(rig: harness.Rig) -> bytes:
-    """The id of a job that is done, with a result as large as one may be."""
+    """Return the id of a done job with a result of the largest allowed size."""
     worker, client = Wire(rig.worker_port), Wire(rig.port)
     job_id = os.urandom(16)
     worker.ask(Kind.JOIN, m.Join("large", os.urandom(16)))
@@ -193,7 +193,7 @@ def _named_workers(port: int, count: int) -> Iterator[None]:
 
 
 def _most_memory(rig: harness.Rig, seconds: float) -> int:
-    """The memory of the server at its largest within this time."""
+    """Return the server's largest memory within this time."""
     most, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         most = max(most, _memory(rig))
@@ -206,7 +206,7 @@ def _memory(rig: harness.Rig) -> int:
 
 
 def _slowest(client: harness.Client, seconds: float) -> float:
-    """How long the slowest of many enqs one after the other took, in milliseconds."""
+    """Return the milliseconds of the slowest of many consecutive enqs."""
     slowest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         began = time.perf_counter()

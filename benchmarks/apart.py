@@ -1,8 +1,8 @@
-"""The SQLite store in a process of its own, as a server could have it: what `store_apart.py` measures.
+"""The SQLite store in a process of its own, measured by `store_apart.py`.
 
-The server waits for an answer as it waits for a socket, so its loop reads, decodes and answers meanwhile. What crosses over
-is kept small: a job that was is named by its seq, since the other side has it; one that is goes over as the record of it;
-housekeeping is not waited for.
+The server waits for the store as for a socket, so its loop reads, decodes and answers meanwhile. Messages are kept small: the
+old version of a job is named by its seq, because the store has it; the new version is sent as its record; nothing waits for
+housekeeping.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BUFFER_BYTES: Final = 1 << 20  # So that a whole batch crosses at once.
 
 
 class Apart:
-    """A store that is asked over a socket; `apart:` and a path."""
+    """A store behind a socket; its URL is `apart:` and a path."""
 
     durability = "fsync"
     is_shared = False
@@ -84,7 +84,7 @@ class Apart:
 
 def serve(store: SQLite, sock: native_socket.socket) -> None:
     """Answer every call until the store is closed."""
-    kept: dict[int, Job] = {}  # By seq: as the other side knows them.
+    kept: dict[int, Job] = {}  # By seq, as the server knows them.
     while True:
         name, *values = _receive(sock)
         if name == "commit":

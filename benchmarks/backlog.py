@@ -1,8 +1,8 @@
-"""Jobs that nobody can take hold nobody up: a backlog of them, and beside it jobs of another module, started one at a time.
+"""Jobs that no worker can take delay no other job: a backlog of them, and beside it jobs of another module, one at a time.
 
-Two kinds of backlog are laid down, all of it due: jobs of a module that no worker has, and jobs for a worker that is away.
-Single jobs that a worker can take are timed before and behind it, and should start as on an idle server. Then jobs of every
-priority wait for a worker that runs one at a time: it must begin them in the order of priority, and of equals the oldest.
+The backlog has two kinds of due jobs: of a module that no worker has, and for a worker that is not connected. Single jobs that
+a worker can take are timed before and after it, and should start as on an idle server. Then jobs of all priorities wait for a
+worker that runs one at a time: it must begin them in the order of priority, and equal ones in the order of enq.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 def measure(nobody: int, away: int, singles: int, ordered: int, folder: str | None = None) -> list[Figure]:
-    """One round: before, the backlog, behind it."""
+    """Run one round: singles, the backlog, singles."""
     with harness.Rig(2 * singles + ordered, folder) as rig, rig.client() as client:
         rig.start_worker(client)
         before, _ = harness.latencies(rig, client, range(singles))
@@ -52,7 +52,7 @@ def measure(nobody: int, away: int, singles: int, ordered: int, folder: str | No
 
 
 def _check_order(rig: harness.Rig, client: Client, lines: range) -> None:
-    """Raise `Broken` unless a worker that comes late begins these jobs by priority, equals in the order of enq."""
+    """Raise `Broken` unless a worker that connects late begins these jobs by priority, equal ones in the order of enq."""
     priorities = {line: random.randint(-9, 9) for line in lines}
     jobs = harness.jobs_of(lines, target_worker="orderly")
     handles = client.enq_many([{**job, "priority": priorities[job["params"]["line"]]} for job in jobs])

@@ -1,6 +1,6 @@
-"""The WorkModules of the benchmarks: they do nothing but sign the ledger, so that nobody has to believe that they ran.
+"""The WorkModules of the benchmarks: each run signs the ledger, which proves that it ran, and does nothing else.
 
-The harness copies this file beside a distribution of its own making and puts both on a worker's path; nothing is installed.
+The harness copies this file beside the metadata of a distribution and puts both on a worker's path; nothing is installed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One tree's part of compare.py: a server and a worker that stay, and a block of jobs for each line that is read.
+"""One tree's part of compare.py: a server and a worker that stay, and a block of jobs for each line of standard input.
 
-The packages measured are those of the Python that runs this file; what measures them is this folder, for both trees.
+The measured packages are those of the Python that runs this file; the code of this folder measures both trees.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pushing jobs back and calling them off by key, one at a time and many at once, and what it costs when many others wait.
+"""Pushing jobs back and calling them off by key, one at a time and many at once, beside few and many waiting jobs.
 
-One at a time is timed twice on one server: when a thousand jobs wait, and when all the others have come to wait as well. The
-keys are random, so each call touches a place of the store that nobody touched lately.
+Single calls are timed twice on one server: while a thousand jobs wait, and while all jobs wait. The keys are random, so each
+call touches a place of the store that was not touched lately.
 """
 
 from __future__ import annotations

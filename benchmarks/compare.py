@@ -1,12 +1,12 @@
-"""Two states of Givalia beside each other in one run: what a job costs in each, and whether the later one is slower.
+"""Compares two states of Givalia in one run: the cost of a job in each, and whether the later one is slower.
 
-The state before, `--base`, is laid out of the repository into build/trees, with an environment of its own; the state now is
-what is installed here. Both are measured by this folder's code. Each restart has a server, a worker and a client of each
-state; blocks of jobs are then measured in turns, so that what the machine does meanwhile meets both. The median over the
-blocks of one restart is one value of each state, and their ratio is one pair. The median of the pairs' ratios is shown, with
-its interval of 95 %: so wide is the range of the medians of samples drawn again from the pairs. A figure is `no worse` if
-the whole interval is at most 3 % worse, `worse` if all of it is more than that, and else `undecided`: measure more restarts
-(with fewer than seven nothing is decided), or on a machine that does less beside.
+The old state, `--base`, is checked out of the repository into build/trees, with its own environment; the new state is the
+installed one. This folder's code measures both. Each restart has a server, a worker and a client of each state; blocks of jobs
+are then measured in turns, so that other load of the machine affects both. The median over the blocks of one restart is one
+value of each state, and their ratio is one pair. The median of the pairs' ratios is shown with its interval of 95 %, which is
+the range of the medians of samples drawn again from the pairs. A figure is `no worse` if the whole interval is at most 3 %
+worse, `worse` if all of it is more than that, and else `undecided`: measure more restarts (with fewer than seven nothing is
+decided), or use a machine with less other load.
 """
 
 from __future__ import annotations

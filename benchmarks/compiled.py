@@ -1,7 +1,7 @@
-"""What compiling the hot modules with mypyc would bring: the load of `end_to_end.py` on the package as it is, and compiled.
+"""The gain of compiling the hot modules with mypyc: the load of `end_to_end.py` on the plain and the compiled package.
 
-A copy of the package is compiled in a folder of its own, which needs a C compiler and a minute or two; then the two take
-turns. Only what the server spends most of its time in is compiled: the engine, the store, the wire.
+A copy of the package is compiled in a separate folder, which needs a C compiler and a minute or two; then the two take turns.
+Only the modules in which the server spends most of its time are compiled: the engine, the store, the wire.
 """
 
 from __future__ import annotations

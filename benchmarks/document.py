@@ -2,9 +2,9 @@
 
     python benchmarks/document.py [RUN.json...]
 
-Reads `build/bench-peers.json`, the whole run that `make bench-peers` left, or the named files: what `make bench` and `make
-bench-ten-million` leave has the same form, without the peers. No figure on the page is written by hand, so none can outlive
-the run that it is from.
+Reads `build/bench-peers.json`, the run of `make bench-peers`, or the named files: those of `make bench` and `make
+bench-ten-million` have the same form, without the peers. No figure on the page is written by hand, so none can outlive its
+run.
 """
 
 from __future__ import annotations
@@ -32,29 +32,27 @@ Row = tuple[str, ...]
 INTRODUCTION: Final = """\
 # Benchmarks
 
-This page is written by `benchmarks/document.py` from the figures of a run, and is not edited by hand. Measure on your own
-machine with `make bench-peers`, or without the peers with `make bench`: a queue that syncs is as fast as its disk, and figures
-of two machines compare only beside what each of them does without Givalia.
+`benchmarks/document.py` writes this page from the figures of a run; do not edit it by hand. Measure on your own machine with
+`make bench-peers`, or without the peers with `make bench`: a queue that syncs is as fast as its disk, and figures of two
+machines are comparable only beside the machines' own speed.
 """
 
 HOW_TO_READ: Final = """\
 ## How to read the figures
 
-- Server, worker and client are processes of their own on one machine, on a SQLite store that is made for the measurement. The
-  default settings hold, without plugins.
-- **Durable.** Every accepted job is synced to disk before its answer, and every figure is of such jobs; a benchmark that is
-  told of a weaker class has no figures.
-- **Jobs** do nothing but sign a ledger. Each has a random key, so that no index profits from neighbours, and some 30 bytes of
-  params.
-- **Checked.** A benchmark whose jobs did not all run once each, or of which one began before its due, has no figures either.
+- Server, worker and client are separate processes on one machine, with a fresh SQLite store, default settings and no plugins.
+- **Durable.** Every accepted job is synced to disk before its answer, and all figures are of such jobs; a benchmark that gets a
+  weaker durability class has no figures.
+- **Jobs** only sign a ledger. Each has a random key, so that no index profits from neighbours, and some 30 bytes of params.
+- **Checked.** A benchmark has no figures if one of its jobs did not run exactly once, or began before its due.
 - **End to end** is from the first enq until the server counts the last job as done; **enq to start** until the job's own code
   runs; **late** is from the due until that.
-- **p50** and **p99** are what half of the calls, and 99 of a hundred, do not exceed. Where there are several rounds, the median
-  of the rounds is shown.
-- **The Python loop** before and after each benchmark shows how fast the machine was meanwhile: that of a rented one changes.
-- **Runs of different times** may be of different states of the code; the table above says when each was made.
-- **Goals** were set before; one that is missed stays on the page, and what a peer does in the same run is beside it.
-- **Lateness** of a peer that began jobs before their due counts for nothing, however near to the due they began.
+- **p50** and **p99** are the values that half, and 99 %, of the calls do not exceed. If there are several rounds, the median of
+  the rounds is shown.
+- **The Python loop** before and after each benchmark shows the machine's speed, which changes on a rented machine.
+- **Runs of different times** may be of different states of the code; the table above has the time of each.
+- **Goals** were set before; a missed one stays on the page, beside a peer's figure from the same run.
+- **Lateness** does not count for a peer that began jobs before their due.
 """
 
 

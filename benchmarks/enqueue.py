@@ -1,8 +1,8 @@
-"""What it costs to hand over jobs that wait: one at a time, by fifty clients together, in batches by one client and by several.
+"""The cost of enqueuing waiting jobs: one at a time, by fifty clients, in batches by one client and by several.
 
-No worker runs, the jobs fall due within an hour, and each has a random key. One at a time is judged by what the machine
-allows: an insert committed by the store alone, in the same folder, and a loopback round trip, both measured in this run and
-in turn with the enqs. Fifty clients are one process that costs little, each waiting for its answer before it sends the next.
+No worker runs, the jobs fall due within an hour, and each has a random key. Single enqs are compared with the machine's limit:
+an insert committed by the store alone, in the same folder, plus a loopback round trip, both measured in this run and in turn
+with the enqs. The fifty clients are one light process; each waits for its answer before it sends the next job.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPTIONS = (
     Option("repeats", 3, "rounds, each on a fresh store; the medians are shown"),
 )
 DUE_S = (60, 3_660)
-TURN = 200  # Enqs or inserts before the other has its turn: the disk has moods.
+TURN = 200  # Enqs or inserts in a row; they take turns because the disk's speed changes.
 
 
 def measure(

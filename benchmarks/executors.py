@@ -1,8 +1,8 @@
-"""What it costs where a job runs: as a greenlet, in a process that is there already, in a process that is made for it.
+"""The cost of each place to run a job: as a greenlet, in an existing process, in a new process.
 
-One job at a time on an idle server and worker, enq to result in the client's hands, so that the way over server and disk is in
-each figure and the difference is the executor's. Then workers, one after the other: each is timed until the server has
-credits of it, its process with the greenlets is killed, and the clock runs until the next job has ended.
+One job at a time on an idle server and worker, from enq to the client's result: each figure includes server and disk, and the
+difference is the executor's. Then workers, one after the other: each is timed until the server has its credits; then its host
+is killed, and the clock runs until the next job has ended.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def announce_alone(rig: harness.Rig) -> None:
 
 def round_trip_ms(client: harness.Client, module: str, line: int) -> float:
     """Enqueue one job, and wait for its result."""
-    time.sleep(0.002)  # An idle server is asked, not one that still tidies up after the job before.
+    time.sleep(0.002)  # So that the server is idle, and no longer busy with the previous job.
     began = time.perf_counter()
     client.enq(module, params=harness.params_of(line)).wait(30)
     return (time.perf_counter() - began) * 1e3

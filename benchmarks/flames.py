@@ -1,9 +1,9 @@
-"""Where the time goes: flame graphs of server, worker and client during the load of `end_to_end.py`.
+"""Flame graphs of server, worker and client during the load of `end_to_end.py`.
 
-py-spy looks at the three processes some hundred times a second while the load runs, once for the pictures and once for the
-sums. Three SVGs are written, and a text that names for each process the functions which most samples were taken in. The
-server holds still for each look, so the rate beside them is lower than the one of the benchmark. Where the system lets
-a process be traced only by its parents, this needs to be run by root.
+py-spy samples the three processes some hundred times a second while the load runs, once for the pictures and once for the
+sums. It writes three SVGs, and a text that names for each process the functions with most samples. Each sample stops the
+process briefly, so the rate is lower than that of the benchmark. If the system lets only parents trace a process, run this as
+root.
 """
 
 from __future__ import annotations

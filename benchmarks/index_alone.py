@@ -1,7 +1,7 @@
-"""The process in which `store_index.py` has one layout measured, so that memory and threads are this layout's alone.
+"""The process in which `store_index.py` measures one layout, so that memory and threads belong to this layout alone.
 
-It is told in JSON what to do and says in JSON how it went; then it kills itself as `kill -9` would, for another to open what
-it left. What makes the jobs is not counted: their ids and keys follow from their seqs, as the store would read them.
+Its plan and its results are JSON; at the end it kills itself with -9, so that another process can open its files. The making
+of the jobs is not counted: their ids and keys follow from their seqs, as the store would read them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The layouts of an index that `store_index.py` compares, each behind the same few methods.
 
-Only the layouts that are Givalia's import it, so a Python that has no more than the package of a layout can run it.
+Only Givalia's own layouts import Givalia, so a Python with only a layout's package can run that layout.
 """
 
 from __future__ import annotations

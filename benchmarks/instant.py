@@ -1,8 +1,8 @@
-"""Many jobs that fall due in one instant: how fast they are done, and whether the server still answers others meanwhile.
+"""Many jobs that fall due at one instant: the rate at which they are done, and the server's answers to others meanwhile.
 
-The clock runs from the instant until the server counts the last of them as done, and the rate is compared with that of jobs
-end to end on the same server before. From a little before the instant until the last is done another client sends a stat or
-an enq every ten milliseconds; what it waits longest for is shown.
+The clock runs from the instant until the server counts the last job as done. The rate is compared with that of jobs end to end
+on the same server before. From shortly before the instant until the last job is done, another client sends a stat or an enq
+every ten milliseconds; its longest wait is shown.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long after its due a job begins, on an otherwise idle server and beside a steady load; and that none begins before.
+"""The lateness of jobs, on an otherwise idle server and beside a steady load; no job may begin before its due.
 
-Jobs with due times spread at random over some seconds wait on the server. Each notes in the ledger when its code began and
-when it was due; the difference holds all that lies between: the timer, the claim on disk, the wire, the worker's greenlet.
-Then the same again while a client enqueues no-op jobs at a steady pace and the worker runs them beside the others.
+Jobs with due times spread at random over some seconds wait on the server. Each notes in the ledger its start and its due; the
+difference includes the timer, the claim on disk, the wire and the worker's greenlet. Then the same again while a client
+enqueues no-op jobs at a steady pace and the worker runs them beside the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Lists, acts by filter and a backup on a large queue, and how long others wait for their answers meanwhile.
+"""Lists, acts by filter and a backup on a large queue, and the time that others wait for their answers meanwhile.
 
-Many jobs wait, and beside them those of a mistaken import, whose keys begin alike. A program of its own, the command line,
-lists with filters that match nothing, copies the store, and pushes back, calls off and requeues all jobs of the import. Each
-of that is done as often as it takes for five thousand stats of another client, one behind the other.
+Many jobs wait, among them those of a mistaken import, whose keys have a common prefix. The command line lists with filters
+that match nothing, copies the store, and pushes back, calls off and requeues all jobs of the import. Each of these is repeated
+until another client has sent five thousand stats, one after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPTIONS = (
     Option("stats", 5_000, "stats of another client beside each thing that is done, at least"),
 )
 PREFIX = "import-"
-LATE_MS = 50  # So long nobody waits for a filter that matches nothing, or for a copy.
+LATE_MS = 50  # The longest allowed wait beside a filter that matches nothing, or beside a copy.
 
 
 def measure(waiting: int, imported: int, stats: int, folder: str | None = None) -> list[Figure]:

@@ -1,9 +1,9 @@
-"""Draws the curves of a run: lateness, throughput and memory against how many jobs wait.
+"""Draws the curves of a run: lateness, throughput and memory against the number of waiting jobs.
 
     python benchmarks/plot.py FOLDER RUN.json...
 
-Reads what `run.py --json` wrote and writes one SVG a plot into the folder; of several runs the one with the most jobs waiting
-is drawn. It needs the packages of `benchmarks/requirements.lock` and nothing of Givalia.
+Reads the output of `run.py --json` and writes one SVG for each plot into the folder; of several runs, the one with the most
+waiting jobs is drawn. It needs the packages of `benchmarks/requirements.lock` and nothing of Givalia.
 """
 
 from __future__ import annotations

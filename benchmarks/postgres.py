@@ -1,7 +1,7 @@
-"""Servers on PostgreSQL: what one carries, what a second one costs, and what is promised of jobs in transactions and of rest.
+"""Servers on PostgreSQL: the rate of one, the cost of a second one, jobs in transactions, and idle servers.
 
-Each measurement has a PostgreSQL of its own, made a moment ago from the wheel that the tests use, as durable as PostgreSQL is
-by default. No-op jobs as in `end_to_end.py`; where there are two servers, each has a worker and half of the client's frames.
+Each measurement has its own fresh PostgreSQL, from the wheel that the tests use, with the default durability. No-op jobs as in
+`end_to_end.py`; if there are two servers, each has a worker and half of the client's frames.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the other commands of a server on PostgreSQL cost while an open transaction holds keys that clients ask for.
+"""The time of other commands of a server on PostgreSQL while an open transaction holds keys that clients ask for.
 
-Clients enqueue jobs of keys of their own, evenly spread over the time, and each answer is timed. Others ask all the while for
-keys that are held: first of live jobs, which is refused at once; then of jobs that an open transaction has enqueued. Both have
-the same server and as many commands, and take turns.
+Clients enqueue jobs with their own keys, evenly spread over the time, and each answer is timed. Others ask for held keys all
+the while: first for keys of live jobs, which is refused at once; then for keys that an open transaction has enqueued. Both
+cases have the same server and as many commands, and take turns.
 """
 
 from __future__ import annotations

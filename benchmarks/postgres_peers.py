@@ -1,16 +1,15 @@
 """Durable no-op jobs a second on PostgreSQL, end to end: Procrastinate, PgQueuer and Givalia, side by side.
 
-Each has one worker process, one client process that enqueues in bulk, and a PostgreSQL of its own that was made for it a moment
-ago, as durable as PostgreSQL is by default. The clock runs from the first enqueue until the last job is recorded as done; the
-worker runs meanwhile and has run some jobs before. The peers are at their best settings: what their documentation advises,
-and where it leaves a choice, what was fastest here; each has its reason beside it. Every job signs a ledger: one that was
-lost or ran twice breaks the measurement.
+Each has one worker process, one client process that enqueues in bulk, and its own fresh PostgreSQL with the default durability.
+The clock runs from the first enqueue until the last job is recorded as done; the worker runs meanwhile and has run some jobs
+before. The peers have their best settings: those that their documentation advises, and among others the fastest here; each has
+its reason beside it. Every job signs a ledger: a job that was lost or ran twice breaks the measurement.
 
 The peers are installed, at their newest, into `build/peers-venv`; remove that folder for newer ones. Givalia needs a store for
 `postgresql:`; without one it is left out.
 
-This file runs in two environments: as the benchmark in Givalia's, and as a peer's client or worker in the peers'. What only
-one of them has is imported where it is used.
+This file runs in two environments: as the benchmark in Givalia's, and as a peer's client or worker in the peers'. Packages
+that only one environment has are imported where they are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an open snapshot elsewhere costs a server on PostgreSQL: vacuum removes nothing meanwhile, so dead rows are in the way.
+"""The cost of another session's open snapshot for a server on PostgreSQL: vacuum removes nothing, so dead rows pile up.
 
 Jobs that are due in a moment are enqueued as fast as they run, while another session keeps one snapshot, as a dump or a
-forgotten transaction does. (A job that is due at once and lent in the commit that makes it never waits, and leaves nothing
-behind.) At the end some jobs that wait are enqueued and listed, beside all those that have ended.
+forgotten transaction does. (A job that is due at once and lent in its first commit never waits, and leaves no dead row.) At the
+end some waiting jobs are enqueued and listed, beside all those that have ended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every figure that the README quotes, measured here and now, each beside what we aim at.
+"""Measures every figure that the README quotes, each beside its goal.
 
-Runs the benchmarks one after the other, each with processes and a store of its own; the machine should have nothing else to
-do. The exit code is 0 if every aim is reached, 1 if one is missed, 2 if a load was refused, lost a job, or ran one twice or
-early: its figures are then left out.
+Runs the benchmarks one after the other, each with its own processes and store; the machine should have no other load. The exit
+code is 0 if every goal is reached, 1 if one is missed, 2 if a load was refused, lost a job, or ran one twice or early: its
+figures are then left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The honest case: random keys and random due times, and as many jobs enqueued as run, so that always as many wait.
+"""The honest case: random keys and due times, and as many jobs enqueued as run, so that the number of waiting jobs stays.
 
-The waits have no memory (they are exponential), so what is left of them after any time is spread as at the start, and each
-new job falls due anywhere among those that wait: it touches a random place of whatever finds jobs by their key and by their
-due. A worker runs what is due, and for each thousand that are done the client enqueues a thousand more.
+The waits have no memory (they are exponential), so the remaining waits always have the same distribution, and each new job
+falls due anywhere among the waiting ones: it touches a random place of the indexes by key and by due. A worker runs due jobs,
+and for each thousand done the client enqueues a thousand more.
 """
 
 from __future__ import annotations

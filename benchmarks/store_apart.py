@@ -1,7 +1,7 @@
-"""What a process of its own for the store would bring: the load of `end_to_end.py`, batches, single jobs, in both ways.
+"""The gain of a separate process for the store: the load of `end_to_end.py`, batches and single jobs, in both ways.
 
-The two take turns, each time on a fresh store. `apart.py` says how the server and the store then talk; the processor time of
-the server is that of both.
+The two take turns, each time on a fresh store. `apart.py` describes the protocol between server and store; the server's
+processor time is that of both.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the life of a job costs in the SQLite store alone: one thread, no server, each commit on disk before the next.
+"""The cost of a job's life in the SQLite store alone: one thread, no server, each commit on disk before the next.
 
 In batches, jobs with random keys are inserted, read and claimed, and settled, each step one commit as the server makes it
-(what decides and makes the records is not counted); then the same for jobs that are claimed in the commit that inserts them,
-as when a worker is free. The store is empty at the start, or holds other jobs that wait: with a million, each touch of an
-index finds a cold page.
+(deciding and making the records is not counted); then the same for jobs that are claimed in the commit that inserts them, as
+when a worker is free. The store is empty at the start, or has other waiting jobs: with a million, each touch of an index meets
+a cold page.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What finds the waiting jobs of a store, beside other layouts that could: the work of an index alone, without records.
+"""The index of waiting jobs beside other layouts: the work of an index alone, without records.
 
-A batch looks up a thousand ids and keys that nobody knows, inserts a thousand jobs, and takes out those that fall due
-meanwhile, which are the earliest and about as many: waits have no memory, so the number that waits stays what it is. Ours is
-the index of the SQLite store; `arrays` is the same on arrays in memory, `dicts` two dicts and a heap. LMDB, RocksDB and tables
-of SQLite are never synced, and as ours they survive that the process is killed; what is only in memory has to be made anew.
+A batch looks up a thousand unknown ids and keys, inserts a thousand jobs, and removes those that fall due meanwhile, which are
+the earliest and about as many: waits have no memory, so the number of waiting jobs stays the same. `ours` is the index of the
+SQLite store; `arrays` is the same on arrays in memory, `dicts` two dicts and a heap. LMDB, RocksDB and tables of SQLite are
+never synced, and like ours they survive a kill of the process; layouts in memory must be rebuilt.
 
-Each layout is measured in a process of its own. Memory is the most it has while it is measured, above what it had before the
-layout was opened; what the system caches of files that are not mapped is not seen in it. Packages that only this needs are in
-`build/bench-venv` (`make bench` makes it); a layout whose package is not there is left out.
+Each layout is measured in a process of its own. Memory is the maximum during the measurement, above the memory before the
+layout was opened; it does not include the system's cache of files that are not mapped. Packages that only this needs are in
+`build/bench-venv` (`make bench` makes it); a layout without its package is left out.
 """
 
 from __future__ import annotations

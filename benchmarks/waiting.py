@@ -1,9 +1,9 @@
-"""What it costs that many jobs wait: memory, disk, lateness, throughput, calls by key, and how soon a killed server answers.
+"""The cost of many waiting jobs: memory, disk, lateness, throughput, calls by key, and the restart after a kill.
 
-One store grows from level to level: keyed jobs with random due times are enqueued, then the same is measured at each level.
-At the last one jobs are pushed back and called off by key (see `by_key.py`), the server is killed with -9 and started again
-(the clock runs from the start of its process until it has answered a stat), and at the end the waiting jobs begin to fall
-due, and as many are enqueued as run (see `steady.py`).
+One store grows from level to level: keyed jobs with random due times are enqueued, and the same is measured at each level. At
+the last level jobs are pushed back and called off by key (see `by_key.py`), the server is killed with -9 and started again (the
+clock runs from the start of its process until it has answered a stat). At the end the waiting jobs begin to fall due, and as
+many are enqueued as run (see `steady.py`).
 """
 
 from __future__ import annotations

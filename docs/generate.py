@@ -3,8 +3,8 @@
     python docs/generate.py            write them
     python docs/generate.py --check    only say which are out of date; exit code 1 if any is
 
-Everything outside the markers is written by hand and left alone. A part that the code has and these tables do not explain
-(a new transition, say) is an error here, so nothing new goes undocumented.
+The script changes nothing outside the markers. If these tables do not explain a part of the code, such as a new transition,
+the script fails, so nothing new stays undocumented.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def diagram() -> str:
 
 
 def error_table() -> str:
-    """Every class with its code, exit code and what it says to the person on call."""
+    """Return the table of error classes: code, exit code, and advice for the person on call."""
     rows = []
     for cls in errors.every():
         words = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
@@ -139,7 +139,7 @@ def error_table() -> str:
 
 
 def settings_tables() -> str:
-    """A table for each program."""
+    """Return a table of settings for each program."""
     programs = {"server": "givalia-server", "worker": "givalia-worker", "client": "givalia"}
     return "\n".join(f"### {programs[name]}: the table `[{name}]`\n\n{_settings(kind)}" for name, kind in TABLES.items())
 
@@ -166,7 +166,7 @@ def _settings(kind: type) -> str:
 
 
 def verbs() -> str:
-    """A section for each verb of `givalia`: what it is for, and its arguments."""
+    """Return a section for each verb of `givalia`: its purpose and its arguments."""
     return "\n".join(f"### {name}\n\n{_verb(name, verb)}" for name, verb in VERBS.items())
 
 
@@ -186,7 +186,7 @@ def _verb(name: str, verb: Verb) -> str:
 
 
 def kinds() -> str:
-    """Every kind of frame: its code, where it goes, and the fields of its items."""
+    """Return the table of kinds of frames: code, port, sender, and the fields of their items."""
     rows = []
     for kind in Kind:
         if kind is Kind.ANSWER:
@@ -212,7 +212,7 @@ def _fields(record: type) -> str:
 
 
 def limits() -> str:
-    """The limits and deadlines, from the constants that enforce them."""
+    """Return the table of limits and deadlines, from the constants that enforce them."""
     rows = (
         ("`length` of a frame to the server", _bytes(frames.FRAME_BYTES_MAX), "`TOO_LARGE`, the frame is skipped"),
         ("`length` of a frame that is still skipped", _bytes(frames.DISCARD_BYTES_MAX), "`TOO_LARGE` under request 0, closed"),
@@ -234,15 +234,19 @@ def limits() -> str:
             f"{connection.SLOW_BYTES_PER_S} bytes/s",
             "closed",
         ),
-        ("frames of a connection that are not answered yet", str(connection.IN_FLIGHT_MAX), "the server reads on when one is"),
+        ("unanswered frames of a connection", str(connection.IN_FLIGHT_MAX), "the server stops reading until one is answered"),
         (
             "of those, `STAT`, `LIST`, `INFO`, `MODULES`, `WORKERS`",
             str(connection.READS_IN_FLIGHT_MAX),
-            "the server reads on when one is",
+            "the server stops reading until one is answered",
         ),
-        ("`WAIT` that are not answered yet", f"{connection.WAITS_MAX:,}", "the server reads on when one is"),
-        ("answers that the other side has not read", _bytes(connection.UNSENT_BYTES_MAX), "the server reads on when it has"),
-        ("time in which it must read them", _seconds(connection.WRITE_DEADLINE_S * SECOND_US), "closed"),
+        ("unanswered `WAIT`", f"{connection.WAITS_MAX:,}", "the server stops reading until one is answered"),
+        (
+            "answers that the peer has not read",
+            _bytes(connection.UNSENT_BYTES_MAX),
+            "the server stops reading until they are read",
+        ),
+        ("time in which the peer must read them", _seconds(connection.WRITE_DEADLINE_S * SECOND_US), "closed"),
         ("a line of 2012, without its end", _bytes(lines.LINE_BYTES_MAX), "answered, closed"),
         ("depth of a line's JSON", str(lines.DEPTH_MAX), "answered"),
         ("characters of a number in it", str(lines.NUMBER_CHARS_MAX), "answered"),
@@ -271,7 +275,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def alerts() -> str:
-    """The rules for Prometheus, as they are in the file."""
+    """Return the rules for Prometheus from their file."""
     rules = (DOCS.parent / "deploy" / "givalia-alerts.yml").read_text(encoding="utf-8")
     return f"```yaml\n{rules}```\n"
 

@@ -3,9 +3,9 @@
     python docs/journey.py              print it
     python docs/journey.py --json       as JSON, for `tests/docs/test_journey.py`
 
-Server, worker and client are in this process, and the store is the embedded one. Before the job another one has run, and two
-seconds have passed without any; what ran in these is listed apart, for it belongs to no job. Counted are functions and methods
-with a `def` of their own: each gets a call at its beginning that notes it, when its module is imported.
+Server, worker and client are in this process, and the store is the embedded one. Another job runs before, and two seconds pass
+without a job; functions that run in these seconds are listed apart. The script counts functions and methods with a `def`: when
+a module is imported, each function gets a call at its beginning that notes it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 HOUSE: Final = "givalia_core"
 MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
-DELAY_S: Final = 0.5  # Of the job, so that nothing of its `enq` is left when it is claimed.
+DELAY_S: Final = 0.5  # Of the job, so that its `enq` is over when it is claimed.
 ATTEMPT: Final = ("givalia_core/worker/inside/pipeline.py", "execute")
-"""With this function an attempt begins and ends; what its job is lent for by the server comes before."""
+"""An attempt begins and ends with this function; lending the job comes before."""
 
 
 class Function(NamedTuple):
-    """A function as its source has it."""
+    """A function of the source."""
 
     file: str
     name: str
@@ -43,7 +43,7 @@ class Function(NamedTuple):
 
 
 class Notes:
-    """Keeps which functions have run, in order."""
+    """Keeps the functions that have run, in order."""
 
     def __init__(self) -> None:
         self.functions: list[Function] = []
@@ -97,7 +97,7 @@ class _Marking(ast.NodeTransformer):
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles a module of the house with the marks in it, and leaves no file of that."""
+    """Compiles a module of the house with the marks in it, without writing a file."""
 
     notes: Notes
 
@@ -207,7 +207,7 @@ def _legs(visits: list[tuple[float, Function]], enq_s: float, idle: set[Function
 
 
 class Sizes(NamedTuple):
-    """How long the way is: the rooms and functions on it, and their lines."""
+    """The length of the way: its rooms and functions, and their lines."""
 
     files: int
     functions: int

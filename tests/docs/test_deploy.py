@@ -20,6 +20,7 @@ from docs_pages import ROOT, text
 from givalia_core import errors
 from givalia_core.cli import common
 from givalia_core.server import app as server_app
+from givalia_core.server import connections
 from givalia_core.settings import TABLES, ServerSettings, WorkerSettings, load
 from givalia_core.worker import app as worker_app
 
@@ -123,7 +124,7 @@ def test_a_service_is_told_apart_as_ready_reloading_and_alive(path: Path) -> Non
 def test_services_are_given_the_time_that_draining_takes() -> None:
     server, worker = (seconds(unit(path)["TimeoutStopSec"][0]) for path in UNITS)
 
-    assert server > 2 * (server_app.REFUSE_S + server_app.DRAIN_S + 2 * server_app.GOODBYE_S)
+    assert server > 2 * (server_app.REFUSE_S + server_app.DRAIN_S + 2 * connections.GOODBYE_S)
     shipped = load(WorkerSettings, {}, environ={}, file=DEPLOY / "givalia.toml").grace
     assert worker > shipped + 2 * worker_app.STOP_S
     graces = re.findall(r"stop_grace_period: (\w+)", text(COMPOSE))

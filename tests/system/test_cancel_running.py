@@ -106,7 +106,12 @@ def test_none_of_three_hundred_jobs_runs_again_after_its_cancel_was_answered(rig
         thread.join()
     storm.stop()
     await_true(lambda: all(job.stat().state in ("done", "cancelled") for job in jobs), "all have ended", 60, 0.5)
-    time.sleep(1.0)
+    client = rig.client()
+    await_true(
+        lambda: all(each["jobs"] == 0 for worker in client.workers() for each in worker["processes"]),
+        "no process has a job",
+        20,
+    )
 
     starts: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for job_id, attempt, _, at in lines_of(file):
