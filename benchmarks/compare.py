@@ -32,7 +32,7 @@ DRAWS: Final = 4_000
 OPTIONS = (
     harness.Option("base", "", "the commit to compare with"),
     harness.Option("kinds", ",".join(KINDS), "what to measure, with commas between"),
-    harness.Option("restarts", 9, "pairs: how often servers and workers are started anew"),
+    harness.Option("restarts", 9, "pairs: how often servers and workers are restarted"),
     harness.Option("blocks", 6, "blocks of jobs of each state in a restart"),
 )
 
@@ -127,7 +127,7 @@ class State:
 
 
 def restart(pythons: dict[str, Path], kind: str, blocks: int, folder: str | None) -> dict[str, dict[str, float]]:
-    """The figures of each state over so many blocks in turns, after one block each that nobody counts."""
+    """Return the figures of each state over so many blocks in turns, after one uncounted block each."""
     states: dict[str, State] = {}
     try:
         for name, python in pythons.items():

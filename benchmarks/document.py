@@ -94,7 +94,7 @@ def _where(runs: list[Data]) -> str:
 
 
 def _peers(run: Data) -> str:
-    """Who took part and how, what was found, and how it is to be read."""
+    """Return the section about the peers: the contest, its results, and notes for reading them."""
     peers = run["peers"]
     if not peers:
         return ""
@@ -123,7 +123,7 @@ def _standing(peers: Data) -> str:
 
 
 def _ratios(ratios: list[Data]) -> str:
-    """How many times a peer's figure ours is."""
+    """Return the table of Givalia's figures divided by the peers'."""
 
     def words(peer: Data | None) -> tuple[str, str]:
         if not peer:
@@ -203,7 +203,7 @@ def _better(peers: Data) -> Iterator[str]:
 
 
 def _share(figure: Figure) -> tuple[float, str]:
-    """How near a figure came to its aim, 1 being there; as a number and in words."""
+    """Return the share of its goal that a figure reached (1: all of it), as a number and in words."""
     if figure.least is not None:
         share = figure.value / figure.least
         return share, f"{100 * share:.0f} % of it"

@@ -35,7 +35,7 @@ def measure(
 
 
 class Ran(NamedTuple):
-    """How a load went: jobs a second until the last was done, and until the last was answered; CPU by process, us a job."""
+    """The result of a load: jobs a second until the last was done and until the last was answered; CPU by process, us a job."""
 
     done: float
     answered: float

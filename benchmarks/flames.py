@@ -62,7 +62,7 @@ def measure(
 
 @contextlib.contextmanager
 def _looked_at(spy: str, pid: int, form: str, rate: int, file: Path, *, with_children: bool) -> Iterator[None]:
-    """Look at a process, and those that it started if so told, until the end of the `with`; then the file is there."""
+    """Sample a process, with its children if asked to, until the end of the `with`, and write the file."""
     command = [spy, "record", "--pid", str(pid), "--format", form, "--rate", str(rate), "--output", str(file)]
     # A worker runs jobs in processes that it starts; what the client started are the other two.
     command += ["--subprocesses"] if with_children else []

@@ -22,12 +22,12 @@ from index_layouts import LAYOUTS, Entry, entry_of
 FRAME: Final = 1_000
 MEAN_US: Final = 3_600_000_000  # How long jobs wait in the mean; waits have no memory, so any moment is like any other.
 WARM: Final = 20  # Batches that are not counted.
-STRANGERS: Final = FRAME // 100  # Names of a batch that a hash may take for others: whoever asks looks at the record too.
+STRANGERS: Final = FRAME // 100  # Names of a batch whose hash may match another name: callers also compare the record.
 NO_PACKAGE: Final = 3
 
 
 class Watch:
-    """How long the layout took, on the clock and of the processor; what its own threads do meanwhile counts too."""
+    """The time of the layout, on the clock and of the processor, including its own threads."""
 
     def __init__(self) -> None:
         self.wall_s = 0.0
@@ -60,7 +60,7 @@ class Steady:
             self._insert(watch)
 
     def turn(self, watch: Watch) -> int:
-        """A batch: jobs that nobody knows are looked up and inserted, and those that fell due meanwhile are taken out."""
+        """Run a batch: look up and insert unknown jobs, and remove those that fell due meanwhile."""
         self._insert(watch)
         self.now_us += MEAN_US * FRAME // self._waiting
         taken = watch(self._layout.take, self.now_us)
@@ -81,7 +81,7 @@ class Steady:
 
 
 def measure(layout: str, folder: str, waiting: int, batches: int) -> dict[str, Any]:
-    """Fill it, then so many batches; what is due next is said, for whoever opens it to find the same."""
+    """Fill the layout, then run the batches; report the next due, which the process that opens it again must find."""
     before = _resident()
     laid = LAYOUTS[layout](Path(folder))
     steady, filled = Steady(laid, waiting), Watch()

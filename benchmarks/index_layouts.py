@@ -22,7 +22,7 @@ _DUE: Final = struct.Struct(">QQ")
 
 
 class Entry(NamedTuple):
-    """What there is to index of a job."""
+    """The indexed values of a job."""
 
     seq: int
     id: bytes
@@ -87,7 +87,7 @@ class Ours:
         return [self._job(entry) for entry in entries]
 
     def look_up(self, jobs: Sequence[Any]) -> int:
-        """How many ids and keys are found; their hashes are kept for the insert."""
+        """Return the number of ids and keys found; keep their hashes for the insert."""
         index = self._index
         self._hashes = [(index.of_id(job.id), index.of_key(job.key)) for job in jobs]
         slots = index.names.slots
@@ -112,7 +112,7 @@ class Ours:
         self._conclude()
 
     def left(self) -> dict[str, int]:
-        """What the records would tell whoever opens it again."""
+        """Return the facts that the records would give to the process that opens the layout again."""
         return {"last_seq": self._last_seq, "commits": self._commits, "name": self._index.name}
 
     def _conclude(self) -> None:
@@ -136,7 +136,7 @@ class Packed(Ours):
 
 
 class _ArrayWords:
-    """What `Words` is, without a file."""
+    """`Words` without a file."""
 
     def __init__(self, path: Path, words: int, make_room: Callable[[], None]) -> None:
         path.touch()
@@ -166,7 +166,7 @@ class _ArrayWords:
 
 
 class Dicts:
-    """What Python has: two dicts and a heap."""
+    """Plain Python: two dicts and a heap."""
 
     is_on_disk = False
     package = "heapq"

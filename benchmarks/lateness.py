@@ -31,7 +31,7 @@ def measure(jobs: int, spread: float, pace: int, repeats: int, folder: str | Non
 
 
 def run(rig: harness.Rig, client: harness.Client, lines: range, spread: float) -> list[float]:
-    """Let jobs fall due on a server with a worker; how late each was, in milliseconds. Whoever calls checks the ledger."""
+    """Let jobs fall due on a server with a worker; return the lateness of each in ms. The caller checks the ledger."""
     client.enq_many([{**job, "time": LEAD_S + random.uniform(0, spread)} for job in harness.jobs_of(lines)])
     # Asking for the count now and then would disturb what is measured.
     time.sleep(LEAD_S + spread)

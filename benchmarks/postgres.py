@@ -73,7 +73,7 @@ def _cpu(pids: list[int]) -> float:
 
 
 def _database_cpu(postgres: Postgres) -> float:
-    """Of all its processes, also those that have ended."""
+    """Return the CPU time of all its processes, including ended ones."""
     main, *others = postgres.pids()
     times = psutil.Process(main).cpu_times()
     used = times.user + times.system + times.children_user + times.children_system

@@ -89,7 +89,7 @@ def params_of(line: int) -> dict[str, Any]:
 
 
 def signer(ledger: str, jobs: int) -> Callable[[int], None]:
-    """What each job calls with its line: signs the ledger, and says when the first and when all jobs have run."""
+    """Return the function that each job calls with its line: it signs the ledger, and reports the first job and the last."""
     with Path(ledger).open("r+b") as file:
         lines = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
     ran = 0
@@ -221,7 +221,7 @@ def run_side(name: str, url: str, ledger: str, jobs: str, settings: str) -> None
     uvloop.run(globals()[name](url, ledger, int(jobs), **json.loads(settings)))
 
 
-# The other side: the benchmark.
+# The benchmark's side.
 
 
 class Side:
@@ -387,7 +387,7 @@ def install_peers() -> dict[str, str]:
 
 
 def has_givalia_store() -> bool:
-    """Whether a store for PostgreSQL is installed here."""
+    """Return whether a store for PostgreSQL is installed here."""
     return bool(importlib.metadata.entry_points(group="givalia.stores", name="postgresql"))
 
 
@@ -420,7 +420,7 @@ def side_by_side(sections: dict[str, list[Figure]]) -> str:
 
 
 class Contestant(NamedTuple):
-    """Who takes part, and with how many jobs: enough for some seconds."""
+    """A contestant and its number of jobs, enough for some seconds."""
 
     jobs: int
     measure: Callable[[str, int, float], Figures]

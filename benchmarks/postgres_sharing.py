@@ -1,4 +1,4 @@
-"""What different ways to share one PostgreSQL cost, each as a few statements on Givalia's tables, with no server round them.
+"""The costs of different ways to share one PostgreSQL, each as a few statements on Givalia's tables, without a server.
 
 As many connections as there would be servers do the same at once, until all is done or the time is over: lend due jobs, tell
 the others of a commit, keep count; and one renews leases. PostgreSQL is one that was made a moment ago, as durable as it is by
@@ -58,7 +58,7 @@ WAYS_TO_LEND: Final = {
     ),
     "each its share of the rows": (False, f"{_SOME} AND seq % {{number}} = {{place}} {_ORDER} {{batch}}"),
 }
-"""Whether the rows are read in the transaction that writes them, and how: so many, by so many connections, by which of them."""
+"""Ways to lend: true if the transaction that writes the rows reads them, and the statement that reads them."""
 LEND: Final = """
 WITH u AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u(seq, was) ORDER BY seq)
 UPDATE givalia.jobs j SET state = 1, keeper = 1, version = j.version + 1 FROM u
@@ -72,7 +72,7 @@ WAYS_TO_COUNT: Final[dict[str, tuple[list[Statement], bool]]] = {
     "in one row": ([(COUNTED, ())], False),
     "as rows that are added": ([(ADDED, ())], True),
 }
-"""What a commit says besides, and whether that is summed up now and then."""
+"""Ways to count: the statements of a commit, and true if the counts are summed up periodically."""
 FOLD_AFTER: Final = 400  # Commits, as a server does.
 
 RENEW_ROWS: Final = "UPDATE givalia.jobs SET lease_until_us = lease_until_us + 1 WHERE state = 1 AND keeper = 1"
@@ -89,7 +89,7 @@ def measure(
     sys.path.insert(0, str(_RIG))
     from postgres_rig import Postgres
 
-    # Whoever syncs waits so long first, and takes along what others have written meanwhile: all that is slow about a slow disk.
+    # Each sync first waits so long, and then includes the writes of others meanwhile, as on a slow disk.
     postgres = Postgres.start({"commit_delay": str(round(sync_ms * 1e3)), "commit_siblings": "0"} if sync_ms else None)
     try:
         bench = _Bench(postgres.create_database())
@@ -177,7 +177,7 @@ class _Bench:
         return [Figure(title, jobs / took_s, "jobs/s"), *in_vain]
 
     def tell(self, number: int, seconds: float) -> list[Figure]:
-        """Commits of one job each, and how long after its insert was sent somebody else hears of it."""
+        """Commits of one job each, and the time from sending an insert until another connection hears of it."""
         insert: Statement = (INSERT, (0, LATER_US, 1))
 
         def silent(ask: Ask, place: int) -> int:

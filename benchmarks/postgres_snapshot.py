@@ -102,7 +102,7 @@ def _snapshot(url: str) -> Iterator[None]:
 
 
 def _done(counting: psycopg.Connection[Any]) -> int:
-    """How many jobs are done, past the server: it would have to walk dead rows to count those that are ready as well."""
+    """Return the number of done jobs from the database: the server would walk dead rows to count the ready ones as well."""
     ((done,),) = counting.execute("SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state = 2").fetchall()
     return int(done)
 

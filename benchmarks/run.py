@@ -62,7 +62,7 @@ OPTIONS = (
 
 
 class Measured(NamedTuple):
-    """What the benchmarks of a plan found."""
+    """The results of the benchmarks of a plan."""
 
     sections: dict[str, Section]
     broken: dict[str, str]

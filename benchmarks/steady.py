@@ -99,7 +99,7 @@ def _flow(rig: harness.Rig, client: harness.Client, free: range, mean: float, se
 
 
 def _is_over(batch: Future[Any]) -> bool:
-    """Whether the batch is answered; raises if it was refused."""
+    """Return whether the batch is answered; raise if it was refused."""
     if batch.done():
         batch.result()
         return True

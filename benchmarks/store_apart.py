@@ -52,7 +52,7 @@ def measure(
 
 
 def _make_distribution(folder: Path) -> None:
-    """As much of an installed package as a server looks at for the scheme of a store."""
+    """Write the metadata that a server reads for the scheme of a store."""
     metadata = folder / "givalia_bench_apart-0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: givalia-bench-apart\nVersion: 0\n")

@@ -86,7 +86,7 @@ def _figures(layout: str, path: Path, waiting: int, batches: int, end: float) ->
 
 
 def _told(layout: str, end: float, **plan: Any) -> dict[str, Any]:
-    """What a process that did this says; it ends by killing itself."""
+    """Return the report of a process that did this; the process ends by killing itself."""
     python = _BENCH_PYTHON if layout in _ELSEWHERE else Path(sys.executable)
     if not python.exists():
         raise _LeftOut("there is no build/bench-venv")

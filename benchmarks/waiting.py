@@ -131,7 +131,7 @@ class _Growth:
         self._add(f"{words}, late, p99", harness.quantile(late_ms, 0.99), "ms", curve="lateness, p99")
 
     def _plan(self, rate: float, answered: float) -> None:
-        """When the waiting jobs fall due: not before all else is measured, and then more of them than can be run."""
+        """Return the dues of the waiting jobs: after everything else is measured, and then more than can be run."""
         last = self._levels[-1]
         base = time.time() + last / answered + len(self._levels) * (LEVEL_S + self._repeats * self._load / rate)
         self._due = {"base": base, "mean": last / (1.2 * rate)}
@@ -150,7 +150,7 @@ class _Growth:
         return taken
 
     def _some(self, count: int) -> list[int]:
-        """Lines of so many waiting jobs, which are nobody else's from now on."""
+        """Return lines of the ledger for so many waiting jobs, and reserve them."""
         lines: set[int] = set()
         while len(lines) < count:
             lines |= {line for line in random.sample(range(self._filled), count - len(lines)) if line not in self._gone}

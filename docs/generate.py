@@ -192,7 +192,7 @@ def kinds() -> str:
         if kind is Kind.ANSWER:
             port, sender, shape = "both", "server", "a code and what it says"
         elif kind is Kind.HELLO:
-            port, sender, shape = "both", "whoever connects", _fields(messages.Hello)
+            port, sender, shape = "both", "client, worker", _fields(messages.Hello)
         elif kind is Kind.DISPATCH:
             port, sender = "worker", "server"
             shape = f"first item: {_fields(messages.Heard)}; then {_fields(messages.Dispatch)}"
@@ -300,7 +300,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
 
 
 def renewed(page: str) -> str:
-    """The text of a page with its generated parts made anew."""
+    """Return the text of a page with its generated parts rebuilt."""
     return MARKED.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n{found[4]}", page)
 
 

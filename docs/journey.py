@@ -115,7 +115,7 @@ class _Finder:
         self._notes = notes
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
-        """As `sys.meta_path` asks."""
+        """Return the spec of a module of the house, for `sys.meta_path`."""
         if name.partition(".")[0] != HOUSE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, [str(ROOT)] if path is None else path, target)

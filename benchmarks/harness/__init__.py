@@ -1,4 +1,4 @@
-"""What every benchmark shares: a server and workers as processes, a ledger that proves what ran, and a table of figures.
+"""The common parts of all benchmarks: a server and workers as processes, a ledger that proves each run, a table of figures.
 
 Nothing is printed that was not measured in this run, beside a calibration of the machine it ran on. A load whose jobs did
 not all run once, or of which one began before its time, raises `Broken`: its figures would mean nothing. The harness never

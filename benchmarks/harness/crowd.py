@@ -35,7 +35,7 @@ _FOLDER: Final = Path(__file__).resolve().parent.parent
 
 
 class Crowd:
-    """As many processes as there are plans; all of them are ready inside the `with` and gone after it."""
+    """One process for each plan; all of them are ready inside the `with` and gone after it."""
 
     def __init__(self, port: int, plans: Sequence[dict[str, Any]]) -> None:
         self._port, self._plans = port, plans
@@ -73,7 +73,7 @@ class Crowd:
             child.stdin.flush()
 
     def results(self) -> list[dict[str, Any]]:
-        """How it went, once all are done.
+        """Return the results, once all are done.
 
         Raises:
             Broken: One of them failed, or was refused a job.
@@ -143,9 +143,9 @@ def _batches(port: int, first: int, stop: int, frame: int, in_flight: int, due: 
 
 
 def _due(due: dict[str, float]) -> dict[str, float]:
-    """When a job falls due: spread evenly over some seconds, or from a base on so that it has no memory.
+    """Return the due of a job: spread evenly over some seconds, or from a base so that the waits have no memory.
 
-    With waits that have no memory, those that are left after any number of runs are again distributed as at the start.
+    After any number of runs, the remaining waits of the second kind have the same distribution as at the start.
     """
     if "base" in due:
         return {"at": due["base"] + random.expovariate(1 / due["mean"])}

@@ -1,4 +1,4 @@
-"""What was measured, beside what we aim at."""
+"""Measured figures, beside their goals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the aim is reached; None if there is none."""
+        """Return whether the goal is reached; None if there is none."""
         if self.least is not None:
             return self.value >= self.least
         return None if self.most is None else self.value <= self.most
@@ -42,7 +42,7 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def medians(rounds: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """Of several rounds of the same figures, the median of each."""
+    """Return the median of each figure over several rounds."""
     return [same[0]._replace(value=statistics.median(each.value for each in same)) for same in zip(*rounds, strict=True)]
 
 
@@ -68,7 +68,7 @@ def shown(value: float) -> str:
 
 
 def verdict(is_reached: bool | None) -> str:
-    """Whether an aim is reached, in a word."""
+    """Return in a word whether the goal is reached."""
     return {True: "reached", False: "MISSED", None: ""}[is_reached]
 
 

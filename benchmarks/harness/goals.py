@@ -9,7 +9,7 @@ from harness.figures import Figure, aligned, mapped, shown, verdict
 
 
 class Peer(NamedTuple):
-    """What somebody else did in the same run."""
+    """A peer's figure in the same run."""
 
     name: str
     value: float

@@ -26,15 +26,15 @@ class Ledger:
 
     @property
     def lines(self) -> int:
-        """How many jobs it has room for."""
+        """The number of jobs for which the ledger has room."""
         return len(self._lines) // 3
 
     def started_us(self, line: int) -> int:
-        """When the job began on the wall clock; 0 if it has not."""
+        """Return the start of the job on the wall clock; 0 if it has not started."""
         return self._lines[3 * line + 1]
 
     def late_us(self, line: int) -> int:
-        """How long after its due the job began."""
+        """Return the time from the job's due to its start."""
         return self._lines[3 * line + 1] - self._lines[3 * line + 2]
 
     def check(self, lines: Iterable[int]) -> None:
@@ -48,7 +48,7 @@ class Ledger:
         say(f"{len(lines):,} jobs: each ran once, none lost, none early")
 
     def count_ran(self, lines: range) -> int:
-        """How many of these jobs ran, some of which may still wait; raise `Broken` if one ran twice or before its due."""
+        """Return the number of these jobs that ran; raise `Broken` if one ran twice or before its due. Some may still wait."""
         runs = self._lines[3 * lines.start : 3 * lines.stop : 3]
         ran = [line for line, times in zip(lines, runs, strict=True) if times]
         doubled = sum(self._lines[3 * line] > 1 for line in ran)

@@ -1,4 +1,4 @@
-"""What is laid on a server: jobs with random keys, one at a time or in frames."""
+"""The load of a server: jobs with random keys, one at a time or in frames."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def loop_ms() -> float:
 
 
 def versions() -> dict[str, str]:
-    """What was measured, and on what."""
+    """Return the versions of the measured packages and of the machine."""
     packages = {name: importlib.metadata.version(name) for name in ("gevent", "msgpack", "pluggy")}
     python = f"{platform.python_implementation()} {platform.python_version()}"
     release = platform.release().partition("-")[0]

@@ -50,7 +50,7 @@ def arguments(words: str | None, options: Sequence[Option]) -> argparse.Argument
 
 
 def flags(options: Sequence[Option], given: argparse.Namespace) -> str:
-    """Those of the options that were given otherwise than by default, as they are typed."""
+    """Return the options that differ from their defaults, as flags."""
     typed = []
     for name, default, _ in options:
         flag, value = f"--{name.replace('_', '-')}", getattr(given, name)
@@ -60,9 +60,9 @@ def flags(options: Sequence[Option], given: argparse.Namespace) -> str:
 
 
 class Section(NamedTuple):
-    """What one benchmark measured: its file, its words, the settings it ran with, how long it took, and the figures.
+    """The result of one benchmark: its file, its words, its settings, its duration, and its figures.
 
-    `loops_ms` is what a million turns of a Python loop took right before and right after it.
+    `loops_ms` are the times of a million turns of a Python loop, right before and right after it.
     """
 
     file: str
@@ -87,7 +87,7 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
 
 
 def _words(benchmark: ModuleType, settings: dict[str, Any]) -> str:
-    """What the benchmark says of itself, and what of it was made smaller here than it is alone, or larger."""
+    """Return the benchmark's description, and the settings that differ here from those of a run alone."""
     alone = options_of(benchmark)
     changed = [f"{name} {value} ({alone[name]})" for name, value in settings.items() if value != alone[name]]
     words = (benchmark.__doc__ or "").strip()
@@ -95,7 +95,7 @@ def _words(benchmark: ModuleType, settings: dict[str, Any]) -> str:
 
 
 class Beside(NamedTuple):
-    """What else a run found, beside our own figures: for people, and as JSON."""
+    """Further results of a run, beside Givalia's figures: for people, and as JSON."""
 
     text: str
     data: dict[str, Any]

@@ -111,7 +111,7 @@ class Rig:
         return Client(HOST, self.port)
 
     def store_bytes(self) -> int:
-        """What the store takes on disk, without the reserve it keeps for a full disk."""
+        """Return the size of the store on disk, without its reserve for a full disk."""
         files = [path for path in self.store.parent.rglob("*") if path.is_file() and path.suffix != ".ballast"]
         return sum(path.stat().st_size for path in files)
 
@@ -128,11 +128,11 @@ class Rig:
             time.sleep(0.005)
 
     def done(self, client: Client) -> int:
-        """How many jobs the server counts as done."""
+        """Return the number of jobs that the server counts as done."""
         return int(client.info()["jobs"].get(MODULE, {}).get("done", 0))
 
     def waiting(self, client: Client) -> int:
-        """How many jobs wait, those that are due already among them."""
+        """Return the number of waiting jobs, including due ones."""
         return int(client.info()["jobs"].get(MODULE, {}).get("waiting", 0))
 
     def _start(self, program: str, *flags: str) -> subprocess.Popen[bytes]:
@@ -162,7 +162,7 @@ class Rig:
 
 
 def _make_distribution(folder: Path) -> None:
-    """As much of an installed package as a worker looks at: the module's file and the metadata that names it."""
+    """Write the parts of an installed package that a worker reads: the module's file and the metadata that names it."""
     metadata = folder / "givalia_bench_modules-0.dist-info"
     metadata.mkdir(parents=True)
     shutil.copy(_MODULES_FILE, folder)
@@ -177,7 +177,7 @@ def rss_bytes(process: subprocess.Popen[bytes]) -> int:
 
 
 def mapped_bytes(process: subprocess.Popen[bytes]) -> int:
-    """What of that memory is pages of files, which the system takes back when it needs them; 0 where it does not say."""
+    """Return the part of that memory that is pages of files, which the system can take back; 0 if it does not tell."""
     return int(getattr(psutil.Process(process.pid).memory_info(), "shared", 0))
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark says while it works."""
+"""The output of a benchmark while it works."""
 
 from __future__ import annotations
 

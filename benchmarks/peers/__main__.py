@@ -40,7 +40,7 @@ _NO_TEN_MILLION: Final = (
 
 
 class Found(NamedTuple):
-    """What the rounds found."""
+    """The results of the rounds."""
 
     figures: dict[str, list[Figure]]
     left_out: dict[str, str]
@@ -77,7 +77,7 @@ def _together(some: Sequence[Sequence[Figure]]) -> list[Figure]:
 
 
 def versions(some: Sequence[Contestant]) -> dict[str, str]:
-    """What was measured."""
+    """Return the versions of the measured packages."""
     brought = [servers.KINDS[kind] for kind in sorted({each.server for each in some if each.server})]
     programs = {kind.program: kind.brought().version for kind in brought}
     return harness.versions() | programs | (bring.package_versions() if brought else {})

@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How many jobs: enough for a second or some of each part."""
+    """The numbers of jobs: enough for some seconds in each part."""
 
     singles: int
     batched: int
@@ -79,7 +79,7 @@ class Rig(Protocol):
 
 
 class Contestant(NamedTuple):
-    """Who takes part."""
+    """A contestant."""
 
     name: str
     module: str

@@ -44,7 +44,7 @@ class Client:
 
 
 def work(sign: Sign, port: int, worker_threads: int, worker_timeout: int) -> None:
-    """What its command line starts in each process, with greenlets for threads."""
+    """Run what its command line starts in each process, with greenlets for threads."""
     broker = _actor(port, sign).broker
     dramatiq.Worker(broker, worker_threads=worker_threads, worker_timeout=worker_timeout).start()
     print("ready", flush=True)

@@ -42,7 +42,7 @@ def ledger_lines(path: str) -> memoryview:
 
 
 def signer(path: str) -> Sign:
-    """What each job calls with its line."""
+    """Return the function that each job calls with its line."""
     lines = ledger_lines(path)
 
     def sign(line: int) -> None:
@@ -60,7 +60,7 @@ class Acts:
         self._ledger = ledger_lines(ledger)
 
     def left(self) -> int:
-        """How many jobs are not done."""
+        """Return the number of jobs that are not done."""
         return int(self._client.left())
 
     def singles(self, first: int, jobs: int) -> float:

@@ -28,7 +28,7 @@ from givalia_core.errors import BadRequest
 from givalia_core.settings import ClientSettings, flag
 
 PROG = "givalia"
-WORDS = """Ask a Givalia server: enqueue jobs, look at them, call them off, push them back.
+WORDS = """Ask a Givalia server: enqueue jobs, check their state, call them off, push them back.
 
   givalia enq Sample --time 10 --params '"parameter sample"' --key cart-7
   givalia stat cart-7

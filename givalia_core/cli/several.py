@@ -28,7 +28,7 @@ Ask: TypeAlias = Callable[[list[str] | None, list[str] | None], Sequence[T | Giv
 
 
 class Shown(NamedTuple, Generic[T]):
-    """How a job's answer is shown: its fields for programs, and its words for people."""
+    """The presentation of a job's answer: its fields for programs, and its words for people."""
 
     as_json: Callable[[T], dict[str, Any]]
     words: Callable[[T], str]
