@@ -30,7 +30,7 @@ HOUSE: Final = "givalia_core"
 MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
 DELAY_S: Final = 0.5  # Of the job, so that its `enq` is over when it is claimed.
-ATTEMPT: Final = ("givalia_core/worker/inside/pipeline.py", "execute")
+ATTEMPT: Final = ("givalia_core/worker/attempt/pipeline.py", "execute")
 """An attempt begins and ends with this function; lending the job comes before."""
 
 

@@ -215,13 +215,13 @@ def describe(name: str, distribution: str, version: str, work: Any) -> FoundModu
     )
 
 
-_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
+PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes, list, tuple, dict))
 
 
 def not_run(value: object) -> str | None:
     """Name the kind of a returned value whose code has not run (nobody awaits or iterates it); None for other values."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return None
     if issubclass(kind, GeneratorType):
         return "a generator"

@@ -41,7 +41,7 @@ from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kin
 from givalia_core.store import Memory
 from givalia_core.times import Length, length_to_us
 from givalia_core.views import Outcome, text_id
-from givalia_core.worker.inside.pipeline import Attempt, execute
+from givalia_core.worker.attempt.pipeline import Attempt, execute
 
 __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
 
@@ -79,7 +79,7 @@ def run(
     dispatch = Dispatch(uuid.uuid4().bytes, 1, work.__name__, attempt, 0, key, payload=pack_params(params))
     said: list[Any] = []
     attempt_ = _attempt(work, dispatch, Hooks(plugins), said.append)
-    attempt_.is_cancelled = cancelled
+    attempt_.is_stop_asked = cancelled
     execute(attempt_)
     return _ran(attempt_, said)
 
@@ -326,6 +326,6 @@ class _Inside:
     def _stop(self, stop: Stop) -> None:
         """Let the running job see that it was cancelled."""
         attempt = self._attempts.get(stop.fence)
-        if attempt is not None and not attempt.is_cancelled:
-            attempt.is_cancelled = True
+        if attempt is not None and not attempt.is_stop_asked:
+            attempt.is_stop_asked = True
             self._hooks.call("on_cancel", job=attempt.job, running=True)

@@ -32,8 +32,8 @@ from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import survives
 from givalia_core.threads import thread_now
+from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.foreman import Foreman
-from givalia_core.worker.inside.runner import Runner
 from givalia_core.worker.link import Connected, Disconnected, Link, LinkEvent
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
 from givalia_core.worker.processes.generations import Crew
@@ -254,7 +254,7 @@ class Worker:
         self._is_stopping = True
         self._outbox.ring_call(self._asked_to_stop.set)
         self._linked.wait()
-        self._runner.over.wait(STOP_S)
+        self._runner.telling.over.wait(STOP_S)
         self._runner.close()
         self._inbox.close()
         self._ended.set()

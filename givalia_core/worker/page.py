@@ -11,7 +11,6 @@ import mmap
 import os
 import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from faulthandler import disable, enable, register, unregister
 from itertools import cycle
@@ -34,88 +33,68 @@ DUMP_SIGNAL: Final = signal.SIGURG
 ASIDE_SIGNAL: Final = signal.SIGWINCH
 _UNBLOCK: Final = signal.SIG_UNBLOCK
 _read: Final = monkey.get_original("os", "read")
-_PULSE, _CURRENT, _CANCELLED, _WHY = range(4)
+PULSE, CURRENT, _CANCELLED, _WHY = range(4)
 _RECENT: Final = (range(8, 256), range(256, 504))  # Fields for what has run since the last pulse, and since the one before.
 _SEAL_FUTURE_WRITE: Final = 0x10  # Of Linux 5.1 and later; the module has no name for it.
-_NOTHING: Final = memoryview(bytes(8 * len(_RECENT[0]))).cast("q")
+NOTHING: Final = memoryview(bytes(8 * len(_RECENT[0]))).cast("q")
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
 
 class Page:
-    """The shared page: each field is one whole number, written by one side only, so no lock is needed."""
+    """The shared page: each field is one whole number, written by one side only, so no lock is needed.
+
+    The process writes `PULSE` and `CURRENT` and what it has run; the supervisor writes the others.
+    """
 
     def __init__(self, fd: int | None = None) -> None:
         """Map the page of `fd`; None: one that is shared with nobody."""
         # Without a file it is this process's alone, also when that forks.
         self._map: Any = mmap.mmap(-1, PAGE_BYTES, mmap.MAP_PRIVATE) if fd is None else mmap.mmap(fd, PAGE_BYTES)
-        self._fields = memoryview(self._map).cast("q")
-        self._turns = [cycle(fields).__next__ for fields in _RECENT]
-        self._part = 0
-        self._turn = self._turns[0]
+        self.fields = memoryview(self._map).cast("q")
+        self.parts = cycle([(slice(part.start, part.stop), cycle(part).__next__) for part in _RECENT])
+        """Its two parts for what has run, in turns: each pulse empties one, and what runs from then on is noted there."""
+        _, self.turn = next(self.parts)
 
     def close(self) -> None:
         """Let go of the page; nothing can be read from it any more."""
-        self._fields.release()
+        self.fields.release()
         self._map.close()
-
-    def beat(self) -> None:
-        """The loop of this process still turns."""
-        self._fields[_PULSE] = Clock.monotonic_ns()
-        self._part ^= 1
-        part = _RECENT[self._part]
-        self._fields[part.start : part.stop] = _NOTHING
-        self._turn = self._turns[self._part]
 
     def silence_s(self) -> float:
         """For how long the loop of the process has not turned; 0 before it first did."""
-        pulse_ns = self._fields[_PULSE]
+        pulse_ns = self.fields[PULSE]
         return (Clock.monotonic_ns() - pulse_ns) / 1e9 if pulse_ns else 0.0
 
     @property
     def current(self) -> int:
         """The fence of the attempt whose code the process is in; 0: that of none."""
-        return self._fields[_CURRENT]
+        return self.fields[CURRENT]
 
     @current.setter
     def current(self, fence: int) -> None:
-        self._fields[_CURRENT] = self._fields[self._turn()] = fence
-
-    def tracer(self, fence_of: Callable[[Any], int]) -> Callable[[str, tuple[Any, Any]], None]:
-        """What is to be called at each switch between greenlets, which is often: it notes whose code runs from now on.
-
-        Of more switches than there are fields for between two pulses, the last ones are noted.
-
-        Args:
-            fence_of: The fence of the attempt that a greenlet belongs to, or 0.
-        """
-        fields, place = self._fields, _CURRENT
-
-        def trace(event: str, switch: tuple[Any, Any]) -> None:
-            fields[place] = fields[self._turn()] = fence_of(switch[1])
-
-        return trace
+        self.fields[CURRENT] = self.fields[self.turn()] = fence
 
     def recent(self) -> frozenset[int]:
         """The fences of the attempts whose code the process was in since the last pulse, or between that and the one before."""
-        return frozenset(fence for fence in self._fields[_RECENT[0].start : _RECENT[1].stop] if fence > 0)
+        return frozenset(fence for fence in self.fields[_RECENT[0].start : _RECENT[1].stop] if fence > 0)
 
     @property
     def cancelled(self) -> int:
         """The fence of the attempt that somebody asked to stop; for processes that run one job at a time."""
-        return self._fields[_CANCELLED]
+        return self.fields[_CANCELLED]
 
     @cancelled.setter
     def cancelled(self, fence: int) -> None:
-        self._fields[_CANCELLED] = fence
+        self.fields[_CANCELLED] = fence
 
     @property
     def why(self) -> str:
         """Why the job of this process is sent SIGTERM; empty: the supervisor did not send it."""
-        return WHYS[self._fields[_WHY]]
+        return WHYS[self.fields[_WHY]]
 
     @why.setter
     def why(self, why: str) -> None:
-        self._fields[_WHY] = WHYS.index(why)
+        self.fields[_WHY] = WHYS.index(why)
 
 
 class LastWords:

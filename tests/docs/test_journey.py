@@ -24,8 +24,8 @@ def way() -> Any:
     [
         ("enq", ["client/commands.py enq", "server/connection.py Connection._receive", "engine/verbs.py enq",
                  "store/sqlite/store.py SQLite.commit"]),
-        ("claim", ["engine/leases.py claim", "worker/inside/runner.py Runner.take"]),
-        ("attempt", [f"worker/inside/pipeline.py {step}" for step in ("execute", "process", "report")]),
+        ("claim", ["engine/leases.py claim", "worker/attempt/runner.py Runner.take"]),
+        ("attempt", [f"worker/attempt/pipeline.py {step}" for step in ("execute", "process", "report")]),
         ("settle", ["engine/leases.py succeed", "client/commands.py _ended"]),
     ],
 )  # fmt: skip

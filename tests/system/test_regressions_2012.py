@@ -120,7 +120,7 @@ import json, sys
 from givalia_core import modules
 from givalia_core.hooks import Hooks
 from givalia_core.protocol.messages import Dispatch
-from givalia_core.worker.inside.pipeline import Attempt, execute
+from givalia_core.worker.attempt.pipeline import Attempt, execute
 names = json.loads(sys.stdin.read())
 table = modules.discover()
 said, seen = [], []

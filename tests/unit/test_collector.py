@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from givalia_core.frozen import Clock
-from givalia_core.worker.inside.collector import EACH_S, JOBS_MOST, Collector
+from givalia_core.worker.attempt.collector import EACH_S, JOBS_MOST, Collector
 
 
 class Rig:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from givalia_core.worker.page import Page, page_file, page_of
+from givalia_core.worker.page import NOTHING, Page, page_file, page_of
 
 
 @pytest.fixture
@@ -21,27 +21,34 @@ def shared() -> Iterator[tuple[Page, Page]]:
     ours.close()
 
 
+def beat(page: Page) -> None:
+    """Let the loop of the process turn once more."""
+    part, page.turn = next(page.parts)
+    page.fields[part] = NOTHING
+
+
+def run(page: Page, *fences: int) -> None:
+    """Switch from one greenlet to the other."""
+    for fence in fences:
+        page.current = fence
+
+
 def test_what_has_run_since_the_pulse_before_the_last_shows(shared: tuple[Page, Page]) -> None:
     ours, theirs = shared
-    switch = theirs.tracer(int)
-    for fence in (1, 2, 0, -1):
-        switch("switch", (None, fence))
-    theirs.current = 3
+    run(theirs, 1, 2, 0, -1, 3)
 
     assert ours.recent() == {1, 2, 3}
-    theirs.beat()
-    switch("switch", (None, 4))
+    beat(theirs)
+    run(theirs, 4)
     assert ours.recent() == {1, 2, 3, 4}
-    theirs.beat()
+    beat(theirs)
     assert ours.recent() == {4}
     assert ours.current == 4
 
 
 def test_of_many_switches_the_last_are_known(shared: tuple[Page, Page]) -> None:
     ours, theirs = shared
-    switch = theirs.tracer(int)
-    for fence in range(1, 10_000):
-        switch("switch", (None, fence))
+    run(theirs, *range(1, 10_000))
 
     assert ours.recent() == set(range(9_752, 10_000))
 

@@ -23,10 +23,11 @@ from givalia_core.printable import Formatter
 from givalia_core.protocol.messages import Dispatch, Release, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.repeats import Repeats
-from givalia_core.worker.inside import pipeline
-from givalia_core.worker.inside import runner as runner_room
-from givalia_core.worker.inside.pipeline import ERROR_BYTES_MAX, Attempt, execute
-from givalia_core.worker.inside.runner import HookLate, Runner
+from givalia_core.worker.attempt import pipeline
+from givalia_core.worker.attempt import telling as telling_room
+from givalia_core.worker.attempt.pipeline import ERROR_BYTES_MAX, Attempt, execute
+from givalia_core.worker.attempt.runner import Runner
+from givalia_core.worker.attempt.telling import HookLate
 from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
 from givalia_core.worker.page import Page
 
@@ -320,7 +321,7 @@ def run(said: list[Any]) -> Iterator[Callable[[type[WorkModule], int | None], No
         del said[:]
         runner.take(Dispatch(bytes(16), 1, "Work", 1, 0, timeout_us=timeout_us))
         with gevent.Timeout(5):
-            while not said or runner.holds:
+            while not said or runner.attempts:
                 gevent.sleep(0.01)
 
     yield running
@@ -363,7 +364,7 @@ def test_whose_code_runs_is_noted_again_when_a_job_has_stopped_that(said: list[A
         {"Work": describe("Work", "test", "0", type("Work", (WorkModule,), {"process": process}))},
         Hooks([]), said.append, page, worker,
     )  # fmt: skip
-    runner.open(runner.restore_trace)
+    runner.open(runner.whose.restore)
     try:
         runner.take(Dispatch(bytes(16), 7, "Work", 1, 0, timeout_us=1_000_000))
         with gevent.Timeout(5):
@@ -371,7 +372,7 @@ def test_whose_code_runs_is_noted_again_when_a_job_has_stopped_that(said: list[A
                 gevent.sleep(0.01)
             while page.current:
                 gevent.sleep(0.01)
-            while runner.holds:
+            while runner.attempts:
                 gevent.sleep(0.01)
     finally:
         runner.close()
@@ -414,7 +415,7 @@ class Hangs:
 def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
     said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_room, "HOOK_SAID_S", 0.1)
+    monkeypatch.setattr(telling_room, "HOOK_SAID_S", 0.1)
     plugin, page = Hangs(), Page()
     hooks = Hooks([plugin])
     seen: list[int] = []
@@ -428,7 +429,7 @@ def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
     gevent.sleep(0.3)
     current = page.current
     with gevent.Timeout(5):
-        while runner.holds:
+        while runner.attempts:
             gevent.sleep(0.01)
     runner.close()
 
@@ -484,7 +485,7 @@ def test_what_a_plugin_was_called_for_goes_on_though_it_takes_no_notice_of_its_l
     finally:
         runner.close()
 
-    assert not runner.holds
+    assert not runner.attempts
     assert [each for each in said if not isinstance(each, InHook)] == [follows]
     assert hooks.silenced == {"Deaf"}
 
@@ -504,7 +505,7 @@ def test_what_happens_in_a_plugin_is_the_plugins(said: list[Any]) -> None:
     runner.open()
     runner.take(Dispatch(bytes(16), 7, "Work", 1, 0))
     with gevent.Timeout(5):
-        while not seen or runner.holds:
+        while not seen or runner.attempts:
             gevent.sleep(0.01)
     runner.close()
 

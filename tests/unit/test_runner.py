@@ -15,7 +15,7 @@ from givalia_core import WorkModule
 from givalia_core.hooks import Hooks
 from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch, Fail, Succeed
-from givalia_core.worker.inside.runner import Runner
+from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.page import Page
 
 MADE: list[weakref.ref[WorkModule]] = []
@@ -64,4 +64,4 @@ def test_what_a_job_made_is_gone_when_it_has_ended(how: str, report: type) -> No
 
     assert [type(note) for note in said[1:]] == [report]
     assert [made() for made in MADE] == [None]
-    assert not runner.holds
+    assert not runner.attempts

@@ -15,7 +15,7 @@ from givalia_core.hooks import Hooks
 from givalia_core.loggers import Logging
 from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch
-from givalia_core.worker.inside.runner import Runner
+from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.notes import Logged
 from givalia_core.worker.page import Page
 

@@ -12,8 +12,8 @@ import pytest
 from gevent.event import Event
 from gevent.local import local
 
-from givalia_core.worker.inside import starter as starter_room
-from givalia_core.worker.inside.starter import Running, Starter
+from givalia_core.worker.attempt import runner as starter_room
+from givalia_core.worker.attempt.runner import Running, Starter
 
 Code = Callable[[], None]
 

@@ -17,8 +17,8 @@ import pytest
 import structlog
 
 from givalia_core.loggers import Loggers
-from givalia_core.worker.inside.child import Forwarding
-from givalia_core.worker.inside.surroundings import Contents, Surroundings
+from givalia_core.worker.attempt.child import Forwarding
+from givalia_core.worker.attempt.surroundings import Contents, Surroundings
 
 JOBS = logging.getLogger("givalia.job")
 

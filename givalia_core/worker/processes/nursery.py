@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from givalia_core.worker.inside import child
+from givalia_core.worker.attempt import child
 
 RECORD: Final = struct.Struct("<Bqq")
 FORK, SIGNAL, BORN, ENDED = range(4)
@@ -181,7 +181,7 @@ def _role(role: str) -> Callable[..., int]:
     if role == "job":
         return child.main
     # Not at the top: it brings gevent, which is not to be in this process when it forks, nor in that of a job.
-    from givalia_core.worker.inside import host
+    from givalia_core.worker.attempt import host
 
     return host.main
 

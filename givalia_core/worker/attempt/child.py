@@ -34,9 +34,9 @@ from givalia_core.printable import message_of, traceback_of
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import StrayErrors, log_stray_errors
 from givalia_core.streams import let_go_of_readers, outlast_readers
-from givalia_core.worker.inside.collector import Collector
-from givalia_core.worker.inside.pipeline import STEPS_IN_CHILD, Attempt, report_of, say_left_out
-from givalia_core.worker.inside.surroundings import Contents, Surroundings
+from givalia_core.worker.attempt.collector import Collector
+from givalia_core.worker.attempt.pipeline import STEPS_IN_CHILD, Attempt, report_of, say_left_out
+from givalia_core.worker.attempt.surroundings import Contents, Surroundings
 from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
 from givalia_core.worker.reasons import WORDS, timed_out
@@ -65,7 +65,7 @@ class _Alone(Attempt):
         super().__init__(dispatch, None, None, send)
         self._page = page
 
-    def is_stop_asked(self) -> bool:
+    def is_cancelled(self) -> bool:
         return self._page.cancelled == self.dispatch.fence
 
 

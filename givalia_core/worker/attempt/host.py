@@ -35,12 +35,12 @@ from givalia_core.settings import WorkerSettings  # noqa: E402
 from givalia_core.steady import quietly  # noqa: E402
 from givalia_core.stray_errors import StrayErrors, log_stray_errors  # noqa: E402
 from givalia_core.streams import let_go_of_readers, outlast_readers  # noqa: E402
+from givalia_core.worker.attempt.child import be_stopped_by_signals  # noqa: E402
+from givalia_core.worker.attempt.collector import Collector  # noqa: E402
+from givalia_core.worker.attempt.pipeline import WRONG_PROCESS, say_left_out  # noqa: E402
+from givalia_core.worker.attempt.runner import Runner  # noqa: E402
+from givalia_core.worker.attempt.surroundings import Surroundings  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
-from givalia_core.worker.inside.child import be_stopped_by_signals  # noqa: E402
-from givalia_core.worker.inside.collector import Collector  # noqa: E402
-from givalia_core.worker.inside.pipeline import WRONG_PROCESS, say_left_out  # noqa: E402
-from givalia_core.worker.inside.runner import Runner  # noqa: E402
-from givalia_core.worker.inside.surroundings import Surroundings  # noqa: E402
 from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
 from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
 
@@ -100,8 +100,8 @@ class Host:
         forks.register(self)
         sending = spawn(self._send_forever)
         reading = spawn(self._read_forever, reader, more)
-        wait((reading, sending, runner.over), count=1)
-        if not runner.over.is_set():
+        wait((reading, sending, runner.telling.over), count=1)
+        if not runner.telling.over.is_set():
             if reading.successful():
                 self._stop_all(runner)
             return 1  # Or a job has broken the connection, and all the others are given back.
@@ -148,7 +148,7 @@ class Host:
         """Put right what a job has changed for everybody."""
         if self._runner is None or self._surroundings is None:
             return  # No job has run yet.
-        self._runner.restore_trace()
+        self._runner.whose.restore()
         try:
             changed = self._surroundings.changed()
         except Exception as error:  # A job has broken functions of Python that are asked.
@@ -215,18 +215,15 @@ class Host:
             out, self._out, self._hints = [*self._hints.values(), *self._out], [], {}
             if out:
                 self._channel.sendall(pack(out))
-            elif self._runner is not None and self._runner.over.is_set():
+            elif self._runner is not None and self._runner.telling.over.is_set():
                 return
 
     def _read_forever(self, reader: Reader, notes_: list[Any]) -> None:
         assert self._runner is not None
         while True:
-            for number, note in enumerate(notes_, 1):
-                try:
-                    self._runner.take(note)
-                except Exception as error:  # What is lost with it shows when the supervisor asks what there is.
-                    quietly(log.error, "a %s was not heeded: %s", type(note).__name__, type(error).__name__)
-                if not number % AT_ONCE:
+            for start in range(0, len(notes_), AT_ONCE):
+                self._runner.take(*notes_[start : start + AT_ONCE])
+                if len(notes_) > AT_ONCE:
                     sleep(0)  # Let these run, and be reported while the rest are still being started.
             data = self._channel.receive()
             if not data:
@@ -248,7 +245,7 @@ class Host:
         quietly(log.error, "the supervisor is gone; all jobs are stopped")
         runner.end_all("shutdown", "shutdown: the supervisor of its worker is gone")
         with Timeout(LAST_S, False):  # type: ignore[arg-type]
-            while runner.holds:
+            while runner.attempts:
                 sleep(0.01)
 
     # Jobs that fork.

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from logging import Logger, LoggerAdapter, getLogger
 from os import _exit, getpid
-from traceback import TracebackException
 from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
 from givalia_core.frozen import BUILTINS, Clock
-from givalia_core.headline import headline, own_line
 from givalia_core.hooks import Hooks
-from givalia_core.model import TEN_YEARS_US, OutcomeKind
-from givalia_core.modules import NOT_RUN_ADVICE, Fail, Retry, Stopped, WorkModule, not_run
+from givalia_core.model import OutcomeKind
+from givalia_core.modules import NOT_RUN_ADVICE, PLAIN, Fail, Stopped, WorkModule, not_run
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Dispatch, Progress, Succeed
 from givalia_core.protocol.messages import Fail as Failed
@@ -27,16 +25,15 @@ from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
 from givalia_core.times import to_datetime
 from givalia_core.views import Outcome, RunningJobView, running_view, text_id
+from givalia_core.worker.attempt.raised import asked_for, shown
+from givalia_core.worker.attempt.wary import is_a, name_of
 from givalia_core.worker.held import about
-from givalia_core.worker.inside.wary import is_a, leaves, name_of
-from givalia_core.worker.reasons import NOT_ENDED, clipped
+from givalia_core.worker.reasons import clipped
 
 __builtins__ = BUILTINS
 
 ERROR_BYTES_MAX: Final = 16 << 10
-_HEAD: Final = "Traceback (most recent call last):"
 WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
-
 
 job_log = getLogger("givalia.job")
 _repeats: Final = Repeats()
@@ -54,34 +51,13 @@ class Lines(LoggerAdapter[Logger]):
             return
 
 
-class _Run:
-    """A `Run` whose job and log are made when the module reads them, which most do not."""
-
-    __slots__ = ("_attempt", "is_cancelled", "params", "tell")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self.params = attempt.params
-        self.tell = attempt.tell
-        self.is_cancelled = attempt.is_stop_asked
-
-    @property
-    def job(self) -> RunningJobView:
-        return self._attempt.job
-
-    @property
-    def log(self) -> Lines:
-        job = self._attempt.job
-        return Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
-
-
 class Attempt:
-    """One attempt from its dispatch to its report; each step reads and fills its part.
+    """One attempt from its dispatch to its report; each step reads and fills its part. Its module knows it as its `Run`.
 
     Args:
         dispatch: What the server lent.
         work: The class that is to do it; None if this worker has none of the name.
-        hooks: The plugins to tell; None where they are told elsewhere.
+        hooks: The plugins to tell; None where there are none, or they are told elsewhere.
         send: Takes reports and hints on their way to the server.
     """
 
@@ -94,7 +70,7 @@ class Attempt:
         self.send = send
 
     # What the steps fill; until then each attempt has this in common with all others.
-    is_cancelled = False
+    is_stop_asked = False  # Somebody has cancelled the job.
     is_in_process = False
     has_run = False  # Its code has ended.
     is_left = False  # It was reported though its code has not ended: what becomes of that is of no interest any more.
@@ -103,7 +79,7 @@ class Attempt:
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
-    asked: tuple[bool, int | None] = False, None  # What was raised asks for: see `_asked_for`.
+    asked: tuple[bool, int | None] = False, None  # What was raised asks for: see `asked_for`.
     words = ""  # What was raised says of itself, if that could be shown.
     seconds = 0.0
     kind = OutcomeKind.FAILED
@@ -119,9 +95,11 @@ class Attempt:
             self._job = view(self.dispatch, self.params)
         return self._job
 
-    def is_stop_asked(self) -> bool:
-        """Whether somebody has cancelled the job."""
-        return self.is_cancelled
+    @property
+    def log(self) -> Lines:
+        """The log of the job; its lines carry the job's id, key and attempt."""
+        job = self.job
+        return Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
 
     @property
     def outcome(self) -> Outcome:
@@ -129,24 +107,28 @@ class Attempt:
         result = None if self.raised is not None or self.result_error else self.value
         return Outcome(self.kind, result, self.error, self.seconds)
 
-    def begin(self) -> None:
-        """The job's own code is about to run: its time counts from now."""
-
-    def finish(self) -> None:
-        """The job's own code has ended: nothing is to be raised in it any more."""
-
-    def let_go(self) -> None:
-        """Forget what the job's code made, when all is said: it refers to the attempt, so only the collector would free it."""
-        self.work = self.value = self.raised = self.stopped = None
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled the job."""
+        return self.is_stop_asked
 
     def tell(self, fraction: float, words: str) -> None:
         """Send a hint of how far the job is."""
         self.send(Progress(self.dispatch.id, self.dispatch.fence, fraction, words))
 
+    def begin(self) -> None:
+        """The code of a job with a timeout is about to run: its time counts from now."""
+
+    def finish(self) -> None:
+        """The code of a job with a timeout has ended: nothing is to be raised in it any more."""
+
+    def let_go(self) -> None:
+        """Forget what the job's code made, when all is said: it refers to the attempt, so only the collector would free it."""
+        self.work = self.value = self.raised = self.stopped = None
+
 
 def execute(attempt: Attempt) -> None:
     """Take an attempt through the steps."""
-    for step in STEPS:
+    for step in STEPS_WITHOUT_PLUGINS if attempt.hooks is None else STEPS:
         step(attempt)
         if attempt.is_left:
             return
@@ -193,16 +175,16 @@ def process(attempt: Attempt) -> None:
     """
     if attempt.raised is None:
         attempt.raised = attempt.stopped
-    here = getpid()
-    started = Clock.monotonic()
+    here, started_s, has_limit = getpid(), Clock.monotonic(), attempt.dispatch.timeout_us is not None
     try:
-        attempt.begin()
+        if has_limit:
+            attempt.begin()
         attempt.is_in_process = True
         if attempt.raised is None:
             _run(attempt)
         if attempt.raised is not None:
-            attempt.asked = _asked_for(attempt.raised)
-            attempt.words = _shown(attempt.raised)
+            attempt.asked = asked_for(attempt.raised)
+            attempt.words = shown(attempt.raised)
     except BaseException as error:  # `Stopped`, or what an exception raises when it is shown.
         if attempt.raised is None:
             attempt.raised = error
@@ -211,21 +193,28 @@ def process(attempt: Attempt) -> None:
         if getpid() != here:
             _exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
         attempt.has_run = True
-        attempt.finish()
-        attempt.seconds = Clock.monotonic() - started
+        if has_limit:
+            attempt.finish()
+        attempt.seconds = Clock.monotonic() - started_s
 
 
 def _run(attempt: Attempt) -> None:
     assert attempt.found is not None
     try:
-        attempt.work = attempt.found(_Run(attempt))  # type: ignore[arg-type]
-        attempt.value = attempt.work.process()
-        if (kind := not_run(attempt.value)) is not None:
+        attempt.work = attempt.found(attempt)  # type: ignore[arg-type]
+        value = attempt.value = attempt.work.process()
+        if type(value) not in PLAIN and (kind := not_run(value)) is not None:
             attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
-            if is_a(attempt.value, CoroutineType) or is_a(attempt.value, GeneratorType):
-                attempt.value.close()  # Or Python would warn that it was never awaited.
+            if is_a(value, CoroutineType) or is_a(value, GeneratorType):
+                value.close()  # Or Python would warn that it was never awaited.
+            return
+        try:
+            attempt.result = packed = pack(value, "result")
+        except BaseException as error:  # A result may run code of its own when it is packed.
+            _lose_result(attempt, error)
         else:
-            _pack_result(attempt)
+            if len(packed) > RESULT_BYTES_MAX:
+                _lose_result(attempt, len(packed))
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
         attempt.raised = error
 
@@ -238,34 +227,26 @@ def classify(attempt: Attempt) -> None:
     why = attempt.stopped.why if attempt.stopped is not None else None
     if why == "timeout":
         attempt.kind = OutcomeKind.TIMEOUT
-    elif why is not None or attempt.is_stop_asked():
+    elif why is not None or attempt.is_cancelled():
         attempt.kind = OutcomeKind.STOPPED
     else:
         attempt.kind = OutcomeKind.FAILED
     attempt.error = _words(attempt, attempt.raised)
 
 
-def _pack_result(attempt: Attempt) -> None:
-    """A result that cannot be kept costs the result, never the job: its effect happened."""
-    try:
-        packed = pack(attempt.value, "result")
-    except MemoryError:
-        _lose_result(attempt, "TOO_LARGE", "there was no memory to pack it")
-    except CannotPack as error:
-        _lose_result(attempt, "UNSERIALIZABLE", str(error))
-    except BaseException as error:  # A result may run code of its own when it is packed.
-        if attempt.stopped is not None:
-            raise
-        _lose_result(attempt, "UNSERIALIZABLE", f"packing it raised {name_of(error)}")
+def _lose_result(attempt: Attempt, why: BaseException | int) -> None:
+    """Do without a result that cannot be packed, or has too many bytes: the job's effect happened, so it has succeeded."""
+    if type(why) is int:
+        code, words = "TOO_LARGE", f"it has {why} bytes; at most {RESULT_BYTES_MAX} are kept"
+    elif is_a(why, MemoryError):
+        code, words = "TOO_LARGE", "there was no memory to pack it"
+    elif is_a(why, CannotPack):
+        code, words = "UNSERIALIZABLE", str(why)
+    elif attempt.stopped is not None:
+        raise why  # type: ignore[misc]
     else:
-        if len(packed) > RESULT_BYTES_MAX:
-            _lose_result(attempt, "TOO_LARGE", f"it has {len(packed)} bytes; at most {RESULT_BYTES_MAX} are kept")
-        else:
-            attempt.result = packed
-
-
-def _lose_result(attempt: Attempt, why: str, words: str) -> None:
-    attempt.result_error = why
+        code, words = "UNSERIALIZABLE", f"packing it raised {name_of(why)}"
+    attempt.result, attempt.result_error = b"", code
     attempt.error = clipped(f"the result was not kept: {words}")
     say_left_out()
     if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", Clock.monotonic()):
@@ -276,44 +257,6 @@ def say_left_out(*, is_last: bool = False) -> None:
     """Say how many results were lost without a line, if that is due; at once if the process ends."""
     for left_out in _repeats.rest() if is_last else _repeats.left_out(Clock.monotonic()):
         quietly(job_log.warning, "%s", left_out)
-
-
-def _shown(raised: BaseException) -> str:
-    """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
-    try:
-        if is_a(raised, Fail) or is_a(raised, Retry):
-            words = str(raised).strip() or name_of(raised)
-            own = headline(words) if words.startswith(_HEAD) else words  # The text of a traceback, which says what was raised.
-            return _with_headline(words, own) + _cause(raised.__cause__)
-        told = _told(raised)
-        return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
-    except Exception:
-        return ""
-
-
-def _told(raised: BaseException) -> TracebackException:
-    return TracebackException(type(raised), raised, raised.__traceback__, compact=True)
-
-
-def _cause(cause: BaseException | None) -> str:
-    """Return what stands below the words of `raise Fail(words) from cause`; nothing if that cannot be shown."""
-    if cause is None:
-        return ""
-    try:
-        # Words are no traceback, whatever they are caused by: each may be another, and they are counted by their module.
-        shown = "".join(_told(cause).format()).strip().replace(_HEAD, "calls (most recent last):")
-    except Exception:
-        return ""
-    return "\n".join(["", "    caused by", *("    " + line for line in shown.splitlines())])
-
-
-def _with_headline(shown: str, own: str) -> str:
-    """Return an error that can be read to begin with its own line, whatever other tracebacks its message has."""
-    own = own_line(own.splitlines() or [""])
-    # The own line of a SyntaxError stands behind lines of code.
-    if own[:1].isspace() or headline(shown) == headline(own):
-        return shown
-    return "\n".join([own, *("    " + line for line in shown.splitlines())])
 
 
 def _words(attempt: Attempt, raised: BaseException) -> str:
@@ -336,25 +279,8 @@ def report(attempt: Attempt) -> None:
     attempt.send(report_of(attempt))
 
 
-def report_left(attempt: Attempt) -> None:
-    """Report an attempt whose code does not end."""
-    assert attempt.stopped is not None
-    attempt.raised = attempt.stopped
-    classify(attempt)
-    attempt.error = clipped(
-        f"{attempt.stopped}; {NOT_ENDED}, so it was reported without waiting for its code\n{attempt.words}".strip()
-    )
-    send, attempt.send = attempt.send, _say_nothing
-    after_run(attempt)
-    send(report_of(attempt))
-
-
-def _say_nothing(_: Any) -> None:
-    """Drop progress that comes too late."""
-
-
 def report_of(attempt: Attempt) -> Succeed | Failed:
-    """What the server is told; an attempt whose lease was lost has failed, whatever its code made of that."""
+    """Return the report for the server; an attempt whose lease was lost has failed, whatever its code made of that."""
     dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
         return Failed(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
@@ -364,28 +290,6 @@ def report_of(attempt: Attempt) -> Succeed | Failed:
     return Failed(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
-def _asked_for(raised: BaseException) -> tuple[bool, int | None]:
-    """Return whether there is to be no other attempt, and what is to pass before one.
-
-    Of a group one `Fail` decides; if all of it is `Retry`, the longest wait does.
-    """
-    parts = leaves(raised)
-    if any(is_a(part, Fail) for part in parts):
-        return True, None
-    if not all(is_a(part, Retry) for part in parts):
-        return False, None
-    waits = [after_us for part in parts if (after_us := _after_us(part)) is not None]
-    return False, max(waits, default=None)
-
-
-def _after_us(retry: Any) -> int | None:
-    """Return how long a `Retry` asks to wait. A class of job code's own may not have been made as ours is, or say anything."""
-    try:
-        after_us = retry.after_us
-    except BaseException:
-        return None
-    return after_us if type(after_us) is int and 0 <= after_us <= TEN_YEARS_US else None
-
-
 STEPS: Final = (load, before_run, process, classify, after_run, report)
+STEPS_WITHOUT_PLUGINS: Final = (load, process, classify, report)
 STEPS_IN_CHILD: Final = (load, process, classify)

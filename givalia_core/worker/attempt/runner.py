@@ -1,0 +1,290 @@
+"""Runs attempts in greenlets: what a process full of jobs does, whoever it talks to.
+
+It takes notes and says notes. Beside the jobs it keeps the shared page: the loop's pulse, and whose code is running, which it
+learns at each switch between greenlets; so the supervisor can name the job that does not yield.
+
+Attempts need no more greenlets than it takes: to make one and to end it costs more than a short attempt. A greenlet goes on
+with the next attempt if the one before never yielded and has left nothing in it. Nobody else has run meanwhile, so whatever
+could reach the next attempt (an exception on its way, a timer, somebody who waits for the greenlet, a local, a context) either
+is not there or shows as one of the `_marks`. An attempt that waits for something has its greenlet for itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from logging import getLogger
+from sys import getrefcount
+from typing import Any, Final, Generic, TypeVar
+from weakref import getweakrefcount
+
+from gevent import Greenlet, get_hub
+from greenlet import gettrace
+
+from givalia_core import job_servers
+from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.hooks import Hooks
+from givalia_core.modules import FoundModule, Stopped, announcement
+from givalia_core.protocol.messages import Dispatch
+from givalia_core.steady import quietly
+from givalia_core.worker.attempt.collector import Collector
+from givalia_core.worker.attempt.hosted import Endings, Hosted
+from givalia_core.worker.attempt.pipeline import classify, execute, report
+from givalia_core.worker.attempt.telling import HOOKS_OF_JOBS, Telling
+from givalia_core.worker.attempt.whose import FENCE, Whose
+from givalia_core.worker.notes import Asked, End, Holding, Ready, Servers
+from givalia_core.worker.page import CURRENT, NOTHING, PULSE, Page
+
+__builtins__ = BUILTINS
+
+PULSE_S: Final = 0.2
+TURN_S: Final = 0.005  # So long are attempts started before the loop looks after its sockets and timers again.
+
+log = getLogger("givalia.worker")
+T = TypeVar("T")
+
+
+class Running(Greenlet):  # type: ignore[type-arg]
+    """The greenlet of an attempt; where it was started from is always the same, and not worth being looked up."""
+
+    spawning_stack_limit = 0
+
+
+class Starter(Generic[T]):
+    """What `begin` is given, `run` is called with, in the order it came, each in a greenlet that is as good as new.
+
+    Args:
+        run: Never raises.
+    """
+
+    def __init__(self, run: Callable[[T, Running], None]) -> None:
+        self._run = run
+        self._waiting: deque[T] = deque()
+        self._is_due = False  # The loop will call `_start`, or is in it.
+        self._starting: Running | None = None
+        self._until_s = 0.0
+        self._again: Any = None
+
+    def begin(self, *attempts: T) -> None:
+        """Have them run when the loop next comes to it."""
+        self._waiting.extend(attempts)
+        if not self._is_due:
+            self._is_due = True
+            get_hub().loop.run_callback(self._start)
+
+    def forget(self) -> None:
+        """Start nothing of what was left to start."""
+        self._waiting.clear()
+
+    def _start(self) -> None:
+        if self._again is not None:
+            self._again.close()
+            self._again = None
+        self._until_s = Clock.monotonic() + TURN_S
+        try:
+            while self._waiting:
+                self._starting = Running(self._run_in_a_row)
+                self._starting.switch()  # Comes back when an attempt yields, or when its greenlet has ended.
+                self._starting = None
+                if Clock.monotonic() >= self._until_s:
+                    break
+        finally:  # A switch raises what a trace function of a job raises; the attempts that wait start all the same.
+            self._starting = None
+            self._is_due = bool(self._waiting)
+            if self._is_due:
+                # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
+                self._again = get_hub().loop.timer(0)
+                self._again.start(self._start)
+
+    def _run_in_a_row(self) -> None:
+        running = self._starting
+        assert running is not None
+        marks = _marks(running)
+        while self._waiting:
+            self._run(self._waiting.popleft(), running)
+            if self._starting is not running or _marks(running) != marks or Clock.monotonic() >= self._until_s:
+                return
+
+
+def _marks(running: Running) -> tuple[Any, ...]:
+    """What tells a greenlet that somebody has left something in from one that is as new.
+
+    Who wants to raise in it, wake it or wait for it must refer to it or be linked to it; so is what keeps locals for it.
+    """
+    return (
+        getrefcount(running),
+        getweakrefcount(running),
+        running.has_links(),
+        len(running.__dict__),
+        len(running.gr_context or ()),
+    )
+
+
+class Runner:
+    """Runs attempts.
+
+    Args:
+        modules: What can be run, by name.
+        hooks: The plugins.
+        say: Takes what the supervisor is to hear: notes and messages.
+        page: The shared page of this process.
+        worker: What plugins are handed as `worker`; its settings and counts.
+    """
+
+    def __init__(
+        self, modules: dict[str, FoundModule], hooks: Hooks, say: Callable[[Any], None], page: Page, worker: Any
+    ) -> None:
+        self._modules = modules
+        self._works = {name: found.work for name, found in modules.items()}
+        self._hooks = hooks
+        self._job_hooks = hooks if any(map(hooks.listens, HOOKS_OF_JOBS)) else None
+        self.say = say
+        self.whose = Whose(page)
+        self.attempts: dict[int, Hosted] = {}
+        """Those that are under way, by fence."""
+        self._starter: Starter[Hosted] = Starter(self._run)
+        self._endings = Endings(self.attempts, say, lambda: float(worker.settings.stop_grace))
+        self.telling = Telling(self.attempts, self.whose, say, modules, hooks, worker)
+        self._servers = ""
+        self._has_to_tidy = False
+        self._actions: dict[type, Callable[[Any], None]] = {
+            **self.telling.actions,
+            End: self._end,
+            Asked: lambda _: self.say(Holding(list(self.attempts))),
+            Servers: self._know_servers,
+        }
+
+    def open(
+        self,
+        tidy: Callable[[], None] = lambda: None,
+        collector: Collector | None = None,
+        started: Callable[[], None] = lambda: None,
+        restore_logs: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to show signs of life, and say what is served.
+
+        Args:
+            tidy: Called with each sign of life, and when jobs have ended.
+            collector: Collects what they have left; None where the process is not only there for jobs.
+            started: Called when the plugins know that the worker is connected, before the first job.
+            restore_logs: Called before a plugin is called, or a line of another process is written.
+        """
+        self._tidy = tidy
+        self._collector = collector
+        if collector is None:
+            job_servers.tell_jobs(self._servers_of_job)
+        self._loop = get_hub().loop
+        self._beat()
+        self._pulse = self._loop.timer(PULSE_S, PULSE_S)
+        self._pulse.start(self._beat)
+        self.whose.begin(self._tracer())
+        self.telling.open(started, restore_logs)
+        announced = [tuple(announcement(found)) for found in self._modules.values()]
+        sources = {found.name: found.source for found in self._modules.values()}
+        self.say(Ready(announced, sources, list(filter(self._hooks.listens, HOOKS_OF_JOBS)), self._hooks.names))
+
+    def close(self) -> None:
+        """Show no more signs of life."""
+        self.whose.end()
+        self._pulse.close()
+        job_servers.forget(self._servers_of_job)
+
+    def _beat(self) -> None:
+        """Note on the page that the loop of this process still turns."""
+        page = self.whose.page
+        page.fields[PULSE] = Clock.monotonic_ns()
+        part, page.turn = next(page.parts)
+        page.fields[part] = NOTHING
+        if self.telling.in_hooks:
+            self.telling.look()
+        self._tidy_up()
+
+    def _tracer(self) -> Callable[[str, tuple[Any, Any]], None]:
+        """Return what to call at each switch between greenlets, which is often: it notes whose code runs from now on.
+
+        Of more switches than there are fields for between two pulses, the last ones are noted.
+        """
+        page, fences, inherited = self.whose.page, self.whose.fences, self.whose.inherited
+        fields = page.fields
+
+        def trace(event: str, switch: tuple[Any, Any]) -> None:
+            fence = fences.get(switch[1])
+            fields[CURRENT] = fields[page.turn()] = inherited(switch[1]) if fence is None else fence
+
+        return trace
+
+    def after_fork(self) -> None:
+        """In a fork: no attempt goes on but the one that forked, if one did."""
+        self._pulse.stop()
+        self._starter.forget()
+        self.whose.after_fork()
+
+    # Jobs.
+
+    def take(self, *notes: Any) -> None:
+        """Act on notes; nothing here waits for a job or a plugin."""
+        begun: list[Hosted] = []
+        for note in notes:
+            if type(note) is Dispatch:
+                attempt = self.attempts[note.fence] = Hosted(note, self._works.get(note.module), self._job_hooks, self.say)
+                attempt.endings = self._endings
+                begun.append(attempt)
+            else:
+                self._heed(note)
+        if begun:
+            self._starter.begin(*begun)
+
+    def _heed(self, note: Any) -> None:
+        try:
+            self._actions[type(note)](note)
+        except Exception as error:  # What is lost with it shows when the supervisor asks what there is.
+            quietly(log.error, "a %s was not heeded: %s", type(note).__name__, type(error).__name__)
+
+    def _run(self, attempt: Hosted, running: Running) -> None:
+        attempt.greenlet, fence, whose = running, attempt.dispatch.fence, self.whose
+        whose.fences[running] = fence
+        running.spawn_tree_locals = {FENCE: fence}  # Threads and greenlets that the job starts have that, too.
+        if gettrace() is whose.trace:  # It looked when this greenlet was switched to, which may be some attempts ago.
+            whose.page.fields[CURRENT] = whose.page.fields[whose.page.turn()] = fence
+        try:
+            execute(attempt)
+        except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
+            quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
+            if attempt.raised is None:
+                attempt.raised = error
+            classify(attempt)
+            report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
+        finally:
+            attempt.greenlet = None
+            self.attempts.pop(fence, None)
+            whose.fences.pop(running, None)
+            if not self._has_to_tidy:  # Once for all jobs that end in one turn of the loop.
+                self._has_to_tidy = True
+                self._loop.run_callback(self._tidy_up)
+            if self._collector is not None:
+                self._collector.note(is_bad=attempt.raised is not None)
+            attempt.let_go()
+
+    def _tidy_up(self) -> None:
+        self._has_to_tidy = False
+        self._tidy()
+        if self._collector is not None:
+            self._collector.run(Clock.monotonic())
+
+    def end_all(self, why: str, words: str) -> None:
+        """End everything that runs."""
+        for attempt in list(self.attempts.values()):
+            attempt.end_by(Stopped(why, words))
+
+    def _end(self, note: End) -> None:
+        attempt = self.attempts.get(note.fence)
+        if attempt is not None:
+            self._endings.stop(attempt, Stopped(note.why, note.words))
+
+    def _know_servers(self, note: Servers) -> None:
+        self._servers = note.servers
+        if self._collector is not None:  # This process is only there for jobs.
+            job_servers.tell_process(note.servers)
+
+    def _servers_of_job(self) -> str:
+        return self._servers if self.whose.current in self.attempts else ""  # It may be that of another worker in this program.
