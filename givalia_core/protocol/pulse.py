@@ -43,7 +43,8 @@ class Pulse:
     def __init__(self, now: float = -math.inf) -> None:
         self._moved_at = now
         self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
-        self._look_at = math.inf  # When the owner intends to look next.
+        self.look_at = math.inf
+        """When the owner intends to look next."""
         self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
         self._is_leaving = False  # Whether sent data was unacknowledged at the last look.
 
@@ -59,16 +60,16 @@ class Pulse:
     def look_again_s(self, now: float, owed: Owed | None) -> float | None:
         """Seconds until `due` is to be asked, if nothing moves before; None: not at all, for nothing is owed."""
         if owed is None:
-            self._look_at = math.inf
+            self.look_at = math.inf
             return None
-        if now > self._look_at + LATE_S:
+        if now > self.look_at + LATE_S:
             self._return(now)
         # Asked once for each command, so no call of `max`.
         look_at = self._due_at(owed)
         look_at = look_at if look_at > self._not_before else self._not_before
         if self._is_leaving and look_at > now + LEAVING_S:
             look_at = now + LEAVING_S
-        self._look_at = look_at = look_at if look_at > now else now
+        self.look_at = look_at = look_at if look_at > now else now
         return look_at - now
 
     def due(self, now: float, owed: Owed | None, acknowledged_s: Callable[[], float], *, can_ping: bool = True) -> Due:
@@ -83,7 +84,7 @@ class Pulse:
         """
         if owed is None:
             return Due.NOTHING
-        if now > self._look_at + LATE_S:
+        if now > self.look_at + LATE_S:
             self._return(now)
         if now < self._due_at(owed) and not self._is_leaving:
             return Due.NOTHING
@@ -115,4 +116,4 @@ class Pulse:
         self.moved(now)
         if self._pinged_at is not None:
             self._pinged_at = now
-        self._look_at = now
+        self.look_at = now

@@ -13,10 +13,9 @@ import threading
 import time
 import traceback
 import uuid
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import gevent
 from gevent.event import Event
@@ -30,66 +29,16 @@ from givalia_core.hooks import Hooks
 from givalia_core.modules import FoundModule
 from givalia_core.protocol.messages import Join
 from givalia_core.settings import WorkerSettings
-from givalia_core.steady import survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.foreman import Foreman
-from givalia_core.worker.link import Connected, Disconnected, Link, LinkEvent
+from givalia_core.worker.link import Bell, Link
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
 from givalia_core.worker.processes.generations import Crew
 
 STOP_S: Final = 5.0
 
 log = logging.getLogger("givalia.worker")
-
-
-class Bell:
-    """Things left by one thread for another, which is woken to take them."""
-
-    def __init__(self, take: Any) -> None:
-        """Make it on the hub that is to take them."""
-        self._take = take
-        self._left: deque[Any] = deque()
-        self._rung = Event()
-        self._watcher = gevent.get_hub().loop.async_()
-        self._watcher.start(self._rung.set)
-        self._taking = gevent.spawn(self._take_forever)
-
-    @property
-    def waiting(self) -> int:
-        """How many things are left to take."""
-        return len(self._left)
-
-    def ring(self, *left: Any) -> None:
-        """Leave something; from any thread."""
-        self._left.extend(left)
-        self._watcher.send()
-
-    def ring_call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Let something be called there."""
-        self.ring(partial(call, *arguments, **options))
-
-    def _take_forever(self) -> None:
-        while True:
-            self._rung.wait()
-            self._rung.clear()
-            while self._left:
-                left = self._left.popleft()
-                with survives("taking what another thread has left", log):
-                    if isinstance(left, partial):
-                        left()
-                    else:
-                        self._take(left)
-
-    def leave(self) -> None:
-        """In a fork: what was left is for the parent to take."""
-        self._left.clear()
-        self._taking.kill(block=False)
-
-    def close(self) -> None:
-        """Take nothing more."""
-        self._taking.kill()
-        self._watcher.close()
 
 
 class Relayed:
@@ -110,7 +59,10 @@ class Here:
         self.started_s = time.monotonic()
         self.page = Page()
         self.last_current = 0
+        self.memory_bytes = 0
         self.is_open = True
+        self.tell = inbox.ring
+        """Leaves notes for the jobs' side."""
         self._inbox = inbox
         self._thread = threading.main_thread().ident
         self._stack = ""
@@ -119,10 +71,6 @@ class Here:
     def backlog(self) -> int:
         """How many notes wait for the jobs' side."""
         return self._inbox.waiting
-
-    def tell(self, *said: Any) -> None:
-        """Leave notes for the jobs' side."""
-        self._inbox.ring(*said)
 
     def signal(self, number: int) -> None:
         """Write down where the code is, if that is what is asked for; nothing else can be done to this process."""
@@ -180,9 +128,9 @@ class Worker:
         self._home.check()
         self._home = forks.Home("worker")  # It may have been made in another process, which has then forked.
         self._thread = thread_now()
-        self._inbox = Bell(self._take)
+        self._inbox = Bell(lambda notes: self._runner.take(*notes))
         here = Here(self._inbox)
-        self._runner: Runner = Runner(self.modules, self.hooks, self._say, here.page, self)
+        self._runner = Runner(self.modules, self.hooks, lambda note: self._outbox.ring(note), here.page, self)
         self._linked = ThreadPool(1).spawn(self._run_link, here)
         forks.register(self)
 
@@ -192,26 +140,21 @@ class Worker:
         if thread_now() == self._thread:  # Otherwise the thread of the jobs is not there.
             self._runner.after_fork()
             self._inbox.leave()
+            if (outbox := getattr(self, "_outbox", None)) is not None:  # The link's thread has come so far.
+                outbox.fall_silent()
             self.connected.clear()
             self._ended.set()
-
-    def _take(self, note: Any) -> None:
-        self._runner.take(note)
-
-    def _say(self, note: Any) -> None:
-        if not self._home.is_left:  # A job may have forked.
-            self._outbox.ring(note)
 
     def _run_link(self, here: Here) -> None:
         """The native thread: from here on everything happens on its own hub."""
         settings = self.settings
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
-        link = Link(settings.servers(), join, [], self._pass_on)
+        link = Link(settings.servers(), join, [], lambda event: foreman.deliver(event))
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         foreman = Foreman(settings, link, lambda foreman: Crew(foreman, here, environ=environ), Relayed(self._inbox))
-        self._foreman = foreman
+        foreman.news.when_connected = self._note_connection
         foreman.open()
-        self._outbox: Bell = Bell(lambda note: foreman.generations.crews[0].hear_host([note]))
+        self._outbox: Bell = Bell(partial(foreman.hear, foreman.generations.crews[0]))
         self._asked_to_stop = Event()
         self._inbox.ring_call(self._runner.open)
         linked = gevent.spawn(link.run)
@@ -222,12 +165,8 @@ class Worker:
         foreman.say_rest()
         self._outbox.close()
 
-    def _pass_on(self, event: LinkEvent) -> None:
-        self._foreman.deliver(event)
-        if isinstance(event, Connected):
-            self._inbox.ring_call(self.connected.set)
-        elif isinstance(event, Disconnected):
-            self._inbox.ring_call(self.connected.clear)
+    def _note_connection(self, is_up: bool) -> None:
+        self._inbox.ring_call(self.connected.set if is_up else self.connected.clear)
 
     def work_forever(self) -> None:
         """Work until `stop` is called from another greenlet; call after `start`.

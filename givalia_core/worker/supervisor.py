@@ -35,7 +35,7 @@ class Supervisor:
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
         self._link = Link(settings.servers(), join, [], lambda event: self._foreman.deliver(event))
         self._foreman = Foreman(settings, self._link, Crew)
-        self.connected = self._foreman.connected
+        self.connected = self._foreman.news.is_connected
         """Set while the link is up."""
         self._watching: gevent.Greenlet[..., None] | None = None
 
@@ -48,7 +48,7 @@ class Supervisor:
             self._watching = gevent.spawn(self._watch_forever, watch)
 
     def _run_link(self) -> None:
-        self._foreman.ready.wait(READY_S)
+        self._foreman.news.ready.wait(READY_S)
         self._link.run()
 
     def _watch_forever(self, watch: Watch) -> None:
@@ -76,7 +76,8 @@ class Supervisor:
             The names of settings that have changed and need a restart.
         """
         changed = [name for name in _FIXED if getattr(settings, name) != getattr(self._made_with, name)]
-        self.settings = self._foreman.settings = settings
+        self.settings = settings
+        self._foreman.use(settings)
         return changed
 
     def stop(self) -> None:

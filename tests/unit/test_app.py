@@ -7,7 +7,8 @@ import logging
 import gevent
 import pytest
 
-from givalia_core.worker.app import Bell, Relayed
+from givalia_core.worker.app import Relayed
+from givalia_core.worker.link import Bell
 
 
 def test_a_line_of_the_links_thread_keeps_what_belongs_to_it(caplog: pytest.LogCaptureFixture) -> None:

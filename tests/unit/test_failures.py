@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from givalia_core.protocol.messages import Dispatch, Fail
-from givalia_core.worker.failures import ANSWERED_S, Failures
+from givalia_core.worker.foreman.failures import ANSWERED_S, Failures
 from givalia_core.worker.link.answers import follows
 from givalia_core.worker.link.records import Answered, Follows
 

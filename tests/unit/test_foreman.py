@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from givalia_core.printable import Formatter
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Process, Progress, Release, Succeed
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
+from givalia_core.worker.assignment import Assignment, Verdict
 from givalia_core.worker.foreman import Foreman
-from givalia_core.worker.held import Held, Verdict
+from givalia_core.worker.foreman.foreman import ASK_S
 from givalia_core.worker.link import Answered, Connected, Dispatched, Follows, Lost, StopAsked
 from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Told
+from givalia_core.worker.processes.audit import Audit
+from givalia_core.worker.reasons import Reason
 
 GREENLET, APART = "Sample", "Apart"
 
@@ -27,8 +30,8 @@ class FakeLink:
     def __init__(self) -> None:
         self.sent: list[Any] = []
 
-    def send(self, message: Any) -> None:
-        self.sent.append(message)
+    def send(self, *said: Any) -> None:
+        self.sent += said
 
     def reports(self) -> list[Any]:
         return [message for message in self.sent if isinstance(message, (Succeed, Fail, Release))]
@@ -45,18 +48,20 @@ class FakeCrew:
         self.foreman = foreman
         self.modules = {GREENLET: Announce(GREENLET, "d", "1"), APART: Announce(APART, "d", "1", "process")}
         self.hooks = hooks
-        self.held = 0
+        self.job_count = 0
+        self.audit = Audit()
         self.is_serving = self.is_retired = self.is_over = self.has_stuck = self.is_given_up = False
         self.children: list[Any] = []
-        self.running: list[Held[Any]] = []
+        self.running: list[Assignment[Any]] = []
         self.told: list[Any] = []
         self.owed: list[Any] = []
         self.verdicts: list[Verdict] = []
         self.blocking = 0  # The fence of the job that does not yield.
-        self.pool = SimpleNamespace(member_of=self._member_of)
+        self.pool = SimpleNamespace(member_of=self._member_of, children=[])
+        self.asked_s: list[float] = []
         self.host = SimpleNamespace(
-            state="ready", member=object(), blocked_s=0.0, stack="", failures=0, is_blocked_by=self._is_blocked_by,
-            plugins=[f"plugin {number}" for number in range(plugins)],
+            state="ready", member=SimpleNamespace(pid=0), fields=(0,) * 4, blocked_s=0.0, stack="", failures=0,
+            is_blocked_by=self._is_blocked_by, plugins=[f"plugin {number}" for number in range(plugins)],
         )  # fmt: skip
 
     def tell(self, *said: Any) -> None:
@@ -69,28 +74,31 @@ class FakeCrew:
         self.told.append(Start())
 
     def serve(self) -> FakeCrew:
-        self.foreman.crew_is_ready(self)  # type: ignore[arg-type]
+        self.foreman.news.is_ready(self)  # type: ignore[arg-type]
         self.is_serving = True
-        self.foreman.crew_has_started(self)  # type: ignore[arg-type]
+        self.foreman.news.has_started(self)  # type: ignore[arg-type]
         return self
 
-    def is_apart(self, module: str) -> bool:
-        return module == APART
+    apart = frozenset({APART})
 
-    def takes(self, module: str) -> bool:
-        return self.is_serving and module in self.modules
+    @property
+    def takes(self) -> frozenset[str]:
+        return frozenset(self.modules) if self.is_serving else frozenset()
 
-    def run(self, held: Held[Any]) -> None:
+    def take(self, note: Any) -> bool:
+        return False
+
+    def run(self, held: Assignment[Any]) -> None:
         page = SimpleNamespace(cancelled=0, why="")
         signals: list[int] = []
         member = SimpleNamespace(pid=1, page=page, signal=signals.append, signals=signals)
         self.running.append(held)
         self.children.append(SimpleNamespace(held=held, member=member))
 
-    def _member_of(self, held: Held[Any]) -> Any:
+    def _member_of(self, held: Assignment[Any]) -> Any:
         return next((child.member for child in self.children if child.held is held), None)
 
-    def _is_blocked_by(self, held: Held[Any]) -> bool:
+    def _is_blocked_by(self, held: Assignment[Any]) -> bool:
         return held.dispatch.fence == self.blocking
 
     def withdraw(self, module: str, why: str) -> None:
@@ -104,13 +112,13 @@ class FakeCrew:
 
     def die(self, verdict: Verdict) -> None:
         self.is_serving = False
-        self.foreman.host_died(self, verdict)  # type: ignore[arg-type]
+        self.foreman.news.host_died(self, verdict)  # type: ignore[arg-type]
 
     def look(self, *, is_fair: bool) -> None:
         pass
 
-    def processes(self) -> Iterator[Process]:
-        yield Process(1, "greenlets", "ready", self.held)
+    def ask_host(self, now_s: float) -> None:
+        self.asked_s.append(now_s)
 
     def drain(self) -> None:
         self.told.append(Drain())
@@ -121,7 +129,7 @@ class FakeCrew:
         self.look_whether_done()
 
     def look_whether_done(self) -> None:
-        self.is_over = self.is_over or (self.is_retired and not self.held)
+        self.is_over = self.is_over or (self.is_retired and not self.job_count)
 
     def end(self) -> None:
         self.is_over = True
@@ -150,6 +158,10 @@ class Rig:
         self.foreman.deliver(Dispatched([job]))
         return job
 
+    def hear(self, *notes: Any) -> None:
+        """Let the process with the greenlets say something."""
+        self.foreman.hear(self.crew, list(notes))  # type: ignore[arg-type]
+
     def later(self, seconds: float) -> None:
         """A look at everything, so much later; what is planned from then on is planned from now."""
         self.foreman._ticked_s = time.monotonic() + seconds
@@ -162,11 +174,28 @@ def test_a_greenlet_job_goes_to_the_host_and_its_report_to_the_server() -> None:
     assert rig.crew.told[-1] == job
 
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.reported(report)
-    rig.foreman.reported(report)
+    rig.hear(report)
+    rig.hear(report)
 
     assert rig.link.reports() == [report]
-    assert rig.crew.held == 0
+    assert rig.crew.job_count == 0
+
+
+def test_a_host_is_asked_at_intervals_which_jobs_it_has_while_it_has_any() -> None:
+    rig = Rig()
+    rig.later(0)
+    assert rig.crew.asked_s == []
+
+    job = rig.lend()
+    for tenth in range(100):
+        rig.later(tenth / 10)
+    intervals = [later - earlier for earlier, later in pairwise(rig.crew.asked_s)]
+    assert len(intervals) == 4
+    assert all(abs(interval - ASK_S) < 0.2 for interval in intervals)
+
+    rig.hear(Succeed(job.id, job.fence))
+    rig.later(20)
+    assert len(rig.crew.asked_s) == 5
 
 
 def test_credits_follow_what_can_be_run() -> None:
@@ -202,7 +231,7 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
     rig.foreman.reported(Told(job.id, job.fence))
     (held,) = rig.crew.running
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.job_ended(held, Ended(True, report, 0.5))
+    rig.foreman.apart.job_ended(held, Ended(True, report, 0.5))
     assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
     assert rig.link.reports() == []
     rig.foreman.reported(Told(job.id, job.fence))
@@ -214,7 +243,7 @@ def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None
     rig = Rig("before_run", "after_run")
     first, second = rig.lend(APART, 1), rig.lend(APART, 2)
     rig.foreman.reported(Told(first.id, first.fence))
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1))
+    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1))
 
     rig.crew.die(Verdict(0, "died", "gone"))
 
@@ -235,7 +264,7 @@ def test_the_job_to_blame_fails_and_its_neighbours_go_back() -> None:
         Fail(stopped.id, 3, "died", "its lease is over"),
     ]
     assert [(each.job[1], each.kind) for each in rig.crew.owed] == [(1, "died"), (2, "released"), (3, "died")]
-    assert rig.crew.held == 0
+    assert rig.crew.job_count == 0
 
 
 def test_a_job_that_comes_again_while_it_is_being_stopped_is_another_attempt() -> None:
@@ -244,11 +273,11 @@ def test_a_job_that_comes_again_while_it_is_being_stopped_is_another_attempt() -
     rig.foreman.deliver(Lost(before.id, 1, "its lease is over"))
     again = rig.lend(fence=2)
 
-    rig.foreman.reported(Fail(before.id, 1, "died", "its lease is over"))
-    rig.foreman.reported(Succeed(again.id, 2))
+    rig.hear(Fail(before.id, 1, "died", "its lease is over"))
+    rig.hear(Succeed(again.id, 2))
 
     assert [report.fence for report in rig.link.reports()] == [1, 2]
-    assert rig.crew.held == 0
+    assert rig.crew.job_count == 0
 
 
 def test_a_timeout_apart_is_a_signal_and_then_a_kill() -> None:
@@ -262,7 +291,7 @@ def test_a_timeout_apart_is_a_signal_and_then_a_kill() -> None:
     assert (child.member.signals, child.member.page.why) == ([15], "timeout")
     rig.later(4.2)
     assert child.member.signals == [15, 9]
-    rig.foreman.child_died(rig.crew.running[0], "child_died: SIGKILL")
+    rig.foreman.apart.child_died(rig.crew.running[0], "child_died: SIGKILL")
 
     (report,) = rig.link.reports()
     assert (report.kind, report.child_died) == ("timeout", False)
@@ -303,7 +332,7 @@ def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, report, 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, report, 1.0))
 
     assert rig.link.reports() == [report]
 
@@ -314,7 +343,7 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
     assert rig.crew.children[0].member.signals == [15]
 
-    rig.foreman.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0))
 
     (report,) = rig.link.reports()
     assert (type(report), report.kind) == (Fail, "died")
@@ -354,14 +383,14 @@ def test_a_process_with_code_that_does_not_end_takes_no_more_and_its_neighbours_
     rig = Rig()
     neighbour, stuck = rig.lend(fence=1), rig.lend(fence=2)
     before = rig.crew
-    rig.foreman.reported(Fail(stuck.id, stuck.fence, "timeout", "timeout"))
+    rig.hear(Fail(stuck.id, stuck.fence, "timeout", "timeout"))
 
-    rig.foreman.host_has_stuck(before, stuck.id)  # type: ignore[arg-type]
+    rig.foreman.news.host_has_stuck(before, stuck.id)  # type: ignore[arg-type]
 
     rig.crews[-1].serve()
     assert before.is_retired
     assert not before.is_over
-    rig.foreman.reported(Succeed(neighbour.id, neighbour.fence))
+    rig.hear(Succeed(neighbour.id, neighbour.fence))
     assert before.is_over
     assert before.verdicts == []
 
@@ -372,7 +401,7 @@ def test_of_too_many_processes_with_code_that_does_not_end_the_oldest_is_given_u
         rig.lend(fence=fence)
         crew = rig.crews[-1]
         crew.has_stuck = True
-        rig.foreman.host_has_stuck(crew, bytes(16))  # type: ignore[arg-type]
+        rig.foreman.news.host_has_stuck(crew, bytes(16))  # type: ignore[arg-type]
         if fence < 5:
             rig.crews[-1].serve()
 
@@ -389,8 +418,8 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
     again = [rig.lend(fence=100 + number, id=job.id) for number, job in enumerate(jobs)]
 
     assert [held.dispatch for held in rig.crew.running] == again[:4]
-    rig.foreman.child_died(rig.crew.running[0], "child_died: SIGSEGV")
-    rig.foreman.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0))
+    rig.foreman.apart.child_died(rig.crew.running[0], "child_died: SIGSEGV")
+    rig.foreman.apart.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0))
     assert [held.dispatch for held in rig.crew.running] == again[:6]
     third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
     assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.
@@ -469,7 +498,7 @@ def test_a_reload_lets_the_new_crew_take_over_and_the_old_one_finish() -> None:
     assert (rig.crew.is_retired, rig.crew.is_over, new.is_over) == (True, False, True)
     later = rig.lend(fence=2)
     assert rig.crews[2].told[-1] == later
-    rig.foreman.reported(Succeed(job.id, job.fence))
+    rig.hear(Succeed(job.id, job.fence))
     assert rig.crew.is_over
     assert rig.link.reports() == [Succeed(job.id, job.fence)]
 
@@ -501,7 +530,7 @@ def test_a_job_whose_code_has_changed_goes_back_and_the_worker_reloads() -> None
     rig = Rig()
     job = rig.lend(APART)
 
-    rig.foreman.job_outdated(rig.crew.running[0])
+    rig.foreman.news.outdated(rig.crew.running[0])
 
     *_, announced, released = [each for each in rig.link.sent if isinstance(each, (list, Release))]
     assert released == Release(job.id, job.fence)
@@ -532,17 +561,17 @@ def test_a_greenlet_that_its_process_gives_back_is_given_back() -> None:
     rig = Rig()
     job = rig.lend()
 
-    rig.foreman.reported(Release(job.id, job.fence))
+    rig.hear(Release(job.id, job.fence))
 
     assert rig.link.reports() == [Release(job.id, job.fence)]
-    assert rig.crew.held == 0
+    assert rig.crew.job_count == 0
 
 
 def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
     rig = Rig("before_run", "after_run", grace=0.0, stop_grace=0.1)
     told = rig.lend(APART, fence=1)  # Its plugins are being told.
 
-    rig.foreman._end(rig.foreman._jobs[1], "shutdown", "the worker stops")
+    rig.foreman.stopping.stop(rig.foreman.jobs[1], Reason.SHUTDOWN, "the worker stops")
     rig.foreman.reported(Told(told.id, told.fence))
 
     assert not rig.crew.running
@@ -560,7 +589,7 @@ def test_a_foreman_that_stops_gives_back_the_suspects_that_wait() -> None:
     waits = again[-1]
     assert waits not in [held.dispatch for held in rig.crew.running]
 
-    rig.foreman._end(rig.foreman._jobs[waits.fence], "shutdown", "the worker stops")
+    rig.foreman.stopping.stop(rig.foreman.jobs[waits.fence], Reason.SHUTDOWN, "the worker stops")
 
     assert rig.link.reports()[5:] == [Release(waits.id, waits.fence)]
 
@@ -568,7 +597,7 @@ def test_a_foreman_that_stops_gives_back_the_suspects_that_wait() -> None:
 def test_a_failed_attempt_is_logged_with_what_the_server_says_follows(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     job = rig.lend(key="cart-7")
-    rig.foreman.reported(Fail(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
+    rig.hear(Fail(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
     assert "boom" not in caplog.text
 
     rig.foreman.deliver(Answered(job.fence, Follows("dead", 1, None), is_taken=True))
@@ -590,7 +619,7 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
     rig = Rig()
     job = rig.lend(APART)
     (held,) = rig.crew.running
-    rig.foreman.job_ended(held, Ended(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
+    rig.foreman.apart.job_ended(held, Ended(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
 
     rig.later(6)
 
@@ -615,7 +644,7 @@ def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a
     rig = Rig()
     for fence in range(1, 31):
         rig.lend(APART, fence, id=fence.to_bytes(16, "big"))
-        rig.foreman.child_died(rig.crew.running[-1], "child_died: SIGSEGV\na stack")
+        rig.foreman.apart.child_died(rig.crew.running[-1], "child_died: SIGSEGV\na stack")
 
     assert {report.error for report in rig.link.reports()} == {"child_died: SIGSEGV\na stack"}
     assert caplog.text.count("took its process with it: child_died: SIGSEGV") == 10
@@ -623,9 +652,9 @@ def test_jobs_that_take_their_processes_with_them_are_reported_each_and_logged_a
 
 def test_a_worker_that_was_told_to_stop_before_it_is_connected_ends_without_an_error() -> None:
     rig = Rig()
-    rig.foreman._has_connected = False
+    rig.foreman.news._has_connected = False
     rig.foreman.generations.crews.clear()
 
     rig.foreman.deliver(Connected(("there", 1), 30_000_000))  # type: ignore[arg-type]
 
-    assert rig.foreman.connected.is_set()
+    assert rig.foreman.news.is_connected.is_set()

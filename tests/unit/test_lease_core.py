@@ -192,7 +192,7 @@ def test_a_report_is_made_again_on_the_next_connection_and_no_more_once_it_is_an
     rig.connect()
 
     assert (Kind.RESUME, []) in rig.said
-    assert rig.core.is_settled
+    assert rig.core.is_settled()
 
 
 def test_a_report_that_is_made_while_there_is_no_connection_is_sent_once() -> None:
@@ -230,7 +230,7 @@ def test_reports_that_a_busy_server_does_not_take_are_made_again_when_it_wants_t
     assert rig.pump() == [(Kind.SUCCEED, reports)]
 
     assert rig.answer(Kind.SUCCEED, items) == []
-    assert not rig.core.is_settled
+    assert not rig.core.is_settled()
     rig.pass_s(1.9)
     assert rig.pump() == []
     assert rig.core.wake_us == rig.now_us + SECOND_US // 10

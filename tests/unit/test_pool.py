@@ -11,10 +11,11 @@ import pytest
 
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.held import Held
+from givalia_core.worker.assignment import Assignment
 from givalia_core.worker.notes import Begin, Ended, Spoiled
 from givalia_core.worker.processes import pool as pool_room
 from givalia_core.worker.processes.pool import Pool
+from givalia_core.worker.reasons import Reason
 
 ORIGIN = "shop", "1.0", 0.0
 
@@ -35,6 +36,7 @@ class FakeMember:
         self.say, self.end = heard, ended
         self.page = FakePage()
         self.pid = 100
+        self.memory_bytes = 0
         self.told: list[Any] = []
         self.is_open = True
 
@@ -92,12 +94,12 @@ class Rig:
         self.members: list[Any] = []
         self.pool = Pool(self.foreman, WorkerSettings(), self.members.append)
 
-    def run(self, fence: int) -> Held[Any]:
-        held: Held[Any] = Held(Dispatch(bytes(15) + bytes([fence]), fence, "Resize", 1, 0), None, True)
+    def run(self, fence: int) -> Assignment[Any]:
+        held: Assignment[Any] = Assignment(Dispatch(bytes(15) + bytes([fence]), fence, "Resize", 1, 0), None, True)
         self.pool.run(held, "shop.jobs:Resize", ORIGIN)
         return held
 
-    def end(self, held: Held[Any]) -> Any:
+    def end(self, held: Assignment[Any]) -> Any:
         """Let the process of a job say that it has ended."""
         member: Any = self.pool.member_of(held)
         member.say([Ended(True, Succeed(held.dispatch.id, held.dispatch.fence), 0.1)])
@@ -148,7 +150,7 @@ def test_a_job_does_not_die_of_what_the_one_before_has_left(rig: Rig) -> None:
 def test_a_job_that_is_to_end_does_not_start_in_another_process(rig: Rig) -> None:
     member = rig.end(rig.run(1))
     held = rig.run(2)
-    held.why = "timeout"
+    held.why = Reason.TIMEOUT
 
     member.end(signal.SIGKILL)
 

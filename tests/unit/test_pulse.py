@@ -20,7 +20,7 @@ def unheard() -> float:
 
 def looked(pulse: Pulse, owed: Owed | None, at: float, acknowledged_s: float = math.inf, *, can_ping: bool = True) -> Due:
     """Intend to look at that time, and do."""
-    pulse._look_at = at
+    pulse.look_at = at
     return pulse.due(at, owed, lambda: acknowledged_s, can_ping=can_ping)
 
 

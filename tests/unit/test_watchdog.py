@@ -10,7 +10,7 @@ import pytest
 
 from givalia_core.protocol.messages import Dispatch
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.held import Held
+from givalia_core.worker.assignment import Assignment
 from givalia_core.worker.page import DUMP_SIGNAL
 from givalia_core.worker.processes import watchdog
 from givalia_core.worker.processes.watchdog import START_S, Host
@@ -25,6 +25,7 @@ class Page:
     def __init__(self) -> None:
         self.current = 0
         self.silent_s = 0.0
+        self.fields = [0] * 4
 
     def silence_s(self) -> float:
         return self.silent_s
@@ -37,6 +38,7 @@ class Member:
     last_current = 0
     is_open = True
     backlog = 0
+    memory_bytes = 0
 
     def __init__(self, age_s: float = 0.0) -> None:
         self.since = time.time()
@@ -70,7 +72,7 @@ class Watched:
 
     def __init__(self, member: Member) -> None:
         self.log, self.counts, self.member = Log(), Counter[str](), member
-        held: Held[Any] = Held(Dispatch(bytes(16), FENCE, "Mail", 1, 0), None, is_process=False)
+        held: Assignment[Any] = Assignment(Dispatch(bytes(16), FENCE, "Mail", 1, 0), None, is_apart=False)
         self.host = Host(lambda fence: held if fence == FENCE else None, self.log, self.counts)  # type: ignore[arg-type, return-value]
         self.host.begin(member)
 

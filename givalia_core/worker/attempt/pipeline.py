@@ -8,6 +8,7 @@ plugins, in a job's own process; nothing here knows which.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from logging import Logger, LoggerAdapter, getLogger
 from os import _exit, getpid
 from types import CoroutineType, GeneratorType
@@ -27,8 +28,7 @@ from givalia_core.times import to_datetime
 from givalia_core.views import Outcome, RunningJobView, running_view, text_id
 from givalia_core.worker.attempt.raised import asked_for, shown
 from givalia_core.worker.attempt.wary import is_a, name_of
-from givalia_core.worker.held import about
-from givalia_core.worker.reasons import clipped
+from givalia_core.worker.reasons import about, clipped
 
 __builtins__ = BUILTINS
 
@@ -51,25 +51,9 @@ class Lines(LoggerAdapter[Logger]):
             return
 
 
-class Attempt:
-    """One attempt from its dispatch to its report; each step reads and fills its part. Its module knows it as its `Run`.
+class Filled:
+    """What the steps of an attempt fill; until then each attempt has this in common with all others."""
 
-    Args:
-        dispatch: What the server lent.
-        work: The class that is to do it; None if this worker has none of the name.
-        hooks: The plugins to tell; None where there are none, or they are told elsewhere.
-        send: Takes reports and hints on their way to the server.
-    """
-
-    def __init__(
-        self, dispatch: Dispatch, work: type[WorkModule] | None, hooks: Hooks | None, send: Callable[[Any], None]
-    ) -> None:
-        self.dispatch = dispatch
-        self.found = work
-        self.hooks = hooks
-        self.send = send
-
-    # What the steps fill; until then each attempt has this in common with all others.
     is_stop_asked = False  # Somebody has cancelled the job.
     is_in_process = False
     has_run = False  # Its code has ended.
@@ -87,6 +71,23 @@ class Attempt:
     result = b""
     result_error: str | None = None
     _job: RunningJobView | None = None
+
+
+@dataclass(eq=False)
+class Attempt(Filled):
+    """One attempt from its dispatch to its report; each step reads and fills its part. Its module knows it as its `Run`.
+
+    Args:
+        dispatch: What the server lent.
+        found: The class that is to do it; None if this worker has none of the name.
+        hooks: The plugins to tell; None where there are none, or they are told elsewhere.
+        send: Takes reports and hints on their way to the server.
+    """
+
+    dispatch: Dispatch
+    found: type[WorkModule] | None
+    hooks: Hooks | None
+    send: Callable[[Any], None]
 
     @property
     def job(self) -> RunningJobView:

@@ -204,12 +204,15 @@ class Runner:
 
         Of more switches than there are fields for between two pulses, the last ones are noted.
         """
-        page, fences, inherited = self.whose.page, self.whose.fences, self.whose.inherited
+        page, fences = self.whose.page, self.whose.fences
         fields = page.fields
 
         def trace(event: str, switch: tuple[Any, Any]) -> None:
             fence = fences.get(switch[1])
-            fields[CURRENT] = fields[page.turn()] = inherited(switch[1]) if fence is None else fence
+            if fence is None:  # As `Whose.inherited` says, in one call instead of two.
+                inherited = getattr(switch[1], "spawn_tree_locals", None)
+                fence = inherited.get(FENCE, 0) if inherited else 0
+            fields[CURRENT] = fields[page.turn()] = fence
 
         return trace
 

@@ -13,6 +13,8 @@ from givalia_core.settings import CLIENT_PORT
 from givalia_core.worker.link.records import Follows
 
 Answers: TypeAlias = Sequence[tuple[Sequence[Any], bytes]]
+Errors: TypeAlias = list[GivaliaError | None] | None
+"""What is wrong with each message of a frame; None if nothing is wrong with any."""
 _NEEDED: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.RESUME, Kind.CREDIT)  # A server that does not take these is of no use.
 _REFUSABLE: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT)  # A refusal of one of these is a refusal of the worker.
 

@@ -12,42 +12,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
-from givalia_core.errors import BadRequest, Busy, GivaliaError, Stale
+from givalia_core.errors import BadRequest, Busy, Stale
 from givalia_core.protocol import frames, messages
 from givalia_core.protocol.caller import HELLO_NUMBER, retry_after_s
-from givalia_core.protocol.messages import (
-    OK,
-    Announce,
-    Credit,
-    Dispatch,
-    Fail,
-    Heard,
-    Hold,
-    Join,
-    Kind,
-    Process,
-    Progress,
-    Stop,
-)
+from givalia_core.protocol.messages import OK, Announce, Credit, Dispatch, Fail, Hold, Join, Kind, Process, Progress, Stop
 from givalia_core.settings import CLIENT_PORT
-from givalia_core.worker.link.answers import Answers, errors_of, follows, joined
+from givalia_core.worker.link import records
+from givalia_core.worker.link.answers import Answers, Errors, errors_of, follows, joined
 from givalia_core.worker.link.parts import parts_of
-from givalia_core.worker.link.records import (
-    KIND_OF,
-    Answered,
-    Dispatched,
-    Frame,
-    LinkEvent,
-    Loan,
-    Lost,
-    Report,
-    Resumed,
-    StopAsked,
-)  # fmt: skip
+from givalia_core.worker.link.records import Answered, Dispatched, LinkEvent, Loan, Lost, Report, Resumed, StopAsked
 
 LEASE_US: Final = 30 * SECOND_US  # Until a server says another length.
 MARGIN_LEAST_US: Final = SECOND_US
@@ -123,9 +99,9 @@ class LeaseCore:
         if isinstance(message, Progress):
             self._hints[message.id] = message  # The newest is enough, however long there is no server to tell it.
         elif isinstance(message, (Credit, list)):
-            is_processes = isinstance(message, list) and message and isinstance(message[0], Process)
-            kind = Kind.CREDIT if isinstance(message, Credit) else Kind.PROCESSES if is_processes else Kind.ANNOUNCE
-            self._news[kind] = message if isinstance(message, list) else [message]
+            news = message if isinstance(message, list) else [message]
+            kind = {Credit: Kind.CREDIT, Process: Kind.PROCESSES}.get(type(news[0]) if news else Announce, Kind.ANNOUNCE)
+            self._news[kind] = news
             self._untold.add(kind)
         else:
             loan = self.held.get(message.id)
@@ -135,21 +111,22 @@ class LeaseCore:
             self._reports.append(message)
         return []
 
-    def next_frame(self, now_us: int) -> Frame | None:
-        """Return the next frame to send, which counts as sent now; None if there is nothing to say before `wake_us`."""
+    def next_frame(self, now_us: int) -> tuple[int, Kind, list[Any]] | None:
+        """Return the next frame to send, which counts as sent now: its number, kind and messages.
+
+        None: there is nothing to say before `wake_us`, unless somebody says something.
+        """
         if now_us >= self.wake_us:
             self._take_up_what_is_due(now_us)
-        if not self._frames:
-            if not self.has_joined or not (self._reports or self._untold or self._hints):
-                return None
+        if not self._frames and self.has_joined and (self._reports or self._untold or self._hints):
             self._gather()
-            if not self._frames:
-                return None
+        if not self._frames:
+            return None
         kind, said = self._frames.popleft()
-        number = self.take_number()
+        number = self._number = self._number % _LAST_NUMBER + 1
         self._sent_us[number] = now_us
         self.asked[number] = kind, said, now_us
-        return Frame(number, kind, said)
+        return number, kind, said
 
     def take_number(self) -> int:
         """Return a number that no frame of this connection had (they may come round after four thousand million)."""
@@ -158,9 +135,8 @@ class LeaseCore:
 
     def left_slowly(self, number: int, now_us: int) -> None:
         """Note that a frame has left only now: the server did not owe its answer before."""
-        if number in self.asked:
-            kind, said, _ = self.asked[number]
-            self.asked[number] = kind, said, now_us
+        if (asked := self.asked.get(number)) is not None:
+            self.asked[number] = (*asked[:2], now_us)
 
     def _gather(self) -> None:
         """Put what there is to say into frames, those of a kind together."""
@@ -175,7 +151,7 @@ class LeaseCore:
             report = self._reports.popleft()
             loan = self.held.get(report.id)
             if loan is not None and loan.report is report:
-                by_kind.setdefault(KIND_OF[type(report)], []).append(report)
+                by_kind.setdefault(records.KIND_OF[type(report)], []).append(report)
         for kind, said in by_kind.items():
             if len(said) == 1 or kind in _WHOLE:
                 self._frames.append((kind, said))
@@ -192,9 +168,8 @@ class LeaseCore:
         self._put_off = [(at_us, report) for at_us, report in self._put_off if at_us > now_us]
         self.wake_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
 
-    @property
     def is_settled(self) -> bool:
-        """Whether everything is said and answered."""
+        """Return whether everything is said and answered."""
         return not (self._frames or self._reports or self._untold or self._hints or self._put_off or self.asked)
 
     def is_unheard(self, now_us: int) -> bool:
@@ -205,11 +180,7 @@ class LeaseCore:
     # From the server.
 
     def told(self, kind: Kind, items: Answers) -> list[LinkEvent]:
-        """Take a frame that is no answer: jobs, or word of jobs to stop.
-
-        Raises:
-            BadRequest, TooLarge: No server of this protocol sends this.
-        """
+        """Take a frame that is no answer: jobs, or word of jobs to stop; raise as `messages.told`."""
         if kind is Kind.STOP:
             stops: list[Stop] = [messages.told(Stop, list(fields)) for fields, _ in items]
             return [StopAsked(stop.id, stop.fence, stop.again) for stop in stops if stop.id in self.held]
@@ -219,7 +190,7 @@ class LeaseCore:
             raise BadRequest("a dispatch has no items")
         heard = items[0][0]
         is_plain = len(heard) == 2 and type(heard[0]) is type(heard[1]) is int and 0 < heard[1] <= messages.FOREVER_US
-        number, self.lease_us = heard if is_plain else messages.told(Heard, list(heard))
+        number, self.lease_us = heard if is_plain else messages.told(messages.Heard, list(heard))
         deadline_us = self._deadline_us(number)
         jobs = [dispatched(fields, payload) for fields, payload in items[1:]]
         for job in jobs:
@@ -261,7 +232,7 @@ class LeaseCore:
             self._join_with(items, now_us)
         return []
 
-    def _renew(self, holds: list[Hold], errors: list[GivaliaError | None] | None, deadline_us: int) -> list[LinkEvent]:
+    def _renew(self, holds: list[Hold], errors: Errors, deadline_us: int) -> list[LinkEvent]:
         events: list[LinkEvent] = []
         for place, hold in enumerate(holds):
             loan, error = self.held.get(hold.id), errors[place] if errors is not None else None
@@ -279,9 +250,7 @@ class LeaseCore:
                     events.append(Answered(loan.fence, None, is_taken=False))
         return events
 
-    def _settle(
-        self, reports: list[Report], errors: list[GivaliaError | None] | None, items: Answers, now_us: int
-    ) -> list[LinkEvent]:
+    def _settle(self, reports: list[Report], errors: Errors, items: Answers, now_us: int) -> list[LinkEvent]:
         """Take the answers to reports: by OK and STALE the job is this worker's no more, and Busy wants the report again."""
         events: list[LinkEvent] = []
         for place, report in enumerate(reports):
@@ -317,33 +286,15 @@ class LeaseCore:
         return events
 
 
-_new: Final = tuple.__new__
-_DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
-_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}
-"""By the number of fields that a server has sent of a dispatch: the others."""
-_MAYBE_TEXT: Final = (str, type(None))
-_TYPES: Final = frozenset(
-    product(*((each,) for each in (bytes, int, str, int, int)), _MAYBE_TEXT, (str,), (int,), (int, type(None)), _MAYBE_TEXT)
-)
-"""The types that the fields of a dispatch may have."""
-
-
 def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
-    """Return the record of one dispatched job.
-
-    Raises:
-        BadRequest, TooLarge: No server of this protocol sends this.
-    """
+    """Return the record of one dispatched job; raise as `told` if no server of this protocol sends this."""
     # Nearly all are as they should be, and this takes a third of the time of `told`, which says in words what is wrong.
-    whole = (*fields, *_REST.get(len(fields), ()))
+    whole = (*fields, *records.DISPATCH_REST.get(len(fields), ()))
     if (
-        tuple(map(type, whole)) in _TYPES
+        tuple(map(type, whole)) in records.DISPATCH_TYPES
         and len(whole[0]) == 16 and 0 < whole[1] < FENCE_MOST and whole[3] > 0
         and -messages.FOREVER_US < whole[4] < messages.FOREVER_US and len(payload) <= frames.PARAMS_BYTES_MAX
     ):  # fmt: skip
-        return _new(Dispatch, (*whole, payload))
+        return tuple.__new__(Dispatch, (*whole, payload))
     made: Dispatch = messages.told(Dispatch, list(fields), payload)
     return made
-
-
-assert messages.VERSION == 1, "the order of fields here is that of version 1"

@@ -50,12 +50,13 @@ class Line:
         """When `look` is to be called next, if nothing is sent before."""
         self.sleeps_until_us = 0
         """When the greenlet that sends wakes, if nobody wakes it before."""
-        self.look_after_s = PING_COMMAND_S
-        """How long after something was sent to call `look` at the latest."""
+        self.look_after_s, self.look_idle_s = PING_COMMAND_S, PING_WAIT_S
+        """How long after something was sent to call `look` at the latest, and while nothing is asked after something moved."""
         self.ping = 0
         """The number of the ping that is not answered yet."""
         self._core = core
-        self._pulse = Pulse(self.moved_s)
+        self.pulse = Pulse(self.moved_s)
+        """Decides whether the path is alive."""
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -99,13 +100,13 @@ class Line:
         while left:
             sent = 0
             now_s = time.monotonic()
-            wait_s = self._pulse.look_again_s(now_s, self._owed()) or 0.0
+            wait_s = self.pulse.look_again_s(now_s, self._owed()) or 0.0
             with gevent.Timeout(max(wait_s, LOOK_LEAST_S), False):  # type: ignore[arg-type]
                 sent = self.channel.send(left)
             left = left[sent:]
             if left and sent:
                 self.moved_s = time.monotonic()  # Room is made only by what the server's TCP has taken.
-                self._pulse.moved(self.moved_s)
+                self.pulse.moved(self.moved_s)
             elif left:
                 self.look(can_ping=False)
 
@@ -117,20 +118,20 @@ class Line:
             OSError: The connection is broken.
         """
         now_s, owed = time.monotonic(), self._owed()
-        self._pulse.moved(self.moved_s)
-        due = self._pulse.due(now_s, owed, lambda: tcp.acknowledged_s(self.channel.socket), can_ping=can_ping)
+        self.pulse.moved(self.moved_s)
+        due = self.pulse.due(now_s, owed, lambda: tcp.acknowledged_s(self.channel.socket), can_ping=can_ping)
         if due is Due.DROP:
             raise ConnectionLost("nothing comes from the server, not even an acknowledgement")
         if due is Due.PING:
             self.ping = self._core.take_number()
             self.send(frames.encode(Kind.STAT, self.ping, []))
-        self.look_s = now_s + (self._pulse.look_again_s(now_s, owed) or 0.0)
+        self.look_s = now_s + (self.pulse.look_again_s(now_s, owed) or 0.0)
 
     def take_pong(self) -> None:
         """Note that the ping is answered."""
         self.ping, self.look_s = 0, 0.0
-        self._pulse.moved(self.moved_s)
-        self._pulse.answered()
+        self.pulse.moved(self.moved_s)
+        self.pulse.answered()
 
     def _owed(self) -> Owed:
         oldest = next(iter(self._core.asked.values()), None)

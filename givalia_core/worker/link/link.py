@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import gevent
@@ -23,7 +25,7 @@ from givalia_core.protocol import frames
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer
 from givalia_core.protocol.messages import Announce, Credit, Join, Process, Progress, item
-from givalia_core.steady import survives
+from givalia_core.steady import quietly, survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.link.lease_core import LeaseCore
 from givalia_core.worker.link.line import RECEIVE_BYTES, Line
@@ -37,6 +39,69 @@ CONNECT_S: Final = 5.0
 FENCE_CHECK_S: Final = 0.25
 
 
+class Bell:
+    """Things that other threads leave for this one, which is woken to take them.
+
+    Args:
+        take: Takes what was left, a batch at a time.
+    """
+
+    def __init__(self, take: Callable[[list[Any]], object]) -> None:
+        """Make it on the hub that is to take them."""
+        self._take = take
+        self._left: deque[Any] = deque()
+        self._rung = Event()
+        self._watcher = get_hub().loop.async_()
+        self._watcher.start(self._rung.set)
+        self._taking = gevent.spawn(self._take_forever)
+        self._wake: Callable[[], None] = self._watcher.send
+
+    @property
+    def waiting(self) -> int:
+        """How many things are left to take."""
+        return len(self._left)
+
+    def ring(self, *left: Any) -> None:
+        """Leave something; from any thread."""
+        self._left.extend(left)
+        self._wake()
+
+    def ring_call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Let something be called there."""
+        self.ring(partial(call, *arguments, **options))
+
+    def _take_forever(self) -> None:
+        left = self._left
+        while True:
+            self._rung.wait()
+            self._rung.clear()
+            while left:
+                calls = [left.popleft()] if isinstance(left[0], partial) else []
+                notes: list[Any] = []
+                while left and not calls and not isinstance(left[0], partial):
+                    notes.append(left.popleft())
+                try:
+                    calls[0]() if calls else self._take(notes)
+                except Exception as error:
+                    words = "taking what another thread has left: %s: %s"
+                    quietly(log.error, words, type(error).__name__, error)
+
+    def fall_silent(self) -> None:
+        """In a fork: whoever is rung for is in the parent."""
+        self._wake = lambda: None
+        self._left = deque(maxlen=0)
+
+    def leave(self) -> None:
+        """In a fork: what was left is for the parent to take."""
+        self._left.clear()
+        self._taking.kill(block=False)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._taking.kill()
+        self._watcher.close()
+
+
 class Link:
     """Runs in a greenlet or native thread of its own (`run`); the other methods may be called from any thread."""
 
@@ -48,18 +113,19 @@ class Link:
         self._deliver = deliver
         self._is_stopping = False
         self._wake: Event | None = None  # Of the greenlet that sends; None while there is none.
-        self._wake_from_threads: Any = None
+        self._bell: Bell | None = None
         self._thread = 0
 
     def send(self, *said: Report | Progress | Credit | list[Announce] | list[Process]) -> None:
         """Send reports (until they are answered), hints, the credits, or the modules or processes; returns at once."""
+        if self._bell is not None and thread_now() != self._thread:
+            self._bell.ring(*said or (None,))
+            return
         for message in said:
             for event in self.core.say(message):
                 self._deliver(event)
-        if thread_now() == self._thread and self._wake is not None:
+        if self._wake is not None:
             self._wake.set()
-        elif self._wake_from_threads is not None:
-            self._wake_from_threads.send()
 
     def stop(self) -> None:
         """Close the connection and end `run`, once every report is answered or no server is in reach."""
@@ -69,17 +135,14 @@ class Link:
     def run(self) -> None:
         """Keep the link up until `stop`."""
         self._thread = thread_now()
-        wake = Event()
-        watcher = get_hub().loop.async_()
-        watcher.start(wake.set)
-        self._wake, self._wake_from_threads = wake, watcher
+        self._wake, self._bell = wake, bell = Event(), Bell(lambda said: self.send(*filter(None, said)))
         fencing = gevent.spawn(self._fence_forever)
         try:
             self._stay_connected(wake)
         finally:
             fencing.kill()
-            self._wake = self._wake_from_threads = None
-            watcher.close()
+            self._wake = self._bell = None
+            bell.close()
 
     # Connecting.
 
@@ -137,7 +200,7 @@ class Link:
         core, send = self.core, line.channel.socket.send
         reading = gevent.spawn(self._read_forever, line, wake)
         try:
-            while not (self._is_stopping and core.is_settled):
+            while not (self._is_stopping and core.is_settled()):
                 wake.clear()
                 while (leaving := core.next_frame(time.monotonic_ns() // 1000)) is not None:
                     number, kind, said = leaving
@@ -152,7 +215,10 @@ class Link:
                     line.look_s = min(line.look_s, time.monotonic() + line.look_after_s)
                 if reading.dead:
                     raise _lost(reading.value)
-                if time.monotonic() >= line.look_s:
+                now_s = time.monotonic()
+                if now_s >= line.look_s and not core.asked and not line.ping and now_s < line.moved_s + line.look_idle_s:
+                    line.look_s = line.pulse.look_at = line.moved_s + line.look_idle_s
+                elif now_s >= line.look_s:
                     if core.is_unheard(_now_us()):
                         raise ConnectionLost("the server has not answered for two thirds of a lease")
                     line.look()

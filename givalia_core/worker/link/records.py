@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from itertools import product
+from typing import Final, NamedTuple, TypeAlias
 
+from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.messages import Dispatch, Fail, Kind, Release, Succeed
 
@@ -20,14 +22,6 @@ class Loan:
     deadline_us: int
     report: Report | None = None
     is_given_up: bool = False  # No longer renewed, but named until its end is reported: the attempt was made.
-
-
-class Frame(NamedTuple):
-    """A frame to send: its number, its kind and its messages."""
-
-    number: int
-    kind: Kind
-    messages: list[Any]
 
 
 class Dispatched(NamedTuple):
@@ -96,3 +90,14 @@ class Answered(NamedTuple):
 
 
 LinkEvent: TypeAlias = Dispatched | StopAsked | Lost | Resumed | Connected | Disconnected | Answered
+
+_DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
+DISPATCH_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}
+"""By the number of fields that a server has sent of a dispatch: the others."""
+_MAYBE_TEXT: Final = (str, type(None))
+DISPATCH_TYPES: Final = frozenset(
+    product(*((each,) for each in (bytes, int, str, int, int)), _MAYBE_TEXT, (str,), (int,), (int, type(None)), _MAYBE_TEXT)
+)
+"""The types that the fields of a dispatch may have."""
+
+assert messages.VERSION == 1, "the order of fields here is that of version 1"

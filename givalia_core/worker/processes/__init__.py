@@ -1,4 +1,4 @@
-"""The processes of a worker: made by a nursery, a crew for each generation, watched and replaced.
+"""The processes of a worker: they are made, watched and replaced here.
 
 The door is `generations`. Nothing is imported here, for the nursery is one of these modules, and runs without the others.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-ASK_S: Final = 2.0  # From an answer to the next question.
 DEAF_S: Final = 15.0  # Silence after a question that counts as deaf; a busy host needs some seconds for the answer.
 
 
@@ -19,24 +18,21 @@ class Audit:
 
     def __init__(self) -> None:
         self._asked: frozenset[int] | None = None  # Fences that it should have; None while no question is open.
-        self._since_s = 0.0  # When the host last said something, while a question is open; else when it last answered.
+        self.heard_s = 0.0
+        """When the host last said something, or was asked."""
 
     def begin_anew(self, now_s: float) -> None:
         """Forget the open question: the host or this process stood still for a while, or the host is a new one."""
-        self._asked, self._since_s = None, now_s
+        self._asked, self.heard_s = None, now_s
 
-    def is_due(self, now_s: float) -> bool:
-        """Return whether to ask now; call `ask` when that is done."""
-        return self._asked is None and now_s - self._since_s >= ASK_S
+    @property
+    def is_open(self) -> bool:
+        """Whether a question is open."""
+        return self._asked is not None
 
     def ask(self, fences: Collection[int], now_s: float) -> None:
         """Note that the host is asked now, and should have the attempts with these fences, or report them first."""
-        self._asked, self._since_s = frozenset(fences), now_s
-
-    def heard(self, now_s: float) -> None:
-        """Note that the host has said something."""
-        if self._asked is not None:
-            self._since_s = now_s
+        self._asked, self.heard_s = frozenset(fences), now_s
 
     def answered(self, fences: Collection[int], now_s: float) -> frozenset[int]:
         """Take the fences that the host has; return those that are missing, which are lost unless they were reported."""
@@ -46,4 +42,4 @@ class Audit:
 
     def is_deaf(self, now_s: float) -> bool:
         """Return whether the host was asked and has said nothing for `DEAF_S`."""
-        return self._asked is not None and now_s - self._since_s > DEAF_S
+        return self._asked is not None and now_s - self.heard_s > DEAF_S

@@ -12,19 +12,20 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import gevent
 
 from givalia_core.printable import split
-from givalia_core.protocol.messages import Announce, Process
+from givalia_core.protocol.messages import Announce
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.held import Held, Verdict
+from givalia_core.worker.assignment import Assignment, Lines, Verdict
 from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Servers, Spoiled, Start, Started, Stuck
 from givalia_core.worker.processes.audit import Audit
 from givalia_core.worker.processes.family import Member, Nursery
-from givalia_core.worker.processes.pool import MIB, Pool, Pooled, end_for_good, memory_bytes
+from givalia_core.worker.processes.pool import Pool, Pooled, end_for_good
 from givalia_core.worker.processes.watchdog import Host, Hosting
 
 STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
@@ -34,17 +35,13 @@ DRAIN_S: Final = 5.0
 BACKLOG_MAX: Final = 1_000
 
 
-class Crewed(Pooled, Protocol):
-    """What a crew tells its foreman, beside what its pool does."""
+class CrewListener(Protocol):
+    """Hears what a crew says of itself."""
 
-    settings: WorkerSettings
-    counts: Counter[str]
-    servers: str
-
-    def crew_is_ready(self, crew: Crew) -> None:
+    def is_ready(self, crew: Crew) -> None:
         """It has its modules and plugins."""
 
-    def crew_has_started(self, crew: Crew) -> None:
+    def has_started(self, crew: Crew) -> None:
         """Its plugins know that the worker is connected: jobs may come."""
 
     def host_died(self, crew: Crew, verdict: Verdict) -> None:
@@ -62,14 +59,28 @@ class Crewed(Pooled, Protocol):
     def host_is_full(self, crew: Crew) -> None:
         """The process with the greenlets has more memory than it may."""
 
-    def crew_is_over(self, crew: Crew) -> None:
+    def is_over(self, crew: Crew) -> None:
         """All its processes are gone."""
 
-    def by_fence(self, fence: int) -> Job | None:
-        """The job with this fence, if it is held here."""
 
-    def hosted_by(self, crew: Crew) -> list[int]:
-        """The fences of the jobs that its process with the greenlets was given and has not reported."""
+class Crewed(Protocol):
+    """What a crew needs of its foreman."""
+
+    settings: WorkerSettings
+    counts: Counter[str]
+    log: Lines
+    jobs: dict[int, Job]
+
+    @property
+    def apart(self) -> Pooled:
+        """Hears of the jobs that have processes of their own."""
+
+    @property
+    def news(self) -> CrewListener:
+        """Hears of the crew."""
+
+    def hear(self, crew: Crew, notes: list[Any]) -> None:
+        """Take what the process with the greenlets says."""
 
 
 class Crew:
@@ -84,15 +95,21 @@ class Crew:
         self.modules: dict[str, Announce] = {}
         self.sources: dict[str, str] = {}
         self.hooks: frozenset[str] = frozenset()
-        self.host = Host(foreman.by_fence, foreman.log, foreman.counts)
-        self.pool = Pool(foreman, foreman.settings, self._fork)
-        self._audit = Audit()
-        self.held = 0  # Jobs that it has to see to the end.
+        self.apart: frozenset[str] = frozenset()
+        """The modules whose jobs have processes of their own."""
+        self.takes: frozenset[str] = frozenset()
+        """The modules a job of which could start now: somebody has to run it, or to tell the plugins of it."""
+        self.tell: Callable[..., None] = _say_nothing
+        """Says something to the host; one that starts hears it when it is ready."""
+        self.host = Host(foreman.jobs.get, foreman.log, foreman.counts)
+        self.pool = Pool(foreman.apart, foreman.settings, self._fork)
+        self.audit = Audit()
+        self.job_count = 0  # Those that it has to see to the end.
         self.is_serving = False
         self.is_retired = False
         self.has_stuck = False  # Code of a job that was reported goes on in the process with the greenlets.
         self._is_over = False
-        self._is_draining = self._is_closing = False
+        self.is_draining = self._is_closing = False
         self._deadly: dict[str, str] = {}
         self._owed: list[Any] = []
         self._known_since = 0.0
@@ -109,7 +126,8 @@ class Crew:
         if host is None:
             self._start_host()
         else:
-            self.host.member = host
+            self.host.begin(host)
+            self.tell = host.tell
 
     # The host.
 
@@ -119,14 +137,16 @@ class Crew:
         try:
             if self._nursery is None:
                 self._nursery = Nursery(self._nursery_lost, self._environ)
-            member = Member("greenlets", self.hear_host, lambda status: self._host_ended(member, status))
+            hear = partial(self._foreman.hear, self)
+            member = Member("greenlets", hear, lambda status: self._host_ended(member, status))
         except OSError as error:  # No descriptors, no memory, or no interpreter: its folder is being replaced, perhaps.
             self.host.failures += 1
             self._foreman.log.error("no process for the greenlets can be made: %s", error)
             gevent.spawn_later(self._backoff_s, self._start_host)
             return
         self.host.begin(member)
-        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly), Servers(self._foreman.servers))
+        self.tell = member.tell
+        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly), Servers(self._foreman.apart.servers))
         self._fork(member)
 
     @property
@@ -148,14 +168,9 @@ class Crew:
         """Whether the host has so much to hear yet that what is of less importance had better not wait for it."""
         return self.host.member is None or self.host.member.backlog > BACKLOG_MAX
 
-    def tell(self, *said: Any) -> None:
-        """Say something to the host; one that starts hears it when it is ready."""
-        if self.host.member is not None:
-            self.host.member.tell(*said)
-
     def tell_servers(self) -> None:
         """Let all processes know where clients go that are made in jobs."""
-        note = Servers(self._foreman.servers)
+        note = Servers(self._foreman.apart.servers)
         self.tell(note)
         self.pool.tell(note)
 
@@ -163,11 +178,12 @@ class Crew:
         """Say something to the next host, for this one is gone."""
         self._owed.append(note)
 
-    def hear_host(self, heard: list[Any]) -> None:
-        """Take what the host says."""
-        self._audit.heard(time.monotonic())
-        for note in heard:
-            self._actions.get(type(note), self._foreman.reported)(note)
+    def take(self, note: Any) -> bool:
+        """Take what the host says; return whether it was about the crew, and not about jobs."""
+        act = self._actions.get(type(note))
+        if act is not None:
+            act(note)
+        return act is not None
 
     def _note_import(self, note: Importing) -> None:
         self.host.importing = note.module
@@ -179,25 +195,27 @@ class Crew:
         self.host.plugins = note.plugins
         self._known_since = self.host.member.since if self.host.member is not None else 0.0
         self.hooks = frozenset(note.hooks)
-        self._foreman.crew_is_ready(self)
+        self._know_what_it_takes()
+        self._foreman.news.is_ready(self)
         self.tell(*self._owed)
         self._owed = []
 
     def _be_serving(self, note: Started) -> None:
         self.is_serving = True
-        self._foreman.crew_has_started(self)
+        self._know_what_it_takes()
+        self._foreman.news.has_started(self)
 
     def _be_spoiled(self, note: Spoiled) -> None:
-        self._foreman.host_is_spoiled(self, note.words)
+        self._foreman.news.host_is_spoiled(self, note.words)
 
     def _be_stuck(self, note: Stuck) -> None:
         self.has_stuck = True
-        self._foreman.host_has_stuck(self, note.id)
+        self._foreman.news.host_has_stuck(self, note.id)
 
     def _check_held(self, note: Holding) -> None:
         """Replace the host if it has lost attempts; it is unknown which job is to blame, so all its jobs are given back."""
-        missing = self._audit.answered(note.fences, time.monotonic())
-        lost = [fence for fence in self._foreman.hosted_by(self) if fence in missing]
+        missing = self.audit.answered(note.fences, time.monotonic())
+        lost = [fence for fence in self._hosted() if fence in missing]
         if not lost:
             return
         words = f"the process with the greenlets has lost {len(lost)} of its jobs"
@@ -205,37 +223,37 @@ class Crew:
         for culprit in lost if self._is_local else (0,):
             self.replace_host(Verdict(culprit, "died", words))
 
-    def _ask_host(self) -> None:
-        """Ask the host at intervals which jobs it has, unless it is blocked; replace it if it says nothing any more."""
-        now_s = time.monotonic()
+    def _hosted(self) -> list[int]:
+        """Return the fences of the jobs that the host was given and has not reported."""
+        return [fence for fence, job in self._foreman.jobs.items() if job.crew is self and not job.is_apart]
+
+    def ask_host(self, now_s: float) -> None:
+        """Ask the host which jobs it has, unless it is blocked; replace it if it says nothing any more."""
         if self.host.state != "ready" or self.host.blocked_s:
-            self._audit.begin_anew(now_s)
-        elif self._audit.is_deaf(now_s):
+            self.audit.begin_anew(now_s)
+        elif self.audit.is_deaf(now_s):
             words = "the process with the greenlets says nothing though its loop turns"
             self._foreman.log.error("%s", words)
             self.replace_host(Verdict(0, "died", words))
-            self._audit.begin_anew(now_s)
-        elif self._audit.is_due(now_s) and (fences := self._foreman.hosted_by(self)):
-            self._audit.ask(fences, now_s)
+            self.audit.begin_anew(now_s)
+        elif not self.audit.is_open and (fences := self._hosted()):
+            self.audit.ask(fences, now_s)
             self.tell(Asked())
 
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""
         self.tell(Start())
 
-    def is_apart(self, module: str) -> bool:
-        """Whether jobs of this module have processes of their own."""
-        return module in self.modules and self.modules[module].isolation == "process"
-
-    def takes(self, module: str) -> bool:
-        """Whether a job of this module could start now: somebody has to run it, or to tell the plugins of it."""
-        if module not in self.modules or self.modules[module].broken is not None:
-            return False
-        return self.is_serving or (self.is_apart(module) and "before_run" not in self.hooks)
+    def _know_what_it_takes(self) -> None:
+        whole = frozenset(name for name, module in self.modules.items() if module.broken is None)
+        self.apart = frozenset(name for name, module in self.modules.items() if module.isolation == "process")
+        needs_no_host = frozenset() if "before_run" in self.hooks else self.apart
+        self.takes = whole if self.is_serving else whole & needs_no_host
 
     def withdraw(self, module: str, why: str) -> None:
         """Take no more jobs of this module."""
         self.modules[module] = self.modules[module]._replace(broken=why)
+        self._know_what_it_takes()
 
     def give_up(self) -> None:
         """Kill the host of a retired crew: its jobs that still run are given back."""
@@ -247,7 +265,7 @@ class Crew:
         """Kill the host and start another; the caller logs the verdict."""
         host = self.host
         if self._is_local:
-            self._foreman.host_is_stuck(self, verdict)
+            self._foreman.news.host_is_stuck(self, verdict)
         elif host.member is not None and host.verdict is None:
             host.verdict = verdict
             host.member.signal(signal.SIGKILL)
@@ -258,6 +276,8 @@ class Crew:
             return
         host.member = None
         was_starting, self.is_serving = host.state == "starting", False
+        self.tell = _say_nothing
+        self._know_what_it_takes()
         words = member.stack()
         plugin = host.plugin(member.last_current)
         ended = member.words_for(status) + (f" in plugin {plugin}" if plugin else "")
@@ -266,11 +286,11 @@ class Crew:
             member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=is_ours, suspects=member.recent
         )
         # One that was running jobs may have ended for what one of them did: the next process can start at once.
-        has_run = bool(member.recent) or self._foreman.by_fence(verdict.culprit) is not None
+        has_run = bool(member.recent) or self._foreman.jobs.get(verdict.culprit) is not None
         is_steady = has_run or time.monotonic() - member.started_s > STEADY_S
         host.failures = 0 if is_steady else host.failures + 1
         host.state = "ended"
-        if not self._is_over and not (self.is_retired and not self.held):
+        if not self._is_over and not (self.is_retired and not self.job_count):
             if was_starting and host.importing is not None and not self._may_be_chance(host, status):
                 self._deadly[host.importing] = f"importing it ended the process: {verdict.words}"
                 first, more = split(verdict.words)
@@ -284,7 +304,7 @@ class Crew:
                     self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = self._backoff_s
             gevent.spawn_later(delay_s, self._start_host)
-        self._foreman.host_died(self, verdict)
+        self._foreman.news.host_died(self, verdict)
         self._look_whether_over()
 
     def _may_be_chance(self, host: Host, status: int) -> bool:
@@ -292,49 +312,41 @@ class Crew:
         is_first, self._suspected = self._suspected != host.importing, host.importing or ""
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
-    def note_hook(self, held: Job) -> None:
+    def note_hook(self, job: Job) -> None:
         """Note that a plugin has been busy with this job for a while, or, if its `hook` is empty, that none is any more."""
-        self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not held]
-        if held.hook:
-            self.host.in_hooks.append(held)
+        self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not job]
+        if job.hook:
+            self.host.in_hooks.append(job)
 
     # Looking after them.
 
-    def run(self, held: Job) -> None:
+    def run(self, job: Job) -> None:
         """Run a job in a process of its own."""
-        name = held.dispatch.module
+        name = job.dispatch.module
         announced = self.modules[name]
         version = "" if self._is_local else announced.version
-        self.pool.run(held, self.sources.get(name, ""), (announced.distribution, version, self._known_since))
+        self.pool.run(job, self.sources.get(name, ""), (announced.distribution, version, self._known_since))
 
     def look(self, *, is_fair: bool) -> None:
-        """See how the processes are; `is_fair` is False when this process itself has just been away."""
-        self.pool.look()
+        """See how the host is; `is_fair` is False when this process itself has just been away."""
         verdict = self.host.look(self._settings) if is_fair else None
         if verdict is not None:
             self.replace_host(verdict)
-        if is_fair:
-            self._ask_host()
-        else:
-            self._audit.begin_anew(time.monotonic())
-        member, limit_bytes = self.host.member, self._settings.memory_per_process * MIB
-        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one need not be any smaller.
-        if member is not None and limit_bytes and is_old and not self._is_local and memory_bytes(member.pid) > limit_bytes:
-            self._foreman.host_is_full(self)
 
-    def processes(self) -> Iterator[Process]:
-        """What is to be said of the processes."""
-        host = self.host.process(self.held - self.pool.running, is_draining=self.is_retired or self._is_draining)
-        if host is not None:
-            yield host
-        yield from self.pool.processes()
+    def limit_memory(self, limit_bytes: int) -> None:
+        """End processes that have more memory than they may, and let another host take over."""
+        member = self.host.member
+        self.pool.limit_memory(limit_bytes)
+        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one need not be any smaller.
+        if member is not None and is_old and not self._is_local and member.memory_bytes > limit_bytes:
+            self._foreman.news.host_is_full(self)
 
     # The end.
 
     def drain(self) -> None:
         """The plugins are to know that the worker stops."""
-        if not self._is_draining:
-            self._is_draining = True
+        if not self.is_draining:
+            self.is_draining = True
             self.tell(Drain())
 
     def retire(self) -> None:
@@ -345,7 +357,7 @@ class Crew:
 
     def look_whether_done(self) -> None:
         """A retired crew ends when it has no more jobs."""
-        if self.is_retired and not self.held:
+        if self.is_retired and not self.job_count:
             self.end()
 
     def end(self) -> None:
@@ -372,7 +384,11 @@ class Crew:
     def _close(self) -> None:
         if self._nursery is not None:
             self._nursery.close()
-        self._foreman.crew_is_over(self)
+        self._foreman.news.is_over(self)
 
 
-Job: TypeAlias = Held[Crew]
+def _say_nothing(*_: Any) -> None:
+    """There is no host."""
+
+
+Job: TypeAlias = Assignment[Crew]

@@ -49,6 +49,8 @@ class Member:
         self.pid = 0  # Until it is born.
         self.since = time.time()  # For people and installers; lengths are measured from `started_s`.
         self.started_s = time.monotonic()
+        self.memory_bytes = 0
+        """Its resident memory when that was last looked at."""
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours.detach(), RECEIVE_BYTES)

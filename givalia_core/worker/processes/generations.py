@@ -5,18 +5,24 @@ This is the door of the worker's processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import importlib_metadata
 from gevent.event import Event
 
+from givalia_core.clock import SECOND_US
+from givalia_core.protocol.messages import Process
 from givalia_core.version import __version__
-from givalia_core.worker.held import Lines
+from givalia_core.worker.assignment import Lines
 from givalia_core.worker.processes.crew import Crew, Job
+from givalia_core.worker.processes.watchdog import BLOCKED_NS
 
-__all__ = ["Crew", "Generations", "Job"]
+__all__ = ["BLOCKED_NS", "Crew", "Generations", "Job"]
 
+MIB: Final = 1 << 20
 CREWS_MAX: Final = 5  # That are still there; more replacements wait.
 
 
@@ -95,6 +101,52 @@ class Generations:
             why, self._must_reload = self._must_reload, ""
             self.reload(why)
 
+    def processes(self) -> list[Process]:
+        """Return what is to be said of the processes that are born: pid 0 would be the whole group of whoever signals it."""
+        self.weigh()
+        shown: list[Process] = []
+        for crew in self.crews:
+            host, member, children = crew.host, crew.host.member, crew.pool.children
+            if member is not None and member.pid:
+                is_draining = crew.is_retired or crew.is_draining
+                count = crew.job_count - sum(child.job is not None for child in children)
+                state, since_us = "draining" if is_draining else host.state, round(member.since * SECOND_US)
+                if host.state == "blocked" or host.in_hooks:
+                    shown.append(host.process(member, count, is_draining=is_draining))
+                else:
+                    row = (member.pid, "greenlets", state, count, since_us, member.memory_bytes, host.starts - 1)
+                    shown.append(Process(*row))
+            if children:
+                shown += crew.pool.processes()
+        return shown
+
+    def weigh(self) -> None:
+        """See how much memory each process has, where the system says so."""
+        for crew in self.crews:
+            for member in (crew.host.member, *(child.member for child in crew.pool.children)):
+                if member is not None and member.pid:
+                    try:
+                        pages = Path(f"/proc/{member.pid}/statm").read_bytes().split()[1]
+                        member.memory_bytes = int(pages) * _PAGE_BYTES
+                    except (OSError, IndexError, ValueError):
+                        member.memory_bytes = 0
+
+    def limit_memory(self, limit_mib: int) -> None:
+        """End processes that have more memory than they may."""
+        self.weigh()
+        for crew in list(self.crews):
+            crew.limit_memory(limit_mib * MIB)
+
+    def look(self, *, is_fair: bool) -> None:
+        """See how the hosts are; `is_fair` is False when this process itself has just been away."""
+        for crew in list(self.crews):
+            crew.look(is_fair=is_fair)
+
+    def ask_hosts(self, now_s: float) -> None:
+        """Ask the hosts which jobs they have."""
+        for crew in list(self.crews):
+            crew.ask_host(now_s)
+
     def drain(self) -> None:
         """No more crews will come, and the plugins of those that are there are to know."""
         self._is_ending = True
@@ -113,3 +165,6 @@ def installed_version() -> str:
         return importlib_metadata.version("givalia")
     except importlib_metadata.PackageNotFoundError:
         return __version__  # It runs from somewhere else.
+
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

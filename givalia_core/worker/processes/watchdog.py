@@ -11,12 +11,13 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import STACK_BYTES_MAX, Process
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.held import Held, Lines, Verdict
+from givalia_core.worker.assignment import Assignment, Lines, Verdict
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
-from givalia_core.worker.processes.pool import is_waiting, memory_bytes
+from givalia_core.worker.processes.pool import is_waiting
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
 BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
+BLOCKED_NS: Final = round(BLOCKED_S * 1e9)
 ASK_AGAIN_S: Final = 10.0
 
 
@@ -28,6 +29,7 @@ class Hosting(Protocol):
     started_s: float
     page: Page
     last_current: int
+    memory_bytes: int
     is_open: bool
 
     @property
@@ -53,25 +55,27 @@ class Host:
         counts: Where it is counted that it was blocked.
     """
 
-    def __init__(self, by_fence: Callable[[int], Held[Any] | None], log: Lines, counts: Counter[str]) -> None:
+    def __init__(self, by_fence: Callable[[int], Assignment[Any] | None], log: Lines, counts: Counter[str]) -> None:
         self._by_fence = by_fence
         self._log = log
         self._counts = counts
         self.member: Hosting | None = None
+        self.fields: Any = (0,) * 4
+        """Those of its page."""
         self.state = "starting"
         self.starts = 0
         self.failures = 0  # Processes in a row that did not live long.
         self.importing: str | None = None
         self.verdict: Verdict | None = None
         self.plugins: list[str] = []
-        self.in_hooks: list[Held[Any]] = []  # Jobs that a plugin has been busy with for a while.
+        self.in_hooks: list[Assignment[Any]] = []  # Jobs that a plugin has been busy with for a while.
         self._asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
         self._judged: int | None = None  # Whose fault it was that it was blocked for too long, while it still is.
         self.stack = ""
 
     def begin(self, member: Hosting) -> None:
         """Another process takes the place of the one before."""
-        self.member = member
+        self.member, self.fields = member, member.page.fields
         self.state, self.importing, self.verdict, self._asked_at, self.stack = "starting", None, None, 0.0, ""
         self._judged = None
         self.starts += 1
@@ -84,9 +88,9 @@ class Host:
         silence_s = self.member.page.silence_s()
         return silence_s if silence_s > BLOCKED_S else 0.0
 
-    def is_blocked_by(self, held: Held[Any]) -> bool:
+    def is_blocked_by(self, job: Assignment[Any]) -> bool:
         """Whether this job is the one that keeps all others from running."""
-        return self.member is not None and bool(self.blocked_s) and self.member.page.current == held.dispatch.fence
+        return self.member is not None and bool(self.blocked_s) and self.member.page.current == job.dispatch.fence
 
     def look(self, settings: WorkerSettings) -> Verdict | None:
         """See how it is; a verdict if it has to be replaced."""
@@ -132,32 +136,29 @@ class Host:
         """Return the name of the plugin whose code this number of the page stands for; empty if it stands for none."""
         return self.plugins[-1 - current] if -len(self.plugins) <= current < 0 else ""
 
-    def _blocker(self) -> Held[Any] | None:
+    def _blocker(self) -> Assignment[Any] | None:
         """The job that does not yield, if it is one and known."""
         return None if self.member is None else self._by_fence(self.member.page.current)
 
     def _blocker_words(self) -> str:
         """Return in words which job, plugin or other code does not yield, and for how long."""
-        held = self._blocker()
+        job = self._blocker()
         plugin = "" if self.member is None else self.plugin(self.member.page.current)
         who = f"plugin {plugin}" if plugin else "something that is no job"
-        if held is not None:
-            who = f"job {text_id(held.dispatch.id)} of {held.dispatch.module}"
+        if job is not None:
+            who = f"job {text_id(job.dispatch.id)} of {job.dispatch.module}"
         return f"{who} has blocked the greenlets of its worker for {self.blocked_s:.1f} s"
 
-    def process(self, jobs: int, *, is_draining: bool) -> Process | None:
-        """What is to be said of it, once it is born: pid 0 would be the whole group of whoever signals it."""
-        member = self.member
-        if member is None or not member.pid:
-            return None
+    def process(self, member: Hosting, jobs: int, *, is_draining: bool) -> Process:
+        """Return what is to be said of it while it is not well, or a plugin has been busy for a while."""
         blocked_s = self.blocked_s
-        held = self._blocker() if blocked_s else None
+        job = self._blocker() if blocked_s else None
         state, stack = "draining" if is_draining and not blocked_s else self.state, self.stack
         if not blocked_s and self.in_hooks:
-            held = self.in_hooks[0]
-            state, stack, blocked_s = "hook", held.hook, time.monotonic() - held.hooked_s
+            job = self.in_hooks[0]
+            state, stack, blocked_s = "hook", job.hook, time.monotonic() - job.hook_since_s
         return Process(
-            member.pid, "greenlets", state, jobs, round(member.since * SECOND_US), memory_bytes(member.pid), self.starts - 1,
-            held.dispatch.module if held else None, held.dispatch.id if held else None, round(blocked_s * SECOND_US),
+            member.pid, "greenlets", state, jobs, round(member.since * SECOND_US), member.memory_bytes, self.starts - 1,
+            job.dispatch.module if job else None, job.dispatch.id if job else None, round(blocked_s * SECOND_US),
             stack,
         )  # fmt: skip

@@ -13,8 +13,9 @@ from givalia_core.clock import SECOND_US
 from givalia_core.headline import headline, type_raised
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.repeats import Repeats
-from givalia_core.worker.held import Lines, about
+from givalia_core.worker.assignment import Lines
 from givalia_core.worker.link import Answered, Follows
+from givalia_core.worker.reasons import about
 
 ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
 UNANSWERED_MAX: Final = 10_000
@@ -45,19 +46,21 @@ class Failures:
     def __init__(self, lines: Lines, shows_tracebacks: Callable[[], bool]) -> None:
         self._lines = lines
         self._shows_tracebacks = shows_tracebacks
-        self._repeats = Repeats()
-        self._reported: dict[int, _Failure] = {}  # By fence, the oldest first.
+        self.repeats = Repeats()
+        """Counts lines that come in storms."""
+        self.reported: dict[int, _Failure] = {}
+        """Those that no answer has been heard of yet, by fence, the oldest first."""
         self._unanswered: dict[int, _Failure] = {}  # Those of which the log has spoken already.
 
     def report(self, dispatch: Dispatch, report: Fail, now_s: float) -> None:
         """Note that this report is on its way."""
-        self._reported[report.fence] = _Failure(dispatch, report, now_s)
+        self.reported[report.fence] = _Failure(dispatch, report, now_s)
 
     def answer(self, answered: Answered, now_s: float) -> None:
         """Say how an attempt ended and what follows, unless so many are alike that they are only counted."""
         follows = answered.follows
         is_dead = follows is not None and follows.state == DEAD
-        failure = self._reported.pop(answered.fence, None)
+        failure = self.reported.pop(answered.fence, None)
         known = self._unanswered.pop(answered.fence, None)
         failure = failure or (known if is_dead else None)
         if failure is None:
@@ -74,27 +77,27 @@ class Failures:
 
     def may_say(self, kind: str, now_s: float) -> bool:
         """Count another line about failed attempts; return whether it is said, or only counted."""
-        return self._repeats.may_say(kind, now_s)
+        return self.repeats.may_say(kind, now_s)
 
     def look(self, now_s: float) -> None:
         """Say what has waited for an answer for too long, and how many lines were left out."""
-        while self._reported:
-            fence, failure = next(iter(self._reported.items()))
+        while self.reported:
+            fence, failure = next(iter(self.reported.items()))
             if now_s - failure.since_s < ANSWERED_S:
                 break
             self._say_unanswered(fence, failure, now_s)
-        for words in self._repeats.left_out(now_s):
+        for words in self.repeats.left_out(now_s):
             self._lines.warning("%s", words)
 
     def close(self, now_s: float) -> None:
         """Say what is left to say: nothing will be answered any more."""
-        for fence, failure in list(self._reported.items()):
+        for fence, failure in list(self.reported.items()):
             self._say_unanswered(fence, failure, now_s)
-        for words in self._repeats.rest():
+        for words in self.repeats.rest():
             self._lines.warning("%s", words)
 
     def _say_unanswered(self, fence: int, failure: _Failure, now_s: float) -> None:
-        del self._reported[fence]
+        del self.reported[fence]
         self._unanswered[fence] = failure
         if len(self._unanswered) > UNANSWERED_MAX:
             del self._unanswered[next(iter(self._unanswered))]
@@ -102,14 +105,14 @@ class Failures:
 
     def _say(self, say: Callable[..., None], failure: _Failure, follows: Follows | None, then: str, now_s: float) -> None:
         kind = f"attempts of {failure.module} that failed ({type_raised(failure.error) or failure.kind})"
-        if self._repeats.may_say(kind, now_s):
+        if self.repeats.may_say(kind, now_s):
             # The error comes last: it may be long, and some forms of the log cut a line.
             line = headline(failure.error)
             say("%s failed%s: %s", _attempt(failure, follows), then, line, extra={**failure.extra, "error": line})
 
     def _say_dead(self, failure: _Failure, follows: Follows | None, now_s: float) -> None:
         kind = f"jobs of {failure.module} that are dead ({type_raised(failure.error) or failure.kind})"
-        if not self._repeats.may_say(kind, now_s):
+        if not self.repeats.may_say(kind, now_s):
             return
         line = headline(failure.error)
         extra = {**failure.extra, "error": line}

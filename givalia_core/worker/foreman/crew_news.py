@@ -1,0 +1,190 @@
+"""What crews say of themselves: which modules they have, when they can take jobs, and how their hosts end.
+
+Of the jobs of a host that has ended one is to blame, at most, and the others go back to the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from gevent.event import Event
+
+from givalia_core.protocol.messages import Announce, Fail, Release, Succeed
+from givalia_core.settings import WorkerSettings
+from givalia_core.views import text_id
+from givalia_core.worker.assignment import Lines, Phase, Verdict
+from givalia_core.worker.foreman.apart import Apart, after
+from givalia_core.worker.foreman.stopping import failure
+from givalia_core.worker.link import Connected, Disconnected
+from givalia_core.worker.notes import Logged
+from givalia_core.worker.processes.generations import Crew, Generations, Job
+from givalia_core.worker.reasons import clipped
+
+
+class Chief(Protocol):
+    """What this needs of the foreman."""
+
+    settings: WorkerSettings
+    log: Lines
+    counts: Counter[str]
+    jobs: dict[int, Job]
+    apart: Apart
+    generations: Generations
+
+    def give_credit(self) -> None:
+        """Let the server know how many more jobs there is room for."""
+
+    def report(self, job: Job, report: Succeed | Fail | Release) -> None:
+        """Send the report of a job, which is held no more."""
+
+    def forget(self, job: Job) -> None:
+        """Hold a job no more."""
+
+
+class CrewNews:
+    """Hears crews.
+
+    Args:
+        foreman: The foreman.
+        send: Takes the modules that are announced, and what goes back to the server.
+    """
+
+    def __init__(self, foreman: Chief, send: Callable[[list[Announce] | Release], None]) -> None:
+        self._foreman = foreman
+        self._send = send
+        self._has_connected = False
+        self.ready = Event()
+        """Set once the first crew has its modules."""
+        self.is_connected = Event()
+        """Set while the link is up."""
+        self.when_connected: Callable[[bool], None] = lambda _: None
+        """Called when the link comes up or goes down."""
+        self.has_told_counts = False
+        """Whether the present plugins know what was counted."""
+
+    # Its modules.
+
+    def is_ready(self, crew: Crew) -> None:
+        """Announce its modules; it takes jobs once its plugins know that the worker is connected."""
+        self.ready.set()
+        if crew is self._foreman.generations.present or not self._has_connected:
+            self._announce(crew)
+        if self._has_connected:
+            crew.start()
+
+    def has_started(self, crew: Crew) -> None:
+        """Let it take over, unless another has taken over from it meanwhile."""
+        if crew.is_retired:
+            return
+        if self._foreman.generations.take_over(crew):
+            self._announce(crew)
+        self.has_told_counts = False
+        self._foreman.give_credit()
+
+    def _announce(self, crew: Crew) -> None:
+        self._send(list(crew.modules.values()))
+
+    def disconnected(self, event: Disconnected) -> None:
+        """Say so in the log."""
+        self.is_connected.clear()
+        self.when_connected(False)
+        when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
+        self._foreman.log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
+
+    def connected(self, event: Connected) -> None:
+        """Tell crews that the worker is connected, and where clients go that are made in jobs."""
+        self.is_connected.set()
+        self.when_connected(True)
+        self._foreman.log.info("connected to %s as %s", event.address, self._foreman.settings.name)
+        is_first, self._has_connected = not self._has_connected, True
+        apart, crews = self._foreman.apart, self._foreman.generations.crews
+        servers = ",".join(map(str, event.clients))
+        if servers != apart.servers:
+            apart.servers = servers
+            for crew in crews:
+                crew.tell_servers()
+        first = next(iter(crews), None)  # None: it was told to stop meanwhile.
+        if is_first and first is not None and first.host.state in ("ready", "blocked"):
+            first.start()
+
+    def outdated(self, job: Job) -> None:
+        """Give a job back: packages have changed, and nobody has said so. A new crew announces what there is."""
+        crew, module = job.crew, job.dispatch.module
+        self._foreman.forget(job)
+        crew.withdraw(module, "its package has changed, and the worker does not run the new one yet")
+        if crew is self._foreman.generations.present:
+            self._announce(crew)
+            self._foreman.give_credit()
+            self._foreman.generations.reload(f"the package of {module} has changed")
+        self._send(Release(job.dispatch.id, job.dispatch.fence))
+
+    def logged(self, note: Logged) -> None:
+        """Write a line that a job has logged in a process of its own, where the plugins see it, if possible."""
+        crew = self._foreman.generations.present
+        if crew is not None and crew.is_serving and not crew.is_behind:
+            crew.tell(note)
+        else:
+            logging.getLogger(note.fields["name"]).handle(logging.makeLogRecord(note.fields))
+
+    def is_over(self, crew: Crew) -> None:
+        """Forget a crew whose processes are gone."""
+        self._foreman.generations.remove(crew)
+
+    # Its host.
+
+    def host_died(self, crew: Crew, verdict: Verdict) -> None:
+        """Report the jobs of a host that is gone."""
+        foreman = self._foreman
+        foreman.give_credit()
+        if not crew.is_retired or crew.job_count:
+            foreman.counts["hosts_replaced"] += 1
+        is_known = verdict.is_ours or verdict.culprit in foreman.jobs
+        for job in [job for job in foreman.jobs.values() if job.crew is crew]:
+            if job.is_apart:
+                if job.phase in (Phase.PREPARING, Phase.ENDED):
+                    foreman.apart.told(job)  # Once at most; it may have been.
+                continue
+            report = _outcome(job, verdict)
+            foreman.report(job, report)
+            if isinstance(report, Release) and not is_known and verdict.may_be(job.dispatch.fence):
+                foreman.apart.suspects.add(job.dispatch.id)  # Whose fault it was is not known: each is to show it alone.
+            if "after_run" in crew.hooks:
+                crew.owe(after(job, report))
+
+    def host_is_stuck(self, crew: Crew, verdict: Verdict) -> None:
+        """Fail the job to blame for a host that cannot be replaced, whatever its code still does."""
+        job = self._foreman.jobs.get(verdict.culprit)
+        if job is not None and job.crew is crew:
+            self._foreman.report(job, _outcome(job, verdict))
+
+    def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
+        """Let another host take what comes: code of this job, which was reported, does not end. Its neighbours finish."""
+        words = "the code of job %s does not end; its process takes no more jobs, and ends with its last one"
+        self._foreman.log.error(words, text_id(job_id))
+        self._reload(crew, "the code of a job does not end")
+
+    def host_is_full(self, crew: Crew) -> None:
+        """Let another host take over from one that has more memory than it may."""
+        if crew is self._foreman.generations.crews[-1]:
+            self._reload(crew, f"the one with the greenlets has more than {self._foreman.settings.memory_per_process} MiB")
+
+    def host_is_spoiled(self, crew: Crew, words: str) -> None:
+        """Let another host take over from one that is not any more what jobs may expect."""
+        self._reload(crew, f"a job has changed the {words} of the one with the greenlets")
+
+    def _reload(self, crew: Crew, why: str) -> None:
+        if crew is self._foreman.generations.present:
+            self._foreman.generations.reload(why)
+
+
+def _outcome(job: Job, verdict: Verdict) -> Fail | Release:
+    """Return the report of a job whose host has ended so."""
+    if job.dispatch.fence == verdict.culprit:
+        is_own_death = not job.why and verdict.kind == "died"
+        return Fail(job.dispatch.id, job.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)
+    if job.why:
+        return failure(job, job.why)
+    return Release(job.dispatch.id, job.dispatch.fence, replaced=True)

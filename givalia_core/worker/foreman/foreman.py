@@ -1,0 +1,299 @@
+"""The foreman: knows each job that this worker holds, and which crew runs it.
+
+It lives beside the link, on a hub that no job code shares. What the link brings it gives to a crew; what the crew reports it
+gives to the link. Jobs with processes of their own are the matter of `Apart`, jobs that must end that of `Stopping`, and what
+crews say of themselves that of `CrewNews`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+
+from givalia_core.clock import SECOND_US
+from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Progress, Release, Succeed
+from givalia_core.settings import WorkerSettings
+from givalia_core.steady import AGAIN_S, quietly
+from givalia_core.worker.assignment import Assignment, Lines, Phase, Step
+from givalia_core.worker.foreman.apart import Apart
+from givalia_core.worker.foreman.chores import Chore
+from givalia_core.worker.foreman.crew_news import CrewNews
+from givalia_core.worker.foreman.failures import Failures
+from givalia_core.worker.foreman.stopping import Stopping
+from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Link, LinkEvent, Lost, StopAsked
+from givalia_core.worker.notes import Counts, InHook, Logged, Told
+from givalia_core.worker.page import PULSE
+from givalia_core.worker.processes.generations import BLOCKED_NS, Crew, Generations, Job
+from givalia_core.worker.reasons import WORDS, Reason
+
+TICK_S: Final = 0.1
+END_S: Final = 10.0
+AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
+SHOW_S: Final = 1.0  # What is said of the processes is said no more often than this,
+SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
+ASK_S: Final = 2.0  # How often a host is asked which jobs it has.
+
+log = logging.getLogger("givalia.worker")
+_REPORTS: Final = frozenset((Succeed, Fail, Release))
+
+
+class Foreman:
+    """Call everything from the hub it was made on.
+
+    Args:
+        settings: Of the worker.
+        link: Where reports go.
+        make_crew: Makes a new generation of processes.
+        lines: Where log lines go; None: to the log of the worker.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, link: Link, make_crew: Callable[[Foreman], Crew], lines: Lines | None = None
+    ) -> None:
+        self.settings = settings
+        self.log: Lines = lines or log
+        self.counts: Counter[str] = Counter()
+        """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
+        self._link = link
+        self._make_crew = make_crew
+        self.jobs: dict[int, Job] = {}
+        """By fence: one job may come again while its attempt before is being stopped."""
+        self._failures = Failures(self.log, lambda: self.settings.log_errors == "full")
+        self.stopping = Stopping(self)
+        self.news = CrewNews(self, link.send)
+        self.apart: Apart = Apart(self, self.news.outdated)
+        self.generations = Generations(self._add_crew, self.log)
+        self._credit = Credit(0)
+        self._is_stopping = False
+        self._idle = Event()
+        self._idle.set()
+        self._ticked_s = time.monotonic()
+        self._shown: list[Any] = []
+        self._shown_s = 0.0
+        self._told: dict[str, int] = {}
+        self._was_away = False
+        self._actions: dict[type, Callable[[Any], None]] = {
+            StopAsked: self.stopping.cancel,
+            Lost: self.stopping.lose,
+            Connected: self.news.connected,
+            Disconnected: self.news.disconnected,
+            Answered: lambda event: self._failures.answer(event, time.monotonic()),
+        }
+        crews, failures = self.generations.crews, self._failures
+        self._chores = (
+            Chore(TICK_S, lambda: self.stopping.timed, self.stopping.look),
+            Chore(TICK_S, lambda: self.apart.suspects.waiting, self.apart.run_suspects),
+            Chore(
+                TICK_S,
+                lambda: any(
+                    crew.host.state != "ready" or time.monotonic_ns() - crew.host.fields[PULSE] > BLOCKED_NS for crew in crews
+                ),
+                self._look_at_crews,
+            ),
+            Chore(
+                TICK_S,
+                lambda: self.settings.memory_per_process,
+                lambda _: self.generations.limit_memory(self.settings.memory_per_process),
+            ),
+            Chore(ASK_S, lambda: self.jobs, self.generations.ask_hosts),
+            Chore(SHOW_S, lambda: True, self._show),
+            Chore(SHOW_S, lambda: failures.reported or failures.repeats.counts, failures.look),
+        )
+
+    def open(self) -> None:
+        """Start the first crew, and begin to look after everything."""
+        self.generations.begin()
+        self._ticking = gevent.spawn(self._tick_forever)
+
+    def may_say(self, kind: str) -> bool:
+        """Count a line that every job may bring; return whether it is said. `kind` is in words what many of them are."""
+        return self._failures.may_say(kind, time.monotonic())
+
+    # Crews.
+
+    def _add_crew(self) -> Crew:
+        self.counts["crews"] += 1
+        return self._make_crew(self)
+
+    def reload(self, why: str) -> Event:
+        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is.
+
+        Returns:
+            Set when it has taken over.
+        """
+        self.generations.reload(why)
+        return self.generations.taken_over
+
+    def use(self, settings: WorkerSettings) -> None:
+        """Use these settings from now on."""
+        self.settings = settings
+        self.give_credit()
+
+    def give_credit(self) -> None:
+        """Let the server know how many more jobs there is room for."""
+        crew, credit = self.generations.present, Credit(0)
+        if crew is not None and not self._is_stopping:
+            can_host = crew.is_serving and not crew.host.blocked_s
+            credit = Credit(self.settings.concurrency * can_host, self.settings.processes * bool(crew.apart & crew.takes))
+        if credit != self._credit:
+            self._credit = credit
+            self._link.send(credit)
+
+    # What the link brings.
+
+    def deliver(self, event: LinkEvent) -> None:
+        """Take what the link brings: jobs, most often."""
+        if type(event) is not Dispatched:
+            self._actions[type(event)](event)
+            return
+        crew = self.generations.present
+        takes = crew.takes if crew is not None and not self._is_stopping else ()
+        suspects = self.apart.suspects.ids
+        hosted: list[Dispatch] = []
+        apart: list[Job] = []
+        for dispatch in event.jobs:
+            if crew is None or dispatch.module not in takes:
+                self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
+                continue
+            crew.job_count += 1
+            is_suspect = dispatch.id in suspects
+            if is_suspect or dispatch.module in crew.apart:
+                job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, True, is_suspect, Phase.NEW)
+                apart.append(job)
+                continue
+            job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, False)
+            hosted.append(dispatch)
+            if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
+                seconds = dispatch.timeout_us / SECOND_US + self.settings.stop_grace
+                self.stopping.plan(job, seconds, Step.KILL, Reason.TIMEOUT)
+        if self.jobs:
+            self._idle.clear()
+        if crew is not None and hosted:
+            crew.tell(*hosted)  # First, before anything yields: an end must not overtake its job.
+        for job in apart:
+            self.apart.begin(job)
+
+    # What crews report.
+
+    def hear(self, crew: Crew, notes: list[Any]) -> None:
+        """Take what the host of a crew says: how jobs have ended, most often."""
+        crew.audit.heard_s = time.monotonic()
+        reports: list[Any] = []
+        for note in notes:
+            if type(note) not in _REPORTS:
+                if not crew.take(note):
+                    self.reported(note)
+            elif (job := self.jobs.get(note.fence)) is not None:
+                self.forget(job)
+                reports.append(note)
+                if type(note) is Fail:
+                    self._failures.report(job.dispatch, note, time.monotonic())
+        if reports:
+            self._link.send(*reports)
+
+    def report(self, job: Job, report: Succeed | Fail | Release) -> None:
+        """Send the report of a job, which is held no more."""
+        self.forget(job)
+        if type(report) is Fail:
+            self._failures.report(job.dispatch, report, time.monotonic())
+        self._link.send(report)
+
+    def forget(self, job: Job) -> None:
+        """Hold a job no more."""
+        crew = job.crew
+        del self.jobs[job.dispatch.fence]
+        self.stopping.timed.discard(job)
+        crew.job_count -= 1
+        if job.hook:
+            job.hook = ""
+            crew.note_hook(job)
+        if job.is_suspect:
+            self.apart.suspects.leave(job)
+            self.apart.run_suspects(time.monotonic())
+        if crew.is_retired:
+            crew.look_whether_done()
+        if not self.jobs:
+            self._idle.set()
+
+    def reported(self, note: Any) -> None:
+        """Take what a process says of how far a job is, of its plugins, or what it has logged."""
+        if type(note) is Logged:
+            self.news.logged(note)
+        elif (job := self.jobs.get(note.fence)) is None:
+            return
+        elif type(note) is Progress:
+            self._link.send(note)
+        elif type(note) is InHook:
+            job.hook, job.hook_since_s = note.words, time.monotonic()
+            job.crew.note_hook(job)
+        elif type(note) is Told:
+            self.apart.told(job)
+
+    # Looking after everything.
+
+    def _tick_forever(self) -> None:
+        while True:
+            try:
+                while True:
+                    gevent.sleep(TICK_S)
+                    self._tick(time.monotonic())
+            except Exception as error:
+                quietly(self.log.error, "looking after the processes: %s: %s", type(error).__name__, error)
+                gevent.sleep(AGAIN_S)
+
+    def _tick(self, now_s: float) -> None:
+        self._was_away = now_s - self._ticked_s > AWAY_S
+        self._ticked_s = now_s
+        if self._was_away:
+            for crew in self.generations.crews:
+                crew.audit.begin_anew(now_s)
+        for chore in self._chores:
+            if now_s >= chore.due_s and chore.is_needed():
+                chore.due_s = now_s + chore.period_s
+                chore.act(now_s)
+
+    def _look_at_crews(self, _: float) -> None:
+        self.generations.look(is_fair=not self._was_away)
+        self.give_credit()
+
+    def _show(self, now_s: float) -> None:
+        """Let the server, and the plugins, know how the processes are."""
+        shown = self.generations.processes()[:PROCESSES_MAX]
+        # News is another state or stack, or another process; the state of a job's own process is no news.
+        news = [
+            (each.pid, each.role == "job" or each.state, each.restarts, bool(each.blocked_us), each.stack) for each in shown
+        ]
+        if shown and (news != self._shown or now_s - self._shown_s > SHOW_AGAIN_S):
+            self._shown, self._shown_s = news, now_s
+            self._link.send(shown)
+        if self.generations.present is not None and (self.counts != self._told or not self.news.has_told_counts):
+            self._told, self.news.has_told_counts = dict(self.counts), True
+            self.generations.present.tell(Counts(self._told))
+
+    # The end.
+
+    def stop(self) -> None:
+        """Take no more, let running jobs end for the time of grace, stop the rest, and end all processes."""
+        self._is_stopping = True
+        self.give_credit()
+        self.generations.drain()
+        self._show(time.monotonic())  # Let people know at once, who may ask why their jobs wait.
+        if not self._idle.wait(self.settings.grace):
+            running = list(self.jobs.values())
+            self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
+            for job in running:
+                self.stopping.stop(job, Reason.SHUTDOWN, WORDS["shutdown"])
+            self._idle.wait(self.settings.stop_grace + AWAY_S)
+        self.generations.end()
+        self.generations.over.wait(END_S)
+        self._ticking.kill()
+
+    def say_rest(self) -> None:
+        """Say what the log has not said yet of failed attempts; call it when the link has ended."""
+        self._failures.close(time.monotonic())
