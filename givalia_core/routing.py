@@ -23,7 +23,7 @@ from givalia_core.elsewhere import Elsewhere
 from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
 from givalia_core.store.base import VARIANTS_MAX, News, Route, Span, Timer
-from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
+from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 
 Name = tuple[str, str]  # Of a route or variant.
@@ -219,7 +219,8 @@ class Routing:
         """Begin a batch: nothing was lent in it yet, and these connections may not be sent more."""
         for session in self._lent_to:
             session.lent_bytes = 0
-            session.clog(is_clogged=session.conn in clogged)
+            if session.is_clogged:
+                session.clog(is_clogged=session.conn in clogged)
         self._lent_to.clear()
         if clogged is not self._clogged:
             for conn in clogged ^ self._clogged:
@@ -282,8 +283,9 @@ class Routing:
             else:
                 for session in {room.session: None for room in moved if room.free > 0}:
                     self.unpark_for(session)
-        self._moves.trim()
-        self._moved_at = self._moves.end
+        if len(self._moves.rooms) > MOVES_KEPT:
+            self._moves.trim()
+        self._moved_at = self._moves.start + len(self._moves.rooms)
 
     def unpark_for(self, session: Session) -> list[Route]:
         """A worker can take another job, or is about to: look again at the windows that it serves, and return those."""
@@ -293,7 +295,8 @@ class Routing:
         else:
             routes = [route for plain in served for route in (plain, *self._variants.get(plain, ()))]
         for route in routes:
-            self._unpark(route)
+            if (window := self._parked.pop(route, None)) is not None:
+                self.stirring[route] = window
         return [route for route in routes if route in self.stirring]
 
     def offer(self, job: Job, now: Now) -> None:

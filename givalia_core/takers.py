@@ -25,24 +25,24 @@ class Moves:
     """The rooms whose credits have changed, in the order of the changes; the oldest are dropped."""
 
     def __init__(self) -> None:
-        self._rooms: list[Room] = []
-        self._start = 0
-        self.note = self._rooms.append
+        self.rooms: list[Room] = []
+        self.start = 0
+        self.note = self.rooms.append
 
     @property
     def end(self) -> int:
         """The place behind the last change."""
-        return self._start + len(self._rooms)
+        return self.start + len(self.rooms)
 
     def since(self, place: int) -> list[Room] | None:
         """The rooms that have changed from this place on, some more than once; None if some of that was dropped."""
-        return None if place < self._start else self._rooms[place - self._start :]
+        return None if place < self.start else self.rooms[place - self.start :]
 
     def trim(self) -> None:
         """Drop what was noted, if it is much."""
-        if len(self._rooms) > MOVES_KEPT:
-            self._start += len(self._rooms)
-            self._rooms.clear()
+        if len(self.rooms) > MOVES_KEPT:
+            self.start += len(self.rooms)
+            self.rooms.clear()
 
 
 class Room:

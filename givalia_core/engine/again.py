@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 from givalia_core.clock import Now
@@ -39,6 +39,11 @@ class Again:
         self._refusals = 0  # Batches in a row in which something was refused.
 
     @property
+    def has_state(self) -> bool:
+        """Something of an earlier turn is decided again, or waits alone."""
+        return bool(self.inputs or self.standing or self._unsure or self._refusals or self.aside.until_us) or self.is_stuck
+
+    @property
     def pause_us(self) -> int:
         """How long the next try may wait."""
         if self.is_stuck:
@@ -51,7 +56,7 @@ class Again:
         left = [message for number, message in enumerate(asked.messages) if number not in known] if known else asked.messages
         return asked._replace(messages=left) if known else asked
 
-    def take_back(self, inputs: Sequence[Input], batch: Batch, refused: set[int], held: Mapping[int, Hold]) -> set[Name]:
+    def take_back(self, inputs: Sequence[Input], batch: Batch, refused: Set[int], held: Mapping[int, Hold]) -> set[Name]:
         """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
 
         Of such a frame the commands that did come to something keep their answers. A frame of which nothing is left but what
@@ -73,7 +78,7 @@ class Again:
         self,
         inputs: Sequence[Input],
         batch: Batch,
-        refused: set[int],
+        refused: Set[int],
         held: Mapping[int, Hold],
         stored: dict[Name, dict[int, Answer]],
     ) -> None:

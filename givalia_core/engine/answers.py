@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from givalia_core.engine import changes, leases, verbs
-from givalia_core.engine.batch import Batch, Names
-from givalia_core.engine.desk import Desk
+from givalia_core.engine import changes, leases, unchanged, verbs, workers
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.records import Input, Refusal, Reply
 from givalia_core.errors import Busy, GivaliaError
 from givalia_core.protocol.answers import Answer
@@ -20,6 +20,9 @@ LATE: Final = Busy(
 )
 
 
+Known = Callable[[Batch, Any], Answer | None]
+
+
 class Verb(NamedTuple):
     """A row of the table.
 
@@ -30,7 +33,7 @@ class Verb(NamedTuple):
 
     needs: Callable[[Names, Asked, Desk], None]
     decide: Callable[..., Any]
-    known: Callable[[Batch, Any], Answer | None] | None = None
+    known: Known | None = None
     is_whole: bool = False
 
 
@@ -42,16 +45,16 @@ VERBS: Final[dict[Kind, Verb]] = {
     Kind.EXT: Verb(verbs.needs_named, changes.ext, changes.known_move),
     Kind.REQUEUE: Verb(changes.needs_requeue, changes.requeue, changes.known_move),
     Kind.RESUME_LENDING: Verb(changes.needs_resume, changes.resume_lending, changes.known_to_none),
-    Kind.JOIN: Verb(leases.needs_nothing, leases.join),
-    Kind.ANNOUNCE: Verb(leases.needs_nothing, leases.announce, is_whole=True),
-    Kind.RESUME: Verb(leases.needs_resumed, leases.resume, is_whole=True),
-    Kind.CREDIT: Verb(leases.needs_nothing, leases.credit),
-    Kind.BEAT: Verb(leases.needs_held, leases.beat, is_whole=True),
+    Kind.JOIN: Verb(workers.needs_nothing, workers.join),
+    Kind.ANNOUNCE: Verb(workers.needs_nothing, workers.announce, is_whole=True),
+    Kind.RESUME: Verb(workers.needs_resumed, workers.resume, is_whole=True),
+    Kind.CREDIT: Verb(workers.needs_nothing, workers.credit),
+    Kind.BEAT: Verb(leases.needs_held, workers.beat, is_whole=True),
     Kind.SUCCEED: Verb(leases.needs_reported, leases.succeed),
     Kind.FAIL: Verb(leases.needs_reported, leases.fail),
     Kind.RELEASE: Verb(leases.needs_reported, leases.release),
     Kind.PROGRESS: Verb(leases.needs_held, leases.progress),
-    Kind.PROCESSES: Verb(leases.needs_nothing, leases.processes, is_whole=True),
+    Kind.PROCESSES: Verb(workers.needs_nothing, workers.processes, is_whole=True),
 }
 
 
@@ -81,38 +84,38 @@ def answer(batch: Batch, asked: Asked, place: int, standing: Mapping[int, Answer
 
 
 def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer | None:
-    """Return the answer to one command: its verb's, or the error that the verb raised; None if the answer comes later.
-
-    A changing command is answered as before if its request id is known, and not decided if it is older than its client waits.
-    """
+    """Return the answer to one command: its verb's, or the error that the verb raised; None if the answer comes later."""
     if isinstance(message, GivaliaError):
         return message
     if verb.known is not None:
-        known = _known(verb.known, batch, asked.kind, message)
-        if known is not None:
-            return known
-        if asked.until_us is not None and batch.now.mono_us > asked.until_us:
-            return LATE
-    since = len(batch.touched)
-    answer: Answer | None
+        return _answer_once(verb, verb.known, batch, asked, message)
     try:
-        answer, is_decided = verb.decide(batch, asked, message), True
+        return verb.decide(batch, asked, message)  # type: ignore[no-any-return]
     except Refusal as refused:
-        answer, is_decided = refused.error, refused.is_decided
-    if verb.known is None or not is_decided or asked.is_once or answer is None:
-        return answer
-    if batch.has_changed(message[0], is_enq=asked.kind is Kind.ENQ):
-        return answer  # The job remembers it.
-    return answer if batch.remember(message[0], answer, is_enq=asked.kind is Kind.ENQ, since=since) else FORGETFUL
+        return refused.error
 
 
-def _known(find: Callable[[Batch, Any], Answer | None], batch: Batch, kind: Kind, message: Any) -> Answer | None:
-    """Return the answer that a command was given before; None if its request is new."""
-    request, found = message[0], batch.found
-    known = None if batch.is_new(request) else find(batch, message)
+def _answer_once(verb: Verb, find: Known, batch: Batch, asked: Asked, message: Any) -> Answer | None:
+    """Answer a changing command: as before if its request is known, and not at all if it is older than its client waits."""
+    request, found, is_enq = message[0], batch.found, asked.kind is Kind.ENQ
+    is_new = not (request in found.ids or request in batch.ids or request in found.requests or request in batch.requests)
+    known = None if is_new else find(batch, message)
     if known is None and (batch.unchanged or batch.desk.remembered.bytes or found.answers):
-        known = batch.recall(kind, request)
-    return known
+        known = unchanged.recall(batch, asked.kind, request)
+    if known is not None:
+        return known
+    if asked.until_us is not None and batch.now.mono_us > asked.until_us:
+        return LATE
+    since = len(batch.touched)
+    try:
+        answer: Answer = verb.decide(batch, asked, message)
+    except Refusal as refused:
+        answer = refused.error
+        if not refused.is_decided:
+            return answer
+    if asked.is_once or (is_enq and request in batch.ids) or request in batch.requests:
+        return answer  # It never comes again, or the job remembers it.
+    return answer if unchanged.remember(batch, request, answer, is_enq=is_enq, since=since) else FORGETFUL
 
 
 def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:

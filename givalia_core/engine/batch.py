@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
-from givalia_core.engine import remembered
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Close, Effect, News, Refusal, Tell, hook_of
 from givalia_core.errors import Busy
@@ -29,47 +28,13 @@ from givalia_core.model import (
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import VARIANTS_MAX, Change, Claim, Found, Kept, Route, Wanted
+from givalia_core.store.base import VARIANTS_MAX, Change, Found, Route
 from givalia_core.takers import Room, Session
 from givalia_core.views import id_in
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
 LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
-
-
-class Names:
-    """What the commands of a batch name, gathered so that the store is asked once."""
-
-    __slots__ = ("has_enq", "ids", "keys", "past_keys", "reporting", "requests", "requeued", "resumed", "variants")
-
-    def __init__(self) -> None:
-        self.ids: set[bytes] = set()
-        self.keys: set[str] = set()
-        self.past_keys: set[str] = set()
-        self.requests: set[bytes] = set()
-        self.requeued: set[bytes] = set()  # Ids of jobs whose keys must be looked up as well.
-        self.reporting: dict[int, int] = {}  # By connection, how many jobs it says have ended.
-        self.has_enq = False
-        self.resumed: set[bytes] = set()
-        self.variants: set[Route] = set()
-
-
-LENT_TOGETHER_BYTES = 8 << 20  # Of params, to all workers in one batch; and read for one.
-
-
-def wanted(names: Names, claims: tuple[Claim, ...] = (), *, may_lend: bool = False) -> Wanted:
-    """Return all that was named as one question to the store, with jobs to lend besides."""
-    return Wanted(
-        frozenset(names.ids),
-        frozenset(names.keys),
-        frozenset(names.past_keys),
-        frozenset(names.requests),
-        claims,
-        names.has_enq or may_lend or bool(claims),
-        frozenset(names.variants),
-        LENT_TOGETHER_BYTES,
-    )
 
 
 class Unchanged(NamedTuple):
@@ -91,13 +56,14 @@ class Batch:
         self.desk = desk
         self.found = found
         self.now = now
-        self.told_us = now.told_us  # Here, for each new job and each claim asks.
+        # This moment as people are told it, on the wall clock: each new job and each claim asks for it.
+        self.told_us = now.wall_us if now.steady_ahead_us is None else now.timer_us - now.steady_ahead_us
         self.jobs: dict[int, Job] = {}  # seq -> the job as decided so far
-        self._was: dict[int, Job | None] = {}  # seq -> the job as stored
-        self._ids: dict[bytes, int] = {}
+        self.was: dict[int, Job | None] = {}  # seq -> the job as stored
+        self.ids: dict[bytes, int] = {}
         self._live: dict[str, int | None] = {}
         self._ended: dict[str, int] = {}
-        self._requests: dict[bytes, int] = {}
+        self.requests: dict[bytes, int] = {}
         self.unchanged: dict[bytes, Unchanged] = {}  # By request id; to be remembered if the commit lets them stand.
         self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
         self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
@@ -131,7 +97,7 @@ class Batch:
 
     def by_id(self, job_id: bytes) -> Job | None:
         """Return the job of this id, whatever its state."""
-        seq = self._ids.get(job_id)
+        seq = self.ids.get(job_id)
         job = self.found.ids.get(job_id) if seq is None else self.jobs[seq]
         return None if job is None else self.see(job)
 
@@ -153,14 +119,14 @@ class Batch:
 
     def by_request(self, request: bytes) -> Job | None:
         """Return the job that this request changed."""
-        seq = self._requests.get(request)
+        seq = self.requests.get(request)
         job = self.found.requests.get(request) if seq is None else self.jobs[seq]
         return None if job is None else self.see(job)
 
     def is_new(self, request: bytes) -> bool:
         """Return whether no job is known that this request has made or changed."""
         found = self.found
-        return not (request in found.ids or request in self._ids or request in found.requests or request in self._requests)
+        return not (request in found.ids or request in self.ids or request in found.requests or request in self.requests)
 
     def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
         """Return the job of this id, whatever its state; or the live job of this key, and the one that ended last.
@@ -169,7 +135,7 @@ class Batch:
         """
         if job_id is not None:
             job = self.by_id(job_id)
-            return None if job is None else self.unexpired(job), None
+            return job if job is None or job.expires_at_us is None else self.unexpired(job), None
         assert key is not None
         live = self.live(key)
         if live is None and (meant := id_in(key)) is not None and (job := self.by_id(meant)) is not None:
@@ -192,9 +158,9 @@ class Batch:
     def insert(self, job: Job) -> None:
         """Add a new job, which waits."""
         seq = job.seq
-        self._was[seq] = None
+        self.was[seq] = None
         self.jobs[seq] = job
-        self._ids[job.id] = seq
+        self.ids[job.id] = seq
         self.touched.append((seq, self.author))
         if job.key is not None:
             self._live[job.key] = seq
@@ -203,18 +169,14 @@ class Batch:
     def put(self, was: Job, job: Job) -> None:
         """Let `job` stand where `was` stood."""
         seq, desk = job.seq, self.desk
-        self._was.setdefault(seq, was)
+        self.was.setdefault(seq, was)
         self.jobs[seq] = job
-        self._ids[job.id] = seq
+        self.ids[job.id] = seq
         self.touched.append((seq, self.author))
         if was.state is WAITING:
             desk.routing.discard(was)
         elif was.state is RUNNING and job.state is not RUNNING:
-            # The worker that held the job can take another, in this very batch.
-            lease = desk.leases.get(job.id)
-            if lease is not None and lease.room is not None:
-                lease.room.give_back()
-                self.freed[seq] = lease.room
+            self._free_credit(job)
         if job.key is not None:
             if job.state not in ENDED:
                 self._live[job.key] = seq
@@ -223,6 +185,13 @@ class Batch:
                 self._ended[job.key] = seq
         if job.state is WAITING:
             desk.routing.offer(job, self.now)
+
+    def _free_credit(self, job: Job) -> None:
+        """Let the worker that held the job take another, in this very batch."""
+        lease = self.desk.leases.get(job.id)
+        if lease is not None and lease.room is not None:
+            lease.room.give_back()
+            self.freed[job.seq] = lease.room
 
     def expire(self, job: Job) -> Job:
         """End a job whose `expires` has passed before an attempt started."""
@@ -259,49 +228,8 @@ class Batch:
             words = f"{len(past)} commands changed this job within two minutes, as many as it remembers"
             wait_us = past[0].at_us + REMEMBERED_AT_LEAST_US - now_us
             raise Refusal(Busy(words, retry_after=max(wait_us / SECOND_US, 1.0)))
-        self._requests[request] = job.seq
+        self.requests[request] = job.seq
         return (*past, Answered(request, act, due_at_us, now_us))
-
-    # Answers that changed nothing.
-
-    def has_changed(self, request: bytes, *, is_enq: bool) -> bool:
-        """Return whether this request has made or changed a job in this batch, so that the job remembers it."""
-        return (is_enq and request in self._ids) or request in self._requests
-
-    def recall(self, kind: Kind, request: bytes) -> Answer | None:
-        """The answer that this request was given without changing a job; None if it is not known."""
-        if self.unchanged and (here := self.unchanged.get(request)) is not None:
-            self.touched += [(seq, self.author) for seq in (here.number, *here.seqs)]
-            return here.answer
-        kept = self.found.answers
-        if kept and (packed := kept.get(request)) is not None:
-            return remembered.unpack(kind, packed)
-        return self.desk.remembered.get(kind, request)
-
-    def remember(self, request: bytes, answer: Answer, *, is_enq: bool, since: int) -> bool:
-        """Remember the answer of a command that changed no job; False if there is no room for it.
-
-        Args:
-            request: The id of the command.
-            answer: What it is answered.
-            is_enq: Whether the id could become that of a job.
-            since: The length of `touched` before the command was decided.
-        """
-        if not self.desk.remembered.has_room(len(self.unchanged)):
-            return False
-        seqs = frozenset(seq for seq, _ in self.touched[since:])
-        number = -1 - len(self.unchanged)
-        self.unchanged[request] = Unchanged(answer, is_enq, seqs, number)
-        self.touched.append((number, self.author))
-        return True
-
-    def standing(self, refused: set[int]) -> list[Kept]:
-        """The answers that changed no job, but for those that depend on what was refused."""
-        return [
-            Kept(request, remembered.pack(each.answer), each.is_enq)
-            for request, each in self.unchanged.items()
-            if each.number not in refused and refused.isdisjoint(each.seqs)
-        ]
 
     def hook(self, name: str, job: Job, **extra: Any) -> None:
         """Tell the server's plugins, once the job is stored."""
@@ -341,8 +269,8 @@ class Batch:
             self.freed[seq].held += 1
 
     def changes(self) -> list[Change]:
-        """One change for each job that was touched, inserts in order of enq."""
-        stored = self._was
+        """Return one change for each job that was touched, inserts in the order of enq."""
+        stored = self.was
         return [
             Change(was, job) for seq, job in self.jobs.items() if (was := stored[seq]) is None or was.version != job.version
         ]

@@ -6,8 +6,8 @@ request that changed a job before; None if no job knows the request.
 
 from __future__ import annotations
 
-from givalia_core.engine.batch import Batch, Names
-from givalia_core.engine.desk import Desk
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.dues import due_of, moved_due
 from givalia_core.engine.records import Refusal
 from givalia_core.engine.verbs import ONE_NAME, admit, move, named_job, needs_named, not_found, taken

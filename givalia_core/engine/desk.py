@@ -21,7 +21,7 @@ from givalia_core.model import (
 )
 from givalia_core.policy import Policy
 from givalia_core.routing import Routing
-from givalia_core.store.base import FENCE_COUNTER_BITS
+from givalia_core.store.base import FENCE_COUNTER_BITS, Claim, Route, Wanted
 from givalia_core.takers import Room, Session
 
 Author = tuple[int, int]
@@ -161,3 +161,37 @@ class Desk:
         for lease in self.leases.values():
             if lease.room is not None:
                 lease.room.held += 1
+
+
+class Names:
+    """What the commands of a batch name, gathered so that the store is asked once."""
+
+    __slots__ = ("has_enq", "ids", "keys", "past_keys", "reporting", "requests", "requeued", "resumed", "variants")
+
+    def __init__(self) -> None:
+        self.ids: set[bytes] = set()
+        self.keys: set[str] = set()
+        self.past_keys: set[str] = set()
+        self.requests: set[bytes] = set()
+        self.requeued: set[bytes] = set()  # Ids of jobs whose keys must be looked up as well.
+        self.reporting: dict[int, int] = {}  # By connection, how many jobs it says have ended.
+        self.has_enq = False
+        self.resumed: set[bytes] = set()
+        self.variants: set[Route] = set()
+
+
+LENT_TOGETHER_BYTES = 8 << 20  # Of params, to all workers in one batch; and read for one.
+
+
+def wanted(names: Names, claims: tuple[Claim, ...] = (), *, may_lend: bool = False) -> Wanted:
+    """Return all that was named as one question to the store, with jobs to lend besides."""
+    return Wanted(
+        frozenset(names.ids),
+        frozenset(names.keys),
+        frozenset(names.past_keys),
+        frozenset(names.requests),
+        claims,
+        names.has_enq or may_lend or bool(claims),
+        frozenset(names.variants),
+        LENT_TOGETHER_BYTES,
+    )

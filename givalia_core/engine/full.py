@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from givalia_core.clock import Timekeeper
+from givalia_core.engine import unchanged
 from givalia_core.engine.records import Close, Effect, Input, Reply
 from givalia_core.engine.steps import NOTHING_UNKEPT, Decided
 from givalia_core.engine.storing import read, stored
@@ -50,7 +51,7 @@ def kept(decided: Decided, store: Store, commit: Commit) -> Keeping:
     shared = as_shared(store) if decided.batch.unchanged else None
     if shared is None:
         return NOTHING_UNKEPT
-    return shared.keep(decided.batch.standing({decided.changes[place].job.seq for place in commit.refused}))
+    return shared.keep(unchanged.standing(decided.batch, {decided.changes[place].job.seq for place in commit.refused}))
 
 
 def _questions_alone(refused: Decided, store: Store) -> list[Effect]:

@@ -1,4 +1,4 @@
-"""What workers say: they join, announce, take credits, beat, and report how attempts ended.
+"""Leases: how they begin, how workers report the end of attempts, and how they end with no report.
 
 A report names the lease it is about by job and fence. A fence that is not the job's present one changes nothing and is
 answered STALE (CONTRACT C7); one that already settled the job is answered OK again.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from givalia_core.clock import SECOND_US
-from givalia_core.engine.batch import NOBODY, Batch, Names
-from givalia_core.engine.desk import Desk, Lease
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Lease, Names
 from givalia_core.engine.records import Ended, Refusal
-from givalia_core.errors import BadRequest, GivaliaError, Stale
+from givalia_core.errors import GivaliaError, Stale
 from givalia_core.model import (
     CHILD_DEATHS_MAX,
     DONE,
@@ -23,30 +22,17 @@ from givalia_core.model import (
     OutcomeKind,
     evolve,
 )
-from givalia_core.protocol.answers import TAKEN, Answer, Failed, Joined
+from givalia_core.protocol.answers import TAKEN, Answer, Failed
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import (
-    PROCESSES_MAX,
-    Announce,
-    Credit,
     Fail,
-    Hold,
-    Join,
-    Kind,
-    Process,
     Progress,
     Release,
-    Stop,
     Succeed,
-    item,
 )
-from givalia_core.takers import Room, Session
+from givalia_core.takers import Room
 
 OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
-
-
-def needs_nothing(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note nothing: what the message says concerns memory alone."""
 
 
 def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
@@ -59,148 +45,11 @@ def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
 
 def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
     """Note the same of a report, and how many more jobs the worker can take then."""
-    needs_held(names, asked, desk)
+    leases = desk.leases
+    for message in asked.messages:
+        if not isinstance(message, GivaliaError) and message.id not in leases:
+            names.ids.add(message.id)
     names.reporting[asked.conn] = names.reporting.get(asked.conn, 0) + len(asked.messages)
-
-
-def needs_resumed(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the same of all that a worker holds: it may come from another server, which may have taken some of it over."""
-    needs_held(names, asked, desk)
-    if desk.is_shared:
-        names.resumed |= {
-            message.id for message in asked.messages if not isinstance(message, GivaliaError)
-        } & desk.leases.keys()
-
-
-def join(batch: Batch, asked: Asked, message: Join) -> Answer:
-    """A worker process introduces itself; an older connection of the same process is over."""
-    routing = batch.desk.routing
-    if asked.conn in routing.sessions:
-        leave(batch, asked.conn)
-    if (session := routing.of_instance(message.instance)) is not None:
-        leave(batch, session.conn)
-        batch.close(session.conn, "the same worker has connected again")
-    batch.desk.losses.join(message.instance)
-    joined = Session(asked.conn, message, batch.now)
-    routing.join(joined)
-    batch.news("joined", joined)
-    return Joined(batch.desk.policy.lease_us, batch.desk.client_port)
-
-
-def lose(batch: Batch, conn: int, why: str) -> None:
-    """A connection is gone, or of no use any more; if it was that of a worker, the log says so."""
-    session = batch.desk.routing.sessions.get(conn)
-    if session is not None and not batch.desk.is_draining:
-        rooms = session.rooms.values()
-        held = sum(room.held for room in rooms)
-        if held or any(room.capacity for room in rooms):
-            batch.news("gone", session, jobs=held, why=why)
-        else:
-            batch.news("left", session)
-    leave(batch, conn)
-
-
-def leave(batch: Batch, conn: int) -> None:
-    """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
-    session = batch.desk.routing.leave(conn)
-    if session is not None:
-        batch.desk.losses.leave(session, batch.now.mono_us)
-        for lease in batch.desk.leases.of_holder(session.join.instance):
-            if lease.session is session:
-                lease.room = None
-    batch.desk.waits.leave(conn)
-
-
-def announce(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker says which modules it has; this replaces what it said before."""
-    session = _session(batch, asked)
-    served = [message for message in asked.messages if isinstance(message, Announce)]
-    batch.desk.routing.announce(session, served)
-    return [each if isinstance(each, GivaliaError) else TAKEN for each in asked.messages]
-
-
-def resume(batch: Batch, asked: Asked) -> list[Answer]:
-    """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
-    session = _session(batch, asked)
-    if not session.has_resumed:  # What it was lent since is not for it to name, if this is decided again.
-        batch.resumed.append(session)
-        named = {message.id for message in asked.messages if isinstance(message, Hold)}
-        asking, batch.author = batch.author, NOBODY
-        for lease in batch.desk.leases.of_holder(session.join.instance):
-            job = batch.jobs.get(lease.job.seq, lease.job)
-            if job.state is RUNNING and job.holder == session.join.instance and job.id not in named:
-                give_back(batch, job)
-        batch.author = asking
-    return _take_up_all(batch, session, asked)
-
-
-def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Answer]:
-    answers: list[Answer] = []
-    place, _ = batch.author
-    for number, message in enumerate(asked.messages):
-        batch.author = place, number
-        answers.append(_take_up(batch, session, message))
-    return answers
-
-
-def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Answer:
-    if isinstance(message, GivaliaError):
-        return message
-    lease = batch.desk.leases.get(message.id)
-    job = _present(batch, message.id)
-    if job is not None and job.state is DONE and job.fence == message.fence:
-        return TAKEN  # Its code, which has yet to return, may have completed it in a transaction.
-    if job is None or not _is_holder(session, job, message.fence):
-        return Stale("the lease is no longer this worker's")
-    if lease is None:
-        adopt(batch, job, session, batch.desk.policy.lease_us)
-    else:
-        if lease.session is not session:
-            lease.room = session.room(job.module)
-            lease.room.held += 1
-        lease.expires_mono_us = batch.now.mono_us + batch.desk.policy.lease_us
-    if job.stop_asked:
-        batch.tell(0, session.conn, Kind.STOP, item(Stop(message.id, message.fence, True)))
-    return TAKEN
-
-
-def _present(batch: Batch, job_id: bytes) -> Job | None:
-    """A job as this batch has left it: one that this server lent from memory, any other as it was read."""
-    lease = batch.desk.leases.get(job_id)
-    return batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
-
-
-def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
-    """Look after a lease from now on that another server granted; its worker is connected here, or has `lent_us` to be."""
-    adopted = evolve(job, "adopt")
-    adopted.keeper = batch.desk.me
-    batch.put(job, adopted)
-    batch.taken[job.seq] = session, lent_us
-
-
-def credit(batch: Batch, asked: Asked, message: Credit) -> Answer:
-    """How many jobs the worker can hold from now on."""
-    rooms = _session(batch, asked).rooms
-    rooms["greenlet"].capacity, rooms["process"].capacity = message.capacity, message.processes
-    return TAKEN
-
-
-def processes(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker says which processes it has, and how they are; this replaces what it said before."""
-    _session(batch, asked).processes = [message for message in asked.messages if isinstance(message, Process)][:PROCESSES_MAX]
-    return [each if isinstance(each, GivaliaError) else TAKEN for each in asked.messages]
-
-
-def beat(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker is alive and holds these leases; each is renewed, and a job that was asked to stop is told again."""
-    return _take_up_all(batch, _session(batch, asked), asked)
-
-
-def _session(batch: Batch, asked: Asked) -> Session:
-    session = batch.desk.routing.sessions.get(asked.conn)
-    if session is None:
-        raise Refusal(BadRequest("a worker joins first"))
-    return session
 
 
 def _find_held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job | None:
@@ -230,10 +79,6 @@ def _held(batch: Batch, asked: Asked, message: Fail | Release | Progress) -> Job
 def _stale(batch: Batch) -> Refusal:
     batch.desk.stale += 1
     return Refusal(Stale("the lease is no longer this worker's"))
-
-
-def _is_holder(session: Session, job: Job, fence: int) -> bool:
-    return job.state is RUNNING and job.fence == fence and job.holder == session.join.instance
 
 
 def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
@@ -332,18 +177,11 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
 
 
 def sweep(batch: Batch) -> None:
-    """End every lease that nobody renewed in time (T6, T7, T8), and every worker that missed two beats."""
-    desk, now_us = batch.desk, batch.now.mono_us
-    for lease in list(desk.leases.values()):
+    """End every lease that nobody renewed in time (T6, T7, T8)."""
+    now_us = batch.now.mono_us
+    for lease in list(batch.desk.leases.values()):
         if lease.expires_mono_us <= now_us:
             _expire(batch, lease)
-    silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
-    for session in list(desk.routing.sessions.values()):
-        if session.beat_mono_us < silent_us:
-            batch.close(session.conn, "it missed two beats")
-            lose(batch, session.conn, "it missed two beats")
-    if desk.losses.gone:
-        desk.losses.sweep(now_us - desk.policy.lease_us, desk.routing.elsewhere.instances)
 
 
 def _expire(batch: Batch, lease: Lease) -> None:
@@ -352,17 +190,6 @@ def _expire(batch: Batch, lease: Lease) -> None:
         batch.desk.losses.leases += 1
         batch.news("unreported", job, job.seq)
         settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
-
-
-def take_over(batch: Batch, job: Job) -> None:
-    """Let the lease of a job begin that this server looks after from now on, for another server."""
-    desk, (session, lent_us) = batch.desk, batch.taken[job.seq]
-    if session is not None and session.conn not in desk.routing.sessions:
-        session = None
-    room = None if session is None else session.room(job.module)
-    if room is not None:
-        room.held += 1
-    desk.leases[job.id] = Lease(job, room, batch.now.mono_us + lent_us)
 
 
 def claim(batch: Batch, job: Job, room: Room) -> None:

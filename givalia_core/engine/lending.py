@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Final
 
-from givalia_core.engine.batch import LENT_TOGETHER_BYTES, Batch
-from givalia_core.engine.desk import Desk
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import LENT_TOGETHER_BYTES, Desk
 from givalia_core.engine.leases import claim
 from givalia_core.model import Job
 from givalia_core.protocol.messages import CAPACITY_MAX
 from givalia_core.store.base import Claim, Route
+from givalia_core.takers import LENT_BYTES_MAX
 from givalia_core.timers import Window
 
 ROOM_LEAST: Final = 8
@@ -77,7 +78,7 @@ class Lender:
             window.has_ready and routing.taker(route) for route, window in routing.stirring.items()
         )
         # After a batch of large params read few jobs for the next one, since few will be lent; else more and more again.
-        if lent_bytes and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
+        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
             self._room, self.hurry = ROOM_LEAST, True
         elif self._room < CAPACITY_MAX:
             self._room = min(self._room * 2, CAPACITY_MAX)

@@ -15,7 +15,7 @@ from typing import Final
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.engine import leases, words
+from givalia_core.engine import leases, words, workers
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
@@ -198,7 +198,7 @@ def care(batch: Batch, watched: Watched) -> None:
         if job.holder in resumed and job.keeper == batch.desk.me:
             leases.give_back(batch, job)
         else:
-            leases.adopt(batch, job, None, max(lease_us, least_us))
+            workers.adopt(batch, job, None, max(lease_us, least_us))
 
 
 def forget_unknown(desk: Desk, own: Iterable[Job]) -> None:

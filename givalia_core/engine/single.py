@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from givalia_core.clock import Now
 from givalia_core.engine.answers import VERBS, answer_one
-from givalia_core.engine.batch import Batch, Names, wanted
-from givalia_core.engine.desk import Desk
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Names, wanted
 from givalia_core.engine.leases import OWN_CODE
 from givalia_core.engine.records import Hook
 from givalia_core.hooks import HOOKS
@@ -59,4 +59,12 @@ class Single:
         answer = answer_one(VERBS[self._asked.kind], batch, self._asked, self._asked.messages[0])
         assert answer is not None, "this command is answered later, and nobody would"
         hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
-        return Decided(answer, batch.changes(), [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks])
+        return Decided(
+            answer,
+            [
+                Change(was, job)
+                for seq, job in batch.jobs.items()
+                if (was := batch.was[seq]) is None or was.version != job.version
+            ],
+            [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks],
+        )

@@ -6,13 +6,13 @@ cannot be taken too early, and the same steps run under the real server and unde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from givalia_core.clock import SECOND_US, STEP_US, Now
-from givalia_core.engine import answers, leases, sharing, words
-from givalia_core.engine.batch import NOBODY, Batch, Names, wanted
-from givalia_core.engine.desk import Lease
+from givalia_core.clock import SECOND_US, Now
+from givalia_core.engine import answers, leases, refusals, sharing, words, workers
+from givalia_core.engine.batch import NOBODY, Batch
+from givalia_core.engine.desk import Lease, Names, wanted
 from givalia_core.engine.questions import KINDS
 from givalia_core.engine.records import Effect, Gone, Input, Reply, Tell
 from givalia_core.model import ENDED, RUNNING, WAITING, Job
@@ -20,13 +20,11 @@ from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
-from givalia_core.store.base import Change, Commit, Found, Hold, Keeping, Near, Retention, Route, Span, Wanted
+from givalia_core.store.base import Change, Commit, Found, Keeping, Near, Retention, Route, Span, Wanted
 
 if TYPE_CHECKING:  # The engine is made of these steps' memory.
     from givalia_core.engine.turn import Engine
 
-GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
-SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
 NOTHING_UNKEPT: Final = Keeping()
@@ -46,17 +44,8 @@ class Arrived:
 
     def __init__(self, engine: Engine, inputs: Sequence[Input], now: Now) -> None:
         desk = engine.desk
-        gap_us = now.mono_us - engine.now.mono_us
-        if gap_us > GAP_US:
-            engine.bridge(gap_us, now)
-        elif desk.held_up_us:
-            engine.forget_gap(now)
-        if desk.remembered.bytes:
-            desk.remembered.forget(now.mono_us, desk.held_up_us)
-        if abs(now.timer_us - now.wall_us - engine.ahead_us) > STEP_US:
-            engine.take_step(now)
         self.engine, self.now = engine, now
-        engine.now = now
+        engine.begin(now)
         self.inputs: list[Input] = [*desk.acts.take()] if desk.acts.submitted else []
         for given in inputs:
             if isinstance(given, Gone):
@@ -69,11 +58,7 @@ class Arrived:
         if desk.aside.waiting:
             desk.aside.leave(inputs)
         desk.routing.begin(desk.clogged)
-        self.is_sweeping = self.sweeps_rows = self.has_expired = now.mono_us - engine.swept_us >= SWEEP_US
-        if self.is_sweeping:
-            engine.swept_us = now.mono_us
-            if desk.routing.crowded:
-                desk.routing.learn_more()
+        self.is_sweeping = self.sweeps_rows = self.has_expired = engine.is_sweeping
         if engine.sharing is not None:
             self.sweeps_rows, self.has_expired = engine.sharing.begin(now), False
         self.suspects: frozenset[bytes] = frozenset()  # Jobs that this turn reads again.
@@ -121,6 +106,8 @@ class Arrived:
 
 
 NO_IDS: Final[frozenset[bytes]] = frozenset()
+NO_SEQS: Final[Set[int]] = frozenset()
+NO_FRAMES: Final[Set[tuple[int, int]]] = frozenset()
 
 
 class Read:
@@ -150,17 +137,14 @@ class Read:
         standing = engine.again.standing
         for place, given in enumerate(arrived.inputs):
             if isinstance(given, Gone):
-                leases.lose(batch, given.conn, "its connection has ended")
+                workers.lose(batch, given.conn, "its connection has ended")
             else:
                 answers.answer(batch, given, place, standing.get((given.conn, given.request), NONE) if standing else NONE)
         batch.author = NOBODY
         if engine.sharing is not None:
             engine.sharing.care(batch)
-        if not desk.is_stuck:
-            if arrived.is_sweeping:
-                leases.sweep(batch)
-            if self.expired or desk.lapsed:
-                self._expire(batch)
+        if not desk.is_stuck and (arrived.is_sweeping or self.expired or desk.lapsed):
+            self._sweep(batch)
         # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
         # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
         has_numbers = engine.sharing is None or found.floor
@@ -170,7 +154,22 @@ class Read:
             engine.lender.hold()
         return Decided(arrived, batch, engine.retention(arrived.now) if self.forgettable else None)
 
+    def _sweep(self, batch: Batch) -> None:
+        """End leases and jobs whose time has passed, and workers that missed two beats."""
+        desk, now_us = batch.desk, batch.now.mono_us
+        if self.arrived.is_sweeping:
+            leases.sweep(batch)
+            silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
+            for session in list(desk.routing.sessions.values()):
+                if session.beat_mono_us < silent_us:
+                    workers.silence(batch, session.conn)
+            if desk.losses.gone:
+                desk.losses.sweep(now_us - desk.policy.lease_us, desk.routing.elsewhere.instances)
+        if self.expired or desk.lapsed:
+            self._expire(batch)
+
     def _expire(self, batch: Batch) -> None:
+        """End the jobs whose `expires` has passed."""
         lapsed = [job for job_id in batch.desk.lapsed if (job := self.found.ids.get(job_id)) is not None]
         batch.desk.lapsed.clear()
         for job in (*self.expired, *lapsed):
@@ -196,120 +195,85 @@ class Decided:
     def committed(self, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
         """The commit is durable: renew what memory believes, and return what may now be said.
 
-        Args:
-            commit: What became of the changes.
-            keeping: What a shared store did not keep of the answers that changed nothing.
+        `keeping` is what a shared store did not keep of the answers that changed nothing.
         """
-        engine, batch, desk = self.arrived.engine, self.batch, self.arrived.engine.desk
-        engine.must_mark = False
-        engine.forget_more = commit.forgotten >= FORGOTTEN_AT_ONCE
-        held: dict[int, Hold] = {}
-        refused: set[int] = set()
-        if commit.refused or keeping.decided or engine.also_keys:
-            held, refused = self._take_refused(commit, keeping)
-        unanswerable = engine.again.take_back(self.arrived.inputs, batch, refused, held)
+        engine, batch, desk = self.arrived.engine, self.batch, self.batch.desk
+        engine.must_mark, engine.forget_more = False, commit.forgotten >= FORGOTTEN_AT_ONCE
+        refused, unanswerable = NO_SEQS, NO_FRAMES
+        if commit.refused or keeping.decided or engine.also_keys or engine.again.has_state:
+            refused, unanswerable = refusals.take_back(self, commit, keeping)
         if batch.unchanged:
-            self._remember_answers(refused, keeping.busy)
-        for resumed in batch.resumed:
-            resumed.has_resumed = True
-        if batch.ends_hold:
-            desk.is_holding = False
-            desk.routing.forget_windows()  # They are read again at once, with all that has become ready meanwhile.
-        # Progress goes first: who waits hears it before the end.
-        effects = _progress(batch) if batch.progressed else []
-        if engine.owed:
-            effects += engine.owed
-            engine.owed = []
-        if desk.aside.waiting or desk.aside.holds:
-            effects += desk.aside.overdue(self.arrived.now)
-        self._renew(refused, effects)
-        if refused:
-            effects += [
-                effect
-                for seq, effect in batch.effects
-                if seq not in refused and not (isinstance(effect, Reply) and (effect.conn, effect.request) in unanswerable)
-            ]
-        else:
-            effects += [effect for _, effect in batch.effects]
-        self._dispatch(effects)
+            refusals.remember_answers(self, refused, keeping.busy)
+        if batch.resumed or batch.ends_hold:
+            workers.conclude(batch)
+        effects = self._first() if batch.progressed or engine.owed or desk.aside.waiting or desk.aside.holds else []
+        lent = self._renew(refused, effects)
+        for seq, effect in batch.effects:
+            if not refused or refusals.may_be_said(seq, effect, refused, unanswerable):
+                effects.append(effect)
+        if lent:
+            self._dispatch(lent, effects)
         return desk.acts.without_own(effects) if desk.acts.answers else effects
 
-    def _renew(self, refused: set[int], effects: list[Effect]) -> None:
-        """Let memory believe the changes that are stored, and add the answers to those who waited for an end."""
+    def _first(self) -> list[Effect]:
+        """Return what is said before all else: progress, which its reader hears before the end, and what is owed."""
+        engine = self.arrived.engine
+        effects = [*_progress(self.batch), *engine.owed, *self.batch.desk.aside.overdue(self.arrived.now)]
+        engine.owed = []
+        return effects
+
+    def _renew(self, refused: Set[int], effects: list[Effect]) -> list[Job]:
+        """Let memory believe the changes that are stored, and add the answers to those who waited for an end.
+
+        Returns the jobs that were lent.
+        """
         batch, desk = self.batch, self.batch.desk
-        by_job, claims, held = desk.waits.by_job, batch.claims, desk.leases
-        self._lent: list[Job] = []
+        lent: list[Job] = []
         for was, job in self.changes:
             if refused and job.seq in refused:
                 batch.take_back_credits(job.seq)
                 continue
             state = job.state
             desk.live += (state not in ENDED) - (was is not None and was.state not in ENDED)
-            if was is None and state is WAITING:
-                continue
-            lease = held.get(job.id)
-            if lease is not None and (state is not RUNNING or job.fence != lease.job.fence):
-                del held[job.id]
-                lease = None
-            if state is RUNNING:
-                if job.seq in claims:
-                    self._lent.append(job)
-                elif lease is not None:
-                    lease.job = job
-                elif job.seq in batch.taken:
-                    leases.take_over(batch, job)
-            elif state is not WAITING and job.id in by_job:
-                end = words.end(job)
-                effects += [Reply(conn, request, [end], job.id) for conn, request in desk.waits.end(job.id)]
+            if job.seq in batch.claims and state is RUNNING:
+                lent.append(job)
+            elif was is None or was.state is RUNNING or state is not WAITING:
+                self._renew_lease(job, effects)
+        return lent
 
-    def _dispatch(self, effects: list[Effect]) -> None:
+    def _renew_lease(self, job: Job, effects: list[Effect]) -> None:
+        """Let memory believe a change of a job that has run or has ended."""
+        desk = self.batch.desk
+        lease = desk.leases.get(job.id)
+        if lease is not None and (job.state is not RUNNING or job.fence != lease.job.fence):
+            del desk.leases[job.id]
+            lease = None
+        if job.state is RUNNING:
+            if lease is not None:
+                lease.job = job
+            elif job.seq in self.batch.taken:
+                workers.take_over(self.batch, job)
+        elif job.state is not WAITING and job.id in desk.waits.by_job:
+            end = words.end(job)
+            effects += [Reply(conn, request, [end], job.id) for conn, request in desk.waits.end(job.id)]
+
+    def _dispatch(self, lent: list[Job], effects: list[Effect]) -> None:
         """Let the leases of the jobs that were lent begin, and send each worker its jobs."""
-        if not self._lent:
-            return
-        batch, desk, now = self.batch, self.batch.desk, self.arrived.now
+        batch, desk = self.batch, self.batch.desk
         lease_us = desk.policy.lease_us
         dispatches: dict[int, list[Item]] = {}
-        for job in self._lent:
+        for job in lent:
             room = batch.claims[job.seq]
             session = room.session
+            if job.id in desk.leases:  # Of an attempt that has ended in this batch.
+                del desk.leases[job.id]
             # A lease runs from the worker's last message, as the worker itself counts.
             desk.leases[job.id] = Lease(job, room, session.beat_mono_us + lease_us)
-            if session.conn not in dispatches:
-                dispatches[session.conn] = []
-            dispatches[session.conn].append(_dispatch_of(job, now))
+            dispatches.setdefault(session.conn, []).append(_dispatch_of(job, self.arrived.now))
         for conn, items in dispatches.items():
             worker = desk.routing.sessions.get(conn)
             if worker is not None:
                 effects.append(Tell(conn, Kind.DISPATCH, [item(Heard(worker.heard, lease_us)), *items]))
-
-    def _take_refused(self, commit: Commit, keeping: Keeping) -> tuple[dict[int, Hold], set[int]]:
-        """Drop what was believed of refused changes; return the holds of those that are held, and the seqs of all."""
-        engine, desk, changes, now = self.arrived.engine, self.batch.desk, self.changes, self.arrived.now
-        lost = [changes[place].job for place in commit.refused if place not in commit.held]
-        held = {changes[place].job.seq: hold for place, hold in commit.held.items()}
-        keys = {job.key for job in lost if job.key is not None}
-        engine.also_keys = engine.also_keys | keys if lost and commit.refused else frozenset()
-        if lost:
-            desk.routing.forget_windows()
-            desk.suspects.update(job.id for job in lost if job.id in desk.leases)
-        desk.aside.meet(held.values(), now)
-        for place in commit.held:
-            # As far as anybody knows, the job waits where it did before, or is not there.
-            was, job = changes[place]
-            desk.routing.discard(job)
-            if was is not None and was.state is WAITING:
-                desk.routing.offer(was, now)
-        decided = {self.batch.unchanged[request].number for request in keeping.decided}
-        return held, {job.seq for job in lost} | held.keys() | decided
-
-    def _remember_answers(self, refused: set[int], busy: frozenset[bytes]) -> None:
-        """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
-        batch = self.batch
-        if busy:
-            numbers = {batch.unchanged[request].number for request in busy}
-            answers.forget(batch, self.arrived.inputs, numbers)
-            refused = refused | numbers
-        batch.desk.remembered.add(batch.standing(refused), self.arrived.now.mono_us)
 
 
 def _progress(batch: Batch) -> list[Effect]:

@@ -11,14 +11,14 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from givalia_core.clock import Clock, Now, Timekeeper
+from givalia_core.clock import SECOND_US, STEP_US, Clock, Now, Timekeeper
 from givalia_core.engine import full, questions, shared_turn, sharing, steps
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.lending import Lender
 from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Effect, Input
-from givalia_core.engine.steps import SWEEP_US, Arrived
+from givalia_core.engine.steps import Arrived
 from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.model import REMEMBERED_AT_LEAST_US, Job
@@ -26,6 +26,8 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.asked import Asked
 from givalia_core.store.base import Opened, Retention, Store, as_shared
 
+GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
+SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
 WALK_US: Final = 2_000  # What a turn spends on questions that take a walk, at most but for the last step.
 STEPS_MAX: Final = 64
 
@@ -79,6 +81,8 @@ class Engine:
         """The keys of refused changes: who holds them must be read."""
         self.forget_more = False
         self.swept_us = now.mono_us
+        self.is_sweeping = False
+        """Leases, expiries and retention are looked after in this turn."""
         self.ahead_us = now.timer_ahead_us
         """What the near windows were last filled by: a slow drift adds up."""
         self._held_up_until_us = 0
@@ -90,6 +94,24 @@ class Engine:
         else:
             self.questions.add(asked)
 
+    def begin(self, now: Now) -> None:
+        """Take in the time, and what it does to memory."""
+        desk, gap_us = self.desk, now.mono_us - self.now.mono_us
+        self.now = now
+        if gap_us > GAP_US:
+            self.bridge(gap_us, now)
+        elif desk.held_up_us and now.mono_us > self._held_up_until_us:
+            desk.held_up_us = 0
+        if desk.remembered.bytes:
+            desk.remembered.forget(now.mono_us, desk.held_up_us)
+        if abs(now.timer_us - now.wall_us - self.ahead_us) > STEP_US:
+            self.take_step(now)
+        self.is_sweeping = now.mono_us - self.swept_us >= SWEEP_US
+        if self.is_sweeping:
+            self.swept_us = now.mono_us
+            if desk.routing.crowded:
+                desk.routing.learn_more()
+
     def bridge(self, gap_us: int, now: Now) -> None:
         """The process stood still for so long that nobody could beat (K5): leases and answers last as much longer."""
         desk = self.desk
@@ -100,11 +122,6 @@ class Engine:
         desk.losses.extend(gap_us)
         desk.held_up_us += gap_us  # Commands may have waited in our sockets for as long.
         self._held_up_until_us = now.mono_us + REMEMBERED_AT_LEAST_US
-
-    def forget_gap(self, now: Now) -> None:
-        """End the longer memory that a gap has made, once every command of that time is answered."""
-        if now.mono_us > self._held_up_until_us:
-            self.desk.held_up_us = 0
 
     def take_step(self, now: Now) -> None:
         """The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept."""
@@ -156,9 +173,8 @@ def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy:
 def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
     """Decide everything that arrived, make it durable, and return what may now be said.
 
-    Raises:
-        StoreAway: The shared store does not answer. The engine keeps what arrived; another turn goes on with it.
-        StoreError: What is on disk is unknown; nothing may be said, the server must stop.
+    Raises StoreAway if a shared store does not answer: the engine keeps what arrived, and another turn goes on with it.
+    After any other StoreError it is unknown what is on disk; nothing may be said, and the server must stop.
     """
     now = timer.now(clock.read())
     # A store of somebody else may be older than the attribute.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from givalia_core.engine import words
-from givalia_core.engine.batch import Batch, Names
-from givalia_core.engine.desk import Desk
+from givalia_core.engine.batch import Batch
+from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.dues import due_of
 from givalia_core.engine.records import Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, GivaliaError, NotFound, ShuttingDown, StoreFull, WrongState
@@ -174,9 +174,8 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Answer | None:
     if job.state in ENDED:
         batch.effects.append((job.seq, Reply(asked.conn, asked.request, [words.end(job)], job.id)))
         return None
-    if not waits.has_room(asked.conn):
+    if not waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress):
         raise Refusal(Busy("as many jobs are waited for as this server takes", retry_after=1.0))
-    waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress)
     if message.progress:
         batch.tell_progress(job.id, (asked.conn, asked.request))
     if batch.desk.is_shared:

@@ -34,17 +34,19 @@ class Waits:
         """The ids of the jobs that are waited for."""
         return iter(self.by_job)
 
-    def has_room(self, conn: int) -> bool:
-        """Return whether this connection may wait for another job."""
-        own = len(self._by_conn.get(conn, ()))
-        return own < WAITS_ALWAYS or (own < WAITS_PER_CONNECTION and self._count < WAITS_MAX)
-
-    def add(self, job_id: bytes, conn: int, request: int, *, wants_progress: bool) -> None:
-        """Let a request wait for the end of a job."""
-        self.drop(conn, request)
+    def add(self, job_id: bytes, conn: int, request: int, *, wants_progress: bool) -> bool:
+        """Let a request wait for the end of a job; return false if this connection may wait for no other."""
+        own = self._by_conn.setdefault(conn, {})
+        if request in own:
+            self.drop(conn, request)
+            own = self._by_conn.setdefault(conn, {})
+        waits = len(own)
+        if waits >= WAITS_ALWAYS and (waits >= WAITS_PER_CONNECTION or self._count >= WAITS_MAX):
+            return False
         self.by_job.setdefault(job_id, {})[conn, request] = wants_progress
-        self._by_conn.setdefault(conn, {})[request] = job_id
+        own[request] = job_id
         self._count += 1
+        return True
 
     def of(self, job_id: bytes) -> Mapping[Waiter, bool]:
         """Who waits for a job, with whether the waiter wants to hear of its progress."""
@@ -56,8 +58,12 @@ class Waits:
         if not waiters:
             return ()
         self._count -= len(waiters)
+        by_conn = self._by_conn
         for conn, request in waiters:
-            self._forget(conn, request)
+            own = by_conn[conn]
+            del own[request]
+            if not own:
+                del by_conn[conn]
         return waiters
 
     def drop(self, conn: int, request: int) -> None:

@@ -14,7 +14,7 @@ from unittest import mock
 from sim_server import PowerCut
 
 from givalia_core.clock import Clock, Now, Reading, TimerClock
-from givalia_core.engine import answers, changes, leases, turn, verbs
+from givalia_core.engine import answers, changes, leases, turn, unchanged, verbs, workers
 from givalia_core.engine import batch as batches
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk
@@ -136,7 +136,7 @@ def requests_are_not_remembered() -> Sequence[Patch]:
 
 def what_changed_nothing_is_not_remembered() -> Sequence[Patch]:
     """A copy of a command that was refused is decided anew."""
-    return [_swap(Batch, "recall", lambda self, kind, request: None)]
+    return [_swap(unchanged, "recall", lambda batch, kind, request: None)]
 
 
 def a_refusal_is_forgotten_with_its_batch() -> Sequence[Patch]:
@@ -277,7 +277,7 @@ def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
 
 def resume_gives_everything_back() -> Sequence[Patch]:
     """After a reconnect the server takes back also what the worker says it runs."""
-    right = leases.resume
+    right = workers.resume
 
     def resume(batch: Batch, asked: Asked) -> Any:
         right(batch, asked._replace(messages=[]))

@@ -373,12 +373,12 @@ def test_a_client_that_leaves_in_the_middle_of_a_page_leaves_nothing_behind(rig:
 
     enqueue(rig, 5)
     frame = rig.frame(Kind.ACT, m.Act(uid(9_000), "cancel", module="Mail"))
-    while not rig.engine.desk.acts:
+    while not rig.engine.desk.acts.answers:
         turn.turn(rig.engine, rig.store, rig.timer, [frame] if not rig.engine.questions else [], rig.clock)
         turn.walk(rig.engine, rig.store, rig.timer, rig.clock)
 
     rig.turn(Gone(frame.conn))
 
-    assert not rig.engine.desk.acts
+    assert not rig.engine.desk.acts.answers
     assert not rig.engine.questions
     assert states(rig, 1, 5) == ["cancelled", "cancelled"]  # It was on its way; a client that asks again is told so.
