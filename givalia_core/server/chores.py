@@ -69,15 +69,20 @@ class Chores:
         """Do each chore once."""
         now_us = self._clock.read().mono_us
         self._connections.end_overdue()
-        self._connections.journal.look()
-        self._connections.make_room()
+        if self._connections.journal.repeats.counts:
+            self._connections.journal.look()
+        if self._connections.unread.bytes or self._inbox.short:
+            self._connections.make_room()
         self.see_to_memory()
         if now_us >= self.disk_asked_us + DISK_EACH_US and not self._store.is_shared:  # Others watch the disk of a database.
             self.disk_asked_us = now_us
             described = self._store.describe()
             self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
-        self.troubles.look(self.signs(now_us), self._clock.read())
-        self._loop.put_off_stuck(now_us)
+        signs = self.signs(now_us)
+        if signs != self.troubles.before or self.troubles.present:
+            self.troubles.look(signs, self._clock.read())
+        if self._store.is_shared:
+            self._loop.put_off_stuck(now_us)
         if now_us - self._said_us >= HOUR_US and not is_loopback(self.settings.host):
             self._said_us = now_us
             say_insecure(self.settings)
@@ -86,7 +91,7 @@ class Chores:
         """Let the store look after itself when no job is on its way; if there always is one, after a tenth of a second."""
         rest = getattr(self._store, "rest", None)  # A store of somebody else may be older than this.
         for _ in range(QUIET_LOOKS if rest is not None else 0):
-            if not self._inbox and self._clock.read().mono_us - self._loop.round_us >= QUIET_US:
+            if not self._inbox.queues and self._clock.read().mono_us - self._loop.round_us >= QUIET_US:
                 break
             gevent.sleep(QUIET_US / SECOND_US)
         if rest is not None and not self._loop.is_stopping:
@@ -102,8 +107,9 @@ class Chores:
             self.trimmed_us = now_us
         self.trimmed_mib = min(self.trimmed_mib, used_mib)
         is_over = used_mib > self.settings.memory_max
-        words = f"the server uses {used_mib} MiB of memory, more than it may" if is_over else ""
-        self._engine.desk.note_busy(BusyFor.MEMORY, words)
+        if is_over or BusyFor.MEMORY in self._engine.desk.busy:
+            words = f"the server uses {used_mib} MiB of memory, more than it may" if is_over else ""
+            self._engine.desk.note_busy(BusyFor.MEMORY, words)
 
     def signs(self, now_us: int) -> Signs:
         """Return what shows in what trouble the server is."""
@@ -111,8 +117,8 @@ class Chores:
         return Signs(
             is_full=desk.is_full or bool(getattr(self._store, "is_full", False)),
             is_stuck=self._engine.again.is_stuck,
-            is_away=outage.lasts(now_us) or outage.is_stuck(now_us),
-            busy=desk.busy.get(BusyFor.MEMORY, "") or desk.all_taken,
+            is_away=self._store.is_shared and (outage.lasts(now_us) or outage.is_stuck(now_us)),
+            busy=desk.busy.get(BusyFor.MEMORY, "") or (desk.all_taken if desk.live >= desk.policy.live_max else ""),
             live=desk.live,
             live_max=desk.policy.live_max,
             free_bytes=self._disk[0],

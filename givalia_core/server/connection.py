@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket as native_socket
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -21,10 +20,11 @@ from gevent.event import Event
 from givalia_core import forks
 from givalia_core.clock import SECOND_US, Clock
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.inbox import Inbox
-from givalia_core.server.unread import Unread
+from givalia_core.server.unread import BEHIND_BYTES, UNSENT_BYTES_MAX, WRITE_DEADLINE_S, Unread, Unsent
 
 RECEIVE_BYTES: Final = 16_384
 RECEIVE_LEAST_BYTES: Final = 2_048  # Where frames are small: decoding what many connections sent must not take long.
@@ -35,9 +35,6 @@ IN_FLIGHT_MAX: Final = 128
 COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
 READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
 WAITS_MAX: Final = 10_000
-UNSENT_BYTES_MAX: Final = 1 << 20
-BEHIND_BYTES: Final = 256 << 10  # A peer that has left so much unread is asked for nothing and answered nothing more.
-WRITE_DEADLINE_S: Final = 10.0
 HANDSHAKE_US: Final = 5 * SECOND_US
 FRAME_US: Final = 30 * SECOND_US
 SLOW_AFTER_US: Final = 5 * SECOND_US
@@ -69,23 +66,18 @@ class Connection:
         self._inbox = inbox
         self._wake = wake
         self._clock = clock
-        self._unread = unread  # The bytes that all connections keep for their peers together.
         self._on_begin = on_begin
         self._on_end = on_end
         self._is_worker = session.port is Port.WORKER
+        self.unsent = Unsent(self, sock, unread, clock)
         # A worker is read on for longer: its reports hold up nobody, and its leases depend on its beats.
         self._unsent_most = UNSENT_BYTES_MAX if self._is_worker else BEHIND_BYTES
-        self.is_behind = False  # The peer has left so much unread that its commands wait until it has read.
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
         self._has_asked = False
         self._is_ending = False
         self._reads: set[int] = set()
         self._waits: set[int] = set()
-        self._unsent: deque[bytes] = deque()
-        self._unsent_bytes = 0
-        self.unsent_since_us = 0  # When the oldest of the unsent bytes came to wait; 0 while none do.
-        self._writer: gevent.Greenlet[..., None] | None = None
         self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
         self._is_reading = False
         self._receive_bytes = RECEIVE_LEAST_BYTES
@@ -102,7 +94,7 @@ class Connection:
 
     def run(self) -> None:
         """Read until the other side or the session ends it."""
-        self._gate()
+        self.gate()
         self._over.wait()
 
     def _receive(self) -> None:
@@ -146,28 +138,31 @@ class Connection:
             if each.request in self._in_flight or each.request in self._waits:
                 self.close("it used a request number twice")
                 return 0
-            if each.kind is Kind.WAIT:
-                self._waits.add(each.request)
-            else:
-                self._in_flight[each.request] = commands = len(each.messages) or 1
-                self._commands += commands
-                if each.kind in _READS:
-                    self._reads.add(each.request)
-            self._inbox.put(each)
+            self._submit(each)
         if asked:
             if not self._has_asked:
                 self._has_asked = True
                 self._on_begin(self)
             self._wake()
-        self._gate()
+        self.gate()
         return frames
 
-    def _gate(self) -> None:
+    def _submit(self, asked: Asked) -> None:
+        if asked.kind is Kind.WAIT:
+            self._waits.add(asked.request)
+        else:
+            self._in_flight[asked.request] = commands = len(asked.messages) or 1
+            self._commands += commands
+            if asked.kind in _READS:
+                self._reads.add(asked.request)
+        self._inbox.put(asked)
+
+    def gate(self) -> None:
         """Read on only while this connection has room for more; close it when it has ended and all is said."""
         if self.is_closed:
             return
         if self._finish_by_us:
-            if not self._in_flight and not self._unsent:
+            if not self._in_flight and not self.unsent.bytes:
                 self.close()
             return
         has_room = (
@@ -175,31 +170,34 @@ class Connection:
             and self._commands < COMMANDS_IN_FLIGHT_MAX
             and len(self._reads) < READS_IN_FLIGHT_MAX
             and len(self._waits) < WAITS_MAX
-            and self._unsent_bytes < self._unsent_most
+            and self.unsent.bytes < self._unsent_most
+            and not self._is_ending
         )
-        if has_room and not self._is_ending:
-            if not self._is_reading:
-                if self._begun_us:
-                    # The frame that stood while nobody read it is given its time anew.
-                    self._begun_us, self._begun_bytes = self._clock.read().mono_us, 0
-                self._is_reading = True
-                self._readable.start(self._receive)
-        elif self._is_reading:
-            self._is_reading = False
-            self._readable.stop()
+        if has_room is not self._is_reading:
+            self._open_gate() if has_room else self._close_gate()
+
+    def _open_gate(self) -> None:
+        if self._begun_us:
+            # The frame that stood while nobody read it is given its time anew.
+            self._begun_us, self._begun_bytes = self._clock.read().mono_us, 0
+        self._is_reading = True
+        self._readable.start(self._receive)
+
+    def _close_gate(self) -> None:
+        self._is_reading = False
+        self._readable.stop()
 
     def stop_reading(self) -> None:
         """Take nothing more from it; what it has asked is answered."""
         self._is_ending = True
-        self._gate()
+        self.gate()
 
     def _finish(self) -> None:
         """Answer what was asked before the end, if the other side still listens."""
         if not self.is_closed:
-            self._readable.stop()
-            self._is_reading = False
+            self._close_gate()
             self._finish_by_us = self._clock.read().mono_us + round(WRITE_DEADLINE_S * SECOND_US)
-            self._gate()
+            self.gate()
 
     # Deadlines, looked after by the server once a second.
 
@@ -248,7 +246,8 @@ class Connection:
         """Send what the socket takes now and keep the rest; never waits."""
         if self.is_closed:
             return
-        if not self._unsent:
+        sent = 0
+        if not self.unsent.bytes:
             try:
                 # The socket's own send would wait; the bare one beneath it says at once how much it took.
                 sent = self._socket._sock.send(data)  # type: ignore[attr-defined]
@@ -257,76 +256,18 @@ class Connection:
             except OSError:
                 self.close()
                 return
-            if sent == len(data):
-                self._gate()
-                return
-            data = data[sent:]
-        self._keep(data)
-        if self._writer is None:
-            self._writer = gevent.spawn(self._write)
-        self._gate()
+        if sent < len(data):
+            self.unsent.keep(data[sent:] if sent else data)
+        self.gate()
 
-    def _keep(self, data: bytes) -> None:
-        """Keep bytes until the peer takes them."""
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        self._unread.bytes += len(data)
-        self.unsent_since_us = self.unsent_since_us or self._clock.read().mono_us
-        if not self.is_behind and self._unsent_bytes >= BEHIND_BYTES:
-            self.is_behind = True
-            self._tell_pace()
-
-    def _tell_pace(self) -> None:
+    def note_pace(self) -> None:
         """The peer has fallen behind with reading its answers, or has read some."""
         if not (self.is_closed or self._is_worker):
-            if self.is_behind:
+            if self.unsent.is_behind:
                 self._inbox.hold(self.number)
             else:
                 self._inbox.release(self.number)
         self._wake()
-
-    def _write(self) -> None:
-        try:
-            while self._unsent and not self.is_closed:
-                with gevent.Timeout(WRITE_DEADLINE_S):
-                    self._write_all(len(self._unsent))
-        except gevent.Timeout:
-            self.close("it does not read what it asked for")
-        except OSError:
-            self.close()
-        finally:
-            self._writer = None
-
-    def _write_all(self, parts: int) -> None:
-        """Send the oldest parts, all of them before one deadline: a peer that takes a byte now and then does not move it."""
-        for _ in range(parts):
-            self._socket.sendall(self._unsent[0])
-            if self.is_closed:
-                return
-            self._let_go(len(self._unsent.popleft()))
-        self.unsent_since_us = self._clock.read().mono_us if self._unsent else 0
-        if self.is_behind and self._unsent_bytes < BEHIND_BYTES:
-            self.is_behind = False
-        self._gate()
-        self._tell_pace()
-
-    def _let_go(self, count: int) -> None:
-        self._unsent_bytes -= count
-        self._unread.bytes -= count
-
-    @property
-    def is_clogged(self) -> bool:
-        """Whether so much waits for the peer to read that nothing large may be added."""
-        return self.is_behind or (self._unread.is_low and bool(self._unsent))
-
-    def takes(self, count: int) -> bool:
-        """Return whether an answer of so many bytes may be made now; a peer that has read everything may have any one."""
-        return not self._unsent or self._unsent_bytes + count <= UNSENT_BYTES_MAX
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether answers wait for the peer to read."""
-        return bool(self._unsent)
 
     def end_sending(self) -> None:
         """Tell the other side that nothing more comes, and let it be the one that closes: what it has not read stays.
@@ -355,7 +296,7 @@ class Connection:
         """In a fork: do nothing more with the connection, which is the parent's."""
         self.is_closed = True
         self._readable.stop()
-        self._unsent.clear()
+        self.unsent.drop()
         forks.detach(self._socket.fileno())
 
     def close(self, why: str = "") -> None:
@@ -363,8 +304,7 @@ class Connection:
         if self.is_closed:
             return
         self.is_closed, self.ended_for = True, why
-        self._unsent.clear()
-        self._let_go(self._unsent_bytes)
+        self.unsent.drop()
         self._readable.stop()
         self._readable.close()
         with contextlib.suppress(OSError):

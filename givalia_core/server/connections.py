@@ -27,7 +27,6 @@ from givalia_core.settings import ServerSettings
 
 INSIDE: Final = 0  # The number of the connection that is none: code in the server's own process asks.
 GOODBYE_S: Final = 1.0
-NOBODY: Final[frozenset[int]] = frozenset()
 
 
 class Connections:
@@ -111,17 +110,15 @@ class Connections:
 
     def clogged(self) -> frozenset[int]:
         """Return the numbers of the connections for which so much waits to be read that nothing large may be added."""
-        if not self.unread.bytes:
-            return NOBODY
-        return frozenset(number for number, connection in self.by_number.items() if connection.is_clogged)
+        return frozenset(number for number, connection in self.by_number.items() if connection.unsent.is_clogged)
 
     def make_room(self) -> None:
         """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
-        if not (self.unread.is_low or self._inbox.is_short):
+        if not (self.unread.is_low or self._inbox.short):
             return
-        behind = [connection for connection in self.by_number.values() if connection.unsent_since_us]
-        stalled = min(behind, key=lambda connection: connection.unsent_since_us, default=None)
-        if stalled is not None and self._clock.read().mono_us - stalled.unsent_since_us >= STALLED_US:
+        behind = [connection for connection in self.by_number.values() if connection.unsent.since_us]
+        stalled = min(behind, key=lambda connection: connection.unsent.since_us, default=None)
+        if stalled is not None and self._clock.read().mono_us - stalled.unsent.since_us >= STALLED_US:
             self.shed += 1
             stalled.close("it does not read, and others need the room")
 
@@ -141,7 +138,7 @@ class Connections:
         """Let the last answers leave before the connections end."""
         connections = list(self.by_number.values())
         with contextlib.suppress(gevent.Timeout), gevent.Timeout(GOODBYE_S):
-            while any(connection.has_unsent for connection in connections):
+            while any(connection.unsent.bytes for connection in connections):
                 gevent.sleep(0.01)
         for connection in connections:
             connection.end_sending()

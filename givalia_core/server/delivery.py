@@ -20,6 +20,7 @@ from givalia_core.server.connection import Connection
 from givalia_core.server.connections import INSIDE, Connections
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
+from givalia_core.server.unread import UNSENT_BYTES_MAX
 
 DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
 DELIVERED_ENDS: Final = 2_000  # and so are further ends.
@@ -61,16 +62,21 @@ class Delivery:
         for effect in out.pop(INSIDE, ()):
             if isinstance(effect, Reply):
                 self._answer_inside(effect)
-        self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, connections.unread.left), 0, 0
+        unread = connections.unread
+        self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, unread.most_bytes - unread.bytes), 0, 0
         for number, told in out.items():
             if (connection := connections.by_number.get(number)) is not None:
                 self._say(connection, told)
-        self._inbox.note_answered(self._sent_bytes)
+        if self._sent_bytes:
+            self._inbox.note_answered(self._sent_bytes)
         for effect in rest:
-            if isinstance(effect, News):
-                connections.journal.tell(effect)
-            elif (connection := connections.by_number.get(effect.conn)) is not None:
-                connection.close(effect.why)
+            self._end(effect)
+
+    def _end(self, effect: Close | News) -> None:
+        if isinstance(effect, News):
+            self._connections.journal.tell(effect)
+        elif (connection := self._connections.by_number.get(effect.conn)) is not None:
+            connection.close(effect.why)
 
     def _say(self, connection: Connection, told: Iterable[Reply | Tell]) -> None:
         """Send one connection its answers, in one write unless they are large.
@@ -99,7 +105,9 @@ class Delivery:
     def _has_room(self, connection: Connection, reply: Reply, size: int) -> bool:
         """Return whether the end of a job can be told now; if not, the wait is asked again."""
         (end,) = reply.answers
-        takes = connection.takes(size + (len(end.payload) if isinstance(end, EndedDone) else 0))
+        size += len(end.payload) if isinstance(end, EndedDone) else 0
+        unsent = connection.unsent.bytes  # A peer that has read everything may have an answer of any size.
+        takes = not unsent or unsent + size <= UNSENT_BYTES_MAX
         self._ends += 1
         if takes and self._sent_bytes < self._bytes_most and self._ends <= DELIVERED_ENDS:
             return True

@@ -39,9 +39,9 @@ class Inbox:
     """Takes inputs in any order of connections, gives them out fairly."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, Queue] = {}  # In the order in which they are served next.
+        self.queues: dict[int, Queue] = {}  # In the order in which they are served next.
         self._held: dict[int, Queue] = {}  # Of connections whose peers have answers to read first.
-        self._short: dict[int, Queue] = {}  # Of connections whose next answer does not fit the server's budget.
+        self.short: dict[int, Queue] = {}  # Of connections whose next answer does not fit the server's budget.
         self._sparing: set[int] = set()  # Connections that asked for more ended jobs at once than fit their answers.
         self._reads_most = READS_PER_TURN
         # Fair queueing of large frames: where a connection's next frame begins on a scale of commands, and the last one did.
@@ -53,30 +53,30 @@ class Inbox:
 
     def __bool__(self) -> bool:
         """Return whether a turn would find something to take."""
-        return bool(self._queues)
+        return bool(self.queues)
 
     @property
     def is_short(self) -> bool:
         """Commands wait for room in the server's budget of answers."""
-        return bool(self._short)
+        return bool(self.short)
 
     def put(self, given: Input) -> None:
         """Add an input that has arrived."""
         conn = given.conn
-        if conn in self._held or conn in self._short:
+        if conn in self._held or conn in self.short:
             self._put_aside(given)
             return
-        queue = self._queues.get(conn)
+        queue = self.queues.get(conn)
         if queue is None:
-            queue = self._queues[conn] = deque()
+            queue = self.queues[conn] = deque()
         queue.append(given)
-        size = _size(given)
+        size = (len(given.messages) or 1) if isinstance(given, Asked) else given.size
         self._commands += size
-        if isinstance(given, Asked) and given.kind in _READS:
+        if size > SMALL:
+            self._is_plain = False
+        elif isinstance(given, Asked) and given.kind in _READS:
             self._waits += 1
             self._is_plain = self._is_plain and given.kind is Kind.WAIT
-        elif size > SMALL:
-            self._is_plain = False
 
     def put_back(self, asked: Asked) -> None:
         """Add a wait whose answer has no room yet; from now on this connection's waits are taken a few at a time."""
@@ -85,55 +85,52 @@ class Inbox:
 
     def _put_aside(self, given: Input) -> None:
         conn = given.conn
-        queue = self._held[conn] if conn in self._held else self._short[conn]
+        queue = self._held[conn] if conn in self._held else self.short[conn]
         queue.append(given)
         if isinstance(given, Gone):
             # The peer is gone: its commands are still decided, its questions have nobody to answer.
             self._held.pop(conn, None)
-            self._short.pop(conn, None)
-            self._queues[conn] = deque(each for each in queue if not _is_question(each))
+            self.short.pop(conn, None)
+            self.queues[conn] = deque(each for each in queue if not _is_question(each))
             self._is_plain = False
 
     def hold(self, conn: int) -> None:
         """Take nothing more of this connection until `release`."""
         if conn not in self._held:
-            queue = self._queues.pop(conn, None)
-            self._held[conn] = self._short.pop(conn, deque()) if queue is None else queue
+            queue = self.queues.pop(conn, None)
+            self._held[conn] = self.short.pop(conn, deque()) if queue is None else queue
 
     def release(self, conn: int) -> None:
         """Take inputs of this connection again."""
         queue = self._held.pop(conn, None)
         if queue:
-            self._queues[conn] = queue
+            self.queues[conn] = queue
             self._is_plain = False
 
     def take(self, left: int = PLENTY) -> list[Input]:
         """Return the inputs of the next turn, whose answers may come to wait with so many bytes in all."""
-        queues = self._queues
-        if self._is_plain and not self._short and not self._sparing and self._all_fits(left):
-            self._queues, self._commands, self._waits = {}, 0, 0
+        queues = self.queues
+        owed = self._commands * ANSWER_BYTES + self._waits * STATUS_BYTES
+        all_fits = self._commands <= COMMANDS_PER_TURN and self._waits <= self._reads_most and owed <= left
+        if all_fits and self._is_plain and not self.short and not self._sparing:
+            self.queues, self._commands, self._waits = {}, 0, 0
             return [given for queue in queues.values() for given in queue]
         taken = self._take_fairly(left)
-        self._is_plain = not self._queues
+        self._is_plain = not self.queues
         self._commands = self._waits = 0
         return taken
 
-    def _all_fits(self, left: int) -> bool:
-        commands, waits = self._commands, self._waits
-        owed = commands * ANSWER_BYTES + waits * STATUS_BYTES
-        return commands <= COMMANDS_PER_TURN and waits <= self._reads_most and owed <= left
-
     def _take_fairly(self, left: int) -> list[Input]:
-        if self._short and left >= FRAME_BYTES_MAX:
-            self._queues.update(self._short)
-            self._short.clear()
+        if self.short and left >= FRAME_BYTES_MAX:
+            self.queues.update(self.short)
+            self.short.clear()
         turn = _Turn(self._reads_most, left)
-        for conn in list(self._queues):
+        for conn in list(self.queues):
             if turn.is_full:
                 break
             self._serve(conn, turn)
         turn.takes_large = True
-        large = [conn for conn, queue in self._queues.items() if _size(queue[0]) > SMALL]
+        large = [conn for conn, queue in self.queues.items() if _size(queue[0]) > SMALL]
         for conn in sorted(large, key=self._next_begins):
             if turn.is_full:
                 break
@@ -150,7 +147,7 @@ class Inbox:
     def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
         """Take out every input of these kinds, of each connection only those that stand before anything else it asked."""
         taken: list[Asked] = []
-        for queues in (self._queues, self._held, self._short):
+        for queues in (self.queues, self._held, self.short):
             for conn, queue in list(queues.items()):
                 while queue and isinstance(given := queue[0], Asked) and given.kind in kinds:
                     taken.append(given)
@@ -161,7 +158,7 @@ class Inbox:
 
     def _serve(self, conn: int, turn: _Turn) -> None:
         """Move what fits from one connection's queue into the turn."""
-        queue = self._queues[conn]
+        queue = self.queues[conn]
         before = len(turn.taken)
         turn.begin(is_sparing=conn in self._sparing)
         while queue and turn.fits(given := queue[0]):
@@ -172,11 +169,11 @@ class Inbox:
                 self._begun = self._next_begins(conn)
                 self._begins[conn] = self._begun + size
         if turn.is_short:
-            self._short[conn] = self._queues.pop(conn)
+            self.short[conn] = self.queues.pop(conn)
         elif len(turn.taken) > before:
-            del self._queues[conn]
+            del self.queues[conn]
             if queue:
-                self._queues[conn] = queue
+                self.queues[conn] = queue
             else:
                 self._sparing.discard(conn)
 

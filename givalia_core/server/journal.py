@@ -43,7 +43,7 @@ class Journal:
     def __init__(self, peer_of: Callable[[int], str], lines: logging.Logger = log) -> None:
         self._peer_of = peer_of
         self._lines = lines
-        self._repeats = Repeats()
+        self.repeats = Repeats()
 
     def tell(self, news: News) -> None:
         """Say what the engine has news of."""
@@ -60,16 +60,16 @@ class Journal:
 
     def look(self) -> None:
         """Say how many lines were left out; call it about once a second."""
-        for words in self._repeats.left_out(time.monotonic()):
+        for words in self.repeats.left_out(time.monotonic()):
             gevent.spawn(self._lines.warning, "%s", words)
 
     def close(self) -> None:
         """Say what is left to say, at once."""
-        for words in self._repeats.rest():
+        for words in self.repeats.rest():
             self._lines.warning("%s", words)
 
     def _say(self, line: Line) -> None:
-        if self._repeats.may_say(line.kind, time.monotonic()):
+        if self.repeats.may_say(line.kind, time.monotonic()):
             gevent.spawn(self._lines.log, line.level, "%s", line.words, extra=line.extra)
 
     # A line for each kind of news.

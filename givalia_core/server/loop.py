@@ -27,6 +27,7 @@ from givalia_core.server.inbox import COMMANDS_PER_TURN, Inbox
 from givalia_core.store.base import Store
 
 POLL_S: Final = 0.0001
+NOBODY: Final[frozenset[int]] = frozenset()
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
 MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
@@ -79,10 +80,11 @@ class Loop:
         engine, store, clock, connections = self._engine, self._store, self._clock, self._connections
         now = self._timer.now(clock.read())
         self.round_us = now.mono_us
-        if connections.unread.bytes or self._inbox.is_short:
+        unread = connections.unread
+        if unread.bytes or self._inbox.short:
             connections.make_room()
-        inputs = self._inbox.take(connections.unread.left)
-        engine.desk.clogged = connections.clogged()
+        inputs = self._inbox.take(unread.most_bytes - unread.bytes)
+        engine.desk.clogged = connections.clogged() if unread.bytes else NOBODY
         self.outage.turn_since_us = now.mono_us
         try:
             self._delivery.deliver(turn.turn(engine, store, self._timer, inputs, clock), now)
@@ -104,13 +106,14 @@ class Loop:
 
     def _rest(self, *, is_loaded: bool) -> None:
         """Let connections be read, and return when there is something to do."""
-        if self._inbox or is_loaded or self._engine.questions.has_work:
+        questions = self._engine.questions
+        if self._inbox.queues or is_loaded or (questions.lines and questions.has_work):
             # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
             # event loop look at every socket, timer and signal, so that a flood on some starves none.
             gevent.sleep(POLL_S)
             return
         wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
-        if self._inbox.is_short:
+        if self._inbox.short:
             wait_us = min(wait_us, MAKE_ROOM_US)
         if wait_us > 0:
             self.alarm.wait(wait_us)

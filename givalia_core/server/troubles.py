@@ -63,29 +63,29 @@ class Troubles:
     """The troubles that last."""
 
     def __init__(self) -> None:
-        self._present: dict[str, Trouble] = {}
-        self._before = Signs()
+        self.present: dict[str, Trouble] = {}
+        self.before = Signs()
 
     def look(self, signs: Signs, now: Reading) -> None:
         """Take in what a look at the server shows; what begins or ends is said in the log."""
-        found = _found(signs, self._before)
-        self._before = signs
+        found = _found(signs, self.before)
+        self.before = signs
         for name in ENDS:
-            before = self._present.get(name)
+            before = self.present.get(name)
             if name in found:
                 since = now if before is None else before.since
-                self._present = {**self._present, name: Trouble(found[name], since, now.mono_us)}
+                self.present = {**self.present, name: Trouble(found[name], since, now.mono_us)}
                 if before is None and name not in SAID_ELSEWHERE:
                     log.warning("%s: %s", name, found[name])
             elif before is not None and now.mono_us - before.seen_us >= QUIET_US:
-                self._present = {other: trouble for other, trouble in self._present.items() if other != name}
+                self.present = {other: trouble for other, trouble in self.present.items() if other != name}
                 seconds = (now.mono_us - before.since.mono_us) // SECOND_US
                 if name not in SAID_ELSEWHERE:
                     log.warning("%s is over after %d s: %s", name, seconds, ENDS[name])
 
     def describe(self) -> dict[str, dict[str, Any] | None]:
         """Return a map of all troubles: since when it lasts and the words for it, or None."""
-        present = self._present
+        present = self.present
         return {name: _shown(present.get(name)) for name in ENDS}
 
 

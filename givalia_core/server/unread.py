@@ -1,32 +1,113 @@
-"""How many bytes of answers wait for their peers to read, over all connections: what the server may owe at once.
+"""Bytes of answers that wait for their peers to read: of each connection, and of all together what the server may owe at once.
 
-A connection that reads owes nothing for long. Those that do not read share this budget. When it runs low, no further large
+A connection that reads owes nothing for long. Those that do not read share a budget. When it runs low, no further large
 answer is made, and the connection whose peer has stood still for longest is closed; others are served on.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections import deque
+from typing import Final, Protocol
 
-from givalia_core.clock import SECOND_US
+import gevent
+from gevent import socket
+
+from givalia_core.clock import SECOND_US, Clock
 
 MOST_BYTES: Final = 128 << 20
 STALLED_US: Final = SECOND_US // 2  # A peer that reads nothing for so long may be closed when the budget runs low.
+UNSENT_BYTES_MAX: Final = 1 << 20
+BEHIND_BYTES: Final = 256 << 10  # A peer that has left so much unread is asked for nothing and answered nothing more.
+WRITE_DEADLINE_S: Final = 10.0
 
 
 class Unread:
     """Counts the bytes that connections keep because their peers do not take them."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self.bytes = 0
 
     @property
-    def left(self) -> int:
-        """How many more bytes may come to wait; 0 or less if there is no room."""
-        return self._most_bytes - self.bytes
+    def is_low(self) -> bool:
+        """Three quarters of the budget are used."""
+        return self.bytes * 4 >= self.most_bytes * 3
+
+
+class Sender(Protocol):
+    """A connection, as its unsent bytes know it."""
+
+    is_closed: bool
+
+    def gate(self) -> None:
+        """Read on if there is room again."""
+
+    def note_pace(self) -> None:
+        """The peer has fallen behind, or has read some."""
+
+    def close(self, why: str = "") -> None:
+        """End the connection."""
+
+
+class Unsent:
+    """What one connection keeps until its peer takes it, and the greenlet that writes it."""
+
+    def __init__(self, connection: Sender, sock: socket.socket, unread: Unread, clock: Clock) -> None:
+        self.bytes = 0
+        self.since_us = 0
+        """When the oldest of the bytes came to wait; 0 while none do."""
+        self.is_behind = False
+        """The peer has left so much unread that its commands wait until it has read."""
+        self._connection, self._socket, self._unread, self._clock = connection, sock, unread, clock
+        self._parts: deque[bytes] = deque()
+        self._writer: gevent.Greenlet[..., None] | None = None
 
     @property
-    def is_low(self) -> bool:
-        """Whether three quarters of the budget are used."""
-        return self.bytes * 4 >= self._most_bytes * 3
+    def is_clogged(self) -> bool:
+        """So much waits for the peer to read that nothing large may be added."""
+        return self.is_behind or (self.bytes > 0 and self._unread.is_low)
+
+    def keep(self, data: bytes) -> None:
+        """Keep bytes until the peer takes them."""
+        self._parts.append(data)
+        self.bytes += len(data)
+        self._unread.bytes += len(data)
+        self.since_us = self.since_us or self._clock.read().mono_us
+        if self._writer is None:
+            self._writer = gevent.spawn(self._write)
+        if not self.is_behind and self.bytes >= BEHIND_BYTES:
+            self.is_behind = True
+            self._connection.note_pace()
+
+    def drop(self) -> None:
+        """The connection is over: keep nothing."""
+        self._parts.clear()
+        self._unread.bytes -= self.bytes
+        self.bytes = 0
+
+    def _write(self) -> None:
+        try:
+            while self._parts and not self._connection.is_closed:
+                with gevent.Timeout(WRITE_DEADLINE_S):
+                    self._write_all(len(self._parts))
+        except gevent.Timeout:
+            self._connection.close("it does not read what it asked for")
+        except OSError:
+            self._connection.close()
+        finally:
+            self._writer = None
+
+    def _write_all(self, parts: int) -> None:
+        """Send the oldest parts, all of them before one deadline: a peer that takes a byte now and then does not move it."""
+        for _ in range(parts):
+            self._socket.sendall(self._parts[0])
+            if self._connection.is_closed:
+                return
+            sent = len(self._parts.popleft())
+            self.bytes -= sent
+            self._unread.bytes -= sent
+        self.since_us = self._clock.read().mono_us if self._parts else 0
+        if self.is_behind and self.bytes < BEHIND_BYTES:
+            self.is_behind = False
+        self._connection.gate()
+        self._connection.note_pace()

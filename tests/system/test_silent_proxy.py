@@ -152,17 +152,16 @@ from givalia_core.errors import BadRequest
 from givalia_core.protocol import session
 from givalia_core.protocol.messages import Kind
 
-take = session._Framed._take
+take = session.Session._take
 
-def take_as_before(self, frame, asks):
+def take_as_before(self, frame):
     if frame.kind != Kind.STAT or frame.items:
-        take(self, frame, asks)
-    elif Kind.STAT in self._kinds:
-        asks.append(session.Ask(frame.request, Kind.STAT, [], self._until_us))
-    else:
-        self._refuse(frame.request, BadRequest("STAT is not for this port"))
+        return take(self, frame)
+    if self.port is session.Port.CLIENT:
+        return session.Asked(self._conn, frame.request, Kind.STAT, [], self._until_us)
+    self._refuse(frame.request, BadRequest("STAT is not for this port"))
 
-session._Framed._take = take_as_before
+session.Session._take = take_as_before
 """
 
 

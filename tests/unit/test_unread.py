@@ -110,7 +110,7 @@ def done(server: Server, count: int = 1) -> list[bytes]:
 
 def unsent(server: Server) -> int:
     """The bytes that the server keeps for its peers."""
-    return sum(each._unsent_bytes for each in server._connections)
+    return sum(each.unsent.bytes for each in server._connections)
 
 
 def most_unsent(server: Server, holds: Callable[[], bool]) -> int:
@@ -243,7 +243,7 @@ def test_a_peer_that_takes_a_byte_now_and_then_is_closed_in_time(server: Server,
     for _ in range(100):
         peer.begin(Kind.WAIT, m.Wait(id=job))
     with gevent.Timeout(15):
-        while not (behind := [each for each in server._connections if each.has_unsent]):
+        while not (behind := [each for each in server._connections if each.unsent.bytes]):
             gevent.sleep(0.001)
         (served,) = behind
         while not served.is_closed:
