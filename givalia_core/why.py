@@ -10,6 +10,7 @@ from givalia_core.headline import headline
 from givalia_core.model import Job
 from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
+from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Route
 from givalia_core.takers import Session
 
@@ -52,7 +53,8 @@ def _no_version(routing: Routing, job: Job) -> str | None:
     if not found:
         return None
     here = routing.serving.get(Route(job.module, job.target_worker), ())
-    if any(session.satisfies(job.module, job.specifier) for session in here):
+    versions = {session.announced[job.module].version for session in here}  # Fewer than workers.
+    if job.specifier is not None and any(satisfies(version, job.specifier) for version in versions):
         return f"jobs ask for too many different versions of {job.module}; it waits until some of those are gone"
     named = ", ".join([*found][:NAMED_MAX]) + (f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else "")
     who = "no worker" if job.target_worker == ANY else f"no worker {job.target_worker}"
