@@ -9,7 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgpack
 
@@ -18,29 +18,26 @@ from givalia_core.model import ENDED, Job, JobState
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Retention
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite import copies
-from givalia_core.store.sqlite.core import KEEP_FACT, Core
+from givalia_core.store.sqlite.core import KEEP_FACT, Core, Counts
 from givalia_core.store.sqlite.index import Index, Update, forget, questions, to_forget
 from givalia_core.store.sqlite.records import change_rows, pack_forgotten
 
 UNCOUNTED_MOST: Final = 12  # Counts whose changes are written with each commit and not in their table.
+_NEWS_BYTES: Final = 16 << 10
 _pack = msgpack.Packer(autoreset=True).pack
 
 
 class Admission:
     """What the changes that stand make of each job, by id; `refused` are the places of the others."""
 
-    def __init__(self, index: Index, absent: dict[bytes | str, int]) -> None:
-        """No job has any of the names in `absent`."""
+    def __init__(self, index: Index, absent: dict[bytes | str, int], changes: Iterable[Change]) -> None:
+        """Take in these changes, in their order. No job has any of the names in `absent`."""
         self.inserts: dict[bytes, Job] = {}
         self.updates: dict[bytes, Update] = {}
         self.refused: list[int] = []
         self._index = index
-        self._known = index.jobs.by_id
         self._absent = absent
         self._holders: dict[str, int | None] = {}  # Who holds a key once the changes so far are applied.
-
-    def admit(self, changes: Iterable[Change]) -> None:
-        """Take in these changes, in their order."""
         for place, (was, job) in enumerate(changes):
             if not (self._insert(job) if was is None else self._update(was, job)):
                 self.refused.append(place)
@@ -57,32 +54,32 @@ class Admission:
         return True
 
     def _update(self, was: Job, job: Job) -> bool:
-        job_id, known, first, last = was.id, None, was, was
-        if (update := self.updates.get(job_id)) is not None:
-            known, first, last = update
-        elif (inserted := self.inserts.get(job_id)) is not None:
-            last = inserted
-        else:
-            known = self._known.get(job_id)
+        known, first, last = self.updates.get(was.id) or (None, was, self.inserts.get(was.id))
+        if last is None:
+            known, last = self._index.jobs.by_id.get(was.id), was
             if known is None or known.seq != was.seq:
                 known = self._index.jobs.locate(was)
             if known is None or known.version != was.version:
                 return False
-        if last.version != was.version:
+        if last.version != was.version or not self._moves_key(was, job):
             return False
+        if known is None:
+            self.inserts[was.id] = job
+        else:
+            self.updates[was.id] = known, first, job
+        return True
+
+    def _moves_key(self, was: Job, job: Job) -> bool:
+        """Let a job hold the key that it has now, and no other; return whether it may."""
         held = None if was.state in ENDED else was.key
         holds = None if job.state in ENDED else job.key
         if held != holds:
-            if holds is not None:
-                if self._holder(holds) not in (None, was.seq):
-                    return False
-                self._holders[holds] = was.seq
+            if holds is not None and self._holder(holds) not in (None, was.seq):
+                return False
             if held is not None:
                 self._holders[held] = None
-        if known is None:
-            self.inserts[job_id] = job
-        else:
-            self.updates[job_id] = known, first, job
+            if holds is not None:
+                self._holders[holds] = was.seq
         return True
 
     def _holder(self, key: str) -> int | None:
@@ -90,6 +87,16 @@ class Admission:
         if key in self._holders:
             return self._holders[key]
         return None if key in self._absent else questions.holder(self._index, key)
+
+
+class Rows(NamedTuple):
+    """What a transaction appends, and what follows from it."""
+
+    jobs: Sequence[tuple[int, bytes]]
+    changes: Sequence[tuple[int, bytes]]
+    counts: dict[tuple[str, JobState], int]  # By how much they change.
+    last_seq: int = 0
+    replaced: Sequence[tuple[int, Job]] = ()  # Places of records of an enq, and the jobs that have other params now.
 
 
 def counts_of(jobs: Sequence[Job], updates: Sequence[Update]) -> dict[tuple[str, JobState], int]:
@@ -106,48 +113,56 @@ def counts_of(jobs: Sequence[Job], updates: Sequence[Update]) -> dict[tuple[str,
     return counts
 
 
-def write(
-    core: Core,
-    jobs: Sequence[tuple[int, bytes]],
-    changes: Sequence[tuple[int, bytes]],
-    counts: dict[tuple[str, JobState], int],
-    mark: Mark,
-    last_seq: int = 0,
-    updates: Sequence[Update] = (),
-) -> None:
+def refuse_moved(core: Core) -> None:
+    """Refuse to write to a file that is gone, if the system says that something has happened to names, or says nothing."""
+    try:
+        has_news = core.files.news_fd < 0 or os.read(core.files.news_fd, _NEWS_BYTES)
+    except BlockingIOError:
+        return
+    if has_news:
+        core.files.look()
+
+
+def write(core: Core, rows: Rows, mark: Mark) -> None:
     """Make rows durable, with what follows from them: counts, and how far the numbers go."""
-    database, last_seq, number = core.database, max(core.last_seq, last_seq), core.last_number + len(changes)
+    database = core.database
     assert database is not None
-    uncounted = dict(core.uncounted)
-    for name, change in counts.items():
-        uncounted[name] = uncounted.get(name, 0) + change
     database.execute("BEGIN IMMEDIATE")
     try:
-        if jobs:
-            database.executemany("INSERT INTO jobs VALUES (?, ?)", jobs)
-        if changes:
-            database.executemany("INSERT INTO changes VALUES (?, ?)", changes)
-        for known, was, job in updates:
-            if was.params is not job.params and was.params != job.params:
-                core.records.replace(core.index.base_of(known), job)
-        if len(uncounted) > UNCOUNTED_MOST:  # Few are written with the fact, which every commit writes: that saves a page.
-            core.write_counts(uncounted)
-            uncounted = {}
-        deltas = [(module, NUMBER[state], delta) for (module, state), delta in uncounted.items() if delta]
-        packed = _pack((core.commits + 1, number, last_seq, mark, deltas))
-        database.execute(KEEP_FACT, ("commit", packed, zlib.crc32(packed)))
-        if core.is_copy:
-            core.keep_fact(copies.MARK, 0)
+        if rows.jobs:
+            database.executemany("INSERT INTO jobs VALUES (?, ?)", rows.jobs)
+        if rows.changes:
+            database.executemany("INSERT INTO changes VALUES (?, ?)", rows.changes)
+        for base, job in rows.replaced:
+            core.records.replace(base, job)
+        ahead = _ahead(core, database, rows, mark)
         database.execute("COMMIT")
     finally:
         if database.in_transaction:
             database.execute("ROLLBACK")
-    core.is_copy, core.mark, core.uncounted = False, mark, uncounted
-    core.commits, core.last_number, core.last_seq = core.commits + 1, number, last_seq
-    for name, change in counts.items():
+    core.commits, core.last_number, core.last_seq, core.mark, core.uncounted = ahead
+    core.is_copy = False
+    core.rows_since_checkpoint += len(rows.jobs) + len(rows.changes) + 1
+    for name, change in rows.counts.items():
         core.counted[name] = core.counted.get(name, 0) + change
         core.in_state[name[1]] += change
-    core.rows_since_checkpoint += len(jobs) + len(changes) + 1
+
+
+def _ahead(core: Core, database: sqlite3.Connection, rows: Rows, mark: Mark) -> tuple[int, int, int, Mark, Counts]:
+    """Write the fact of the commit, within its transaction; return what is so behind it."""
+    number, last_seq = core.last_number + len(rows.changes), max(core.last_seq, rows.last_seq)
+    uncounted = dict(core.uncounted)
+    for name, change in rows.counts.items():
+        uncounted[name] = uncounted.get(name, 0) + change
+    if len(uncounted) > UNCOUNTED_MOST:  # Few are written with the fact, which every commit writes: that saves a page.
+        core.write_counts(uncounted)
+        uncounted = {}
+    deltas = [(module, NUMBER[state], delta) for (module, state), delta in uncounted.items() if delta]
+    packed = _pack((core.commits + 1, number, last_seq, mark, deltas))
+    database.execute(KEEP_FACT, ("commit", packed, zlib.crc32(packed)))
+    if core.is_copy:
+        core.keep_fact(copies.MARK, 0)
+    return core.commits + 1, number, last_seq, mark, uncounted
 
 
 def retire(core: Core, retention: Retention, mark: Mark) -> int:
@@ -156,12 +171,12 @@ def retire(core: Core, retention: Retention, mark: Mark) -> int:
     if not gone:
         return 0
     records = [record for record, _ in gone]
-    rows, places = change_rows(map(pack_forgotten, records), core.last_number)
+    rows, places = change_rows([pack_forgotten(record) for record in records], core.last_number)
     counts: dict[tuple[str, JobState], int] = {}
     for _, job in gone:
         counts[job.module, job.state] = counts.get((job.module, job.state), 0) - 1
     try:
-        write(core, (), rows, counts, mark)
+        write(core, Rows((), rows, counts), mark)
     except sqlite3.Error as error:
         if not core.is_full(error):
             raise
@@ -174,8 +189,6 @@ def retire(core: Core, retention: Retention, mark: Mark) -> int:
 
 def raise_numbers(core: Core, seq: int, fence: int) -> None:
     """As `Store.raise_numbers`."""
-    if os.getpid() != core.pid:
-        core.refuse_fork()
     commits, number, last_seq, *rest = core.fact("commit") or (0, 0, 0, None)
     with core.transaction():
         core.keep_fact("commit", (commits, number, max(last_seq, seq), *rest))

@@ -142,8 +142,10 @@ class Core:
 
     # Errors.
 
-    def refuse_fork(self) -> NoReturn:
-        """Raise the error of a process that has inherited the store."""
+    def refuse(self) -> NoReturn:
+        """Raise the error of a store that is not open in this process."""
+        if self.database is None:
+            raise StoreFailed(f"{self.path} is not open")
         raise StoreFailed("the store was opened by another process; a fork may not use it")
 
     @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -37,22 +37,18 @@ class Forgotten(NamedTuple):
     slot: int
 
 
-def pack_change(job: Job) -> bytes:
-    """Pack a job as it is now, but for its params."""
-    return _record(job.front())
-
-
 def pack_base(job: Job) -> bytes:
     """Pack a job as it was enqueued, but for its params, which stand behind the record."""
-    return _record(job.front(), job.params)
+    return pack(job.front(), job.params)
 
 
 def pack_forgotten(forgotten: Forgotten) -> bytes:
     """Pack the record that a job is forgotten."""
-    return _record(tuple(forgotten))
+    return pack(tuple(forgotten))
 
 
-def _record(fields: tuple[Any, ...], params: bytes = b"") -> bytes:
+def pack(fields: tuple[Any, ...], params: bytes = b"") -> bytes:
+    """Pack a record: the fields, and a checksum that covers the params too."""
     packed: bytes = _pack(fields)
     return packed + zlib.crc32(params, zlib.crc32(packed)).to_bytes(_CRC_BYTES, "little")
 
@@ -91,52 +87,40 @@ def likely_seq(record: object) -> int | None:
 
 
 def base_rows(jobs: Sequence[Job]) -> tuple[list[tuple[int, bytes]], list[int]]:
-    """Pack new jobs, which are in the order of their seqs, into rows.
-
-    Returns:
-        The rows with their numbers, and for each job the place of its record.
-    """
+    """Pack new jobs, which are in the order of their seqs, into rows; return the numbered rows, and each record's place."""
     rows: list[tuple[int, bytes]] = []
     places: list[int] = []
-    some: list[bytes] = []
-    first = count = size = 0
-    for job in jobs:
-        seq, params = job.seq, job.params
-        record = _record(job.front(), params)
-        length = len(record) + len(params) + 8
-        if count and (seq != first + count or size + length > _PAGE_BYTES or count == ROW_RECORDS):
-            rows.append((first, _pack(some)))
-            places += [first << BASE_SHIFT | count] * count
-            some, count, size = [], 0, 0
-        if not count:
-            first = seq
-        some += (record, params)
-        count += 1
-        size += length
-    if count:
-        rows.append((first, _pack(some)))
+    records = [(pack(job.front(), job.params), job.params) for job in jobs]
+    lengths = [len(record) + len(params) + 8 for record, params in records]
+    for start, end in _cut(lengths, [job.seq for job in jobs]):
+        first, count = jobs[start].seq, end - start
+        rows.append((first, _pack([part for record in records[start:end] for part in record])))
         places += [first << BASE_SHIFT | count] * count
     return rows, places
 
 
-def change_rows(records: Iterable[bytes], last: int) -> tuple[list[tuple[int, bytes]], list[int]]:
-    """Pack records of changes into rows, numbered from behind `last`.
-
-    Returns:
-        The rows with their numbers, and for each record its place.
-    """
+def change_rows(records: Sequence[bytes], last: int) -> tuple[list[tuple[int, bytes]], list[int]]:
+    """Pack changes into rows, numbered from behind `last`; return the numbered rows, and each record's place."""
     rows: list[tuple[int, bytes]] = []
     places: list[int] = []
-    some: list[bytes] = []
-    size = 0
-    for record in (*records, b""):  # The empty one closes the last row.
-        length = len(record) + 4
-        if some and (not record or size + length > _PAGE_BYTES or len(some) == ROW_RECORDS):
-            last += 1
-            rows.append((last, _pack(some)))
-            first, count = last << CHANGE_SHIFT | len(some), len(some)
-            places += [first | number << NUMBER_SHIFT for number in range(count)]
-            some, size = [], 0
-        some.append(record)
-        size += length
+    for start, end in _cut([len(record) + 4 for record in records], None):
+        last += 1
+        rows.append((last, _pack(records[start:end])))
+        count = end - start
+        places += [last << CHANGE_SHIFT | number << NUMBER_SHIFT | count for number in range(count)]
     return rows, places
+
+
+def _cut(lengths: list[int], seqs: list[int] | None) -> list[tuple[int, int]]:
+    """Cut records into rows that fit a page, of consecutive seqs if these are given; return where each begins and ends."""
+    rows: list[tuple[int, int]] = []
+    start = size = 0
+    for place, length in enumerate(lengths):
+        is_apart = seqs is not None and seqs[place] - seqs[start] != place - start
+        if place > start and (is_apart or size + length > _PAGE_BYTES or place - start == ROW_RECORDS):
+            rows.append((start, place))
+            start, size = place, 0
+        size += length
+    if lengths:
+        rows.append((start, len(lengths)))
+    return rows

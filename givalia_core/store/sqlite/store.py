@@ -16,11 +16,8 @@ from functools import wraps
 from operator import attrgetter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
-import msgpack
-
 from givalia_core import forks
 from givalia_core.clock import Mark, Now
-from givalia_core.errors import StoreFailed
 from givalia_core.model import CANCELLED, DEAD, DONE, Job, JobState
 from givalia_core.store.base import (
     SCAN_MAX,
@@ -41,15 +38,13 @@ from givalia_core.store.base import (
     Wanted,
 )
 from givalia_core.store.sqlite import about, chores, commits, disk, mending, opening
-from givalia_core.store.sqlite.commits import Admission, counts_of, write
+from givalia_core.store.sqlite.commits import Admission, Rows, counts_of, refuse_moved, write
 from givalia_core.store.sqlite.core import Core
 from givalia_core.store.sqlite.index import Lane, Learned, Listing, Update, questions, to_forget
 from givalia_core.store.sqlite.places import Damaged
-from givalia_core.store.sqlite.records import base_rows, change_rows, pack_change
+from givalia_core.store.sqlite.records import base_rows, change_rows, pack
 
-_NEWS_BYTES: Final = 16 << 10
 _SEQ: Final = attrgetter("seq")
-_pack = msgpack.Packer(autoreset=True).pack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,8 +69,8 @@ def guarded(work: Callable[Concatenate[SQLite, P], R]) -> Callable[Concatenate[S
         try:
             if self._unfiled is not None:
                 self._file()
-            if self._core.database is None:
-                raise StoreFailed(f"{self.path} is not open")
+            if self._core.database is None or os.getpid() != self._core.pid:
+                self._core.refuse()
             return work(self, *values, **named)
         except (Damaged, IndexError) as error:
             return begin_again(self, error, *values, **named)
@@ -116,38 +111,29 @@ class SQLite:
         index = self._core.index
         learned = Learned(index.stamp, {})
         found = Found({}, {}, {}, {}, {}, {}, learned=learned)
-        index.jobs.find(wanted, found, learned)
+        index.find(wanted, found, learned.absent)
         if wanted.past_keys:
             found.ended.update(questions.ended_last(index, wanted.past_keys.difference(learned.absent)))
         for plain in wanted.variants:
             if variants := questions.variants(index, plain):
                 found.variants[plain] = variants
-        cut = index.jobs.lend(wanted, now, found, index.routes) if wanted.claims else None
+        cut = index.lend(wanted, now, found) if wanted.claims else None
         return found._replace(cut=cut) if cut else found
 
     @guarded
     def commit(
         self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
     ) -> Commit:
-        core = self._core
-        index = core.index
-        if os.getpid() != core.pid:
-            core.refuse_fork()
+        core, index = self._core, self._core.index
         absent = learned.absent if isinstance(learned, Learned) and learned.stamp == index.stamp else {}
-        admission = Admission(index, absent)
-        admission.admit(changes)
-        jobs = sorted(admission.inserts.values(), key=_SEQ)
-        updates = list(admission.updates.values())
+        admission = Admission(index, absent, changes)
+        jobs, updates = sorted(admission.inserts.values(), key=_SEQ), list(admission.updates.values())
         lanes = index.prepare(jobs, updates)
         rows, bases = base_rows(jobs)
-        more, places = change_rows([pack_change(job) for _, _, job in updates], core.last_number)
-        try:
-            has_news = core.files.news_fd < 0 or os.read(core.files.news_fd, _NEWS_BYTES)
-        except BlockingIOError:
-            has_news = b""
-        if has_news:
-            core.files.look()  # Nothing is written to a file that is gone.
-        write(core, rows, more, counts_of(jobs, updates), mark, jobs[-1].seq if jobs else 0, updates)
+        more, places = change_rows([pack(job.front()) for _, _, job in updates], core.last_number)
+        replaced = [(index.base_of(known), job) for known, was, job in updates if was.params != job.params]
+        refuse_moved(core)
+        write(core, Rows(rows, more, counts_of(jobs, updates), jobs[-1].seq if jobs else 0, replaced), mark)
         self._unfiled = Unfiled(jobs, bases, updates, places, lanes, absent)
         index.touched += len(changes)
         return Commit(tuple(admission.refused), 0 if retention is None else self._retire(retention, mark))

@@ -4,8 +4,8 @@ It is derived from the records, never synced, and rebuilt when in doubt. This is
 """
 
 from givalia_core.store.sqlite.index import questions
-from givalia_core.store.sqlite.index.index import Index, Update
-from givalia_core.store.sqlite.index.jobs import Known, Learned
+from givalia_core.store.sqlite.index.index import Index, Learned, Update
+from givalia_core.store.sqlite.index.jobs import Known
 from givalia_core.store.sqlite.index.lane import Lane
 from givalia_core.store.sqlite.index.listing import Listing
 from givalia_core.store.sqlite.index.opening import DAMAGED, Sealed, begin, close_index, open_index, remake, trim_if_large

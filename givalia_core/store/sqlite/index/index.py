@@ -10,30 +10,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
+from givalia_core.clock import Now
 from givalia_core.model import ENDED, RUNNING, WAITING, Job, JobState
-from givalia_core.store.base import Route
+from givalia_core.store.base import Found, Route, Share, Wanted
 from givalia_core.store.sqlite.index import keys, sealing
 from givalia_core.store.sqlite.index.chains import LAST, Chains
-from givalia_core.store.sqlite.index.jobs import KEPT_BYTES, Jobs, Known, ReadRecords
+from givalia_core.store.sqlite.index.jobs import ID, KEPT_BYTES, KEPT_MOST, KEY, REQUEST, Jobs, Known, ReadRecords
 from givalia_core.store.sqlite.index.keys import LaneKey
 from givalia_core.store.sqlite.index.lane import Lane
 from givalia_core.store.sqlite.index.lanes import Lanes
 from givalia_core.store.sqlite.index.names import Names
 from givalia_core.store.sqlite.index.naming import Naming
-from givalia_core.store.sqlite.index.slots import AT, ORIGIN, PAST, VERSION_SHIFT, Slots, origin_of
+from givalia_core.store.sqlite.index.slots import AT, ORIGIN, PAST, VERSION_SHIFT, WIDTH, Slots, origin_of
 
 _ORIGIN: Final = (1 << VERSION_SHIFT) - 1
 
+Named = tuple[int, bytes | str, list[int]]
+"""The kind of a name, the name, and slots that may have it."""
+Absent = dict[bytes | str, int]
+"""Ids and keys that no job has, with their hashes."""
 Update = tuple[Known, Job, Job]
 """A job that changes: where it is, what it was, and what it is."""
+
+
+class Learned(NamedTuple):
+    """What a `find` learned of the names it was asked for: it saves the commit that follows from asking again."""
+
+    stamp: int  # Of the index then; once that is another one, all of this is of no use.
+    absent: Absent
 
 
 class Index:
     """Slots, names and lanes of one store, kept in step with its records."""
 
-    # These come with the opening, and others with each new one.
+    # These come with the opening.
     slots: Slots
     names: Names
     chains: Chains
@@ -78,6 +90,58 @@ class Index:
         """Whether damage that is found now can be no trace of a kill."""
         return self.was_closed or self.is_verified
 
+    # Finding.
+
+    def find(self, wanted: Wanted, found: Found, absent: Absent) -> None:
+        """Find the jobs of the ids, the live jobs of the keys, and those of the requests; note the names that no job has."""
+        named: list[Named] = []
+        by_id, look_up = self.jobs.by_id, self.names.look_up
+        for job_id in wanted.ids:
+            if (known := by_id.get(job_id)) is not None and known.job is not None:
+                found.ids[job_id] = known.job
+            elif slots := look_up(b"i" + job_id, job_id, absent):
+                named.append((ID, job_id, slots))
+        for key in wanted.keys:
+            if slots := look_up(b"k" + key.encode(), key, absent):
+                named.append((KEY, key, slots))
+        for request in wanted.requests:
+            if slots := look_up(b"r" + request, request, {}):
+                named.append((REQUEST, request, slots))
+        if named:
+            self.jobs.match(named, found)
+
+    def lend(self, wanted: Wanted, now: Now, found: Found) -> frozenset[Route]:
+        """Find the jobs to lend; return the routes that were cut short, since `wanted.claimed_bytes` were used up."""
+        left, share, by_slot = wanted.claimed_bytes, None, self.jobs.by_slot
+        for route, limit in wanted.claims:
+            slots = self._due(route, now, limit)
+            jobs = [known.job for slot in slots if (known := by_slot.get(slot)) is not None and known.job is not None]
+            size = sum([len(job.params) for job in jobs])
+            if len(jobs) < len(slots) or size > left or share is not None:
+                share = share or Share(left)
+                jobs = self.jobs.read_share(route, slots, share)
+            left -= size
+            if jobs:
+                found.ready[route] = jobs
+        return frozenset() if share is None else frozenset(share.cut)
+
+    def _due(self, route: Route, now: Now, limit: int) -> list[int]:
+        """Return the slots of the first due jobs of a route: by rank, then due."""
+        entries: list[tuple[int, int, int, int]] = []
+        lanes = self.routes.get(route, ())
+        for lane in lanes:
+            # A lower rank is asked only where the higher ones leave room.
+            if len(entries) >= limit and lane.rank > entries[-1][0]:
+                break
+            until_us, shift_us = (now.wall_us, now.timer_ahead_us) if lane.on_wall else (now.timer_us, 0)
+            first, rank = self.lanes.first(lane, until_us, limit), lane.rank
+            entries += [(rank, when + shift_us, seq, slot) for when, seq, slot in first]
+        if len(lanes) > 1:
+            entries.sort()
+        return [slot for _, _, _, slot in entries[:limit]]
+
+    # Filing.
+
     def prepare(self, jobs: Sequence[Job], updates: Sequence[Update]) -> list[Lane]:
         """Have room for what a commit brings before it is accepted: afterwards a full disk must not be met.
 
@@ -88,7 +152,8 @@ class Index:
             OSError: There is no room.
         """
         if jobs:
-            self.slots.secure(len(jobs))
+            if self.slots.end + len(jobs) * WIDTH > self.slots.last:
+                self.slots.secure(len(jobs))
             if jobs[0].seq <= min(self.lanes.runs.sealed_seq, self.slots.header.floor):
                 # They are below jobs that came in before, and a restart has to read them.
                 sealing.write_header(self.lanes, floor=jobs[0].seq - 1)
@@ -131,69 +196,81 @@ class Index:
 
     def insert(self, job: Job, base: int, lane: Lane, absent: Mapping[bytes | str, int] = MappingProxyType({})) -> int:
         """Enter a new job, whose record is at `base`; return its slot. `absent` has the hashes of new names."""
-        slot, key, names = self.slots.take(), job.key, self.names
-        is_ended = job.state is not WAITING and job.state is not RUNNING
+        slot, is_ended = self.slots.take(), job.state is not WAITING and job.state is not RUNNING
         when = job.due_at_us if lane.is_due else job.forget_at_us or 0 if is_ended else 0
         ended_at = job.ended_at_us if is_ended else 0
         self.slots.write(slot, job.seq, origin_of(job.seq, job.version, base), lane.number, when, 0, 0, ended_at)
         hashed = absent.get(job.id)
-        names.add(names.hash(b"i" + job.id) if hashed is None else hashed, slot)
-        known = self.jobs.keep(slot, job)
-        if key is not None:
-            hashed = absent.get(key)
-            hashed = names.hash(b"k" + key.encode()) if hashed is None else hashed
-            if is_ended:
-                self.naming.name_ended(slot, job, hashed)
-            elif names.add(hashed, slot):
-                known.is_alone = True
-            else:
-                self.naming.share(hashed)
-        if job.answered:
-            self.naming.add_requests(slot, job)
+        self.names.add(self.names.hash(b"i" + job.id) if hashed is None else hashed, slot)
+        is_alone = job.key is not None and self._name(slot, job, job.key, absent)
+        small = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
+        known = Known(slot, job.id, job.seq, job.version, small, is_alone)
+        self.jobs.by_slot[slot] = self.jobs.by_id[job.id] = known
+        for past in job.answered:
+            if past.request != job.id:
+                self.names.add(self.names.of_request(past.request), slot)
         self.lanes.stand(slot, lane, when)
         if ended_at or job.expires_at_us is not None:
             self.stand_elsewhere(slot, job)
         return slot
 
+    def _name(self, slot: int, job: Job, key: str, absent: Mapping[bytes | str, int]) -> bool:
+        """Let a new job be found by its key; return whether no other job has that key, as far as is known."""
+        hashed = absent.get(key)
+        if hashed is None:
+            hashed = self.names.hash(b"k" + key.encode())
+        if job.state in ENDED:
+            self.naming.name_ended(slot, job, hashed)
+            return False
+        if self.names.add(hashed, slot):
+            return True
+        self.naming.share(hashed)
+        return False
+
     def change(self, known: Known, was: Job, job: Job, place: int, lane: Lane) -> None:
         """Let a job be another than it was; its record is at `place`."""
-        slot, slots, at, key = known.slot, self.slots, self.slots.at, job.key
-        is_ended = job.state is not WAITING and job.state is not RUNNING
+        slot, at, is_ended = known.slot, self.slots.at, job.state is not WAITING and job.state is not RUNNING
         when = job.due_at_us if lane.is_due else job.forget_at_us or 0 if is_ended else 0
+        ended_at = job.ended_at_us if is_ended else 0
         if before := at[slot + AT]:
             self.replaced.append((before, job.seq))
-        if at[slot + PAST]:
-            self.naming.unchain(slot, was, job)
-        past = ended_at = 0
-        if key != was.key:
-            self.naming.rename(slot, was, job)
-        if is_ended:
-            ended_at = job.ended_at_us
-            if key is not None:
-                is_alone, known.is_alone = known.is_alone and key == was.key, False
-                past = LAST if is_alone else self.chains.link(slot, ended_at, key, self.names.of_key(key))
-        elif key is not None and (key != was.key or was.state in ENDED):
-            known.is_alone = self.naming.add_key(slot, key)
+        past = self._rename(known, was, job) if is_ended or was.key is not job.key or was.state in ENDED else 0
         if was.answered is not job.answered:
             self.naming.change_requests(slot, was, job)
         # In one go and last: a kill before this leaves what was, to be done again.
         origin = job.version << VERSION_SHIFT | at[slot + ORIGIN] & _ORIGIN
-        slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
+        self.slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
         self.lanes.stand(slot, lane, when)
-        if ended_at:
-            self.lanes.stand(slot, self.newest[job.state], -ended_at)
-        elif job.expires_at_us is not None:
+        if ended_at or job.expires_at_us is not None:
             self.stand_elsewhere(slot, job)
         known.version = job.version
         known.job = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
 
+    def _rename(self, known: Known, was: Job, job: Job) -> int:
+        """Let a job be found by the key that it has now; return its neighbours, if it has ended."""
+        key = job.key
+        if self.slots.at[known.slot + PAST]:
+            self.naming.unchain(known.slot, was, job)
+        if key != was.key:
+            self.naming.rename(known.slot, was, job)
+        if key is None:
+            return 0
+        if job.state in ENDED:
+            is_alone, known.is_alone = known.is_alone and key == was.key, False
+            return LAST if is_alone else self.chains.link(known.slot, job.ended_at_us, key, self.names.of_key(key))
+        if key != was.key or was.state in ENDED:
+            known.is_alone = self.naming.add_key(known.slot, key)
+        return 0
+
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
         """Write down that a commit is whole in the index, whose last change and seq are these."""
-        keys, runs = self.lanes.keys, self.lanes.runs
-        self.slots.conclude(commit, keys.end, keys.crc, runs.generation)
+        lane_keys, lanes = self.lanes.keys, self.lanes
+        self.slots.conclude(commit, lane_keys.end, lane_keys.crc, lanes.runs.generation)
         self.stamp += 1
-        if self.lanes.loose >= self.lanes.seal_entries:
-            sealing.seal_if_many(self.lanes, self.names, last_at, last_seq)
+        if lanes.loose >= lanes.seal_entries:
+            sealing.seal_if_many(lanes, self.names, last_at, last_seq)
+        if len(self.jobs.by_slot) > KEPT_MOST:
+            self.jobs.shed()
 
     def stand_elsewhere(self, slot: int, job: Job) -> None:
         """File a job in the lanes beside the one that its slot names; most jobs that live are in none."""

@@ -1,4 +1,4 @@
-"""Jobs found by their names and by their dues: from memory those that were written, found or lent last, else from the records.
+"""The jobs of slots: from memory those that were written, found or lent last, from the records all others.
 
 Memory has what the records say: a change renews it, and a job that is forgotten leaves. Of a large job only its place is kept;
 the job is read again each time.
@@ -6,89 +6,55 @@ the job is read again each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
-from givalia_core.clock import Now
 from givalia_core.model import Job
-from givalia_core.store.base import Found, Route, Share, Wanted
-from givalia_core.store.sqlite.index.lane import Lane
-from givalia_core.store.sqlite.index.lanes import Lanes
+from givalia_core.store.base import Found, Route, Share
 from givalia_core.store.sqlite.index.names import Names
 from givalia_core.store.sqlite.index.slots import LANE, Slots
 from givalia_core.store.sqlite.places import Damaged, Place
 
 KEPT_BYTES: Final = 1_000  # Of params and result; a larger job is read again.
-_KEPT_MOST: Final = 16_000
+KEPT_MOST: Final = 16_000
 _DROPPED_AT_ONCE: Final = 1_000
 _READ_TOGETHER: Final = 16  # Jobs that may all be large,
 _READ_MOST: Final = 256  # and, behind small ones, of one route.
-_ID, _KEY, _REQUEST = range(3)
+ID, KEY, REQUEST = range(3)  # The kinds of names.
 
 ReadRecords = Callable[[Iterable[Place], dict[int, str]], dict[int, Job]]
 """Reads the jobs at some places, by seq, and takes note of those whose records are not what was written, with the reason."""
 
 
+@dataclass(slots=True)
 class Known:
-    """One job: where it is, and what it is unless it is large. `is_alone`: as far as is known no other job has its key."""
+    """One job: where it is, and what it is unless it is large."""
 
-    __slots__ = ("id", "is_alone", "job", "seq", "slot", "version")
-
-    def __init__(self, slot: int, job: Job) -> None:
-        self.slot = slot
-        self.id, self.seq, self.version = job.id, job.seq, job.version
-        self.job: Job | None = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
-        self.is_alone = False
-
-
-class Learned(NamedTuple):
-    """What a `find` learned of the names it was asked for: it saves the commit that follows from asking again."""
-
-    stamp: int  # Of the index then; once that is another one, all of this is of no use.
-    absent: dict[bytes | str, int]  # Ids and keys that no job has, with their hashes.
+    slot: int
+    id: bytes
+    seq: int
+    version: int
+    job: Job | None
+    is_alone: bool = False  # As far as is known no other job has its key.
 
 
 class Jobs:
     """The jobs of an index."""
 
-    def __init__(self, slots: Slots, names: Names, lanes: Lanes, read: ReadRecords) -> None:
+    def __init__(self, slots: Slots, names: Names, read: ReadRecords) -> None:
         self.by_id: dict[bytes, Known] = {}
         self.by_slot: dict[int, Known] = {}
         self.bad: dict[int, str] = {}  # Slots of jobs whose records are not what was written, with the reason.
         self.forgotten = -1  # The number of the lane of jobs that are forgotten while their records are there.
-        self._slots, self._names, self._lanes = slots, names, lanes
+        self._slots = slots
+        self._names = names
         self._read = read
 
     # By name.
 
-    def find(self, wanted: Wanted, found: Found, learned: Learned) -> None:
-        """Find the jobs of the ids, the live jobs of the keys, and those of the requests."""
-        by_id, slots_of, hash_of, absent = self.by_id, self._names.slots, self._names.hash, learned.absent
-        named: list[tuple[int, bytes | str, list[int]]] = []
-        for job_id in wanted.ids:
-            known = by_id.get(job_id)
-            if known is not None and known.job is not None:
-                found.ids[job_id] = known.job
-                continue
-            hashed = hash_of(b"i" + job_id)
-            if slots := slots_of(hashed):
-                named.append((_ID, job_id, slots))
-            else:
-                absent[job_id] = hashed
-        for key in wanted.keys:
-            hashed = hash_of(b"k" + key.encode())
-            if slots := slots_of(hashed):
-                named.append((_KEY, key, slots))
-            else:
-                absent[key] = hashed
-        for request in wanted.requests:
-            if slots := slots_of(hash_of(b"r" + request)):
-                named.append((_REQUEST, request, slots))
-        if named:
-            self._match(named, found)
-
-    def _match(self, named: list[tuple[int, bytes | str, list[int]]], found: Found) -> None:
+    def match(self, named: list[tuple[int, bytes | str, list[int]]], found: Found) -> None:
         """Read the jobs of slots that may have a name, and take those that have it."""
         jobs = self.of({slot for _, _, slots in named for slot in slots if self.is_there(slot)})
         for which, name, slots in named:
@@ -96,11 +62,11 @@ class Jobs:
                 job = jobs.get(slot)
                 if job is None:
                     continue
-                if which == _ID and job.id == name:
+                if which == ID and job.id == name:
                     found.ids[job.id] = job
-                elif which == _KEY and job.key is not None and job.key == name and job.is_live:
+                elif which == KEY and job.key is not None and job.key == name and job.is_live:
                     found.live[job.key] = job
-                elif which == _REQUEST:
+                elif which == REQUEST:
                     found.requests.update((past.request, job) for past in job.answered if past.request == name)
 
     def is_there(self, slot: int) -> bool:
@@ -123,45 +89,7 @@ class Jobs:
         slot = self.slot_of(was)
         return None if slot is None or self._slots.version(slot) != was.version else self.keep(slot, was)
 
-    # By due.
-
-    def lend(self, wanted: Wanted, now: Now, found: Found, routes: Mapping[Route, list[Lane]]) -> frozenset[Route]:
-        """Find the jobs to lend; return the routes that were cut short, since `wanted.claimed_bytes` were used up."""
-        by_slot, left, share = self.by_slot, wanted.claimed_bytes, None
-        for route, limit in wanted.claims:
-            slots = self._due(routes.get(route, ()), now, limit)
-            jobs: list[Job] = []
-            size = 0
-            for slot in slots:
-                known = by_slot.get(slot)
-                if known is None or known.job is None:
-                    break
-                jobs.append(known.job)
-                size += len(known.job.params)
-            if share is None and len(jobs) == len(slots) and size <= left:
-                left -= size
-            else:
-                share = share or Share(left)
-                jobs = self._read_share(route, slots, share)
-            if jobs:
-                found.ready[route] = jobs
-        return frozenset() if share is None else frozenset(share.cut)
-
-    def _due(self, lanes: Sequence[Lane], now: Now, limit: int) -> list[int]:
-        """Return the slots of the first due jobs of a route: by rank, then due."""
-        entries: list[tuple[int, int, int, int]] = []
-        for lane in lanes:
-            # A lower rank is looked at only where the higher ones leave room.
-            if len(entries) >= limit and lane.rank > entries[-1][0]:
-                break
-            until_us, shift_us = (now.wall_us, now.timer_ahead_us) if lane.on_wall else (now.timer_us, 0)
-            rank = lane.rank
-            entries += [(rank, when + shift_us, seq, slot) for when, seq, slot in self._lanes.first(lane, until_us, limit)]
-        if len(lanes) > 1:
-            entries.sort()
-        return [slot for _, _, _, slot in entries[:limit]]
-
-    def _read_share(self, route: Route, slots: Sequence[int], share: Share) -> list[Job]:
+    def read_share(self, route: Route, slots: Sequence[int], share: Share) -> list[Job]:
         """Return the jobs of these slots as far as the share goes, reading a few at a time."""
         lent: list[Job] = []
         start, size = 0, _READ_TOGETHER
@@ -177,11 +105,16 @@ class Jobs:
 
     def keep(self, slot: int, job: Job) -> Known:
         """Have a job in memory for a while."""
-        known = self.by_slot[slot] = self.by_id[job.id] = Known(slot, job)
-        if len(self.by_slot) > _KEPT_MOST:
-            for old in list(islice(self.by_slot.values(), _DROPPED_AT_ONCE)):
-                self.drop(old.slot)
+        small = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
+        known = self.by_slot[slot] = self.by_id[job.id] = Known(slot, job.id, job.seq, job.version, small)
+        self.shed()
         return known
+
+    def shed(self) -> None:
+        """Have the jobs in memory no longer that came first, if there are too many."""
+        while len(self.by_slot) > KEPT_MOST:
+            for known in list(islice(self.by_slot.values(), _DROPPED_AT_ONCE)):
+                self.drop(known.slot)
 
     def drop(self, slot: int) -> None:
         """Have a job in memory no longer: it is forgotten, or others need the room."""

@@ -106,8 +106,7 @@ class Lanes:
 
     def stand(self, slot: int, lane: Lane, when: int) -> None:
         """Let an entry of the lane name the job of a slot; it counts if the slot says the same."""
-        entry = (when, self.slots.at[slot], slot)
-        loose = lane.loose
+        entry, loose = (when, self.slots.at[slot], slot), lane.loose
         if not loose:
             self.with_loose[lane.number] = lane
             lane.used_in = self.round
@@ -117,16 +116,18 @@ class Lanes:
         self.loose += 1
         if when < lane.low:
             lane.low = when
-        bound = lane.bound
-        if bound is None or entry <= bound:
-            front = lane.front
-            if not front or entry > front[-1]:
-                front.append(entry)
-            else:
-                insort(front, entry)
-            if len(front) > _FRONT_MOST:
-                del front[_FRONT:]
-                lane.bound = front[-1]
+        if lane.bound is None or entry <= lane.bound:
+            self._put_in_front(lane, entry)
+
+    def _put_in_front(self, lane: Lane, entry: Entry) -> None:
+        front = lane.front
+        if not front or entry > front[-1]:
+            front.append(entry)
+        else:
+            insort(front, entry)
+        if len(front) > _FRONT_MOST:
+            del front[_FRONT:]
+            lane.bound = front[-1]
 
     # Reading.
 
@@ -146,34 +147,33 @@ class Lanes:
 
     def first(self, lane: Lane, until: int, limit: int) -> list[Entry]:
         """Return the first entries that count and are no later than this, at most `limit`; the lane is one of dues."""
-        if lane.low > until:
-            return []
-        # As `prune` and `counting` have it; written out, since each job that is lent is found here.
-        at, number, front, passed = self.slots.at, lane.number, lane.front, 0
-        for when, seq, slot in front:
-            if at[slot + LANE] == number and at[slot + WHEN] == when and at[slot] == seq:
-                break
-            passed += 1
-        if passed:
-            del front[:passed]
+        at, number, front = self.slots.at, lane.number, lane.front
+        while lane.low <= until:
+            found: list[Entry] = []
+            last, passed = START, 0
+            for entry in front:
+                when, seq, slot = entry
+                if when > until or len(found) == limit:
+                    break
+                # As `counting` has it; written out, since each job that is lent is found here.
+                if at[slot + LANE] == number and at[slot + WHEN] == when and at[slot] == seq and entry != last:
+                    found.append(entry)
+                    last = entry
+                elif not found:
+                    passed += 1
+            self._drop_passed(lane, passed)
+            if len(found) == limit or lane.bound is None or lane.bound[0] > until:
+                return found
+            self._read_on(lane)
+        return []
+
+    def _drop_passed(self, lane: Lane, passed: int) -> None:
+        """Drop entries that count no longer from the beginning of a front."""
+        front = lane.front
+        del front[:passed]
         low = front[0][0] if front else lane.bound[0] if lane.bound else FAR
         if low > lane.low:
             lane.low = low
-        while True:
-            found: list[Entry] = []
-            last = START
-            for entry in front:
-                when, seq, slot = entry
-                if when > until:
-                    break
-                if at[slot + LANE] == number and at[slot + WHEN] == when and at[slot] == seq and entry != last:
-                    found.append(entry)
-                    if len(found) == limit:
-                        return found
-                    last = entry
-            if lane.bound is None or lane.bound[0] > until:
-                return found
-            self._read_on(lane)
 
     def _read_on(self, lane: Lane) -> None:
         """Let the front hold more of the lane."""
@@ -182,7 +182,7 @@ class Lanes:
         entries, lane.bound = self._behind(lane, max(lane.bound, (lane.low, -1, 0)), _FRONT)
         lane.front += entries
         if is_empty:
-            self._raise_low(lane)
+            self._drop_passed(lane, 0)
 
     def after(self, lane: Lane, start: Entry, limit: int) -> list[Entry]:
         """Return the next entries behind one, which need not exist."""
@@ -195,18 +195,8 @@ class Lanes:
 
     def prune(self, lane: Lane) -> None:
         """Drop what no longer counts from the beginning of a front."""
-        front = lane.front
-        first = next(self.counting(lane, front), None)
-        if first is None:
-            front.clear()
-        elif first is not front[0]:
-            del front[: bisect_left(front, first)]
-        self._raise_low(lane)
-
-    def _raise_low(self, lane: Lane) -> None:
-        low = lane.front[0][0] if lane.front else lane.bound[0] if lane.bound else FAR
-        if low > lane.low:
-            lane.low = low
+        first = next(self.counting(lane, lane.front), None)
+        self._drop_passed(lane, len(lane.front) if first is None else bisect_left(lane.front, first))
 
     def counting(self, lane: Lane, entries: Iterable[Entry]) -> Iterator[Entry]:
         """Yield those of some entries that count."""

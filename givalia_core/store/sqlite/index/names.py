@@ -93,17 +93,22 @@ class Names:
         """Return the hash of a request that was not an enq."""
         return self.hash(b"r" + request)
 
-    def slots(self, hashed: int) -> list[int]:
-        """Return the slots that may have the name.
+    def look_up(self, hashable: bytes, name: bytes | str, absent: dict[bytes | str, int]) -> list[int]:
+        """Return the slots that may have a name; if there are none, `absent` gets the name with its hash."""
+        hasher = self._hasher.copy()  # As `hash` does; each name that somebody asks for is hashed here.
+        hasher.update(hashable)
+        hashed = int.from_bytes(hasher.digest(), "little")
+        if not (slots := self.slots(hashed)):
+            absent[name] = hashed
+        return slots
 
-        Raises:
-            Damaged: The shard, or the page of a slot, is not what was written.
-        """
+    def slots(self, hashed: int) -> list[int]:
+        """Return the slots that may have the name; `Damaged`: the shard or the page of a slot is not what was written."""
         place = self.places[hashed >> 54] or self.verify(hashed >> 54)
         start, last = place >> 6, (1 << (place & 63)) - 1
         tag, at = hashed & _TAG, self.words.at
-        home = turn = tag & last
         found: list[int] = []
+        home = turn = tag & last
         while entry := at[start + turn]:
             if entry >> _SLOT_BITS == tag:
                 found.append(entry & SLOT)
@@ -152,40 +157,35 @@ class Names:
         return place
 
     def add(self, hashed: int, slot: int) -> bool:
-        """Let a slot have the name; a second time changes nothing.
-
-        Returns:
-            Whether the slot came to it now, and no other slot has the name.
-        """
-        shard, tag = hashed >> 54, hashed & _TAG
+        """Let a slot have the name; return whether it came to it now, and no other slot has the name."""
+        shard, tag, at, header = hashed >> 54, hashed & _TAG, self.words.at, self._slots.at
         place = self.places[shard] or self.verify(shard)
-        start, last = place >> 6, (1 << (place & 63)) - 1
-        at = self.words.at
-        entry = tag << _SLOT_BITS | slot
+        start, last, entry, is_alone = place >> 6, (1 << (place & 63)) - 1, tag << _SLOT_BITS | slot, not self.overflow
         home = turn = tag & last
-        is_alone = True
         while there := at[start + turn]:
-            if there >> _SLOT_BITS == tag:
-                if there == entry:
-                    return False
-                is_alone = False
+            if there == entry:
+                return False
+            is_alone = is_alone and there >> _SLOT_BITS != tag
             turn = (turn + 1) & last
             if turn == home:
                 raise Damaged(f"shard {shard} of the names has no gap")
-        held = self.held[shard] + 1
-        if held * 4 > last * 3 and not self._grown(shard):
-            if held >= last:
-                self.overflow.setdefault(hashed, []).append(slot)
-                return False
-        elif held * 4 > last * 3:
-            return self.add(hashed, slot)
+        if (self.held[shard] + 1) * 4 > last * 3 and (done := self._add_to_full(shard, hashed, slot)) is not None:
+            return done
         at[start + turn] = entry
-        self.held[shard] = held
+        self.held[shard] += 1
         # As `_note` does; a call for each name of each job is what the disk costs.
-        header = self._slots.at
         at[SHARDS + shard] = (at[SHARDS + shard] + entry) & _SUM
         header[NAMES_TOTAL] = (header[NAMES_TOTAL] + entry) & _SUM
-        return is_alone and not self.overflow
+        return is_alone
+
+    def _add_to_full(self, shard: int, hashed: int, slot: int) -> bool | None:
+        """Add a name to a shard that is nearly full, in a larger table; None: the disk has no room for that, the shard has."""
+        if self._grown(shard):
+            return self.add(hashed, slot)
+        if self.held[shard] + 1 < (1 << (self.places[shard] & 63)) - 1:
+            return None
+        self.overflow.setdefault(hashed, []).append(slot)
+        return False
 
     def _note(self, shard: int, change: int) -> None:
         at, header = self.words.at, self._slots.at

@@ -116,7 +116,7 @@ def _open_files(index: Index, boot: str) -> bool:
     secret = struct.pack("qq", header.first_secret, header.second_secret)
     index.names = Names(folder / "names", secret, index.slots, index.make_room)
     index.lanes = Lanes(folder, index.slots, index.make_room, sealing.SEAL_ENTRIES)
-    index.jobs = Jobs(index.slots, index.names, index.lanes, index.read)
+    index.jobs = Jobs(index.slots, index.names, index.read)
     index.chains = Chains(index.slots, index.names, index.jobs.peek)
     index.naming = Naming(index.slots, index.names, index.chains, index.jobs)
     for lane in index.lanes.by_key.values():

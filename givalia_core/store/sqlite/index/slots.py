@@ -93,6 +93,7 @@ class Slots:
         """Use the memory that the files are mapped into now."""
         self.at, self._raw, self._size = self.words.at, self.words.raw, len(self.words)
         self._pages, self.sum_at = len(self.sums), self.sums.at
+        self.last = min(self._size, self._pages << PAGE_BITS) - WIDTH  # The last slot that there is room for.
 
     def read_header(self) -> Header:
         *words, check = _HEADER.unpack_from(self._raw, 0)
@@ -134,9 +135,9 @@ class Slots:
     def conclude(self, commits: int, keys_end: int, keys_crc: int, generation: int) -> None:
         """Replace the part of the header that may change with each commit."""
         form, checked, epoch, _, boot, is_closed, *_ = rest = self.header
-        words = Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
-        self.header = words
-        _HEADER.pack_into(self._raw, 0, *words, hash(words))
+        now = Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
+        self.header = now
+        _HEADER.pack_into(self._raw, 0, *now, hash(now))
 
     @property
     def most(self) -> int:
@@ -165,7 +166,7 @@ class Slots:
                 self.gathered, self._has_dropped = 0, False
         else:
             slot = self.end
-            if slot + WIDTH > self._size or slot >> PAGE_BITS >= self._pages:
+            if slot > self.last:
                 self.secure(1)
             self.end = slot + WIDTH
         self.at[_PENDING] = slot  # After a kill its job may lack names.

@@ -9,7 +9,6 @@ from typing import Final
 
 from givalia_core.model import Job, JobState
 from givalia_core.store.sqlite.index.index import Index
-from givalia_core.store.sqlite.index.jobs import Known
 from givalia_core.store.sqlite.index.opening import Sealed
 from givalia_core.store.sqlite.index.sealing import seal_if_many
 from givalia_core.store.sqlite.index.upkeep import filing, pages
@@ -92,6 +91,7 @@ class Rebuild:
                     self._index.insert(job, base, self._index.lane_of(job))
                     self._counts[job.module, job.state] += 1
             seal_if_many(self._index.lanes, self._index.names, 0, 0)
+            self._index.jobs.shed()
         # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
         self._records.drop_jobs([(row, seqs) for row, seqs in past if seqs])
         return placed
@@ -134,6 +134,7 @@ def replay(index: Index, records: Records, sealed: Sealed) -> None:
                 index.insert(job, base_at(row.number, len(row.records) // 2), index.lane_of(job))
             elif index.slots.version(slot) == job.version:
                 filing.stand_again(index, slot, job)
+        index.jobs.shed()
     for row in records.changes(sealed.at):
         for place, record in changes_of(row):
             if isinstance(record, Job):
@@ -163,8 +164,8 @@ def _change(index: Index, place: int, job: Job) -> None:
         filing.stand_again(index, slot, job)
     elif index.slots.version(slot) < job.version:
         was = index.jobs.peek([slot]).get(slot, job)
-        known = index.jobs.by_slot.get(slot) or Known(slot, was)
-        index.change(known, was, job, place, index.lane_of(job))
+        index.change(index.jobs.keep(slot, was), was, job, place, index.lane_of(job))
+        index.jobs.drop(slot)  # The record has no params.
         filing.name_again(index, slot, job)
 
 
