@@ -1,4 +1,4 @@
-"""Which store a URL means: the schemes are the names in the entry point group `givalia.stores`."""
+"""Which store a URL means: the schemes are the names in the entry point group `givalia.stores`, those of our own stores too."""
 
 from __future__ import annotations
 
@@ -9,40 +9,39 @@ import importlib_metadata
 from givalia_core.errors import StoreUnfit
 from givalia_core.printable import without_secrets
 from givalia_core.settings import ServerSettings
-from givalia_core.store import Memory, SQLite
 from givalia_core.store.base import Store
 
 GROUP: Final = "givalia.stores"
 
 
 def open_store(settings: ServerSettings) -> Store:
-    """The store of the settings' URL, not yet opened.
+    """Return the store of the settings' URL, not yet opened.
+
+    A store is told by these attributes, as far as it has them, what the settings allow: `may_create`, `may_upgrade` and
+    `allow_network`.
 
     Raises:
         StoreUnfit: No installed store has the URL's scheme, or two have, or what it needs is not there.
     """
     url = settings.store
     scheme = url.partition(":")[0]
-    if scheme == "sqlite":
-        return SQLite(
-            url,
-            allow_network=settings.store_on_network,
-            create=settings.create,
-            may_upgrade=settings.upgrade == "auto",
-        )
-    if scheme == "memory":
-        return Memory(url)
-    entries = tuple(importlib_metadata.entry_points(group=GROUP, name=scheme))
+    known = importlib_metadata.entry_points(group=GROUP)
+    entries = tuple(known.select(name=scheme))
     if len(entries) != 1:
         owners = " and ".join(sorted(entry.dist.name for entry in entries if entry.dist)) or "no installed package"
-        raise StoreUnfit(f"the scheme {scheme!r} of the store {without_secrets(url)} is served by {owners}")
+        way_out = "" if known else ". Givalia itself is not installed: pip install it, so that Python knows its stores"
+        raise StoreUnfit(f"the scheme {scheme!r} of the store {without_secrets(url)} is served by {owners}{way_out}")
     try:
         made: Any = entries[0].load()
     except Exception as error:
         raise StoreUnfit(f"the store for the scheme {scheme!r} cannot be loaded: {error}") from error
     store: Store = made(url)
-    if hasattr(store, "may_create"):
-        store.may_create = settings.create
-    if hasattr(store, "may_upgrade"):
-        store.may_upgrade = settings.upgrade == "auto"
+    allowed = {
+        "may_create": settings.create,
+        "may_upgrade": settings.upgrade == "auto",
+        "allow_network": settings.store_on_network,
+    }
+    for name, value in allowed.items():
+        if hasattr(store, name):
+            setattr(store, name, value)
     return store

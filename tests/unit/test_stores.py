@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import importlib_metadata
 import pytest
 
 from givalia_core.errors import StoreUnfit
@@ -39,3 +40,23 @@ def test_store_whose_package_cannot_be_loaded_is_named_with_the_reason(tmp_path:
     # when, then
     with pytest.raises(StoreUnfit, match="'broken' cannot be loaded: no such library"):
         open_store(ServerSettings(store="broken://somewhere"))
+
+
+@pytest.mark.parametrize(("url", "named"), [("sqlite:queue.db", "SQLite"), ("memory:", "Memory")])
+def test_our_own_stores_are_found_by_their_entry_points_too(url: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServerSettings(store=url, create=False, upgrade="auto", store_on_network=True)
+
+    store = open_store(settings)
+
+    assert type(store).__name__ == named
+    if named == "SQLite":
+        assert not store.may_create  # type: ignore[attr-defined]
+        assert store.may_upgrade  # type: ignore[attr-defined]
+        assert store.allow_network  # type: ignore[attr-defined]
+
+
+def test_a_givalia_without_metadata_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib_metadata, "entry_points", lambda **_: importlib_metadata.EntryPoints())
+
+    with pytest.raises(StoreUnfit, match=r"served by no installed package\. Givalia itself is not installed"):
+        open_store(ServerSettings(store="sqlite:queue.db"))

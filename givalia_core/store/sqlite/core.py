@@ -45,11 +45,8 @@ class Core:
     sweeper: Sweeper
     scrub: Scrub
 
-    def __init__(self, path: Path, *, may_create: bool, may_upgrade: bool, allow_network: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.may_create = may_create
-        self.may_upgrade = may_upgrade
-        self.allow_network = allow_network
         self.durability = "fsync"
         self.pid = 0
         self.lock: disk.Lock | None = None

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from givalia_core.clock import Mark, SystemClock, boot_id
 from givalia_core.errors import StoreCorrupt, StoreMissing, StoreUnfit
@@ -55,18 +55,26 @@ log = logging.getLogger("givalia.store")
 _left_open: list[sqlite3.Connection] = []
 
 
-def open_core(core: Core) -> Opened:
+class Allowed(NamedTuple):
+    """What the opening may do: make a store where there is none, upgrade one, use one on a network file system."""
+
+    create: bool
+    upgrade: bool
+    network: bool
+
+
+def open_core(core: Core, allowed: Allowed) -> Opened:
     """Open the store; if that fails, nothing stays open.
 
     Raises:
         As `Store.open`, and errors of SQLite and of the system.
     """
-    disk.prepare_folder(core.path, allow_network=core.allow_network)
+    disk.prepare_folder(core.path, allow_network=allowed.network)
     core.lock = disk.Lock(core.path.with_name(core.path.name + ".lock"))
     try:
         with core.failing():  # While the database is open: it may be asked what is wrong.
-            upgrade_format(core.path, may_upgrade=core.may_upgrade)
-            core.files.is_new = disk.prepare(core.path, may_create=core.may_create)
+            upgrade_format(core.path, may_upgrade=allowed.upgrade)
+            core.files.is_new = disk.prepare(core.path, may_create=allowed.create)
             is_in_memory = disk.filesystem(core.path.parent) in disk.MEMORY_FILESYSTEMS
             core.durability = "memory" if is_in_memory else "fsync"
             has_log = _prepare_log(core)
@@ -85,7 +93,7 @@ def open_core(core: Core) -> Opened:
         raise
 
 
-def upgrade(core: Core) -> tuple[int, int]:
+def upgrade(core: Core, allowed: Allowed) -> tuple[int, int]:
     """Open and close the store, which is brought to the present format; return from which, and to which.
 
     Raises:
@@ -96,12 +104,8 @@ def upgrade(core: Core) -> tuple[int, int]:
         raise StoreMissing(f"there is no store at {core.path}")
     disk.check_header(core.path, least=1)
     before = disk.format_of(core.path)
-    settled, core.may_upgrade = core.may_upgrade, True
-    try:
-        open_core(core)
-        close_core(core)
-    finally:
-        core.may_upgrade = settled
+    open_core(core, allowed._replace(upgrade=True))
+    close_core(core)
     return before, disk.FORMAT
 
 

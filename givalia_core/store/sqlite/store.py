@@ -19,24 +19,8 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 from givalia_core import forks
 from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, Job, JobState
-from givalia_core.store.base import (
-    SCAN_MAX,
-    Change,
-    Commit,
-    CopyPart,
-    Cursor,
-    Filter,
-    Found,
-    Near,
-    Opened,
-    Page,
-    Ready,
-    ReadyBudget,
-    Retention,
-    Route,
-    Span,
-    Wanted,
-)
+from givalia_core.store import base
+from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.sqlite import about, chores, commits, disk, mending, opening
 from givalia_core.store.sqlite.commits import Admission, Rows, counts_of, refuse_moved, write
 from givalia_core.store.sqlite.core import Core
@@ -101,7 +85,10 @@ class SQLite:
         """
         self.path = disk.path_of(url)
         self.durability = "fsync"
-        self._core = Core(self.path, may_create=create, may_upgrade=may_upgrade, allow_network=allow_network)
+        self.may_create = create
+        self.may_upgrade = may_upgrade
+        self.allow_network = allow_network
+        self._core = Core(self.path)
         self._unfiled: Unfiled | None = None
 
     # The way of every job.
@@ -204,11 +191,11 @@ class SQLite:
         except (Damaged, IndexError) as error:
             self._core.fail(error)  # The changes are on disk: the commit must not begin again.
 
-    def open(self, *, unsafe: bool = False) -> Opened:
+    def open(self, *, unsafe: bool = False) -> base.Opened:
         forks.register(self)
         try:
             with self._core.failing():
-                opened = opening.open_core(self._core)
+                opened = opening.open_core(self._core, self._allowed())
         except BaseException:
             forks.unregister(self)
             raise
@@ -216,9 +203,12 @@ class SQLite:
         chores.begin(self._core)
         return opened
 
+    def _allowed(self) -> opening.Allowed:
+        return opening.Allowed(self.may_create, self.may_upgrade, self.allow_network)
+
     def upgrade(self) -> tuple[int, int]:
         with self._core.failing():
-            return opening.upgrade(self._core)
+            return opening.upgrade(self._core, self._allowed())
 
     def close(self) -> None:
         try:
@@ -245,7 +235,7 @@ class SQLite:
         commits.raise_numbers(self._core, seq, fence)
 
     @guarded
-    def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
+    def upcoming(self, spans: Sequence[base.Span], now: Now) -> list[base.Near]:
         index = self._core.index
         index.touched += sum(span.limit for span in spans)
         return [questions.near(index, span, now) for span in spans]
@@ -255,14 +245,16 @@ class SQLite:
         return list(questions.running(self._core.index))
 
     @guarded
-    def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
+    def page(
+        self, wanted: base.Filter, after: base.Cursor | None, limit: int, now: Now, rows: int = base.SCAN_MAX
+    ) -> base.Page:
         return Listing(self._core.index, self._core.records).page(wanted, after, limit, now, rows)
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         return {name: count for name, count in self._core.counted.items() if count}
 
-    def ready(self, now: Now) -> Iterator[Ready]:
-        budget = ReadyBudget()
+    def ready(self, now: Now) -> Iterator[base.Ready]:
+        budget = base.ReadyBudget()
         for route in self._routes():
             found = self._ready_on(route, now, budget.limit)
             budget.count(found.jobs)
@@ -271,11 +263,11 @@ class SQLite:
                 return
 
     @guarded
-    def _routes(self) -> list[Route]:
+    def _routes(self) -> list[base.Route]:
         return list(self._core.index.routes)
 
     @guarded
-    def _ready_on(self, route: Route, now: Now, limit: int) -> Ready:
+    def _ready_on(self, route: base.Route, now: Now, limit: int) -> base.Ready:
         return questions.ready_on(self._core.index, route, now, limit)
 
     @property
@@ -298,5 +290,5 @@ class SQLite:
         return about.check(self._core)
 
     @guarded
-    def copy_part(self, backup: bytes, part: int) -> CopyPart:
+    def copy_part(self, backup: bytes, part: int) -> base.CopyPart:
         return self._core.copies.part(self._core.connection(), backup, part, sum(self._core.counted.values()))
