@@ -353,7 +353,7 @@ def test_a_store_of_a_readable_format_is_read_as_it_is_and_is_of_this_format_fro
     # As the records of that format have it: an answer has no time.
     store.commit(inserts([job]), MARK)
     earlier: Any = tuple(past[: before + 1] for past in job.answered)
-    monkeypatch.setattr(records_room, "_record", record_before)
+    monkeypatch.setattr(records_room, "pack", record_before)
     ((_, records),), _ = base_rows([job.changed(answered=earlier)])
     store._core.connection().execute("UPDATE jobs SET records = ?", (records,))
     store.close()

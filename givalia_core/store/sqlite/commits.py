@@ -35,6 +35,7 @@ class Admission:
         self.inserts: dict[bytes, Job] = {}
         self.updates: dict[bytes, Update] = {}
         self.refused: list[int] = []
+        self.counts: dict[tuple[str, JobState], int] = {}  # By how much they change.
         self._index = index
         self._absent = absent
         self._holders: dict[str, int | None] = {}  # Who holds a key once the changes so far are applied.
@@ -51,6 +52,8 @@ class Admission:
                 return False
             self._holders[key] = job.seq
         self.inserts[job_id] = job
+        name = job.module, job.state
+        self.counts[name] = self.counts.get(name, 0) + 1
         return True
 
     def _update(self, was: Job, job: Job) -> bool:
@@ -67,6 +70,9 @@ class Admission:
             self.inserts[was.id] = job
         else:
             self.updates[was.id] = known, first, job
+        name, before = (job.module, job.state), (last.module, last.state)
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self.counts[before] = self.counts.get(before, 0) - 1
         return True
 
     def _moves_key(self, was: Job, job: Job) -> bool:
@@ -99,20 +105,6 @@ class Rows(NamedTuple):
     replaced: Sequence[tuple[int, Job]] = ()  # Places of records of an enq, and the jobs that have other params now.
 
 
-def counts_of(jobs: Sequence[Job], updates: Sequence[Update]) -> dict[tuple[str, JobState], int]:
-    """Return by how much new jobs and updates change the counts."""
-    counts: dict[tuple[str, JobState], int] = {}
-    for job in jobs:
-        name = job.module, job.state
-        counts[name] = counts.get(name, 0) + 1
-    for _, was, job in updates:
-        name = job.module, job.state
-        counts[name] = counts.get(name, 0) + 1
-        name = was.module, was.state
-        counts[name] = counts.get(name, 0) - 1
-    return counts
-
-
 def refuse_moved(core: Core) -> None:
     """Refuse to write to a file that is gone, if the system says that something has happened to names, or says nothing."""
     try:
@@ -129,10 +121,8 @@ def write(core: Core, rows: Rows, mark: Mark) -> None:
     assert database is not None
     database.execute("BEGIN IMMEDIATE")
     try:
-        if rows.jobs:
-            database.executemany("INSERT INTO jobs VALUES (?, ?)", rows.jobs)
-        if rows.changes:
-            database.executemany("INSERT INTO changes VALUES (?, ?)", rows.changes)
+        database.executemany("INSERT INTO jobs VALUES (?, ?)", rows.jobs)
+        database.executemany("INSERT INTO changes VALUES (?, ?)", rows.changes)
         for base, job in rows.replaced:
             core.records.replace(base, job)
         ahead = _ahead(core, database, rows, mark)

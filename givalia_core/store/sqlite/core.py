@@ -45,12 +45,13 @@ class Core:
     sweeper: Sweeper
     scrub: Scrub
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note_full: Callable[[bool], None]) -> None:
+        """Nothing is opened yet. `note_full` is told whether the disk is full, each time that this is found out."""
         self.path = path
         self.durability = "fsync"
         self.pid = 0
         self.lock: disk.Lock | None = None
-        self.room = disk.Room(path.with_name(path.name + ".ballast"))
+        self.room = disk.Room(path.with_name(path.name + ".ballast"), note_full)
         self.files = disk.Files(path)
         self.database: sqlite3.Connection | None = None
         self.is_said_open = False  # Whether the file says, or may say, that a server has it open and that it has a log.

@@ -21,7 +21,7 @@ import sqlite3
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -474,14 +474,20 @@ class Room:
     new job is taken before there is room for the reserve and as much again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note_full: Callable[[bool], None]) -> None:
+        """`note_full` is told whether the disk is full, each time that this is found out."""
         self._path = path
+        self._note_full = note_full
         self.is_full = False
+
+    def _note(self, is_full: bool) -> None:
+        self.is_full = is_full
+        self._note_full(is_full)
 
     def take(self) -> bool:
         """Hold the reserve back; False if the disk has no room for it beside as much again."""
         try:
-            self.is_full = not self._take()
+            self._note(not self._take())
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise StoreFailed(f"{self._path}: {error}") from error
@@ -503,6 +509,6 @@ class Room:
 
     def note_full(self) -> None:
         """The disk is full: give the reserve back to whoever needs it first, the store."""
-        self.is_full = True
+        self._note(True)
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)

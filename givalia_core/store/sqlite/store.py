@@ -22,7 +22,7 @@ from givalia_core.model import CANCELLED, DEAD, DONE, Job, JobState
 from givalia_core.store import base
 from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.sqlite import about, chores, commits, disk, mending, opening
-from givalia_core.store.sqlite.commits import Admission, Rows, counts_of, refuse_moved, write
+from givalia_core.store.sqlite.commits import Admission, Rows, refuse_moved, write
 from givalia_core.store.sqlite.core import Core
 from givalia_core.store.sqlite.index import Lane, Learned, Listing, Update, questions, to_forget
 from givalia_core.store.sqlite.places import Damaged
@@ -88,7 +88,8 @@ class SQLite:
         self.may_create = create
         self.may_upgrade = may_upgrade
         self.allow_network = allow_network
-        self._core = Core(self.path)
+        self.is_full = False
+        self._core = Core(self.path, self._note_full)
         self._unfiled: Unfiled | None = None
 
     # The way of every job.
@@ -120,7 +121,7 @@ class SQLite:
         more, places = change_rows([pack(job.front()) for _, _, job in updates], core.last_number)
         replaced = [(index.base_of(known), job) for known, was, job in updates if was.params != job.params]
         refuse_moved(core)
-        write(core, Rows(rows, more, counts_of(jobs, updates), jobs[-1].seq if jobs else 0, replaced), mark)
+        write(core, Rows(rows, more, admission.counts, jobs[-1].seq if jobs else 0, replaced), mark)
         self._unfiled = Unfiled(jobs, bases, updates, places, lanes, absent)
         index.touched += len(changes)
         return Commit(tuple(admission.refused), 0 if retention is None else self._retire(retention, mark))
@@ -270,9 +271,8 @@ class SQLite:
     def _ready_on(self, route: base.Route, now: Now, limit: int) -> base.Ready:
         return questions.ready_on(self._core.index, route, now, limit)
 
-    @property
-    def is_full(self) -> bool:
-        return self._core.room.is_full
+    def _note_full(self, is_full: bool) -> None:
+        self.is_full = is_full
 
     def has_room(self) -> bool:
         return self._core.room.take()

@@ -204,11 +204,9 @@ class Index:
         self.names.add(self.names.hash(b"i" + job.id) if hashed is None else hashed, slot)
         is_alone = job.key is not None and self._name(slot, job, job.key, absent)
         small = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
-        known = Known(slot, job.id, job.seq, job.version, small, is_alone)
-        self.jobs.by_slot[slot] = self.jobs.by_id[job.id] = known
-        for past in job.answered:
-            if past.request != job.id:
-                self.names.add(self.names.of_request(past.request), slot)
+        self.jobs.by_slot[slot] = self.jobs.by_id[job.id] = Known(slot, job.id, job.seq, job.version, small, is_alone)
+        if len(job.answered) > 1 or (job.answered and job.answered[0].request != job.id):
+            self.naming.add_requests(slot, job)
         self.lanes.stand(slot, lane, when)
         if ended_at or job.expires_at_us is not None:
             self.stand_elsewhere(slot, job)
@@ -243,8 +241,7 @@ class Index:
         self.lanes.stand(slot, lane, when)
         if ended_at or job.expires_at_us is not None:
             self.stand_elsewhere(slot, job)
-        known.version = job.version
-        known.job = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
+        known.version, known.job = job.version, job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
 
     def _rename(self, known: Known, was: Job, job: Job) -> int:
         """Let a job be found by the key that it has now; return its neighbours, if it has ended."""

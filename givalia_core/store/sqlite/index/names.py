@@ -105,8 +105,7 @@ class Names:
     def slots(self, hashed: int) -> list[int]:
         """Return the slots that may have the name; `Damaged`: the shard or the page of a slot is not what was written."""
         place = self.places[hashed >> 54] or self.verify(hashed >> 54)
-        start, last = place >> 6, (1 << (place & 63)) - 1
-        tag, at = hashed & _TAG, self.words.at
+        start, last, tag, at = place >> 6, (1 << (place & 63)) - 1, hashed & _TAG, self.words.at
         found: list[int] = []
         home = turn = tag & last
         while entry := at[start + turn]:
