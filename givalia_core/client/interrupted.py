@@ -25,6 +25,7 @@ class Interruptible(Protocol):
     changed: threading.Condition
     sending: Any
     reader: int | None
+    is_receiving: bool
     sender: int | None
 
     def carry(self, requests: Iterable[Pending[Any]], on_progress: OnProgress | None = None) -> list[list[Any]]:
@@ -47,10 +48,19 @@ def clean_up(transport: Interruptible, requests: Iterable[Pending[Any]]) -> None
             transport.delivery.forget(request)
         if transport.reader == me:
             transport.reader = None
+            drop_half_received(transport)
         transport.changed.notify_all()
     for lock in (transport.sending, transport.lock):
         while lock._is_owned():
             lock.release()
+
+
+def drop_half_received(transport: Interruptible) -> None:
+    """Drop the connection if its reader was cut short with answers in its hands: they are asked for again on the next."""
+    if transport.is_receiving:
+        transport.is_receiving = False
+        if transport.socket is not None:
+            transport.drop(transport.socket, "a call was cut short while it received")
 
 
 def drop_half_sent(transport: Interruptible) -> None:
@@ -82,6 +92,7 @@ def by_fork(transport: Interruptible) -> None:
     if not transport.sending._is_owned():
         transport.sending = threading.RLock()
     transport.reader = transport.sender = None
+    transport.is_receiving = False
     transport.delivery, transport.socket = RequestDelivery(*transport.servers), None
     transport.delivery.is_closed = delivery.is_closed
     delivery.abandon()

@@ -39,6 +39,7 @@ class BlockingTransport:
         self.changed = threading.Condition(self.lock)
         self.sending = threading.RLock()  # Held while a frame is sent, so that frames do not mix.
         self.reader: int | None = None  # The thread that reads.
+        self.is_receiving = False  # The thread that reads has bytes whose answers are not all handed out.
         self.sender: int | None = None  # The thread that has sent a part of a frame.
         forks.register(self)
 
@@ -152,19 +153,25 @@ class BlockingTransport:
                 self.transmit(sock, each)
 
     def _receive(self, sock: BlockingSocket) -> None:
-        """Read once, and hand out the answers."""
-        data = sock.receive()
-        if data is None:
-            return
-        with self.lock:
-            if not self.delivery.arrived(sock.connection, data, clock.monotonic()):
-                self.drop(sock, "the server stops")
-            self.changed.notify_all()
+        """Read once, and hand out the answers; what is cut short here is noticed by `is_receiving`."""
+        self.is_receiving = True
+        try:
+            data = sock.receive()
+            if data is not None:
+                with self.lock:
+                    if not self.delivery.arrived(sock.connection, data, clock.monotonic()):
+                        self.drop(sock, "the server stops")
+                    self.changed.notify_all()
+        except Broken as error:
+            self.drop(sock, str(error))
+        self.is_receiving = False
 
     def _leave_reading(self) -> None:
         with self.lock:
             if self.reader == threading.get_ident():  # In a fork, another greenlet may read by now.
                 self.reader = None
+                if self.is_receiving:
+                    interrupted.drop_half_received(self)
             self.changed.notify_all()
 
     def _search(self, step: Connect | Rest) -> None:
@@ -185,8 +192,8 @@ class BlockingTransport:
             if self.delivery.is_closed:
                 sock.close()
                 return
+            self.socket = sock  # First: a call that is cut short must not leave a connection without a socket.
             unanswered = self.delivery.connected(sock.connection, clock.monotonic())
-            self.socket = sock
         for request in unanswered:
             self.transmit(sock, request)
 
@@ -264,6 +271,6 @@ class BlockingTransport:
         """Forget a connection that is of no use any more; unanswered requests are sent again on the next."""
         with self.lock:
             sock.close()  # First, so that nothing is sent any more of what is then said not to have been.
+            self.delivery.drop(sock.connection, why, clock.monotonic())
             if self.socket is sock:
                 self.socket = None
-            self.delivery.drop(sock.connection, why, clock.monotonic())

@@ -157,9 +157,10 @@ take = session.Session._take
 def take_as_before(self, frame):
     if frame.kind != Kind.STAT or frame.items:
         return take(self, frame)
-    if self.port is session.Port.CLIENT:
+    if Kind.STAT in self._rules:
         return session.Asked(self._conn, frame.request, Kind.STAT, [], self._until_us)
     self._refuse(frame.request, BadRequest("STAT is not for this port"))
+    return None
 
 session.Session._take = take_as_before
 """

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from givalia_core import Client, ConnectionLost
 from givalia_core.client import commands, interrupted
 from givalia_core.client.blocking_socket import BlockingSocket
 from givalia_core.client.commands import INFO
+from givalia_core.client.connection import ClientConnection
+from givalia_core.client.delivery import RequestDelivery
 from givalia_core.client.pending import Pending
 from givalia_core.client.transport import BlockingTransport
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import OK, Kind
+from givalia_core.views import wire_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
 THROWN = [
@@ -188,6 +192,30 @@ def test_a_signal_handler_may_use_the_client_whatever_it_interrupts(scripted: Sc
 
 class Cut(BaseException):
     """Cuts a call short."""
+
+
+def test_answers_that_a_thread_has_read_when_it_is_cut_short_are_asked_for_again(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+    server = scripted(every(Kind.WAIT, lambda line, ask: waits.set(), then=serve))
+    arrived = RequestDelivery.arrived
+
+    def cut_once(self: RequestDelivery, connection: ClientConnection, data: bytes, now_s: float) -> bool:
+        if threading.current_thread() is not threading.main_thread() or wire_id(JOB) not in data:
+            return arrived(self, connection, data, now_s)
+        monkeypatch.undo()
+        connection.caller.feed(data)
+        raise Cut
+
+    with Client(server.address, resend=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
+        client.info()
+        monkeypatch.setattr(RequestDelivery, "arrived", cut_once)
+        asking = pool.submit(lambda: waits.wait(PATIENCE_S) and client.enq("Sample", id=JOB).id)
+        with pytest.raises(Cut):
+            client.wait(JOB, PATIENCE_S)
+
+        assert asking.result(PATIENCE_S / 2) == JOB
 
 
 @pytest.mark.parametrize("is_same_thread", [True, False])
