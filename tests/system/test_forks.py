@@ -29,7 +29,7 @@ async def parent():
     busy = [asyncio.create_task(work(30)) for _ in range(4)]
     children = []
     for _ in range(6):
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # The pace of the forks.
         children.append(multiprocessing.get_context("fork").Process(target=in_child))
         children[-1].start()
     await asyncio.gather(*busy)
@@ -142,7 +142,7 @@ def in_background():
 background = in_background()
 children = []
 for number in range(forks):
-    time.sleep(0.01)
+    time.sleep(0.01)  # The pace of the forks.
     pid = os.fork()
     if not pid:
         try:
@@ -339,7 +339,7 @@ from givalia_core import Client
 
 client = Client("127.0.0.1", int(sys.argv[1]))
 waiting = gevent.spawn(client.enq("Waits", time=600).wait)
-gevent.sleep(0.2)
+gevent.sleep(0.2)  # Nothing tells that a wait is on the wire.
 hub = gevent.get_hub()
 hub.loop.closing_fd(client._transport.socket._socket.fileno())  # As if something had just arrived for it.
 pid = os.fork()
@@ -349,7 +349,7 @@ if pid == 0:
             hub.switch()
 
     greenlet.settrace(leave_to_parent)
-    gevent.sleep(0.05)
+    gevent.sleep(0.05)  # The loop would end the process here.
     os._exit(0)
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 assert code == 0, code

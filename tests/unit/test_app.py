@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core.worker.app import Relayed
 from givalia_core.worker.link import Bell
@@ -15,9 +15,7 @@ def test_a_line_of_the_links_thread_keeps_what_belongs_to_it(caplog: pytest.LogC
     bell = Bell(lambda left: None)
     try:
         Relayed(bell).warning("job %s took its process with it", 7, extra={"block": "a stack"})
-        with gevent.Timeout(10):
-            while not caplog.records:
-                gevent.sleep(0.001)
+        yield_until(lambda: caplog.records, "the line")
     finally:
         bell.close()
 

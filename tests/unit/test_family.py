@@ -9,6 +9,7 @@ from typing import Any
 import gevent
 from gevent import socket
 from gevent.event import AsyncResult
+from waits import yield_until
 
 from givalia_core.worker import notes
 from givalia_core.worker.notes import Logged, Start, Told
@@ -45,9 +46,7 @@ def test_nobody_is_to_blame_for_a_process_that_ends_with_its_nursery() -> None:
     member = Member("job", lambda heard: None, ended.set)
     nursery = Nursery(lambda: None)
     nursery.fork(member)
-    with gevent.Timeout(20):
-        while not member.pid:
-            gevent.sleep(0.01)
+    yield_until(lambda: member.pid, "the process", 20)
     member.page.current = 7  # It is just in the code of this one.
 
     os.kill(nursery.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ import gevent
 import gevent.socket
 import pytest
 from engine_rig import EngineRig, uid
+from waits import yield_until
 
 from givalia_core.engine.records import News
 from givalia_core.printable import Formatter
@@ -169,8 +170,7 @@ def test_a_refused_connection_is_said(server: Server, data: bytes, said: str, ca
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
             pass
-        while not caplog.text.count("refused"):
-            gevent.sleep(0.001)
+        yield_until(lambda: "refused" in caplog.text, "the line")
     assert said in caplog.text
     assert caplog.text.count("refused") == 1
 
@@ -183,8 +183,7 @@ def test_a_connection_too_many_is_said(server: Server, caplog: pytest.LogCapture
             kept.append(connection)
             connection.sendall(hello())
             connection.recv(4096)
-        while "refused" not in caplog.text:
-            gevent.sleep(0.001)
+        yield_until(lambda: "refused" in caplog.text, "the line")
     assert "was refused: this server has as many connections as it takes" in caplog.text
     for connection in kept:
         connection.close()

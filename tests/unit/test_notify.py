@@ -6,6 +6,7 @@ import os
 
 import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core.cli.notify import Notifier
 
@@ -79,9 +80,9 @@ def test_signs_of_life_end_when_what_is_watched_no_longer_lives_and_return_with_
     _await_signs(notifier, 3)
 
     lives = False
-    gevent.sleep(notifier.period_s)
+    gevent.sleep(notifier.period_s)  # A sign may be on its way.
     before = len(notifier.said)
-    gevent.sleep(notifier.period_s * 5)
+    gevent.sleep(notifier.period_s * 5)  # In which there would be five.
 
     assert len(notifier.said) == before
     lives = True
@@ -90,7 +91,5 @@ def test_signs_of_life_end_when_what_is_watched_no_longer_lives_and_return_with_
 
 
 def _await_signs(notifier: Told, count: int) -> None:
-    with gevent.Timeout(5):
-        while len(notifier.said) < count:
-            gevent.sleep(0.001)
+    yield_until(lambda: len(notifier.said) >= count, "signs of life", 5)
     assert set(notifier.said) == {"WATCHDOG=1"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
 
-import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core import WorkModule, hookimpl
 from givalia_core.hooks import Hooks
@@ -55,9 +55,7 @@ def test_a_job_that_mutes_all_loggers_mutes_no_plugin_and_no_other_process(
     runner.open(restore_logs=logs.restore)
     try:
         runner.take(Dispatch(b"i" * 16, 1, "Mute", 1, 0, payload=b"\xc0"))
-        with gevent.Timeout(10):
-            while len(said) < 2:
-                gevent.sleep(0.001)
+        yield_until(lambda: len(said) >= 2, "both messages")
     finally:
         runner.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from waits import yield_until
 
 from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__, ports
 from givalia_core.engine.records import Gone, Reply
@@ -52,8 +53,7 @@ def call_from_thread(call: Callable[[], Any]) -> Any:
     """Call something in a native thread, while this thread's hub serves."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
-        while not future.done():
-            gevent.sleep(0.001)
+        yield_until(future.done, "the answer", 60)
         return future.result()
 
 
@@ -142,8 +142,7 @@ def test_calls_of_hooks_that_are_dropped_are_told(server: Server) -> None:
 def test_info_is_there_for_other_threads_and_for_this_one(server: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(server.info)
-        while not future.done():
-            gevent.sleep(0.001)
+        yield_until(future.done, "the answer")
 
     assert future.result()["durability"] == server.info()["durability"] == "memory"
 
@@ -226,8 +225,8 @@ def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: 
         caller = Caller()
         asked = [(Kind.JOIN, Join("here", b"i" * 16)), (Kind.CREDIT, Credit(100))]
         worker.sendall(caller.hello("givalia-worker") + b"".join(caller.ask(kind, [item(each)])[1] for kind, each in asked))
-        wait_until(lambda: server._engine.desk.routing.sessions)
-        wait_until(lambda: len([each for each in server._connections if each.session.is_open]) == 2)
+        yield_until(lambda: server._engine.desk.routing.sessions, "a worker")
+        yield_until(lambda: len([each for each in server._connections if each.session.is_open]) == 2, "both connections")
 
         told = ask(server, "info")["clients"]
         (shown,) = ask(server, "workers")
@@ -252,13 +251,13 @@ def test_what_a_peer_asked_that_is_gone_before_its_hello_is_answered_is_not_aske
     for kind, asked in ((Kind.JOIN, [Join("gone", b"i" * 16)]), (Kind.CREDIT, [Credit(100)])):
         opening += caller.ask(kind, [item(message) for message in asked])[1]
     peer = socket.create_connection(("127.0.0.1", server.worker_port))
-    wait_until(lambda: len(server._connections))
+    yield_until(lambda: len(server._connections), "a connection")
 
     peer.sendall(opening)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # To close is to reset.
     peer.close()
 
-    wait_until(lambda: not len(server._connections))
+    yield_until(lambda: not len(server._connections), "the end of the connection")
     server.info()  # A turn later.
     assert not server._engine.desk.routing.sessions
 
@@ -268,7 +267,7 @@ def test_a_server_that_stops_waits_for_nobody_who_has_closed(monkeypatch: pytest
     server = Server(ServerSettings(port=0, worker_port=0, store="memory:", plugins=""))
     server.start()
     peer = gevent.socket.create_connection(("127.0.0.1", server.client_port))
-    wait_until(lambda: len(server._connections))
+    yield_until(lambda: len(server._connections), "a connection")
 
     def close_when_told() -> None:
         while peer.recv(100):
@@ -303,19 +302,12 @@ def test_a_connection_that_the_loop_ends_is_logged_by_a_handler_that_waits(serve
 
     with socket.create_connection(("127.0.0.1", server.client_port)) as peer:
         peer.sendall(opening + enq + wait + wait)
-        wait_until(lambda: logged)
+        yield_until(lambda: logged, "the line")
 
     log.setLevel(level)
     log.removeHandler(handler)
     assert "twice" in logged[0]
     assert not len(server._connections)
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    """Let the server work until something is so."""
-    with gevent.Timeout(5):
-        while not holds():
-            gevent.sleep(0.001)
 
 
 def test_server_says_that_it_holds_until_a_client_resumes(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core import stray_errors
 from givalia_core.repeats import Repeats
@@ -91,9 +92,7 @@ def test_a_storm_that_is_over_is_counted_without_another_error(
 
     for _ in range(11):
         in_thread()
-    with gevent.Timeout(10):
-        while "1 more errors that nobody caught (ValueError), within 0.1 s" not in caplog.text:
-            gevent.sleep(0.01)
+    yield_until(lambda: "1 more errors that nobody caught (ValueError), within 0.1 s" in caplog.text, "the count")
     stray.close()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import socket
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
+from waits import await_true
 
 from givalia_core import tcp
 
@@ -31,10 +31,8 @@ def test_when_everything_is_acknowledged_there_is_nothing_to_say(pair: tuple[soc
     near, far = pair
     near.send(b"x")
     assert far.recv(1) == b"x"
-    deadline = time.monotonic() + PATIENCE_S
 
-    while tcp.acknowledged_s(near) < math.inf:
-        assert time.monotonic() < deadline
+    await_true(lambda: tcp.acknowledged_s(near) == math.inf, "the acknowledgement", PATIENCE_S)
 
 
 def test_a_peer_without_room_is_there(pair: tuple[socket.socket, socket.socket]) -> None:

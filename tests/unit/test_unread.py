@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
+from waits import yield_until
 
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked as Ask
@@ -201,9 +202,9 @@ def test_whoever_reads_gets_the_results_of_all_its_waits_each_once(server: Serve
     asked = {peer.begin(Kind.WAIT, m.Wait(id=job)): job for job in [*past, *(each.id for each in ending)] for _ in range(4)}
     for each in ending:
         worker.begin(Kind.SUCCEED, each)
-    with gevent.Timeout(15):
-        while unsent(server) == 0 or server._inbox:  # It begins to read when it has fallen behind.
-            gevent.sleep(0.001)
+    yield_until(
+        lambda: unsent(server) and not server._inbox, "unread answers", 15
+    )  # It begins to read when it has fallen behind.
 
     answers = [peer.read() for _ in asked]
 
@@ -216,9 +217,7 @@ def test_whoever_ends_its_side_and_reads_gets_the_results_of_what_had_ended(serv
     peer = Peer(server.client_port)
     asked = [peer.begin(Kind.WAIT, m.Wait(id=job)) for job in jobs]
     peer.socket.shutdown(gevent.socket.SHUT_WR)
-    with gevent.Timeout(15):
-        while unsent(server) == 0:
-            gevent.sleep(0.001)
+    yield_until(lambda: unsent(server), "unread answers", 15)
 
     assert {peer.read().request for _ in asked} == set(asked)
 
@@ -229,9 +228,7 @@ def test_commands_behind_answers_that_were_not_read_are_done_in_their_order_when
     stats = [peer.begin(Kind.STAT, *[m.Stat(id=job)] * 4) for _ in range(6)]
     enq = peer.begin(Kind.ENQ, m.Enq(os.urandom(16), "Later", key="k", delay_us=10**9))
     stat = peer.begin(Kind.STAT, m.Stat("k"))
-    with gevent.Timeout(15):
-        while unsent(server) == 0:
-            gevent.sleep(0.001)
+    yield_until(lambda: unsent(server), "unread answers", 15)
 
     assert [peer.read().request for _ in range(8)] == [*stats, enq, stat]
 
@@ -242,13 +239,11 @@ def test_a_peer_that_takes_a_byte_now_and_then_is_closed_in_time(server: Server,
     peer = Peer(server.client_port)
     for _ in range(100):
         peer.begin(Kind.WAIT, m.Wait(id=job))
+    (served,) = yield_until(lambda: [each for each in server._connections if each.unsent.bytes], "unread answers", 15)
     with gevent.Timeout(15):
-        while not (behind := [each for each in server._connections if each.unsent.bytes]):
-            gevent.sleep(0.001)
-        (served,) = behind
         while not served.is_closed:
             peer.socket.recv(1)
-            gevent.sleep(0.02)
+            gevent.sleep(0.02)  # The pace of the peer.
 
     assert unsent(server) == server._connections.unread.bytes == 0
 
@@ -259,9 +254,7 @@ def test_when_the_budget_is_used_up_the_peer_that_stood_still_for_longest_makes_
     peers = [Peer(server.client_port) for _ in range(8)]
     for peer, _ in itertools.product(peers, range(8)):
         peer.begin(Kind.STAT, *[m.Stat(id=job)] * 4)
-    with gevent.Timeout(15):
-        while server._connections.unread.bytes < 2 * MIB:
-            gevent.sleep(0.001)
+    yield_until(lambda: server._connections.unread.bytes >= 2 * MIB, "unread answers", 15)
 
     reader = Peer(server.client_port)
     with gevent.Timeout(5):
