@@ -21,7 +21,7 @@ TESTS_S = 1_800
 
 
 class Outcome(NamedTuple):
-    """How the tests went on one Python; `is_good` is None if they were not run."""
+    """The result of the tests on one Python; `is_good` is None if they were not run."""
 
     words: str
     is_good: bool | None

@@ -34,7 +34,7 @@ def named(page: Path) -> str:
 
 
 def text(page: Path) -> str:
-    """What a page says."""
+    """Return the text of a page."""
     return page.read_text(encoding="utf-8")
 
 
@@ -47,7 +47,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def prose(page: Path) -> str:
-    """What a page says outside its blocks."""
+    """Return the text of a page outside its code blocks."""
     return _FENCE.sub("", text(page))
 
 
@@ -57,7 +57,7 @@ def headings(page: Path) -> list[tuple[int, str]]:
 
 
 def section(page: Path, heading: str) -> str:
-    """What stands under a heading, up to the next of its depth or above; empty if there is no such heading."""
+    """Return the text under a heading, up to the next of its depth or above; empty if there is no such heading."""
     content = text(page)
     outside = _FENCE.sub(lambda fence: " " * len(fence[0]), content)  # A shell's prompt is no heading.
     found = re.search(rf"^(#+) {re.escape(heading)}$", outside, re.MULTILINE)
@@ -79,7 +79,7 @@ def links(page: Path) -> list[tuple[str, str]]:
 
 
 def is_row(line: str) -> bool:
-    """Whether a line is one of a table."""
+    """Return whether a line belongs to a table."""
     return line.startswith("|")
 
 

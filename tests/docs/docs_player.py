@@ -221,7 +221,7 @@ class Player:
             self._pip(["install", f"./{project.parent.name}"], str(project))
 
     def ask(self, *words: str) -> Any:
-        """What a verb answers with `--json`."""
+        """Return the answer of a verb with `--json`."""
         done = self.stage.run("-m", PROGRAMS["givalia"], *words, "--json", environ=self.environ, folder=self.folder)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -246,7 +246,7 @@ def _check_target(words: list[str], place: str) -> None:
 
 
 def _compare(answered: Any, expected: Any, place: str) -> None:
-    """As the page shows it: the same names, and the same values but for what differs from run to run.
+    """Compare with the page: the same names, and the same values except those that differ from run to run.
 
     `timeleft` may be smaller by the time that a slow machine takes.
     """

@@ -27,7 +27,7 @@ def benchmarks() -> Iterator[SimpleNamespace]:
 
 
 def contest_of(benchmarks: SimpleNamespace, **rates: float) -> dict[str, list[object]]:
-    """Those who took part, with the jobs a second that each does end to end, and one at a time."""
+    """Return contestants with the jobs a second that each does end to end, and one at a time."""
     figure, contest = benchmarks.harness.Figure, benchmarks.contest
     return {
         name: [figure(contest.SINGLES, rate, "jobs/s"), figure(contest.LOAD, rate, "jobs/s")] for name, rate in rates.items()

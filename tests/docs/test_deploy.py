@@ -57,7 +57,7 @@ def mib(value: str) -> int:
 
 
 def settings_of(words: list[str]) -> argparse.Namespace:
-    """What a command sets, by the program's own flags; a word that the program does not know fails the test."""
+    """Return the settings of a command, by the program's own flags; an unknown flag fails the test."""
     program, *flags = words
     scripts = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["scripts"]
     name = Path(program).name

@@ -87,7 +87,7 @@ def run(stage: Stage, words: list[str], **environ: str) -> subprocess.CompletedP
 
 
 def printed(stage: Stage, words: list[str]) -> str:
-    """What a command prints that succeeds."""
+    """Return the output of a command, which must succeed."""
     done = run(stage, words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

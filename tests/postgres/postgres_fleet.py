@@ -84,12 +84,12 @@ class Fleet(Rig):
         return client
 
     def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """What the database says, past all servers."""
+        """Query the database directly, without a server."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(query, values or None).fetchall()
 
     def check(self) -> list[str]:
-        """What the store itself finds wrong with what it holds."""
+        """Return the damage that the store's own check finds."""
         store = Postgres(self.url)
         store.open()
         try:

@@ -94,7 +94,7 @@ class _Base:
         self.give(self.path)
 
     def _parent(self) -> str | None:
-        """Where `nobody` can get to: the system's folder for such things, unless that is root's alone."""
+        """Return a folder that the user `nobody` can reach: that of the system, unless only root can."""
         if self.user is None:
             return None
         path = Path(tempfile.gettempdir()).resolve()
@@ -272,15 +272,15 @@ class Postgres:
     # Where it is.
 
     def url(self, database: str = "postgres", user: str = SUPERUSER) -> str:
-        """How libpq connects to a database over loopback."""
+        """Return the URL of a database over loopback."""
         return f"postgresql://{user}@{HOST}:{self.port}/{database}"
 
     def socket_url(self, database: str = "postgres", user: str = SUPERUSER) -> str:
-        """How libpq connects to a database over the Unix socket."""
+        """Return the URL of a database over the Unix socket."""
         return f"postgresql://{user}@/{database}?host={self.folder}&port={self.port}"
 
     def log_text(self) -> str:
-        """What it has logged so far, over all its starts."""
+        """Return its log so far, over all its starts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     @property
@@ -403,7 +403,7 @@ class Postgres:
             time.sleep(0.005)
 
     def _says_ready(self) -> bool:
-        """Whether the file that PostgreSQL keeps for pg_ctl says that this process takes connections."""
+        """Return whether PostgreSQL's file for pg_ctl says that this process accepts connections."""
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except OSError:

@@ -44,7 +44,7 @@ def of(rig: EngineRig, query: str) -> Any:
 
 
 def kept(rig: EngineRig) -> int:
-    """How many answers the database keeps that changed nothing."""
+    """Return the number of stored answers that changed nothing."""
     return int(of(rig, "SELECT count(*) FROM givalia.requests WHERE answer IS NOT NULL")[0][0])
 
 

@@ -28,7 +28,7 @@ PAGES_MOST = 150  # To go down the index for each rank and clock; the dead rows 
 
 
 def pages_read(rig: EngineRig) -> int:
-    """How many pages of the jobs and of the index of their dues were looked at so far."""
+    """Return the number of pages read so far, of the jobs and of the index of their dues."""
     assert isinstance(rig.store, Postgres)
     rig.store._connection.ask(("SELECT pg_stat_force_next_flush()", ()))
     rig.store._connection.ask(("SELECT 1", ()))

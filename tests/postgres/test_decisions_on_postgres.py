@@ -1,4 +1,4 @@
-"""What the engine decides is the same on PostgreSQL: the tests of the engine, once more."""
+"""The engine decides the same on PostgreSQL: the tests of the engine, once more."""
 
 from __future__ import annotations
 

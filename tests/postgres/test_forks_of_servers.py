@@ -24,7 +24,7 @@ def _use(store: Postgres) -> None:
 
 
 def _finish(store: Postgres) -> None:
-    """What psycopg does when a greenlet is killed that waits for an answer."""
+    """Do what psycopg does when a greenlet is killed while it waits for an answer."""
     assert store._connection._made is not None
     assert store._listener is not None
     for connection in (store._connection, store._listener._connection):

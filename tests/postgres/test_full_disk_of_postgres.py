@@ -123,7 +123,7 @@ class Load:
             self.timed("ext", lambda: client.ext(id=job, time=1))
 
     def tell(self) -> str:
-        """What was answered, and how long the slowest of each took."""
+        """Return the answers in words, with the slowest of each kind."""
         counts = ", ".join(f"{name} {said}: {count}" for (name, said), count in sorted(self.said.items()))
         return f"{counts}; longest " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in sorted(self.longest.items()))
 

@@ -336,7 +336,7 @@ def test_job_with_a_version_is_lent_by_whichever_server_has_a_worker_for_it(make
 
 
 def why(rig: EngineRig, **asked: Any) -> str:
-    """What is said of a ready job that nobody takes."""
+    """Return the explanation for a ready job that no worker takes."""
     rig.enq(id=uid(777), **asked)
     return str(rig.stat(id=uid(777))["why"])
 

@@ -101,7 +101,7 @@ class Client:
             self.writer.write(b"N")
 
     def tracked(self, message: Message, session: Session) -> list[Message]:
-        """What is sent for this message so that each statement is there, under a name that no other client has."""
+        """Return the bytes to send for this message, with each statement prepared under a name of this client alone."""
         if message.kind == b"P" and not message.body.startswith(b"\0"):
             name, _, rest = message.body.partition(b"\0")
             self.parsed[name] = rest

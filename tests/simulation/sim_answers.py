@@ -113,7 +113,7 @@ def last_look_agrees(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _should_have_come_back(evidence: Evidence, op: Op) -> bool:
-    """Whether an answer was possible: half a minute of calm before the client gave up, and for `wait` an end by then."""
+    """Return whether an answer was possible: half a minute of calm before the client gave up, and for `wait` an end."""
     calm_us = op.invoked_us + RESENDS_FOR_US - CALM_US
     if not evidence.history.healed_us or evidence.history.healed_us > calm_us:
         return False

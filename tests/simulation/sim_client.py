@@ -32,7 +32,7 @@ class SimClient:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every call has come back."""
+        """Return whether every call has returned."""
         return not self._open
 
     def call(self, kind: Kind, messages: list[Any]) -> list[Op]:

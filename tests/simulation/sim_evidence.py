@@ -38,7 +38,7 @@ class Applied(NamedTuple):
 
 
 class Due(NamedTuple):
-    """When a job is due: not before `least_us`, and not after `most_us`; on the wall clock, or on the one no step moves.
+    """The due of a job: between `least_us` and `most_us`, on the wall clock or on the monotonic one.
 
     A command takes effect between its call and the commit that has it, so what it counts from is known to that span.
     """
@@ -48,15 +48,15 @@ class Due(NamedTuple):
     most_us: int
 
     def is_reached(self, written: Written) -> bool:
-        """Whether a commit is late enough for a start."""
+        """Return whether a commit is late enough for a start."""
         return self._at_us(written) + EXCUSED_US >= self.least_us
 
     def has_expired(self, written: Written, expires_us: int) -> bool:
-        """Whether at this commit the time to start was certainly over."""
+        """Return whether the time to start was certainly over at this commit."""
         return self._at_us(written) > self.most_us + expires_us + EXCUSED_US
 
     def early_us(self, written: Written) -> int:
-        """How much too early a commit is."""
+        """Return by how much a commit is too early."""
         return self.least_us - self._at_us(written)
 
     def later(self, us: int) -> Due:
@@ -117,12 +117,12 @@ class Evidence:
         return self.enqs[job_id].message.key if job_id in self.enqs else None
 
     def names(self, op: Op, job_id: bytes) -> bool:
-        """Whether the command may have meant this job."""
+        """Return whether the command may have named this job."""
         message = op.message
         return message.id == job_id or (message.key is not None and message.key == self.key(job_id))
 
     def may_be_requeued(self, job_id: bytes, after_us: int, before_us: int) -> bool:
-        """Whether a requeue of the job may have taken effect between these two instants."""
+        """Return whether a requeue of the job may have taken effect between these two instants."""
         return any(
             op.invoked_us < before_us
             and not op.is_before(after_us)
@@ -132,7 +132,7 @@ class Evidence:
         )
 
     def is_forgotten(self, job_id: bytes, now_us: int) -> bool:
-        """Whether the store may have forgotten the job by now: it ended, longer ago than anything is remembered at least."""
+        """Return whether the store may have forgotten the job: it ended longer ago than the least retention."""
         written = [each for each in self.written.get(job_id, ()) if each.mono_us <= now_us]
         return bool(written) and not written[-1].job.is_live and now_us - written[-1].mono_us >= REMEMBERED_AT_LEAST_US
 
@@ -151,12 +151,12 @@ def news(written: Written) -> list[Answered]:
 
 
 def is_claim(written: Written) -> bool:
-    """Whether a commit lent the job."""
+    """Return whether a commit lent the job."""
     return written.job.fence > (written.was.fence if written.was is not None else 0)
 
 
 def is_given_back(written: Written) -> bool:
-    """Whether a commit took a lease back as if the attempt had never been."""
+    """Return whether a commit released the job without counting the attempt."""
     was, job = written.was, written.job
     if was is None or was.state is not RUNNING:
         return False
@@ -168,7 +168,7 @@ def is_given_back(written: Written) -> bool:
 
 
 def ends_attempt(written: Written) -> bool:
-    """Whether a commit ended an attempt and left the job to be tried again."""
+    """Return whether a commit ended an attempt that is retried."""
     was, job = written.was, written.job
     return (
         was is not None

@@ -1,4 +1,4 @@
-"""What is written down while a simulated run goes on: one event a line for people, and records for the checker.
+"""The history of a simulated run: one event a line for people, and records for the checker.
 
 The history is kept by the world, not by the system under test. `Op` is what a client asked and was told, `Execution` what a
 worker ran, `Report` what a worker said and was answered, `Said` what the server answered (whether or not it arrived), and
@@ -66,11 +66,11 @@ class Op:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the client was told that it worked."""
+        """Return whether the client got the answer OK."""
         return self.status == "ok"
 
     def is_before(self, us: int) -> bool:
-        """Whether it was answered before this instant."""
+        """Return whether it was answered before this instant."""
         return self.answered_us is not None and self.answered_us < us
 
 
@@ -90,7 +90,7 @@ class Execution:
 
 @dataclass(slots=True, eq=False)
 class Report:
-    """How a worker said an attempt ended, and what it was answered (None: it never heard)."""
+    """A worker's report of the end of an attempt, and its answer (None: it never arrived)."""
 
     kind: Kind
     message: Any
@@ -119,7 +119,7 @@ class Said(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
-        """Whether it says yes."""
+        """Return whether the answer is OK."""
         return bool(self.answer[0]) and self.answer[0][0] == OK
 
 

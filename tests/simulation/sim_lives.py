@@ -61,7 +61,7 @@ def _judge_return(evidence: Evidence, written: Written) -> Iterator[Violation]:
 
 
 def _lost_its_process(evidence: Evidence, job: Job) -> bool:
-    """Whether its worker has said that the attempt's process was replaced for another job's fault."""
+    """Return whether its worker reported that the attempt's process was replaced because of another job."""
     reports = evidence.reports.get((job.id, job.fence), ())
     return any(isinstance(report.message, Release) and report.message.replaced for report in reports)
 

@@ -211,7 +211,7 @@ def fences_begin_anew_after_a_restart() -> Sequence[Patch]:
 
 
 def a_prefix_forgets_that_there_is_more() -> Sequence[Patch]:
-    """What did not fit into the near window is never read."""
+    """Timers that did not fit into the near window are never read."""
     right = Prefix.fill
 
     def fill(self: Prefix, timers: list[Timer], more: bool) -> None:
@@ -263,7 +263,7 @@ def requeue_keeps_the_attempts() -> Sequence[Patch]:
 
 
 def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
-    """What failed is treated as if it had not started."""
+    """A failed attempt is treated as if it had not started."""
     right = leases.fail
 
     def fail(batch: Batch, asked: Asked, message: Any) -> Any:
@@ -376,7 +376,7 @@ def a_worker_resumes_without_what_it_runs() -> Sequence[Patch]:
 
 
 def a_report_is_forgotten_with_its_connection() -> Sequence[Patch]:
-    """What was reported and not answered is not reported again."""
+    """An unanswered report is not sent again."""
     right = LeaseCore._join_with
 
     def join_with(self: LeaseCore, items: Any, now_us: int) -> None:
@@ -387,7 +387,7 @@ def a_report_is_forgotten_with_its_connection() -> Sequence[Patch]:
 
 
 def versions_are_not_compared() -> Sequence[Patch]:
-    """Whoever has the module gets the job."""
+    """Any worker with the module gets the job."""
     return [_swap(Session, "satisfies", lambda self, module, specifier: True)]
 
 

@@ -34,7 +34,7 @@ DRAIN_S = 400
 
 
 class Weather(NamedTuple):
-    """What one seed draws: sizes, and how much of each fault."""
+    """The draw of one seed: sizes, and the rate of each fault."""
 
     lease_us: int
     prefix: int
@@ -50,7 +50,7 @@ class Weather(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is known after a run."""
+    """The result of a run."""
 
     seed: int
     history: History
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 
 def draw_weather(world: World) -> Weather:
-    """What this seed is about."""
+    """Return the draw of this seed."""
     rng = world.rng
     all_kinds = list(FAULTS)
     kinds = rng.sample(all_kinds, rng.randint(1, 4)) if rng.random() < 0.8 else all_kinds

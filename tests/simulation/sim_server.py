@@ -86,7 +86,7 @@ class SimStore:
                 history.note("store", "ok", str(job.state), job.id, None, job.fence, job.attempt, job.version)
 
     def has_room(self) -> bool:
-        """Whether the disk takes new jobs again."""
+        """Return whether the disk has room for new jobs again."""
         return not self.is_full
 
 
@@ -247,7 +247,7 @@ class SimServer:
                     )
 
     def _routes_of(self, session: Session) -> Iterator[Route]:
-        """Where its jobs may wait: on the routes that it serves, and on those variants of them that it satisfies."""
+        """Return the routes that it serves, and the variants of them that it satisfies."""
         served = set(session.routes())
         for route in dict.fromkeys(route for route, _ in self.store.memory._due):
             version = session.announced[route.module].version if route.module in session.announced else ""

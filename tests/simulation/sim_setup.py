@@ -1,4 +1,4 @@
-"""What is the same in every run, and known to those who judge it."""
+"""The constants of every run, known also to the judge."""
 
 from __future__ import annotations
 

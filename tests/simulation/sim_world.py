@@ -167,7 +167,7 @@ class Connection:
         self.peer.receive(self, kind, request, items)
 
     def stall(self, length_us: int) -> None:
-        """What the peer sends from now on arrives when so much time has passed, even if the peer has gone by then."""
+        """Delay everything that the peer sends from now on by this time, even if the peer is gone by then."""
         self._up.held_until_us = max(self._up.held_until_us, self._world.now_us + length_us)
 
     def starve(self, alive_us: int, late_us: int, silent_us: int) -> None:
@@ -187,7 +187,7 @@ class Connection:
 
     @property
     def stalled_until_us(self) -> int:
-        """When what the peer sends arrives again."""
+        """The time at which the peer's bytes arrive again."""
         return self._up.held_until_us
 
     def cut(self, half_open: float = 0.2) -> None:
@@ -262,7 +262,7 @@ class Network:
 
     @property
     def stalled_until_us(self) -> int:
-        """When the last stall ends, or has ended."""
+        """The end of the last stall."""
         return max((conn.stalled_until_us for conn in self._stalled), default=0)
 
     def stall(self, conn: Connection, length_us: int) -> None:
@@ -271,7 +271,7 @@ class Network:
         conn.stall(length_us)
 
     def open_connections(self) -> list[Connection]:
-        """Those that may be broken."""
+        """Return the connections that may be broken."""
         return [conn for conn in self._open if conn.is_open]
 
 

@@ -75,7 +75,7 @@ def parts_of(names: Iterable[str]) -> Iterator[Path]:
 
 
 def _listing() -> set[Path]:
-    """What stands in the folders that a build may write to."""
+    """Return the files in the folders that a build may write to."""
     places = (CHECKOUT, *(CHECKOUT / "plugins").iterdir(), CHECKOUT / "example_modules_pkg", HERE / "system_modules_pkg")
     every = {path for place in places for folder in (place, place / "src") for path in folder.glob("*")}
     return {path for path in every if not path.name.startswith((".", "__pycache__"))}

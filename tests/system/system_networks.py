@@ -62,7 +62,7 @@ class Network:
 
     @staticmethod
     def inside(name: str) -> list[str]:
-        """What to put before a command that is run on this machine."""
+        """Return the prefix for a command that runs on this machine."""
         return [shutil.which("ip") or "ip", "netns", "exec", name]
 
     def enter_client(self) -> None:

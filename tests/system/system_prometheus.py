@@ -33,7 +33,7 @@ def program(name: str) -> Path:
 
 
 def promtool(*words: object) -> str:
-    """What a check of promtool says, once it has passed."""
+    """Return the output of promtool's check, which must pass."""
     done = subprocess.run([str(program("promtool")), *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

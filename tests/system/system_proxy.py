@@ -1,4 +1,4 @@
-"""What stands between a client and a server in a test of the network: it hands on what it is told to hand on."""
+"""A proxy between client and server for tests of the network: it forwards what the test tells it to."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ _ENDLESS: Final = ("busy_python", "busy_c", "deadlock", "deaf", "timeout")
 
 
 class Death(NamedTuple):
-    """How a job ended, and how long after that the next one on the same executor was done."""
+    """The end of a job, and the time until the next one on the same executor was done."""
 
     status: Status
     next_s: float
 
     @property
     def recorded(self) -> str:
-        """What stays of it, in one line."""
+        """Return it as one line of the record."""
         status = self.status
         if status.state == "done":
             return ", ".join(filter(None, ("done", status.result_error)))
@@ -78,7 +78,7 @@ class Ward:
         self._fds = self._supervisor.num_fds()
 
     def probe(self, executor: str) -> Any:
-        """What the next job of an executor finds."""
+        """Return the state that the next job of an executor finds."""
         return self.client.enq(_MODULES[executor][1], max_attempts=1).wait(15)
 
     def die(self, executor: str, how: str, *, is_alike: bool = True, **options: Any) -> Death:
@@ -110,7 +110,7 @@ class Ward:
             raise AssertionError(f"{error}: {self.left()}\n{self.worker.log[-4000:]}") from None
 
     def left(self) -> list[str]:
-        """What is there that was not there before, in words."""
+        """Return in words what was not there before."""
         left = []
         try:
             nurseries = self._supervisor.children()
@@ -130,7 +130,7 @@ class Ward:
         return left
 
     def _list_files(self) -> set[str]:
-        """Those in the folder where the worker runs and keeps its state; a core is left by the system, if that is its way."""
+        """List the files in the worker's folder and its state folder, without core dumps of the system."""
         folders = (self.rig.folder, self.rig.folder / "state", self.rig.folder / "home")
         names = {str(file) for folder in folders if folder.exists() for file in folder.rglob("*")}
         return {name for name in names if "store/" not in name and not Path(name).name.startswith("core")}

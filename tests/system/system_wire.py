@@ -1,4 +1,4 @@
-"""What a test says on a connection of its own: raw bytes, lines of 2012, or frames, whole or in pieces."""
+"""A test's own connection: raw bytes, lines of 2012, or frames, whole or in pieces."""
 
 from __future__ import annotations
 

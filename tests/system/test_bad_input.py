@@ -1,4 +1,4 @@
-"""What strangers, broken clients and attackers send: each is refused or closed, nothing of it runs, others are served.
+"""Bytes of strangers, broken clients and attackers: each is refused or closed, none runs, and others are served.
 
 One server takes it all, one test after the other; towards the end one looks at what that has cost it.
 """
@@ -342,7 +342,7 @@ def test_half_a_frame_and_silence_is_closed_and_a_silent_connection_is_not(house
 
 
 def test_the_deadlines_are_those_of_the_contract() -> None:
-    """They were shortened above; what they are is said here."""
+    """They were shortened above; this test has the real values."""
     from givalia_core.server import connection
 
     assert (connection.HANDSHAKE_US, connection.FRAME_US) == (5_000_000, 30_000_000)
@@ -476,7 +476,7 @@ sys.stdin.readline()
 
 
 def _timed(waits: list[float], ask: Callable[[], T]) -> T:
-    """What one request is answered, and how long that took."""
+    """Return the answer to one request, and the time it took."""
     started = time.monotonic()
     answer = ask()
     waits.append(time.monotonic() - started)

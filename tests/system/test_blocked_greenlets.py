@@ -17,7 +17,7 @@ LIMIT_S = 6  # Longer than a lease: what nobody beats for would be lost by then.
 
 
 def blocked(worker: Running) -> str:
-    """What the worker says of the job that blocks it."""
+    """Return the worker's description of the job that blocks it."""
     return worker.await_log(r"job \S+ of \w+ has blocked the greenlets of its worker for \S+ s \(process \d+\)")[0]
 
 

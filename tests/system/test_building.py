@@ -1,4 +1,4 @@
-"""What `pip install .` does to the folder that it builds from: nothing, for that may be somebody else's clone."""
+"""`pip install .` changes nothing in the folder that it builds from, which may be another user's clone."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ CLOCKS_S = 0.05
 
 
 class LosingProxy(Proxy):
-    """Of each kind of command it loses the first answer, and the connection with it.
+    """A proxy that loses the first answer of each kind of command, and the connection with it.
 
     The server has answered by then, so the command has taken effect: exactly what a network that breaks does.
     """

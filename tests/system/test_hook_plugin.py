@@ -141,7 +141,7 @@ class House:
         return [each for each in every if not hooks or each["hook"] in hooks]
 
     def of(self, job_id: str, *hooks: str, count: int = 1) -> list[dict[str, Any]]:
-        """What was seen of a job, once there are so many."""
+        """Return the events of a job, once there are so many."""
 
         def look() -> list[dict[str, Any]]:
             found = [each for each in self.seen(*hooks) if each.get("job", {}).get("id") == job_id]

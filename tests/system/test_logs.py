@@ -40,7 +40,7 @@ class Log:
         return await_true(look, f"{event} in {self.path}")
 
     def rotate(self) -> Log:
-        """As logrotate does with `create`; return what was moved away."""
+        """Rotate as logrotate does with `create`; return the renamed file."""
         moved = self.path.rename(self.path.with_suffix(".1"))
         self.path.touch(0o640)
         return Log(moved)

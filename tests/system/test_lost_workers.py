@@ -24,7 +24,7 @@ SPIN_S = 15
 
 
 class Story(NamedTuple):
-    """What the jobs wrote down, what the server knows of them in the end, and what else there is to know."""
+    """The lines that the jobs wrote, the server's final state, and further facts."""
 
     starts: list[list[str]]
     stats: list[Status]

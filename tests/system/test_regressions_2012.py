@@ -1,4 +1,4 @@
-"""What the server of 2012 got wrong (CONTRACT 4), each as a test for ever. R8 is among the lost workers."""
+"""The errors of the server of 2012 (CONTRACT 4), each as a permanent test. R8 is among the lost workers."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ print(json.dumps([seen, [type(each).__name__ for each in said], others]))
 
 
 def test_r04_no_name_makes_a_worker_import_open_or_start_anything(house: House) -> None:
-    """What a worker does with a dispatch, under an audit hook: the name is looked up in a table, and that is all."""
+    """Under an audit hook, a dispatch makes a worker look the name up in a table, and nothing else."""
     assert len(set(HOSTILE)) >= 500
 
     done = subprocess.run(

@@ -23,7 +23,7 @@ class Letter(WorkModule):
 
 
 def environment(wheels: Wheels, folder: Path, version: str) -> Installed:
-    """Where a worker has this version of the package."""
+    """Return an environment in which a worker has this version of the package."""
     folder.mkdir()
     package = write_package(folder, "letters", LETTER, {"Letter": "Letter"}, version=version)
     return Installed(folder / "environment", [*wheels.core, build(package, folder / "wheel")])

@@ -1,4 +1,4 @@
-"""What a server and a worker tell the service manager that started them: here the other end of that socket is the test."""
+"""Messages of server and worker to the service manager that started them; the test plays the manager."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Manager:
         raise AssertionError(f"{name} was not said within {seconds:g} s")
 
     def forget(self) -> None:
-        """What has arrived so far is of no interest."""
+        """Discard all messages so far."""
         while self.next(0.01):
             pass
 

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGINT, SIGHUP and SIGUSR1 do to a server and to a worker, on a terminal and without."""
+"""The effects of SIGTERM, SIGINT, SIGHUP and SIGUSR1 on server and worker, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Flood:
             pass
 
     def end(self) -> None:
-        """When the server has gone."""
+        """Return the time at which the server is gone."""
         self._reading.join(10)
         self.wire.socket.close()
         self._sending.join(10)
@@ -282,7 +282,7 @@ def _outcomes(jobs: list[Any]) -> list[tuple[str, int]]:
 
 
 def test_signals_for_all_processes_of_a_worker_fail_no_job(rig: Rig) -> None:
-    """As `systemctl kill`, a service manager that kills a whole group, or Ctrl+C send them."""
+    """`systemctl kill`, a service manager that kills a whole group, and Ctrl+C send them so."""
     rig.start_server()
     worker = rig.start_worker()
     jobs = _staying(rig, 1.5)

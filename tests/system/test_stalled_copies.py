@@ -76,7 +76,7 @@ class StallingProxy(Proxy):
 
 
 class Sides(NamedTuple):
-    """Whether the server remembers its answers, and whether the client says how long it waits; one of them is enough."""
+    """Two switches: the server remembers its answers, and the client says how long it waits; one of them is enough."""
 
     remembers: bool
     tells: bool

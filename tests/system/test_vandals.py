@@ -76,7 +76,7 @@ class Place:
 
     @property
     def starts(self) -> int:
-        """How often neighbours have started since they were gathered."""
+        """Return the number of starts of neighbours since they were gathered."""
         return len(lines_of(self._starts))
 
     def open(self) -> None:
@@ -95,7 +95,7 @@ def place(shared_rig: Rig) -> Place:
 
 
 def _end(job: JobHandle) -> str:
-    """How a job has ended: its state, and the first line of its error if it is dead."""
+    """Return the end of a job: its state, and the first line of its error if it is dead."""
     with contextlib.suppress(GivaliaError):
         job.wait(20)
     status = job.stat()

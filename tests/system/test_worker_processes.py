@@ -1,4 +1,4 @@
-"""What a worker's processes are to each other: made, replaced, ended and shown, whatever the jobs in them do."""
+"""A worker's processes are made, replaced, ended and shown, whatever the jobs in them do."""
 
 from __future__ import annotations
 

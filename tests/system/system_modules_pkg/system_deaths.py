@@ -42,7 +42,7 @@ class Sly(dict[str, int]):
 
 
 class Raises(WorkModule):
-    """What is raised, and what is returned."""
+    """Jobs that raise or return strange values."""
 
     def end_system_exit_0(self) -> None:
         raise SystemExit(0)
@@ -123,7 +123,7 @@ class Raises(WorkModule):
 
 
 class Kills(WorkModule):
-    """What ends the process, or would keep it for ever."""
+    """Jobs that end their process, or would never end."""
 
     def end_exit_0(self) -> None:
         os._exit(0)
@@ -166,7 +166,7 @@ class Kills(WorkModule):
 
 
 class Leaves(WorkModule):
-    """What is left behind."""
+    """Jobs that leave something behind."""
 
     def end_fork_returns(self) -> str:
         return "the fork" if os.fork() == 0 else "the job"
