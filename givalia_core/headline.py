@@ -9,7 +9,7 @@ from givalia_core.frozen import BUILTINS
 
 __builtins__ = BUILTINS
 
-HEADLINE_MAX: Final = 256
+HEADLINE_CHARS_MAX: Final = 256
 LEFT_OUT: Final = "[... the beginning is left out ...]"
 
 _CHAINED: Final = re.compile(
@@ -35,8 +35,8 @@ def headline(error: str | None) -> str:
     for number, line in enumerate(lines):
         if line.strip() and not line[0].isspace():  # Frames are indented.
             line = own_line([line, *lines[number + 1 :]])
-            return line if len(line) <= HEADLINE_MAX else line[: HEADLINE_MAX - 1] + "…"
-    return lines[0].strip()[:HEADLINE_MAX] if lines else ""
+            return line if len(line) <= HEADLINE_CHARS_MAX else line[: HEADLINE_CHARS_MAX - 1] + "…"
+    return lines[0].strip()[:HEADLINE_CHARS_MAX] if lines else ""
 
 
 def own_line(lines: list[str]) -> str:

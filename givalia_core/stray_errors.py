@@ -13,8 +13,8 @@ from givalia_core.frozen import Clock
 from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
 
-WORDS_MAX: Final = 200
-LOOK_S: Final = 1.0
+WORDS_CHARS_MAX: Final = 200
+POLL_S: Final = 1.0
 
 
 def log_stray_errors(log: logging.Logger, hub: Any = None, spawn: Callable[..., object] | None = None) -> StrayErrors:
@@ -31,7 +31,7 @@ def log_stray_errors(log: logging.Logger, hub: Any = None, spawn: Callable[..., 
     stray = StrayErrors(log, spawn)
     if hub is not None and spawn is not None:
         hub.print_exception = stray.in_greenlet
-        stray.timer = hub.loop.timer(LOOK_S, LOOK_S, ref=False)
+        stray.timer = hub.loop.timer(POLL_S, POLL_S, ref=False)
         stray.timer.start(spawn, stray.look)
     threading.excepthook = stray.in_thread
     sys.unraisablehook = stray.unraisable
@@ -96,4 +96,4 @@ class StrayErrors:
         self.look()
         name = getattr(kind, "__name__", "?")
         if self._repeats.may_say(f"errors that nobody caught ({name})", Clock.monotonic()):
-            quietly(self._log.error, "%s %s", what[:WORDS_MAX], name, exc_info=(kind, error, trace))
+            quietly(self._log.error, "%s %s", what[:WORDS_CHARS_MAX], name, exc_info=(kind, error, trace))

@@ -20,7 +20,7 @@ from givalia_core.printable import printable
 T = TypeVar("T")
 
 STDIN: Final = "-"
-PART: Final = 10_000  # Names in one call.
+PART_NAMES: Final = 10_000  # Names in one call.
 LINE_BYTES_MAX: Final = 1_024  # Longer than any key or id.
 
 Ask: TypeAlias = Callable[[list[str] | None, list[str] | None], Sequence[T | GivaliaError]]
@@ -70,14 +70,14 @@ def show_each(given: argparse.Namespace, ask: Ask[T], shown: Shown[T], *, change
     names = _read(given.id or given.key)
     try:
         with show.Progress(sys.stderr) as progress:
-            while part := list(islice(names, PART)):
+            while part := list(islice(names, PART_NAMES)):
                 run.call(part)
                 if sys.stderr.isatty():
                     progress.show_line(run.counted())
     except BaseException as error:
         run.say_so_far(error, changes=changes)
         raise
-    if run.counts.total() > PART:
+    if run.counts.total() > PART_NAMES:
         endings.say(f"givalia: {run.counted()}")
     if run.exit_codes:
         raise SystemExit(run.exit_codes.pop() if len(run.exit_codes) == 1 else PartlyRefused.exit_code)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from givalia_core.headline import HEADLINE_MAX, LEFT_OUT, headline, shortened, type_raised
+from givalia_core.headline import HEADLINE_CHARS_MAX, LEFT_OUT, headline, shortened, type_raised
 
 LINK = "(Background on this error at: https://sqlalche.me/e/20/e3q8)"
 
@@ -112,7 +112,7 @@ def test_it_is_type_and_message_of_the_exception_itself(function: Callable[[], N
         ("Traceback (most recent call last):", ""),
         ("", ""),
         (None, ""),
-        ("x" * 1_000, "x" * (HEADLINE_MAX - 1) + "…"),
+        ("x" * 1_000, "x" * (HEADLINE_CHARS_MAX - 1) + "…"),
     ],
 )  # fmt: skip
 def test_of_words_it_is_the_first_line(error: str | None, line: str) -> None:

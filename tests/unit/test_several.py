@@ -44,7 +44,7 @@ def show(asked: Asked, **given: Any) -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of three."""
-    monkeypatch.setattr(several, "PART", 3)
+    monkeypatch.setattr(several, "PART_NAMES", 3)
 
 
 @pytest.fixture

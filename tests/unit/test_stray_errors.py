@@ -86,7 +86,7 @@ def test_an_error_that_nobody_caught_is_logged_and_not_printed(
 def test_a_storm_that_is_over_is_counted_without_another_error(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stray_errors, "LOOK_S", 0.01)
+    monkeypatch.setattr(stray_errors, "POLL_S", 0.01)
     monkeypatch.setattr(stray_errors, "Repeats", partial(Repeats, period_s=0.1))
     stray = log_stray_errors(LOG, gevent.get_hub(), gevent.spawn)
 
