@@ -40,7 +40,7 @@ class Apart:
         self._url = url.replace("apart:", "sqlite:", 1)
         self._lock = RLock()
 
-    def open(self, *, unsafe: bool = False) -> Opened:
+    def open(self, *, unsafe: bool = False) -> Opened:  # noqa: ARG002 - A store has it.
         ours, theirs = native_socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(native_socket.SOL_SOCKET, native_socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -58,7 +58,11 @@ class Apart:
         return found
 
     def commit(
-        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+        self,
+        changes: Sequence[Change],
+        mark: Mark,
+        retention: Retention | None = None,
+        learned: object = None,  # noqa: ARG002 - A store has it.
     ) -> Commit:
         slim = [(None if was is None else was.seq, pack_base(job), job.params) for was, job in changes]
         commit: Commit = self._ask("commit", slim, mark, retention)

@@ -28,13 +28,13 @@ def end_to_end_of(rig: harness.Rig, client: harness.Client, worker: subprocess.P
     return {"end to end, jobs/s": ran.done, "enq answered, jobs/s": ran.answered}
 
 
-def singles_of(rig: harness.Rig, client: harness.Client, worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
+def singles_of(rig: harness.Rig, client: harness.Client, _worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
     """Jobs one at a time, as greenlets."""
     starts, results = harness.latencies(rig, client, lines)
     return {"enq to start, p50, ms": statistics.median(starts), "enq to result, p50, ms": statistics.median(results)}
 
 
-def isolated_of(rig: harness.Rig, client: harness.Client, worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
+def isolated_of(_rig: harness.Rig, client: harness.Client, _worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
     """Jobs one at a time, in a process that is there already."""
     took_ms = [executors.round_trip_ms(client, executors.ALONE, line) for line in lines]
     return {"enq to result, p50, ms": statistics.median(took_ms), "enq to result, mean, ms": statistics.fmean(took_ms)}

@@ -138,7 +138,7 @@ class Packed(Ours):
 class _ArrayWords:
     """`Words` without a file."""
 
-    def __init__(self, path: Path, words: int, make_room: Callable[[], None]) -> None:
+    def __init__(self, path: Path, words: int, _make_room: Callable[[], None]) -> None:
         path.touch()
         self._array = array("q")
         self.at = memoryview(self._array)
@@ -171,7 +171,7 @@ class Dicts:
     is_on_disk = False
     package = "heapq"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, _folder: Path) -> None:
         self._ids: dict[bytes, int] = {}
         self._keys: dict[str, int] = {}
         self._heap: list[tuple[int, int]] = []
@@ -193,7 +193,7 @@ class Dicts:
             taken.append((*heapq.heappop(self._heap), 0))
         return taken
 
-    def remove(self, taken: Taken, jobs: Sequence[Entry]) -> None:
+    def remove(self, _taken: Taken, jobs: Sequence[Entry]) -> None:
         for job in jobs:
             del self._ids[job.id], self._keys[job.key]
 

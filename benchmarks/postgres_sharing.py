@@ -180,15 +180,15 @@ class _Bench:
         """Commits of one job each, and the time from sending an insert until another connection hears of it."""
         insert: Statement = (INSERT, (0, LATER_US, 1))
 
-        def silent(ask: Ask, place: int) -> int:
+        def silent(ask: Ask, _: int) -> int:
             ask(BEGIN, insert, COMMIT)
             return 1
 
-        def inside(ask: Ask, place: int) -> int:
+        def inside(ask: Ask, _: int) -> int:
             ask(BEGIN, insert, (SAY, (str(time.perf_counter_ns()),)), COMMIT)
             return 1
 
-        def after(ask: Ask, place: int) -> int:
+        def after(ask: Ask, _: int) -> int:
             began_ns = time.perf_counter_ns()
             ask(BEGIN, insert, COMMIT)
             ask((hints.NOTIFY, (str(began_ns),)))
