@@ -54,6 +54,7 @@ class Lines(LoggerAdapter[Logger]):
 class Filled:
     """What the steps of an attempt fill; until then each attempt has this in common with all others."""
 
+    pid = 0  # Of its process, if the process has looked that up once for all attempts.
     is_stop_asked = False  # Somebody has cancelled the job.
     is_in_process = False
     has_run = False  # Its code has ended.
@@ -176,7 +177,7 @@ def process(attempt: Attempt) -> None:
     """
     if attempt.raised is None:
         attempt.raised = attempt.stopped
-    here, started_s, has_limit = getpid(), Clock.monotonic(), attempt.dispatch.timeout_us is not None
+    here, started_s, has_limit = attempt.pid or getpid(), Clock.monotonic(), attempt.dispatch.timeout_us is not None
     try:
         if has_limit:
             attempt.begin()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from logging import getLogger
+from os import getpid
 from sys import getrefcount
 from typing import Any, Final, Generic, TypeVar
 from weakref import getweakrefcount
@@ -173,7 +174,7 @@ class Runner:
         self._collector = collector
         if collector is None:
             job_servers.tell_jobs(self._servers_of_job)
-        self._loop = get_hub().loop
+        self._loop, self._pid = get_hub().loop, getpid()
         self._beat()
         self._pulse = self._loop.timer(PULSE_S, PULSE_S)
         self._pulse.start(self._beat)
@@ -230,7 +231,7 @@ class Runner:
         for note in notes:
             if type(note) is Dispatch:
                 attempt = self.attempts[note.fence] = Hosted(note, self._works.get(note.module), self._job_hooks, self.say)
-                attempt.endings = self._endings
+                attempt.endings, attempt.pid = self._endings, self._pid
                 begun.append(attempt)
             else:
                 self._heed(note)
