@@ -33,7 +33,7 @@ from givalia_core.threads import thread_now
 from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Bell, Link
-from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, SharedPage
 from givalia_core.worker.processes.generations import Crew
 
 STOP_S: Final = 5.0
@@ -57,7 +57,7 @@ class Here:
         self.pid = os.getpid()
         self.since = time.time()
         self.started_s = time.monotonic()
-        self.page = Page()
+        self.page = SharedPage()
         self.last_current = 0
         self.memory_bytes = 0
         self.is_open = True

@@ -135,7 +135,7 @@ class Verdict:
         return self._suspects is None or fence in self._suspects
 
 
-class Lines(Protocol):
+class LogLines(Protocol):
     """What a crew and its foreman need of a logger."""
 
     def info(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:

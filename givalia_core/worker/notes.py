@@ -38,7 +38,7 @@ class Importing(NamedTuple):
     module: str
 
 
-class Ready(NamedTuple):
+class HostReady(NamedTuple):
     """The process has its modules and plugins: `sources` says where each is imported from, `hooks` what plugins listen to.
 
     In the page a plugin has the number of its place in `plugins`, counted down from -1.
@@ -50,7 +50,7 @@ class Ready(NamedTuple):
     plugins: list[str]
 
 
-class InHook(NamedTuple):
+class PluginBusy(NamedTuple):
     """A plugin has been busy with this job for a while; `words` say with what, and are empty when it has ended."""
 
     id: bytes
@@ -72,7 +72,7 @@ class Drain(NamedTuple):
     is_over: bool = False
 
 
-class Cancelled(NamedTuple):
+class CancelAsked(NamedTuple):
     """Somebody cancelled this running job: let it see so, if it runs in this process; and tell the plugins, if that is news."""
 
     job: Any
@@ -96,13 +96,13 @@ class Stuck(NamedTuple):
 
 
 class Before(NamedTuple):
-    """A job is to start in a process of its own: tell the plugins, then say `Told`."""
+    """A job is to start in a process of its own: tell the plugins, then say `PluginsTold`."""
 
     job: Any
 
 
 class After(NamedTuple):
-    """A job has ended in a process of its own, or with the process it ran in: tell the plugins, then say `Told`."""
+    """A job has ended in a process of its own, or with the process it ran in: tell the plugins, then say `PluginsTold`."""
 
     job: Any
     kind: str
@@ -111,7 +111,7 @@ class After(NamedTuple):
     seconds: float
 
 
-class Told(NamedTuple):
+class PluginsTold(NamedTuple):
     """The plugins were told of this attempt's start or end."""
 
     id: bytes
@@ -135,7 +135,7 @@ class Outdated(NamedTuple):
     """The code of the job is another by now than that which was announced: it was not started."""
 
 
-class Ended(NamedTuple):
+class JobEnded(NamedTuple):
     """How a job ended in its own process. `Spoiled` may follow; then the process has started no other job."""
 
     is_success: bool
@@ -149,7 +149,7 @@ class Spoiled(NamedTuple):
     words: str
 
 
-class Asked(NamedTuple):
+class AskHeld(NamedTuple):
     """Which attempts are under way? The answer is `Holding`, behind all reports of attempts that have ended."""
 
 
@@ -171,15 +171,16 @@ class Logged(NamedTuple):
     fields: dict[str, Any]
 
 
-class Servers(NamedTuple):
+class JobServers(NamedTuple):
     """Where clients go that are made in jobs: addresses, separated by commas."""
 
     servers: str
 
 
 NOTES: Final[tuple[type, ...]] = (
-    Serve, Importing, Ready, InHook, Start, Started, Drain, Cancelled, End, Stuck, Before, After, Told, Begin, Outdated, Ended,
-    Spoiled, Asked, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce, Servers,
+    Serve, Importing, HostReady, PluginBusy, Start, Started, Drain, CancelAsked, End, Stuck, Before, After, PluginsTold, Begin,
+    Outdated, JobEnded,
+    Spoiled, AskHeld, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce, JobServers,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.
@@ -196,7 +197,7 @@ def _record(notes: Sequence[Any]) -> bytes:
     return _HEAD.pack(size, size ^ _ALL_BITS, crc32(packed)) + packed
 
 
-class Reader:
+class NoteReader:
     """Cuts a stream of bytes into notes; a record of them has at most so many bytes."""
 
     def __init__(self, bytes_max: int = _ALL_BITS) -> None:

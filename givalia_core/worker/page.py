@@ -40,7 +40,7 @@ NOTHING: Final = memoryview(bytes(8 * len(_RECENT[0]))).cast("q")
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
 
-class Page:
+class SharedPage:
     """The shared page: each field is one whole number, written by one side only, so no lock is needed.
 
     The process writes `PULSE` and `CURRENT` and what it has run; the supervisor writes the others.
@@ -131,13 +131,13 @@ class LastWords:
         return data.decode("utf-8", "replace").strip()
 
 
-def page_of(fd: int) -> Page:
+def page_of(fd: int) -> SharedPage:
     """Return the page of `fd` in the process that the supervisor shares it with, and close `fd`.
 
     A job may write to each file that is open in its process, and a mapping keeps its file open: so nothing may be written to
     that from now on but by way of the mappings that are there, where the system has such a seal.
     """
-    page = Page(fd)
+    page = SharedPage(fd)
     with suppress(OSError, AttributeError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
     os.close(fd)

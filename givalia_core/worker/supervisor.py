@@ -20,7 +20,7 @@ from givalia_core.steady import AGAIN_S, survives
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.link import Link
 from givalia_core.worker.processes.generations import Crew
-from givalia_core.worker.watch import LOOK_S, Watch
+from givalia_core.worker.watch import LOOK_S, PackageWatch
 
 READY_S = 10.0  # So long the link waits for the modules, so that a worker that is connected has some.
 STOP_S = 5.0
@@ -35,13 +35,13 @@ class Supervisor:
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
         self._link = Link(settings.servers(), join, [], lambda event: self._foreman.deliver(event))
         self._foreman = Foreman(settings, self._link, Crew)
-        self.connected = self._foreman.news.is_connected
+        self.connected = self._foreman.news.connected
         """Set while the link is up."""
         self._watching: gevent.Greenlet[..., None] | None = None
 
     def start(self) -> None:
         """Start the processes and the link; returns at once."""
-        watch = Watch() if self.settings.watch else None
+        watch = PackageWatch() if self.settings.watch else None
         self._foreman.open()
         self._linked = gevent.spawn(self._run_link)
         if watch is not None:
@@ -51,7 +51,7 @@ class Supervisor:
         self._foreman.news.ready.wait(READY_S)
         self._link.run()
 
-    def _watch_forever(self, watch: Watch) -> None:
+    def _watch_forever(self, watch: PackageWatch) -> None:
         while True:
             gevent.sleep(LOOK_S)
             with survives("looking for packages that have changed", self._foreman.log) as failed:

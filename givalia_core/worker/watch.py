@@ -23,7 +23,7 @@ Seen = dict[str, tuple[int, ...]]
 """By path: what changes when an installer touches it."""
 
 
-class Watch:
+class PackageWatch:
     """Look at it every `LOOK_S`; it says when there is something new."""
 
     def __init__(self, folders: Iterable[str] | None = None) -> None:

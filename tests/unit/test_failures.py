@@ -9,7 +9,7 @@ import pytest
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.worker.foreman.failures import ANSWERED_S, Failures
 from givalia_core.worker.link.answers import follows
-from givalia_core.worker.link.records import Answered, Follows
+from givalia_core.worker.link.records import FailAnswered, Follows
 
 ID = bytes(range(16))
 BOOM = 'Traceback (most recent call last):\n  File "cart.py", line 7, in process\nValueError: boom'
@@ -56,7 +56,7 @@ def test_a_failed_attempt_is_said_when_it_is_known_what_follows(failures: Failur
     report(failures)
     assert log.lines == []
 
-    failures.answer(Answered(7, RETRY, is_taken=True), 0.1)
+    failures.answer(FailAnswered(7, RETRY, is_taken=True), 0.1)
 
     assert log.lines == [("warning", "attempt 2 of 5 failed, next try in 3.9 s: ValueError: boom")]
     assert log.said[0][2] == {
@@ -67,7 +67,7 @@ def test_a_failed_attempt_is_said_when_it_is_known_what_follows(failures: Failur
 
 def test_a_dead_job_is_an_error_with_its_traceback(failures: Failures, log: Log) -> None:
     report(failures, attempt=5)
-    failures.answer(Answered(7, DEAD, is_taken=True), 0.1)
+    failures.answer(FailAnswered(7, DEAD, is_taken=True), 0.1)
     assert log.lines == [("error", "the job is dead: attempt 5 of 5 failed: ValueError: boom")]
     assert log.said[0][2]["traceback"] == BOOM
 
@@ -75,7 +75,7 @@ def test_a_dead_job_is_an_error_with_its_traceback(failures: Failures, log: Log)
 def test_a_traceback_is_left_out_where_the_setting_says_so_and_where_there_is_none(log: Log) -> None:
     for failures, error in ((Failures(log, lambda: False), BOOM), (Failures(log, lambda: True), "no such cart")):
         report(failures, error=error)
-        failures.answer(Answered(7, DEAD, is_taken=True), 0.1)
+        failures.answer(FailAnswered(7, DEAD, is_taken=True), 0.1)
     assert [line for _, line in log.lines] == [
         "the job is dead: attempt 2 of 5 failed: ValueError: boom",
         "the job is dead: attempt 2 of 5 failed: no such cart",
@@ -86,17 +86,17 @@ def test_a_traceback_is_left_out_where_the_setting_says_so_and_where_there_is_no
 @pytest.mark.parametrize(
     ("answered", "line"),
     [
-        (Answered(7, None, is_taken=True), ("warning", "attempt 2 failed: ValueError: boom")),
+        (FailAnswered(7, None, is_taken=True), ("warning", "attempt 2 failed: ValueError: boom")),
         (
-            Answered(7, None, is_taken=False),
+            FailAnswered(7, None, is_taken=False),
             ("warning", "attempt 2 failed, and the server did not take the report, for the lease was over: ValueError: boom"),
         ),
-        (Answered(7, Follows("cancelled", 5, None), is_taken=True),
+        (FailAnswered(7, Follows("cancelled", 5, None), is_taken=True),
          ("info", "attempt 2 of 5 failed, and the job is cancelled: ValueError: boom")),
     ],
     ids=["an old server", "a lease that was over", "a cancelled job"],
 )  # fmt: skip
-def test_what_is_not_known_is_not_said(failures: Failures, log: Log, answered: Answered, line: tuple[str, str]) -> None:
+def test_what_is_not_known_is_not_said(failures: Failures, log: Log, answered: FailAnswered, line: tuple[str, str]) -> None:
     report(failures)
     failures.answer(answered, 0.1)
     assert log.lines == [line]
@@ -113,8 +113,8 @@ def test_an_attempt_whose_report_is_not_answered_is_said_once_and_a_death_all_th
 
     line = ("warning", "attempt 2 failed, and the server has not answered the report yet: ValueError: boom")
     assert log.lines == [line, line]
-    failures.answer(Answered(7, RETRY, is_taken=True), 9.0)
-    failures.answer(Answered(8, DEAD, is_taken=True), 9.0)
+    failures.answer(FailAnswered(7, RETRY, is_taken=True), 9.0)
+    failures.answer(FailAnswered(8, DEAD, is_taken=True), 9.0)
     assert log.lines[2:] == [("error", "the job is dead: attempt 2 of 5 failed: ValueError: boom")]
 
 
@@ -127,11 +127,11 @@ def test_nothing_is_left_unsaid_at_the_end(failures: Failures, log: Log) -> None
 def test_a_storm_of_one_error_is_counted(failures: Failures, log: Log) -> None:
     for fence in range(1, 1_001):
         report(failures, fence, error=BOOM + f" {fence}")
-        failures.answer(Answered(fence, RETRY, is_taken=True), fence / 1_000)
+        failures.answer(FailAnswered(fence, RETRY, is_taken=True), fence / 1_000)
     assert len(log.lines) == 10
 
     report(failures, 2_000, error="no such cart")
-    failures.answer(Answered(2_000, RETRY, is_taken=True), 2.0)
+    failures.answer(FailAnswered(2_000, RETRY, is_taken=True), 2.0)
     assert "no such cart" in log.lines[-1][1]  # Another error is none of them.
 
     failures.look(11.0)

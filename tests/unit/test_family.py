@@ -12,8 +12,8 @@ from gevent.event import AsyncResult
 from waits import yield_until
 
 from givalia_core.worker import notes
-from givalia_core.worker.notes import Logged, Start, Told
-from givalia_core.worker.processes.family import Member, Nursery
+from givalia_core.worker.notes import Logged, PluginsTold, Start
+from givalia_core.worker.processes.family import Member, NurseryHandle
 
 DEPTH = 2_000  # More than can be packed.
 
@@ -27,10 +27,10 @@ def test_a_note_that_cannot_be_packed_costs_those_said_with_it_and_behind_it_not
     for _ in range(DEPTH):
         deep = [deep]
 
-    member.tell(Told(b"i" * 16, 6), Logged({"msg": deep}), Told(b"j" * 16, 7))
+    member.tell(PluginsTold(b"i" * 16, 6), Logged({"msg": deep}), PluginsTold(b"j" * 16, 7))
     gevent.sleep(0)
     member.tell(Start())
-    reader = notes.Reader()
+    reader = notes.NoteReader()
     heard: list[Any] = []
     with gevent.Timeout(5):
         while Start() not in heard:
@@ -38,13 +38,13 @@ def test_a_note_that_cannot_be_packed_costs_those_said_with_it_and_behind_it_not
 
     theirs.close()
     member.end(0)
-    assert heard == [Told(b"i" * 16, 6), Told(b"j" * 16, 7), Start()]
+    assert heard == [PluginsTold(b"i" * 16, 6), PluginsTold(b"j" * 16, 7), Start()]
 
 
 def test_nobody_is_to_blame_for_a_process_that_ends_with_its_nursery() -> None:
     ended: AsyncResult[int] = AsyncResult()
     member = Member("job", lambda heard: None, ended.set)
-    nursery = Nursery(lambda: None)
+    nursery = NurseryHandle(lambda: None)
     nursery.fork(member)
     yield_until(lambda: member.pid, "the process", 20)
     member.page.current = 7  # It is just in the code of this one.

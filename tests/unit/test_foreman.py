@@ -16,8 +16,8 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.worker.assignment import Assignment, Verdict
 from givalia_core.worker.foreman import Foreman
 from givalia_core.worker.foreman.foreman import ASK_S
-from givalia_core.worker.link import Answered, Connected, Dispatched, Follows, Lost, StopAsked
-from givalia_core.worker.notes import After, Before, Cancelled, Drain, End, Ended, Start, Told
+from givalia_core.worker.link import Connected, Dispatched, FailAnswered, Follows, Lost, StopAsked
+from givalia_core.worker.notes import After, Before, CancelAsked, Drain, End, JobEnded, PluginsTold, Start
 from givalia_core.worker.processes.audit import Audit
 from givalia_core.worker.reasons import Reason
 
@@ -74,9 +74,9 @@ class FakeCrew:
         self.told.append(Start())
 
     def serve(self) -> FakeCrew:
-        self.foreman.news.is_ready(self)  # type: ignore[arg-type]
+        self.foreman.news.on_ready(self)  # type: ignore[arg-type]
         self.is_serving = True
-        self.foreman.news.has_started(self)  # type: ignore[arg-type]
+        self.foreman.news.on_started(self)  # type: ignore[arg-type]
         return self
 
     apart = frozenset({APART})
@@ -112,7 +112,7 @@ class FakeCrew:
 
     def die(self, verdict: Verdict) -> None:
         self.is_serving = False
-        self.foreman.news.host_died(self, verdict)  # type: ignore[arg-type]
+        self.foreman.news.on_host_died(self, verdict)  # type: ignore[arg-type]
 
     def look(self, *, is_fair: bool) -> None:
         pass
@@ -228,13 +228,13 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
     assert rig.crew.told[-1] == Before(tuple(job))
     assert not rig.crew.running
 
-    rig.foreman.reported(Told(job.id, job.fence))
+    rig.foreman.reported(PluginsTold(job.id, job.fence))
     (held,) = rig.crew.running
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.apart.job_ended(held, Ended(True, report, 0.5))
+    rig.foreman.apart.job_ended(held, JobEnded(True, report, 0.5))
     assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
     assert rig.link.reports() == []
-    rig.foreman.reported(Told(job.id, job.fence))
+    rig.foreman.reported(PluginsTold(job.id, job.fence))
 
     assert rig.link.reports() == [report]
 
@@ -242,8 +242,8 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
 def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None:
     rig = Rig("before_run", "after_run")
     first, second = rig.lend(APART, 1), rig.lend(APART, 2)
-    rig.foreman.reported(Told(first.id, first.fence))
-    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, Succeed(first.id, first.fence), 0.1))
+    rig.foreman.reported(PluginsTold(first.id, first.fence))
+    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, Succeed(first.id, first.fence), 0.1))
 
     rig.crew.die(Verdict(0, "died", "gone"))
 
@@ -307,7 +307,7 @@ def test_a_cancelled_job_apart_sees_it_and_is_made_to_end_later() -> None:
     for again in (False, True, True):
         rig.foreman.deliver(StopAsked(job.id, job.fence, again))
     assert child.member.page.cancelled == job.fence
-    assert [note for note in rig.crew.told if isinstance(note, Cancelled)] == [Cancelled(tuple(job), is_news=True)]
+    assert [note for note in rig.crew.told if isinstance(note, CancelAsked)] == [CancelAsked(tuple(job), is_news=True)]
     assert child.member.signals == []
 
     rig.later(1.1)
@@ -319,7 +319,7 @@ def test_a_job_apart_that_is_cancelled_before_it_starts_never_does() -> None:
     job = rig.lend(APART)
 
     rig.foreman.deliver(StopAsked(job.id, job.fence, False))
-    rig.foreman.reported(Told(job.id, job.fence))
+    rig.foreman.reported(PluginsTold(job.id, job.fence))
 
     assert not rig.crew.running
     assert rig.link.reports() == [Fail(job.id, job.fence, "stopped", "cancelled: before it started")]
@@ -332,7 +332,7 @@ def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
-    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, report, 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, report, 1.0))
 
     assert rig.link.reports() == [report]
 
@@ -343,7 +343,7 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
     assert rig.crew.children[0].member.signals == [15]
 
-    rig.foreman.apart.job_ended(rig.crew.running[0], Ended(True, Succeed(job.id, job.fence), 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, Succeed(job.id, job.fence), 1.0))
 
     (report,) = rig.link.reports()
     assert (type(report), report.kind) == (Fail, "died")
@@ -385,7 +385,7 @@ def test_a_process_with_code_that_does_not_end_takes_no_more_and_its_neighbours_
     before = rig.crew
     rig.hear(Fail(stuck.id, stuck.fence, "timeout", "timeout"))
 
-    rig.foreman.news.host_has_stuck(before, stuck.id)  # type: ignore[arg-type]
+    rig.foreman.news.on_host_clogged(before, stuck.id)  # type: ignore[arg-type]
 
     rig.crews[-1].serve()
     assert before.is_retired
@@ -401,7 +401,7 @@ def test_of_too_many_processes_with_code_that_does_not_end_the_oldest_is_given_u
         rig.lend(fence=fence)
         crew = rig.crews[-1]
         crew.has_stuck = True
-        rig.foreman.news.host_has_stuck(crew, bytes(16))  # type: ignore[arg-type]
+        rig.foreman.news.on_host_clogged(crew, bytes(16))  # type: ignore[arg-type]
         if fence < 5:
             rig.crews[-1].serve()
 
@@ -419,7 +419,7 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
 
     assert [held.dispatch for held in rig.crew.running] == again[:4]
     rig.foreman.apart.child_died(rig.crew.running[0], "child_died: SIGSEGV")
-    rig.foreman.apart.job_ended(rig.crew.running[1], Ended(True, Succeed(again[1].id, again[1].fence), 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[1], JobEnded(True, Succeed(again[1].id, again[1].fence), 1.0))
     assert [held.dispatch for held in rig.crew.running] == again[:6]
     third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
     assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.
@@ -572,11 +572,11 @@ def test_a_foreman_that_stops_gives_back_what_has_not_started() -> None:
     told = rig.lend(APART, fence=1)  # Its plugins are being told.
 
     rig.foreman.stopping.stop(rig.foreman.jobs[1], Reason.SHUTDOWN, "the worker stops")
-    rig.foreman.reported(Told(told.id, told.fence))
+    rig.foreman.reported(PluginsTold(told.id, told.fence))
 
     assert not rig.crew.running
     assert rig.crew.told[-1] == After(tuple(told), "released", b"", None, 0.0)
-    rig.foreman.reported(Told(told.id, told.fence))
+    rig.foreman.reported(PluginsTold(told.id, told.fence))
     assert rig.link.reports() == [Release(told.id, told.fence)]
 
 
@@ -600,7 +600,7 @@ def test_a_failed_attempt_is_logged_with_what_the_server_says_follows(caplog: py
     rig.hear(Fail(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
     assert "boom" not in caplog.text
 
-    rig.foreman.deliver(Answered(job.fence, Follows("dead", 1, None), is_taken=True))
+    rig.foreman.deliver(FailAnswered(job.fence, Follows("dead", 1, None), is_taken=True))
 
     (record,) = [record for record in caplog.records if "boom" in record.getMessage()]
     assert (record.levelname, record.key) == ("ERROR", "cart-7")  # type: ignore[attr-defined]
@@ -619,7 +619,7 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
     rig = Rig()
     job = rig.lend(APART)
     (held,) = rig.crew.running
-    rig.foreman.apart.job_ended(held, Ended(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
+    rig.foreman.apart.job_ended(held, JobEnded(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
 
     rig.later(6)
 
@@ -657,4 +657,4 @@ def test_a_worker_that_was_told_to_stop_before_it_is_connected_ends_without_an_e
 
     rig.foreman.deliver(Connected(("there", 1), 30_000_000))  # type: ignore[arg-type]
 
-    assert rig.foreman.news.is_connected.is_set()
+    assert rig.foreman.news.connected.is_set()

@@ -25,7 +25,7 @@ from givalia_core.protocol.messages import (
     refusal,
 )
 from givalia_core.worker.link.lease_core import LeaseCore
-from givalia_core.worker.link.records import Answered, Dispatched, Follows, Lost, Resumed, StopAsked
+from givalia_core.worker.link.records import Dispatched, FailAnswered, Follows, Lost, Resumed, StopAsked
 
 LEASE_US = 30 * SECOND_US
 MARGIN_US = LEASE_US // 10
@@ -215,7 +215,7 @@ def test_a_report_of_a_lease_that_is_anothers_by_now_is_not_made() -> None:
     rig.lend(JOB._replace(fence=6))
 
     assert rig.say(REPORT) == []
-    assert rig.core.say(FAILURE) == [Answered(JOB.fence, None, is_taken=False)]
+    assert rig.core.say(FAILURE) == [FailAnswered(JOB.fence, None, is_taken=False)]
     assert rig.pump() == []
 
 
@@ -308,7 +308,7 @@ def test_a_report_that_was_not_sent_is_not_taken_if_the_lease_is_lost() -> None:
 
     events = rig.core.answered(rig.numbers[Kind.BEAT], [refusal(Stale("not yours"))], rig.now_us)
 
-    assert events[1:] == [Answered(JOB.fence, None, is_taken=False)]
+    assert events[1:] == [FailAnswered(JOB.fence, None, is_taken=False)]
     assert rig.pump() == []
 
 
@@ -337,7 +337,7 @@ def test_the_answer_to_a_failure_tells_what_follows() -> None:
     rig.say(FAILURE)
 
     assert rig.answer(Kind.FAIL, [((OK, "waiting", 5, 1_000), b"")]) == [
-        Answered(JOB.fence, Follows("waiting", 5, 1_000), is_taken=True)
+        FailAnswered(JOB.fence, Follows("waiting", 5, 1_000), is_taken=True)
     ]
 
 

@@ -18,7 +18,7 @@ from givalia_core.protocol.caller import HELLO_NUMBER
 from givalia_core.protocol.messages import Join, Kind
 from givalia_core.worker.link import line as line_room
 from givalia_core.worker.link.lease_core import LeaseCore
-from givalia_core.worker.link.line import Line
+from givalia_core.worker.link.line import ServerLine
 
 PATIENCE_S = 10.0
 TENTH = 0.1
@@ -33,7 +33,7 @@ def _tenths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def connected(serve: Callable[[socket.socket], object], asked_since: float | None) -> Iterator[Line]:
+def connected(serve: Callable[[socket.socket], object], asked_since: float | None) -> Iterator[ServerLine]:
     """A line to a peer that does so with its connection."""
 
     def accept() -> None:
@@ -48,7 +48,7 @@ def connected(serve: Callable[[socket.socket], object], asked_since: float | Non
         core = LeaseCore(Join("worker", b"i" * 16), [])
         if asked_since is not None:
             core.asked[1] = Kind.BEAT, [], round(asked_since * 1e6)
-        line = Line(Address(*listener.getsockname()), core)
+        line = ServerLine(Address(*listener.getsockname()), core)
         try:
             yield line
         finally:
@@ -56,7 +56,7 @@ def connected(serve: Callable[[socket.socket], object], asked_since: float | Non
             thread.join(PATIENCE_S)
 
 
-def look_for_ever(line: Line) -> None:
+def look_for_ever(line: ServerLine) -> None:
     """Look whenever that is due."""
     pause = threading.Event()
     while True:

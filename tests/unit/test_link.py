@@ -33,7 +33,7 @@ from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
 from givalia_core.protocol.session import Port
-from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Follows, Link, Lost
+from givalia_core.worker.link import Connected, Disconnected, Dispatched, FailAnswered, Follows, Link, Lost
 from givalia_core.worker.link import line as line_room
 from givalia_core.worker.link import servers as servers_room
 from givalia_core.worker.link.servers import BACKOFF_FIRST_S
@@ -238,20 +238,20 @@ FAILURE = Fail(JOB.id, JOB.fence, "failed", "boom")
 @pytest.mark.parametrize(
     ("answer", "known"),
     [
-        ([(("OK", "dead", 5), b"")], Answered(JOB.fence, Follows("dead", 5, None), is_taken=True)),
-        ([(("OK",), b"")], Answered(JOB.fence, None, is_taken=True)),
-        ([refusal(Stale("not yours"))], Answered(JOB.fence, None, is_taken=False)),
+        ([(("OK", "dead", 5), b"")], FailAnswered(JOB.fence, Follows("dead", 5, None), is_taken=True)),
+        ([(("OK",), b"")], FailAnswered(JOB.fence, None, is_taken=True)),
+        ([refusal(Stale("not yours"))], FailAnswered(JOB.fence, None, is_taken=False)),
     ],
     ids=["dead", "an old server", "stale"],
 )
-def test_what_a_server_says_follows_a_failure_is_told(rig: Rig, answer: list[Any], known: Answered) -> None:
+def test_what_a_server_says_follows_a_failure_is_told(rig: Rig, answer: list[Any], known: FailAnswered) -> None:
     script = lending(Kind.FAIL, first(Kind.FAIL, refuse(BUSY), then=lambda line, ask: line.say(ask, answer)))
     rig.start(rig.server(script))
     rig.take_the_job()
 
     rig.link.send(FAILURE)
 
-    assert rig.next(Answered) == known
+    assert rig.next(FailAnswered) == known
 
 
 HEARD = item(Heard(1, LEASE_US))

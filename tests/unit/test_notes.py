@@ -11,19 +11,32 @@ import pytest
 
 from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
 from givalia_core.worker import notes
-from givalia_core.worker.notes import Begin, Cancelled, Drain, End, Ended, InHook, Logged, Ready, Serve, Start, Stuck, Told
+from givalia_core.worker.notes import (
+    Begin,
+    CancelAsked,
+    Drain,
+    End,
+    HostReady,
+    JobEnded,
+    Logged,
+    PluginBusy,
+    PluginsTold,
+    Serve,
+    Start,
+    Stuck,
+)
 
 JOB = Dispatch(b"j" * 16, 7, "Sample", 2, 1_000, "key", payload=b"\x93\x01\x02\x03")
 SAID: list[Any] = [
     Serve({"name": "any", "grace": 30.0}, {"Deadly": "it died"}),
-    Ready([list(Announce("Sample", "example", "1"))], {"Sample": "example:Sample"}, ["before_run"], ["Logging"]),
-    InHook(b"i" * 16, 7, "before_run of plugin Logging"),
+    HostReady([list(Announce("Sample", "example", "1"))], {"Sample": "example:Sample"}, ["before_run"], ["Logging"]),
+    PluginBusy(b"i" * 16, 7, "before_run of plugin Logging"),
     Start(),
     Drain(is_over=True),
     JOB,
     End(JOB.id, 7, "timeout", "timeout: it ran longer than 1 s"),
     Stuck(JOB.id, 7),
-    Told(JOB.id, 7),
+    PluginsTold(JOB.id, 7),
     Succeed(JOB.id, 7, None, b"\xc0"),
     Fail(JOB.id, 7, "failed", "no", None, False, True),
     Release(JOB.id, 7, True),
@@ -33,12 +46,12 @@ SAID: list[Any] = [
 
 
 def test_notes_arrive_as_they_were_said() -> None:
-    assert notes.Reader().feed(notes.pack(SAID)) == SAID
+    assert notes.NoteReader().feed(notes.pack(SAID)) == SAID
 
 
 def test_notes_arrive_whole_in_whatever_pieces() -> None:
     data = notes.pack(SAID[:4]) + notes.pack(SAID[4:])
-    reader = notes.Reader()
+    reader = notes.NoteReader()
 
     heard = [note for place in range(len(data)) for note in reader.feed(data[place : place + 1])]
 
@@ -46,13 +59,13 @@ def test_notes_arrive_whole_in_whatever_pieces() -> None:
 
 
 def test_a_dispatch_inside_another_note_can_be_made_again() -> None:
-    begin, cancelled = notes.Reader().feed(notes.pack([Begin(tuple(JOB), "example:Sample"), Cancelled(tuple(JOB), True)]))
+    begin, cancelled = notes.NoteReader().feed(notes.pack([Begin(tuple(JOB), "example:Sample"), CancelAsked(tuple(JOB), True)]))
 
     assert Dispatch(*begin.job) == Dispatch(*cancelled.job) == JOB
 
 
 def test_how_a_job_ended_travels_with_its_report() -> None:
-    (ended,) = notes.Reader().feed(notes.pack([Ended(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5)]))
+    (ended,) = notes.NoteReader().feed(notes.pack([JobEnded(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5)]))
 
     assert Succeed(*ended.report) == Succeed(JOB.id, 7, None, b"\x01")
 
@@ -75,7 +88,7 @@ def record(packed: bytes, size: int | None = None) -> bytes:
 )
 def test_what_nobody_of_ours_says_is_refused(data: bytes) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011  (Whatever it is: the process that said it is ended.)
-        notes.Reader(1 << 16).feed(data)
+        notes.NoteReader(1 << 16).feed(data)
 
 
 @pytest.mark.parametrize("place", range(60))
@@ -87,4 +100,4 @@ def test_what_a_job_does_to_the_connection_shows_with_the_next_record_at_the_lat
     spoiled = data[:place] + (b"" if what == "a byte less" else bytes([data[place] ^ 1])) + cut
 
     with pytest.raises(ValueError, match="record"):
-        notes.Reader(1 << 20).feed(spoiled + notes.pack([Start()]))
+        notes.NoteReader(1 << 20).feed(spoiled + notes.pack([Start()]))

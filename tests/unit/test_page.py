@@ -7,33 +7,33 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from givalia_core.worker.page import NOTHING, Page, page_file, page_of
+from givalia_core.worker.page import NOTHING, SharedPage, page_file, page_of
 
 
 @pytest.fixture
-def shared() -> Iterator[tuple[Page, Page]]:
+def shared() -> Iterator[tuple[SharedPage, SharedPage]]:
     """The page as the supervisor has it, and as the process does."""
     fd = page_file()
-    ours, theirs = Page(fd), page_of(os.dup(fd))
+    ours, theirs = SharedPage(fd), page_of(os.dup(fd))
     os.close(fd)
     yield ours, theirs
     theirs.close()
     ours.close()
 
 
-def beat(page: Page) -> None:
+def beat(page: SharedPage) -> None:
     """Let the loop of the process turn once more."""
     part, page.turn = next(page.parts)
     page.fields[part] = NOTHING
 
 
-def run(page: Page, *fences: int) -> None:
+def run(page: SharedPage, *fences: int) -> None:
     """Switch from one greenlet to the other."""
     for fence in fences:
         page.current = fence
 
 
-def test_what_has_run_since_the_pulse_before_the_last_shows(shared: tuple[Page, Page]) -> None:
+def test_what_has_run_since_the_pulse_before_the_last_shows(shared: tuple[SharedPage, SharedPage]) -> None:
     ours, theirs = shared
     run(theirs, 1, 2, 0, -1, 3)
 
@@ -46,7 +46,7 @@ def test_what_has_run_since_the_pulse_before_the_last_shows(shared: tuple[Page, 
     assert ours.current == 4
 
 
-def test_of_many_switches_the_last_are_known(shared: tuple[Page, Page]) -> None:
+def test_of_many_switches_the_last_are_known(shared: tuple[SharedPage, SharedPage]) -> None:
     ours, theirs = shared
     run(theirs, *range(1, 10_000))
 
@@ -56,7 +56,7 @@ def test_of_many_switches_the_last_are_known(shared: tuple[Page, Page]) -> None:
 @pytest.mark.parametrize("spoil", [lambda fd: os.write(fd, b"junk"), lambda fd: os.ftruncate(fd, 0)], ids=["write", "truncate"])
 def test_a_job_cannot_change_the_page_by_its_descriptor(spoil: Callable[[int], object]) -> None:
     fd = page_file()
-    ours, theirs = Page(fd), page_of(os.dup(fd))
+    ours, theirs = SharedPage(fd), page_of(os.dup(fd))
     theirs.current = 7
 
     with pytest.raises(PermissionError):

@@ -28,8 +28,8 @@ from givalia_core.worker.attempt import telling as telling_room
 from givalia_core.worker.attempt.pipeline import ERROR_BYTES_MAX, Attempt, execute
 from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.attempt.telling import HookLate
-from givalia_core.worker.notes import After, Before, InHook, Start, Started, Told
-from givalia_core.worker.page import Page
+from givalia_core.worker.notes import After, Before, PluginBusy, PluginsTold, Start, Started
+from givalia_core.worker.page import SharedPage
 
 
 def report_of(process: Callable[[Any], Any]) -> Any:
@@ -315,7 +315,7 @@ def run(said: list[Any]) -> Iterator[Callable[[type[WorkModule], int | None], No
 
     def running(work: type[WorkModule], timeout_us: int | None) -> None:
         worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
-        runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([]), said.append, Page(), worker)
+        runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([]), said.append, SharedPage(), worker)
         runners.append(runner)
         runner.open()
         del said[:]
@@ -358,7 +358,7 @@ def test_whose_code_runs_is_noted_again_when_a_job_has_stopped_that(said: list[A
         greenlet.settrace(None)
         gevent.sleep(60)
 
-    page = Page()
+    page = SharedPage()
     worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
     runner = Runner(
         {"Work": describe("Work", "test", "0", type("Work", (WorkModule,), {"process": process}))},
@@ -416,7 +416,7 @@ def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
     said: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telling_room, "HOOK_SAID_S", 0.1)
-    plugin, page = Hangs(), Page()
+    plugin, page = Hangs(), SharedPage()
     hooks = Hooks([plugin])
     seen: list[int] = []
     work = type("Work", (WorkModule,), {"process": lambda _: seen.append(page.current)})
@@ -435,8 +435,8 @@ def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
 
     assert current == 0  # Nobody's code runs.
     assert said == [
-        InHook(bytes(16), 7, "before_run of plugin Hangs"),
-        InHook(bytes(16), 7, ""),
+        PluginBusy(bytes(16), 7, "before_run of plugin Hangs"),
+        PluginBusy(bytes(16), 7, ""),
         Succeed(bytes(16), 7, None, b"\xc0"),
     ]
     assert plugin.stopped == 1
@@ -463,8 +463,12 @@ class Deaf:
     [
         ("before_run", Dispatch(bytes(16), 7, "Work", 1, 0), Release(bytes(16), 7)),
         ("after_run", Dispatch(bytes(16), 7, "Work", 1, 0), Succeed(bytes(16), 7, None, b"\xc0")),
-        ("before_run", Before(tuple(Dispatch(bytes(16), 7, "Work", 1, 0))), Told(bytes(16), 7)),
-        ("after_run", After(tuple(Dispatch(bytes(16), 7, "Work", 1, 0)), "succeeded", b"", None, 0.0), Told(bytes(16), 7)),
+        ("before_run", Before(tuple(Dispatch(bytes(16), 7, "Work", 1, 0))), PluginsTold(bytes(16), 7)),
+        (
+            "after_run",
+            After(tuple(Dispatch(bytes(16), 7, "Work", 1, 0)), "succeeded", b"", None, 0.0),
+            PluginsTold(bytes(16), 7),
+        ),
         ("worker_started", Start(), Started()),
     ],
 )
@@ -474,7 +478,7 @@ def test_what_a_plugin_was_called_for_goes_on_though_it_takes_no_notice_of_its_l
     hooks = Hooks([Deaf(hook)])
     work = type("Work", (WorkModule,), {"process": lambda _: None})
     worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 0.1})})
-    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, Page(), worker)
+    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, SharedPage(), worker)
     runner.open()
     del said[:]
     try:
@@ -486,12 +490,12 @@ def test_what_a_plugin_was_called_for_goes_on_though_it_takes_no_notice_of_its_l
         runner.close()
 
     assert not runner.attempts
-    assert [each for each in said if not isinstance(each, InHook)] == [follows]
+    assert [each for each in said if not isinstance(each, PluginBusy)] == [follows]
     assert hooks.silenced == {"Deaf"}
 
 
 def test_what_happens_in_a_plugin_is_the_plugins(said: list[Any]) -> None:
-    page = Page()
+    page = SharedPage()
     seen: list[int] = []
 
     class Looks:

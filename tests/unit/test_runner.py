@@ -16,7 +16,7 @@ from givalia_core.hooks import Hooks
 from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch, Fail, Succeed
 from givalia_core.worker.attempt.runner import Runner
-from givalia_core.worker.page import Page
+from givalia_core.worker.page import SharedPage
 
 MADE: list[weakref.ref[WorkModule]] = []
 
@@ -53,7 +53,9 @@ def _no_collector() -> Iterator[None]:
 def test_what_a_job_made_is_gone_when_it_has_ended(how: str, report: type) -> None:
     said: list[Any] = []
     settings = Mock(stop_grace=0.05)
-    runner = Runner({"Ends": describe("Ends", "test", "0", Ends)}, Hooks([]), said.append, Page(), Mock(settings=settings))
+    runner = Runner(
+        {"Ends": describe("Ends", "test", "0", Ends)}, Hooks([]), said.append, SharedPage(), Mock(settings=settings)
+    )
     runner.open()
     try:
         packed = b"\xd9" + bytes([len(how)]) + how.encode()

@@ -17,7 +17,7 @@ from givalia_core.modules import describe
 from givalia_core.protocol.messages import Dispatch
 from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.notes import Logged
-from givalia_core.worker.page import Page
+from givalia_core.worker.page import SharedPage
 
 HALF_WAY: list[Callable[[], None]] = []
 
@@ -49,7 +49,7 @@ def test_a_job_that_mutes_all_loggers_mutes_no_plugin_and_no_other_process(
     logs: Logging, caplog: pytest.LogCaptureFixture
 ) -> None:
     said: list[Any] = []
-    runner = Runner({"Mute": describe("Mute", "test", "0", Mute)}, Hooks([Plugin()]), said.append, Page(), Mock())
+    runner = Runner({"Mute": describe("Mute", "test", "0", Mute)}, Hooks([Plugin()]), said.append, SharedPage(), Mock())
     fields = {"name": "givalia.job", "levelno": logging.WARNING, "levelname": "WARNING", "msg": "of a job apart"}
     HALF_WAY[:] = [lambda: runner.take(Logged(fields))]
     runner.open(restore_logs=logs.restore)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from givalia_core.worker.watch import PATIENCE_S, QUIET_S, Watch
+from givalia_core.worker.watch import PATIENCE_S, QUIET_S, PackageWatch
 
 
 class Site:
@@ -16,7 +16,7 @@ class Site:
     def __init__(self, *folders: Path) -> None:
         self.folder = folders[0]
         self.now_s = 100.0
-        self.watch = Watch(map(str, folders))
+        self.watch = PackageWatch(map(str, folders))
 
     def metadata(self, name: str, folder: Path | None = None) -> Path:
         made = (folder or self.folder) / f"{name}.dist-info"

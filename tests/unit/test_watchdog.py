@@ -13,7 +13,7 @@ from givalia_core.settings import WorkerSettings
 from givalia_core.worker.assignment import Assignment
 from givalia_core.worker.page import DUMP_SIGNAL
 from givalia_core.worker.processes import watchdog
-from givalia_core.worker.processes.watchdog import START_S, Host
+from givalia_core.worker.processes.watchdog import START_S, HostWatch
 
 SETTINGS = WorkerSettings(block_limit=5.0)
 FENCE = 7
@@ -73,7 +73,7 @@ class Watched:
     def __init__(self, member: Member) -> None:
         self.log, self.counts, self.member = Log(), Counter[str](), member
         held: Assignment[Any] = Assignment(Dispatch(bytes(16), FENCE, "Mail", 1, 0), None, is_apart=False)
-        self.host = Host(lambda fence: held if fence == FENCE else None, self.log, self.counts)  # type: ignore[arg-type, return-value]
+        self.host = HostWatch(lambda fence: held if fence == FENCE else None, self.log, self.counts)  # type: ignore[arg-type, return-value]
         self.host.begin(member)
 
     def block(self, seconds: float) -> Any:

@@ -37,8 +37,8 @@ from givalia_core.streams import let_go_of_readers, outlast_readers
 from givalia_core.worker.attempt.collector import Collector
 from givalia_core.worker.attempt.pipeline import STEPS_IN_CHILD, Attempt, report_of, say_left_out
 from givalia_core.worker.attempt.surroundings import Contents, Surroundings
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Reader, Serve, Servers, Spoiled, pack
-from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, Page, page_of
+from givalia_core.worker.notes import Begin, JobEnded, JobServers, Logged, NoteReader, Outdated, Serve, Spoiled, pack
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, SharedPage, page_of
 from givalia_core.worker.reasons import WORDS, timed_out
 
 __builtins__ = BUILTINS
@@ -61,7 +61,7 @@ def main(channel: int, page: int, last_words: int) -> int:
 class _Alone(Attempt):
     """An attempt that has this process for itself, and is told over the page what its supervisor wants."""
 
-    def __init__(self, dispatch: Dispatch, send: Callable[[Any], None], page: Page) -> None:
+    def __init__(self, dispatch: Dispatch, send: Callable[[Any], None], page: SharedPage) -> None:
         super().__init__(dispatch, None, None, send)
         self._page = page
 
@@ -72,10 +72,10 @@ class _Alone(Attempt):
 class Child:
     """The process itself."""
 
-    def __init__(self, channel: socket, page: Page) -> None:
+    def __init__(self, channel: socket, page: SharedPage) -> None:
         self._channel = channel
         self._page = page
-        self._reader = Reader()
+        self._reader = NoteReader()
         self._classes: dict[str, type[WorkModule]] = {}
         self._keep()
         self._collector = Collector()
@@ -115,7 +115,7 @@ class Child:
                     self._stray = log_stray_errors(getLogger("givalia.job"))
                     self._surroundings.close()
                     self._keep()
-                elif isinstance(note, Servers):
+                elif isinstance(note, JobServers):
                     job_servers.tell_process(note.servers)
             say_left_out()  # Of storms that are over; a process that waits for its next job says it then.
             if self._stray is not None:
@@ -160,7 +160,7 @@ class Child:
         self._attempt = None
         try:
             self._channel.setblocking(True)  # The job may have changed that for all its files.
-            self.say(Ended(isinstance(report, Succeed), report, attempt.seconds))
+            self.say(JobEnded(isinstance(report, Succeed), report, attempt.seconds))
         except OSError:
             while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
                 pause()

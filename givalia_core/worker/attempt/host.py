@@ -41,8 +41,8 @@ from givalia_core.worker.attempt.pipeline import WRONG_PROCESS, say_left_out  # 
 from givalia_core.worker.attempt.runner import Runner  # noqa: E402
 from givalia_core.worker.attempt.surroundings import Surroundings  # noqa: E402
 from givalia_core.worker.channel import Channel  # noqa: E402
-from givalia_core.worker.notes import Importing, Reader, Serve, Spoiled, pack  # noqa: E402
-from givalia_core.worker.page import LastWords, Page, page_of  # noqa: E402
+from givalia_core.worker.notes import Importing, NoteReader, Serve, Spoiled, pack  # noqa: E402
+from givalia_core.worker.page import LastWords, SharedPage, page_of  # noqa: E402
 
 __builtins__ = BUILTINS
 
@@ -64,7 +64,7 @@ def main(channel: int, page: int, last_words: int) -> int:
 class Host:
     """The process itself; also what plugins are handed as `worker`."""
 
-    def __init__(self, channel: Channel, page: Page, last_words: LastWords) -> None:
+    def __init__(self, channel: Channel, page: SharedPage, last_words: LastWords) -> None:
         self._channel = channel
         self._page = page
         self._last_words = last_words
@@ -91,7 +91,7 @@ class Host:
     def serve(self) -> int:
         """Take notes, and say some, until it is over."""
         outlast_readers()
-        reader = Reader()
+        reader = NoteReader()
         serve, *more = self._first_notes(reader)
         # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
         get_hub().loop.install_sigchld()
@@ -112,7 +112,7 @@ class Host:
         sending.join(0.5)
         return 0
 
-    def _first_notes(self, reader: Reader) -> list[Any]:
+    def _first_notes(self, reader: NoteReader) -> list[Any]:
         while not (heard := reader.feed(self._channel.receive())):
             pass
         return heard
@@ -218,7 +218,7 @@ class Host:
             elif self._runner is not None and self._runner.telling.over.is_set():
                 return
 
-    def _read_forever(self, reader: Reader, notes_: list[Any]) -> None:
+    def _read_forever(self, reader: NoteReader, notes_: list[Any]) -> None:
         assert self._runner is not None
         while True:
             for start in range(0, len(notes_), AT_ONCE):

@@ -39,7 +39,7 @@ job_log = getLogger("givalia.job")
 _repeats: Final = Repeats()
 
 
-class Lines(LoggerAdapter[Logger]):
+class JobLog(LoggerAdapter[Logger]):
     """The log of a job. A line that cannot be written is lost, and the job goes on: another one may have closed the stream."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
@@ -98,10 +98,10 @@ class Attempt(Filled):
         return self._job
 
     @property
-    def log(self) -> Lines:
+    def log(self) -> JobLog:
         """The log of the job; its lines carry the job's id, key and attempt."""
         job = self.job
-        return Lines(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
+        return JobLog(job_log, {"job_id": job.id, "key": job.key, "attempt": job.attempt, "job_module": job.module})
 
     @property
     def outcome(self) -> Outcome:

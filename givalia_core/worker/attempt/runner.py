@@ -33,8 +33,8 @@ from givalia_core.worker.attempt.hosted import Endings, Hosted
 from givalia_core.worker.attempt.pipeline import classify, execute, report
 from givalia_core.worker.attempt.telling import HOOKS_OF_JOBS, Telling
 from givalia_core.worker.attempt.whose import FENCE, Whose
-from givalia_core.worker.notes import Asked, End, Holding, Ready, Servers
-from givalia_core.worker.page import CURRENT, NOTHING, PULSE, Page
+from givalia_core.worker.notes import AskHeld, End, Holding, HostReady, JobServers
+from givalia_core.worker.page import CURRENT, NOTHING, PULSE, SharedPage
 
 __builtins__ = BUILTINS
 
@@ -133,7 +133,7 @@ class Runner:
     """
 
     def __init__(
-        self, modules: dict[str, FoundModule], hooks: Hooks, say: Callable[[Any], None], page: Page, worker: Any
+        self, modules: dict[str, FoundModule], hooks: Hooks, say: Callable[[Any], None], page: SharedPage, worker: Any
     ) -> None:
         self._modules = modules
         self._works = {name: found.work for name, found in modules.items()}
@@ -151,8 +151,8 @@ class Runner:
         self._actions: dict[type, Callable[[Any], None]] = {
             **self.telling.actions,
             End: self._end,
-            Asked: lambda _: self.say(Holding(list(self.attempts))),
-            Servers: self._know_servers,
+            AskHeld: lambda _: self.say(Holding(list(self.attempts))),
+            JobServers: self._know_servers,
         }
 
     def open(
@@ -182,7 +182,7 @@ class Runner:
         self.telling.open(started, restore_logs)
         announced = [tuple(announcement(found)) for found in self._modules.values()]
         sources = {found.name: found.source for found in self._modules.values()}
-        self.say(Ready(announced, sources, list(filter(self._hooks.listens, HOOKS_OF_JOBS)), self._hooks.names))
+        self.say(HostReady(announced, sources, list(filter(self._hooks.listens, HOOKS_OF_JOBS)), self._hooks.names))
 
     def close(self) -> None:
         """Show no more signs of life."""
@@ -285,7 +285,7 @@ class Runner:
         if attempt is not None:
             self._endings.stop(attempt, Stopped(note.why, note.words))
 
-    def _know_servers(self, note: Servers) -> None:
+    def _know_servers(self, note: JobServers) -> None:
         self._servers = note.servers
         if self._collector is not None:  # This process is only there for jobs.
             job_servers.tell_process(note.servers)

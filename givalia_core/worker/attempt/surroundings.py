@@ -50,7 +50,7 @@ _PARTS: Final[list[tuple[str, Any]]] = [
 ]
 
 
-class _Kept:
+class _Namespaces:
     """The objects that some namespaces held; two thousand of them are compared after each job that runs apart."""
 
     def __init__(self, spaces: Sequence[Mapping[str, Any]]) -> None:
@@ -82,8 +82,8 @@ class Contents:
     # is not to lose its process each time.
 
     def __init__(self) -> None:
-        self._parts = _Kept([vars(part) for _, part in _PARTS])
-        self._modules = _Kept([modules])
+        self._parts = _Namespaces([vars(part) for _, part in _PARTS])
+        self._modules = _Namespaces([modules])
         self._lists = _lists()
         self._values = _values()
 

@@ -26,7 +26,7 @@ from givalia_core.views import Outcome
 from givalia_core.worker.attempt.hosted import Hosted
 from givalia_core.worker.attempt.pipeline import classify, report, view
 from givalia_core.worker.attempt.whose import Whose
-from givalia_core.worker.notes import After, Before, Cancelled, Counts, Drain, InHook, Logged, Start, Started, Told
+from givalia_core.worker.notes import After, Before, CancelAsked, Counts, Drain, Logged, PluginBusy, PluginsTold, Start, Started
 from givalia_core.worker.reasons import HOOK_LEFT_S
 
 __builtins__ = BUILTINS
@@ -39,7 +39,7 @@ class HookLate(BaseException):
     """Raised inside a plugin that takes longer than `hook_limit`; the job goes on without it."""
 
 
-class _InHook:
+class _HookCall:
     """A call of a plugin that is under way."""
 
     def __init__(self, hook: str, plugin: str, job: Any, fence: int | None) -> None:
@@ -78,7 +78,7 @@ class Telling:
         self._modules = modules
         self._hooks = hooks
         self._worker = worker
-        self.in_hooks: dict[Any, _InHook] = {}  # By greenlet.
+        self.in_hooks: dict[Any, _HookCall] = {}  # By greenlet.
         self._behind_hooks: dict[Any, Callable[[], None]] = {}  # By greenlet that tells plugins something: what follows.
         self._draining: Greenlet[..., Any] | None = None
         self.over = Event()
@@ -86,7 +86,7 @@ class Telling:
         self.actions: dict[type, Callable[[Any], None]] = {
             Before: self._before,
             After: self._after,
-            Cancelled: self._cancelled,
+            CancelAsked: self._cancelled,
             Start: self._start,
             Drain: self._drain,
             Counts: self._count,
@@ -101,21 +101,21 @@ class Telling:
 
     # How long they take.
 
-    def enter(self, hook: str, plugin: int, job: Any) -> _InHook:
+    def enter(self, hook: str, plugin: int, job: Any) -> _HookCall:
         """Note that a plugin is called."""
         self._restore_logs()
         running = getcurrent()
-        entered = self.in_hooks[running] = _InHook(hook, self._hooks.names[plugin], job, self._whose.fences.get(running))
+        entered = self.in_hooks[running] = _HookCall(hook, self._hooks.names[plugin], job, self._whose.fences.get(running))
         self._whose.note(running, -1 - plugin)
         return entered
 
-    def leave(self, entered: _InHook) -> None:
+    def leave(self, entered: _HookCall) -> None:
         """Note that it has returned."""
         running = getcurrent()
         self.in_hooks.pop(running, None)
         self._whose.note(running, entered.fence)
         if entered.is_said:
-            self._say(InHook(*_named(entered.job), ""))
+            self._say(PluginBusy(*_named(entered.job), ""))
 
     def look(self) -> None:
         """Say which plugins take long, and break off those that take too long."""
@@ -125,22 +125,22 @@ class Telling:
             age_s = now_s - entered.since_s
             if age_s > HOOK_SAID_S and not entered.is_said and entered.job is not None:
                 entered.is_said = True
-                self._say(InHook(*_named(entered.job), f"{entered.hook} of plugin {entered.plugin}"))
+                self._say(PluginBusy(*_named(entered.job), f"{entered.hook} of plugin {entered.plugin}"))
             if age_s > limit_s + HOOK_LEFT_S:
                 self._leave_hook(running, entered)
             elif age_s > limit_s:
                 get_hub().loop.run_callback(self._break_off, running, entered)
 
-    def _break_off(self, running: Any, entered: _InHook) -> None:
+    def _break_off(self, running: Any, entered: _HookCall) -> None:
         if self.in_hooks.get(running) is entered:  # Else it has returned meanwhile.
             running.throw(HookLate(f"it took longer than {self._worker.settings.hook_limit:g} s; the job goes on without it"))
 
-    def _leave_hook(self, running: Any, entered: _InHook) -> None:
+    def _leave_hook(self, running: Any, entered: _HookCall) -> None:
         """Go on with what a plugin was called for, which takes no notice of being broken off; its greenlet stays behind."""
         del self.in_hooks[running]
         self._hooks.silence(entered.plugin)
         if entered.is_said:
-            self._say(InHook(*_named(entered.job), ""))
+            self._say(PluginBusy(*_named(entered.job), ""))
         if running in self._behind_hooks:
             self._behind_hooks.pop(running)()
         for attempt in [attempt for attempt in self._attempts.values() if attempt.greenlet is running]:
@@ -179,10 +179,10 @@ class Telling:
             params = None  # The attempt fails for it, and says so.
         found = self._modules.get(dispatch.module)
         module = (found.work if found is not None else None) or WorkModule
-        told = partial(self._say, Told(dispatch.id, dispatch.fence))
+        told = partial(self._say, PluginsTold(dispatch.id, dispatch.fence))
         self._call(hook, told, job=view(dispatch, params), module=module, **extra)
 
-    def _cancelled(self, note: Cancelled) -> None:
+    def _cancelled(self, note: CancelAsked) -> None:
         dispatch = Dispatch(*note.job)
         attempt = self._attempts.get(dispatch.fence)
         if attempt is not None:

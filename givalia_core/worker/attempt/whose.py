@@ -12,7 +12,7 @@ from gevent import get_hub
 from greenlet import getcurrent, gettrace, settrace
 
 from givalia_core.frozen import BUILTINS
-from givalia_core.worker.page import Page
+from givalia_core.worker.page import SharedPage
 
 __builtins__ = BUILTINS
 
@@ -29,7 +29,7 @@ class Whose:
         page: The shared page of this process.
     """
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: SharedPage) -> None:
         self.page = page
         self.fences: dict[Any, int] = {}
         """By greenlet; one that is not here runs the code of whoever has started it."""
@@ -80,7 +80,7 @@ class Whose:
 
         The others are never resumed, not even to end them: what they would clean up is the parent's, a transaction perhaps.
         """
-        self.page = Page()
+        self.page = SharedPage()
         forker = self.current
 
         def guard(event: str, switch: tuple[Any, Any]) -> None:

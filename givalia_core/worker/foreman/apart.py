@@ -12,18 +12,18 @@ from givalia_core.model import OutcomeKind
 from givalia_core.printable import split
 from givalia_core.protocol.messages import Fail, Release, Succeed
 from givalia_core.views import text_id
-from givalia_core.worker.assignment import Lines, Phase, Step
+from givalia_core.worker.assignment import LogLines, Phase, Step
 from givalia_core.worker.foreman.stopping import Stopping, failure
 from givalia_core.worker.foreman.suspects import Suspects
-from givalia_core.worker.notes import After, Before, Ended
+from givalia_core.worker.notes import After, Before, JobEnded
 from givalia_core.worker.processes.generations import Job
 from givalia_core.worker.reasons import NOT_ENDED, Reason, clipped
 
 
-class Chief(Protocol):
+class ApartChief(Protocol):
     """What these jobs need of the foreman."""
 
-    log: Lines
+    log: LogLines
     counts: Counter[str]
     stopping: Stopping
 
@@ -45,7 +45,7 @@ class Apart:
         outdated: Gives a job back whose code is another by now than that which was announced.
     """
 
-    def __init__(self, foreman: Chief, outdated: Callable[[Job], None]) -> None:
+    def __init__(self, foreman: ApartChief, outdated: Callable[[Job], None]) -> None:
         self._foreman = foreman
         self.log = foreman.log
         self.servers = ""
@@ -93,7 +93,7 @@ class Apart:
         while (job := self.suspects.following(now_s)) is not None:
             self.start(job)
 
-    def job_ended(self, job: Job, note: Ended) -> None:
+    def job_ended(self, job: Job, note: JobEnded) -> None:
         """Take the end of a job."""
         self.suspects.clear(job.dispatch.id)
         job.seconds = note.seconds

@@ -15,7 +15,7 @@ from gevent.event import Event
 from givalia_core.protocol.messages import Announce, Fail, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.assignment import Lines, Phase, Verdict
+from givalia_core.worker.assignment import LogLines, Phase, Verdict
 from givalia_core.worker.foreman.apart import Apart, after
 from givalia_core.worker.foreman.stopping import failure
 from givalia_core.worker.link import Connected, Disconnected
@@ -24,11 +24,11 @@ from givalia_core.worker.processes.generations import Crew, Generations, Job
 from givalia_core.worker.reasons import clipped
 
 
-class Chief(Protocol):
+class NewsChief(Protocol):
     """What this needs of the foreman."""
 
     settings: WorkerSettings
-    log: Lines
+    log: LogLines
     counts: Counter[str]
     jobs: dict[int, Job]
     apart: Apart
@@ -52,13 +52,13 @@ class CrewNews:
         send: Takes the modules that are announced, and what goes back to the server.
     """
 
-    def __init__(self, foreman: Chief, send: Callable[[list[Announce] | Release], None]) -> None:
+    def __init__(self, foreman: NewsChief, send: Callable[[list[Announce] | Release], None]) -> None:
         self._foreman = foreman
         self._send = send
         self._has_connected = False
         self.ready = Event()
         """Set once the first crew has its modules."""
-        self.is_connected = Event()
+        self.connected = Event()
         """Set while the link is up."""
         self.when_connected: Callable[[bool], None] = lambda _: None
         """Called when the link comes up or goes down."""
@@ -67,7 +67,7 @@ class CrewNews:
 
     # Its modules.
 
-    def is_ready(self, crew: Crew) -> None:
+    def on_ready(self, crew: Crew) -> None:
         """Announce its modules; it takes jobs once its plugins know that the worker is connected."""
         self.ready.set()
         if crew is self._foreman.generations.present or not self._has_connected:
@@ -75,7 +75,7 @@ class CrewNews:
         if self._has_connected:
             crew.start()
 
-    def has_started(self, crew: Crew) -> None:
+    def on_started(self, crew: Crew) -> None:
         """Let it take over, unless another has taken over from it meanwhile."""
         if crew.is_retired:
             return
@@ -87,16 +87,16 @@ class CrewNews:
     def _announce(self, crew: Crew) -> None:
         self._send(list(crew.modules.values()))
 
-    def disconnected(self, event: Disconnected) -> None:
+    def on_disconnected(self, event: Disconnected) -> None:
         """Say so in the log."""
-        self.is_connected.clear()
+        self.connected.clear()
         self.when_connected(False)
         when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
         self._foreman.log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
 
-    def connected(self, event: Connected) -> None:
+    def on_connected(self, event: Connected) -> None:
         """Tell crews that the worker is connected, and where clients go that are made in jobs."""
-        self.is_connected.set()
+        self.connected.set()
         self.when_connected(True)
         self._foreman.log.info("connected to %s as %s", event.address, self._foreman.settings.name)
         is_first, self._has_connected = not self._has_connected, True
@@ -129,13 +129,13 @@ class CrewNews:
         else:
             logging.getLogger(note.fields["name"]).handle(logging.makeLogRecord(note.fields))
 
-    def is_over(self, crew: Crew) -> None:
+    def on_gone(self, crew: Crew) -> None:
         """Forget a crew whose processes are gone."""
         self._foreman.generations.remove(crew)
 
     # Its host.
 
-    def host_died(self, crew: Crew, verdict: Verdict) -> None:
+    def on_host_died(self, crew: Crew, verdict: Verdict) -> None:
         """Report the jobs of a host that is gone."""
         foreman = self._foreman
         foreman.give_credit()
@@ -154,24 +154,24 @@ class CrewNews:
             if "after_run" in crew.hooks:
                 crew.owe(after(job, report))
 
-    def host_is_stuck(self, crew: Crew, verdict: Verdict) -> None:
+    def on_host_stuck(self, crew: Crew, verdict: Verdict) -> None:
         """Fail the job to blame for a host that cannot be replaced, whatever its code still does."""
         job = self._foreman.jobs.get(verdict.culprit)
         if job is not None and job.crew is crew:
             self._foreman.report(job, _outcome(job, verdict))
 
-    def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
+    def on_host_clogged(self, crew: Crew, job_id: bytes) -> None:
         """Let another host take what comes: code of this job, which was reported, does not end. Its neighbours finish."""
         words = "the code of job %s does not end; its process takes no more jobs, and ends with its last one"
         self._foreman.log.error(words, text_id(job_id))
         self._reload(crew, "the code of a job does not end")
 
-    def host_is_full(self, crew: Crew) -> None:
+    def on_host_full(self, crew: Crew) -> None:
         """Let another host take over from one that has more memory than it may."""
         if crew is self._foreman.generations.crews[-1]:
             self._reload(crew, f"the one with the greenlets has more than {self._foreman.settings.memory_per_process} MiB")
 
-    def host_is_spoiled(self, crew: Crew, words: str) -> None:
+    def on_host_spoiled(self, crew: Crew, words: str) -> None:
         """Let another host take over from one that is not any more what jobs may expect."""
         self._reload(crew, f"a job has changed the {words} of the one with the greenlets")
 

@@ -13,8 +13,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.headline import headline, type_raised
 from givalia_core.protocol.messages import Dispatch, Fail
 from givalia_core.repeats import Repeats
-from givalia_core.worker.assignment import Lines
-from givalia_core.worker.link import Answered, Follows
+from givalia_core.worker.assignment import LogLines
+from givalia_core.worker.link import FailAnswered, Follows
 from givalia_core.worker.reasons import about
 
 ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
@@ -43,7 +43,7 @@ class Failures:
         shows_tracebacks: Whether the line of a dead job comes with the traceback.
     """
 
-    def __init__(self, lines: Lines, shows_tracebacks: Callable[[], bool]) -> None:
+    def __init__(self, lines: LogLines, shows_tracebacks: Callable[[], bool]) -> None:
         self._lines = lines
         self._shows_tracebacks = shows_tracebacks
         self.repeats = Repeats()
@@ -56,7 +56,7 @@ class Failures:
         """Note that this report is on its way."""
         self.reported[report.fence] = _Failure(dispatch, report, now_s)
 
-    def answer(self, answered: Answered, now_s: float) -> None:
+    def answer(self, answered: FailAnswered, now_s: float) -> None:
         """Say how an attempt ended and what follows, unless so many are alike that they are only counted."""
         follows = answered.follows
         is_dead = follows is not None and follows.state == DEAD

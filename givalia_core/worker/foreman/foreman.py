@@ -20,14 +20,14 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, quietly
-from givalia_core.worker.assignment import Assignment, Lines, Phase, Step
+from givalia_core.worker.assignment import Assignment, LogLines, Phase, Step
 from givalia_core.worker.foreman.apart import Apart
 from givalia_core.worker.foreman.chores import Chore
 from givalia_core.worker.foreman.crew_news import CrewNews
 from givalia_core.worker.foreman.failures import Failures
 from givalia_core.worker.foreman.stopping import Stopping
-from givalia_core.worker.link import Answered, Connected, Disconnected, Dispatched, Link, LinkEvent, Lost, StopAsked
-from givalia_core.worker.notes import Counts, InHook, Logged, Told
+from givalia_core.worker.link import Connected, Disconnected, Dispatched, FailAnswered, Link, LinkEvent, Lost, StopAsked
+from givalia_core.worker.notes import Counts, Logged, PluginBusy, PluginsTold
 from givalia_core.worker.page import PULSE
 from givalia_core.worker.processes.generations import BLOCKED_NS, Crew, Generations, Job
 from givalia_core.worker.reasons import WORDS, Reason
@@ -54,10 +54,10 @@ class Foreman:
     """
 
     def __init__(
-        self, settings: WorkerSettings, link: Link, make_crew: Callable[[Foreman], Crew], lines: Lines | None = None
+        self, settings: WorkerSettings, link: Link, make_crew: Callable[[Foreman], Crew], lines: LogLines | None = None
     ) -> None:
         self.settings = settings
-        self.log: Lines = lines or log
+        self.log: LogLines = lines or log
         self.counts: Counter[str] = Counter()
         """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
         self._link = link
@@ -81,9 +81,9 @@ class Foreman:
         self._actions: dict[type, Callable[[Any], None]] = {
             StopAsked: self.stopping.cancel,
             Lost: self.stopping.lose,
-            Connected: self.news.connected,
-            Disconnected: self.news.disconnected,
-            Answered: lambda event: self._failures.answer(event, time.monotonic()),
+            Connected: self.news.on_connected,
+            Disconnected: self.news.on_disconnected,
+            FailAnswered: lambda event: self._failures.answer(event, time.monotonic()),
         }
         crews, failures = self.generations.crews, self._failures
         self._chores = (
@@ -229,10 +229,10 @@ class Foreman:
             return
         elif type(note) is Progress:
             self._link.send(note)
-        elif type(note) is InHook:
+        elif type(note) is PluginBusy:
             job.hook, job.hook_since_s = note.words, time.monotonic()
             job.crew.note_hook(job)
-        elif type(note) is Told:
+        elif type(note) is PluginsTold:
             self.apart.told(job)
 
     # Looking after everything.

@@ -17,9 +17,9 @@ from givalia_core.printable import split
 from givalia_core.protocol.messages import Fail
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.assignment import HAS_CODE, Lines, Phase, Step, Verdict
+from givalia_core.worker.assignment import HAS_CODE, LogLines, Phase, Step, Verdict
 from givalia_core.worker.link import Lost, StopAsked
-from givalia_core.worker.notes import Cancelled, End
+from givalia_core.worker.notes import CancelAsked, End
 from givalia_core.worker.processes.generations import Job
 from givalia_core.worker.reasons import HOOK_LEFT_S, NOT_ENDED, WORDS, Reason, clipped, timed_out
 
@@ -38,11 +38,11 @@ class Starts(Protocol):
         """Start a job, unless there is nothing left to start."""
 
 
-class Chief(Protocol):
+class StoppingChief(Protocol):
     """What this needs of the foreman."""
 
     settings: WorkerSettings
-    log: Lines
+    log: LogLines
     jobs: dict[int, Job]
 
     @property
@@ -56,7 +56,7 @@ class Chief(Protocol):
 class Stopping:
     """Knows which step of which job is due when."""
 
-    def __init__(self, foreman: Chief) -> None:
+    def __init__(self, foreman: StoppingChief) -> None:
         self._foreman = foreman
         self.timed: set[Job] = set()
         """The jobs of which a step may be due."""
@@ -90,7 +90,7 @@ class Stopping:
         if job is None or job.is_cancelled:
             return
         job.is_cancelled = True
-        job.crew.tell(Cancelled(tuple(job.dispatch), is_news=not event.again))
+        job.crew.tell(CancelAsked(tuple(job.dispatch), is_news=not event.again))
         if (member := job.crew.pool.member_of(job)) is not None:
             member.page.cancelled = job.dispatch.fence
         if not job.why:

@@ -23,7 +23,7 @@ from givalia_core.settings import CLIENT_PORT
 from givalia_core.worker.link import records
 from givalia_core.worker.link.answers import Answers, Errors, errors_of, follows, joined
 from givalia_core.worker.link.parts import parts_of
-from givalia_core.worker.link.records import Answered, Dispatched, LinkEvent, Loan, Lost, Report, Resumed, StopAsked
+from givalia_core.worker.link.records import Dispatched, FailAnswered, LinkEvent, Loan, Lost, Report, Resumed, StopAsked
 
 LEASE_US: Final = 30 * SECOND_US  # Until a server says another length.
 MARGIN_LEAST_US: Final = SECOND_US
@@ -106,7 +106,7 @@ class LeaseCore:
         else:
             loan = self.held.get(message.id)
             if loan is None or loan.fence != message.fence:  # The job is another's by now; the answer would be STALE.
-                return [Answered(message.fence, None, is_taken=False)] if isinstance(message, Fail) else []
+                return [FailAnswered(message.fence, None, is_taken=False)] if isinstance(message, Fail) else []
             loan.report = message
             self._reports.append(message)
         return []
@@ -247,7 +247,7 @@ class LeaseCore:
                 del self.held[hold.id]
                 events.append(Lost(hold.id, loan.fence, "the server gave the job to another"))
                 if isinstance(loan.report, Fail) and loan.report in self._reports:
-                    events.append(Answered(loan.fence, None, is_taken=False))
+                    events.append(FailAnswered(loan.fence, None, is_taken=False))
         return events
 
     def _settle(self, reports: list[Report], errors: Errors, items: Answers, now_us: int) -> list[LinkEvent]:
@@ -266,7 +266,7 @@ class LeaseCore:
                 del self.held[report.id]
             if isinstance(report, Fail):
                 known = follows(items[place][0]) if error is None else None
-                events.append(Answered(report.fence, known, is_taken=error is None))
+                events.append(FailAnswered(report.fence, known, is_taken=error is None))
         return events
 
     # Self-fencing.

@@ -27,7 +27,7 @@ RECEIVE_BYTES: Final = 65_536
 LOOK_LEAST_S: Final = 0.05  # How long to wait at least for room to send, before the pulse is looked at again.
 
 
-class Line:
+class ServerLine:
     """A connection to one server. One greenlet sends and looks at the pulse, and another may receive."""
 
     def __init__(self, address: Address, core: LeaseCore) -> None:

@@ -28,7 +28,7 @@ from givalia_core.protocol.messages import Announce, Credit, Join, Process, Prog
 from givalia_core.steady import quietly, survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.link.lease_core import LeaseCore
-from givalia_core.worker.link.line import RECEIVE_BYTES, Line
+from givalia_core.worker.link.line import RECEIVE_BYTES, ServerLine
 from givalia_core.worker.link.records import Connected, Disconnected, LinkEvent, Report, Resumed
 from givalia_core.worker.link.servers import Servers
 
@@ -149,10 +149,10 @@ class Link:
     def _stay_connected(self, wake: Event) -> None:
         servers = self._servers
         while not self._is_stopping or (servers.has_others and self.core.held):  # Another server would hear the reports.
-            line: Line | None = None
+            line: ServerLine | None = None
             try:
                 with gevent.Timeout(CONNECT_S):
-                    line = Line(servers.present, self.core)
+                    line = ServerLine(servers.present, self.core)
                     self._join(line)
                 self._talk(line, wake)
                 return
@@ -173,7 +173,7 @@ class Link:
             self._deliver(Disconnected(address, why, servers.present, rest_s))
             self._rest(wake, rest_s)
 
-    def _join(self, line: Line) -> None:
+    def _join(self, line: ServerLine) -> None:
         """Make the worker known to the server; what follows the answer is for `_talk` to say."""
         line.greet(AGENT)
         core = self.core
@@ -195,7 +195,7 @@ class Link:
 
     # Talking.
 
-    def _talk(self, line: Line, wake: Event) -> None:
+    def _talk(self, line: ServerLine, wake: Event) -> None:
         """Send what there is to send and beat in time, while another greenlet reads; ends when stopped and all is answered."""
         core, send = self.core, line.channel.socket.send
         reading = gevent.spawn(self._read_forever, line, wake)
@@ -227,7 +227,7 @@ class Link:
         finally:
             reading.kill()
 
-    def _read_forever(self, line: Line, wake: Event) -> Exception:
+    def _read_forever(self, line: ServerLine, wake: Event) -> Exception:
         """Take what arrives; return what has ended that."""
         core, deliver, feed = self.core, self._deliver, line.caller.feed
         wait, receive, arrived = line.channel.wait, line.channel.socket.recv_into, memoryview(bytearray(RECEIVE_BYTES))
@@ -277,7 +277,7 @@ class Link:
                         self._deliver(event)
 
 
-def _explained(error: BaseException, line: Line | None) -> BaseException:
+def _explained(error: BaseException, line: ServerLine | None) -> BaseException:
     """Return a refusal as it is, but one that comes of versions that do not fit with both of them."""
     return line.caller.explained(error) if line is not None and isinstance(error, GivaliaError) else error
 

@@ -77,7 +77,7 @@ class Follows(NamedTuple):
     delay_us: int | None
 
 
-class Answered(NamedTuple):
+class FailAnswered(NamedTuple):
     """The server has answered the report of a failed attempt.
 
     `follows` is None if the answer does not say, as those of older servers do not. `is_taken`: the report counted; else the
@@ -89,7 +89,7 @@ class Answered(NamedTuple):
     is_taken: bool
 
 
-LinkEvent: TypeAlias = Dispatched | StopAsked | Lost | Resumed | Connected | Disconnected | Answered
+LinkEvent: TypeAlias = Dispatched | StopAsked | Lost | Resumed | Connected | Disconnected | FailAnswered
 
 _DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
 DISPATCH_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}

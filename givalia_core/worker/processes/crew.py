@@ -21,12 +21,24 @@ import gevent
 from givalia_core.printable import split
 from givalia_core.protocol.messages import Announce
 from givalia_core.settings import WorkerSettings
-from givalia_core.worker.assignment import Assignment, Lines, Verdict
-from givalia_core.worker.notes import Asked, Drain, Holding, Importing, Ready, Serve, Servers, Spoiled, Start, Started, Stuck
+from givalia_core.worker.assignment import Assignment, LogLines, Verdict
+from givalia_core.worker.notes import (
+    AskHeld,
+    Drain,
+    Holding,
+    HostReady,
+    Importing,
+    JobServers,
+    Serve,
+    Spoiled,
+    Start,
+    Started,
+    Stuck,
+)
 from givalia_core.worker.processes.audit import Audit
-from givalia_core.worker.processes.family import Member, Nursery
+from givalia_core.worker.processes.family import Member, NurseryHandle
 from givalia_core.worker.processes.pool import Pool, Pooled, end_for_good
-from givalia_core.worker.processes.watchdog import Host, Hosting
+from givalia_core.worker.processes.watchdog import Hosting, HostWatch
 
 STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
 BACKOFF_FIRST_S: Final = 0.1
@@ -38,28 +50,28 @@ BACKLOG_MAX: Final = 1_000
 class CrewListener(Protocol):
     """Hears what a crew says of itself."""
 
-    def is_ready(self, crew: Crew) -> None:
+    def on_ready(self, crew: Crew) -> None:
         """It has its modules and plugins."""
 
-    def has_started(self, crew: Crew) -> None:
+    def on_started(self, crew: Crew) -> None:
         """Its plugins know that the worker is connected: jobs may come."""
 
-    def host_died(self, crew: Crew, verdict: Verdict) -> None:
+    def on_host_died(self, crew: Crew, verdict: Verdict) -> None:
         """The process with the greenlets is gone; another is on its way, unless the crew is over."""
 
-    def host_is_stuck(self, crew: Crew, verdict: Verdict) -> None:
+    def on_host_stuck(self, crew: Crew, verdict: Verdict) -> None:
         """The process with the greenlets should be replaced and cannot be."""
 
-    def host_is_spoiled(self, crew: Crew, words: str) -> None:
+    def on_host_spoiled(self, crew: Crew, words: str) -> None:
         """A job has changed these for the whole process with the greenlets, which cannot put them back."""
 
-    def host_has_stuck(self, crew: Crew, job_id: bytes) -> None:
+    def on_host_clogged(self, crew: Crew, job_id: bytes) -> None:
         """Code of this job, which was reported, does not end in the process with the greenlets."""
 
-    def host_is_full(self, crew: Crew) -> None:
+    def on_host_full(self, crew: Crew) -> None:
         """The process with the greenlets has more memory than it may."""
 
-    def is_over(self, crew: Crew) -> None:
+    def on_gone(self, crew: Crew) -> None:
         """All its processes are gone."""
 
 
@@ -68,7 +80,7 @@ class Crewed(Protocol):
 
     settings: WorkerSettings
     counts: Counter[str]
-    log: Lines
+    log: LogLines
     jobs: dict[int, Job]
 
     @property
@@ -91,7 +103,7 @@ class Crew:
         self._foreman = foreman
         self._settings = foreman.settings
         self._environ = environ
-        self._nursery: Nursery | None = None
+        self._nursery: NurseryHandle | None = None
         self.modules: dict[str, Announce] = {}
         self.sources: dict[str, str] = {}
         self.hooks: frozenset[str] = frozenset()
@@ -101,7 +113,7 @@ class Crew:
         """The modules a job of which could start now: somebody has to run it, or to tell the plugins of it."""
         self.tell: Callable[..., None] = _say_nothing
         """Says something to the host; one that starts hears it when it is ready."""
-        self.host = Host(foreman.jobs.get, foreman.log, foreman.counts)
+        self.host = HostWatch(foreman.jobs.get, foreman.log, foreman.counts)
         self.pool = Pool(foreman.apart, foreman.settings, self._fork)
         self.audit = Audit()
         self.job_count = 0  # Those that it has to see to the end.
@@ -117,7 +129,7 @@ class Crew:
         self._is_local = host is not None
         self._actions: dict[type, Callable[[Any], None]] = {  # What else the host says, it says of jobs.
             Importing: self._note_import,
-            Ready: self._be_ready,
+            HostReady: self._be_ready,
             Started: self._be_serving,
             Spoiled: self._be_spoiled,
             Stuck: self._be_stuck,
@@ -136,7 +148,7 @@ class Crew:
             return
         try:
             if self._nursery is None:
-                self._nursery = Nursery(self._nursery_lost, self._environ)
+                self._nursery = NurseryHandle(self._nursery_lost, self._environ)
             hear = partial(self._foreman.hear, self)
             member = Member("greenlets", hear, lambda status: self._host_ended(member, status))
         except OSError as error:  # No descriptors, no memory, or no interpreter: its folder is being replaced, perhaps.
@@ -146,7 +158,7 @@ class Crew:
             return
         self.host.begin(member)
         self.tell = member.tell
-        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly), Servers(self._foreman.apart.servers))
+        member.tell(Serve(dataclasses.asdict(self._settings), self._deadly), JobServers(self._foreman.apart.servers))
         self._fork(member)
 
     @property
@@ -156,7 +168,7 @@ class Crew:
 
     def _fork(self, member: Member) -> None:
         if self._nursery is None:
-            self._nursery = Nursery(self._nursery_lost, self._environ)
+            self._nursery = NurseryHandle(self._nursery_lost, self._environ)
         self._nursery.fork(member)
 
     def _nursery_lost(self) -> None:
@@ -170,7 +182,7 @@ class Crew:
 
     def tell_servers(self) -> None:
         """Let all processes know where clients go that are made in jobs."""
-        note = Servers(self._foreman.apart.servers)
+        note = JobServers(self._foreman.apart.servers)
         self.tell(note)
         self.pool.tell(note)
 
@@ -188,7 +200,7 @@ class Crew:
     def _note_import(self, note: Importing) -> None:
         self.host.importing = note.module
 
-    def _be_ready(self, note: Ready) -> None:
+    def _be_ready(self, note: HostReady) -> None:
         self.host.state, self.host.importing = "ready", None
         self.modules = {fields[0]: Announce(*fields) for fields in note.announced}
         self.sources = note.sources
@@ -196,21 +208,21 @@ class Crew:
         self._known_since = self.host.member.since if self.host.member is not None else 0.0
         self.hooks = frozenset(note.hooks)
         self._know_what_it_takes()
-        self._foreman.news.is_ready(self)
+        self._foreman.news.on_ready(self)
         self.tell(*self._owed)
         self._owed = []
 
     def _be_serving(self, note: Started) -> None:
         self.is_serving = True
         self._know_what_it_takes()
-        self._foreman.news.has_started(self)
+        self._foreman.news.on_started(self)
 
     def _be_spoiled(self, note: Spoiled) -> None:
-        self._foreman.news.host_is_spoiled(self, note.words)
+        self._foreman.news.on_host_spoiled(self, note.words)
 
     def _be_stuck(self, note: Stuck) -> None:
         self.has_stuck = True
-        self._foreman.news.host_has_stuck(self, note.id)
+        self._foreman.news.on_host_clogged(self, note.id)
 
     def _check_held(self, note: Holding) -> None:
         """Replace the host if it has lost attempts; it is unknown which job is to blame, so all its jobs are given back."""
@@ -238,7 +250,7 @@ class Crew:
             self.audit.begin_anew(now_s)
         elif not self.audit.is_open and (fences := self._hosted()):
             self.audit.ask(fences, now_s)
-            self.tell(Asked())
+            self.tell(AskHeld())
 
     def start(self) -> None:
         """The worker is connected: let the plugins know, and after that take jobs."""
@@ -265,7 +277,7 @@ class Crew:
         """Kill the host and start another; the caller logs the verdict."""
         host = self.host
         if self._is_local:
-            self._foreman.news.host_is_stuck(self, verdict)
+            self._foreman.news.on_host_stuck(self, verdict)
         elif host.member is not None and host.verdict is None:
             host.verdict = verdict
             host.member.signal(signal.SIGKILL)
@@ -304,10 +316,10 @@ class Crew:
                     self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = self._backoff_s
             gevent.spawn_later(delay_s, self._start_host)
-        self._foreman.news.host_died(self, verdict)
+        self._foreman.news.on_host_died(self, verdict)
         self._look_whether_over()
 
-    def _may_be_chance(self, host: Host, status: int) -> bool:
+    def _may_be_chance(self, host: HostWatch, status: int) -> bool:
         """Whether somebody else may have killed a process that was importing a module; not if it happens again."""
         is_first, self._suspected = self._suspected != host.importing, host.importing or ""
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -339,7 +351,7 @@ class Crew:
         self.pool.limit_memory(limit_bytes)
         is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one need not be any smaller.
         if member is not None and is_old and not self._is_local and member.memory_bytes > limit_bytes:
-            self._foreman.news.host_is_full(self)
+            self._foreman.news.on_host_full(self)
 
     # The end.
 
@@ -384,7 +396,7 @@ class Crew:
     def _close(self) -> None:
         if self._nursery is not None:
             self._nursery.close()
-        self._foreman.news.is_over(self)
+        self._foreman.news.on_gone(self)
 
 
 def _say_nothing(*_: Any) -> None:

@@ -19,7 +19,7 @@ from gevent.event import Event
 from givalia_core import forks
 from givalia_core.worker import notes
 from givalia_core.worker.channel import Channel
-from givalia_core.worker.page import LastWords, Page, nameless_file, page_file
+from givalia_core.worker.page import LastWords, SharedPage, nameless_file, page_file
 from givalia_core.worker.processes.nursery import BORN, ENDED, FOR_SUPERVISOR, FORK, RECORD, ROLES, SIGNAL
 
 RECEIVE_BYTES: Final = 65_536
@@ -62,12 +62,12 @@ class Member:
             undone.callback(os.close, page)
             self._file = last_words = nameless_file()
             undone.callback(os.close, last_words)
-            self.page, self.last_words = Page(page), LastWords(last_words)
+            self.page, self.last_words = SharedPage(page), LastWords(last_words)
             undone.pop_all()
         self.given += [page, last_words]
         self._out: list[Any] = []
         self._signals: list[int] = []
-        self._nursery: Nursery | None = None
+        self._nursery: NurseryHandle | None = None
         self._rung = Event()
         self.is_open = True
         self.last_current = 0
@@ -111,7 +111,7 @@ class Member:
             return b""
 
     def _read_forever(self) -> None:
-        reader = notes.Reader(NOTES_BYTES_MAX[self.role])
+        reader = notes.NoteReader(NOTES_BYTES_MAX[self.role])
         unfinished: frozenset[int] | None = None  # What had run shortly before the first piece of a record came.
         try:
             while data := self._channel.receive():
@@ -151,7 +151,7 @@ class Member:
         else:
             self._signals.append(number)
 
-    def be_born(self, nursery: Nursery, pid: int) -> None:
+    def be_born(self, nursery: NurseryHandle, pid: int) -> None:
         """The nursery has made it."""
         self._nursery, self.pid = nursery, pid
         for number in self._signals:
@@ -183,7 +183,7 @@ class Member:
         return self._fault or words_for(status)
 
 
-class Nursery:
+class NurseryHandle:
     """The nursery process, and the members that it has made."""
 
     def __init__(self, lost: Callable[[], None], environ: dict[str, str] | None = None) -> None:

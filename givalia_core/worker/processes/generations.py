@@ -16,7 +16,7 @@ from gevent.event import Event
 from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import Process
 from givalia_core.version import __version__
-from givalia_core.worker.assignment import Lines
+from givalia_core.worker.assignment import LogLines
 from givalia_core.worker.processes.crew import Crew, Job
 from givalia_core.worker.processes.watchdog import BLOCKED_NS
 
@@ -34,7 +34,7 @@ class Generations:
         log: Where log lines go.
     """
 
-    def __init__(self, make: Callable[[], Crew], log: Lines) -> None:
+    def __init__(self, make: Callable[[], Crew], log: LogLines) -> None:
         self._make = make
         self._log = log
         self.crews: list[Crew] = []

@@ -13,8 +13,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import Kind, Process, Progress, check
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.assignment import Assignment, Lines
-from givalia_core.worker.notes import Begin, Ended, Logged, Outdated, Serve, Servers, Spoiled
+from givalia_core.worker.assignment import Assignment, LogLines
+from givalia_core.worker.notes import Begin, JobEnded, JobServers, Logged, Outdated, Serve, Spoiled
 from givalia_core.worker.processes.family import Member
 from givalia_core.worker.reasons import Reason
 
@@ -24,7 +24,7 @@ CLOSE_S: Final = 1.0
 class Pooled(Protocol):
     """What a pool tells whoever gave it a job."""
 
-    log: Lines
+    log: LogLines
     servers: str
 
     def may_say(self, kind: str) -> bool:
@@ -50,7 +50,7 @@ Origin: TypeAlias = tuple[str, str, float]
 """The distribution that brings a module, its version as it was announced, and since when that was known."""
 
 
-class Child:
+class PoolProcess:
     """A process for one job at a time."""
 
     def __init__(self, member: Member) -> None:
@@ -75,7 +75,7 @@ class Pool:
         self._foreman = foreman
         self._settings = settings
         self._fork = fork
-        self.children: list[Child] = []
+        self.children: list[PoolProcess] = []
         """The processes."""
 
     def run(self, job: Assignment[Any], source: str, origin: Origin) -> None:
@@ -109,15 +109,15 @@ class Pool:
         """The process that a job has."""
         return next((child.member for child in self.children if child.job is job), None)
 
-    def _new_child(self) -> Child:
+    def _new_child(self) -> PoolProcess:
         member = Member("job", lambda heard: self._hear_child(child, heard), lambda status: self._child_ended(child, status))
-        child = Child(member)
+        child = PoolProcess(member)
         self.children.append(child)
-        member.tell(Serve({"log_level": self._settings.log_level}, {}), Servers(self._foreman.servers))
+        member.tell(Serve({"log_level": self._settings.log_level}, {}), JobServers(self._foreman.servers))
         self._fork(member)
         return child
 
-    def _hear_child(self, child: Child, heard: list[Any]) -> None:
+    def _hear_child(self, child: PoolProcess, heard: list[Any]) -> None:
         for note in heard:
             job = child.job
             if isinstance(note, Logged):
@@ -128,7 +128,7 @@ class Pool:
                 self._foreman.job_outdated(job)
             elif isinstance(note, Spoiled) and child.jobs:
                 self._be_spoiled(child, note)
-            elif job is None or not isinstance(note, (Progress, Ended)):
+            elif job is None or not isinstance(note, (Progress, JobEnded)):
                 raise TypeError(f"a {type(note).__name__} from a job's own process")
             elif isinstance(note, Progress):
                 check(Kind.PROGRESS, [job.dispatch.id, job.dispatch.fence, note.fraction, note.text])
@@ -137,33 +137,33 @@ class Pool:
                 _check_report(note, job)
                 self._end_job(child, job, note)
 
-    def _end_job(self, child: Child, job: Assignment[Any], note: Ended) -> None:
+    def _end_job(self, child: PoolProcess, job: Assignment[Any], note: JobEnded) -> None:
         child.job, child.last = None, job.dispatch.module
         child.jobs += 1
         if job.why or 0 < self._settings.jobs_per_process <= child.jobs:
             self._retire(child)
         self._foreman.job_ended(job, note)
 
-    def _be_spoiled(self, child: Child, note: Spoiled) -> None:
+    def _be_spoiled(self, child: PoolProcess, note: Spoiled) -> None:
         if self._foreman.may_say(f"jobs of {child.last} that have left {note.words} behind"):
             words = "a job of %s has left %s behind; its process is used no more"
             self._foreman.log.info(words, child.last, note.words)
         self._retire(child)
         self._run_elsewhere(child)
 
-    def _run_elsewhere(self, child: Child) -> None:
+    def _run_elsewhere(self, child: PoolProcess) -> None:
         """Run the job that a process was given and has not started, if there is one, in another process."""
         job, child.job = child.job, None
         if job is not None:
             self.run(job, child.source, child.origin)
 
-    def _retire(self, child: Child) -> None:
+    def _retire(self, child: PoolProcess) -> None:
         if child in self.children:
             self.children.remove(child)
         child.member.close()
         gevent.spawn_later(CLOSE_S, end_for_good, child.member)
 
-    def _child_ended(self, child: Child, status: int) -> None:
+    def _child_ended(self, child: PoolProcess, status: int) -> None:
         if child in self.children:
             self.children.remove(child)
         if child.jobs and child.job is not None and not child.job.why and not _has_begun(child, child.job):
@@ -204,11 +204,11 @@ def _process(member: Member, job: Assignment[Any] | None) -> Process:
     return Process(member.pid, "job", state, int(job is not None), since_us, member.memory_bytes, 0, *lent)
 
 
-def _has_begun(child: Child, job: Assignment[Any]) -> bool:
+def _has_begun(child: PoolProcess, job: Assignment[Any]) -> bool:
     return job.dispatch.fence in child.member.page.recent()
 
 
-def _check_report(note: Ended, job: Assignment[Any]) -> None:
+def _check_report(note: JobEnded, job: Assignment[Any]) -> None:
     """A job's own process is believed what it says of its own job, and no more than a server would believe.
 
     Raises:

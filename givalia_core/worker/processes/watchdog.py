@@ -11,8 +11,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import STACK_BYTES_MAX, Process
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
-from givalia_core.worker.assignment import Assignment, Lines, Verdict
-from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, Page
+from givalia_core.worker.assignment import Assignment, LogLines, Verdict
+from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, SharedPage
 from givalia_core.worker.processes.pool import is_waiting
 
 START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
@@ -27,7 +27,7 @@ class Hosting(Protocol):
     pid: int
     since: float
     started_s: float
-    page: Page
+    page: SharedPage
     last_current: int
     memory_bytes: int
     is_open: bool
@@ -46,7 +46,7 @@ class Hosting(Protocol):
         """What it has written of where it is, since this was last asked."""
 
 
-class Host:
+class HostWatch:
     """The process that runs greenlets, and the one after it when it has to be replaced.
 
     Args:
@@ -55,7 +55,7 @@ class Host:
         counts: Where it is counted that it was blocked.
     """
 
-    def __init__(self, by_fence: Callable[[int], Assignment[Any] | None], log: Lines, counts: Counter[str]) -> None:
+    def __init__(self, by_fence: Callable[[int], Assignment[Any] | None], log: LogLines, counts: Counter[str]) -> None:
         self._by_fence = by_fence
         self._log = log
         self._counts = counts
