@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gevent
-import greenlet
 import pytest
+from job_code import loud, lying, raising, report_of
 
 from givalia_core import Fail, Retry, WorkModule
 from givalia_core.errors import BadRequest
 from givalia_core.headline import headline, shortened, type_raised
-from givalia_core.hooks import Hooks, hookimpl
-from givalia_core.modules import describe
+from givalia_core.modules import Stopped, describe
 from givalia_core.printable import Formatter
-from givalia_core.protocol.messages import Dispatch, Release, Succeed
+from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.protocol.messages import Fail as Failed
 from givalia_core.repeats import Repeats
 from givalia_core.worker.attempt import pipeline
-from givalia_core.worker.attempt import telling as telling_room
-from givalia_core.worker.attempt.pipeline import ERROR_BYTES_MAX, Attempt, execute
-from givalia_core.worker.attempt.runner import Runner
-from givalia_core.worker.attempt.telling import HookLate
-from givalia_core.worker.notes import After, Before, PluginBusy, PluginsTold, Start, Started
-from givalia_core.worker.page import SharedPage
-
-
-def report_of(process: Callable[[Any], Any]) -> Any:
-    """The report of an attempt whose module has this for its `process`."""
-    said: list[Any] = []
-    work = type("Work", (WorkModule,), {"process": process})
-    execute(Attempt(Dispatch(bytes(16), 1, "Work", 1, 0), work, Hooks([]), said.append))
-    (report,) = said
-    return report
-
-
-def raising(error: BaseException) -> Callable[[Any], Any]:
-    def process(_: Any) -> None:
-        raise error
-
-    return process
-
-
-def lying(**parts: Any) -> BaseException:
-    error: BaseException = type("Lying", (Exception,), parts)("words")
-    return error
-
-
-def loud(*_: Any) -> Any:
-    raise SystemExit(7)
+from givalia_core.worker.attempt.pipeline import ERROR_BYTES_MAX, Attempt
 
 
 class LyingGroup(ExceptionGroup[Exception]):
@@ -277,65 +244,6 @@ def test_results_that_are_not_kept_are_logged_a_few_times(
     assert "20 more results of Work that were not kept" in caplog.text
 
 
-def slowly(*_: Any) -> str:
-    gevent.sleep(60)
-    return ""
-
-
-class SlowResult(dict[Any, Any]):
-    def items(self) -> Any:
-        slowly()
-
-
-class SlowRetry(Retry):
-    after_us = property(slowly)  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        pass
-
-
-SLOW: dict[str, dict[str, Any]] = {
-    "retry": {"process": raising(SlowRetry())},
-    "constructor": {"__init__": slowly, "process": lambda _: None},
-    "process": {"process": slowly},
-    "exception": {"process": raising(lying(__str__=slowly))},
-    "result": {"process": lambda _: SlowResult(a=1)},
-}
-
-
-@pytest.fixture
-def said() -> list[Any]:
-    return []
-
-
-@pytest.fixture
-def run(said: list[Any]) -> Iterator[Callable[[type[WorkModule], int | None], None]]:
-    """Run one attempt in a greenlet until it has said something."""
-    runners: list[Runner] = []
-
-    def running(work: type[WorkModule], timeout_us: int | None) -> None:
-        worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
-        runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([]), said.append, SharedPage(), worker)
-        runners.append(runner)
-        runner.open()
-        del said[:]
-        runner.take(Dispatch(bytes(16), 1, "Work", 1, 0, timeout_us=timeout_us))
-        with gevent.Timeout(5):
-            while not said or runner.attempts:
-                gevent.sleep(0.01)
-
-    yield running
-    for runner in runners:
-        runner.close()
-
-
-@pytest.mark.parametrize("what", SLOW)
-def test_all_that_runs_of_a_job_has_its_timeout(run: Any, said: list[Any], what: str) -> None:
-    run(type("Work", (WorkModule,), SLOW[what]), 50_000)
-
-    assert [(type(each), each.kind) for each in said] == [(Failed, "timeout")]
-
-
 def test_what_a_job_logs_fails_no_job_though_logging_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.Logger, "handle", lambda *_: 1 / 0)
 
@@ -353,164 +261,75 @@ def test_a_line_of_a_job_says_where_it_was_logged(caplog: pytest.LogCaptureFixtu
     assert record.filename == Path(__file__).name
 
 
-def test_whose_code_runs_is_noted_again_when_a_job_has_stopped_that(said: list[Any]) -> None:
-    def process(_: Any) -> None:
-        greenlet.settrace(None)
-        gevent.sleep(60)
-
-    page = SharedPage()
-    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
-    runner = Runner(
-        {"Work": describe("Work", "test", "0", type("Work", (WorkModule,), {"process": process}))},
-        Hooks([]), said.append, page, worker,
-    )  # fmt: skip
-    runner.open(runner.whose.restore)
-    try:
-        runner.take(Dispatch(bytes(16), 7, "Work", 1, 0, timeout_us=1_000_000))
-        with gevent.Timeout(5):
-            while page.current != 7:
-                gevent.sleep(0.01)
-            while page.current:
-                gevent.sleep(0.01)
-            while runner.attempts:
-                gevent.sleep(0.01)
-    finally:
-        runner.close()
+# Each step alone.
 
 
-@pytest.mark.parametrize("name", ["isinstance", "issubclass", "len", "str", "type", "getattr", "BaseException", "any", "max"])
-def test_a_job_that_breaks_the_builtins_is_reported_all_the_same(run: Any, said: list[Any], name: str) -> None:
-    original = getattr(builtins, name)
-
-    def process(_: Any) -> None:
-        setattr(builtins, name, loud)
-        raise ValueError("broken")
-
-    try:
-        run(type("Work", (WorkModule,), {"process": process}), None)
-    finally:
-        setattr(builtins, name, original)
-
-    assert [type(each) for each in said] == [Failed]
+def attempt_at(process: Any, payload: bytes = b"\xc0") -> Attempt:
+    work = type("Work", (WorkModule,), {"process": process})
+    return Attempt(Dispatch(bytes(16), 1, "Work", 1, 0, payload=payload), work, None, list[Any]().append)
 
 
-# Plugins.
+def test_load_reads_the_params_or_fails_the_attempt_for_good() -> None:
+    good, bad, unknown = attempt_at(None, b"\x07"), attempt_at(None, b"\xc1"), attempt_at(None)
+    unknown.found = None
+    for attempt in (good, bad, unknown):
+        pipeline.load(attempt)
+
+    assert (good.params, good.raised) == (7, None)
+    assert isinstance(bad.raised, Fail)
+    assert str(unknown.raised) == "this worker does not serve Work"
 
 
-class Hangs:
-    """A plugin that never returns, and does not let itself be stopped the first time."""
+def test_process_runs_the_code_and_packs_its_result() -> None:
+    attempt = attempt_at(lambda work: [work.params, 1])
+    attempt.params = 7
 
-    def __init__(self) -> None:
-        self.stopped = 0
+    pipeline.process(attempt)
 
-    @hookimpl
-    def before_run(self) -> None:
-        try:
-            gevent.sleep(60)
-        except BaseException:
-            self.stopped += 1
-        gevent.sleep(60)
+    assert (attempt.value, attempt.result, attempt.has_run) == ([7, 1], b"\x92\x07\x01", True)
+    assert attempt.seconds > 0
 
 
-def test_a_plugin_that_hangs_is_broken_off_counted_and_the_job_goes_on(
-    said: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(telling_room, "HOOK_SAID_S", 0.1)
-    plugin, page = Hangs(), SharedPage()
-    hooks = Hooks([plugin])
-    seen: list[int] = []
-    work = type("Work", (WorkModule,), {"process": lambda _: seen.append(page.current)})
-    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 0.5})})
-    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, page, worker)
-    runner.open()
-    del said[:]
+def test_process_runs_no_code_of_an_attempt_that_has_failed_or_was_stopped() -> None:
+    ran: list[Any] = []
+    failed, stopped = attempt_at(ran.append), attempt_at(ran.append)
+    failed.raised = Fail("no")
+    stopped.stopped = Stopped("timeout", "too long")
+    for attempt in (failed, stopped):
+        pipeline.process(attempt)
 
-    runner.take(Dispatch(bytes(16), 7, "Work", 1, 0))
-    gevent.sleep(0.3)
-    current = page.current
-    with gevent.Timeout(5):
-        while runner.attempts:
-            gevent.sleep(0.01)
-    runner.close()
-
-    assert current == 0  # Nobody's code runs.
-    assert said == [
-        PluginBusy(bytes(16), 7, "before_run of plugin Hangs"),
-        PluginBusy(bytes(16), 7, ""),
-        Succeed(bytes(16), 7, None, b"\xc0"),
-    ]
-    assert plugin.stopped == 1
-    assert hooks.raised["Hangs"] == 1
-    assert seen == [7]
-
-
-class Deaf:
-    """A plugin that goes on whatever is raised in it."""
-
-    def __init__(self, hook: str) -> None:
-        def hang() -> None:
-            while True:
-                try:
-                    gevent.sleep(60)
-                except HookLate:
-                    continue
-
-        setattr(self, hook, hookimpl(hang))
+    assert ran == []
+    assert failed.asked == (True, None)
+    assert stopped.raised is stopped.stopped
 
 
 @pytest.mark.parametrize(
-    ("hook", "note", "follows"),
-    [
-        ("before_run", Dispatch(bytes(16), 7, "Work", 1, 0), Release(bytes(16), 7)),
-        ("after_run", Dispatch(bytes(16), 7, "Work", 1, 0), Succeed(bytes(16), 7, None, b"\xc0")),
-        ("before_run", Before(tuple(Dispatch(bytes(16), 7, "Work", 1, 0))), PluginsTold(bytes(16), 7)),
-        (
-            "after_run",
-            After(tuple(Dispatch(bytes(16), 7, "Work", 1, 0)), "succeeded", b"", None, 0.0),
-            PluginsTold(bytes(16), 7),
-        ),
-        ("worker_started", Start(), Started()),
-    ],
+    ("why", "is_cancelled", "kind"),
+    [("timeout", False, "timeout"), ("shutdown", False, "stopped"), (None, True, "stopped"), (None, False, "failed")],
 )
-def test_what_a_plugin_was_called_for_goes_on_though_it_takes_no_notice_of_its_limit(
-    said: list[Any], hook: str, note: Any, follows: Any
-) -> None:
-    hooks = Hooks([Deaf(hook)])
-    work = type("Work", (WorkModule,), {"process": lambda _: None})
-    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 0.1})})
-    runner = Runner({"Work": describe("Work", "test", "0", work)}, hooks, said.append, SharedPage(), worker)
-    runner.open()
-    del said[:]
-    try:
-        runner.take(note)
-        with gevent.Timeout(5):
-            while follows not in said:
-                gevent.sleep(0.01)
-    finally:
-        runner.close()
+def test_classify_says_why_an_attempt_failed(why: str | None, is_cancelled: bool, kind: str) -> None:
+    attempt = attempt_at(None)
+    attempt.raised = attempt.stopped = Stopped(why, "words") if why else None
+    attempt.raised = attempt.raised or ValueError("no")
+    attempt.is_stop_asked = is_cancelled
 
-    assert not runner.attempts
-    assert [each for each in said if not isinstance(each, PluginBusy)] == [follows]
-    assert hooks.silenced == {"Deaf"}
+    pipeline.classify(attempt)
+
+    assert str(attempt.kind) == kind
 
 
-def test_what_happens_in_a_plugin_is_the_plugins(said: list[Any]) -> None:
-    page = SharedPage()
-    seen: list[int] = []
+def test_report_tells_the_result_or_the_failure() -> None:
+    said: list[Any] = []
+    good, bad, lost = attempt_at(None), attempt_at(None), attempt_at(None)
+    good.result = b"\x07"
+    bad.raised, bad.error, bad.asked = Retry(), "again", (False, 9)
+    lost.stopped = Stopped("lease", "its lease is over")
+    for attempt in (good, bad, lost):
+        attempt.send = said.append
+        pipeline.report(attempt)
 
-    class Looks:
-        @hookimpl
-        def after_run(self) -> None:
-            seen.append(page.current)
-
-    worker: Any = type("Worker", (), {"settings": type("Settings", (), {"stop_grace": 5.0, "hook_limit": 5.0})})
-    work = type("Work", (WorkModule,), {"process": lambda _: None})
-    runner = Runner({"Work": describe("Work", "test", "0", work)}, Hooks([object(), Looks()]), said.append, page, worker)
-    runner.open()
-    runner.take(Dispatch(bytes(16), 7, "Work", 1, 0))
-    with gevent.Timeout(5):
-        while not seen or runner.attempts:
-            gevent.sleep(0.01)
-    runner.close()
-
-    assert runner._hooks.names[-1 - seen[0]] == "Looks"
+    assert said == [
+        Succeed(bytes(16), 1, None, b"\x07"),
+        Failed(bytes(16), 1, "failed", "again", 9),
+        Failed(bytes(16), 1, "died", "its lease is over"),
+    ]

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import gevent
 import pytest
+from waits import yield_until
 
 from givalia_core import WorkModule
 from givalia_core.hooks import Hooks
@@ -60,7 +61,7 @@ def test_what_a_job_made_is_gone_when_it_has_ended(how: str, report: type) -> No
     try:
         packed = b"\xd9" + bytes([len(how)]) + how.encode()
         runner.take(Dispatch(b"i" * 16, 1, "Ends", 1, 0, timeout_us=50_000, payload=packed))
-        gevent.sleep(0.2)
+        yield_until(lambda: not runner.attempts and len(said) == 2, "it has ended")
     finally:
         runner.close()
 
