@@ -184,4 +184,5 @@ class TimerClock:
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
         """What the store is to keep, so that a later `start` can go on from here."""
         # The wall clock as it is told, so that dues are told the same after a restart.
-        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, now.told_us, lease_us)
+        told_us = now.wall_us if now.steady_ahead_us is None else now.timer_us - now.steady_ahead_us
+        return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, told_us, lease_us)

@@ -325,7 +325,7 @@ class Routing:
     def credits(self, route: Name) -> int:
         """How many jobs the workers of this route can take now."""
         takers = self.takers.get(route)
-        return 0 if takers is None else takers.credits
+        return 0 if takers is None else takers.credits()
 
     @property
     def has_lent_much(self) -> bool:

@@ -208,9 +208,8 @@ class Takers:
         self._at = -1
         self._only = next(iter(self._rooms.values())) if len(self._rooms) == 1 else None
 
-    @property
     def credits(self) -> int:
-        """How many jobs they can take now."""
+        """Return how many jobs they can take now."""
         if len(self._rooms) <= FEW:
             rooms = self._rooms.values()
             return sum([max(room.taken_most - room.taken, 0) for room in rooms if not room.session.is_clogged])

@@ -35,13 +35,9 @@ class Again:
             Name, dict[int, Answer]
         ] = {}  # Of these frames: the answers that stand, by the place of the command.
         self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
+        self.has_state = False  # Something of an earlier turn is decided again, or waits alone.
         self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
         self._refusals = 0  # Batches in a row in which something was refused.
-
-    @property
-    def has_state(self) -> bool:
-        """Something of an earlier turn is decided again, or waits alone."""
-        return bool(self.inputs or self.standing or self._unsure or self._refusals or self.aside.until_us) or self.is_stuck
 
     @property
     def pause_us(self) -> int:
@@ -72,6 +68,7 @@ class Again:
         self.standing = stored
         self._unsure.clear()
         self.is_stuck = False
+        self.has_state = bool(self.inputs or stored or self._refusals or self.aside.until_us)
         return set(stored)
 
     def _take_back(
@@ -112,12 +109,13 @@ class Again:
     def take_up(self, freed: frozenset[str], now: Now) -> list[Input]:
         """Bring back the frames whose holds may be over; the answers of each that stand are known again."""
         taken = self.aside.take(freed, now)
+        self.has_state = True
         self.standing |= {(each.asked.conn, each.asked.request): each.answers for each in taken if each.answers}
         return [each.asked for each in taken]
 
     def keep(self, inputs: Sequence[Input], *, is_unsure: bool) -> None:
         """Decide all of a batch again; `is_unsure` if it may have been stored all the same."""
-        self.inputs = list(inputs)
+        self.inputs, self.has_state = list(inputs), True
         for given in inputs:
             if isinstance(given, Asked) and given.kind is Kind.WAIT:
                 self._desk.waits.drop(given.conn, given.request)
@@ -127,6 +125,7 @@ class Again:
     def add(self, asked: Sequence[Asked]) -> None:
         """Decide questions again whose answers could not be read."""
         self.inputs += asked
+        self.has_state = True
 
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
         """While the store is away: take out the frames of these kinds that are known not to have been stored."""

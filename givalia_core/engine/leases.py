@@ -176,15 +176,8 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
     batch.put(job, given)
 
 
-def sweep(batch: Batch) -> None:
-    """End every lease that nobody renewed in time (T6, T7, T8)."""
-    now_us = batch.now.mono_us
-    for lease in list(batch.desk.leases.values()):
-        if lease.expires_mono_us <= now_us:
-            _expire(batch, lease)
-
-
-def _expire(batch: Batch, lease: Lease) -> None:
+def expire(batch: Batch, lease: Lease) -> None:
+    """End a lease that nobody renewed in time (T6, T7, T8)."""
     job = batch.jobs.get(lease.job.seq, lease.job)
     if job.state is RUNNING and job.fence == lease.job.fence:
         batch.desk.losses.leases += 1

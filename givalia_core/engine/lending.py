@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from givalia_core.engine.batch import Batch
@@ -44,7 +44,7 @@ class Lender:
                 for route in routing.unpark_for(session):
                     freed[route] = freed.get(route, 0) + reports
         for route, window in routing.stirring.items():
-            if window.has_ready and (room := min(routing.credits(route) + freed.get(route, 0), self._room)):
+            if window.has_ready and (room := min(routing.takers[route].credits() + freed.get(route, 0), self._room)):
                 claims[route] = room
         return tuple(Claim(route, room) for route, room in claims.items()) if claims else ()
 
@@ -67,15 +67,20 @@ class Lender:
         for route, window in list(routing.stirring.items()) if routing.stirring else ():
             if not (window.has_ready or window.fresh):
                 del routing.stirring[route]
-            elif routing.taker(route) is not None:
-                self._queue(heads, unread, route, iter(self._line(batch, window)))
+            elif routing.takers[route].best() is not None:
+                line = iter(self._line(batch, window))
+                if (head := next(line, None)) is not None:
+                    heads.append((head[0], route, head[1], line))
+                elif window.has_ready:
+                    unread.append(route)
             elif not window.fresh:
                 routing.park(route)
+        heapify(heads)
         lent_bytes = self._lend(batch, heads, unread) if heads else 0
         for _, route, _, _ in heads:
             routing.windows[route].has_ready = True
         self.hurry = bool(routing.stirring) and any(
-            window.has_ready and routing.taker(route) for route, window in routing.stirring.items()
+            window.has_ready and routing.takers[route].best() for route, window in routing.stirring.items()
         )
         # After a batch of large params read few jobs for the next one, since few will be lent; else more and more again.
         if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
@@ -90,7 +95,7 @@ class Lender:
         # What is unread must not be overtaken, so the next batch reads on first.
         while heads and lent_bytes < LENT_TOGETHER_BYTES and not (unread and any(map(routing.taker, unread))):
             _, route, job, line = heappop(heads)
-            room = routing.taker(route)
+            room = routing.takers[route].best()
             if room is None:
                 routing.windows[route].has_ready = True
                 continue
@@ -99,15 +104,11 @@ class Lender:
             else:
                 claim(batch, job, room)
                 lent_bytes += len(job.params) + 1
-            self._queue(heads, unread, route, line)
+            if (head := next(line, None)) is not None:
+                heappush(heads, (head[0], route, head[1], line))
+            elif routing.windows[route].has_ready:
+                unread.append(route)
         return lent_bytes
-
-    def _queue(self, heads: list[Head], unread: list[Route], route: Route, line: Iterator[tuple[Place, Job]]) -> None:
-        for place, job in line:
-            heappush(heads, (place, route, job, line))
-            return
-        if self._desk.routing.windows[route].has_ready:
-            unread.append(route)
 
     def _line(self, batch: Batch, window: Window) -> list[tuple[Place, Job]]:
         """Return the jobs of one route that may be lent now, in order: those of the store, and those fresh in this batch.

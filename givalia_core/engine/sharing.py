@@ -15,7 +15,7 @@ from typing import Final
 import msgpack
 
 from givalia_core.clock import Now
-from givalia_core.engine import leases, words, workers
+from givalia_core.engine import leases, verbs, words, workers
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
@@ -162,7 +162,7 @@ def review(desk: Desk, pace: Pace, suspects: Collection[bytes], found: dict[byte
         if (lease := desk.leases.get(job_id)) is not None:
             effects += _review_lease(desk, lease, job)
         if job is None or job.state in ENDED:
-            told = words.end(job) if job is not None else NotFound(f"no job has the id {text_id(job_id)} any more")
+            told = verbs.end_of(job) if job is not None else NotFound(f"no job has the id {text_id(job_id)} any more")
             effects += [Reply(*waiter, [told], job_id) for waiter in desk.waits.end(job_id)]
     return effects
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
-from givalia_core.engine import answers, leases, refusals, sharing, words, workers
+from givalia_core.engine import answers, leases, refusals, sharing, verbs, workers
 from givalia_core.engine.batch import NOBODY, Batch
 from givalia_core.engine.desk import Lease, Names, wanted
 from givalia_core.engine.questions import KINDS
@@ -158,7 +158,8 @@ class Read:
         """End leases and jobs whose time has passed, and workers that missed two beats."""
         desk, now_us = batch.desk, batch.now.mono_us
         if self.arrived.is_sweeping:
-            leases.sweep(batch)
+            for lease in [lease for lease in desk.leases.values() if lease.expires_mono_us <= now_us]:
+                leases.expire(batch, lease)
             silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
             for session in list(desk.routing.sessions.values()):
                 if session.beat_mono_us < silent_us:
@@ -254,7 +255,7 @@ class Decided:
             elif job.seq in self.batch.taken:
                 workers.take_over(self.batch, job)
         elif job.state is not WAITING and job.id in desk.waits.by_job:
-            end = words.end(job)
+            end = verbs.end_of(job)
             effects += [Reply(conn, request, [end], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _dispatch(self, lent: list[Job], effects: list[Effect]) -> None:
@@ -285,7 +286,8 @@ def _progress(batch: Batch) -> list[Effect]:
 
 
 def _dispatch_of(job: Job, now: Now) -> Item:
-    due_us = job.due_at_us if job.on_wall else job.due_at_us - now.told_ahead_us
+    ahead_us = now.timer_us - now.wall_us if now.steady_ahead_us is None else now.steady_ahead_us
+    due_us = job.due_at_us if job.on_wall else job.due_at_us - ahead_us
     return item(
         Dispatch(
             job.id, job.fence, job.module, job.attempt, due_us, job.key, job.target_worker, job.priority, job.timeout_us,

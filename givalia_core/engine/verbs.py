@@ -15,8 +15,8 @@ from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.dues import due_of
 from givalia_core.engine.records import Refusal, Reply
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, GivaliaError, NotFound, ShuttingDown, StoreFull, WrongState
-from givalia_core.model import ENDED, RUNNING, WAITING, Answered, Job, evolve, join_target
-from givalia_core.protocol.answers import Answer, Enqueued, Shown
+from givalia_core.model import CANCELLED, DONE, ENDED, RUNNING, WAITING, Answered, Job, evolve, join_target
+from givalia_core.protocol.answers import Answer, EndedCancelled, EndedDead, EndedDone, Enqueued, Shown
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Enq, Stat, Wait
 from givalia_core.specifiers import canonical
@@ -172,7 +172,7 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Answer | None:
     job = named_job(batch, message)
     waits = batch.desk.waits
     if job.state in ENDED:
-        batch.effects.append((job.seq, Reply(asked.conn, asked.request, [words.end(job)], job.id)))
+        batch.effects.append((job.seq, Reply(asked.conn, asked.request, [end_of(job)], job.id)))
         return None
     if not waits.add(job.id, asked.conn, asked.request, wants_progress=message.progress):
         raise Refusal(Busy("as many jobs are waited for as this server takes", retry_after=1.0))
@@ -206,3 +206,12 @@ def not_found(batch: Batch, message: Any) -> NotFound:
     hold = batch.desk.aside.hold_of_name(message.key, message.id or meant)
     why = "" if hold is None else f"; {hold.words}"
     return NotFound(f"no job has the {name}{why}")
+
+
+def end_of(job: Job) -> Answer:
+    """What `wait` answers once the job has ended."""
+    if job.state is DONE:
+        return EndedDone(job.result_error, job.result or b"")
+    if job.state is CANCELLED:
+        return EndedCancelled()
+    return EndedDead(job.reason, job.error)

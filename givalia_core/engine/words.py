@@ -11,12 +11,10 @@ import msgpack
 from givalia_core import why as why_room
 from givalia_core.clock import Now
 from givalia_core.engine import remembered
-from givalia_core.engine.desk import Desk
-from givalia_core.engine.waits import WAITS_MAX, WAITS_PER_CONNECTION
+from givalia_core.engine.desk import WAITS_MAX, WAITS_PER_CONNECTION, Desk
 from givalia_core.headline import headline
-from givalia_core.model import CANCELLED, DONE, REQUESTS_MOST, RUNNING, WAITING, Job, JobState
+from givalia_core.model import REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames
-from givalia_core.protocol.answers import Answer, EndedCancelled, EndedDead, EndedDone
 from givalia_core.store.base import READY_COUNTED_TO
 from givalia_core.takers import Session
 from givalia_core.times import length_words, to_datetime
@@ -141,15 +139,6 @@ def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
 def brief(job: Job, *, params: bool) -> Job:
     """Return the job for a listing: without its result, and without its params unless they are asked for."""
     return job.changed(params=job.params if params else b"", result=None)
-
-
-def end(job: Job) -> Answer:
-    """What `wait` answers once the job has ended."""
-    if job.state is DONE:
-        return EndedDone(job.result_error, job.result or b"")
-    if job.state is CANCELLED:
-        return EndedCancelled()
-    return EndedDead(job.reason, job.error)
 
 
 def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[str, Any]:

@@ -142,33 +142,37 @@ def unpack_fields(packed: bytes) -> list[Any]:
 
 def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
     """One frame of these items, each its fields and its payload."""
-    return _frame(kind, request, [_packed(fields, payload) for fields, payload in items])
+    body = b"".join(_packed(items))
+    return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
 
 
 def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | None = None) -> list[bytes]:
     """As many frames as the limits ask for, in order, each with `first` before its own items."""
-    head = [] if first is None else [_packed(*first)]
+    head = [] if first is None else _packed([first])
     frames: list[bytes] = []
-    batch = [*head]
-    room = FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
+    body, count, size = [*head], 0, 0
+    for packed in _packed(items):
+        if count and (size + len(packed) > _SPLIT_BYTES or len(body) == ITEMS_MAX):
+            frames.append(_frame(kind, request, body))
+            body, count, size = [*head], 0, 0
+        body.append(packed)
+        count, size = count + 1, size + len(packed)
+    return [*frames, _frame(kind, request, body)]
+
+
+def _packed(items: Iterable[Item]) -> list[bytes]:
+    parts: list[bytes] = []
     for fields, payload in items:
-        packed = _packed(fields, payload)
-        if len(batch) > len(head) and (len(packed) > room or len(batch) == ITEMS_MAX):
-            frames.append(_frame(kind, request, batch))
-            batch, room = [*head], FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES
-        batch.append(packed)
-        room -= len(packed)
-    frames.append(_frame(kind, request, batch))
-    return frames
-
-
-def _packed(fields: Sequence[Any], payload: bytes) -> bytes:
-    packed = _pack(fields)
-    if len(packed) > FIELDS_BYTES_MAX:
-        raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
-    return b"".join((_ITEM.pack(len(packed), len(payload)), packed, payload))
+        packed = _pack(fields)
+        if len(packed) > FIELDS_BYTES_MAX:
+            raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
+        parts.append(_ITEM.pack(len(packed), len(payload)) + packed + payload)
+    return parts
 
 
 def _frame(kind: int, request: int, items: list[bytes]) -> bytes:
     body = b"".join(items)
     return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
+
+
+_SPLIT_BYTES: Final = FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES

@@ -32,7 +32,7 @@ from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.printable import without_secrets
 from givalia_core.protocol.session import Port
 from givalia_core.server import peers
-from givalia_core.server.chores import Chores, is_loopback, say_insecure
+from givalia_core.server.chores import Chores, is_loopback, lines_lost, say_insecure
 from givalia_core.server.connections import Connections
 from givalia_core.server.delivery import Delivery
 from givalia_core.server.hookrunner import HookRunner
@@ -40,7 +40,6 @@ from givalia_core.server.inbox import Inbox
 from givalia_core.server.inside import Inside
 from givalia_core.server.loop import Loop
 from givalia_core.server.stores import open_store
-from givalia_core.server.troubles import lines_lost
 from givalia_core.settings import ServerSettings
 from givalia_core.store.base import as_shared
 from givalia_core.threads import thread_now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,9 @@ from givalia_core.server.connections import Connections
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.loop import Loop
-from givalia_core.server.troubles import Signs, Troubles, lines_lost
+from givalia_core.server.troubles import Signs, Troubles
 from givalia_core.settings import ServerSettings
-from givalia_core.steady import survives
+from givalia_core.steady import quietly
 from givalia_core.store.base import Store
 
 EACH_S: Final = 1.0
@@ -61,15 +62,19 @@ class Chores:
         """Do the chores until the greenlet is killed."""
         while True:
             gevent.sleep(EACH_S)
-            with survives("looking after the connections", log):
+            try:
                 self.do()
+            except Exception as error:
+                quietly(log.error, "looking after the connections: %s: %s", type(error).__name__, error)
             self._let_store_rest()
 
     def do(self) -> None:
         """Do each chore once."""
         now_us = self._clock.read().mono_us
-        self._connections.end_overdue()
-        if self._connections.journal.repeats.counts:
+        for connection in list(self._connections.by_number.values()):
+            if why := connection.overdue(now_us):
+                connection.close(why)
+        if time.monotonic() >= self._connections.journal.due_s:
             self._connections.journal.look()
         if self._connections.unread.bytes or self._inbox.short:
             self._connections.make_room()
@@ -150,3 +155,8 @@ def is_loopback(host: str) -> bool:
 def say_insecure(settings: Any) -> None:
     """Remind the operator in the log that the ports are open to everybody."""
     log.warning("INSECURE: the ports on %s take commands from anybody who reaches them", settings.host)
+
+
+def lines_lost() -> int:
+    """Return how many lines the handlers of our log could not write, as far as they count them."""
+    return sum(getattr(handler, "lost", 0) for handler in logging.getLogger("givalia").handlers)

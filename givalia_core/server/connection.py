@@ -19,6 +19,7 @@ from gevent.event import Event
 
 from givalia_core import forks
 from givalia_core.clock import SECOND_US, Clock
+from givalia_core.errors import GivaliaError
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
@@ -233,7 +234,10 @@ class Connection:
         else:
             self._commands -= self._in_flight.pop(request, 0)
             self._reads.discard(request)
-        return self.session.answer(request, answers)
+        try:
+            return self.session.answer(request, answers)
+        except GivaliaError as error:  # An answer that fits no frame becomes a refusal, and never the end of the server.
+            return self.session.answer(request, [error] * len(answers))
 
     def postpone(self, request: int) -> None:
         """Note that a wait is over and is answered later, also if the peer ends its side meanwhile."""

@@ -122,13 +122,6 @@ class Connections:
             self.shed += 1
             stalled.close("it does not read, and others need the room")
 
-    def end_overdue(self) -> None:
-        """End the connections whose deadlines have passed."""
-        now_us = self._clock.read().mono_us
-        for connection in list(self.by_number.values()):
-            if why := connection.overdue(now_us):
-                connection.close(why)
-
     def stop_reading(self) -> None:
         """Take nothing more from any peer."""
         for connection in list(self.by_number.values()):

@@ -11,7 +11,6 @@ from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.engine.records import Close, Effect, Hook, News, Reply, Tell
-from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.answers import EndedDone
 from givalia_core.protocol.asked import Asked
@@ -87,11 +86,12 @@ class Delivery:
         size = 0
         for effect in told:
             if isinstance(effect, Tell):
-                new = _frames(effect)
+                first, items = (effect.items[0], effect.items[1:]) if effect.kind is Kind.DISPATCH else (None, effect.items)
+                new = frames.encode_split(effect.kind, 0, items, first)  # Each frame of jobs says what they are counted from.
             elif effect.ended and not self._has_room(connection, effect, size):
                 continue
             else:
-                new = [_answer(connection, effect)]
+                new = [connection.answer(effect.request, effect.answers)]
             parts += new
             size += sum(map(len, new))
             if size >= WRITE_BYTES:
@@ -115,19 +115,3 @@ class Delivery:
         again = Asked(reply.conn, reply.request, Kind.WAIT, [Wait(id=reply.ended)])
         (self._inbox.put if takes else self._inbox.put_back)(again)
         return False
-
-
-def _answer(connection: Connection, reply: Reply) -> bytes:
-    """The bytes of an answer; one that fits no frame becomes a refusal, and never the end of the server."""
-    try:
-        return connection.answer(reply.request, reply.answers)
-    except GivaliaError as error:
-        return connection.session.answer(reply.request, [error] * len(reply.answers))
-
-
-def _frames(effect: Tell) -> list[bytes]:
-    """The frames of something that was not asked for; each frame of a dispatch begins with what it was counted from."""
-    if effect.kind is not Kind.DISPATCH:
-        return frames.encode_split(effect.kind, 0, effect.items)
-    heard, *jobs = effect.items
-    return frames.encode_split(effect.kind, 0, jobs, first=heard)

@@ -7,6 +7,7 @@ may block, and those who have something to say are the loop and the turn of the 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -16,7 +17,7 @@ import gevent
 from givalia_core.engine.records import News
 from givalia_core.headline import headline
 from givalia_core.model import Job
-from givalia_core.repeats import Repeats
+from givalia_core.repeats import PERIOD_S, Repeats
 from givalia_core.takers import Session
 from givalia_core.views import text_id
 
@@ -43,7 +44,9 @@ class Journal:
     def __init__(self, peer_of: Callable[[int], str], lines: logging.Logger = log) -> None:
         self._peer_of = peer_of
         self._lines = lines
-        self.repeats = Repeats()
+        self._repeats = Repeats()
+        self.due_s = math.inf
+        """When `look` has something to say, in monotonic seconds."""
 
     def tell(self, news: News) -> None:
         """Say what the engine has news of."""
@@ -59,17 +62,21 @@ class Journal:
         self._say(Line(logging.INFO, f"connections that were closed ({why})", f"connection {peer} closed: {why}"))
 
     def look(self) -> None:
-        """Say how many lines were left out; call it about once a second."""
-        for words in self.repeats.left_out(time.monotonic()):
+        """Say how many lines were left out."""
+        now_s = time.monotonic()
+        for words in self._repeats.left_out(now_s):
             gevent.spawn(self._lines.warning, "%s", words)
+        self.due_s = now_s + 1.0 if self._repeats.counts else math.inf
 
     def close(self) -> None:
         """Say what is left to say, at once."""
-        for words in self.repeats.rest():
+        for words in self._repeats.rest():
             self._lines.warning("%s", words)
 
     def _say(self, line: Line) -> None:
-        if self.repeats.may_say(line.kind, time.monotonic()):
+        if self.due_s == math.inf:
+            self.due_s = time.monotonic() + PERIOD_S
+        if self._repeats.may_say(line.kind, time.monotonic()):
             gevent.spawn(self._lines.log, line.level, "%s", line.words, extra=line.extra)
 
     # A line for each kind of news.

@@ -126,8 +126,3 @@ def _nearly_full(signs: Signs) -> str:
     if signs.live_max and signs.live >= NEARLY_FULL * signs.live_max:
         return f"{signs.live} jobs are live, and the server takes no more than {signs.live_max}"
     return ""
-
-
-def lines_lost() -> int:
-    """Return how many lines the handlers of our log could not write, as far as they count them."""
-    return sum(getattr(handler, "lost", 0) for handler in logging.getLogger("givalia").handlers)

@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
-from givalia_core.server.alarm import Alarm
+from givalia_core.server.loop import Alarm
 
 
 @pytest.fixture

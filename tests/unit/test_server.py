@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -19,14 +20,15 @@ import pytest
 from waits import yield_until
 
 from givalia_core import Busy, Client, ConnectionLost, ShuttingDown, TooLarge, __version__, ports
-from givalia_core.engine.records import Gone, Reply
+from givalia_core.engine.records import Gone
 from givalia_core.engine.words import HOLDS
 from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.answers import TAKEN
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Caller
 from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
-from givalia_core.server import Server, chores, connections, delivery, loop
+from givalia_core.server import Server, chores, connections, loop
+from givalia_core.server.connection import Connection
 from givalia_core.server.inbox import COMMANDS_PER_TURN
 from givalia_core.settings import ServerSettings
 
@@ -205,15 +207,18 @@ def test_settings_that_are_read_again_change_what_is_decided_and_keep_the_ports(
 
 
 def test_an_answer_that_fits_no_frame_is_a_refusal_and_not_the_end_of_the_server(server: Server) -> None:
-    class Refused:
-        class session:  # noqa: N801
-            answer = staticmethod(lambda request, items: items)
-
+    class NoFrame:
         @staticmethod
-        def answer(request: int, items: list[Any]) -> bytes:
-            raise TooLarge("it fits no frame")
+        def answer(request: int, answers: list[Any]) -> list[Any]:
+            if answers == [TAKEN]:
+                raise TooLarge("it fits no frame")
+            return answers
 
-    assert delivery._answer(Refused(), Reply(1, 1, [TAKEN]))[0].code == "TOO_LARGE"  # type: ignore[arg-type]
+    connection: Any = SimpleNamespace(_waits=set(), _in_flight={1: 1}, _commands=1, _reads=set(), session=NoFrame)
+
+    (told,) = Connection.answer(connection, 1, [TAKEN])
+
+    assert told.code == "TOO_LARGE"  # type: ignore[attr-defined]
 
 
 def test_clients_and_workers_are_told_with_their_addresses_and_versions(server: Server) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from givalia_core.clock import SECOND_US, ManualClock
-from givalia_core.server import troubles
+from givalia_core.server import chores, troubles
 from givalia_core.server.troubles import ENDS, Signs, Troubles
 
 GIB = 1 << 30
@@ -115,7 +115,7 @@ def test_lines_that_a_handler_could_not_write_are_counted() -> None:
     logger = logging.getLogger("givalia")
     logger.addHandler(handler)
     try:
-        assert troubles.lines_lost() == 3
+        assert chores.lines_lost() == 3
     finally:
         logger.removeHandler(handler)
 

@@ -324,9 +324,9 @@ def test_frames_that_are_answered_at_once_are_taken_a_few_at_a_time(
 
 
 def test_waits_are_counted_and_beyond_their_number_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from givalia_core.engine import waits
+    from givalia_core.engine import desk
 
-    monkeypatch.setattr(waits, "WAITS_MAX", 150)
+    monkeypatch.setattr(desk, "WAITS_MAX", 150)
     worker = Worker(server)
     (ending,) = running(server, worker, 1)
     greedy, modest = Peer(server.client_port), Peer(server.client_port)
