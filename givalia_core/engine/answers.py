@@ -65,22 +65,22 @@ def answer(batch: Batch, asked: Asked, place: int, standing: Mapping[int, Answer
     if session is not None:
         session.heard, session.beat_mono_us = asked.request, batch.now.mono_us
     verb = VERBS[asked.kind]
-    answers: list[Answer] = []
-    if verb.is_whole:
-        try:
-            answers = verb.decide(batch, asked)
-        except Refusal as refused:
-            answers = [refused.error]
-    else:
-        for number, message in enumerate(asked.messages):
-            batch.author = (place, number)
-            if number in standing:
-                answers.append(standing[number])
-            elif (told := answer_one(verb, batch, asked, message)) is not None:
-                answers.append(told)
-        if asked.messages and not answers:
-            return
-    batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
+    answers: list[Answer] = _answer_whole(verb, batch, asked) if verb.is_whole else []
+    for number, message in enumerate(asked.messages) if not verb.is_whole else ():
+        batch.author = (place, number)
+        if number in standing:
+            answers.append(standing[number])
+        elif (told := answer_one(verb, batch, asked, message)) is not None:
+            answers.append(told)
+    if answers or not asked.messages:
+        batch.effects.append((0, Reply(asked.conn, asked.request, answers)))
+
+
+def _answer_whole(verb: Verb, batch: Batch, asked: Asked) -> list[Answer]:
+    try:
+        return verb.decide(batch, asked)  # type: ignore[no-any-return]
+    except Refusal as refused:
+        return [refused.error]
 
 
 def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer | None:

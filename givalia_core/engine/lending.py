@@ -75,22 +75,16 @@ class Lender:
                     unread.append(route)
             elif not window.fresh:
                 routing.park(route)
-        heapify(heads)
-        lent_bytes = self._lend(batch, heads, unread) if heads else 0
-        for _, route, _, _ in heads:
-            routing.windows[route].has_ready = True
-        self.hurry = bool(routing.stirring) and any(
-            window.has_ready and routing.takers[route].best() for route, window in routing.stirring.items()
-        )
-        # After a batch of large params read few jobs for the next one, since few will be lent; else more and more again.
-        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
-            self._room, self.hurry = ROOM_LEAST, True
-        elif self._room < CAPACITY_MAX:
-            self._room = min(self._room * 2, CAPACITY_MAX)
+        self.hurry = False
+        if heads:
+            self._lend(batch, heads, unread)
+        if routing.stirring and not self.hurry:
+            self.hurry = any(window.has_ready and routing.taker(route) for route, window in routing.stirring.items())
 
-    def _lend(self, batch: Batch, heads: list[Head], unread: list[Route]) -> int:
-        """Lend the jobs at the heads while somebody is free; return how many bytes of params that were."""
+    def _lend(self, batch: Batch, heads: list[Head], unread: list[Route]) -> None:
+        """Lend the jobs at the heads while somebody is free."""
         routing = self._desk.routing
+        heapify(heads)
         lent_bytes = 0
         # What is unread must not be overtaken, so the next batch reads on first.
         while heads and lent_bytes < LENT_TOGETHER_BYTES and not (unread and any(map(routing.taker, unread))):
@@ -108,7 +102,13 @@ class Lender:
                 heappush(heads, (head[0], route, head[1], line))
             elif routing.windows[route].has_ready:
                 unread.append(route)
-        return lent_bytes
+        for _, route, _, _ in heads:
+            routing.windows[route].has_ready = True
+        # After a batch of large params read few jobs for the next one, since few will be lent; else more and more again.
+        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
+            self._room, self.hurry = ROOM_LEAST, True
+        elif self._room < CAPACITY_MAX:
+            self._room = min(self._room * 2, CAPACITY_MAX)
 
     def _line(self, batch: Batch, window: Window) -> list[tuple[Place, Job]]:
         """Return the jobs of one route that may be lent now, in order: those of the store, and those fresh in this batch.

@@ -74,31 +74,27 @@ class Arrived:
     def asks(self) -> Asks:
         """Return what the commands name, and the jobs that may be lent."""
         engine, desk, names = self.engine, self.engine.desk, Names()
-        if engine.also_keys:
-            names.keys |= engine.also_keys
         standing = engine.again.standing
         for given in self.inputs:
             if isinstance(given, Asked):
                 asked = engine.again.unanswered(given) if standing else given
                 answers.VERBS[given.kind].needs(names, asked, desk)
-        if desk.suspects or names.resumed:
-            self.suspects = frozenset(engine.pace.some(desk) | names.resumed)
-            names.ids |= self.suspects
-        if desk.lapsed:
-            names.ids |= desk.lapsed
-        if desk.routing.unlearned:
-            names.variants |= desk.routing.unlearned
-        if names.variants:
-            self.learning = frozenset(names.variants)
+        if engine.also_keys or desk.suspects or names.resumed or desk.lapsed or desk.routing.unlearned or names.variants:
+            self._add_doubts(names)
         claims = engine.lender.claims(names.reporting)
         may_lend = engine.sharing is not None and self._may_lend(engine.sharing)
-        forgets = self.sweeps_rows or engine.forget_more
-        return Asks(
-            wanted(names, claims, may_lend=may_lend),
-            frozenset(names.requeued) if names.requeued else NO_IDS,
-            EXPIRED_AT_ONCE if self.has_expired else 0,
-            engine.retention(self.now) if forgets else None,
-        )
+        retention = engine.retention(self.now) if self.sweeps_rows or engine.forget_more else None
+        expired = EXPIRED_AT_ONCE if self.has_expired else 0
+        return Asks(wanted(names, claims, may_lend=may_lend), frozenset(names.requeued), expired, retention)
+
+    def _add_doubts(self, names: Names) -> None:
+        """Note what memory is not sure of: other servers may have changed it, or a refusal has shown it to be wrong."""
+        engine, desk = self.engine, self.engine.desk
+        names.keys |= engine.also_keys
+        self.suspects = frozenset(engine.pace.some(desk) | names.resumed)
+        names.ids |= self.suspects | desk.lapsed
+        names.variants |= desk.routing.unlearned
+        self.learning = frozenset(names.variants)
 
     def _may_lend(self, sharing: sharing.Sharing) -> bool:
         """Return whether a job may become ready in this turn besides those of new commands and of claims."""
@@ -127,13 +123,9 @@ class Read:
         """Decide everything that arrived, then lend what is ready to the workers that are free."""
         arrived, found = self.arrived, self.found
         engine, desk = arrived.engine, arrived.engine.desk
-        if found.floor:
-            desk.use_numbers(found.floor)
-        if arrived.learning:
-            desk.routing.learn(arrived.learning, found.variants)
+        if found.floor or arrived.learning or arrived.suspects:
+            self._learn()
         batch = Batch(desk, found, arrived.now)
-        if arrived.suspects:
-            engine.owed += sharing.review(desk, engine.pace, arrived.suspects, found.ids)
         standing = engine.again.standing
         for place, given in enumerate(arrived.inputs):
             if isinstance(given, Gone):
@@ -141,22 +133,38 @@ class Read:
             else:
                 answers.answer(batch, given, place, standing.get((given.conn, given.request), NONE) if standing else NONE)
         batch.author = NOBODY
-        if engine.sharing is not None:
-            engine.sharing.care(batch)
-        if not desk.is_stuck and (arrived.is_sweeping or self.expired or desk.lapsed):
+        if arrived.is_sweeping or self.expired or desk.lapsed or engine.sharing is not None:
             self._sweep(batch)
-        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
-        # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
-        has_numbers = engine.sharing is None or found.floor
-        if has_numbers and not (desk.is_draining or desk.is_holding or desk.is_stuck or desk.routing.unlearned):
+        if self._may_lend():
             engine.lender.lend(batch)
         else:
             engine.lender.hold()
         return Decided(arrived, batch, engine.retention(arrived.now) if self.forgettable else None)
 
+    def _learn(self) -> None:
+        """Take in what was read beside the jobs that the inputs name."""
+        arrived, found, desk = self.arrived, self.found, self.arrived.engine.desk
+        if found.floor:
+            desk.use_numbers(found.floor)
+        if arrived.learning:
+            desk.routing.learn(arrived.learning, found.variants)
+        if arrived.suspects:
+            arrived.engine.owed += sharing.review(desk, arrived.engine.pace, arrived.suspects, found.ids)
+
+    def _may_lend(self) -> bool:
+        engine, desk = self.arrived.engine, self.arrived.engine.desk
+        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
+        # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
+        has_numbers = engine.sharing is None or self.found.floor > 0
+        return has_numbers and not (desk.is_draining or desk.is_holding or desk.is_stuck or desk.routing.unlearned)
+
     def _sweep(self, batch: Batch) -> None:
         """End leases and jobs whose time has passed, and workers that missed two beats."""
-        desk, now_us = batch.desk, batch.now.mono_us
+        desk, now_us, others = batch.desk, batch.now.mono_us, self.arrived.engine.sharing
+        if others is not None:
+            others.care(batch)
+        if desk.is_stuck:
+            return
         if self.arrived.is_sweeping:
             for lease in [lease for lease in desk.leases.values() if lease.expires_mono_us <= now_us]:
                 leases.expire(batch, lease)

@@ -50,30 +50,28 @@ def enq(batch: Batch, asked: Asked, message: Enq) -> Answer:
     if holder is not None:
         return _enq_live(batch, message, holder, on_wall, due_at_us)
     admit(batch)
-    specifier = None if message.version is None else _admitted_specifier(batch, message)
     due_on_wall_us = due_at_us if on_wall else due_at_us - now.timer_us + batch.told_us
-    batch.desk.last_seq = seq = batch.desk.last_seq + 1
-    job = Job(
-        seq,
-        message.id,
-        message.key,
-        WAITING,
-        message.module,
-        message.target_worker,
-        message.priority,
-        on_wall,
-        due_at_us,
-        None if message.expires_us is None else due_at_us + message.expires_us,
-    )
-    job.enq_at_us = now.wall_us if on_wall else batch.told_us  # As its due, which is never before.
-    job.max_attempts, job.timeout_us = message.max_attempts, message.timeout_us
-    job.expires_us, job.retain_us = message.expires_us, message.retain_us
-    job.answered = (Answered(message.id, "enq", due_on_wall_us, now.timer_us),)
-    job.params, job.specifier = message.payload, specifier
+    job = _new_job(batch, message, on_wall, due_at_us, due_on_wall_us)
     batch.insert(job)
     if batch.desk.listening:
         batch.hook("on_enq", job)
     return Enqueued(job.id, due_on_wall_us, batch.desk.durability)
+
+
+def _new_job(batch: Batch, message: Enq, on_wall: bool, due_at_us: int, due_on_wall_us: int) -> Job:
+    specifier = None if message.version is None else _admitted_specifier(batch, message)
+    batch.desk.last_seq = seq = batch.desk.last_seq + 1
+    job = Job(
+        seq, message.id, message.key, WAITING, message.module, message.target_worker, message.priority, on_wall, due_at_us
+    )
+    if message.expires_us is not None:
+        job.expires_at_us = due_at_us + message.expires_us
+    job.enq_at_us = batch.now.wall_us if on_wall else batch.told_us  # As its due, which is never before.
+    job.max_attempts, job.timeout_us = message.max_attempts, message.timeout_us
+    job.expires_us, job.retain_us = message.expires_us, message.retain_us
+    job.answered = (Answered(message.id, "enq", due_on_wall_us, batch.now.timer_us),)
+    job.params, job.specifier = message.payload, specifier
+    return job
 
 
 def taken(holder: Job) -> DuplicateKey:

@@ -64,28 +64,18 @@ class Reader:
         """Whether a frame has begun and not ended."""
 
     def feed(self, data: bytes | memoryview) -> list[Frame | Unreadable]:
-        """Take the bytes that arrived; return what is whole now.
-
-        Raises:
-            TooLarge: A frame is so large that it is not worth skipping. Close the connection.
-        """
-        if self._skip_bytes:
-            skipped = min(self._skip_bytes, len(data))
-            self._skip_bytes -= skipped
-            data = data[skipped:]
+        """Take the bytes that arrived; return what is whole now. Raise TooLarge for a frame that is not worth skipping."""
         buffer = self._buffer
-        buffer += data
+        buffer += self._skip(data) if self._skip_bytes else data
         frames: list[Frame | Unreadable] = []
         start, end = 0, len(buffer)
         while end - start >= _HEAD.size:
             length, kind, request = _HEAD.unpack_from(buffer, start)
             if length > self._frame_bytes_max or length < _HEAD_BODY_BYTES:
                 frames.append(self._refuse_length(length, request))
-                self._skip_bytes = length - _HEAD_BODY_BYTES
                 start += _HEAD.size
-                skipped = min(self._skip_bytes, end - start)
-                self._skip_bytes -= skipped
-                start += skipped
+                skipped = min(length - _HEAD_BODY_BYTES, end - start)
+                self._skip_bytes, start = length - _HEAD_BODY_BYTES - skipped, start + skipped
                 continue
             stop = start + 4 + length
             if stop > end:
@@ -96,6 +86,11 @@ class Reader:
             del buffer[:start]
         self.is_mid_frame = bool(buffer) or self._skip_bytes > 0
         return frames
+
+    def _skip(self, data: bytes | memoryview) -> bytes | memoryview:
+        skipped = min(self._skip_bytes, len(data))
+        self._skip_bytes -= skipped
+        return data[skipped:]
 
     def _refuse_length(self, length: int, request: int) -> Unreadable:
         if length < _HEAD_BODY_BYTES:

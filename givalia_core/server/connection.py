@@ -113,38 +113,39 @@ class Connection:
                     return
         except BlockingIOError:
             pass
-        except OSError as error:
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Reading has failed: close the connection, and raise what is a bug."""
+        if isinstance(error, OSError):
             is_usual = error.errno in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT)
             self.close("" if is_usual else str(error))
-        except MemoryError:
+        elif isinstance(error, MemoryError):
             self.close("out of memory")
-        except BaseException:
+        else:
             self.close()
-            raise
+            raise error
 
     def _take(self, data: bytes) -> int:
         """Submit what has arrived; return how many frames it was."""
         session = self.session
         asked = session.feed(data)
         frames = len(asked) + session.at_once
-        if session.is_mid_frame:
+        if session.is_mid_frame or self._begun_us:
             self._note_pace(len(data), whole=bool(asked))
-        else:
-            self._begun_us = 0
         if session.at_once:
             self.send(session.take_out())
             if self.is_closed:
                 return 0  # The peer is gone; commands submitted now would never be followed by another `Gone`.
+        if asked and not self._has_asked:
+            self._has_asked = True
+            self._on_begin(self)
         for each in asked:
             if each.request in self._in_flight or each.request in self._waits:
                 self.close("it used a request number twice")
                 return 0
             self._submit(each)
-        if asked:
-            if not self._has_asked:
-                self._has_asked = True
-                self._on_begin(self)
-            self._wake()
         self.gate()
         return frames
 
@@ -157,6 +158,7 @@ class Connection:
             if asked.kind in _READS:
                 self._reads.add(asked.request)
         self._inbox.put(asked)
+        self._wake()
 
     def gate(self) -> None:
         """Read on only while this connection has room for more; close it when it has ended and all is said."""
@@ -203,7 +205,9 @@ class Connection:
     # Deadlines, looked after by the server once a second.
 
     def _note_pace(self, count: int, *, whole: bool) -> None:
-        if self._begun_us == 0 or whole:
+        if not self.session.is_mid_frame:
+            self._begun_us = 0
+        elif self._begun_us == 0 or whole:
             self._begun_us, self._begun_bytes = self._clock.read().mono_us, count
         else:
             self._begun_bytes += count

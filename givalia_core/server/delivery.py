@@ -45,43 +45,38 @@ class Delivery:
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Send what is true now, to one connection after the other; then make the calls that end connections."""
-        connections = self._connections
         out: dict[int, list[Reply | Tell]] = {}
-        rest: list[Close | News] = []
+        rest: list[Close | News | Hook | Reply] = []
         for effect in effects:
-            if isinstance(effect, (Reply, Tell)):
-                if effect.conn in out:
-                    out[effect.conn].append(effect)
-                else:
-                    out[effect.conn] = [effect]
-            elif isinstance(effect, Hook):
-                self._runner.tell(effect, now)
+            if not isinstance(effect, (Reply, Tell)) or effect.conn == INSIDE:
+                rest.append(effect)  # type: ignore[arg-type]
+            elif effect.conn in out:
+                out[effect.conn].append(effect)
             else:
-                rest.append(effect)
-        for effect in out.pop(INSIDE, ()):
-            if isinstance(effect, Reply):
-                self._answer_inside(effect)
-        unread = connections.unread
+                out[effect.conn] = [effect]
+        unread, by_number = self._connections.unread, self._connections.by_number
         self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, unread.most_bytes - unread.bytes), 0, 0
         for number, told in out.items():
-            if (connection := connections.by_number.get(number)) is not None:
+            if (connection := by_number.get(number)) is not None:
                 self._say(connection, told)
         if self._sent_bytes:
             self._inbox.note_answered(self._sent_bytes)
-        for effect in rest:
-            self._end(effect)
+        for other in rest:
+            self._do(other, now)
 
-    def _end(self, effect: Close | News) -> None:
-        if isinstance(effect, News):
+    def _do(self, effect: Close | News | Hook | Reply, now: Now) -> None:
+        """Carry out an effect that sends nothing to a connection."""
+        if isinstance(effect, Hook):
+            self._runner.tell(effect, now)
+        elif isinstance(effect, News):
             self._connections.journal.tell(effect)
+        elif isinstance(effect, Reply):
+            self._answer_inside(effect)
         elif (connection := self._connections.by_number.get(effect.conn)) is not None:
             connection.close(effect.why)
 
     def _say(self, connection: Connection, told: Iterable[Reply | Tell]) -> None:
-        """Send one connection its answers, in one write unless they are large.
-
-        The end of a job that was waited for is told later if the connection or the turn has no room for it.
-        """
+        """Send one connection its answers, in one write unless they are large; some ends of jobs are told in later turns."""
         parts: list[bytes] = []
         size = 0
         for effect in told:

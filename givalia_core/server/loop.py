@@ -168,16 +168,20 @@ class Loop:
             if took_us > SLOW_TURN_US or BusyFor.SYNCS in engine.desk.busy:
                 self.note_pace(took_us, inputs)
             if engine.questions.lines:
-                if ALL_INFO in engine.questions.lines:
-                    engine.desk.about = self._describe()
-                self._delivery.deliver(turn.walk(engine, store, self._timer, clock), now)
+                self._walk(now)
         except StoreAway as error:
             self._wait_for_store(error, now)
-            return
-        self.outage.turn_since_us = None
-        if self.outage.away_since_us is not None:
-            self.outage.end()
-        self._rest(is_loaded=len(inputs) > 1)
+        else:
+            self.outage.turn_since_us = None
+            if self.outage.away_since_us is not None:
+                self.outage.end()
+            self._rest(is_loaded=len(inputs) > 1)
+
+    def _walk(self, now: Now) -> None:
+        """Go on with the questions that take a walk."""
+        if ALL_INFO in self._engine.questions.lines:
+            self._engine.desk.about = self._describe()
+        self._delivery.deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
 
     def _rest(self, *, is_loaded: bool) -> None:
         """Let connections be read, and return when there is something to do."""
