@@ -232,9 +232,8 @@ class Routing:
         """Let timers fall due; return what must be read to know which come next."""
         if self.changed:
             self.sort()
-        dues = self._dues
-        while dues and dues[0][0] <= now.timer_us:
-            due_us, _, window = heappop(dues)
+        while self._dues and self._dues[0][0] <= now.timer_us:
+            due_us, _, window = heappop(self._dues)
             if window.armed_us == due_us and self.windows.get(window.route) is window:
                 window.armed_us = None
                 window.tick(now.timer_us)

@@ -170,8 +170,7 @@ class Batch:
         """Let `job` stand where `was` stood."""
         seq, desk = job.seq, self.desk
         self.was.setdefault(seq, was)
-        self.jobs[seq] = job
-        self.ids[job.id] = seq
+        self.jobs[seq], self.ids[job.id] = job, seq
         self.touched.append((seq, self.author))
         if was.state is WAITING:
             desk.routing.discard(was)
@@ -181,8 +180,7 @@ class Batch:
             if job.state not in ENDED:
                 self._live[job.key] = seq
             elif self._live.get(job.key, seq) == seq:
-                self._live[job.key] = None
-                self._ended[job.key] = seq
+                self._live[job.key], self._ended[job.key] = None, seq
         if job.state is WAITING:
             desk.routing.offer(job, self.now)
 

@@ -104,10 +104,14 @@ class Lender:
                 unread.append(route)
         for _, route, _, _ in heads:
             routing.windows[route].has_ready = True
-        # After a batch of large params read few jobs for the next one, since few will be lent; else more and more again.
-        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or routing.has_lent_much):
+        if lent_bytes >= LENT_BYTES_MAX or self._room < CAPACITY_MAX:
+            self._pace(lent_bytes)
+
+    def _pace(self, lent_bytes: int) -> None:
+        """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
+        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or self._desk.routing.has_lent_much):
             self._room, self.hurry = ROOM_LEAST, True
-        elif self._room < CAPACITY_MAX:
+        else:
             self._room = min(self._room * 2, CAPACITY_MAX)
 
     def _line(self, batch: Batch, window: Window) -> list[tuple[Place, Job]]:
@@ -115,20 +119,25 @@ class Lender:
 
         Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
         """
-        ahead_us, jobs, found = batch.now.timer_us - batch.now.wall_us, batch.jobs, batch.found
-        stored = [
-            ((-job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq), job)
-            for job in found.ready.get(window.route, ())
-        ]
+        jobs, found = batch.jobs, batch.found
+        ahead_us = batch.now.timer_us - batch.now.wall_us
+        line = stored = found.ready.get(window.route, [])
         is_cut = window.route in found.cut
         window.has_ready = window.has_ready and (is_cut or len(stored) >= self._claims.get(window.route, 0))
-        if not window.fresh:
-            return sorted(each for each in stored if each[1].seq not in jobs) if jobs else stored
-        fresh = [
-            ((-job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq), job)
-            for job in map(jobs.__getitem__, window.fresh)
-        ]
-        if window.has_ready:
-            last = stored[-1][0] if stored else ()
-            fresh = [each for each in fresh if each[0] < last]
-        return sorted(fresh + [each for each in stored if each[1].seq not in jobs])
+        if jobs:
+            line = [job for job in stored if job.seq not in jobs] + [jobs[seq] for seq in window.fresh]
+        places = [((-job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq), job) for job in line]
+        if window.fresh and window.has_ready:
+            places = _in_order(stored, window, places, ahead_us)
+        return sorted(places)
+
+
+def _in_order(
+    stored: list[Job], window: Window, places: list[tuple[Place, Job]], ahead_us: int
+) -> list[tuple[Place, Job]]:  # fmt: skip
+    """Leave out the fresh jobs that sort behind the last job of the store, before which it may have others."""
+    if not stored:
+        return [each for each in places if each[1].seq not in window.fresh]
+    job = stored[-1]
+    end = -job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq
+    return [each for each in places if each[1].seq not in window.fresh or each[0] < end]

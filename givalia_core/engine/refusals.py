@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from givalia_core.engine import answers, unchanged
+from givalia_core.engine import answers, unchanged, workers
 from givalia_core.engine.records import Effect, Reply
 from givalia_core.model import WAITING
 from givalia_core.store.base import Commit, Hold, Keeping
@@ -45,7 +45,16 @@ def take_back(decided: Decided, commit: Commit, keeping: Keeping) -> tuple[Set[i
     return refused, engine.again.take_back(decided.arrived.inputs, batch, refused, held)
 
 
-def remember_answers(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> None:
+def conclude(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> None:
+    """Let memory believe what was said without a change of a job."""
+    batch = decided.batch
+    if batch.unchanged:
+        _remember_answers(decided, refused, busy)
+    if batch.resumed or batch.ends_hold:
+        workers.conclude(batch)
+
+
+def _remember_answers(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> None:
     """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
     batch = decided.batch
     if busy:

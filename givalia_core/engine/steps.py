@@ -169,9 +169,8 @@ class Read:
             for lease in [lease for lease in desk.leases.values() if lease.expires_mono_us <= now_us]:
                 leases.expire(batch, lease)
             silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
-            for session in list(desk.routing.sessions.values()):
-                if session.beat_mono_us < silent_us:
-                    workers.silence(batch, session.conn)
+            for conn in [conn for conn, worker in desk.routing.sessions.items() if worker.beat_mono_us < silent_us]:
+                workers.silence(batch, conn)
             if desk.losses.gone:
                 desk.losses.sweep(now_us - desk.policy.lease_us, desk.routing.elsewhere.instances)
         if self.expired or desk.lapsed:
@@ -202,19 +201,14 @@ class Decided:
         self.must_commit = bool(self.changes) or arrived.engine.must_mark or retention is not None
 
     def committed(self, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
-        """The commit is durable: renew what memory believes, and return what may now be said.
-
-        `keeping` is what a shared store did not keep of the answers that changed nothing.
-        """
+        """The commit is durable: renew what memory believes, and return what may now be said."""
         engine, batch, desk = self.arrived.engine, self.batch, self.batch.desk
         engine.must_mark, engine.forget_more = False, commit.forgotten >= FORGOTTEN_AT_ONCE
         refused, unanswerable = NO_SEQS, NO_FRAMES
         if commit.refused or keeping.decided or engine.also_keys or engine.again.has_state:
             refused, unanswerable = refusals.take_back(self, commit, keeping)
-        if batch.unchanged:
-            refusals.remember_answers(self, refused, keeping.busy)
-        if batch.resumed or batch.ends_hold:
-            workers.conclude(batch)
+        if batch.unchanged or batch.resumed or batch.ends_hold:
+            refusals.conclude(self, refused, keeping.busy)
         effects = self._first() if batch.progressed or engine.owed or desk.aside.waiting or desk.aside.holds else []
         lent = self._renew(refused, effects)
         for seq, effect in batch.effects:
@@ -232,10 +226,7 @@ class Decided:
         return effects
 
     def _renew(self, refused: Set[int], effects: list[Effect]) -> list[Job]:
-        """Let memory believe the changes that are stored, and add the answers to those who waited for an end.
-
-        Returns the jobs that were lent.
-        """
+        """Let memory believe what is stored, and answer those who waited for an end; return the jobs that were lent."""
         batch, desk = self.batch, self.batch.desk
         lent: list[Job] = []
         for was, job in self.changes:

@@ -99,36 +99,27 @@ class Session:
 
     def feed(self, data: bytes) -> list[Asked]:
         """Take the bytes that arrived; return what must be decided."""
-        if self._start is not None or self._lines is not None:
+        if not self.is_open or self._lines is not None:
             return self._feed_other(data)
-        if not self.is_open:
-            self._hello_bytes += len(data)
-        asks: list[Asked] = []
         try:
             arrived = self._reader.feed(data)
         except TooLarge as error:
             self._end(0, error)
-            return asks
-        for frame in arrived:
-            if not self.is_open or isinstance(frame, frames.Unreadable):
-                self._take_other(frame)
-                if self.is_over:
-                    return asks
-            elif (ask := self._take(frame)) is not None:
-                asks.append(ask)
-        self.is_mid_frame = self._reader.is_mid_frame or not self.is_open
-        if not self.is_open and self._hello_bytes > HANDSHAKE_BYTES_MAX:
-            self.is_over, self.refusal = True, "its hello is too long"
-        return asks
+            return []
+        asked = [each for frame in arrived if (each := self._take(frame)) is not None]
+        self.is_mid_frame = self._reader.is_mid_frame
+        return asked
 
-    def _take(self, frame: frames.Frame) -> Asked | None:
-        rule = self._rules.get(frame.kind)
-        if rule is None or not rule.least <= len(frame.items) <= rule.most or rule.kind is Kind.CLOCK:
+    def _take(self, frame: frames.Frame | frames.Unreadable) -> Asked | None:
+        if isinstance(frame, frames.Unreadable):
+            self._refuse(frame.request, frame.error)
+            return None
+        rule, items = self._rules.get(frame.kind), frame.items
+        if rule is None or not rule.least <= len(items) <= rule.most or rule.kind is Kind.CLOCK:
             self._answer_at_once(frame)
             return None
-        kind, items = rule.kind, frame.items
-        commands = Packed(kind, items) if len(items) > DECODED_AT_ONCE else decoded_items(kind, items)
-        return Asked(self._conn, frame.request, kind, commands, self._until_us)
+        commands = Packed(rule.kind, items) if len(items) > DECODED_AT_ONCE else decoded_items(rule.kind, items)
+        return Asked(self._conn, frame.request, rule.kind, commands, self._until_us)
 
     def answer(self, request: int, answers: list[Answer]) -> bytes:
         """Return the bytes that answer a frame or line."""
@@ -144,25 +135,51 @@ class Session:
     # The beginning of a connection, and what a peer of this protocol seldom or never sends.
 
     def _feed_other(self, data: bytes) -> list[Asked]:
+        """Feed a connection that speaks lines, or has not said hello yet."""
         if self._start is not None:
             data, self._start = self._start + data, None
             if data[:1] == b"{" and self.port is Port.CLIENT and not self._is_busy:
                 self._lines, self.is_open, self.agent = LineSession(self._conn), True, line_session.AGENT
             elif data.startswith(frames.MAGIC):
-                return self.feed(data[len(frames.MAGIC) :])
-            elif frames.MAGIC.startswith(data):
-                self._start, self.is_mid_frame = data, bool(data)
-                return []
+                data = data[len(frames.MAGIC) :]
             else:
-                is_line = data[:1] == b"{" and self.port is Port.CLIENT
-                self.is_over, self.refusal = True, BUSY if is_line else "it does not speak the protocol"
+                self._wait_for_magic(data)
                 return []
-        assert self._lines is not None
-        asks = self._lines.feed(data)
-        if (out := self._lines.take_out()) != b"":
+        return self._feed_hello(data) if self._lines is None else self._feed_lines(self._lines, data)
+
+    def _wait_for_magic(self, data: bytes) -> None:
+        if frames.MAGIC.startswith(data):
+            self._start, self.is_mid_frame = data, bool(data)
+        else:
+            is_line = data[:1] == b"{" and self.port is Port.CLIENT
+            self.is_over, self.refusal = True, BUSY if is_line else "it does not speak the protocol"
+
+    def _feed_lines(self, lines: LineSession, data: bytes) -> list[Asked]:
+        asked = lines.feed(data)
+        if (out := lines.take_out()) != b"":
             self._out.append(out)
-        self.is_over, self.refusal, self.is_mid_frame = self._lines.is_over, self._lines.refusal, self._lines.is_mid_frame
-        return asks
+        self.is_over, self.refusal, self.is_mid_frame = lines.is_over, lines.refusal, lines.is_mid_frame
+        return asked
+
+    def _feed_hello(self, data: bytes) -> list[Asked]:
+        self._hello_bytes += len(data)
+        asked: list[Asked] = []
+        try:
+            arrived = self._reader.feed(data)
+        except TooLarge as error:
+            self._end(0, error)
+            return asked
+        for frame in arrived:
+            if not self.is_open:
+                self._take_other(frame)
+            elif (each := self._take(frame)) is not None:
+                asked.append(each)
+            if self.is_over:
+                return asked
+        self.is_mid_frame = self._reader.is_mid_frame or not self.is_open
+        if not self.is_open and self._hello_bytes > HANDSHAKE_BYTES_MAX:
+            self.is_over, self.refusal = True, "its hello is too long"
+        return asked
 
     def _take_other(self, frame: frames.Frame | frames.Unreadable) -> None:
         """Take a hello, or refuse a frame that cannot be read."""

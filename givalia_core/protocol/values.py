@@ -32,15 +32,10 @@ class CannotPack(ValueError):
 
 
 def pack(value: Any, name: str) -> bytes:
-    """Return the value packed by msgpack; it can be unpacked again.
+    """Return None, bool, int of 64 bits, float, str, bytes, or lists, tuples and dicts of these, packed by msgpack.
 
-    Args:
-        value: None, bool, int of 64 bits, float, str, bytes, or lists, tuples and dicts of these.
-        name: The name of the value in messages, such as `params`.
-
-    Raises:
-        CannotPack: Some value is of another type, or cannot be read again.
-        MemoryError: There is no memory for it.
+    The result can be unpacked again. Raise CannotPack for another value, which the message calls by `name` (such as `params`),
+    and MemoryError if there is no memory for it.
     """
     global _exact
     try:
@@ -49,10 +44,13 @@ def pack(value: Any, name: str) -> bytes:
         raise
     except Exception:  # Some of it is of another type, and perhaps runs code of its own when it is packed: a subclass of dict.
         _exact = _exact_packer()
-    else:
-        if len(exact) > _BUFFER_BYTES_MAX:
-            _exact = _exact_packer()
-        return exact
+        return _pack_other(value, name)
+    if len(exact) > _BUFFER_BYTES_MAX:
+        _exact = _exact_packer()
+    return exact
+
+
+def _pack_other(value: Any, name: str) -> bytes:
     try:
         return _packed(value)
     except MemoryError:

@@ -79,17 +79,24 @@ class Chores:
         if self._connections.unread.bytes or self._inbox.short:
             self._connections.make_room()
         self.see_to_memory()
-        if now_us >= self.disk_asked_us + DISK_EACH_US and not self._store.is_shared:  # Others watch the disk of a database.
-            self.disk_asked_us = now_us
-            described = self._store.describe()
-            self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
+        if self._store.is_shared:  # Others watch the disk of a database.
+            self._loop.put_off_stuck(now_us)
+        elif now_us >= self.disk_asked_us + DISK_EACH_US:
+            self._see_to_disk(now_us)
         signs = self.signs(now_us)
         if signs != self.troubles.before or self.troubles.present:
             self.troubles.look(signs, self._clock.read())
-        if self._store.is_shared:
-            self._loop.put_off_stuck(now_us)
-        if now_us - self._said_us >= HOUR_US and not is_loopback(self.settings.host):
-            self._said_us = now_us
+        if now_us - self._said_us >= HOUR_US:
+            self._remind(now_us)
+
+    def _see_to_disk(self, now_us: int) -> None:
+        self.disk_asked_us = now_us
+        described = self._store.describe()
+        self._disk = described.get("disk_free_bytes"), described.get("disk_bytes")
+
+    def _remind(self, now_us: int) -> None:
+        self._said_us = now_us
+        if not is_loopback(self.settings.host):
             say_insecure(self.settings)
 
     def _let_store_rest(self) -> None:

@@ -162,11 +162,8 @@ class Connection:
 
     def gate(self) -> None:
         """Read on only while this connection has room for more; close it when it has ended and all is said."""
-        if self.is_closed:
-            return
-        if self._finish_by_us:
-            if not self._in_flight and not self.unsent.bytes:
-                self.close()
+        if self.is_closed or self._finish_by_us:
+            self._close_if_all_is_said()
             return
         has_room = (
             len(self._in_flight) < IN_FLIGHT_MAX
@@ -178,6 +175,10 @@ class Connection:
         )
         if has_room is not self._is_reading:
             self._open_gate() if has_room else self._close_gate()
+
+    def _close_if_all_is_said(self) -> None:
+        if not self.is_closed and not self._in_flight and not self.unsent.bytes:
+            self.close()
 
     def _open_gate(self) -> None:
         if self._begun_us:

@@ -79,15 +79,13 @@ class Alarm:
         self._event.set()
 
     def wait(self, us: int) -> None:
-        """Return when the event is set, or when so many microseconds have passed; or sooner.
-
-        It stays set for an earlier wait that an event has ended: under a load that is cheaper than to set it for each.
-        """
+        """Return when the event is set, or when so many microseconds have passed; or sooner."""
         if self._fd < 0:
             self._event.wait(us / SECOND_US)
             return
         now_ns = time.monotonic_ns()
         rings_ns = now_ns + max(us, 1) * 1_000
+        # The timer stays set for an earlier wait that an event has ended: under a load that is cheaper than to set it anew.
         if not now_ns < self._rings_ns <= rings_ns:
             first = self._setting.first
             first.seconds, first.nanoseconds = divmod(rings_ns - now_ns, SECOND_US * 1_000)
