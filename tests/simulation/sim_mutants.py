@@ -20,7 +20,7 @@ from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
-from givalia_core.engine.steps import Arrived
+from givalia_core.engine.steps import Arrived, Read
 from givalia_core.engine.storing import read
 from givalia_core.engine.turn import Engine
 from givalia_core.errors import Stale, StoreFull
@@ -313,15 +313,15 @@ def a_stopped_job_is_tried_again() -> Sequence[Patch]:
 
 def leases_end_too_early() -> Sequence[Patch]:
     """The server takes a lease away while its worker still counts on it."""
-    right = leases.sweep
+    right = Read._sweep
 
-    def sweep(batch: Batch) -> None:
-        for lease in list(batch.desk.leases.values()):
+    def sweep(self: Read, batch: Batch) -> None:
+        for lease in list(batch.desk.leases.values()) if self.arrived.is_sweeping else ():
             if lease.expires_mono_us <= batch.now.mono_us + batch.desk.policy.lease_us // 2:
-                leases._expire(batch, lease)
-        right(batch)
+                leases.expire(batch, lease)
+        right(self, batch)
 
-    return [_swap(leases, "sweep", sweep)]
+    return [_swap(Read, "_sweep", sweep)]
 
 
 def whoever_waits_is_forgotten() -> Sequence[Patch]:
