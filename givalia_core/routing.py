@@ -22,7 +22,8 @@ from givalia_core.clock import Now
 from givalia_core.elsewhere import Elsewhere
 from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
-from givalia_core.store.base import VARIANTS_MAX, News, Route, Span, Timer
+from givalia_core.store.base import VARIANTS_MAX, Route, Span, Timer
+from givalia_core.store.shared import News
 from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 

@@ -14,7 +14,7 @@ from givalia_core.cli import endings, moving, show
 from givalia_core.client import Client, backup
 from givalia_core.errors import BadRequest, ConnectionLost, NotFound, StoreCorrupt, StoreFailed
 from givalia_core.printable import printable
-from givalia_core.store.base import CopyPart
+from givalia_core.store.backups import CopyPart
 from givalia_core.store.sqlite import disk
 from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.times import to_datetime

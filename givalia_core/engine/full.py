@@ -12,7 +12,8 @@ from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFailed, StoreFull
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Commit, Keeping, Store, as_shared
+from givalia_core.store.base import Commit, Store
+from givalia_core.store.shared import Keeping, as_shared
 
 COMMANDS: Final = frozenset({Kind.ENQ, Kind.CANCEL, Kind.EXT, Kind.REQUEUE})
 CHANGES_NOTHING: Final = frozenset(

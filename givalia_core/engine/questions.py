@@ -24,7 +24,9 @@ from givalia_core.protocol.answers import Answer, BackupPart, Described, Listed
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import ANSWER_BYTES_MAX
 from givalia_core.protocol.messages import CHANGING, Act, Backup, Kind, List
-from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Kept, Store, Wanted, as_copyable
+from givalia_core.store.backups import as_copyable
+from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
+from givalia_core.store.shared import Kept
 
 ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
 ROWS_MOST: Final = 512

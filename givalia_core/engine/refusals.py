@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from givalia_core.engine import answers, unchanged, workers
 from givalia_core.engine.records import Effect, Reply
 from givalia_core.model import WAITING
-from givalia_core.store.base import Commit, Hold, Keeping
+from givalia_core.store.base import Commit, Hold
+from givalia_core.store.shared import Keeping
 
 if TYPE_CHECKING:  # A step of the turn calls this.
     from givalia_core.engine.steps import Decided

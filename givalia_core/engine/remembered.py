@@ -17,7 +17,7 @@ from givalia_core.errors import StoreCorrupt
 from givalia_core.model import REMEMBERED_AT_LEAST_US
 from givalia_core.protocol.answers import Answer, Unreadable, decode, to_item
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Kept
+from givalia_core.store.shared import Kept
 
 BYTES_MAX: Final = 128 << 20
 ENTRY_BYTES: Final = 250  # The cost of one entry beside the bytes of its answer.

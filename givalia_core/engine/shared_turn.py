@@ -11,7 +11,7 @@ from givalia_core.engine.records import Close, Effect, Input
 from givalia_core.engine.steps import Arrived, Decided
 from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
-from givalia_core.store.base import AlreadyDecided, SharedStore
+from givalia_core.store.shared import AlreadyDecided, SharedStore
 
 if TYPE_CHECKING:  # The engine calls this.
     from givalia_core.engine.turn import Engine

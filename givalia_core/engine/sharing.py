@@ -22,7 +22,7 @@ from givalia_core.engine.records import Effect, Reply, Tell, hook_of
 from givalia_core.errors import NotFound
 from givalia_core.model import ENDED, RUNNING, Job
 from givalia_core.protocol.messages import Kind, Stop, item
-from givalia_core.store.base import Event, News, Watched
+from givalia_core.store.shared import Event, News, Watched
 from givalia_core.views import text_id
 
 WATCH_US: Final = 2_500_000  # How often we poll for other servers' changes: the bound when their news is lost,

@@ -20,7 +20,8 @@ from givalia_core.policy import Policy
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Change, Event, Found, Wanted
+from givalia_core.store.base import Change, Found, Wanted
+from givalia_core.store.shared import Event
 
 NOBODY: Final = -1  # Looks after no lease.
 

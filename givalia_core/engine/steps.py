@@ -20,7 +20,8 @@ from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
-from givalia_core.store.base import Change, Commit, Found, Keeping, Near, Retention, Route, Span, Wanted
+from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Wanted
+from givalia_core.store.shared import Keeping
 
 if TYPE_CHECKING:  # The engine is made of these steps' memory.
     from givalia_core.engine.turn import Engine

@@ -24,7 +24,8 @@ from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.model import REMEMBERED_AT_LEAST_US, Job
 from givalia_core.policy import Policy
 from givalia_core.protocol.asked import Asked
-from givalia_core.store.base import Opened, Retention, Store, as_shared
+from givalia_core.store.base import Opened, Retention, Store
+from givalia_core.store.shared import as_shared
 
 GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
 SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.

@@ -8,7 +8,7 @@ from givalia_core.engine import remembered
 from givalia_core.engine.batch import Batch, Unchanged
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Kept
+from givalia_core.store.shared import Kept
 
 
 def recall(batch: Batch, kind: Kind, request: bytes) -> Answer | None:

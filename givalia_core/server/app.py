@@ -41,7 +41,7 @@ from givalia_core.server.inside import Inside
 from givalia_core.server.loop import Loop
 from givalia_core.server.stores import open_store
 from givalia_core.settings import ServerSettings
-from givalia_core.store.base import as_shared
+from givalia_core.store.shared import as_shared
 from givalia_core.threads import thread_now
 from givalia_core.version import __version__
 

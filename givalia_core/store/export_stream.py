@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Header(NamedTuple):
-    """What an export begins with: the clocks at that moment, what the store kept of them, and how many jobs it counted."""
+    """The beginning of an export: the clocks at that moment, the mark that the store kept, and how many jobs it counted."""
 
     timer_us: int
     wall_us: int
@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
 
 class Footer(NamedTuple):
-    """What an export ends with: how many jobs it holds, and a seq and a fence below which its store gave out all of its own."""
+    """The end of an export: how many jobs it holds, and a seq and a fence above all that its store gave out."""
 
     jobs: int
     seq: int
@@ -196,7 +196,7 @@ class Reader:
             raise StoreFailed(f"the export cannot be read {self._place()}: {error}") from error
 
     def _checked(self, make: Callable[[Any], T], body: Any) -> T:
-        """What is made of a sound record; one that is not as this format has it was never written by Givalia."""
+        """Return what a sound record says; Givalia never wrote one that is not as this format has it."""
         try:
             return make(body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -13,8 +13,9 @@ from typing import BinaryIO, Final, NamedTuple
 from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper, TimerClock
 from givalia_core.errors import GivaliaError, StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import Job
-from givalia_core.store.base import ALIVE_US, FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted, as_shared
+from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted
 from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, Footer, Header, Reader, Writer
+from givalia_core.store.shared import ALIVE_US, as_shared
 from givalia_core.store.sqlite import copies
 
 MOVED_WITHIN_US: Final = 3_600 * SECOND_US  # An export that is older is a backup.

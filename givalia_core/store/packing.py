@@ -1,4 +1,4 @@
-"""What stores that keep jobs as rows have in common: the part of a job that no statement looks at, and pages of listings.
+"""Jobs as rows, for stores that keep them so: the part of a job that no statement reads, and pages of listings.
 
 A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `result` packed together, and
 one each for `params` and `result`. The column of the target worker holds the whole `Job.target`, so that one index finds the
@@ -21,7 +21,7 @@ _BODY: Final = slice(HEAD, JOB_FIELDS.index("result"))
 _ANSWERED: Final = JOB_FIELDS.index("answered") - HEAD
 _DEFAULTS: Final = JOB_DEFAULTS[_BODY]
 NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
-"""How a state is written."""
+"""States as they are written."""
 _STATES: Final = dict(enumerate(STORED_STATES))  # A tuple would take -1 for its last.
 
 _packer: Any = msgpack.Packer(autoreset=True)
@@ -31,7 +31,7 @@ PageHead = tuple[int, str | None, int, str, str, bool, int, int, int]
 
 
 def pack_body(job: Job) -> bytes:
-    """The fields that no statement looks at, as one value."""
+    """Pack the fields that no statement reads, as one value."""
     packed: bytes = _packer.pack(job.front()[_BODY])
     return packed
 
@@ -78,5 +78,5 @@ def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows
 
 
 def has_state(number: int) -> bool:
-    """Whether a state is written as this number."""
+    """Return whether a state is written as this number."""
     return number in _STATES

@@ -16,8 +16,9 @@ from givalia_core.clock import SECOND_US, ManualClock, Mark, Now, TimerClock
 from givalia_core.errors import GivaliaError, StoreCorrupt, StoreFailed, StoreFull, StoreLocked, StoreTooNew, StoreUnfit
 from givalia_core.model import CANCELLED, DEAD, DONE, JOB_FIELDS, RUNNING, Answered, Job
 from givalia_core.store import Memory, SQLite, export_stream, moving
-from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted, Watched
+from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted
 from givalia_core.store.export_stream import FORMAT, MAGIC, Footer, Header, Reader, Writer
+from givalia_core.store.shared import Watched
 from givalia_core.store.sqlite import copies, disk
 from givalia_core.store.suite import MARK, NOW, StoreSuite, inserts, job_id, request_id, waiting
 

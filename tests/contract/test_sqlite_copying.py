@@ -21,7 +21,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, NotFound, StoreCorrupt, StoreFull, StoreTooNew
 from givalia_core.model import DONE
 from givalia_core.store import SQLite
-from givalia_core.store.base import CopyPart
+from givalia_core.store.backups import CopyPart
 from givalia_core.store.sqlite import chores, copies, copying, disk
 from givalia_core.store.sqlite.received import Received, Receiver
 from givalia_core.store.suite import MARK, by_seq, changed, inserts, waiting

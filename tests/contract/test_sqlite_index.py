@@ -21,7 +21,7 @@ from sqlite_history import SEED, Script, killed, make_small, power_cut
 
 from givalia_core.errors import StoreFailed, StoreFull
 from givalia_core.model import RUNNING, WAITING, Job
-from givalia_core.store import base
+from givalia_core.store import routes
 from givalia_core.store.base import Claim, Route, Span, Wanted, by_module
 from givalia_core.store.memory import Memory
 from givalia_core.store.sqlite import SQLite, chores
@@ -431,8 +431,8 @@ def test_what_is_ready_is_counted_wherever_it_stands(store: SQLite, monkeypatch:
         for each in (store, reference):
             each.commit(moved, MARK)
         jobs.append(moved[1].job)
-        monkeypatch.setattr(base, "READY_COUNTED_TO", chance.choice((5, 50, 1_000)))
-        monkeypatch.setattr(base, "READY_COUNTED_LEAST", chance.choice((3, 30)))
+        monkeypatch.setattr(routes, "READY_COUNTED_TO", chance.choice((5, 50, 1_000)))
+        monkeypatch.setattr(routes, "READY_COUNTED_LEAST", chance.choice((3, 30)))
         now = NOW._replace(timer_us=chance.randrange(1_000), wall_us=chance.randrange(1_000))
         if chance.random() < 0.3:
             store.find(Wanted(claims=(Claim(Route("Mail", "any"), 7),)), now)  # So that some of it has been read.

@@ -19,7 +19,7 @@ from givalia_core.clock import SECOND_US, ManualClock
 from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreCorrupt, StoreFull
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import AlreadyDecided
+from givalia_core.store.shared import AlreadyDecided
 from givalia_core.views import text_id
 
 Pair = tuple[EngineRig, EngineRig]

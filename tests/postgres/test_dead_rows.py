@@ -19,7 +19,8 @@ from givalia_core.clock import SECOND_US
 from givalia_core.model import DONE, RUNNING, JobState
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import ROW_BYTES, SCAN_MAX, Claim, Filter, Route, Wanted, as_shared
+from givalia_core.store.base import ROW_BYTES, SCAN_MAX, Claim, Filter, Route, Wanted
+from givalia_core.store.shared import as_shared
 from givalia_core.store.suite import changed
 
 HOUR_US = 3_600 * SECOND_US

@@ -21,7 +21,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
-from givalia_core.store.base import Event
+from givalia_core.store.shared import Event
 from givalia_core.views import text_id
 
 

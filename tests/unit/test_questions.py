@@ -17,8 +17,9 @@ from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
-from givalia_core.store.base import SCAN_MAX, Filter, News, Page, Ready
+from givalia_core.store.base import SCAN_MAX, Filter, Page, Ready
 from givalia_core.store.memory import Memory
+from givalia_core.store.shared import News
 
 ROW_US = 20
 

@@ -11,7 +11,8 @@ from givalia_core.clock import Now
 from givalia_core.model import WAITING, Job
 from givalia_core.protocol.messages import Announce, Join
 from givalia_core.routing import Routing
-from givalia_core.store.base import Near, News, Route, Span
+from givalia_core.store.base import Near, Route, Span
+from givalia_core.store.shared import News
 from givalia_core.takers import Session
 from givalia_core.timers import PREFIX_TIMERS
 

@@ -1,4 +1,4 @@
-"""What a SQLite store says about itself: its place and sizes, and what is wrong with it."""
+"""Describes a SQLite store: its place and sizes, and what is wrong with it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _look_at_files(core: Core) -> None:
 
 
 def _look_at_copies(core: Core) -> None:
-    core.copies.look()
+    core.copies.poll()
 
 
 def _scrub_beside_work(core: Core) -> None:

@@ -28,7 +28,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 
 class Admission:
-    """What the changes that stand make of each job, by id; `refused` are the places of the others."""
+    """The jobs as the changes that stand make them, by id; `refused` has the places of the others."""
 
     def __init__(self, index: Index, absent: dict[bytes | str, int], changes: Iterable[Change]) -> None:
         """Take in these changes, in their order. No job has any of the names in `absent`."""
@@ -96,7 +96,7 @@ class Admission:
 
 
 class Rows(NamedTuple):
-    """What a transaction appends, and what follows from it."""
+    """The rows that a transaction appends, and what follows from them."""
 
     jobs: Sequence[tuple[int, bytes]]
     changes: Sequence[tuple[int, bytes]]

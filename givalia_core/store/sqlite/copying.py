@@ -17,14 +17,14 @@ import msgpack
 
 from givalia_core.clock import SystemClock
 from givalia_core.errors import BadRequest, Busy, NotFound
-from givalia_core.store.base import CopyPart
+from givalia_core.store.backups import CopyPart
 from givalia_core.store.sqlite import disk
 
 PART_BYTES: Final = 256 << 10
 PART_AGAIN: Final = 64  # Rows that a part sends again before it goes on.
 IDLE_S: Final = 60.0  # Without a question for a part; then the copy is given up.
 TAKEN_OVER_S: Final = 3.0  # As long without one, and another copy may be begun: sooner than its client gives up.
-AGAIN_MOST: Final = 500_000  # Rows to be sent again: whoever asks is slower than the store is written.
+AGAIN_MOST: Final = 500_000  # Rows to be sent again: the client is slower than the store is written.
 
 # As the entries of a part name them; each with its number and its columns, None for a row that is gone.
 TABLES: Final = (
@@ -72,12 +72,12 @@ class Copying:
 
     @property
     def idle_s(self) -> float:
-        """For how many seconds nobody has asked for a part."""
+        """Seconds since the client last asked for a part."""
         return time.monotonic() - self._asked_s
 
     @property
     def is_overrun(self) -> bool:
-        """Whether rows are written again faster than they are asked for."""
+        """Return whether rows are written again faster than the client asks for them."""
         if self.is_over:
             return False
         ((again,),) = self._database.execute("SELECT count(*) FROM (SELECT 1 FROM again LIMIT ?)", (AGAIN_MOST,))
@@ -180,7 +180,7 @@ class Copies:
         if copying is None or copying.backup != backup:
             if number:
                 raise NotFound(
-                    "this server knows no such backup: it was started since, or nobody asked for a part in time. Begin again"
+                    "this server knows no such backup: it was started since, or a part was asked for too late. Begin again"
                 )
             if copying is not None and not copying.is_over and copying.idle_s < TAKEN_OVER_S:
                 raise Busy("another backup is under way", retry_after=TAKEN_OVER_S)
@@ -188,8 +188,8 @@ class Copies:
             copying = self._copying = Copying(database, backup)
         return copying.part(number, jobs)
 
-    def look(self) -> None:
-        """Give up a copy that nobody asks for any more, or too slowly; call it now and then."""
+    def poll(self) -> None:
+        """Give up a copy whose client has stopped asking, or asks too slowly; call it now and then."""
         if self._copying is not None and (self._copying.idle_s > IDLE_S or self._copying.is_overrun):
             self.end()
 

@@ -1,4 +1,4 @@
-"""What an open SQLite store is made of: its files and its connection, its records and its index, its counts and numbers.
+"""The parts of an open SQLite store: its files and its connection, its records and its index, its counts and numbers.
 
 The store itself (`store`) has the way of every job. Opening, mending and chores work on what is here, in files of their own.
 """

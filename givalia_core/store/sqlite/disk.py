@@ -2,9 +2,9 @@
 
 Beside `queue.db` (and SQLite's own `queue.db-wal`) stand `queue.db.lock`, held with flock for as long as a server runs,
 `queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled, and `queue.db.index`, a
-folder that may be removed while no server runs: it is made anew from the store.
+folder that may be removed while no server runs: the store rebuilds it.
 
-Of the facts, `commit` says with each commit how far the numbers go, what the clocks showed, and by how much counts have changed
+The fact `commit` says with each commit how far the numbers go, what the clocks showed, and by how much counts have changed
 since the table of counts was written.
 """
 
@@ -80,7 +80,7 @@ class Lock:
         self._is_lost = False  # Another file, or none, has its name; that was said.
 
     def look(self) -> None:
-        """Lock the file again if somebody removed it, so that the next server is told who has the store."""
+        """Lock the file again if it was removed, so that the next server learns which process has the store."""
         try:
             status = os.stat(self._path)  # noqa: PTH116
             is_ours = any(os.path.samestat(status, os.fstat(fd)) for fd in self._fds)
@@ -410,11 +410,11 @@ _AT_FOUND: Final = ctypes.byref(_FOUND)
 def identity(name: bytes) -> tuple[int, ...]:
     """Return what tells a file from every other one.
 
-    It asks for no times: when somebody has read the time of the last write, Linux gives the next one a time of its own, and the
+    It asks for no times: once the time of the last write was read, Linux gives the next one a time of its own, and the
     sync of that write may have to wait once more.
 
     Raises:
-        OSError: There is no such file, or it cannot be looked at.
+        OSError: There is no such file, or this user may not read what it is.
     """
     if _statx is not None:
         if _statx(_AT_FDCWD, name, 0, _STATX_INO, _AT_FOUND) == 0:
@@ -440,7 +440,7 @@ class Files:
     def open(self) -> None:
         """Remember which files they are: the database, and its log."""
         self.close()
-        with contextlib.suppress(OSError):  # Then they are looked at each time.
+        with contextlib.suppress(OSError):  # Then each commit polls the files.
             self._notices = Notices(self._folder)
             self.news_fd = self._notices.fd
         self._known = [(name, identity(name)) for name in self._names]
@@ -508,7 +508,7 @@ class Room:
         return True
 
     def note_full(self) -> None:
-        """The disk is full: give the reserve back to whoever needs it first, the store."""
+        """The disk is full: give the reserve back, so that the store can use it."""
         self._note(True)
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)

@@ -1,4 +1,4 @@
-"""What a SQLite store does about damage: it rebuilds the index from the records, and sets jobs aside whose records are bad."""
+"""Mends a SQLite store: rebuilds the index from the records, and sets jobs aside whose records are bad."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def rebuild(core: Core, why: str) -> None:
         log.warning("the index of %s is rebuilt from the records, %d jobs: %s", core.path, jobs, why)
     bad: list[tuple[Place, str]] = []
 
-    def make_anew() -> None:
+    def make_empty() -> None:
         remake(index, boot_id())
         begin(index, core.epoch, boot_id())
 
     with core.transaction():
-        counts = Rebuild(index, core.records, lambda place, why: bad.append((place, why))).run(make_anew)
+        counts = Rebuild(index, core.records, lambda place, why: bad.append((place, why))).run(make_empty)
         for place, reason in bad:
             if place.seq:
                 core.quarantine.add(place, reason)

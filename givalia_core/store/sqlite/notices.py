@@ -1,4 +1,4 @@
-"""Notices that somebody moves, removes or adds files of a folder: a question to Linux that costs less than a look at them."""
+"""Notices that files of a folder are moved, removed or added: asking Linux for that costs less than polling the files."""
 
 from __future__ import annotations
 

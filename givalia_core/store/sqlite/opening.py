@@ -56,7 +56,7 @@ _left_open: list[sqlite3.Connection] = []
 
 
 class Allowed(NamedTuple):
-    """What the opening may do: make a store where there is none, upgrade one, use one on a network file system."""
+    """The things that an opening may do: make a store where there is none, upgrade one, use one on a network file system."""
 
     create: bool
     upgrade: bool
@@ -135,7 +135,7 @@ def _open_database(core: Core, has_log: bool) -> int:
         if actual != expected:
             raise StoreUnfit(f"{core.path}: {name} is {actual!r} and will not become {expected!r}")
     core.damages, core.rebuilds = [], 0
-    # The first look at the log drops what a crash tore off its end: nobody was told that it is safe.
+    # The first read of the log drops what a crash tore off its end: no caller was told that it is safe.
     core.epoch = core.fact("epoch") or 0
     if not has_log and core.fact("open") == core.epoch != 0:
         raise StoreCorrupt(
@@ -281,7 +281,7 @@ def abandon(core: Core) -> None:
 
 
 def _has_said_closed(core: Core, database: sqlite3.Connection) -> bool:
-    """Write down that the store is closed, so that nobody looks for its log; False if the disk has no room for that."""
+    """Write down that the store is closed, so that no server needs its log; return False if the disk has no room for that."""
     if not core.is_said_open:
         return True
     for _ in range(2):

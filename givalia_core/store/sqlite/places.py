@@ -16,11 +16,11 @@ _BYTE: Final = 0xFF
 
 
 class Damaged(Exception):
-    """The index is not what this program wrote. Nothing may be concluded from it; the store rebuilds it."""
+    """The index is not what this program wrote. No conclusion from it holds; the store rebuilds it."""
 
 
 class Place(NamedTuple):
-    """Where the records of a job are: the one of its enq, and the newest change, 0 if there is none."""
+    """The places of a job's records: the one of its enq, and the newest change, 0 if there is none."""
 
     seq: int
     base: int

@@ -17,7 +17,7 @@ import msgpack
 
 from givalia_core.errors import StoreCorrupt, StoreFailed, StoreFull, StoreTooNew
 from givalia_core.model import Job, JobState
-from givalia_core.store.base import CopyPart
+from givalia_core.store.backups import CopyPart
 from givalia_core.store.packing import NUMBER
 from givalia_core.store.sqlite import copies, disk
 from givalia_core.store.sqlite.copying import FACTS, TABLES
@@ -35,14 +35,14 @@ _DROP: Final = tuple(f"DELETE FROM {table} WHERE {number} = ?" for table, number
 
 
 class Received(NamedTuple):
-    """What is in a finished copy: how many jobs, and a sentence about each thing that is wrong with them at the server, too."""
+    """The content of a finished copy: how many jobs, and a sentence about each thing that is wrong with them there too."""
 
     jobs: int
     wrong: list[str]
 
 
 class Receiver:
-    """Makes the file; whoever made one calls `close`, and removes the file unless `finish` has returned."""
+    """Makes the file. Its caller calls `close`, and removes the file unless `finish` has returned."""
 
     def __init__(self, path: Path) -> None:
         """Make an empty database; `path` is an empty file, or there is none.
@@ -61,7 +61,7 @@ class Receiver:
         self._database.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         with contextlib.suppress(sqlite3.Error):
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")

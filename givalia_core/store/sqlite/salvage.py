@@ -189,7 +189,7 @@ class _Salvage:
         return None if found is None else row_of(number, *found)
 
     def _rows(self, table: str, column: str) -> Iterator[Row]:
-        """Yield the rows of a table that can be read, each once: behind one that cannot, the next one is looked for.
+        """Yield the rows of a table that can be read, each once: behind one that cannot, it searches for the next.
 
         Where pages are swapped, rows come out of order. The search never goes back, or it would not end.
         """

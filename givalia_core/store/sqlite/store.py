@@ -20,6 +20,7 @@ from givalia_core import forks
 from givalia_core.clock import Mark, Now
 from givalia_core.model import CANCELLED, DEAD, DONE, Job, JobState
 from givalia_core.store import base
+from givalia_core.store.backups import CopyPart
 from givalia_core.store.base import Change, Commit, Found, Retention, Wanted
 from givalia_core.store.sqlite import about, chores, commits, disk, mending, opening
 from givalia_core.store.sqlite.commits import Admission, Rows, refuse_moved, write
@@ -290,5 +291,5 @@ class SQLite:
         return about.check(self._core)
 
     @guarded
-    def copy_part(self, backup: bytes, part: int) -> base.CopyPart:
+    def copy_part(self, backup: bytes, part: int) -> CopyPart:
         return self._core.copies.part(self._core.connection(), backup, part, sum(self._core.counted.values()))

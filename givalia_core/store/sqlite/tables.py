@@ -35,7 +35,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 class Row(NamedTuple):
     """A row of either table: its number, and its records (None where one is past); for `jobs` each with its params.
 
-    Of a row that cannot be read, `raw` has the bytes, and there are no records.
+    If the row cannot be read, `raw` has the bytes, and there are no records.
     """
 
     number: int

@@ -1,7 +1,7 @@
 """Bring a SQLite store of an earlier format to the present one.
 
-A copy of the store as it was is kept beside it, whole before anything else is done. Of the formats that this version cannot
-read, which had a row a job, all rows are then written anew, and take the place of the old file in one step; the others only get
+A copy of the store as it was is kept beside it, whole before anything else is done. A format that this version cannot
+read had a row a job: its rows are written to a new file, which takes the place of the old one in one step. The others only get
 the new number, with the first transaction of the opening. A process that is killed at any moment leaves the store as it was or
 upgraded, and the next one does what is left.
 """
@@ -46,7 +46,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 def upgrade(path: Path, *, may_upgrade: bool) -> None:
     """Upgrade the store at this path, if there is one of an earlier format; call it with the lock held, before the opening.
 
-    Of a format that this version reads, the opening then raises the number.
+    The opening then raises the number of a format that this version reads.
 
     Raises:
         StoreUnfit: It may not be upgraded; the words name the command. It is as it was.
@@ -67,7 +67,7 @@ def upgrade(path: Path, *, may_upgrade: bool) -> None:
 
 
 def command(path: Path, verb: str) -> str:
-    """Return the command by which root, or the user who owns the store at this path, has it upgraded, or looked at."""
+    """Return the command by which root, or the user who owns the store at this path, upgrades or checks it."""
     program = Path(sys.executable).with_name("givalia")
     said = f"{shlex.quote(str(program)) if program.exists() else 'givalia'} store {verb} --store {url(path)}"
     owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
@@ -87,7 +87,7 @@ def kept_path(path: Path, before: int) -> Path:
 
 
 def _free_path(path: Path, before: int, making: Path) -> Path:
-    """Return where this copy of a store is to be kept: where it is already, or a name that nobody has taken."""
+    """Return where this copy of a store is to be kept: where it is already, or under a name that is free."""
     state = copies.state_of(making)
     for number in range(1, _NAMES_MOST):
         kept = kept_path(path, before)

@@ -96,7 +96,7 @@ class Chains:
         )
 
     def unlink(self, slot: int, hashed: int | None) -> None:
-        """Take a job out of the chain of its key; this is the hash of the key, None if nobody knows it any more.
+        """Take a job out of the chain of its key; `hashed` is the hash of the key, None if it is not known any more.
 
         A kill may have left the chain half done, so a neighbour that does not know the slot is left as it is.
         """

@@ -36,9 +36,9 @@ Update = tuple[Known, Job, Job]
 
 
 class Learned(NamedTuple):
-    """What a `find` learned of the names it was asked for: it saves the commit that follows from asking again."""
+    """Facts that a `find` learned about the names in its question: the commit that follows need not search again."""
 
-    stamp: int  # Of the index then; once that is another one, all of this is of no use.
+    stamp: int  # That of the index then; under another one nothing of this holds.
     absent: Absent
 
 
@@ -52,10 +52,10 @@ class Index:
     lanes: Lanes
     jobs: Jobs
     naming: Naming
-    forgotten: Lane  # Of jobs that are forgotten while their records are there.
+    forgotten: Lane  # Jobs that are forgotten while their records are there.
     running: Lane
-    newest: dict[JobState, Lane]  # Of all jobs that ended so, the last one first.
-    ended: dict[JobState, Lane]  # Of those among them that are forgotten one day, the next one first.
+    newest: dict[JobState, Lane]  # All jobs that ended so, the last one first.
+    ended: dict[JobState, Lane]  # Those among them that are forgotten one day, the next one first.
     expiring: dict[bool, Lane]  # By clock.
 
     def __init__(self, folder: Path, read: ReadRecords, make_room: Callable[[], None]) -> None:
@@ -82,12 +82,12 @@ class Index:
 
     @property
     def name(self) -> int:
-        """What tells it from every other index."""
+        """A number that no other index has."""
         return self.slots.header.first_secret
 
     @property
     def is_sure(self) -> bool:
-        """Whether damage that is found now can be no trace of a kill."""
+        """Return whether damage that is found now cannot come from a kill."""
         return self.was_closed or self.is_verified
 
     # Finding.

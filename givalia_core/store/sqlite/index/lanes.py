@@ -2,8 +2,8 @@
 
 An entry is (when, seq, slot). Entries are only ever added: one counts as long as the slot still says that this job is filed in
 this lane under this time. New ones are *loose*, in memory; when there are enough of them over all lanes they are sorted and
-*sealed* into a run (`runs`). After a kill the loose ones are found again from the jobs that changed since the last seal. Of a
-lane that is looked at, its *front* is in memory: every entry up to its bound. A lane that holds no job is freed in the end.
+*sealed* into a run (`runs`). After a kill the loose ones are found again from the jobs that changed since the last seal. The
+*front* of a lane that is read is in memory: every entry up to its bound. A lane that holds no job is freed in the end.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Lanes:
     def _behind(self, lane: Lane, start: Entry, limit: int) -> tuple[list[Entry], Entry | None]:
         """Return some entries that count behind one, about `limit`, in order; and up to where these are all (None: the end).
 
-        Of each run a few are read, and what lies behind the last one read of any run is left for the next time.
+        It reads a few of each run, and leaves what lies behind the last one that it read of any run for the next time.
         """
         each = max(2 * limit // (len(self.runs) + 1), _LEAST_OF_A_RUN)
         loose = lane.loose

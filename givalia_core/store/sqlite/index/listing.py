@@ -52,8 +52,8 @@ class Listing:
     def walk(self, wanted: Filter, start: Cursor, now: Now, rows: int) -> Found:
         """Yield the jobs behind a cursor, at least `rows` of them if there are so many, each with the cursor behind it.
 
-        Of the filter only what the order of the listing tells is heeded, so there may be jobs that it does not admit; None
-        stands for one that cannot be read.
+        It heeds only so much of the filter as the order tells, so the filter may not admit some jobs; None stands for a job
+        that cannot be read.
         """
         if wanted.is_by_end:
             return self._with_jobs(self._by_end(wanted, start, now, rows))

@@ -1,6 +1,6 @@
 """The slots that may belong to a name: a hash table in a mapped file that grows piece by piece.
 
-A name is hashed to 64 bits with a secret of the store, so that nobody can choose names that collide. The upper bits choose
+A name is hashed to 64 bits with a secret of the store, so that no client can choose names that collide. The upper bits choose
 one of many shards, each an open-addressed table that grows by itself: no insert waits for more than one shard to be copied.
 An entry keeps 28 bits of the hash beside the slot. That is no proof, so the caller compares the job with the name. Each shard
 has the sum of its entries beside it, and the header of the index the sum over all: a shard is believed once it was verified.
@@ -95,7 +95,7 @@ class Names:
 
     def look_up(self, hashable: bytes, name: bytes | str, absent: dict[bytes | str, int]) -> list[int]:
         """Return the slots that may have a name; if there are none, `absent` gets the name with its hash."""
-        hasher = self._hasher.copy()  # As `hash` does; each name that somebody asks for is hashed here.
+        hasher = self._hasher.copy()  # As `hash` does; each name in a `find` is hashed here.
         hasher.update(hashable)
         hashed = int.from_bytes(hasher.digest(), "little")
         if not (slots := self.slots(hashed)):
@@ -232,7 +232,7 @@ class Names:
         return True
 
     def move(self, shard: int, log: int) -> None:
-        """Lay a shard anew, in a table of this size."""
+        """Move a shard to a table of this size."""
         place = self.places[shard]
         start, size = place >> 6, 1 << (place & 63)
         last = (1 << log) - 1
@@ -266,7 +266,7 @@ class Names:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every name is in the file."""
+        """Return whether every name is in the file."""
         return not self.overflow
 
     def trim(self) -> None:

@@ -53,7 +53,7 @@ class Naming:
         return False
 
     def share(self, hashed: int) -> None:
-        """Note that another job comes to have this key: when one of them ends, the others are looked for."""
+        """Note that another job comes to have this key: when one of them ends, its chain is searched for the others."""
         for slot in self._names.slots(hashed):
             if (known := self._jobs.by_slot.get(slot)) is not None:
                 known.is_alone = False

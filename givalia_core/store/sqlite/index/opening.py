@@ -1,4 +1,4 @@
-"""The files of the index: opened as the last run left them if they are what it wrote, made anew if not, closed."""
+"""Opens the files of the index as the last run left them, replaces them if they are not what it wrote, and closes them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def remake(index: Index, boot: str) -> None:
     """
     close_index(index, sync=False)
     if _is_no_folder(index.folder):
-        index.folder.unlink()  # Through a link nothing is removed: what it leads to is somebody else's.
+        index.folder.unlink()  # Nothing is removed through a link: what it leads to is not ours.
     elif index.folder.exists():
         shutil.rmtree(index.folder)
     _open_files(index, boot)

@@ -79,14 +79,14 @@ def seal_if_many(lanes: Lanes, names: Names, last_at: int, last_seq: int) -> Non
 
 
 def seal(lanes: Lanes, last_at: int, last_seq: int) -> None:
-    """Have the order of all jobs in the files, so that a restart need not look at what was before this change and this seq.
+    """Have the order of all jobs in the files, so that a restart need not read what was before this change and this seq.
 
     The loose entries are sorted into runs, and with them those of an old run that is mostly past, whose place is free then.
 
     Raises:
         OSError: There is no room; the entries stay loose.
     """
-    old = _look_through(lanes) if len(lanes.runs) > 3 else None
+    old = _most_past(lanes) if len(lanes.runs) > 3 else None
     entries = {number: list(lanes.counting(lane, lane.loose)) for number, lane in lanes.with_loose.items()}
     if old is not None:
         for lane, some in _of_run(lanes, old):
@@ -116,12 +116,12 @@ def write_header(lanes: Lanes, **changes: int) -> None:
     )
 
 
-def _look_through(lanes: Lanes) -> Run | None:
-    """Look at the run that was not looked at for longest; return it if most of it is past."""
+def _most_past(lanes: Lanes) -> Run | None:
+    """Sample the run that was sampled longest ago; return it if most of it is past."""
     run = lanes.runs.oldest()
-    looked_at = sum(len(entries) for _, entries in lanes.runs.entries(run, _SAMPLE))
+    sampled = sum(len(entries) for _, entries in lanes.runs.entries(run, _SAMPLE))
     counting = sum(1 for lane, entries in _of_run(lanes, run, _SAMPLE) for _ in lanes.counting(lane, entries))
-    return run if 2 * counting < looked_at else None
+    return run if 2 * counting < sampled else None
 
 
 def thin_out(lanes: Lanes, run: Run) -> int:

@@ -41,7 +41,7 @@ _SLOT: Final = struct.Struct("8q")
 
 
 class Header(NamedTuple):
-    """What the index as a whole is."""
+    """Facts about the index as a whole."""
 
     format: int = 0
     checked: int = 0  # The hash of known numbers: another interpreter may hash differently.

@@ -24,7 +24,7 @@ NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIS
 
 @contextlib.contextmanager
 def no_file_is_damage() -> Iterator[None]:
-    """Take a file of the index that somebody removed or replaced for what it is.
+    """Take the error of a file of the index that was removed or replaced for what it is.
 
     Raises:
         Damaged: There is no such file.

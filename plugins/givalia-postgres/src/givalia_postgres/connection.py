@@ -17,7 +17,7 @@ import psycopg
 from gevent.hub import Hub
 from givalia_core import forks
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreError, StoreFailed, StoreFull, StoreUnfit
-from givalia_core.store.base import AlreadyDecided
+from givalia_core.store.shared import AlreadyDecided
 from psycopg import RawCursor, generators, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 

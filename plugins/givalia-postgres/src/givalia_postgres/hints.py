@@ -17,7 +17,8 @@ from givalia_core import forks
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import StoreAway
 from givalia_core.model import WAITING, Job
-from givalia_core.store.base import Change, News, Route
+from givalia_core.store.base import Change, Route
+from givalia_core.store.shared import News
 
 from givalia_postgres.connection import Connection, Statement
 

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from givalia_core.errors import StoreFailed, StoreFull, StoreUnfit
 from givalia_core.model import RUNNING
-from givalia_core.store.base import AlreadyDecided, Change, Hold, hold_name_of_id, hold_name_of_key
+from givalia_core.store.base import Change, Hold, hold_name_of_id, hold_name_of_key
+from givalia_core.store.shared import AlreadyDecided
 
 from givalia_postgres import statements as sql
 from givalia_postgres import writes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from givalia_core.model import REMEMBERED_AT_LEAST_US
-from givalia_core.store.base import ALIVE_US
+from givalia_core.store.shared import ALIVE_US
 
 from givalia_postgres.connection import SESSION
 from givalia_postgres.rows import COLUMNS

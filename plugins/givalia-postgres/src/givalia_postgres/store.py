@@ -19,20 +19,8 @@ from givalia_core.clock import SECOND_US, Mark, Now
 from givalia_core.errors import StoreAway, StoreError, StoreFailed, StoreFull, StoreLocked, StoreUnfit
 from givalia_core.model import WAITING
 from givalia_core.printable import without_secrets
-from givalia_core.store.base import (
-    ALIVE_US,
-    Change,
-    Commit,
-    Event,
-    Hold,
-    Keeping,
-    Kept,
-    News,
-    Opened,
-    Retention,
-    Route,
-    Watched,
-)
+from givalia_core.store.base import Change, Commit, Hold, Opened, Retention, Route
+from givalia_core.store.shared import ALIVE_US, Event, Keeping, Kept, News, Watched
 from psycopg.conninfo import conninfo_to_dict
 
 from givalia_postgres import statements as sql

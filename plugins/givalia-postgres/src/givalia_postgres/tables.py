@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from givalia_core.clock import SECOND_US, Mark
 from givalia_core.errors import StoreUnfit
-from givalia_core.store.base import ALIVE_US, Opened
+from givalia_core.store.base import Opened
+from givalia_core.store.shared import ALIVE_US
 
 from givalia_postgres import schema
 from givalia_postgres.clock import DatabaseClock

@@ -15,7 +15,7 @@ from typing import Final
 
 import gevent
 from givalia_core.errors import StoreAway, StoreCorrupt, StoreLocked, StoreMissing, StoreUnfit
-from givalia_core.store.base import ALIVE_US
+from givalia_core.store.shared import ALIVE_US
 
 from givalia_postgres import schema, shape
 from givalia_postgres import statements as sql

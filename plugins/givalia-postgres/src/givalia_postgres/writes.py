@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from givalia_core.model import Job
-from givalia_core.store.base import Change, Kept
+from givalia_core.store.base import Change
 from givalia_core.store.packing import NUMBER
+from givalia_core.store.shared import Kept
 
 from givalia_postgres import statements as sql
 from givalia_postgres.checksums import seal

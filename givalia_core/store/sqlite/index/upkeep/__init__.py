@@ -1,1 +1,1 @@
-"""What keeps the index in step with the records beside the work: opening, recovery, the scrub, the sweeper, the check."""
+"""Keeps the index in step with the records, beside the work: recovery, the scrub, the sweeper, the check."""

@@ -84,7 +84,7 @@ def forget(index: Index, slot: int, at: int) -> None:
 def unname(index: Index, jobs: dict[int, Job]) -> None:
     """Take away the names of forgotten jobs: their records, which say what they are called, will be gone.
 
-    Ids stay, for a restart looks for them.
+    Ids stay, since a restart needs them.
     """
     for slot, job in jobs.items():
         if job.key is not None:

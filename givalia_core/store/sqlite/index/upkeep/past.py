@@ -14,8 +14,8 @@ _WRITTEN_ROWS: Final = 8_192
 class Past:
     """Which records are past, by row, until the rows are written again: once when half of it is past, once when all is.
 
-    Whoever says that a record is past knows it from the index, which may be wrong. So it is remembered whose records each new
-    row has; what is said of another row is only a hint, and is compared with the records before anything is removed.
+    A caller knows from the index that a record is past, and the index may be wrong. So `Past` remembers whose records each new
+    row has; a note about another row is only a hint, and is compared with the records before anything is removed.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Past:
         return full, [(row, self._changes[row]) for row in taken if row in self._changes and row not in hinted]
 
     def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
-        """What was taken could not be written."""
+        """Take rows back that were taken and could not be written."""
         for row, slots in jobs:
             self._slots.setdefault(row, []).extend(slots)
             self._ripe_jobs.append(row)

@@ -27,21 +27,21 @@ _ROWS_LOOKED_AT: Final = 8
 
 
 class Swept(NamedTuple):
-    """What was removed: slots of forgotten jobs with what their records said last, and how many rows were written."""
+    """The outcome of a sweep: slots of forgotten jobs with what their records said last, and how many rows were written."""
 
     jobs: list[tuple[int, Job | None]]
     rows: int
 
 
 class Sweeper:
-    """What is past in a store, and its removal."""
+    """Knows which records of a store are past, and removes them."""
 
     def __init__(self, index: Index, records: Records, last_number: int, last_seq: int) -> None:
-        """Of what was there before, up to these, it is still to be found out what is past."""
+        """Rows up to these were there before: `look_back` finds out which of their records are past."""
         self.past = Past()
         self.written: list[tuple[list[int], list[int]]] = []  # Places of records in new rows, and whose they are; by commit.
         self.notes_most = ROWS_AT_ONCE  # Notes that are worth a look; `Index.replaced` has the others.
-        self.is_behind = True  # Whether more is to be done at once than notes say.
+        self.is_behind = True  # There is more to do at once than the notes say.
         index.replaced.clear()
         self._taken: list[tuple[list[tuple[int, list[int]]], list[int], list[tuple[int, int]]]] = []  # Not durable yet.
         self._index = index

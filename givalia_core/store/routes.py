@@ -1,0 +1,120 @@
+"""The words of the store seam for where jobs wait: routes, the dues that are near on them, and what is ready there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from givalia_core.model import Job, split_target
+
+READY_COUNTED_TO: Final = 10_000  # Ready jobs in all,
+READY_COUNTED_LEAST: Final = 100  # and of each route that is counted;
+READY_ROUTES_MAX: Final = 5_000  # beyond so many routes none is counted any more once all are.
+VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
+
+
+class Route(NamedTuple):
+    """Where a job may go: jobs of this module with this `Job.target`.
+
+    A *variant* of a route is the same one with a specifier. In the order of a store's texts (that of their code points) the
+    variants of a route stand together, directly behind it.
+    """
+
+    module: str
+    target: str
+
+    @property
+    def specifier(self) -> str | None:
+        """The versions of the module's distribution that will do; None: any."""
+        return split_target(self.target)[1]
+
+    @property
+    def plain(self) -> Route:
+        """The same route without a specifier."""
+        return Route(self.module, split_target(self.target)[0])
+
+
+class Timer(NamedTuple):
+    """A waiting job that is not due yet, as the near window keeps it; sorts by due, then in the order of enq."""
+
+    due_us: int  # On the timer clock.
+    seq: int
+
+
+class Span(NamedTuple):
+    """One question for what is near on a route: the next `limit` jobs to fall due."""
+
+    route: Route
+    limit: int
+
+
+class Near(NamedTuple):
+    """The answer to a `Span`: is a job due already, which timers are next, and are there more of them."""
+
+    is_ready: bool
+    timers: list[Timer]
+    more: bool
+
+
+class Ready(NamedTuple):
+    """The number of jobs of a route that are ready, and since when the first is, on the timer clock; None if none is."""
+
+    route: Route
+    jobs: int
+    since_us: int | None
+
+
+class ReadyBudget:
+    """The ready jobs that `Store.ready` may still count, and the routes on which it may count them."""
+
+    def __init__(self) -> None:
+        self._left = READY_COUNTED_TO
+        self._routes = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Return whether no further route is counted."""
+        return not self._left and self._routes >= READY_ROUTES_MAX
+
+    @property
+    def limit(self) -> int:
+        """The most jobs to count on the next route."""
+        return max(self._left, READY_COUNTED_LEAST)
+
+    def count(self, jobs: int) -> None:
+        """Take note of the jobs of a route."""
+        self._routes += 1
+        self._left = max(self._left - jobs, 0)
+
+
+def by_module(found: Iterable[Ready]) -> dict[str, int]:
+    """Sum up the ready jobs of each module; modules without any are left out."""
+    sums: dict[str, int] = {}
+    for (module, _), jobs, _ in found:
+        if jobs:
+            sums[module] = sums.get(module, 0) + jobs
+    return sums
+
+
+class Share:
+    """The bytes of params that the claims of one question may bring, used up job by job."""
+
+    def __init__(self, claimed_bytes: int) -> None:
+        self._left = claimed_bytes
+        self.cut: set[Route] = set()
+
+    def take(self, route: Route, jobs: list[Job], more: Iterable[Job]) -> bool:
+        """Add the next jobs of a route as far as there is room; return False once there is none."""
+        more = list(more)
+        count = sum([len(job.params) for job in more])
+        if count <= self._left:
+            self._left -= count
+            jobs += more
+            return True
+        for job in more:
+            if jobs and self._left <= 0:
+                self.cut.add(route)
+                return False
+            self._left -= len(job.params)
+            jobs.append(job)
+        return True
