@@ -61,26 +61,29 @@ class Ours:
 
     def __init__(self, folder: Path, last_seq: int = 0, commits: int = 0, name: int | None = None) -> None:
         from givalia_core.model import WAITING, Job
-        from givalia_core.store.sqlite.index import index, slots
+        from givalia_core.store.sqlite.index import Index, begin, open_index, remake, slots, trim_if_large
+        from givalia_core.store.sqlite.index.upkeep import filing
 
         def job(entry: Entry) -> Any:
             return Job(entry.seq, entry.id, entry.key, WAITING, "Noop", "any", 0, False, entry.due_us)
 
         self._job = job
-        self._index = index.Index(folder / "index", lambda _: {}, lambda: None)
+        self._filing, self._trim = filing, trim_if_large
+        self._index = Index(folder / "index", lambda *_: {}, lambda: None)
         self._commits = commits
-        sealed = self._index.open(1, commits, "boot", name)
+        sealed = open_index(self._index, 1, commits, "boot", name)
         if sealed is None:
-            self._index.remake("boot")
-        self._index.begin(1, "boot")
+            remake(self._index, "boot")
+        begin(self._index, 1, "boot")
         at = self._index.slots.at
         # As after a kill of the store: what was not sealed stands again. The dues are in records, which are not read here.
         for seq in range(sealed.seq + 1 if sealed else last_seq + 1, last_seq + 1):
-            slot = self._index.slot_with(job(entry_of(seq, 0)))
+            slot = self._index.jobs.slot_with(job(entry_of(seq, 0)))
             if slot is not None:
-                self._index.stand_again(slot, job(entry_of(seq, at[slot + slots.WHEN])))
+                filing.stand_again(self._index, slot, job(entry_of(seq, at[slot + slots.WHEN])))
         self._lane = self._index.lane_of(job(entry_of(0, 0)))
         self._last_seq = last_seq
+        self._absent: dict[bytes | str, int] = {}  # Names that were looked up last, with their hashes.
 
     def made(self, entries: Sequence[Entry]) -> list[Any]:
         """The jobs as the server has them anyway."""
@@ -88,15 +91,17 @@ class Ours:
 
     def look_up(self, jobs: Sequence[Any]) -> int:
         """Return the number of ids and keys found; keep their hashes for the insert."""
-        index = self._index
-        self._hashes = [(index.of_id(job.id), index.of_key(job.key)) for job in jobs]
-        slots = index.names.slots
-        return sum(len(slots(hashed)) for pair in self._hashes for hashed in pair)
+        look_up, self._absent = self._index.names.look_up, {}
+        found = 0
+        for job in jobs:
+            found += len(look_up(b"i" + job.id, job.id, self._absent))
+            found += len(look_up(b"k" + job.key.encode(), job.key, self._absent))
+        return found
 
     def insert(self, jobs: Sequence[Any]) -> None:
         """Index the jobs that were looked up last."""
-        for job, (of_id, of_key) in zip(jobs, self._hashes, strict=True):
-            self._index.insert(job, job.seq << 8 | 1, of_id, of_key)
+        for job in jobs:
+            self._index.insert(job, job.seq << 8 | 1, self._lane, self._absent)
         self._last_seq = jobs[-1].seq
         self._conclude()
 
@@ -106,9 +111,9 @@ class Ours:
 
     def remove(self, taken: Taken, jobs: Sequence[Any]) -> None:
         """Let the index forget what was taken."""
-        self._index.unname({slot: job for (_, _, slot), job in zip(taken, jobs, strict=True)})
+        self._filing.unname(self._index, {slot: job for (_, _, slot), job in zip(taken, jobs, strict=True)})
         for (_, _, slot), job in zip(taken, jobs, strict=True):
-            self._index.drop(slot, job)
+            self._filing.drop(self._index, slot, job)
         self._conclude()
 
     def left(self) -> dict[str, int]:
@@ -119,7 +124,7 @@ class Ours:
         self._commits += 1
         self._index.conclude(self._commits, 0, self._last_seq)
         if self._commits % _TRIM_COMMITS == 0:
-            self._index.trim_if_large()
+            self._trim(self._index)
 
 
 class Packed(Ours):

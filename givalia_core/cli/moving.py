@@ -21,7 +21,7 @@ from givalia_core.clock import SystemClock
 from givalia_core.errors import BadRequest, NotFound, StoreUnfit
 from givalia_core.store import Memory, moving
 from givalia_core.store.base import Opened, Store
-from givalia_core.store.export_stream import Footer, Reader
+from givalia_core.store.export_stream import ExportReader, Footer
 from givalia_core.store.sqlite.disk import error_for, sync
 
 
@@ -52,7 +52,7 @@ def import_(store: Store, given: argparse.Namespace, *, unsafe: bool) -> None:
     with _source(given.file) as file:
         if file.seekable():
             _prove(file)
-        reader = Reader(file)
+        reader = ExportReader(file)
         with _opened(store, unsafe=unsafe) as opened:
             footer = moving.import_(store, opened, SystemClock(), reader)
     _tell("imported", footer, as_json=given.json)
@@ -61,7 +61,7 @@ def import_(store: Store, given: argparse.Namespace, *, unsafe: bool) -> None:
 def _prove(file: BinaryIO) -> None:
     """Check the whole file, and seek back to its start."""
     start = file.tell()
-    for _ in Reader(file).records():
+    for _ in ExportReader(file).records():
         pass
     file.seek(start)
 

@@ -1,8 +1,8 @@
 """The form of an export: a stream of records, each with a checksum that runs on over all records before it.
 
 A header says who wrote it and what the store counted, records of jobs follow in order of seq, and a footer ends it. So a
-stream that lost its end, a byte or a whole record is noticed, and `Reader` gives nothing of a record before it was proved.
-It never holds more than one record in memory, and knows no store. `docs/export-format.md` describes it for other readers.
+stream that lost its end, a byte or a whole record is noticed, and `ExportReader` gives no part of a record before it was
+proved. It never holds more than one record in memory, and knows no store. `docs/export-format.md` describes it for others.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Tally:
             raise StoreCorrupt(f"the store counts {sum(counts.values())} jobs and lists {self.jobs}, or others")
 
 
-class Writer:
+class ExportWriter:
     """Writes one export to a file; what is buffered in the file is the caller's to flush and to sync."""
 
     def __init__(self, file: BinaryIO, header: Header, record_jobs: int = RECORD_JOBS) -> None:
@@ -130,7 +130,7 @@ class Writer:
         self._file.write(_pack((body, self._crc)))
 
 
-class Reader:
+class ExportReader:
     """Reads one export, once, from its header to its footer."""
 
     header: Header

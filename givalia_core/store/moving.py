@@ -14,7 +14,7 @@ from givalia_core.clock import SECOND_US, Clock, Now, Timekeeper, TimerClock
 from givalia_core.errors import GivaliaError, StoreAway, StoreCorrupt, StoreLocked, StoreUnfit
 from givalia_core.model import Job
 from givalia_core.store.base import FENCE_COUNTER_BITS, Change, Filter, Opened, Store, Wanted
-from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, Footer, Header, Reader, Writer
+from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, ExportReader, ExportWriter, Footer, Header
 from givalia_core.store.shared import ALIVE_US, as_shared
 from givalia_core.store.sqlite import copies
 
@@ -35,7 +35,7 @@ def export(store: Store, opened: Opened, clock: Clock, file: BinaryIO, page_jobs
     now = _timer(store, opened, clock).now(clock.read())
     _refuse_company(store, now)
     header = Header(now.timer_us, now.wall_us, opened.mark, store.counts())
-    writer = Writer(file, header, page_jobs)
+    writer = ExportWriter(file, header, page_jobs)
     for job in _every(store, now, page_jobs):
         writer.add(job)
     # Forgotten jobs had numbers too, perhaps higher ones.
@@ -76,7 +76,7 @@ def _every(store: Store, now: Now, page_jobs: int) -> Iterator[Job]:
         limit = max(limit // 2, 1) if size > RECORD_BYTES else min(limit * 2, page_jobs)
 
 
-def import_(store: Store, opened: Opened, clock: Clock, reader: Reader) -> Footer:
+def import_(store: Store, opened: Opened, clock: Clock, reader: ExportReader) -> Footer:
     """Put the jobs of an export into an empty store, record by record; each is durable before the next is read.
 
     On return all of it is durable, and from the next `open` on the store gives out only numbers above those of the export.
@@ -102,7 +102,7 @@ def import_(store: Store, opened: Opened, clock: Clock, reader: Reader) -> Foote
     return reader.footer
 
 
-def _fence(store: Store, reader: Reader, clock: Clock) -> int:
+def _fence(store: Store, reader: ExportReader, clock: Clock) -> int:
     """Return the fence above which the store begins: above those of an export, and of an old one above those granted since.
 
     A queue that is moved is exported when its last server has stopped. An old export is a backup, whose store may have gone on.

@@ -33,3 +33,19 @@ def small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlite_rig import BALLAST_BYTES
 
     monkeypatch.setattr(disk, "BALLAST_BYTES", BALLAST_BYTES)
+
+
+@pytest.fixture
+def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that seals, sweeps and cut fronts happen all the time."""
+    from sqlite_history import make_small
+
+    make_small(monkeypatch.setattr)
+
+
+@pytest.fixture
+def larger(small_index: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a thousand jobs are a few runs."""
+    from sqlite_history import make_small
+
+    make_small(monkeypatch.setattr, 256, 20)

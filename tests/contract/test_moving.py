@@ -17,7 +17,7 @@ from givalia_core.errors import GivaliaError, StoreCorrupt, StoreFailed, StoreFu
 from givalia_core.model import CANCELLED, DEAD, DONE, JOB_FIELDS, RUNNING, Answered, Job
 from givalia_core.store import Memory, SQLite, export_stream, moving
 from givalia_core.store.base import FENCE_COUNTER_BITS, SCAN_MAX, Filter, Found, Opened, Store, Wanted
-from givalia_core.store.export_stream import FORMAT, MAGIC, Footer, Header, Reader, Writer
+from givalia_core.store.export_stream import FORMAT, MAGIC, ExportReader, ExportWriter, Footer, Header
 from givalia_core.store.shared import Watched
 from givalia_core.store.sqlite import copies, disk
 from givalia_core.store.suite import MARK, NOW, StoreSuite, inserts, job_id, request_id, waiting
@@ -108,7 +108,7 @@ def exported(store: Store, page_jobs: int = 3) -> bytes:
 
 def imported(store: Store, content: bytes, clock: ManualClock | None = None) -> Footer:
     """Import into a store that stays open."""
-    return moving.import_(store, store.open(), clock or clock_of_the_source(), Reader(io.BytesIO(content)))
+    return moving.import_(store, store.open(), clock or clock_of_the_source(), ExportReader(io.BytesIO(content)))
 
 
 def held(store: Store) -> list[Job]:
@@ -237,8 +237,8 @@ def test_pages_get_shorter_while_jobs_are_large(make: Callable[[str], Store], mo
 
     assert source.limits[0] == moving.FIRST_PAGE_JOBS
     assert max(source.limits[7:]) <= 8
-    assert max(len(jobs) for jobs in Reader(io.BytesIO(content)).records()) == 2
-    assert sum(len(jobs) for jobs in Reader(io.BytesIO(content)).records()) == 399
+    assert max(len(jobs) for jobs in ExportReader(io.BytesIO(content)).records()) == 2
+    assert sum(len(jobs) for jobs in ExportReader(io.BytesIO(content)).records()) == 399
 
 
 class Listing(Memory):
@@ -386,7 +386,7 @@ def test_a_record_that_is_missing_doubled_or_moved_is_noticed(small: bytes) -> N
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\x00", b"{}\n", b"\x92\xc4\x00\x00", b"\xdd\xff\xff\xff\xff"])
 def test_what_is_no_export_is_refused(content: bytes) -> None:
     with pytest.raises(StoreCorrupt):
-        Reader(io.BytesIO(content))
+        ExportReader(io.BytesIO(content))
 
 
 def test_damage_that_shows_late_is_said_to_leave_a_target_to_throw_away(small: bytes) -> None:
@@ -412,7 +412,7 @@ def test_a_source_that_cannot_be_read_ends_the_import() -> None:
 
     torn: Any = Torn()
     with pytest.raises(StoreFailed, match="it is gone"):
-        Reader(torn)
+        ExportReader(torn)
 
 
 def test_a_store_whose_rows_are_not_what_it_counted_makes_no_export(make: Callable[[str], Store]) -> None:
@@ -438,7 +438,7 @@ def test_two_jobs_with_one_id_are_refused(make: Callable[[str], Store]) -> None:
 
 
 def _write(file: BinaryIO, jobs: list[Job]) -> None:
-    writer = Writer(file, Header(NOW.timer_us, NOW.wall_us, None, {("Mail", jobs[0].state): len(jobs)}))
+    writer = ExportWriter(file, Header(NOW.timer_us, NOW.wall_us, None, {("Mail", jobs[0].state): len(jobs)}))
     for job in jobs:
         writer.add(job)
     writer.end(0, 0)

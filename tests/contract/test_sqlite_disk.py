@@ -280,7 +280,7 @@ def _refuse(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [(disk.Room, "take"), (opening, "_first_checkpoint"), (opening, "_read_counts"), (opening, "open_index")]
+    "step", [(disk.Reserve, "take"), (opening, "_first_checkpoint"), (opening, "_read_counts"), (opening, "open_index")]
 )
 def test_a_start_that_fails_at_any_step_leaves_what_the_log_of_a_killed_store_has(
     path: Path, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch

@@ -122,11 +122,11 @@ def test_a_kill_while_a_job_is_linked_behind_later_ends_of_its_key_leaves_one_ch
 def test_a_kill_while_a_name_is_removed_leaves_the_last_end_of_a_key_before_the_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names.Names, "hash", lambda self, name: name[0] << 8)  # So that entries move.
+    monkeypatch.setattr(names.NameTable, "hash", lambda self, name: name[0] << 8)  # So that entries move.
     other = waiting(1, answered=(Answered(request_id(1), "ext", 1),))
     first = ended(waiting(2, key="a"), ago_us=9).job
 
-    for store, _ in each_kill(path, "Names.remove", [inserts([other, first])], [changed(other, answered=())], 11):
+    for store, _ in each_kill(path, "NameTable.remove", [inserts([other, first])], [changed(other, answered=())], 11):
         store.commit(inserts([ended(waiting(3, key="a")).job]), MARK)
         assert past_of(store, "a") == 3
 

@@ -22,7 +22,7 @@ VACUUM_PAGES: Final = 500
 _EMPTY_COUNTS_MOST: Final = 1_000
 
 
-class Chore(NamedTuple):
+class Duty(NamedTuple):
     """Something that is done every so often, beside the work."""
 
     every_s: float
@@ -44,7 +44,7 @@ def _scrub_beside_work(core: Core) -> None:
     core.scrub.step(is_quiet=False)
 
 
-CHORES: Final = (Chore(5.0, _look_at_files), Chore(5.0, _look_at_copies), Chore(5.0, _scrub_beside_work))
+CHORES: Final = (Duty(5.0, _look_at_files), Duty(5.0, _look_at_copies), Duty(5.0, _scrub_beside_work))
 
 
 def begin(core: Core, due_s: float | None = None) -> None:

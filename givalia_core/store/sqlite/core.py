@@ -51,7 +51,7 @@ class Core:
         self.durability = "fsync"
         self.pid = 0
         self.lock: disk.Lock | None = None
-        self.room = disk.Room(path.with_name(path.name + ".ballast"), note_full)
+        self.room = disk.Reserve(path.with_name(path.name + ".ballast"), note_full)
         self.files = disk.Files(path)
         self.database: sqlite3.Connection | None = None
         self.is_said_open = False  # Whether the file says, or may say, that a server has it open and that it has a log.

@@ -467,7 +467,7 @@ class Files:
                 raise StoreFailed(f"{os.fsdecode(name)} is another file than the one that was opened")
 
 
-class Room:
+class Reserve:
     """Room on disk held back for the day the disk is full, and whether that day has come.
 
     Everything that writes tells it of a full disk. The reserve is given up at once, so that what runs can be settled, and no

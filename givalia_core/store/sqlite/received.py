@@ -115,7 +115,7 @@ class Receiver:
             StoreFull, StoreFailed: The file cannot be written.
         """
         with self._writing():
-            checked = _Checked(self._database, on_progress)
+            checked = _Census(self._database, on_progress)
             counts = checked.run()
             set_aside = [
                 f"job {seq} is in quarantine: {why}"
@@ -140,7 +140,7 @@ class Receiver:
         return Received(counts.total(), checked.wrong + set_aside)
 
 
-class _Checked:
+class _Census:
     """Reads every record once, and counts the jobs."""
 
     def __init__(self, database: sqlite3.Connection, on_progress: Callable[[int], None]) -> None:

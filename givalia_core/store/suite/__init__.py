@@ -23,7 +23,7 @@ from givalia_core.store.suite.kit import (
     waiting,
 )
 from givalia_core.store.suite.lasting import Forgetting, Restarting
-from givalia_core.store.suite.listing import Listing
+from givalia_core.store.suite.listing import Listings
 from givalia_core.store.suite.orders import Orders
 
 __all__ = [
@@ -44,5 +44,5 @@ __all__ = [
 ]
 
 
-class StoreSuite(Inserting, Updating, Committing, Finding, Remembering, Orders, Listing, Forgetting, Restarting, Histories):
+class StoreSuite(Inserting, Updating, Committing, Finding, Remembering, Orders, Listings, Forgetting, Restarting, Histories):
     """Derive, override `make_store` (and `reopen`, if a restart of this store is anything else), run with pytest."""

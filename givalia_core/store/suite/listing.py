@@ -29,7 +29,7 @@ from givalia_core.store.base import (
 from givalia_core.store.suite.kit import KEEP_ALL, MARK, NOW, Suite, changed, ended, inserts, waiting
 
 
-class Listing(Suite):
+class Listings(Suite):
     """Listings and counts."""
 
     def test_pages_show_every_job_once_and_then_end(self, tmp_path: Path) -> None:

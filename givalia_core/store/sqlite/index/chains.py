@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from givalia_core.model import Job
-from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.names import NameTable
 from givalia_core.store.sqlite.index.slots import ENDED_AT, PAST, SEQ, Slots
 from givalia_core.store.sqlite.places import Damaged
 
@@ -23,7 +23,7 @@ _OLDER: Final = (1 << _SHIFT) - 1
 class Chains:
     """All chains of an index. `jobs` reads the jobs of slots."""
 
-    def __init__(self, slots: Slots, names: Names, jobs: GetJobs) -> None:
+    def __init__(self, slots: Slots, names: NameTable, jobs: GetJobs) -> None:
         self._slots = slots
         self._names = names
         self._jobs = jobs

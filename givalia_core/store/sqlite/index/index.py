@@ -21,7 +21,7 @@ from givalia_core.store.sqlite.index.jobs import ID, KEPT_BYTES, KEPT_MOST, KEY,
 from givalia_core.store.sqlite.index.keys import LaneKey
 from givalia_core.store.sqlite.index.lane import Lane
 from givalia_core.store.sqlite.index.lanes import Lanes
-from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.names import NameTable
 from givalia_core.store.sqlite.index.naming import Naming
 from givalia_core.store.sqlite.index.slots import AT, ORIGIN, PAST, VERSION_SHIFT, WIDTH, Slots, origin_of
 
@@ -47,7 +47,7 @@ class Index:
 
     # These come with the opening.
     slots: Slots
-    names: Names
+    names: NameTable
     chains: Chains
     lanes: Lanes
     jobs: Jobs
@@ -279,7 +279,7 @@ class Index:
 
 def _lane_key(job: Job) -> LaneKey:
     if job.state is WAITING:
-        return keys.Due(keys.DUE, job.on_wall, job.module, job.target, job.rank)
+        return keys.DueKey(keys.DUE, job.on_wall, job.module, job.target, job.rank)
     if job.state is RUNNING:
         return (keys.RUNNING,)
     return keys.KEPT if job.forget_at_us is None else keys.ENDED, str(job.state)

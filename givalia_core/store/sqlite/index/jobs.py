@@ -13,7 +13,7 @@ from typing import Final
 
 from givalia_core.model import Job
 from givalia_core.store.base import Found, Route, Share
-from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.names import NameTable
 from givalia_core.store.sqlite.index.slots import LANE, Slots
 from givalia_core.store.sqlite.places import Damaged, Place
 
@@ -43,7 +43,7 @@ class Known:
 class Jobs:
     """The jobs of an index."""
 
-    def __init__(self, slots: Slots, names: Names, read: ReadRecords) -> None:
+    def __init__(self, slots: Slots, names: NameTable, read: ReadRecords) -> None:
         self.by_id: dict[bytes, Known] = {}
         self.by_slot: dict[int, Known] = {}
         self.bad: dict[int, str] = {}  # Slots of jobs whose records are not what was written, with the reason.

@@ -25,7 +25,7 @@ _REWRITE_LEAST: Final = 64
 LaneKey = tuple[Any, ...]
 """The name of a lane: its kind, and what tells it from the others of its kind. These are the kinds."""
 
-DUE: Final = "due"  # Jobs that wait, by due; see `Due`.
+DUE: Final = "due"  # Jobs that wait, by due; see `DueKey`.
 RUNNING: Final = "running"  # Jobs that run.
 ENDED: Final = "ended"  # Jobs that ended in a state, by when to forget them,
 KEPT: Final = "kept"  # and those that are never forgotten.
@@ -34,7 +34,7 @@ EXPIRES: Final = "expires"  # Jobs that wait, by when they expire, beside the la
 NEWEST: Final = "newest"  # Jobs that ended in a state, the last one first, beside the lane that they are filed in.
 
 
-class Due(NamedTuple):
+class DueKey(NamedTuple):
     """The name of a lane of jobs that wait."""
 
     kind: str

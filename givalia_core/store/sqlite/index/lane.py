@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from givalia_core.store.base import Route
-from givalia_core.store.sqlite.index.keys import DUE, EXPIRES, NEWEST, Due, LaneKey
+from givalia_core.store.sqlite.index.keys import DUE, EXPIRES, NEWEST, DueKey, LaneKey
 from givalia_core.store.sqlite.index.runs import Entry
 from givalia_core.store.sqlite.index.slots import FAR
 
@@ -33,7 +33,7 @@ class Lane:
         self.is_loosely_filed = self.kind in (EXPIRES, NEWEST)
         self.on_wall, self.rank, self.route = False, 0, Route("", "")  # Of jobs that wait.
         if self.is_due:
-            due = Due(*key)
+            due = DueKey(*key)
             self.on_wall, self.rank, self.route = due.on_wall, due.rank, Route(due.module, due.target)
         self.front: list[Entry] = []
         self.bound: Entry | None = START

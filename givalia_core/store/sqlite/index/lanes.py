@@ -15,7 +15,7 @@ from typing import Final
 
 from givalia_core.store.sqlite.index.keys import EXPIRES, FORGOTTEN, NEWEST, Keys, LaneKey
 from givalia_core.store.sqlite.index.lane import START, Lane
-from givalia_core.store.sqlite.index.runs import Entry, Run, Runs
+from givalia_core.store.sqlite.index.runs import Entry, Runs, SortedRun
 from givalia_core.store.sqlite.index.slots import ENDED_AT, FAR, LANE, SEQ, WHEN, Slots
 from givalia_core.store.sqlite.places import Damaged
 
@@ -41,7 +41,7 @@ class Lanes:
         self.unused: list[Lane] = []  # Lanes to be freed.
         self.with_loose: dict[int, Lane] = {}
         self.freed_numbers: list[int] = []  # Of lanes that were freed.
-        self.thin: Run | None = None  # A run that is mostly past, to be laid together with the next one.
+        self.thin: SortedRun | None = None  # A run that is mostly past, to be laid together with the next one.
         self.slots = slots
         self.make_room = make_room
         self.seal_entries = seal_entries

@@ -29,7 +29,7 @@ _SMALL_LOG: Final = 7  # Tables below this size grow fourfold, so that a new sto
 _LOG_MOST: Final = 40
 
 
-class Names:
+class NameTable:
     """Slots by the hash of a name; several may have the same one."""
 
     def __init__(self, path: Path, secret: bytes, slots: Slots, make_room: Callable[[], None]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from givalia_core.model import ENDED, Job
 from givalia_core.store.sqlite.index.chains import Chains
 from givalia_core.store.sqlite.index.jobs import Jobs
-from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.names import NameTable
 from givalia_core.store.sqlite.index.slots import PAST, Slots
 
 
 class Naming:
     """The names of the jobs of one index."""
 
-    def __init__(self, slots: Slots, names: Names, chains: Chains, jobs: Jobs) -> None:
+    def __init__(self, slots: Slots, names: NameTable, chains: Chains, jobs: Jobs) -> None:
         self._slots = slots
         self._names = names
         self._chains = chains

@@ -17,9 +17,9 @@ from givalia_core.store.sqlite.index.index import Index
 from givalia_core.store.sqlite.index.jobs import Jobs
 from givalia_core.store.sqlite.index.keys import LaneKey
 from givalia_core.store.sqlite.index.lanes import Lanes
-from givalia_core.store.sqlite.index.names import Names
+from givalia_core.store.sqlite.index.names import NameTable
 from givalia_core.store.sqlite.index.naming import Naming
-from givalia_core.store.sqlite.index.slots import Header, Slots
+from givalia_core.store.sqlite.index.slots import IndexHeader, Slots
 from givalia_core.store.sqlite.index.words import NO_FILE
 from givalia_core.store.sqlite.places import Damaged
 
@@ -108,13 +108,13 @@ def _open_files(index: Index, boot: str) -> bool:
     if not header.format:
         secrets = struct.unpack("qq", os.urandom(16))
         file, device = _identity(folder / "slots")
-        header = Header(INDEX_FORMAT, _CHECKED, boot=_crc(boot), first_secret=secrets[0], second_secret=secrets[1])
+        header = IndexHeader(INDEX_FORMAT, _CHECKED, boot=_crc(boot), first_secret=secrets[0], second_secret=secrets[1])
         index.slots.write_header(header._replace(file=file, device=device))
         was_there = False
     elif header.format != INDEX_FORMAT or header.checked != _CHECKED:
         raise Damaged("it is of another format")
     secret = struct.pack("qq", header.first_secret, header.second_secret)
-    index.names = Names(folder / "names", secret, index.slots, index.make_room)
+    index.names = NameTable(folder / "names", secret, index.slots, index.make_room)
     index.lanes = Lanes(folder, index.slots, index.make_room, sealing.SEAL_ENTRIES)
     index.jobs = Jobs(index.slots, index.names, index.read)
     index.chains = Chains(index.slots, index.names, index.jobs.peek)

@@ -31,7 +31,7 @@ Column: TypeAlias = "memoryview[int]"
 Stretch = tuple[Column, Column, Column, int, int]
 
 
-class Run(NamedTuple):
+class SortedRun(NamedTuple):
     """Where a run begins, how many entries it has, and their checksum."""
 
     place: int
@@ -53,7 +53,7 @@ class Runs:
         self._folder = folder
         self.generation = generation
         self.sealed_at = self.sealed_seq = 0
-        self._runs: deque[Run] = deque()
+        self._runs: deque[SortedRun] = deque()
         self._unverified: set[int] = set()
         self._turn = 0
         try:
@@ -78,7 +78,7 @@ class Runs:
         if found is None:
             raise Damaged("no list of the runs is the one that was written last")
         self.generation, self.sealed_at, self.sealed_seq, runs = found
-        self._runs = deque(Run(*run) for run in runs)
+        self._runs = deque(SortedRun(*run) for run in runs)
         if any(run.place % _run_words() or run.place + _run_words() > len(self._words) for run in self._runs):
             raise Damaged("the runs are fewer than their list says")
         self._unverified = {run.place for run in self._runs}
@@ -106,7 +106,7 @@ class Runs:
             low = bisect_right(seqs, start[1], low, bisect_right(whens, start[0], low, high))
             yield whens, seqs, slots, low, high
 
-    def entries(self, run: Run, step: int = 1) -> Iterator[tuple[int, list[Entry]]]:
+    def entries(self, run: SortedRun, step: int = 1) -> Iterator[tuple[int, list[Entry]]]:
         """Yield the numbers of the lanes of a run with their entries, or with one of this many."""
         if run.place in self._unverified:
             self.verify(run)
@@ -120,7 +120,7 @@ class Runs:
             yield numbers[low], list(zip(whens[some], seqs[some], slots[some], strict=True))
             low = high
 
-    def rows(self, run: Run, step: int = 1) -> list[tuple[int, int, int, int]]:
+    def rows(self, run: SortedRun, step: int = 1) -> list[tuple[int, int, int, int]]:
         """Return the entries of a run with their lanes in front, or one of this many.
 
         Raises:
@@ -131,7 +131,7 @@ class Runs:
         firsts = (run.place, *_columns(run.place))
         return list(zip(*(self._words.at[first : first + run.size : step].tolist() for first in firsts), strict=True))
 
-    def verify(self, run: Run) -> None:
+    def verify(self, run: SortedRun) -> None:
         """Compare a run with its checksum.
 
         Raises:
@@ -155,11 +155,11 @@ class Runs:
         if self.generation and told != (self.generation, self.sealed_at, self.sealed_seq, [list(run) for run in self._runs]):
             raise Damaged("the list of the runs is not what was written")
 
-    def all(self) -> list[Run]:
+    def all(self) -> list[SortedRun]:
         """Return the runs."""
         return list(self._runs)
 
-    def is_far_back(self, run: Run) -> bool:
+    def is_far_back(self, run: SortedRun) -> bool:
         """Return whether a run lies in the second half of the file, and could lie further in front."""
         return run.place * 2 > len(self._words) and min(self._free, default=run.place) < run.place
 
@@ -170,12 +170,12 @@ class Runs:
 
     # Writing.
 
-    def oldest(self) -> Run:
+    def oldest(self) -> SortedRun:
         """Return the next run to look through: each has its turn."""
         self._turn += 1
         return self._runs[self._turn % len(self._runs)]
 
-    def seal(self, columns: Sequence[array[int]], without: Collection[Run], sealed_at: int, sealed_seq: int) -> None:
+    def seal(self, columns: Sequence[array[int]], without: Collection[SortedRun], sealed_at: int, sealed_seq: int) -> None:
         """Write new runs and a list with them, in which some runs may be left out; it goes up to these records.
 
         Args:
@@ -211,16 +211,16 @@ class Runs:
         self._words.grow(start + _run_words())
         self._free += range(start, len(self._words) - _run_words() + 1, _run_words())
 
-    def _write(self, columns: list[array[int]]) -> Run:
+    def _write(self, columns: list[array[int]]) -> SortedRun:
         place, size, crc = min(self._free), len(columns[0]), 0
         self._free.remove(place)
         words = self._words.at
         for first, column in zip((place, *_columns(place)), columns, strict=True):
             words[first : first + size] = memoryview(column)
             crc = zlib.crc32(column, crc)
-        return Run(place, size, crc)
+        return SortedRun(place, size, crc)
 
-    def _write_list(self, runs: list[Run], sealed_at: int, sealed_seq: int) -> None:
+    def _write_list(self, runs: list[SortedRun], sealed_at: int, sealed_seq: int) -> None:
         packed: bytes = msgpack.packb((self.generation + 1, sealed_at, sealed_seq, runs))
         _write(self._folder / _LISTS[(self.generation + 1) % 2], packed)
         self.generation += 1

@@ -13,8 +13,8 @@ from typing import Final
 
 from givalia_core.store.sqlite.index.lane import START, Lane
 from givalia_core.store.sqlite.index.lanes import Lanes
-from givalia_core.store.sqlite.index.names import Names
-from givalia_core.store.sqlite.index.runs import Entry, Run
+from givalia_core.store.sqlite.index.names import NameTable
+from givalia_core.store.sqlite.index.runs import Entry, SortedRun
 from givalia_core.store.sqlite.index.slots import FAR
 from givalia_core.store.sqlite.places import Damaged
 
@@ -68,7 +68,7 @@ def forget_freed(lanes: Lanes) -> None:
     lanes.keys.rewrite((lane.number, lane.key) for lane in lanes.by_number if lane is not None)
 
 
-def seal_if_many(lanes: Lanes, names: Names, last_at: int, last_seq: int) -> None:
+def seal_if_many(lanes: Lanes, names: NameTable, last_at: int, last_seq: int) -> None:
     """Seal, if there is enough for a run. On a full disk the entries stay in memory until there is room."""
     if lanes.loose >= lanes.seal_entries and names.is_whole:
         try:
@@ -116,7 +116,7 @@ def write_header(lanes: Lanes, **changes: int) -> None:
     )
 
 
-def _most_past(lanes: Lanes) -> Run | None:
+def _most_past(lanes: Lanes) -> SortedRun | None:
     """Sample the run that was sampled longest ago; return it if most of it is past."""
     run = lanes.runs.oldest()
     sampled = sum(len(entries) for _, entries in lanes.runs.entries(run, _SAMPLE))
@@ -124,7 +124,7 @@ def _most_past(lanes: Lanes) -> Run | None:
     return run if 2 * counting < sampled else None
 
 
-def thin_out(lanes: Lanes, run: Run) -> int:
+def thin_out(lanes: Lanes, run: SortedRun) -> int:
     """Drop a run of which nothing counts, lay two together that are mostly past, or move one to the front of the file.
 
     Returns:
@@ -163,7 +163,7 @@ def _counting_rows(lanes: Lanes, rows: list[tuple[int, int, int, int]]) -> list[
     return counting
 
 
-def _of_run(lanes: Lanes, run: Run, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
+def _of_run(lanes: Lanes, run: SortedRun, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
     """Yield the lanes of a run with their entries, or with one of this many; some may count no longer."""
     for number, entries in lanes.runs.entries(run, step):
         lane = lanes.by_number[number] if number < len(lanes.by_number) else None

@@ -40,7 +40,7 @@ _HEADER: Final = struct.Struct("16q")  # With its check.
 _SLOT: Final = struct.Struct("8q")
 
 
-class Header(NamedTuple):
+class IndexHeader(NamedTuple):
     """Facts about the index as a whole."""
 
     format: int = 0
@@ -95,13 +95,13 @@ class Slots:
         self._pages, self.sum_at = len(self.sums), self.sums.at
         self.last = min(self._size, self._pages << PAGE_BITS) - WIDTH  # The last slot that there is room for.
 
-    def read_header(self) -> Header:
+    def read_header(self) -> IndexHeader:
         *words, check = _HEADER.unpack_from(self._raw, 0)
         if not any(words) and not check:
-            return Header()
+            return IndexHeader()
         if check != hash(tuple(words)):
             raise Damaged("the header of the index does not match its check")
-        return Header._make(words)
+        return IndexHeader._make(words)
 
     def _find_end(self) -> None:
         """Find the end of the slots in use: those of an unfinished commit are behind the one in the header."""
@@ -127,7 +127,7 @@ class Slots:
         if reduce(xor, self.sum_at[: self.pages].tolist(), 0) != self.at[SLOTS_TOTAL]:
             raise Damaged("the sums of the slots do not match their total")
 
-    def write_header(self, header: Header) -> None:
+    def write_header(self, header: IndexHeader) -> None:
         """Replace the header."""
         self.header = header
         _HEADER.pack_into(self._raw, 0, *header, hash(header))
@@ -135,7 +135,7 @@ class Slots:
     def conclude(self, commits: int, keys_end: int, keys_crc: int, generation: int) -> None:
         """Replace the part of the header that may change with each commit."""
         form, checked, epoch, _, boot, is_closed, *_ = rest = self.header
-        now = Header(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
+        now = IndexHeader(form, checked, epoch, commits, boot, is_closed, self.end, keys_end, keys_crc, generation, *rest[10:])
         self.header = now
         _HEADER.pack_into(self._raw, 0, *now, hash(now))
 

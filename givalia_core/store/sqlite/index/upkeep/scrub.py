@@ -25,7 +25,7 @@ _PAGES_AT_ONCE: Final = 8
 _LANES_AT_ONCE: Final = 500
 
 
-class Round(NamedTuple):
+class ScrubRound(NamedTuple):
     """A round that came to its end."""
 
     number: int
@@ -42,7 +42,7 @@ class Scrub:
         self._begun = self._last = time.monotonic()
         self._owed_s = 0.0
         self.rest_until_s = 0.0  # On the monotonic clock; before that a step does nothing.
-        self.last: Round | None = None
+        self.last: ScrubRound | None = None
         self.number = 1
 
     def step(self, *, is_quiet: bool) -> None:
@@ -150,6 +150,6 @@ class Scrub:
         shards.cut(index.names)
         index.lanes.runs.cut()
         sealing.write_header(index.lanes)
-        self.last = Round(self.number, SystemClock().read().wall_us, now - self._begun)
+        self.last = ScrubRound(self.number, SystemClock().read().wall_us, now - self._begun)
         self.number += 1
         self._place, self._begun, self.rest_until_s = 0, now + PAUSE_S, now + PAUSE_S

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from givalia_core.store.sqlite.index.names import FIRST_LOG, SLOT, Names
+from givalia_core.store.sqlite.index.names import FIRST_LOG, SLOT, NameTable
 
 
-def tidy(names: Names, shard: int) -> None:
+def tidy(names: NameTable, shard: int) -> None:
     """Lay a shard that is mostly empty in a smaller table, or one of the last in the file further in front.
 
-    Names that the disk had no room for are tried again.
+    NameTable that the disk had no room for are tried again.
     """
     for hashed in [hashed for hashed in names.overflow if hashed >> 54 == shard]:
         for slot in names.overflow.pop(hashed):
@@ -23,7 +23,7 @@ def tidy(names: Names, shard: int) -> None:
         names.move(shard, log)
 
 
-def cut(names: Names) -> None:
+def cut(names: NameTable) -> None:
     """Give back the room behind the last shard, if there is much of it."""
     names.gaps.clear()
     names.end = names.find_gaps()
@@ -31,7 +31,7 @@ def cut(names: Names) -> None:
         names.words.shrink(names.end + names.end // 8)
 
 
-def entries(names: Names, shard: int) -> list[int]:
+def entries(names: NameTable, shard: int) -> list[int]:
     """Return the slots that the entries of a shard name."""
     place = names.places[shard] or names.verify(shard)
     start, size = place >> 6, 1 << (place & 63)
