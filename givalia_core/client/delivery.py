@@ -28,7 +28,7 @@ from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.answers import Unreadable, decode
 from givalia_core.protocol.caller import Answer, Broken, Told
 from givalia_core.protocol.messages import CHANGING
-from givalia_core.protocol.pulse import PING_COMMAND_S, PING_WAIT_S, Owed
+from givalia_core.protocol.pulse import LATE_S, PING_COMMAND_S, PING_WAIT_S, Owed
 
 
 class Listen(NamedTuple):
@@ -52,13 +52,11 @@ class RequestDelivery:
         self._resend_s = resend_s
 
     def begin(self, request: Pending[Any], now_s: float) -> None:
-        """Take a request that is to be sent.
-
-        Raises:
-            ConnectionLost: The client is closed.
-        """
+        """Take a request that is to be sent; raise `ConnectionLost` if the client is closed."""
         if self.is_closed:
             raise ConnectionLost("the client is closed; the command was not sent", sent=False)
+        if not self.requests and self.connection is not None:
+            self.connection.pulse.look_at = inf  # No look was due while there were no requests.
         if self.failover.has_failed and not self.requests:
             self.failover.begin()
         request.unsent_since_s = now_s
@@ -112,26 +110,26 @@ class RequestDelivery:
 
     def step(self, now_s: float, deadline_s: float | None = None) -> Step:
         """Return what is to be done next for all requests; no wait is longer than the deadline of the caller who asks."""
-        connection = self.connection
+        connection, ends_s = self.connection, deadline_s
         if connection is None:
             return self._search(now_s)
-        if not self.requests:  # No caller waits, so no server is hurried.
-            return Listen(None if deadline_s is None else max(deadline_s - now_s, 0.0))
-        owed = _owed(connection)
-        ends_s = connection.pulse.look_again_s(now_s, owed)
-        if deadline_s is not None and (ends_s is None or deadline_s - now_s < ends_s):
-            ends_s = deadline_s - now_s
-        if self.failover.has_others or self.put_off:
+        if self.requests and (connection.commands or connection.waits):  # Without a caller no server is hurried.
+            is_soon = connection.commands or connection.pulse.is_leaving
+            look_at_s = now_s + (PING_COMMAND_S if is_soon else PING_WAIT_S)
+            if now_s <= connection.pulse.look_at + LATE_S:  # Else this process was suspended, which `look` has to notice.
+                connection.pulse.look_at = look_at_s
+            ends_s = look_at_s if ends_s is None or look_at_s < ends_s else ends_s
+        if self.requests and (self.failover.has_others or self.put_off):
             ends_s = self._sooner(connection, ends_s, now_s)
-        return Listen(ends_s if ends_s is None or ends_s > 0 else 0.0)
+        return Listen(None if ends_s is None else max(ends_s - now_s, 0.0))
 
     def _sooner(self, connection: ClientConnection, ends_s: float | None, now_s: float) -> float | None:
         """Return when to look after a server that may be silent, or after requests that were put off, if that is sooner."""
         times_s = [] if ends_s is None else [ends_s]
         if self.failover.has_others:
-            times_s.append(self.failover.silent_s - connection.quiet_s(now_s))
+            times_s.append(now_s + self.failover.silent_s - connection.quiet_s(now_s))
         if self.put_off:
-            times_s.append(min(self.put_off.values()) - now_s)
+            times_s.append(min(self.put_off.values()))
         return min(times_s)
 
     def _search(self, now_s: float) -> Step:
@@ -215,7 +213,7 @@ class RequestDelivery:
             arrived = connection.caller.feed(data)
         except (BadRequest, TooLarge) as error:
             raise nonsense(error) from None
-        connection.pulse.moved(now_s)
+        connection.pulse.moved_at = now_s
         if not arrived:
             connection.heard_at_s = now_s
         served = [self._take(connection, each, now_s) for each in arrived]

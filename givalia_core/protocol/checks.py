@@ -18,6 +18,7 @@ from givalia_core.times import length_words, to_datetime
 Check: TypeAlias = Callable[[Any], bool]
 
 SHOWN_CHARS_MAX: Final = 64
+KEY_BYTES_MAX: Final = 255
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
@@ -117,21 +118,6 @@ def is_any_bytes(value: Any) -> bool:
     return type(value) is bytes
 
 
-def is_key(value: Any) -> bool:
-    """A key: 1 to 255 bytes of UTF-8 without control characters or surrogates."""
-    if type(value) is not str or not value or _CONTROL(value):
-        return False
-    try:
-        return len(value) <= 63 or len(value.encode()) <= 255
-    except UnicodeEncodeError:
-        return False
-
-
-def is_name(value: Any) -> bool:
-    """The name of a module or worker."""
-    return type(value) is str and _NAME(value) is not None
-
-
 def or_none(check: Check) -> Check:
     """What the other check takes, or nil."""
     return _with_words(lambda value: value is None or check(value), *_words(check))
@@ -160,10 +146,23 @@ _WORDS: Final[WeakKeyDictionary[Check, _Words]] = WeakKeyDictionary()  # Weak, f
 for _check, _allowed in (
     (is_any_text, "text"),
     (is_any_bytes, "bytes"),
-    (is_key, "text of 1 to 255 bytes without control characters"),
-    (is_name, NAME_WORDS),
     (is_bool, "true or false"),
     (is_fraction, "a number from 0 to 1"),
     (is_specifier, "a specifier as pip has it, such as >=2,<3"),
 ):
     _with_words(_check, _allowed)
+
+is_name: Final = _with_words(lambda value: type(value) is str and _NAME(value) is not None, NAME_WORDS)
+"""The name of a module or worker."""
+
+is_key: Final = _with_words(
+    # A character has at most four bytes; one that UTF-8 does not have is refused like a control character.
+    lambda value: (
+        type(value) is str
+        and 0 < len(value) <= KEY_BYTES_MAX
+        and not _CONTROL(value)
+        and (len(value) * 4 <= KEY_BYTES_MAX or len(value.encode()) <= KEY_BYTES_MAX)
+    ),
+    f"text of 1 to {KEY_BYTES_MAX} bytes without control characters",
+)
+"""A key of a job."""

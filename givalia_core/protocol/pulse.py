@@ -41,17 +41,19 @@ class Pulse:
     """The pulse of one connection; make a new one for each."""
 
     def __init__(self, now: float = -math.inf) -> None:
-        self._moved_at = now
+        self.moved_at = now
+        """When something last arrived, or the peer's TCP last acknowledged something."""
         self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
         self.look_at = math.inf
         """When the owner intends to look next."""
         self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
-        self._is_leaving = False  # Whether sent data was unacknowledged at the last look.
+        self.is_leaving = False
+        """Sent data was unacknowledged at the last look."""
 
     def moved(self, at: float) -> None:
         """Note that something arrived, or that the peer's TCP acknowledged something."""
-        if at > self._moved_at:
-            self._moved_at = at
+        if at > self.moved_at:
+            self.moved_at = at
 
     def answered(self) -> None:
         """Note that the ping was answered; `moved` says when."""
@@ -67,7 +69,7 @@ class Pulse:
         # Asked once for each command, so no call of `max`.
         look_at = self._due_at(owed)
         look_at = look_at if look_at > self._not_before else self._not_before
-        if self._is_leaving and look_at > now + LEAVING_S:
+        if self.is_leaving and look_at > now + LEAVING_S:
             look_at = now + LEAVING_S
         self.look_at = look_at = look_at if look_at > now else now
         return look_at - now
@@ -86,10 +88,10 @@ class Pulse:
             return Due.NOTHING
         if now > self.look_at + LATE_S:
             self._return(now)
-        if now < self._due_at(owed) and not self._is_leaving:
+        if now < self._due_at(owed) and not self.is_leaving:
             return Due.NOTHING
         age_s = acknowledged_s()
-        self._is_leaving = age_s < math.inf
+        self.is_leaving = age_s < math.inf
         self.moved(now - age_s)
         if now < self._due_at(owed):
             return Due.NOTHING
@@ -102,13 +104,13 @@ class Pulse:
         return Due.PING
 
     def _quiet_since(self, owed: Owed) -> float:
-        return max(self._moved_at, owed.since)
+        return max(self.moved_at, owed.since)
 
     def _due_at(self, owed: Owed) -> float:
         """When a ping is due, or the path is dead for want of an answer to one."""
         since, ping_after_s = owed
-        if since < self._moved_at:
-            since = self._moved_at
+        if since < self.moved_at:
+            since = self.moved_at
         return since + ping_after_s if self._pinged_at is None else max(since, self._pinged_at) + DEAD_S
 
     def _return(self, now: float) -> None:
