@@ -42,11 +42,11 @@ class Specs:
 
     @hookspec
     def before_run(self, job: RunningJobView, module: type) -> None:
-        """On the worker, before each attempt's `process` starts; holds up that job alone."""
+        """On the worker, before each attempt's `process` starts; delays only that job."""
 
     @hookspec
     def after_run(self, job: RunningJobView, module: type, outcome: Outcome) -> None:
-        """On the worker, after each attempt, before its outcome is reported; holds up that job alone."""
+        """On the worker, after each attempt, before its outcome is reported; delays only that job."""
 
     @hookspec
     def on_enq(self, job: JobView) -> None:
