@@ -1,6 +1,6 @@
-"""The connecting side of a framed connection: numbers what it asks, and finds what an answer is the answer to.
+"""The connecting side of a framed connection: numbers its frames, and matches answers with them.
 
-Used by the client and by the worker's link, over whatever carries bytes; nothing here touches a socket.
+The client and the worker's link use it; it touches no socket.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
-_OK: Final = b"\x91\xa2OK"  # The fields of most answers, which are not worth being unpacked.
-SHOWN_BYTES: Final = 60  # Of what a stranger says.
+_OK: Final = b"\x91\xa2OK"  # The fields of most answers, which need not be unpacked.
+SHOWN_BYTES: Final = 60  # The most bytes of a stranger that an error shows.
 _STRANGERS: Final = {
     b"HTTP/": "an HTTP server", b"<!DOCTYPE": "an HTTP server", b"<html": "an HTTP server",
     b"SSH-": "an SSH server", b"\x15\x03": "a TLS server",
@@ -28,17 +28,17 @@ _STRANGERS: Final = {
 _LAST_NUMBER: Final = (1 << 32) - 1
 _KINDS: Final = frozenset(Kind)
 HELLO_NUMBER: Final = 10
-"""Its last byte ends a line: servers that read lines, as many of HTTP do, answer instead of waiting, and are recognised."""
+"""Its last byte ends a line: servers that read lines, HTTP for example, answer at once and are recognised."""
 _IS_SKEW = re.compile(r"[A-Z]+ has \d+ to \d+ fields, not \d+|there is no kind \d+|[A-Z]+ is not for this port").fullmatch
-"""The words of a refusal by a server that does not know a message, or not all its fields: no program of ours sends others."""
+"""Matches the refusals of a server that does not know a message, or not all its fields."""
 
 
 class Broken(Exception):
-    """A connection is of no use any more: the system, the path or the peer said so.
+    """A connection cannot be used any more.
 
-    It never leaves the client. It is neither an `OSError` nor one of ours, because a signal handler or a `gevent.Timeout` may
-    throw either of those into a call, and the caller must get what was thrown. `refusal` is what the server has against this
-    client, if that is why: connecting again is of no use then.
+    It never leaves the client. It is neither an `OSError` nor a `GivaliaError`, because a signal handler or a `gevent.Timeout`
+    may throw either of those into a call, and the caller must get what was thrown. `refusal` is the error by which the server
+    refuses this client, if it does: another connection would not help.
     """
 
     def __init__(self, why: str, refusal: GivaliaError | None = None) -> None:
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A frame that nobody asked for: a dispatch, a stop, or how far a job is."""
+    """A frame that is no answer: a dispatch, a stop, or progress of a job."""
 
     kind: Kind
     items: list[tuple[list[Any], bytes]]
@@ -67,26 +67,26 @@ class Caller:
         self._reader = frames.Reader(frames.ANSWER_BYTES_MAX)
         self._last = 0
         self._has_heard = False
-        self._greeting: list[Any] = []  # The fields of the answer to hello.
+        self._greeting: list[Any] = []  # The fields of the answer to HELLO.
 
     def hello(self, agent: str) -> bytes:
-        """The first bytes of the connection; its answer has the number that `feed` shows first."""
+        """Return the first bytes of the connection."""
         self._last = HELLO_NUMBER
         message = item(Hello(VERSION, VERSION, f"{agent}/{__version__}"))
         return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
 
     def next_number(self) -> int:
-        """A number that no frame of this connection had (they may come round after four thousand million)."""
+        """Return a number that no frame of this connection had (numbers repeat after four thousand million)."""
         self._last = self._last % _LAST_NUMBER + 1
         return self._last
 
     def ask(self, kind: Kind, items: Iterable[Item]) -> tuple[int, bytes]:
-        """One frame and its number."""
+        """Return the number and the bytes of a frame."""
         self._last = number = self._last % _LAST_NUMBER + 1
         return number, frames.encode(kind, number, items)
 
     def feed(self, data: bytes | memoryview) -> list[Answer | Told]:
-        """Take the bytes that arrived; return what is whole.
+        """Take the bytes that arrived; return the complete frames.
 
         Raises:
             GivaliaError: The server sends what no server of this protocol sends. Close the connection.
@@ -110,7 +110,7 @@ class Caller:
         return arrived
 
     def explained(self, error: T) -> T | VersionMismatch:
-        """Return a refusal as it is, but one that comes of versions that do not fit as `VersionMismatch`, with both of them."""
+        """Return an error as it is, but a mismatch of versions as `VersionMismatch` with both versions."""
         is_skew = isinstance(error, VersionMismatch) or (type(error) is BadRequest and _IS_SKEW(str(error)) is not None)
         if not is_skew or not isinstance(error, GivaliaError):
             return error
@@ -123,10 +123,10 @@ class Caller:
 
 
 def _refuse_strangers(began: bytes) -> None:
-    """Look at the first bytes of a connection; a frame that a server may send begins with 0 or 1, the first byte of its length.
+    """Check the first bytes of a connection: a frame of a server begins with 0 or 1, the first byte of its length.
 
     Raises:
-        BadRequest: What listens there is no Givalia server, or not one of this protocol.
+        BadRequest: The peer is no Givalia server of this protocol.
     """
     if began[0] <= frames.ANSWER_BYTES_MAX >> 24:
         return
@@ -138,12 +138,12 @@ def _refuse_strangers(began: bytes) -> None:
 
 
 def refused(answer: Answer) -> GivaliaError | None:
-    """The error of an answer to a frame with one command; None if it is a success."""
+    """Return the error of an answer to a frame with one command; None if it is a success."""
     return answer_error(answer.items[0][0]) if answer.items else None
 
 
 def retry_after_s(busy: GivaliaError) -> float:
-    """Seconds after which a server that is busy wants to be asked again, from 0.05 to 60; 1 if it does not say."""
+    """Return the seconds after which a busy server wants to be asked again, from 0.05 to 60; 1 if it does not say."""
     said = busy.details.get("retry_after")
     if isinstance(said, bool) or not isinstance(said, (int, float)) or not said > 0:  # A NaN compares false.
         return 1.0

@@ -1,11 +1,11 @@
 """Decides whether the path to the peer of one connection is alive, without a socket or a clock.
 
-A path can die without a word: an address changes, or a firewall begins to drop. Then nothing arrives, the peer's TCP
-acknowledges nothing of what is on its way, and a ping stays unanswered. A path on which anything still moves is never called
-dead, however slow it is. A process that was suspended draws no conclusion from its own absence.
+A path can die silently: an address changes, or a firewall begins to drop packets. Then nothing arrives, the peer's TCP
+acknowledges nothing, and a ping stays unanswered. A path on which bytes still move is never called dead, however slow it is. A
+process that was suspended draws no conclusion from its own absence.
 
-The owner of the connection tells when something moved, asks how long it may sleep, and asks then what is due. All times are
-seconds on one monotonic clock, which the owner reads.
+The owner of the connection reports movement, asks how long it may sleep, and then asks what is due. All times are seconds on
+one monotonic clock, which the owner reads.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
-PING_COMMAND_S: Final = 1.0  # Quiet after which a ping is sent while a command is unanswered,
-PING_WAIT_S: Final = 5.0  # and while the peer owes nothing but what comes in its own time.
-DEAD_S: Final = 5.0  # How long nothing moves, and a ping is unanswered, on a path that is dead.
-LEAVING_S: Final = 1.0  # How often to look while something leaves slowly: when it has left, the peer has time to answer.
-LATE_S: Final = 1.0  # A look that comes so much later than intended shows that this process was suspended.
+PING_COMMAND_S: Final = 1.0  # The quiet before a ping while a command is unanswered,
+PING_WAIT_S: Final = 5.0  # and while the peer owes no answer at once.
+DEAD_S: Final = 5.0  # The time without movement or pong after which a path is dead.
+LEAVING_S: Final = 1.0  # The time between looks while bytes leave slowly: the peer's time to answer starts when they have left.
+LATE_S: Final = 1.0  # A look that is so late shows that this process was suspended.
 
 
 class Owed(NamedTuple):
-    """The peer owes an answer since then, and is pinged after so many seconds of quiet."""
+    """The peer owes an answer since `since`, and is pinged after `ping_after_s` of quiet."""
 
     since: float
     ping_after_s: float
@@ -43,10 +43,10 @@ class Pulse:
     def __init__(self, now: float = -math.inf) -> None:
         self.moved_at = now
         """When something last arrived, or the peer's TCP last acknowledged something."""
-        self._pinged_at: float | None = None  # When the ping was sent that is not answered yet.
+        self._pinged_at: float | None = None  # The time of the ping without an answer.
         self.look_at = math.inf
-        """When the owner intends to look next."""
-        self._not_before = -math.inf  # The next look, if a ping was due that could not be sent.
+        """The time of the owner's next look."""
+        self._not_before = -math.inf  # The next look, after a ping that could not be sent.
         self.is_leaving = False
         """Sent data was unacknowledged at the last look."""
 
@@ -60,13 +60,13 @@ class Pulse:
         self._pinged_at = None
 
     def look_again_s(self, now: float, owed: Owed | None) -> float | None:
-        """Seconds until `due` is to be asked, if nothing moves before; None: not at all, for nothing is owed."""
+        """Return the seconds to the next call of `due`, if nothing moves before; None: nothing is owed."""
         if owed is None:
             self.look_at = math.inf
             return None
         if now > self.look_at + LATE_S:
             self._return(now)
-        # Asked once for each command, so no call of `max`.
+        # Called once for each command, so without `max`.
         look_at = self._due_at(owed)
         look_at = look_at if look_at > self._not_before else self._not_before
         if self.is_leaving and look_at > now + LEAVING_S:
@@ -80,9 +80,9 @@ class Pulse:
         Args:
             now: The present.
             owed: What the peer owes; None for nothing.
-            acknowledged_s: Says how many seconds ago the peer's TCP acknowledged something, if it has not acknowledged
-                everything; else infinity. Asked only when something would be due otherwise, or something is leaving slowly.
-            can_ping: Whether a ping can be sent now. If not, what is waiting to be sent is as good as one.
+            acknowledged_s: Returns the seconds since the last acknowledgement of the peer's TCP, if some bytes are
+                unacknowledged; else infinity. Called only when an act would be due, or bytes leave slowly.
+            can_ping: Whether a ping can be sent now. If not, the bytes that wait serve as one.
         """
         if owed is None:
             return Due.NOTHING
@@ -107,14 +107,14 @@ class Pulse:
         return max(self.moved_at, owed.since)
 
     def _due_at(self, owed: Owed) -> float:
-        """When a ping is due, or the path is dead for want of an answer to one."""
+        """Return the time at which a ping is due, or the path is dead without an answer to one."""
         since, ping_after_s = owed
         if since < self.moved_at:
             since = self.moved_at
         return since + ping_after_s if self._pinged_at is None else max(since, self._pinged_at) + DEAD_S
 
     def _return(self, now: float) -> None:
-        """Start counting again, for this process was suspended: what arrived meanwhile has not been read."""
+        """Count from now, for this process was suspended: bytes that arrived meanwhile are not read yet."""
         self.moved(now)
         if self._pinged_at is not None:
             self._pinged_at = now

@@ -1,7 +1,7 @@
-"""A worker within a program of your own: jobs and plugins run in it, the link and the foreman in a native thread beside them.
+"""A worker inside a program of your own: jobs and plugins run in the program, link and foreman in a native thread beside it.
 
-What it cannot do that `givalia-worker` can is to replace the process it is in: a greenlet that never yields keeps its
-neighbours waiting for as long as it does, though the leases are renewed meanwhile.
+Unlike `givalia-worker`, it cannot replace its process: a greenlet that never yields blocks all other jobs of the program. Their
+leases are still renewed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger("givalia.worker")
 
 
 class Relayed:
-    """A logger whose lines are written by another thread: logging has locks, and the link's thread must wait for nobody."""
+    """Hands log lines to another thread: logging takes locks, and the link's thread must not wait for one."""
 
     def __init__(self, outbox: Bell) -> None:
         self.info = partial(outbox.ring_call, log.info)
@@ -51,7 +51,7 @@ class Relayed:
 
 
 class Here:
-    """This process, as its crew sees it: the one that runs the greenlets."""
+    """This process, as its crew sees it: the process that runs the greenlets."""
 
     def __init__(self, inbox: Bell) -> None:
         self.pid = os.getpid()
@@ -62,23 +62,23 @@ class Here:
         self.memory_bytes = 0
         self.is_open = True
         self.tell = inbox.ring
-        """Leaves notes for the jobs' side."""
+        """Leaves notes for the thread of the jobs."""
         self._inbox = inbox
         self._thread = threading.main_thread().ident
         self._stack = ""
 
     @property
     def backlog(self) -> int:
-        """How many notes wait for the jobs' side."""
+        """The number of notes that wait for the thread of the jobs."""
         return self._inbox.waiting
 
     def signal(self, number: int) -> None:
-        """Write down where the code is, if that is what is asked for; nothing else can be done to this process."""
+        """Note the stack if the signal asks for it; no other signal has an effect on this process."""
         if number in (DUMP_SIGNAL, ASIDE_SIGNAL) and self._thread is not None:
             self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))
 
     def stack(self) -> str:
-        """What was written down."""
+        """Return the stack that was noted last, once."""
         stack, self._stack = self._stack, ""
         return stack
 
@@ -89,7 +89,7 @@ class Worker:
     Args:
         settings: See `docs/settings.md`.
         plugins: Plugin objects besides the installed ones.
-        modules: The WorkModules to serve, by name; None: those that are installed.
+        modules: The WorkModules to serve, by name; None: the installed ones.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Worker:
             if found.broken:
                 log.warning("module %s of %s is not served: %s", found.name, found.distribution, headline(found.broken))
         self.counts: dict[str, int] = {}
-        """What the worker has counted of its processes."""
+        """Counts of events in the worker's processes."""
         self._home = forks.Home("worker")
         self._is_stopping = False
         self._ended = Event()
@@ -123,10 +123,10 @@ class Worker:
         """Start the link; returns at once. Jobs run as soon as the server sends some.
 
         Raises:
-            WrongProcess: It was started in the process of which this is a fork.
+            WrongProcess: The worker was started in the parent of this process.
         """
         self._home.check()
-        self._home = forks.Home("worker")  # It may have been made in another process, which has then forked.
+        self._home = forks.Home("worker")  # The worker may have been made before this process was forked.
         self._thread = thread_now()
         self._inbox = Bell(lambda notes: self._runner.take(*notes))
         here = Here(self._inbox)
@@ -135,18 +135,18 @@ class Worker:
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: no job goes on, and the link, the server and the processes of jobs hear nothing from here."""
+        """In a fork: run no job, and send nothing to the link, the server or the processes of jobs."""
         self._home.leave()
-        if thread_now() == self._thread:  # Otherwise the thread of the jobs is not there.
+        if thread_now() == self._thread:  # Else the fork does not have the thread of the jobs.
             self._runner.after_fork()
             self._inbox.leave()
-            if (outbox := getattr(self, "_outbox", None)) is not None:  # The link's thread has come so far.
+            if (outbox := getattr(self, "_outbox", None)) is not None:  # Else the link's thread has not made it yet.
                 outbox.fall_silent()
             self.connected.clear()
             self._ended.set()
 
     def _run_link(self, here: Here) -> None:
-        """The native thread: from here on everything happens on its own hub."""
+        """Run link and foreman in the native thread, on its own hub, until the worker stops."""
         settings = self.settings
         join = Join(settings.name, uuid.uuid4().bytes, settings.only_targeted, os.getpid())
         link = Link(settings.servers(), join, [], lambda event: foreman.deliver(event))
@@ -179,10 +179,9 @@ class Worker:
         self._home.check()
 
     def stop(self) -> None:
-        """Take no more, let running jobs end for the time of grace, stop and report the rest, and end the link.
+        """Take no more jobs, wait the time of grace for the running ones, stop and report the rest, and end the link.
 
-        Safe to call twice; the second call returns when the first has done its work. In a fork it does nothing, and the log
-        says so once.
+        A second call waits for the first one. In a fork the call does nothing, and the log says so once.
         """
         if self._home.is_left:
             self._home.warn()

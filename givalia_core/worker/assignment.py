@@ -1,8 +1,8 @@
-"""A job that this worker was lent, as its foreman knows it: where it is, and why and how it is made to end.
+"""A job that this worker was lent, as its foreman knows it: its phase, and the steps that end it.
 
-Its phases follow one table, `TRANSITIONS`, as the states of jobs do. A job that runs beside others in a process begins in
-`RUNNING`, and is forgotten when it is reported; the other phases are those of a job that has a process of its own, or that is
-made to end.
+The phases follow one table, `TRANSITIONS`, as the states of jobs do. A job that shares a process with others begins in
+`RUNNING`, and the foreman forgets it when it is reported. The other phases are for jobs that have a process of their own, and
+for jobs that must end.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ C = TypeVar("C")
 
 
 class Phase(StrEnum):
-    """Where an assignment is."""
+    """The phase of an assignment."""
 
-    NEW = "new"  # It has arrived, and will have a process of its own.
-    PREPARING = "preparing"  # The plugins are told that it starts.
+    NEW = "new"  # The job has arrived, and will have a process of its own.
+    PREPARING = "preparing"  # The plugins hear that the job starts.
     WAITING = "waiting"  # A suspect waits until few enough others run.
-    RUNNING = "running"  # Its process has it.
+    RUNNING = "running"  # Its process has the job.
     STOPPING = "stopping"  # `Stopped` is raised in its code; the next step is to kill its process.
-    TRUSTED = "trusted"  # It has not ended, but its process shows life, and has promised to report the end.
+    TRUSTED = "trusted"  # The job has not ended, but its process is alive and will report the end.
     KILLED = "killed"  # Its process is killed.
-    ENDED = "ended"  # The plugins are told how it ended; then it is reported.
+    ENDED = "ended"  # The plugins hear how the job ended; then the foreman reports it.
 
 
 class Step(StrEnum):
-    """What follows when the time of an assignment has come."""
+    """The step that an assignment is due for."""
 
     NONE = ""
     STOP = "stop"  # Raise `Stopped` in its code.
-    KILL = "kill"  # Kill its process, if its code is what does not end.
-    PROMISE = "promise"  # Replace its process, which was to report its end.
+    KILL = "kill"  # Kill its process, if it is this job whose code does not end.
+    PROMISE = "promise"  # Replace its process, which has not reported the end.
 
 
 TRANSITIONS: Final = {
@@ -60,8 +60,8 @@ TRANSITIONS: Final = {
     (Phase.STOPPING, "trust"): Phase.TRUSTED,
     (Phase.STOPPING, "kill"): Phase.KILLED,
     (Phase.STOPPING, "end"): Phase.ENDED,
-    (Phase.TRUSTED, "stop"): Phase.STOPPING,  # It was beyond its timeout, and is cancelled now, say.
-    (Phase.TRUSTED, "trust"): Phase.TRUSTED,  # Its process was held up meanwhile by another job.
+    (Phase.TRUSTED, "stop"): Phase.STOPPING,  # A job beyond its timeout is cancelled, for example.
+    (Phase.TRUSTED, "trust"): Phase.TRUSTED,  # Another job blocked the process meanwhile.
     (Phase.TRUSTED, "kill"): Phase.KILLED,
     (Phase.KILLED, "end"): Phase.ENDED,
 }
@@ -77,10 +77,10 @@ class Assignment(Generic[C]):
 
     Args:
         dispatch: What the server lent.
-        crew: Whose processes run it.
-        is_apart: It has a process of its own.
-        is_suspect: It may have ended the process that it was in, so it runs apart.
-        phase: Where it is; only `act` changes that.
+        crew: The crew that runs it.
+        is_apart: The job has a process of its own.
+        is_suspect: The job may have ended its previous process, so it runs apart.
+        phase: Changed by `act` alone.
     """
 
     dispatch: Dispatch
@@ -91,9 +91,9 @@ class Assignment(Generic[C]):
     report: Any = None  # Kept until the plugins have been told.
     story: tuple[str, ...] = ()
 
-    # What most jobs keep as it is; an instance has its own only when it is set.
+    # Defaults on the class: most jobs never set these.
     is_cancelled = False
-    why = Reason.NONE  # Why its code was made to end.
+    why = Reason.NONE  # Why its code must end.
     due_s = math.inf  # When (monotonic) the next step is due,
     step = Step.NONE
     cause = Reason.NONE  # and why.
@@ -116,9 +116,9 @@ class Assignment(Generic[C]):
 
 
 class Verdict:
-    """Why a host has ended, and the fence of the job that is to blame: 0 if that is unknown. `is_ours`: no job is to blame.
+    """The cause of a host's end, and the fence of the job to blame (0: unknown). `is_ours`: no job is to blame.
 
-    `suspects` are the fences of the jobs that may be to blame if that is unknown; None for all jobs of the host.
+    `suspects` are the fences of the jobs that may be to blame if the culprit is unknown; None: all jobs of the host.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class Verdict:
         self.words = words
 
     def may_be(self, fence: int) -> bool:
-        """Return whether the job with this fence may be to blame, if it is unknown which one is."""
+        """Return whether this job may be to blame if the culprit is unknown."""
         return self._suspects is None or fence in self._suspects
 
 
 class LogLines(Protocol):
-    """What a crew and its foreman need of a logger."""
+    """The methods of a logger that a crew and its foreman call."""
 
     def info(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """What is good to know."""
+        """Log a fact."""
 
     def warning(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """What somebody should look at."""
+        """Log a warning."""
 
     def error(self, words: str, *values: Any, extra: Mapping[str, Any] | None = None) -> None:
-        """What went wrong."""
+        """Log an error."""

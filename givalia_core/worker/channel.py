@@ -1,7 +1,7 @@
-"""A connected socket for the hub of gevent, made of parts in C: no job can replace their methods.
+"""A connected socket for the hub of gevent, made of parts in C, whose methods no job can replace.
 
-Those of `gevent.socket` are functions of Python, which read before they wait: where messages come one at a time, every second
-call of the system finds nothing.
+The methods of `gevent.socket` are Python functions that read before they wait: where messages come one at a time, every second
+system call finds nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from givalia_core.frozen import BUILTINS
 __builtins__ = BUILTINS
 
 RECEIVE_BYTES: Final = 262_144
-_READ, _WRITE = 1, 2  # As libev numbers them.
+_READ, _WRITE = 1, 2  # The numbers of libev.
 
 
 class Channel:
@@ -31,8 +31,8 @@ class Channel:
     def __init__(self, fd: int, receive_bytes: int = RECEIVE_BYTES) -> None:
         self.socket = socket(fileno=fd)
         self.socket.setblocking(False)
-        self._arrived = memoryview(bytearray(receive_bytes))  # Made once: the system maps memory of this size anew each time.
-        self._is_drained = True  # The last read has left nothing, as far as is known.
+        self._arrived = memoryview(bytearray(receive_bytes))  # Allocated once, for the system maps memory of this size.
+        self._is_drained = True  # The last read left nothing, as far as is known.
         self._hub = get_hub()
         self._readable = self._hub.loop.io(fd, _READ)
         self.wait = partial(self._hub.wait, self._readable)
@@ -44,7 +44,7 @@ class Channel:
         return self.socket.fileno()
 
     def receive(self) -> memoryview:
-        """Wait for something to arrive and return it, good until the next call; empty: the other end is closed.
+        """Wait for bytes and return them, valid until the next call; empty: the peer has closed the connection.
 
         Raises:
             OSError: The connection is lost.
@@ -61,7 +61,7 @@ class Channel:
                 return self._arrived[:count]
 
     def send(self, data: memoryview) -> int:
-        """Wait for room, send as much of it as there is room for, and return how many bytes that was.
+        """Wait for room, send the bytes that fit, and return their number.
 
         Raises:
             OSError: The connection is lost.
@@ -83,7 +83,7 @@ class Channel:
             left = left[self.send(left) :]
 
     def finish(self) -> None:
-        """Let the other end read that nothing more will come.
+        """Tell the peer that nothing more will come.
 
         Raises:
             OSError: The connection is lost.

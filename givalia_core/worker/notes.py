@@ -1,9 +1,9 @@
-"""What the supervisor and its processes say to each other: records of notes, packed with msgpack, many in one write.
+"""Notes between the supervisor and its processes: records of msgpack, many notes in one write.
 
-A record is its length, the same with all bits turned, the CRC-32 of what follows, and that many bytes. So it shows at once if a
-job writes to this connection, or reads from it, which is open in its process.
+A record is its length, the same length with all bits inverted, the CRC-32 of the body, and the body. Job code can reach this
+connection, which is open in its process; the checks show at once when it has written to it or read from it.
 
-What a process reports of a job are the very messages that go to the server (`Succeed`, `Fail`, `Release`, `Progress`).
+The reports of a process are the messages for the server themselves (`Succeed`, `Fail`, `Release`, `Progress`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __builtins__ = BUILTINS
 
 _HEAD: Final = struct.Struct("<III")
 _ALL_BITS: Final = (1 << 32) - 1
-TOGETHER_MAX: Final = 100  # Notes in one record: each may have a whole result in it, and who reads bounds the record.
+TOGETHER_MAX: Final = 100  # Notes in one record: each may hold a whole result, and the reader limits a record.
 
 
 class Serve(NamedTuple):
@@ -33,15 +33,15 @@ class Serve(NamedTuple):
 
 
 class Importing(NamedTuple):
-    """The process is about to import this module; if it is its last word, it was the module's fault."""
+    """The process is about to import this module. If this is its last note, the module is to blame."""
 
     module: str
 
 
 class HostReady(NamedTuple):
-    """The process has its modules and plugins: `sources` says where each is imported from, `hooks` what plugins listen to.
+    """The process has its modules and plugins. `sources` are the places to import them from, `hooks` the hooks with listeners.
 
-    In the page a plugin has the number of its place in `plugins`, counted down from -1.
+    On the shared page a plugin has the number of its place in `plugins`, counted down from -1.
     """
 
     announced: list[Any]
@@ -51,7 +51,7 @@ class HostReady(NamedTuple):
 
 
 class PluginBusy(NamedTuple):
-    """A plugin has been busy with this job for a while; `words` say with what, and are empty when it has ended."""
+    """A plugin has been busy with this job for a while; `words` name the hook and the plugin, empty: it has ended."""
 
     id: bytes
     fence: int
@@ -59,7 +59,7 @@ class PluginBusy(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The worker is connected: tell the plugins, and say `Started`."""
+    """The worker is connected: tell the plugins, then answer `Started`."""
 
 
 class Started(NamedTuple):
@@ -67,20 +67,20 @@ class Started(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """No more jobs will come: tell the plugins that the worker stops; `is_over`: end, for all jobs have."""
+    """No more jobs will come: tell the plugins that the worker stops. `is_over`: all jobs have ended, so end."""
 
     is_over: bool = False
 
 
 class CancelAsked(NamedTuple):
-    """Somebody cancelled this running job: let it see so, if it runs in this process; and tell the plugins, if that is news."""
+    """A client has cancelled this running job: show it to the job if it runs here, and tell the plugins if `is_news`."""
 
     job: Any
     is_news: bool
 
 
 class End(NamedTuple):
-    """The job's code must end: raise this inside."""
+    """The code of this job must end: raise `Stopped` in it."""
 
     id: bytes
     fence: int
@@ -89,20 +89,20 @@ class End(NamedTuple):
 
 
 class Stuck(NamedTuple):
-    """The code of a job that was reported does not end, though `Stopped` was raised in it twice: it ends with its process."""
+    """The code of a reported job has not ended, though `Stopped` was raised in it twice; it ends with its process."""
 
     id: bytes
     fence: int
 
 
 class Before(NamedTuple):
-    """A job is to start in a process of its own: tell the plugins, then say `PluginsTold`."""
+    """A job will start in a process of its own: tell the plugins, then answer `PluginsTold`."""
 
     job: Any
 
 
 class After(NamedTuple):
-    """A job has ended in a process of its own, or with the process it ran in: tell the plugins, then say `PluginsTold`."""
+    """A job has ended in its own process, or together with its process: tell the plugins, then answer `PluginsTold`."""
 
     job: Any
     kind: str
@@ -112,14 +112,14 @@ class After(NamedTuple):
 
 
 class PluginsTold(NamedTuple):
-    """The plugins were told of this attempt's start or end."""
+    """The plugins have heard of the start or end of this attempt."""
 
     id: bytes
     fence: int
 
 
 class Begin(NamedTuple):
-    """Run this job in your process, with the class from this source, of this version of its distribution (empty: of any).
+    """Run this job, with the class from `source`, of this version of its distribution (empty: any version).
 
     The version was looked up at `since` (wall clock) or later.
     """
@@ -132,11 +132,11 @@ class Begin(NamedTuple):
 
 
 class Outdated(NamedTuple):
-    """The code of the job is another by now than that which was announced: it was not started."""
+    """The job was not started: its installed code is not the code that was announced."""
 
 
 class JobEnded(NamedTuple):
-    """How a job ended in its own process. `Spoiled` may follow; then the process has started no other job."""
+    """A job has ended in its own process. If `Spoiled` follows, the process has started no other job."""
 
     is_success: bool
     report: Any
@@ -144,13 +144,13 @@ class JobEnded(NamedTuple):
 
 
 class Spoiled(NamedTuple):
-    """A job has changed these for the whole process, which cannot put them back and should be replaced."""
+    """A job has changed these for its whole process, which cannot restore them and should be replaced."""
 
     words: str
 
 
 class AskHeld(NamedTuple):
-    """Which attempts are under way? The answer is `Holding`, behind all reports of attempts that have ended."""
+    """Answer with the attempts that are under way (`Holding`), behind the reports of all attempts that have ended."""
 
 
 class Holding(NamedTuple):
@@ -160,19 +160,19 @@ class Holding(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What the supervisor counts, for plugins that show it."""
+    """The supervisor's counts, for plugins that show them."""
 
     counts: dict[str, int]
 
 
 class Logged(NamedTuple):
-    """A line that a job in its own process has logged; the plugins of the worker are to see it, too."""
+    """A line that a job in its own process has logged, for the plugins of the worker."""
 
     fields: dict[str, Any]
 
 
 class JobServers(NamedTuple):
-    """Where clients go that are made in jobs: addresses, separated by commas."""
+    """The servers for clients that jobs make: addresses, separated by commas."""
 
     servers: str
 
@@ -183,11 +183,11 @@ NOTES: Final[tuple[type, ...]] = (
     Spoiled, AskHeld, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce, JobServers,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
-_packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Job code may say what is no Unicode: a file's name.
+_packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Strings of job code need not be Unicode: file names.
 
 
 def pack(notes: Sequence[Any]) -> bytes:
-    """Notes as they travel, in records: one array for each note."""
+    """Return notes as they travel, in records: one array for each note."""
     return b"".join(_record(notes[start : start + TOGETHER_MAX]) for start in range(0, len(notes), TOGETHER_MAX))
 
 
@@ -198,7 +198,7 @@ def _record(notes: Sequence[Any]) -> bytes:
 
 
 class NoteReader:
-    """Cuts a stream of bytes into notes; a record of them has at most so many bytes."""
+    """Cuts a stream of bytes into notes; limits the bytes of a record."""
 
     def __init__(self, bytes_max: int = _ALL_BITS) -> None:
         self._bytes_max = bytes_max
@@ -206,14 +206,14 @@ class NoteReader:
 
     @property
     def has_part(self) -> bool:
-        """Whether a record has arrived in part."""
+        """True while a record has arrived in part."""
         return bool(self._data)
 
     def feed(self, data: bytes | memoryview) -> list[Any]:
         """Take the bytes that arrived; return the notes that are whole.
 
         Raises:
-            Exception: Whoever sent this is not what it should be.
+            Exception: The peer does not send notes.
         """
         self._data += data
         notes: list[Any] = []

@@ -1,4 +1,4 @@
-"""Why an attempt is ended before its time, and how errors and the log say what became of one."""
+"""The reasons that end an attempt early, and the words of errors and log lines about attempts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __builtins__ = BUILTINS
 
 
 class Reason(StrEnum):
-    """Why an attempt is made to end; also `why` of the `Stopped` that its code sees."""
+    """The reason that ends an attempt; also `why` of the `Stopped` in its code."""
 
-    NONE = ""  # It is not.
-    TIMEOUT = "timeout"  # It ran longer than it may.
-    CANCELLED = "cancelled"  # Somebody cancelled it, and it took no notice.
+    NONE = ""  # The attempt need not end.
+    TIMEOUT = "timeout"  # It exceeded its timeout.
+    CANCELLED = "cancelled"  # A client cancelled it, and it went on.
     LEASE = "lease"  # Its lease is over, so another attempt may begin elsewhere.
     SHUTDOWN = "shutdown"  # Its worker stops, and the time of grace is over.
     OOM = "oom"  # Its process has more memory than one may have.
 
 
-HOOK_LEFT_S: Final = 1.0  # So long beyond its limit a plugin has to end; then what it was called for goes on without it.
+HOOK_LEFT_S: Final = 1.0  # Time for a plugin to end beyond its limit; then the job goes on without it.
 WORDS: Final[dict[str, str]] = {
     "cancelled": "cancelled: it was asked to stop, and went on",
     "lease": "its lease is over",
@@ -33,23 +33,23 @@ WORDS: Final[dict[str, str]] = {
     "oom": "oom: its process had more memory than one may have",
     "": "shutdown: the supervisor of its worker is gone",
 }
-"""Why an attempt was stopped, beside the timeout."""
+"""The words for each reason except the timeout."""
 
 NOT_ENDED: Final = "it did not end when it was told to"
 
 
 def timed_out(dispatch: Dispatch) -> str:
-    """Return the words for an attempt that ran longer than it may."""
+    """Return the words for an attempt that exceeded its timeout."""
     return f"timeout: it ran longer than {(dispatch.timeout_us or 0) / SECOND_US:g} s"
 
 
 def clipped(words: str) -> str:
-    """Return an error as long as an error may be."""
+    """Return an error, cut to the longest that the protocol allows."""
     return shortened(words, ERROR_BYTES_MAX)
 
 
 def about(dispatch: Dispatch) -> dict[str, Any]:
-    """Return what a line in the log carries that is about an attempt of a job."""
+    """Return the fields of a log line about an attempt."""
     return {
         "job_id": text_id(dispatch.id),
         "job_module": dispatch.module,

@@ -1,8 +1,8 @@
-"""What `givalia-worker` is: the link, the foreman and his crews, in a process that runs no job and no plugin.
+"""The supervisor, `givalia-worker`: link, foreman and crews, in a process that runs no job and no plugin.
 
-So nothing that job code does can cost the worker its leases, its connection or its wits. The order of stopping: take no more;
-let running jobs end for the time of grace; stop the rest, which are reported as failed; end the processes; then the link, once
-the server has answered every report.
+So job code can cost the worker neither its leases nor its connection. The order of stopping: take no more jobs; wait the time
+of grace for the running ones; stop the rest, which are reported as failed; end the processes; end the link when the server has
+answered every report.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from givalia_core.worker.link import Link
 from givalia_core.worker.processes.generations import Crew
 from givalia_core.worker.watch import LOOK_S, PackageWatch
 
-READY_S = 10.0  # So long the link waits for the modules, so that a worker that is connected has some.
+READY_S = 10.0  # The link waits so long for the modules, so that a connected worker has some.
 STOP_S = 5.0
 _FIXED = ("master", "worker_port", "name", "only_targeted", "watch")
 
@@ -62,15 +62,15 @@ class Supervisor:
                 gevent.sleep(AGAIN_S)
 
     def reload(self, why: str) -> Event:
-        """Replace the processes one after the other, without stopping a job; new ones see what is installed now.
+        """Replace the processes one by one, without stopping a job; new processes import what is installed now.
 
         Returns:
-            Set when new ones have taken over.
+            Set when the new processes have taken over.
         """
         return self._foreman.reload(why)
 
     def change(self, settings: WorkerSettings) -> list[str]:
-        """Use these settings from the next processes on; what the link was made with (servers, name) stays as it is.
+        """Use these settings for new processes; the settings of the link (servers, name) stay as they are.
 
         Returns:
             The names of settings that have changed and need a restart.
@@ -81,7 +81,7 @@ class Supervisor:
         return changed
 
     def stop(self) -> None:
-        """Stop as the module says."""
+        """Stop in the order that the module docstring gives."""
         if self._watching is not None:
             self._watching.kill()
         self._foreman.stop()

@@ -1,8 +1,8 @@
-"""Notices that packages were installed, upgraded or removed beside a running worker.
+"""Notices packages that are installed, upgraded or removed beside a running worker.
 
-It looks at what installers leave in the folders of `sys.path`: the metadata of distributions, and the path files that editable
-installs work by. A change counts once it is whole: every new distribution has the `RECORD` that an installer writes last, and
-nothing has moved for a moment.
+It polls the folders of `sys.path` for the metadata of distributions and for the path files of editable installs. A change
+counts when it is complete: every new distribution has its `RECORD`, which installers write last, and nothing has changed for a
+moment.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-LOOK_S: Final = 0.4  # Looking costs a few milliseconds where hundreds of packages are installed.
+LOOK_S: Final = 0.4  # A poll costs a few milliseconds where hundreds of packages are installed.
 QUIET_S: Final = 0.3
-PATIENCE_S: Final = 60.0  # What has no RECORD by then will never have one: its installer was killed, perhaps.
+PATIENCE_S: Final = 60.0  # A distribution without a RECORD by then never gets one: its installer may have been killed.
 _METADATA: Final = (".dist-info", ".egg-info")
 _PATH_FILES: Final = (".pth", ".egg-link")
 
 Seen = dict[str, tuple[int, ...]]
-"""By path: what changes when an installer touches it."""
+"""By path: numbers that change when an installer writes the file."""
 
 
 class PackageWatch:
-    """Look at it every `LOOK_S`; it says when there is something new."""
+    """The installed packages; call `has_changed` every `LOOK_S`."""
 
     def __init__(self, folders: Iterable[str] | None = None) -> None:
         self._folders = list(sys.path if folders is None else folders)
@@ -32,7 +32,7 @@ class PackageWatch:
         self._moved_s = 0.0
 
     def has_changed(self, now_s: float) -> bool:
-        """Whether what is installed has changed since it last said so, and the change is whole.
+        """Return true once for each complete change of the installed packages.
 
         Args:
             now_s: A clock that only goes forward.
@@ -47,11 +47,11 @@ class PackageWatch:
         return True
 
     def doubt(self) -> None:
-        """Say once more that something has changed: what was to be done about it was not."""
+        """Report the last change once more: the caller could not act on it."""
         self._known = {}
 
     def _is_whole(self, seen: Seen) -> bool:
-        """Whether each distribution has its RECORD that is new, or had one."""
+        """Return whether each distribution that is new, or had a RECORD, has one."""
         found = [path for path in seen if path.endswith(".dist-info")]
         had = [path for path in found if path not in self._known or f"{path}/RECORD" in self._known]
         return all(f"{path}/RECORD" in seen for path in had)
@@ -80,7 +80,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder or ".") as entries:
             yield from entries
     except OSError:
-        return  # A folder of sys.path need not exist, and may come to.
+        return  # A folder of sys.path need not exist, and may appear later.
 
 
 def _stamp(path: str) -> tuple[int, ...] | None:
@@ -92,7 +92,7 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 
 
 def _named_in(path: str, folder: str) -> list[str]:
-    """The folders that a path file adds to `sys.path`."""
+    """Return the folders that a path file adds to `sys.path`."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

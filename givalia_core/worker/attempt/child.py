@@ -1,8 +1,8 @@
-"""A job's own process: takes one job at a time, runs it as any Python program would, and says what came of it.
+"""A job's own process: takes one job at a time, runs it as any Python program would, and reports its end.
 
-There is no thread here and no loop: whether the job was cancelled is read from the shared page, and a stop comes as SIGTERM,
-which raises `Stopped` inside the job. A job that leaves the process other than it was has spoiled it for the next one; then
-the process says so and ends.
+The process has no thread and no loop: it reads a cancel from the shared page, and a stop comes as SIGTERM, which raises
+`Stopped` in the job. A job that leaves the process in another state has spoiled it for the next job; then the process says so
+and ends.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ _EXTRA: Final = ("job_id", "key", "attempt", "job_module")
 
 
 def main(channel: int, page: int, last_words: int) -> int:
-    """Run jobs until the supervisor wants no more; the exit code."""
+    """Run jobs until the supervisor closes the connection; return the exit code."""
     LastWords(last_words).listen()
-    supervisor = socket(fileno=channel)  # That of the module `socket` has methods of Python, which a job may replace.
+    supervisor = socket(fileno=channel)  # The class of the module `socket` has Python methods, which a job can replace.
     try:
         return Child(supervisor, page_of(page)).serve()
     except ConnectionError:
-        return 1  # The supervisor is gone: there is nobody to tell.
+        return 1  # The supervisor is gone, and nobody hears a report.
 
 
 class _Alone(Attempt):
-    """An attempt that has this process for itself, and is told over the page what its supervisor wants."""
+    """An attempt in a process of its own, which reads a cancel from the page."""
 
     def __init__(self, dispatch: Dispatch, send: Callable[[Any], None], page: SharedPage) -> None:
         super().__init__(dispatch, None, None, send)
@@ -70,7 +70,7 @@ class _Alone(Attempt):
 
 
 class Child:
-    """The process itself."""
+    """The process."""
 
     def __init__(self, channel: socket, page: SharedPage) -> None:
         self._channel = channel
@@ -82,15 +82,15 @@ class Child:
         self._attempt: Attempt | None = None
         self._main = get_ident()
         self._stray: StrayErrors | None = None
-        self._saying = RLock()  # What the collector ends while something is being said may have something to say.
+        self._saying = RLock()  # Objects that the collector finalizes during a send may send something, too.
         self._is_saying = False
 
     def serve(self) -> int:
-        """Take what comes, until nothing more will."""
+        """Take notes until the supervisor closes the connection."""
         signal(SIGTERM, self._stop)
         forks.register(self)
         outlast_readers()
-        self._channel.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+        self._channel.setblocking(True)  # gevent, at the other end, has made both ends non-blocking.
         code = self._serve()
         say_left_out(is_last=True)
         if self._stray is not None:
@@ -109,7 +109,7 @@ class Child:
                         return 0
                     if spoiled := self._run(Dispatch(*note.job), note.source):
                         self.say(Spoiled(", ".join(spoiled)))
-                        return 0  # A job that was given to this process meanwhile starts in another one.
+                        return 0  # A job that this process was given meanwhile starts in another one.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
                     self._stray = log_stray_errors(getLogger("givalia.job"))
@@ -117,39 +117,39 @@ class Child:
                     self._keep()
                 elif isinstance(note, JobServers):
                     job_servers.tell_process(note.servers)
-            say_left_out()  # Of storms that are over; a process that waits for its next job says it then.
+            say_left_out()  # After a storm; an idle process logs it with its next job.
             if self._stray is not None:
                 self._stray.look()
         return 0
 
     def after_fork(self) -> None:
-        """In a fork that the job has made: it may log, whichever of the job's threads was just doing so."""
+        """In a fork that the job has made: make a new lock, which another thread of the job may have held."""
         self._saying = RLock()
         be_stopped_by_signals()
 
     def say(self, *said: Any) -> None:
-        """Send notes to the supervisor; any thread of the job may."""
+        """Send notes to the supervisor, from any thread of the job."""
         is_main = get_ident() == self._main
         with self._saying:
             self._is_saying = is_main
             try:
                 self._channel.sendall(pack(said))
-            finally:  # What cannot be packed must not keep the job from being stopped.
+            finally:  # An error in packing must not prevent a stop of the job.
                 self._is_saying = False
         attempt = self._attempt
         if is_main and attempt is not None and attempt.stopped is not None and attempt.is_in_process and not self._has_raised:
             self._raise(attempt.stopped)
 
     def _run(self, dispatch: Dispatch, source: str) -> list[str]:
-        """Run a job and report its end; return in words what keeps this process from running another."""
+        """Run a job and report its end; return in words what spoils this process for another job."""
         attempt = _Alone(dispatch, self.say, self._page)
         self._attempt, self._has_raised = attempt, False
-        self._page.current = dispatch.fence  # From here on the end of this process is the end of this job.
-        if self._page.why:  # The signal has come while the process was busy with what the job before has left.
+        self._page.current = dispatch.fence  # From here on, the end of this process is the end of this job.
+        if self._page.why:  # The signal came while the process was still busy with the previous job.
             self._stop(SIGTERM, None)
         try:
             attempt.found = self._classes.get(source) or self._import(source)
-        except BaseException as error:  # Somebody else's import may raise anything.
+        except BaseException as error:  # The import of a package may raise anything.
             attempt.raised = error
         threads = len(_current_frames())
         for step in STEPS_IN_CHILD:
@@ -159,13 +159,13 @@ class Child:
         self._page.current = 0
         self._attempt = None
         try:
-            self._channel.setblocking(True)  # The job may have changed that for all its files.
+            self._channel.setblocking(True)  # The job may have changed the mode of all its files.
             self.say(JobEnded(isinstance(report, Succeed), report, attempt.seconds))
         except OSError:
-            while True:  # The job has closed the channel; who listened at its other end sees that, and kills this process.
+            while True:  # The job has closed the channel; the supervisor sees that, and kills this process.
                 pause()
-        # Behind the report, for it takes as long as all the rest, and only the next job needs to know.
-        with suppress(Exception):  # It has broken functions of Python, which shows below.
+        # After the report: the checks take as long as all the rest, and matter only to the next job.
+        with suppress(Exception):  # The job has broken functions of Python, as the checks below find.
             if not self._surroundings.logs.are_kept():
                 self._surroundings.logs.restore()
         spoiled = _changes(self._surroundings, self._contents)
@@ -176,22 +176,22 @@ class Child:
         return spoiled
 
     def _let_go(self, attempt: Attempt) -> None:
-        """Free what the job has made, before its end is reported: that runs code of the job, which can be stopped until then.
+        """Free the objects of the job before its report: that runs its code, which can be stopped until then.
 
-        Behind the report a `__del__` that does not end would hold up the next job of this process.
+        After the report, a `__del__` that does not end would block the next job of this process.
         """
         self._collector.note(is_bad=attempt.raised is not None)
         try:
             attempt.is_in_process = True
             attempt.let_go()
             self._collector.run(Clock.monotonic())
-        except BaseException as error:  # `Stopped`, if it was not raised inside a `__del__`.
+        except BaseException as error:  # `Stopped`, unless it was raised in a `__del__`.
             error.__traceback__ = None
         finally:
             attempt.is_in_process = False
 
     def _has_announced_code(self, begin: Begin) -> bool:
-        """Whether what is about to be imported is what the server was told of: packages may have been installed since."""
+        """Return whether the installed code is the announced code: packages may have been installed since."""
         if begin.source in self._classes or not begin.version or not _has_changed_since(begin.since):
             return True
         try:
@@ -215,7 +215,7 @@ class Child:
             self._keep()
 
     def _keep(self) -> None:
-        """Note what every job is to find; a process in which one has changed it ends, but loggers are put back."""
+        """Note the state that every job finds. A process whose state a job has changed ends; only loggers are restored."""
         self._contents, self._surroundings = Contents(), Surroundings()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -224,14 +224,14 @@ class Child:
             return
         why = self._page.why
         if not why and not self._has_lost_supervisor():
-            return  # Somebody has sent it to every process of the worker: the supervisor says when jobs stop.
+            return  # A person has sent it to all processes of the worker; the supervisor decides when jobs stop.
         words = timed_out(attempt.dispatch) if why == "timeout" else WORDS[why]
         attempt.stopped = Stopped(why or "shutdown", words)
-        if attempt.is_in_process and not self._is_saying:  # Half a note said would spoil all that come after it.
+        if attempt.is_in_process and not self._is_saying:  # A note that is sent in part would spoil all that follow.
             self._raise(attempt.stopped)
 
     def _has_lost_supervisor(self) -> bool:
-        """Return whether the other end of the channel is closed; the nursery sends SIGTERM then, perhaps a moment earlier."""
+        """Return whether the supervisor has closed the channel; SIGTERM of the nursery may come a moment earlier."""
         polled = poll()
         polled.register(self._channel, POLLHUP)
         return any(what & POLLHUP for _, what in polled.poll(LOST_MS))
@@ -246,12 +246,12 @@ def _changes(surroundings: Surroundings, contents: Contents) -> list[str]:
     """Return in words what a job has changed in its process."""
     try:
         return surroundings.changed() + contents.changed() + (["greenlets"] if _has_greenlets() else [])
-    except Exception:  # It has broken functions of Python that are asked.
+    except Exception:  # The job has broken functions of Python that the checks call.
         return ["what cannot be looked at"]
 
 
 def _let_hub_hand_on() -> None:
-    """Have `Stopped` reach the job though it is raised in the loop of gevent, which the job may be waiting for."""
+    """Have gevent's hub pass `Stopped` on, for it may be raised there while the job waits."""
     hub: Any = getattr(modules.get("gevent.hub"), "Hub", None)
     if hub is not None and Stopped not in hub.SYSTEM_ERROR:
         hub.SYSTEM_ERROR = (*hub.SYSTEM_ERROR, Stopped)
@@ -259,7 +259,7 @@ def _let_hub_hand_on() -> None:
 
 
 def _has_changed_since(instant: float) -> bool:
-    """Whether anything may have been installed since then: installers make and remove entries of these folders."""
+    """Return whether packages may have been installed since then: installers add and remove entries of these folders."""
     for folder in sys.path:
         with suppress(OSError):
             if Path(folder).stat().st_mtime >= instant:
@@ -268,11 +268,11 @@ def _has_changed_since(instant: float) -> bool:
 
 
 def take_no_notice(_: int, __: FrameType | None) -> None:
-    """In place of `SIG_IGN`, which programs that jobs start would inherit."""
+    """Ignore a signal. Programs that jobs start would inherit `SIG_IGN`, but not this."""
 
 
 def be_stopped_by_signals() -> None:
-    """In a process that a job has forked: it is for the job to say when that ends, and its stack is not the job's."""
+    """In a process that a job has forked: restore the signals, for the job decides when that process ends."""
     for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
         unregister(number)
     for number in (SIGINT, SIGTERM, SIGHUP, SIGUSR1):
@@ -280,7 +280,7 @@ def be_stopped_by_signals() -> None:
 
 
 def _has_children() -> bool:
-    """Whether the job has left processes behind, its own or, on Linux, theirs."""
+    """Return whether the job has left child processes; on Linux, also their children."""
     try:
         waitpid(-1, WNOHANG)
     except ChildProcessError:
@@ -289,26 +289,26 @@ def _has_children() -> bool:
 
 
 def _has_greenlets() -> bool:
-    """Return whether something waits in gevent's loop: it would go on in the next job, or wake that instead."""
+    """Return whether gevent's loop has watchers: they would go on in the next job, or wake it."""
     hub_local: Any = modules.get("gevent._hub_local")
     hub = hub_local.get_hub_if_exists() if hub_local is not None else None
     return hub is not None and bool(hub.loop.activecnt)
 
 
 def _fits(value: Any) -> bool:
-    """Whether it can be said as it is."""
+    """Return whether a value can be sent as it is."""
     return isinstance(value, (str, float)) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
 
 
 class Forwarding(Handler):
-    """Sends each line to the supervisor, who has it come out with those of the worker."""
+    """Sends each line to the supervisor, which logs it with the lines of the worker."""
 
     def __init__(self, say: Any) -> None:
         super().__init__()
         self._say = say
 
     def emit(self, record: LogRecord) -> None:
-        """Send the line; what keeps one from being sent is shown as the handlers of `logging` do, and fails no job."""
+        """Send a line; an error is shown as by the handlers of `logging`, and fails no job."""
         try:
             self._say(Logged(_fields_of(record)))
         except OSError:
@@ -331,7 +331,7 @@ def _fields_of(record: LogRecord) -> dict[str, Any]:
 
 
 def log_to(say: Any, level: str) -> None:
-    """Let the lines of jobs go to the supervisor, and warnings of loggers that nobody has set up."""
+    """Send the lines of jobs to the supervisor, and warnings of loggers without a handler."""
     root = getLogger("givalia")
     root.handlers[:] = [Forwarding(say)]
     root.propagate = False

@@ -1,6 +1,6 @@
-"""Collects what ended jobs have left in cycles: connections, locks, open transactions.
+"""Collects the cycles that ended jobs have left: connections, locks, open transactions.
 
-The collector of Python is told to run seldom in a process of many small jobs, and would leave them for minutes.
+In a process of many small jobs, Python's collector is set to run seldom, and would leave them for minutes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from givalia_core.frozen import BUILTINS, Clock
 
 __builtins__ = BUILTINS
 
-EACH_S: Final = 1.0  # Between two collections while jobs end; sooner
-JOBS_MOST: Final = 50  # if so many have ended, or one has ended badly;
-LEAST_S: Final = 0.1  # at least this, unless one has ended badly.
-SHARE: Final = 0.01  # Collections take at most this share of the time,
-SHARE_BAD: Final = 0.1  # and this one after a job that has ended badly.
+EACH_S: Final = 1.0  # The time between two collections while jobs end; shorter
+JOBS_MOST: Final = 50  # if so many have ended, or one has failed;
+LEAST_S: Final = 0.1  # the shortest time, unless one has failed.
+SHARE: Final = 0.01  # The largest share of the time for collections,
+SHARE_BAD: Final = 0.1  # and the share after a job that has failed.
 
 
 class Collector:
@@ -31,12 +31,12 @@ class Collector:
         self._took_s = 0.0
 
     def note(self, *, is_bad: bool) -> None:
-        """Note that a job has ended; badly if it raised or was stopped."""
+        """Note that a job has ended; `is_bad`: it raised or was stopped."""
         self._ended += 1
         self._has_bad = self._has_bad or is_bad
 
     def run(self, now_s: float) -> None:
-        """Collect if it is time to; `now_s` is monotonic."""
+        """Collect if that is due; `now_s` is monotonic."""
         if not self._ended:
             return
         since_s = now_s - self._last_s

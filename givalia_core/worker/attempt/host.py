@@ -1,14 +1,14 @@
-"""The process that runs jobs as greenlets, hundreds beside each other, and all plugins of the worker.
+"""The process that runs jobs as greenlets, hundreds at a time, and all plugins of the worker.
 
-It can be replaced at any moment, and whatever a job does to it, it harms its neighbours at worst by costing them their
-attempt, which they get back: the link to the server, with all leases, is not here.
+It can be replaced at any moment: the link to the server, with all leases, is in another process. A job that harms it costs the
+other jobs their attempt at worst, and they get that back.
 """
 
 from __future__ import annotations
 
 from gevent import monkey
 
-# The door of this process: from here on job code, whatever it imports first, finds the patched standard library.
+# First of all: job code must find the patched standard library, whatever it imports first.
 monkey.patch_all()
 
 import logging  # noqa: E402
@@ -48,13 +48,13 @@ __builtins__ = BUILTINS
 
 AT_ONCE: Final = 256
 _make_poll: Final = monkey.get_original("select", "poll")
-LAST_S: Final = 0.4  # How long jobs have to end when the supervisor is gone.
+LAST_S: Final = 0.4  # Time for jobs to end when the supervisor is gone.
 
 log = logging.getLogger("givalia.worker")
 
 
 def main(channel: int, page: int, last_words: int) -> int:
-    """Run jobs until the supervisor wants no more, or is gone; the exit code."""
+    """Run jobs until the supervisor ends the process, or is gone; return the exit code."""
     words = LastWords(last_words)
     words.listen()
     words.listen_aside()
@@ -62,26 +62,26 @@ def main(channel: int, page: int, last_words: int) -> int:
 
 
 class Host:
-    """The process itself; also what plugins are handed as `worker`."""
+    """The process; plugins get it as `worker`."""
 
     def __init__(self, channel: Channel, page: SharedPage, last_words: LastWords) -> None:
         self._channel = channel
         self._page = page
         self._last_words = last_words
         self._out: list[Any] = []
-        self._hints: dict[int, Progress] = {}  # By fence: of what jobs say of their progress the newest is enough.
+        self._hints: dict[int, Progress] = {}  # By fence: the newest progress of each job.
         self._rung = Event()
         self._runner: Runner | None = None
         self._pid = getpid()
         self._surroundings: Surroundings | None = None
         self._repeats = Repeats()
         self._stray: StrayErrors | None = None
-        self._is_spoiled = False  # Said once: what jobs have changed cannot be put back.
+        self._is_spoiled = False  # Set when a change of a job could not be undone, which is reported once.
         self.settings = WorkerSettings()
         self.hooks = Hooks([])
         self.modules: dict[str, FoundModule] = {}
         self.counts: dict[str, int] = {}
-        """What the supervisor has counted: see docs/hooks.md."""
+        """The counts of the supervisor: see docs/hooks.md."""
 
     @property
     def name(self) -> str:
@@ -89,13 +89,13 @@ class Host:
         return self.settings.name
 
     def serve(self) -> int:
-        """Take notes, and say some, until it is over."""
+        """Take and send notes until the end; return the exit code."""
         outlast_readers()
         reader = NoteReader()
         serve, *more = self._first_notes(reader)
-        # Not left to the first fork: that has its child watched only afterwards, and one that is quick would stay a zombie.
+        # Not at the first fork: gevent would watch its child only afterwards, and a quick one would stay a zombie.
         get_hub().loop.install_sigchld()
-        get_hub().SYSTEM_ERROR = ()  # Or `sys.exit` in a greenlet that a job has started would end this process.
+        get_hub().SYSTEM_ERROR = ()  # Else `sys.exit` in a greenlet of a job would end this process.
         runner = self._runner = self._open(serve)
         forks.register(self)
         sending = spawn(self._send_forever)
@@ -104,7 +104,7 @@ class Host:
         if not runner.telling.over.is_set():
             if reading.successful():
                 self._stop_all(runner)
-            return 1  # Or a job has broken the connection, and all the others are given back.
+            return 1  # Else a job has broken the connection, and all others go back.
         runner.close()
         self._say_rest()
         self._rung.set()
@@ -119,7 +119,7 @@ class Host:
 
     def _open(self, serve: Serve) -> Runner:
         self.settings = WorkerSettings(**serve.settings)
-        # Its folder may be gone since the worker was started: jobs run all the same.
+        # The folder of the log may be gone since the worker's start; jobs run all the same.
         start_log(self.settings.log_level, self.settings.log_file, self.settings.plugins, must_open=False)
         self._stray = log_stray_errors(log, get_hub(), spawn)
         plugins = [found.plugin for found in hooks_room.discover(self.settings.plugins) if found.plugin is not None]
@@ -137,21 +137,21 @@ class Host:
         return runner
 
     def _tell_import(self, module: str) -> None:
-        """Said before it is done, and not left for later: the import may be the last thing that this process does."""
+        """Tell the supervisor at once which import follows, for it may be the last act of this process."""
         self._channel.sendall(pack([Importing(module)]))
 
     def _keep_surroundings(self) -> None:
-        """Take what jobs are to find from now on: what plugins have changed when they started is meant."""
+        """Note the state that jobs find from now on; changes by plugins at their start are intended."""
         self._surroundings = Surroundings(getsignal, signal)
 
     def _tidy(self) -> None:
-        """Put right what a job has changed for everybody."""
+        """Restore what a job has changed for the whole process."""
         if self._runner is None or self._surroundings is None:
             return  # No job has run yet.
         self._runner.whose.restore()
         try:
             changed = self._surroundings.changed()
-        except Exception as error:  # A job has broken functions of Python that are asked.
+        except Exception as error:  # A job has broken functions of Python that the checks call.
             if not self._is_spoiled:
                 self._is_spoiled = True
                 quietly(log.error, "what jobs have changed cannot be looked at: %s: %s", type(error).__name__, error)
@@ -166,9 +166,9 @@ class Host:
             self._tell_change(words)
             self._last_words.listen()
             get_hub().loop.install_sigchld()
-            if self._surroundings.changed():  # The system does not allow it: what was lowered for good, what was closed.
+            if self._surroundings.changed():  # Impossible for lowered limits and closed files.
                 self._surroundings.close()
-                self._keep_surroundings()  # So that this is said once.
+                self._keep_surroundings()  # So that this is reported once.
                 self._say(Spoiled(words))
 
     def _say_rest(self) -> None:
@@ -179,13 +179,13 @@ class Host:
             self._stray.close()
 
     def _restore_logs(self) -> None:
-        """Put right how this process logs, before lines are written that are not those of the job that has changed it."""
+        """Restore the logging of this process before other lines than those of the job that has changed it."""
         surroundings = self._surroundings
         try:
             if surroundings is not None and not surroundings.logs.are_kept():
                 surroundings.logs.restore()
                 self._tell_change("loggers")
-        except Exception:  # A job has broken functions of Python: `_tidy` says so.
+        except Exception:  # A job has broken functions of Python: `_tidy` reports that.
             return
 
     def _tell_change(self, words: str) -> None:
@@ -206,7 +206,7 @@ class Host:
         try:
             self._send_all()
         except OSError:
-            return  # The supervisor is gone, which whoever reads will see to.
+            return  # The supervisor is gone; the reading greenlet handles that.
 
     def _send_all(self) -> None:
         while True:
@@ -224,7 +224,7 @@ class Host:
             for start in range(0, len(notes_), AT_ONCE):
                 self._runner.take(*notes_[start : start + AT_ONCE])
                 if len(notes_) > AT_ONCE:
-                    sleep(0)  # Let these run, and be reported while the rest are still being started.
+                    sleep(0)  # Let these run and be reported before the rest start.
             data = self._channel.receive()
             if not data:
                 return
@@ -235,11 +235,11 @@ class Host:
         try:
             if let_go_of_readers(_make_poll) and self._surroundings is not None:
                 self._surroundings.take_streams()
-        except Exception:  # There are no more descriptors, or a job has broken a function that is asked.
+        except Exception:  # No descriptors are left, or a job has broken a function that the check calls.
             return
 
     def _stop_all(self, runner: Runner) -> None:
-        """The supervisor is gone, killed perhaps: nobody will hear what comes of these jobs, so they must not go on."""
+        """Stop all jobs: the supervisor is gone, killed perhaps, and nobody would hear their reports."""
         if getpid() != self._pid:
             _exit(WRONG_PROCESS)
         quietly(log.error, "the supervisor is gone; all jobs are stopped")
@@ -251,7 +251,7 @@ class Host:
     # Jobs that fork.
 
     def after_fork(self) -> None:
-        """In the fork: nothing that it says or hears may go over the channel, and nothing it does may look like our life."""
+        """In a fork: use neither the channel nor the shared page, which are the parent's."""
         assert self._runner is not None
         be_stopped_by_signals()
         forks.detach(self._channel.fileno())

@@ -1,8 +1,8 @@
-"""Attempts in greenlets of a process of many, and how they are made to end.
+"""Attempts in greenlets, and the steps that end them.
 
-`Stopped` is raised inside the job's code, and only there, so that no plugin swallows it. Code that goes on in spite of it is
-left: its attempt is reported without it, `Stopped` is raised once more, and if even that is of no use, the supervisor hears of
-it, for only the end of the process ends such code.
+`Stopped` is raised in the job's code, and only there, so that no plugin swallows it. Code that goes on is left: its attempt is
+reported without it, and `Stopped` is raised once more. If the code still goes on, the supervisor hears of it, for only the end
+of the process ends such code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Hosted(Attempt):
     """An attempt in a greenlet of this process."""
 
     endings: Endings
-    greenlet: Greenlet[..., Any] | None = None  # While it is taken through the steps.
+    greenlet: Greenlet[..., Any] | None = None  # While the attempt goes through the steps.
     _limit: Any = None
 
     def begin(self) -> None:
@@ -38,24 +38,24 @@ class Hosted(Attempt):
         self._limit.start(self.endings.stop, self, Stopped("timeout", timed_out(self.dispatch)))
 
     def finish(self) -> None:
-        """Let its time count no more."""
+        """Stop the time."""
         if self._limit is not None:
             self._limit.close()
 
     def end_by(self, stopped: Stopped) -> None:
-        """End the attempt from outside."""
+        """Raise `stopped` in the job's code, unless the attempt is being stopped already."""
         is_news, self.stopped = self.stopped is None, self.stopped or stopped
         if is_news and self.is_in_process and self.greenlet is not None:
             self.greenlet.kill(stopped, block=False)
 
 
 class Endings:
-    """Ends attempts that must end.
+    """Ends attempts.
 
     Args:
-        attempts: All that are under way, by fence.
+        attempts: The attempts that are under way, by fence.
         say: Takes reports.
-        grace_s: Returns the seconds that an attempt has to end after it was told to.
+        grace_s: Returns the seconds for an attempt to end after it was stopped.
     """
 
     def __init__(self, attempts: dict[int, Hosted], say: Callable[[Any], None], grace_s: Callable[[], float]) -> None:
@@ -64,12 +64,12 @@ class Endings:
         self._grace_s = grace_s
 
     def stop(self, attempt: Hosted, stopped: Stopped) -> None:
-        """Raise `stopped` in the job's code; if that has not ended after the time of grace, report the attempt without it."""
+        """Raise `stopped` in the job's code; after the time of grace, report the attempt if the code goes on."""
         attempt.end_by(stopped)
         spawn_later(self._grace_s(), self._leave, attempt)
 
     def _leave(self, attempt: Hosted) -> None:
-        """Report an attempt that has not ended though it was told to, without waiting for the rest of its clean-up."""
+        """Report an attempt that was stopped and goes on, without waiting for its code."""
         if not attempt.is_in_process or attempt.is_left:
             return
         attempt.is_left = True

@@ -1,8 +1,8 @@
 """One attempt, as a line of steps over one record: load, before_run, process, classify, after_run, report.
 
-A step never raises: what goes wrong is a value that later steps read, so the line does not fork, and whatever job code or a
-plugin does fails this attempt and nothing else. The same steps run in a greenlet beside others and, without those that call
-plugins, in a job's own process; nothing here knows which.
+A step never raises: an error is a value that later steps read, so the line does not fork, and an error of job code or of a
+plugin fails this attempt alone. The same steps run in a greenlet beside others and, without those for plugins, in a job's own
+process; this module does not know which.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from givalia_core.worker.reasons import about, clipped
 __builtins__ = BUILTINS
 
 ERROR_BYTES_MAX: Final = 16 << 10
-WRONG_PROCESS: Final = 70  # The exit code of a process that a job has forked and that came back to the worker's code.
+WRONG_PROCESS: Final = 70  # The exit code of a fork of a job that returns into the worker's code.
 
 job_log = getLogger("givalia.job")
 _repeats: Final = Repeats()
 
 
 class JobLog(LoggerAdapter[Logger]):
-    """The log of a job. A line that cannot be written is lost, and the job goes on: another one may have closed the stream."""
+    """The log of a job. A line that cannot be written is lost, and the job goes on: another job may have closed the stream."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log a line as `logging.Logger.log` does."""
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # The line is that of the job's code, not of this.
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # Show the line of the job's code, not of this method.
         try:
             super().log(level, msg, *args, **kwargs)
         except Exception:
@@ -52,20 +52,20 @@ class JobLog(LoggerAdapter[Logger]):
 
 
 class Filled:
-    """What the steps of an attempt fill; until then each attempt has this in common with all others."""
+    """The fields that the steps of an attempt fill, with their values until then."""
 
-    pid = 0  # Of its process, if the process has looked that up once for all attempts.
-    is_stop_asked = False  # Somebody has cancelled the job.
+    pid = 0  # The pid of its process, if that was looked up once for all attempts.
+    is_stop_asked = False  # A client has cancelled the job.
     is_in_process = False
     has_run = False  # Its code has ended.
-    is_left = False  # It was reported though its code has not ended: what becomes of that is of no interest any more.
+    is_left = False  # It was reported while its code goes on; what the code does then is ignored.
     stopped: Stopped | None = None
     params: Any = None
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
-    asked: tuple[bool, int | None] = False, None  # What was raised asks for: see `asked_for`.
-    words = ""  # What was raised says of itself, if that could be shown.
+    asked: tuple[bool, int | None] = False, None  # The wishes of what was raised: see `asked_for`.
+    words = ""  # The words of what was raised, if they could be shown.
     seconds = 0.0
     kind = OutcomeKind.FAILED
     error: str | None = None
@@ -80,7 +80,7 @@ class Attempt(Filled):
 
     Args:
         dispatch: What the server lent.
-        found: The class that is to do it; None if this worker has none of the name.
+        found: The class of the module; None if this worker does not have it.
         hooks: The plugins to tell; None where there are none, or they are told elsewhere.
         send: Takes reports and hints on their way to the server.
     """
@@ -92,7 +92,7 @@ class Attempt(Filled):
 
     @property
     def job(self) -> RunningJobView:
-        """The job as people's code is shown it; only made when somebody looks, since that takes longer than most steps."""
+        """The job as modules and plugins see it; made on demand, for that takes longer than most steps."""
         if self._job is None:
             self._job = view(self.dispatch, self.params)
         return self._job
@@ -105,12 +105,12 @@ class Attempt(Filled):
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended, as people's code is shown it; only made when somebody looks."""
+        """The end of the attempt as plugins see it; made on demand."""
         result = None if self.raised is not None or self.result_error else self.value
         return Outcome(self.kind, result, self.error, self.seconds)
 
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled the job."""
+        """Return whether a client has cancelled the job."""
         return self.is_stop_asked
 
     def tell(self, fraction: float, words: str) -> None:
@@ -118,13 +118,13 @@ class Attempt(Filled):
         self.send(Progress(self.dispatch.id, self.dispatch.fence, fraction, words))
 
     def begin(self) -> None:
-        """The code of a job with a timeout is about to run: its time counts from now."""
+        """Start the time of a job with a timeout: its code runs next."""
 
     def finish(self) -> None:
-        """The code of a job with a timeout has ended: nothing is to be raised in it any more."""
+        """Stop the time of a job with a timeout: its code has ended."""
 
     def let_go(self) -> None:
-        """Forget what the job's code made, when all is said: it refers to the attempt, so only the collector would free it."""
+        """Forget the objects of the job after the report: they refer to the attempt, so only the collector would free them."""
         self.work = self.value = self.raised = self.stopped = None
 
 
@@ -171,9 +171,9 @@ def before_run(attempt: Attempt) -> None:
 
 
 def process(attempt: Attempt) -> None:
-    """Run the job's own code; what is raised inside from outside (`Stopped`) is raised here and in no other step.
+    """Run the job's own code; `Stopped` from outside is raised in this step and in no other.
 
-    All of it that runs belongs to this step: the constructor, what packs the result, and what an exception says and asks for.
+    All code of the job runs in this step: its constructor, the packing of its result, and the methods of its exceptions.
     """
     if attempt.raised is None:
         attempt.raised = attempt.stopped
@@ -187,13 +187,13 @@ def process(attempt: Attempt) -> None:
         if attempt.raised is not None:
             attempt.asked = asked_for(attempt.raised)
             attempt.words = shown(attempt.raised)
-    except BaseException as error:  # `Stopped`, or what an exception raises when it is shown.
+    except BaseException as error:  # `Stopped`, or an error of an exception that is shown.
         if attempt.raised is None:
             attempt.raised = error
     finally:
         attempt.is_in_process = False
         if getpid() != here:
-            _exit(WRONG_PROCESS)  # The job has forked, and this is the fork: what follows is for the first one to do.
+            _exit(WRONG_PROCESS)  # This is a fork of the job: the parent does the rest.
         attempt.has_run = True
         if has_limit:
             attempt.finish()
@@ -208,21 +208,21 @@ def _run(attempt: Attempt) -> None:
         if type(value) not in PLAIN and (kind := not_run(value)) is not None:
             attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
             if is_a(value, CoroutineType) or is_a(value, GeneratorType):
-                value.close()  # Or Python would warn that it was never awaited.
+                value.close()  # Else Python would warn that it was never awaited.
             return
         try:
             attempt.result = packed = pack(value, "result")
-        except BaseException as error:  # A result may run code of its own when it is packed.
+        except BaseException as error:  # A result may run code when it is packed.
             _lose_result(attempt, error)
         else:
             if len(packed) > RESULT_BYTES_MAX:
                 _lose_result(attempt, len(packed))
-    except BaseException as error:  # SystemExit, KeyboardInterrupt, anything: it fails this attempt and nothing else.
+    except BaseException as error:  # SystemExit, KeyboardInterrupt, anything fails this attempt alone.
         attempt.raised = error
 
 
 def classify(attempt: Attempt) -> None:
-    """Say in our words how it ended."""
+    """Classify the end of the attempt."""
     if attempt.raised is None:
         attempt.kind = OutcomeKind.SUCCEEDED
         return
@@ -237,7 +237,7 @@ def classify(attempt: Attempt) -> None:
 
 
 def _lose_result(attempt: Attempt, why: BaseException | int) -> None:
-    """Do without a result that cannot be packed, or has too many bytes: the job's effect happened, so it has succeeded."""
+    """Drop a result that cannot be packed or is too large: the job's effect happened, so it has succeeded."""
     if type(why) is int:
         code, words = "TOO_LARGE", f"it has {why} bytes; at most {RESULT_BYTES_MAX} are kept"
     elif is_a(why, MemoryError):
@@ -256,7 +256,7 @@ def _lose_result(attempt: Attempt, why: BaseException | int) -> None:
 
 
 def say_left_out(*, is_last: bool = False) -> None:
-    """Say how many results were lost without a line, if that is due; at once if the process ends."""
+    """Log the numbers of lost results without a line, if that is due; at once if the process ends."""
     for left_out in _repeats.rest() if is_last else _repeats.left_out(Clock.monotonic()):
         quietly(job_log.warning, "%s", left_out)
 
@@ -271,18 +271,18 @@ def _words(attempt: Attempt, raised: BaseException) -> str:
 
 
 def after_run(attempt: Attempt) -> None:
-    """Tell the plugins how it ended."""
+    """Tell the plugins of the end."""
     if attempt.hooks is not None and attempt.hooks.listens("after_run"):
         attempt.hooks.call("after_run", job=attempt.job, module=attempt.found or WorkModule, outcome=attempt.outcome)
 
 
 def report(attempt: Attempt) -> None:
-    """Tell the server how it ended."""
+    """Send the report."""
     attempt.send(report_of(attempt))
 
 
 def report_of(attempt: Attempt) -> Succeed | Failed:
-    """Return the report for the server; an attempt whose lease was lost has failed, whatever its code made of that."""
+    """Return the report for the server; an attempt whose lease was lost has failed, whatever its code did then."""
     dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
         return Failed(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))

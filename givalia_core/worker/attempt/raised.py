@@ -1,4 +1,4 @@
-"""The words of an exception of job code, and what it asks for: no lie, loop or error in them harms anybody else."""
+"""The words and wishes of an exception of job code, read so that its lies, loops and errors harm no other job."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HEAD: Final = "Traceback (most recent call last):"
 
 
 def shown(raised: BaseException) -> str:
-    """Return what an exception says of itself, with its traceback unless it is `Fail` or `Retry`; that runs its own code."""
+    """Return the words of an exception, with the traceback unless it is `Fail` or `Retry`; this runs its code."""
     try:
         if is_a(raised, Fail) or is_a(raised, Retry):
             words = str(raised).strip() or name_of(raised)
-            own = headline(words) if words.startswith(_HEAD) else words  # The text of a traceback, which says what was raised.
+            own = headline(words) if words.startswith(_HEAD) else words  # The text of a traceback, which names what was raised.
             return _with_headline(words, own) + _cause(raised.__cause__)
         told = _told(raised)
         return _with_headline("".join(told.format()).strip(), next(told.format_exception_only()))
@@ -34,11 +34,11 @@ def _told(raised: BaseException) -> TracebackException:
 
 
 def _cause(cause: BaseException | None) -> str:
-    """Return what stands below the words of `raise Fail(words) from cause`; nothing if that cannot be shown."""
+    """Return the lines for the cause of `raise Fail(words) from cause`; empty if it cannot be shown."""
     if cause is None:
         return ""
     try:
-        # Words are no traceback, whatever they are caused by: each may be another, and they are counted by their module.
+        # The words must not look like a traceback: they differ from job to job, and are counted by module.
         shown = "".join(_told(cause).format()).strip().replace(_HEAD, "calls (most recent last):")
     except Exception:
         return ""
@@ -46,18 +46,18 @@ def _cause(cause: BaseException | None) -> str:
 
 
 def _with_headline(shown: str, own: str) -> str:
-    """Return an error that can be read to begin with its own line, whatever other tracebacks its message has."""
+    """Return an error that begins with its own line, whatever tracebacks its message contains."""
     own = own_line(own.splitlines() or [""])
-    # The own line of a SyntaxError stands behind lines of code.
+    # The own line of a SyntaxError follows lines of code.
     if own[:1].isspace() or headline(shown) == headline(own):
         return shown
     return "\n".join([own, *("    " + line for line in shown.splitlines())])
 
 
 def asked_for(raised: BaseException) -> tuple[bool, int | None]:
-    """Return whether there is to be no other attempt, and what is to pass before one.
+    """Return whether another attempt is forbidden, and the microseconds to wait before one.
 
-    Of a group one `Fail` decides; if all of it is `Retry`, the longest wait does.
+    One `Fail` in a group decides; if all of the group is `Retry`, the longest wait counts.
     """
     parts = leaves(raised)
     if any(is_a(part, Fail) for part in parts):
@@ -69,7 +69,7 @@ def asked_for(raised: BaseException) -> tuple[bool, int | None]:
 
 
 def _after_us(retry: Any) -> int | None:
-    """Return how long a `Retry` asks to wait. A class of job code's own may not have been made as ours is, or say anything."""
+    """Return the wait that a `Retry` asks for; None if it is illegal, for a derived class may return anything."""
     try:
         after_us = retry.after_us
     except BaseException:

@@ -1,12 +1,12 @@
-"""Runs attempts in greenlets: what a process full of jobs does, whoever it talks to.
+"""Runs attempts in greenlets, in a process of many jobs.
 
-It takes notes and says notes. Beside the jobs it keeps the shared page: the loop's pulse, and whose code is running, which it
-learns at each switch between greenlets; so the supervisor can name the job that does not yield.
+The runner takes notes and sends notes. It writes the shared page: the pulse of the loop, and whose code runs, which it learns
+at each switch between greenlets; so the supervisor can name the job that does not yield.
 
-Attempts need no more greenlets than it takes: to make one and to end it costs more than a short attempt. A greenlet goes on
-with the next attempt if the one before never yielded and has left nothing in it. Nobody else has run meanwhile, so whatever
-could reach the next attempt (an exception on its way, a timer, somebody who waits for the greenlet, a local, a context) either
-is not there or shows as one of the `_marks`. An attempt that waits for something has its greenlet for itself.
+Short attempts share greenlets, for to make and end a greenlet costs more than a short attempt. A greenlet goes on with the
+next attempt if the previous one never yielded and has left nothing in it. No other code has run meanwhile, so anything that
+could reach the next attempt (a pending exception, a timer, a waiter for the greenlet, a local, a context) is absent or shows as
+one of the `_marks`. An attempt that waits for something has its greenlet for itself.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from givalia_core.worker.page import CURRENT, NOTHING, PULSE, SharedPage
 __builtins__ = BUILTINS
 
 PULSE_S: Final = 0.2
-TURN_S: Final = 0.005  # So long are attempts started before the loop looks after its sockets and timers again.
+TURN_S: Final = 0.005  # The longest time for starting attempts before the loop polls its sockets and timers again.
 
 log = getLogger("givalia.worker")
 T = TypeVar("T")
 
 
 class Running(Greenlet):  # type: ignore[type-arg]
-    """The greenlet of an attempt; where it was started from is always the same, and not worth being looked up."""
+    """The greenlet of an attempt; it does not record the place of its start, which is always the same."""
 
     spawning_stack_limit = 0
 
 
 class Starter(Generic[T]):
-    """What `begin` is given, `run` is called with, in the order it came, each in a greenlet that is as good as new.
+    """Calls `run` for each attempt, in order, in a greenlet that is as good as new.
 
     Args:
         run: Never raises.
@@ -67,14 +67,14 @@ class Starter(Generic[T]):
         self._again: Any = None
 
     def begin(self, *attempts: T) -> None:
-        """Have them run when the loop next comes to it."""
+        """Have attempts run at the next turn of the loop."""
         self._waiting.extend(attempts)
         if not self._is_due:
             self._is_due = True
             get_hub().loop.run_callback(self._start)
 
     def forget(self) -> None:
-        """Start nothing of what was left to start."""
+        """Drop the attempts that have not started."""
         self._waiting.clear()
 
     def _start(self) -> None:
@@ -85,15 +85,15 @@ class Starter(Generic[T]):
         try:
             while self._waiting:
                 self._starting = Running(self._run_in_a_row)
-                self._starting.switch()  # Comes back when an attempt yields, or when its greenlet has ended.
+                self._starting.switch()  # Returns when an attempt yields, or when its greenlet has ended.
                 self._starting = None
                 if Clock.monotonic() >= self._until_s:
                     break
-        finally:  # A switch raises what a trace function of a job raises; the attempts that wait start all the same.
+        finally:  # A trace function of a job may raise here; the waiting attempts start all the same.
             self._starting = None
             self._is_due = bool(self._waiting)
             if self._is_due:
-                # Another callback would be run at once: the loop runs dozens of them before it looks at the time.
+                # A callback would run at once: the loop runs dozens of them before it polls.
                 self._again = get_hub().loop.timer(0)
                 self._again.start(self._start)
 
@@ -108,9 +108,9 @@ class Starter(Generic[T]):
 
 
 def _marks(running: Running) -> tuple[Any, ...]:
-    """What tells a greenlet that somebody has left something in from one that is as new.
+    """Return the marks that show whether an attempt has left something in its greenlet.
 
-    Who wants to raise in it, wake it or wait for it must refer to it or be linked to it; so is what keeps locals for it.
+    Code that would raise in the greenlet, wake it or wait for it must refer to it or be linked to it; so must its locals.
     """
     return (
         getrefcount(running),
@@ -125,11 +125,11 @@ class Runner:
     """Runs attempts.
 
     Args:
-        modules: What can be run, by name.
+        modules: The modules that can run, by name.
         hooks: The plugins.
-        say: Takes what the supervisor is to hear: notes and messages.
+        say: Takes notes and messages for the supervisor.
         page: The shared page of this process.
-        worker: What plugins are handed as `worker`; its settings and counts.
+        worker: The `worker` for plugins, with settings and counts.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Runner:
         self.say = say
         self.whose = Whose(page)
         self.attempts: dict[int, Hosted] = {}
-        """Those that are under way, by fence."""
+        """The attempts that are under way, by fence."""
         self._starter: Starter[Hosted] = Starter(self._run)
         self._endings = Endings(self.attempts, say, lambda: float(worker.settings.stop_grace))
         self.telling = Telling(self.attempts, self.whose, say, modules, hooks, worker)
@@ -162,13 +162,13 @@ class Runner:
         started: Callable[[], None] = lambda: None,
         restore_logs: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to show signs of life, and say what is served.
+        """Start the pulse, and announce the modules.
 
         Args:
-            tidy: Called with each sign of life, and when jobs have ended.
-            collector: Collects what they have left; None where the process is not only there for jobs.
+            tidy: Called at each pulse, and when jobs have ended.
+            collector: Collects their cycles; None in a process that is not for jobs alone.
             started: Called when the plugins know that the worker is connected, before the first job.
-            restore_logs: Called before a plugin is called, or a line of another process is written.
+            restore_logs: Called before each call of a plugin, and before a line of another process is written.
         """
         self._tidy = tidy
         self._collector = collector
@@ -185,13 +185,13 @@ class Runner:
         self.say(HostReady(announced, sources, list(filter(self._hooks.listens, HOOKS_OF_JOBS)), self._hooks.names))
 
     def close(self) -> None:
-        """Show no more signs of life."""
+        """Stop the pulse."""
         self.whose.end()
         self._pulse.close()
         job_servers.forget(self._servers_of_job)
 
     def _beat(self) -> None:
-        """Note on the page that the loop of this process still turns."""
+        """Note on the page that the loop turns."""
         page = self.whose.page
         page.fields[PULSE] = Clock.monotonic_ns()
         part, page.turn = next(page.parts)
@@ -201,9 +201,9 @@ class Runner:
         self._tidy_up()
 
     def _tracer(self) -> Callable[[str, tuple[Any, Any]], None]:
-        """Return what to call at each switch between greenlets, which is often: it notes whose code runs from now on.
+        """Return the function to call at each switch between greenlets, which is often: it notes whose code runs.
 
-        Of more switches than there are fields for between two pulses, the last ones are noted.
+        Of many switches between two pulses, the last ones are kept.
         """
         page, fences = self.whose.page, self.whose.fences
         fields = page.fields
@@ -218,7 +218,7 @@ class Runner:
         return trace
 
     def after_fork(self) -> None:
-        """In a fork: no attempt goes on but the one that forked, if one did."""
+        """In a fork: let no attempt go on except the one that forked, if any."""
         self._pulse.stop()
         self._starter.forget()
         self.whose.after_fork()
@@ -226,7 +226,7 @@ class Runner:
     # Jobs.
 
     def take(self, *notes: Any) -> None:
-        """Act on notes; nothing here waits for a job or a plugin."""
+        """Act on notes, without waiting for a job or a plugin."""
         begun: list[Hosted] = []
         for note in notes:
             if type(note) is Dispatch:
@@ -241,23 +241,23 @@ class Runner:
     def _heed(self, note: Any) -> None:
         try:
             self._actions[type(note)](note)
-        except Exception as error:  # What is lost with it shows when the supervisor asks what there is.
+        except Exception as error:  # An attempt that is lost shows when the supervisor asks for all.
             quietly(log.error, "a %s was not heeded: %s", type(note).__name__, type(error).__name__)
 
     def _run(self, attempt: Hosted, running: Running) -> None:
         attempt.greenlet, fence, whose = running, attempt.dispatch.fence, self.whose
         whose.fences[running] = fence
-        running.spawn_tree_locals = {FENCE: fence}  # Threads and greenlets that the job starts have that, too.
-        if gettrace() is whose.trace:  # It looked when this greenlet was switched to, which may be some attempts ago.
+        running.spawn_tree_locals = {FENCE: fence}  # Inherited by threads and greenlets that the job starts.
+        if gettrace() is whose.trace:  # It ran at the switch to this greenlet, perhaps some attempts ago.
             whose.page.fields[CURRENT] = whose.page.fields[whose.page.turn()] = fence
         try:
             execute(attempt)
-        except BaseException as error:  # Only what is thrown in from outside in the moment between two steps.
+        except BaseException as error:  # Raised from outside between two steps.
             quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
             if attempt.raised is None:
                 attempt.raised = error
             classify(attempt)
-            report(attempt)  # The last step, so it cannot have been taken: without it the job would be held for ever.
+            report(attempt)  # The last step, so it has not been taken; without it the job would be held for ever.
         finally:
             attempt.greenlet = None
             self.attempts.pop(fence, None)
@@ -276,7 +276,7 @@ class Runner:
             self._collector.run(Clock.monotonic())
 
     def end_all(self, why: str, words: str) -> None:
-        """End everything that runs."""
+        """Stop all attempts."""
         for attempt in list(self.attempts.values()):
             attempt.end_by(Stopped(why, words))
 
@@ -287,8 +287,10 @@ class Runner:
 
     def _know_servers(self, note: JobServers) -> None:
         self._servers = note.servers
-        if self._collector is not None:  # This process is only there for jobs.
+        if self._collector is not None:  # This process is for jobs alone.
             job_servers.tell_process(note.servers)
 
     def _servers_of_job(self) -> str:
-        return self._servers if self.whose.current in self.attempts else ""  # It may be that of another worker in this program.
+        return (
+            self._servers if self.whose.current in self.attempts else ""
+        )  # Else it is a job of another worker in this program.

@@ -1,4 +1,4 @@
-"""What the code of a process takes for granted and any job may change for all that come after it."""
+"""The state of a process that all code relies on, and that any job can change for the jobs after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-# What `signal` wraps, which makes an enum of each answer, and that takes time.
+# The functions behind those of `signal`, which make an enum of each answer, and that takes time.
 from _signal import getsignal as get_handler  # type: ignore[import-not-found]
 from _signal import pthread_sigmask as get_mask
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ _SIGNALS: Final = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTO
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _STREAMS: Final = (0, 1, 2)
 _MODULES: Final = (builtins, logging, os, signal, socket, sys, threading, time)
-_CLASSED: Final = (logging, socket, threading)  # The classes of the others are in C, and nobody can change them.
+_CLASSED: Final = (logging, socket, threading)  # The classes of the others are in C and cannot be changed.
 # Each once: some classes stand under two names.
 _PARTS: Final[list[tuple[str, Any]]] = [
     (module.__name__, part)
@@ -51,21 +51,21 @@ _PARTS: Final[list[tuple[str, Any]]] = [
 
 
 class _Namespaces:
-    """The objects that some namespaces held; two thousand of them are compared after each job that runs apart."""
+    """The objects in some namespaces; two thousand of them are compared after each job that runs apart."""
 
     def __init__(self, spaces: Sequence[Mapping[str, Any]]) -> None:
         self._spaces = spaces
         self._sizes = list(map(len, spaces))
-        # Not texts and numbers: libraries set some of them, such as `logging.raiseExceptions`.
+        # Not strings and numbers: libraries set some of them, such as `logging.raiseExceptions`.
         self._is_wanted = [not isinstance(value, (int, str)) for space in spaces for value in space.values()]
         self._names = [[name for name, value in space.items() if not isinstance(value, (int, str))] for space in spaces]
         self._values = [[space[name] for name in names] for space, names in zip(spaces, self._names, strict=True)]
         self._all = list(chain.from_iterable(self._values))
 
     def changed(self) -> list[int]:
-        """Return the numbers of the namespaces in which a name has another object or none; others may have come."""
-        # First in their order, in one go: that takes half the time of looking each name up, and nearly always finds nothing.
-        # New names stand at the end of a namespace, so that those of the last one are in nobody's way.
+        """Return the numbers of the namespaces in which a name has another object or none; new names are no change."""
+        # First in order, in one go: that takes half the time of a lookup of each name, and nearly always finds no change.
+        # New names come last in a namespace, so those of the last namespace disturb no other.
         *sizes, last = map(len, self._spaces)
         if sizes == self._sizes[:-1] and last >= self._sizes[-1]:
             values = chain.from_iterable(space.values() for space in self._spaces)
@@ -76,10 +76,10 @@ class _Namespaces:
 
 
 class Contents:
-    """What modules that all code uses, their classes and the interpreter held when this was made; what is new is no change."""
+    """The contents of common modules, their classes and the interpreter at one moment; additions are no change."""
 
-    # Libraries that are imported late add modules, finders, environment variables and filters of warnings: a job that needs one
-    # is not to lose its process each time.
+    # Libraries that are imported late add modules, finders, environment variables and warning filters: a job that needs one
+    # must not lose its process each time.
 
     def __init__(self) -> None:
         self._parts = _Namespaces([vars(part) for _, part in _PARTS])
@@ -116,10 +116,10 @@ def _values() -> dict[str, Any]:
 
 
 class Surroundings:
-    """What a process had when this was made: folder, umask, signals, limits, streams, and how it logs.
+    """The state of a process at one moment: folder, umask, signals, limits, streams, logging.
 
     Args:
-        get_handler: Returns the handler of a signal; in a process with gevent its own, which knows of its handler for SIGCHLD.
+        get_handler: Returns the handler of a signal; gevent's own function where gevent handles SIGCHLD.
         set_handler: Sets it.
     """
 
@@ -134,22 +134,22 @@ class Surroundings:
         self._were = self._look()
 
     def changed(self) -> list[str]:
-        """What is not any more as it was, in words."""
+        """Return in words the parts that have changed."""
         now = self._look()
         changed = [] if now == self._were else [words for words, was in self._were.items() if now[words] != was]
         return changed if self.logs.are_kept() else [*changed, "loggers"]
 
     def take_streams(self) -> None:
-        """Take the standard streams from now on as they are: not a job has changed them."""
+        """Accept the present standard streams: it was not a job that changed them."""
         self._were["standard streams"] = _streams()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the descriptor of the folder."""
         with suppress(OSError):
             close(self._folder)
 
     def restore(self) -> None:
-        """Put it back, as far as that is possible: what a job has closed or given up for good is not."""
+        """Restore the state as far as possible: closed files and lowered limits stay."""
         self.logs.restore()
         with suppress(OSError):
             fchdir(self._folder)
@@ -157,7 +157,7 @@ class Surroundings:
         setrecursionlimit(self._were["recursion limit"])
         for fd, name in enumerate(("stdin", "stdout", "stderr")):
             stream = getattr(sys, name)
-            if stream is not None and not _is_open(stream):  # Only the object: the descriptor is as it was.
+            if stream is not None and not _is_open(stream):  # Only the object was closed, and not the descriptor.
                 mode = "w" if fd else "r"
                 with suppress(OSError, ValueError):
                     setattr(sys, name, open(fd, mode, 1, stream.encoding, stream.errors, closefd=False))  # noqa: SIM115
@@ -179,7 +179,7 @@ class Surroundings:
         try:
             folder: str | None = getcwd()  # noqa: PTH109 - Not by way of a Path, after every job.
         except OSError:
-            folder = None  # Somebody has removed it.
+            folder = None  # The folder was removed.
         return {
             "working folder": folder,
             "umask": mask,

@@ -1,6 +1,6 @@
-"""Tells the plugins of a worker's process: about jobs, and about the worker. A plugin has a limit, and nobody waits longer.
+"""Calls the plugins of a worker's process, for jobs and for the worker, within a time limit.
 
-Until a plugin returns, what its greenlet does is its doing and not that of the job it was called for.
+Until a plugin returns, code in its greenlet counts as the plugin's, and not as that of the job.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from givalia_core.worker.reasons import HOOK_LEFT_S
 
 __builtins__ = BUILTINS
 
-HOOK_SAID_S: Final = 1.0  # A plugin that takes longer is shown.
+HOOK_SAID_S: Final = 1.0  # A plugin that takes longer shows in the list of processes.
 HOOKS_OF_JOBS: Final = ("before_run", "after_run", "on_cancel")
 
 
@@ -40,13 +40,13 @@ class HookLate(BaseException):
 
 
 class _HookCall:
-    """A call of a plugin that is under way."""
+    """A call of a plugin."""
 
     def __init__(self, hook: str, plugin: str, job: Any, fence: int | None) -> None:
         self.hook = hook
         self.plugin = plugin
         self.job = job
-        self.fence = fence  # Of the attempt whose greenlet it is called in, if it is called in one.
+        self.fence = fence  # The fence of its greenlet's attempt, if it is called in one.
         self.since_s = Clock.monotonic()
         self.is_said = False
 
@@ -55,12 +55,12 @@ class Telling:
     """Calls the hooks of jobs and of the worker.
 
     Args:
-        attempts: Those of this process that are under way, by fence.
+        attempts: The attempts that are under way, by fence.
         whose: Notes whose code runs.
-        say: Takes what the supervisor is to hear.
+        say: Takes notes for the supervisor.
         modules: The modules that are served, by name.
         hooks: The plugins.
-        worker: What plugins are handed as `worker`.
+        worker: The `worker` for plugins.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Telling:
         self._hooks = hooks
         self._worker = worker
         self.in_hooks: dict[Any, _HookCall] = {}  # By greenlet.
-        self._behind_hooks: dict[Any, Callable[[], None]] = {}  # By greenlet that tells plugins something: what follows.
+        self._behind_hooks: dict[Any, Callable[[], None]] = {}  # By greenlet: the act that follows the call of its plugins.
         self._draining: Greenlet[..., Any] | None = None
         self.over = Event()
-        """Set when no more jobs will come and the plugins know."""
+        """Set when no more jobs will come and the plugins have heard that."""
         self.actions: dict[type, Callable[[Any], None]] = {
             Before: self._before,
             After: self._after,
@@ -94,7 +94,7 @@ class Telling:
         }
 
     def open(self, started: Callable[[], None], restore_logs: Callable[[], None]) -> None:
-        """Begin; `started` and `restore_logs` are those of `Runner.open`."""
+        """Take the functions `started` and `restore_logs` of `Runner.open`."""
         self._started = started
         self._restore_logs = restore_logs
         self._hooks.watch = self
@@ -110,7 +110,7 @@ class Telling:
         return entered
 
     def leave(self, entered: _HookCall) -> None:
-        """Note that it has returned."""
+        """Note that a plugin has returned."""
         running = getcurrent()
         self.in_hooks.pop(running, None)
         self._whose.note(running, entered.fence)
@@ -118,7 +118,7 @@ class Telling:
             self._say(PluginBusy(*_named(entered.job), ""))
 
     def look(self) -> None:
-        """Say which plugins take long, and break off those that take too long."""
+        """Report plugins that take long, and interrupt those that exceed the limit."""
         now_s = Clock.monotonic()
         limit_s = self._worker.settings.hook_limit
         for running, entered in list(self.in_hooks.items()):
@@ -136,7 +136,7 @@ class Telling:
             running.throw(HookLate(f"it took longer than {self._worker.settings.hook_limit:g} s; the job goes on without it"))
 
     def _leave_hook(self, running: Any, entered: _HookCall) -> None:
-        """Go on with what a plugin was called for, which takes no notice of being broken off; its greenlet stays behind."""
+        """Go on without a plugin that ignores the interruption; its greenlet stays behind."""
         del self.in_hooks[running]
         self._hooks.silence(entered.plugin)
         if entered.is_said:
@@ -150,11 +150,11 @@ class Telling:
                 attempt.raised = attempt.raised if attempt.has_run else attempt.stopped
                 classify(attempt)
                 report(attempt)
-            else:  # It comes again, and finds the plugin silent.
+            else:  # The job comes again, and the plugin is not called then.
                 self._say(Release(attempt.dispatch.id, attempt.dispatch.fence))
 
     def _call(self, hook: str, follows: Callable[[], None], **arguments: Any) -> None:
-        """Call a hook, and do what follows once that is done or given up."""
+        """Call a hook, and then `follows`, also if the hook is given up."""
         running = getcurrent()
         self._behind_hooks[running] = follows
         self._hooks.call(hook, **arguments)
@@ -176,7 +176,7 @@ class Telling:
         try:
             params = unpack(dispatch.payload)
         except Exception:
-            params = None  # The attempt fails for it, and says so.
+            params = None  # The attempt fails for that, too.
         found = self._modules.get(dispatch.module)
         module = (found.work if found is not None else None) or WorkModule
         told = partial(self._say, PluginsTold(dispatch.id, dispatch.fence))

@@ -1,4 +1,4 @@
-"""Questions about objects of job code that run none of it: a class may lie about itself, raise, or never return."""
+"""Questions about objects of job code that run no code of theirs: a class may lie, raise, or never return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PARTS: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def is_a(value: object, kind: type) -> bool:
-    """Return whether the value was made of this class or of one derived from it; `__class__` is not asked."""
+    """Return whether the type of a value is this class or derived from it, without a look at `__class__`."""
     return issubclass(type(value), kind)
 
 
@@ -25,7 +25,7 @@ def name_of(value: object) -> str:
 
 
 def leaves(raised: BaseException) -> list[BaseException]:
-    """Return the exceptions in a group and in the groups inside it, at most a thousand; of another exception itself."""
+    """Return the exceptions in a group, nested ones too, at most a thousand; for any other exception, itself."""
     found: list[BaseException] = []
     left = [raised]
     while left and len(found) < LEAVES_MAX:

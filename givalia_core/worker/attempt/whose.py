@@ -1,6 +1,6 @@
 """Whose code runs in a process of many jobs: an attempt's, by its fence; a plugin's, by a number below 0; or nobody's, 0.
 
-It stands on the page that the supervisor shares, which names by it the job that does not yield.
+The number is on the shared page, where the supervisor reads which job does not yield.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from givalia_core.worker.page import SharedPage
 __builtins__ = BUILTINS
 
 FENCE: Final = "givalia fence"
-"""The name of the local that a greenlet hands on to those that it starts, and to threads."""
+"""The name of the local that greenlets and threads inherit from the greenlet that starts them."""
 
 Trace = Callable[[str, tuple[Any, Any]], None]
 
 
 class Whose:
-    """Knows it by greenlet.
+    """The code that each greenlet runs.
 
     Args:
         page: The shared page of this process.
@@ -32,19 +32,19 @@ class Whose:
     def __init__(self, page: SharedPage) -> None:
         self.page = page
         self.fences: dict[Any, int] = {}
-        """By greenlet; one that is not here runs the code of whoever has started it."""
+        """By greenlet; a greenlet that is absent runs the code of the one that started it."""
         self.trace: Trace | None = None
         """Notes each switch between greenlets."""
 
     def begin(self, trace: Trace) -> None:
-        """Note each switch from now on by this trace function."""
+        """Use this trace function to note each switch from now on."""
         self.fences[get_hub()] = 0
         self.trace = trace
         if gettrace() is None:
             settrace(trace)
 
     def end(self) -> None:
-        """Note switches no more."""
+        """Stop noting switches."""
         if gettrace() is self.trace:
             settrace(None)
 
@@ -61,7 +61,7 @@ class Whose:
         return self.inherited(running) if fence is None else fence
 
     def note(self, running: Any, fence: int | None) -> None:
-        """Note whose code this greenlet runs from now on; None: that of whoever has started it."""
+        """Note whose code a greenlet runs from now on; None: that of the greenlet that started it."""
         if fence is None:
             self.fences.pop(running, None)
         else:
@@ -70,15 +70,15 @@ class Whose:
             self.page.current = fence or 0
 
     def restore(self) -> None:
-        """Note switches again if a job has removed what does so; call it from the loop, which is nobody's code."""
+        """Restore the trace function if a job has removed it; call this from the loop, where no job's code runs."""
         if self.page.current and self.trace is not None:
             settrace(self.trace)
             self.page.current = 0
 
     def after_fork(self) -> None:
-        """In a fork: resume no attempt but the one that forked, if one did.
+        """In a fork: resume no attempt except the one that forked, if any.
 
-        The others are never resumed, not even to end them: what they would clean up is the parent's, a transaction perhaps.
+        The others are not even resumed to end: they would clean up objects of the parent, a transaction perhaps.
         """
         self.page = SharedPage()
         forker = self.current

@@ -1,4 +1,4 @@
-"""The foreman of a worker: he joins the link to the processes, and knows each job that the worker holds. This is his door."""
+"""The foreman of a worker: joins the link to the processes, and knows each job that the worker holds. This is the door."""
 
 from givalia_core.worker.foreman.foreman import Foreman
 

@@ -1,4 +1,4 @@
-"""Jobs that have a process of their own: they start when the plugins know, and are reported when the plugins know that, too."""
+"""Jobs that have a process of their own. The plugins hear of the start before it, and of the end before the report."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from givalia_core.worker.reasons import NOT_ENDED, Reason, clipped
 
 
 class ApartChief(Protocol):
-    """What these jobs need of the foreman."""
+    """The methods of the foreman for these jobs."""
 
     log: LogLines
     counts: Counter[str]
     stopping: Stopping
 
     def may_say(self, kind: str) -> bool:
-        """Count a line that every job may bring; return whether it is said."""
+        """Count a log line that may repeat; return true if it is written, false if it is only counted."""
 
     def report(self, job: Job, report: Succeed | Fail | Release) -> None:
-        """Send the report of a job, which is held no more."""
+        """Forget a job, and send its report."""
 
     def reported(self, note: Any) -> None:
-        """A job says how far it is, or has logged something."""
+        """Take progress or a log line of a job."""
 
 
 class Apart:
@@ -42,21 +42,21 @@ class Apart:
 
     Args:
         foreman: The foreman.
-        outdated: Gives a job back whose code is another by now than that which was announced.
+        outdated: Gives back a job whose installed code is not the announced code.
     """
 
     def __init__(self, foreman: ApartChief, outdated: Callable[[Job], None]) -> None:
         self._foreman = foreman
         self.log = foreman.log
         self.servers = ""
-        """Where clients go that are made in jobs."""
+        """The addresses for clients that jobs make."""
         self.may_say = foreman.may_say
         self.reported = foreman.reported
         self.job_outdated = outdated
         self.suspects: Suspects[Job] = Suspects()
 
     def begin(self, job: Job) -> None:
-        """Let the plugins know of a job, if they want to; it starts when they do."""
+        """Tell the plugins of a job if they listen; the job starts after that."""
         if "before_run" in job.crew.hooks:
             job.act("prepare")
             job.crew.tell(Before(tuple(job.dispatch)))
@@ -64,14 +64,14 @@ class Apart:
             self.start(job)
 
     def told(self, job: Job) -> None:
-        """Go on: the plugins were told of the start or the end of a job."""
+        """Go on with a job: the plugins have heard of its start or end."""
         if job.phase is Phase.PREPARING:
             self.start(job)
         elif job.phase is Phase.ENDED:
             self._foreman.report(job, job.report)
 
     def start(self, job: Job) -> None:
-        """Start a job, unless there is nothing left to start."""
+        """Start a job, or report it if it has been stopped meanwhile."""
         if job.why is Reason.SHUTDOWN and not job.is_cancelled:
             self._settle(job, Release(job.dispatch.id, job.dispatch.fence))  # None of its code has run.
             return
@@ -101,13 +101,13 @@ class Apart:
         self._settle(job, failure(job, Reason.LEASE) if job.why is Reason.LEASE else report)
 
     def job_not_started(self, job: Job, words: str) -> None:
-        """Fail this attempt, for there is no process for the job."""
+        """Fail the attempt: no process could be made for the job."""
         if self.may_say(f"jobs of {job.dispatch.module} that could not be started"):
             self.log.error("job %s of %s: %s", text_id(job.dispatch.id), job.dispatch.module, words)
         self._settle(job, Fail(job.dispatch.id, job.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
     def child_died(self, job: Job, words: str) -> None:
-        """Fail this attempt, for the job's process is gone."""
+        """Fail the attempt: the job's process is gone."""
         if job.why:
             ended = "" if job.why is Reason.OOM else f"{NOT_ENDED}, so its process was killed"
             self._settle(job, failure(job, job.why, ended))

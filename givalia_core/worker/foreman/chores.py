@@ -1,4 +1,4 @@
-"""What is done again and again."""
+"""Periodic chores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class Chore:
-    """An act that is due every `period_s` seconds, and done if it is needed then; it is given the monotonic time."""
+    """An act that is due every `period_s` seconds and runs if it is needed; its argument is the monotonic time."""
 
     period_s: float
     is_needed: Callable[[], object]

@@ -1,6 +1,6 @@
-"""What crews say of themselves: which modules they have, when they can take jobs, and how their hosts end.
+"""Hears crews: their modules, the time from which they take jobs, and the ends of their hosts.
 
-Of the jobs of a host that has ended one is to blame, at most, and the others go back to the server.
+When a host ends, at most one of its jobs is to blame, and the others go back to the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from givalia_core.worker.reasons import clipped
 
 
 class NewsChief(Protocol):
-    """What this needs of the foreman."""
+    """The methods of the foreman for crews."""
 
     settings: WorkerSettings
     log: LogLines
@@ -35,13 +35,13 @@ class NewsChief(Protocol):
     generations: Generations
 
     def give_credit(self) -> None:
-        """Let the server know how many more jobs there is room for."""
+        """Tell the server the room for more jobs."""
 
     def report(self, job: Job, report: Succeed | Fail | Release) -> None:
-        """Send the report of a job, which is held no more."""
+        """Forget a job, and send its report."""
 
     def forget(self, job: Job) -> None:
-        """Hold a job no more."""
+        """Forget a job."""
 
 
 class CrewNews:
@@ -49,7 +49,7 @@ class CrewNews:
 
     Args:
         foreman: The foreman.
-        send: Takes the modules that are announced, and what goes back to the server.
+        send: Sends announcements and releases to the server.
     """
 
     def __init__(self, foreman: NewsChief, send: Callable[[list[Announce] | Release], None]) -> None:
@@ -63,12 +63,12 @@ class CrewNews:
         self.when_connected: Callable[[bool], None] = lambda _: None
         """Called when the link comes up or goes down."""
         self.has_told_counts = False
-        """Whether the present plugins know what was counted."""
+        """True if the present plugins know the counts."""
 
     # Its modules.
 
     def on_ready(self, crew: Crew) -> None:
-        """Announce its modules; it takes jobs once its plugins know that the worker is connected."""
+        """Announce the modules of a crew; it takes jobs when its plugins know that the worker is connected."""
         self.ready.set()
         if crew is self._foreman.generations.present or not self._has_connected:
             self._announce(crew)
@@ -76,7 +76,7 @@ class CrewNews:
             crew.start()
 
     def on_started(self, crew: Crew) -> None:
-        """Let it take over, unless another has taken over from it meanwhile."""
+        """Let a crew take over, unless a newer one has done so meanwhile."""
         if crew.is_retired:
             return
         if self._foreman.generations.take_over(crew):
@@ -88,14 +88,14 @@ class CrewNews:
         self._send(list(crew.modules.values()))
 
     def on_disconnected(self, event: Disconnected) -> None:
-        """Say so in the log."""
+        """Log the lost connection."""
         self.connected.clear()
         self.when_connected(False)
         when = f"in {event.retry_s:.1f} s" if event.retry_s else "now"
         self._foreman.log.warning("not connected to %s (%s); trying %s %s", event.address, event.why, event.next, when)
 
     def on_connected(self, event: Connected) -> None:
-        """Tell crews that the worker is connected, and where clients go that are made in jobs."""
+        """Tell crews that the worker is connected, and the addresses for clients that jobs make."""
         self.connected.set()
         self.when_connected(True)
         self._foreman.log.info("connected to %s as %s", event.address, self._foreman.settings.name)
@@ -106,12 +106,12 @@ class CrewNews:
             apart.servers = servers
             for crew in crews:
                 crew.tell_servers()
-        first = next(iter(crews), None)  # None: it was told to stop meanwhile.
+        first = next(iter(crews), None)  # None: the worker is stopping.
         if is_first and first is not None and first.host.state in ("ready", "blocked"):
             first.start()
 
     def outdated(self, job: Job) -> None:
-        """Give a job back: packages have changed, and nobody has said so. A new crew announces what there is."""
+        """Give a job back: packages have changed without a reload. A new crew announces the present modules."""
         crew, module = job.crew, job.dispatch.module
         self._foreman.forget(job)
         crew.withdraw(module, "its package has changed, and the worker does not run the new one yet")
@@ -122,7 +122,7 @@ class CrewNews:
         self._send(Release(job.dispatch.id, job.dispatch.fence))
 
     def logged(self, note: Logged) -> None:
-        """Write a line that a job has logged in a process of its own, where the plugins see it, if possible."""
+        """Write a log line of a job apart, in the host, where plugins see it, if the host can take it."""
         crew = self._foreman.generations.present
         if crew is not None and crew.is_serving and not crew.is_behind:
             crew.tell(note)
@@ -145,34 +145,34 @@ class CrewNews:
         for job in [job for job in foreman.jobs.values() if job.crew is crew]:
             if job.is_apart:
                 if job.phase in (Phase.PREPARING, Phase.ENDED):
-                    foreman.apart.told(job)  # Once at most; it may have been.
+                    foreman.apart.told(job)  # They hear of it once at most; they may have heard already.
                 continue
             report = _outcome(job, verdict)
             foreman.report(job, report)
             if isinstance(report, Release) and not is_known and verdict.may_be(job.dispatch.fence):
-                foreman.apart.suspects.add(job.dispatch.id)  # Whose fault it was is not known: each is to show it alone.
+                foreman.apart.suspects.add(job.dispatch.id)  # The culprit is unknown: each runs apart next time.
             if "after_run" in crew.hooks:
                 crew.owe(after(job, report))
 
     def on_host_stuck(self, crew: Crew, verdict: Verdict) -> None:
-        """Fail the job to blame for a host that cannot be replaced, whatever its code still does."""
+        """Fail the job to blame, for its host cannot be replaced."""
         job = self._foreman.jobs.get(verdict.culprit)
         if job is not None and job.crew is crew:
             self._foreman.report(job, _outcome(job, verdict))
 
     def on_host_clogged(self, crew: Crew, job_id: bytes) -> None:
-        """Let another host take what comes: code of this job, which was reported, does not end. Its neighbours finish."""
+        """Let another host take new jobs: the code of this job, which was reported, does not end. Its neighbours finish."""
         words = "the code of job %s does not end; its process takes no more jobs, and ends with its last one"
         self._foreman.log.error(words, text_id(job_id))
         self._reload(crew, "the code of a job does not end")
 
     def on_host_full(self, crew: Crew) -> None:
-        """Let another host take over from one that has more memory than it may."""
+        """Replace a host that exceeds its memory limit."""
         if crew is self._foreman.generations.crews[-1]:
             self._reload(crew, f"the one with the greenlets has more than {self._foreman.settings.memory_per_process} MiB")
 
     def on_host_spoiled(self, crew: Crew, words: str) -> None:
-        """Let another host take over from one that is not any more what jobs may expect."""
+        """Replace a host that a job has changed in a way that cannot be undone."""
         self._reload(crew, f"a job has changed the {words} of the one with the greenlets")
 
     def _reload(self, crew: Crew, why: str) -> None:
@@ -181,7 +181,7 @@ class CrewNews:
 
 
 def _outcome(job: Job, verdict: Verdict) -> Fail | Release:
-    """Return the report of a job whose host has ended so."""
+    """Return the report of a job whose host has ended."""
     if job.dispatch.fence == verdict.culprit:
         is_own_death = not job.why and verdict.kind == "died"
         return Fail(job.dispatch.id, job.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)

@@ -1,7 +1,6 @@
-"""What the log says of attempts that failed: which job, why, and what the server has decided to do next.
+"""Logs failed attempts: the job, the error, and the next step that the server has decided.
 
-An attempt is spoken of when the server has answered its report, or when it has not for a while. A job that succeeds passes
-nothing here.
+A line is written when the server has answered the report, or has not for a while. Jobs that succeed pass nothing here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from givalia_core.worker.assignment import LogLines
 from givalia_core.worker.link import FailAnswered, Follows
 from givalia_core.worker.reasons import about
 
-ANSWERED_S: Final = 5.0  # A report that is not answered by then is spoken of without.
+ANSWERED_S: Final = 5.0  # A report without an answer by then is logged without.
 UNANSWERED_MAX: Final = 10_000
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
@@ -36,28 +35,28 @@ class _Failure:
 
 
 class Failures:
-    """Failed attempts from their report to their line in the log. All times are monotonic seconds.
+    """Failed attempts, from report to log line. All times are monotonic seconds.
 
     Args:
         lines: The log.
-        shows_tracebacks: Whether the line of a dead job comes with the traceback.
+        shows_tracebacks: Returns whether the line of a dead job has the traceback.
     """
 
     def __init__(self, lines: LogLines, shows_tracebacks: Callable[[], bool]) -> None:
         self._lines = lines
         self._shows_tracebacks = shows_tracebacks
         self.repeats = Repeats()
-        """Counts lines that come in storms."""
+        """Counts repeated lines."""
         self.reported: dict[int, _Failure] = {}
-        """Those that no answer has been heard of yet, by fence, the oldest first."""
-        self._unanswered: dict[int, _Failure] = {}  # Those of which the log has spoken already.
+        """Failures whose report has no answer yet, by fence, oldest first."""
+        self._unanswered: dict[int, _Failure] = {}  # Failures that are logged, without an answer.
 
     def report(self, dispatch: Dispatch, report: Fail, now_s: float) -> None:
-        """Note that this report is on its way."""
+        """Note a report that is on its way."""
         self.reported[report.fence] = _Failure(dispatch, report, now_s)
 
     def answer(self, answered: FailAnswered, now_s: float) -> None:
-        """Say how an attempt ended and what follows, unless so many are alike that they are only counted."""
+        """Log the end of an attempt and the next step, or only count it if too many lines are alike."""
         follows = answered.follows
         is_dead = follows is not None and follows.state == DEAD
         failure = self.reported.pop(answered.fence, None)
@@ -76,11 +75,11 @@ class Failures:
             self._say(self._lines.warning, failure, follows, _next(follows), now_s)
 
     def may_say(self, kind: str, now_s: float) -> bool:
-        """Count another line about failed attempts; return whether it is said, or only counted."""
+        """Count a line about attempts; return true if it is written, false if it is only counted."""
         return self.repeats.may_say(kind, now_s)
 
     def look(self, now_s: float) -> None:
-        """Say what has waited for an answer for too long, and how many lines were left out."""
+        """Log the failures that have waited too long for an answer, and the numbers of lines left out."""
         while self.reported:
             fence, failure = next(iter(self.reported.items()))
             if now_s - failure.since_s < ANSWERED_S:
@@ -90,7 +89,7 @@ class Failures:
             self._lines.warning("%s", words)
 
     def close(self, now_s: float) -> None:
-        """Say what is left to say: nothing will be answered any more."""
+        """Log the rest: no more answers will come."""
         for fence, failure in list(self.reported.items()):
             self._say_unanswered(fence, failure, now_s)
         for words in self.repeats.rest():
@@ -106,7 +105,7 @@ class Failures:
     def _say(self, say: Callable[..., None], failure: _Failure, follows: Follows | None, then: str, now_s: float) -> None:
         kind = f"attempts of {failure.module} that failed ({type_raised(failure.error) or failure.kind})"
         if self.repeats.may_say(kind, now_s):
-            # The error comes last: it may be long, and some forms of the log cut a line.
+            # The error comes last: it may be long, and some log formats cut lines.
             line = headline(failure.error)
             say("%s failed%s: %s", _attempt(failure, follows), then, line, extra={**failure.extra, "error": line})
 

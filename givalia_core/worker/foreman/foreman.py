@@ -1,8 +1,7 @@
 """The foreman: knows each job that this worker holds, and which crew runs it.
 
-It lives beside the link, on a hub that no job code shares. What the link brings it gives to a crew; what the crew reports it
-gives to the link. Jobs with processes of their own are the matter of `Apart`, jobs that must end that of `Stopping`, and what
-crews say of themselves that of `CrewNews`.
+It runs beside the link, on a hub that no job code shares. It passes jobs from the link to a crew, and reports from the crew to
+the link. `Apart` handles jobs with processes of their own, `Stopping` jobs that must end, and `CrewNews` the crews themselves.
 """
 
 from __future__ import annotations
@@ -34,23 +33,23 @@ from givalia_core.worker.reasons import WORDS, Reason
 
 TICK_S: Final = 0.1
 END_S: Final = 10.0
-AWAY_S: Final = 2.0  # Not to have ticked for so long is to have been away: a stopped process, a sleeping machine.
-SHOW_S: Final = 1.0  # What is said of the processes is said no more often than this,
-SHOW_AGAIN_S: Final = 5.0  # and than this if nothing but their jobs and numbers has changed: each time costs the server a turn.
-ASK_S: Final = 2.0  # How often a host is asked which jobs it has.
+AWAY_S: Final = 2.0  # A longer pause between ticks means that this process or the machine was suspended.
+SHOW_S: Final = 1.0  # The shortest time between two reports on the processes,
+SHOW_AGAIN_S: Final = 5.0  # and while only jobs and numbers have changed: each costs the server a turn.
+ASK_S: Final = 2.0  # The time between two questions to a host about its jobs.
 
 log = logging.getLogger("givalia.worker")
 _REPORTS: Final = frozenset((Succeed, Fail, Release))
 
 
 class Foreman:
-    """Call everything from the hub it was made on.
+    """The foreman. Call all methods on the hub where it was made.
 
     Args:
-        settings: Of the worker.
-        link: Where reports go.
+        settings: The settings of the worker.
+        link: Takes the reports.
         make_crew: Makes a new generation of processes.
-        lines: Where log lines go; None: to the log of the worker.
+        lines: Takes log lines; None: the log of the worker.
     """
 
     def __init__(
@@ -59,11 +58,11 @@ class Foreman:
         self.settings = settings
         self.log: LogLines = lines or log
         self.counts: Counter[str] = Counter()
-        """What has happened: `hosts_replaced`, `children_died`, `blocked`, `crews`."""
+        """Counts of `hosts_replaced`, `children_died`, `blocked` and `crews`."""
         self._link = link
         self._make_crew = make_crew
         self.jobs: dict[int, Job] = {}
-        """By fence: one job may come again while its attempt before is being stopped."""
+        """The jobs that the worker holds, by fence: a job can come again while its previous attempt is stopped."""
         self._failures = Failures(self.log, lambda: self.settings.log_errors == "full")
         self.stopping = Stopping(self)
         self.news = CrewNews(self, link.send)
@@ -107,12 +106,12 @@ class Foreman:
         )
 
     def open(self) -> None:
-        """Start the first crew, and begin to look after everything."""
+        """Start the first crew and the chores."""
         self.generations.begin()
         self._ticking = gevent.spawn(self._tick_forever)
 
     def may_say(self, kind: str) -> bool:
-        """Count a line that every job may bring; return whether it is said. `kind` is in words what many of them are."""
+        """Count a log line that may repeat; return true if it is written. `kind` is its plural, in words."""
         return self._failures.may_say(kind, time.monotonic())
 
     # Crews.
@@ -122,10 +121,10 @@ class Foreman:
         return self._make_crew(self)
 
     def reload(self, why: str) -> Event:
-        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is.
+        """Start a new crew, with the packages that are installed now; running jobs stay where they are.
 
         Returns:
-            Set when it has taken over.
+            Set when the new crew has taken over.
         """
         self.generations.reload(why)
         return self.generations.taken_over
@@ -136,7 +135,7 @@ class Foreman:
         self.give_credit()
 
     def give_credit(self) -> None:
-        """Let the server know how many more jobs there is room for."""
+        """Tell the server the room for more jobs."""
         crew, credit = self.generations.present, Credit(0)
         if crew is not None and not self._is_stopping:
             can_host = crew.is_serving and not crew.host.blocked_s
@@ -148,7 +147,7 @@ class Foreman:
     # What the link brings.
 
     def deliver(self, event: LinkEvent) -> None:
-        """Take what the link brings: jobs, most often."""
+        """Take an event of the link: jobs, most often."""
         if type(event) is not Dispatched:
             self._actions[type(event)](event)
             return
@@ -159,7 +158,7 @@ class Foreman:
         apart: list[Job] = []
         for dispatch in event.jobs:
             if crew is None or dispatch.module not in takes:
-                self._link.send(Release(dispatch.id, dispatch.fence))  # It was on its way when the credits were taken back.
+                self._link.send(Release(dispatch.id, dispatch.fence))  # The job was on its way when the credits were withdrawn.
                 continue
             crew.job_count += 1
             is_suspect = dispatch.id in suspects
@@ -169,20 +168,20 @@ class Foreman:
                 continue
             job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, False)
             hosted.append(dispatch)
-            if dispatch.timeout_us is not None:  # Its process raises it inside at once; this is for when that is of no use.
+            if dispatch.timeout_us is not None:  # Its process stops the job in time; this is for a job that does not end then.
                 seconds = dispatch.timeout_us / SECOND_US + self.settings.stop_grace
                 self.stopping.plan(job, seconds, Step.KILL, Reason.TIMEOUT)
         if self.jobs:
             self._idle.clear()
         if crew is not None and hosted:
-            crew.tell(*hosted)  # First, before anything yields: an end must not overtake its job.
+            crew.tell(*hosted)  # Before anything yields: no `End` may overtake its job.
         for job in apart:
             self.apart.begin(job)
 
     # What crews report.
 
     def hear(self, crew: Crew, notes: list[Any]) -> None:
-        """Take what the host of a crew says: how jobs have ended, most often."""
+        """Take the notes of a crew's host: reports, most often."""
         crew.audit.heard_s = time.monotonic()
         reports: list[Any] = []
         for note in notes:
@@ -198,14 +197,14 @@ class Foreman:
             self._link.send(*reports)
 
     def report(self, job: Job, report: Succeed | Fail | Release) -> None:
-        """Send the report of a job, which is held no more."""
+        """Forget a job, and send its report."""
         self.forget(job)
         if type(report) is Fail:
             self._failures.report(job.dispatch, report, time.monotonic())
         self._link.send(report)
 
     def forget(self, job: Job) -> None:
-        """Hold a job no more."""
+        """Forget a job."""
         crew = job.crew
         del self.jobs[job.dispatch.fence]
         self.stopping.timed.discard(job)
@@ -222,7 +221,7 @@ class Foreman:
             self._idle.set()
 
     def reported(self, note: Any) -> None:
-        """Take what a process says of how far a job is, of its plugins, or what it has logged."""
+        """Take a note about progress or plugins, or a log line of a job."""
         if type(note) is Logged:
             self.news.logged(note)
         elif (job := self.jobs.get(note.fence)) is None:
@@ -235,7 +234,7 @@ class Foreman:
         elif type(note) is PluginsTold:
             self.apart.told(job)
 
-    # Looking after everything.
+    # Chores.
 
     def _tick_forever(self) -> None:
         while True:
@@ -263,9 +262,9 @@ class Foreman:
         self.give_credit()
 
     def _show(self, now_s: float) -> None:
-        """Let the server, and the plugins, know how the processes are."""
+        """Tell the server about the processes, and the plugins the counts."""
         shown = self.generations.processes()[:PROCESSES_MAX]
-        # News is another state or stack, or another process; the state of a job's own process is no news.
+        # A new state, stack or process is news; the state of a job's own process is not.
         news = [
             (each.pid, each.role == "job" or each.state, each.restarts, bool(each.blocked_us), each.stack) for each in shown
         ]
@@ -279,11 +278,11 @@ class Foreman:
     # The end.
 
     def stop(self) -> None:
-        """Take no more, let running jobs end for the time of grace, stop the rest, and end all processes."""
+        """Take no more jobs, wait the time of grace for the running ones, stop the rest, and end all processes."""
         self._is_stopping = True
         self.give_credit()
         self.generations.drain()
-        self._show(time.monotonic())  # Let people know at once, who may ask why their jobs wait.
+        self._show(time.monotonic())  # At once, for people who ask why their jobs wait.
         if not self._idle.wait(self.settings.grace):
             running = list(self.jobs.values())
             self.log.warning("%d jobs have not ended in %g s and are stopped", len(running), self.settings.grace)
@@ -295,5 +294,5 @@ class Foreman:
         self._ticking.kill()
 
     def say_rest(self) -> None:
-        """Say what the log has not said yet of failed attempts; call it when the link has ended."""
+        """Log the failed attempts that are not logged yet; call it when the link has ended."""
         self._failures.close(time.monotonic())

@@ -1,8 +1,7 @@
 """Ends jobs that must end, in steps.
 
-A cancelled job first sees `self.cancelled`; then `Stopped` is raised inside its code (in a process of its own by SIGTERM); then
-its process is killed. A greenlet that takes its process with it costs its neighbours nothing but time: they are released, their
-attempt given back.
+A cancelled job first sees `self.cancelled`. Then `Stopped` is raised in its code (by SIGTERM in a process of its own). Then its
+process is killed. If other jobs share that process, they are released and do not lose the attempt.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from givalia_core.worker.notes import CancelAsked, End
 from givalia_core.worker.processes.generations import Job
 from givalia_core.worker.reasons import HOOK_LEFT_S, NOT_ENDED, WORDS, Reason, clipped, timed_out
 
-AGAIN_S: Final = 0.1  # Until the next try to find out whether it is this job that holds up its process.
-PROMISE_S: Final = 2.0  # For a process to report an end that is due, without the time that its plugins may take.
+AGAIN_S: Final = 0.1  # Time to the next check whether it is this job that blocks its process.
+PROMISE_S: Final = 2.0  # Time for a process to report an end, without the time for its plugins.
 _KINDS: Final = {
     Reason.TIMEOUT: OutcomeKind.TIMEOUT, Reason.CANCELLED: OutcomeKind.STOPPED, Reason.SHUTDOWN: OutcomeKind.STOPPED,
     Reason.LEASE: OutcomeKind.DIED, Reason.OOM: OutcomeKind.FAILED,
@@ -35,11 +34,11 @@ class Starts(Protocol):
     """Starts the jobs that have processes of their own."""
 
     def start(self, job: Job) -> None:
-        """Start a job, unless there is nothing left to start."""
+        """Start a job, or report it if it has been stopped meanwhile."""
 
 
 class StoppingChief(Protocol):
-    """What this needs of the foreman."""
+    """The methods of the foreman for jobs that must end."""
 
     settings: WorkerSettings
     log: LogLines
@@ -50,26 +49,26 @@ class StoppingChief(Protocol):
         """The jobs that have processes of their own."""
 
     def may_say(self, kind: str) -> bool:
-        """Count a line that every job may bring; return whether it is said."""
+        """Count a log line that may repeat; return true if it is written, false if it is only counted."""
 
 
 class Stopping:
-    """Knows which step of which job is due when."""
+    """The steps that are due, by job."""
 
     def __init__(self, foreman: StoppingChief) -> None:
         self._foreman = foreman
         self.timed: set[Job] = set()
-        """The jobs of which a step may be due."""
+        """The jobs that a step may be due for."""
 
     def plan(self, job: Job, seconds: float, step: Step, cause: Reason) -> None:
-        """Let a step follow in so many seconds, unless another comes before it."""
+        """Plan a step, unless an earlier one is planned."""
         due_s = time.monotonic() + seconds
         if due_s < job.due_s:
             job.due_s, job.step, job.cause = due_s, step, cause
             self.timed.add(job)
 
     def forget(self, job: Job) -> None:
-        """Take no more steps."""
+        """Cancel the steps of a job."""
         job.due_s = math.inf
         self.timed.discard(job)
 
@@ -85,7 +84,7 @@ class Stopping:
                 self._break_promise(job, job.cause)
 
     def cancel(self, event: StopAsked) -> None:
-        """Let a job see that it was cancelled, and stop it if it takes no notice."""
+        """Show a job that it was cancelled, and plan to stop it if it goes on."""
         job = self._foreman.jobs.get(event.fence)
         if job is None or job.is_cancelled:
             return
@@ -105,15 +104,15 @@ class Stopping:
             self.stop(job, Reason.LEASE, event.why)
 
     def stop(self, job: Job, why: Reason, words: str) -> None:
-        """Make the job's code end, by raising `Stopped` in it."""
+        """Raise `Stopped` in the job's code, and plan the kill."""
         if job.why or job.phase is Phase.ENDED:
             return
         job.why, job.due_s = why, math.inf
         if job.phase is Phase.WAITING:
-            self._foreman.apart.start(job)  # That is, report it: it does not start.
+            self._foreman.apart.start(job)  # It does not start; it is reported.
             return
         if job.phase not in HAS_CODE:
-            return  # It does not start when the plugins have been told.
+            return  # It will not start when the plugins have heard of it.
         job.act("stop")
         if not job.is_apart:
             job.crew.tell(End(job.dispatch.id, job.dispatch.fence, why, words))
@@ -123,7 +122,7 @@ class Stopping:
         self.plan(job, self._foreman.settings.stop_grace, Step.KILL, why)
 
     def _kill(self, job: Job, cause: Reason) -> None:
-        """It has not ended, so its process must."""
+        """Kill the process of a job that has not ended, if it is this job that does not end."""
         if job.phase not in HAS_CODE:
             return
         if job.is_apart:
@@ -134,27 +133,27 @@ class Stopping:
         elif job.crew.host.is_blocked_by(job):
             self._replace_host(job, cause)
         elif job.crew.host.blocked_s:
-            self.plan(job, AGAIN_S, Step.KILL, cause)  # Another job holds it up: that one is looked after elsewhere.
+            self.plan(job, AGAIN_S, Step.KILL, cause)  # Another job blocks the process, and is handled elsewhere.
         else:
-            # The process reports the end by itself, with that or without; plugins that it may be with have their own limit.
+            # The process will report the end, with or without the code's; plugins have limits of their own.
             job.act("trust")
             self.plan(job, self._promise_s(job), Step.PROMISE, cause)
 
     def _promise_s(self, job: Job) -> float:
-        """Return the seconds in which the process must report an end; each plugin may use up its limit in each hook."""
+        """Return the seconds for the process to report an end; each plugin may take its full limit in each hook."""
         calls = len(job.crew.hooks & {"before_run", "after_run"}) * len(job.crew.host.plugins)
         return PROMISE_S + calls * (self._foreman.settings.hook_limit + HOOK_LEFT_S)
 
     def _break_promise(self, job: Job, cause: Reason) -> None:
-        """The process was to report the end of this job long ago, and shows signs of life: it is not to be believed."""
+        """Replace a process that is alive but has not reported the end of this job in time."""
         if job.crew.host.blocked_s:
-            job.act("trust")  # It was held up meanwhile.
+            job.act("trust")  # Another job blocked the process meanwhile.
             self.plan(job, self._promise_s(job), Step.PROMISE, cause)
         else:
             self._replace_host(job, cause)
 
     def _replace_host(self, job: Job, cause: Reason) -> None:
-        """A greenlet does not end: its process has to."""
+        """Replace the process of a greenlet that does not end."""
         job.why = job.why or cause
         job.act("kill")
         host = job.crew.host
@@ -165,12 +164,12 @@ class Stopping:
 
 
 def words_of(job: Job, why: Reason) -> str:
-    """Return in words why a job was made to end."""
+    """Return the words for the reason that ends a job."""
     return timed_out(job.dispatch) if why is Reason.TIMEOUT else WORDS[why]
 
 
 def failure(job: Job, why: Reason, more: str = "") -> Fail:
-    """Return the report of a job that was made to end."""
+    """Return the report of a job that had to end."""
     job.why = why
     words = clipped(f"{words_of(job, why)}\n{more}".strip())
     return Fail(job.dispatch.id, job.dispatch.fence, str(_KINDS[why]), words)

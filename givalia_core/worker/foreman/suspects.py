@@ -1,4 +1,4 @@
-"""The jobs one of which has ended the process that they were in."""
+"""Jobs that may have ended their process."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Final, Generic, TypeVar
 
 J = TypeVar("J")
 
-FRESH_MAX: Final = 4  # Suspects that run apart and were started less than
-FRESH_S: Final = 2.0  # so many seconds ago;
-APART_MAX: Final = 20  # and all suspects that run apart.
+FRESH_MAX: Final = 4  # The most suspects at once that started less than
+FRESH_S: Final = 2.0  # these seconds ago;
+APART_MAX: Final = 20  # the most suspects at once.
 SUSPECTS_MAX: Final = 10_000
 
 
 class Suspects(Generic[J]):
-    """Jobs one of which has ended the process that they were in: each is tried again in a process of its own, a few at a time.
+    """Jobs of a process that one of them has ended: each runs again in a process of its own, a few at a time.
 
-    One that has run for `FRESH_S` makes room for the next, for it may run for hours. This is known in memory only: another
-    worker that gets such a job finds out by itself. All times are monotonic seconds.
+    A suspect that has run for `FRESH_S` makes room for the next, for it may run for hours. Suspects are known in memory only:
+    another worker that gets such a job has to find out by itself. All times are monotonic seconds.
     """
 
     def __init__(self) -> None:
         self.ids: dict[bytes, None] = {}
         """The ids of the suspects, the oldest first."""
-        self._running: dict[J, float] = {}  # Since when.
+        self._running: dict[J, float] = {}  # The start of each.
         self.waiting: deque[J] = deque()
-        """Those whose turn has not come."""
+        """The suspects that wait for their turn."""
 
     def add(self, job_id: bytes) -> None:
-        """Let a job be a suspect; of too many the oldest are forgotten."""
+        """Add a suspect; forget the oldest of too many."""
         self.ids[job_id] = None
         while len(self.ids) > SUSPECTS_MAX:
             del self.ids[next(iter(self.ids))]
 
     def may_run(self, job: J, now_s: float) -> bool:
-        """Return whether it may run now; if not, `following` returns it when its turn has come."""
+        """Return whether the suspect may run now; if not, `following` returns it in its turn."""
         if job not in self._running:
             if self.waiting or not self._has_room(now_s):
                 self.waiting.append(job)
@@ -47,12 +47,12 @@ class Suspects(Generic[J]):
         return fresh < FRESH_MAX and len(self._running) < APART_MAX
 
     def leave(self, job: J) -> None:
-        """Note that a suspect runs no more, or that it waits no more."""
+        """Note that a suspect neither runs nor waits any more."""
         if self._running.pop(job, None) is None and job in self.waiting:
             self.waiting.remove(job)
 
     def following(self, now_s: float) -> J | None:
-        """Return one whose turn to run has come, which counts as running from now on."""
+        """Return the next suspect that may run, which counts as running from now on."""
         if not self.waiting or not self._has_room(now_s):
             return None
         job = self.waiting.popleft()
@@ -60,5 +60,5 @@ class Suspects(Generic[J]):
         return job
 
     def clear(self, job_id: bytes) -> None:
-        """Note that a job has run apart and its process has survived: it is no suspect any more."""
+        """Clear a job: it has run apart, and its process has survived."""
         self.ids.pop(job_id, None)

@@ -1,4 +1,4 @@
-"""The answers of a server to a worker, where they say more than a plain OK."""
+"""Reads the answers of a server that say more than a plain OK."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from givalia_core.worker.link.records import Follows
 
 Answers: TypeAlias = Sequence[tuple[Sequence[Any], bytes]]
 Errors: TypeAlias = list[GivaliaError | None] | None
-"""What is wrong with each message of a frame; None if nothing is wrong with any."""
-_NEEDED: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.RESUME, Kind.CREDIT)  # A server that does not take these is of no use.
-_REFUSABLE: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT)  # A refusal of one of these is a refusal of the worker.
+"""The error of each message of a frame; None if all messages succeeded."""
+_NEEDED: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.RESUME, Kind.CREDIT)  # The worker leaves a server that refuses these as busy.
+_REFUSABLE: Final = (Kind.JOIN, Kind.ANNOUNCE, Kind.CREDIT)  # An error in the answer to these refuses the worker.
 
 
 def errors_of(kind: Kind, said: list[Any], items: Answers, *, has_others: bool) -> list[GivaliaError | None]:
-    """Return what is wrong with each message of a frame; None where nothing is.
+    """Return the error of each message of a frame; None where there is none.
 
     Raises:
-        GivaliaError: The server does not do as it should, or does not want this worker: go on to the next one.
+        GivaliaError: The server breaks the protocol or refuses this worker: go on to the next server.
     """
     errors = [answer_error(fields) for fields, _ in items]
     busy = next((error for error in errors if isinstance(error, Busy)), None)
@@ -39,7 +39,7 @@ def errors_of(kind: Kind, said: list[Any], items: Answers, *, has_others: bool) 
 
 
 def joined(items: Answers) -> tuple[int, int]:
-    """Return the length of a lease and the port for clients, which an earlier server does not tell, from the answer to JOIN.
+    """Return the length of a lease and the port for clients from the answer to JOIN; earlier servers tell no port.
 
     Raises:
         BadRequest: The answer does not say how long a lease is.
@@ -52,7 +52,7 @@ def joined(items: Answers) -> tuple[int, int]:
 
 
 def follows(fields: Sequence[Any]) -> Follows | None:
-    """Return the next step of the job that an answer to FAIL tells; None if it tells none."""
+    """Return the next step of the job from the answer to FAIL; None if the answer has none."""
     match list(fields[1:4]):
         case [str(state), int(max_attempts)]:
             return Follows(state, max_attempts, None)

@@ -1,8 +1,8 @@
-"""All decisions about leases: the jobs that this worker holds, when to beat, when to let go, and what to report again.
+"""All decisions about leases: the jobs that this worker holds, the times to beat and to let go, the reports to repeat.
 
-No socket, greenlet or clock is here. The owner of the connection calls `begin` for each new one, sends the frames of
-`next_frame` until there is none, and hands over what arrives (`told`, `answered`) and the time, in monotonic microseconds. The
-events that come back are for the foreman. The simulation runs this very class.
+The class has no socket, greenlet or clock. The owner of a connection calls `begin`, sends the frames of `next_frame` until it
+returns None, and passes in the frames that arrive (`told`, `answered`) and the time in monotonic microseconds. The events that
+the methods return are for the foreman. The simulation runs this class as it ships.
 
 The server counts a lease from the moment it receives a message. The worker counts from the moment it *sent* that message, and
 lets go a margin before the lease ends (CONTRACT 1.3), so two honest workers never hold one job.
@@ -32,55 +32,59 @@ NEVER_US: Final = 1 << 62
 _LAST_NUMBER: Final = (1 << 32) - 1
 
 _REPORTS: Final = (Kind.SUCCEED, Kind.FAIL, Kind.RELEASE)
-_WHOLE: Final = (Kind.ANNOUNCE, Kind.RESUME, Kind.PROCESSES)  # In one frame each: what it does not name is gone.
+_WHOLE: Final = (
+    Kind.ANNOUNCE,
+    Kind.RESUME,
+    Kind.PROCESSES,
+)  # One frame each, which replaces what was said before.
 
 
 class LeaseCore:
     """One worker's leases, over all its connections.
 
     Args:
-        join: Who the worker is.
+        join: The message that introduces the worker.
         announced: The modules that it announces.
     """
 
     def __init__(self, join: Join, announced: list[Announce]) -> None:
         self._join = join
         self._news: dict[Kind, list[Any]] = {Kind.ANNOUNCE: announced, Kind.CREDIT: [Credit(0)]}
-        self._untold: set[Kind] = set()  # Those of the news that this server has not heard.
+        self._untold: set[Kind] = set()  # The kinds of news that this server has not heard.
         self._hints: dict[bytes, Progress] = {}
         self._reports: deque[Report] = deque()
         self.held: dict[bytes, Loan] = {}
         self.let_go_us = NEVER_US
-        """No lease is to be let go before this."""
+        """The earliest time at which a lease may be due for `let_go`."""
         self._has_others = False
         self.lease_us = LEASE_US
         self.client_port = CLIENT_PORT
         self.up_us: int | None = None
-        """When this server took the worker; None before."""
+        """The time at which this server accepted the worker; None before."""
         self.end()
 
     # The connection.
 
     def begin(self, *, has_others: bool) -> None:
-        """Use a new connection, on which the hello was answered. `has_others`: there are other servers to go to."""
+        """Use a new connection, whose hello is answered. `has_others`: the worker knows other servers."""
         self.end()
         self._has_others = has_others
         self._frames.append((Kind.JOIN, [self._join]))
 
     def end(self) -> None:
-        """Forget the connection; reports that were not answered are made again on the next one."""
+        """Forget the connection; reports without an answer are sent again on the next one."""
         self._number = HELLO_NUMBER
         self._frames: deque[tuple[Kind, list[Any]]] = deque()
         self.asked: dict[int, tuple[Kind, list[Any], int]] = {}
-        """By number, oldest first: the frames that are not answered yet, and when each was sent."""
+        """The frames without an answer, oldest first, by number: kind, messages, and time of sending."""
         self._sent_us: dict[int, int] = {}
-        self._put_off: list[tuple[int, Report]] = []  # Those that a busy server wants to hear again, and when.
+        self._put_off: list[tuple[int, Report]] = []  # Reports that a busy server wants to hear again, and when.
         self._next_beat_us = self.wake_us = NEVER_US
         self.has_joined = False
         self.up_us = None
 
     def _join_with(self, items: Answers, now_us: int) -> None:
-        """Take the answer to JOIN; announce, and name what is held before anything new can be dispatched."""
+        """Take the answer to JOIN; announce, and name the leases before the server can dispatch anything new."""
         self.lease_us, self.client_port = joined(items)
         self.has_joined = True
         self._next_beat_us = self.wake_us = now_us + self.lease_us // 3
@@ -92,12 +96,12 @@ class LeaseCore:
     # To the server.
 
     def say(self, message: Report | Progress | Credit | list[Announce] | list[Process]) -> list[LinkEvent]:
-        """Keep a report (until it is answered), a hint, the credits, or the modules or processes that there are.
+        """Queue a report (until it is answered), a hint, the credits, the modules, or the processes.
 
-        Credits, modules and processes replace what was said before, and each new server is told of them.
+        Credits, modules and processes replace their previous value, and each new server hears them.
         """
         if isinstance(message, Progress):
-            self._hints[message.id] = message  # The newest is enough, however long there is no server to tell it.
+            self._hints[message.id] = message  # The newest is enough, however long no server is in reach.
         elif isinstance(message, (Credit, list)):
             news = message if isinstance(message, list) else [message]
             kind = {Credit: Kind.CREDIT, Process: Kind.PROCESSES}.get(type(news[0]) if news else Announce, Kind.ANNOUNCE)
@@ -105,16 +109,16 @@ class LeaseCore:
             self._untold.add(kind)
         else:
             loan = self.held.get(message.id)
-            if loan is None or loan.fence != message.fence:  # The job is another's by now; the answer would be STALE.
+            if loan is None or loan.fence != message.fence:  # Another worker has the job; the answer would be STALE.
                 return [FailAnswered(message.fence, None, is_taken=False)] if isinstance(message, Fail) else []
             loan.report = message
             self._reports.append(message)
         return []
 
     def next_frame(self, now_us: int) -> tuple[int, Kind, list[Any]] | None:
-        """Return the next frame to send, which counts as sent now: its number, kind and messages.
+        """Return the next frame, which counts as sent now: its number, kind and messages.
 
-        None: there is nothing to say before `wake_us`, unless somebody says something.
+        None: there is nothing to send before `wake_us`, unless `say` is called.
         """
         if now_us >= self.wake_us:
             self._take_up_what_is_due(now_us)
@@ -129,17 +133,17 @@ class LeaseCore:
         return number, kind, said
 
     def take_number(self) -> int:
-        """Return a number that no frame of this connection had (they may come round after four thousand million)."""
+        """Return a number that no frame of this connection had (numbers repeat after four thousand million)."""
         self._number = self._number % _LAST_NUMBER + 1
         return self._number
 
     def left_slowly(self, number: int, now_us: int) -> None:
-        """Note that a frame has left only now: the server did not owe its answer before."""
+        """Note that a frame left only now, so that the server did not owe its answer before."""
         if (asked := self.asked.get(number)) is not None:
             self.asked[number] = (*asked[:2], now_us)
 
     def _gather(self) -> None:
-        """Put what there is to say into frames, those of a kind together."""
+        """Put all queued messages into frames, one kind in each."""
         by_kind: dict[Kind, list[Any]] = {kind: self._news[kind] for kind in self._untold}
         self._untold.clear()
         while self._hints:  # Before the report of the same job.
@@ -159,7 +163,7 @@ class LeaseCore:
                 self._frames.extend((kind, part) for part in parts_of(said))
 
     def _take_up_what_is_due(self, now_us: int) -> None:
-        """Renew the leases, first of all; and make reports again that a busy server has put off."""
+        """Queue a beat if one is due, before all other frames, and the reports that a busy server has put off."""
         if now_us >= self._next_beat_us:
             self._next_beat_us = now_us + self.lease_us // 3
             holds = [Hold(job_id, loan.fence) for job_id, loan in self.held.items() if not loan.is_given_up]
@@ -169,18 +173,18 @@ class LeaseCore:
         self.wake_us = min([self._next_beat_us, *(at_us for at_us, _ in self._put_off)])
 
     def is_settled(self) -> bool:
-        """Return whether everything is said and answered."""
+        """Return whether all messages are sent and answered."""
         return not (self._frames or self._reports or self._untold or self._hints or self._put_off or self.asked)
 
     def is_unheard(self, now_us: int) -> bool:
-        """Return whether to leave a server that answers nothing for most of a lease: leases that it does not renew end."""
+        """Return whether to leave the server for another: it has not answered for most of a lease."""
         oldest = next(iter(self.asked.values()), None)
         return self._has_others and oldest is not None and now_us - oldest[2] > self.lease_us * 2 // 3
 
     # From the server.
 
     def told(self, kind: Kind, items: Answers) -> list[LinkEvent]:
-        """Take a frame that is no answer: jobs, or word of jobs to stop; raise as `messages.told`."""
+        """Take a frame that is no answer: jobs, or jobs to stop; raise as `messages.told`."""
         if kind is Kind.STOP:
             stops: list[Stop] = [messages.told(Stop, list(fields)) for fields, _ in items]
             return [StopAsked(stop.id, stop.fence, stop.again) for stop in stops if stop.id in self.held]
@@ -198,7 +202,7 @@ class LeaseCore:
         return [Dispatched(jobs)]
 
     def _deadline_us(self, number: int) -> int:
-        """Return when to let go of leases that the server counts from the frame of this number."""
+        """Return the time to let go of leases that the server counts from the frame with this number."""
         sent_us = self._sent_us.get(number, 0)
         for earlier in [each for each in self._sent_us if each < number]:
             del self._sent_us[earlier]
@@ -207,17 +211,13 @@ class LeaseCore:
         return deadline_us
 
     def answered(self, number: int, items: Answers, now_us: int) -> list[LinkEvent]:
-        """Take the answer to a frame.
-
-        Raises:
-            GivaliaError: The server does not do as it should, or does not want this worker: go on to the next one.
-        """
+        """Take the answer to a frame; raise if the server breaks the protocol or refuses this worker: go on to the next."""
         asked = self.asked.pop(number, None)
         if asked is None:
             return []
         kind, said, _ = asked
         if kind is Kind.PROCESSES:
-            return []  # For people to look at. A server that is older than this message refuses it, and is as good as any.
+            return []  # For people only. A server that is older than this message refuses it, and serves as well as any.
         is_plain = len(items) == len(said) and all(fields and fields[0] == OK for fields, _ in items)
         errors = None if is_plain else errors_of(kind, said, items, has_others=self._has_others)
         if kind in _REPORTS:
@@ -237,12 +237,12 @@ class LeaseCore:
         for place, hold in enumerate(holds):
             loan, error = self.held.get(hold.id), errors[place] if errors is not None else None
             if loan is None or loan.fence != hold.fence or isinstance(error, Busy):
-                continue  # A busy server has said nothing about the lease: it lasts as long as it did.
+                continue  # BUSY says nothing about the lease, which lasts as long as before.
             if error is None:
                 if not loan.is_given_up:
                     loan.deadline_us = deadline_us
             elif not isinstance(error, Stale):
-                raise error  # This says nothing about the lease, and that the two of us do not understand each other.
+                raise error  # The error is not about the lease: the two sides do not understand each other.
             else:
                 del self.held[hold.id]
                 events.append(Lost(hold.id, loan.fence, "the server gave the job to another"))
@@ -251,7 +251,7 @@ class LeaseCore:
         return events
 
     def _settle(self, reports: list[Report], errors: Errors, items: Answers, now_us: int) -> list[LinkEvent]:
-        """Take the answers to reports: by OK and STALE the job is this worker's no more, and Busy wants the report again."""
+        """Take the answers to reports: OK and STALE end the loan, BUSY asks for the report again."""
         events: list[LinkEvent] = []
         for place, report in enumerate(reports):
             loan, error = self.held.get(report.id), errors[place] if errors is not None else None
@@ -272,7 +272,7 @@ class LeaseCore:
     # Self-fencing.
 
     def let_go(self, now_us: int) -> list[LinkEvent]:
-        """Give up the leases that could not be renewed in time; call it when `let_go_us` has come."""
+        """Give up the leases that were not renewed in time; call it from `let_go_us` on."""
         self.let_go_us = NEVER_US
         events: list[LinkEvent] = []
         for job_id, loan in self.held.items():
@@ -287,8 +287,8 @@ class LeaseCore:
 
 
 def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
-    """Return the record of one dispatched job; raise as `told` if no server of this protocol sends this."""
-    # Nearly all are as they should be, and this takes a third of the time of `told`, which says in words what is wrong.
+    """Return the record of a dispatched job; raise as `messages.told` for one that no server of this protocol sends."""
+    # Nearly all are correct, and this takes a third of the time of `messages.told`, which explains each error.
     whole = (*fields, *records.DISPATCH_REST.get(len(fields), ()))
     if (
         tuple(map(type, whole)) in records.DISPATCH_TYPES

@@ -1,7 +1,7 @@
-"""One connection of the worker's link: how it begins, how it sends what leaves slowly, and how its path is found dead.
+"""One connection of the worker's link: its start, its slow sends, and the detection of a dead path.
 
-A path that has died without a word is found by its pulse (`protocol.pulse`): whatever moves is left to move. The server owes a
-worker jobs, so the link looks after the path even while nothing is asked.
+`protocol.pulse` finds a path that has died silently; a path on which bytes move is never called dead. A worker waits for jobs,
+so the path is checked even while no answer is due.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from givalia_core.worker.channel import Channel
 from givalia_core.worker.link.lease_core import LeaseCore
 
 RECEIVE_BYTES: Final = 65_536
-LOOK_LEAST_S: Final = 0.05  # How long to wait at least for room to send, before the pulse is looked at again.
+LOOK_LEAST_S: Final = 0.05  # The shortest wait for room to send between two checks of the pulse.
 
 
 class ServerLine:
-    """A connection to one server. One greenlet sends and looks at the pulse, and another may receive."""
+    """A connection to one server. One greenlet sends and checks the pulse; another may receive."""
 
     def __init__(self, address: Address, core: LeaseCore) -> None:
         """Connect.
 
         Args:
-            address: Of the server.
-            core: Knows what the server has not answered yet, and numbers the frames.
+            address: The address of the server.
+            core: Numbers the frames, and knows those without an answer.
 
         Raises:
-            OSError: Nobody answers.
+            OSError: The connection cannot be made.
         """
         connected = socket.create_connection(address)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.channel = Channel(connected.detach(), RECEIVE_BYTES)
         self.caller = Caller()
         self.moved_s = time.monotonic()
-        """When something last arrived, or left slowly."""
+        """The time of the last arrival, or of the last progress of a slow send."""
         self.look_s = 0.0
-        """When `look` is to be called next, if nothing is sent before."""
+        """The time of the next `look`, if nothing is sent before."""
         self.sleeps_until_us = 0
-        """When the greenlet that sends wakes, if nobody wakes it before."""
+        """The time at which the sending greenlet wakes, if nothing wakes it before."""
         self.look_after_s, self.look_idle_s = PING_COMMAND_S, PING_WAIT_S
-        """How long after something was sent to call `look` at the latest, and while nothing is asked after something moved."""
+        """The longest time to the next `look`: after a send, and after the last movement while no answer is due."""
         self.ping = 0
-        """The number of the ping that is not answered yet."""
+        """The number of the ping without an answer; 0: none."""
         self._core = core
         self.pulse = Pulse(self.moved_s)
         """Decides whether the path is alive."""
@@ -76,7 +76,7 @@ class ServerLine:
             raise error
 
     def receive(self) -> list[Answer | Told]:
-        """Wait for something to arrive, and return the frames that are whole.
+        """Wait for bytes, and return the complete frames.
 
         Raises:
             ConnectionLost: The server has closed the connection.
@@ -90,7 +90,7 @@ class ServerLine:
         return self.caller.feed(data)
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send all of it, as long as it moves.
+        """Send all bytes, as long as the path moves them.
 
         Raises:
             ConnectionLost: The path is dead.
@@ -105,13 +105,13 @@ class ServerLine:
                 sent = self.channel.send(left)
             left = left[sent:]
             if left and sent:
-                self.moved_s = time.monotonic()  # Room is made only by what the server's TCP has taken.
+                self.moved_s = time.monotonic()  # The send buffer has room only for what the server's TCP has acknowledged.
                 self.pulse.moved(self.moved_s)
             elif left:
                 self.look(can_ping=False)
 
     def look(self, *, can_ping: bool = True) -> None:
-        """See whether the path is alive, and send a ping if one is due.
+        """Check the path, and send a ping if one is due.
 
         Raises:
             ConnectionLost: The path is dead.

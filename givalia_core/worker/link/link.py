@@ -1,7 +1,7 @@
-"""The worker's link to a server; it runs where no job code can hold it up.
+"""The worker's link to a server, which runs where no job code can block it.
 
-That is the supervising process, which runs no job at all, or, where a program has a `Worker` of its own in it, a native thread
-with a hub of its own. `LeaseCore` decides what to say and when to let go; the link carries it out over a socket.
+It runs in the supervisor, a process without jobs; if a program has a `Worker` of its own, in a native thread with its own hub.
+`LeaseCore` decides what to send and when to let go; the link moves the bytes.
 
 The link never logs and never calls plugins or job code; it tells the foreman, on its own hub, what has happened.
 """
@@ -40,14 +40,14 @@ FENCE_CHECK_S: Final = 0.25
 
 
 class Bell:
-    """Things that other threads leave for this one, which is woken to take them.
+    """Passes items from other threads to the hub of this one, and wakes it.
 
     Args:
-        take: Takes what was left, a batch at a time.
+        take: Takes the items, a batch at a time.
     """
 
     def __init__(self, take: Callable[[list[Any]], object]) -> None:
-        """Make it on the hub that is to take them."""
+        """Create the bell on the hub that will take the items."""
         self._take = take
         self._left: deque[Any] = deque()
         self._rung = Event()
@@ -58,16 +58,16 @@ class Bell:
 
     @property
     def waiting(self) -> int:
-        """How many things are left to take."""
+        """The number of items that wait."""
         return len(self._left)
 
     def ring(self, *left: Any) -> None:
-        """Leave something; from any thread."""
+        """Pass items; from any thread."""
         self._left.extend(left)
         self._wake()
 
     def ring_call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Let something be called there."""
+        """Have a function called on the hub; from any thread."""
         self.ring(partial(call, *arguments, **options))
 
     def _take_forever(self) -> None:
@@ -87,12 +87,12 @@ class Bell:
                     quietly(log.error, words, type(error).__name__, error)
 
     def fall_silent(self) -> None:
-        """In a fork: whoever is rung for is in the parent."""
+        """In a fork: drop all items, for the taker is in the parent."""
         self._wake = lambda: None
         self._left = deque(maxlen=0)
 
     def leave(self) -> None:
-        """In a fork: what was left is for the parent to take."""
+        """In a fork: drop the waiting items, which the parent takes."""
         self._left.clear()
         self._taking.kill(block=False)
 
@@ -112,12 +112,12 @@ class Link:
         self._servers = Servers(addresses)
         self._deliver = deliver
         self._is_stopping = False
-        self._wake: Event | None = None  # Of the greenlet that sends; None while there is none.
+        self._wake: Event | None = None  # Wakes the sending greenlet; None while there is none.
         self._bell: Bell | None = None
         self._thread = 0
 
     def send(self, *said: Report | Progress | Credit | list[Announce] | list[Process]) -> None:
-        """Send reports (until they are answered), hints, the credits, or the modules or processes; returns at once."""
+        """Send reports (until they are answered), hints, the credits, the modules or the processes; returns at once."""
         if self._bell is not None and thread_now() != self._thread:
             self._bell.ring(*said or (None,))
             return
@@ -148,7 +148,7 @@ class Link:
 
     def _stay_connected(self, wake: Event) -> None:
         servers = self._servers
-        while not self._is_stopping or (servers.has_others and self.core.held):  # Another server would hear the reports.
+        while not self._is_stopping or (servers.has_others and self.core.held):  # Another server can take the reports.
             line: ServerLine | None = None
             try:
                 with gevent.Timeout(CONNECT_S):
@@ -156,7 +156,7 @@ class Link:
                     self._join(line)
                 self._talk(line, wake)
                 return
-            except (Exception, gevent.Timeout) as error:  # Whatever the other side sends, the link tries again.
+            except (Exception, gevent.Timeout) as error:  # Whatever the server sends, the link tries again.
                 failure = _explained(error, line)
                 has_mismatch = isinstance(failure, VersionMismatch)
                 why = f"{VersionMismatch.code if has_mismatch else type(failure).__name__}: {failure}"
@@ -174,7 +174,7 @@ class Link:
             self._rest(wake, rest_s)
 
     def _join(self, line: ServerLine) -> None:
-        """Make the worker known to the server; what follows the answer is for `_talk` to say."""
+        """Say hello and JOIN; `_talk` sends the frames that follow the answer."""
         line.greet(AGENT)
         core = self.core
         core.begin(has_others=self._servers.has_others)
@@ -196,7 +196,7 @@ class Link:
     # Talking.
 
     def _talk(self, line: ServerLine, wake: Event) -> None:
-        """Send what there is to send and beat in time, while another greenlet reads; ends when stopped and all is answered."""
+        """Send all frames in time, while another greenlet reads; end when the link stops and every frame is answered."""
         core, send = self.core, line.channel.socket.send
         reading = gevent.spawn(self._read_forever, line, wake)
         try:
@@ -228,7 +228,7 @@ class Link:
             reading.kill()
 
     def _read_forever(self, line: ServerLine, wake: Event) -> Exception:
-        """Take what arrives; return what has ended that."""
+        """Take the frames that arrive; return the error that ends the reading."""
         core, deliver, feed = self.core, self._deliver, line.caller.feed
         wait, receive, arrived = line.channel.wait, line.channel.socket.recv_into, memoryview(bytearray(RECEIVE_BYTES))
         is_drained = False
@@ -278,12 +278,12 @@ class Link:
 
 
 def _explained(error: BaseException, line: ServerLine | None) -> BaseException:
-    """Return a refusal as it is, but one that comes of versions that do not fit with both of them."""
+    """Return an error as it is, but a mismatch of versions with both versions in it."""
     return line.caller.explained(error) if line is not None and isinstance(error, GivaliaError) else error
 
 
 def _lost(error: object) -> GivaliaError:
-    """Return what ends the connection when reading has ended so."""
+    """Return the error that ends the connection after the reading has ended so."""
     return error if isinstance(error, GivaliaError) else ConnectionLost(f"{type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""Many messages as few frames: each frame as full as the limits allow."""
+"""Cuts many messages into few frames, within the limits of the protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from givalia_core.protocol.messages import Succeed
 
 
 def parts_of(said: list[Any]) -> list[list[Any]]:
-    """Cut messages into frames that are not too large; at least one, even if there is nothing to name."""
+    """Cut messages into frames that are not too large; one empty frame if there are no messages."""
     parts: list[list[Any]] = [[]]
     room = frames.FRAME_BYTES_MAX // 2
     for message in said:
@@ -23,5 +23,5 @@ def parts_of(said: list[Any]) -> list[list[Any]]:
 
 
 def _words(message: Any) -> str:
-    """Return what makes a message long that has no payload."""
+    """Return the text that makes a message without payload long."""
     return getattr(message, "error", None) or getattr(message, "text", None) or ""

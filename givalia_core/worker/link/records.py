@@ -1,4 +1,4 @@
-"""The records of the link: what it keeps of a job, what it sends, and the events that it brings to the foreman."""
+"""The records of the link: the loan of a job, the reports, and the events for the foreman."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Loan:
     fence: int
     deadline_us: int
     report: Report | None = None
-    is_given_up: bool = False  # No longer renewed, but named until its end is reported: the attempt was made.
+    is_given_up: bool = False  # Not renewed any more, but named until its end is reported, for the attempt was made.
 
 
 class Dispatched(NamedTuple):
@@ -31,7 +31,7 @@ class Dispatched(NamedTuple):
 
 
 class StopAsked(NamedTuple):
-    """Somebody has cancelled a job that this worker runs."""
+    """A client has cancelled a job that this worker runs."""
 
     id: bytes
     fence: int
@@ -93,7 +93,7 @@ LinkEvent: TypeAlias = Dispatched | StopAsked | Lost | Resumed | Connected | Dis
 
 _DEFAULTS: Final = [Dispatch._field_defaults.get(name) for name in Dispatch._fields[:-1]]
 DISPATCH_REST: Final = {count: tuple(_DEFAULTS[count:]) for count in range(5, 1 + len(_DEFAULTS))}
-"""By the number of fields that a server has sent of a dispatch: the others."""
+"""The missing fields of a dispatch, by the number of fields that a server has sent."""
 _MAYBE_TEXT: Final = (str, type(None))
 DISPATCH_TYPES: Final = frozenset(
     product(*((each,) for each in (bytes, int, str, int, int)), _MAYBE_TEXT, (str,), (int,), (int, type(None)), _MAYBE_TEXT)

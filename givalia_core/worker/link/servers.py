@@ -1,9 +1,9 @@
-"""Which server the link goes to next, and how long it rests before that.
+"""Chooses the next server for the link, and the rest before it.
 
-Of several servers, which share one store, the worker is connected to one at a time. The credits are one number, the room that
-is left in this worker, and two servers could not both lend by it without asking each other; and a lease is the worker's, not
-the connection's, so it follows the worker to the next server, which hears of it by RESUME. When a server is lost, silent or
-stopping, the link tries the next at once, and pauses only when all have failed.
+Several servers share one store; the worker is connected to one at a time. The credits are one number, the room that is left in
+this worker, and two servers could not both lend by it without asking each other. A lease belongs to the worker and not to the
+connection, so it follows the worker to the next server, which hears of it by RESUME. When a server is lost, silent or stopping,
+the link tries the next one at once, and rests only when all have failed.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ STEADY_S: Final = 1.0  # A link that lasts so long counts as one that worked.
 
 
 class Servers:
-    """The servers that a worker knows, in the order of their turns."""
+    """The servers that a worker knows, in turns."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._round = Round(addresses)
-        self._client_ports: dict[Address, int] = {}  # Where the servers that this worker has joined take clients.
-        self._rounds = 0  # In which every server has failed, one after the other.
+        self._client_ports: dict[Address, int] = {}  # The client ports of the servers that this worker has joined.
+        self._rounds = 0  # Rounds in a row in which every server has failed.
         self.present = self._round.address
         """The server whose turn it is."""
         self.has_others = self._round.has_others
 
     def join(self, client_port: int) -> None:
-        """Note where the present server takes clients."""
+        """Note the client port of the present server."""
         self._client_ports[self.present] = client_port
 
     def failed(self, up_s: float, *, has_mismatch: bool) -> tuple[bool, float]:
         """Give the turn to the next server; return whether all have failed, and how many seconds to rest before it.
 
         Args:
-            up_s: How long the link to the present one was up.
-            has_mismatch: The present one is of a version that does not fit.
+            up_s: The time that the link to the present one was up.
+            has_mismatch: The version of the present one does not fit.
         """
-        # A link that is lost as soon as it is up, again and again, is no better than one that does not come up.
+        # A link that is lost as soon as it is up, again and again, counts as one that does not come up.
         if up_s >= STEADY_S:
             self._rounds = 0
             self._round.worked()
@@ -50,14 +50,14 @@ class Servers:
         if not have_all_failed:
             return False, 0.0
         rounds, self._rounds = self._rounds, self._rounds + 1
-        if has_mismatch:  # It is the same at the next try, unless somebody upgrades it: it is not asked often.
+        if has_mismatch:  # The version is the same at the next try, unless it is upgraded: try seldom.
             return True, random.uniform(BACKOFF_MAX_S / 2, BACKOFF_MAX_S)
         return True, random.uniform(BACKOFF_FIRST_S, min(BACKOFF_FIRST_S * 2 ** min(rounds, 10), BACKOFF_MAX_S))
 
     def clients(self) -> tuple[Address, ...]:
-        """Return where the servers take clients, the present one first.
+        """Return the addresses for clients, that of the present server first.
 
-        A server that was not joined yet is taken to have the client port of the present one if their worker ports are the same.
+        A server that was not joined yet is assumed to have the client port of the present one if their worker ports are equal.
         """
         present, ports = self.present, self._client_ports
         alike = {address: ports[present] for address in self._round if address.port == present.port}

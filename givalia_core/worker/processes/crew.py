@@ -1,8 +1,8 @@
-"""A crew: the processes of one generation, which run what the foreman gives them.
+"""A crew: the processes of one generation, which run the jobs that the foreman gives them.
 
-One of them hosts jobs as greenlets, together with the plugins; beside it are as many as are wanted that take one job each. All
-come from one nursery, started when the crew was, so a crew knows the packages that were installed then. To reload is to let
-another crew take over while the old one finishes what it has.
+One process, the host, runs jobs as greenlets together with the plugins; beside it are processes that take one job each. All
+come from one nursery, which starts with the crew, so a crew has the packages that were installed then. A reload starts another
+crew, which takes over while this one finishes its jobs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from givalia_core.worker.processes.family import Member, NurseryHandle
 from givalia_core.worker.processes.pool import Pool, Pooled, end_for_good
 from givalia_core.worker.processes.watchdog import Hosting, HostWatch
 
-STEADY_S: Final = 10.0  # One that lived so long counts as one that worked.
+STEADY_S: Final = 10.0  # A host that lived so long counts as one that worked.
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 10.0
 DRAIN_S: Final = 5.0
@@ -48,35 +48,35 @@ BACKLOG_MAX: Final = 1_000
 
 
 class CrewListener(Protocol):
-    """Hears what a crew says of itself."""
+    """Hears a crew."""
 
     def on_ready(self, crew: Crew) -> None:
-        """It has its modules and plugins."""
+        """Note that the crew has its modules and plugins."""
 
     def on_started(self, crew: Crew) -> None:
-        """Its plugins know that the worker is connected: jobs may come."""
+        """Note that its plugins know of the connection, so that jobs may come."""
 
     def on_host_died(self, crew: Crew, verdict: Verdict) -> None:
-        """The process with the greenlets is gone; another is on its way, unless the crew is over."""
+        """Note that its host is gone; another one will follow, unless the crew has ended."""
 
     def on_host_stuck(self, crew: Crew, verdict: Verdict) -> None:
-        """The process with the greenlets should be replaced and cannot be."""
+        """Note that its host should be replaced and cannot be."""
 
     def on_host_spoiled(self, crew: Crew, words: str) -> None:
-        """A job has changed these for the whole process with the greenlets, which cannot put them back."""
+        """Note that a job has changed these for the host, which cannot restore them."""
 
     def on_host_clogged(self, crew: Crew, job_id: bytes) -> None:
-        """Code of this job, which was reported, does not end in the process with the greenlets."""
+        """Note that the code of this job, which was reported, does not end."""
 
     def on_host_full(self, crew: Crew) -> None:
-        """The process with the greenlets has more memory than it may."""
+        """Note that its host exceeds the memory limit."""
 
     def on_gone(self, crew: Crew) -> None:
-        """All its processes are gone."""
+        """Note that all its processes are gone."""
 
 
 class Crewed(Protocol):
-    """What a crew needs of its foreman."""
+    """The foreman, as far as a crew knows him."""
 
     settings: WorkerSettings
     counts: Counter[str]
@@ -92,14 +92,14 @@ class Crewed(Protocol):
         """Hears of the crew."""
 
     def hear(self, crew: Crew, notes: list[Any]) -> None:
-        """Take what the process with the greenlets says."""
+        """Take the notes of the host."""
 
 
 class Crew:
-    """The processes of one generation; lives on the hub of its foreman, and never waits there."""
+    """The processes of one generation; runs on the hub of its foreman, and never blocks it."""
 
     def __init__(self, foreman: Crewed, host: Hosting | None = None, *, environ: dict[str, str] | None = None) -> None:
-        """Start it; with `host` the greenlets are in that process, which cannot be replaced."""
+        """Start the crew; `host` is a process that hosts the greenlets already, and cannot be replaced."""
         self._foreman = foreman
         self._settings = foreman.settings
         self._environ = environ
@@ -110,24 +110,24 @@ class Crew:
         self.apart: frozenset[str] = frozenset()
         """The modules whose jobs have processes of their own."""
         self.takes: frozenset[str] = frozenset()
-        """The modules a job of which could start now: somebody has to run it, or to tell the plugins of it."""
+        """The modules whose jobs can start now: the process that runs them, or tells the plugins, must be ready."""
         self.tell: Callable[..., None] = _say_nothing
-        """Says something to the host; one that starts hears it when it is ready."""
+        """Sends notes to the host; a host that starts reads them when it is ready."""
         self.host = HostWatch(foreman.jobs.get, foreman.log, foreman.counts)
         self.pool = Pool(foreman.apart, foreman.settings, self._fork)
         self.audit = Audit()
-        self.job_count = 0  # Those that it has to see to the end.
+        self.job_count = 0  # The jobs that it has not finished.
         self.is_serving = False
         self.is_retired = False
-        self.has_stuck = False  # Code of a job that was reported goes on in the process with the greenlets.
+        self.has_stuck = False  # The code of a reported job goes on in the host.
         self._is_over = False
         self.is_draining = self._is_closing = False
         self._deadly: dict[str, str] = {}
         self._owed: list[Any] = []
         self._known_since = 0.0
-        self._suspected = ""  # The module during whose import a process was killed, which may have been chance.
+        self._suspected = ""  # The module whose import was interrupted by a kill, which may have been chance.
         self._is_local = host is not None
-        self._actions: dict[type, Callable[[Any], None]] = {  # What else the host says, it says of jobs.
+        self._actions: dict[type, Callable[[Any], None]] = {  # All other notes are about jobs.
             Importing: self._note_import,
             HostReady: self._be_ready,
             Started: self._be_serving,
@@ -151,7 +151,7 @@ class Crew:
                 self._nursery = NurseryHandle(self._nursery_lost, self._environ)
             hear = partial(self._foreman.hear, self)
             member = Member("greenlets", hear, lambda status: self._host_ended(member, status))
-        except OSError as error:  # No descriptors, no memory, or no interpreter: its folder is being replaced, perhaps.
+        except OSError as error:  # No descriptors, no memory, or no interpreter, while its folder is replaced.
             self.host.failures += 1
             self._foreman.log.error("no process for the greenlets can be made: %s", error)
             gevent.spawn_later(self._backoff_s, self._start_host)
@@ -177,21 +177,21 @@ class Crew:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the host has so much to hear yet that what is of less importance had better not wait for it."""
+        """True while the host has a long backlog, and notes of less importance should not join it."""
         return self.host.member is None or self.host.member.backlog > BACKLOG_MAX
 
     def tell_servers(self) -> None:
-        """Let all processes know where clients go that are made in jobs."""
+        """Tell all processes the servers for clients that jobs make."""
         note = JobServers(self._foreman.apart.servers)
         self.tell(note)
         self.pool.tell(note)
 
     def owe(self, note: Any) -> None:
-        """Say something to the next host, for this one is gone."""
+        """Keep a note for the next host, for this one is gone."""
         self._owed.append(note)
 
     def take(self, note: Any) -> bool:
-        """Take what the host says; return whether it was about the crew, and not about jobs."""
+        """Take a note of the host; return whether it was about the crew, and not about jobs."""
         act = self._actions.get(type(note))
         if act is not None:
             act(note)
@@ -225,7 +225,7 @@ class Crew:
         self._foreman.news.on_host_clogged(self, note.id)
 
     def _check_held(self, note: Holding) -> None:
-        """Replace the host if it has lost attempts; it is unknown which job is to blame, so all its jobs are given back."""
+        """Replace the host if it has lost attempts; the culprit is unknown, so all its jobs go back."""
         missing = self.audit.answered(note.fences, time.monotonic())
         lost = [fence for fence in self._hosted() if fence in missing]
         if not lost:
@@ -236,11 +236,11 @@ class Crew:
             self.replace_host(Verdict(culprit, "died", words))
 
     def _hosted(self) -> list[int]:
-        """Return the fences of the jobs that the host was given and has not reported."""
+        """Return the fences of the jobs that the host has not reported."""
         return [fence for fence, job in self._foreman.jobs.items() if job.crew is self and not job.is_apart]
 
     def ask_host(self, now_s: float) -> None:
-        """Ask the host which jobs it has, unless it is blocked; replace it if it says nothing any more."""
+        """Ask the host for its jobs, unless it is blocked; replace it if it has fallen silent."""
         if self.host.state != "ready" or self.host.blocked_s:
             self.audit.begin_anew(now_s)
         elif self.audit.is_deaf(now_s):
@@ -253,7 +253,7 @@ class Crew:
             self.tell(AskHeld())
 
     def start(self) -> None:
-        """The worker is connected: let the plugins know, and after that take jobs."""
+        """Tell the plugins that the worker is connected; the crew takes jobs after that."""
         self.tell(Start())
 
     def _know_what_it_takes(self) -> None:
@@ -263,12 +263,12 @@ class Crew:
         self.takes = whole if self.is_serving else whole & needs_no_host
 
     def withdraw(self, module: str, why: str) -> None:
-        """Take no more jobs of this module."""
+        """Take no more jobs of a module."""
         self.modules[module] = self.modules[module]._replace(broken=why)
         self._know_what_it_takes()
 
     def give_up(self) -> None:
-        """Kill the host of a retired crew: its jobs that still run are given back."""
+        """Kill the host of a retired crew; its running jobs go back."""
         words = "there are too many processes with jobs that do not end"
         self._foreman.log.error("the oldest is ended: %s", words)
         self.replace_host(Verdict(0, "died", words, is_ours=True))
@@ -297,7 +297,7 @@ class Crew:
         verdict = host.verdict or Verdict(
             member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=is_ours, suspects=member.recent
         )
-        # One that was running jobs may have ended for what one of them did: the next process can start at once.
+        # A job may have ended a host that ran some: the next one can start at once.
         has_run = bool(member.recent) or self._foreman.jobs.get(verdict.culprit) is not None
         is_steady = has_run or time.monotonic() - member.started_s > STEADY_S
         host.failures = 0 if is_steady else host.failures + 1
@@ -311,7 +311,7 @@ class Crew:
                 )
                 delay_s = 0.0
             else:
-                if host.verdict is None:  # Else the one that gave it has logged it.
+                if host.verdict is None:  # Else it is logged already.
                     first, more = split(verdict.words)
                     self._foreman.log.error("the process %d with the greenlets is gone: %s", member.pid, first, extra=more)
                 delay_s = self._backoff_s
@@ -320,17 +320,17 @@ class Crew:
         self._look_whether_over()
 
     def _may_be_chance(self, host: HostWatch, status: int) -> bool:
-        """Whether somebody else may have killed a process that was importing a module; not if it happens again."""
+        """Return whether the kill of a process during an import may be chance; a second one is not."""
         is_first, self._suspected = self._suspected != host.importing, host.importing or ""
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def note_hook(self, job: Job) -> None:
-        """Note that a plugin has been busy with this job for a while, or, if its `hook` is empty, that none is any more."""
+        """Note that a plugin has been busy with a job for a while; an empty `hook`: not any more."""
         self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not job]
         if job.hook:
             self.host.in_hooks.append(job)
 
-    # Looking after them.
+    # Jobs apart, and limits.
 
     def run(self, job: Job) -> None:
         """Run a job in a process of its own."""
@@ -340,40 +340,40 @@ class Crew:
         self.pool.run(job, self.sources.get(name, ""), (announced.distribution, version, self._known_since))
 
     def look(self, *, is_fair: bool) -> None:
-        """See how the host is; `is_fair` is False when this process itself has just been away."""
+        """Check the host; `is_fair` is False when this process itself has just been suspended."""
         verdict = self.host.look(self._settings) if is_fair else None
         if verdict is not None:
             self.replace_host(verdict)
 
     def limit_memory(self, limit_bytes: int) -> None:
-        """End processes that have more memory than they may, and let another host take over."""
+        """End processes that exceed the memory limit, and have the host replaced if it does."""
         member = self.host.member
         self.pool.limit_memory(limit_bytes)
-        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one need not be any smaller.
+        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one may be no smaller.
         if member is not None and is_old and not self._is_local and member.memory_bytes > limit_bytes:
             self._foreman.news.on_host_full(self)
 
     # The end.
 
     def drain(self) -> None:
-        """The plugins are to know that the worker stops."""
+        """Tell the plugins that the worker stops."""
         if not self.is_draining:
             self.is_draining = True
             self.tell(Drain())
 
     def retire(self) -> None:
-        """Another crew has taken over: tell the plugins, who may have to let go of a port, and end when the jobs have."""
+        """Finish the jobs and end, for another crew has taken over; tell the plugins, which may have to free a port."""
         self.is_retired = True
         self.drain()
         self.look_whether_done()
 
     def look_whether_done(self) -> None:
-        """A retired crew ends when it has no more jobs."""
+        """End a retired crew when it has no more jobs."""
         if self.is_retired and not self.job_count:
             self.end()
 
     def end(self) -> None:
-        """End all processes: the host may tell its plugins first."""
+        """End all processes; the host tells its plugins first."""
         if self._is_over:
             return
         self._is_over = True
@@ -400,7 +400,7 @@ class Crew:
 
 
 def _say_nothing(*_: Any) -> None:
-    """There is no host."""
+    """Drop notes while there is no host."""
 
 
 Job: TypeAlias = Assignment[Crew]

@@ -1,4 +1,4 @@
-"""The supervisor's side of the nursery: processes that it can talk to, send signals to, and hear the end of."""
+"""The supervisor's side of the nursery: processes that it exchanges notes with and sends signals to, and their ends."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from givalia_core.worker.page import LastWords, SharedPage, nameless_file, page_
 from givalia_core.worker.processes.nursery import BORN, ENDED, FOR_SUPERVISOR, FORK, RECORD, ROLES, SIGNAL
 
 RECEIVE_BYTES: Final = 65_536
-NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: of all jobs that end at once, or of one.
+NOTES_BYTES_MAX: Final = {"greenlets": 64 << 20, "job": 1 << 20}  # In one write: for all jobs that end at once, or for one.
 CLOSE_S: Final = 2.0
-KILLED_S: Final = 3.0  # So long a process may take to be gone that was sent SIGKILL.
-NURSERY_FD: Final = 3  # Of its socket, in the nursery.
-UNBORN: Final = -1  # In place of a status: it could not be made.
-LINGER_S: Final = 0.5  # How long what a dead process has said may take to arrive.
-CUT_S: Final = 0.3  # One that is silent for good and not known to be dead by then has closed its channel, and lives.
+KILLED_S: Final = 3.0  # Time for a process to be gone after SIGKILL.
+NURSERY_FD: Final = 3  # The descriptor of the socket in the nursery.
+UNBORN: Final = -1  # In place of a status: the process could not be made.
+LINGER_S: Final = 0.5  # Time for the last notes of a dead process to arrive.
+CUT_S: Final = 0.3  # A process whose channel has ended, and that is not dead by then, has closed it and lives.
 
 
 log = logging.getLogger("givalia.worker")
 
 
 class Member:
-    """One process: what is said to it, what it says, and its end.
+    """One process: the notes to it and from it, and its end.
 
     Args:
-        role: What it is for, one of `ROLES`.
-        heard: Told what the process says, in its order, a batch at a time.
-        ended: Told once when it is gone and everything it said was heard; with the status that `os.waitpid` gives.
+        role: Its role, one of `ROLES`.
+        heard: Takes the notes of the process in order, a batch at a time.
+        ended: Called once with the status of `os.waitpid`, when the process is gone and all its notes are heard.
     """
 
     def __init__(self, role: str, heard: Callable[[list[Any]], None], ended: Callable[[int], None]) -> None:
         self.role = role
         self.pid = 0  # Until it is born.
-        self.since = time.time()  # For people and installers; lengths are measured from `started_s`.
+        self.since = time.time()  # For people, and for comparisons with files; lengths start at `started_s`.
         self.started_s = time.monotonic()
         self.memory_bytes = 0
-        """Its resident memory when that was last looked at."""
+        """Its resident memory at the last look."""
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours.detach(), RECEIVE_BYTES)
         self.given = [theirs.detach()]
-        forks.register(self)  # At once: in a program of its own this is a thread beside the one that forks.
-        with contextlib.ExitStack() as undone:  # Where there are no more file descriptors, none is to be lost.
+        forks.register(self)  # At once: in a program with its own worker, another thread may fork now.
+        with contextlib.ExitStack() as undone:  # When descriptors run out, none is lost.
             undone.callback(os.close, self.given[0])
             page = page_file()
             undone.callback(os.close, page)
@@ -71,29 +71,29 @@ class Member:
         self._rung = Event()
         self.is_open = True
         self.last_current = 0
-        self.recent: frozenset[int] = frozenset()  # What it has run shortly before its end, or before it was given up.
+        self.recent: frozenset[int] = frozenset()  # The code that ran shortly before its end, or before it was given up.
         self.is_orphan = False
-        self._fault = ""  # What it was killed for, if that was done here or by the end of its nursery.
+        self._fault = ""  # The reason, if this process or the end of its nursery killed it.
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending = gevent.spawn(self._send_forever)
 
     def after_fork(self) -> None:
-        """In a fork of a program that has a worker in it: the process is the parent's alone."""
+        """In a fork of a program with its own worker: leave the process to the parent."""
         forks.detach(self._channel.fileno(), *self.given[:1])
 
     @property
     def backlog(self) -> int:
-        """How many notes the process has not taken yet."""
+        """The number of notes that the process has not taken yet."""
         return len(self._out)
 
     def tell(self, *said: Any) -> None:
-        """Say something to the process; returns at once, what it does not take waits."""
+        """Send notes to the process; returns at once, and notes wait until it takes them."""
         self._out += said
         self._rung.set()
 
     def _send_forever(self) -> None:
-        with contextlib.suppress(OSError):  # It is gone, or about to be: its end will be told.
+        with contextlib.suppress(OSError):  # The process is gone, or about to be: its end is reported elsewhere.
             while True:
                 self._rung.wait()
                 self._rung.clear()
@@ -101,7 +101,7 @@ class Member:
                 self._channel.sendall(self._packed(out))
 
     def _packed(self, out: list[Any]) -> bytes:
-        """Notes as they travel, but for those that cannot: job code has a say in some, and the others are not to suffer."""
+        """Return notes as they travel, without those that cannot be packed, for job code fills some of them."""
         try:
             return notes.pack(out)
         except Exception as error:
@@ -112,7 +112,7 @@ class Member:
 
     def _read_forever(self) -> None:
         reader = notes.NoteReader(NOTES_BYTES_MAX[self.role])
-        unfinished: frozenset[int] | None = None  # What had run shortly before the first piece of a record came.
+        unfinished: frozenset[int] | None = None  # The code that ran shortly before the first part of a record came.
         try:
             while data := self._channel.receive():
                 if heard := reader.feed(data):
@@ -123,7 +123,7 @@ class Member:
                     unfinished = self.page.recent()
         except OSError:
             pass
-        except Exception as error:  # Job code can write whatever it likes to any file of its process.
+        except Exception as error:  # Job code can write anything to any file of its process.
             log.error("process %d says what cannot be understood, and is ended: %s: %s", self.pid, type(error).__name__, error)
             self._give_up("it wrote nonsense to the connection to its worker", unfinished or frozenset())
             return
@@ -131,16 +131,16 @@ class Member:
             self._give_up("it closed the connection to its worker")
 
     def _give_up(self, words: str, before: frozenset[int] = frozenset()) -> None:
-        """Kill it, for nothing that it does can be heard of any more; it may have been any of those that ran then."""
+        """Kill the process, which cannot be heard any more; any job that ran recently may be to blame."""
         self._fault, self.recent = words, before | self.page.recent()
         self.signal(signal.SIGKILL)
 
     def stack(self) -> str:
-        """What it has written of where it is, or was, since this was last asked."""
+        """Return the stack that the process has written since the last call."""
         return self.last_words.take()
 
     def close(self) -> None:
-        """Tell it that nothing more will come: it ends when it has done what it was told."""
+        """Tell the process that nothing more will come; it ends after its present notes."""
         with contextlib.suppress(OSError):
             self._channel.finish()
 
@@ -152,20 +152,20 @@ class Member:
             self._signals.append(number)
 
     def be_born(self, nursery: NurseryHandle, pid: int) -> None:
-        """The nursery has made it."""
+        """Note that the nursery has made the process."""
         self._nursery, self.pid = nursery, pid
         for number in self._signals:
             nursery.signal(pid, number)
 
     def lose_nursery(self) -> None:
-        """Note that it ends because its nursery has: the job whose code it is in is not to blame."""
+        """Note that the process ends with its nursery, and no job is to blame."""
         self.is_orphan = True
         self._fault = self._fault or "the process that had made it is gone"
 
     def end(self, status: int) -> None:
-        """It is gone."""
+        """Hear the last notes of the process, which is gone, and report its end."""
         self._gone.set()
-        self._reading.join(LINGER_S)  # Somebody it has left behind may hold its end open.
+        self._reading.join(LINGER_S)  # A process that it has left behind may hold the connection open.
         self.is_open = False
         self._reading.kill()
         self._sending.kill()
@@ -179,7 +179,7 @@ class Member:
             os.close(fd)
 
     def words_for(self, status: int) -> str:
-        """How it ended, in words."""
+        """Return in words how the process ended."""
         return self._fault or words_for(status)
 
 
@@ -187,7 +187,7 @@ class NurseryHandle:
     """The nursery process, and the members that it has made."""
 
     def __init__(self, lost: Callable[[], None], environ: dict[str, str] | None = None) -> None:
-        """Start it; `lost` is told if it ends without being asked."""
+        """Start the nursery; `lost` is called if it ends without being asked."""
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._lost = lost
@@ -195,7 +195,7 @@ class NurseryHandle:
         self._members: dict[int, Member] = {}
         self._last = 0
         self._is_closed = False
-        # Not by `subprocess`, which in a program that gevent has patched works in its main thread only.
+        # Not `subprocess`, which works only in the main thread of a program that gevent has patched.
         self.pid = monkey.get_original("os", "posix_spawn")(
             sys.executable,
             [sys.executable, "-P", "-m", "givalia_core.worker.processes.nursery", str(NURSERY_FD)],
@@ -204,8 +204,8 @@ class NurseryHandle:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), NURSERY_FD),
             ],
-            setpgroup=0,  # What a terminal sends is for the supervisor alone.
-            setsigmask=FOR_SUPERVISOR,  # Until it can ignore them.
+            setpgroup=0,  # Signals of a terminal are for the supervisor alone.
+            setsigmask=FOR_SUPERVISOR,  # Blocked until it can ignore them.
             setsigdef=(signal.SIGPIPE,),
         )
         theirs.close()
@@ -213,7 +213,7 @@ class NurseryHandle:
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: the nursery ends when the parent does, and must not wait for this process."""
+        """In a fork: close the socket, for the nursery ends with the parent and must not wait for this process."""
         forks.detach(self._socket.fileno())
 
     def fork(self, member: Member) -> None:
@@ -221,10 +221,10 @@ class NurseryHandle:
         self._last += 1
         self._tickets[self._last] = member
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", member.given))
-        with contextlib.suppress(OSError):  # If it is gone, that will be told in a moment.
+        with contextlib.suppress(OSError):  # If the nursery is gone, its end is reported in a moment.
             self._socket.sendmsg([RECORD.pack(FORK, self._last, ROLES.index(member.role))], [rights])
-        *given, _ = member.given  # The last one is read when the process is gone.
-        member.given = []  # First: a fork must not mistake for these what takes their numbers next.
+        *given, _ = member.given  # The last one is read after the end of the process.
+        member.given = []  # First: other files may take these numbers, and a fork must not close them.
         for fd in given:
             os.close(fd)
 
@@ -236,7 +236,7 @@ class NurseryHandle:
             gevent.spawn_later(KILLED_S, self._look_whether_killed, pid)
 
     def _look_whether_killed(self, pid: int) -> None:
-        """A nursery that does not do as told is stopped itself, perhaps; on Linux all that it has made ends with it."""
+        """Kill a nursery that does not obey, stopped perhaps; on Linux all its processes end with it."""
         if pid in self._members:
             log.error("the nursery of the worker's processes has not killed one that it should have, and is ended")
             with contextlib.suppress(ProcessLookupError):
@@ -256,7 +256,7 @@ class NurseryHandle:
         self._members, self._tickets = {}, {}
         self._socket.close()
         if not self._is_closed:
-            self._lost()  # Before anybody hears of an end, and has another process made by one that is not there.
+            self._lost()  # First: whoever hears of an end may want another process, and needs another nursery for it.
             for member in members:
                 member.lose_nursery()
         gevent.joinall([gevent.spawn(member.end, signal.SIGKILL) for member in members])
@@ -273,7 +273,7 @@ class NurseryHandle:
             gevent.spawn(member_.end, b)
 
     def close(self) -> None:
-        """Let it end, and with it, after half a second, all that it has made."""
+        """End the nursery, and after half a second all its processes."""
         self._is_closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
@@ -285,13 +285,13 @@ class NurseryHandle:
 
 
 def _wait_for(pid: int) -> None:
-    """Let the system forget a process that has ended, or is just about to."""
+    """Reap a process that has ended, or is about to."""
     with contextlib.suppress(ChildProcessError):
         monkey.get_original("os", "waitpid")(pid, 0)
 
 
 def words_for(status: int) -> str:
-    """How a process ended, from the status that `os.waitpid` gives."""
+    """Return in words how a process ended, from the status of `os.waitpid`."""
     if status == UNBORN:
         return "the system makes no more processes now"
     if os.WIFSIGNALED(status):

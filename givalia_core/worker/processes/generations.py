@@ -1,4 +1,4 @@
-"""One crew after the other: which of them takes jobs, and when the next one takes over from it.
+"""The generations of crews: one takes jobs, and the next one takes over from it.
 
 This is the door of the worker's processes.
 """
@@ -23,11 +23,11 @@ from givalia_core.worker.processes.watchdog import BLOCKED_NS
 __all__ = ["BLOCKED_NS", "Crew", "Generations", "Job"]
 
 MIB: Final = 1 << 20
-CREWS_MAX: Final = 5  # That are still there; more replacements wait.
+CREWS_MAX: Final = 5  # The most crews at once; further replacements wait.
 
 
 class Generations:
-    """The crews of a worker, the newest last; all but it and the present one only finish what they have.
+    """The crews of a worker, the newest last; all except the newest and the present one only finish their jobs.
 
     Args:
         make: Starts another crew.
@@ -39,11 +39,11 @@ class Generations:
         self._log = log
         self.crews: list[Crew] = []
         self.present: Crew | None = None
-        """The one that takes jobs."""
+        """The crew that takes jobs."""
         self._is_ending = False
-        self._must_reload = ""  # Why, if as soon as the one that is on its way has arrived.
+        self._must_reload = ""  # The reason for another reload, as soon as the crew that starts is ready; empty: none.
         self.taken_over = Event()
-        """Set when the crew that was asked for last has taken over."""
+        """Set when the newest crew has taken over."""
         self.over = Event()
         """Set when there are no more crews."""
 
@@ -52,7 +52,7 @@ class Generations:
         self.crews.append(self._make())
 
     def reload(self, why: str) -> None:
-        """Let a new crew take over, which sees the packages that are installed now; what runs goes on where it is."""
+        """Start a new crew, with the packages that are installed now; running jobs stay where they are."""
         if self._is_ending:
             return
         if (installed := installed_version()) != __version__:
@@ -61,7 +61,7 @@ class Generations:
         self.taken_over.clear()
         last = self.crews[-1]
         if last is not self.present and last.host.failures:
-            last.end()  # It does not get ready, and what has changed may be the cure.
+            last.end()  # It does not get ready; the new packages may cure that.
         elif last is not self.present or len(self.crews) >= CREWS_MAX:
             self._must_reload = why
             if last is self.present:
@@ -71,13 +71,13 @@ class Generations:
         self.crews.append(self._make())
 
     def _make_way(self) -> None:
-        """Give up the oldest crew that has code in it which does not end; what else it runs is given back."""
+        """Give up the oldest crew with code that does not end; its other jobs go back."""
         stuck = next((crew for crew in self.crews if crew.has_stuck and crew is not self.present), None)
         if stuck is not None:
             stuck.give_up()
 
     def take_over(self, crew: Crew) -> bool:
-        """The plugins of a crew have started: from now on it takes the jobs; whether it did not before."""
+        """Let a crew take the jobs, for its plugins have started; return whether another one did before."""
         before, self.present = self.present, crew
         if before is not None and before is not crew:
             self._log.info("the new processes have taken over")
@@ -88,7 +88,7 @@ class Generations:
         return before is not crew
 
     def remove(self, crew: Crew) -> None:
-        """All processes of a crew are gone."""
+        """Forget a crew whose processes are gone."""
         if crew in self.crews:
             self.crews.remove(crew)
         if not self.crews:
@@ -102,7 +102,7 @@ class Generations:
             self.reload(why)
 
     def processes(self) -> list[Process]:
-        """Return what is to be said of the processes that are born: pid 0 would be the whole group of whoever signals it."""
+        """Return the records of the processes that exist; a pid of 0 would name the whole group of a person who signals it."""
         self.weigh()
         shown: list[Process] = []
         for crew in self.crews:
@@ -121,7 +121,7 @@ class Generations:
         return shown
 
     def weigh(self) -> None:
-        """See how much memory each process has, where the system says so."""
+        """Read the memory of each process, where the system tells it."""
         for crew in self.crews:
             for member in (crew.host.member, *(child.member for child in crew.pool.children)):
                 if member is not None and member.pid:
@@ -132,23 +132,23 @@ class Generations:
                         member.memory_bytes = 0
 
     def limit_memory(self, limit_mib: int) -> None:
-        """End processes that have more memory than they may."""
+        """End processes that exceed the memory limit."""
         self.weigh()
         for crew in list(self.crews):
             crew.limit_memory(limit_mib * MIB)
 
     def look(self, *, is_fair: bool) -> None:
-        """See how the hosts are; `is_fair` is False when this process itself has just been away."""
+        """Check the hosts; `is_fair` is False when this process itself has just been suspended."""
         for crew in list(self.crews):
             crew.look(is_fair=is_fair)
 
     def ask_hosts(self, now_s: float) -> None:
-        """Ask the hosts which jobs they have."""
+        """Ask the hosts for their jobs."""
         for crew in list(self.crews):
             crew.ask_host(now_s)
 
     def drain(self) -> None:
-        """No more crews will come, and the plugins of those that are there are to know."""
+        """Start no more crews, and tell the plugins of the present ones that the worker stops."""
         self._is_ending = True
         for crew in self.crews:
             crew.drain()
@@ -160,11 +160,11 @@ class Generations:
 
 
 def installed_version() -> str:
-    """The version of Givalia that lies in the environment now, which is that of processes started from now on."""
+    """Return the version of Givalia that is installed now, which new processes will have."""
     try:
         return importlib_metadata.version("givalia")
     except importlib_metadata.PackageNotFoundError:
-        return __version__  # It runs from somewhere else.
+        return __version__  # It runs from a folder that is not installed.
 
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

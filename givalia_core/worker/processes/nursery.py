@@ -1,11 +1,11 @@
-"""The nursery: a small process that makes the worker's other processes, and sees to it that nothing of them is left behind.
+"""The nursery: a small process that makes the worker's other processes, and leaves nothing of them behind.
 
-It runs no job, has no thread and no loop of gevent's, and never grows, so that a fork of it takes a millisecond and is safe.
-Every process it makes leads a group of its own; when it ends, however that comes about, what it has started ends with it.
-When the supervisor is gone, killed with -9 perhaps, all of them are asked to stop, and half a second later killed.
+It runs no job, has no thread and no loop of gevent, and never grows, so a fork of it takes a millisecond and is safe. Each
+process that it makes leads a group of its own; when the process ends, in whatever way, the nursery kills the group. When the
+supervisor is gone, by kill -9 perhaps, the nursery stops all its processes, and kills them half a second later.
 
-It is told what to do over a socket, in records of one size: make a process (with the file descriptors it is to have), or
-send a signal to the group of one.
+The supervisor sends commands over a socket, in records of one size: make a process (with its file descriptors), or send a
+signal to the group of one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ FORK, SIGNAL, BORN, ENDED = range(4)
 ROLES: Final = ("greenlets", "job")
 FDS: Final = 3  # The socket to the supervisor, the shared page, the file for last words.
 LAST_S: Final = 0.5
-# A terminal, a service manager or a person may send these to every process of a worker: they are for the supervisor, which says
-# what is to be done.
+# A terminal, a service manager or a person may send these to every process of a worker. Only the supervisor acts on them.
 FOR_SUPERVISOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -40,7 +39,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 def main(fd: int) -> None:
     """Serve the supervisor at the other end of this socket until it is gone."""
     supervisor = socket.socket(fileno=fd)
-    supervisor.setblocking(True)  # At its other end is gevent, which makes both otherwise.
+    supervisor.setblocking(True)  # gevent, at the other end, has made both ends non-blocking.
     Nursery(supervisor).serve()
 
 
@@ -53,7 +52,7 @@ class Nursery:
         self._me = os.getpid()
         for number in FOR_SUPERVISOR:
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_SUPERVISOR)  # It was started with these blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_SUPERVISOR)  # The process was started with these blocked.
         self._rung, self._ringing = os.pipe()
         for end in (self._rung, self._ringing):
             os.set_blocking(end, False)
@@ -62,7 +61,7 @@ class Nursery:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     def serve(self) -> None:
-        """Do as told until the supervisor is gone."""
+        """Carry out commands until the supervisor is gone."""
         poll = select.poll()
         poll.register(self._supervisor, select.POLLIN)
         poll.register(self._rung, select.POLLIN)
@@ -75,7 +74,7 @@ class Nursery:
         self._end_all()
 
     def _obey(self) -> bool:
-        """Do one thing; False if there is nobody left to say what."""
+        """Carry out one command; return False if the supervisor is gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self._supervisor, RECORD.size, FDS)
             while data and len(data) < RECORD.size:
@@ -87,14 +86,14 @@ class Nursery:
         what, a, b = RECORD.unpack(data)
         if what == FORK:
             self._fork(a, ROLES[b], fds)
-        elif what == SIGNAL and a in self._children:  # A pid that is not reaped is nobody else's.
+        elif what == SIGNAL and a in self._children:  # The pid of a child that is not reaped cannot be reused.
             _signal_group(a, b)
         return True
 
     def _fork(self, ticket: int, role: str, fds: list[int]) -> None:
         try:
             pid = os.fork()
-        except OSError:  # There are too many processes, of a job perhaps; the others are not to pay for that.
+        except OSError:  # Too many processes, of a job perhaps: the other jobs go on.
             for fd in fds:
                 os.close(fd)
             self._tell(BORN, ticket, 0)
@@ -102,19 +101,19 @@ class Nursery:
         if pid == 0:
             self._become(role, fds)
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # Here and there, so that it is done whoever is first.
+            os.setpgid(pid, pid)  # Here and in the child, so that it is done before either goes on.
         for fd in fds:
             os.close(fd)
         self._children.add(pid)
         self._tell(BORN, ticket, pid)
 
     def _become(self, role: str, fds: list[int]) -> None:
-        """In the new process: take up the role, and never come back."""
+        """In the new process: take up the role; never return."""
         code = 70
         try:
             os.setpgid(0, 0)
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            _prctl(_PR_SET_CHILD_SUBREAPER, role == "job")  # It has to know what its job leaves behind.
+            _prctl(_PR_SET_CHILD_SUBREAPER, role == "job")  # A job's process must know what its job leaves behind.
             if os.getppid() != self._me:
                 os._exit(code)
             signal.set_wakeup_fd(-1)
@@ -144,7 +143,7 @@ class Nursery:
             if pid == 0:
                 break
             has_ended = True
-            _signal_group(pid, signal.SIGKILL)  # What it leaves behind is in its group; nobody else's can have that number yet.
+            _signal_group(pid, signal.SIGKILL)  # Its group is what it leaves behind; the number cannot be reused yet.
             if pid in self._children:
                 self._children.discard(pid)
                 self._tell(ENDED, pid, status)
@@ -152,7 +151,7 @@ class Nursery:
             self._end_strays()
 
     def _end_strays(self) -> None:
-        """Processes that have left their group and lost their parent come here; they end with the job that started them."""
+        """Kill processes that have left their group and lost their parent: they end with the job that started them."""
         with contextlib.suppress(OSError, ValueError):
             listed = Path(f"/proc/self/task/{self._me}/children").read_text().split()
             for pid in {int(each) for each in listed} - self._children:
@@ -174,13 +173,13 @@ class Nursery:
 
 
 def _ignore(_: int, __: FrameType | None) -> None:
-    """It has rung already: see `set_wakeup_fd`."""
+    """Do nothing: `set_wakeup_fd` has woken the loop already."""
 
 
 def _role(role: str) -> Callable[..., int]:
     if role == "job":
         return child.main
-    # Not at the top: it brings gevent, which is not to be in this process when it forks, nor in that of a job.
+    # Not at the top: this import loads gevent, which must be neither in the forking process nor in a job's.
     from givalia_core.worker.attempt import host
 
     return host.main
@@ -192,7 +191,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere a process that outlives its parent is left to notice that by itself."""
+    """Set an option of the process, on Linux; elsewhere a process must notice the end of its parent by itself."""
     if _libc is not None:
         _libc.prctl(option, value, 0, 0, 0)
 

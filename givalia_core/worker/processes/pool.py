@@ -1,4 +1,4 @@
-"""Processes that take one job each at a time, and are used again for the next."""
+"""Processes that run one job at a time, and are reused for the next."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ CLOSE_S: Final = 1.0
 
 
 class Pooled(Protocol):
-    """What a pool tells whoever gave it a job."""
+    """Hears of the jobs that a pool runs."""
 
     log: LogLines
     servers: str
 
     def may_say(self, kind: str) -> bool:
-        """Count a line that every job may bring; return whether it is said."""
+        """Count a log line that may repeat; return true if it is written, false if it is only counted."""
 
     def reported(self, note: Any) -> None:
-        """A job says how far it is, or has logged something."""
+        """Take progress or a log line of a job."""
 
     def job_ended(self, job: Any, note: Any) -> None:
-        """A job has ended."""
+        """Take the end of a job."""
 
     def job_outdated(self, job: Any) -> None:
-        """The code of a job is another by now than that which was announced."""
+        """Note that the installed code of a job is not the announced code."""
 
     def job_not_started(self, job: Any, words: str) -> None:
-        """There is no process for a job."""
+        """Note that no process could be made for a job."""
 
     def child_died(self, job: Any, words: str) -> None:
-        """A job's process is gone, and it did not say how the job ended."""
+        """Note that a job's process is gone without a report."""
 
 
 Origin: TypeAlias = tuple[str, str, float]
-"""The distribution that brings a module, its version as it was announced, and since when that was known."""
+"""The distribution of a module, its announced version, and the time at which that was looked up."""
 
 
 class PoolProcess:
@@ -58,16 +58,16 @@ class PoolProcess:
         self.job: Assignment[Any] | None = None
         self.source = ""
         self.origin: Origin = "", "", 0.0
-        self.jobs = 0  # Those that have ended.
-        self.last = ""  # The module of the last one.
+        self.jobs = 0  # The number that have ended.
+        self.last = ""  # The module of the last job.
 
 
 class Pool:
-    """As many processes as there are jobs for them, up to what is allowed: whoever gives the jobs counts.
+    """The processes: as many as there are jobs; the caller limits them.
 
     Args:
-        foreman: Who gives the jobs.
-        settings: Of the worker.
+        foreman: Hears of the jobs.
+        settings: The settings of the worker.
         fork: Makes the process of a member.
     """
 
@@ -79,14 +79,14 @@ class Pool:
         """The processes."""
 
     def run(self, job: Assignment[Any], source: str, origin: Origin) -> None:
-        """Run a job in a process that has none, best one that knows the module, else in a new one.
+        """Run a job in an idle process, best one that has the module, else in a new one.
 
-        It may still be looking for what its last job has left; that takes less time than a new process.
+        An idle process may still check what its last job has left; that takes less time than a new process.
 
         Args:
             job: The job.
-            source: Where its class is imported from.
-            origin: What brings it.
+            source: The place to import its class from.
+            origin: The distribution of its module.
         """
         idle = [child for child in self.children if child.job is None]
         child = next((each for each in idle if each.source == source), idle[0] if idle else None)
@@ -101,12 +101,12 @@ class Pool:
         child.member.tell(Begin(tuple(job.dispatch), source, *origin))
 
     def tell(self, note: Any) -> None:
-        """Say something to every process; one that runs a job hears it afterwards."""
+        """Send a note to every process; one that runs a job reads it afterwards."""
         for child in self.children:
             child.member.tell(note)
 
     def member_of(self, job: Assignment[Any]) -> Member | None:
-        """The process that a job has."""
+        """Return the process of a job."""
         return next((child.member for child in self.children if child.job is job), None)
 
     def _new_child(self) -> PoolProcess:
@@ -152,7 +152,7 @@ class Pool:
         self._run_elsewhere(child)
 
     def _run_elsewhere(self, child: PoolProcess) -> None:
-        """Run the job that a process was given and has not started, if there is one, in another process."""
+        """Run the job that a process was given but has not started, if any, in another process."""
         job, child.job = child.job, None
         if job is not None:
             self.run(job, child.source, child.origin)
@@ -167,7 +167,7 @@ class Pool:
         if child in self.children:
             self.children.remove(child)
         if child.jobs and child.job is not None and not child.job.why and not _has_begun(child, child.job):
-            self._run_elsewhere(child)  # What the job before has left has ended the process.
+            self._run_elsewhere(child)  # Something that the previous job left has ended the process.
         job, child.job = child.job, None
         if job is not None and not child.member.pid:
             self._foreman.job_not_started(job, child.member.words_for(status))
@@ -176,7 +176,7 @@ class Pool:
             self._foreman.child_died(job, words)
 
     def limit_memory(self, limit_bytes: int) -> None:
-        """End those that have more memory than they may."""
+        """Kill processes that exceed the memory limit."""
         for child in self.children:
             if child.member.memory_bytes > limit_bytes:
                 job = child.job
@@ -189,11 +189,11 @@ class Pool:
                 child.member.signal(signal.SIGKILL)
 
     def processes(self) -> list[Process]:
-        """Return what is to be said of those that are born."""
+        """Return the records of the processes that exist."""
         return [_process(child.member, child.job) for child in self.children if child.member.pid]
 
     def close(self) -> None:
-        """End those that wait for work now, and the others with their job."""
+        """End idle processes now, and the others with their job."""
         for child in list(self.children):
             self._retire(child)
 
@@ -209,10 +209,10 @@ def _has_begun(child: PoolProcess, job: Assignment[Any]) -> bool:
 
 
 def _check_report(note: JobEnded, job: Assignment[Any]) -> None:
-    """A job's own process is believed what it says of its own job, and no more than a server would believe.
+    """Check a report of a job's own process, which is trusted no more than a server would, and only about its own job.
 
     Raises:
-        BadRequest, ValueError: It says something else.
+        BadRequest, ValueError: The report is illegal, or about another job.
     """
     *fields, payload = (*note.report,) if note.is_success else (*note.report, b"")
     check(Kind.SUCCEED if note.is_success else Kind.FAIL, fields, payload)
@@ -221,13 +221,13 @@ def _check_report(note: JobEnded, job: Assignment[Any]) -> None:
 
 
 def end_for_good(member: Any) -> None:
-    """Kill a process that has been told to end, if it is still there."""
+    """Kill a process that should have ended, if it still exists."""
     if member.is_open:
         member.signal(signal.SIGKILL)
 
 
 def is_waiting(pid: int) -> bool:
-    """Return whether the main thread of a process waits in a call of the system; False where the system does not say."""
+    """Return whether the main thread of a process waits in a system call; False where the system does not tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] in b"SD"
     except OSError:

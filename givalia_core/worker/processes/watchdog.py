@@ -1,4 +1,4 @@
-"""The process with the greenlets, as its crew sees it: whether it shows signs of life, and whose fault it is if not."""
+"""Watches the process with the greenlets: its signs of life, and the job to blame if there are none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from givalia_core.worker.assignment import Assignment, LogLines, Verdict
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, SharedPage
 from givalia_core.worker.processes.pool import is_waiting
 
-START_S: Final = 60.0  # A process that has not its modules by then is stuck in importing one.
-BLOCKED_S: Final = 1.0  # So long without a sign of life is worth a word.
+START_S: Final = 60.0  # A process without its modules by then is stuck in an import.
+BLOCKED_S: Final = 1.0  # Silence that counts as blocked.
 BLOCKED_NS: Final = round(BLOCKED_S * 1e9)
 ASK_AGAIN_S: Final = 10.0
 
 
 class Hosting(Protocol):
-    """A process with greenlets, as far as a crew needs to know: one of its own, or the one that the crew is in."""
+    """A process with greenlets, as a crew knows it: one of its own, or the one that the crew is in."""
 
     pid: int
     since: float
@@ -34,25 +34,25 @@ class Hosting(Protocol):
 
     @property
     def backlog(self) -> int:
-        """How many notes wait to be heard."""
+        """The number of notes that the process has not taken yet."""
 
     def tell(self, *said: Any) -> None:
-        """Say something to it."""
+        """Send notes to the process."""
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
 
     def stack(self) -> str:
-        """What it has written of where it is, since this was last asked."""
+        """Return the stack that the process has written since the last call."""
 
 
 class HostWatch:
-    """The process that runs greenlets, and the one after it when it has to be replaced.
+    """The watch over the present process with greenlets, and over its successors.
 
     Args:
-        by_fence: Finds the job that is held with a fence.
-        log: Where log lines go.
-        counts: Where it is counted that it was blocked.
+        by_fence: Returns the job with a fence.
+        log: Takes log lines.
+        counts: Counts the blocks.
     """
 
     def __init__(self, by_fence: Callable[[int], Assignment[Any] | None], log: LogLines, counts: Counter[str]) -> None:
@@ -61,20 +61,20 @@ class HostWatch:
         self._counts = counts
         self.member: Hosting | None = None
         self.fields: Any = (0,) * 4
-        """Those of its page."""
+        """The fields of its page."""
         self.state = "starting"
         self.starts = 0
-        self.failures = 0  # Processes in a row that did not live long.
+        self.failures = 0  # The number of processes in a row that did not live long.
         self.importing: str | None = None
         self.verdict: Verdict | None = None
         self.plugins: list[str] = []
         self.in_hooks: list[Assignment[Any]] = []  # Jobs that a plugin has been busy with for a while.
-        self._asked_at = 0.0  # When it was last asked for its stack, while it is blocked.
-        self._judged: int | None = None  # Whose fault it was that it was blocked for too long, while it still is.
+        self._asked_at = 0.0  # The time of the last request for its stack, while it is blocked.
+        self._judged: int | None = None  # The fence that was judged for the present block.
         self.stack = ""
 
     def begin(self, member: Hosting) -> None:
-        """Another process takes the place of the one before."""
+        """Watch another process, in place of the previous one."""
         self.member, self.fields = member, member.page.fields
         self.state, self.importing, self.verdict, self._asked_at, self.stack = "starting", None, None, 0.0, ""
         self._judged = None
@@ -82,18 +82,18 @@ class HostWatch:
 
     @property
     def blocked_s(self) -> float:
-        """For how long it has shown no sign of life, if that is long enough to be called blocked."""
+        """The seconds without a sign of life, if there are enough to call the process blocked; else 0."""
         if self.member is None or self.state == "starting":
             return 0.0
         silence_s = self.member.page.silence_s()
         return silence_s if silence_s > BLOCKED_S else 0.0
 
     def is_blocked_by(self, job: Assignment[Any]) -> bool:
-        """Whether this job is the one that keeps all others from running."""
+        """Return whether this job blocks the process."""
         return self.member is not None and bool(self.blocked_s) and self.member.page.current == job.dispatch.fence
 
     def look(self, settings: WorkerSettings) -> Verdict | None:
-        """See how it is; a verdict if it has to be replaced."""
+        """Check the process; return a verdict if it must be replaced."""
         member = self.member
         if member is None:
             return None
@@ -133,15 +133,15 @@ class HostWatch:
         return None
 
     def plugin(self, current: int) -> str:
-        """Return the name of the plugin whose code this number of the page stands for; empty if it stands for none."""
+        """Return the name of the plugin that has this number on the page; empty if it is no plugin's."""
         return self.plugins[-1 - current] if -len(self.plugins) <= current < 0 else ""
 
     def _blocker(self) -> Assignment[Any] | None:
-        """The job that does not yield, if it is one and known."""
+        """Return the job that blocks the process, if it is a known one."""
         return None if self.member is None else self._by_fence(self.member.page.current)
 
     def _blocker_words(self) -> str:
-        """Return in words which job, plugin or other code does not yield, and for how long."""
+        """Return in words which code blocks the process, and for how long."""
         job = self._blocker()
         plugin = "" if self.member is None else self.plugin(self.member.page.current)
         who = f"plugin {plugin}" if plugin else "something that is no job"
@@ -150,7 +150,7 @@ class HostWatch:
         return f"{who} has blocked the greenlets of its worker for {self.blocked_s:.1f} s"
 
     def process(self, member: Hosting, jobs: int, *, is_draining: bool) -> Process:
-        """Return what is to be said of it while it is not well, or a plugin has been busy for a while."""
+        """Return the record of the process while it is blocked, or a plugin has been busy for a while."""
         blocked_s = self.blocked_s
         job = self._blocker() if blocked_s else None
         state, stack = "draining" if is_draining and not blocked_s else self.state, self.stack
