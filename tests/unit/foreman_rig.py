@@ -79,6 +79,10 @@ class FakeCrew:
     def takes(self) -> frozenset[str]:
         return frozenset(self.modules) if self.is_serving else frozenset()
 
+    @property
+    def hosted(self) -> frozenset[str]:
+        return self.takes - self.apart
+
     def take(self, note: Any) -> bool:
         return False
 

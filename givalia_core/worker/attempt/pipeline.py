@@ -171,10 +171,7 @@ def before_run(attempt: Attempt) -> None:
 
 
 def process(attempt: Attempt) -> None:
-    """Run the job's own code; `Stopped` from outside is raised in this step and in no other.
-
-    All code of the job runs in this step: its constructor, the packing of its result, and the methods of its exceptions.
-    """
+    """Run all code of the job: constructor, packing of the result, methods of exceptions. `Stopped` is raised only here."""
     if attempt.raised is None:
         attempt.raised = attempt.stopped
     here, started_s, has_limit = attempt.pid or getpid(), Clock.monotonic(), attempt.dispatch.timeout_us is not None
@@ -206,9 +203,7 @@ def _run(attempt: Attempt) -> None:
         attempt.work = attempt.found(attempt)  # type: ignore[arg-type]
         value = attempt.value = attempt.work.process()
         if type(value) not in PLAIN and (kind := not_run(value)) is not None:
-            attempt.raised = Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
-            if is_a(value, CoroutineType) or is_a(value, GeneratorType):
-                value.close()  # Else Python would warn that it was never awaited.
+            attempt.raised = _not_run(value, kind)
             return
         try:
             attempt.result = packed = pack(value, "result")
@@ -219,6 +214,12 @@ def _run(attempt: Attempt) -> None:
                 _lose_result(attempt, len(packed))
     except BaseException as error:  # SystemExit, KeyboardInterrupt, anything fails this attempt alone.
         attempt.raised = error
+
+
+def _not_run(value: Any, kind: str) -> Fail:
+    if is_a(value, CoroutineType) or is_a(value, GeneratorType):
+        value.close()  # Else Python would warn that it was never awaited.
+    return Fail(f"process returned {kind} that nobody runs; {NOT_RUN_ADVICE}")
 
 
 def classify(attempt: Attempt) -> None:

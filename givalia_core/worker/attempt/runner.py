@@ -121,6 +121,14 @@ def _marks(running: Running) -> tuple[Any, ...]:
     )
 
 
+def _end_early(attempt: Hosted, error: BaseException) -> None:
+    quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
+    if attempt.raised is None:
+        attempt.raised = error
+    classify(attempt)
+    report(attempt)  # The last step, so it has not been taken; without it the job would be held for ever.
+
+
 class Runner:
     """Runs attempts.
 
@@ -253,11 +261,7 @@ class Runner:
         try:
             execute(attempt)
         except BaseException as error:  # Raised from outside between two steps.
-            quietly(log.warning, "an attempt of %s ended early: %s", attempt.dispatch.module, type(error).__name__)
-            if attempt.raised is None:
-                attempt.raised = error
-            classify(attempt)
-            report(attempt)  # The last step, so it has not been taken; without it the job would be held for ever.
+            _end_early(attempt, error)
         finally:
             attempt.greenlet = None
             self.attempts.pop(fence, None)

@@ -15,11 +15,10 @@ from typing import Any, Final
 import gevent
 from gevent.event import Event
 
-from givalia_core.clock import SECOND_US
 from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, quietly
-from givalia_core.worker.assignment import Assignment, LogLines, Phase, Step
+from givalia_core.worker.assignment import Assignment, LogLines, Phase
 from givalia_core.worker.foreman.apart import Apart
 from givalia_core.worker.foreman.chores import Chore
 from givalia_core.worker.foreman.crew_news import CrewNews
@@ -151,31 +150,32 @@ class Foreman:
         if type(event) is not Dispatched:
             self._actions[type(event)](event)
             return
-        crew = self.generations.present
-        takes = crew.takes if crew is not None and not self._is_stopping else ()
+        crew, suspects = self.generations.present, self.apart.suspects.ids
+        if crew is None or self._is_stopping:
+            self._take_others(None, event.jobs)
+            return
+        hosted = [job for job in event.jobs if job.module in crew.hosted and job.id not in suspects]
+        for dispatch in hosted:
+            job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, False)
+            if dispatch.timeout_us is not None:  # Its process stops the job in time; this is for a job that does not end then.
+                self.stopping.plan_kill(job, dispatch.timeout_us)
+        if hosted:
+            crew.job_count += len(hosted)
+            self._idle.clear()
+            crew.tell(*hosted)  # Before anything yields: no `End` may overtake its job.
+        if len(hosted) < len(event.jobs):
+            self._take_others(crew, [job for job in event.jobs if job.fence not in self.jobs])
+
+    def _take_others(self, crew: Crew | None, jobs: list[Dispatch]) -> None:
+        """Take jobs that have processes of their own, and give back those that no process can run."""
         suspects = self.apart.suspects.ids
-        hosted: list[Dispatch] = []
-        apart: list[Job] = []
-        for dispatch in event.jobs:
-            if crew is None or dispatch.module not in takes:
+        for dispatch in jobs:
+            if crew is None or dispatch.module not in crew.takes:
                 self._link.send(Release(dispatch.id, dispatch.fence))  # The job was on its way when the credits were withdrawn.
                 continue
             crew.job_count += 1
-            is_suspect = dispatch.id in suspects
-            if is_suspect or dispatch.module in crew.apart:
-                job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, True, is_suspect, Phase.NEW)
-                apart.append(job)
-                continue
-            job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, False)
-            hosted.append(dispatch)
-            if dispatch.timeout_us is not None:  # Its process stops the job in time; this is for a job that does not end then.
-                seconds = dispatch.timeout_us / SECOND_US + self.settings.stop_grace
-                self.stopping.plan(job, seconds, Step.KILL, Reason.TIMEOUT)
-        if self.jobs:
             self._idle.clear()
-        if crew is not None and hosted:
-            crew.tell(*hosted)  # Before anything yields: no `End` may overtake its job.
-        for job in apart:
+            job = self.jobs[dispatch.fence] = Assignment(dispatch, crew, True, dispatch.id in suspects, Phase.NEW)
             self.apart.begin(job)
 
     # What crews report.

@@ -11,6 +11,7 @@ import signal
 import time
 from typing import Final, Protocol
 
+from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
 from givalia_core.printable import split
 from givalia_core.protocol.messages import Fail
@@ -66,6 +67,10 @@ class Stopping:
         if due_s < job.due_s:
             job.due_s, job.step, job.cause = due_s, step, cause
             self.timed.add(job)
+
+    def plan_kill(self, job: Job, timeout_us: int) -> None:
+        """Plan the kill of a job whose process stops it in time, for the case that it does not end then."""
+        self.plan(job, timeout_us / SECOND_US + self._foreman.settings.stop_grace, Step.KILL, Reason.TIMEOUT)
 
     def forget(self, job: Job) -> None:
         """Cancel the steps of a job."""

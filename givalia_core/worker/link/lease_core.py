@@ -96,10 +96,7 @@ class LeaseCore:
     # To the server.
 
     def say(self, message: Report | Progress | Credit | list[Announce] | list[Process]) -> list[LinkEvent]:
-        """Queue a report (until it is answered), a hint, the credits, the modules, or the processes.
-
-        Credits, modules and processes replace their previous value, and each new server hears them.
-        """
+        """Queue a report (until it is answered), a hint, or news (credits, modules, processes), which replace the previous."""
         if isinstance(message, Progress):
             self._hints[message.id] = message  # The newest is enough, however long no server is in reach.
         elif isinstance(message, (Credit, list)):
@@ -146,16 +143,12 @@ class LeaseCore:
         """Put all queued messages into frames, one kind in each."""
         by_kind: dict[Kind, list[Any]] = {kind: self._news[kind] for kind in self._untold}
         self._untold.clear()
-        while self._hints:  # Before the report of the same job.
-            _, hint = self._hints.popitem()
-            loan = self.held.get(hint.id)
-            if loan is not None and loan.fence == hint.fence:
-                by_kind.setdefault(Kind.PROGRESS, []).append(hint)
-        while self._reports:
-            report = self._reports.popleft()
-            loan = self.held.get(report.id)
-            if loan is not None and loan.report is report:
-                by_kind.setdefault(records.KIND_OF[type(report)], []).append(report)
+        for message in (*self._hints.values(), *self._reports):  # A hint goes before the report of its job.
+            loan = self.held.get(message.id)
+            if loan is not None and loan.fence == message.fence:
+                by_kind.setdefault(records.KIND_OF[type(message)], []).append(message)
+        self._hints.clear()
+        self._reports.clear()
         for kind, said in by_kind.items():
             if len(said) == 1 or kind in _WHOLE:
                 self._frames.append((kind, said))

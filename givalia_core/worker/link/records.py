@@ -8,10 +8,12 @@ from typing import Final, NamedTuple, TypeAlias
 
 from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.messages import Dispatch, Fail, Kind, Release, Succeed
+from givalia_core.protocol.messages import Dispatch, Fail, Kind, Progress, Release, Succeed
 
 Report: TypeAlias = Succeed | Fail | Release
-KIND_OF: Final[dict[type, Kind]] = {Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE}
+KIND_OF: Final[dict[type, Kind]] = {
+    Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS,
+}  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)

@@ -111,6 +111,8 @@ class Crew:
         """The modules whose jobs have processes of their own."""
         self.takes: frozenset[str] = frozenset()
         """The modules whose jobs can start now: the process that runs them, or tells the plugins, must be ready."""
+        self.hosted: frozenset[str] = frozenset()
+        """Those of them whose jobs run in the host."""
         self.tell: Callable[..., None] = _say_nothing
         """Sends notes to the host; a host that starts reads them when it is ready."""
         self.host = HostWatch(foreman.jobs.get, foreman.log, foreman.counts)
@@ -261,6 +263,7 @@ class Crew:
         self.apart = frozenset(name for name, module in self.modules.items() if module.isolation == "process")
         needs_no_host = frozenset() if "before_run" in self.hooks else self.apart
         self.takes = whole if self.is_serving else whole & needs_no_host
+        self.hosted = self.takes - self.apart
 
     def withdraw(self, module: str, why: str) -> None:
         """Take no more jobs of a module."""

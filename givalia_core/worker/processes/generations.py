@@ -110,12 +110,11 @@ class Generations:
             if member is not None and member.pid:
                 is_draining = crew.is_retired or crew.is_draining
                 count = crew.job_count - sum(child.job is not None for child in children)
-                state, since_us = "draining" if is_draining else host.state, round(member.since * SECOND_US)
                 if host.state == "blocked" or host.in_hooks:
                     shown.append(host.process(member, count, is_draining=is_draining))
                 else:
-                    row = (member.pid, "greenlets", state, count, since_us, member.memory_bytes, host.starts - 1)
-                    shown.append(Process(*row))
+                    state, since_us = "draining" if is_draining else host.state, round(member.since * SECOND_US)
+                    shown.append(Process(member.pid, "greenlets", state, count, since_us, member.memory_bytes, host.starts - 1))
             if children:
                 shown += crew.pool.processes()
         return shown
