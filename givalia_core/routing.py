@@ -16,19 +16,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 from givalia_core.clock import Now
 from givalia_core.elsewhere import Elsewhere
 from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
+from givalia_core.roster import Roster
 from givalia_core.store.base import VARIANTS_MAX, Route, Span, Timer
 from givalia_core.store.shared import News
 from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 
 Name = tuple[str, str]  # Of a route or variant.
-Sessions = dict[Session, None]
 
 
 class Routing:
@@ -37,18 +37,13 @@ class Routing:
     def __init__(self, near_limit: int | None = None) -> None:
         self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
         self.elsewhere = Elsewhere()
-        self.sessions: dict[int, Session] = {}
+        self.roster = roster = Roster()
+        self.sessions, self.serving = roster.sessions, roster.serving
         self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
         self.crowded: set[Route] = set()  # Routes with more variants than have windows.
-        self._served: dict[Session, dict[Route, None]] = {}
-        self.serving: dict[Route, Sessions] = {}  # Who serves a route, whatever its version.
         self._variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
         self.takers: dict[Name, Takers] = {}  # By route or variant.
-        self.having: dict[str, Sessions] = {}  # Who has announced a module,
-        self.broken: dict[str, Sessions] = {}  # or that it cannot serve it.
-        self.named: dict[str, Sessions] = {}
-        self._instances: dict[bytes, Session] = {}
         self._moves = Moves()
         self._moved_at = 0  # The place in the moves up to which parked windows know of them.
         self._numbers = count(0, 2)
@@ -65,18 +60,12 @@ class Routing:
 
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
-        self.sessions[session.conn] = session
-        self.named.setdefault(session.join.name, {})[session] = None
-        self._instances[session.join.instance] = session
+        self.roster.join(session)
         session.note = self._moves.note
         session.lent_to = self._lent_to
         session.clog(is_clogged=session.conn in self._clogged)
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
             room.number = number
-
-    def of_instance(self, instance: bytes) -> Session | None:
-        """The connection of a worker process."""
-        return self._instances.get(instance)
 
     def announce(self, session: Session, announced: Iterable[Announce]) -> None:
         """Replace what a worker serves."""
@@ -84,35 +73,18 @@ class Routing:
         self.unlearned.update(served)  # It may satisfy what nobody did.
 
     def leave(self, conn: int) -> Session | None:
-        """A connection is gone; the session it had, if it was a worker's."""
-        session = self.sessions.pop(conn, None)
-        if session is None:
-            return None
-        announced = session.announced
-        self._serve(session, {})
-        del self._served[session]
-        session.announced = announced
-        _take_out(self.named, session.join.name, session)
-        if self._instances.get(session.join.instance) is session:
-            del self._instances[session.join.instance]
+        """A connection is gone; return the session it had, if it was a worker's."""
+        session = self.sessions.get(conn)
+        if session is not None:
+            announced = session.announced
+            self._serve(session, {})
+            session.announced = announced
+            self.roster.leave(session)
         return session
 
     def _serve(self, session: Session, announced: dict[str, Announce]) -> dict[Route, None]:
-        """Let a worker serve these modules and no others; the routes that it now serves."""
-        for module in session.announced:
-            _take_out(self.having, module, session)
-            _take_out(self.broken, module, session)
-        session.announced = announced
-        for module, each in announced.items():
-            self.having.setdefault(module, {})[session] = None
-            if each.broken is not None:
-                self.broken.setdefault(module, {})[session] = None
-        before, served = self._served.get(session, {}), dict.fromkeys(session.routes())
-        self._served[session] = served
-        for route in before.keys() - served.keys():
-            _take_out(self.serving, route, session)
-        for route in served:
-            self.serving.setdefault(route, {})[session] = None
+        """Let a worker serve these modules and no others; return the routes that it now serves."""
+        before, served = self.roster.serve(session, announced)
         for route in {**before, **served}:
             for each in (route, *self._variants.get(route, ())):
                 self._refit(session, each, is_served=route in served)
@@ -289,7 +261,7 @@ class Routing:
 
     def unpark_for(self, session: Session) -> list[Route]:
         """A worker can take another job, or is about to: look again at the windows that it serves, and return those."""
-        served = self._served.get(session, {})
+        served = self.roster.served.get(session, {})
         if len(self._parked) + len(self.stirring) < len(served):
             routes = [route for route in (*self._parked, *self.stirring) if route.plain in served]
         else:
@@ -362,18 +334,12 @@ class Routing:
 
     def workers_by_module(self) -> dict[str, int]:
         """Return how many connected workers can run each module, here and at other servers; 0: all that have it are broken."""
-        served = {module: len(having) - len(self.broken.get(module, ())) for module, having in self.having.items()}
+        served = {
+            module: len(having) - len(self.roster.broken.get(module, ())) for module, having in self.roster.having.items()
+        }
         for module in self.elsewhere.modules():
             served[module] = served.get(module, 0) + 1
         return served
 
 
 _timer: Final = tuple.__new__  # The constructor of a named tuple costs as much again.
-
-
-def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:
-    """Take a worker out of those that an index has under a name; a name that nobody has is forgotten."""
-    if (sessions := index.get(name)) is not None:
-        sessions.pop(session, None)
-        if not sessions:
-            del index[name]

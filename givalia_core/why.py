@@ -35,12 +35,12 @@ def not_taken(routing: Routing, job: Job) -> str:
 def _not_served(routing: Routing, module: str, target_worker: str) -> str:
     """Say why no worker serves a route."""
     if target_worker != ANY:
-        named = routing.named.get(target_worker)
+        named = routing.roster.named.get(target_worker)
         if not named:
             return f"worker {target_worker} is not connected"
         return f"worker {target_worker} has no module {module}{_because(named, module)}"
-    broken = routing.broken.get(module, {})
-    if len(routing.having.get(module, ())) > len(broken):
+    broken = routing.roster.broken.get(module, {})
+    if len(routing.roster.having.get(module, ())) > len(broken):
         return f"every worker with module {module} takes only jobs for its own name"
     return f"no worker has module {module}{_because(broken, module)}"
 

@@ -47,7 +47,7 @@ def join(batch: Batch, asked: Asked, message: Join) -> Answer:
     routing = batch.desk.routing
     if asked.conn in routing.sessions:
         leave(batch, asked.conn)
-    if (session := routing.of_instance(message.instance)) is not None:
+    if (session := routing.roster.of_instance(message.instance)) is not None:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
     batch.desk.losses.join(message.instance)
