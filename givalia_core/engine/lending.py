@@ -48,19 +48,20 @@ class Lender:
                 claims[route] = room
         return tuple(Claim(route, room) for route, room in claims.items()) if claims else ()
 
-    def hold(self) -> None:
+    def _hold(self) -> None:
         """Lend nothing in this batch; what has become ready in it is for the next one to ask for."""
         routing = self._desk.routing
-        if routing.changed:
-            routing.sort()
         stirring = routing.stirring.items()
         self.hurry = self._desk.lends and any(window.fresh and routing.taker(route) for route, window in stirring)
 
-    def lend(self, batch: Batch) -> None:
+    def lend(self, batch: Batch, *, may_lend: bool) -> None:
         """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker."""
         routing = self._desk.routing
         if routing.changed:
             routing.sort()
+        if not may_lend:
+            self._hold()
+            return
         routing.unpark_moved()
         heads: list[Head] = []
         unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.

@@ -43,27 +43,24 @@ class Asks(NamedTuple):
 class Arrived:
     """A turn whose inputs have arrived; the near windows must be filled (`spans`) before it can say what else it must read."""
 
+    suspects: frozenset[bytes] = frozenset()  # Jobs that this turn reads again.
+    learning: frozenset[Route] = frozenset()  # Routes whose variants this turn reads.
+
     def __init__(self, engine: Engine, inputs: Sequence[Input], now: Now) -> None:
         desk = engine.desk
         self.engine, self.now = engine, now
         engine.begin(now)
         self.inputs: list[Input] = [*desk.acts.take()] if desk.acts.submitted else []
         for given in inputs:
-            if isinstance(given, Gone):
-                engine.questions.leave(given.conn)
+            if isinstance(given, Gone) or given.kind not in KINDS:
                 self.inputs.append(given)
-            elif given.kind in KINDS:
-                engine.ask(given)
             else:
-                self.inputs.append(given)
+                engine.ask(given)
         if desk.aside.waiting:
             desk.aside.leave(inputs)
-        desk.routing.begin(desk.clogged)
         self.is_sweeping = self.sweeps_rows = self.has_expired = engine.is_sweeping
         if engine.sharing is not None:
             self.sweeps_rows, self.has_expired = engine.sharing.begin(now), False
-        self.suspects: frozenset[bytes] = frozenset()  # Jobs that this turn reads again.
-        self.learning: frozenset[Route] = frozenset()  # Routes whose variants this turn reads.
         self.spans: list[Span] = desk.routing.tick(now)
 
     def fill(self, nears: Sequence[Near]) -> None:
@@ -122,25 +119,26 @@ class Read:
 
     def decide(self) -> Decided:
         """Decide everything that arrived, then lend what is ready to the workers that are free."""
-        arrived, found = self.arrived, self.found
-        engine, desk = arrived.engine, arrived.engine.desk
+        arrived, found, engine, desk = self.arrived, self.found, self.arrived.engine, self.arrived.engine.desk
         if found.floor or arrived.learning or arrived.suspects:
             self._learn()
         batch = Batch(desk, found, arrived.now)
         standing = engine.again.standing
         for place, given in enumerate(arrived.inputs):
             if isinstance(given, Gone):
-                workers.lose(batch, given.conn, "its connection has ended")
+                self._leave(batch, given.conn)
             else:
                 answers.answer(batch, given, place, standing.get((given.conn, given.request), NONE) if standing else NONE)
         batch.author = NOBODY
         if arrived.is_sweeping or self.expired or desk.lapsed or engine.sharing is not None:
             self._sweep(batch)
-        if self._may_lend():
-            engine.lender.lend(batch)
-        else:
-            engine.lender.hold()
+        engine.lender.lend(batch, may_lend=self._may_lend())
         return Decided(arrived, batch, engine.retention(arrived.now) if self.forgettable else None)
+
+    def _leave(self, batch: Batch, conn: int) -> None:
+        """A connection is gone, and with it the questions that it has asked."""
+        self.arrived.engine.questions.leave(conn)
+        workers.lose(batch, conn, "its connection has ended")
 
     def _learn(self) -> None:
         """Take in what was read beside the jobs that the inputs name."""

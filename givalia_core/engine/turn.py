@@ -3,6 +3,9 @@
 Were an answer to leave before the commit, a crash between the two would lose what somebody was told is safe; were a
 dispatch to leave before it, two workers could hold one job with one fence. What arrives while a turn commits is the next
 turn's batch: at one request it costs one sync, at thousands it costs one sync.
+
+A turn raises StoreAway if a shared store does not answer: the engine keeps what arrived, and another turn goes on with it.
+After any other StoreError it is unknown what is on disk; nothing may be said, and the server must stop.
 """
 
 from __future__ import annotations
@@ -99,6 +102,7 @@ class Engine:
         """Take in the time, and what it does to memory."""
         desk, gap_us = self.desk, now.mono_us - self.now.mono_us
         self.now = now
+        desk.routing.begin(desk.clogged)
         if gap_us > GAP_US:
             self.bridge(gap_us, now)
         elif desk.held_up_us and now.mono_us > self._held_up_until_us:
@@ -172,14 +176,9 @@ def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy:
 
 
 def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
-    """Decide everything that arrived, make it durable, and return what may now be said.
-
-    Raises StoreAway if a shared store does not answer: the engine keeps what arrived, and another turn goes on with it.
-    After any other StoreError it is unknown what is on disk; nothing may be said, and the server must stop.
-    """
+    """Decide everything that arrived, make it durable, and return what may now be said; the module says what errors mean."""
     now = timer.now(clock.read())
-    # A store of somebody else may be older than the attribute.
-    if engine.desk.is_full or getattr(store, "is_full", False):
+    if engine.desk.is_full or getattr(store, "is_full", False):  # A store of somebody else may be older than the attribute.
         engine.desk.is_full = not store.has_room()
     given = [*engine.again.inputs, *inputs] if engine.again.inputs else inputs
     if (shared := as_shared(store) if engine.sharing is not None else None) is not None:

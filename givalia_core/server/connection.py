@@ -138,26 +138,27 @@ class Connection:
             self.send(session.take_out())
             if self.is_closed:
                 return 0  # The peer is gone; commands submitted now would never be followed by another `Gone`.
-        if asked and not self._has_asked:
+        if asked:
+            self._submit(asked)
+        self.gate()
+        return frames
+
+    def _submit(self, asked: list[Asked]) -> None:
+        if not self._has_asked:
             self._has_asked = True
             self._on_begin(self)
         for each in asked:
             if each.request in self._in_flight or each.request in self._waits:
                 self.close("it used a request number twice")
-                return 0
-            self._submit(each)
-        self.gate()
-        return frames
-
-    def _submit(self, asked: Asked) -> None:
-        if asked.kind is Kind.WAIT:
-            self._waits.add(asked.request)
-        else:
-            self._in_flight[asked.request] = commands = len(asked.messages) or 1
-            self._commands += commands
-            if asked.kind in _READS:
-                self._reads.add(asked.request)
-        self._inbox.put(asked)
+                return
+            if each.kind is Kind.WAIT:
+                self._waits.add(each.request)
+            else:
+                self._in_flight[each.request] = commands = len(each.messages) or 1
+                self._commands += commands
+                if each.kind in _READS:
+                    self._reads.add(each.request)
+            self._inbox.put(each)
         self._wake()
 
     def gate(self) -> None:
