@@ -158,6 +158,7 @@ class Session:
         asked = lines.feed(data)
         if (out := lines.take_out()) != b"":
             self._out.append(out)
+            self.at_once = len(self._out)
         self.is_over, self.refusal, self.is_mid_frame = lines.is_over, lines.refusal, lines.is_mid_frame
         return asked
 

@@ -16,6 +16,7 @@ from test_answers_stand import CHANGED, COPY, FAR_US, JOB, NEXT, UNCHANGED, enq,
 from test_shared_engines import before_commit
 
 from givalia_core.clock import SECOND_US, ManualClock
+from givalia_core.engine.steps import Decided, Read
 from givalia_core.errors import Busy, DuplicateKey, NotFound, StoreAway, StoreCorrupt, StoreFull
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
@@ -260,17 +261,17 @@ def test_a_server_that_stood_still_before_its_commit_decides_again(two: Pair, mo
     here, there = two
     enq(here)
     before = rows(here)
-    right = here.engine.decide
+    right = Read.decide
 
-    def decide(facts: Any) -> Any:
-        plan = right(facts)
-        monkeypatch.setattr(here.engine, "decide", right)
+    def decide(read: Read) -> Decided:
+        decided = right(read)
+        monkeypatch.setattr(Read, "decide", right)
         assert isinstance(there.ext("none", delta_us=5, request=COPY), NotFound)
         assert of(here, "DELETE FROM givalia.requests WHERE answer IS NOT NULL") == 1
         here.clock.advance(200)
-        return plan
+        return decided
 
-    monkeypatch.setattr(here.engine, "decide", decide)
+    monkeypatch.setattr(Read, "decide", decide)
 
     # when
     late = here.frame(Kind.EXT, m.Ext(COPY, "k", delta_us=5))._replace(until_us=here.now.mono_us + 10 * SECOND_US)
