@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from crew_rig import CrewRig, FakeMember
 
-from givalia_core.protocol.messages import Dispatch
+from givalia_core.protocol.messages import Dispatch, Kind, check
 from givalia_core.worker.assignment import Assignment, Phase
 from givalia_core.worker.processes import pool as pool_room
+from givalia_core.worker.processes.crew import Crew
 from givalia_core.worker.processes.generations import MIB, Generations
 
 
@@ -133,3 +134,15 @@ def test_a_givalia_that_has_changed_itself_is_not_reloaded(monkeypatch: pytest.M
 
     assert len(rig.generations.crews) == 1
     assert "restart this worker to go on" in rig.foreman.log.said[-1]
+
+
+def test_the_record_of_a_host_that_is_the_program_itself_is_one_that_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.crew = Crew(rig.foreman, rig.host)  # type: ignore[arg-type]
+    rig.generations.crews[:] = [rig.crew]
+    rig.ready()
+
+    (host,) = rig.generations.processes()
+
+    assert check(Kind.PROCESSES, list(host)) == host
+    assert host.restarts == 0
