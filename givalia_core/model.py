@@ -1,8 +1,7 @@
 """What a job is, where it can be, and how it may move: frozen records and one table.
 
 `TRANSITIONS` is the truth about states: `evolve` is the only function that gives a job another state, and
-`docs/lifecycle.md` is generated from the table. A record here holds no connection and cannot save itself; what the
-server rebuilds at start (leases, ready queues) lives elsewhere and can be thrown away at any time.
+`docs/lifecycle.md` is generated from the table. A record holds no connection and cannot save itself.
 """
 
 from __future__ import annotations

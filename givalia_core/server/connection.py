@@ -10,22 +10,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket as native_socket
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import gevent
 from gevent import socket
 from gevent.event import Event
 
 from givalia_core import forks
-from givalia_core.clock import SECOND_US, Clock
+from givalia_core.clock import SECOND_US
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Port, Session
-from givalia_core.server.inbox import Inbox
-from givalia_core.server.unread import BEHIND_BYTES, UNSENT_BYTES_MAX, WRITE_DEADLINE_S, Unread, Unsent
+from givalia_core.server.unread import BEHIND_BYTES, UNSENT_BYTES_MAX, WRITE_DEADLINE_S, Unsent
+
+if TYPE_CHECKING:  # It makes connections.
+    from givalia_core.server.connections import Connections
 
 RECEIVE_BYTES: Final = 16_384
 RECEIVE_LEAST_BYTES: Final = 2_048  # Where frames are small: decoding what many connections sent must not take long.
@@ -44,41 +45,23 @@ _READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODUL
 
 
 class Connection:
-    """A client's or worker's connection; `inbox` takes what it asks. `on_begin` is called at its first command."""
+    """A client's or worker's connection; `owner` takes what it asks, and is told of its first command and of its end."""
 
-    def __init__(
-        self,
-        number: int,
-        sock: socket.socket,
-        peer: str,
-        session: Session,
-        inbox: Inbox,
-        wake: Callable[[], object],
-        clock: Clock,
-        unread: Unread,
-        on_begin: Callable[[Connection], None],
-        on_end: Callable[[Connection], None],
-    ) -> None:
-        self.number = number
-        self.peer = peer
-        self.peer_port = 0
+    def __init__(self, number: int, sock: socket.socket, peer: str, session: Session, owner: Connections) -> None:
+        self.number, self.peer, self.peer_port = number, peer, 0
         self.session = session
         self._socket = sock
-        self._inbox = inbox
-        self._wake = wake
-        self._clock = clock
-        self._on_begin = on_begin
-        self._on_end = on_end
+        self._owner, self._inbox, self._clock = owner, owner.inbox, owner.clock
         self._is_worker = session.port is Port.WORKER
-        self.unsent = Unsent(self, sock, unread, clock)
+        self.unsent = Unsent(self, sock, owner.unread, owner.clock)
         # A worker is read on for longer: its reports hold up nobody, and its leases depend on its beats.
         self._unsent_most = UNSENT_BYTES_MAX if self._is_worker else BEHIND_BYTES
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
         self._has_asked = False
         self._is_ending = False
-        self._reads: set[int] = set()
-        self._waits: set[int] = set()
+        self._reads: set[int] = set()  # The requests of reads in flight,
+        self._waits: set[int] = set()  # and of waits.
         self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
         self._is_reading = False
         self._receive_bytes = RECEIVE_LEAST_BYTES
@@ -86,10 +69,9 @@ class Connection:
         self._over = Event()
         self.is_closed = False
         self.ended_for = ""  # Why it was closed, if it is worth a line in the log.
-        self.opened_us = clock.read().mono_us
+        self.opened_us = self._clock.read().mono_us
         self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
         self._begun_bytes = 0
-        _tune(sock)
 
     # Reading.
 
@@ -146,7 +128,7 @@ class Connection:
     def _submit(self, asked: list[Asked]) -> None:
         if not self._has_asked:
             self._has_asked = True
-            self._on_begin(self)
+            self._owner.begin(self)
         for each in asked:
             if each.request in self._in_flight or each.request in self._waits:
                 self.close("it used a request number twice")
@@ -159,7 +141,7 @@ class Connection:
                 if each.kind in _READS:
                     self._reads.add(each.request)
             self._inbox.put(each)
-        self._wake()
+        self._owner.wake()
 
     def gate(self) -> None:
         """Read on only while this connection has room for more; close it when it has ended and all is said."""
@@ -193,7 +175,7 @@ class Connection:
         self._readable.stop()
 
     def stop_reading(self) -> None:
-        """Take nothing more from it; what it has asked is answered."""
+        """Take nothing more; what was asked is answered."""
         self._is_ending = True
         self.gate()
 
@@ -262,7 +244,7 @@ class Connection:
                 # The socket's own send would wait; the bare one beneath it says at once how much it took.
                 sent = self._socket._sock.send(data)  # type: ignore[attr-defined]
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError:
                 self.close()
                 return
@@ -277,13 +259,10 @@ class Connection:
                 self._inbox.hold(self.number)
             else:
                 self._inbox.release(self.number)
-        self._wake()
+        self._owner.wake()
 
     def end_sending(self) -> None:
-        """Tell the other side that nothing more comes, and let it be the one that closes: what it has not read stays.
-
-        What it still sends is dropped: it is read only to see when it has closed.
-        """
+        """Say that nothing more comes, and let the peer close, so that what it has not read stays; what it sends is dropped."""
         if self.is_closed:
             return
         with contextlib.suppress(OSError):
@@ -321,12 +300,4 @@ class Connection:
             self._socket.shutdown(native_socket.SHUT_RDWR)
         self._socket.close()
         self._over.set()
-        self._on_end(self)
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(native_socket.IPPROTO_TCP, native_socket.TCP_NODELAY, 1)
-    sock.setsockopt(native_socket.SOL_SOCKET, native_socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
-        if hasattr(native_socket, name):
-            sock.setsockopt(native_socket.IPPROTO_TCP, getattr(native_socket, name), value)
+        self._owner.end(self)

@@ -7,6 +7,7 @@ Nothing here decides a command. What connections ask goes to the loop of the que
 from __future__ import annotations
 
 import contextlib
+import socket as native_socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -50,9 +51,9 @@ class Connections:
         """The workers by the number of their connection, as the engine knows them."""
         self.peers: dict[int, dict[str, Any]] = {}
         """By the number of a worker's connection, how `workers` shows its peer."""
-        self._clock = clock
-        self._inbox = inbox
-        self._wake = wake
+        self.clock = clock
+        self.inbox = inbox
+        self.wake = wake
         self._per_peer: Counter[str] = Counter()
         self._last_number = INSIDE
 
@@ -80,20 +81,21 @@ class Connections:
             self.journal.refuse(oldest.peer, oldest.session.port.value, "it has said nothing yet, and others need the room")
             oldest.close()
         self._last_number = number = self._last_number + 1
-        session = Session(port, number, is_busy=is_busy, read_clock=self._clock.read)
-        connection = Connection(
-            number, sock, peer, session, self._inbox, self._wake, self._clock, self.unread, self._begin, self._end
-        )
+        session = Session(port, number, is_busy=is_busy, read_clock=self.clock.read)
+        _tune(sock)
+        connection = Connection(number, sock, peer, session, self)
         connection.peer_port = address[1] if len(address) > 1 else 0
         self.by_number[number] = connection
         self._per_peer[peer] += 1
         connection.run()
 
-    def _begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection) -> None:
+        """A connection has sent its first command."""
         if connection.session.port is Port.WORKER:
             self.peers[connection.number] = peers.peer(connection)
 
-    def _end(self, connection: Connection) -> None:
+    def end(self, connection: Connection) -> None:
+        """A connection is over."""
         if self.by_number.pop(connection.number, None) is None:
             return
         if connection.session.refusal:
@@ -105,8 +107,8 @@ class Connections:
             del self._per_peer[connection.peer]
         self.peers.pop(connection.number, None)
         worker = self.workers.get(connection.number)
-        self._inbox.put(Gone(connection.number, 1 if worker is None else max(len(worker.announced), 1)))
-        self._wake()
+        self.inbox.put(Gone(connection.number, 1 if worker is None else max(len(worker.announced), 1)))
+        self.wake()
 
     def clogged(self) -> frozenset[int]:
         """Return the numbers of the connections for which so much waits to be read that nothing large may be added."""
@@ -114,11 +116,11 @@ class Connections:
 
     def make_room(self) -> None:
         """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
-        if not (self.unread.is_low or self._inbox.short):
+        if not (self.unread.is_low or self.inbox.short):
             return
         behind = [connection for connection in self.by_number.values() if connection.unsent.since_us]
         stalled = min(behind, key=lambda connection: connection.unsent.since_us, default=None)
-        if stalled is not None and self._clock.read().mono_us - stalled.unsent.since_us >= STALLED_US:
+        if stalled is not None and self.clock.read().mono_us - stalled.unsent.since_us >= STALLED_US:
             self.shed += 1
             stalled.close("it does not read, and others need the room")
 
@@ -145,3 +147,11 @@ class Connections:
         """In a fork: the connections are the parent's."""
         for connection in self.by_number.values():
             connection.leave()
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(native_socket.IPPROTO_TCP, native_socket.TCP_NODELAY, 1)
+    sock.setsockopt(native_socket.SOL_SOCKET, native_socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
+        if hasattr(native_socket, name):
+            sock.setsockopt(native_socket.IPPROTO_TCP, getattr(native_socket, name), value)
