@@ -2,6 +2,7 @@
 
     python docs/journey.py              print it
     python docs/journey.py --json       as JSON, for `tests/docs/test_journey.py`
+    python docs/journey.py --page       its files, as docs/architecture.md has them
 
 Server, worker and client are in this process, and the store is the embedded one. Another job runs before, and two seconds pass
 without a job; functions that run in these seconds are listed apart. The script counts functions and methods with a `def`: when
@@ -29,6 +30,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 HOUSE: Final = "givalia_core"
 MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
+IDLE: Final = "without a job"  # What runs then is listed apart.
 DELAY_S: Final = 0.5  # Of the job, so that its `enq` is over when it is claimed.
 ATTEMPT: Final = ("givalia_core/worker/attempt/pipeline.py", "execute")
 """An attempt begins and ends with this function; lending the job comes before."""
@@ -227,9 +229,26 @@ def sizes(way: Way) -> Sizes:
     return Sizes(len(files), len(functions), sum(lines), p90, lines[-1], max(file_lines))
 
 
+def rooms(way: Way) -> dict[str, list[str]]:
+    """Return the files of each leg in the order of their first visit; each file once, under the leg that visits it first."""
+    seen: set[str] = set()
+    found: dict[str, list[str]] = {}
+    for leg, functions in {**way.legs, IDLE: way.idle}.items():
+        files = [file for file in dict.fromkeys(function.file for function in functions) if file not in seen]
+        seen.update(files)
+        found[leg] = [file.removeprefix(f"{HOUSE}/") for file in files]
+    return found
+
+
+def page(way: Way) -> str:
+    """Return the list of the architecture page, which `tests/docs/test_journey.py` compares with the way."""
+    links = {leg: [f"[`{file}`](../{HOUSE}/{file})" for file in files] for leg, files in rooms(way).items()}
+    return "\n".join(f"- **{leg}**: {', '.join(files) or 'no other'}." for leg, files in links.items())
+
+
 def show(way: Way) -> None:
     """Print the way for people."""
-    for leg, functions in {**way.legs, "without a job": way.idle}.items():
+    for leg, functions in {**way.legs, IDLE: way.idle}.items():
         print(f"{leg}\n")
         for file in dict.fromkeys(function.file for function in functions):
             names = [f"{each.name} ({each.lines})" for each in functions if each.file == file]
@@ -243,12 +262,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--page", action="store_true", help="the list for docs/architecture.md")
     given = parser.parse_args()
     notes = watch()
     with tempfile.TemporaryDirectory() as folder:
         way = walk(notes, Path(folder))
     if given.json:
-        print(json.dumps({"idle": way.idle, "legs": way.legs, "sizes": sizes(way)._asdict()}))
+        print(json.dumps({"idle": way.idle, "legs": way.legs, "rooms": rooms(way), "sizes": sizes(way)._asdict()}))
+    elif given.page:
+        print(page(way))
     else:
         show(way)
 

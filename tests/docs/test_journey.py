@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -42,3 +43,17 @@ def test_a_function_is_where_and_as_long_as_the_trace_says(way: Any) -> None:
     for file, name, lines in way["legs"]["settle"]:
         assert f"def {name.rpartition('.')[2]}(" in (ROOT / file).read_text()
         assert 1 < lines < 200
+
+
+@pytest.mark.parametrize("leg", ["enq", "claim", "attempt", "settle", "without a job"])
+def test_the_architecture_page_names_the_files_of_each_leg_in_the_order_of_their_first_visit(way: Any, leg: str) -> None:
+    section = (DOCS / "architecture.md").read_text().partition("### Its files, leg by leg")[2].partition("\n#")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f"- **{leg}**")]
+
+    named = re.findall(r"\(\.\./givalia_core/([a-z_/]+\.py)\)", line)
+
+    expected = way["rooms"][leg]
+    if leg == "without a job":  # Chores come in any order, and some of them seldom.
+        assert set(expected) <= set(named)
+    else:
+        assert named == expected, "docs/journey.py --page prints the list"
