@@ -21,8 +21,9 @@ from harness import Figure, Option
 from givalia_core import Busy
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.caller import Answer, Caller, Told
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
-from givalia_core.protocol.messages import Kind, item
+from givalia_core.protocol.messages import Kind
 
 TITLE = "Abuse"
 OPTIONS = (

@@ -32,7 +32,7 @@ _HOT: Final = (
     *("model", "clock", "timers", "routing", "policy", "engine/*", "server/inbox"),
     *("store/base", "store/sqlite/index/*", "store/sqlite/store", "store/sqlite/reads", "store/sqlite/records"),
     *("store/sqlite/admission", "store/sqlite/sweeper"),
-    *("protocol/frames", "protocol/messages", "protocol/checks", "protocol/session"),
+    *("protocol/frames", "protocol/messages", "protocol/codec", "protocol/checks", "protocol/session"),
 )
 _WANTED: Final = {"end to end": "jobs/s", "CPU of the server": "us a job", "idle, enq to start, p50": "ms"}
 

@@ -24,7 +24,8 @@ from givalia_core.cli.main import VERBS, Verb
 from givalia_core.clock import SECOND_US
 from givalia_core.model import TRANSITIONS, JobState
 from givalia_core.protocol import frames, line_session, lines, messages, session
-from givalia_core.protocol.messages import CLIENT_KINDS, TABLE, WORKER_KINDS, Kind
+from givalia_core.protocol.codec import TABLE
+from givalia_core.protocol.messages import CLIENT_KINDS, WORKER_KINDS, Kind
 from givalia_core.server import app, connection
 from givalia_core.settings import PREFIX, TABLES
 from givalia_core.worker import supervisor

@@ -33,11 +33,12 @@ from givalia_core.errors import GivaliaError, WaitTimeout
 from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
-from givalia_core.protocol import messages
+from givalia_core.protocol import codec, messages
 from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop, item
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop
 from givalia_core.store import Memory
 from givalia_core.times import Length, length_to_us
 from givalia_core.views import Outcome, text_id
@@ -168,7 +169,7 @@ class _Inside:
         ]  # fmt: skip
         for each in announced:
             fields, payload = item(each)
-            messages.check(Kind.ANNOUNCE, list(fields), payload)
+            codec.check(Kind.ANNOUNCE, list(fields), payload)
         self._turn(Asked(_WORKER, 1, Kind.JOIN, [Join("any", uuid.uuid4().bytes)]))
         self._turn(Asked(_WORKER, 2, Kind.ANNOUNCE, announced))
         self._turn(_FREE)
@@ -198,7 +199,7 @@ class _Inside:
     def _send(self, request: Pending[Any], on_progress: OnProgress | None = None) -> int:
         number = next(self._numbers)
         self._asked[number] = on_progress
-        asked = [messages.check(request.kind, list(fields), payload) for fields, payload in request.items]
+        asked = [codec.check(request.kind, list(fields), payload) for fields, payload in request.items]
         self._turn(Asked(_USER, number, request.kind, asked))
         return number
 

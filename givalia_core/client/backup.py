@@ -9,7 +9,8 @@ from givalia_core.client.pending import Pending
 from givalia_core.client.readings import record
 from givalia_core.clock import new_id
 from givalia_core.protocol.answers import BackupPart
-from givalia_core.protocol.messages import Backup, Kind, checked
+from givalia_core.protocol.codec import checked
+from givalia_core.protocol.messages import Backup, Kind
 
 
 def parts(client: Client) -> Iterator[BackupPart]:

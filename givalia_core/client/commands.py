@@ -16,7 +16,7 @@ from givalia_core.client.pending import Pending
 from givalia_core.clock import SECOND_US, new_id
 from givalia_core.errors import BadRequest, TooLarge, WaitTimeout
 from givalia_core.model import ENDED, TEN_YEARS_US
-from givalia_core.protocol import messages, values
+from givalia_core.protocol import codec, values
 from givalia_core.protocol.answers import EndedCancelled, EndedDead, EndedDone, Enqueued, Moved, Shown
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Info, Kind, Modules, Requeue, ResumeLending, Stat, Wait, Workers
@@ -47,7 +47,7 @@ class Command(Generic[P, T_co]):
         Raises:
             BadRequest, TooLarge: The server would refuse it.
         """
-        return Pending(self.kind, [messages.checked(self.kind, message)], self.read)
+        return Pending(self.kind, [codec.checked(self.kind, message)], self.read)
 
 
 def enq(
@@ -133,10 +133,10 @@ def wait(job_id: bytes, timeout: Length | None, *, progress: bool) -> list[Pendi
     """
     is_plain = type(timeout) in (int, float) and timeout > 0  # type: ignore[operator]
     timeout_s: Any = timeout if timeout is None or is_plain else length_to_seconds(timeout, "timeout")
-    item = messages.item(Wait(None, job_id, progress))
+    item = codec.item(Wait(None, job_id, progress))
     if timeout_s is None or timeout_s > 0:
         return [Pending(Kind.WAIT, [item], _ended, waits=True, timeout_s=timeout_s)]
-    polling: Pending[Any] = Pending(Kind.STAT, [messages.item(Stat(None, job_id))], _check_ended, timeout_s=POLL_S)
+    polling: Pending[Any] = Pending(Kind.STAT, [codec.item(Stat(None, job_id))], _check_ended, timeout_s=POLL_S)
     return [polling, Pending(Kind.WAIT, [item], _ended, waits=True, timeout_s=POLL_S)]
 
 

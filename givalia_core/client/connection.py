@@ -12,7 +12,7 @@ from typing import Any
 from givalia_core.client.pending import Pending
 from givalia_core.client.server_clock import ServerClock
 from givalia_core.errors import BadRequest, Busy, TooLarge
-from givalia_core.protocol import messages
+from givalia_core.protocol import codec
 from givalia_core.protocol.caller import Answer, Broken, Caller, Told, refused
 from givalia_core.protocol.messages import Kind, Progressed
 from givalia_core.protocol.pulse import Due, Owed, Pulse
@@ -90,7 +90,7 @@ class ClientConnection:
             return
         for fields, _ in told.items:
             try:
-                progressed: Progressed = messages.told(Progressed, fields)
+                progressed: Progressed = codec.told(Progressed, fields)
             except (BadRequest, TooLarge) as error:
                 raise nonsense(error) from None
             request = self.waits.get(progressed.request)

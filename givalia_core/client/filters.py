@@ -20,7 +20,8 @@ from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest
 from givalia_core.model import CANCELLED, DEAD, JobState
 from givalia_core.protocol import answers
-from givalia_core.protocol.messages import Act, Kind, checked
+from givalia_core.protocol.codec import checked
+from givalia_core.protocol.messages import Act, Kind
 from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"

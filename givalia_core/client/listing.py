@@ -8,7 +8,8 @@ from givalia_core.client import readings
 from givalia_core.client.pending import Pending
 from givalia_core.errors import BadRequest
 from givalia_core.model import JobState
-from givalia_core.protocol.messages import LIST_LIMIT_MAX, Kind, List, checked
+from givalia_core.protocol.codec import checked
+from givalia_core.protocol.messages import LIST_LIMIT_MAX, Kind, List
 from givalia_core.times import Instant, at_to_us
 from givalia_core.views import Status
 

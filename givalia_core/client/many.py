@@ -18,8 +18,9 @@ from givalia_core.client.pending import Pending
 from givalia_core.clock import new_id
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, PartlyRefused, TooLarge, WrongState
 from givalia_core.protocol.answers import Enqueued
+from givalia_core.protocol.codec import checked
 from givalia_core.protocol.frames import FRAME_BYTES_MAX, ITEMS_MAX, Item
-from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Enq, Ext, Requeue, Stat, checked
+from givalia_core.protocol.messages import STATS_PER_FRAME, Cancel, Enq, Ext, Requeue, Stat
 from givalia_core.times import Instant, Length
 from givalia_core.views import Status, wire_id
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from givalia_core.protocol.answers import Unreadable, Uptime, decode
 from givalia_core.protocol.caller import Answer, Caller
-from givalia_core.protocol.messages import Clock, Kind, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Clock, Kind
 
 FITS: Final = 0.9  # The part of the time that we wait: while so much is left of the limit told before, no other is told.
 DRIFT: Final = 2e-4  # By how much our clock may run faster than the server's.

@@ -15,7 +15,8 @@ from givalia_core.errors import BadRequest, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Answered, Job, evolve
 from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, LendingResumed, Moved
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.messages import Cancel, Enq, Ext, Kind, Requeue, ResumeLending, Stop, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Cancel, Enq, Ext, Kind, Requeue, ResumeLending, Stop
 from givalia_core.views import id_in
 
 

@@ -21,7 +21,8 @@ from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
 from givalia_core.errors import NotFound
 from givalia_core.model import ENDED, RUNNING, Job
-from givalia_core.protocol.messages import Kind, Stop, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Kind, Stop
 from givalia_core.store.shared import Event, News, Watched
 from givalia_core.views import text_id
 

@@ -18,8 +18,9 @@ from givalia_core.engine.records import Effect, Gone, Input, Reply, Tell
 from givalia_core.model import ENDED, RUNNING, WAITING, Job
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed, item
+from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed
 from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Wanted
 from givalia_core.store.shared import Keeping
 

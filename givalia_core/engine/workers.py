@@ -15,6 +15,7 @@ from givalia_core.model import (
 )
 from givalia_core.protocol.answers import TAKEN, Answer, Joined
 from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.messages import (
     PROCESSES_MAX,
     Announce,
@@ -24,7 +25,6 @@ from givalia_core.protocol.messages import (
     Kind,
     Process,
     Stop,
-    item,
 )
 from givalia_core.takers import Session
 

@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from givalia_core.errors import GivaliaError
 from givalia_core.model import JobState
 from givalia_core.protocol.checks import Check, is_any_text, is_bool, is_bytes, is_int, one_of, or_none
+from givalia_core.protocol.codec import answer_error, refusal
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import FOREVER_US, OK, Kind, answer_error, refusal
+from givalia_core.protocol.messages import FOREVER_US, OK, Kind
 
 COUNT_MAX: Final = 1 << 62
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from givalia_core.errors import GivaliaError
-from givalia_core.protocol.messages import Kind, decode
+from givalia_core.protocol.codec import decode
+from givalia_core.protocol.messages import Kind
 
 ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
 

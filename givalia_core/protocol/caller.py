@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from givalia_core.errors import BadRequest, GivaliaError, VersionMismatch
 from givalia_core.protocol import frames
+from givalia_core.protocol.codec import answer_error, item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import OK, VERSION, Hello, Kind, answer_error, item
+from givalia_core.protocol.messages import OK, VERSION, Hello, Kind
 from givalia_core.version import __version__
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@
     {"response": "success", "desc": "enque successfull.", "id": "..."}
 
 `Reader` turns bytes into lines, `decode` a line into the message that a framed client would have sent, `encode` its answer
-into a line. What `decode` lets through has passed `messages.check`, so a line can ask for nothing that a frame cannot.
+into a line. What `decode` lets through has passed `codec.check`, so a line can ask for nothing that a frame cannot.
 Nothing here touches a socket, and no byte of a user's text reaches a client's terminal other than as printable ASCII.
 
 The names a job is asked for by are `key` and `id`; with both, the key counts, as in 2012. Names we do not know are ignored,
@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, NotFound, TooLarge, WrongState
 from givalia_core.model import ENDED, JobState
-from givalia_core.protocol import messages, values
+from givalia_core.protocol import codec, values
 from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, Moved, Shown
 from givalia_core.protocol.messages import ANY, Kind
 from givalia_core.times import length_to_us
@@ -143,7 +143,7 @@ _ACTIONS: Final[dict[str, Callable[[dict[str, Any], MakeId], Request]]] = {
 
 
 def _request(kind: Kind, fields: list[Any], payload: bytes = b"") -> Request:
-    return Request(kind, messages.check(kind, fields, payload))
+    return Request(kind, codec.check(kind, fields, payload))
 
 
 def _needed(job: dict[str, Any], name: str, action: str) -> Any:

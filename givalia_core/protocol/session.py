@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from givalia_core.clock import Reading, read_system
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
-from givalia_core.protocol import frames, line_session, messages
+from givalia_core.protocol import codec, frames, line_session, messages
 from givalia_core.protocol.answers import Answer, Greeting, Uptime, to_item
 from givalia_core.protocol.asked import Asked, Packed, decoded_items
 from givalia_core.protocol.frames import Item
@@ -190,7 +190,7 @@ class Session:
         try:
             if frame.kind != Kind.HELLO or len(frame.items) != 1:
                 raise BadRequest("a connection begins with hello")
-            hello = messages.decode(Kind.HELLO, *frame.items[0])
+            hello = codec.decode(Kind.HELLO, *frame.items[0])
             if not hello.version_min <= messages.VERSION <= hello.version_max:
                 raise VersionMismatch(
                     f"this server, Givalia {__version__}, speaks version {messages.VERSION} of the protocol, and"
@@ -222,7 +222,7 @@ class Session:
 
     def _tell_clock(self, frame: frames.Frame) -> None:
         """Answer with the uptime: a client takes the answer for the present, so it must not wait for a decision."""
-        clock = messages.decode(Kind.CLOCK, *frame.items[0])
+        clock = codec.decode(Kind.CLOCK, *frame.items[0])
         # We tell the uptime, which counts suspended time; decisions are made on the monotonic clock.
         _, uptime_us, mono_us = self._read_clock()
         self._until_us = None if clock.until_us is None else clock.until_us - uptime_us + mono_us
@@ -246,7 +246,7 @@ class Session:
         self.is_over, self.refusal = True, str(error)
 
     def _refuse(self, request: int, error: GivaliaError) -> None:
-        self._say(request, [messages.refusal(error)])
+        self._say(request, [codec.refusal(error)])
 
     def _say(self, request: int, items: list[Item]) -> None:
         self._out.append(frames.encode(Kind.ANSWER, request, items))

@@ -17,7 +17,8 @@ from givalia_core.cli import backup, endings
 from givalia_core.cli.main import main
 from givalia_core.errors import BadRequest, GivaliaError
 from givalia_core.protocol.asked import Asked as Ask
-from givalia_core.protocol.messages import OK, Kind, refusal
+from givalia_core.protocol.codec import refusal
+from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Port
 from givalia_core.store import SQLite
 from givalia_core.store.sqlite import copying

@@ -43,8 +43,9 @@ from givalia_core.client.handles import AsyncJobHandle
 from givalia_core.engine import words as words_room
 from givalia_core.job_servers import VARIABLE
 from givalia_core.model import JobState, OutcomeKind
-from givalia_core.protocol import frames, messages
-from givalia_core.protocol.messages import TABLE, Kind
+from givalia_core.protocol import codec, frames, messages
+from givalia_core.protocol.codec import TABLE
+from givalia_core.protocol.messages import Kind
 from givalia_core.settings import PREFIX, TABLES
 
 PROTOCOL = DOCS / "protocol.md"
@@ -133,8 +134,8 @@ def test_shown_frames_are_what_the_code_makes() -> None:
     shown = {block.info: block.code for block in blocks(PROTOCOL) if block.language == "hex"}
     sample = messages.Enq(SHOWN_JOB, "Sample", 10_000_000, "cart-7", payload=msgpack.packb("parameter sample"))
 
-    hello = frames.MAGIC + frames.encode(Kind.HELLO, 1, [messages.item(messages.Hello(1, 1, "demo"))])
-    enq = frames.encode(Kind.ENQ, 2, [messages.item(sample)])
+    hello = frames.MAGIC + frames.encode(Kind.HELLO, 1, [codec.item(messages.Hello(1, 1, "demo"))])
+    enq = frames.encode(Kind.ENQ, 2, [codec.item(sample)])
     answer = frames.encode(Kind.ANSWER, 2, [((messages.OK, SHOWN_JOB, 1_750_000_010_000_000, "fsync"), b"")])
 
     assert {name: _bytes(code) for name, code in shown.items()} == {"hello": hello, "enq": enq, "answer": answer}

@@ -15,8 +15,9 @@ from sim_history import History
 
 from givalia_core.clock import SECOND_US, ManualClock
 from givalia_core.protocol import frames
+from givalia_core.protocol.codec import decode, item
 from givalia_core.protocol.frames import Frame, Item, unpack_fields
-from givalia_core.protocol.messages import Kind, decode, item
+from givalia_core.protocol.messages import Kind
 
 MS_US = 1_000
 LAST_BYTES_US = 50 * MS_US  # How long after a break what was on its way may still arrive.

@@ -10,9 +10,11 @@ import time
 from types import TracebackType
 from typing import Any
 
+from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.caller import Answer, Caller, refused
-from givalia_core.protocol.messages import Kind, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Kind
 
 WAIT_S = 10.0
 
@@ -126,7 +128,7 @@ class Framed(Raw):
 
 def answers(answer: Answer) -> list[Any]:
     """For each command its fields behind OK, or its error."""
-    return [m.answer_error(fields) or tuple(fields[1:]) for fields, _ in answer.items]
+    return [codec.answer_error(fields) or tuple(fields[1:]) for fields, _ in answer.items]
 
 
 def enq(module: str = "Echo", **fields: Any) -> m.Enq:

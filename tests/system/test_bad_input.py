@@ -23,7 +23,7 @@ from system_wire import Framed, Lines, Raw, answers, enq
 from waits import await_true
 
 from givalia_core import BadRequest, Busy, Client, GivaliaError, TooLarge
-from givalia_core.protocol import frames
+from givalia_core.protocol import codec, frames
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 
@@ -297,7 +297,7 @@ def test_a_worker_that_reports_without_joining_is_refused(house: House) -> None:
 def test_one_byte_at_a_time_is_as_good_as_all_at_once(house: House) -> None:
     with Framed(house.port, hello=False) as wire:
         number_of_hello = wire.caller.hello("slow")
-        number, data = wire.caller.ask(Kind.ENQ, [m.item(enq(delay_us=10**12))])
+        number, data = wire.caller.ask(Kind.ENQ, [codec.item(enq(delay_us=10**12))])
         for byte in number_of_hello + data:
             wire.send(bytes([byte]))
         assert answers(wire.read())[0][0] == 1
@@ -306,7 +306,7 @@ def test_one_byte_at_a_time_is_as_good_as_all_at_once(house: House) -> None:
 
 def test_a_thousand_commands_in_one_packet_are_all_answered_in_order(house: House) -> None:
     with Framed(house.port) as wire:
-        asked = [wire.caller.ask(Kind.STAT, [m.item(m.Stat("nobody"))]) for _ in range(1_000)]
+        asked = [wire.caller.ask(Kind.STAT, [codec.item(m.Stat("nobody"))]) for _ in range(1_000)]
         wire.send(b"".join(data for _, data in asked))
         assert [wire.read().request for _ in asked] == [number for number, _ in asked]
 
@@ -406,7 +406,7 @@ def test_a_client_that_never_reads_is_cut_off_and_others_are_served_meanwhile(ho
         started = time.monotonic()
         closed = False
         while not closed and time.monotonic() - started < 12:
-            stat = m.item(m.Stat(None, uuid.UUID(big.id).bytes))
+            stat = codec.item(m.Stat(None, uuid.UUID(big.id).bytes))
             data = b"".join(greedy.caller.ask(Kind.STAT, [stat])[1] for _ in range(50))
             try:
                 with contextlib.suppress(TimeoutError):
@@ -458,7 +458,8 @@ import sys, threading, os
 import msgpack, socket
 port, count = int(sys.argv[1]), int(sys.argv[2])
 from givalia_core.protocol.caller import Caller
-from givalia_core.protocol.messages import Enq, Kind, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Enq, Kind
 caller = Caller()
 data = caller.hello("flood")
 data += b"".join(caller.ask(Kind.ENQ, [item(Enq(os.urandom(16), "Flood", 600_000_000))])[1] for _ in range(count))

@@ -19,7 +19,7 @@ from system_proxy import Proxy
 from system_rig import Rig
 
 from givalia_core import Client, tcp
-from givalia_core.protocol import frames, messages, values
+from givalia_core.protocol import codec, frames, values
 from givalia_core.protocol.messages import Kind
 
 SEED = int(os.environ.get("GIVALIA_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
@@ -71,7 +71,7 @@ class Recorder(Proxy):
         try:
             assert isinstance(frame, frames.Frame)
             for fields, payload in frame.items:
-                message = messages.decode(Kind(frame.kind), fields, payload)
+                message = codec.decode(Kind(frame.kind), fields, payload)
                 if frame.kind == Kind.ENQ:
                     self.asked.append((number, message.key, values.unpack(message.payload)))
         except Exception as error:

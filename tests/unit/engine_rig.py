@@ -14,6 +14,7 @@ from givalia_core.engine.records import Close, Effect, Gone, Hook, Input, Reply,
 from givalia_core.engine.turn import Engine
 from givalia_core.model import Job
 from givalia_core.policy import Policy
+from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.asked import Asked
@@ -140,7 +141,7 @@ class EngineRig:
 
     def answers(self, frame: Asked) -> list[Any]:
         items = self.replies[frame.conn, frame.request]
-        return [m.answer_error(fields) or tuple(fields[1:]) for fields, _ in items]
+        return [codec.answer_error(fields) or tuple(fields[1:]) for fields, _ in items]
 
     def fresh_id(self) -> bytes:
         self._id += 1

@@ -13,8 +13,9 @@ from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.asked import decoded
+from givalia_core.protocol.codec import refusal
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import OK, Kind, refusal
+from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Port, Session
 
 PATIENCE_S: Final = 10.0

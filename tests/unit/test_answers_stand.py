@@ -12,7 +12,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.engine import remembered
 from givalia_core.engine.desk import BusyFor
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, ShuttingDown, StoreFull, WrongState
-from givalia_core.model import REQUESTS_MOST
+from givalia_core.model import REQUESTS_MOST, TEN_YEARS_US
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Wanted
@@ -114,7 +114,7 @@ UNCHANGED = {
     "ext of a running job": Case(running, Kind.EXT, m.Ext(COPY, "k", delta_us=5), failed),
     "ext of an ended job": Case(cancelled, Kind.EXT, m.Ext(COPY, None, JOB, delta_us=5), requeue),
     "ext too far": Case(
-        enq, Kind.EXT, m.Ext(COPY, "k", delta_us=m.TEN_YEARS_US), lambda rig: rig.ext("k", delta_us=-FAR_US),
+        enq, Kind.EXT, m.Ext(COPY, "k", delta_us=TEN_YEARS_US), lambda rig: rig.ext("k", delta_us=-FAR_US),
     ),
     "requeue of nothing": Case(nothing, Kind.REQUEUE, m.Requeue(COPY, "k", delay_us=FAR_US), cancelled),
     "requeue of a live job": Case(enq, Kind.REQUEUE, m.Requeue(COPY, None, JOB, FAR_US), cancel),

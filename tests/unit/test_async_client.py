@@ -20,7 +20,8 @@ from givalia_core.client.async_transport import AsyncTransport
 from givalia_core.client.connection import ClientConnection
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.asked import Asked as Ask
-from givalia_core.protocol.messages import OK, Kind, Progressed, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import OK, Kind, Progressed
 from givalia_core.views import text_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"

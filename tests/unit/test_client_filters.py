@@ -11,6 +11,7 @@ from engine_rig import EngineRig, uid
 from givalia_core.client.filters import Acted, PagedAct, cancel_all, ext_all, requeue_all
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull
+from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.answers import decode
 from givalia_core.protocol.messages import Kind
@@ -45,7 +46,7 @@ def run(rig: EngineRig, run: PagedAct) -> Acted:
     while not run.is_over:
         request = run.ask()
         ((fields, payload),) = request.items
-        (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
+        (answer,) = rig.ask(Kind.ACT, codec.check(Kind.ACT, list(fields), payload))
         if isinstance(answer, GivaliaError):
             raise answer
         acted = run.take(request.read(decode(Kind.ACT, ["OK", *answer])))
@@ -200,7 +201,7 @@ def test_a_dry_run_counts_and_changes_nothing(rig: EngineRig) -> None:
 def page(rig: EngineRig, run: PagedAct) -> Any:
     """What the server answers to the next page."""
     ((fields, payload),) = run.ask().items
-    (answer,) = rig.ask(Kind.ACT, m.check(Kind.ACT, list(fields), payload))
+    (answer,) = rig.ask(Kind.ACT, codec.check(Kind.ACT, list(fields), payload))
     return answer
 
 

@@ -20,7 +20,8 @@ from givalia_core.errors import Busy, Unauthorized
 from givalia_core.protocol import addresses, frames
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import HELLO_NUMBER, Broken
-from givalia_core.protocol.messages import OK, Kind, Progressed, item, refusal
+from givalia_core.protocol.codec import item, refusal
+from givalia_core.protocol.messages import OK, Kind, Progressed
 from givalia_core.views import wire_id
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"

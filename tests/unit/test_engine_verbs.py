@@ -19,6 +19,7 @@ from givalia_core.model import (
     TEN_YEARS_US,
     WAITING,
 )
+from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.shared import Event
@@ -63,7 +64,7 @@ def test_a_message_that_could_not_be_decoded_is_answered_in_its_place(rig: Engin
 NOT_MANY = (Kind.HELLO, Kind.CLOCK, Kind.INFO, Kind.MODULES, Kind.WORKERS)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in m.TABLE if kind not in NOT_MANY])
+@pytest.mark.parametrize("kind", [kind for kind in codec.TABLE if kind not in NOT_MANY])
 def test_whatever_could_not_be_decoded_is_refused_and_harms_nothing(rig: EngineRig, kind: Kind) -> None:
     worker = rig.worker(10, "any", "Mail", capacity=1)
     rig.enq(id=uid(1))

@@ -15,7 +15,7 @@ from waits import yield_until
 
 from givalia_core.engine.records import News
 from givalia_core.printable import Formatter
-from givalia_core.protocol import frames
+from givalia_core.protocol import codec, frames
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.frames import MAGIC
 from givalia_core.protocol.messages import Kind
@@ -142,7 +142,7 @@ def test_a_storm_of_deaths_is_counted(rig: Rig) -> None:
 
 
 def hello(low: int = 1, high: int = 1) -> bytes:
-    return MAGIC + frames.encode(Kind.HELLO, 1, [m.item(m.Hello(low, high, "test"))])
+    return MAGIC + frames.encode(Kind.HELLO, 1, [codec.item(m.Hello(low, high, "test"))])
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from givalia_core.errors import BadRequest, GivaliaError, TooLarge
 from givalia_core.protocol import asked, frames
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked, decoded
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, Item
-from givalia_core.protocol.messages import Kind, item
+from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.inbox import Inbox
 

@@ -8,6 +8,7 @@ import pytest
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, ShuttingDown, Stale
+from givalia_core.protocol.codec import item, refusal
 from givalia_core.protocol.messages import (
     OK,
     Announce,
@@ -21,8 +22,6 @@ from givalia_core.protocol.messages import (
     Process,
     Progress,
     Succeed,
-    item,
-    refusal,
 )
 from givalia_core.worker.link.lease_core import LeaseCore
 from givalia_core.worker.link.records import Dispatched, FailAnswered, Follows, Lost, Resumed, StopAsked

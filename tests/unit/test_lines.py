@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, NotFound, TooLarge, WrongState
 from givalia_core.model import TEN_YEARS_US
-from givalia_core.protocol import answers, lines, messages
+from givalia_core.protocol import answers, codec, lines
 from givalia_core.protocol.frames import Reader as FrameReader
 from givalia_core.protocol.frames import encode as encode_frame
 from givalia_core.protocol.messages import Cancel, Enq, Ext, Kind, Stat
@@ -279,9 +279,9 @@ def test_a_full_line_of_params_is_taken() -> None:
 def test_what_a_line_asks_survives_the_framed_protocol(action: str, job: Any) -> None:
     kind, message = ask(action, job)
 
-    (frame,) = FrameReader().feed(encode_frame(kind, 1, [messages.item(message)]))
+    (frame,) = FrameReader().feed(encode_frame(kind, 1, [codec.item(message)]))
 
-    assert messages.decode(kind, *frame.items[0]) == message  # type: ignore[union-attr]
+    assert codec.decode(kind, *frame.items[0]) == message  # type: ignore[union-attr]
 
 
 # decode: what is refused
@@ -497,8 +497,8 @@ def test_any_line_is_a_legal_message_or_a_refusal_in_printable_words(line: bytes
     if isinstance(out, bytes):
         assert read(out)["response"] == "fail"
     else:
-        fields, payload = messages.item(out.message)
-        assert messages.decode(out.kind, msgpack.packb(fields), payload) == out.message
+        fields, payload = codec.item(out.message)
+        assert codec.decode(out.kind, msgpack.packb(fields), payload) == out.message
         assert out.kind is not Kind.ENQ or msgpack.unpackb(payload) == json.loads(line)["job"].get("params")
 
 
@@ -567,7 +567,7 @@ def test_stat_of_an_unknown_key_is_a_success() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.EXT])
 def test_an_unknown_key_fails_elsewhere(kind: Kind) -> None:
-    assert answer(kind, *messages.refusal(NotFound("no job"))[0]) == {"response": "fail", "desc": "Key was not found."}
+    assert answer(kind, *codec.refusal(NotFound("no job"))[0]) == {"response": "fail", "desc": "Key was not found."}
 
 
 @pytest.mark.parametrize(
@@ -607,7 +607,7 @@ def test_a_live_key_is_refused_in_exactly_these_words() -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", [Kind.ENQ, Kind.STAT, Kind.CANCEL, Kind.EXT])
 def test_other_refusals_fail_with_their_words(kind: Kind, error: BadRequest) -> None:
-    assert answer(kind, *messages.refusal(error)[0]) == {"response": "fail", "desc": str(error)}
+    assert answer(kind, *codec.refusal(error)[0]) == {"response": "fail", "desc": str(error)}
 
 
 def test_no_control_character_reaches_a_terminal() -> None:

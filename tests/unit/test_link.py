@@ -31,7 +31,18 @@ from givalia_core.errors import Busy, ShuttingDown, Stale
 from givalia_core.protocol import addresses, pulse
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.asked import Asked as Ask
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Heard, Hold, Join, Kind, Succeed, item, refusal
+from givalia_core.protocol.codec import item, refusal
+from givalia_core.protocol.messages import (
+    Announce,
+    Credit,
+    Dispatch,
+    Fail,
+    Heard,
+    Hold,
+    Join,
+    Kind,
+    Succeed,
+)
 from givalia_core.protocol.session import Port
 from givalia_core.worker.link import Connected, Disconnected, Dispatched, FailAnswered, Follows, Link, Lost
 from givalia_core.worker.link import line as line_room

@@ -17,7 +17,8 @@ from waits import yield_until
 
 from givalia_core import BadRequest, Busy, DuplicateKey, NotFound, PartlyRefused, ShuttingDown, WrongState
 from givalia_core.clock import Mark
-from givalia_core.protocol.messages import OK, Kind, refusal
+from givalia_core.protocol.codec import refusal
+from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Port
 from givalia_core.server import Server
 from givalia_core.settings import ServerSettings

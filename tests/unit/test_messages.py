@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, DuplicateKey, GivaliaError, TooLarge
 from givalia_core.model import TEN_YEARS_US
-from givalia_core.protocol import messages
+from givalia_core.protocol import codec, messages
+from givalia_core.protocol.codec import TABLE, answer_error, check, decode, item, refusal
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX
-from givalia_core.protocol.messages import TABLE, Kind, answer_error, check, decode, item, refusal
+from givalia_core.protocol.messages import Kind
 
 ID = b"i" * 16
 DAY_US = 86_400 * SECOND_US
@@ -350,4 +351,4 @@ def test_codes_are_never_given_twice_and_the_ports_share_none() -> None:
 def test_what_a_later_server_says_at_the_end_is_passed_over(message: Any) -> None:
     fields = [field for name, field in zip(message._fields, message, strict=True) if name != "payload"]
 
-    assert messages.told(type(message), [*fields, "news", 7]) == message
+    assert codec.told(type(message), [*fields, "news", 7]) == message

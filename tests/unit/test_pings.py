@@ -8,7 +8,8 @@ from givalia_core.client.connection import ClientConnection
 from givalia_core.errors import BadRequest
 from givalia_core.protocol import frames
 from givalia_core.protocol.caller import Answer, Caller
-from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.protocol.codec import refusal
+from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.pulse import Due, Owed
 from givalia_core.protocol.session import Port, Session
 

@@ -13,6 +13,7 @@ from givalia_core.clock import SECOND_US, ManualClock, Now
 from givalia_core.engine import questions, turn
 from givalia_core.engine.records import Gone, Reply
 from givalia_core.errors import BadRequest, Busy, StoreAway, StoreCorrupt, TooLarge
+from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
@@ -206,7 +207,7 @@ def test_a_listing_that_takes_the_store_too_long_is_answered_busy_and_the_others
 
     told = rig.walk_all(vain(rig, 5, 1), vain(rig, 6, 2))
 
-    answers = {each.conn: m.answer_error(items_of(each)[0][0]) for each in told}
+    answers = {each.conn: codec.answer_error(items_of(each)[0][0]) for each in told}
     assert isinstance(answers[5], Busy)
     assert answers[6] is None
     assert not rig.engine.questions

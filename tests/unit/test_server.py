@@ -26,7 +26,8 @@ from givalia_core.errors import SettingsInvalid, StoreUnfit
 from givalia_core.protocol.answers import TAKEN
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Caller
-from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Credit, Enq, Join, Kind, Wait
 from givalia_core.server import Server, chores, connections, loop
 from givalia_core.server.connection import Connection
 from givalia_core.server.inbox import COMMANDS_PER_TURN

@@ -11,7 +11,8 @@ from givalia_core.clock import Reading
 from givalia_core.errors import BadRequest
 from givalia_core.protocol import frames
 from givalia_core.protocol.caller import Answer, Caller
-from givalia_core.protocol.messages import OK, Cancel, Clock, Enq, Kind, item, refusal
+from givalia_core.protocol.codec import item, refusal
+from givalia_core.protocol.messages import OK, Cancel, Clock, Enq, Kind
 from givalia_core.protocol.session import Port, Session
 
 TOLD_US = 5_000_000_000

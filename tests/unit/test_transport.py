@@ -36,7 +36,8 @@ from givalia_core.client.transport import BlockingTransport
 from givalia_core.errors import BadRequest, StoreFull, VersionMismatch
 from givalia_core.protocol import addresses, session
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed, item, refusal
+from givalia_core.protocol.codec import item, refusal
+from givalia_core.protocol.messages import CLIENT_KINDS, OK, Kind, Progressed
 from givalia_core.protocol.session import Port
 from givalia_core.views import text_id, wire_id
 

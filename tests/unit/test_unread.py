@@ -16,8 +16,9 @@ from waits import yield_until
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.caller import Answer, Caller, Told
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
-from givalia_core.protocol.messages import Kind, item
+from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Session
 from givalia_core.server import Server, connection, delivery
 from givalia_core.server.unread import Unread

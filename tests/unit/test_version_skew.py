@@ -14,7 +14,8 @@ from givalia_core.protocol import frames, session
 from givalia_core.protocol.answers import Greeting
 from givalia_core.protocol.asked import Asked as Ask
 from givalia_core.protocol.caller import Answer, Caller, refused
-from givalia_core.protocol.messages import Credit, Hello, Kind, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Credit, Hello, Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.version import __version__
 from givalia_core.worker.link import Disconnected

@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 from givalia_core.errors import BadRequest, Busy, GivaliaError, ShuttingDown
 from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import PORT_MAX
-from givalia_core.protocol.messages import Kind, answer_error
+from givalia_core.protocol.codec import answer_error
+from givalia_core.protocol.messages import Kind
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.worker.link.records import Follows
 

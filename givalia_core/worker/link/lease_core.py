@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, Stale
-from givalia_core.protocol import frames, messages
+from givalia_core.protocol import codec, frames, messages
 from givalia_core.protocol.caller import HELLO_NUMBER, retry_after_s
 from givalia_core.protocol.messages import OK, Announce, Credit, Dispatch, Fail, Hold, Join, Kind, Process, Progress, Stop
 from givalia_core.settings import CLIENT_PORT
@@ -177,9 +177,9 @@ class LeaseCore:
     # From the server.
 
     def told(self, kind: Kind, items: Answers) -> list[LinkEvent]:
-        """Take a frame that is no answer: jobs, or jobs to stop; raise as `messages.told`."""
+        """Take a frame that is no answer: jobs, or jobs to stop; raise as `codec.told`."""
         if kind is Kind.STOP:
-            stops: list[Stop] = [messages.told(Stop, list(fields)) for fields, _ in items]
+            stops: list[Stop] = [codec.told(Stop, list(fields)) for fields, _ in items]
             return [StopAsked(stop.id, stop.fence, stop.again) for stop in stops if stop.id in self.held]
         if kind is not Kind.DISPATCH:
             return []
@@ -187,7 +187,7 @@ class LeaseCore:
             raise BadRequest("a dispatch has no items")
         heard = items[0][0]
         is_plain = len(heard) == 2 and type(heard[0]) is type(heard[1]) is int and 0 < heard[1] <= messages.FOREVER_US
-        number, self.lease_us = heard if is_plain else messages.told(messages.Heard, list(heard))
+        number, self.lease_us = heard if is_plain else codec.told(messages.Heard, list(heard))
         deadline_us = self._deadline_us(number)
         jobs = [dispatched(fields, payload) for fields, payload in items[1:]]
         for job in jobs:
@@ -280,8 +280,8 @@ class LeaseCore:
 
 
 def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
-    """Return the record of a dispatched job; raise as `messages.told` for one that no server of this protocol sends."""
-    # Nearly all are correct, and this takes a third of the time of `messages.told`, which explains each error.
+    """Return the record of a dispatched job; raise as `codec.told` for one that no server of this protocol sends."""
+    # Nearly all are correct, and this takes a third of the time of `codec.told`, which explains each error.
     whole = (*fields, *records.DISPATCH_REST.get(len(fields), ()))
     if (
         tuple(map(type, whole)) in records.DISPATCH_TYPES
@@ -289,5 +289,5 @@ def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
         and -messages.FOREVER_US < whole[4] < messages.FOREVER_US and len(payload) <= frames.PARAMS_BYTES_MAX
     ):  # fmt: skip
         return tuple.__new__(Dispatch, (*whole, payload))
-    made: Dispatch = messages.told(Dispatch, list(fields), payload)
+    made: Dispatch = codec.told(Dispatch, list(fields), payload)
     return made

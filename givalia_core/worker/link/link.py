@@ -24,7 +24,8 @@ from givalia_core.errors import ConnectionLost, GivaliaError, VersionMismatch
 from givalia_core.protocol import frames
 from givalia_core.protocol.addresses import Address
 from givalia_core.protocol.caller import Answer
-from givalia_core.protocol.messages import Announce, Credit, Join, Process, Progress, item
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.messages import Announce, Credit, Join, Process, Progress
 from givalia_core.steady import quietly, survives
 from givalia_core.threads import thread_now
 from givalia_core.worker.link.lease_core import LeaseCore

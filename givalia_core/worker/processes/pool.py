@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import gevent
 
 from givalia_core.clock import SECOND_US
-from givalia_core.protocol.messages import Kind, Process, Progress, check
+from givalia_core.protocol.codec import check
+from givalia_core.protocol.messages import Kind, Process, Progress
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.assignment import Assignment, LogLines

@@ -21,7 +21,7 @@ from givalia_core.engine.single import Decided, Single
 from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreUnfit, TooLarge
 from givalia_core.model import TEN_YEARS_US, WAITING, Job
 from givalia_core.policy import Policy
-from givalia_core.protocol import messages
+from givalia_core.protocol import codec
 from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
 from givalia_core.protocol.messages import Kind, Succeed
@@ -112,7 +112,7 @@ def takes(connection: Any) -> bool:
 
 
 def _perform(connection: Any, command: Command[..., T], message: Any) -> T:
-    messages.checked(command.kind, message)
+    codec.checked(command.kind, message)
     with _transaction(connection) as cursor:
         answer = _decide(cursor, command.kind, message)
     if isinstance(answer, GivaliaError):
