@@ -36,12 +36,17 @@ class Admission:
         self.updates: dict[bytes, Update] = {}
         self.refused: list[int] = []
         self.counts: dict[tuple[str, JobState], int] = {}  # By how much they change.
-        self._index = index
-        self._absent = absent
+        self._index, self._absent = index, absent
         self._holders: dict[str, int | None] = {}  # Who holds a key once the changes so far are applied.
         for place, (was, job) in enumerate(changes):
             if not (self._insert(job) if was is None else self._update(was, job)):
                 self.refused.append(place)
+                continue
+            name = job.module, job.state
+            self.counts[name] = self.counts.get(name, 0) + 1
+            if was is not None:
+                name = was.module, was.state
+                self.counts[name] = self.counts.get(name, 0) - 1
 
     def _insert(self, job: Job) -> bool:
         job_id, key = job.id, job.key
@@ -52,8 +57,6 @@ class Admission:
                 return False
             self._holders[key] = job.seq
         self.inserts[job_id] = job
-        name = job.module, job.state
-        self.counts[name] = self.counts.get(name, 0) + 1
         return True
 
     def _update(self, was: Job, job: Job) -> bool:
@@ -70,9 +73,6 @@ class Admission:
             self.inserts[was.id] = job
         else:
             self.updates[was.id] = known, first, job
-        name, before = (job.module, job.state), (last.module, last.state)
-        self.counts[name] = self.counts.get(name, 0) + 1
-        self.counts[before] = self.counts.get(before, 0) - 1
         return True
 
     def _moves_key(self, was: Job, job: Job) -> bool:
