@@ -11,6 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 from gevent.local import local
+from waits import yield_until
 
 from givalia_core.worker.attempt import runner as starter_room
 from givalia_core.worker.attempt.runner import Running, Starter
@@ -145,7 +146,7 @@ def test_the_loop_has_its_turn_however_many_attempts_wait_to_start(made: Made, m
     turns: list[int] = []
     timer.start(lambda: turns.append(len(ran)))
 
-    gevent.sleep(0.05)
+    yield_until(lambda: turns and len(ran) == 10, "the loop has had its turn, and all have run")
     timer.close()
 
     assert ran == list(range(10))
