@@ -76,7 +76,7 @@ class CrewListener(Protocol):
 
 
 class Crewed(Protocol):
-    """The foreman, as far as a crew knows him."""
+    """The foreman, as far as a crew knows it."""
 
     settings: WorkerSettings
     counts: Counter[str]
