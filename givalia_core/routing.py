@@ -3,8 +3,7 @@
 A *route* is a module and a worker name (or `any`). A worker serves the routes of the modules it announced, for its own
 name and, unless told otherwise, for `any`. Jobs may besides ask for certain versions of a module: they wait on a *variant* of
 the route, which those of its workers serve whose version satisfies it. For every served route there is a near window; a route
-that nobody serves has none, so its jobs stay rows and cost nothing. All of this is a hint that workers' announcements rebuild
-after a restart; on which variants jobs wait is learned from the store then, and from each job that comes to wait.
+that nobody serves has none, so its jobs stay rows and cost nothing. All of this is a hint that is rebuilt after a restart.
 
 A batch looks at the windows on which something happens, and at no others: those that have changed, whose next timer is due,
 or whose workers have free credits while jobs are ready. Windows with ready jobs and no free worker are *parked* until one of
@@ -13,7 +12,7 @@ their workers is free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Final
@@ -24,11 +23,10 @@ from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
 from givalia_core.roster import Roster
 from givalia_core.store.base import VARIANTS_MAX, Route, Span, Timer
-from givalia_core.store.shared import News
 from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 
-Name = tuple[str, str]  # Of a route or variant.
+Name = tuple[str, str]  # A route or variant.
 
 
 class Routing:
@@ -42,7 +40,7 @@ class Routing:
         self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
         self.crowded: set[Route] = set()  # Routes with more variants than have windows.
-        self._variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
+        self.variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
         self.takers: dict[Name, Takers] = {}  # By route or variant.
         self._moves = Moves()
         self._moved_at = 0  # The place in the moves up to which parked windows know of them.
@@ -86,7 +84,7 @@ class Routing:
         """Let a worker serve these modules and no others; return the routes that it now serves."""
         before, served = self.roster.serve(session, announced)
         for route in {**before, **served}:
-            for each in (route, *self._variants.get(route, ())):
+            for each in (route, *self.variants.get(route, ())):
                 self._refit(session, each, is_served=route in served)
         return served
 
@@ -98,14 +96,14 @@ class Routing:
             if takers is not None and other is not room:
                 takers.discard(other)
         if room is not None and takers is None:
-            self._open(route)
+            self.open_window(route)
         elif room is not None and takers is not None:
             takers.add(room)
             self._unpark(route)
         elif takers is not None and not takers:
-            self._close(route)
+            self.close_window(route)
 
-    def _open(self, route: Route) -> Window | None:
+    def open_window(self, route: Route) -> Window | None:
         """Let the route have a window if there is a worker to take its jobs."""
         specifier = route.specifier
         plain = route if specifier is None else route.plain
@@ -113,7 +111,7 @@ class Routing:
         if not able:
             return None
         if specifier is not None:
-            known = self._variants.setdefault(plain, {})
+            known = self.variants.setdefault(plain, {})
             if len(known) >= VARIANTS_MAX:
                 self.crowded.add(plain)
                 return None
@@ -134,36 +132,15 @@ class Routing:
         for windows in (self.changed, self.stirring, self._parked, self.spent):
             windows.pop(route, None)
 
-    def _close(self, route: Route) -> None:
+    def close_window(self, route: Route) -> None:
         """Forget a route or variant that nobody takes jobs from, or on which none wait."""
         del self.takers[route], self.windows[route]
         self._drop(route)
-        if route.specifier is not None and (known := self._variants.get(route.plain)) is not None:
+        if route.specifier is not None and (known := self.variants.get(route.plain)) is not None:
             known.pop(route, None)
             if not known:
-                del self._variants[route.plain]
+                del self.variants[route.plain]
         self.unlearned.discard(route)
-
-    def learn(self, asked: Iterable[Route], found: Mapping[Route, Sequence[Route]]) -> None:
-        """Take in what the store says: on these and no other variants of the routes that were asked about do jobs wait.
-
-        So a variant has a window as long as jobs come to wait there, and until somebody asks after its last one has gone.
-        """
-        for plain in sorted(asked):
-            variants = found.get(plain, ())
-            for gone in self._variants.get(plain, {}).keys() - set(variants):
-                self._close(gone)
-            if len(variants) >= VARIANTS_MAX:
-                self.crowded.add(plain)
-            for route in variants:
-                if route not in self.windows:
-                    self._open(route)
-            self.unlearned.discard(plain)
-
-    def learn_more(self) -> None:
-        """Where there were more variants than get windows, ask again: some may have gone."""
-        self.unlearned |= self.crowded & self.serving.keys()
-        self.crowded.clear()
 
     # Windows.
 
@@ -174,19 +151,10 @@ class Routing:
             self._renew(window.route)
         self.unlearned.update(self.serving)
 
-    def hear(self, news: News) -> None:
-        """Take in what other servers say of jobs that wait."""
-        for route in news.ready:
-            if (window := self._window(route)) is not None:
-                window.say_ready()
-        for route, due_us in news.nearing.items():
-            if (window := self._window(route)) is not None:
-                window.hear(due_us)
-
-    def _window(self, route: Route) -> Window | None:
+    def window(self, route: Route) -> Window | None:
         """The window of a route; a variant on which no job waited gets one now."""
         window = self.windows.get(route)
-        return self._open(route) if window is None and route.specifier is not None else window
+        return self.open_window(route) if window is None and route.specifier is not None else window
 
     def begin(self, clogged: frozenset[int]) -> None:
         """Begin a batch: nothing was lent in it yet, and these connections may not be sent more."""
@@ -265,7 +233,7 @@ class Routing:
         if len(self._parked) + len(self.stirring) < len(served):
             routes = [route for route in (*self._parked, *self.stirring) if route.plain in served]
         else:
-            routes = [route for plain in served for route in (plain, *self._variants.get(plain, ()))]
+            routes = [route for plain in served for route in (plain, *self.variants.get(plain, ()))]
         for route in routes:
             if (window := self._parked.pop(route, None)) is not None:
                 self.stirring[route] = window
@@ -276,7 +244,7 @@ class Routing:
         if job.specifier is None:
             window = self.windows.get((job.module, job.target_worker))
         else:
-            window = self._window(Route(job.module, job.target))
+            window = self.window(Route(job.module, job.target))
         if window is not None:
             due_us = job.due_at_us + now.timer_us - now.wall_us if job.on_wall else job.due_at_us
             window.offer(_timer(Timer, (due_us, job.seq)), now.timer_us)
@@ -301,12 +269,12 @@ class Routing:
 
     @property
     def has_lent_much(self) -> bool:
-        """Whether a worker was lent as many bytes in this batch as it may be."""
+        """A worker was lent as many bytes in this batch as it may be."""
         return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._lent_to)
 
     @property
     def must_read(self) -> bool:
-        """Whether the store must be asked before one can say what comes next: a near window has run out, or may be missing."""
+        """The store must be asked before one can say what comes next: a near window has run out, or may be missing."""
         if self.changed:
             self.sort()
         return bool(self.unlearned) or bool(self.spent)
@@ -327,19 +295,6 @@ class Routing:
                     continue
             heappop(self._dues)
         return None
-
-    def can_be_taken(self, route: Route) -> bool:
-        """Return whether a connected worker, here or at another server, can take jobs from a route or variant."""
-        return (route.module, route.target) in self.takers or bool(self.elsewhere.able(route))
-
-    def workers_by_module(self) -> dict[str, int]:
-        """Return how many connected workers can run each module, here and at other servers; 0: all that have it are broken."""
-        served = {
-            module: len(having) - len(self.roster.broken.get(module, ())) for module, having in self.roster.having.items()
-        }
-        for module in self.elsewhere.modules():
-            served[module] = served.get(module, 0) + 1
-        return served
 
 
 _timer: Final = tuple.__new__  # The constructor of a named tuple costs as much again.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from givalia_core.clock import Now
 from givalia_core.routing import Routing
-from givalia_core.store.base import Ready
+from givalia_core.store.base import Ready, Route
 
 MODULES_MAX: Final = 2_000  # Of which `info` tells; those with workers come first.
 
@@ -30,12 +30,12 @@ class Backlog:
         self.ready[module] = self.ready.get(module, 0) + found.jobs
         if found.since_us is not None:
             self._since_us[module] = min(found.since_us, self._since_us.get(module, found.since_us))
-        if not self._routing.can_be_taken(found.route):
+        if not _can_be_taken(self._routing, found.route):
             self._untaken[module] = self._untaken.get(module, 0) + found.jobs
 
     def modules(self, now: Now) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the modules that are served or have ready jobs, each with a map of what there is to tell."""
-        served = self._routing.workers_by_module()
+        served = _workers_by_module(self._routing)
         names = dict.fromkeys((*served, *sorted(self.ready)))
         for module in list(names)[:MODULES_MAX]:
             yield (
@@ -46,3 +46,17 @@ class Backlog:
                     "untaken": self._untaken.get(module, 0),
                 },
             )
+
+
+def _can_be_taken(routing: Routing, route: Route) -> bool:
+    """Return whether a connected worker, here or at another server, can take jobs from a route or variant."""
+    return (route.module, route.target) in routing.takers or bool(routing.elsewhere.able(route))
+
+
+def _workers_by_module(routing: Routing) -> dict[str, int]:
+    """Return how many connected workers can run each module, here and at other servers; 0: all that have it are broken."""
+    having, broken = routing.roster.having, routing.roster.broken
+    served = {module: len(workers) - len(broken.get(module, ())) for module, workers in having.items()}
+    for module in routing.elsewhere.modules():
+        served[module] = served.get(module, 0) + 1
+    return served

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgpack
 
+from givalia_core import variants
 from givalia_core.clock import Now
 from givalia_core.engine import leases, verbs, words, workers
 from givalia_core.engine.batch import Batch
@@ -73,7 +74,7 @@ class Sharing:
     def hear(self, news: News, now: Now) -> None:
         """Take in what other servers say they did; call it before the turn."""
         desk = self._desk
-        desk.routing.hear(news)
+        variants.hear(desk.routing, news)
         desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
         if news.must_watch or (self._is_deaf and not news.is_deaf):
             self._watched_us = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from givalia_core import variants
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine import answers, leases, refusals, sharing, verbs, workers
 from givalia_core.engine.batch import NOBODY, Batch
@@ -147,7 +148,7 @@ class Read:
         if found.floor:
             desk.use_numbers(found.floor)
         if arrived.learning:
-            desk.routing.learn(arrived.learning, found.variants)
+            variants.learn(desk.routing, arrived.learning, found.variants)
         if arrived.suspects:
             arrived.engine.owed += sharing.review(desk, arrived.engine.pace, arrived.suspects, found.ids)
 

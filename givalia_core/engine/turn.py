@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from givalia_core import variants
 from givalia_core.clock import SECOND_US, STEP_US, Clock, Now, Timekeeper
 from givalia_core.engine import full, questions, shared_turn, sharing, steps
 from givalia_core.engine.again import Again
@@ -100,8 +101,7 @@ class Engine:
 
     def begin(self, now: Now) -> None:
         """Take in the time, and what it does to memory."""
-        desk, gap_us = self.desk, now.mono_us - self.now.mono_us
-        self.now = now
+        desk, gap_us, self.now = self.desk, now.mono_us - self.now.mono_us, now
         desk.routing.begin(desk.clogged)
         if gap_us > GAP_US:
             self.bridge(gap_us, now)
@@ -115,7 +115,7 @@ class Engine:
         if self.is_sweeping:
             self.swept_us = now.mono_us
             if desk.routing.crowded:
-                desk.routing.learn_more()
+                variants.learn_more(desk.routing)
 
     def bridge(self, gap_us: int, now: Now) -> None:
         """The process stood still for so long that nobody could beat (K5): leases and answers last as much longer."""

@@ -256,3 +256,30 @@ def answer_error(fields: Sequence[Any]) -> GivaliaError | None:
         return None
     code, message, details = (*fields, *("GIVALIA_ERROR", "an answer without a code", {})[len(fields) :])[:3]
     return from_wire(str(code), str(message), details if isinstance(details, dict) else {})
+
+
+ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
+
+
+def decoded_items(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:
+    """Return a message, or the error that decoding gave, for each item."""
+    found: list[Any] = []
+    errors: dict[str, GivaliaError] = {}
+    for packed, payload in items:
+        try:
+            found.append(decode(kind, packed, payload))
+        except GivaliaError as error:
+            found.append(_kept(error, errors))
+    return found
+
+
+def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
+    """An error as it is kept for its answer: one of those that the frame has already, if that says the same."""
+    words = str(error)
+    if words not in errors:
+        if len(errors) >= ERRORS_MAX:
+            return errors.setdefault(error.code, type(error)("one of many items of this frame that cannot be taken"))
+        # Without what Python remembers of its way here, which is a thousand bytes each.
+        error.__traceback__ = error.__context__ = None
+        errors[words] = error
+    return errors[words]

@@ -15,7 +15,8 @@ from givalia_core.clock import Reading, read_system
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
 from givalia_core.protocol import codec, frames, line_session, messages
 from givalia_core.protocol.answers import Answer, Greeting, Uptime, to_item
-from givalia_core.protocol.asked import Asked, Packed, decoded_items
+from givalia_core.protocol.asked import Asked, Packed
+from givalia_core.protocol.codec import decoded_items
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.line_session import LineSession
 from givalia_core.protocol.messages import CLIENT_KINDS, WORKER_KINDS, Kind

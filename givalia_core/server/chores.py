@@ -19,7 +19,7 @@ from givalia_core.server.connections import Connections
 from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import Inbox
 from givalia_core.server.loop import Loop
-from givalia_core.server.troubles import Signs, Troubles
+from givalia_core.server.troubles import NEARLY_FULL, Signs, Troubles
 from givalia_core.settings import ServerSettings
 from givalia_core.steady import quietly
 from givalia_core.store.base import Store
@@ -131,7 +131,7 @@ class Chores:
             is_stuck=self._engine.again.is_stuck,
             is_away=self._store.is_shared and (outage.lasts(now_us) or outage.is_stuck(now_us)),
             busy=desk.busy.get(BusyFor.MEMORY, "") or (desk.all_taken if desk.live >= desk.policy.live_max else ""),
-            live=desk.live,
+            live=desk.live if desk.live >= NEARLY_FULL * desk.policy.live_max else 0,  # Signs that stay the same are no news.
             live_max=desk.policy.live_max,
             free_bytes=self._disk[0],
             disk_bytes=self._disk[1],

@@ -58,16 +58,13 @@ class Connection:
         self._unsent_most = UNSENT_BYTES_MAX if self._is_worker else BEHIND_BYTES
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
-        self._has_asked = False
-        self._is_ending = False
+        self._has_asked = self._is_ending = self._is_reading = self.is_closed = False
         self._reads: set[int] = set()  # The requests of reads in flight,
         self._waits: set[int] = set()  # and of waits.
         self._readable = gevent.get_hub().loop.io(sock.fileno(), 1)
-        self._is_reading = False
         self._receive_bytes = RECEIVE_LEAST_BYTES
         self._finish_by_us = 0  # Deadline for sending pending answers after the peer closes; 0 until then.
         self._over = Event()
-        self.is_closed = False
         self.ended_for = ""  # Why it was closed, if it is worth a line in the log.
         self.opened_us = self._clock.read().mono_us
         self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
@@ -160,7 +157,7 @@ class Connection:
             self._open_gate() if has_room else self._close_gate()
 
     def _close_if_all_is_said(self) -> None:
-        if not self.is_closed and not self._in_flight and not self.unsent.bytes:
+        if not (self.is_closed or self._in_flight or self.unsent.bytes):
             self.close()
 
     def _open_gate(self) -> None:

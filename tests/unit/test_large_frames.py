@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from givalia_core.errors import BadRequest, GivaliaError, TooLarge
-from givalia_core.protocol import asked, frames
+from givalia_core.protocol import codec, frames
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.asked import Asked, decoded
 from givalia_core.protocol.codec import item
@@ -75,7 +75,7 @@ def test_items_of_a_large_frame_are_decoded_when_it_is_their_turn() -> None:
 
 
 def test_errors_of_a_frame_keep_their_words_up_to_a_number_and_their_codes_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asked, "ERRORS_MAX", 3)
+    monkeypatch.setattr(codec, "ERRORS_MAX", 3)
     items: list[Item] = [((number,), b"") for number in range(8)]
     items[5] = item(m.Enq(bytes(16), "Mail", payload=bytes(PARAMS_BYTES_MAX + 1)))
 

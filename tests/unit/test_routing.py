@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from givalia_core import why
+from givalia_core import variants, why
 from givalia_core.clock import Now
 from givalia_core.model import WAITING, Job
 from givalia_core.protocol.messages import Announce, Join
@@ -31,7 +31,7 @@ def routing(*sessions: Session) -> Routing:
     for each in sessions:
         made.join(each)
         made.announce(each, list(each.announced.values()))
-    made.learn(set(made.unlearned), {})
+    variants.learn(made, set(made.unlearned), {})
     for window in made.windows.values():
         window.fill(Near(False, [], more=False))
     return made
@@ -222,7 +222,7 @@ def test_variants_have_windows_as_long_as_jobs_wait_there_and_somebody_satisfies
     assert set(made.windows) - plain == {NEW, Route("Mail", "any <2")}
     made.leave(1)
     assert set(made.windows) - plain == {NEW}
-    made.learn([PLAIN], {})
+    variants.learn(made, [PLAIN], {})
     assert set(made.windows) == {PLAIN, Route("Mail", "w2")}
 
 
@@ -230,7 +230,7 @@ def test_each_worker_takes_what_it_satisfies() -> None:
     old, new = versioned(1, "any", "1.0", capacity=9), versioned(2, "any", "2.0", capacity=1)
     made = routing(old, new)
 
-    made.learn([PLAIN], {PLAIN: [NEW, Route("Mail", "any <9")]})
+    variants.learn(made, [PLAIN], {PLAIN: [NEW, Route("Mail", "any <9")]})
 
     assert made.taker(PLAIN) is old.room("Mail")
     assert made.taker(NEW) is new.room("Mail")
@@ -243,7 +243,7 @@ def test_variants_are_learned_when_a_worker_announces_and_when_nothing_is_known_
 
     made.forget_windows()
     assert made.unlearned == {PLAIN, Route("Mail", "w1")}
-    made.learn([PLAIN, Route("Mail", "w1")], {PLAIN: [NEW]})
+    variants.learn(made, [PLAIN, Route("Mail", "w1")], {PLAIN: [NEW]})
     assert (made.unlearned, set(made.windows)) == (set(), {PLAIN, Route("Mail", "w1")})
 
     upgraded = versioned(2, "any", "2.0")
@@ -256,7 +256,7 @@ def test_news_of_a_variant_is_taken_in_by_whoever_has_a_worker_for_it() -> None:
     made = routing(versioned(1, "any", "2.0"))
     later, never = Route("Mail", "any <3"), Route("Mail", "any >=3")
 
-    made.hear(News(ready=frozenset({NEW, never}), nearing={later: NOW.timer_us + 5, never: NOW.timer_us + 5}))
+    variants.hear(made, News(ready=frozenset({NEW, never}), nearing={later: NOW.timer_us + 5, never: NOW.timer_us + 5}))
 
     assert set(made.windows) == {PLAIN, NEW, later}
     assert made.windows[NEW].has_ready
