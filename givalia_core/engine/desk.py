@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -41,17 +42,14 @@ class BusyFor(Enum):
     SYNCS = "syncs"  # The loop of the queue: the store takes too long to sync.
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
-    """A worker's time-limited hold on one running job."""
+    """A worker's time-limited hold on one running job; `job.holder` is the worker process that it was granted to."""
 
-    __slots__ = ("expires_mono_us", "holder", "job", "progress", "room")
-
-    def __init__(self, job: Job, room: Room | None, expires_mono_us: int) -> None:
-        self.job = job
-        self.holder = job.holder  # The worker process it was granted to.
-        self.room = room  # None while its worker is not connected.
-        self.expires_mono_us = expires_mono_us
-        self.progress: tuple[float, str] | None = None
+    job: Job
+    room: Room | None  # None while its worker is not connected.
+    expires_mono_us: int
+    progress: tuple[float, str] | None = None
 
     @property
     def session(self) -> Session | None:
@@ -69,12 +67,12 @@ class Leases(dict[bytes, Lease]):
     def __setitem__(self, job_id: bytes, lease: Lease) -> None:
         dict.__setitem__(self, job_id, lease)
         try:
-            self._held[lease.holder][job_id] = lease
+            self._held[lease.job.holder][job_id] = lease
         except KeyError:
-            self._held[lease.holder] = {job_id: lease}
+            self._held[lease.job.holder] = {job_id: lease}
 
     def __delitem__(self, job_id: bytes) -> None:
-        holder = self.pop(job_id).holder
+        holder = self.pop(job_id).job.holder
         held = self._held[holder]
         del held[job_id]
         if not held:
@@ -243,21 +241,19 @@ class Desk:
                 lease.room.held += 1
 
 
+@dataclass(slots=True)
 class Names:
     """What the commands of a batch name, gathered so that the store is asked once."""
 
-    __slots__ = ("has_enq", "ids", "keys", "past_keys", "reporting", "requests", "requeued", "resumed", "variants")
-
-    def __init__(self) -> None:
-        self.ids: set[bytes] = set()
-        self.keys: set[str] = set()
-        self.past_keys: set[str] = set()
-        self.requests: set[bytes] = set()
-        self.requeued: set[bytes] = set()  # Ids of jobs whose keys must be looked up as well.
-        self.reporting: dict[int, int] = {}  # By connection, how many jobs it says have ended.
-        self.has_enq = False
-        self.resumed: set[bytes] = set()
-        self.variants: set[Route] = set()
+    ids: set[bytes] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    past_keys: set[str] = field(default_factory=set)
+    requests: set[bytes] = field(default_factory=set)
+    requeued: set[bytes] = field(default_factory=set)  # Ids of jobs whose keys must be looked up as well.
+    reporting: dict[int, int] = field(default_factory=dict)  # By connection, how many jobs it says have ended.
+    has_enq: bool = False
+    resumed: set[bytes] = field(default_factory=set)
+    variants: set[Route] = field(default_factory=set)
 
 
 LENT_TOGETHER_BYTES = 8 << 20  # Of params, to all workers in one batch; and read for one.

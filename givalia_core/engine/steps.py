@@ -106,18 +106,13 @@ NO_SEQS: Final[Set[int]] = frozenset()
 NO_FRAMES: Final[Set[tuple[int, int]]] = frozenset()
 
 
-class Read:
-    """A turn for which everything was read.
+class Read(NamedTuple):
+    """A turn for which everything was read."""
 
-    Args:
-        arrived: The step before.
-        found: The jobs that were asked for.
-        expired: Jobs whose `expires` has passed.
-        forgettable: Whether any ended job may be forgotten.
-    """
-
-    def __init__(self, arrived: Arrived, found: Found, expired: Sequence[Job], *, forgettable: bool) -> None:
-        self.arrived, self.found, self.expired, self.forgettable = arrived, found, expired, forgettable
+    arrived: Arrived
+    found: Found
+    expired: Sequence[Job]  # Jobs whose `expires` has passed.
+    forgettable: bool  # Some ended job may be forgotten.
 
     def decide(self) -> Decided:
         """Decide everything that arrived, then lend what is ready to the workers that are free."""

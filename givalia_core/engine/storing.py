@@ -22,7 +22,7 @@ def read(arrived: Arrived, store: Store) -> Read:
             found.live.update(store.find(Wanted(keys=keys), now).live)
     expired = store.expired(now, asks.expired) if asks.expired else ()
     forgettable = asks.retention is not None and store.forgettable(asks.retention)
-    return Read(arrived, found, expired, forgettable=forgettable)
+    return Read(arrived, found, expired, forgettable)
 
 
 def stored(decided: Decided, store: Store, timer: Timekeeper) -> Commit:

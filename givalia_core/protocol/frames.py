@@ -144,15 +144,15 @@ def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
 def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | None = None) -> list[bytes]:
     """As many frames as the limits ask for, in order, each with `first` before its own items."""
     head = [] if first is None else _packed([first])
-    frames: list[bytes] = []
-    body, count, size = [*head], 0, 0
+    bodies, size = [[*head]], 0
     for packed in _packed(items):
-        if count and (size + len(packed) > _SPLIT_BYTES or len(body) == ITEMS_MAX):
-            frames.append(_frame(kind, request, body))
-            body, count, size = [*head], 0, 0
+        body = bodies[-1]
+        if len(body) > len(head) and (size + len(packed) > _SPLIT_BYTES or len(body) == ITEMS_MAX):
+            bodies.append(body := [*head])
+            size = 0
         body.append(packed)
-        count, size = count + 1, size + len(packed)
-    return [*frames, _frame(kind, request, body)]
+        size += len(packed)
+    return [_HEAD.pack(len(joined) + _HEAD_BODY_BYTES, kind, request) + joined for joined in map(b"".join, bodies)]
 
 
 def _packed(items: Iterable[Item]) -> list[bytes]:
@@ -163,11 +163,6 @@ def _packed(items: Iterable[Item]) -> list[bytes]:
             raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")
         parts.append(_ITEM.pack(len(packed), len(payload)) + packed + payload)
     return parts
-
-
-def _frame(kind: int, request: int, items: list[bytes]) -> bytes:
-    body = b"".join(items)
-    return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
 
 
 _SPLIT_BYTES: Final = FRAME_BYTES_MAX - _HEAD.size - FIRST_BYTES

@@ -18,7 +18,7 @@ from givalia_core.protocol.messages import Kind, Wait
 from givalia_core.server.connection import Connection
 from givalia_core.server.connections import INSIDE, Connections
 from givalia_core.server.hookrunner import HookRunner
-from givalia_core.server.inbox import Inbox
+from givalia_core.server.inbox import READS_PER_TURN, TURN_BYTES, Inbox
 from givalia_core.server.unread import UNSENT_BYTES_MAX
 
 DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
@@ -59,7 +59,7 @@ class Delivery:
         for number, told in out.items():
             if (connection := by_number.get(number)) is not None:
                 self._say(connection, told)
-        if self._sent_bytes:
+        if self._sent_bytes > TURN_BYTES or self._inbox.reads_most < READS_PER_TURN:
             self._inbox.note_answered(self._sent_bytes)
         for other in rest:
             self._do(other, now)

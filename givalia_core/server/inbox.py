@@ -43,7 +43,7 @@ class Inbox:
         self._held: dict[int, Queue] = {}  # Of connections whose peers have answers to read first.
         self.short: dict[int, Queue] = {}  # Of connections whose next answer does not fit the server's budget.
         self._sparing: set[int] = set()  # Connections that asked for more ended jobs at once than fit their answers.
-        self._reads_most = READS_PER_TURN
+        self.reads_most = READS_PER_TURN
         # Fair queueing of large frames: where a connection's next frame begins on a scale of commands, and the last one did.
         self._begins: dict[int, int] = {}
         self._begun = 0
@@ -111,7 +111,7 @@ class Inbox:
         """Return the inputs of the next turn, whose answers may come to wait with so many bytes in all."""
         queues = self.queues
         owed = self._commands * ANSWER_BYTES + self._waits * STATUS_BYTES
-        all_fits = self._commands <= COMMANDS_PER_TURN and self._waits <= self._reads_most and owed <= left
+        all_fits = self._commands <= COMMANDS_PER_TURN and self._waits <= self.reads_most and owed <= left
         if all_fits and self._is_plain and not self.short and not self._sparing:
             self.queues, self._commands, self._waits = {}, 0, 0
             return [given for queue in queues.values() for given in queue]
@@ -124,7 +124,7 @@ class Inbox:
         if self.short and left >= FRAME_BYTES_MAX:
             self.queues.update(self.short)
             self.short.clear()
-        turn = _Turn(self._reads_most, left)
+        turn = _Turn(self.reads_most, left)
         for conn in list(self.queues):
             if turn.is_full:
                 break
@@ -140,9 +140,9 @@ class Inbox:
     def note_answered(self, count: int) -> None:
         """Adapt the number of reads in a turn to the bytes of the answers that were just sent."""
         if count > TURN_BYTES:
-            self._reads_most = max(self._reads_most // 2, READS_LEAST)
+            self.reads_most = max(self.reads_most // 2, READS_LEAST)
         elif count < TURN_BYTES // 2:
-            self._reads_most = min(self._reads_most * 2, READS_PER_TURN)
+            self.reads_most = min(self.reads_most * 2, READS_PER_TURN)
 
     def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
         """Take out every input of these kinds, of each connection only those that stand before anything else it asked."""
@@ -186,7 +186,7 @@ class _Turn:
         self.taken: list[Input] = []
         self._commands = 0
         self._reads = 0
-        self._reads_most = reads_most
+        self.reads_most = reads_most
         self._left = left
         self._own_left = 0  # Of the connection that is being served.
         self._is_sparing = False
@@ -218,7 +218,7 @@ class _Turn:
             owed = size * ANSWER_BYTES
         else:
             owed = size * _answer_bytes(asked)
-            if self._reads and self._reads + size > self._reads_most:
+            if self._reads and self._reads + size > self.reads_most:
                 return False
             is_counted = self._is_sparing or asked.kind is Kind.STAT
             if is_counted and self._own_left < FRAME_BYTES_MAX and owed > self._own_left:
