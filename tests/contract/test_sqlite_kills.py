@@ -176,3 +176,16 @@ def test_a_kill_between_the_two_halves_of_a_sweep_leaves_the_other_jobs_of_the_k
     assert past_of(store, "a") == 1
     store.commit(inserts([waiting(5)]), MARK)
     assert store._core.index.slots.most == 4  # Those of forgotten jobs are used again.
+
+
+@pytest.mark.parametrize("within", ["Index.insert", "Index._name", "NameTable.add", "Slots.take", "Slots.write", "Lanes.stand"])
+def test_a_kill_while_new_jobs_are_entered_leaves_them_under_all_their_names(path: Path, within: str) -> None:
+    there = [ended(waiting(1, key="a")).job, waiting(2, key="b")]
+    new = [waiting(3, key="a", answered=(Answered(request_id(1), "ext", 1),)), waiting(4, key="c")]
+
+    for store, reference in each_kill(path, within, [inserts(there)], inserts(new), 7):
+        wanted = Wanted(
+            ids=frozenset(map(job_id, range(1, 5))), keys=frozenset("abc"), past_keys=frozenset("abc"),
+            requests=frozenset({request_id(1)}),
+        )  # fmt: skip
+        assert store.find(wanted, NOW)._replace(learned=None) == reference.find(wanted, NOW)
