@@ -252,30 +252,30 @@ def to_item(answer: Answer) -> Item:
 
 
 def decode(kind: Kind, fields: Sequence[Any], payload: bytes = b"") -> Answer:
-    """Return the answer to a message of this kind.
-
-    Raises:
-        Unreadable: A field is missing, or not of its type.
-    """
+    """Return the answer to a message of this kind; raise `Unreadable` if a field is missing, or not of its type."""
     if not fields or fields[0] != OK:
         error = answer_error(fields)
         assert error is not None
         return error
-    if kind is Kind.ENQ and len(fields) == 4:  # Nearly all are as they should be, and there are many; the rest is told below.
+    if kind is Kind.ENQ and len(fields) == 4:  # Nearly all are as they should be, and there are many; the rest goes on below.
         _, job_id, due_us, durability = fields
         is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
         if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
             return Enqueued(job_id, due_us, durability)
-    record, said = OF.get(kind), fields[1:]
-    if kind is Kind.WAIT:
-        state = said[0] if said else None
-        record, said = ENDS.get(state) if type(state) is str else None, said[1:]
+    if kind is not Kind.WAIT:
+        return _made(kind, OF.get(kind), fields[1:], payload)
+    state = fields[1] if len(fields) > 1 else None
+    return _made(kind, ENDS.get(state) if type(state) is str else None, fields[2:], payload)
+
+
+def _made(kind: Kind, record: type | None, said: Sequence[Any], payload: bytes) -> Answer:
+    """Return the record of checked fields; fields that only a later server knows are left out."""
     if record is None:
         raise Unreadable(f"the server answers {kind.name} with what is no answer to it")
     _, checks, defaults, has_payload = _SHAPES[record]
-    said = said[: len(checks)]
     if len(said) < len(checks) - len(defaults):
-        raise Unreadable(f"the server answers with {len(fields)} fields where there are {1 + len(checks)}")
+        raise Unreadable(f"the server answers with {1 + len(said)} fields where there are {1 + len(checks)}")
+    said = said[: len(checks)]
     for number, (check, value) in enumerate(zip(checks, said, strict=False), 1):
         if not check(value):
             raise Unreadable(f"field {number} of an answer cannot be of type {type(value).__name__}")
