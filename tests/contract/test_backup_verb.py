@@ -16,7 +16,7 @@ from scripted_server import Line, Script, ScriptedServer, every, refuse
 from givalia_core.cli import backup, endings
 from givalia_core.cli.main import main
 from givalia_core.errors import BadRequest, GivaliaError
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.codec import refusal
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.protocol.session import Port
@@ -42,7 +42,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     store.open()
     store.commit(inserts([waiting(seq, params=bytes(1_000)) for seq in range(1, 31)]), MARK)
 
-    def script(line: Line, ask: Ask) -> None:
+    def script(line: Line, ask: Asked) -> None:
         (message,) = ask.messages
         try:
             part = store.copy_part(message.backup, message.part)
@@ -97,7 +97,7 @@ def test_copy_is_a_store_that_opens_by_itself(copied: Script, run: Run, path: Pa
 def test_lost_connection_is_made_again_and_the_copy_goes_on(copied: Script, run: Run, path: Path) -> None:
     lost: list[int] = []
 
-    def script(line: Line, ask: Ask) -> None:
+    def script(line: Line, ask: Asked) -> None:
         if ask.messages[0].part == 2 and not lost:
             lost.append(2)
             copied(Deaf(), ask)  # type: ignore[arg-type]  # The part is made, and its answer lost.
@@ -111,7 +111,7 @@ def test_lost_connection_is_made_again_and_the_copy_goes_on(copied: Script, run:
 
 
 def test_server_that_knows_the_copy_no_more_leaves_no_file_and_a_clear_error(copied: Script, run: Run, path: Path) -> None:
-    def restarted(line: Line, ask: Ask) -> None:
+    def restarted(line: Line, ask: Asked) -> None:
         (message,) = ask.messages
         copied(line, ask._replace(messages=[message._replace(backup=b"x" * 16)]) if message.part == 3 else ask)
 
@@ -123,7 +123,7 @@ def test_server_that_knows_the_copy_no_more_leaves_no_file_and_a_clear_error(cop
 
 
 def test_server_that_answers_no_more_leaves_no_file_and_a_clear_error(copied: Script, run: Run, path: Path) -> None:
-    def silent(line: Line, ask: Ask) -> None:
+    def silent(line: Line, ask: Asked) -> None:
         if ask.messages[0].part < 2:
             copied(line, ask)
 
@@ -138,7 +138,7 @@ def test_server_that_answers_no_more_leaves_no_file_and_a_clear_error(copied: Sc
 
 
 def test_part_that_is_spoiled_on_its_way_leaves_no_file(copied: Script, run: Run, path: Path) -> None:
-    def spoiled(line: Line, ask: Ask) -> None:
+    def spoiled(line: Line, ask: Asked) -> None:
         if ask.messages[0].part == 2:
             line.say(ask, [((OK, False, 1, 3, 30, 0, 7), b"\x90")])
         else:

@@ -11,8 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol import frames
-from givalia_core.protocol.asked import Asked as Ask
-from givalia_core.protocol.asked import decoded
+from givalia_core.protocol.asked import Asked, decoded
 from givalia_core.protocol.codec import refusal
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import OK, Kind
@@ -21,7 +20,7 @@ from givalia_core.protocol.session import Port, Session
 PATIENCE_S: Final = 10.0
 LEASE_US: Final = 30_000_000
 
-Script: TypeAlias = Callable[["Line", Ask], None]
+Script: TypeAlias = Callable[["Line", Asked], None]
 
 
 class Line:
@@ -32,11 +31,11 @@ class Line:
         self._session = session
         self.is_lost = False  # Whether nothing that comes is heard any more, though TCP takes it.
 
-    def say(self, ask: Ask, items: Iterable[Item]) -> None:
+    def say(self, ask: Asked, items: Iterable[Item]) -> None:
         """Answer."""
         self._socket.sendall(frames.encode(Kind.ANSWER, ask.request, items))
 
-    def refuse(self, ask: Ask, error: GivaliaError) -> None:
+    def refuse(self, ask: Asked, error: GivaliaError) -> None:
         """Answer each command with an error, and a frame without commands with one."""
         self.say(ask, [refusal(error)] * max(len(ask.messages), 1))
 
@@ -62,7 +61,7 @@ class ScriptedServer:
         # Left to itself, the system takes up to 32 MiB for a server that does not read.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.asks: queue.Queue[Ask] = queue.Queue()
+        self.asks: queue.Queue[Asked] = queue.Queue()
         self.lines: list[Line] = []  # Every connection so far.
         self._threads: list[threading.Thread] = []
         self._go(self._accept)
@@ -95,7 +94,7 @@ class ScriptedServer:
                     self.asks.put(ask)
                     self._script(line, ask)
 
-    def next(self, kind: Kind) -> Ask:
+    def next(self, kind: Kind) -> Asked:
         """The next thing of this kind that it is asked."""
         while True:
             ask = self.asks.get(timeout=PATIENCE_S)
@@ -114,7 +113,7 @@ class ScriptedServer:
             thread.join(PATIENCE_S)
 
 
-def serve(line: Line, ask: Ask) -> None:
+def serve(line: Line, ask: Asked) -> None:
     """Say yes to everything: each job is made and each wait ends with the result 7; a worker may join and do as it likes."""
     if ask.kind is Kind.ENQ:
         line.say(ask, [((OK, message.id, 0, "memory"), b"") for message in ask.messages])
@@ -130,7 +129,7 @@ def first(kind: Kind, act: Script, then: Script = serve) -> Script:
     """Do something else with the first thing of a kind that comes to this server, however often it is connected to."""
     was_there = threading.Event()
 
-    def script(line: Line, ask: Ask) -> None:
+    def script(line: Line, ask: Asked) -> None:
         if ask.kind is kind and not was_there.is_set():
             was_there.set()
             act(line, ask)
@@ -145,16 +144,16 @@ def every(kind: Kind, act: Script, then: Script = serve) -> Script:
     return lambda line, ask: (act if ask.kind is kind else then)(line, ask)
 
 
-def hang_up(line: Line, ask: Ask) -> None:
+def hang_up(line: Line, ask: Asked) -> None:
     """End the connection without a word."""
     line.hang_up()
 
 
-def say_nothing(line: Line, ask: Ask) -> None:
+def say_nothing(line: Line, ask: Asked) -> None:
     """Be asked, and be silent."""
 
 
-def lose(line: Line, ask: Ask) -> None:
+def lose(line: Line, ask: Asked) -> None:
     """Hear nothing any more on this connection, and say nothing: what a proxy does whose other side is gone."""
     line.is_lost = True
 

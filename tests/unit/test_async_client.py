@@ -19,7 +19,7 @@ from givalia_core.client.async_socket import AsyncSocket
 from givalia_core.client.async_transport import AsyncTransport
 from givalia_core.client.connection import ClientConnection
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.codec import item
 from givalia_core.protocol.messages import OK, Kind, Progressed
 from givalia_core.views import text_id
@@ -330,7 +330,7 @@ def test_the_callers_own_deadline_and_that_of_wait_are_told_apart(scripted: Scri
 def test_what_was_cancelled_before_there_was_room_for_it_is_never_sent(scripted: Scripted) -> None:
     reads_on = threading.Event()
 
-    def hold_up(line: Any, ask: Ask) -> None:
+    def hold_up(line: Any, ask: Asked) -> None:
         reads_on.wait(PATIENCE_S)
         serve(line, ask)
 

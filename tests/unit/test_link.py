@@ -30,7 +30,7 @@ from scripted_server import (
 from givalia_core.errors import Busy, ShuttingDown, Stale
 from givalia_core.protocol import addresses, pulse
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.codec import item, refusal
 from givalia_core.protocol.messages import (
     Announce,
@@ -58,7 +58,7 @@ STOPPING = ShuttingDown("the server is draining", retry_after=60.0)
 T = TypeVar("T")
 
 
-def lend(line: Line, ask: Ask) -> None:
+def lend(line: Line, ask: Asked) -> None:
     """Send a job as soon as there is room for one."""
     serve(line, ask)
     if ask.messages[0].capacity:
@@ -189,7 +189,7 @@ def test_a_report_that_a_busy_server_does_not_take_is_made_again(rig: Rig, answe
     others = [JOB._replace(id=bytes([number]) * 16) for number in range(2)]
     reports = [REPORT._replace(id=job.id) for job in others]
 
-    def lend_two(line: Line, ask: Ask) -> None:
+    def lend_two(line: Line, ask: Asked) -> None:
         serve(line, ask)
         if ask.messages[0].capacity:
             line.tell(Kind.DISPATCH, [item(Heard(ask.request, LEASE_US)), *map(item, others)])
@@ -440,7 +440,7 @@ def test_an_idle_worker_on_a_path_that_died_joins_over_a_new_connection(rig: Rig
 def test_a_server_that_takes_long_to_answer_a_report_keeps_its_worker(rig: Rig) -> None:
     answered = threading.Event()
 
-    def answer_later(line: Line, ask: Ask) -> None:
+    def answer_later(line: Line, ask: Asked) -> None:
         threading.Timer(1.5, lambda: (serve(line, ask), answered.set())).start()
 
     server = rig.server(every(Kind.CREDIT, lend, then=every(Kind.SUCCEED, answer_later)))

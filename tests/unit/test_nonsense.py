@@ -13,7 +13,7 @@ import pytest
 from scripted_server import PATIENCE_S, Line, Script, ScriptedServer, every, first, serve
 
 from givalia_core import Client, ConnectionLost, ResultLost
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import OK, Kind
 
 JOB = "0195d6c0-7a80-7000-8000-0000000000aa"
@@ -131,7 +131,7 @@ def test_who_gives_up_on_a_server_that_talks_nonsense_says_what_it_said(any_clie
 def test_a_result_that_is_no_value_is_lost_and_costs_no_connection(any_client: Any, scripted: Scripted) -> None:
     """No server looks into what a worker reports."""
 
-    def answer(line: Line, ask: Ask) -> None:
+    def answer(line: Line, ask: Asked) -> None:
         line.say(ask, [((OK, "done", None) if ask.kind is Kind.WAIT else (OK, STATUS), b"\xc1")])
 
     server = scripted(answer)

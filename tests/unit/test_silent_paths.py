@@ -14,7 +14,7 @@ from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, ev
 from givalia_core import Client, ConnectionLost
 from givalia_core.client import delivery
 from givalia_core.protocol import frames, pulse
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.views import text_id
 
@@ -76,7 +76,7 @@ def test_what_waits_beside_a_command_on_a_dead_path_goes_with_it(
 def test_a_server_that_answers_late_keeps_its_connection(any_client: Any, scripted: Scripted) -> None:
     decided = threading.Event()
 
-    def decide_later(line: Line, ask: Ask) -> None:
+    def decide_later(line: Line, ask: Asked) -> None:
         threading.Timer(1.5, lambda: (decided.set(), serve(line, ask))).start()
 
     server = scripted(every(Kind.ENQ, decide_later))
@@ -91,7 +91,7 @@ def test_a_server_that_answers_late_keeps_its_connection(any_client: Any, script
 def test_an_answer_that_arrives_in_pieces_keeps_its_connection(any_client: Any, scripted: Scripted) -> None:
     pieces = threading.Event()
 
-    def drip(line: Line, ask: Ask) -> None:
+    def drip(line: Line, ask: Asked) -> None:
         data = frames.encode(Kind.ANSWER, ask.request, [(("OK", "done", None), b"\x07")])
         for place in range(len(data)):
             line._socket.sendall(data[place : place + 1])
@@ -143,7 +143,7 @@ class Deaf:
     def __init__(self) -> None:
         self.is_over = threading.Event()
 
-    def __call__(self, line: Line, ask: Ask) -> None:
+    def __call__(self, line: Line, ask: Asked) -> None:
         line._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         self.is_over.wait(3 * PATIENCE_S)
 
@@ -202,7 +202,7 @@ def test_of_many_a_part_that_was_not_sent_is_not_the_whole(scripted: Scripted, a
     server = scripted()
     answered = threading.Event()
 
-    def stop(line: Line, ask: Ask) -> None:
+    def stop(line: Line, ask: Asked) -> None:
         serve(line, ask)
         if not answered.is_set():
             answered.set()

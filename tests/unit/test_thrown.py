@@ -20,7 +20,7 @@ from givalia_core.client.connection import ClientConnection
 from givalia_core.client.delivery import RequestDelivery
 from givalia_core.client.pending import Pending
 from givalia_core.client.transport import BlockingTransport
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import OK, Kind
 from givalia_core.views import wire_id
 
@@ -47,7 +47,7 @@ def on_signal() -> Iterator[OnSignal]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def interrupt(line: Line, ask: Ask) -> None:
+def interrupt(line: Line, ask: Asked) -> None:
     """Answer nothing, and interrupt the thread that runs the test."""
     interrupt_test()
 
@@ -110,14 +110,14 @@ def test_what_a_signal_handler_throws_reaches_who_rests(on_signal: OnSignal) -> 
 
 
 def test_a_signal_handler_may_use_the_client_that_it_interrupts(scripted: Scripted, on_signal: OnSignal) -> None:
-    waiting: list[tuple[Line, Ask]] = []
+    waiting: list[tuple[Line, Asked]] = []
     made: list[str] = []
 
-    def wait(line: Line, ask: Ask) -> None:
+    def wait(line: Line, ask: Asked) -> None:
         waiting.append((line, ask))
         interrupt_test()
 
-    def enq(line: Line, ask: Ask) -> None:
+    def enq(line: Line, ask: Asked) -> None:
         serve(line, ask)
         ((waiter, waits),) = waiting
         waiter.say(waits, [((OK, "done", None), b"\x07")])

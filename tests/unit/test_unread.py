@@ -14,7 +14,7 @@ import pytest
 from waits import yield_until
 
 from givalia_core.protocol import messages as m
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Answer, Caller, Told
 from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
@@ -310,7 +310,7 @@ def test_frames_that_are_answered_at_once_are_taken_a_few_at_a_time(
         taken.append(0)
         receive(self)
 
-    def fed(self: Session, data: bytes) -> list[Ask]:
+    def fed(self: Session, data: bytes) -> list[Asked]:
         taken[-1] += len(data)
         return feed(self, data)
 

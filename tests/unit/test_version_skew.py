@@ -12,7 +12,7 @@ from test_link import Rig, rig
 from givalia_core.errors import BadRequest, VersionMismatch
 from givalia_core.protocol import frames, session
 from givalia_core.protocol.answers import Greeting
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.caller import Answer, Caller, refused
 from givalia_core.protocol.codec import item
 from givalia_core.protocol.messages import Credit, Hello, Kind
@@ -69,7 +69,7 @@ def test_link_that_is_lost_as_soon_as_it_is_up_is_made_less_and_less_often(rig: 
     assert pauses == [BACKOFF_FIRST_S * 2**each for each in range(4)]
 
 
-def answer_and_hang_up(line: Line, ask: Ask) -> None:
+def answer_and_hang_up(line: Line, ask: Asked) -> None:
     """Be up for as short as can be."""
     serve(line, ask)
     hang_up(line, ask)

@@ -16,7 +16,7 @@ from test_nonsense import STATUS, say
 
 from givalia_core.cli import main, unknown, waiting
 from givalia_core.errors import JobFailed, WaitTimeout
-from givalia_core.protocol.asked import Asked as Ask
+from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import OK, Kind
 
 NOTED = "Traceback (most recent call last):\n  File x\nValueError: no such cart\nA note.\x1b[2J"
@@ -35,7 +35,7 @@ class Waits:
             Kind.WAIT: say(*end) if end else lambda line, ask: None,
         }
 
-    def __call__(self, line: Line, ask: Ask) -> None:
+    def __call__(self, line: Line, ask: Asked) -> None:
         self.answers.get(ask.kind, serve)(line, ask)
 
 
