@@ -50,7 +50,7 @@ class AsyncTransport:
         """In a fork: the event loop, the connection and all requests under way are the parent's; none of them is touched."""
         delivery, tending = self.delivery, self._tending
         if tending is not None:
-            tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.
+            tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.  # noqa: SLF001 - asyncio has no other way.
         self.delivery = RequestDelivery(*self._servers)
         self.delivery.is_closed = delivery.is_closed
         self._socket = self._tending = self._changed = None

@@ -24,7 +24,7 @@ def parts(client: Client) -> Iterator[BackupPart]:
     name = new_id()
     number = 0
     while True:
-        part = client._transport.ask(Pending(Kind.BACKUP, [checked(Kind.BACKUP, Backup(name, number))], record(BackupPart)))
+        part = client._transport.ask(Pending(Kind.BACKUP, [checked(Kind.BACKUP, Backup(name, number))], record(BackupPart)))  # noqa: SLF001 - The same room.
         yield part
         if part.is_last:
             return

@@ -51,7 +51,7 @@ def clean_up(transport: Interruptible, requests: Iterable[Pending[Any]]) -> None
             drop_half_received(transport)
         transport.changed.notify_all()
     for lock in (transport.sending, transport.lock):
-        while lock._is_owned():
+        while lock._is_owned():  # noqa: SLF001 - Python says it in no other way.
             lock.release()
 
 
@@ -86,10 +86,10 @@ def by_fork(transport: Interruptible) -> None:
     A lock that this very thread holds is kept: a signal handler forked in the middle of a call, which goes on here.
     """
     changed, delivery = transport.changed, transport.delivery
-    if not transport.lock._is_owned():
+    if not transport.lock._is_owned():  # noqa: SLF001 - Python says it in no other way.
         transport.lock = threading.RLock()
         transport.changed = threading.Condition(transport.lock)
-    if not transport.sending._is_owned():
+    if not transport.sending._is_owned():  # noqa: SLF001 - Python says it in no other way.
         transport.sending = threading.RLock()
     transport.reader = transport.sender = None
     transport.is_receiving = False

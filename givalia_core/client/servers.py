@@ -88,7 +88,7 @@ class _Lazily:
     def __get__(self, client: Any, owner: type | None = None) -> Any:
         if client is None:
             return self
-        made = type(client)._make(client._find(), client._resend_s, client._find)
+        made = type(client)._make(client._find(), client._resend_s, client._find)  # noqa: SLF001 - The same room.
         # Threads that come here at once share the first one made. A lock might be held at a fork.
         return client.__dict__.setdefault("_transport", made)
 
@@ -138,7 +138,7 @@ def found_by(kind: type[L], find: Find, resend: Length) -> L:
         BadRequest: `resend` is no length.
     """
     client = kind(resend=resend)
-    client._find = find
+    client._find = find  # noqa: SLF001 - The same room.
     return client
 
 
@@ -148,4 +148,4 @@ def likewise(client: L, resend: Length) -> L:
     Raises:
         BadRequest: `resend` is no length.
     """
-    return found_by(type(client), client._find, resend)
+    return found_by(type(client), client._find, resend)  # noqa: SLF001 - The same room.

@@ -78,7 +78,7 @@ class BlockingTransport:
     def carry(self, requests: Iterable[Pending[Any]], on_progress: OnProgress | None = None) -> list[list[Any]]:
         """Return the answers to each request. Whatever cuts that short, nothing of them is left here or on the wire."""
         # RLock has no public name for the question whether this thread holds it.
-        if self.lock._is_owned() or self.sending._is_owned() or self.reader == threading.get_ident():  # type: ignore[attr-defined]
+        if self.lock._is_owned() or self.sending._is_owned() or self.reader == threading.get_ident():  # type: ignore[attr-defined]  # noqa: SLF001 - Python says it in no other way.
             return interrupted.carry_apart(self, requests, on_progress)
         under_way: deque[Pending[Any]] = deque()
         answers: list[list[Any]] = []

@@ -141,7 +141,7 @@ def _brief(job: Job) -> Job:
     return job.changed(params=b"", result=None, error=None)
 
 
-def _is_meant(message: Act, wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:
+def _is_meant(message: Act, wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:  # noqa: ARG001 - All of one table take the same.
     """Return whether the run is for this job: a filter without a state admits those of all states."""
     return wanted.is_by_end or (job.seq <= end_seq and job.state not in ENDED and not job.is_expired(now))
 

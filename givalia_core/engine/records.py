@@ -115,7 +115,7 @@ UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)
 """Errors that decide nothing: the same command may be asked again and be done."""
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """Carries the error that a command is answered with from where it was found to where it is answered.
 
     `is_decided` says whether the command must never be done later; by default that follows from the error.

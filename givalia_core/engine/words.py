@@ -56,7 +56,7 @@ def _because(job: Job) -> str:
     return f": {line}" if line else ""
 
 
-def _why_ready(desk: Desk, job: Job, now: Now) -> str:
+def _why_ready(desk: Desk, job: Job, now: Now) -> str:  # noqa: ARG001 - All of one table take the same.
     if desk.is_draining:
         return "due, but this server drains: it lends no job, and is back when it was restarted"
     if desk.is_holding:

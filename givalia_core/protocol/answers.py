@@ -234,7 +234,7 @@ def _shape(record: Any) -> _Shape:
 _SHAPES: Final[dict[type, _Shape]] = {record: _shape(record) for record in {*OF.values(), *ENDS.values()}}
 
 
-class Unreadable(Exception):
+class Unreadable(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """Say why an answer comes from no server of this protocol."""
 
 

@@ -34,7 +34,7 @@ _IS_SKEW = re.compile(r"[A-Z]+ has \d+ to \d+ fields, not \d+|there is no kind \
 """Matches the refusals of a server that does not know a message, or not all its fields."""
 
 
-class Broken(Exception):
+class Broken(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """A connection cannot be used any more.
 
     It never leaves the client. It is neither an `OSError` nor a `GivaliaError`, because a signal handler or a `gevent.Timeout`

@@ -27,7 +27,7 @@ _exact = _exact_packer()
 """Serves all threads, since nothing else runs while it packs."""
 
 
-class CannotPack(ValueError):
+class CannotPack(ValueError):  # noqa: N818 - It says what happened, and is caught where that is known.
     """The value, or one inside it, is not plain data; the message names its type and its place."""
 
 

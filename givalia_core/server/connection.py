@@ -83,7 +83,7 @@ class Connection:
             for _ in range(RECEIVED_AT_ONCE):
                 # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
                 wanted = self._receive_bytes
-                data = self._socket._sock.recv(wanted)  # type: ignore[attr-defined]
+                data = self._socket._sock.recv(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - gevent's own methods wait.
                 frames = self._take(data) if data else 0
                 if not data or self.session.is_over:
                     self._finish()
@@ -239,7 +239,7 @@ class Connection:
         if not self.unsent.bytes:
             try:
                 # The socket's own send would wait; the bare one beneath it says at once how much it took.
-                sent = self._socket._sock.send(data)  # type: ignore[attr-defined]
+                sent = self._socket._sock.send(data)  # type: ignore[attr-defined]  # noqa: SLF001 - gevent's own methods wait.
             except BlockingIOError:
                 pass
             except OSError:
@@ -270,7 +270,7 @@ class Connection:
 
     def _drop(self) -> None:
         try:
-            is_over = not self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]
+            is_over = not self._socket._sock.recv(RECEIVE_BYTES)  # type: ignore[attr-defined]  # noqa: SLF001 - gevent's own methods wait.
         except BlockingIOError:
             return
         except OSError:

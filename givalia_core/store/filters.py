@@ -83,4 +83,4 @@ class Page(NamedTuple):
 
     jobs: list[Job]
     after: Cursor | None
-    cursors: list[Cursor] = []
+    cursors: list[Cursor] = []  # noqa: RUF012 - A default of a named tuple, which nobody changes.

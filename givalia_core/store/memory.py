@@ -52,7 +52,7 @@ class Memory:
     way_to_back_up = "the store is the memory of the server's process: there is nothing that could be backed up"
     is_full = False
 
-    def __init__(self, url: str = "memory:") -> None:
+    def __init__(self, url: str = "memory:") -> None:  # noqa: ARG002 - As of every store.
         self._epoch = 0
         self._mark: Mark | None = None
         self._last_seq = 0
@@ -69,7 +69,7 @@ class Memory:
         self._running: set[int] = set()
         self._counts: Counter[tuple[str, JobState]] = Counter()
 
-    def open(self, *, unsafe: bool = False) -> Opened:
+    def open(self, *, unsafe: bool = False) -> Opened:  # noqa: ARG002 - As of every store.
         self._epoch += 1
         return Opened(self._epoch, self._mark, self._last_seq)
 
@@ -77,7 +77,11 @@ class Memory:
         return 1, 1
 
     def commit(
-        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+        self,
+        changes: Sequence[Change],
+        mark: Mark,
+        retention: Retention | None = None,
+        learned: object = None,  # noqa: ARG002 - As of every store.
     ) -> Commit:
         refused = tuple(place for place, change in enumerate(changes) if not self._apply(change))
         self._mark = mark

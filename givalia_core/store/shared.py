@@ -24,7 +24,7 @@ class Kept(NamedTuple):
     is_enq: bool
 
 
-class AlreadyDecided(Exception):
+class AlreadyDecided(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """A commit met the answer of another server to one of its commands; nothing is known of the rest. Decide it again."""
 
 
@@ -41,7 +41,7 @@ class News(NamedTuple):
 
     changed: frozenset[bytes] = frozenset()  # Ids of jobs that this server may look after or be asked to wait for.
     ready: frozenset[Route] = frozenset()  # Where jobs are due.
-    nearing: dict[Route, int] = {}  # Where jobs came to wait, and when the first of them is due, on the timer clock.
+    nearing: dict[Route, int] = {}  # Where jobs came to wait, and when the first of them is due, on the timer clock.  # noqa: RUF012 - A default of a named tuple, which nobody changes.
     must_watch: bool = False  # Something wants `watch` now.
     is_deaf: bool = False  # No news arrives for now.
 

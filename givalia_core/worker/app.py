@@ -75,7 +75,7 @@ class Here:
     def signal(self, number: int) -> None:
         """Note the stack if the signal asks for it; no other signal has an effect on this process."""
         if number in (DUMP_SIGNAL, ASIDE_SIGNAL) and self._thread is not None:
-            self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))
+            self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))  # noqa: SLF001 - The one way to the stacks of other threads.
 
     def stack(self) -> str:
         """Return the stack that was noted last, once."""

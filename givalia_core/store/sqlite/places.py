@@ -15,7 +15,7 @@ NUMBER_SHIFT: Final = 8
 _BYTE: Final = 0xFF
 
 
-class Damaged(Exception):
+class Damaged(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """The index is not what this program wrote. No conclusion from it holds; the store rebuilds it."""
 
 

@@ -193,7 +193,7 @@ class SQLite:
         except (Damaged, IndexError) as error:
             self._core.fail(error)  # The changes are on disk: the commit must not begin again.
 
-    def open(self, *, unsafe: bool = False) -> base.Opened:
+    def open(self, *, unsafe: bool = False) -> base.Opened:  # noqa: ARG002 - As of every store.
         forks.register(self)
         try:
             with self._core.failing():

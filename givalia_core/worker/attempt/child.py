@@ -218,7 +218,7 @@ class Child:
         """Note the state that every job finds. A process whose state a job has changed ends; only loggers are restored."""
         self._contents, self._surroundings = Contents(), Surroundings()
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - The caller gives it.
         attempt = self._attempt
         if attempt is None or attempt.stopped is not None:
             return

@@ -216,7 +216,7 @@ class Runner:
         page, fences = self.whose.page, self.whose.fences
         fields = page.fields
 
-        def trace(event: str, switch: tuple[Any, Any]) -> None:
+        def trace(event: str, switch: tuple[Any, Any]) -> None:  # noqa: ARG001 - The caller gives it.
             fence = fences.get(switch[1])
             if fence is None:  # As `Whose.inherited` says, in one call instead of two.
                 inherited = getattr(switch[1], "spawn_tree_locals", None)

@@ -83,7 +83,7 @@ class Whose:
         self.page = SharedPage()
         forker = self.current
 
-        def guard(event: str, switch: tuple[Any, Any]) -> None:
+        def guard(event: str, switch: tuple[Any, Any]) -> None:  # noqa: ARG001 - The caller gives it.
             while (self.fences.get(switch[1]) or forker) != forker:
                 get_hub().switch()
 

@@ -214,7 +214,7 @@ class Crew:
         self.tell(*self._owed)
         self._owed = []
 
-    def _be_serving(self, note: Started) -> None:
+    def _be_serving(self, note: Started) -> None:  # noqa: ARG002 - All of one table take the same.
         self.is_serving = True
         self._know_what_it_takes()
         self._foreman.news.on_started(self)

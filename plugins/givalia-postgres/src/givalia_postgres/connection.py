@@ -66,7 +66,7 @@ Statement = tuple[str, Sequence[Any]]
 Rows = list[tuple[Any, ...]]
 
 
-class Again(Exception):
+class Again(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
     """A transaction met another one: nothing of it is stored, and it may be done once more."""
 
 
@@ -87,7 +87,7 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
     heard: list[tuple[int, bytes]]
     """Notifications that arrived with the answer to something else, and were not taken since."""
 
-    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:
+    def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:  # noqa: ARG002 - All of one table take the same.
         hub: Hub = gevent.get_hub()
         fd = self.pgconn.socket
         deadline = time.monotonic() + (self.answer_s if timeout is None else timeout)

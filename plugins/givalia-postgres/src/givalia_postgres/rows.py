@@ -163,10 +163,10 @@ class _ArrayDumper(Dumper):
     def dump(self, obj: Any) -> bytes:
         return bytes(obj.data)
 
-    def get_key(self, obj: Any, format: Any) -> Any:
+    def get_key(self, obj: Any, format: Any) -> Any:  # noqa: ARG002 - All of one table take the same.
         return (self.cls, obj.oid)
 
-    def upgrade(self, obj: Any, format: Any) -> Dumper:
+    def upgrade(self, obj: Any, format: Any) -> Dumper:  # noqa: ARG002 - All of one table take the same.
         dumper = type(self)(self.cls)
         dumper.oid = obj.oid
         return dumper

@@ -173,7 +173,11 @@ class Postgres(Reads):
         self._last_seq = max(self._last_seq, seq)
 
     def commit(
-        self, changes: Sequence[Change], mark: Mark, retention: Retention | None = None, learned: object = None
+        self,
+        changes: Sequence[Change],
+        mark: Mark,
+        retention: Retention | None = None,
+        learned: object = None,  # noqa: ARG002 - As of every store.
     ) -> Commit:
         if not self._epoch:
             raise StoreFailed("the store is not open")
@@ -380,7 +384,7 @@ class Postgres(Reads):
             self._floors.lower(route, due_us)
         return news
 
-    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:
+    def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:  # noqa: ARG002 - As of every store.
         self._sifter.look()  # Nobody may ask about a name that is free by now, and jobs that are held are not lent.
         try:
             return self._watch(lease_us, about, all_own=all_own)
