@@ -109,7 +109,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
     while True:
         looked_at = min(rows, left)
         found = store.page(wanted, after, message.limit - len(jobs), now, looked_at)
-        jobs += [_brief(job) for job in found.jobs if _is_meant(message, wanted, job, now, end_seq)]
+        jobs += [_brief(job) for job in found.jobs if _is_meant(wanted, job, now, end_seq)]
         after, left = _within(wanted, found.after, end_seq), left - looked_at
         if after is None or len(jobs) == message.limit or not left:
             break
@@ -141,7 +141,7 @@ def _brief(job: Job) -> Job:
     return job.changed(params=b"", result=None, error=None)
 
 
-def _is_meant(message: Act, wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:  # noqa: ARG001 - All of one table take the same.
+def _is_meant(wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:
     """Return whether the run is for this job: a filter without a state admits those of all states."""
     return wanted.is_by_end or (job.seq <= end_seq and job.state not in ENDED and not job.is_expired(now))
 
