@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from crew_rig import CrewRig, FakeMember
 
-from givalia_core.protocol.messages import Dispatch, Kind, check
+from givalia_core.protocol.codec import check
+from givalia_core.protocol.messages import Dispatch, Kind
 from givalia_core.worker.assignment import Assignment, Phase
 from givalia_core.worker.processes import pool as pool_room
 from givalia_core.worker.processes.crew import Crew

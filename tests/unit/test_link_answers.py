@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from givalia_core.errors import BadRequest, Busy, GivaliaError, ShuttingDown, Stale
-from givalia_core.protocol.messages import Kind, refusal
+from givalia_core.protocol.codec import refusal
+from givalia_core.protocol.messages import Kind
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.worker.link.answers import errors_of, follows, joined
 from givalia_core.worker.link.records import Follows
