@@ -13,6 +13,7 @@ from unittest import mock
 
 from sim_server import PowerCut
 
+from givalia_core import variants
 from givalia_core.clock import Clock, Now, Reading, TimerClock
 from givalia_core.engine import answers, changes, leases, turn, unchanged, verbs, workers
 from givalia_core.engine import batch as batches
@@ -404,7 +405,7 @@ def a_version_nobody_asked_for_before_is_overlooked() -> Sequence[Patch]:
 
 def an_upgraded_worker_does_not_look_what_waits() -> Sequence[Patch]:
     """The routes with a version are those on which a job came to wait while the worker was there."""
-    return [_swap(Routing, "learn", lambda self, asked, found: self.unlearned.clear())]
+    return [_swap(variants, "learn", lambda routing, asked, found: routing.unlearned.clear())]
 
 
 def _mutant(patches: Callable[[], Sequence[Patch]], *invariants: str) -> tuple[str, Mutant]:

@@ -194,7 +194,7 @@ def test_a_module_without_process_says_so() -> None:
 def test_a_module_without_process_is_broken_from_the_start(found: Any) -> None:
     made = found(Entry("Made", type("Made", (WorkModule,), {})))["Made"]
 
-    assert "Made has no process, which is what runs" in (made.roster.broken or "")
+    assert "Made has no process, which is what runs" in (made.broken or "")
 
 
 def test_a_stop_that_was_asked_is_seen() -> None:
