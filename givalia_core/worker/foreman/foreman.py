@@ -83,25 +83,28 @@ class Foreman:
             Disconnected: self.news.on_disconnected,
             FailAnswered: lambda event: self._failures.answer(event, time.monotonic()),
         }
-        crews, failures = self.generations.crews, self._failures
-        self._chores = (
-            Chore(TICK_S, lambda: self.stopping.timed, self.stopping.look),
-            Chore(TICK_S, lambda: self.apart.suspects.waiting, self.apart.run_suspects),
-            Chore(
-                TICK_S,
-                lambda: any(
-                    crew.host.state != "ready" or time.monotonic_ns() - crew.host.fields[PULSE] > BLOCKED_NS for crew in crews
-                ),
-                self._look_at_crews,
-            ),
+        self._chores = self._make_chores()
+
+    def _make_chores(self) -> tuple[Chore, ...]:
+        failures, generations, stopping, apart = self._failures, self.generations, self.stopping, self.apart
+        return (
+            Chore(TICK_S, lambda: stopping.timed, stopping.look),
+            Chore(TICK_S, lambda: apart.suspects.waiting, apart.run_suspects),
+            Chore(TICK_S, self._must_look_at_crews, self._look_at_crews),
             Chore(
                 TICK_S,
                 lambda: self.settings.memory_per_process,
-                lambda _: self.generations.limit_memory(self.settings.memory_per_process),
+                lambda _: generations.limit_memory(self.settings.memory_per_process),
             ),
-            Chore(ASK_S, lambda: self.jobs, self.generations.ask_hosts),
+            Chore(ASK_S, lambda: self.jobs, generations.ask_hosts),
             Chore(SHOW_S, lambda: True, self._show),
             Chore(SHOW_S, lambda: failures.reported or failures.repeats.counts, failures.look),
+        )
+
+    def _must_look_at_crews(self) -> bool:
+        now_ns = time.monotonic_ns()
+        return any(
+            crew.host.state != "ready" or now_ns - crew.host.fields[PULSE] > BLOCKED_NS for crew in self.generations.crews
         )
 
     def open(self) -> None:
