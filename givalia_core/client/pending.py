@@ -50,7 +50,7 @@ class Pending(Generic[T]):
     """The answers of a server that stops, until the next server was asked."""
     refusals: int = 0
     lates: int = 0
-    """How often a server refused it because it came too late."""
+    """The number of times a server refused the command as too late."""
     was_sent: bool = False
     """A connection took the whole frame and was lost before the answer."""
     was_taken: bool = False

@@ -29,12 +29,12 @@ class ServerClock:
         self.asked: set[int] = set()
         """The numbers of the questions that are not answered yet."""
         self.until_s = 0.0
-        """Until when the server takes the commands that are sent now, on our clock."""
+        """A command sent now may be decided until this time of our monotonic clock."""
         self._told_us: int | None = None  # The clock as told last,
         self._told_at_s = 0.0  # and when that arrived; an answer that was held up makes us take our commands for older.
 
     def ask(self, until_us: int | None) -> bytes:
-        """Return the frame that asks for the clock, and says until when what follows it may be decided."""
+        """Return the frame that asks for the clock. `until_us` limits the time at which later commands may be decided."""
         number, data = self._caller.ask(Kind.CLOCK, [item(Clock(until_us))])
         self.asked.add(number)
         return data

@@ -143,7 +143,7 @@ class Batch:
         return live, self.ended(key)
 
     def has_room(self, route: Route) -> bool:
-        """Whether another job may wait here: unless it has a specifier that no job of its route has, and too many others do."""
+        """Return whether another job may wait on this route. A new specifier is refused once the route has `VARIANTS_MAX`."""
         if route.specifier is None or route in self.desk.routing.windows:
             return True
         plain = route.plain
@@ -260,7 +260,7 @@ class Batch:
         self.effects.append((0, Close(conn, why)))
 
     def take_back_credits(self, seq: int) -> None:
-        """What was decided of this job came to nothing: its workers have the credits that they had before."""
+        """Restore the credits of the workers of a job whose change was not stored."""
         if seq in self.claims:
             self.claims[seq].give_back()
         if seq in self.freed:

@@ -1,4 +1,4 @@
-"""What users ask of a job that is there: to cancel it, move its due, or give it another life; and to end the server's hold.
+"""The verbs that change an existing job (`cancel`, `ext`, `requeue`), and `resume`, which ends the server's hold.
 
 As in `verbs`, each verb has a function that notes what must be read and one that decides. `known_…` finds the answer of a
 request that changed a job before; None if no job knows the request.

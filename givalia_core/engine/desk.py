@@ -243,7 +243,7 @@ class Desk:
 
 @dataclass(slots=True)
 class Names:
-    """What the commands of a batch name, gathered so that the store is asked once."""
+    """The ids, keys and requests that a batch names. They are collected so that one read of the store finds all."""
 
     ids: set[bytes] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)

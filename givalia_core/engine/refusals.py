@@ -1,4 +1,4 @@
-"""What becomes of a turn of which the commit has refused something: the rest stands, and the refused part is decided again."""
+"""Handles a commit that the store refused in part. The rest stands, and the refused changes are decided again."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Pace:
 
 
 class Sharing:
-    """What this server knows of the others between two turns, and when it must ask for more."""
+    """Keeps what this server knows of the other servers, and tells when it must ask the store again."""
 
     def __init__(self, desk: Desk, now: Now) -> None:
         self.all_own = False

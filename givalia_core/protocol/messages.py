@@ -60,7 +60,7 @@ class Enq(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Ask for the server's uptime; what changes something and comes behind is not decided after `until_us` on that clock."""
+    """Ask for the server's uptime. Later commands that change something are not decided after `until_us` on that clock."""
 
     until_us: int | None = None
 
