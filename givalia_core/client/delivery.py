@@ -47,7 +47,7 @@ class RequestDelivery:
         self.requests: dict[Pending[Any], None] = {}  # In the order in which they began.
         self.connection: ClientConnection | None = None
         self.is_closed = False
-        self.put_off: dict[Pending[Any], float] = {}  # Those that a busy server wants to hear again, and when.
+        self.put_off: dict[Pending[Any], float] = {}  # Those that the present connection is to carry later, and when.
         self.failover = Failover(addresses, resend_s, find)
         self._resend_s = resend_s
 
@@ -129,8 +129,8 @@ class RequestDelivery:
         if self.failover.has_others:
             times_s.append(now_s + self.failover.silent_s - connection.quiet_s(now_s))
         if self.put_off:
-            times_s.append(min(self.put_off.values()))
-        return min(times_s)
+            times_s += [at_s for at_s in list(self.put_off.values()) if at_s > now_s]  # The others are sent first.
+        return min(times_s, default=None)
 
     def _search(self, now_s: float) -> Step:
         if not self.failover.must_rest:
@@ -159,9 +159,11 @@ class RequestDelivery:
 
     def load(self, connection: ClientConnection, request: Pending[Any], now_s: float) -> bytes:
         """Number a request and return its bytes, which leave in the order of these calls; none if they must not leave."""
-        if connection is not self.connection or request not in self.requests or request.connection is connection:
-            return b""  # The connection or the request is over, or it was sent already.
+        if connection is not self.connection:
+            return b""  # It is over.
         self.put_off.pop(request, None)
+        if request not in self.requests or request.connection is connection:
+            return b""  # Its caller is gone, or it was sent already.
         request.refusal, limit = None, b""
         if request.kind in CHANGING:
             # Until we ask another server, or give up. One that came too late is given longer, for its way may be long.
@@ -198,7 +200,9 @@ class RequestDelivery:
         return connection.look(now_s, _owed(connection), acknowledged_s, can_ping=can_ping) if self.requests else b""
 
     def due(self, now_s: float) -> list[Pending[Any]]:
-        """Return the requests that were put off until now, to be sent again."""
+        """Return the requests that were put off until now, to be sent on the present connection; none without one."""
+        if self.connection is None:
+            return []
         return [request for request, at_s in list(self.put_off.items()) if at_s <= now_s]
 
     # Arriving bytes.

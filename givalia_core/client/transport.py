@@ -129,8 +129,12 @@ class BlockingTransport:
                     now_s, sock = clock.monotonic(), self.socket
                     if self.delivery.has_something(request, now_s):
                         return
+                    due = self.delivery.due(now_s) if self.delivery.put_off else []
                     step = self.delivery.step(now_s, request.deadline_s)
-                if not isinstance(step, Listen):
+                if sock is not None and due:
+                    for each in due:
+                        self.transmit(sock, each)
+                elif not isinstance(step, Listen):
                     self._search(step)
                 elif sock is not None:
                     self._listen(sock, step)
@@ -138,7 +142,7 @@ class BlockingTransport:
             self._leave_reading()
 
     def _listen(self, sock: BlockingSocket, step: Listen) -> None:
-        """Wait for something to arrive, as long as there is nothing else to do, and see to what is then due."""
+        """Wait for something to arrive, as long as there is nothing else to do."""
         try:
             if sock.wait(step.seconds):
                 self._receive(sock)
@@ -146,11 +150,6 @@ class BlockingTransport:
                 self._look(sock)
         except Broken as error:
             self.drop(sock, str(error))
-        if self.delivery.put_off:
-            with self.lock:
-                due = self.delivery.due(clock.monotonic())
-            for each in due:
-                self.transmit(sock, each)
 
     def _receive(self, sock: BlockingSocket) -> None:
         """Read once, and hand out the answers; what is cut short here is noticed by `is_receiving`."""
@@ -175,7 +174,7 @@ class BlockingTransport:
             self.changed.notify_all()
 
     def _search(self, step: Connect | Rest) -> None:
-        """Connect, and send whatever has no answer; or rest."""
+        """Connect, and have whatever has no answer sent next; or rest."""
         if isinstance(step, Rest):
             with self.lock:
                 self.changed.notify_all()  # Some may have been given up.
@@ -192,10 +191,12 @@ class BlockingTransport:
             if self.delivery.is_closed:
                 sock.close()
                 return
-            self.socket = sock  # First: a call that is cut short must not leave a connection without a socket.
-            unanswered = self.delivery.connected(sock.connection, clock.monotonic())
-        for request in unanswered:
-            self.transmit(sock, request)
+            now_s = clock.monotonic()
+            # In this order, and nothing is sent from a list of this call's own: it may be cut short at any step, and then the
+            # next reader goes on. A connection needs its socket, and what no connection carries must be known.
+            self.socket = sock
+            self.delivery.put_off = dict.fromkeys(self.delivery.requests, now_s)
+            self.delivery.connected(sock.connection, now_s)
 
     def transmit(self, sock: BlockingSocket, request: Pending[Any]) -> None:
         """Number a request and send it; a connection that breaks here is found broken by the reader."""

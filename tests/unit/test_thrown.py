@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from scripted_server import PATIENCE_S, Line, ScriptedServer, closed_address, every, serve
+from waits import await_true
 
 from givalia_core import Client, ConnectionLost
 from givalia_core.client import commands, interrupted
+from givalia_core.client import transport as transport_room
 from givalia_core.client.blocking_socket import BlockingSocket
 from givalia_core.client.commands import INFO
 from givalia_core.client.connection import ClientConnection
@@ -258,6 +260,35 @@ def test_nothing_follows_half_a_frame_before_whoever_was_cut_short_has_cleaned_u
     assert answered == ["asked", JOB]
     assert sent.count(halves[0]) == 1
     assert len(sent) > 1
+
+
+def test_a_call_that_is_cut_short_when_it_has_connected_leaves_no_other_unsent(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, transmit = transport_room.BlockingSocket, BlockingTransport.transmit
+
+    def connect_when_both_wait(*words: Any) -> BlockingSocket:
+        await_true(lambda: len(client._transport.delivery.requests) == 2, "both calls have begun")
+        return connect(*words)
+
+    def cut(self: BlockingTransport, sock: BlockingSocket, request: Pending[Any]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise Cut
+        transmit(self, sock, request)
+
+    monkeypatch.setattr(transport_room, "BlockingSocket", connect_when_both_wait)
+    monkeypatch.setattr(BlockingTransport, "transmit", cut)
+    with Client(scripted(serve).address, resend=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
+
+        def ask() -> str:
+            await_true(lambda: client._transport.delivery.requests, "the call that connects has begun")
+            return client.enq("Sample", id=JOB).id
+
+        asking = pool.submit(ask)
+        with pytest.raises(Cut):
+            client.info()
+
+        assert asking.result(PATIENCE_S / 2) == JOB
 
 
 def test_the_connection_that_carries_half_a_frame_is_dropped_also_by_who_was_about_to_send_on_one_before(
