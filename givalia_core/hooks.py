@@ -18,7 +18,7 @@ import pluggy
 
 from givalia_core import installed
 from givalia_core.frozen import BUILTINS
-from givalia_core.installed import ALL, entry_points
+from givalia_core.installed import ALL, entry_points, owner
 from givalia_core.loggers import Loggers
 from givalia_core.steady import quietly
 from givalia_core.views import JobView, Outcome, RunningJobView
@@ -115,8 +115,7 @@ def discover(allowed: str = ALL) -> list[FoundPlugin]:
     """
     found: list[FoundPlugin] = []
     for entry in entry_points(GROUP, allowed):
-        distribution = entry.dist.name if entry.dist else "?"
-        version = entry.dist.version if entry.dist else "?"
+        distribution, version = owner(entry)
         plugin: object | None = None
         error, source = None, entry.value
         try:

@@ -1,4 +1,8 @@
-"""Entry points of the installed packages."""
+"""Entry points of the installed packages, and who brings them.
+
+An installer may be replacing a package meanwhile, or may have been killed in the middle of it: then the entry points of a
+distribution can be read, but not its metadata.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import importlib_metadata
-from importlib_metadata import EntryPoint
+from importlib_metadata import EntryPoint, version
 
 ALL: Final = "*"
+UNKNOWN: Final = "?"
 _SEPARATORS: Final = re.compile("[-_.]+")
 
 
@@ -20,12 +25,29 @@ def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
     """
     names = _names(allowed)
     found = sorted(importlib_metadata.entry_points(group=group), key=lambda entry: (entry.name, entry.value))
-    return [entry for entry in found if ALL in names or _normal(_distribution(entry)) in names]
+    return [entry for entry in found if ALL in names or _normal(owner(entry)[0]) in names]
+
+
+def owner(entry: EntryPoint) -> tuple[str, str]:
+    """Return the name and the version of the distribution that brings an entry point; `UNKNOWN` for both if it says neither."""
+    try:
+        name, its_version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
+    except Exception:  # Versions of the library differ in what they raise, and in what they return as None.
+        name = its_version = None
+    return (name, its_version) if name and its_version else (UNKNOWN, UNKNOWN)
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the version of a distribution that is installed now; None if there is none, or its metadata cannot be read."""
+    try:
+        return version(distribution) or None
+    except Exception:  # As above.
+        return None
 
 
 def missing(groups: Sequence[str], allowed: str) -> Iterator[str]:
     """Yield a message for each distribution that `allowed` names and that has no entry point in these groups."""
-    brought = {(entry.name, _distribution(entry)) for group in groups for entry in entry_points(group)}
+    brought = {(entry.name, owner(entry)[0]) for group in groups for entry in entry_points(group)}
     installed = {_normal(distribution) for _, distribution in brought}
     for name in sorted(_names(allowed) - installed - {ALL}):
         of_plugin = sorted({distribution for plugin, distribution in brought if _normal(plugin) == name})
@@ -41,7 +63,3 @@ def _names(allowed: str) -> set[str]:
 def _normal(name: str) -> str:
     """Return the name in the form in which packages are compared: `Givalia_Logging` is `givalia-logging`."""
     return _SEPARATORS.sub("-", name).lower()
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "?"

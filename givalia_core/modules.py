@@ -22,6 +22,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, ModuleClash
 from givalia_core.frozen import BUILTINS
 from givalia_core.headline import shortened
+from givalia_core.installed import UNKNOWN, owner
 from givalia_core.protocol.messages import ISOLATIONS, Announce
 from givalia_core.times import Length, any_length_to_us, length_to_us
 from givalia_core.views import RunningJobView
@@ -171,12 +172,14 @@ def _ignore(_: str) -> None:
 
 def _settle(name: str, entries: list[Any], importing: Callable[[str], None], death: str | None) -> FoundModule:
     """Load the single entry of a name; two entries are a clash, and then neither is served."""
-    owners = sorted({(entry.dist.name, entry.dist.version) for entry in entries})
+    owners = sorted({owner(entry) for entry in entries})
     distribution, version = (", ".join(part) for part in zip(*owners, strict=True))
     if len(entries) > 1:
-        claimed = " and ".join(f"{owner} {owned}" for owner, owned in owners)
+        claimed = " and ".join(f"{claimant} {owned}" for claimant, owned in owners)
         clash = ModuleClash(f"{name} is claimed by {claimed}; neither is served")
         return FoundModule(name, distribution, version, None, f"{clash.code}: {clash}")
+    if version == UNKNOWN:
+        return FoundModule(name, distribution, version, None, "the metadata of its distribution is not there, or not yet")
     if death is not None:
         return FoundModule(name, distribution, version, None, death)
     try:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import importlib_metadata
 
 from givalia_core.errors import StoreUnfit
+from givalia_core.installed import owner
 from givalia_core.printable import without_secrets
 from givalia_core.settings import ServerSettings
 from givalia_core.store.base import Store
@@ -28,7 +29,7 @@ def open_store(settings: ServerSettings) -> Store:
     known = importlib_metadata.entry_points(group=GROUP)
     entries = tuple(known.select(name=scheme))
     if len(entries) != 1:
-        owners = " and ".join(sorted(entry.dist.name for entry in entries if entry.dist)) or "no installed package"
+        owners = " and ".join(sorted(owner(entry)[0] for entry in entries)) or "no installed package"
         way_out = "" if known else ". Givalia itself is not installed: pip install it, so that Python knows its stores"
         raise StoreUnfit(f"the scheme {scheme!r} of the store {without_secrets(url)} is served by {owners}{way_out}")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +128,7 @@ def test_no_crew_comes_after_the_end_was_begun(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_givalia_that_has_changed_itself_is_not_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch)
-    monkeypatch.setattr("givalia_core.worker.processes.generations.importlib_metadata", SimpleNamespace(version=lambda _: "99"))
+    monkeypatch.setattr("givalia_core.worker.processes.generations.version_of", lambda _: "99")
 
     rig.generations.reload("packages have changed")
 

@@ -364,5 +364,7 @@ def test_a_distribution_that_is_named_and_not_there_is_told(monkeypatch: pytest.
 class Named:
     """A distribution, as an entry point knows it."""
 
+    version = "1"
+
     def __init__(self, name: str) -> None:
         self.name = name

@@ -23,10 +23,9 @@ from threading import RLock, get_ident
 from types import FrameType
 from typing import Any, Final
 
-from importlib_metadata import PackageNotFoundError, version
-
 from givalia_core import forks, job_servers
 from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.installed import version_of
 from givalia_core.log_handler import be_last_resort, take_over_root
 from givalia_core.loggers import Loggers
 from givalia_core.modules import Stopped, WorkModule
@@ -194,10 +193,7 @@ class Child:
         """Return whether the installed code is the announced code: packages may have been installed since."""
         if begin.source in self._classes or not begin.version or not _has_changed_since(begin.since):
             return True
-        try:
-            return version(begin.distribution) == begin.version
-        except PackageNotFoundError:
-            return False
+        return version_of(begin.distribution) == begin.version
 
     def _import(self, source: str) -> type[WorkModule]:
         loggers = Loggers()

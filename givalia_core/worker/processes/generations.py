@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import importlib_metadata
 from gevent.event import Event
 
 from givalia_core.clock import SECOND_US
+from givalia_core.installed import version_of
 from givalia_core.protocol.messages import Process
 from givalia_core.version import __version__
 from givalia_core.worker.assignment import LogLines
@@ -55,7 +55,7 @@ class Generations:
         """Start a new crew, with the packages that are installed now; running jobs stay where they are."""
         if self._is_ending:
             return
-        if (installed := installed_version()) != __version__:
+        if (installed := version_of("givalia") or __version__) != __version__:  # None: it runs from a folder.
             self._log.error("Givalia itself has changed from %s to %s: restart this worker to go on", __version__, installed)
             return
         self.taken_over.clear()
@@ -156,14 +156,6 @@ class Generations:
         """End all processes."""
         for crew in list(self.crews):
             crew.end()
-
-
-def installed_version() -> str:
-    """Return the version of Givalia that is installed now, which new processes will have."""
-    try:
-        return importlib_metadata.version("givalia")
-    except importlib_metadata.PackageNotFoundError:
-        return __version__  # It runs from a folder that is not installed.
 
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
