@@ -24,6 +24,7 @@ from harness.ledger import Broken, Ledger
 MODULE: Final = "Noop"
 HOST: Final = "127.0.0.1"
 START_S: Final = 20.0
+CPU_READS_MOST: Final = 100  # Of processes that start and end meanwhile.
 
 _MODULES_FILE: Final = Path(__file__).resolve().parent.parent / "bench_modules.py"
 _LISTENING: Final = re.compile(r"listening on .*: clients (\d+), workers (\d+);")
@@ -182,8 +183,18 @@ def mapped_bytes(process: subprocess.Popen[bytes]) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """The processor time that a process has used, and those that it has started; of the one that measures, its own alone."""
+    """Return the processor time in seconds that a process and its descendants have used, those that have ended too.
+
+    The time of the process that measures is its own alone: its children are what is measured.
+    """
     process = psutil.Process(pid)
-    started = [] if pid == os.getpid() else process.children(recursive=True)
-    times = [each.cpu_times() for each in (process, *started)]
-    return sum(each.user + each.system for each in times)
+    if pid == os.getpid():
+        own = process.cpu_times()
+        return own.user + own.system
+    for _ in range(CPU_READS_MOST):
+        try:
+            times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+        except psutil.NoSuchProcess:  # One ended between the list and its reading; its parent has its time now.
+            continue
+        return sum(each.user + each.system + each.children_user + each.children_system for each in times)
+    raise psutil.NoSuchProcess(pid, msg="the processes of this one end faster than they can be read")

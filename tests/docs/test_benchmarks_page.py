@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
+BURNS_IN_A_CHILD = """
+import subprocess, sys, time
+burn = "import time\\nwhile time.process_time() < 0.3: pass"
+subprocess.run([sys.executable, "-c", burn])
+print("burnt", flush=True)
+time.sleep(60)
+"""
 BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 
 
@@ -19,10 +27,10 @@ def benchmarks() -> Iterator[SimpleNamespace]:
     sys.path.insert(0, BENCHMARKS)
     import document
     import harness
-    from harness import program
+    from harness import program, rig
     from peers import contest, standing
 
-    yield SimpleNamespace(document=document, harness=harness, program=program, contest=contest, standing=standing)
+    yield SimpleNamespace(document=document, harness=harness, program=program, contest=contest, standing=standing, rig=rig)
     sys.path.remove(BENCHMARKS)
 
 
@@ -103,3 +111,38 @@ def test_page_names_better_peers_and_missed_goals(benchmarks: SimpleNamespace) -
     assert "Sloth" not in lost
     assert "the Python loop 30.0 ms before it, 40.0 ms after it" in page
     assert "A note." in page
+
+
+@pytest.fixture
+def burnt() -> Iterator[int]:
+    """A process whose child has used processor time and has ended; its pid."""
+    process = subprocess.Popen([sys.executable, "-c", BURNS_IN_A_CHILD], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"burnt\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_processor_time_of_children_that_ended_is_counted(benchmarks: SimpleNamespace, burnt: int) -> None:
+    assert benchmarks.rig.cpu_s(burnt) >= 0.3
+
+
+def test_child_that_ends_while_processor_time_is_read_is_no_error(
+    benchmarks: SimpleNamespace, burnt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psutil = benchmarks.rig.psutil
+    reads: list[object] = []
+
+    def children(self: object, *, recursive: bool) -> list[object]:
+        reads.append(recursive)
+        if len(reads) > 1:
+            return []
+        raise psutil.NoSuchProcess(0)
+
+    monkeypatch.setattr(psutil.Process, "children", children)
+
+    assert benchmarks.rig.cpu_s(burnt) >= 0.3
+    assert reads == [True, True]
