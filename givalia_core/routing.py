@@ -23,7 +23,7 @@ from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
 from givalia_core.roster import Roster
 from givalia_core.store.base import VARIANTS_MAX, Route, Span, Timer
-from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Moves, Room, Session, Takers
+from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
 from givalia_core.timers import Window
 
 Name = tuple[str, str]  # A route or variant.
@@ -42,12 +42,12 @@ class Routing:
         self.crowded: set[Route] = set()  # Routes with more variants than have windows.
         self.variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
         self.takers: dict[Name, Takers] = {}  # By route or variant.
-        self._moves = Moves()
+        self.moves = Moves()
         self._moved_at = 0  # The place in the moves up to which parked windows know of them.
         self._numbers = count(0, 2)
         self.changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
         self.stirring: dict[Route, Window] = {}  # Windows with jobs that may be lent now.
-        self._parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
+        self.parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
         self.spent: dict[Route, Window] = {}  # Windows that must be read.
         self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
         self._armed = count()
@@ -59,7 +59,7 @@ class Routing:
     def join(self, session: Session) -> None:
         """A worker has connected; it serves nothing before it announces."""
         self.roster.join(session)
-        session.note = self._moves.note
+        session.note = self.moves.note
         session.lent_to = self._lent_to
         session.clog(is_clogged=session.conn in self._clogged)
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
@@ -116,7 +116,7 @@ class Routing:
                 self.crowded.add(plain)
                 return None
             known[route] = None
-        takers = self.takers[route] = Takers(self._moves)
+        takers = self.takers[route] = Takers(self.moves)
         for session in able:
             takers.add(session.room(route.module))
         return self._renew(route)
@@ -129,7 +129,7 @@ class Routing:
         return window
 
     def _drop(self, route: Route) -> None:
-        for windows in (self.changed, self.stirring, self._parked, self.spent):
+        for windows in (self.changed, self.stirring, self.parked, self.spent):
             windows.pop(route, None)
 
     def close_window(self, route: Route) -> None:
@@ -181,7 +181,7 @@ class Routing:
         for window in self.stirring.values():
             if window.fresh:
                 window.tick(now.timer_us)
-        if self._parked:
+        if self.parked:
             self.unpark_moved()
         if self.changed:
             self.sort()
@@ -196,8 +196,8 @@ class Routing:
                 self.spent[route] = window
             else:
                 self.spent.pop(route, None)
-            if window.fresh or (window.has_ready and route not in self._parked):
-                self._parked.pop(route, None)
+            if window.fresh or (window.has_ready and route not in self.parked):
+                self.parked.pop(route, None)
                 self.stirring[route] = window
             due_us = window.next_due_us()
             if due_us is not None and (window.armed_us is None or due_us < window.armed_us):
@@ -207,35 +207,36 @@ class Routing:
 
     def park(self, route: Route) -> None:
         """Leave a window alone until one of its workers is free, or a job comes to it that is due."""
-        self._parked[route] = self.stirring.pop(route)
+        if not self.parked:
+            self._moved_at = self.moves.end
+        self.parked[route] = self.stirring.pop(route)
 
     def _unpark(self, route: Route) -> None:
-        if (window := self._parked.pop(route, None)) is not None:
+        if (window := self.parked.pop(route, None)) is not None:
             self.stirring[route] = window
 
     def unpark_moved(self) -> None:
-        """Look again at the windows whose workers have other credits than when they were parked."""
-        if self._parked:
-            moved = self._moves.since(self._moved_at)
+        """Unpark the windows whose workers have other credits than before; drop the notes of changes if they are many."""
+        if self.parked:
+            moved = self.moves.since(self._moved_at)
             if moved is None:
-                self.stirring.update(self._parked)
-                self._parked.clear()
+                self.stirring.update(self.parked)
+                self.parked.clear()
             else:
                 for session in {room.session: None for room in moved if room.free > 0}:
                     self.unpark_for(session)
-        if len(self._moves.rooms) > MOVES_KEPT:
-            self._moves.trim()
-        self._moved_at = self._moves.start + len(self._moves.rooms)
+        self.moves.trim()
+        self._moved_at = self.moves.start + len(self.moves.rooms)
 
     def unpark_for(self, session: Session) -> list[Route]:
         """A worker can take another job, or is about to: look again at the windows that it serves, and return those."""
         served = self.roster.served.get(session, {})
-        if len(self._parked) + len(self.stirring) < len(served):
-            routes = [route for route in (*self._parked, *self.stirring) if route.plain in served]
+        if len(self.parked) + len(self.stirring) < len(served):
+            routes = [route for route in (*self.parked, *self.stirring) if route.plain in served]
         else:
             routes = [route for plain in served for route in (plain, *self.variants.get(plain, ()))]
         for route in routes:
-            if (window := self._parked.pop(route, None)) is not None:
+            if (window := self.parked.pop(route, None)) is not None:
                 self.stirring[route] = window
         return [route for route in routes if route in self.stirring]
 
@@ -271,13 +272,6 @@ class Routing:
     def has_lent_much(self) -> bool:
         """A worker was lent as many bytes in this batch as it may be."""
         return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._lent_to)
-
-    @property
-    def must_read(self) -> bool:
-        """The store must be asked before one can say what comes next: a near window has run out, or may be missing."""
-        if self.changed:
-            self.sort()
-        return bool(self.unlearned) or bool(self.spent)
 
     def next_due_us(self) -> int | None:
         """When the next near timer falls due, on the timer clock."""

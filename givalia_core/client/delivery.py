@@ -159,11 +159,10 @@ class RequestDelivery:
 
     def load(self, connection: ClientConnection, request: Pending[Any], now_s: float) -> bytes:
         """Number a request and return its bytes, which leave in the order of these calls; none if they must not leave."""
-        if connection is not self.connection:
-            return b""  # It is over.
-        self.put_off.pop(request, None)
-        if request not in self.requests or request.connection is connection:
-            return b""  # Its caller is gone, or it was sent already.
+        if connection is self.connection:
+            self.put_off.pop(request, None)
+        if connection is not self.connection or request not in self.requests or request.connection is connection:
+            return b""  # The connection or the request is over, or it was sent already.
         request.refusal, limit = None, b""
         if request.kind in CHANGING:
             # Until we ask another server, or give up. One that came too late is given longer, for its way may be long.

@@ -131,18 +131,19 @@ class BlockingTransport:
                         return
                     due = self.delivery.due(now_s) if self.delivery.put_off else []
                     step = self.delivery.step(now_s, request.deadline_s)
-                if sock is not None and due:
-                    for each in due:
-                        self.transmit(sock, each)
-                elif not isinstance(step, Listen):
+                if not isinstance(step, Listen):
                     self._search(step)
                 elif sock is not None:
-                    self._listen(sock, step)
+                    self._listen(sock, step, due)
         finally:
             self._leave_reading()
 
-    def _listen(self, sock: BlockingSocket, step: Listen) -> None:
-        """Wait for something to arrive, as long as there is nothing else to do."""
+    def _listen(self, sock: BlockingSocket, step: Listen, due: Sequence[Pending[Any]]) -> None:
+        """Send what is due; if nothing is, wait for something to arrive, as long as there is nothing else to do."""
+        for request in due:
+            self.transmit(sock, request)
+        if due:
+            return
         try:
             if sock.wait(step.seconds):
                 self._receive(sock)

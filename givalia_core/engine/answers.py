@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from givalia_core.engine import changes, leases, unchanged, verbs, workers
+from givalia_core.engine import changes, failures, leases, unchanged, verbs, workers
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.records import Input, Refusal, Reply
@@ -51,9 +51,9 @@ VERBS: Final[dict[Kind, Verb]] = {
     Kind.CREDIT: Verb(workers.needs_nothing, workers.credit),
     Kind.BEAT: Verb(leases.needs_held, workers.beat, is_whole=True),
     Kind.SUCCEED: Verb(leases.needs_reported, leases.succeed),
-    Kind.FAIL: Verb(leases.needs_reported, leases.fail),
-    Kind.RELEASE: Verb(leases.needs_reported, leases.release),
-    Kind.PROGRESS: Verb(leases.needs_held, leases.progress),
+    Kind.FAIL: Verb(leases.needs_reported, failures.fail),
+    Kind.RELEASE: Verb(leases.needs_reported, failures.release),
+    Kind.PROGRESS: Verb(leases.needs_held, failures.progress),
     Kind.PROCESSES: Verb(workers.needs_nothing, workers.processes, is_whole=True),
 }
 

@@ -26,8 +26,9 @@ from givalia_core.model import (
     still_remembered,
 )
 from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Kind
+from givalia_core.protocol.messages import Kind, Progressed
 from givalia_core.store.base import VARIANTS_MAX, Change, Found, Route
 from givalia_core.takers import Room, Session
 from givalia_core.views import id_in
@@ -99,7 +100,9 @@ class Batch:
         """Return the job of this id, whatever its state."""
         seq = self.ids.get(job_id)
         job = self.found.ids.get(job_id) if seq is None else self.jobs[seq]
-        return None if job is None else self.see(job)
+        if job is not None:
+            self.touched.append((job.seq, self.author))
+        return job
 
     def live(self, key: str) -> Job | None:
         """Return the live job of a key."""
@@ -128,15 +131,11 @@ class Batch:
         found = self.found
         return not (request in found.ids or request in self.ids or request in found.requests or request in self.requests)
 
-    def named(self, key: str | None, job_id: bytes | None) -> tuple[Job | None, Job | None]:
-        """Return the job of this id, whatever its state; or the live job of this key, and the one that ended last.
+    def of_key(self, key: str) -> tuple[Job | None, Job | None]:
+        """Return the live job of this key, and the one that ended last.
 
         A key in the form of an id means the job of that id if no live job has the key.
         """
-        if job_id is not None:
-            job = self.by_id(job_id)
-            return job if job is None or job.expires_at_us is None else self.unexpired(job), None
-        assert key is not None
         live = self.live(key)
         if live is None and (meant := id_in(key)) is not None and (job := self.by_id(meant)) is not None:
             return self.unexpired(job), None
@@ -174,22 +173,15 @@ class Batch:
         self.touched.append((seq, self.author))
         if was.state is WAITING:
             desk.routing.discard(was)
-        elif was.state is RUNNING and job.state is not RUNNING:
-            self._free_credit(job)
-        if job.key is not None:
-            if job.state not in ENDED:
-                self._live[job.key] = seq
-            elif self._live.get(job.key, seq) == seq:
-                self._live[job.key], self._ended[job.key] = None, seq
+        elif was.state is RUNNING and job.state is not RUNNING and (lease := desk.leases.get(job.id)) and lease.room:
+            lease.room.give_back()  # Its worker may take another job in this very batch.
+            self.freed[seq] = lease.room
+        if job.key is not None and job.state not in ENDED:
+            self._live[job.key] = seq
+        elif job.key is not None and self._live.get(job.key, seq) == seq:
+            self._live[job.key], self._ended[job.key] = None, seq
         if job.state is WAITING:
             desk.routing.offer(job, self.now)
-
-    def _free_credit(self, job: Job) -> None:
-        """Let the worker that held the job take another, in this very batch."""
-        lease = self.desk.leases.get(job.id)
-        if lease is not None and lease.room is not None:
-            lease.room.give_back()
-            self.freed[job.seq] = lease.room
 
     def expire(self, job: Job) -> Job:
         """End a job whose `expires` has passed before an attempt started."""
@@ -250,6 +242,13 @@ class Batch:
         lease = self.desk.leases.get(job_id)
         if lease is not None and lease.progress is not None and waiter[0] not in self.desk.clogged:
             self.progressed[waiter] = lease.progress
+
+    def progress(self) -> list[Tell]:
+        """Return what those who wait are told of the progress of their jobs: one frame for each connection."""
+        told: dict[int, list[Item]] = {}
+        for (conn, request), progress in self.progressed.items():
+            told.setdefault(conn, []).append(item(Progressed(request, *progress)))
+        return [Tell(conn, Kind.PROGRESSED, items) for conn, items in told.items()]
 
     def tell(self, seq: int, conn: int, kind: Kind, told: Item) -> None:
         """Send a connection something it did not ask for, once the job (0: none) is stored."""

@@ -10,7 +10,7 @@ from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk, Names
 from givalia_core.engine.dues import due_of, moved_due
 from givalia_core.engine.records import Refusal
-from givalia_core.engine.verbs import ONE_NAME, admit, move, named_job, needs_named, not_found, taken
+from givalia_core.engine.verbs import admit, move, named_job, needs_named, taken
 from givalia_core.errors import BadRequest, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Answered, Job, evolve
 from givalia_core.protocol.answers import Answer, Cancelled, Enqueued, LendingResumed, Moved
@@ -107,14 +107,11 @@ def needs_requeue(names: Names, asked: Asked, desk: Desk) -> None:
 
 def requeue(batch: Batch, asked: Asked, message: Requeue) -> Answer:
     """Give a dead or cancelled job another life, with all its attempts."""
-    if (message.key is None) == (message.id is None):
-        raise Refusal(BadRequest(ONE_NAME))
-    job, last = batch.named(message.key, message.id)
-    if message.id is None and job is not None and last is not None:
-        raise Refusal(taken(job))
-    job = job or last
-    if job is None:
-        raise Refusal(not_found(batch, message))
+    if message.key is not None and message.id is None:
+        live, last = batch.of_key(message.key)
+        if live is not None and last is not None:
+            raise Refusal(taken(live))
+    job = named_job(batch, message)
     if job.state not in (DEAD, CANCELLED):
         raise Refusal(_wrong_state(batch, job, message))
     holder = batch.live(job.key) if job.key is not None else None

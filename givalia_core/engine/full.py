@@ -8,7 +8,6 @@ from givalia_core.clock import Timekeeper
 from givalia_core.engine import unchanged
 from givalia_core.engine.records import Close, Effect, Input, Reply
 from givalia_core.engine.steps import NOTHING_UNKEPT, Decided
-from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFailed, StoreFull
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
@@ -35,8 +34,8 @@ def without_new_jobs(refused: Decided, store: Store, timer: Timekeeper) -> list[
     desk.is_full = True
     desk.drop_hints()
     try:
-        decided = read(arrived, store).decide()
-        commit = stored(decided, store, timer)
+        decided = arrived.read(store).decide()
+        commit = decided.store(store, timer)
     except StoreFull as error:
         if store.is_shared:
             raise StoreAway(f"the disk is full and the reserve is used up: {error}") from error
@@ -59,7 +58,7 @@ def _questions_alone(refused: Decided, store: Store) -> list[Effect]:
     """The reserve is used up, too: answer questions, refuse commands, and keep workers' reports until there is room."""
     arrived, engine = refused.arrived, refused.arrived.engine
     held = _hold_changes(refused)
-    decided = read(arrived, store).decide()
+    decided = arrived.read(store).decide()
     if decided.changes:
         engine.again.keep(held, is_unsure=False)
         raise StoreFailed("a batch of questions has changes")

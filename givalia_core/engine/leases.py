@@ -1,188 +1,163 @@
-"""Leases: how they begin, how workers report the end of attempts, and how they end with no report.
+"""Leases: which ready jobs are lent to whom, the most urgent first over all routes; and how a report ends a lease.
 
 A report names the lease it is about by job and fence. A fence that is not the job's present one changes nothing and is
-answered STALE (CONTRACT C7); one that already settled the job is answered OK again.
+answered STALE (CONTRACT C7); one that already settled the job is answered OK again. `failures` has the ends without success.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from givalia_core.engine.batch import Batch
-from givalia_core.engine.desk import Desk, Lease, Names
-from givalia_core.engine.records import Ended, Refusal
+from givalia_core.engine.desk import LENT_TOGETHER_BYTES, Desk, Names
+from givalia_core.engine.records import Refusal
 from givalia_core.errors import GivaliaError, Stale
-from givalia_core.model import (
-    CHILD_DEATHS_MAX,
-    DONE,
-    RELEASES_MAX,
-    RUNNING,
-    WAITING,
-    Job,
-    OutcomeKind,
-    evolve,
-)
-from givalia_core.protocol.answers import TAKEN, Answer, Failed
+from givalia_core.model import DONE, RUNNING, Job, evolve
+from givalia_core.protocol.answers import TAKEN, Answer
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.messages import (
-    Fail,
-    Progress,
-    Release,
-    Succeed,
-)
-from givalia_core.takers import Room
+from givalia_core.protocol.messages import CAPACITY_MAX, Fail, Progress, Release, Succeed
+from givalia_core.store.base import Claim, Route
+from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Room
+from givalia_core.timers import Window
 
 OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
+ROOM_LEAST: Final = 8
+
+Place = tuple[int, int, int]  # In the order of dispatch: rank, due on the timer clock, seq.
+Head = tuple[Place, Route, Job, Iterator[tuple[Place, Job]]]  # The first job of a route's line, and the rest of the line.
 
 
-def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the jobs that a worker says it holds and of which memory knows no lease."""
-    leases = desk.leases
-    for message in asked.messages:
-        if not isinstance(message, GivaliaError) and message.id not in leases:
-            names.ids.add(message.id)
+class Lender:
+    """Asks the store for as many jobs as may be lent, and lends them in their order."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.hurry = False  # More could be lent at once, in another batch.
+        self._room = CAPACITY_MAX  # How many jobs of a route are read at once.
+        self._claims: dict[Route, int] = {}  # How many the store was asked for.
+
+    def claims(self, reporting: Mapping[int, int]) -> tuple[Claim, ...]:
+        """Return what to ask the store for; `reporting` is how many more jobs each worker may take behind its reports."""
+        desk, routing, claims = self._desk, self._desk.routing, self._claims
+        claims.clear()
+        if desk.is_draining or desk.is_holding:
+            return ()
+        if routing.changed:
+            routing.sort()
+        freed: dict[Route, int] = {}
+        for conn, reports in reporting.items():
+            if (session := routing.sessions.get(conn)) is not None:
+                for route in routing.unpark_for(session):
+                    freed[route] = freed.get(route, 0) + reports
+        for route, window in routing.stirring.items():
+            if window.has_ready and (room := min(routing.takers[route].credits() + freed.get(route, 0), self._room)):
+                claims[route] = room
+        return tuple(Claim(route, room) for route, room in claims.items()) if claims else ()
+
+    def _hold(self) -> None:
+        """Lend nothing in this batch; what has become ready in it is for the next one to ask for."""
+        routing = self._desk.routing
+        stirring = routing.stirring.items()
+        self.hurry = self._desk.lends and any(window.fresh and routing.taker(route) for route, window in stirring)
+
+    def lend(self, batch: Batch, *, has_numbers: bool) -> None:
+        """Lend ready jobs in order of (priority, due, enq) over all routes that have a free worker.
+
+        Args:
+            batch: The batch that is being decided.
+            has_numbers: Whether fences can be given in it. Those who share a store give numbers of their present batch only,
+                since those of an earlier one may be below another server's.
+        """
+        desk, routing = self._desk, self._desk.routing
+        if routing.changed:
+            routing.sort()
+        # A worker that has just announced may have more urgent jobs on variants that nobody had a window for.
+        if desk.is_draining or desk.is_holding or desk.is_stuck or routing.unlearned or not has_numbers:
+            self._hold()
+            return
+        if routing.parked or len(routing.moves.rooms) > MOVES_KEPT:
+            routing.unpark_moved()
+        heads: list[Head] = []
+        unread: list[Route] = []  # Routes whose known jobs are lent while the store may have more.
+        for route, window in list(routing.stirring.items()) if routing.stirring else ():
+            if not (window.has_ready or window.fresh):
+                del routing.stirring[route]
+            elif routing.takers[route].best() is not None:
+                line = iter(self._line(batch, window))
+                if (head := next(line, None)) is not None:
+                    heads.append((head[0], route, head[1], line))
+                elif window.has_ready:
+                    unread.append(route)
+            elif not window.fresh:
+                routing.park(route)
+        self.hurry = False
+        if heads:
+            self._lend(batch, heads, unread)
+        if routing.stirring and not self.hurry:
+            self.hurry = any(window.has_ready and routing.taker(route) for route, window in routing.stirring.items())
+
+    def _lend(self, batch: Batch, heads: list[Head], unread: list[Route]) -> None:
+        """Lend the jobs at the heads while somebody is free."""
+        routing = self._desk.routing
+        heapify(heads)
+        lent_bytes = 0
+        # What is unread must not be overtaken, so the next batch reads on first.
+        while heads and lent_bytes < LENT_TOGETHER_BYTES and not (unread and any(map(routing.taker, unread))):
+            _, route, job, line = heappop(heads)
+            room = routing.takers[route].best()
+            if room is None:
+                routing.windows[route].has_ready = True
+                continue
+            if job.expires_at_us is not None and job.is_expired(batch.now):
+                batch.expire(job)
+            else:
+                claim(batch, job, room)
+                lent_bytes += len(job.params) + 1
+            if (head := next(line, None)) is not None:
+                heappush(heads, (head[0], route, head[1], line))
+            elif routing.windows[route].has_ready:
+                unread.append(route)
+        for _, route, _, _ in heads:
+            routing.windows[route].has_ready = True
+        if lent_bytes >= LENT_BYTES_MAX or self._room < CAPACITY_MAX:
+            self._pace(lent_bytes)
+
+    def _pace(self, lent_bytes: int) -> None:
+        """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
+        if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or self._desk.routing.has_lent_much):
+            self._room, self.hurry = ROOM_LEAST, True
+        else:
+            self._room = min(self._room * 2, CAPACITY_MAX)
+
+    def _line(self, batch: Batch, window: Window) -> list[tuple[Place, Job]]:
+        """Return the jobs of one route that may be lent now, in order: those of the store, and those fresh in this batch.
+
+        Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
+        """
+        jobs, found = batch.jobs, batch.found
+        ahead_us = batch.now.timer_us - batch.now.wall_us
+        line = stored = found.ready.get(window.route, [])
+        is_cut = window.route in found.cut
+        window.has_ready = window.has_ready and (is_cut or len(stored) >= self._claims.get(window.route, 0))
+        if jobs:
+            line = [job for job in stored if job.seq not in jobs] + [jobs[seq] for seq in window.fresh]
+        places = [((-job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq), job) for job in line]
+        if window.fresh and window.has_ready:
+            places = _in_order(stored, window, places, ahead_us)
+        return sorted(places)
 
 
-def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the same of a report, and how many more jobs the worker can take then."""
-    leases = desk.leases
-    for message in asked.messages:
-        if not isinstance(message, GivaliaError) and message.id not in leases:
-            names.ids.add(message.id)
-    names.reporting[asked.conn] = names.reporting.get(asked.conn, 0) + len(asked.messages)
-
-
-def _find_held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job | None:
-    """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
-
-    The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of
-    the database, to which it has access, comes over none.
-    """
-    desk, job_id = batch.desk, message.id
-    lease = desk.leases.get(job_id)
-    job = batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
-    if job is not None and job.state is RUNNING and job.fence == message.fence:
-        session = desk.routing.sessions.get(asked.conn)
-        if (session is not None and job.holder == session.join.instance) or asked.conn == OWN_CODE:
-            return job
-    return None
-
-
-def _held(batch: Batch, asked: Asked, message: Fail | Release | Progress) -> Job:
-    """Return the same job; raise a refusal if there is none."""
-    job = _find_held(batch, asked, message)
-    if job is None:
-        raise _stale(batch)
-    return job
-
-
-def _stale(batch: Batch) -> Refusal:
-    batch.desk.stale += 1
-    return Refusal(Stale("the lease is no longer this worker's"))
-
-
-def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
-    """A hint of how far the attempt is, for whoever asks and for those who wait and want to hear of it."""
-    lease = batch.desk.leases.get(_held(batch, asked, message).id)
-    if lease is not None:
-        lease.progress = (message.fraction, message.text)
-        for waiter, wants_progress in batch.desk.waits.of(message.id).items():
-            if wants_progress:
-                batch.tell_progress(message.id, waiter)
-    return TAKEN
-
-
-def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
-    """The job is done (T4), also if it was asked to stop: its effect happened."""
-    job = _find_held(batch, asked, message)
-    if job is None:
-        done = batch.by_id(message.id)
-        if done is not None and done.state is DONE and done.fence == message.fence:
-            return TAKEN  # The worker says so once more.
-        raise _stale(batch)
-    done = evolve(job, "succeed")
-    done.result = None if message.result_error else message.payload
-    done.result_error, done.error = message.result_error, None
-    batch.end(job, done)
-    return TAKEN
-
-
-def fail(batch: Batch, asked: Asked, message: Fail) -> Answer:
-    """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
-    job = _held(batch, asked, message)
-    kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
-    after = settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
-    most = after.max_attempts or batch.desk.policy.max_attempts
-    wait_us = max(after.due_on_timer_us(batch.now) - batch.now.timer_us, 0) if after.state is WAITING else None
-    return Failed(after.state.value, most, wait_us)
-
-
-def settle_failure(
-    batch: Batch,
-    job: Job,
-    kind: OutcomeKind,
-    error: str,
-    after_us: int | None = None,
-    *,
-    permanent: bool = False,
-    deaths: int | None = None,
-) -> Job:
-    """Return what becomes of a running job whose attempt ended without success; `deaths` of its processes, if it grew."""
-    deaths = job.deaths if deaths is None else deaths
-    if job.stop_asked:
-        stopped = evolve(job, "stop")
-        stopped.error, stopped.deaths = error, deaths
-        return batch.end(job, stopped)
-    reason = None
-    if permanent:
-        reason = "failed"
-    elif deaths >= CHILD_DEATHS_MAX:
-        reason = "child_died"
-    elif job.attempt >= (job.max_attempts or batch.desk.policy.max_attempts):
-        reason = "exhausted"
-    if reason is not None:
-        dead = evolve(job, "die")
-        dead.reason, dead.error, dead.deaths = reason, error, deaths
-        return batch.end(job, dead)
-    delay_us = batch.desk.backoff_us(job) if after_us is None else after_us
-    retried = evolve(job, "fail")
-    retried.on_wall, retried.due_at_us = False, batch.now.timer_us + delay_us
-    retried.error, retried.deaths = error, deaths
-    batch.put(job, retried)
-    batch.hook("on_retry", retried, outcome=Ended(kind, error))
-    return retried
-
-
-def release(batch: Batch, asked: Asked, message: Release) -> Answer:
-    """The worker gives a job back that it did not start, or that lost its process to another job's fault (T9)."""
-    give_back(batch, _held(batch, asked, message), is_replaced=message.replaced)
-    return TAKEN
-
-
-def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
-    """Put a job back where it was, its attempt not counted; if it was often not started, that counts as a failure."""
-    if is_replaced and job.stop_asked:
-        settle_failure(batch, job, OutcomeKind.DIED, "its process was replaced for the fault of another job")
-        return
-    if not is_replaced and (job.stop_asked or job.releases >= RELEASES_MAX):
-        settle_failure(batch, job, OutcomeKind.RELEASED, "given back unstarted")
-        return
-    given = evolve(job, "release")
-    given.attempt -= 1
-    given.releases += not is_replaced
-    given.replacements += is_replaced
-    expires = given.expires_us is not None and given.attempt == 0 and given.replacements == 0
-    given.expires_at_us = given.due_at_us + (given.expires_us or 0) if expires else None
-    batch.put(job, given)
-
-
-def expire(batch: Batch, lease: Lease) -> None:
-    """End a lease that nobody renewed in time (T6, T7, T8)."""
-    job = batch.jobs.get(lease.job.seq, lease.job)
-    if job.state is RUNNING and job.fence == lease.job.fence:
-        batch.desk.losses.leases += 1
-        batch.news("unreported", job, job.seq)
-        settle_failure(batch, job, OutcomeKind.DIED, f"worker {job.worker} was lost: its lease ended with no report")
+def _in_order(
+    stored: list[Job], window: Window, places: list[tuple[Place, Job]], ahead_us: int
+) -> list[tuple[Place, Job]]:  # fmt: skip
+    """Leave out the fresh jobs that sort behind the last job of the store, before which it may have others."""
+    if not stored:
+        return [each for each in places if each[1].seq not in window.fresh]
+    job = stored[-1]
+    end = -job.priority, job.due_at_us + ahead_us if job.on_wall else job.due_at_us, job.seq
+    return [each for each in places if each[1].seq not in window.fresh or each[0] < end]
 
 
 def claim(batch: Batch, job: Job, room: Room) -> None:
@@ -202,3 +177,56 @@ def claim(batch: Batch, job: Job, room: Room) -> None:
     batch.claims[job.seq] = room
     room.lend(len(job.params))
     batch.put(job, claimed)
+
+
+def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note the jobs that a worker says it holds and of which memory knows no lease."""
+    leases = desk.leases
+    for message in asked.messages:
+        if not isinstance(message, GivaliaError) and message.id not in leases:
+            names.ids.add(message.id)
+
+
+def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
+    """Note the same of a report, and how many more jobs the worker can take then."""
+    leases = desk.leases
+    for message in asked.messages:
+        if not isinstance(message, GivaliaError) and message.id not in leases:
+            names.ids.add(message.id)
+    names.reporting[asked.conn] = names.reporting.get(asked.conn, 0) + len(asked.messages)
+
+
+def find_held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job | None:
+    """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
+
+    The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of
+    the database, to which it has access, comes over none.
+    """
+    desk, job_id = batch.desk, message.id
+    lease = desk.leases.get(job_id)
+    job = batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
+    if job is not None and job.state is RUNNING and job.fence == message.fence:
+        session = desk.routing.sessions.get(asked.conn)
+        if (session is not None and job.holder == session.join.instance) or asked.conn == OWN_CODE:
+            return job
+    return None
+
+
+def stale(batch: Batch) -> Refusal:
+    batch.desk.stale += 1
+    return Refusal(Stale("the lease is no longer this worker's"))
+
+
+def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
+    """The job is done (T4), also if it was asked to stop: its effect happened."""
+    job = find_held(batch, asked, message)
+    if job is None:
+        done = batch.by_id(message.id)
+        if done is not None and done.state is DONE and done.fence == message.fence:
+            return TAKEN  # The worker says so once more.
+        raise stale(batch)
+    done = evolve(job, "succeed")
+    done.result = None if message.result_error else message.payload
+    done.result_error, done.error = message.result_error, None
+    batch.end(job, done)
+    return TAKEN

@@ -9,7 +9,6 @@ from givalia_core.clock import SECOND_US, Clock, Timekeeper
 from givalia_core.engine import full, sharing
 from givalia_core.engine.records import Close, Effect, Input
 from givalia_core.engine.steps import Arrived, Decided
-from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.store.shared import AlreadyDecided, SharedStore
 
@@ -32,7 +31,7 @@ def turn(engine: Engine, store: SharedStore, timer: Timekeeper, inputs: Sequence
         _look_at_others(arrived, store, others)
         if arrived.spans:
             arrived.fill(store.upcoming(arrived.spans, now))
-        known = read(arrived, store)
+        known = arrived.read(store)
         # What was read has brought the database's time: no delay is counted from before its command was there.
         arrived.now = engine.now = now = timer.now(clock.read())
         decided = known.decide()
@@ -66,7 +65,7 @@ def _look_at_others(arrived: Arrived, store: SharedStore, others: sharing.Sharin
 
 def _committed(decided: Decided, store: SharedStore, timer: Timekeeper) -> list[Effect]:
     try:
-        commit = stored(decided, store, timer)
+        commit = decided.store(store, timer)
     except StoreFull:
         return full.without_new_jobs(decided, store, timer)
     return decided.committed(commit, full.kept(decided, store, commit))

@@ -16,7 +16,7 @@ import msgpack
 
 from givalia_core import variants
 from givalia_core.clock import Now
-from givalia_core.engine import leases, verbs, words, workers
+from givalia_core.engine import failures, verbs, words, workers
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk, Lease
 from givalia_core.engine.records import Effect, Reply, Tell, hook_of
@@ -198,7 +198,7 @@ def care(batch: Batch, watched: Watched) -> None:
         if job.state is not RUNNING or job.fence != found.fence or job.id in batch.desk.leases or job.seq in batch.taken:
             continue
         if job.holder in resumed and job.keeper == batch.desk.me:
-            leases.give_back(batch, job)
+            failures.give_back(batch, job)
         else:
             workers.adopt(batch, job, None, max(lease_us, least_us))
 

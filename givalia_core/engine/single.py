@@ -62,10 +62,6 @@ class Single:
         hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
         return Decided(
             answer,
-            [
-                Change(was, job)
-                for seq, job in batch.jobs.items()
-                if (was := batch.was[seq]) is None or was.version != job.version
-            ],
+            batch.changes(),
             [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks],
         )

@@ -1,7 +1,7 @@
 """The steps of one turn, each a type that leads to the next: arrived, read, decided; after the commit, what may be said.
 
-None of them asks a store: `Arrived` says what must be read, `Read` takes it, `Decided` says what must be committed. So a step
-cannot be taken too early, and the same steps run under the real server and under the simulation.
+`Arrived` reads from the store what the turn needs, `Read` decides, `Decided` is stored, and once that is durable tells what may
+be said. So a step cannot be taken too early, and the same steps run under the real server and under the simulation.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from givalia_core import variants
-from givalia_core.clock import SECOND_US, Now
-from givalia_core.engine import answers, leases, refusals, sharing, verbs, workers
+from givalia_core.clock import SECOND_US, Now, Timekeeper
+from givalia_core.engine import answers, failures, refusals, sharing, verbs, workers
 from givalia_core.engine.batch import NOBODY, Batch
 from givalia_core.engine.desk import Lease, Names, wanted
 from givalia_core.engine.questions import KINDS
@@ -21,8 +21,8 @@ from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind, Progressed
-from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Wanted
+from givalia_core.protocol.messages import Dispatch, Heard, Kind
+from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Store, Wanted
 from givalia_core.store.shared import Keeping
 
 if TYPE_CHECKING:  # The engine is made of these steps' memory.
@@ -30,16 +30,8 @@ if TYPE_CHECKING:  # The engine is made of these steps' memory.
 
 EXPIRED_AT_ONCE: Final = 1_000
 FORGOTTEN_AT_ONCE: Final = 200  # The record of each is read first.
+NOTHING: Final = Commit()
 NOTHING_UNKEPT: Final = Keeping()
-
-
-class Asks(NamedTuple):
-    """What must be read before a turn can be decided: jobs by name, jobs to lend, and jobs to end or to forget."""
-
-    wanted: Wanted
-    requeued: frozenset[bytes]  # Ids whose keys must be looked up as well.
-    expired: int
-    retention: Retention | None
 
 
 class Arrived:
@@ -71,10 +63,22 @@ class Arrived:
         for span, near in zip(self.spans, nears, strict=True):
             windows[span.route].fill(near)
 
-    def asks(self) -> Asks:
-        """Return what the commands name, and the jobs that may be lent."""
-        engine, desk, names = self.engine, self.engine.desk, Names()
-        standing = engine.again.standing
+    def read(self, store: Store) -> Read:
+        """Ask the store at once for all that the turn needs."""
+        engine, now, names = self.engine, self.now, Names()
+        found = store.find(self._wanted(names), now)
+        if names.requeued:
+            # A requeue by id may meet a live job of the same key, and only the job itself says what its key is.
+            keys = frozenset(key for job_id in names.requeued if job_id in found.ids and (key := found.ids[job_id].key))
+            if keys:
+                found.live.update(store.find(Wanted(keys=keys), now).live)
+        expired = store.expired(now, EXPIRED_AT_ONCE) if self.has_expired else ()
+        retention = engine.retention(now) if self.sweeps_rows or engine.forget_more else None
+        return Read(self, found, expired, retention if retention is not None and store.forgettable(retention) else None)
+
+    def _wanted(self, names: Names) -> Wanted:
+        """Return what the commands name, which `names` takes up, and the jobs that may be lent."""
+        engine, desk, standing = self.engine, self.engine.desk, self.engine.again.standing
         for given in self.inputs:
             if isinstance(given, Asked):
                 asked = engine.again.unanswered(given) if standing else given
@@ -83,9 +87,7 @@ class Arrived:
             self._add_doubts(names)
         claims = engine.lender.claims(names.reporting)
         may_lend = engine.sharing is not None and self._may_lend(engine.sharing)
-        retention = engine.retention(self.now) if self.sweeps_rows or engine.forget_more else None
-        expired = EXPIRED_AT_ONCE if self.has_expired else 0
-        return Asks(wanted(names, claims, may_lend=may_lend), frozenset(names.requeued), expired, retention)
+        return wanted(names, claims, may_lend=may_lend)
 
     def _add_doubts(self, names: Names) -> None:
         """Note what memory is not sure of: other servers may have changed it, or a refusal has shown it to be wrong."""
@@ -112,7 +114,7 @@ class Read(NamedTuple):
     arrived: Arrived
     found: Found
     expired: Sequence[Job]  # Jobs whose `expires` has passed.
-    forgettable: bool  # Some ended job may be forgotten.
+    retention: Retention | None  # None: no ended job may be forgotten.
 
     def decide(self) -> Decided:
         """Decide everything that arrived, then lend what is ready to the workers that are free."""
@@ -129,8 +131,8 @@ class Read(NamedTuple):
         batch.author = NOBODY
         if arrived.is_sweeping or self.expired or desk.lapsed or engine.sharing is not None:
             self._sweep(batch)
-        engine.lender.lend(batch, may_lend=self._may_lend())
-        return Decided(arrived, batch, engine.retention(arrived.now) if self.forgettable else None)
+        engine.lender.lend(batch, has_numbers=engine.sharing is None or found.floor > 0)
+        return Decided(arrived, batch, self.retention)
 
     def _leave(self, batch: Batch, conn: int) -> None:
         """A connection is gone, and with it the questions that it has asked."""
@@ -147,13 +149,6 @@ class Read(NamedTuple):
         if arrived.suspects:
             arrived.engine.owed += sharing.review(desk, arrived.engine.pace, arrived.suspects, found.ids)
 
-    def _may_lend(self) -> bool:
-        engine, desk = self.arrived.engine, self.arrived.engine.desk
-        # Whoever shares a store lends with numbers of this batch only: those of an earlier one may be below another's. And a
-        # worker that has just announced may have more urgent jobs on variants that nobody had a window for.
-        has_numbers = engine.sharing is None or self.found.floor > 0
-        return has_numbers and not (desk.is_draining or desk.is_holding or desk.is_stuck or desk.routing.unlearned)
-
     def _sweep(self, batch: Batch) -> None:
         """End leases and jobs whose time has passed, and workers that missed two beats."""
         desk, now_us, others = batch.desk, batch.now.mono_us, self.arrived.engine.sharing
@@ -163,7 +158,7 @@ class Read(NamedTuple):
             return
         if self.arrived.is_sweeping:
             for lease in [lease for lease in desk.leases.values() if lease.expires_mono_us <= now_us]:
-                leases.expire(batch, lease)
+                failures.expire(batch, lease)
             silent_us = now_us - desk.policy.lease_us * 2 // 3 - SECOND_US
             for conn in [conn for conn, worker in desk.routing.sessions.items() if worker.beat_mono_us < silent_us]:
                 workers.silence(batch, conn)
@@ -196,6 +191,20 @@ class Decided:
         self.changes: list[Change] = batch.changes() if batch.jobs else []
         self.must_commit = bool(self.changes) or arrived.engine.must_mark or retention is not None
 
+    def store(self, store: Store, timer: Timekeeper) -> Commit:
+        """Commit the turn, if there is anything to commit.
+
+        Raises:
+            StoreFull: Nothing of it is stored.
+        """
+        if not self.must_commit:
+            return NOTHING
+        mark = timer.mark(self.arrived.now, self.batch.desk.policy.lease_us)
+        learned = self.batch.found.learned
+        if learned is None:  # A store of somebody else may not take it.
+            return store.commit(self.changes, mark, self.retention)
+        return store.commit(self.changes, mark, self.retention, learned)
+
     def committed(self, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
         """The commit is durable: renew what memory believes, and return what may now be said."""
         engine, batch, desk = self.arrived.engine, self.batch, self.batch.desk
@@ -217,7 +226,7 @@ class Decided:
     def _first(self) -> list[Effect]:
         """Return what is said before all else: progress, which its reader hears before the end, and what is owed."""
         engine = self.arrived.engine
-        effects = [*_progress(self.batch), *engine.owed, *self.batch.desk.aside.overdue(self.arrived.now)]
+        effects = [*self.batch.progress(), *engine.owed, *self.batch.desk.aside.overdue(self.arrived.now)]
         engine.owed = []
         return effects
 
@@ -270,14 +279,6 @@ class Decided:
             worker = desk.routing.sessions.get(conn)
             if worker is not None:
                 effects.append(Tell(conn, Kind.DISPATCH, [item(Heard(worker.heard, lease_us)), *items]))
-
-
-def _progress(batch: Batch) -> list[Effect]:
-    """Return what those who wait are told of the progress of their jobs: one frame for each connection."""
-    told: dict[int, list[Item]] = {}
-    for (conn, request), progress in batch.progressed.items():
-        told.setdefault(conn, []).append(item(Progressed(request, *progress)))
-    return [Tell(conn, Kind.PROGRESSED, items) for conn, items in told.items()]
 
 
 def _dispatch_of(job: Job, now: Now) -> Item:

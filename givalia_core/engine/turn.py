@@ -1,4 +1,4 @@
-"""The engine, and one turn of the queue: decided, then on disk, then answered. The only place that has this order.
+"""The engine, and one turn of the queue: decided, then on disk, then answered. This order stands here.
 
 Were an answer to leave before the commit, a crash between the two would lose what somebody was told is safe; were a
 dispatch to leave before it, two workers could hold one job with one fence. What arrives while a turn commits is the next
@@ -19,11 +19,10 @@ from givalia_core.clock import SECOND_US, STEP_US, Clock, Now, Timekeeper
 from givalia_core.engine import full, questions, shared_turn, sharing, steps
 from givalia_core.engine.again import Again
 from givalia_core.engine.desk import Desk, Lease
-from givalia_core.engine.lending import Lender
+from givalia_core.engine.leases import Lender
 from givalia_core.engine.questions import Questions
 from givalia_core.engine.records import Effect, Input
 from givalia_core.engine.steps import Arrived
-from givalia_core.engine.storing import read, stored
 from givalia_core.errors import StoreAway, StoreFull
 from givalia_core.model import REMEMBERED_AT_LEAST_US, Job
 from givalia_core.policy import Policy
@@ -186,9 +185,9 @@ def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input
     arrived = Arrived(engine, given, now)
     if arrived.spans:
         arrived.fill(store.upcoming(arrived.spans, now))
-    decided = read(arrived, store).decide()
+    decided = arrived.read(store).decide()
     try:
-        commit = stored(decided, store, timer)
+        commit = decided.store(store, timer)
     except StoreFull:
         return full.without_new_jobs(decided, store, timer)
     return decided.committed(commit)

@@ -185,10 +185,14 @@ def named_job(batch: Batch, message: Any) -> Job:
     """Return the job that a command names; of a key the live one, else the one that ended last."""
     if (message.key is None) == (message.id is None):
         raise Refusal(BadRequest(ONE_NAME))
-    job, last = batch.named(message.key, message.id)
-    if job is None and last is None:
+    if message.id is None:
+        live, last = batch.of_key(message.key)
+        job = live or last
+    elif (job := batch.by_id(message.id)) is not None and job.expires_at_us is not None:
+        job = batch.unexpired(job)
+    if job is None:
         raise Refusal(not_found(batch, message))
-    return job or last  # type: ignore[return-value]
+    return job
 
 
 ONE_NAME = "name the job by its key or by its id, and by one of them only"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from givalia_core.engine.batch import NOBODY, Batch
 from givalia_core.engine.desk import Desk, Lease, Names
-from givalia_core.engine.leases import give_back, needs_held
+from givalia_core.engine.failures import give_back
+from givalia_core.engine.leases import needs_held
 from givalia_core.engine.records import Refusal
 from givalia_core.errors import BadRequest, GivaliaError, Stale
 from givalia_core.model import (

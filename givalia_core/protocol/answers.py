@@ -265,6 +265,8 @@ def decode(kind: Kind, fields: Sequence[Any], payload: bytes = b"") -> Answer:
     if kind is not Kind.WAIT:
         return _made(kind, OF.get(kind), fields[1:], payload)
     state = fields[1] if len(fields) > 1 else None
+    if state == "done" and len(fields) == 3 and fields[2] is None:
+        return EndedDone(None, payload)
     return _made(kind, ENDS.get(state) if type(state) is str else None, fields[2:], payload)
 
 

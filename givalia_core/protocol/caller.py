@@ -76,11 +76,6 @@ class Caller:
         message = item(Hello(VERSION, VERSION, f"{agent}/{__version__}"))
         return frames.MAGIC + frames.encode(Kind.HELLO, self._last, [message])
 
-    def next_number(self) -> int:
-        """Return a number that no frame of this connection had (numbers repeat after four thousand million)."""
-        self._last = self._last % _LAST_NUMBER + 1
-        return self._last
-
     def ask(self, kind: Kind, items: Iterable[Item]) -> tuple[int, bytes]:
         """Return the number and the bytes of a frame."""
         self._last = number = self._last % _LAST_NUMBER + 1

@@ -265,9 +265,10 @@ def decoded_items(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:
     """Return a message, or the error that decoding gave, for each item."""
     found: list[Any] = []
     errors: dict[str, GivaliaError] = {}
+    shape = TABLE[kind]
     for packed, payload in items:
         try:
-            found.append(decode(kind, packed, payload))
+            found.append(_check(shape, unpack_fields(packed), payload))
         except GivaliaError as error:
             found.append(_kept(error, errors))
     return found

@@ -42,6 +42,7 @@ class Delivery:
         self._connections, self._inbox, self._runner = connections, inbox, runner
         self._answer_inside = answer_inside
         self._bytes_most = self._sent_bytes = self._ends = 0  # Of the turn that is delivered.
+        self._is_tight = False  # Ends of jobs may have to wait for a later turn, for this one has too many, or they are large.
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
         """Send what is true now, to one connection after the other; then make the calls that end connections."""
@@ -56,9 +57,11 @@ class Delivery:
                 out[effect.conn] = [effect]
         unread, by_number = self._connections.unread, self._connections.by_number
         self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, unread.most_bytes - unread.bytes), 0, 0
+        self._is_tight = len(effects) > DELIVERED_ENDS or self._bytes_most <= 0
         for number, told in out.items():
             if (connection := by_number.get(number)) is not None:
                 self._say(connection, told)
+                self._is_tight = self._is_tight or self._sent_bytes >= self._bytes_most
         if self._sent_bytes > TURN_BYTES or self._inbox.reads_most < READS_PER_TURN:
             self._inbox.note_answered(self._sent_bytes)
         for other in rest:
@@ -83,7 +86,7 @@ class Delivery:
             if isinstance(effect, Tell):
                 first, items = (effect.items[0], effect.items[1:]) if effect.kind is Kind.DISPATCH else (None, effect.items)
                 new = frames.encode_split(effect.kind, 0, items, first)  # Each frame of jobs says what they are counted from.
-            elif effect.ended and not self._has_room(connection, effect, size):
+            elif effect.ended and (connection.unsent.bytes or self._is_tight) and not self._has_room(connection, effect, size):
                 continue
             else:
                 new = [connection.answer(effect.request, effect.answers)]
@@ -92,6 +95,7 @@ class Delivery:
             if size >= WRITE_BYTES:
                 connection.send(b"".join(parts))
                 self._sent_bytes += size
+                self._is_tight = self._is_tight or self._sent_bytes >= self._bytes_most
                 size, parts = 0, []
         if parts:
             connection.send(b"".join(parts))

@@ -15,14 +15,13 @@ from sim_server import PowerCut
 
 from givalia_core import variants
 from givalia_core.clock import Clock, Now, Reading, TimerClock
-from givalia_core.engine import answers, changes, leases, turn, unchanged, verbs, workers
+from givalia_core.engine import answers, changes, failures, leases, turn, unchanged, verbs, workers
 from givalia_core.engine import batch as batches
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import Desk
 from givalia_core.engine.records import Effect, Input, Refusal
 from givalia_core.engine.remembered import Remembered
 from givalia_core.engine.steps import Arrived, Read
-from givalia_core.engine.storing import read
 from givalia_core.engine.turn import Engine
 from givalia_core.errors import Stale, StoreFull
 from givalia_core.model import ENDED, RUNNING, Job, OutcomeKind, evolve
@@ -90,7 +89,7 @@ def answers_leave_before_the_commit() -> Sequence[Patch]:
         now = timer.now(clock.read())
         arrived = Arrived(engine, [*engine.again.inputs, *inputs], now)
         arrived.fill(store.upcoming(arrived.spans, now))
-        decided = read(arrived, store).decide()
+        decided = arrived.read(store).decide()
         effects = decided.committed(Commit())
         try:
             store.commit(decided.changes, timer.mark(now), decided.retention)
@@ -127,7 +126,7 @@ def fences_are_not_checked() -> Sequence[Patch]:
         job = None if lease is None else batch.jobs.get(lease.job.seq, lease.job)
         return job if job is not None and job.state is RUNNING else None
 
-    return [_swap(leases, "_find_held", held)]
+    return [_swap(leases, "find_held", held), _swap(failures, "find_held", held)]
 
 
 def requests_are_not_remembered() -> Sequence[Patch]:
@@ -188,7 +187,7 @@ def keys_are_not_unique() -> Sequence[Patch]:
 
 def a_lost_lease_costs_no_attempt() -> Sequence[Patch]:
     """Only reported failures count, so a job that kills its worker is tried for ever."""
-    right = leases.settle_failure
+    right = failures.settle_failure
 
     def settle(batch: Batch, job: Job, kind: OutcomeKind, error: str, *how: Any, **more: Any) -> None:
         if kind is OutcomeKind.DIED and not job.stop_asked:
@@ -198,7 +197,7 @@ def a_lost_lease_costs_no_attempt() -> Sequence[Patch]:
             return
         right(batch, job, kind, error, *how, **more)
 
-    return [_swap(leases, "settle_failure", settle)]
+    return [_swap(failures, "settle_failure", settle)]
 
 
 def fences_begin_anew_after_a_restart() -> Sequence[Patch]:
@@ -265,12 +264,12 @@ def requeue_keeps_the_attempts() -> Sequence[Patch]:
 
 def a_failure_gives_the_attempt_back() -> Sequence[Patch]:
     """A failed attempt is treated as if it had not started."""
-    right = leases.fail
+    right = failures.fail
 
     def fail(batch: Batch, asked: Asked, message: Any) -> Any:
         if message.permanent:
             return right(batch, asked, message)
-        leases.give_back(batch, leases._held(batch, asked, message))
+        failures.give_back(batch, failures._held(batch, asked, message))
         return TAKEN
 
     return [_verb(Kind.FAIL, fail)]
@@ -289,7 +288,7 @@ def resume_gives_everything_back() -> Sequence[Patch]:
 
 def deaths_of_processes_are_not_counted() -> Sequence[Patch]:
     """A job that takes its process with it is tried as often as any other."""
-    return [_swap(leases, "CHILD_DEATHS_MAX", 1_000)]
+    return [_swap(failures, "CHILD_DEATHS_MAX", 1_000)]
 
 
 def expired_jobs_start() -> Sequence[Patch]:
@@ -304,12 +303,12 @@ def retries_do_not_wait() -> Sequence[Patch]:
 
 def a_stopped_job_is_tried_again() -> Sequence[Patch]:
     """That somebody asked it to stop is forgotten when it fails."""
-    right = leases.settle_failure
+    right = failures.settle_failure
 
     def settle(batch: Batch, job: Job, *how: Any, **more: Any) -> None:
         right(batch, job.changed(stop_asked=False), *how, **more)
 
-    return [_swap(leases, "settle_failure", settle)]
+    return [_swap(failures, "settle_failure", settle)]
 
 
 def leases_end_too_early() -> Sequence[Patch]:
@@ -319,7 +318,7 @@ def leases_end_too_early() -> Sequence[Patch]:
     def sweep(self: Read, batch: Batch) -> None:
         for lease in list(batch.desk.leases.values()) if self.arrived.is_sweeping else ():
             if lease.expires_mono_us <= batch.now.mono_us + batch.desk.policy.lease_us // 2:
-                leases.expire(batch, lease)
+                failures.expire(batch, lease)
         right(self, batch)
 
     return [_swap(Read, "_sweep", sweep)]

@@ -22,7 +22,7 @@ from sim_world import Network, World
 
 from givalia_core import timers
 from givalia_core.clock import SECOND_US
-from givalia_core.engine import leases, steps
+from givalia_core.engine import failures, steps
 from givalia_core.model import RUNNING, WAITING
 from givalia_core.policy import Policy
 from givalia_core.protocol.messages import Announce, Cancel, Enq, Ext, Join, Kind, Requeue, Stat, Wait
@@ -378,7 +378,7 @@ def small_limits(weather: Weather) -> Iterator[None]:
     with ExitStack() as stack:
         for module, name, value in (
             (timers, "PREFIX_TIMERS", weather.prefix),
-            (leases, "RELEASES_MAX", 3),
+            (failures, "RELEASES_MAX", 3),
             (steps, "EXPIRED_AT_ONCE", 2),
             (steps, "FORGOTTEN_AT_ONCE", 2),
         ):

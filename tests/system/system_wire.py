@@ -118,7 +118,7 @@ class Framed(Raw):
 
     def ask_raw(self, kind: int, fields: bytes, payload: bytes = b"") -> list[Any]:
         """The answers to a frame whose one item has these bytes as fields."""
-        number = self.caller.next_number()
+        number, _ = self.caller.ask(kind, [])
         body = len(fields).to_bytes(2) + len(payload).to_bytes(4) + fields + payload
         self.send((len(body) + 5).to_bytes(4) + bytes([kind]) + number.to_bytes(4) + body)
         answer = self.read()

@@ -163,7 +163,7 @@ def test_a_lone_surrogate_as_key_is_refused(house: House) -> None:
 
 def test_a_frame_of_two_megabytes_is_refused_and_the_connection_goes_on(house: House) -> None:
     with Framed(house.port) as wire:
-        number = wire.caller.next_number()
+        number, _ = wire.caller.ask(Kind.ENQ, [])
         length = 2 * MIB
         wire.send(length.to_bytes(4) + bytes([Kind.ENQ]) + number.to_bytes(4) + bytes(length - 5))
         answer = wire.read()

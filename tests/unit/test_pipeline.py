@@ -319,16 +319,12 @@ def test_classify_says_why_an_attempt_failed(why: str | None, is_cancelled: bool
 
 
 def test_report_tells_the_result_or_the_failure() -> None:
-    said: list[Any] = []
     good, bad, lost = attempt_at(None), attempt_at(None), attempt_at(None)
     good.result = b"\x07"
     bad.raised, bad.error, bad.asked = Retry(), "again", (False, 9)
     lost.stopped = Stopped("lease", "its lease is over")
-    for attempt in (good, bad, lost):
-        attempt.send = said.append
-        pipeline.report(attempt)
 
-    assert said == [
+    assert [pipeline.report(attempt) for attempt in (good, bad, lost)] == [
         Succeed(bytes(16), 1, None, b"\x07"),
         Failed(bytes(16), 1, "failed", "again", 9),
         Failed(bytes(16), 1, "died", "its lease is over"),

@@ -152,14 +152,14 @@ def test_new_windows_must_be_read_and_thrown_away_ones_again() -> None:
     one = session(1, "any", "Mail")
     made.join(one)
     made.announce(one, list(one.announced.values()))
-    assert made.must_read
+    assert made.unlearned == {Route("Mail", "any")}
     assert made.tick(NOW) == [Span(Route("Mail", "any"), PREFIX_TIMERS)]
 
     made = routing(one)
-    assert not made.must_read
+    assert made.unlearned == set()
     assert made.tick(NOW) == []
     made.forget_windows()
-    assert made.must_read
+    assert made.unlearned == {Route("Mail", "any")}
 
 
 TRACEBACK = "Traceback (most recent call last):"

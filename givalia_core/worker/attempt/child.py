@@ -34,7 +34,7 @@ from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.stray_errors import StrayErrors, log_stray_errors
 from givalia_core.streams import let_go_of_readers, outlast_readers
 from givalia_core.worker.attempt.collector import Collector
-from givalia_core.worker.attempt.pipeline import STEPS_IN_CHILD, Attempt, report_of, say_left_out
+from givalia_core.worker.attempt.pipeline import STEPS_WITHOUT_PLUGINS, Attempt, report, say_left_out
 from givalia_core.worker.attempt.surroundings import Contents, Surroundings
 from givalia_core.worker.notes import Begin, JobEnded, JobServers, Logged, NoteReader, Outdated, Serve, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, SharedPage, page_of
@@ -151,15 +151,15 @@ class Child:
         except BaseException as error:  # The import of a package may raise anything.
             attempt.raised = error
         threads = len(_current_frames())
-        for step in STEPS_IN_CHILD:
+        for step in STEPS_WITHOUT_PLUGINS:
             step(attempt)
-        report = report_of(attempt)
+        ended = report(attempt)
         self._let_go(attempt)
         self._page.current = 0
         self._attempt = None
         try:
             self._channel.setblocking(True)  # The job may have changed the mode of all its files.
-            self.say(JobEnded(isinstance(report, Succeed), report, attempt.seconds))
+            self.say(JobEnded(isinstance(ended, Succeed), ended, attempt.seconds))
         except OSError:
             while True:  # The job has closed the channel; the supervisor sees that, and kills this process.
                 pause()

@@ -16,7 +16,7 @@ from gevent import Greenlet, get_hub, spawn_later
 from givalia_core.clock import SECOND_US
 from givalia_core.frozen import BUILTINS
 from givalia_core.modules import Stopped
-from givalia_core.worker.attempt.pipeline import Attempt, after_run, classify, report_of
+from givalia_core.worker.attempt.pipeline import Attempt, after_run, classify, report
 from givalia_core.worker.notes import Stuck
 from givalia_core.worker.reasons import NOT_ENDED, clipped, timed_out
 
@@ -96,7 +96,7 @@ def _report_left(attempt: Hosted) -> None:
     )
     send, attempt.send = attempt.send, _say_nothing
     after_run(attempt)
-    send(report_of(attempt))
+    send(report(attempt))
 
 
 def _say_nothing(_: Any) -> None:

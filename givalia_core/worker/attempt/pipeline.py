@@ -129,11 +129,12 @@ class Attempt(Filled):
 
 
 def execute(attempt: Attempt) -> None:
-    """Take an attempt through the steps."""
+    """Take an attempt through the steps, and send its report."""
     for step in STEPS_WITHOUT_PLUGINS if attempt.hooks is None else STEPS:
         step(attempt)
         if attempt.is_left:
             return
+    attempt.send(report(attempt))
 
 
 def view(dispatch: Dispatch, params: Any = None) -> RunningJobView:
@@ -277,12 +278,7 @@ def after_run(attempt: Attempt) -> None:
         attempt.hooks.call("after_run", job=attempt.job, module=attempt.found or WorkModule, outcome=attempt.outcome)
 
 
-def report(attempt: Attempt) -> None:
-    """Send the report."""
-    attempt.send(report_of(attempt))
-
-
-def report_of(attempt: Attempt) -> Succeed | Failed:
+def report(attempt: Attempt) -> Succeed | Failed:
     """Return the report for the server; an attempt whose lease was lost has failed, whatever its code did then."""
     dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
@@ -293,6 +289,5 @@ def report_of(attempt: Attempt) -> Succeed | Failed:
     return Failed(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
-STEPS: Final = (load, before_run, process, classify, after_run, report)
-STEPS_WITHOUT_PLUGINS: Final = (load, process, classify, report)
-STEPS_IN_CHILD: Final = (load, process, classify)
+STEPS: Final = (load, before_run, process, classify, after_run)
+STEPS_WITHOUT_PLUGINS: Final = (load, process, classify)

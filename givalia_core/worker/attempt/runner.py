@@ -126,7 +126,7 @@ def _end_early(attempt: Hosted, error: BaseException) -> None:
     if attempt.raised is None:
         attempt.raised = error
     classify(attempt)
-    report(attempt)  # The last step, so it has not been taken; without it the job would be held for ever.
+    attempt.send(report(attempt))  # The last act, so it has not been taken; without it the job would be held for ever.
 
 
 class Runner:

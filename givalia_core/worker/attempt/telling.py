@@ -149,7 +149,7 @@ class Telling:
             if attempt.has_run or attempt.stopped is not None:
                 attempt.raised = attempt.raised if attempt.has_run else attempt.stopped
                 classify(attempt)
-                report(attempt)
+                attempt.send(report(attempt))
             else:  # The job comes again, and the plugin is not called then.
                 self._say(Release(attempt.dispatch.id, attempt.dispatch.fence))
 

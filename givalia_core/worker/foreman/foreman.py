@@ -116,8 +116,6 @@ class Foreman:
         """Count a log line that may repeat; return true if it is written. `kind` is its plural, in words."""
         return self._failures.may_say(kind, time.monotonic())
 
-    # Crews.
-
     def _add_crew(self) -> Crew:
         self.counts["crews"] += 1
         return self._make_crew(self)
