@@ -75,7 +75,7 @@ class Figures(NamedTuple):
     """Those that ran: all of them, unless the time was up."""
     seconds: float
     enqueued_s: float
-    """How long the client took to enqueue them, while they already ran."""
+    """The seconds that the client took to enqueue them, while they already ran."""
     cpu: dict[str, float]
     """The processor time of each kind of process."""
 

@@ -20,7 +20,7 @@ TOLD_US = 10_000  # So far the clock may drift before people are told other wall
 
 
 class Reading(NamedTuple):
-    """What the machine's clocks showed at one moment."""
+    """One reading of the machine's clocks."""
 
     wall_us: int
     uptime_us: int
@@ -39,7 +39,7 @@ class Now(NamedTuple):
 
     @property
     def told_ahead_us(self) -> int:
-        """What takes timer times to the wall times that people are told: readings differ by microseconds, these do not."""
+        """Return the distance from timer times to the wall times that people are told; unlike readings, it does not jitter."""
         return self.timer_ahead_us if self.steady_ahead_us is None else self.steady_ahead_us
 
     @property
@@ -49,12 +49,12 @@ class Now(NamedTuple):
 
     @property
     def timer_ahead_us(self) -> int:
-        """How far the timer clock is ahead of the wall clock; adding it to a wall time gives a timer time."""
+        """Return the distance of the timer clock from the wall clock; added to a wall time, it gives a timer time."""
         return self.timer_us - self.wall_us
 
 
 class Mark(NamedTuple):
-    """What a store keeps about the clocks, written with every commit, so that a restart can go on from it."""
+    """The record of the clocks in a store: every commit writes it, and a restart goes on from it."""
 
     boot_id: str
     timer_ahead_of_uptime_us: int
@@ -68,10 +68,10 @@ class Clock(Protocol):
 
     @property
     def boot_id(self) -> str:
-        """Names this boot of the machine: within one, uptime only grows."""
+        """The id of this boot of the machine, within which uptime only grows."""
 
     def read(self) -> Reading:
-        """The clocks now."""
+        """Return the present reading."""
 
 
 # Uptime counts suspended time where the system can say so (Linux); elsewhere the monotonic clock stands in.
@@ -79,7 +79,7 @@ _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def read_system() -> Reading:
-    """The clocks of this machine now."""
+    """Return the present reading of this machine's clocks."""
     return Reading(time.time_ns() // 1000, time.clock_gettime_ns(_UPTIME) // 1000, time.monotonic_ns() // 1000)
 
 
@@ -111,7 +111,7 @@ def new_id() -> bytes:
 
 
 def boot_id() -> str:
-    """Names this boot of the machine."""
+    """Return the id of this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -123,10 +123,10 @@ class Timekeeper(Protocol):
     """Makes of the machine's readings the moments that one store is run by: `TimerClock`, or a shared store's own clock."""
 
     def now(self, reading: Reading) -> Now:
-        """The moment of this reading."""
+        """Return the moment of this reading."""
 
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
-        """What the store is to keep of this moment."""
+        """Return the mark of this moment for the store."""
 
 
 class ManualClock:
@@ -174,7 +174,7 @@ class TimerClock:
         return cls(clock.boot_id, timer_us - reading.uptime_us, mark.timer_us, mark.timer_us - mark.wall_us)
 
     def now(self, reading: Reading) -> Now:
-        """The moment of this reading on the three clocks."""
+        """Return the moment of this reading on the three clocks."""
         timer_us = max(reading.uptime_us + self._ahead_of_uptime_us, self._floor_us)
         ahead_us = timer_us - reading.wall_us
         if self._steady_ahead_us is None or abs(ahead_us - self._steady_ahead_us) > TOLD_US:
@@ -182,7 +182,7 @@ class TimerClock:
         return Now(timer_us, reading.wall_us, reading.mono_us, self._steady_ahead_us)
 
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
-        """What the store is to keep, so that a later `start` can go on from here."""
+        """Return the mark for the store, from which a later `start` goes on."""
         # The wall clock as it is told, so that dues are told the same after a restart.
         told_us = now.wall_us if now.steady_ahead_us is None else now.timer_us - now.steady_ahead_us
         return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, told_us, lease_us)

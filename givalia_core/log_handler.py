@@ -41,7 +41,7 @@ class LogHandler(Handler):
         self.setFormatter(self._plain)
         self._standard: Any = sys.stderr
         self.stream = self._standard
-        """What is written to."""
+        """The stream or file that is written to."""
 
     def point_to(self, file: str) -> None:
         """Write to this file from now on (standard error if the name is empty); create it with mode 0600 if it is missing.

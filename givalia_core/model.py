@@ -1,4 +1,4 @@
-"""What a job is, where it can be, and how it may move: frozen records and one table.
+"""The record of a job, its states, and the one table of its transitions.
 
 `TRANSITIONS` is the truth about states: `evolve` is the only function that gives a job another state, and
 `docs/lifecycle.md` is generated from the table. A record holds no connection and cannot save itself.
@@ -22,7 +22,7 @@ STORY_ACTS: Final = 20
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """The state of a job."""
 
     WAITING = "waiting"  # Its due is ahead: put there by enq, ext, a retry or requeue; claim, cancel, expire take it out.
     READY = "ready"  # Waiting, and the due is reached. Derived when asked, never written.
@@ -39,7 +39,7 @@ ENDED: Final = frozenset({DONE, DEAD, CANCELLED})
 
 
 class OutcomeKind(StrEnum):
-    """How one attempt ended."""
+    """The end of one attempt."""
 
     SUCCEEDED = "succeeded"  # process returned; the job is done.
     FAILED = "failed"  # process raised; the job is retried, or dead.
@@ -86,7 +86,7 @@ def still_remembered(answered: tuple[Answered, ...], since_us: int) -> tuple[Ans
 
 
 def join_target(target_worker: str, specifier: str | None) -> str:
-    """What a worker must be, as one text: its name, and behind a blank, which no name has, the specifier if there is one."""
+    """Return the target of a job as one text: the worker's name and, behind a blank, which no name has, any specifier."""
     return target_worker if specifier is None else f"{target_worker} {specifier}"
 
 
@@ -250,15 +250,15 @@ class Job:
         return self.due_at_us if self.on_wall else self.due_at_us - now.told_ahead_us
 
     def ended_on_wall_us(self, now: Now) -> int | None:
-        """When it ended, on the wall clock; None while it lives."""
+        """Return the time at which it ended, on the wall clock; None while it lives."""
         return None if self.is_live else self.ended_at_us - now.told_ahead_us
 
     def is_due(self, now: Now) -> bool:
-        """Whether the job may start: judged on the clock its due is on."""
+        """Return whether the job may start, judged on the clock of its due."""
         return self.due_at_us <= (now.wall_us if self.on_wall else now.timer_us)
 
     def is_expired(self, now: Now) -> bool:
-        """Whether `expires` has passed before a first attempt started."""
+        """Return whether `expires` has passed before a first attempt started."""
         return (
             self.expires_at_us is not None
             and self.state is WAITING
@@ -270,7 +270,7 @@ class Job:
         return JobState.READY if self.state is WAITING and self.is_due(now) else self.state
 
     def story(self) -> str:
-        """What is known of the job's past, for the message of a bug."""
+        """Return the known past of the job, for the message of a bug."""
         acts = ", ".join(past.act for past in self.answered[-STORY_ACTS:]) or "nothing asked"
         return f"seq {self.seq}, {self.state}, version {self.version}, attempt {self.attempt}, fence {self.fence}, {acts}"
 
@@ -297,4 +297,4 @@ def evolve(job: Job, act: str) -> Job:
 _new: Final = object.__new__
 JOB_REQUIRED: Final = JOB_FIELDS.index("expires_at_us")  # So many fields every record has.
 JOB_DEFAULTS: Final[tuple[Any, ...]] = (*(None,) * JOB_REQUIRED, *(Job.__init__.__defaults__ or ()))
-"""What a record has for each field that is younger than the record; None for those that every record has."""
+"""For each field that is younger than some records, its value there; None for fields that every record has."""

@@ -102,7 +102,7 @@ class WorkModule:
     timeout: ClassVar[Length | None] = None
     """Seconds (or a `timedelta`) that an attempt may take, 1 s to 24 h, unless its enq says otherwise; None: no limit."""
     isolation: ClassVar[str] = "greenlet"
-    """Where the job runs.
+    """The isolation in which the job runs.
 
     `greenlet`: beside hundreds of others in one process; for code that mostly waits. `process`: alone in a process, which then
     runs the next job; for code that computes, or that may not end.

@@ -1,4 +1,4 @@
-"""Which worker may take which job: modules, their versions, names and credits.
+"""Routing: which worker may take which job, by modules, versions, names and credits.
 
 A *route* is a module and a worker name (or `any`). A worker serves the routes of the modules it announced, for its own
 name and, unless told otherwise, for `any`. Jobs may besides ask for certain versions of a module: they wait on a *variant* of
@@ -30,7 +30,7 @@ Name = tuple[str, str]  # A route or variant.
 
 
 class Routing:
-    """Who is connected, what they serve, and what is near on each served route."""
+    """The connected workers, the routes that they serve, and the near window of each served route."""
 
     def __init__(self, near_limit: int | None = None) -> None:
         self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
@@ -57,7 +57,7 @@ class Routing:
     # Workers.
 
     def join(self, session: Session) -> None:
-        """A worker has connected; it serves nothing before it announces."""
+        """Note that a worker has connected; it serves nothing before it announces."""
         self.roster.join(session)
         session.note = self.moves.note
         session.lent_to = self._lent_to
@@ -71,7 +71,7 @@ class Routing:
         self.unlearned.update(served)  # It may satisfy what nobody did.
 
     def leave(self, conn: int) -> Session | None:
-        """A connection is gone; return the session it had, if it was a worker's."""
+        """Note that a connection is gone; return the session it had, if it was a worker's."""
         session = self.sessions.get(conn)
         if session is not None:
             announced = session.announced
@@ -152,7 +152,7 @@ class Routing:
         self.unlearned.update(self.serving)
 
     def window(self, route: Route) -> Window | None:
-        """The window of a route; a variant on which no job waited gets one now."""
+        """Return the window of a route; a variant on which no job waited gets one now."""
         window = self.windows.get(route)
         return self.open_window(route) if window is None and route.specifier is not None else window
 
@@ -188,7 +188,7 @@ class Routing:
         return [span for window in self.spent.values() for span in window.spans()] if self.spent else []
 
     def sort(self) -> None:
-        """See what has become of the windows that have changed; only worth a call if there are `changed` ones."""
+        """Sort the windows that have changed into stirring, spent and timed ones; call it only if there are `changed` ones."""
         for route, window in self.changed.items():
             window.is_noted = False
             timers = window.timers
@@ -229,7 +229,7 @@ class Routing:
         self._moved_at = self.moves.start + len(self.moves.rooms)
 
     def unpark_for(self, session: Session) -> list[Route]:
-        """A worker can take another job, or is about to: look again at the windows that it serves, and return those."""
+        """Unpark the windows that a worker serves which can take another job, or soon can; return those that are stirring."""
         served = self.roster.served.get(session, {})
         if len(self.parked) + len(self.stirring) < len(served):
             routes = [route for route in (*self.parked, *self.stirring) if route.plain in served]
@@ -241,7 +241,7 @@ class Routing:
         return [route for route in routes if route in self.stirring]
 
     def offer(self, job: Job, now: Now) -> None:
-        """A job waits (or waits anew); remember it if it is near and its route is served."""
+        """Note a job that waits now; remember it if it is near and its route is served."""
         if job.specifier is None:
             window = self.windows.get((job.module, job.target_worker))
         else:
@@ -251,7 +251,7 @@ class Routing:
             window.offer(_timer(Timer, (due_us, job.seq)), now.timer_us)
 
     def discard(self, job: Job) -> None:
-        """A job waits no longer on this route."""
+        """Note that a job waits no longer on this route."""
         window = self.windows.get((job.module, job.target_worker if job.specifier is None else job.target))
         if window is not None:
             window.discard(job.seq)
@@ -264,17 +264,17 @@ class Routing:
         return None if takers is None else takers.best()
 
     def credits(self, route: Name) -> int:
-        """How many jobs the workers of this route can take now."""
+        """Return the number of jobs that the workers of this route can take now."""
         takers = self.takers.get(route)
         return 0 if takers is None else takers.credits()
 
     @property
     def has_lent_much(self) -> bool:
-        """A worker was lent as many bytes in this batch as it may be."""
+        """Return whether some worker was lent as many bytes in this batch as it may be."""
         return any(session.lent_bytes >= LENT_BYTES_MAX for session in self._lent_to)
 
     def next_due_us(self) -> int | None:
-        """When the next near timer falls due, on the timer clock."""
+        """Return the due of the next near timer, on the timer clock; None: there is none."""
         if self.changed:
             self.sort()
         while self._dues:

@@ -46,7 +46,7 @@ class Moves:
 
 
 class Room:
-    """What a worker can hold of one isolation: jobs that run as greenlets, or jobs that each have a process."""
+    """The room of a worker for jobs of one isolation: greenlets, or processes of their own."""
 
     __slots__ = ("number", "session", "taken", "taken_most")
 
@@ -58,7 +58,7 @@ class Room:
 
     @property
     def capacity(self) -> int:
-        """How many jobs it can hold."""
+        """Return the number of jobs that it can hold."""
         return self.taken_most
 
     @capacity.setter
@@ -68,7 +68,7 @@ class Room:
 
     @property
     def held(self) -> int:
-        """How many jobs it holds."""
+        """Return the number of jobs that it holds."""
         return self.taken
 
     @held.setter
@@ -78,7 +78,7 @@ class Room:
 
     @property
     def free(self) -> int:
-        """How many more jobs it can take now."""
+        """Return the number of jobs that it can take now."""
         return 0 if self.session.is_clogged else self.taken_most - self.taken
 
     def lend(self, params_bytes: int) -> None:
@@ -129,17 +129,17 @@ class Session:
                 self.note(room)
 
     def room(self, module: str) -> Room:
-        """Where a job of this module has its place."""
+        """Return the room that a job of this module takes."""
         announced = self.announced.get(module)
         return self.rooms.get(announced.isolation if announced else "", self.rooms["greenlet"])
 
     def serves(self, module: str) -> bool:
-        """Whether it can run this module."""
+        """Return whether it can run this module."""
         announced = self.announced.get(module)
         return announced is not None and announced.broken is None
 
     def satisfies(self, module: str, specifier: str | None) -> bool:
-        """Whether its version of a module that it serves is one that is asked for."""
+        """Return whether its version of a module satisfies the specifier."""
         return specifier is None or specifiers.satisfies(self.announced[module].version, specifier)
 
     def routes(self) -> Iterable[Route]:
@@ -149,13 +149,13 @@ class Session:
 
     @property
     def is_draining(self) -> bool:
-        """Whether it takes no more jobs because it is about to end."""
+        """Return whether it takes no more jobs because it is about to end."""
         return not any(room.capacity for room in self.rooms.values()) and any(
             process.role == "greenlets" and process.state == "draining" for process in self.processes
         )
 
     def describe(self) -> dict[str, Any]:
-        """What `givalia workers` shows."""
+        """Return the map that `givalia workers` shows."""
         return {
             "name": self.join.name,
             "instance": self.join.instance.hex(),

@@ -84,7 +84,7 @@ class Prefix:
 
 
 class Window:
-    """What is near on one route: the next `timers`, and whether the store has jobs that are due (`has_ready`).
+    """The near window of one route: its next `timers`, and whether the store has jobs that are due (`has_ready`).
 
     `fresh` are the seqs of the jobs that became due in the batch that is being decided, which the store does not know yet.
     """
@@ -115,7 +115,7 @@ class Window:
         self.note()
 
     def spans(self) -> list[Span]:
-        """What must be read before this window can say what comes next; empty most of the time. Call `tick` first."""
+        """Return the spans to read before the window knows what comes next; empty most of the time. Call `tick` first."""
         return [Span(self.route, self._limit)] if self.timers.is_spent else []
 
     def fill(self, near: Near) -> None:
@@ -169,7 +169,7 @@ class Window:
             self.timers = Prefix()
 
     def next_due_us(self) -> int | None:
-        """When the next timer falls due, on the timer clock; None if none waits (or the store must be asked first)."""
+        """Return the due of the next timer, on the timer clock; None if none waits, or the store must be asked first."""
         timer = self.timers.peek()
         if timer is None or (self._rumour_us is not None and self._rumour_us < timer[0]):
             return self._rumour_us

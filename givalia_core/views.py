@@ -137,14 +137,14 @@ class Status:
     result_error: str | None
     stop_asked: bool
     why: str
-    """Why the job has not run yet, or how it ended, in words."""
+    """The reason why the job has not run yet, or its end, in words."""
     version: str | None = None
     """The versions of the module's distribution that may run it; None: any."""
     enq_at: datetime | None = None
-    """When the job was enqueued. This and the next two are None if an earlier version of the server answers."""
+    """The time of its enq. This and the next two are None if an earlier version of the server answers."""
     started_at: datetime | None = None
-    """When the last attempt began; None before the first."""
+    """The beginning of the last attempt; None before the first."""
     ended_at: datetime | None = None
-    """When the job ended for good; None while it lives."""
+    """The time of the job's final end; None while it lives."""
     params: Any = None
     """The params of the job, if requested (`params=True`)."""

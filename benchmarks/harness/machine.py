@@ -1,4 +1,4 @@
-"""What the machine does just now, without Givalia, and what it is: figures of two days are compared by it."""
+"""The machine, and its speed just now without Givalia: figures of two days are compared by it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.rig import HOST
 
 
 def calibrate(folder: str | None) -> list[Figure]:
-    """What this machine and this disk do just now, without Givalia: figures of two days are compared by these."""
+    """The speed of this machine and this disk just now, without Givalia: figures of two days are compared by these."""
     return [
         Figure("fdatasync of 4 KiB, p50", _fdatasync_ms(folder), "ms"),
         Figure("loopback round trip, p50", round_trip_ms(), "ms"),

@@ -110,9 +110,9 @@ class Run(NamedTuple):
     sections: dict[str, Section]
     goals: list[Goal]
     broken: dict[str, str]
-    """What has no figures because a promise was not kept, and why."""
+    """The parts without figures because a promise was not kept, each with the reason."""
     notes: Sequence[str] = ()
-    """What is to be known of the goals, such as which of them this run could not measure."""
+    """Notes on the goals, such as those that this run could not measure."""
     peers: Beside | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Where the peers come from: what is on the PATH, else the system's packages and Python's, into `build/peers`; no root needed.
+"""Brings the peers: from the PATH, else from the system's packages and Python's, into `build/peers`; no root needed.
 
 Nothing outside that folder is changed. Remove it, and the next run brings everything again.
 """
@@ -54,7 +54,7 @@ class Program(NamedTuple):
 
     path: Path
     environ: dict[str, str]
-    """What it needs beside what we have: where its libraries lie."""
+    """The variables that it needs beside ours: the place of its libraries."""
     version: str
 
 
@@ -105,7 +105,7 @@ def _update_once(command: tuple[str, ...]) -> None:
 
 
 def _version(path: Path, environ: dict[str, str]) -> str:
-    """What it says of itself: the first word with a digit."""
+    """Return its version: the first word with a digit that it prints."""
     flag = "-v" if path.name == "beanstalkd" else "--version"
     said = _run(str(path), flag, environ=environ).split()
     return next((word.removeprefix("v=") for word in said if any(map(str.isdigit, word))), "?")

@@ -276,7 +276,7 @@ def _late(rig: Rig, client: Side, delayed: Part, over_s: float) -> list[Figure]:
 
 
 def lost_by_kill(contestant: Contestant, jobs: int, folder: str | None) -> int:
-    """How many of so many answered jobs a server has lost that was killed at the last answer and started again."""
+    """The number of answered jobs that a server has lost which was killed at the last answer and started again."""
     with contestant.start(jobs, folder) as rig:
         with _client(contestant, rig) as client:
             client.ask("singles", first=0, jobs=jobs)

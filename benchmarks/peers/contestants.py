@@ -1,4 +1,4 @@
-"""Who takes part, with how much work and at which settings: those that its documentation advises, or that were fastest here.
+"""The contestants, each with its work and its settings: those that its documentation advises, or that were fastest here.
 
 The jobs do nothing, so the settings are those for short jobs. One worker process each, as Givalia has.
 """

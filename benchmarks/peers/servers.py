@@ -27,10 +27,10 @@ class Kind(NamedTuple):
     program: str
     flags: Sequence[str]
     words: str
-    """Where an answered job is."""
+    """The place of an answered job."""
     hello: bytes
     answer: bytes
-    """How the answer to `hello` begins once it is ready: one that still loads its data listens, too."""
+    """The beginning of its answer to `hello` once it is ready: one that still loads its data listens, too."""
 
     def brought(self) -> bring.Program:
         """The program, brought if need be."""

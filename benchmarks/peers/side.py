@@ -53,7 +53,7 @@ def signer(path: str) -> Sign:
 
 
 class Acts:
-    """What a client can be told to do; each act answers with what it measured."""
+    """The acts of a client; each returns what it measured."""
 
     def __init__(self, client: Any, ledger: str) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""How Givalia stands beside its peers: the table of the contest, the ratios, where a peer is better, and the goals."""
+"""Givalia beside its peers: the table of the contest, the ratios, where a peer is better, and the goals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _value(standing: Standing, name: str, figure: str) -> Figure | None:
 
 
 def _others(standing: Standing, figure: str, names: Sequence[str] | None = None) -> list[Peer]:
-    """What the peers did, or those of these names; whoever began jobs before their due is not punctual, however near it is."""
+    """Return the figures of the peers, or of those with these names; one that began jobs before their due is not punctual."""
     found = []
     for name in standing if names is None else names:
         known = _value(standing, name, figure)

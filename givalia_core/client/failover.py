@@ -47,7 +47,7 @@ class Failover:
         self.must_rest = False
         """Every server has failed by now."""
         self.why = ""
-        """Why the last one failed."""
+        """The reason for the last failure."""
         self._resend_s = resend_s
         self._find = find  # Where the servers are by now, if they may have moved.
         self._retry_s = RETRY_FIRST_S
@@ -57,7 +57,7 @@ class Failover:
         self.has_others = self.servers.has_others
         """There is another server to go to."""
         self.silent_s = min(SILENT_S, self._resend_s / len(self.servers)) if self.has_others else self._resend_s
-        """How long a server may answer no command before another is asked, if there is another."""
+        """The seconds that a server may answer no command before another is asked, if there is another."""
 
     def begin(self) -> None:
         """Note that requests begin after none was under way: rests are short again."""

@@ -40,7 +40,7 @@ class Handle:
 
     @property
     def due(self) -> datetime:
-        """When it is due, as an aware datetime in UTC."""
+        """The due, as an aware datetime in UTC."""
         return to_datetime(self._due_us)
 
     @due.setter

@@ -36,10 +36,10 @@ class Pending(Generic[T]):
     waits: bool = False
     """The answer comes when a job has ended, and not at once."""
     timeout_s: float | None = None
-    """How long the caller waits; None: for a job's end for ever, for other answers as long as requests are resent."""
+    """The patience of the caller; None: for a job's end for ever, for other answers as long as requests are resent."""
 
     deadline_s: float | None = None
-    """When the caller stops waiting, on the monotonic clock; None: never."""
+    """The deadline of the caller, on the monotonic clock; None: never."""
     wake: Callable[[], object] = field(default=lambda: None)
     """Called when there is something for the caller: the request is over, or has news."""
     answers: list[Any] | None = None
@@ -58,10 +58,10 @@ class Pending(Generic[T]):
     connection: object | None = None
     """The connection that carries it."""
     ends_at_byte: int = 0
-    """How many bytes that connection has taken when it has the whole frame."""
+    """The number of bytes that the connection has taken when it has the whole frame."""
     sent_at_s: float = 0.0
     unsent_since_s: float = 0.0
-    """Since when no connection carries it."""
+    """The time since which no connection carries it."""
 
     @property
     def is_over(self) -> bool:

@@ -1,4 +1,4 @@
-"""What must be decided once more, because a change was refused or the store went away before it was known to be stored."""
+"""Commands to decide again: a change was refused, or the store went away before it was known to be stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Again:
 
     @property
     def pause_us(self) -> int:
-        """How long the next try may wait."""
+        """Return the pause before the next try, in microseconds."""
         if self.is_stuck:
             return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
@@ -140,7 +140,7 @@ class Again:
         return put_off
 
     def _may_be_stored(self, asked: Asked) -> bool:
-        """Whether all or some of a frame that is to be decided again may have been stored."""
+        """Return whether a part of a frame that is to be decided again may have been stored."""
         name = asked.conn, asked.request
         return name in self._unsure or bool(self.standing.get(name))
 

@@ -1,4 +1,4 @@
-"""The table of all that a peer can ask, and how a frame is answered: for each kind what must be read, and who decides."""
+"""The table of commands, with the reads and the decision of each, and the answering of frames."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _answer_once(verb: Verb, find: Known, batch: Batch, asked: Asked, message: A
 
 
 def forget(batch: Batch, inputs: Sequence[Input], numbers: set[int]) -> None:
-    """Tell whoever was to be told these answers (`Unchanged.number`) that nothing was decided."""
+    """Replace these answers (`Unchanged.number`) by a refusal: nothing was decided."""
     replies = {(effect.conn, effect.request): effect.answers for _, effect in batch.effects if isinstance(effect, Reply)}
     for number, (place, command) in batch.touched:
         if number in numbers:

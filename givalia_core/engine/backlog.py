@@ -1,4 +1,4 @@
-"""What an operator is told of each module: how many workers serve it, how late its jobs are, and how many nobody can take."""
+"""The backlog of each module for operators: its workers, how late its jobs are, and the jobs that nobody can take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Backlog:
         self._since_us: dict[str, int] = {}
         self._untaken: dict[str, int] = {}
         self.ready: dict[str, int] = {}
-        """How many jobs of each module are ready, as far as they were counted."""
+        """The number of ready jobs of each module, as far as they were counted."""
 
     def add(self, found: Ready) -> None:
         """Take in the ready jobs of a route."""

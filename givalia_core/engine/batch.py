@@ -41,7 +41,7 @@ LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, s
 class Unchanged(NamedTuple):
     """The answer of one command that changed no job, and the seqs of the jobs that the answer depends on.
 
-    It has a number like a seq, below 0: who was told of it is told anew if it comes to nothing.
+    It has a number like a seq, below 0: if it comes to nothing, those who were told of it are told again.
     """
 
     answer: Answer
@@ -79,7 +79,7 @@ class Batch:
         self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
         self.touched: list[tuple[int, Author]] = []  # Seqs, and who was told of the job or changed it.
 
-    # Finding: every job is seen as this batch has left it. Who sees one hears anew if what they hear comes to nothing.
+    # Finding: every job is seen as this batch has left it. If that comes to nothing, those who saw it are answered again.
 
     def see(self, job: Job) -> Job:
         """Return a job that was read."""

@@ -32,11 +32,11 @@ WAITS_PER_CONNECTION: Final = 9_000  # Fewer than a connection may have unanswer
 WAITS_ALWAYS: Final = 100  # Of one connection, however many others there are.
 
 Waiter = tuple[int, int]  # Connection and request.
-NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, for they are read anew at each poll.
+NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, since each poll reads them again.
 
 
 class BusyFor(Enum):
-    """Who says that no new job is taken for now."""
+    """The owner of a reason why no new job is taken for now."""
 
     MEMORY = "memory"  # The chores of the server: the process uses more than it may.
     SYNCS = "syncs"  # The loop of the queue: the store takes too long to sync.
@@ -116,7 +116,7 @@ class Waits:
         return True
 
     def of(self, job_id: bytes) -> Mapping[Waiter, bool]:
-        """Who waits for a job, with whether the waiter wants to hear of its progress."""
+        """Return the waiters of a job, each with whether it wants to hear of progress."""
         return self.by_job.get(job_id, {})
 
     def end(self, job_id: bytes) -> Iterable[Waiter]:
@@ -134,14 +134,14 @@ class Waits:
         return waiters
 
     def drop(self, conn: int, request: int) -> None:
-        """A request waits no longer: it is decided again."""
+        """Forget the wait of a request, which is decided again."""
         job_id = self._by_conn.get(conn, {}).get(request)
         if job_id is not None:
             self._forget(conn, request)
             self._remove(job_id, (conn, request))
 
     def leave(self, conn: int) -> None:
-        """A connection is gone, and with it all that it waited for."""
+        """Forget a connection that is gone, with all its waits."""
         for request, job_id in self._by_conn.pop(conn, {}).items():
             self._remove(job_id, (conn, request))
 
@@ -215,17 +215,17 @@ class Desk:
 
     @property
     def all_taken(self) -> str:
-        """Why no new job is taken because so many live; empty: one is."""
+        """Return the words that refuse a new job because too many are live; empty while there is room."""
         most = self.policy.live_max
         return f"{self.live} jobs are live, and the server takes no more than {most}" if self.live >= most else ""
 
     @property
     def lends(self) -> bool:
-        """Whether jobs are given to workers at all."""
+        """Return whether jobs are lent to workers at all."""
         return not (self.is_draining or self.is_holding)
 
     def backoff_us(self, job: Job) -> int:
-        """How long to wait after this failed attempt: doubled each time, bounded, with jitter of a fifth either way."""
+        """Return the delay after this failed attempt: doubled each time, bounded, with jitter of a fifth either way."""
         first_us, most_us = job.backoff_us or (self.policy.backoff_us, self.policy.backoff_max_us)
         delay_us = min(first_us << min(job.attempt - 1, 40), most_us)
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)

@@ -1,4 +1,4 @@
-"""When a job is due that a command gives another due."""
+"""The due that a command gives a job."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _held(batch: Batch, asked: Asked, message: Fail | Release | Progress) -> Job
 
 
 def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
-    """A hint of how far the attempt is, for whoever asks and for those who wait and want to hear of it."""
+    """Keep a hint of the attempt's progress, for `stat` and for waiters that want to hear of it."""
     lease = batch.desk.leases.get(_held(batch, asked, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
@@ -32,7 +32,7 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
 
 
 def fail(batch: Batch, asked: Asked, message: Fail) -> Answer:
-    """The attempt failed: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
+    """Settle a failed attempt: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died
     after = settle_failure(batch, job, kind, message.error, message.after_us, permanent=message.permanent, deaths=deaths)
@@ -78,7 +78,7 @@ def settle_failure(
 
 
 def release(batch: Batch, asked: Asked, message: Release) -> Answer:
-    """The worker gives a job back that it did not start, or that lost its process to another job's fault (T9)."""
+    """Take back a job that the worker did not start, or that lost its process to another job's fault (T9)."""
     give_back(batch, _held(batch, asked, message), is_replaced=message.replaced)
     return TAKEN
 

@@ -218,7 +218,7 @@ def stale(batch: Batch) -> Refusal:
 
 
 def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
-    """The job is done (T4), also if it was asked to stop: its effect happened."""
+    """End a job as done (T4), also if it was asked to stop: its effect happened."""
     job = find_held(batch, asked, message)
     if job is None:
         done = batch.by_id(message.id)

@@ -56,7 +56,7 @@ class Questions:
         self._rows = ROWS_LEAST
 
     def __bool__(self) -> bool:
-        """Whether any question has not been answered."""
+        """Return whether any question has no answer yet."""
         return bool(self.lines)
 
     def add(self, asked: Asked) -> None:
@@ -90,7 +90,7 @@ class Questions:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step can be taken, in this turn or after the next commit."""
+        """Return whether a step can be taken, in this turn or after the next commit."""
         awaiting = sum(not self._desk.acts.is_answered(ticket) for ticket in self._awaiting.values())
         return len(self.lines) > len(self._clogged) + awaiting
 
@@ -253,7 +253,7 @@ def _act(desk: Desk, store: Store, message: Act) -> Walk:
 
 
 def _info(desk: Desk, store: Store, _: Any) -> Walk:
-    """What the server is, holds and allows."""
+    """Describe the server: what it is, holds and allows."""
     now, rows = yield False
     counts = store.counts()
     now, rows = yield False
@@ -321,7 +321,7 @@ def _backup(_: Desk, store: Store, message: Backup) -> Walk:
     try:
         part = copyable.copy_part(message.backup, message.part)
     except (BadRequest, NotFound, StoreCorrupt) as error:
-        # What is damaged is found by whoever needs it; a copy is no reason to stop.
+        # Damage is found by the next reader that needs the page; a copy is no reason to stop.
         raise Refusal(error) from error
     return BackupPart(*part[1:], payload=part.payload)
 
@@ -355,12 +355,12 @@ class _Parts:
 
     @property
     def is_half_full(self) -> bool:
-        """Whether what follows should be told in brief."""
+        """Return whether what follows is to be told in brief."""
         return self._bytes > PARTS_BYTES_MAX // 2
 
     @property
     def has_room(self) -> bool:
-        """Whether a page of a listing takes another job, however large."""
+        """Return whether a page of a listing takes another job, however large."""
         return self._bytes < PAGE_BYTES
 
     def add(self, *packed: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""The inputs and the effects of the engine."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def hook_of(name: str, job: Job, **extra: Any) -> Hook:
 
 
 class Ended(NamedTuple):
-    """How an attempt ended, as far as the server knows: what `on_retry` is given."""
+    """The end of an attempt as far as the server knows it, for `on_retry`."""
 
     kind: OutcomeKind
     error: str | None

@@ -1,4 +1,4 @@
-"""What an engine does because it is not alone: other servers change rows of the same store, come, and go.
+"""Sharing a store: other servers change rows of the same store, come, and go.
 
 Each running job is looked after by one server, its *keeper*, which knows its lease; the row names it. Another server may
 settle the job all the same (the fence decides), or take it over when its worker turns up there or its keeper is gone. So what
@@ -36,7 +36,7 @@ REVIEWED_BYTES: Final = 4 << 20
 
 
 class Pace:
-    """How many suspects a batch reads: all that are leased here, and a few that are waited for, each of which may be large."""
+    """The suspects that a batch reads: all that are leased here, and a few that are waited for, since each may be large."""
 
     def __init__(self) -> None:
         self._room = AWAITED_LEAST
@@ -132,7 +132,7 @@ class Sharing:
 
 
 def about(desk: Desk) -> bytes:
-    """What this server tells the others about itself: its workers and their modules, its hooks, what it decides by."""
+    """Describe this server for the others: its workers and their modules, its hooks and its policy."""
     return words.pack(
         {
             # Without what changes from moment to moment, for each change is written and read by all the others.

@@ -1,4 +1,4 @@
-"""One command decided outside a server: by whoever has a connection to a shared store, in a transaction of their own.
+"""One command decided outside a server, in a transaction of a program that has a connection to a shared store.
 
 The same verbs decide as in a server, over jobs that the caller has read and locked. Nothing is done here: the caller writes
 the changes, and sees to it that some server makes the calls of hooks.

@@ -78,7 +78,7 @@ class Engine:
         self.pace = sharing.Pace()
         self.now = now
         self.owed: list[Effect] = []
-        """What must be said with the next answers, whatever becomes of the batch."""
+        """Effects that leave with the next answers, whatever becomes of the batch."""
         self.must_mark = True
         """The next commit must store the mark of the clocks, even without changes."""
         self.also_keys: frozenset[str] = frozenset()
@@ -88,7 +88,7 @@ class Engine:
         self.is_sweeping = False
         """Leases, expiries and retention are looked after in this turn."""
         self.ahead_us = now.timer_ahead_us
-        """What the near windows were last filled by: a slow drift adds up."""
+        """The distance of the clocks by which the near windows were last filled: a slow drift adds up."""
         self._held_up_until_us = 0
 
     def ask(self, asked: Asked) -> None:

@@ -1,4 +1,4 @@
-"""What users ask for most: to make a job, to see it, and to wait for its end. `changes` has what changes a job later.
+"""The commonest verbs of clients: `enq`, `stat` and `wait`. `changes` has those that change a job later.
 
 For each verb there is a function that notes what must be read (`needs_…`) and one that decides: it reads its message and
 returns its answer. A changing verb is only decided when its request id is not known (CONTRACT C1). No function here talks to
@@ -93,7 +93,7 @@ def admit(batch: Batch) -> None:
 
 
 def route_of(message: Enq) -> Route:
-    """Where the job is to go."""
+    """Return the route of the job."""
     specifier = None if message.version is None else canonical(message.version)
     return Route(message.module, join_target(message.target_worker, specifier))
 
@@ -154,7 +154,7 @@ def needs_named(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def stat(batch: Batch, asked: Asked, message: Stat) -> Answer:
-    """What is known of a job: the live one of a key, else the one that ended last."""
+    """Describe a job: of a key the live one, else the one that ended last."""
     job = named_job(batch, message)
     shown, result = words.status(batch.desk, job, batch.now), job.result or b""
     if not message.params:
@@ -211,7 +211,7 @@ def not_found(batch: Batch, message: Any) -> NotFound:
 
 
 def end_of(job: Job) -> Answer:
-    """What `wait` answers once the job has ended."""
+    """Return the answer to a `wait` for a job that has ended."""
     if job.state is DONE:
         return EndedDone(job.result_error, job.result or b"")
     if job.state is CANCELLED:

@@ -1,4 +1,4 @@
-"""What people and clients are told of jobs, in words and in maps."""
+"""Descriptions of jobs for people and clients, in words and in maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ map_head: Callable[[int], bytes] = _packer.pack_map_header
 
 
 def why(desk: Desk, job: Job, now: Now) -> str:
-    """Why the job has not run (or what became of it), in words."""
+    """Say in words why the job has not run, or what became of it."""
     words = _WHY[job.shown_state(now)](desk, job, now)
     hold = desk.aside.hold_of(job) if job.is_live else None
     return words if hold is None else f"{words}; {hold.words}"

@@ -1,4 +1,4 @@
-"""What workers say of themselves: they join, announce, take credits, beat, and name after a reconnect what they hold."""
+"""The verbs of workers about themselves: join, announce, credit, beat, and resume, which names their leases again."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None
 
 
 def credit(batch: Batch, asked: Asked, message: Credit) -> Answer:
-    """How many jobs the worker can hold from now on."""
+    """Take the number of jobs that the worker can hold from now on."""
     rooms = _session(batch, asked).rooms
     rooms["greenlet"].capacity, rooms["process"].capacity = message.capacity, message.processes
     return TAKEN

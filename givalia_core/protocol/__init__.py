@@ -1,1 +1,1 @@
-"""What goes over the wire: bytes to values and back, never a socket."""
+"""The wire protocol: bytes to values and back, never a socket."""

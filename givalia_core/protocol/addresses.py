@@ -22,7 +22,7 @@ _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
 
 
 class Address(NamedTuple):
-    """Where a server listens; written `HOST:PORT`, an IPv6 host in brackets."""
+    """The address of a server; written `HOST:PORT`, an IPv6 host in brackets."""
 
     host: str
     port: int

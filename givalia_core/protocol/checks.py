@@ -1,6 +1,6 @@
 """Checks of fields, from which the table of messages is made: each is a question to one value, and carries words for people.
 
-A refusal is read by whoever called a verb, so it speaks of options as verbs name them and of lengths in seconds, never of the
+A refusal is read by the caller of a verb, so it speaks of options as verbs name them and of lengths in seconds, never of the
 names and the microseconds of the wire.
 """
 
@@ -119,7 +119,7 @@ def is_any_bytes(value: Any) -> bool:
 
 
 def or_none(check: Check) -> Check:
-    """What the other check takes, or nil."""
+    """Return a check that takes nil and what the other check takes."""
     return _with_words(lambda value: value is None or check(value), *_words(check))
 
 

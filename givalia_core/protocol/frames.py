@@ -61,7 +61,7 @@ class Reader:
         self._buffer = bytearray()
         self._skip_bytes = 0
         self.is_mid_frame = False
-        """Whether a frame has begun and not ended."""
+        """True while a frame has begun and not ended."""
 
     def feed(self, data: bytes | memoryview) -> list[Frame | Unreadable]:
         """Take the bytes that arrived; return what is whole now. Raise TooLarge for a frame that is not worth skipping."""

@@ -38,14 +38,14 @@ MakeId = Callable[[], bytes]
 
 
 class Request(NamedTuple):
-    """What a line asks for, as a framed client would have asked."""
+    """The command of a line, as a framed client would have sent it."""
 
     kind: Kind
     message: Any
 
     @property
     def is_of_live_key(self) -> bool:
-        """Whether it acts on the live job of a key, as in 2012; a key of jobs that have ended is no key then."""
+        """True: it acts on the live job of a key only, as in 2012; the key of an ended job names nothing."""
         return self.kind in (Kind.CANCEL, Kind.EXT) and getattr(self.message, "key", None) is not None
 
 
@@ -58,7 +58,7 @@ class Reader:
 
     @property
     def is_mid_line(self) -> bool:
-        """Whether a line has begun and not ended."""
+        """True while a line has begun and not ended."""
         return bool(self._pending)
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -94,7 +94,7 @@ class Reader:
 
 
 def decode(line: bytes, make_id: MakeId) -> Request:
-    """What one line asks for; `make_id` gives the 16 bytes of the request id that lines do not carry.
+    """Return the command of one line; `make_id` gives the 16 bytes of the request id that lines do not carry.
 
     Raises:
         BadRequest: Not one JSON object, or one that asks for what cannot be: `is_malformed` tells them apart.
@@ -110,7 +110,7 @@ def decode(line: bytes, make_id: MakeId) -> Request:
 
 
 def is_malformed(error: GivaliaError) -> bool:
-    """Whether the line was not even JSON that we read, rather than a legal object that asks for what cannot be."""
+    """True if the line is no JSON object that can be read; False if it is one that asks for the impossible."""
     return error.details.get("malformed") is True
 
 

@@ -165,15 +165,15 @@ class ResumeLending(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the server is, holds and allows."""
+    """Ask for the description of the server: what it is, holds and allows."""
 
 
 class Modules(NamedTuple):
-    """What modules the connected workers announced."""
+    """Ask for the modules that connected workers have announced."""
 
 
 class Workers(NamedTuple):
-    """Which workers are connected."""
+    """Ask for the connected workers."""
 
 
 class Backup(NamedTuple):
@@ -214,7 +214,7 @@ class Hold(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """How many jobs this worker can hold at once from now on, of modules of either isolation; 0 while it drains."""
+    """The number of jobs that this worker can hold at once from now on, of either isolation; 0 while it drains."""
 
     capacity: int
     processes: int = 0
@@ -312,7 +312,7 @@ class Stop(NamedTuple):
 
 
 class Progressed(NamedTuple):
-    """How far the job is that the WAIT of this request number waits for; a hint, some of which may be left out."""
+    """The progress of the job that the WAIT of this request number waits for; a hint, of which some may be left out."""
 
     request: int
     fraction: float

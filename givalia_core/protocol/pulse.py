@@ -42,7 +42,7 @@ class Pulse:
 
     def __init__(self, now: float = -math.inf) -> None:
         self.moved_at = now
-        """When something last arrived, or the peer's TCP last acknowledged something."""
+        """The time at which something last arrived, or the peer's TCP last acknowledged something."""
         self._pinged_at: float | None = None  # The time of the ping without an answer.
         self.look_at = math.inf
         """The time of the owner's next look."""

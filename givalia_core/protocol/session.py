@@ -1,4 +1,4 @@
-"""What is legal now on one connection to a server: bytes in; commands to decide, bytes to answer at once, or the end.
+"""The server's side of the protocol on one connection: bytes in; commands to decide, bytes to answer at once, or the end.
 
 A connection to the client port speaks the protocol that its first byte names: `{` the lines of 2012, our magic the framed
 one. Anything else is closed without a word, so that a browser or a stray client of another protocol can do no harm. A framed
@@ -31,7 +31,7 @@ GREETING: Final = Greeting(messages.VERSION, AGENT, __version__)
 
 
 class Port(Enum):
-    """Which of the two ports a connection came to."""
+    """The port that a connection came to."""
 
     CLIENT = "client"  # Framed commands of users, and the lines of 2012.
     WORKER = "worker"  # Framed messages of workers.
@@ -78,16 +78,16 @@ class Session:
         self.port = port
         self._conn = conn
         self.refusal = ""
-        """Why nothing more is taken from the peer; empty while that has not been said."""
+        """The reason why nothing more is taken from the peer; empty while something is."""
         self.agent = ""
         """Names the peer's program, as `givalia/0.1.0`; empty until it has said hello."""
         self.is_open = False
-        """Whether the peer has said which protocol it speaks, and hello where that is due."""
+        """True once the peer's protocol is known and its hello, where one is due, is accepted."""
         self.is_mid_frame = False
-        """Whether something has begun and not ended, so that a deadline runs."""
+        """True while something has begun and not ended, so that a deadline runs."""
         self.is_over = False
         self.at_once = 0
-        """How many answers `take_out` returns: nothing has to be decided for them."""
+        """The number of answers that `take_out` returns; nothing has to be decided for them."""
         self._is_busy = is_busy
         self._read_clock = read_clock
         self._rules = RULES[port]

@@ -286,7 +286,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         if self._connections:
-            # Whoever is sending now is told why, before nothing more is read.
+            # Peers that send now are told why, before reading stops.
             gevent.sleep(REFUSE_S)
         self._loop.is_stopping = True
         self._connections.stop_reading()

@@ -1,4 +1,4 @@
-"""What a server does beside its work: ends overdue connections, sees to memory, disk and store, and says what troubles it."""
+"""The chores of a server: it ends overdue connections, sees to memory, disk and store, and logs what troubles it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One connection: the loop calls it when there is something to read, its writes hold nobody up, and both have limits.
 
-Reading stops while too much of this connection's own work is in flight or unread by its other side; everybody else goes on.
+Reading stops while too much of this connection's own work is in flight or unread by its peer; other connections go on.
 What is written is sent at once as far as the socket takes it, and the rest by a greenlet with a deadline. A greenlet that
 waited for each read would cost two switches and an exception a request.
 """
@@ -73,7 +73,7 @@ class Connection:
     # Reading.
 
     def run(self) -> None:
-        """Read until the other side or the session ends it."""
+        """Read until the peer or the session ends the connection."""
         self.gate()
         self._over.wait()
 
@@ -162,7 +162,7 @@ class Connection:
 
     def _open_gate(self) -> None:
         if self._begun_us:
-            # The frame that stood while nobody read it is given its time anew.
+            # The deadline of a frame that was not read meanwhile starts again.
             self._begun_us, self._begun_bytes = self._clock.read().mono_us, 0
         self._is_reading = True
         self._readable.start(self._receive)
@@ -177,7 +177,7 @@ class Connection:
         self.gate()
 
     def _finish(self) -> None:
-        """Answer what was asked before the end, if the other side still listens."""
+        """Answer the commands that arrived before the end, if the peer still reads."""
         if not self.is_closed:
             self._close_gate()
             self._finish_by_us = self._clock.read().mono_us + round(WRITE_DEADLINE_S * SECOND_US)

@@ -43,7 +43,7 @@ class Connections:
     def __init__(self, settings: ServerSettings, clock: Clock, inbox: Inbox, wake: Callable[[], object]) -> None:
         self.settings = settings
         self.shed = 0
-        """How many connections were refused or closed for lack of room."""
+        """The number of connections that were refused or closed for lack of room."""
         self.unread = Unread()
         self.journal = Journal(self.peer_of)
         self.by_number: dict[int, Connection] = {}

@@ -26,7 +26,7 @@ class HookRunner:
         self._changed = threading.Condition()
         self._is_stopping = False
         self.dropped = 0
-        """How many calls were dropped; `Troubles` says so."""
+        """The number of dropped calls, which `Troubles` reports."""
         self._thread: threading.Thread | None = None
 
     def tell(self, hook: Hook, now: Now) -> None:

@@ -213,7 +213,7 @@ class _Turn:
         return isinstance(given, Gone) or given.kind not in CLIENT_KINDS or self._has_room(given, size)
 
     def _has_room(self, asked: Asked, size: int) -> bool:
-        """Whether there is room for the answer: of this connection, of this turn, and in the server's budget."""
+        """Return whether the answer has room: with this connection, in this turn, and in the server's budget."""
         if asked.kind not in _READS:
             owed = size * ANSWER_BYTES
         else:

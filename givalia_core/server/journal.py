@@ -1,4 +1,4 @@
-"""What the log of the server says, without being asked, of workers, leases, dead jobs and connections.
+"""The server's log lines about workers, leases, dead jobs and connections.
 
 A storm of lines of one kind is counted. Nothing here waits: a line leaves by a greenlet of its own, for a handler of the log
 may block, and those who have something to say are the loop and the turn of the queue.
@@ -46,7 +46,7 @@ class Journal:
         self._lines = lines
         self._repeats = Repeats()
         self.due_s = math.inf
-        """When `look` has something to say, in monotonic seconds."""
+        """The time at which `look` has something to log, in monotonic seconds."""
 
     def tell(self, news: News) -> None:
         """Say what the engine has news of."""

@@ -73,7 +73,7 @@ class Alarm:
             self._watcher.start(self._ring)
 
     def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # It was set anew after it rang.
+        with contextlib.suppress(BlockingIOError):  # It was set again after it rang.
             os.read(self._fd, 8)
             self._rings_ns = 0
         self._event.set()
@@ -85,7 +85,7 @@ class Alarm:
             return
         now_ns = time.monotonic_ns()
         rings_ns = now_ns + max(us, 1) * 1_000
-        # The timer stays set for an earlier wait that an event has ended: under a load that is cheaper than to set it anew.
+        # The timer stays set for an earlier wait that an event has ended: under a load that is cheaper than setting it again.
         if not now_ns < self._rings_ns <= rings_ns:
             first = self._setting.first
             first.seconds, first.nanoseconds = divmod(rings_ns - now_ns, SECOND_US * 1_000)
@@ -136,7 +136,7 @@ class Loop:
         self.outage = outage.Outage()
         self.alarm = Alarm(wake)
         self.round_us = 0
-        """When the newest turn began, on the monotonic clock."""
+        """The beginning of the newest turn, on the monotonic clock."""
         self.slow_turns = 0
         self.is_stopping = False
         self._engine, self._store, self._timer, self._clock = engine, store, timer, clock

@@ -33,7 +33,7 @@ class Outage:
         self.away_since_us: int | None = None
         """Since when the store has not answered, on the monotonic clock; None while it answers."""
         self.turn_since_us: int | None = None
-        """When the turn that is under way began to ask the store; None between turns."""
+        """The time at which the present turn began to ask the store; None between turns."""
         self._retry_s = RETRY_FIRST_S
 
     def end(self) -> None:
@@ -51,9 +51,9 @@ class Outage:
         return retry_s
 
     def lasts(self, now_us: int) -> bool:
-        """Whether it has been away for longer than clients should be left waiting."""
+        """Return whether the store has been away for longer than clients are left waiting."""
         return self.away_since_us is not None and now_us - self.away_since_us >= PATIENCE_US
 
     def is_stuck(self, now_us: int) -> bool:
-        """Whether a turn is under way that has waited for the store for too long."""
+        """Return whether the present turn has waited for the store for too long."""
         return self.turn_since_us is not None and now_us - self.turn_since_us >= STUCK_US

@@ -1,4 +1,4 @@
-"""Who is connected, for people: addresses, what each says it is, and since when."""
+"""The connected peers as people see them: address, agent, and time of connecting."""
 
 from __future__ import annotations
 

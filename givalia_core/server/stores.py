@@ -1,4 +1,4 @@
-"""Which store a URL means: the schemes are the names in the entry point group `givalia.stores`, those of our own stores too."""
+"""Stores by URL: the schemes are the names in the entry point group `givalia.stores`, those of our own stores too."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ log = logging.getLogger("givalia.server")
 
 
 class Signs(NamedTuple):
-    """What a look at the server shows; counts are those since it started."""
+    """The signs of trouble that a server shows; counts are since its start."""
 
     is_full: bool = False
     is_stuck: bool = False  # The reserve of a full disk is used up, too.

@@ -50,12 +50,12 @@ class Sender(Protocol):
 
 
 class Unsent:
-    """What one connection keeps until its peer takes it, and the greenlet that writes it."""
+    """The bytes that one connection keeps until its peer takes them, and the greenlet that writes them."""
 
     def __init__(self, connection: Sender, sock: socket.socket, unread: Unread, clock: Clock) -> None:
         self.bytes = 0
         self.since_us = 0
-        """When the oldest of the bytes came to wait; 0 while none do."""
+        """The time at which the oldest of the bytes came to wait; 0 while none do."""
         self.is_behind = False
         """The peer has left so much unread that its commands wait until it has read."""
         self._connection, self._socket, self._unread, self._clock = connection, sock, unread, clock

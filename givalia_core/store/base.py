@@ -51,7 +51,7 @@ class Change(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """Which ended jobs to forget with a commit, at most `limit` of them, those nearest to being forgotten first.
+    """The ended jobs to forget with a commit, at most `limit` of them, those nearest to being forgotten first.
 
     At most `keep_ended` done and cancelled jobs and `keep_dead` dead ones stay; yet what ended after `ended_before_us`
     stays even beyond that, because a client may still resend.

@@ -16,7 +16,7 @@ def _has_ended_since(ended_us: int | None, since_us: int) -> bool:
 
 
 class Filter(NamedTuple):
-    """Which jobs a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due).
+    """The jobs that a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due).
 
     Instants are those of the wall clock that people are told, and a lower bound belongs to what it admits.
     """

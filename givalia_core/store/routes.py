@@ -14,7 +14,7 @@ VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so
 
 
 class Route(NamedTuple):
-    """Where a job may go: jobs of this module with this `Job.target`.
+    """A route: jobs of this module with this `Job.target`.
 
     A *variant* of a route is the same one with a specifier. In the order of a store's texts (that of their code points) the
     variants of a route stand together, directly behind it.

@@ -26,7 +26,7 @@ MINUTES_MOST: Final = 1 << 20  # Two years: a clock that is wrong must not use u
 MARK: Final = "copied"
 """The fact of a copy that no server has changed yet: when it was made, on the wall clock, and its epoch then."""
 COMMITS: Final = "copied_commits"
-"""How many commits it had then: servers that do not know the mark leave it, and count on."""
+"""The number of its commits then: servers that do not know the mark leave it, and count on."""
 
 _MINUTE_US: Final = 60 * SECOND_US
 

@@ -322,7 +322,7 @@ def _has_room(folder: Path) -> bool:
 
 
 def index_folder(path: Path) -> Path:
-    """Where the index of a store is."""
+    """Return the folder of a store's index."""
     return path.with_name(path.name + ".index")
 
 

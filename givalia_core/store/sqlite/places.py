@@ -1,4 +1,4 @@
-"""Where records are: places packed into integers, as the index and the records of forgotten jobs have them on disk.
+"""Places of records, packed into integers as the index and the records of forgotten jobs have them on disk.
 
 A row of `jobs` is numbered by the first seq in it, a row of `changes` one after the other. A place also has the size of its
 row: with it the sweeper knows when all of the row is past.

@@ -33,7 +33,7 @@ _OF_THE_DISK: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, s
 
 
 class Salvaged(NamedTuple):
-    """How many jobs the new store has, and a sentence about each thing that could not be taken over."""
+    """The number of jobs in the new store, and a sentence about each thing that could not be taken over."""
 
     jobs: int
     lost: list[str]

@@ -1,4 +1,4 @@
-"""What a commit does: it inserts, it updates, and it names what it refuses."""
+"""Commits: they insert, update, and name what they refuse."""
 
 from __future__ import annotations
 

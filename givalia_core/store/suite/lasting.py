@@ -23,7 +23,7 @@ from givalia_core.store.suite.kit import KEEP_ALL, MARK, NOW, Suite, changed, en
 
 
 class Forgetting(Suite):
-    """Which ended jobs go."""
+    """Forgetting of ended jobs."""
 
     def test_an_ended_job_is_forgotten_when_its_time_is_over_and_not_before(self, tmp_path: Path) -> None:
         for state in (DONE, CANCELLED, DEAD):
@@ -121,7 +121,7 @@ class Forgetting(Suite):
 
 
 class Restarting(Suite):
-    """What a restart finds."""
+    """Restarts."""
 
     def test_a_new_store_knows_nothing(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)

@@ -25,7 +25,7 @@ from givalia_core.store.suite.kit import MARK, NOW, ROUTE, Suite, by_seq, change
 
 
 class Orders(Suite):
-    """What is lent, what is near, what has expired."""
+    """Jobs to lend, near timers, expired jobs."""
 
     def test_ready_jobs_come_by_priority_then_due_then_enq_over_both_clocks(self, tmp_path: Path) -> None:
         ahead = NOW.timer_ahead_us

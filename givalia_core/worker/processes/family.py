@@ -256,7 +256,7 @@ class NurseryHandle:
         self._members, self._tickets = {}, {}
         self._socket.close()
         if not self._is_closed:
-            self._lost()  # First: whoever hears of an end may want another process, and needs another nursery for it.
+            self._lost()  # First, because the listener may want another process at once, which needs another nursery.
             for member in members:
                 member.lose_nursery()
         gevent.joinall([gevent.spawn(member.end, signal.SIGKILL) for member in members])

@@ -32,7 +32,7 @@ Stretch = tuple[Column, Column, Column, int, int]
 
 
 class SortedRun(NamedTuple):
-    """Where a run begins, how many entries it has, and their checksum."""
+    """The beginning of a run, the number of its entries, and their checksum."""
 
     place: int
     size: int

@@ -1,7 +1,7 @@
 """Checksums of what this store writes: of a job's row, over every column, and of what servers say about themselves.
 
 The checksum of a row stands at the end of its `record`, so that no statement has to know of it. No column is left out: no
-statement changes a row in place, each change writes the record anew. It finds accidents, and is no protection against somebody
+statement changes a row in place, each change writes the record again. It finds accidents, and is no protection against somebody
 who writes to the tables on purpose.
 """
 
@@ -35,7 +35,7 @@ def seal(packed: bytes) -> bytes:
 
 
 def unsealed(sealed: bytes) -> bytes | None:
-    """What was sealed; None if these bytes are not what was written."""
+    """Return the sealed bytes; None if these are not what was written."""
     packed = sealed[:-BYTES]
     return packed if seal(packed) == sealed else None
 

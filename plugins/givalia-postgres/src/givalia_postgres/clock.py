@@ -43,5 +43,5 @@ class DatabaseClock:
         return Now(now_us, now_us, reading.mono_us)
 
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
-        """What a commit is told of the time."""
+        """Return the time as a commit is told it."""
         return Mark("", 0, now.timer_us, now.wall_us, lease_us)

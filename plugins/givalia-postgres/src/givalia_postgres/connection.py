@@ -83,7 +83,7 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
 
     answer_s = ANSWER_S
     session: tuple[int, str] = (0, "")
-    """What `SESSION` answered when the connection was made."""
+    """The answer to `SESSION` when the connection was made."""
     heard: list[tuple[int, bytes]]
     """Notifications that arrived with the answer to something else, and were not taken since."""
 
@@ -113,7 +113,7 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
                 self.pgconn.finish()
             raise
         except BaseException:
-            # Whoever waited is gone, in the middle of a statement: nobody can use this connection any more.
+            # The greenlet that waited is gone, in the middle of a statement: this connection cannot be used any more.
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
@@ -126,7 +126,7 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
 
 
 def _ready(fd: int, wanted: int) -> int:
-    """Which of reading (1) and writing (2) is possible at once."""
+    """Return the acts that are possible at once: reading (1), writing (2)."""
     poll = select.poll()
     poll.register(fd, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0))
     events = next((events for _, events in poll.poll(0)), 0)
@@ -135,7 +135,7 @@ def _ready(fd: int, wanted: int) -> int:
 
 
 class Connection:
-    """A connection that is made when it is needed, and made anew when it was lost."""
+    """A connection that is made when it is needed, and again after it was lost."""
 
     def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None, *, answer_s: float = ANSWER_S) -> None:
         self._url = url
@@ -196,7 +196,7 @@ class Connection:
         return made
 
     def is_session(self, pid: int, token: str | None) -> bool:
-        """Whether what `SESSION` answered is the session of this connection; nothing speaks against it once that is closed."""
+        """Return whether the answer to `SESSION` came from this connection's session; true once the connection is closed."""
         return self._made is None or self._made.session == (pid, token)
 
     def pin(self, value: str) -> None:
@@ -404,7 +404,7 @@ def _first_of(error: psycopg.Error) -> psycopg.Error:
 
 
 def _is_steady(values: Sequence[Any]) -> bool:
-    """Whether the types of these values never change, so that the statement is prepared only once."""
+    """Return whether the types of these values never change, so that the statement is prepared only once."""
     return all(isinstance(value, rows.Array) for value in values)
 
 
@@ -443,7 +443,7 @@ _FORBIDDEN: Final = {"42501"}
 
 
 def meaning_of(error: psycopg.Error) -> Exception:
-    """What an error of the database is to the server."""
+    """Return the error of ours that an error of the database means."""
     state = error.sqlstate
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
     if error.diag.constraint_name in _DECIDED:
@@ -471,7 +471,7 @@ def meaning_of(error: psycopg.Error) -> Exception:
 
 
 def _is_full(state: str | None, function: str | None) -> bool:
-    """Whether an error with this code, met in this function of PostgreSQL, says that there is no room."""
+    """Return whether an error with this code, met in this function of PostgreSQL, means that there is no room."""
     is_growing = state in _UNNAMED and function in _GROWING
     return state in _FULL or is_growing or (state == _UNCODED and function in _WRITING)
 

@@ -1,4 +1,4 @@
-"""Which keys and jobs are held by something outside this server, and when each is worth another try.
+"""Keys and jobs that something outside this server holds, each with the time of another try.
 
 PostgreSQL does not say when a lock that somebody else holds is free, and to try costs a wait on the connection that every
 command needs. It does say, at the price of one read, which transactions are in progress. The holder of a lock is one of those

@@ -103,7 +103,7 @@ class Floors:
         return pieces
 
     def looked_at_pieces(self, took_s: float) -> None:
-        """A look at these pieces took so long; when the last of a round is done, begin anew."""
+        """Note the time that a look at these pieces took; after the last piece of a round, begin the next round."""
         self._round_s += took_s
         if took_s < PIECE_S[0]:
             self._piece_us *= 2

@@ -1,4 +1,4 @@
-"""What servers of one queue tell each other with NOTIFY, so that nobody has to wait for the next look.
+"""Hints that servers of one queue send each other with NOTIFY, so that nobody has to wait for the next poll.
 
 A hint says which jobs changed, where some are due or soon will be, and which ones somebody waits for. All of it may be lost:
 each server looks for itself every few seconds. It is sent when its commit is done, and only if there is somebody to hear it.
@@ -40,7 +40,7 @@ log = logging.getLogger("givalia.server")
 
 
 class Hints:
-    """What is to be said next."""
+    """Return the hints to send next."""
 
     def __init__(self) -> None:
         self.changed: set[bytes] = set()
@@ -119,7 +119,7 @@ class Listener:
         forks.register(self)
 
     def take(self) -> News:
-        """What was heard since it was last taken."""
+        """Return the hints that arrived since they were last taken."""
         news = News(frozenset(self._changed), frozenset(self._ready), dict(self._nearing), self._must_watch, self.is_deaf)
         self._changed, self._ready, self._nearing, self._must_watch = set(), set(), {}, False
         self.dues, self._dues = self._dues, {}

@@ -31,7 +31,7 @@ log = logging.getLogger("givalia.server")
 
 
 class Seen(NamedTuple):
-    """What one look shows. The fields up to `token` are those that each batch brings along."""
+    """The settings as one query shows them. The fields up to `token` come with each batch."""
 
     fsync: str
     full_page_writes: str
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
 
 
 def weaknesses(fsync: str, full_page_writes: str, synchronous_commit: str, unlogged: str | None) -> tuple[str, str]:
-    """What an answer means with these settings, and in words why it is less than `fsync`; no words if it is not."""
+    """Return the durability of an answer with these settings, and in words why it is less than `fsync`, if it is."""
     settings = {"fsync": fsync, "full_page_writes": full_page_writes, "synchronous_commit": synchronous_commit}
     off = [name for name, value in settings.items() if value == "off"]
     words = [f"has {' and '.join(off)} off"] if off else []
@@ -58,7 +58,7 @@ def weaknesses(fsync: str, full_page_writes: str, synchronous_commit: str, unlog
 
 
 class Promise:
-    """What a server was promised when it opened the store, and whether that still holds."""
+    """The durability that a server was promised when it opened the store, and whether it still holds."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

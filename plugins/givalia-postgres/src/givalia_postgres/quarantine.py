@@ -2,7 +2,7 @@
 
 A reader that meets a damaged row leaves it out of its answer and notes it. When no transaction is open, the store locks the
 row, reads it again, and moves it as it is. Its columns may lie about its module and state, so a background greenlet then
-counts all jobs anew.
+counts all jobs again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("givalia.server")
 
 
 class Quarantine:
-    """What one server has met and not set aside yet."""
+    """Damaged rows that one server has met and not set aside yet."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -40,7 +40,7 @@ class Quarantine:
 
     @property
     def is_due(self) -> bool:
-        """Whether there are rows to set aside."""
+        """Return whether there are rows to set aside."""
         return bool(self._met)
 
     def sound(self, rows: Iterable[Sequence[Any]]) -> list[Job]:

@@ -1,4 +1,4 @@
-"""What the store reads: every question is a statement or two for all names at once."""
+"""The reading of the store: every question is a statement or two for all names at once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Reads:
 
     @property
     def _is_full(self) -> bool:
-        """Whether the disk of the database was full a moment ago."""
+        """True if the disk of the database was full a moment ago."""
         if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
             self._full_since = None
         return self._full_since is not None
@@ -332,7 +332,7 @@ class Reads:
         return wrong
 
     def _wrong_rows(self) -> list[str]:
-        """What is wrong with the rows of jobs, or else with their counts."""
+        """Return the faults of the rows of jobs, or else of their counts."""
         wrong: list[str] = []
         counts: Counter[tuple[str, JobState]] = Counter()
         last = -(2**63)
@@ -350,7 +350,7 @@ class Reads:
 
 
 def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]], list[Job]]) -> Iterable[Part]:
-    """What is asked for by name, and where the answers go; `sound` makes jobs of rows.
+    """The names that are asked for, and the place of their answers; `sound` makes jobs of rows.
 
     `found` must have a dict of its own for `answers`.
     """

@@ -132,7 +132,7 @@ def to_job(row: Sequence[Any]) -> Job:
 
 
 def is_sealed(row: Sequence[Any]) -> bool:
-    """Whether the record of a row of `COLUMNS` ends with the checksum of the row."""
+    """Return whether the record of a row of `COLUMNS` ends with the checksum of the row."""
     record: bytes = row[RECORD]
     checksum = checksums.of_row((*row[:RECORD], record[: -checksums.BYTES], *row[RECORD + 1 : WIDTH]))
     return checksum == record[-checksums.BYTES :]

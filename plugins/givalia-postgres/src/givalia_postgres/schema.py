@@ -65,7 +65,7 @@ CREATE TABLE givalia.events (
 _SECOND: Final = (
     "ALTER TABLE givalia.jobs RENAME COLUMN body TO record",
     "CREATE TABLE givalia.quarantine (LIKE givalia.jobs, why text NOT NULL, at timestamptz NOT NULL DEFAULT now())",
-    # Whoever may delete jobs may set them aside.
+    # A role that may delete jobs may set them aside.
     """DO $$ DECLARE who oid; BEGIN
         FOR who IN SELECT DISTINCT a.grantee FROM pg_class c, aclexplode(c.relacl) a
             WHERE c.oid = 'givalia.jobs'::regclass AND a.privilege_type = 'DELETE'
@@ -84,4 +84,4 @@ _SECOND: Final = (
 _THIRD: Final = ("CREATE INDEX jobs_newest ON givalia.jobs (state, (-ended_at_us), seq) WHERE ended_at_us > 0",)
 
 STEPS: Final = (tuple(words for words in _FIRST.split(";") if words.strip()), _SECOND, _THIRD)
-"""What brings the tables from each format to the next; from nothing to format 1 first."""
+"""The statements that bring the tables from each format to the next; from nothing to format 1 first."""

@@ -19,7 +19,7 @@ _BEFORE_ALL: Final = -(2**63)
 
 
 class Round:
-    """How far the present round has come, and when the last one ended."""
+    """The progress of the present round, and the end of the last one."""
 
     def __init__(self) -> None:
         self._last = _BEFORE_ALL
@@ -44,7 +44,7 @@ class Round:
         self._limit = max(self._limit // 2, 1) if size_bytes > BYTES else min(self._limit * 2, ROWS)
 
     def describe(self) -> dict[str, Any]:
-        """When the last round of this server ended, as seconds since the epoch, and how many seconds it took."""
+        """Return the end of this server's last round, as seconds since the epoch, and its length in seconds."""
         if self._ended is None:
             return {}
         at, seconds = self._ended

@@ -1,4 +1,4 @@
-"""What the tables must have: columns of the right types, and the unique indexes that statements here rely on.
+"""The shape that the tables must have: columns of the right types, and the unique indexes that statements here rely on.
 
 Somebody may have changed a table, or restored it without its indexes. PostgreSQL then stores what it should refuse, or sends
 values of other types than are read here.

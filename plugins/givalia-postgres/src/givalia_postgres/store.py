@@ -314,7 +314,7 @@ class Postgres(Reads):
         self._let_go()
 
     def _let_go(self) -> None:
-        """What was held and is not lent is there for the others, who looked past it meanwhile."""
+        """Tell the other servers of the jobs that were held here and are not lent: their queries skipped them meanwhile."""
         for route, due_us in (*self._held.values(), *self._unread.items()):
             self._hints.is_ready(route, due_us)
         self._held.clear()

@@ -104,7 +104,7 @@ def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) 
 
 
 def takes(connection: Any) -> bool:
-    """Whether this is a connection that leads to PostgreSQL by psycopg."""
+    """Return whether this is a connection to PostgreSQL by psycopg."""
     try:
         return isinstance(_driver(connection), psycopg.Connection)
     except BadRequest:
@@ -202,7 +202,7 @@ def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Answer:
 
 
 def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
-    """Which hooks the servers that are alive have (None if none is: then a later one is to decide), and their policy."""
+    """Return the hooks of the servers that are alive (None if none is: then a later one is to decide), and their policy."""
     known = [msgpack.unpackb(packed) for (sealed,) in terms if (packed := checksums.unsealed(sealed))]
     hooks = {name for names, _ in known for name in names} if known else None
     return hooks, Policy(*known[0][1]) if known else Policy()
@@ -234,7 +234,7 @@ def _sound(some: Iterable[Sequence[Any]]) -> list[Job]:
 
 
 def _write(cursor: _Cursor, changes: list[Change]) -> bool:
-    """Whether all of it could be written; a command changes one job, so otherwise nothing was."""
+    """Return whether all of it was written; a command changes one job, so otherwise nothing was."""
     if not changes:
         return True
     written = {seq for answer in cursor.ask(*writes.apply(changes)) for (seq,) in answer}
@@ -254,7 +254,7 @@ def _write(cursor: _Cursor, changes: list[Change]) -> bool:
 
 
 def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now) -> None:
-    """What the servers are to hear at the commit."""
+    """Return the messages that the servers are to hear at the commit."""
     hints = Hints()
     for was, job in decided.changes:
         if was is not None and (was.keeper or job.ended_at_us):

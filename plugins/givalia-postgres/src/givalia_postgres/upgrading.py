@@ -1,4 +1,4 @@
-"""How the tables come to be, and come to a later format.
+"""Making the tables, and bringing them to a later format.
 
 A server that starts does either, as far as its user and its settings allow; so does the command line.
 Fresh tables are made in one transaction. An upgrade names the new format first, so that no older server starts any more, with
@@ -116,7 +116,7 @@ def _locked(connection: Connection) -> Iterator[None]:
 
 
 def _lock(connection: Connection) -> None:
-    """Wait for whoever makes the tables; not in the database, where nobody here waits for a lock for long."""
+    """Wait for the server that makes the tables; not in the database, where no lock is waited for long."""
     for _ in range(round(LOCK_S / LOCK_LOOK_S)):
         ((is_ours,),) = connection.ask(("SELECT pg_try_advisory_lock($1)", [schema.LOCK]))[0]
         if is_ours:

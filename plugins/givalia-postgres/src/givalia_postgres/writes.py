@@ -1,4 +1,4 @@
-"""What one commit sends: its changes as a few statements over many rows, however many they are."""
+"""The writing of one commit: its changes as a few statements over many rows, however many they are."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
 
 
 def _replaces(was: Job, job: Job) -> bool:
-    """Whether the change touches what stands in a row, or may take a key."""
+    """Return whether the change touches an existing row, or may take a key."""
     return (
         (was.module, was.target_worker, was.priority) != (job.module, job.target_worker, job.priority)
         or was.specifier != job.specifier
@@ -68,7 +68,7 @@ def apply(wave: Sequence[Change]) -> Iterator[Statement]:
 
 
 class Accounts(NamedTuple):
-    """What changes mean for the counts (seq, module, state's number, by how many) and the request ids (and the seq of each)."""
+    """The effect of changes on the counts (seq, module, state's number, difference) and the request ids (each with its seq)."""
 
     counts: list[tuple[int, str, int, int]]
     known: list[tuple[bytes, int]]
@@ -76,7 +76,7 @@ class Accounts(NamedTuple):
 
 
 def accounts_of(changes: Sequence[Change]) -> Accounts:
-    """What these changes mean if they all apply."""
+    """Return the effect of these changes if they all apply."""
     accounts = Accounts([], [], [])
     for was, job in changes:
         if was is None or was.state != job.state or was.module != job.module:

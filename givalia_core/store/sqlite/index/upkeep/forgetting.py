@@ -1,4 +1,4 @@
-"""Which ended jobs are to be forgotten, and which jobs are set aside since their records are not what was written."""
+"""Forgetting: ended jobs whose time is over, and jobs that are set aside because their records are damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which records of the SQLite store are past, until the sweeper has removed them."""
+"""Past records of the SQLite store, until the sweeper has removed them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WRITTEN_ROWS: Final = 8_192
 
 
 class Past:
-    """Which records are past, by row, until the rows are written again: once when half of it is past, once when all is.
+    """The past records, by row, until their rows are written again: once when half of a row is past, once when all is.
 
     A caller knows from the index that a record is past, and the index may be wrong. So `Past` remembers whose records each new
     row has; a note about another row is only a hint, and is compared with the records before anything is removed.
