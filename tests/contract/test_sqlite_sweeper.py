@@ -10,6 +10,8 @@ import pytest
 from givalia_core.model import Job
 from givalia_core.store.sqlite import SQLite
 from givalia_core.store.sqlite.index.upkeep import sweeper
+from givalia_core.store.sqlite.index.upkeep.past import Past
+from givalia_core.store.sqlite.places import change_at
 from givalia_core.store.suite import KEEP_ALL, MARK, ended, inserts, waiting
 
 pytestmark = pytest.mark.usefixtures("small_index")
@@ -52,3 +54,35 @@ def test_forgetting_the_jobs_of_one_key_does_not_go_through_all_of_them_for_each
         store.tidy()
 
     assert writes.call_count <= 3 * 3_000  # A job and its two neighbours, however many there are.
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_rows_of_which_there_are_only_hints_are_proven_a_few_at_a_time_and_none_is_lost(size: int) -> None:
+    rows, limit = range(1, 101), 2
+    past = Past()
+    for row in rows:
+        for number in range((size + 1) // 2):
+            assert past.add_change(change_at(row, number, size), seq=row)
+
+    removed: list[int] = []
+    for _ in rows:
+        for row in past.take_hints(limit):
+            past.add_proven(row, (1 << (size + 1) // 2) - 1, size)
+        full, half = past.take_changes(limit)
+        removed += [*full, *(row for row, _ in half)]
+
+    assert set(removed) == set(rows)
+    assert past.take_hints(limit) == []
+
+
+def test_row_that_is_gone_is_no_hint_any_more(store: SQLite) -> None:
+    store.commit(inserts([waiting(1)]), MARK)
+    core = store._core
+    core.sweeper.past.add_change(change_at(10_000, 0, 1), seq=1)
+    assert core.sweeper.past.take_hints(5) == [10_000]
+
+    with core.transaction():
+        core.sweeper.write()
+
+    assert core.sweeper.past.take_hints(5) == []
+    assert len(core.sweeper.past) == 0

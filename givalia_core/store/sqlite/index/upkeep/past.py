@@ -12,7 +12,7 @@ _WRITTEN_ROWS: Final = 8_192
 
 
 class Past:
-    """The past records, by row, until their rows are written again: once when half of a row is past, once when all is.
+    """The past records, by row, until their rows are rewritten: once when half of a row is past, once when all of it is.
 
     A caller knows from the index that a record is past, and the index may be wrong. So `Past` remembers whose records each new
     row has; a note about another row is only a hint, and is compared with the records before anything is removed.
@@ -25,8 +25,8 @@ class Past:
         self._full_changes: list[int] = []
         self._half_changes: list[int] = []
         self._ripe_jobs: list[int] = []
-        self._written: dict[int, array[int]] = {}  # Row -> the seqs of its records, of the rows that were written last.
-        self._hints: set[int] = set()  # Rows of which something is a hint.
+        self._written: dict[int, array[int]] = {}  # Row -> the seqs of its records, for the rows written last.
+        self._hints: set[int] = set()  # Rows for which a note is only a hint.
 
     def __len__(self) -> int:
         return len(self._full_changes) + len(self._half_changes) + len(self._ripe_jobs)
@@ -42,7 +42,7 @@ class Past:
                 del written[next(iter(written))]
 
     def add_change(self, place: int, seq: int) -> bool:
-        """Note that the record of this job at this place is past; False: it is that of another job."""
+        """Note that the record of this job at this place is past; return False if the record is another job's."""
         row, number = change_row(place), change_number(place)
         written = self._written.get(row)
         if written is None:
@@ -53,7 +53,7 @@ class Past:
         return True
 
     def add_proven(self, row: int, bits: int, size: int) -> None:
-        """Note that these records of a row are past, as its records and the others say."""
+        """Note that these records of a row are past, as the records themselves say."""
         self._hints.discard(row)
         self._changes.pop(row, None)
         if bits:
@@ -79,7 +79,7 @@ class Past:
             self._ripe_jobs.append(row)
 
     def take_jobs(self, limit: int) -> list[tuple[int, list[int]]]:
-        """Take rows of `jobs` to write again, with the slots of what is past in them."""
+        """Take rows of `jobs` to rewrite, with the slots of the forgotten jobs in them."""
         taken, self._ripe_jobs = self._ripe_jobs[:limit], self._ripe_jobs[limit:]
         return [(row, self._slots.pop(row)) for row in taken if row in self._slots]
 
@@ -88,24 +88,27 @@ class Past:
         self._jobs.pop(row, None)
 
     def take_hints(self, limit: int) -> list[int]:
-        """Take rows that would be written again on a hint alone: at most so many, those that come first."""
+        """Return the first rows, at most `limit`, that would be rewritten on a hint alone."""
         if not self._hints:
             return []
         coming = [*self._full_changes[: 16 * limit], *self._half_changes[:limit]]
         return [row for row in coming if row in self._hints][:limit]
 
     def take_changes(self, limit: int) -> tuple[list[int], list[tuple[int, int]]]:
-        """Take rows of `changes` that are past altogether, and some that are half past, with the bits of what is.
+        """Take rows of `changes` that are wholly past, and some that are half past, with the bits of their past records.
 
         A row of hints stays for the next time.
         """
-        hinted = self._hints
-        full = [row for row in self._full_changes[: 16 * limit] if row not in hinted]
-        self._full_changes = self._full_changes[16 * limit :]
+        full, self._full_changes = self._without_hints(self._full_changes, 16 * limit)
         for row in full:
             self._changes.pop(row, None)
-        taken, self._half_changes = self._half_changes[:limit], self._half_changes[limit:]
-        return full, [(row, self._changes[row]) for row in taken if row in self._changes and row not in hinted]
+        half, self._half_changes = self._without_hints(self._half_changes, limit)
+        return full, [(row, self._changes[row]) for row in half if row in self._changes]
+
+    def _without_hints(self, rows: list[int], limit: int) -> tuple[list[int], list[int]]:
+        """Return those of the first rows that are more than hints, and all others."""
+        first, hints = rows[:limit], self._hints
+        return [row for row in first if row not in hints], [row for row in first if row in hints] + rows[limit:]
 
     def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
         """Take rows back that were taken and could not be written."""

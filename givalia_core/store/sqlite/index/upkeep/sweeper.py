@@ -1,8 +1,8 @@
-"""Removes from the SQLite store what is past: records that later ones have replaced, and all those of forgotten jobs.
+"""Removes past records from the SQLite store: those that later ones have replaced, and all those of forgotten jobs.
 
-A row is written again when half of it is past and removed when all of it is, so that a page is touched once for many jobs. What
-is past is known while it happens; after a start it is found again little by little, beside the work. No record is removed
-because the index says so: either this process wrote what replaced it, or the records are read and say it themselves.
+A row is rewritten when half of it is past and removed when all of it is, so that a page is touched once for many jobs. Records
+are noted when they become past; after a start, older ones are found little by little, beside the work. No record is removed
+because the index says so: either this process wrote its replacement, or the records themselves say that it is past.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _ROWS_LOOKED_AT: Final = 8
 
 
 class Swept(NamedTuple):
-    """The outcome of a sweep: slots of forgotten jobs with what their records said last, and how many rows were written."""
+    """The outcome of a sweep: slots of forgotten jobs with their last state, and how many rows were written."""
 
     jobs: list[tuple[int, Job | None]]
     rows: int
 
 
 class Sweeper:
-    """Knows which records of a store are past, and removes them."""
+    """The past records of a store, and their removal."""
 
     def __init__(self, index: Index, records: Records, last_number: int, last_seq: int) -> None:
-        """Rows up to these were there before: `look_back` finds out which of their records are past."""
+        """Begin; rows up to these were there before, and `look_back` finds which of their records are past."""
         self.past = Past()
         self.written: list[tuple[list[int], list[int]]] = []  # Places of records in new rows, and whose they are; by commit.
-        self.notes_most = ROWS_AT_ONCE  # Notes that are worth a look; `Index.replaced` has the others.
+        self.notes_most = ROWS_AT_ONCE  # So many notes, with those in `Index.replaced`, are worth a sweep.
         self.is_behind = True  # There is more to do at once than the notes say.
         index.replaced.clear()
         self._taken: list[tuple[list[tuple[int, list[int]]], list[int], list[tuple[int, int]]]] = []  # Not durable yet.
@@ -73,21 +73,24 @@ class Sweeper:
         """Note that the record of this job at this place is past.
 
         Raises:
-            Damaged: It is that of another job.
+            Damaged: The record is another job's.
         """
         if not self.past.add_change(place, seq):
             raise Damaged(f"the record that the index has of job {seq} is that of another")
 
     def write(self) -> Swept:
-        """Write some rows again, within a transaction; `drop` follows when that is durable.
+        """Rewrite some rows, within a transaction; `drop` follows when that is durable.
 
         Raises:
-            Damaged: The index calls a job forgotten of which no record says so.
+            Damaged: The index calls a job forgotten, and no record says so.
         """
         rows_at_once = max(ROWS_AT_ONCE, len(self.past) // 16)
         for number in self.past.take_hints(rows_at_once):
-            for row in self._records.changes(number - 1, 1):
-                self.past.add_proven(number, self._past_of(row) if row.number == number else 0, len(row.records))
+            row = next(iter(self._records.changes(number - 1, 1)), None)
+            if row is None or row.number != number:
+                self.past.add_proven(number, 0, 0)  # It is gone.
+            else:
+                self.past.add_proven(number, self._past_of(row), len(row.records))
         at = self._index.slots.at
         rows = self.past.take_jobs(rows_at_once)
         full, half = self.past.take_changes(rows_at_once)
@@ -110,7 +113,7 @@ class Sweeper:
                 raise Damaged(f"no record says that job {at[slot + SEQ]} is forgotten")
 
     def drop(self, swept: Swept) -> None:
-        """The rows are written: the index forgets the jobs too. Now there is room for what could not be written before."""
+        """Drop the swept jobs from the index, once their rows are written; put back the rows of earlier sweeps that failed."""
         for before in self._taken[:-1]:
             self.past.put_back(*before)
         self._taken.clear()
@@ -122,11 +125,11 @@ class Sweeper:
             filing.drop(self._index, slot, job)
 
     def look_back(self) -> bool:
-        """Find out a little more of what was past when the store was opened; return whether there may be more."""
+        """Find a few more records that were past when the store was opened; return whether there may be more."""
         if self._forgotten_from is not None:
             entries = self._index.lanes.after(self._index.forgotten, self._forgotten_from, _JOBS_LOOKED_AT)
             for place, _, slot in entries:
-                if change_row(place) <= self._changes_to:  # What was forgotten since is known.
+                if change_row(place) <= self._changes_to:  # Jobs that were forgotten since are known.
                     self.forget(slot)
             self._forgotten_from = entries[-1] if entries else None
         elif self._changes_from < self._changes_to:
