@@ -20,7 +20,7 @@ from typing import Final, get_type_hints
 
 from givalia_core import errors, setting_values
 from givalia_core.cli import common
-from givalia_core.cli.main import VERBS, Verb
+from givalia_core.cli.main import VERBS, Subcommand
 from givalia_core.clock import SECOND_US
 from givalia_core.model import TRANSITIONS, JobState
 from givalia_core.protocol import frames, line_session, lines, messages, session
@@ -171,7 +171,7 @@ def verbs() -> str:
     return "\n".join(f"### {name}\n\n{_verb(name, verb)}" for name, verb in VERBS.items())
 
 
-def _verb(name: str, verb: Verb) -> str:
+def _verb(name: str, verb: Subcommand) -> str:
     parser = argparse.ArgumentParser(prog=name, add_help=False)
     verb.arguments(parser)
     rows = []

@@ -1,7 +1,7 @@
 """Givalia: a job server for keyed timers.
 
-Run module M with these params in ten seconds on worker W, under key K; and while it waits, ask about it, call it off or
-push it back. Everything that user code needs is importable from here.
+Run module M with these params in ten seconds on worker W, under key K; while the job waits, ask for its state, cancel it or
+postpone it. Everything that user code needs is importable from here.
 """
 
 from importlib import import_module

@@ -193,7 +193,7 @@ class IllegalTransition(GivaliaError):
 
 
 class WrongProcess(GivaliaError):
-    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done; it goes on in that
+    """A `Server` or `Worker` was used in a fork of the process (`pid`) that started it. Nothing was done; it still runs in that
     process. In the fork, use a `Client` or make another server or worker."""
 
     pid: int

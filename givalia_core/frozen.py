@@ -14,7 +14,7 @@ BUILTINS: Any = dict(vars(builtins))
 """Never changed; a copy, because `vars(builtins)` is what a job changes."""
 
 
-class Clock:
+class OwnClock:
     """The clock, as an attribute of a class: libraries that fake the time replace the function in all modules."""
 
     monotonic = staticmethod(time.monotonic)

@@ -18,7 +18,7 @@ _CHAINED: Final = re.compile(
     re.MULTILINE,
 )
 _TRACEBACK: Final = re.compile(r"\s*(\+ Exception Group )?Traceback \(most recent call last\):")
-_MARGIN: Final = "  | "  # Of an exception group and its frames.
+_MARGIN: Final = "  | "  # The margin of an exception group and its frames.
 _BEGINS_EMPTY: Final = re.compile(r"[^\W\d][\w.]*:\s*").fullmatch
 _TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
 
@@ -26,7 +26,7 @@ _TYPE: Final = re.compile(r"[^\W\d][\w.]*(?=:|$)")
 def headline(error: str | None) -> str:
     """Return type and message of the exception itself, without its cause, notes or parts; at most 256 characters."""
     error = (error or "").strip("\n")
-    # Text from Givalia or from the job, such as why it was ended, stands before its traceback.
+    # Text from Givalia or from the job, such as the reason of its end, stands before its traceback.
     *_, last = _CHAINED.split(error) if _TRACEBACK.match(error) else [error]
     lines = last.strip("\n").splitlines()
     if lines and _TRACEBACK.match(lines[0]):

@@ -1,4 +1,4 @@
-"""Entry points of the installed packages, and who brings them.
+"""Entry points of the installed packages, and the distributions that bring them.
 
 An installer may be replacing a package meanwhile, or may have been killed in the middle of it: then the entry points of a
 distribution can be read, but not its metadata.
@@ -29,7 +29,7 @@ def entry_points(group: str, allowed: str = ALL) -> list[EntryPoint]:
 
 
 def owner(entry: EntryPoint) -> tuple[str, str]:
-    """Return the name and the version of the distribution that brings an entry point; `UNKNOWN` for both if it says neither."""
+    """Return the name and the version of the distribution that brings an entry point; `UNKNOWN` for both if one is missing."""
     try:
         name, its_version = (entry.dist.name, entry.dist.version) if entry.dist else (None, None)
     except Exception:  # Versions of the library differ in what they raise, and in what they return as None.

@@ -27,7 +27,7 @@ LOG_HANDLER: Final = "givalia"
 
 
 class LogHandler(Handler):
-    """Writes each record in the form of its formatter, or in the plain form if the formatter fails."""
+    """The handler that writes each record in the form of its formatter, or in the plain form if the formatter fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LogHandler(Handler):
         self.setFormatter(self._plain)
         self._standard: Any = sys.stderr
         self.stream = self._standard
-        """The stream or file that is written to."""
+        """The stream or file that receives the lines."""
 
     def point_to(self, file: str) -> None:
         """Write to this file from now on (standard error if the name is empty); create it with mode 0600 if it is missing.
@@ -135,7 +135,7 @@ def be_last_resort(handler: Handler) -> None:
 
 
 class Passing(Handler):
-    """Passes records to another handler, whatever that handler's level."""
+    """A handler that passes records to another handler, whatever the level of that handler."""
 
     def __init__(self, to: Handler, level: int = NOTSET) -> None:
         super().__init__(level)

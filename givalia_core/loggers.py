@@ -61,7 +61,7 @@ class _State:
 
 
 class Loggers:
-    """Givalia's loggers, and the enabled ones of others, when this was made: an import must not change them."""
+    """Givalia's loggers and all other enabled loggers, when this object was made: an import must not change them."""
 
     def __init__(self) -> None:
         self._disabled_to = root.manager.disable
@@ -102,7 +102,7 @@ class Loggers:
 
 
 class Logging:
-    """The logging of the process when this was made; a job must not change it for later jobs.
+    """The logging of the process when this object was made; a job must not change it for later jobs.
 
     A job may make loggers and add handlers to them. Changes of other loggers by `dictConfig`, `fileConfig`, `disable`,
     `basicConfig`, `addLevelName`, `setLevel`, `setLoggerClass`, `setLogRecordFactory` and `structlog.configure` are detected

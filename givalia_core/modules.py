@@ -30,7 +30,7 @@ from givalia_core.views import RunningJobView
 __builtins__ = BUILTINS
 
 GROUP: Final = "givalia.modules"
-BROKEN_BYTES_MAX: Final = 1_000  # Of the error that keeps a module from being served.
+BROKEN_BYTES_MAX: Final = 1_000  # The longest text of an error that keeps a module from being served.
 NOT_RUN_ADVICE: Final = "let process be a plain function, and run async code in it by asyncio.run"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII).fullmatch
 
@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """Return the params that the job was enqueued with."""
+        """The params that the job was enqueued with; the same as `job.params`."""
         return self.job.params
 
 
@@ -128,7 +128,7 @@ class WorkModule:
 
     @property
     def cancelled(self) -> bool:
-        """Return whether the running job was cancelled; long jobs poll this and then return or raise."""
+        """True if the running job was cancelled; long jobs poll this and then return or raise."""
         return self._run.is_cancelled()
 
 

@@ -1,4 +1,4 @@
-"""Binding the server's ports, and the words for who has a port that is taken."""
+"""The binding of the server's ports, and the error that names the process which has a port already."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bound(host: str, number: int, make: Callable[..., Any] = socket.socket, *, b
         host: An address or a name.
         number: The port.
         make: Makes the socket.
-        backlog: How many connections may wait to be accepted.
+        backlog: The number of connections that may wait to be accepted.
 
     Raises:
         OSError: The port cannot be bound.

@@ -15,7 +15,7 @@ OTHER_KINDS: Final = "lines of other kinds"
 
 
 class Repeats:
-    """Counts log lines by kind; the kind is a plural in words, such as `attempts of Sample that failed`.
+    """The counts of log lines by kind; the kind is a plural in words, such as `attempts of Sample that failed`.
 
     Call `left_out` about as often as lines come. All times are monotonic seconds.
     """

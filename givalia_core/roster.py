@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from givalia_core.protocol.messages import Announce
 from givalia_core.store.base import Route
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 
-Sessions = dict[Session, None]
+Sessions = dict[WorkerSession, None]
 
 
 class Served(NamedTuple):
@@ -25,7 +25,7 @@ class Roster:
     """Each index forgets a name as soon as no worker has it."""
 
     def __init__(self) -> None:
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, WorkerSession] = {}
         """The workers, by the number of their connection."""
         self.named: dict[str, Sessions] = {}
         """The workers of a name."""
@@ -35,28 +35,28 @@ class Roster:
         """The workers that have announced a module and cannot serve it."""
         self.serving: dict[Route, Sessions] = {}
         """The workers that serve a route, whatever their version."""
-        self.served: dict[Session, dict[Route, None]] = {}
+        self.served: dict[WorkerSession, dict[Route, None]] = {}
         """The routes that a worker serves."""
-        self._instances: dict[bytes, Session] = {}
+        self._instances: dict[bytes, WorkerSession] = {}
 
-    def join(self, session: Session) -> None:
+    def join(self, session: WorkerSession) -> None:
         """A worker has connected; it serves nothing before it announces."""
         self.sessions[session.conn] = session
         self.named.setdefault(session.join.name, {})[session] = None
         self._instances[session.join.instance] = session
 
-    def of_instance(self, instance: bytes) -> Session | None:
+    def of_instance(self, instance: bytes) -> WorkerSession | None:
         """Return the worker of a process."""
         return self._instances.get(instance)
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: WorkerSession) -> None:
         """Forget a worker whose connection is gone; it must serve nothing any more."""
         del self.sessions[session.conn], self.served[session]
         _take_out(self.named, session.join.name, session)
         if self._instances.get(session.join.instance) is session:
             del self._instances[session.join.instance]
 
-    def serve(self, session: Session, announced: dict[str, Announce]) -> Served:
+    def serve(self, session: WorkerSession, announced: dict[str, Announce]) -> Served:
         """Let a worker serve these modules and no others."""
         for module in session.announced:
             _take_out(self.having, module, session)
@@ -75,7 +75,7 @@ class Roster:
         return Served(before, served)
 
 
-def _take_out(index: dict[Any, Sessions], name: Any, session: Session) -> None:
+def _take_out(index: dict[Any, Sessions], name: Any, session: WorkerSession) -> None:
     if (sessions := index.get(name)) is not None:
         sessions.pop(session, None)
         if not sessions:

@@ -23,7 +23,7 @@ from givalia_core.model import Job
 from givalia_core.protocol.messages import Announce
 from givalia_core.roster import Roster
 from givalia_core.store.base import VARIANTS_MAX, Route, Span, Timer
-from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Session, Takers
+from givalia_core.takers import LENT_BYTES_MAX, Moves, Room, Takers, WorkerSession
 from givalia_core.timers import Window
 
 Name = tuple[str, str]  # A route or variant.
@@ -51,12 +51,12 @@ class Routing:
         self.spent: dict[Route, Window] = {}  # Windows that must be read.
         self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
         self._armed = count()
-        self._lent_to: list[Session] = []  # Those that were lent jobs in this batch.
+        self._lent_to: list[WorkerSession] = []  # Those that were lent jobs in this batch.
         self._clogged: frozenset[int] = frozenset()  # The connections that may not be sent more.
 
     # Workers.
 
-    def join(self, session: Session) -> None:
+    def join(self, session: WorkerSession) -> None:
         """Note that a worker has connected; it serves nothing before it announces."""
         self.roster.join(session)
         session.note = self.moves.note
@@ -65,12 +65,12 @@ class Routing:
         for room, number in zip(session.rooms.values(), count(next(self._numbers)), strict=False):
             room.number = number
 
-    def announce(self, session: Session, announced: Iterable[Announce]) -> None:
+    def announce(self, session: WorkerSession, announced: Iterable[Announce]) -> None:
         """Replace what a worker serves."""
         served = self._serve(session, {module.name: module for module in announced})
         self.unlearned.update(served)  # It may satisfy what nobody did.
 
-    def leave(self, conn: int) -> Session | None:
+    def leave(self, conn: int) -> WorkerSession | None:
         """Note that a connection is gone; return the session it had, if it was a worker's."""
         session = self.sessions.get(conn)
         if session is not None:
@@ -80,7 +80,7 @@ class Routing:
             self.roster.leave(session)
         return session
 
-    def _serve(self, session: Session, announced: dict[str, Announce]) -> dict[Route, None]:
+    def _serve(self, session: WorkerSession, announced: dict[str, Announce]) -> dict[Route, None]:
         """Let a worker serve these modules and no others; return the routes that it now serves."""
         before, served = self.roster.serve(session, announced)
         for route in {**before, **served}:
@@ -88,7 +88,7 @@ class Routing:
                 self._refit(session, each, is_served=route in served)
         return served
 
-    def _refit(self, session: Session, route: Route, *, is_served: bool) -> None:
+    def _refit(self, session: WorkerSession, route: Route, *, is_served: bool) -> None:
         """Let a worker be a taker of a route or variant if it can, and only then; the last one takes its window with it."""
         takers = self.takers.get(route)
         room = session.room(route.module) if is_served and session.satisfies(route.module, route.specifier) else None
@@ -228,7 +228,7 @@ class Routing:
         self.moves.trim()
         self._moved_at = self.moves.start + len(self.moves.rooms)
 
-    def unpark_for(self, session: Session) -> list[Route]:
+    def unpark_for(self, session: WorkerSession) -> list[Route]:
         """Unpark the windows that a worker serves which can take another job, or soon can; return those that are stirring."""
         served = self.roster.served.get(session, {})
         if len(self.parked) + len(self.stirring) < len(served):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from givalia_core.frozen import Clock
+from givalia_core.frozen import OwnClock
 from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
 
@@ -44,7 +44,7 @@ def log_stray_errors(log: logging.Logger, hub: Any = None, spawn: Callable[..., 
 
 
 class _LastResort(logging.Handler):
-    """Writes warnings as an unconfigured logger does; without this handler, `logging` would drop them."""
+    """A handler that writes warnings as an unconfigured logger does; without it, `logging` would drop them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if logging.lastResort is not None and not logging.root.handlers:
@@ -63,7 +63,7 @@ class StrayErrors:
 
     def look(self) -> None:
         """Log the number of errors that were only counted, if the period is over."""
-        for left_out in self._repeats.left_out(Clock.monotonic()):
+        for left_out in self._repeats.left_out(OwnClock.monotonic()):
             quietly(self._log.error, "%s", left_out)
 
     def close(self) -> None:
@@ -95,5 +95,5 @@ class StrayErrors:
     def _say(self, what: str, kind: Any, error: Any, trace: Any) -> None:
         self.look()
         name = getattr(kind, "__name__", "?")
-        if self._repeats.may_say(f"errors that nobody caught ({name})", Clock.monotonic()):
+        if self._repeats.may_say(f"errors that nobody caught ({name})", OwnClock.monotonic()):
             quietly(self._log.error, "%s %s", what[:WORDS_CHARS_MAX], name, exc_info=(kind, error, trace))

@@ -50,7 +50,7 @@ class Room:
 
     __slots__ = ("number", "session", "taken", "taken_most")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: WorkerSession) -> None:
         self.session = session
         self.number = 0  # In the order in which workers have joined.
         self.taken_most = 0  # `capacity` and `held`, without a note of the change.
@@ -98,7 +98,7 @@ class Room:
         self.session.note(self)
 
 
-class Session:
+class WorkerSession:
     """One connected worker: what it can run and how much of it now."""
 
     __slots__ = (
@@ -115,7 +115,7 @@ class Session:
         self.processes: Sequence[Process] = ()  # What it says of its own processes.
         self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
         self.lent_bytes = 0  # Of params, in this batch, and one for each job.
-        self.lent_to: list[Session] = []  # The workers that were lent jobs in this batch; of all workers, once it has joined.
+        self.lent_to: list[WorkerSession] = []  # Those that were lent jobs in this batch; shared by all, once joined.
         self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
         self.beat_mono_us = now.mono_us

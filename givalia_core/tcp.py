@@ -12,8 +12,8 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, and how often.
-_SINCE: Final = struct.Struct("=56xI")  # Of Linux's `tcp_info`: milliseconds since the last acknowledgement.
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))  # Seconds, seconds, number of probes.
+_SINCE: Final = struct.Struct("=56xI")  # From Linux's `tcp_info`: milliseconds since the last acknowledgement.
 _COUNT: Final = struct.Struct("=i")
 
 

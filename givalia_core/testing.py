@@ -34,9 +34,8 @@ from givalia_core.hooks import HOOKS, Hooks
 from givalia_core.modules import WorkModule, describe
 from givalia_core.policy import Policy
 from givalia_core.protocol import codec, messages
-from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.codec import item
+from givalia_core.protocol.codec import answer_item, item
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Announce, Credit, Dispatch, Join, Kind, Progress, Stop
 from givalia_core.store import Memory
@@ -48,10 +47,10 @@ __all__ = ["ManualClock", "Memory", "Queue", "Ran", "run"]
 
 T = TypeVar("T")
 
-OTHERS_S: Final = 10.0  # How long a thread waits for the job of another one.
+OTHERS_S: Final = 10.0  # The time that a thread waits for the job of another thread.
 _USER: Final = 1
 _WORKER: Final = 2
-_KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.Fail: Kind.FAIL, messages.Release: Kind.RELEASE}
+_KINDS: Final = {messages.Succeed: Kind.SUCCEED, messages.FailReport: Kind.FAIL, messages.Release: Kind.RELEASE}
 _FREE: Final = Asked(_WORKER, 3, Kind.CREDIT, [Credit(1)])  # The worker takes one job at a time.
 
 
@@ -109,7 +108,7 @@ class Queue(Client):
     share a queue: one at a time is served, and the jobs that are due meanwhile run in that thread.
 
     Raises:
-        BadRequest: No module can have such a name.
+        BadRequest: A name in `modules` is not legal.
     """
 
     def __init__(self, modules: Mapping[str, type[WorkModule]], *, plugins: Sequence[object] = ()) -> None:
@@ -131,7 +130,7 @@ class Queue(Client):
         """Let time pass (`advance(90)`, `advance(timedelta(days=7))`, `advance(days=7)`).
 
         Returns:
-            The attempts that this brought about.
+            The attempts that were made meanwhile.
 
         Raises:
             BadRequest: Not a number or `timedelta`, negative, or over ten years.
@@ -142,7 +141,7 @@ class Queue(Client):
 
 
 class _Inside:
-    """A server and its one worker in this process, to which the queue's calls are carried."""
+    """A server and its one worker in this process, which serve the queue's calls."""
 
     def __init__(self, modules: Mapping[str, type[WorkModule]], hooks: Hooks) -> None:
         self.clock = ManualClock()
@@ -150,12 +149,12 @@ class _Inside:
         self._modules = dict(modules)
         self._hooks = hooks
         self._numbers = count(1)
-        self._asked: dict[int, OnProgress | None] = {}  # By request, what has not been answered.
+        self._asked: dict[int, OnProgress | None] = {}  # The unanswered requests, by number.
         self._answered: dict[int, list[Item]] = {}
-        self._attempts: dict[int, Attempt] = {}  # By fence, those that run: a job may let others run while it asks something.
-        self._lock = threading.RLock()  # Threads share a client, and a job that runs here asks from inside.
+        self._attempts: dict[int, Attempt] = {}  # The running attempts, by fence: while a job asks something, others may run.
+        self._lock = threading.RLock()  # Threads share a client, and a job that runs here may use this queue, too.
         self._runners: dict[int, int] = {}  # By fence, the thread that runs the attempt.
-        self._ended = threading.Condition(self._lock)  # An attempt has.
+        self._ended = threading.Condition(self._lock)  # Notified when an attempt has ended.
         self._store = Memory()
         opened = self._store.open()
         self._timer = TimerClock.start(self.clock, opened.mark)
@@ -204,7 +203,7 @@ class _Inside:
         return number
 
     def _read(self, request: Pending[Any], number: int) -> list[Any]:
-        # As a client has them from the wire.
+        # In the form that a client gets from the wire.
         answers = [(msgpack.unpackb(msgpack.packb(fields)), payload) for fields, payload in self._answered.pop(number)]
         return read_answers(request, answers)
 
@@ -212,7 +211,7 @@ class _Inside:
         """Let time pass until the request of this number is answered.
 
         Raises:
-            WaitTimeout: The time is over, or nothing that is to come can answer it.
+            WaitTimeout: The time is over, or nothing that is due can answer the request.
         """
         left_us = round(timeout_s * SECOND_US) if timeout_s is not None and timeout_s < FOREVER_S else None
         while number not in self._answered:
@@ -230,7 +229,7 @@ class _Inside:
     def _waits_for_another_thread(self) -> bool:
         """Wait for the end of an attempt that another thread runs, if there is one; return whether one has ended.
 
-        One that waits for this very thread is given up after a while: the queue has one worker, and it runs one job at a time.
+        An attempt that waits for this thread is given up after `OTHERS_S`: the queue's one worker runs one job at a time.
         """
         others = [thread for thread in self._runners.values() if thread != threading.get_ident()]
         return bool(others) and self._ended.wait(OTHERS_S)
@@ -238,7 +237,7 @@ class _Inside:
     # Time, and what happens in it.
 
     def advance(self, left_us: int) -> None:
-        """Let time pass, from one due to the next."""
+        """Let time pass, from one due job to the next."""
         with self._lock:
             self._turn()
             while left_us > 0:
@@ -248,13 +247,13 @@ class _Inside:
                 left_us -= step_us
 
     def _next_due_us(self) -> int | None:
-        """Return how long it is until a job falls due; None if none does."""
+        """Return the microseconds until the next job falls due; None if there is none."""
         due_us = self._engine.desk.routing.next_due_us()
         return None if due_us is None else max(due_us - self._timer.now(self.clock.read()).timer_us, 1)
 
     def _step(self, us: int) -> None:
         self.clock.advance(us=us)
-        self._turn(_FREE)  # The worker is heard of, as if it had beaten meanwhile.
+        self._turn(_FREE)  # Counts as a beat of the worker.
 
     def _turn(self, *asked: Asked) -> None:
         """Take turns until neither a job is due nor a question is open."""
@@ -268,13 +267,13 @@ class _Inside:
                 return
 
     def _carry_out(self, effect: Effect, now: Now) -> list[Asked]:
-        """Carry out an effect of a turn; return the reports of the worker that come of it."""
+        """Carry out an effect of a turn; return the worker's reports that result."""
         if isinstance(effect, Hook):
             self._hooks.call(effect.name, **effect.arguments(now))
         elif isinstance(effect, Reply):
             if effect.conn == _USER and effect.request in self._asked:
                 del self._asked[effect.request]
-                self._answered[effect.request] = [to_item(answer) for answer in effect.answers]
+                self._answered[effect.request] = [answer_item(answer) for answer in effect.answers]
         elif isinstance(effect, Tell) and effect.kind is Kind.PROGRESSED:
             self._tell_progress(effect)
         elif isinstance(effect, Tell) and effect.kind is Kind.STOP:
@@ -297,14 +296,14 @@ class _Inside:
 
         def say(message: Any) -> None:
             said.append(message)
-            if isinstance(message, Progress):  # It is known while the job runs; the rest when it has ended.
+            if isinstance(message, Progress):  # Progress is sent while the job runs; the rest when the job has ended.
                 with self._lock:
                     self._turn(Asked(_WORKER, 4, Kind.PROGRESS, [message]))
 
         attempt = self._attempts[dispatch.fence] = _attempt(self._modules[dispatch.module], dispatch, self._hooks, say)
         self._runners[dispatch.fence] = threading.get_ident()
         try:
-            with self._unlocked():  # The job may have threads of its own that ask.
+            with self._unlocked():  # The job may have threads of its own that use the queue.
                 execute(attempt)
         finally:
             del self._attempts[dispatch.fence], self._runners[dispatch.fence]

@@ -12,7 +12,7 @@ from givalia_core.protocol.messages import ANY
 from givalia_core.routing import Routing
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Route
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 
 NAMED_MAX: Final = 5  # Workers that an explanation names.
 EXAMINED_MAX: Final = 100  # Workers that an explanation examines.
@@ -74,7 +74,7 @@ def _is_taken_elsewhere(routing: Routing, job: Job) -> bool:
     return (job.module, job.target) not in routing.takers and bool(routing.elsewhere.able(Route(job.module, job.target)))
 
 
-def _because(sessions: Iterable[Session], module: str) -> str:
+def _because(sessions: Iterable[WorkerSession], module: str) -> str:
     for session in islice(sessions, EXAMINED_MAX):
         announced = session.announced.get(module)
         if announced is not None and announced.broken:

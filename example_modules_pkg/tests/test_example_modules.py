@@ -68,7 +68,7 @@ def test_count_stops_when_it_is_asked_to() -> None:
 
 
 class Receiver(HTTPServer):
-    """Answers each POST with `status` and `headers`, and remembers what came."""
+    """A server that answers each POST with `status` and `headers`, and keeps the requests in `got`."""
 
     status = 200
     headers: ClassVar[dict[str, str]] = {}

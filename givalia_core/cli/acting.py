@@ -55,7 +55,7 @@ def run(given: argparse.Namespace, act: Callable[..., Acted]) -> None:
             progress.show_line(_so_far(given, acted, "none yet"))
 
     try:
-        with show.Progress(sys.stderr) as progress:
+        with show.ProgressLine(sys.stderr) as progress:
             acted = act(
                 **filters.given_filters(given), all=given.all, dry_run=given.dry_run, cursor=given.cursor, on_page=on_page
             )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from givalia_core.cli import acting, common, moments, several, show, unknown, waiting
-from givalia_core.cli.several import Ask, Shown
+from givalia_core.cli.several import Ask, ShownJob
 from givalia_core.client import Client, JobHandle
 from givalia_core.client.filters import Acted
 from givalia_core.errors import BadRequest
@@ -25,8 +25,8 @@ def _change(
     by_filter: Callable[..., Acted],
     many: Ask[Any],
     one: Callable[..., Any],
-    shown: Shown[Any],
-    shown_alone: Shown[Any] | None = None,
+    shown: ShownJob[Any],
+    shown_alone: ShownJob[Any] | None = None,
 ) -> None:
     """Change the jobs that the command names: all that a filter admits, several, or one."""
     if acting.is_by_filter(given):
@@ -47,9 +47,9 @@ def _requeued(job: JobHandle) -> str:
     return f"{job.id}  {_due(job.due)}"
 
 
-ANSWER: Final[Shown[str]] = Shown(lambda answer: {"answer": answer}, str)
-DUE: Final[Shown[datetime]] = Shown(lambda due: {"due": due}, _due)
-REQUEUED: Final[Shown[JobHandle]] = Shown(lambda job: {"id": job.id, "key": job.key, "due": job.due}, _requeued)
+ANSWER: Final[ShownJob[str]] = ShownJob(lambda answer: {"answer": answer}, str)
+DUE: Final[ShownJob[datetime]] = ShownJob(lambda due: {"due": due}, _due)
+REQUEUED: Final[ShownJob[JobHandle]] = ShownJob(lambda job: {"id": job.id, "key": job.key, "due": job.due}, _requeued)
 
 
 def stat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def stat(client: Client, given: Given) -> None:
         several.show_each(
             given,
             lambda keys, ids: client.stat_many(keys, ids=ids, params=given.params),
-            Shown(lambda job: show.shown_fields(job, hidden), lambda job: f"{job.state}: {printable(job.why)}"),
+            ShownJob(lambda job: show.shown_fields(job, hidden), lambda job: f"{job.state}: {printable(job.why)}"),
             changes=False,
         )
         return

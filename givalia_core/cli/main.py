@@ -44,7 +44,7 @@ LONG_S: Final = 60.0
 Given = argparse.Namespace
 
 
-class Verb(NamedTuple):
+class Subcommand(NamedTuple):
     """One verb: its help, its arguments, its action, and how long it tries servers."""
 
     words: str
@@ -99,26 +99,26 @@ def _no_arguments(_: argparse.ArgumentParser) -> None:
     pass
 
 
-VERBS: Final[dict[str, Verb]] = {
-    "enq": Verb("enqueue a job", enqueue.arguments, enqueue.act, _patience_s_of_enq),
-    "stat": Verb("show the state of a job, or of several", jobs.stat_arguments, jobs.stat),
-    "explain": Verb("say in words why a job has not run, or how it ended", jobs.explain_arguments, jobs.explain),
-    "cancel": Verb("call a job off, or several", jobs.cancel_arguments, jobs.cancel),
-    "ext": Verb("push the due of a job or several back, or bring it forward", jobs.ext_arguments, jobs.ext),
-    "requeue": Verb("give dead or cancelled jobs another life", jobs.requeue_arguments, jobs.requeue),
-    "resume": Verb("end the hold of a server that was started with --hold", _no_arguments, _resume),
-    "list": Verb("list jobs", listing.arguments, listing.act),
-    "modules": Verb("show the modules of the connected workers", packages.modules_arguments, packages.modules),
-    "workers": Verb("show the connected workers and their processes", _no_arguments, overview.workers),
-    "clients": Verb("show the clients that are connected to the server, by address", _no_arguments, overview.clients),
-    "info": Verb("show the server's state, counts and limits", _no_arguments, overview.info),
-    "plugins": Verb("show the plugins installed here", _no_arguments, packages.plugins),
-    "store": Verb("check a store that no server has open, or move its jobs to another", store.arguments, store.act),
-    "backup": Verb(
+VERBS: Final[dict[str, Subcommand]] = {
+    "enq": Subcommand("enqueue a job", enqueue.arguments, enqueue.act, _patience_s_of_enq),
+    "stat": Subcommand("show the state of a job, or of several", jobs.stat_arguments, jobs.stat),
+    "explain": Subcommand("say in words why a job has not run, or how it ended", jobs.explain_arguments, jobs.explain),
+    "cancel": Subcommand("call a job off, or several", jobs.cancel_arguments, jobs.cancel),
+    "ext": Subcommand("push the due of a job or several back, or bring it forward", jobs.ext_arguments, jobs.ext),
+    "requeue": Subcommand("give dead or cancelled jobs another life", jobs.requeue_arguments, jobs.requeue),
+    "resume": Subcommand("end the hold of a server that was started with --hold", _no_arguments, _resume),
+    "list": Subcommand("list jobs", listing.arguments, listing.act),
+    "modules": Subcommand("show the modules of the connected workers", packages.modules_arguments, packages.modules),
+    "workers": Subcommand("show the connected workers and their processes", _no_arguments, overview.workers),
+    "clients": Subcommand("show the clients that are connected to the server, by address", _no_arguments, overview.clients),
+    "info": Subcommand("show the server's state, counts and limits", _no_arguments, overview.info),
+    "plugins": Subcommand("show the plugins installed here", _no_arguments, packages.plugins),
+    "store": Subcommand("check a store that no server has open, or move its jobs to another", store.arguments, store.act),
+    "backup": Subcommand(
         "copy the store of a running server into a file on this machine", backup.arguments, backup.act, lambda _: LONG_S
     ),
-    "completion": Verb("print the commands for tab completion in a shell", completion.arguments, completion.act),
-    "demo": Verb("show server, worker and jobs at work, in a temporary folder", demo.arguments, demo.act),
+    "completion": Subcommand("print the commands for tab completion in a shell", completion.arguments, completion.act),
+    "demo": Subcommand("show server, worker and jobs at work, in a temporary folder", demo.arguments, demo.act),
 }
 
 if __name__ == "__main__":

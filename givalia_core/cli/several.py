@@ -27,7 +27,7 @@ Ask: TypeAlias = Callable[[list[str] | None, list[str] | None], Sequence[T | Giv
 """Takes keys or ids; returns an answer or an error for each."""
 
 
-class Shown(NamedTuple, Generic[T]):
+class ShownJob(NamedTuple, Generic[T]):
     """The presentation of a job's answer: its fields for programs, and its words for people."""
 
     as_json: Callable[[T], dict[str, Any]]
@@ -48,7 +48,7 @@ def single(given: argparse.Namespace) -> tuple[str | None, str | None] | None:
     return keys[0] if keys else None, ids[0] if ids else None
 
 
-def show_each(given: argparse.Namespace, ask: Ask[T], shown: Shown[T], *, changes: bool = True) -> None:
+def show_each(given: argparse.Namespace, ask: Ask[T], shown: ShownJob[T], *, changes: bool = True) -> None:
     """Ask for all named jobs, some thousand at a time, and show the answer for each, in order.
 
     Each part is a call with its own patience. A terminal shows the count of answers so far; if there was more than one part,
@@ -69,7 +69,7 @@ def show_each(given: argparse.Namespace, ask: Ask[T], shown: Shown[T], *, change
     run = _Run(given, ask, shown)
     names = _read(given.id or given.key)
     try:
-        with show.Progress(sys.stderr) as progress:
+        with show.ProgressLine(sys.stderr) as progress:
             while part := list(islice(names, PART_NAMES)):
                 run.call(part)
                 if sys.stderr.isatty():
@@ -86,7 +86,7 @@ def show_each(given: argparse.Namespace, ask: Ask[T], shown: Shown[T], *, change
 class _Run(Generic[T]):
     """One command on several jobs: its answers so far."""
 
-    def __init__(self, given: argparse.Namespace, ask: Ask[T], shown: Shown[T]) -> None:
+    def __init__(self, given: argparse.Namespace, ask: Ask[T], shown: ShownJob[T]) -> None:
         self.counts: Counter[str] = Counter()
         self.exit_codes: set[int] = set()
         self._given, self._ask, self._shown = given, ask, shown

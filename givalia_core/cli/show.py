@@ -121,7 +121,7 @@ def shown_fields(status: Status, hidden: Sequence[str] = ()) -> dict[str, Any]:
     return {name: getattr(status, name) for name in names}  # Not `asdict`, which copies a result of any depth.
 
 
-class Progress:
+class ProgressLine:
     """One line of a terminal that is overwritten each time, and erased at the end of `with`."""
 
     def __init__(self, terminal: TextIO) -> None:
@@ -150,7 +150,7 @@ class Progress:
             self._terminal.flush()
 
 
-class Bar(Progress):
+class Bar(ProgressLine):
     """The progress bar of a job."""
 
     def show(self, fraction: float, text: str) -> None:

@@ -28,7 +28,7 @@ Handles: TypeAlias = list[AsyncJobHandle]  # `AsyncClient.list` is a verb, so in
 
 
 async def _heard(answer: object) -> None:
-    """Await what a caller's function has returned, if it can be."""
+    """Await the value that a caller's function has returned, if it can be awaited."""
     if isawaitable(answer):
         await answer
 
@@ -75,13 +75,13 @@ def _acts(verb: Callable[P, PagedAct]) -> Callable[Concatenate[AsyncClient, P], 
 class AsyncClient(Located[AsyncTransport]):
     """Talks to one server, or to one of several that share a store, for the tasks of one event loop.
 
-    It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; lost answers
-    are asked for again with the same ids for at most 60 s, then `ConnectionLost`; of several servers the next when one is
-    lost, silent or stops. A task that is cancelled while it awaits a verb leaves the others alone; whether its command took
-    effect is then unknown. Close it, best by `async with`, before its event loop ends.
+    It takes the arguments of `Client`, and makes the same promises: one connection, made at the first command; commands with
+    lost answers are sent again with the same ids for at most 60 s, then `ConnectionLost`; the next of several servers when one
+    is lost, silent or stops. A task that is cancelled while it awaits a verb leaves the others alone; whether its command took
+    effect is then unknown. Close the client, best by `async with`, before its event loop ends.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no length.
+        BadRequest: An address is invalid, or `resend` is no length.
     """
 
     _make = AsyncTransport

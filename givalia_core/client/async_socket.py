@@ -1,4 +1,4 @@
-"""The socket of a client for asyncio: what the event loop brings of one connection, and what it takes."""
+"""The socket of a client for asyncio: it moves the bytes of one connection from and to the event loop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AsyncSocket(asyncio.Protocol):
         self.transport.write(self.connection.hello())
 
     def after_fork(self) -> None:
-        """In a fork: the connection is the parent's. Its transport is left alone, for the loop's poll is shared, too."""
+        """Leave the connection to the parent, in a fork; do not touch its transport, since the loop's poll is shared."""
         forks.detach(self.transport.get_extra_info("socket").fileno())
 
     def data_received(self, data: bytes) -> None:
@@ -76,11 +76,11 @@ class AsyncSocket(asyncio.Protocol):
     def _end(self, error: Exception) -> None:
         if not self.greeted.done():
             self.greeted.set_exception(error)
-            self.greeted.exception()  # Its awaiter may be cancelled, and asyncio must not complain of that.
+            self.greeted.exception()  # The awaiter may be cancelled, and asyncio must not complain about that.
         self._owner.drop(self, str(error))
 
     def send(self, data: bytes) -> None:
-        """Send this, as soon as the peer takes it."""
+        """Send these bytes as soon as the peer takes them."""
         if data:
             self._given_bytes += len(data)
             self.transport.write(data)

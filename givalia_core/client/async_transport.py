@@ -1,9 +1,9 @@
 """The transport of a client for asyncio, for any number of tasks of one event loop.
 
-Bytes are handed on by the loop as they arrive, and each answer wakes the task that it is for. One task of the transport's own,
-which lives from the first request until `close`, connects, rests and looks whether the server is silent, so that a task that is
+The event loop hands on bytes as they arrive, and each answer wakes the task that it is for. One task of the transport's own
+lives from the first request until `close`: it connects, rests and checks whether the server is silent, so that a task that is
 cancelled while it waits takes nothing from the others. `RequestDelivery` decides what is sent when, to which server, and when
-it is given up, as for the blocking transport.
+a request is given up, as for the blocking transport.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from givalia_core.protocol.caller import Broken
 
 T = TypeVar("T")
 
-BATCH_BYTES: Final = 65_536  # At which requests made together are given to the transport.
+BATCH_BYTES: Final = 65_536  # The size at which requests made together are given to the transport.
 
 
 class AsyncTransport:
@@ -40,14 +40,14 @@ class AsyncTransport:
         self.delivery = RequestDelivery(*self._servers)
         self._socket: AsyncSocket | None = None  # Of the present connection.
         self._unsent: deque[Pending[Any]] = deque()  # They leave with the next turn of the loop that has room for them.
-        self._is_flushing = False  # Whether that turn is ordered.
+        self._is_flushing = False  # Whether that turn is scheduled.
         self._tending: asyncio.Task[None] | None = None
-        self._changed: asyncio.Event | None = None  # Set when what the tending task waits for may be there.
-        self._is_idle = False  # Whether that task waits for the next request, and looks at nothing before.
+        self._changed: asyncio.Event | None = None  # Set when the tending task may have something to do.
+        self._is_idle = False  # Whether that task waits for the next request, and does nothing before.
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: the event loop, the connection and all requests under way are the parent's; none of them is touched."""
+        """Leave the event loop, the connection and all requests under way to the parent, in a fork; touch none of them."""
         delivery, tending = self.delivery, self._tending
         if tending is not None:
             tending._log_destroy_pending = False  # type: ignore[attr-defined]  # It goes on in the parent, and asyncio warns.  # noqa: SLF001 - asyncio has no other way.
@@ -77,7 +77,7 @@ class AsyncTransport:
             await sock.closed
 
     async def ask(self, request: Pending[T], on_progress: OnProgressAwaited | None = None) -> T:
-        """As `BlockingTransport.ask`; `on_progress` is called in this task, and what it returns is awaited if it can be."""
+        """As `BlockingTransport.ask`; `on_progress` is called in this task, and its return value is awaited if it can be."""
         try:
             event = self._begin(request)
             (answer,) = await self._answers(request, event, on_progress)
@@ -111,7 +111,7 @@ class AsyncTransport:
                 self.delivery.forget(request)
 
     def _enter(self) -> None:
-        """Refuse another event loop than the one in which the client is at work; call it before anything is touched.
+        """Refuse another event loop than the one in which the client is at work; call this before anything is changed.
 
         A loop may have been closed with its tasks unfinished. Then the connection of the client ended with it.
         """
@@ -136,7 +136,7 @@ class AsyncTransport:
         self._tending = None
 
     def _begin(self, request: Pending[Any]) -> asyncio.Event:
-        """Take a request that is to be sent; return the event that is set whenever there is something for its caller.
+        """Take a request to send; return the event that is set whenever there is something for its caller.
 
         Raises:
             ConnectionLost: The client is closed.
@@ -201,7 +201,7 @@ class AsyncTransport:
                 self.delivery.end_all("the client is closed")
 
     async def _connect(self, step: Connect) -> None:
-        """Connect, and send whatever has no answer."""
+        """Connect, and send all requests without an answer."""
         connection = ClientConnection()
         transport = None
         try:
@@ -227,7 +227,7 @@ class AsyncTransport:
             self._transmit(request)
 
     def _look(self) -> None:
-        """See whether the server is silent, and to what was put off until now."""
+        """Check whether the server is silent, and send the requests that were put off until now."""
         sock, now = self._socket, clock.monotonic()
         if sock is None:
             return
@@ -246,10 +246,10 @@ class AsyncTransport:
         if self._changed is not None:
             self._changed.set()
 
-    # What the connection brings, and what it takes.
+    # Bytes from and to the connection.
 
     def arrived(self, sock: AsyncSocket, data: bytes) -> None:
-        """Hand out what the connection has brought.
+        """Hand out the answers in the bytes that arrived.
 
         Raises:
             Broken: The server sends what no server of this protocol sends.
@@ -260,7 +260,7 @@ class AsyncTransport:
             self._wake()
 
     def drop(self, sock: AsyncSocket, why: str) -> None:
-        """Forget a connection that is of no use any more; unanswered requests are sent again on the next."""
+        """Discard a connection; unanswered requests are sent again on the next."""
         self.delivery.drop(sock.connection, why, clock.monotonic())
         if sock.transport is not None:
             sock.transport.abort()
@@ -279,7 +279,7 @@ class AsyncTransport:
     def flush(self) -> None:
         """Number requests and send them, as long as there is room.
 
-        The transport would take them all. But what it has, it sends, however slowly, even if the caller is gone by then.
+        The transport would take them all. But it sends all that it has, however slowly, even if the caller is gone by then.
         """
         self._is_flushing = False
         sock = self._socket

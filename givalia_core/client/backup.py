@@ -14,12 +14,12 @@ from givalia_core.protocol.messages import Backup, Kind
 
 
 def parts(client: Client) -> Iterator[BackupPart]:
-    """Yield the parts of a copy of the server's store, to the last one; one whose answer is lost is asked for again.
+    """Yield all parts of a copy of the server's store; a part whose answer is lost is requested again.
 
     Raises:
-        BadRequest: The store has a way of its own to be backed up; the message names it.
+        BadRequest: The store is backed up in its own way; the message names it.
         Busy: Another backup is under way.
-        NotFound: The server was started again meanwhile, or gave the copy up. Begin again.
+        NotFound: The server was started again meanwhile, or has discarded the copy. Begin again.
     """
     name = new_id()
     number = 0

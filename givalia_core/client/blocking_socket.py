@@ -1,7 +1,7 @@
 """The socket of a blocking client: connects, says hello, and moves bytes; no wait is longer than the caller says.
 
 The socket never waits by itself, so each error that the system reports has a number. An `OSError` without one was thrown into
-the call from outside, such as the `TimeoutError` of a signal handler, and is the caller's.
+the call from outside, such as the `TimeoutError` of a signal handler, and belongs to the caller.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BlockingSocket:
         """Connect and say hello, each within `patience_s` seconds.
 
         Raises:
-            Broken: No server answers, or it is busy, or it refuses this client.
+            Broken: No server answers, or the server is busy, or refuses this client.
         """
         process = os.getpid()
         self._socket = _connected(address, patience_s)
@@ -54,7 +54,7 @@ class BlockingSocket:
         self.connection = ClientConnection()
         forks.register(self)
         try:
-            if os.getpid() != process:  # A greenlet connects, and another one forked meanwhile.
+            if os.getpid() != process:  # Another greenlet forked while this one connected.
                 self.after_fork()
             self._say_hello(clock.monotonic() + patience_s)
         except BaseException:
@@ -82,7 +82,7 @@ class BlockingSocket:
 
     def send(self, data: memoryview) -> int:
         """Send what the socket takes now, and return how much that was; raise `Broken` if the connection is over."""
-        # While the system has not said how much it took, other threads must believe that it was everything.
+        # Until the system says how much it took, other threads must assume that it took everything.
         self._taken_bytes += len(data)
         try:
             sent = self._socket.send(data)
@@ -116,9 +116,9 @@ class BlockingSocket:
         return data
 
     def after_fork(self) -> None:
-        """In a fork: leave the connection to the parent.
+        """Leave the connection to the parent, in a fork.
 
-        The file descriptor stays taken for good. A greenlet of the parent may wait for it, and libev ends a process that waits
+        The file descriptor stays in use for good. A greenlet of the parent may wait for it, and libev ends a process that waits
         for a closed file descriptor.
         """
         fd = self._socket.fileno()

@@ -69,18 +69,18 @@ class Client(Located[Transport]):
     Args:
         host: `HOST` or `HOST:PORT` (an IPv6 host in brackets), or several: in a list, or separated by commas. Without host and
             port: in a job the servers of its worker, else 127.0.0.1.
-        port: For those that name none; None: 12322.
+        port: The port of hosts that name none; None: 12322.
         resend: How long a command is sent again over lost connections, at most 60 s; then it raises `ConnectionLost`.
 
-    In a fork it makes a connection of its own. Calls under way are the parent's: in the child they raise `ConnectionLost`.
+    In a fork the client makes its own connection. Calls under way are the parent's: in the child they raise `ConnectionLost`.
 
-    Connecting happens at the first command. Of several servers it takes a random one, and the next at once when that cannot be
-    reached, is lost, takes no connection or stops (`ShuttingDown`, which is raised only if all of them said so until the time
-    to resend was over), or answers no command for ten seconds. Every verb may raise `ConnectionLost`, `BadRequest`,
-    `Unauthorized`, `VersionMismatch` or `Busy` besides what it says itself.
+    The client connects at the first command. With several servers it takes a random one, and the next at once when that one
+    cannot be reached, is lost, takes no connection, stops, or answers no command for ten seconds. It raises `ShuttingDown` only
+    if all servers stop until the time to resend is over. Every verb may raise `ConnectionLost`, `BadRequest`, `Unauthorized`,
+    `VersionMismatch` or `Busy` besides the errors that it names.
 
     Raises:
-        BadRequest: An address that is none, or `resend` is no length.
+        BadRequest: An address is invalid, or `resend` is no length.
     """
 
     _make = BlockingTransport
@@ -124,13 +124,13 @@ class Client(Located[Transport]):
         return JobHandle(self._transport, Moved(job, 0), None).wait(timeout, progress)
 
     def enq_many(self, jobs: Iterable[Mapping[str, Any]]) -> Handles:
-        """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; handles in the same order.
+        """Enqueue many jobs at once, each a mapping with `module` and the options of `enq`; return handles in the same order.
 
         Each part of up to 10,000 jobs or 1 MiB is one commit; the parts travel without waiting for each other.
 
         Raises:
-            PartlyRefused: Some were refused; `.answers` holds a handle or an error for each. The others stand.
-            BadRequest, TooLarge: One cannot be sent at all. Nothing was.
+            PartlyRefused: Some were refused; `.answers` holds a handle or an error for each. The others are enqueued.
+            BadRequest, TooLarge: One cannot be sent at all. Nothing was sent.
         """
         enqueued = many.enq_many(jobs)
         return enqueued.handles(JobHandle, self._transport, self._transport.several(enqueued.requests))

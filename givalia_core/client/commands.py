@@ -26,7 +26,7 @@ from givalia_core.views import wire_id
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
-POLL_S: Final = 5.0  # The time that a wait for no time at all has to hear whether the job has ended.
+POLL_S: Final = 5.0  # How long a wait with a timeout of 0 waits for the server's answer.
 
 Move: TypeAlias = tuple[int | None, int | None]  # By how many microseconds, or to which instant of the wall clock.
 
@@ -39,7 +39,7 @@ class Command(Generic[P, T_co]):
     make: Callable[P, Any]
     """Makes the message of the verb's options."""
     read: Callable[[Any], T_co]
-    """Makes of the answer what the caller gets."""
+    """Turns the answer into the value for the caller."""
 
     def ask(self, message: Any) -> Pending[T_co]:
         """Return the request with this message.
@@ -60,23 +60,23 @@ def enq(
 
     Args:
         module: The name of a WorkModule.
-        time: Seconds or a `timedelta` from now, 0 to ten years; so are all lengths.
+        time: Seconds or a `timedelta` from now, 0 to ten years; all lengths are given so.
         at: Epoch seconds, an aware datetime or ISO text with its zone instead; the past means now.
         params: Any value msgpack can carry, at most 512 KiB packed.
         key: Names the job while it lives; 1 to 255 bytes.
-        target_worker: The name of the worker that is to run it.
-        version: Which versions of the module's distribution may run it, as pip has it: `>=2,<3`; None for any.
+        target_worker: The name of the worker that must run the job.
+        version: The versions of the module's distribution that may run the job, as pip has them: `>=2,<3`; None for any.
         if_exists: What to do if the key is taken: `refuse`, `keep`, `replace` or `reschedule`.
         priority: -9 to 9, higher first.
         max_attempts: 1 to 100.
         timeout: Seconds an attempt may take, 1 s to 24 h.
-        expires: Seconds after its due in which a first attempt must start, or it is dead.
-        retain: Seconds to remember it after its end.
-        id: A UUID of your own making; the same id twice is one job.
+        expires: Seconds after the due in which a first attempt must start, or the job is dead.
+        retain: Seconds to remember the job after its end.
+        id: A UUID that you make; the same id twice is one job.
 
     Raises:
         DuplicateKey: A live job has the key; `.id` names it. Only with `if_exists="refuse"`.
-        WrongState: It runs. Only with `replace` and `reschedule`.
+        WrongState: The job of the key runs. Only with `replace` and `reschedule`.
         StoreFull, Busy, TooLarge: No job was made.
     """
     seconds: Any = time
@@ -95,8 +95,8 @@ def pack_params(params: Any) -> bytes:
     """Return params as they travel; empty for None.
 
     Raises:
-        BadRequest: Not plain data; the message names the value and its place.
-        TooLarge: Over 512 KiB when packed.
+        BadRequest: The params are not plain data; the message names the value and its place.
+        TooLarge: The params are over 512 KiB when packed.
     """
     if params is None:
         return b""
@@ -115,18 +115,18 @@ def stat(key: str | None = None, *, id: str | None = None, params: bool = False)
     Args:
         key: The job of this key.
         id: Names the job instead of `key`.
-        params: Tell also what it was enqueued with, up to 512 KiB.
+        params: Also return the job's params, up to 512 KiB.
 
     Raises:
-        NotFound: None is live or remembered.
+        NotFound: No such job is live or remembered.
     """
     return Stat(*_named(key, id), params)
 
 
 def wait(job_id: bytes, timeout: Length | None, *, progress: bool) -> list[Pending[Any]]:
-    """Return the requests to make one after the other until a job has ended; the answer to the last is its result.
+    """Return the requests to make one after the other until a job has ended; the last answer is the job's result.
 
-    A wait for no time at all first asks whether the job has ended: just that is what its caller wants to know.
+    A wait with a timeout of 0 first asks whether the job has ended, since its caller wants to know just that.
 
     Raises:
         BadRequest: The timeout is no number or `timedelta`.
@@ -158,13 +158,13 @@ def _check_ended(answer: Shown) -> None:
 
 
 def cancel(key: str | None = None, *, id: str | None = None, running: bool = False) -> Cancel:
-    """Call a job off. `cancelled` means it will not start (again).
+    """Cancel a job. The answer `cancelled` means that the job will not start (again).
 
     With `running`, a job that has started is asked to stop and never retried; the answer is then `stop_requested`.
 
     Raises:
-        NotFound: There is none.
-        WrongState: It is running (and `running` is False), done or dead; `.state` says which.
+        NotFound: There is no such job.
+        WrongState: The job is running (and `running` is False), done or dead; `.state` says which.
     """
     return Cancel(new_id(), *_named(key, id), running)
 
@@ -179,8 +179,8 @@ def ext(key: str | None = None, time: Length | None = None, *, at: Instant | Non
         id: Names the job instead of `key`.
 
     Raises:
-        NotFound: There is none.
-        WrongState: It runs or has ended.
+        NotFound: There is no such job.
+        WrongState: The job runs or has ended.
     """
     return Ext(new_id(), *_named(key, id), *move(time, at))
 
@@ -189,8 +189,8 @@ def requeue(key: str | None = None, *, id: str | None = None, time: Length = 0, 
     """Give a dead or cancelled job another life, with all its attempts, due in `time` seconds or `at`.
 
     Raises:
-        NotFound: There is none.
-        WrongState: It is live or done.
+        NotFound: There is no such job.
+        WrongState: The job is live or done.
         DuplicateKey: Its key has a live job.
     """
     return Requeue(new_id(), *_named(key, id), *when(time, at))
@@ -226,7 +226,7 @@ def when(time: Length | None, at: Instant | None) -> tuple[int, int | None]:
     """Return the delay and the instant of a due, in microseconds.
 
     Raises:
-        BadRequest: Both are given, or what is given cannot be.
+        BadRequest: Both are given, or a value is invalid.
     """
     if at is None:
         return 0 if time is None else length_to_us(time, "time"), None
@@ -236,10 +236,10 @@ def when(time: Length | None, at: Instant | None) -> tuple[int, int | None]:
 
 
 def move(time: Length | None, at: Instant | None) -> Move:
-    """Return how far an `ext` moves a due, or to where.
+    """Return how far an `ext` moves a due, or the new due itself.
 
     Raises:
-        BadRequest: Both are given or none, or what is given cannot be.
+        BadRequest: Both are given or none, or a value is invalid.
     """
     if (time is None) == (at is None):
         raise BadRequest("ext takes either a time or an at")

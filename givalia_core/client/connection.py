@@ -30,7 +30,7 @@ class ClientConnection:
         self.heard_at_s = 0.0  # When the server last said anything but its clock or a pong.
         self.clock = ServerClock(self.caller)
         self.pulse = Pulse()
-        self.has_answered = False  # It has brought an answer to a request.
+        self.has_answered = False  # The connection has brought an answer to a request.
         self.loaded_bytes = 0  # The bytes to be sent after `hello`,
         self.taken_bytes: Callable[[], int] = lambda: sys.maxsize  # and how many of them left this process, or may have.
         self.ping_number = 0  # The number of the ping that is not answered yet; 0 for none.
@@ -66,7 +66,7 @@ class ClientConnection:
         return data
 
     def take_aside(self, answer: Answer, now_s: float) -> bool:
-        """Take an answer that only shows that the path is alive, to a ping or with the clock; return whether it is one."""
+        """Take an answer to a ping or with the clock, which only shows that the path is alive; return whether it is one."""
         if answer.request == self.ping_number:
             self.ping_number = 0
             self.pulse.answered()
@@ -77,11 +77,11 @@ class ClientConnection:
         return is_clock
 
     def explained(self, answers: list[Any]) -> list[Any]:
-        """Return the answers, with refusals that come of versions that do not fit as `VersionMismatch`."""
+        """Return the answers; refusals caused by versions that do not fit become `VersionMismatch`."""
         return [self.caller.explained(each) for each in answers] if BadRequest in map(type, answers) else answers
 
     def hear(self, told: Told, requests: Container[Pending[Any]]) -> None:
-        """Keep the newest progress of each job for its caller; of reports that arrive together the older ones are left out.
+        """Keep the newest progress of each job for its caller; discard older reports that arrive together with it.
 
         Raises:
             Broken: The server sends what no server of this protocol sends.
@@ -99,12 +99,12 @@ class ClientConnection:
                 request.wake()
 
     def quiet_s(self, now_s: float) -> float:
-        """Return for how long the server owes an answer and says nothing; one to a wait may take any time, and counts as 0."""
+        """Return for how long the server owes an answer and says nothing; a wait may take any time, and does not count."""
         oldest = next(iter(self.commands.values()), None)
         return 0.0 if oldest is None else now_s - max(oldest.sent_at_s, self.heard_at_s)
 
     def look(self, now_s: float, owed: Owed | None, acknowledged_s: Callable[[], float], *, can_ping: bool) -> bytes:
-        """Return the ping to send now, or nothing; arguments as of `RequestDelivery.look`.
+        """Return the ping to send now, or nothing; arguments as in `RequestDelivery.look`.
 
         Raises:
             Broken: The path is dead.

@@ -1,12 +1,12 @@
 """A client's requests under way, without a socket, a thread or a clock: what is sent, when it is sent again or given up.
 
-Everything that is unanswered when a connection is lost is sent again on the next with the same ids, so nothing happens twice:
+Requests that are unanswered when a connection is lost are sent again on the next with the same ids, so nothing happens twice:
 servers that share a store know each other's ids. After a minute without an answer the outcome is unknown, and the error says
-so. A command is sent with the time until which we wait for its answer on this connection, on the server's own clock, so that a
-copy of it which was held up on the way is not run after we have heard of another. A path that died without a word is found by
-its pulse (`protocol.pulse`), and is no reason to give a request up.
+so. A command is sent with the time until which we wait for its answer on this connection, on the server's own clock, so that
+a delayed copy of it does not run after we have the answer to another copy. The pulse (`protocol.pulse`) finds a path that died
+silently, which is no reason to give up a request.
 
-The transport, with threads or in an event loop, asks `step` what comes next, does it, and says what came of it. Two callers
+The transport, with threads or in an event loop, asks `step` what comes next, does it, and reports the outcome. Two callers
 never enter at once, except `close`, which a signal handler may call at any time. All times are seconds on one monotonic clock,
 which the caller reads.
 """
@@ -25,14 +25,14 @@ from givalia_core.client.pending import FOREVER_S, Pending
 from givalia_core.client.server_clock import FITS
 from givalia_core.errors import BadRequest, ConnectionLost, GivaliaError, TooLarge
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.answers import Unreadable, decode
 from givalia_core.protocol.caller import Answer, Broken, Told
+from givalia_core.protocol.codec import UnreadableAnswer, read_answer
 from givalia_core.protocol.messages import CHANGING
 from givalia_core.protocol.pulse import LATE_S, PING_COMMAND_S, PING_WAIT_S, Owed
 
 
 class Listen(NamedTuple):
-    """Say `arrived` when something has, and after so many seconds (None: never) ask `look` and `due`."""
+    """Call `arrived` when bytes have arrived; after so many seconds (None: never) call `look` and `due`."""
 
     seconds: float | None
 
@@ -47,12 +47,12 @@ class RequestDelivery:
         self.requests: dict[Pending[Any], None] = {}  # In the order in which they began.
         self.connection: ClientConnection | None = None
         self.is_closed = False
-        self.put_off: dict[Pending[Any], float] = {}  # Those that the present connection is to carry later, and when.
+        self.put_off: dict[Pending[Any], float] = {}  # Requests that the present connection carries later, and when.
         self.failover = Failover(addresses, resend_s, find)
         self._resend_s = resend_s
 
     def begin(self, request: Pending[Any], now_s: float) -> None:
-        """Take a request that is to be sent; raise `ConnectionLost` if the client is closed."""
+        """Take a request to send; raise `ConnectionLost` if the client is closed."""
         if self.is_closed:
             raise ConnectionLost("the client is closed; the command was not sent", sent=False)
         if not self.requests and self.connection is not None:
@@ -67,7 +67,7 @@ class RequestDelivery:
         self.requests[request] = None
 
     def has_something(self, request: Pending[Any], now_s: float) -> bool:
-        """Return whether there is something for the caller: the end or news. A caller whose time is over has an end."""
+        """Return whether there is something for the caller: the end or news. End the request if its caller's time is over."""
         if request.answers is not None or request.error is not None or request.news is not None:
             return True
         if request.deadline_s is None or now_s < request.deadline_s:
@@ -78,7 +78,7 @@ class RequestDelivery:
         return True
 
     def forget(self, request: Pending[Any]) -> None:
-        """Forget a request whose caller is gone: an answer that is still to come is of no use."""
+        """Forget a request whose caller is gone: a later answer is of no use."""
         self.requests.pop(request, None)
         self.put_off.pop(request, None)
 
@@ -89,7 +89,7 @@ class RequestDelivery:
         self._settle()
 
     def abandon(self) -> None:
-        """In a fork: end every request, for it is the parent's, which goes on with it; nothing is sent here."""
+        """End every request, in a fork: the parent continues with it, and nothing is sent here."""
         self.connection = None
         for request in list(self.requests):
             request.was_sent = True
@@ -109,14 +109,14 @@ class RequestDelivery:
     # The next step.
 
     def step(self, now_s: float, deadline_s: float | None = None) -> Step:
-        """Return what is to be done next for all requests; no wait is longer than the deadline of the caller who asks."""
+        """Return the next step for all requests; no wait is longer than `deadline_s`, the deadline of the caller."""
         connection, ends_s = self.connection, deadline_s
         if connection is None:
             return self._search(now_s)
-        if self.requests and (connection.commands or connection.waits):  # Without a caller no server is hurried.
+        if self.requests and (connection.commands or connection.waits):  # Without a request no server is pinged.
             is_soon = connection.commands or connection.pulse.is_leaving
             look_at_s = now_s + (PING_COMMAND_S if is_soon else PING_WAIT_S)
-            if now_s <= connection.pulse.look_at + LATE_S:  # Else this process was suspended, which `look` has to notice.
+            if now_s <= connection.pulse.look_at + LATE_S:  # Else this process was suspended, which `look` must notice.
                 connection.pulse.look_at = look_at_s
             ends_s = look_at_s if ends_s is None or look_at_s < ends_s else ends_s
         if self.requests and (self.failover.has_others or self.put_off):
@@ -124,7 +124,7 @@ class RequestDelivery:
         return Listen(None if ends_s is None else max(ends_s - now_s, 0.0))
 
     def _sooner(self, connection: ClientConnection, ends_s: float | None, now_s: float) -> float | None:
-        """Return when to look after a server that may be silent, or after requests that were put off, if that is sooner."""
+        """Return when to check a server that may be silent, or requests that were put off, if that is sooner."""
         times_s = [] if ends_s is None else [ends_s]
         if self.failover.has_others:
             times_s.append(now_s + self.failover.silent_s - connection.quiet_s(now_s))
@@ -140,17 +140,17 @@ class RequestDelivery:
         return Rest(pause_s if self.requests else 0.0)
 
     def not_connected(self, error: OSError | Broken) -> None:
-        """Note that a server could not be reached, or refuses this client: then every request ends, unless another takes it."""
+        """Note that a server could not be reached or refuses this client; a refusal ends every request if all have failed."""
         self.failover.not_connected(str(error) or "timed out")
         refusal = error.refusal if isinstance(error, Broken) else None
         if self.failover.must_rest and refusal is not None:
             self.failover.must_rest = False
             for request in list(self.requests):
-                request.error = copy.copy(refusal)  # Each is raised in a place of its own.
+                request.error = copy.copy(refusal)  # Each copy is raised in a different place.
             self._settle()
 
     def connected(self, connection: ClientConnection, now_s: float) -> list[Pending[Any]]:
-        """Note that a server was reached and greeted; return the requests to be sent to it."""
+        """Note that a server was reached and greeted; return the requests to send to it."""
         connection.heard_at_s = now_s
         connection.clock.heard(now_s)
         connection.pulse.moved(now_s)
@@ -162,10 +162,10 @@ class RequestDelivery:
         if connection is self.connection:
             self.put_off.pop(request, None)
         if connection is not self.connection or request not in self.requests or request.connection is connection:
-            return b""  # The connection or the request is over, or it was sent already.
+            return b""  # The connection or the request is over, or the request was sent already.
         request.refusal, limit = None, b""
         if request.kind in CHANGING:
-            # Until we ask another server, or give up. One that came too late is given longer, for its way may be long.
+            # Until we ask another server, or give up. A command that came too late gets longer, since its path may be slow.
             patience_s = min(self.failover.silent_s * 2**request.lates, max((request.deadline_s or inf) - now_s, 0.0))
             if not FITS * patience_s <= connection.clock.until_s - now_s <= patience_s:
                 limit = connection.clock.limit(now_s, patience_s)
@@ -176,7 +176,7 @@ class RequestDelivery:
         return limit + data
 
     def drop(self, connection: ClientConnection, why: str, now_s: float) -> None:
-        """Note that a connection is closed, for it is of no use any more; unanswered requests are sent on the next."""
+        """Note that a useless connection is closed; unanswered requests are sent on the next."""
         if self.connection is connection:
             self.connection = None
             self.failover.lost(why, has_answered=connection.has_answered)
@@ -184,10 +184,10 @@ class RequestDelivery:
             for request in list(self.requests):
                 request.lost(taken_bytes, now_s)
 
-    # A server that is busy, one that is silent, and a path that is dead.
+    # Busy servers, silent servers and dead paths.
 
     def look(self, connection: ClientConnection, now_s: float, acknowledged_s: Callable[[], float], *, can_ping: bool) -> bytes:
-        """Nothing has arrived for as long as `step` said: return the ping to send now, or nothing.
+        """Return the ping to send now, or nothing; call this when nothing has arrived for as long as `step` said.
 
         `acknowledged_s` is called only if it matters. `can_ping`: the ping that is returned is sent at once.
 
@@ -199,7 +199,7 @@ class RequestDelivery:
         return connection.look(now_s, _owed(connection), acknowledged_s, can_ping=can_ping) if self.requests else b""
 
     def due(self, now_s: float) -> list[Pending[Any]]:
-        """Return the requests that were put off until now, to be sent on the present connection; none without one."""
+        """Return the requests that were put off until now, to send on the present connection; none without a connection."""
         if self.connection is None:
             return []
         return [request for request, at_s in list(self.put_off.items()) if at_s <= now_s]
@@ -225,12 +225,12 @@ class RequestDelivery:
         return False not in served
 
     def _take(self, connection: ClientConnection, arrived: Answer | Told, now_s: float) -> bool | None:
-        """Take what the server says; return whether it has served a request, None if that is no answer to one."""
+        """Take a frame of the server; return whether the server has served a request, None if the frame answers none."""
         if isinstance(arrived, Told):
             connection.heard_at_s = now_s
             connection.hear(arrived, self.requests)
             return None
-        # A server that tells its clock or answers a ping may do nothing else: that is no sign of being served.
+        # A server that tells its clock or answers a ping may do nothing else: such an answer is no sign of service.
         if arrived.request == connection.ping_number or arrived.request in connection.clock.asked:
             connection.take_aside(arrived, now_s)
             return None
@@ -239,7 +239,7 @@ class RequestDelivery:
         return self._hand_out(connection, arrived, now_s)
 
     def _hand_out(self, connection: ClientConnection, answer: Answer, now_s: float) -> bool:
-        """Give a request its answers, or keep it to be sent again; return False if that is to be at another server."""
+        """Give a request its answers, or keep it to send it again; return False if another server must get it."""
         request = connection.commands.pop(answer.request, None) or connection.waits.pop(answer.request, None)
         if request is None or request not in self.requests or request.connection is not connection:
             return True  # Its caller is gone.
@@ -264,11 +264,11 @@ def read_answers(request: Pending[Any], items: list[tuple[list[Any], bytes]]) ->
         if not fields or type(fields[0]) is not str:
             raise Broken("the server gives an answer without a code")
         try:
-            answer = decode(request.kind, fields, payload)
+            answer = read_answer(request.kind, fields, payload)
             answers.append(answer if isinstance(answer, GivaliaError) else request.read(answer))
         except GivaliaError as ended:
             answers.append(ended)
-        except Unreadable as error:
+        except UnreadableAnswer as error:
             raise Broken(str(error)) from None
     if len(answers) != len(request.items) and not (len(answers) == 1 and isinstance(answers[0], GivaliaError)):
         raise Broken(f"the server gives {len(answers)} answers to {len(request.items)} commands")
@@ -276,7 +276,7 @@ def read_answers(request: Pending[Any], items: list[tuple[list[Any], bytes]]) ->
 
 
 def _owed(connection: ClientConnection) -> Owed | None:
-    """Return since when the server owes an answer, and after how long a silence it is pinged; None if it owes none.
+    """Return since when the server owes an answer, and the silence after which we ping it; None if it owes none.
 
     A wait alone is pinged less often, so that it costs next to nothing.
     """

@@ -1,7 +1,7 @@
 """The servers of one client when they fail: which is tried next, how long it is tried, and how long a rest lasts.
 
-When a server cannot be reached, is lost, is silent or stops, the next is tried at once, and only when all have failed is there
-a rest. Nothing here touches a socket or a clock.
+When a server cannot be reached, is lost, is silent or stops, the next is tried at once; a rest comes only when all have
+failed. Nothing here touches a socket or a clock.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ CONNECT_LEAST_S: Final = 0.01
 CONNECT_MOST_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0
-LAST_S: Final = 0.5  # With less time left, a refused command is not sent again, for its answer might come too late.
-SILENT_S: Final = 10.0  # With commands unanswered; then another server is asked, if there is one.
+LAST_S: Final = 0.5  # With less time left, a refused command is not sent again, since its answer might come too late.
+SILENT_S: Final = 10.0  # After this silence with commands unanswered, another server is asked, if there is one.
 
 Find: TypeAlias = Callable[[], Sequence[Address]]
 
 
 class Connect(NamedTuple):
-    """Connect to this server and greet it, each within so many seconds; then say `connected` or `not_connected`."""
+    """Connect to this server and greet it, each within so many seconds; then call `connected` or `not_connected`."""
 
     address: Address
     patience_s: float
@@ -43,9 +43,9 @@ class Failover:
     def __init__(self, addresses: Sequence[Address], resend_s: float, find: Find | None = None) -> None:
         self.servers = Round(addresses)
         self.has_failed = False
-        """A server failed since one last served a request."""
+        """True if a server has failed since one last served a request."""
         self.must_rest = False
-        """Every server has failed by now."""
+        """True once every server has failed."""
         self.why = ""
         """The reason for the last failure."""
         self._resend_s = resend_s
@@ -55,22 +55,22 @@ class Failover:
 
     def _measure(self) -> None:
         self.has_others = self.servers.has_others
-        """There is another server to go to."""
+        """True if there is another server to try."""
         self.silent_s = min(SILENT_S, self._resend_s / len(self.servers)) if self.has_others else self._resend_s
-        """The seconds that a server may answer no command before another is asked, if there is another."""
+        """The seconds without an answer to a command after which another server is asked, if there is one."""
 
     def begin(self) -> None:
         """Note that requests begin after none was under way: rests are short again."""
         self._retry_s = RETRY_FIRST_S
 
     def worked(self) -> None:
-        """Note that the present server does its work: earlier failures do not count any more."""
+        """Note that the present server works: earlier failures do not count any more."""
         self.servers.worked()
         self._retry_s = RETRY_FIRST_S
         self.has_failed = False
 
     def connect(self, requests: Iterable[Pending[Any]], now_s: float) -> Connect:
-        """Return the server to try: each has its share of the time, and none more than any request has left."""
+        """Return the server to try, and its share of the time; at most the longest time that a request has left."""
         if not self.why:
             self.why = f"{self.servers.address} has not answered yet"
         lefts = [min(each.unsent_since_s + self._resend_s, each.deadline_s or math.inf) - now_s for each in list(requests)]
@@ -78,7 +78,7 @@ class Failover:
         return Connect(self.servers.address, max(patience_s, CONNECT_LEAST_S))
 
     def rest(self, requests: Iterable[Pending[Any]], now_s: float) -> float:
-        """End the requests that wait no longer; return the seconds until the next server is tried. Every server has failed."""
+        """End the requests whose time is over; return the seconds until the next try. For when every server has failed."""
         self.must_rest = False
         if self._find is not None:
             self.servers.replace(self._find())
@@ -103,7 +103,7 @@ class Failover:
         self.must_rest = self.servers.failed()
 
     def lost(self, why: str, *, has_answered: bool) -> None:
-        """Note that the connection to the present server is lost; one that has brought an answer is no failure."""
+        """Note that the connection to the present server is lost, which is no failure if it has brought an answer."""
         self.why, self.has_failed = why, True
         if has_answered:
             self.servers.move_on()
@@ -111,6 +111,6 @@ class Failover:
             self.must_rest = self.servers.failed()
 
     def refused(self, refusals: int) -> None:
-        """Note that a request was refused so often by servers that stop."""
+        """Note that servers that stop have refused a request this many times."""
         self.has_failed = True
         self.must_rest = self.must_rest or refusals % len(self.servers) == 0

@@ -1,7 +1,7 @@
 """The acts on all jobs that a filter admits: `cancel_all`, `ext_all` and `requeue_all`.
 
 The server answers a page at a time. A run of pages acts on each job at most once, even if the act moves the job behind the
-cursor, and a run that was broken off goes on from its cursor.
+cursor, and an interrupted run continues from its cursor.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from givalia_core.times import Instant, Length
 
 OnPage: TypeAlias = "Callable[[Acted], object]"
 _NO_STATE: Final = "-"  # In a cursor.
-_SUM_BYTES: Final = 4  # Of filter and options, at the beginning of the mark at a cursor's end; then the id of the run.
+_SUM_BYTES: Final = 4  # Of filter and options: they begin the mark at a cursor's end, and the id of the run follows.
 _MARK_BYTES: Final = _SUM_BYTES + 16
 
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """The outcome of a run so far: how many jobs by outcome, and the cursor from which it goes on; None at its end.
+    """The outcome of a run so far: how many jobs by outcome, and the cursor from which to continue; None at its end.
 
     Outcomes are `cancelled`, `stop_requested`, `moved` and `requeued`; the state of a job that forbids the act (`running`); or
     the code of another refusal (`DUPLICATE_KEY`).
@@ -43,18 +43,18 @@ class Acted:
 
 
 class PagedAct:
-    """An act by filter, a page at a time: send `ask`, give the answer to `take`, and go on until it `is_over`.
+    """An act by filter, a page at a time: send `ask`, give the answer to `take`, and repeat until it `is_over`.
 
     Args:
         act: `cancel`, `ext` or `requeue`.
         states: The states that it goes through one after the other; None among them: all live jobs.
         wanted: The filter, apart from the state.
         options: Further fields of the messages.
-        cursor: The place to go on from, as an earlier run told it.
+        cursor: The place to continue from, as an earlier run told it.
         on_page: Called by `tell`.
 
     Raises:
-        BadRequest: The cursor is of another act, other states or another filter.
+        BadRequest: The cursor belongs to another act, other states or another filter.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PagedAct:
     def _go_on_from(self, cursor: str) -> None:
         try:
             act, state, end_seq, *after = str(cursor).split(":")
-            mark = bytes.fromhex(after.pop()) if len(after) % 2 else b""  # Earlier versions have told none.
+            mark = bytes.fromhex(after.pop()) if len(after) % 2 else b""  # Cursors of earlier versions have none.
             place = self._states.index(None if state == _NO_STATE else state)
             self._end_seq, self._after = int(end_seq) if end_seq else None, tuple(int(number) for number in after)
             if act != self._act or len(after) not in (0, 2) or len(mark) not in (0, _MARK_BYTES):
@@ -102,17 +102,17 @@ class PagedAct:
         """Return whether the run has ended, so that no page follows."""
         return not self._states
 
-    def ask(self) -> Pending[answers.Acted]:
+    def ask(self) -> Pending[answers.ActedPage]:
         """Return the request for the next page; one that is sent again acts on no job twice."""
         after_a, after_b = self._after or (None, None)
         fields = {**self._wanted._asdict(), "state": self._states[0], **self._options}
-        # The same page is the same request, so that a run that goes on gets the counts of a page it has acted on already.
+        # The same page is the same request, so that a continued run gets the counts of a page it has already acted on.
         page = repr((self._states[0], self._after, self._options)).encode()
         request = blake2b(self._run + page, digest_size=16).digest()
         message = Act(request, self._act, end_seq=self._end_seq, after_a=after_a, after_b=after_b, run=self._run, **fields)
-        return Pending(Kind.ACT, [checked(Kind.ACT, message)], readings.record(answers.Acted))
+        return Pending(Kind.ACT, [checked(Kind.ACT, message)], readings.record(answers.ActedPage))
 
-    def take(self, answer: answers.Acted) -> Acted:
+    def take(self, answer: answers.ActedPage) -> Acted:
         """Take the answer to a page; return the outcome of the run so far."""
         self._counts.update(answer.counts)
         self._end_seq, self._after = answer.end_seq, readings.next_page(answer.after_a, answer.after_b)
@@ -123,7 +123,7 @@ class PagedAct:
     def tell(self) -> object:
         """Call `on_page` with the outcome so far, and return its answer.
 
-        Call this before the first page, so that there is a cursor even if that fails, and after each page.
+        Call this before the first page, so that there is a cursor even if the page fails, and after each page.
         """
         return None if self._on_page is None else self._on_page(self._acted())
 
@@ -154,15 +154,15 @@ def cancel_all(
     cursor: str | None = None,
     on_page: OnPage | None = None,
 ) -> PagedAct:
-    """Call off all jobs that a filter admits, a page of up to 500 at a time; jobs that come during the run are left alone.
+    """Cancel all jobs that a filter admits, a page of up to 500 at a time; jobs that come during the run are left alone.
 
-    The counts are of what `cancel` would answer for each. On return what was done is durable. A run that raises has done a
-    part, perhaps with a page more than it knows: go on with the last `cursor` that `on_page` was told, and no job is acted on
-    twice.
+    The counts are of the answers that `cancel` would give for each job. On return all changes are durable. A run that raises
+    has done a part, perhaps one page more than it counted: continue with the last `cursor` that `on_page` was given, and no job
+    is acted on twice.
 
     Args:
         state: `waiting`, `ready` or `running`; None for all three.
-        module: As in `list`, like the filters that follow. At least one filter is given, or `all`.
+        module: As in `list`, like the filters that follow. Give at least one filter, or `all`.
         target_worker: Only jobs for this worker.
         key_prefix: Only jobs whose key begins so.
         due_before: Only jobs due before this instant, given as `at` in `enq`.
@@ -172,11 +172,11 @@ def cancel_all(
         all: Every job, without a filter.
         running: Also ask those that have started to stop.
         dry_run: Change nothing, and count what would be done.
-        cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
+        cursor: The last cursor of an interrupted run with the same arguments, to continue it.
+        on_page: Called with the outcome so far (`counts`, `cursor`) before the first page and after each.
 
     Raises:
-        BadRequest: Neither a filter nor `all` is given, or one cannot be. Nothing was done.
+        BadRequest: Neither a filter nor `all` is given, or a value is invalid. Nothing was done.
     """
     wanted = filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
     options = {"running": running, "dry_run": dry_run}
@@ -200,7 +200,7 @@ def ext_all(
     cursor: str | None = None,
     on_page: OnPage | None = None,
 ) -> PagedAct:
-    """Move the dues of all jobs that a filter admits, each once, wherever that takes it; otherwise as `cancel_all`.
+    """Move the dues of all jobs that a filter admits, each job once, wherever its new due is; otherwise as `cancel_all`.
 
     Args:
         time: Seconds to add to each due, as in `ext`.
@@ -215,8 +215,8 @@ def ext_all(
         error: Only jobs whose last error has this text in it.
         all: Every job, without a filter.
         dry_run: Change nothing, and count what would be done.
-        cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
+        cursor: The last cursor of an interrupted run with the same arguments, to continue it.
+        on_page: Called with the outcome so far (`counts`, `cursor`) before the first page and after each.
 
     Raises:
         BadRequest: As `cancel_all`.
@@ -261,8 +261,8 @@ def requeue_all(
         error: Only jobs whose last error has this text in it.
         all: Every dead and cancelled job, without a filter.
         dry_run: Change nothing, and count what would be done.
-        cursor: Go on where an earlier run with the same arguments was broken off.
-        on_page: Called with what the run has come to (`counts`, `cursor`) before its first page and after each.
+        cursor: The last cursor of an interrupted run with the same arguments, to continue it.
+        on_page: Called with the outcome so far (`counts`, `cursor`) before the first page and after each.
 
     Raises:
         BadRequest: As `cancel_all`.
@@ -278,7 +278,7 @@ def _given(wanted: JobFilter, *, everything: bool) -> JobFilter:
     """Return the filter.
 
     Raises:
-        BadRequest: It admits every job and `all` was not given, or the other way round.
+        BadRequest: The filter is empty and `all` was not given, or both were given.
     """
     if type(everything) is not bool:
         raise BadRequest(f"all is True or False, not {everything!r:.80}")

@@ -57,35 +57,35 @@ class JobHandle(Handle):
     _transport: Transport
 
     def stat(self) -> Status:
-        """Ask about it."""
+        """Return the status of the job."""
         return self._transport.ask(STAT.ask(Stat(None, self._id)))
 
     def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
-        """Move its due; see `Client.ext`."""
+        """Move the due of the job; see `Client.ext`."""
         self.due = self._transport.ask(EXT.ask(commands.ext(id=self.id, time=time, at=at)))
         return self.due
 
     def cancel(self, *, running: bool = False) -> str:
-        """Call it off; see `Client.cancel`."""
+        """Cancel the job; see `Client.cancel`."""
         return self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
 
     def wait(self, timeout: Length | None = None, progress: OnProgress | None = None) -> Any:
-        """Return the result of the job as soon as there is one: the server pushes it, over reconnects too.
+        """Return the result of the job as soon as there is one: the server pushes it, even after reconnects.
 
-        A server that is too busy for another wait is asked again when it wants to be.
+        A server that is too busy for another wait is asked again after the time that it names.
 
         Args:
-            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is asked, for five seconds at
-                most if it does not answer, and a job that has not ended is not waited for.
-            progress: Called in this thread as `progress(fraction, text)` when the running attempt says how far it is, and
-                with what it said last when the waiting begins. A hint: of reports in quick succession some are left out,
-                after a reconnect one may come twice. It may use the client; meanwhile only the newest report is kept.
-                What it raises ends the waiting.
+            timeout: Seconds or a `timedelta` to wait; None is for ever. With 0 or less the server is only asked whether the job
+                has ended, for five seconds at most.
+            progress: Called in this thread as `progress(fraction, text)` when the running attempt reports its progress, and
+                with the last report when the wait begins. A hint: of reports in quick succession some are left out, and
+                after a reconnect one may come twice. The function may use the client; meanwhile only the newest report is
+                kept. An exception that it raises ends the wait.
 
         Raises:
             WaitTimeout: `timeout` seconds have passed; the job goes on.
             JobFailed, JobCancelled, ResultLost, NotFound: There will be no result.
-            ConnectionLost: No server has been in reach for a minute.
+            ConnectionLost: No server could be reached for a minute.
         """
         result = None
         for request in commands.wait(self._id, timeout, progress=progress is not None):
@@ -99,16 +99,16 @@ class AsyncJobHandle(Handle):
     _transport: AwaitedTransport
 
     async def stat(self) -> Status:
-        """Ask about it."""
+        """Return the status of the job."""
         return await self._transport.ask(STAT.ask(Stat(None, self._id)))
 
     async def ext(self, time: Length | None = None, *, at: Instant | None = None) -> datetime:
-        """Move its due; see `AsyncClient.ext`."""
+        """Move the due of the job; see `AsyncClient.ext`."""
         self.due = await self._transport.ask(EXT.ask(commands.ext(id=self.id, time=time, at=at)))
         return self.due
 
     async def cancel(self, *, running: bool = False) -> str:
-        """Call it off; see `AsyncClient.cancel`."""
+        """Cancel the job; see `AsyncClient.cancel`."""
         return await self._transport.ask(CANCEL.ask(commands.cancel(id=self.id, running=running)))
 
     async def wait(self, timeout: Length | None = None, progress: OnProgressAwaited | None = None) -> Any:
@@ -117,7 +117,7 @@ class AsyncJobHandle(Handle):
         Args:
             timeout: As in `JobHandle.wait`.
             progress: Called in this task as `progress(fraction, text)`; if it is a coroutine function, it is awaited. While
-                it takes its time, only the newest report is kept. What it raises ends the waiting.
+                it runs, only the newest report is kept. An exception that it raises ends the wait.
         """
         result = None
         for request in commands.wait(self._id, timeout, progress=progress is not None):
@@ -153,7 +153,7 @@ def makes(command: Command[P, A]) -> Callable[Concatenate[_Blocking, P], JobHand
 def makes_async(
     command: Command[P, A],
 ) -> Callable[Concatenate[_Async, P], Coroutine[Any, Any, AsyncJobHandle]]:
-    """The same as a coroutine."""
+    """Return the same method as a coroutine."""
 
     async def method(self: _Async, /, *args: P.args, **options: P.kwargs) -> AsyncJobHandle:
         message = command.make(*args, **options)
@@ -170,7 +170,7 @@ def _is_id(key: str | None, job_id: bytes) -> bool:
 
 
 def as_method(method: F, verb: Callable[..., Any]) -> F:
-    """Give a client's method the name, the words and the arguments of its verb, for `help` and for editors."""
+    """Give a client's method the name, the docstring and the arguments of its verb, for `help` and for editors."""
     signature = inspect.signature(verb)
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     name = verb.__name__.rstrip("_")  # One verb has the name of a type.

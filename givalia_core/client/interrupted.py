@@ -1,6 +1,6 @@
 """Calls of the blocking client that are cut short, or come in the middle of another: exceptions, signal handlers, forks.
 
-An exception may be thrown into a call at any step. A connection that carries a part of a frame is of no use after that.
+An exception may be thrown into a call at any step. A connection that carries a part of a frame is then of no use.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def clean_up(transport: Interruptible, requests: Iterable[Pending[Any]]) -> None
 
 
 def drop_half_received(transport: Interruptible) -> None:
-    """Drop the connection if its reader was cut short with answers in its hands: they are asked for again on the next."""
+    """Drop the connection if its reader was cut short with answers in its hands: their requests are sent again on the next."""
     if transport.is_receiving:
         transport.is_receiving = False
         if transport.socket is not None:
@@ -73,7 +73,7 @@ def drop_half_sent(transport: Interruptible) -> None:
 def carry_apart(transport: Interruptible, requests: Iterable[Pending[Any]], on_progress: OnProgress | None) -> list[list[Any]]:
     """Carry requests over a connection of their own: a signal handler or a `__del__` interrupted a call of this thread.
 
-    The interrupted call goes on when the handler returns, and holds the connection until then.
+    The interrupted call continues when the handler returns, and holds the connection until then.
     """
     with closing(type(transport)(*transport.servers)) as apart:
         apart.delivery.is_closed = transport.delivery.is_closed
@@ -81,9 +81,9 @@ def carry_apart(transport: Interruptible, requests: Iterable[Pending[Any]], on_p
 
 
 def by_fork(transport: Interruptible) -> None:
-    """In a fork: another thread may have held the locks, and the connection and all calls under way are the parent's.
+    """Leave the connection and all calls under way to the parent, in a fork; replace locks that another thread may have held.
 
-    A lock that this very thread holds is kept: a signal handler forked in the middle of a call, which goes on here.
+    A lock that this thread holds is kept: a signal handler forked in the middle of a call, which continues here.
     """
     changed, delivery = transport.changed, transport.delivery
     if not transport.lock._is_owned():  # noqa: SLF001 - Python says it in no other way.

@@ -15,7 +15,7 @@ from givalia_core.views import Status
 
 
 class JobFilter(NamedTuple):
-    """The jobs that a listing shows or an act is for, as messages have it; None: any."""
+    """The jobs that a listing shows or that an act is for, as fields of messages; None: any."""
 
     state: str | None = None
     module: str | None = None
@@ -33,7 +33,7 @@ def filter_of(
     """Return the filter of a caller's arguments.
 
     Raises:
-        BadRequest: Not an instant; or an empty text, which a caller who computes it does not mean as "all jobs".
+        BadRequest: A value is not an instant; or is an empty text, which a caller who computes it does not mean as "all jobs".
     """
     texts = {"module": module, "target_worker": target_worker, "key_prefix": key_prefix, "error": error}
     for name, text in texts.items():
@@ -65,13 +65,13 @@ def list_(
     error: str | None = None,
     params: bool = False,
 ) -> PagedList:
-    """List jobs, a page at a time as you go on; jobs that change meanwhile may be missed or shown as they were.
+    """List jobs, a page at a time as you iterate; jobs that change meanwhile may be missed or shown as they were.
 
-    Jobs that wait come in the order of their dues, those that have ended with the last one first (both if `state` says so), all
-    others in the order of `enq`. No status has a result.
+    With `state`, jobs that wait come in the order of their dues, and jobs that have ended come with the last one first. All
+    others come in the order of `enq`. No status has a result.
 
     Args:
-        state: `waiting`, `ready`, `running`, `done`, `dead` or `cancelled`; None for any, as with what follows.
+        state: `waiting`, `ready`, `running`, `done`, `dead` or `cancelled`; None for any, as with the filters that follow.
         module: Only jobs of this module.
         target_worker: Only jobs for this worker.
         key_prefix: Only jobs whose key begins so.
@@ -79,14 +79,14 @@ def list_(
         due_after: Only jobs due then or later.
         ended_after: Only jobs that ended then or later.
         error: Only jobs whose last error has this text in it, whatever its case; at most 255 characters.
-        params: Tell also what each job was enqueued with.
+        params: Also return the params of each job.
     """
     wanted = filter_of(state, module, target_worker, key_prefix, due_before, due_after, ended_after, error)
     return PagedList(wanted, params=params)
 
 
 class PagedList:
-    """A listing, a page at a time: send `ask`, give the answer to `take`, and go on until it `is_over`."""
+    """A listing, a page at a time: send `ask`, give the answer to `take`, and repeat until it `is_over`."""
 
     def __init__(self, wanted: JobFilter, *, params: bool) -> None:
         self._filter = wanted
@@ -101,7 +101,7 @@ class PagedList:
         return Pending(Kind.LIST, [checked(Kind.LIST, message)], readings.page)
 
     def take(self, answer: tuple[list[Status], tuple[int, ...]]) -> list[Status]:
-        """The jobs of the page that this is."""
+        """Return the jobs of a page, and remember where the next one begins."""
         page, self._after = answer
         self.is_over = not self._after
         return page

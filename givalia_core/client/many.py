@@ -26,17 +26,17 @@ from givalia_core.views import Status, wire_id
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Handle)
-Named: TypeAlias = str | Handle | Status  # A job by its key, or by what has its id.
+Named: TypeAlias = str | Handle | Status  # A job by its key, or by an object that has its id.
 Name: TypeAlias = tuple[str | None, bytes | None]  # As messages have it: the key, or the id.
 
 EXPECTED: Final = (NotFound, WrongState, DuplicateKey)  # Expected in bulk calls, so they are returned, not raised.
-FIELDS_BYTES: Final = 64  # The bytes of one cancel or ext in a frame at most, its key apart,
-ENQ_BYTES: Final = 96  # and of one enq, its params, key and names apart.
+FIELDS_BYTES: Final = 64  # The most bytes of one cancel or ext in a frame, without its key,
+ENQ_BYTES: Final = 96  # and of one enq, without its params, key and names.
 FRAME_ROOM_BYTES: Final = FRAME_BYTES_MAX - 64  # For items.
 
 
 class Many(NamedTuple, Generic[T]):
-    """The frames of one call, and the function that makes the caller's answers of theirs; it may raise `PartlyRefused`."""
+    """The frames of one call, and the function that turns their answers into the caller's; it may raise `PartlyRefused`."""
 
     requests: Iterator[Pending[T]]
     finish: Callable[[list[T | GivaliaError]], list[T | NotFound | WrongState]]
@@ -87,7 +87,7 @@ def enq_of(job: Mapping[str, Any]) -> Enq:
     """Return the message of a job that is given as a mapping with its module and the options of `enq`.
 
     Raises:
-        BadRequest, TooLarge: It cannot be sent.
+        BadRequest, TooLarge: The job cannot be sent.
     """
     if not isinstance(job, Mapping):
         raise BadRequest(f"a job is a mapping with its module and the options of enq, not {type(job).__name__}")
@@ -112,7 +112,7 @@ def _key_bytes(key: str | None) -> int:
 
 
 def _in_frames(command: Command[..., T], sized: Iterable[tuple[Item, int]], most: int = ITEMS_MAX) -> Iterator[Pending[T]]:
-    """Yield as few frames as the limits allow, in order; `sized` has with each item how many bytes it takes at most."""
+    """Yield as few frames as the limits allow, in order; `sized` has each item with the most bytes that it takes."""
     batch: list[Item] = []
     room_bytes = FRAME_ROOM_BYTES
     for packed, size_bytes in sized:
@@ -126,19 +126,19 @@ def _in_frames(command: Command[..., T], sized: Iterable[tuple[Item, int]], most
 
 
 def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, running: bool = False) -> Many[str]:
-    """Call many jobs off at once; for each, in order, what `cancel` answers or the `NotFound` or `WrongState` it raises.
+    """Cancel many jobs at once; return for each, in order, the answer of `cancel`, or its `NotFound` or `WrongState`.
 
-    So a job that has started or is gone is an answer among others. Each part of up to 10,000 jobs or 1 MiB is one commit, and
-    on return all of them are durable; the parts travel without waiting for each other.
+    A job that has started or is gone is an answer among others. Each part of up to 10,000 jobs or 1 MiB is one commit, and on
+    return all parts are durable; the parts travel without waiting for each other.
 
     Args:
-        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. The same job twice gets the same answer.
         ids: Ids instead.
         running: Also ask those that have started to stop.
 
     Raises:
         PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each. The others stand.
-        BadRequest: One cannot be sent at all. Nothing was.
+        BadRequest: One cannot be sent at all. Nothing was sent.
     """
     return _each(CANCEL, jobs, ids, lambda name: Cancel(new_id(), *name, running))
 
@@ -146,41 +146,41 @@ def cancel_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | Non
 def requeue_many(
     jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, time: Length = 0, at: Instant | None = None
 ) -> Many[datetime]:
-    """Give many dead or cancelled jobs another life; for each, in order, its due, or what `requeue` raises for it.
+    """Give many dead or cancelled jobs another life; return for each, in order, its due, or the error of `requeue`.
 
     Parts, commits and durability are as in `cancel_many`.
 
     Args:
-        jobs: Keys, handles or `Status` records; the last two stand for their ids. Two of the same are answered alike.
+        jobs: Keys, handles or `Status` records; the last two stand for their ids. The same job twice gets the same answer.
         ids: Ids instead.
         time: Seconds from now until they are due.
         at: The instant at which they are due instead.
 
     Raises:
         PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
-        BadRequest: One cannot be sent at all. Nothing was.
+        BadRequest: One cannot be sent at all. Nothing was sent.
     """
     delay_us, at_us = commands.when(time, at)
     return _each(REQUEUED, jobs, ids, lambda name: Requeue(new_id(), *name, delay_us, at_us))
 
 
 def stat_many(jobs: Iterable[Named] | None = None, *, ids: Iterable[str] | None = None, params: bool = False) -> Many[Status]:
-    """Return what is known of many jobs; for each, in order, what `stat` returns or the `NotFound` it raises.
+    """Return what is known of many jobs: for each, in order, the answer of `stat` or its `NotFound`.
 
     Args:
         jobs: Keys, handles or `Status` records; the last two stand for their ids.
         ids: Ids instead.
-        params: Tell also what each was enqueued with.
+        params: Also return the params of each.
 
     Raises:
         PartlyRefused: Some were refused for another reason; `.answers` has an answer or an error for each.
-        BadRequest: One cannot be sent at all. Nothing was.
+        BadRequest: One cannot be sent at all. Nothing was sent.
     """
     return _each(STAT, jobs, ids, lambda name: Stat(*name, params), STATS_PER_FRAME)
 
 
 REQUEUED: Final = Command(REQUEUE.kind, REQUEUE.make, EXT.read)
-"""As `REQUEUE`, but only the new due of the answer is of interest."""
+"""As `REQUEUE`, but the answer is read as the new due only."""
 
 
 def _each(
@@ -214,9 +214,9 @@ def ext_many(
     at: Instant | None = None,
     ids: Iterable[str] | Mapping[str, Length] | None = None,
 ) -> Many[datetime]:
-    """Move the dues of many jobs at once; for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
+    """Move the dues of many jobs at once; return for each, in order, its new due, or the `NotFound` or `WrongState` of `ext`.
 
-    Parts, commits and durability are as in `cancel_many`. Handles that are given hear of their new due.
+    Parts, commits and durability are as in `cancel_many`. Handles that are given get their new due.
 
     Args:
         jobs: Keys, handles or `Status` records, each once; or a mapping of them to the `time` that each is moved by.
@@ -226,7 +226,7 @@ def ext_many(
 
     Raises:
         PartlyRefused: Some were refused for another reason; `.answers` has a due or an error for each. The others stand.
-        BadRequest: One cannot be sent at all, or is named twice. Nothing was.
+        BadRequest: One cannot be sent at all, or is named twice. Nothing was sent.
     """
     given, name_of = _given(jobs, ids)
     moved: dict[Name, Named] = {}

@@ -1,7 +1,7 @@
 """One request of a client: the frame that is sent, the reading of its answers, and how far it is.
 
-A server runs a command only when it has the whole of its frame. So a request of which no connection ever took the last byte was
-certainly not done, and its error says so. Whether any other request that ends without an answer was done is unknown.
+A server runs a command only when it has the whole frame. So a request whose last byte no connection ever took was certainly
+not done, and its error says so. For any other request that ends without an answer, the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Pending(Generic[T]):
     kind: Kind
     items: list[Item]
     read: Callable[[Any], T]
-    """Makes of one answer what the caller gets; may raise the error that a job ended with."""
+    """Turns one answer into the value for the caller; may raise the error that a job ended with."""
     waits: bool = False
-    """The answer comes when a job has ended, and not at once."""
+    """True if the answer comes when a job has ended, not at once."""
     timeout_s: float | None = None
     """The patience of the caller; None: for a job's end for ever, for other answers as long as requests are resent."""
 
@@ -47,14 +47,14 @@ class Pending(Generic[T]):
     news: tuple[float, str] | None = None
     """The newest progress that the caller has not taken."""
     refusal: list[Any] | None = None
-    """The answers of a server that stops, until the next server was asked."""
+    """The answers of a server that stops, until the next server is asked."""
     refusals: int = 0
     lates: int = 0
     """The number of times a server refused the command as too late."""
     was_sent: bool = False
-    """A connection took the whole frame and was lost before the answer."""
+    """True if a connection took the whole frame and was lost before the answer."""
     was_taken: bool = False
-    """A server had the whole frame, and refused it or a part of it."""
+    """True if a server had the whole frame, and refused it or a part of it."""
     connection: object | None = None
     """The connection that carries it."""
     ends_at_byte: int = 0
@@ -65,38 +65,38 @@ class Pending(Generic[T]):
 
     @property
     def is_over(self) -> bool:
-        """It has its answers, or an error for them all."""
+        """True once it has its answers, or an error for them all."""
         return self.answers is not None or self.error is not None
 
     @property
     def may_be_done(self) -> bool:
-        """A copy of it, on a connection that is lost, may have taken effect or may do so yet."""
+        """True if a copy of it, on a lost connection, may have taken effect or may yet do so."""
         return self.was_sent and self.kind in CHANGING
 
     @property
     def is_refused(self) -> bool:
-        """It was not done and is not under way: servers that stop refused it, and it was not sent since."""
+        """True if it was not done and is not under way: servers that stop refused it, and it was not sent since."""
         return self.refusal is not None and not self.waits and not self.may_be_done
 
     @property
     def is_unsent(self) -> bool:
-        """No connection took its whole frame, and none will: it was certainly not done."""
+        """True if it was certainly not done: no connection took its whole frame, and none carries it."""
         return not (self.was_sent or self.was_taken) and self.connection is None
 
     @property
     def is_lost_unsent(self) -> bool:
-        """It ended with the error that it was not sent."""
+        """True if it ended with the error that it was not sent."""
         return isinstance(self.error, ConnectionLost) and self.error.details.get("sent") is False
 
     def lost(self, taken_bytes: int, now_s: float) -> None:
-        """Note that the connection that carries it is over, having taken so many bytes."""
+        """Note that its connection is over, and has taken so many bytes."""
         self.unsent_since_s = now_s
         if self.connection is not None:
             self.was_sent = self.was_sent or taken_bytes >= self.ends_at_byte
             self.connection = None
 
     def refused(self) -> None:
-        """Note that a server answered it and that it is sent again; the accepted part of a frame of many stands."""
+        """Note that a server refused it, and that it is sent again; the accepted part of a frame of many stands."""
         self.connection, self.was_taken = None, True
 
     def left_s(self, now_s: float) -> float | None:
@@ -111,14 +111,14 @@ class Pending(Generic[T]):
             self.error = answers[0]
 
     def run_out(self, why: str) -> None:
-        """End because the caller stops waiting; `why` the connection that carried it was lost, if one was."""
+        """End because the caller stops waiting; `why` tells how its connection was lost, if one was."""
         if self.waits:
             self.error = WaitTimeout("the job has not ended in the time given; it goes on")
         else:
             self.give_up(f"no answer in time ({why})" if why else "no answer in time")
 
     def give_up(self, why: str) -> None:
-        """End without an answer, unless a refusal is one."""
+        """End with the refusal of servers that stop, if there is one; else without an answer."""
         if self.is_refused and self.refusal is not None:
             self.take(self.refusal)
         else:
@@ -136,7 +136,7 @@ class Pending(Generic[T]):
 
 
 def check_whole(frames: Sequence[Pending[Any]], answered: int) -> None:
-    """Correct the error of the first frame of a call: it says that nothing was sent, which may be false of the whole call.
+    """Correct the error of the first frame of a call: it says that nothing was sent, which may be false for the whole call.
 
     Args:
         frames: The frames of the call that were not answered, in order.

@@ -1,7 +1,7 @@
 """Reads the records of answers for users: a `Status`, a page of a listing, the error of a job without a result.
 
-A result is written by a worker, and no server looks into it: that it cannot be read is an answer. Anything else that differs
-from `docs/protocol.md` comes from no server of this protocol, and the connection is of no use.
+A worker writes the result, and no server reads it: an unreadable result is an answer. Anything else that differs from
+`docs/protocol.md` comes from no server of this protocol, and the connection is of no use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STATUS: Final[dict[str, Check]] = {
 
 
 def record(_: type[A]) -> Callable[[Any], A]:
-    """Return the reading of an answer whose record is used as it is."""
+    """Return a reader of answers whose record is used as it is."""
     return lambda answer: answer
 
 

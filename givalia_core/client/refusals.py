@@ -1,4 +1,4 @@
-"""Refusals that the caller does not hear of, because the request is sent again: to another server, or later to the same."""
+"""Refusals that the caller does not get, because the request is sent again: to another server, or later to the same."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def is_kept(
     put_off: MutableMapping[Pending[Any], float],
     now_s: float,
 ) -> bool:
-    """Keep a request that was refused, if it is to be sent again; return whether it is.
+    """Keep a refused request if it must be sent again; return whether it is kept.
 
-    It goes to another server if this one stops and there is another. The whole frame is sent again: what this server refused
-    was not done, and for the rest the ids are known, and the answers the same. Or it is put off, and goes to the same server
-    after its `retry_after`.
+    The request goes to another server if this one stops and there is another. The whole frame is sent again: the refused
+    commands were not done, and for the others the ids are known and the answers the same. Or the request is put off, and goes
+    to the same server after its `retry_after`.
     """
     if failover.has_others and any(isinstance(answer, ShuttingDown) for answer in answers):
         request.refused()
@@ -42,8 +42,8 @@ def _busy(request: Pending[Any], answers: Sequence[Any]) -> GivaliaError | None:
     """Return the refusal after which the same server is asked again.
 
     A wait is sent again whenever the server is busy, since the time to wait is the caller's own. A command is sent again if it
-    came too late to be decided; any other `Busy` is for the caller, unless an earlier copy of the command may be done: a server
-    that decides nothing does not know.
+    came too late to be decided. The caller gets any other `Busy`, unless an earlier copy of the command may be done: a server
+    that decides nothing does not know that.
     """
     may_be_done = request.may_be_done
     undecided = (answer for answer in answers if isinstance(answer, Busy) or (may_be_done and isinstance(answer, StoreFull)))
@@ -51,5 +51,5 @@ def _busy(request: Pending[Any], answers: Sequence[Any]) -> GivaliaError | None:
 
 
 def _is_late(answer: GivaliaError) -> bool:
-    """Return whether a command was refused as older than its client waits; nothing was decided."""
+    """Return whether a command was refused because it came after its client's limit; nothing was decided."""
     return isinstance(answer, Busy) and bool(answer.details.get("late"))

@@ -1,6 +1,6 @@
-"""The servers of a client: those it is given, else in a job those of its worker, else those of its settings.
+"""The servers of a client: those given to it, else in a job those of its worker, else those of its settings.
 
-A client may be made while a module is imported, before the worker knows its servers. So it finds them at its first command.
+A client may be made while a module is imported, before the worker knows its servers. So the first command finds the servers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("givalia.settings")
 
 
 def given(host: Hosts | None, port: int | None) -> Find:
-    """Return a function that finds these servers; the one of this machine if none are given, outside a job.
+    """Return a function that finds these servers; if none are given outside a job, the server of this machine.
 
     Raises:
         BadRequest: Not an address.
@@ -89,7 +89,7 @@ class _Lazily:
         if client is None:
             return self
         made = type(client)._make(client._find(), client._resend_s, client._find)  # noqa: SLF001 - The same room.
-        # Threads that come here at once share the first one made. A lock might be held at a fork.
+        # Threads that come here at once share the first one made. Not by a lock, which might be held at a fork.
         return client.__dict__.setdefault("_transport", made)
 
 

@@ -1,8 +1,8 @@
 """The transport of a blocking client, for any number of threads or greenlets.
 
-There is no thread of its own. One of the callers who wait for answers reads for all: the first to come takes the reading, hands
-each answer to its caller, and when it has its own, leaves the reading to the next. `RequestDelivery` decides what is sent when,
-to which server, and when it is given up; here are the locks and the sockets. Calls that are cut short are in `interrupted`.
+The transport has no thread of its own. One caller that waits for an answer reads for all: it hands each answer to its caller
+and, when it has its own, yields the reading to the next. `RequestDelivery` decides what is sent when, to which server, and when
+it is given up; here are the locks and the sockets. Calls that are cut short are in `interrupted`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from givalia_core.protocol.caller import Broken
 
 T = TypeVar("T")
 
-TURN_S: Final = 0.05  # How long a sender waits for room while another thread reads, which may leave.
+TURN_S: Final = 0.05  # How long a sender waits for room while another thread reads; that thread may leave.
 
 
 class BlockingTransport:
@@ -35,7 +35,7 @@ class BlockingTransport:
         self.servers = addresses, resend_s, find
         self.delivery = RequestDelivery(*self.servers)
         self.socket: BlockingSocket | None = None  # Of the present connection.
-        self.lock = threading.RLock()  # Guards everything else here. A call that is cut short lets go of it: see `interrupted`.
+        self.lock = threading.RLock()  # Guards everything else here. A call that is cut short releases it: see `interrupted`.
         self.changed = threading.Condition(self.lock)
         self.sending = threading.RLock()  # Held while a frame is sent, so that frames do not mix.
         self.reader: int | None = None  # The thread that reads.
@@ -44,7 +44,7 @@ class BlockingTransport:
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: the connection and all calls under way are the parent's."""
+        """Leave the connection and all calls under way to the parent, in a fork."""
         interrupted.by_fork(self)
 
     def close(self) -> None:
@@ -76,8 +76,8 @@ class BlockingTransport:
         return [answer for part in self.carry(requests) for answer in part]
 
     def carry(self, requests: Iterable[Pending[Any]], on_progress: OnProgress | None = None) -> list[list[Any]]:
-        """Return the answers to each request. Whatever cuts that short, nothing of them is left here or on the wire."""
-        # RLock has no public name for the question whether this thread holds it.
+        """Return the answers to each request. If this is cut short, no part of the requests stays here or on the wire."""
+        # RLock has no public method that tells whether this thread holds it.
         if self.lock._is_owned() or self.sending._is_owned() or self.reader == threading.get_ident():  # type: ignore[attr-defined]  # noqa: SLF001 - Python says it in no other way.
             return interrupted.carry_apart(self, requests, on_progress)
         under_way: deque[Pending[Any]] = deque()
@@ -119,10 +119,10 @@ class BlockingTransport:
             if news is None:
                 self._read_for_all(request)
             elif on_progress is not None:
-                on_progress(*news)  # It may take its time, and use this very client: nothing is held meanwhile.
+                on_progress(*news)  # The function may be slow, and may use this client: no lock is held meanwhile.
 
     def _read_for_all(self, request: Pending[Any]) -> None:
-        """Read until there is something for this request, connecting and sending again as often as it takes."""
+        """Read until there is something for this request, connecting and sending again as often as necessary."""
         try:
             while True:
                 with self.lock:
@@ -139,7 +139,7 @@ class BlockingTransport:
             self._leave_reading()
 
     def _listen(self, sock: BlockingSocket, step: Listen, due: Sequence[Pending[Any]]) -> None:
-        """Send what is due; if nothing is, wait for something to arrive, as long as there is nothing else to do."""
+        """Send the requests that are due; if none are, wait for bytes to arrive, as long as there is nothing else to do."""
         for request in due:
             self.transmit(sock, request)
         if due:
@@ -153,7 +153,7 @@ class BlockingTransport:
             self.drop(sock, str(error))
 
     def _receive(self, sock: BlockingSocket) -> None:
-        """Read once, and hand out the answers; what is cut short here is noticed by `is_receiving`."""
+        """Read once, and hand out the answers; `is_receiving` stays True if this is cut short."""
         self.is_receiving = True
         try:
             data = sock.receive()
@@ -175,7 +175,7 @@ class BlockingTransport:
             self.changed.notify_all()
 
     def _search(self, step: Connect | Rest) -> None:
-        """Connect, and have whatever has no answer sent next; or rest."""
+        """Connect, and let all requests without an answer be sent next; or rest."""
         if isinstance(step, Rest):
             with self.lock:
                 self.changed.notify_all()  # Some may have been given up.
@@ -193,17 +193,17 @@ class BlockingTransport:
                 sock.close()
                 return
             now_s = clock.monotonic()
-            # In this order, and nothing is sent from a list of this call's own: it may be cut short at any step, and then the
-            # next reader goes on. A connection needs its socket, and what no connection carries must be known.
+            # Keep this order, and send nothing from a local list: this call may be cut short at any step, and then the next
+            # reader continues. A connection needs its socket, and the requests without a connection must be known.
             self.socket = sock
             self.delivery.put_off = dict.fromkeys(self.delivery.requests, now_s)
             self.delivery.connected(sock.connection, now_s)
 
     def transmit(self, sock: BlockingSocket, request: Pending[Any]) -> None:
-        """Number a request and send it; a connection that breaks here is found broken by the reader."""
+        """Number a request and send it; the reader finds out about a connection that breaks here."""
         with self.sending:
             with self.lock:
-                if self.sender is not None:  # It was cut short, has left the other lock, and has not come to clean up.
+                if self.sender is not None:  # It was cut short, has released the other lock, and has not cleaned up.
                     interrupted.drop_half_sent(self)
                 self.sender = threading.get_ident()
                 data = memoryview(self.delivery.load(sock.connection, request, clock.monotonic()))
@@ -216,14 +216,14 @@ class BlockingTransport:
                 self.sender = None
 
     def _send_rest(self, sock: BlockingSocket, request: Pending[Any], rest: memoryview, sent_bytes: int) -> None:
-        """Send the rest of a frame; one that has begun has to be finished, as long as it moves and its caller waits.
+        """Send the rest of a frame; a frame that has begun must be finished, as long as it moves and its caller waits.
 
         Raises:
-            Broken: The connection is, or the path is dead, or the caller's time is over in the middle of the frame.
+            Broken: The connection broke, or the path is dead, or the caller's time is over in the middle of the frame.
         """
         while rest:
             now_s = clock.monotonic()
-            if sent_bytes:  # There was room for some of it, so the server's TCP took some of what was sent before.
+            if sent_bytes:  # There was room for some bytes, so the server's TCP took some of those sent before.
                 request.sent_at_s = now_s
                 sock.connection.pulse.moved(now_s)
             if request.left_s(now_s) == 0:
@@ -233,7 +233,7 @@ class BlockingTransport:
             rest = rest[sent_bytes:]
 
     def make_room(self, sock: BlockingSocket, request: Pending[Any]) -> None:
-        """Wait until the socket takes more. Read meanwhile, unless another thread does: the server may wait for just that."""
+        """Wait until the socket takes more. Read meanwhile, unless another thread does: the server may wait for this read."""
         me = threading.get_ident()
         with self.lock:
             before = self.reader
@@ -253,7 +253,7 @@ class BlockingTransport:
                 self._leave_reading()
 
     def _look(self, sock: BlockingSocket) -> None:
-        """Nothing has arrived: send a ping if one is due, which needs a moment at which nothing else is being sent.
+        """Send a ping if one is due after a silence; this needs a moment at which nothing else is being sent.
 
         Raises:
             Broken: The server is silent, or the path is dead.
@@ -270,9 +270,9 @@ class BlockingTransport:
                 self.sending.release()
 
     def drop(self, sock: BlockingSocket, why: str) -> None:
-        """Forget a connection that is of no use any more; unanswered requests are sent again on the next."""
+        """Discard a connection; unanswered requests are sent again on the next."""
         with self.lock:
-            sock.close()  # First, so that nothing is sent any more of what is then said not to have been.
+            sock.close()  # First, so that nothing more is sent of requests that are then reported as not sent.
             self.delivery.drop(sock.connection, why, clock.monotonic())
             if self.socket is sock:
                 self.socket = None

@@ -18,7 +18,7 @@ from givalia_core.engine import dues
 from givalia_core.engine.records import UNDECIDED, Effect, Refusal, Reply
 from givalia_core.errors import BadRequest, DuplicateKey, GivaliaError, WrongState
 from givalia_core.model import CANCELLED, DEAD, ENDED, RUNNING, WAITING, Job, JobState
-from givalia_core.protocol.answers import Acted, Answer, Cancelled
+from givalia_core.protocol.answers import ActedPage, Answer, Cancelled
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Act, Cancel, Ext, Kind, Requeue
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
@@ -123,7 +123,7 @@ def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) 
             ticket = acts.submit(*_commands(message, jobs[start : start + AT_ONCE]))
             yield Awaiting(ticket)
             counts += _counted(message, acts.collect(ticket))
-    return Acted(dict(counts), end_seq, *(after or ()))
+    return ActedPage(dict(counts), end_seq, *(after or ()))
 
 
 def _refuse_nonsense(message: Act, wanted: Filter, now: Now) -> None:

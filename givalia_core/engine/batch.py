@@ -6,11 +6,11 @@ often the job was touched.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from givalia_core.clock import SECOND_US, Now
 from givalia_core.engine.desk import Desk
-from givalia_core.engine.records import Close, Effect, News, Refusal, Tell, hook_of
+from givalia_core.engine.records import Close, Effect, JournalEntry, Refusal, Tell, hook_of
 from givalia_core.errors import Busy
 from givalia_core.model import (
     DEAD,
@@ -30,7 +30,7 @@ from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind, Progressed
 from givalia_core.store.base import VARIANTS_MAX, Change, Found, Route
-from givalia_core.takers import Room, Session
+from givalia_core.takers import Room, WorkerSession
 from givalia_core.views import id_in
 
 Author = tuple[int, int]
@@ -70,8 +70,8 @@ class Batch:
         self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
         self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
         # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
-        self.taken: dict[int, tuple[Session | None, int]] = {}
-        self.resumed: list[Session] = []  # Who has named the leases it holds.
+        self.taken: dict[int, tuple[WorkerSession | None, int]] = {}
+        self.resumed: list[WorkerSession] = []  # Who has named the leases it holds.
         self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
         self.ends_hold = False  # Whether the hold is over once the batch is.
         self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
@@ -227,9 +227,9 @@ class Batch:
             self.effects.append((job.seq, hook_of(name, job, **extra)))
 
     def news(self, act: str, subject: Any, seq: int = 0, *, jobs: int = 0, why: str = "") -> None:
-        """Have a line logged, once the job (0: none) is stored; see `News`."""
+        """Have a line logged, once the job (0: none) is stored; see `JournalEntry`."""
         if self.desk.tells_news:
-            self.effects.append((seq, News(act, subject, jobs, why)))
+            self.effects.append((seq, JournalEntry(act, subject, jobs, why)))
 
     def follow(self, job: Job) -> None:
         """Somebody waits for this job: unless its end will be seen here, be told of it."""
@@ -269,5 +269,10 @@ class Batch:
         """Return one change for each job that was touched, inserts in the order of enq."""
         stored = self.was
         return [
-            Change(was, job) for seq, job in self.jobs.items() if (was := stored[seq]) is None or was.version != job.version
+            _make(Change, (was, job))
+            for seq, job in self.jobs.items()
+            if (was := stored[seq]) is None or was.version != job.version
         ]
+
+
+_make: Final = tuple.__new__  # The constructor of a named tuple takes twice as long.

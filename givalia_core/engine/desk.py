@@ -22,7 +22,7 @@ from givalia_core.model import (
 from givalia_core.policy import Policy
 from givalia_core.routing import Routing
 from givalia_core.store.base import FENCE_COUNTER_BITS, Claim, Route, Wanted
-from givalia_core.takers import Room, Session
+from givalia_core.takers import Room, WorkerSession
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
@@ -52,7 +52,7 @@ class Lease:
     progress: tuple[float, str] | None = None
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> WorkerSession | None:
         """The worker that holds it, while that is connected."""
         return None if self.room is None else self.room.session
 

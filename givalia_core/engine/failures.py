@@ -9,10 +9,10 @@ from givalia_core.engine.records import Ended
 from givalia_core.model import CHILD_DEATHS_MAX, RELEASES_MAX, RUNNING, WAITING, Job, OutcomeKind, evolve
 from givalia_core.protocol.answers import TAKEN, Answer, Failed
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.messages import Fail, Progress, Release
+from givalia_core.protocol.messages import FailReport, Progress, Release
 
 
-def _held(batch: Batch, asked: Asked, message: Fail | Release | Progress) -> Job:
+def _held(batch: Batch, asked: Asked, message: FailReport | Release | Progress) -> Job:
     """Return the job of `find_held`; raise a refusal if there is none."""
     job = find_held(batch, asked, message)
     if job is None:
@@ -31,7 +31,7 @@ def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
     return TAKEN
 
 
-def fail(batch: Batch, asked: Asked, message: Fail) -> Answer:
+def fail(batch: Batch, asked: Asked, message: FailReport) -> Answer:
     """Settle a failed attempt: retried, dead, or cancelled if a stop was asked (T5, T7, T8)."""
     job = _held(batch, asked, message)
     kind, deaths = OutcomeKind(message.kind), job.deaths + message.child_died

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from givalia_core.clock import Now
 from givalia_core.engine.batch import Batch
 from givalia_core.engine.desk import LENT_TOGETHER_BYTES, Desk, Names
 from givalia_core.engine.records import Refusal
@@ -17,7 +18,9 @@ from givalia_core.errors import GivaliaError, Stale
 from givalia_core.model import DONE, RUNNING, Job, evolve
 from givalia_core.protocol.answers import TAKEN, Answer
 from givalia_core.protocol.asked import Asked
-from givalia_core.protocol.messages import CAPACITY_MAX, Fail, Progress, Release, Succeed
+from givalia_core.protocol.codec import item
+from givalia_core.protocol.frames import Item
+from givalia_core.protocol.messages import ANY, CAPACITY_MAX, Dispatch, FailReport, Progress, Release, Succeed
 from givalia_core.store.base import Claim, Route
 from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Room
 from givalia_core.timers import Window
@@ -196,7 +199,22 @@ def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
     names.reporting[asked.conn] = names.reporting.get(asked.conn, 0) + len(asked.messages)
 
 
-def find_held(batch: Batch, asked: Asked, message: Succeed | Fail | Release | Progress) -> Job | None:
+def dispatch_of(job: Job, now: Now) -> Item:
+    """Return the item that tells a worker of a job that was lent to it."""
+    ahead_us = now.timer_us - now.wall_us if now.steady_ahead_us is None else now.steady_ahead_us
+    due_us = job.due_at_us if job.on_wall else job.due_at_us - ahead_us
+    is_plain = job.timeout_us is None and job.specifier is None and not job.priority and job.target_worker == ANY
+    if is_plain and job.key is not None:  # As `item` has it, in a third of the time.
+        return (job.id, job.fence, job.module, job.attempt, due_us, job.key), job.params
+    return item(
+        Dispatch(
+            job.id, job.fence, job.module, job.attempt, due_us, job.key, job.target_worker, job.priority, job.timeout_us,
+            job.specifier, job.params,
+        )
+    )  # fmt: skip
+
+
+def find_held(batch: Batch, asked: Asked, message: Succeed | FailReport | Release | Progress) -> Job | None:
     """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
 
     The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of

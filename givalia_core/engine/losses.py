@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 
 
 class Losses:
@@ -25,7 +25,7 @@ class Losses:
         """A worker has connected."""
         self.gone.pop(instance, None)
 
-    def leave(self, session: Session, now_us: int) -> None:
+    def leave(self, session: WorkerSession, now_us: int) -> None:
         """A worker's connection is gone; nothing is lost with one that could take no more and held nothing."""
         if any(room.capacity > 0 or room.held > 0 for room in session.rooms.values()):
             self.gone[session.join.instance] = now_us

@@ -94,7 +94,7 @@ def _shown(value: Any) -> Any:
     return Outcome(value.kind, error=value.error) if isinstance(value, Ended) else value
 
 
-class News(NamedTuple):
+class JournalEntry(NamedTuple):
     """Something that the log of the server says, after the commit.
 
     Of a worker (`subject` is its session): it has `joined`, it has `left` as it should, or it is `gone`, with so many `jobs`,
@@ -108,7 +108,7 @@ class News(NamedTuple):
     why: str = ""
 
 
-Effect: TypeAlias = Reply | Tell | Close | Hook | News
+Effect: TypeAlias = Reply | Tell | Close | Hook | JournalEntry
 
 
 UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)

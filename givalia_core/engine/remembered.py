@@ -15,7 +15,8 @@ import msgpack
 
 from givalia_core.errors import StoreCorrupt
 from givalia_core.model import REMEMBERED_AT_LEAST_US
-from givalia_core.protocol.answers import Answer, Unreadable, decode, to_item
+from givalia_core.protocol.answers import Answer
+from givalia_core.protocol.codec import UnreadableAnswer, answer_item, read_answer
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.shared import Kept
 
@@ -28,15 +29,15 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 def pack(answer: Answer) -> bytes:
     """Return an answer without a payload, as it is kept."""
-    packed: bytes = _pack(to_item(answer)[0])
+    packed: bytes = _pack(answer_item(answer)[0])
     return packed
 
 
 def unpack(kind: Kind, packed: bytes) -> Answer:
     """Return the answer to a command of this kind that was packed; one that cannot be read is an error, too."""
     try:
-        return decode(kind, msgpack.unpackb(packed))
-    except Unreadable as error:  # Another server of the store has kept it, perhaps of a later version.
+        return read_answer(kind, msgpack.unpackb(packed))
+    except UnreadableAnswer as error:  # Another server of the store has kept it, perhaps of a later version.
         return StoreCorrupt(f"the answer that this command was given cannot be read: {error}")
 
 

@@ -26,7 +26,7 @@ from givalia_core.store.shared import Event
 NOBODY: Final = -1  # Looks after no lease.
 
 
-class Decided(NamedTuple):
+class SingleDecision(NamedTuple):
     """The answer to the command, what must be stored for it to be true, and the calls of hooks that it then owes."""
 
     answer: Answer
@@ -52,7 +52,7 @@ class Single:
         desk.listening = frozenset(HOOKS)
         return desk
 
-    def decide(self, found: Found, now: Now) -> Decided:
+    def decide(self, found: Found, now: Now) -> SingleDecision:
         """Decide over what was read; may be called again when something has changed."""
         desk = self._desk()
         desk.use_numbers(found.floor)
@@ -60,7 +60,7 @@ class Single:
         answer = answer_one(VERBS[self._asked.kind], batch, self._asked, self._asked.messages[0])
         assert answer is not None, "this command is answered later, and nobody would"
         hooks = [effect for _, effect in batch.effects if isinstance(effect, Hook)]
-        return Decided(
+        return SingleDecision(
             answer,
             batch.changes(),
             [Event(hook.name, hook.job, hook.extra.get("running")) for hook in hooks],

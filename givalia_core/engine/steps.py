@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from givalia_core import variants
 from givalia_core.clock import SECOND_US, Now, Timekeeper
-from givalia_core.engine import answers, failures, refusals, sharing, verbs, workers
+from givalia_core.engine import answers, failures, leases, refusals, sharing, verbs, workers
 from givalia_core.engine.batch import NOBODY, Batch
 from givalia_core.engine.desk import Lease, Names, wanted
 from givalia_core.engine.questions import KINDS
@@ -21,7 +21,7 @@ from givalia_core.protocol.answers import Answer
 from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.codec import item
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Dispatch, Heard, Kind
+from givalia_core.protocol.messages import Heard, Kind
 from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Store, Wanted
 from givalia_core.store.shared import Keeping
 
@@ -274,19 +274,8 @@ class Decided:
                 del desk.leases[job.id]
             # A lease runs from the worker's last message, as the worker itself counts.
             desk.leases[job.id] = Lease(job, room, session.beat_mono_us + lease_us)
-            dispatches.setdefault(session.conn, []).append(_dispatch_of(job, self.arrived.now))
+            dispatches.setdefault(session.conn, []).append(leases.dispatch_of(job, self.arrived.now))
         for conn, items in dispatches.items():
             worker = desk.routing.sessions.get(conn)
             if worker is not None:
                 effects.append(Tell(conn, Kind.DISPATCH, [item(Heard(worker.heard, lease_us)), *items]))
-
-
-def _dispatch_of(job: Job, now: Now) -> Item:
-    ahead_us = now.timer_us - now.wall_us if now.steady_ahead_us is None else now.steady_ahead_us
-    due_us = job.due_at_us if job.on_wall else job.due_at_us - ahead_us
-    return item(
-        Dispatch(
-            job.id, job.fence, job.module, job.attempt, due_us, job.key, job.target_worker, job.priority, job.timeout_us,
-            job.specifier, job.params,
-        )
-    )  # fmt: skip

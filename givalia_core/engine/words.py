@@ -16,7 +16,7 @@ from givalia_core.headline import headline
 from givalia_core.model import REQUESTS_MOST, RUNNING, WAITING, Job, JobState
 from givalia_core.protocol import frames
 from givalia_core.store.base import READY_COUNTED_TO
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 from givalia_core.times import length_words, to_datetime
 
 BRIEF_BYTES_MAX: Final = 1_024
@@ -197,7 +197,7 @@ def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
         yield from other["workers"]
 
 
-def _worker(desk: Desk, session: Session) -> dict[str, Any]:
+def _worker(desk: Desk, session: WorkerSession) -> dict[str, Any]:
     runs = Counter(lease.job.module for lease in desk.leases.of_holder(session.join.instance) if lease.session is session)
     return {**session.describe(), "runs": dict(runs), **desk.peers.get(session.conn, {})}
 
@@ -220,7 +220,7 @@ def own_modules(desk: Desk) -> list[dict[str, Any]]:
     return [module for session in desk.routing.sessions.values() for module in _modules_of(session)]
 
 
-def _modules_of(session: Session) -> Iterator[dict[str, Any]]:
+def _modules_of(session: WorkerSession) -> Iterator[dict[str, Any]]:
     for announced in list(session.announced.values()):
         yield {
             "module": announced.name,

@@ -21,13 +21,13 @@ from givalia_core.protocol.messages import (
     PROCESSES_MAX,
     Announce,
     Credit,
-    Hold,
     Join,
     Kind,
+    NamedLease,
     Process,
     Stop,
 )
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 
 
 def needs_nothing(names: Names, asked: Asked, desk: Desk) -> None:
@@ -52,7 +52,7 @@ def join(batch: Batch, asked: Asked, message: Join) -> Answer:
         leave(batch, session.conn)
         batch.close(session.conn, "the same worker has connected again")
     batch.desk.losses.join(message.instance)
-    joined = Session(asked.conn, message, batch.now)
+    joined = WorkerSession(asked.conn, message, batch.now)
     routing.join(joined)
     batch.news("joined", joined)
     return Joined(batch.desk.policy.lease_us, batch.desk.client_port)
@@ -101,7 +101,7 @@ def resume(batch: Batch, asked: Asked) -> list[Answer]:
     session = _session(batch, asked)
     if not session.has_resumed:  # What it was lent since is not for it to name, if this is decided again.
         batch.resumed.append(session)
-        named = {message.id for message in asked.messages if isinstance(message, Hold)}
+        named = {message.id for message in asked.messages if isinstance(message, NamedLease)}
         asking, batch.author = batch.author, NOBODY
         for lease in batch.desk.leases.of_holder(session.join.instance):
             job = batch.jobs.get(lease.job.seq, lease.job)
@@ -111,7 +111,7 @@ def resume(batch: Batch, asked: Asked) -> list[Answer]:
     return _take_up_all(batch, session, asked)
 
 
-def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Answer]:
+def _take_up_all(batch: Batch, session: WorkerSession, asked: Asked) -> list[Answer]:
     answers: list[Answer] = []
     place, _ = batch.author
     for number, message in enumerate(asked.messages):
@@ -120,7 +120,7 @@ def _take_up_all(batch: Batch, session: Session, asked: Asked) -> list[Answer]:
     return answers
 
 
-def _take_up(batch: Batch, session: Session, message: Hold | GivaliaError) -> Answer:
+def _take_up(batch: Batch, session: WorkerSession, message: NamedLease | GivaliaError) -> Answer:
     if isinstance(message, GivaliaError):
         return message
     lease = batch.desk.leases.get(message.id)
@@ -147,7 +147,7 @@ def _present(batch: Batch, job_id: bytes) -> Job | None:
     return batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
 
 
-def adopt(batch: Batch, job: Job, session: Session | None, lent_us: int) -> None:
+def adopt(batch: Batch, job: Job, session: WorkerSession | None, lent_us: int) -> None:
     """Look after a lease from now on that another server granted; its worker is connected here, or has `lent_us` to be."""
     adopted = evolve(job, "adopt")
     adopted.keeper = batch.desk.me
@@ -173,14 +173,14 @@ def beat(batch: Batch, asked: Asked) -> list[Answer]:
     return _take_up_all(batch, _session(batch, asked), asked)
 
 
-def _session(batch: Batch, asked: Asked) -> Session:
+def _session(batch: Batch, asked: Asked) -> WorkerSession:
     session = batch.desk.routing.sessions.get(asked.conn)
     if session is None:
         raise Refusal(BadRequest("a worker joins first"))
     return session
 
 
-def _is_holder(session: Session, job: Job, fence: int) -> bool:
+def _is_holder(session: WorkerSession, job: Job, fence: int) -> bool:
     return job.state is RUNNING and job.fence == fence and job.holder == session.join.instance
 
 

@@ -35,11 +35,11 @@ def parse(given: str | Iterable[str], port: int) -> tuple[Address, ...]:
     """Return the addresses in a text (separated by commas) or in several, each once, in their order.
 
     Args:
-        given: Each `HOST` or `HOST:PORT`; an IPv6 host stands in brackets, and may do without where no port follows.
-        port: For those that name none, 1 to 65535.
+        given: Each `HOST` or `HOST:PORT`; an IPv6 host stands in brackets, which are optional where no port follows.
+        port: The port of addresses that name none, 1 to 65535.
 
     Raises:
-        BadRequest: One cannot be understood, or there is none.
+        BadRequest: An address cannot be read, or none is given.
     """
     parts: list[str] = []
     for each in [given] if isinstance(given, str) or not isinstance(given, Iterable) else given:
@@ -62,7 +62,7 @@ def _address(text: str, port: int) -> Address:
 
 
 def _split(text: str) -> tuple[str | None, str | None]:
-    """Return host and port of one address; no host if it is none, no port if it names none."""
+    """Return host and port of one address; no host if the text is no address, no port if it names none."""
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
         if closed and is_ipv6(host) and rest[:1] in ("", ":"):
@@ -77,7 +77,7 @@ def _split(text: str) -> tuple[str | None, str | None]:
 
 
 def is_host(text: str) -> bool:
-    """Return whether it may be the name or the IPv4 address of a host: labels have 1 to 63 characters, as DNS carries them."""
+    """Return whether a text may be a host's name or IPv4 address: labels have 1 to 63 characters, as DNS carries them."""
     name = text.removesuffix(".")
     if _NO_HOST(name) or len(name) > HOST_CHARS_MAX or not all(1 <= len(label) <= 63 for label in name.split(".")):
         return False
@@ -88,7 +88,7 @@ def is_host(text: str) -> bool:
 
 
 def is_ipv6(host: str) -> bool:
-    """Return whether it is an IPv6 address, which has colons of its own."""
+    """Return whether a host is an IPv6 address, which has colons of its own."""
     try:
         ipaddress.IPv6Address(host)
     except ValueError:
@@ -97,7 +97,7 @@ def is_ipv6(host: str) -> bool:
 
 
 def _port(number: str | None, otherwise: int) -> int | None:
-    """Return the port that is meant; None if it is no port."""
+    """Return the given port, or the other one if none is given; None if that is no port."""
     if number is not None:
         otherwise = int(number) if _PORT(number) else 0
     return otherwise if type(otherwise) is int and 1 <= otherwise <= PORT_MAX else None
@@ -106,15 +106,15 @@ def _port(number: str | None, otherwise: int) -> int | None:
 class Round:
     """Several servers that are tried in turn.
 
-    They are shuffled once, so that many clients that know the same list spread over it, also when one server fails. `failed`
-    says when all have failed in a row, for then it is time to rest.
+    The servers are shuffled once, so that clients with the same list spread over it, even when one server fails. `failed` tells
+    when all have failed in a row, since then it is time to rest.
     """
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self._addresses = random.sample(addresses, len(addresses))
         self._failed = 0  # How many in a row.
         self.has_others = len(addresses) > 1
-        """There is another one to go to."""
+        """True if there is another server to try."""
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._addresses))
@@ -131,22 +131,22 @@ class Round:
         return self._addresses[0]
 
     def replace(self, addresses: Sequence[Address]) -> None:
-        """Go on with these servers instead, if they are others."""
+        """Continue with these servers instead, if they differ."""
         if set(addresses) != set(self._addresses):
             self._addresses = random.sample(addresses, len(addresses))
             self._failed = 0
             self.has_others = len(addresses) > 1
 
     def worked(self) -> None:
-        """Note that the present server does its work: earlier failures do not count any more."""
+        """Note that the present server works: earlier failures do not count any more."""
         self._failed = 0
 
     def move_on(self) -> None:
-        """Give the turn to the next, without holding a failure against the present one."""
+        """Move on to the next server, without counting a failure of the present one."""
         self._addresses.append(self._addresses.pop(0))
 
     def failed(self) -> bool:
-        """Give the turn to the next; return whether all have failed by now, so that it is better to rest before trying it."""
+        """Count a failure and move on to the next server; return whether all have failed in a row, so that a rest is due."""
         self.move_on()
         self._failed = (self._failed + 1) % len(self._addresses)
         return self._failed == 0

@@ -2,20 +2,17 @@
 
 An answer is one item, as a message is: the word OK, the fields of the record in its order (trailing defaults left out) and, for
 the records that have `payload`, the bytes behind them. A refusal is an error in place of a record, and travels as its code,
-its words and its named values. `decode` is the boundary of the connecting side: the records that it returns have the right
-types. A later server may add fields at the end; `decode` leaves them out.
+its words and its named values. `codec.read_answer` is the boundary of the connecting side: the records that it returns have the
+right types. A later server may add fields at the end; `codec.read_answer` leaves them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from givalia_core.errors import GivaliaError
 from givalia_core.model import JobState
 from givalia_core.protocol.checks import Check, is_any_text, is_bool, is_bytes, is_int, one_of, or_none
-from givalia_core.protocol.codec import answer_error, refusal
-from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import FOREVER_US, OK, Kind
 
 COUNT_MAX: Final = 1 << 62
@@ -30,7 +27,7 @@ class Greeting(NamedTuple):
 
 
 class Uptime(NamedTuple):
-    """The answer to `Clock`."""
+    """The answer to `ClockAsked`."""
 
     uptime_us: int
 
@@ -51,13 +48,13 @@ class Moved(NamedTuple):
 
 
 class Cancelled(NamedTuple):
-    """The answer to `Cancel`: `cancelled`, or `stop_requested` of a job that runs."""
+    """The answer to `Cancel`: `cancelled`, or `stop_requested` for a job that runs."""
 
     outcome: str
 
 
 class Shown(NamedTuple):
-    """The answer to `Stat`: a map, and as payload the result, with the params behind it if they were asked for."""
+    """The answer to `Stat`: a map; the payload is the result, followed by the params if they were asked for."""
 
     status: dict[str, Any]
     payload: bytes = b""
@@ -89,7 +86,7 @@ class Listed(NamedTuple):
     payload: bytes = b""
 
 
-class Acted(NamedTuple):
+class ActedPage(NamedTuple):
     """The answer to `Act`: how many jobs by outcome, the end of the run, and the numbers with which the next page begins."""
 
     counts: dict[str, int]
@@ -130,7 +127,7 @@ class Joined(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The answer to `Fail`: the job's state, the most attempts it gets, and how long it waits; None for no wait."""
+    """The answer to `FailReport`: the job's state, the most attempts it gets, and how long it waits; None for no wait."""
 
     state: str
     max_attempts: int
@@ -138,11 +135,11 @@ class Failed(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The answer to each other message of a worker: the server has taken it."""
+    """The answer to each other message of a worker: the server has taken the message."""
 
 
 Record: TypeAlias = (
-    Greeting | Uptime | Enqueued | Moved | Cancelled | Shown | EndedDone | EndedDead | EndedCancelled | Listed | Acted
+    Greeting | Uptime | Enqueued | Moved | Cancelled | Shown | EndedDone | EndedDead | EndedCancelled | Listed | ActedPage
     | LendingResumed | Described | BackupPart | Joined | Failed | Taken
 )  # fmt: skip
 Answer: TypeAlias = Record | GivaliaError
@@ -151,7 +148,7 @@ TAKEN: Final = Taken()
 _SAID_FIRST: Final[dict[type, tuple[str, ...]]] = {
     EndedDone: (OK, "done"), EndedDead: (OK, "dead"), EndedCancelled: (OK, "cancelled"),
 }  # fmt: skip
-"""Records whose answer says its state in the field behind OK."""
+"""Records whose answer names the job's state in the field after OK."""
 
 OF: Final[dict[Kind, type]] = {
     Kind.HELLO: Greeting,
@@ -162,7 +159,7 @@ OF: Final[dict[Kind, type]] = {
     Kind.EXT: Moved,
     Kind.REQUEUE: Moved,
     Kind.LIST: Listed,
-    Kind.ACT: Acted,
+    Kind.ACT: ActedPage,
     Kind.RESUME_LENDING: LendingResumed,
     Kind.INFO: Described,
     Kind.MODULES: Described,
@@ -208,7 +205,7 @@ _CHECKS: Final[dict[type, tuple[Check, ...]]] = {
     EndedDead: (_is_text_or_none, _is_text_or_none),
     EndedCancelled: (),
     Listed: (_is_cursor, _is_cursor),
-    Acted: (_are_counts, _is_count, _is_cursor, _is_cursor),
+    ActedPage: (_are_counts, _is_count, _is_cursor, _is_cursor),
     LendingResumed: (is_bool,),
     Described: (),
     BackupPart: (is_bool, _is_count, _is_count, _is_count, is_instant, _is_count),
@@ -218,68 +215,19 @@ _CHECKS: Final[dict[type, tuple[Check, ...]]] = {
 }
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
+    """The form in which a record travels."""
+
     said_first: tuple[str, ...]
     checks: tuple[Check, ...]
     defaults: tuple[Any, ...]  # Of the last fields before the payload.
     has_payload: bool
 
 
-def _shape(record: Any) -> _Shape:
+def _shape(record: Any) -> Shape:
     named = [name for name in record._fields if name != "payload"]
     defaults = tuple(record._field_defaults[name] for name in named if name in record._field_defaults)
-    return _Shape(_SAID_FIRST.get(record, (OK,)), _CHECKS[record], defaults, "payload" in record._fields)
+    return Shape(_SAID_FIRST.get(record, (OK,)), _CHECKS[record], defaults, "payload" in record._fields)
 
 
-_SHAPES: Final[dict[type, _Shape]] = {record: _shape(record) for record in {*OF.values(), *ENDS.values()}}
-
-
-class Unreadable(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
-    """Say why an answer comes from no server of this protocol."""
-
-
-def to_item(answer: Answer) -> Item:
-    """Return the fields and the payload of an answer as they travel."""
-    if isinstance(answer, GivaliaError):
-        return refusal(answer)
-    said_first, checks, defaults, has_payload = _SHAPES[type(answer)]
-    said: tuple[Any, ...] = answer
-    last = len(checks)
-    required = last - len(defaults)
-    while last > required and said[last - 1] == defaults[last - 1 - required]:
-        last -= 1
-    return (*said_first, *said[:last]), said[-1] if has_payload else b""
-
-
-def decode(kind: Kind, fields: Sequence[Any], payload: bytes = b"") -> Answer:
-    """Return the answer to a message of this kind; raise `Unreadable` if a field is missing, or not of its type."""
-    if not fields or fields[0] != OK:
-        error = answer_error(fields)
-        assert error is not None
-        return error
-    if kind is Kind.ENQ and len(fields) == 4:  # Nearly all are as they should be, and there are many; the rest goes on below.
-        _, job_id, due_us, durability = fields
-        is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
-        if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
-            return Enqueued(job_id, due_us, durability)
-    if kind is not Kind.WAIT:
-        return _made(kind, OF.get(kind), fields[1:], payload)
-    state = fields[1] if len(fields) > 1 else None
-    if state == "done" and len(fields) == 3 and fields[2] is None:
-        return EndedDone(None, payload)
-    return _made(kind, ENDS.get(state) if type(state) is str else None, fields[2:], payload)
-
-
-def _made(kind: Kind, record: type | None, said: Sequence[Any], payload: bytes) -> Answer:
-    """Return the record of checked fields; fields that only a later server knows are left out."""
-    if record is None:
-        raise Unreadable(f"the server answers {kind.name} with what is no answer to it")
-    _, checks, defaults, has_payload = _SHAPES[record]
-    if len(said) < len(checks) - len(defaults):
-        raise Unreadable(f"the server answers with {1 + len(said)} fields where there are {1 + len(checks)}")
-    said = said[: len(checks)]
-    for number, (check, value) in enumerate(zip(checks, said, strict=False), 1):
-        if not check(value):
-            raise Unreadable(f"field {number} of an answer cannot be of type {type(value).__name__}")
-    answer: Answer = record(*said, payload=payload) if has_payload else record(*said)
-    return answer
+SHAPES: Final[dict[type, Shape]] = {record: _shape(record) for record in {*OF.values(), *ENDS.values()}}

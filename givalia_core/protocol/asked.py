@@ -9,7 +9,7 @@ from givalia_core.protocol.messages import Kind
 
 
 class Asked(NamedTuple):
-    """One frame (or line) from one connection: its commands in order, each a message or the error that decoding it gave.
+    """One frame (or line) from one connection: its commands in order, each a message or its decoding error.
 
     The commands of a large frame are not decoded yet; see `Packed`.
     """
@@ -23,17 +23,17 @@ class Asked(NamedTuple):
 
 
 class Packed(list[tuple[bytes, bytes]]):
-    """The items of a large frame as they came: until the frame is decided, it costs little more than was sent."""
+    """The items of a large frame as they came: until the frame is decided, it takes little more memory than was sent."""
 
     def __init__(self, kind: Kind, items: list[tuple[bytes, bytes]]) -> None:
         super().__init__(items)
         self._kind = kind
 
     def decoded(self) -> list[Any]:
-        """Return a message, or the error that decoding gave, for each item."""
+        """Return a message or a decoding error for each item."""
         return decoded_items(self._kind, self)
 
 
 def decoded(messages: list[Any]) -> list[Any]:
-    """Return the messages of an `Asked`, of a large frame too."""
+    """Return the messages of an `Asked`, even of a large frame."""
     return messages.decoded() if isinstance(messages, Packed) else messages

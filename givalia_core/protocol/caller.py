@@ -21,7 +21,7 @@ T = TypeVar("T")
 RETRY_LEAST_S: Final = 0.05
 RETRY_MOST_S: Final = 60.0
 _OK: Final = b"\x91\xa2OK"  # The fields of most answers, which need not be unpacked.
-SHOWN_BYTES: Final = 60  # The most bytes of a stranger that an error shows.
+SHOWN_BYTES: Final = 60  # The most bytes of another kind of server that an error shows.
 _STRANGERS: Final = {
     b"HTTP/": "an HTTP server", b"<!DOCTYPE": "an HTTP server", b"<html": "an HTTP server",
     b"SSH-": "an SSH server", b"\x15\x03": "a TLS server",
@@ -29,17 +29,17 @@ _STRANGERS: Final = {
 _LAST_NUMBER: Final = (1 << 32) - 1
 _KINDS: Final = frozenset(Kind)
 HELLO_NUMBER: Final = 10
-"""Its last byte ends a line: servers that read lines, HTTP for example, answer at once and are recognised."""
+"""The last byte of this number ends a line: servers that read lines, such as HTTP, answer at once and are recognised."""
 _IS_SKEW = re.compile(r"[A-Z]+ has \d+ to \d+ fields, not \d+|there is no kind \d+|[A-Z]+ is not for this port").fullmatch
 """Matches the refusals of a server that does not know a message, or not all its fields."""
 
 
 class Broken(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
-    """A connection cannot be used any more.
+    """The end of a connection: it cannot be used any more.
 
-    It never leaves the client. It is neither an `OSError` nor a `GivaliaError`, because a signal handler or a `gevent.Timeout`
-    may throw either of those into a call, and the caller must get what was thrown. `refusal` is the error by which the server
-    refuses this client, if it does: another connection would not help.
+    This error never leaves the client. It is neither an `OSError` nor a `GivaliaError`, because a signal handler or a
+    `gevent.Timeout` may throw either of those into a call, and the caller must get what was thrown. `refusal` is the error by
+    which the server refuses this client, if it does: another connection would not help.
     """
 
     def __init__(self, why: str, refusal: GivaliaError | None = None) -> None:
@@ -65,7 +65,7 @@ class Caller:
     """One connection's numbering and reading; make a new one for each connection."""
 
     def __init__(self) -> None:
-        self._reader = frames.Reader(frames.ANSWER_BYTES_MAX)
+        self._reader = frames.FrameReader(frames.ANSWER_BYTES_MAX)
         self._last = 0
         self._has_heard = False
         self._greeting: list[Any] = []  # The fields of the answer to HELLO.

@@ -1,7 +1,7 @@
-"""Checks of fields, from which the table of messages is made: each is a question to one value, and carries words for people.
+"""Checks of fields, from which the table of messages is made: each tests one value, and carries words for people.
 
-A refusal is read by the caller of a verb, so it speaks of options as verbs name them and of lengths in seconds, never of the
-names and the microseconds of the wire.
+The caller of a verb reads a refusal, so it names options as verbs do and lengths in seconds, never the names and the
+microseconds of the wire.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]").search
 
 
 def shown(value: Any) -> str:
-    """A refused value in printable ASCII, shortened; of values that have parts, only the type."""
+    """Return a refused value in printable ASCII, shortened; for a value that has parts, only the type."""
     text = ascii(value) if isinstance(value, (str, bytes, int, float, bool, type(None))) else type(value).__name__
     return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
 
 
 def refusal_of(field: str, check: Check, value: Any) -> BadRequest:
-    """The error that says which values the field may hold, as in "priority is -9 to 9, not 10"."""
+    """Return the error that says which values the field may hold, as in "priority is -9 to 9, not 10"."""
     words = _words(check)
     return BadRequest(f"{_OPTIONS.get(field, field)} is {words.allowed}, not {words.shown(value)}")
 
@@ -60,17 +60,17 @@ def _with_words(check: Check, allowed: str, show: Callable[[Any], str] = shown) 
 
 
 def is_any_text(value: Any) -> bool:
-    """Text, however long."""
+    """Return whether a value is text, of any length."""
     return type(value) is str
 
 
 def is_text(most: int) -> Check:
-    """Text of at most so many characters."""
+    """Return a check for text of at most so many characters."""
     return _with_words(lambda value: type(value) is str and len(value) <= most, f"text of at most {most:,} characters")
 
 
 def is_long_text(most: int) -> Check:
-    """Text of at most so many bytes of UTF-8."""
+    """Return a check for text of at most so many bytes of UTF-8."""
     return _with_words(
         lambda value: type(value) is str and (len(value) * 4 <= most or len(value.encode("utf-8", "replace")) <= most),
         f"text of at most {most:,} bytes",
@@ -78,19 +78,19 @@ def is_long_text(most: int) -> Check:
 
 
 def is_int(least: int, most: int) -> Check:
-    """A whole number between two limits; a bool is none."""
+    """Return a check for a whole number between two limits; a bool is none."""
     return _with_words(lambda value: type(value) is int and least <= value <= most, f"{least} to {most}")
 
 
 def is_length(least_us: int, most_us: int) -> Check:
-    """A whole number of microseconds between two limits, which people are told as lengths."""
+    """Return a check for a whole number of microseconds between two limits; people read the limits as lengths."""
     return _with_words(
         is_int(least_us, most_us), f"{length_words(least_us)} to {length_words(most_us)}", _shown_as(length_words)
     )
 
 
 def is_instant(reach_us: int) -> Check:
-    """A whole number of microseconds of the wall clock, so far from 1970 at most."""
+    """Return a check for an instant of the wall clock in microseconds, at most `reach_us` from 1970."""
     return _with_words(
         is_int(-reach_us, reach_us),
         f"an instant within {length_words(reach_us)} of 1970",
@@ -109,12 +109,12 @@ def _shown_as(words: Callable[[int], str]) -> Callable[[Any], str]:
 
 
 def is_bytes(length: int) -> Check:
-    """Exactly so many bytes."""
+    """Return a check for exactly so many bytes."""
     return _with_words(lambda value: type(value) is bytes and len(value) == length, f"{length} bytes")
 
 
 def is_any_bytes(value: Any) -> bool:
-    """Bytes, however many."""
+    """Return whether a value is bytes, of any length."""
     return type(value) is bytes
 
 
@@ -124,17 +124,17 @@ def or_none(check: Check) -> Check:
 
 
 def is_bool(value: Any) -> bool:
-    """True or false."""
+    """Return whether a value is True or False."""
     return type(value) is bool
 
 
 def is_fraction(value: Any) -> bool:
-    """A number from 0 to 1."""
+    """Return whether a value is a number from 0 to 1."""
     return type(value) in (float, int) and 0 <= value <= 1  # A NaN compares false.
 
 
 def one_of(*words: str) -> Check:
-    """One of these words."""
+    """Return a check for one of these words."""
     *others, last = words
     allowed = f"{', '.join(others)} or {last}" if others else last
     return _with_words(lambda value: type(value) is str and value in words, allowed)
@@ -142,7 +142,7 @@ def one_of(*words: str) -> Check:
 
 NAME_WORDS: Final = "a name (1 to 128 letters, digits, _ . -, beginning with a letter or _)"
 _UNKNOWN: Final = _Words("another kind of value")
-_WORDS: Final[WeakKeyDictionary[Check, _Words]] = WeakKeyDictionary()  # Weak, for checks may be made for one use.
+_WORDS: Final[WeakKeyDictionary[Check, _Words]] = WeakKeyDictionary()  # Weak, since a check may be made for one use.
 for _check, _allowed in (
     (is_any_text, "text"),
     (is_any_bytes, "bytes"),

@@ -7,146 +7,30 @@ code behind it does not check again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, GivaliaError, TooLarge, from_wire
-from givalia_core.model import TEN_YEARS_US, JobState
+from givalia_core.model import TEN_YEARS_US
+from givalia_core.protocol.answers import ENDS, OF, SHAPES, TAKEN, Answer, EndedDone, Enqueued
 from givalia_core.protocol.checks import (
     Check,
-    is_any_bytes,
-    is_bool,
-    is_bytes,
-    is_fraction,
-    is_instant,
-    is_int,
-    is_key,
-    is_length,
-    is_long_text,
     is_name,
-    is_text,
-    one_of,
-    or_none,
     refusal_of,
-)
+)  # fmt: skip
+from givalia_core.protocol.fields import CHECKS, PAYLOAD_BYTES_MAX, PAYLOADS, RECORDS
 from givalia_core.protocol.frames import PARAMS_BYTES_MAX, RESULT_BYTES_MAX, Item, unpack_fields
 from givalia_core.protocol.messages import (
-    CAPACITY_MAX,
-    DAY_US,
-    ERROR_BYTES_MAX,
     FOREVER_US,
-    IF_EXISTS,
-    LIST_LIMIT_MAX,
     OK,
-    STACK_BYTES_MAX,
-    Act,
-    Announce,
-    Backup,
-    Cancel,
-    Clock,
-    Credit,
     Dispatch,
     Enq,
-    Ext,
-    Fail,
     Heard,
-    Hello,
-    Hold,
-    Info,
-    Join,
     Kind,
-    List,
-    Modules,
-    Process,
-    Progress,
     Progressed,
-    Release,
-    Requeue,
-    ResumeLending,
-    Stat,
     Stop,
     Succeed,
-    Wait,
-    Workers,
 )  # fmt: skip
-from givalia_core.specifiers import is_specifier
-
-_ID = is_bytes(16)
-_KEY_OR_NONE, _ID_OR_NONE = or_none(is_key), or_none(_ID)
-_DELAY = is_length(0, TEN_YEARS_US)
-_AT = or_none(is_instant(FOREVER_US))
-_FENCE = is_int(0, (1 << 63) - 1)
-_LENGTH = or_none(is_length(SECOND_US, DAY_US))
-_NAMED = {"key": _KEY_OR_NONE, "id": _ID_OR_NONE}
-_HELD = {"id": _ID, "fence": _FENCE}
-_FILTER: Final[dict[str, Check]] = {
-    "state": or_none(one_of(*JobState)), "module": or_none(is_name), "target_worker": or_none(is_name),
-    "key_prefix": _KEY_OR_NONE, "due_before_us": _AT, "due_after_us": _AT, "ended_after_us": _AT,
-    "error": or_none(is_text(255)),
-}  # fmt: skip
-_PAGE: Final[dict[str, Check]] = {
-    "limit": is_int(1, LIST_LIMIT_MAX), "after_a": or_none(is_int(0, 1 << 62)), "after_b": or_none(is_int(0, 1 << 62)),
-}  # fmt: skip
-
-_CHECKS: Final[dict[type, dict[str, Check]]] = {
-    Hello: {
-        "version_min": is_int(0, 1 << 16), "version_max": is_int(0, 1 << 16),
-        "agent": is_text(255), "auth": is_text(255), "proof": is_any_bytes,
-    },
-    Clock: {"until_us": or_none(is_int(0, 1 << 62))},
-    Enq: {
-        "id": _ID, "module": is_name, "delay_us": _DELAY, "key": _KEY_OR_NONE, "target_worker": is_name, "at_us": _AT,
-        "if_exists": one_of(*IF_EXISTS), "priority": is_int(-9, 9), "max_attempts": or_none(is_int(1, 100)),
-        "timeout_us": _LENGTH, "expires_us": or_none(_DELAY), "retain_us": or_none(_DELAY),
-        "version": or_none(is_specifier),
-    },
-    Stat: {**_NAMED, "params": is_bool},
-    Wait: {**_NAMED, "progress": is_bool},
-    Cancel: {"request": _ID, **_NAMED, "running": is_bool},
-    Ext: {"request": _ID, **_NAMED, "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT},
-    Requeue: {"request": _ID, **_NAMED, "delay_us": _DELAY, "at_us": _AT},
-    List: {**_FILTER, **_PAGE, "params": is_bool},
-    Act: {
-        "request": _ID, "act": one_of("cancel", "ext", "requeue"), **_FILTER, "dry_run": is_bool, "running": is_bool,
-        "delta_us": or_none(is_length(-TEN_YEARS_US, TEN_YEARS_US)), "at_us": _AT, **_PAGE,
-        "end_seq": or_none(is_int(0, 1 << 62)), "run": _ID_OR_NONE,
-    },
-    ResumeLending: {"request": _ID},
-    Info: {}, Modules: {}, Workers: {},
-    Backup: {"backup": _ID, "part": is_int(0, 1 << 62)},
-    Join: {"name": is_name, "instance": _ID, "only_targeted": is_bool, "pid": is_int(0, 1 << 32)},
-    Announce: {
-        "name": is_name, "distribution": is_text(255), "version": is_text(255), "isolation": is_text(32),
-        "max_attempts": or_none(is_int(1, 100)), "timeout_us": _LENGTH, "backoff_us": or_none(_DELAY),
-        "backoff_max_us": or_none(_DELAY), "broken": or_none(is_long_text(ERROR_BYTES_MAX)),
-    },
-    Hold: _HELD,
-    Credit: {"capacity": is_int(0, CAPACITY_MAX), "processes": is_int(0, CAPACITY_MAX)},
-    Succeed: {**_HELD, "result_error": or_none(one_of("TOO_LARGE", "UNSERIALIZABLE"))},
-    Fail: {
-        **_HELD, "kind": one_of("failed", "timeout", "stopped", "died"), "error": is_long_text(ERROR_BYTES_MAX),
-        "after_us": or_none(_DELAY), "permanent": is_bool, "child_died": is_bool,
-    },
-    Release: {**_HELD, "replaced": is_bool},
-    Progress: {**_HELD, "fraction": is_fraction, "text": is_text(255)},
-    Heard: {"request": is_int(0, (1 << 32) - 1), "lease_us": is_length(1, FOREVER_US)},
-    Dispatch: {
-        **_HELD, "module": is_name, "attempt": is_int(1, 1 << 62), "due_us": is_instant(2 * FOREVER_US),
-        "key": _KEY_OR_NONE, "target_worker": is_name, "priority": is_int(-9, 9), "timeout_us": _LENGTH,
-        "version": or_none(is_specifier),
-    },
-    Stop: {**_HELD, "again": is_bool},
-    Progressed: {"request": is_int(0, (1 << 32) - 1), "fraction": is_fraction, "text": is_text(255)},
-    Process: {
-        "pid": is_int(0, 1 << 32), "role": is_text(32), "state": is_text(32), "jobs": is_int(0, 1 << 32),
-        "since_us": is_length(0, FOREVER_US), "memory_bytes": is_int(0, 1 << 62), "restarts": is_int(0, 1 << 32),
-        "module": or_none(is_name), "job": or_none(_ID), "blocked_us": is_length(0, FOREVER_US),
-        "stack": is_long_text(STACK_BYTES_MAX),
-    },
-}  # fmt: skip
-
-_PAYLOADS: Final = {Enq: "params", Succeed: "a result", Dispatch: "params"}
-_PAYLOAD_BYTES_MAX: Final = {Enq: PARAMS_BYTES_MAX, Succeed: RESULT_BYTES_MAX, Dispatch: PARAMS_BYTES_MAX}
 
 
 class _Shape(NamedTuple):
@@ -155,24 +39,19 @@ class _Shape(NamedTuple):
     checks: tuple[tuple[str, Check], ...]
     required: int
     payload_bytes_max: int
+    defaults: tuple[Any, ...]  # Of all fields but the payload; None for the required ones.
 
 
 def _shape(name: str, record: type) -> _Shape:
     fields: Sequence[str] = record._fields  # type: ignore[attr-defined]
     defaults = record._field_defaults  # type: ignore[attr-defined]
     named = [name for name in fields if name != "payload"]
-    checks = tuple((name, _CHECKS[record][name]) for name in named)
-    return _Shape(name, record, checks, sum(name not in defaults for name in named), _PAYLOAD_BYTES_MAX.get(record, 0))
+    checks = tuple((name, CHECKS[record][name]) for name in named)
+    required, of_fields = sum(name not in defaults for name in named), tuple(defaults.get(name) for name in named)
+    return _Shape(name, record, checks, required, PAYLOAD_BYTES_MAX.get(record, 0), of_fields)
 
 
-_RECORDS: Final[dict[Kind, type]] = {
-    Kind.HELLO: Hello, Kind.ENQ: Enq, Kind.STAT: Stat, Kind.WAIT: Wait, Kind.CLOCK: Clock, Kind.CANCEL: Cancel, Kind.EXT: Ext,
-    Kind.REQUEUE: Requeue, Kind.LIST: List, Kind.ACT: Act, Kind.RESUME_LENDING: ResumeLending, Kind.INFO: Info,
-    Kind.MODULES: Modules, Kind.WORKERS: Workers, Kind.BACKUP: Backup, Kind.JOIN: Join, Kind.ANNOUNCE: Announce,
-    Kind.RESUME: Hold, Kind.CREDIT: Credit, Kind.BEAT: Hold, Kind.SUCCEED: Succeed, Kind.FAIL: Fail, Kind.RELEASE: Release,
-    Kind.PROGRESS: Progress, Kind.PROCESSES: Process,
-}  # fmt: skip
-TABLE: Final[dict[Kind, _Shape]] = {kind: _shape(kind.name, record) for kind, record in _RECORDS.items()}
+TABLE: Final[dict[Kind, _Shape]] = {kind: _shape(kind.name, record) for kind, record in RECORDS.items()}
 _TOLD: Final[dict[type, _Shape]] = {
     record: _shape(record.__name__.upper(), record) for record in (Heard, Dispatch, Stop, Progressed)
 }
@@ -194,7 +73,7 @@ def check(kind: Kind, fields: list[Any], payload: bytes = b"") -> Any:
 
 
 def checked(kind: Kind, message: Any) -> Item:
-    """Return a message as it travels; it is checked as the server will check it.
+    """Return a message as it travels, after the checks that the server will make.
 
     Raises:
         BadRequest, TooLarge: The server would refuse it.
@@ -215,15 +94,38 @@ def told(record: type, fields: list[Any], payload: bytes = b"") -> Any:
 
 
 def _check(shape: _Shape, fields: Sequence[Any], payload: bytes) -> Any:
-    name_of_kind, record, checks, required, payload_bytes_max = shape
+    name_of_kind, record, checks, required, payload_bytes_max, defaults = shape
     if not required <= len(fields) <= len(checks):
         raise BadRequest(f"{name_of_kind} has {required} to {len(checks)} fields, not {len(fields)}")
     for (name, is_legal), value in zip(checks, fields, strict=False):
         if not is_legal(value):
             raise refusal_of(name, is_legal, value)
     if len(payload) > payload_bytes_max:
-        raise TooLarge(f"{_PAYLOADS.get(record, 'a payload')} of {len(payload)} bytes; at most {payload_bytes_max} are taken")
-    return record(*fields, payload=payload) if payload_bytes_max else record(*fields)
+        raise TooLarge(f"{PAYLOADS.get(record, 'a payload')} of {len(payload)} bytes; at most {payload_bytes_max} are taken")
+    whole = (*fields, *defaults[len(fields) :])
+    return _make(record, (*whole, payload) if payload_bytes_max else whole)
+
+
+def _plain(kind: Kind, fields: list[Any], payload: bytes) -> Any:
+    """Return the message of an ordinary enq or success; None: `_check` must decide, which takes three times as long."""
+    if kind is Kind.ENQ and len(fields) == 4:
+        job_id, module, delay_us, key = fields
+        if (
+            type(job_id) is bytes and len(job_id) == 16 and type(module) is str and _is_module(module)
+            and type(delay_us) is int and 0 <= delay_us <= TEN_YEARS_US and len(payload) <= PARAMS_BYTES_MAX
+            and (key is None or (type(key) is str and 0 < len(key) <= 255 and key.isascii() and key.isprintable()))
+        ):  # fmt: skip
+            return _make(Enq, (*fields, *_ENQ_REST, payload))
+    elif kind is Kind.SUCCEED and len(fields) == 2:
+        job_id, fence = fields
+        if type(job_id) is bytes and len(job_id) == 16 and type(fence) is int and 0 <= fence < 1 << 63:
+            return _make(Succeed, (job_id, fence, None, payload)) if len(payload) <= RESULT_BYTES_MAX else None
+    return None
+
+
+_make: Final = tuple.__new__  # The constructor of a named tuple takes longer, and one by keywords twice as long.
+_ENQ_REST: Final = tuple(Enq._field_defaults.values())[2:-1]
+_is_module: Final = lru_cache(1_024)(is_name)
 
 
 def item(message: Any) -> Item:
@@ -258,29 +160,88 @@ def answer_error(fields: Sequence[Any]) -> GivaliaError | None:
     return from_wire(str(code), str(message), details if isinstance(details, dict) else {})
 
 
-ERRORS_MAX: Final = 16  # That a frame keeps words for; whatever else is wrong in it shares them.
+class UnreadableAnswer(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
+    """The reason why an answer comes from no server of this protocol."""
+
+
+def answer_item(answer: Answer) -> Item:
+    """Return the fields and the payload of an answer as they travel."""
+    if answer is TAKEN:
+        return _TAKEN
+    if type(answer) is Enqueued:
+        return (OK, *answer), b""
+    if isinstance(answer, GivaliaError):
+        return refusal(answer)
+    said_first, checks, defaults, has_payload = SHAPES[type(answer)]
+    said: tuple[Any, ...] = answer
+    last = len(checks)
+    required = last - len(defaults)
+    while last > required and said[last - 1] == defaults[last - 1 - required]:
+        last -= 1
+    return (*said_first, *said[:last]), said[-1] if has_payload else b""
+
+
+_TAKEN: Final[Item] = ((OK,), b"")
+
+
+def read_answer(kind: Kind, fields: Sequence[Any], payload: bytes = b"") -> Answer:
+    """Return the answer to a message of this kind; raise `UnreadableAnswer` if a field is missing, or not of its type."""
+    if not fields or fields[0] != OK:
+        error = answer_error(fields)
+        assert error is not None
+        return error
+    if kind is Kind.ENQ and len(fields) == 4:  # A fast path for nearly all of many answers; the rest continues below.
+        _, job_id, due_us, durability = fields
+        is_told = type(job_id) is bytes and type(due_us) is int and type(durability) is str
+        if is_told and len(job_id) == 16 and -FOREVER_US < due_us < FOREVER_US:
+            return Enqueued(job_id, due_us, durability)
+    if kind is not Kind.WAIT:
+        return _made(kind, OF.get(kind), fields[1:], payload)
+    state = fields[1] if len(fields) > 1 else None
+    if state == "done" and len(fields) == 3 and fields[2] is None:
+        return EndedDone(None, payload)
+    return _made(kind, ENDS.get(state) if type(state) is str else None, fields[2:], payload)
+
+
+def _made(kind: Kind, record: type | None, said: Sequence[Any], payload: bytes) -> Answer:
+    """Return the record of checked fields; fields that only a later server knows are left out."""
+    if record is None:
+        raise UnreadableAnswer(f"the server answers {kind.name} with what is no answer to it")
+    _, checks, defaults, has_payload = SHAPES[record]
+    if len(said) < len(checks) - len(defaults):
+        raise UnreadableAnswer(f"the server answers with {1 + len(said)} fields where there are {1 + len(checks)}")
+    said = said[: len(checks)]
+    for number, (check, value) in enumerate(zip(checks, said, strict=False), 1):
+        if not check(value):
+            raise UnreadableAnswer(f"field {number} of an answer cannot be of type {type(value).__name__}")
+    answer: Answer = record(*said, payload=payload) if has_payload else record(*said)
+    return answer
+
+
+ERRORS_MAX: Final = 16  # The most words of errors that a frame keeps; further errors share words.
 
 
 def decoded_items(kind: Kind, items: list[tuple[bytes, bytes]]) -> list[Any]:
-    """Return a message, or the error that decoding gave, for each item."""
+    """Return a message or a decoding error for each item."""
     found: list[Any] = []
     errors: dict[str, GivaliaError] = {}
     shape = TABLE[kind]
     for packed, payload in items:
         try:
-            found.append(_check(shape, unpack_fields(packed), payload))
+            fields = unpack_fields(packed)
+            found.append(_plain(kind, fields, payload) or _check(shape, fields, payload))
         except GivaliaError as error:
             found.append(_kept(error, errors))
     return found
 
 
 def _kept(error: GivaliaError, errors: dict[str, GivaliaError]) -> GivaliaError:
-    """An error as it is kept for its answer: one of those that the frame has already, if that says the same."""
+    """Return the error to keep for the answer: one with the same words, if the frame has one already."""
     words = str(error)
     if words not in errors:
         if len(errors) >= ERRORS_MAX:
             return errors.setdefault(error.code, type(error)("one of many items of this frame that cannot be taken"))
-        # Without what Python remembers of its way here, which is a thousand bytes each.
+        # Drop the traceback and the context, which take a thousand bytes per error.
         error.__traceback__ = error.__context__ = None
         errors[words] = error
     return errors[words]

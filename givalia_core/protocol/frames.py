@@ -5,7 +5,7 @@
     item       := fields_bytes:u16 payload_bytes:u32 fields payload
 
 `fields` is one msgpack array of plain values, `payload` bytes that no server decodes (params, results). One frame carries
-from none to 10,000 items of one kind: a batch is nothing special. Nothing here touches a socket: bytes are fed in, frames
+from none to 10,000 items of one kind: a batch is nothing special. Nothing here touches a socket: bytes go in, frames
 come out, and a frame that is too large is skipped to its exact end, never resynchronised inside.
 """
 
@@ -22,7 +22,7 @@ from givalia_core.errors import BadRequest, TooLarge
 MAGIC: Final = b"\x93GV1"
 FRAME_BYTES_MAX: Final = 1 << 20
 DISCARD_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX
-ANSWER_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX  # What a client takes: ten thousand refusals, each with its reason.
+ANSWER_BYTES_MAX: Final = 16 * FRAME_BYTES_MAX  # The most that a client takes: ten thousand refusals, each with its reason.
 FIELDS_BYTES_MAX: Final = (1 << 16) - 1
 ITEMS_MAX: Final = 10_000
 FIRST_BYTES: Final = 64  # Room for an item that each of several frames begins with.
@@ -53,8 +53,8 @@ class Unreadable(NamedTuple):
     error: BadRequest | TooLarge
 
 
-class Reader:
-    """Feeds on bytes, yields frames. Holds at most one frame of bytes."""
+class FrameReader:
+    """Turns bytes into frames; holds at most one frame of bytes."""
 
     def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._frame_bytes_max = frame_bytes_max
@@ -64,7 +64,7 @@ class Reader:
         """True while a frame has begun and not ended."""
 
     def feed(self, data: bytes | memoryview) -> list[Frame | Unreadable]:
-        """Take the bytes that arrived; return what is whole now. Raise TooLarge for a frame that is not worth skipping."""
+        """Take the bytes that arrived; return the complete frames. Raise TooLarge for a frame that is too long to skip."""
         buffer = self._buffer
         buffer += self._skip(data) if self._skip_bytes else data
         frames: list[Frame | Unreadable] = []
@@ -121,14 +121,14 @@ def _cut(kind: int, request: int, body: bytes) -> Frame | Unreadable:
 
 
 def unpack_fields(packed: bytes) -> list[Any]:
-    """The fields of one item, as a list; what each may hold is for the message to say.
+    """Return the fields of one item, as a list; the message defines what each may hold.
 
     Raises:
-        BadRequest: Not one msgpack array within the limits. At most 64 KiB were looked at, whatever the array claims.
+        BadRequest: The bytes are not one msgpack array within the limits. At most 64 KiB are read, whatever the array claims.
     """
     try:
         fields = msgpack.unpackb(packed, max_array_len=VALUES_MAX, max_map_len=VALUES_MAX, max_ext_len=0, strict_map_key=False)
-    except Exception as error:  # msgpack raises a whole family: all of it means the same to the sender.
+    except Exception as error:  # msgpack raises many types, which mean the same to the sender.
         raise BadRequest(f"an item's fields are not a msgpack array: {type(error).__name__}: {error}") from None
     if type(fields) is not list:
         raise BadRequest("an item's fields must be a msgpack array")
@@ -136,13 +136,13 @@ def unpack_fields(packed: bytes) -> list[Any]:
 
 
 def encode(kind: int, request: int, items: Iterable[Item]) -> bytes:
-    """One frame of these items, each its fields and its payload."""
+    """Return one frame of these items, each with its fields and its payload."""
     body = b"".join(_packed(items))
     return _HEAD.pack(len(body) + _HEAD_BODY_BYTES, kind, request) + body
 
 
 def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | None = None) -> list[bytes]:
-    """As many frames as the limits ask for, in order, each with `first` before its own items."""
+    """Return as many frames as the limits require, in order, each with `first` before its own items."""
     head = [] if first is None else _packed([first])
     bodies, size = [[*head]], 0
     for packed in _packed(items):
@@ -157,7 +157,12 @@ def encode_split(kind: int, request: int, items: Iterable[Item], first: Item | N
 
 def _packed(items: Iterable[Item]) -> list[bytes]:
     parts: list[bytes] = []
-    for fields, payload in items:
+    last: Item | None = None
+    for each in items:
+        if each is last:  # The one answer to most reports.
+            parts.append(parts[-1])
+            continue
+        fields, payload = last = each
         packed = _pack(fields)
         if len(packed) > FIELDS_BYTES_MAX:
             raise TooLarge(f"the fields of an item need {len(packed)} bytes; at most {FIELDS_BYTES_MAX} are taken")

@@ -17,12 +17,12 @@ AGENT: Final = "lines"
 
 
 class LineSession:
-    """The 2012 protocol: one object a line, answered in order, which a batch keeps."""
+    """The 2012 protocol: one object a line, answered in order; a batch keeps that order."""
 
     def __init__(self, conn: int, make_id: Callable[[], bytes] = new_id) -> None:
         self._conn = conn
         self._make_id = make_id
-        self._reader = lines.Reader()
+        self._reader = lines.LineReader()
         self._asked: dict[int, tuple[Kind, bool]] = {}  # The kind, and whether it is of a live key.
         self._count = 0
         self._malformed = 0
@@ -63,7 +63,7 @@ class LineSession:
         return self._numbered(asked)
 
     def _refused(self, error: GivaliaError) -> Asked:
-        """Even a line that cannot be read is asked, so that its answer comes in its turn."""
+        """Return a line that cannot be read as an `Asked` too, so that its answer comes in its turn."""
         return self._numbered(lines.Request(Kind.ENQ, error))
 
     def _numbered(self, asked: lines.Request) -> Asked:

@@ -3,12 +3,12 @@
     {"action": "enq", "job": {"time": 10, "module": "Sample", "params": "...", "key": "k", "target_worker": "any"}}
     {"response": "success", "desc": "enque successfull.", "id": "..."}
 
-`Reader` turns bytes into lines, `decode` a line into the message that a framed client would have sent, `encode` its answer
+`LineReader` turns bytes into lines, `decode` a line into the message that a framed client would have sent, `encode` its answer
 into a line. What `decode` lets through has passed `codec.check`, so a line can ask for nothing that a frame cannot.
 Nothing here touches a socket, and no byte of a user's text reaches a client's terminal other than as printable ASCII.
 
-The names a job is asked for by are `key` and `id`; with both, the key counts, as in 2012. Names we do not know are ignored,
-and a null is the same as nothing.
+A line names a job by `key` or `id`; with both, the key counts, as in 2012. Unknown names are ignored, and a null counts as
+absent.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Request(NamedTuple):
 
     @property
     def is_of_live_key(self) -> bool:
-        """True: it acts on the live job of a key only, as in 2012; the key of an ended job names nothing."""
+        """True if the command acts only on the live job of a key, as in 2012; the key of an ended job names nothing."""
         return self.kind in (Kind.CANCEL, Kind.EXT) and getattr(self.message, "key", None) is not None
 
 
-class Reader:
-    """Feeds on bytes, yields lines without their ends and the blanks round them. Holds at most one line of bytes."""
+class LineReader:
+    """Turns bytes into lines, without their ends and the blanks around them; holds at most one line of bytes."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -62,13 +62,13 @@ class Reader:
         return bool(self._pending)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the bytes that arrived; return the lines that are whole now, empty ones left out.
+        """Take the bytes that arrived; return the complete lines without the empty ones.
 
         Whole lines before one that is too long are still returned, so that they can be answered: then `is_overlong` is
         true, and the next call raises.
 
         Raises:
-            TooLarge: A line is over 64 KiB; what is over was not kept. Close the connection.
+            TooLarge: A line is over 64 KiB, and was not kept. Close the connection.
         """
         *ended, begun = data.split(b"\n")
         lines: list[bytes] = []
@@ -97,7 +97,7 @@ def decode(line: bytes, make_id: MakeId) -> Request:
     """Return the command of one line; `make_id` gives the 16 bytes of the request id that lines do not carry.
 
     Raises:
-        BadRequest: Not one JSON object, or one that asks for what cannot be: `is_malformed` tells them apart.
+        BadRequest: The line is not one JSON object, or asks for the impossible: `is_malformed` tells which.
         TooLarge: The params are over their limit.
     """
     asked = _parse(line)
@@ -110,7 +110,7 @@ def decode(line: bytes, make_id: MakeId) -> Request:
 
 
 def is_malformed(error: GivaliaError) -> bool:
-    """True if the line is no JSON object that can be read; False if it is one that asks for the impossible."""
+    """Return whether the line is no JSON object that can be read; False if it is one that asks for the impossible."""
     return error.details.get("malformed") is True
 
 
@@ -247,7 +247,7 @@ def _constant(name: str) -> Any:
 
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_constant)
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]").search
-# Strings, and all else but brackets. An unfinished string reaches to the end, or each quote in it would start a new search.
+# Strings, and all else but brackets. An unfinished string extends to the end: else each quote in it starts a new search.
 _NO_BRACKETS: Final = re.compile(r'"(?:[^"\\]+|\\.)*+(?:"|\\?\Z)|[^"\[\]{}]+', re.DOTALL).sub
 
 
@@ -263,12 +263,12 @@ def encode(kind: Kind, answer: Answer, *, is_of_live_key: bool = False) -> bytes
 
 
 def fail(error: GivaliaError) -> bytes:
-    """The line that refuses; also what a line is answered that `decode` or the `Reader` refused."""
+    """Return the line for a refusal, including one by `decode` or the `LineReader`."""
     return _line("fail", desc=_WORDS_OF_2012.get(type(error)) or str(error)[:1000])
 
 
 def _line(response: str, **rest: Any) -> bytes:
-    # Said although it is the default, for it is a promise: what is not printable ASCII leaves escaped.
+    # Written although it is the default, since it is a promise: other than printable ASCII leaves escaped.
     return json.dumps({"response": response, **rest}, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 

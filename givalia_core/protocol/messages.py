@@ -28,7 +28,7 @@ OK: Final = "OK"
 
 
 class Hello(NamedTuple):
-    """The first frame of a connection. `auth` and `proof` are room for later; both are empty today."""
+    """The first frame of a connection. `auth` and `proof` are reserved for later; both are empty today."""
 
     version_min: int
     version_max: int
@@ -59,14 +59,14 @@ class Enq(NamedTuple):
     payload: bytes = b""
 
 
-class Clock(NamedTuple):
+class ClockAsked(NamedTuple):
     """Ask for the server's uptime. Later commands that change something are not decided after `until_us` on that clock."""
 
     until_us: int | None = None
 
 
 class Stat(NamedTuple):
-    """Ask about a job, by key or id; with `params`, also for what it was enqueued with."""
+    """Ask about a job, by key or id; with `params`, also for its params."""
 
     key: str | None = None
     id: bytes | None = None
@@ -82,7 +82,7 @@ class Wait(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Call a job off; with `running`, also ask it to stop if it has started."""
+    """Cancel a job; with `running`, also ask it to stop if it has started."""
 
     request: bytes
     key: str | None = None
@@ -111,9 +111,9 @@ class Requeue(NamedTuple):
 
 
 class List(NamedTuple):
-    """A page of jobs; `after_a` and `after_b` are the two numbers that the page before ended with.
+    """A page of jobs; `after_a` and `after_b` are the two numbers at the end of the page before.
 
-    `params` asks also for what each job was enqueued with.
+    `params` also asks for the params of each job.
     """
 
     state: str | None = None
@@ -133,8 +133,8 @@ class List(NamedTuple):
 class Act(NamedTuple):
     """A page of `cancel`, `ext` or `requeue` for all jobs that a filter admits; `dry_run` only counts them.
 
-    `delta_us` and `at_us` are those of the act. `end_seq`, `after_a` and `after_b` are what the page before ended with.
-    `run` is one for all pages of a run; a job knows by it that the run has acted on it already. None: each page is a run.
+    `delta_us` and `at_us` are those of the act. `end_seq`, `after_a` and `after_b` are those at the end of the page before.
+    All pages of a run have the same `run`, by which a job knows that the run has already acted on it. None: each page is a run.
     """
 
     request: bytes
@@ -193,7 +193,7 @@ class Join(NamedTuple):
 
 
 class Announce(NamedTuple):
-    """One module this worker has, with its defaults; `broken` says why it is not served. A frame replaces what was said."""
+    """One module of this worker, with its defaults; `broken` says why it is not served. A frame replaces the one before."""
 
     name: str
     distribution: str
@@ -206,8 +206,8 @@ class Announce(NamedTuple):
     broken: str | None = None
 
 
-class Hold(NamedTuple):
-    """A lease this worker believes to have; asked once after joining, and with each beat."""
+class NamedLease(NamedTuple):
+    """A lease that this worker believes it has; sent once after joining, and with each beat."""
 
     id: bytes
     fence: int
@@ -229,10 +229,10 @@ class Succeed(NamedTuple):
     payload: bytes = b""
 
 
-class Fail(NamedTuple):
+class FailReport(NamedTuple):
     """The attempt is over without success. `after_us` sets the wait before the next; `permanent`: there is none.
 
-    `child_died`: it took its process with it, which a job may do only so often.
+    `child_died`: its process died with it, which is allowed to a job only a few times.
     """
 
     id: bytes
@@ -262,9 +262,9 @@ class Progress(NamedTuple):
 
 
 class Process(NamedTuple):
-    """One process of this worker. A frame of them replaces what was said before; a hint for people, nothing durable.
+    """One process of this worker. A frame of processes replaces the one before; a hint for people, nothing durable.
 
-    `blocked_us` is for how long it has not answered because the job named here does not yield; `stack` shows where.
+    `blocked_us` tells for how long it has not answered because the job named here does not yield; `stack` shows where.
     """
 
     pid: int
@@ -281,7 +281,7 @@ class Process(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """The first item of a dispatch: the newest message of the worker that the lease is counted from, and its length."""
+    """The first item of a dispatch: the worker's newest message, from which the leases count, and the length of a lease."""
 
     request: int
     lease_us: int
@@ -304,7 +304,7 @@ class Dispatch(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The running job was cancelled: let it see so. Told `again` with each beat until it ends, then without a hook."""
+    """The running job was cancelled: tell it so. Sent with each beat until the job ends; a repeat (`again`) calls no hook."""
 
     id: bytes
     fence: int
@@ -320,8 +320,8 @@ class Progressed(NamedTuple):
 
 
 Message: TypeAlias = (
-    Hello | Clock | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | ResumeLending | Info | Modules | Workers | Backup
-    | Join | Announce | Hold | Credit | Succeed | Fail | Release | Progress | Process
+    Hello | ClockAsked | Enq | Stat | Wait | Cancel | Ext | Requeue | List | Act | ResumeLending | Info | Modules | Workers
+    | Backup | Join | Announce | NamedLease | Credit | Succeed | FailReport | Release | Progress | Process
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Pulse:
         """The time of the owner's next look."""
         self._not_before = -math.inf  # The next look, after a ping that could not be sent.
         self.is_leaving = False
-        """Sent data was unacknowledged at the last look."""
+        """True if sent data was unacknowledged at the last look."""
 
     def moved(self, at: float) -> None:
         """Note that something arrived, or that the peer's TCP acknowledged something."""
@@ -114,7 +114,7 @@ class Pulse:
         return since + ping_after_s if self._pinged_at is None else max(since, self._pinged_at) + DEAD_S
 
     def _return(self, now: float) -> None:
-        """Count from now, for this process was suspended: bytes that arrived meanwhile are not read yet."""
+        """Count from now, since this process was suspended: bytes that arrived meanwhile are not read yet."""
         self.moved(now)
         if self._pinged_at is not None:
             self._pinged_at = now

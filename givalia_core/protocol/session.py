@@ -1,8 +1,8 @@
 """The server's side of the protocol on one connection: bytes in; commands to decide, bytes to answer at once, or the end.
 
 A connection to the client port speaks the protocol that its first byte names: `{` the lines of 2012, our magic the framed
-one. Anything else is closed without a word, so that a browser or a stray client of another protocol can do no harm. A framed
-connection says hello before anything else is looked at. Nothing here touches a socket.
+one. Any other connection is closed without an answer, so that a browser or a stray client of another protocol can do no harm.
+A framed connection must say hello before anything else. Nothing here touches a socket.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 from givalia_core.clock import Reading, read_system
 from givalia_core.errors import BadRequest, Busy, GivaliaError, TooLarge, VersionMismatch
 from givalia_core.protocol import codec, frames, line_session, messages
-from givalia_core.protocol.answers import Answer, Greeting, Uptime, to_item
+from givalia_core.protocol.answers import Answer, Greeting, Uptime
 from givalia_core.protocol.asked import Asked, Packed
-from givalia_core.protocol.codec import decoded_items
+from givalia_core.protocol.codec import answer_item, decoded_items
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.line_session import LineSession
 from givalia_core.protocol.messages import CLIENT_KINDS, WORKER_KINDS, Kind
 from givalia_core.version import __version__
 
 HANDSHAKE_BYTES_MAX: Final = 4 << 10
-DECODED_AT_ONCE: Final = 64  # Items of a frame; those of a larger one are decoded when it is decided.
+DECODED_AT_ONCE: Final = 64  # Items of a frame; a larger frame is decoded when it is decided.
 AGENT: Final = "givalia"
 BUSY: Final = "this server has as many connections as it takes"
 GREETING: Final = Greeting(messages.VERSION, AGENT, __version__)
@@ -67,8 +67,8 @@ class Session:
 
     Args:
         port: The port that the peer has connected to.
-        conn: The number of the connection, which what it asks carries.
-        is_busy: Whether the server has no room for this connection: its hello is refused.
+        conn: The number of the connection, which each `Asked` carries.
+        is_busy: True if the server has no room for this connection: its hello is refused.
         read_clock: Reads the clocks, for the answer to CLOCK.
     """
 
@@ -78,13 +78,13 @@ class Session:
         self.port = port
         self._conn = conn
         self.refusal = ""
-        """The reason why nothing more is taken from the peer; empty while something is."""
+        """The reason why nothing more is taken from the peer; empty while frames or lines are taken."""
         self.agent = ""
-        """Names the peer's program, as `givalia/0.1.0`; empty until it has said hello."""
+        """The name of the peer's program, such as `givalia/0.1.0`; empty until the peer has said hello."""
         self.is_open = False
         """True once the peer's protocol is known and its hello, where one is due, is accepted."""
         self.is_mid_frame = False
-        """True while something has begun and not ended, so that a deadline runs."""
+        """True while a hello, frame or line has begun and not ended, so that a deadline runs."""
         self.is_over = False
         self.at_once = 0
         """The number of answers that `take_out` returns; nothing has to be decided for them."""
@@ -93,7 +93,7 @@ class Session:
         self._rules = RULES[port]
         self._start: bytes | None = b""  # What has arrived of the first bytes; None once the protocol is known.
         self._lines: LineSession | None = None
-        self._reader = frames.Reader()
+        self._reader = frames.FrameReader()
         self._hello_bytes = 0
         self._until_us: int | None = None  # As the newest CLOCK of this connection said, on the monotonic clock.
         self._out: list[bytes] = []
@@ -126,14 +126,14 @@ class Session:
         """Return the bytes that answer a frame or line."""
         if self._lines is not None:
             return self._lines.answer(request, answers)
-        return frames.encode(Kind.ANSWER, request, map(to_item, answers))
+        return frames.encode(Kind.ANSWER, request, map(answer_item, answers))
 
     def take_out(self) -> bytes:
         """Return the bytes to send at once, such as the answer to hello."""
         out, self._out, self.at_once = b"".join(self._out), [], 0
         return out
 
-    # The beginning of a connection, and what a peer of this protocol seldom or never sends.
+    # The beginning of a connection, and frames that a peer of this protocol seldom or never sends.
 
     def _feed_other(self, data: bytes) -> list[Asked]:
         """Feed a connection that speaks lines, or has not said hello yet."""
@@ -205,12 +205,12 @@ class Session:
             return
         self.is_open = True
         self.agent = hello.agent
-        self._say(frame.request, [to_item(GREETING)])
+        self._say(frame.request, [answer_item(GREETING)])
 
     def _answer_at_once(self, frame: frames.Frame) -> None:
         """Answer a frame for which nothing has to be decided: a ping, a CLOCK, or one that this port does not take."""
         if frame.kind == Kind.STAT and not frame.items:
-            # A ping, on either port: it asks whether the path is alive, which the store and all that waits for it do not know.
+            # A ping, on either port: it asks whether the path is alive, so its answer must not wait for the store.
             self._say(frame.request, [])
             return
         try:
@@ -222,12 +222,12 @@ class Session:
                 self.refusal = "it is a worker, and the port for workers is another one, which is set with -w"
 
     def _tell_clock(self, frame: frames.Frame) -> None:
-        """Answer with the uptime: a client takes the answer for the present, so it must not wait for a decision."""
+        """Answer with the uptime: a client takes the answer for the present time, so it must not wait for a decision."""
         clock = codec.decode(Kind.CLOCK, *frame.items[0])
         # We tell the uptime, which counts suspended time; decisions are made on the monotonic clock.
         _, uptime_us, mono_us = self._read_clock()
         self._until_us = None if clock.until_us is None else clock.until_us - uptime_us + mono_us
-        self._say(frame.request, [to_item(Uptime(uptime_us))])
+        self._say(frame.request, [answer_item(Uptime(uptime_us))])
 
     def _legal_kind(self, frame: frames.Frame) -> Kind:
         try:
@@ -255,7 +255,7 @@ class Session:
 
 
 def _why_not_here(kind: Kind) -> str:
-    """Say why a port does not take a message: it is the other port's, or nobody sends it to a server."""
+    """Return why a port does not take a message: it is for the other port, or nobody sends it to a server."""
     words = f"{kind.name} is not for this port"
     for port, flag in ((Port.CLIENT, "-p"), (Port.WORKER, "-w")):
         if kind in KINDS[port]:

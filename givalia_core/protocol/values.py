@@ -19,7 +19,7 @@ _INT_LEAST, _INT_MOST = -(1 << 63), (1 << 64) - 1
 
 
 def _exact_packer() -> Any:
-    """Return a packer of exact types alone: what it takes runs no code, and is read as it was."""
+    """Return a packer of exact types alone: the values it takes run no code, and are equal when they are unpacked."""
     return Packer(autoreset=True, strict_types=True)
 
 
@@ -42,7 +42,7 @@ def pack(value: Any, name: str) -> bytes:
         exact: bytes = _exact.pack(value)
     except MemoryError:
         raise
-    except Exception:  # Some of it is of another type, and perhaps runs code of its own when it is packed: a subclass of dict.
+    except Exception:  # A part is of another type, which may run its own code when it is packed: a subclass of dict.
         _exact = _exact_packer()
         return _pack_other(value, name)
     if len(exact) > _BUFFER_BYTES_MAX:
@@ -60,11 +60,11 @@ def _pack_other(value: Any, name: str) -> bytes:
 
 
 def _packed(value: Any) -> bytes:
-    """Return the value packed, having read it again.
+    """Return the packed value, after a test that it can be unpacked.
 
     Raises:
-        Exception: It cannot be packed, or cannot be read, or is another when it is read: of keys of a type that compares in a
-            way of its own, some would be one key.
+        Exception: The value cannot be packed or unpacked, or differs when it is unpacked: some keys of a type with its own
+            comparison would be one key.
     """
     packed: bytes = Packer().pack(value)
     if len(Packer().pack(unpack(packed))) != len(packed):
@@ -76,7 +76,7 @@ def unpack(packed: bytes) -> Any:
     """Return the value that was packed; None for an empty payload.
 
     Raises:
-        ValueError: These bytes are no value, or have a dict with a key that cannot be one.
+        ValueError: These bytes are no value, or have a dict with a value that cannot be a key.
     """
     try:
         return unpackb(packed, strict_map_key=False) if packed else None
@@ -100,7 +100,7 @@ def _words(value: Any, name: str) -> str:
 
 def _inside(value: Any) -> tuple[str, Any] | None:
     """Return the first part of a container that cannot be packed, and the step that leads to it."""
-    if issubclass(type(value), dict):  # The base class is asked: what a subclass makes of `items` may be what is wrong.
+    if issubclass(type(value), dict):  # Ask the base class: the `items` of a subclass may be the fault.
         for key, part in list(dict.items(value)):
             if not _can_be_key(key):
                 return _KEY, key

@@ -1,6 +1,6 @@
 """The server: sockets and greenlets round the engine.
 
-One greenlet turns the queue; one for each connection reads. Nothing is spawned without somebody who ends it. The order of
+One greenlet turns the queue; one for each connection reads. Every greenlet has an owner that ends it. The order of
 stopping: refuse new connections and new jobs; let the turn that runs finish and its answers leave; tell the plugins; sync
 and close the store. A store that fails ends the process at once and answers nobody: what is on disk is then unknown.
 """
@@ -46,7 +46,7 @@ from givalia_core.threads import thread_now
 from givalia_core.version import __version__
 
 DRAIN_S: Final = 6.0
-ROUND_US: Final = 5 * SECOND_US  # The loop of the queue comes round every second, and oftener if there is anything to do.
+ROUND_US: Final = 5 * SECOND_US  # The queue loop turns at least once a second, and more often if there is work.
 REFUSE_S: Final = 0.25
 # Workers count their leases by the length they were told; a shorter one would end leases that they still believe in.
 _FIXED: Final = (
@@ -63,7 +63,7 @@ class Server:
     Args:
         settings: See `docs/settings.md`; the defaults listen on loopback and keep the queue in the user's state folder.
         plugins: Plugin objects besides the installed ones.
-        clock: The time; tests bring their own.
+        clock: The source of time; tests bring their own.
 
     After `start`, `client_port` and `worker_port` are the ports that are open (useful when the settings say 0).
     """
@@ -98,9 +98,9 @@ class Server:
         """Open the store, then the ports. On return, commands are taken.
 
         Raises:
-            SettingsInvalid: An address that is not loopback, without `insecure`, or that this machine does not have.
+            SettingsInvalid: The address is not loopback and `insecure` is not set, or this machine does not have it.
             StoreError: The store cannot be opened; see its class.
-            AddressInUse: Somebody has a port; it is an OSError.
+            AddressInUse: Another program has a port; this is an OSError.
             OSError: A port cannot be bound.
         """
         self.open()
@@ -112,7 +112,7 @@ class Server:
         self._refuse_open_address()
         self._refuse_taken_ports()
         self._store = open_store(self.settings)
-        self._home = forks.Home("server")  # It may have been made in another process, which has then forked.
+        self._home = forks.Home("server")  # The server may have been made in a process that has forked since.
         forks.register(self)
         opened = self._store.open(unsafe=self.settings.store_unsafe)
         shared = as_shared(self._store)
@@ -182,14 +182,14 @@ class Server:
             )
 
     def _refuse_taken_ports(self) -> None:
-        """Look before the store is opened, which may make one that is wanted by nobody."""
+        """Check the ports before the store is opened: opening may create a store that nobody wants."""
         for port, number in ((Port.CLIENT, self.settings.port), (Port.WORKER, self.settings.worker_port)):
             if number:
                 with self._refuses_address(port, number):
                     ports.bound(self.settings.host, number).close()
 
     def _listen(self, port: Port, number: int) -> int:
-        with self._refuses_address(port, number):  # Not by gevent, which leaves a socket that it cannot bind to the collector.
+        with self._refuses_address(port, number):  # gevent does not close a socket that it cannot bind.
             bound = ports.bound(self.settings.host, number, socket.socket, backlog=1024)
         listener = StreamServer(bound, partial(self._accept, port))
         listener.start()
@@ -217,7 +217,7 @@ class Server:
             raise
 
     def _spawn(self, function: Callable[[], None]) -> gevent.Greenlet[..., None]:
-        """Own a greenlet: one that dies unasked stops the server, its traceback first."""
+        """Spawn a greenlet; if it raises, pass the error to `on_failure`, which logs the traceback and stops the server."""
 
         def run() -> None:
             try:
@@ -231,7 +231,7 @@ class Server:
         return gevent.spawn(run)
 
     def after_fork(self) -> None:
-        """In a fork: nothing here goes on, and the ports, connections and files are the parent's alone."""
+        """Stop everything here, in a fork: the ports, connections and files belong to the parent alone."""
         self._home.leave()
         for listener in self._listeners:
             listener.stop_accepting()
@@ -239,11 +239,11 @@ class Server:
         self._connections.leave()
         self._loop.alarm.close()
         self._runner.leave()
-        if thread_now() == self._inside.thread:  # Otherwise their thread is not there, and nor are they.
+        if thread_now() == self._inside.thread:  # A fork of another thread does not have the greenlets.
             gevent.killall(self._greenlets, block=False)
 
     def reload(self, settings: ServerSettings) -> list[str]:
-        """Take over what can change while the server runs: all but the addresses, the store, the plugins and the lease.
+        """Apply the settings that can change while the server runs: all but addresses, store, hold, plugins and lease.
 
         Returns:
             The names of settings that have changed and need a restart.
@@ -260,7 +260,7 @@ class Server:
         return changed
 
     def drain(self) -> None:
-        """Take no new job and lend none; what runs may still be reported, and may be asked about.
+        """Take no new jobs and lend none; running jobs can still be reported and asked about.
 
         Raises:
             WrongProcess: This is a fork.
@@ -270,9 +270,9 @@ class Server:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop as the module says; the store is synced and free for another server on return. Safe to call twice.
+        """Stop in the module's order; on return the store is synced and free for another server. Safe to call twice.
 
-        In a fork it does nothing, and the log says so once.
+        In a fork `stop` does nothing, and the log says so once.
         """
         if self._home.is_left:
             self._home.warn()
@@ -286,7 +286,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         if self._connections:
-            # Peers that send now are told why, before reading stops.
+            # Peers that send now get the reason before reading stops.
             gevent.sleep(REFUSE_S)
         self._loop.is_stopping = True
         self._connections.stop_reading()
@@ -303,9 +303,9 @@ class Server:
         forks.unregister(self)
 
     def is_turning(self) -> bool:
-        """Return whether the loop of the queue, on which everything here depends, has come round within the last seconds.
+        """Return whether the queue loop, on which everything here depends, has turned within the last few seconds.
 
-        A turn that waits for a shared store counts: clients are told so, it ends by itself, and a new process would wait, too.
+        A turn that waits for a shared store counts: clients are told, its wait ends by itself, and a new process would wait.
         """
         if self._home.is_left:
             return False
@@ -322,7 +322,7 @@ class Server:
         self._greenlets[0].join()
         self._home.check()
 
-    # What code in this process may ask.
+    # Questions from code in this process.
 
     def info(self) -> dict[str, Any]:
         """Return what `givalia info` shows: durability, limits, counts of jobs by module and state. From any thread.
@@ -338,9 +338,9 @@ class Server:
         return self._inside.info()
 
     def troubles(self) -> dict[str, dict[str, Any] | None]:
-        """Return every trouble that the server can be in: since when (`since_us`) and in `words`, or None. From any thread.
+        """Return each trouble that the server can have: its `since_us` and `words`, or None if absent. From any thread.
 
-        It needs no answer of the store, so it is there when `info` is not.
+        No answer of the store is needed, so this works when `info` does not.
         """
         return self._chores.troubles.describe()
 
@@ -362,7 +362,7 @@ class Server:
 
 
 def _die(error: BaseException) -> None:
-    """Stop at once: nothing that was not answered may be answered now."""
+    """Stop at once: requests without an answer must not be answered now."""
     log.critical("the server stops: %s: %s", type(error).__name__, error, exc_info=error)
     logging.shutdown()
     os._exit(error.exit_code if isinstance(error, StoreError) else 70)

@@ -1,4 +1,4 @@
-"""The chores of a server: it ends overdue connections, sees to memory, disk and store, and logs what troubles it."""
+"""The chores of a server: ending overdue connections, watching memory, disk and store, and logging troubles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from givalia_core.store.base import Store
 EACH_S: Final = 1.0
 HOUR_US: Final = 3_600 * SECOND_US
 TRIM_US: Final = 60 * SECOND_US
-TRIM_MIB: Final = 32  # So much more than was left the last time is worth some milliseconds.
+TRIM_MIB: Final = 32  # Growth since the last trim that is worth some milliseconds.
 DISK_EACH_US: Final = 10 * SECOND_US
 QUIET_US: Final = 5_000
 QUIET_LOOKS: Final = 20
@@ -51,12 +51,12 @@ class Chores:
     ) -> None:
         self.settings = settings
         self.troubles = Troubles()
-        self.trimmed_us = self.trimmed_mib = 0  # When memory was given back last, and how much was left.
+        self.trimmed_us = self.trimmed_mib = 0  # When memory was last given back, and how much was left.
         self.disk_asked_us = -DISK_EACH_US
-        self._disk: tuple[int | None, int | None] = None, None  # Of the store: free bytes, and all of them.
+        self._disk: tuple[int | None, int | None] = None, None  # Free and total bytes of the store's disk.
         self._clock, self._engine, self._store, self._inbox = clock, engine, store, inbox
         self._connections, self._loop, self._runner = connections, loop, runner
-        self._said_us = clock.read().mono_us  # When the log said last that the ports are open to everybody.
+        self._said_us = clock.read().mono_us  # When the log last said that the ports are open to everybody.
 
     def run(self) -> None:
         """Do the chores until the greenlet is killed."""
@@ -100,8 +100,8 @@ class Chores:
             say_insecure(self.settings)
 
     def _let_store_rest(self) -> None:
-        """Let the store look after itself when no job is on its way; if there always is one, after a tenth of a second."""
-        rest = getattr(self._store, "rest", None)  # A store of somebody else may be older than this.
+        """Let the store do its upkeep once no job is on its way, or after a tenth of a second at the latest."""
+        rest = getattr(self._store, "rest", None)  # A third-party store may not have this method.
         for _ in range(QUIET_LOOKS if rest is not None else 0):
             if not self._inbox.queues and self._clock.read().mono_us - self._loop.round_us >= QUIET_US:
                 break
@@ -124,7 +124,7 @@ class Chores:
             self._engine.desk.note_busy(BusyFor.MEMORY, words)
 
     def signs(self, now_us: int) -> Signs:
-        """Return what shows in what trouble the server is."""
+        """Return the present signs of trouble."""
         desk, outage = self._engine.desk, self._loop.outage
         return Signs(
             is_full=desk.is_full or bool(getattr(self._store, "is_full", False)),
@@ -143,7 +143,7 @@ class Chores:
 
 
 def resident_mib() -> int:
-    """The memory that this process holds now and the system could not take back, in MiB; 0 where the system does not say."""
+    """Return the MiB that this process holds and the system cannot take back; 0 where the system does not tell."""
     try:
         _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     except (OSError, ValueError):

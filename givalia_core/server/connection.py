@@ -1,8 +1,8 @@
-"""One connection: the loop calls it when there is something to read, its writes hold nobody up, and both have limits.
+"""One connection: the event loop calls it when there is something to read, its writes never wait, and both have limits.
 
 Reading stops while too much of this connection's own work is in flight or unread by its peer; other connections go on.
-What is written is sent at once as far as the socket takes it, and the rest by a greenlet with a deadline. A greenlet that
-waited for each read would cost two switches and an exception a request.
+Answers are sent at once as far as the socket takes them; a greenlet with a deadline sends the rest. A greenlet that waits
+for each read would cost two switches and an exception per request.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.protocol.session import Port, Session
 from givalia_core.server.unread import BEHIND_BYTES, UNSENT_BYTES_MAX, WRITE_DEADLINE_S, Unsent
 
-if TYPE_CHECKING:  # It makes connections.
+if TYPE_CHECKING:  # That module imports this one.
     from givalia_core.server.connections import Connections
 
 RECEIVE_BYTES: Final = 16_384
-RECEIVE_LEAST_BYTES: Final = 2_048  # Where frames are small: decoding what many connections sent must not take long.
-FRAMES_AT_ONCE: Final = 32  # Frames beyond this in what was received make it so.
-RECEIVED_AT_ONCE: Final = 8  # A turn of the queue may come behind each look at the sockets, and a large frame is to need few.
+RECEIVE_LEAST_BYTES: Final = 2_048  # For small frames: decoding the input of many connections must not take long.
+FRAMES_AT_ONCE: Final = 32  # With more frames than this in one read, frames count as small.
+RECEIVED_AT_ONCE: Final = 8  # A queue turn may follow each poll of the sockets, so a large frame should need few polls.
 JOIN_US: Final = 10 * SECOND_US
 IN_FLIGHT_MAX: Final = 128
-COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all its frames; one frame may have more by itself.
-READS_IN_FLIGHT_MAX: Final = 8  # Each may be answered with a megabyte.
+COMMANDS_IN_FLIGHT_MAX: Final = 4_000  # In all frames of a connection; one frame may have more by itself.
+READS_IN_FLIGHT_MAX: Final = 8  # Each answer may be a megabyte.
 WAITS_MAX: Final = 10_000
 HANDSHAKE_US: Final = 5 * SECOND_US
 FRAME_US: Final = 30 * SECOND_US
@@ -45,7 +45,7 @@ _READS: Final = frozenset({Kind.STAT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODUL
 
 
 class Connection:
-    """A client's or worker's connection; `owner` takes what it asks, and is told of its first command and of its end."""
+    """A client's or worker's connection; `owner` takes its commands, and is told of its first command and of its end."""
 
     def __init__(self, number: int, sock: socket.socket, peer: str, session: Session, owner: Connections) -> None:
         self.number, self.peer, self.peer_port = number, peer, 0
@@ -54,7 +54,7 @@ class Connection:
         self._owner, self._inbox, self._clock = owner, owner.inbox, owner.clock
         self._is_worker = session.port is Port.WORKER
         self.unsent = Unsent(self, sock, owner.unread, owner.clock)
-        # A worker is read on for longer: its reports hold up nobody, and its leases depend on its beats.
+        # Reading from a worker continues for longer: its reports delay nobody, and its leases depend on its beats.
         self._unsent_most = UNSENT_BYTES_MAX if self._is_worker else BEHIND_BYTES
         self._in_flight: dict[int, int] = {}  # request -> how many commands it has
         self._commands = 0
@@ -65,9 +65,9 @@ class Connection:
         self._receive_bytes = RECEIVE_LEAST_BYTES
         self._finish_by_us = 0  # Deadline for sending pending answers after the peer closes; 0 until then.
         self._over = Event()
-        self.ended_for = ""  # Why it was closed, if it is worth a line in the log.
+        self.ended_for = ""  # The reason for closing; empty if it needs no log line.
         self.opened_us = self._clock.read().mono_us
-        self._begun_us = 0  # When the frame that is arriving began; 0 between frames.
+        self._begun_us = 0  # When the present frame began to arrive; 0 between frames.
         self._begun_bytes = 0
 
     # Reading.
@@ -78,10 +78,10 @@ class Connection:
         self._over.wait()
 
     def _receive(self) -> None:
-        """There is something to read, and only so much is: the loop looks after everybody else in between. Never waits."""
+        """Read a limited amount, so that the event loop serves other connections in between. Never waits."""
         try:
             for _ in range(RECEIVED_AT_ONCE):
-                # The socket's own recv would wait; the bare one beneath it says at once if nothing is there after all.
+                # gevent's recv would wait; the native recv beneath it returns at once, even if nothing has arrived.
                 wanted = self._receive_bytes
                 data = self._socket._sock.recv(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - gevent's own methods wait.
                 frames = self._take(data) if data else 0
@@ -96,7 +96,7 @@ class Connection:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Reading has failed: close the connection, and raise what is a bug."""
+        """Close the connection after a failed read; raise the error again if it is a bug."""
         if isinstance(error, OSError):
             is_usual = error.errno in (errno.ECONNRESET, errno.EPIPE, errno.EBADF, errno.ETIMEDOUT)
             self.close("" if is_usual else str(error))
@@ -107,7 +107,7 @@ class Connection:
             raise error
 
     def _take(self, data: bytes) -> int:
-        """Submit what has arrived; return how many frames it was."""
+        """Submit the commands that arrived; return the number of frames."""
         session = self.session
         asked = session.feed(data)
         frames = len(asked) + session.at_once
@@ -141,7 +141,7 @@ class Connection:
         self._owner.wake()
 
     def gate(self) -> None:
-        """Read on only while this connection has room for more; close it when it has ended and all is said."""
+        """Read only while this connection has room for more; close it when the peer has ended and has all its answers."""
         if self.is_closed or self._finish_by_us:
             self._close_if_all_is_said()
             return
@@ -162,7 +162,7 @@ class Connection:
 
     def _open_gate(self) -> None:
         if self._begun_us:
-            # The deadline of a frame that was not read meanwhile starts again.
+            # Reading was paused, so the deadline of the frame starts again.
             self._begun_us, self._begun_bytes = self._clock.read().mono_us, 0
         self._is_reading = True
         self._readable.start(self._receive)
@@ -172,7 +172,7 @@ class Connection:
         self._readable.stop()
 
     def stop_reading(self) -> None:
-        """Take nothing more; what was asked is answered."""
+        """Take nothing more; commands already taken are still answered."""
         self._is_ending = True
         self.gate()
 
@@ -183,7 +183,7 @@ class Connection:
             self._finish_by_us = self._clock.read().mono_us + round(WRITE_DEADLINE_S * SECOND_US)
             self.gate()
 
-    # Deadlines, looked after by the server once a second.
+    # Deadlines, which the server checks once a second.
 
     def _note_pace(self, count: int, *, whole: bool) -> None:
         if not self.session.is_mid_frame:
@@ -194,7 +194,7 @@ class Connection:
             self._begun_bytes += count
 
     def overdue(self, now_us: int) -> str:
-        """Return why the connection has to go, or nothing."""
+        """Return why the connection must end; empty if it may stay."""
         if not self._has_asked and self._is_worker and self.session.is_open and now_us - self.opened_us > JOIN_US:
             return "no worker joined"
         if self._finish_by_us:
@@ -221,11 +221,11 @@ class Connection:
             self._reads.discard(request)
         try:
             return self.session.answer(request, answers)
-        except GivaliaError as error:  # An answer that fits no frame becomes a refusal, and never the end of the server.
+        except GivaliaError as error:  # An answer that fits no frame becomes a refusal; it must not end the server.
             return self.session.answer(request, [error] * len(answers))
 
     def postpone(self, request: int) -> None:
-        """Note that a wait is over and is answered later, also if the peer ends its side meanwhile."""
+        """Note that a wait is over but answered later, even if the peer ends its side meanwhile."""
         if request in self._waits:
             self._waits.discard(request)
             self._in_flight[request] = 1
@@ -238,7 +238,7 @@ class Connection:
         sent = 0
         if not self.unsent.bytes:
             try:
-                # The socket's own send would wait; the bare one beneath it says at once how much it took.
+                # gevent's send would wait; the native send beneath it returns at once how much it took.
                 sent = self._socket._sock.send(data)  # type: ignore[attr-defined]  # noqa: SLF001 - gevent's own methods wait.
             except BlockingIOError:
                 pass
@@ -250,7 +250,7 @@ class Connection:
         self.gate()
 
     def note_pace(self) -> None:
-        """The peer has fallen behind with reading its answers, or has read some."""
+        """Note that the peer has fallen behind in reading its answers, or has read some."""
         if not (self.is_closed or self._is_worker):
             if self.unsent.is_behind:
                 self._inbox.hold(self.number)
@@ -259,7 +259,7 @@ class Connection:
         self._owner.wake()
 
     def end_sending(self) -> None:
-        """Say that nothing more comes, and let the peer close, so that what it has not read stays; what it sends is dropped."""
+        """End sending and let the peer close, so that it can read its last answers; drop everything that the peer sends."""
         if self.is_closed:
             return
         with contextlib.suppress(OSError):
@@ -279,14 +279,14 @@ class Connection:
             self.close()
 
     def leave(self) -> None:
-        """In a fork: do nothing more with the connection, which is the parent's."""
+        """Leave the connection to the parent, in a fork."""
         self.is_closed = True
         self._readable.stop()
         self.unsent.drop()
         forks.detach(self._socket.fileno())
 
     def close(self, why: str = "") -> None:
-        """End the connection; the engine is told once, and the log if there is something to say of it."""
+        """End the connection once: tell the engine, and the log if there is a reason."""
         if self.is_closed:
             return
         self.is_closed, self.ended_for = True, why

@@ -1,7 +1,7 @@
-"""All connections of a server: who is let in, whose turn it is to make room, and how each one ends.
+"""All connections of a server: which are accepted, which are closed to make room, and how each one ends.
 
-Nothing here decides a command. What connections ask goes to the loop of the queue; what the loop must know of their sockets
-(`clogged`) it gets as a value, before each turn.
+Nothing here decides a command. Commands of connections go to the queue loop. Before each turn the loop gets the state of the
+sockets as a value (`clogged`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from givalia_core.server.journal import Journal
 from givalia_core.server.unread import STALLED_US, Unread
 from givalia_core.settings import ServerSettings
 
-INSIDE: Final = 0  # The number of the connection that is none: code in the server's own process asks.
+INSIDE: Final = 0  # Stands for code in the server's own process, which has no connection.
 GOODBYE_S: Final = 1.0
 
 
@@ -36,8 +36,8 @@ class Connections:
     Args:
         settings: The limits; `reload` of the server replaces them.
         clock: The time.
-        inbox: Takes what connections ask.
-        wake: Called when the loop of the queue has something to do.
+        inbox: Takes the commands of connections.
+        wake: Called when the queue loop has something to do.
     """
 
     def __init__(self, settings: ServerSettings, clock: Clock, inbox: Inbox, wake: Callable[[], object]) -> None:
@@ -47,10 +47,10 @@ class Connections:
         self.unread = Unread()
         self.journal = Journal(self.peer_of)
         self.by_number: dict[int, Connection] = {}
-        self.workers: Mapping[int, takers.Session] = {}
+        self.workers: Mapping[int, takers.WorkerSession] = {}
         """The workers by the number of their connection, as the engine knows them."""
         self.peers: dict[int, dict[str, Any]] = {}
-        """By the number of a worker's connection, how `workers` shows its peer."""
+        """The peer of each worker as `workers` shows it, by the number of the connection."""
         self.clock = clock
         self.inbox = inbox
         self.wake = wake
@@ -75,7 +75,7 @@ class Connections:
         self.shed += is_busy
         silent = [connection for connection in self.by_number.values() if not connection.session.is_open]
         if len(silent) >= settings.connections_silent_max:
-            # The peer that has said nothing for longest makes room: it has the least to lose.
+            # Close the peer that has been silent for longest: it has the least to lose.
             self.shed += 1
             oldest = min(silent, key=lambda connection: connection.opened_us)
             self.journal.refuse(oldest.peer, oldest.session.port.value, "it has said nothing yet, and others need the room")
@@ -90,12 +90,12 @@ class Connections:
         connection.run()
 
     def begin(self, connection: Connection) -> None:
-        """A connection has sent its first command."""
+        """Note that a connection has sent its first command."""
         if connection.session.port is Port.WORKER:
             self.peers[connection.number] = peers.peer(connection)
 
     def end(self, connection: Connection) -> None:
-        """A connection is over."""
+        """Note that a connection is over; log the reason and tell the engine."""
         if self.by_number.pop(connection.number, None) is None:
             return
         if connection.session.refusal:
@@ -111,11 +111,11 @@ class Connections:
         self.wake()
 
     def clogged(self) -> frozenset[int]:
-        """Return the numbers of the connections for which so much waits to be read that nothing large may be added."""
+        """Return the numbers of the connections with so many unread bytes that nothing large may be added."""
         return frozenset(number for number, connection in self.by_number.items() if connection.unsent.is_clogged)
 
     def make_room(self) -> None:
-        """While the budget of unread answers is low: close the connection whose peer has stood still for longest."""
+        """Close the connection whose peer has stalled for longest, if the budget of unread answers is low."""
         if not (self.unread.is_low or self.inbox.short):
             return
         behind = [connection for connection in self.by_number.values() if connection.unsent.since_us]
@@ -144,7 +144,7 @@ class Connections:
             connection.close()
 
     def leave(self) -> None:
-        """In a fork: the connections are the parent's."""
+        """Leave the connections to the parent, in a fork."""
         for connection in self.by_number.values():
             connection.leave()
 

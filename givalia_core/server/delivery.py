@@ -1,7 +1,7 @@
-"""Answers, dispatches and hook calls on their way out, once what they tell is on disk.
+"""Answers, dispatches and hook calls on their way out, once the changes they report are on disk.
 
-One connection is served after the other, so that the answers of a turn are never all in memory together, and a large result
-that was waited for is only made into an answer when its connection has room for it.
+Connections are served one after the other, so that the answers of a turn are never all in memory together. A large result of
+a wait becomes an answer only when its connection has room for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from givalia_core.clock import Now
-from givalia_core.engine.records import Close, Effect, Hook, News, Reply, Tell
+from givalia_core.engine.records import Close, Effect, Hook, JournalEntry, Reply, Tell
 from givalia_core.protocol import frames
 from givalia_core.protocol.answers import EndedDone
 from givalia_core.protocol.asked import Asked
@@ -21,8 +21,8 @@ from givalia_core.server.hookrunner import HookRunner
 from givalia_core.server.inbox import READS_PER_TURN, TURN_BYTES, Inbox
 from givalia_core.server.unread import UNSENT_BYTES_MAX
 
-DELIVERED_BYTES: Final = 8 << 20  # Of one turn; further results that were waited for are sent by later ones,
-DELIVERED_ENDS: Final = 2_000  # and so are further ends.
+DELIVERED_BYTES: Final = 8 << 20  # Of one turn; later turns send further results of waits,
+DELIVERED_ENDS: Final = 2_000  # and further ends.
 WRITE_BYTES: Final = 256 << 10  # Answers beyond this leave in several writes.
 
 
@@ -31,9 +31,9 @@ class Delivery:
 
     Args:
         connections: The connections.
-        inbox: Takes waits that are asked again.
+        inbox: Takes back waits that a later turn answers.
         runner: Calls the hooks of plugins.
-        answer_inside: Takes the answers to what the server's own process has asked.
+        answer_inside: Takes the answers to questions of the server's own process.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Delivery:
     ) -> None:
         self._connections, self._inbox, self._runner = connections, inbox, runner
         self._answer_inside = answer_inside
-        self._bytes_most = self._sent_bytes = self._ends = 0  # Of the turn that is delivered.
-        self._is_tight = False  # Ends of jobs may have to wait for a later turn, for this one has too many, or they are large.
+        self._bytes_most = self._sent_bytes = self._ends = 0  # Of the turn being delivered.
+        self._is_tight = False  # Ends of jobs may have to wait for a later turn: this one has too many, or large ones.
 
     def deliver(self, effects: Sequence[Effect], now: Now) -> None:
-        """Send what is true now, to one connection after the other; then make the calls that end connections."""
+        """Send answers and dispatches, to one connection after the other; then carry out all other effects."""
         out: dict[int, list[Reply | Tell]] = {}
-        rest: list[Close | News | Hook | Reply] = []
+        rest: list[Close | JournalEntry | Hook | Reply] = []
         for effect in effects:
             if not isinstance(effect, (Reply, Tell)) or effect.conn == INSIDE:
                 rest.append(effect)  # type: ignore[arg-type]
@@ -67,11 +67,11 @@ class Delivery:
         for other in rest:
             self._do(other, now)
 
-    def _do(self, effect: Close | News | Hook | Reply, now: Now) -> None:
+    def _do(self, effect: Close | JournalEntry | Hook | Reply, now: Now) -> None:
         """Carry out an effect that sends nothing to a connection."""
         if isinstance(effect, Hook):
             self._runner.tell(effect, now)
-        elif isinstance(effect, News):
+        elif isinstance(effect, JournalEntry):
             self._connections.journal.tell(effect)
         elif isinstance(effect, Reply):
             self._answer_inside(effect)
@@ -79,13 +79,13 @@ class Delivery:
             connection.close(effect.why)
 
     def _say(self, connection: Connection, told: Iterable[Reply | Tell]) -> None:
-        """Send one connection its answers, in one write unless they are large; some ends of jobs are told in later turns."""
+        """Send one connection its answers, in one write unless they are large; some ends of jobs wait for later turns."""
         parts: list[bytes] = []
         size = 0
         for effect in told:
             if isinstance(effect, Tell):
                 first, items = (effect.items[0], effect.items[1:]) if effect.kind is Kind.DISPATCH else (None, effect.items)
-                new = frames.encode_split(effect.kind, 0, items, first)  # Each frame of jobs says what they are counted from.
+                new = frames.encode_split(effect.kind, 0, items, first)  # Each frame of jobs says what their leases count from.
             elif effect.ended and (connection.unsent.bytes or self._is_tight) and not self._has_room(connection, effect, size):
                 continue
             else:
@@ -102,10 +102,10 @@ class Delivery:
             self._sent_bytes += size
 
     def _has_room(self, connection: Connection, reply: Reply, size: int) -> bool:
-        """Return whether the end of a job can be told now; if not, the wait is asked again."""
+        """Return whether the end of a job can be told now; if not, put the wait back for a later turn."""
         (end,) = reply.answers
         size += len(end.payload) if isinstance(end, EndedDone) else 0
-        unsent = connection.unsent.bytes  # A peer that has read everything may have an answer of any size.
+        unsent = connection.unsent.bytes  # A peer that has read everything may get an answer of any size.
         takes = not unsent or unsent + size <= UNSENT_BYTES_MAX
         self._ends += 1
         if takes and self._sent_bytes < self._bytes_most and self._ends <= DELIVERED_ENDS:

@@ -1,7 +1,7 @@
 """Server hooks, off the path of every answer: a bounded queue and one native thread that calls the plugins.
 
-A plugin that blocks holds up other plugins' calls and nobody else; when the queue is full the newest events are dropped and
-counted. After a crash between a commit and its call, the call is lost: what must not be lost belongs in a job.
+A plugin that blocks delays other plugins' calls and nothing else; when the queue is full, new calls are dropped and counted.
+A crash between a commit and its call loses the call: work that must not be lost belongs in a job.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class HookRunner:
         self._thread: threading.Thread | None = None
 
     def tell(self, hook: Hook, now: Now) -> None:
-        """Queue what happened to a job, if anybody listens."""
+        """Queue the call for an event of a job, if a plugin listens."""
         if self._hooks.listens(hook.name):
             self.call(hook.name, **hook.arguments(now))
 
     def call(self, name: str, **arguments: Any) -> None:
-        """Queue a call."""
+        """Queue a call, if a plugin listens."""
         if not self._hooks.listens(name):
             return
         with self._changed:
@@ -59,13 +59,13 @@ class HookRunner:
             self._hooks.call(name, **arguments)
 
     def leave(self) -> None:
-        """In a fork: call nothing more. The thread is the parent's, which may hold the lock; or it has made this fork."""
+        """Call nothing more, in a fork: the thread is the parent's and may hold the lock, or has made this fork."""
         self._changed = threading.Condition()
         self._queue.clear()
         self._is_stopping = True
 
     def stop(self, seconds: float) -> None:
-        """Call what is queued, for at most `seconds`; a plugin that blocks longer is left behind."""
+        """Make the queued calls, for at most `seconds`; a plugin that blocks longer is left behind."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()

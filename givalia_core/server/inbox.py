@@ -5,8 +5,8 @@ takes large frames as far as there is room. Large frames are shared out by comma
 frames of thousands does not get ahead of workers that report in frames of hundreds. The commands of one connection keep their
 order.
 
-A command whose answer may be large is taken only when there is room for that answer. The queue of a connection that does not
-read its answers is held, and taken on when the peer has read.
+A command whose answer may be large is taken only when there is room for that answer. The queue of a connection whose peer
+does not read its answers is held until the peer has read.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from givalia_core.protocol.frames import FRAME_BYTES_MAX, PARAMS_BYTES_MAX, RESU
 from givalia_core.protocol.messages import CLIENT_KINDS, ERROR_BYTES_MAX, Kind
 from givalia_core.protocol.session import DECODED_AT_ONCE
 
-COMMANDS_PER_TURN: Final = 512  # Beyond that one large frame, so that none waits for ever for a turn with room.
+COMMANDS_PER_TURN: Final = 512  # Plus one large frame, so that none waits forever for a turn with room.
 SMALL: Final = DECODED_AT_ONCE
 READS_PER_TURN: Final = 64  # Each may bring a result into memory.
 READS_LEAST: Final = 8
-TURN_BYTES: Final = 4 << 20  # Answers to reads that make a turn long: the next one takes fewer reads.
+TURN_BYTES: Final = 4 << 20  # After a turn with more bytes of answers, the next turn takes fewer reads.
 SMALL_ANSWER_BYTES: Final = 4 << 10  # Answers up to this size are made however low the server's budget is.
 ANSWER_BYTES: Final = 200  # An answer to a command that changes something, with its words.
 STATUS_BYTES: Final = RESULT_BYTES_MAX + 2 * ERROR_BYTES_MAX
-_READS: Final = frozenset({Kind.STAT, Kind.WAIT})  # What one answer may bring is large: `_answer_bytes`.
+_READS: Final = frozenset({Kind.STAT, Kind.WAIT})  # One answer may be large: see `_answer_bytes`.
 _QUESTIONS: Final = frozenset({Kind.STAT, Kind.WAIT, Kind.LIST, Kind.ACT, Kind.INFO, Kind.MODULES, Kind.WORKERS, Kind.BACKUP})
 PLENTY: Final = 1 << 40
 
@@ -36,18 +36,18 @@ Queue = deque[Input]
 
 
 class Inbox:
-    """Takes inputs in any order of connections, gives them out fairly."""
+    """Takes inputs in any order, and hands them out fairly among connections."""
 
     def __init__(self) -> None:
         self.queues: dict[int, Queue] = {}  # In the order in which they are served next.
         self._held: dict[int, Queue] = {}  # Of connections whose peers have answers to read first.
         self.short: dict[int, Queue] = {}  # Of connections whose next answer does not fit the server's budget.
-        self._sparing: set[int] = set()  # Connections that asked for more ended jobs at once than fit their answers.
+        self._sparing: set[int] = set()  # Connections that waited for more ended jobs at once than their answers have room for.
         self.reads_most = READS_PER_TURN
-        # Fair queueing of large frames: where a connection's next frame begins on a scale of commands, and the last one did.
+        # Fair queueing of large frames, on a scale of commands: where a connection's next frame and the last frame begin.
         self._begins: dict[int, int] = {}
         self._begun = 0
-        # Most turns take all that has arrived. These show that it fits, without a look at each input.
+        # Most turns take everything that has arrived. These show that everything fits, without a check of each input.
         self._is_plain = True  # Nothing large, no STAT and nothing left over is in the queues.
         self._commands = self._waits = 0
 
@@ -57,7 +57,7 @@ class Inbox:
 
     @property
     def is_short(self) -> bool:
-        """Commands wait for room in the server's budget of answers."""
+        """True while commands wait for room in the server's budget of answers."""
         return bool(self.short)
 
     def put(self, given: Input) -> None:
@@ -88,27 +88,27 @@ class Inbox:
         queue = self._held[conn] if conn in self._held else self.short[conn]
         queue.append(given)
         if isinstance(given, Gone):
-            # The peer is gone: its commands are still decided, its questions have nobody to answer.
+            # The peer is gone: its commands are still decided, its questions are dropped.
             self._held.pop(conn, None)
             self.short.pop(conn, None)
             self.queues[conn] = deque(each for each in queue if not _is_question(each))
             self._is_plain = False
 
     def hold(self, conn: int) -> None:
-        """Take nothing more of this connection until `release`."""
+        """Take nothing more from this connection until `release`."""
         if conn not in self._held:
             queue = self.queues.pop(conn, None)
             self._held[conn] = self.short.pop(conn, deque()) if queue is None else queue
 
     def release(self, conn: int) -> None:
-        """Take inputs of this connection again."""
+        """Take inputs from this connection again."""
         queue = self._held.pop(conn, None)
         if queue:
             self.queues[conn] = queue
             self._is_plain = False
 
     def take(self, left: int = PLENTY) -> list[Input]:
-        """Return the inputs of the next turn, whose answers may come to wait with so many bytes in all."""
+        """Return the inputs of the next turn; their answers may leave at most `left` bytes unread."""
         queues = self.queues
         owed = self._commands * ANSWER_BYTES + self._waits * STATUS_BYTES
         all_fits = self._commands <= COMMANDS_PER_TURN and self._waits <= self.reads_most and owed <= left
@@ -145,7 +145,7 @@ class Inbox:
             self.reads_most = min(self.reads_most * 2, READS_PER_TURN)
 
     def take_out(self, kinds: frozenset[Kind]) -> list[Asked]:
-        """Take out every input of these kinds, of each connection only those that stand before anything else it asked."""
+        """Take out inputs of these kinds: from each connection those that come before its first input of another kind."""
         taken: list[Asked] = []
         for queues in (self.queues, self._held, self.short):
             for conn, queue in list(queues.items()):
@@ -209,7 +209,7 @@ class _Turn:
                 return False
         elif self._commands + size > COMMANDS_PER_TURN:
             return False
-        # What workers report is answered in a few bytes, and no lease may end because clients do not read.
+        # Answers to workers are a few bytes, and no lease may end because clients do not read.
         return isinstance(given, Gone) or given.kind not in CLIENT_KINDS or self._has_room(given, size)
 
     def _has_room(self, asked: Asked, size: int) -> bool:
@@ -246,7 +246,7 @@ def _size(given: Input) -> int:
 
 
 def _answer_bytes(asked: Asked) -> int:
-    """Return what the answer to each command of a frame that reads may bring, at most."""
+    """Return the most bytes of an answer to one command of a frame that reads."""
     wants_params = asked.kind is Kind.STAT and any(getattr(message, "params", False) for message in asked.messages)
     return STATUS_BYTES + PARAMS_BYTES_MAX * wants_params
 

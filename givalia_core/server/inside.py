@@ -1,4 +1,4 @@
-"""Questions that code in the server's own process asks, from any thread or greenlet."""
+"""Questions of code in the server's own process, from any thread or greenlet."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WAIT_S = 10.0
 
 
 class Inside:
-    """Asks the engine in the place of a connection. Make it in the thread whose event loop the server uses.
+    """Asks the engine without a connection. Make it in the thread whose event loop the server uses.
 
     Args:
         inbox: Takes the questions.
-        wake: Called when there is one.
+        wake: Called when there is a question.
         check: Raises an error in a fork of the server's process.
     """
 
@@ -79,7 +79,7 @@ class Inside:
         self._pending.pop(reply.request).set_result(reply.answers[0])
 
     def close(self) -> None:
-        """Answer nothing more."""
+        """End the pending questions with `ShuttingDown`."""
         self._take_from_threads()
         for future in self._pending.values():
             future.set_exception(ShuttingDown("the server has stopped"))

@@ -1,7 +1,7 @@
 """The server's log lines about workers, leases, dead jobs and connections.
 
-A storm of lines of one kind is counted. Nothing here waits: a line leaves by a greenlet of its own, for a handler of the log
-may block, and those who have something to say are the loop and the turn of the queue.
+A storm of lines of one kind is counted instead. Nothing here waits: a handler of the log may block, and the callers are the
+queue loop and its turn, so each line leaves in a greenlet of its own.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, Final, NamedTuple
 
 import gevent
 
-from givalia_core.engine.records import News
+from givalia_core.engine.records import JournalEntry
 from givalia_core.headline import headline
 from givalia_core.model import Job
 from givalia_core.repeats import PERIOD_S, Repeats
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 from givalia_core.views import text_id
 
 log = logging.getLogger("givalia.server")
 
 
 class Line(NamedTuple):
-    """One line; `kind` is in words what many of them are."""
+    """One line; `kind` names many such lines in words."""
 
     level: int
     kind: str
@@ -38,7 +38,7 @@ class Journal:
 
     Args:
         peer_of: Returns the address of a connection by its number; empty if it is gone.
-        lines: Where lines go.
+        lines: The logger that takes the lines.
     """
 
     def __init__(self, peer_of: Callable[[int], str], lines: logging.Logger = log) -> None:
@@ -48,28 +48,28 @@ class Journal:
         self.due_s = math.inf
         """The time at which `look` has something to log, in monotonic seconds."""
 
-    def tell(self, news: News) -> None:
-        """Say what the engine has news of."""
+    def tell(self, news: JournalEntry) -> None:
+        """Log an entry of the engine."""
         self._say(_LINES[news.act](self, news))
 
     def refuse(self, peer: str, port: str, why: str) -> None:
-        """Say that a connection was refused."""
+        """Log that a connection was refused."""
         words = f"a connection from {peer} to the port for {port}s was refused: {why}"
         self._say(Line(logging.WARNING, f"connections from {peer} that were refused", words))
 
     def end(self, peer: str, why: str) -> None:
-        """Say that a connection was closed for what it did."""
+        """Log that a connection was closed, and why."""
         self._say(Line(logging.INFO, f"connections that were closed ({why})", f"connection {peer} closed: {why}"))
 
     def look(self) -> None:
-        """Say how many lines were left out."""
+        """Log how many lines were left out."""
         now_s = time.monotonic()
         for words in self._repeats.left_out(now_s):
             gevent.spawn(self._lines.warning, "%s", words)
         self.due_s = now_s + 1.0 if self._repeats.counts else math.inf
 
     def close(self) -> None:
-        """Say what is left to say, at once."""
+        """Log the remaining counts at once."""
         for words in self._repeats.rest():
             self._lines.warning("%s", words)
 
@@ -81,14 +81,14 @@ class Journal:
 
     # A line for each kind of news.
 
-    def _joined(self, news: News) -> Line:
+    def _joined(self, news: JournalEntry) -> Line:
         peer = self._peer_of(news.subject.conn)
         return Line(logging.INFO, "workers that joined", f"worker {_worker(news.subject, peer)} has joined")
 
-    def _left(self, news: News) -> Line:
+    def _left(self, news: JournalEntry) -> Line:
         return Line(logging.INFO, "workers that left", f"worker {_worker(news.subject)} has left")
 
-    def _gone(self, news: News) -> Line:
+    def _gone(self, news: JournalEntry) -> Line:
         holds = "no job"
         if news.jobs:
             holds = "one job" if news.jobs == 1 else f"{news.jobs} jobs"
@@ -96,12 +96,12 @@ class Journal:
         words = f"worker {_worker(news.subject)} is lost: {news.why}; it holds {holds}"
         return Line(logging.WARNING, "workers that were lost", words)
 
-    def _unreported(self, news: News) -> Line:
+    def _unreported(self, news: JournalEntry) -> Line:
         job: Job = news.subject
         words = f"the lease of worker {job.worker} has ended with no report of attempt {job.attempt}"
         return Line(logging.WARNING, f"leases of {job.module} that ended with no report", words, _about(job))
 
-    def _dead(self, news: News) -> Line:
+    def _dead(self, news: JournalEntry) -> Line:
         job: Job = news.subject
         kind = f"jobs of {job.module} that are dead ({job.reason})"
         if job.reason == "expired":
@@ -110,12 +110,12 @@ class Journal:
         words = f"the job is dead ({job.reason}) after attempt {job.attempt} of {job.max_attempts}: {error}"
         return Line(logging.ERROR, kind, words, {**_about(job), "error": error})
 
-    def _resumed(self, news: News) -> Line:
+    def _resumed(self, news: JournalEntry) -> Line:
         words = f"{self._peer_of(news.subject)} has ended the hold: jobs are lent now"
         return Line(logging.INFO, "holds that were ended", words)
 
 
-_LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {
+_LINES: Final[dict[str, Callable[[Journal, JournalEntry], Line]]] = {
     "joined": Journal._joined,  # noqa: SLF001 - Its own table.
     "left": Journal._left,  # noqa: SLF001 - Its own table.
     "gone": Journal._gone,  # noqa: SLF001 - Its own table.
@@ -125,7 +125,7 @@ _LINES: Final[dict[str, Callable[[Journal, News], Line]]] = {
 }
 
 
-def _worker(session: Session, peer: str = "") -> str:
+def _worker(session: WorkerSession, peer: str = "") -> str:
     join = session.join
     return f"{join.name} (pid {join.pid}, {peer})" if peer else f"{join.name} (pid {join.pid})"
 

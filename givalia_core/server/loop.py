@@ -1,6 +1,6 @@
-"""The loop of the queue: takes what has arrived, lets it be decided and stored, and hands on what may then be said.
+"""The queue loop: takes the inputs that arrived, has them decided and stored, and hands on the answers.
 
-One greenlet runs it. Between two turns it lets the event loop of the process look at every socket, timer and signal.
+One greenlet runs the queue loop. Between two turns the event loop of the process polls every socket, timer and signal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLL_S: Final = 0.0001
 NOBODY: Final[frozenset[int]] = frozenset()
 SLOW_TURN_US: Final = SECOND_US
 SLOW_WORDS: Final = "the store takes over a second to sync; hold back"
-MAKE_ROOM_US: Final = SECOND_US // 10  # How often stalled connections are looked for while commands wait for room.
+MAKE_ROOM_US: Final = SECOND_US // 10  # How often we search for stalled connections while commands wait for room.
 _MONOTONIC: Final = 1
 _NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -51,7 +51,7 @@ class Alarm:
     """Lets one greenlet wait for an event or for a time, whichever comes first.
 
     The timers of the event loop are as coarse as its poll, which counts milliseconds. Linux has timers that are read like a
-    socket, to the microsecond; elsewhere the timer of the event loop has to do.
+    socket, to the microsecond; elsewhere the timer of the event loop must do.
     """
 
     def __init__(self, event: Event) -> None:
@@ -59,10 +59,10 @@ class Alarm:
         self._event = event
         self._fd = -1
         self._watcher: Any = None
-        self._rings_ns = 0  # When it will ring, on the clock it is set by; 0 if it has.
+        self._rings_ns = 0  # When the timer rings, on the monotonic clock; 0 if it has rung.
 
     def open(self) -> None:
-        """Make ready, in the thread whose loop it is for."""
+        """Open the timer, in the thread whose event loop it serves."""
         if not sys.platform.startswith("linux"):
             return
         self._system = ctypes.CDLL(None, use_errno=True)
@@ -73,19 +73,19 @@ class Alarm:
             self._watcher.start(self._ring)
 
     def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # It was set again after it rang.
+        with contextlib.suppress(BlockingIOError):  # The timer was set again after it rang.
             os.read(self._fd, 8)
             self._rings_ns = 0
         self._event.set()
 
     def wait(self, us: int) -> None:
-        """Return when the event is set, or when so many microseconds have passed; or sooner."""
+        """Return when the event is set or when `us` microseconds have passed, perhaps sooner."""
         if self._fd < 0:
             self._event.wait(us / SECOND_US)
             return
         now_ns = time.monotonic_ns()
         rings_ns = now_ns + max(us, 1) * 1_000
-        # The timer stays set for an earlier wait that an event has ended: under a load that is cheaper than setting it again.
+        # A timer left from a wait that the event ended is kept if it rings in time: cheaper under load than setting it again.
         if not now_ns < self._rings_ns <= rings_ns:
             first = self._setting.first
             first.seconds, first.nanoseconds = divmod(rings_ns - now_ns, SECOND_US * 1_000)
@@ -96,7 +96,7 @@ class Alarm:
         self._event.wait()
 
     def close(self) -> None:
-        """Let go; safe to call twice."""
+        """Close the timer; safe to call twice."""
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
@@ -110,15 +110,15 @@ class Loop:
     """Takes turns until it is asked to stop and nothing is left to decide.
 
     Args:
-        engine: Decides.
+        engine: Decides the inputs.
         store: Keeps the jobs.
         timer: The time of this store.
         clock: The time of this machine.
-        inbox: What has arrived.
-        connections: Where it has come from.
-        delivery: Where effects go.
+        inbox: The inputs that have arrived.
+        connections: The connections that sent them.
+        delivery: Takes the effects.
         describe: Returns the server's own part of `info`.
-        wake: Set when something has arrived.
+        wake: Set when an input has arrived.
     """
 
     def __init__(
@@ -176,17 +176,17 @@ class Loop:
             self._rest(is_loaded=len(inputs) > 1)
 
     def _walk(self, now: Now) -> None:
-        """Go on with the questions that take a walk."""
+        """Continue with the questions whose answers take a walk."""
         if ALL_INFO in self._engine.questions.lines:
             self._engine.desk.about = self._describe()
         self._delivery.deliver(turn.walk(self._engine, self._store, self._timer, self._clock), now)
 
     def _rest(self, *, is_loaded: bool) -> None:
-        """Let connections be read, and return when there is something to do."""
+        """Let the event loop read connections; return when there is something to do."""
         questions = self._engine.questions
         if self._inbox.queues or is_loaded or (questions.lines and questions.has_work):
-            # A sleep of nothing would only let other callbacks run: readers whose data is there already. This lets the
-            # event loop look at every socket, timer and signal, so that a flood on some starves none.
+            # A sleep of 0 would only run callbacks that are ready. This sleep lets the event loop poll every socket, timer
+            # and signal, so that a flood on some starves none.
             gevent.sleep(POLL_S)
             return
         wait_us = self._engine.wake_in_us(self._timer.now(self._clock.read()))
@@ -198,9 +198,9 @@ class Loop:
             gevent.sleep(0)
 
     def note_pace(self, turn_us: int, inputs: Sequence[Input]) -> None:
-        """A turn that took over a second means that the disk is slower than what arrives: producers are to hold back.
+        """Tell producers to hold back if a turn took over a second: the disk is slower than the input.
 
-        A large frame that is alone in its turn says nothing about the disk, and a small one nothing about producers.
+        A large frame that is alone in its turn says nothing about the disk; a small one says nothing about producers.
         """
         is_slow = turn_us > SLOW_TURN_US
         if is_slow and not is_large(inputs):
@@ -209,7 +209,7 @@ class Loop:
             self._engine.desk.note_busy(BusyFor.SYNCS, SLOW_WORDS if is_slow else "")
 
     def _wait_for_store(self, error: StoreAway, now: Now) -> None:
-        """The store is away: tell clients to come later if that lasts, and wait until it is asked again."""
+        """Wait before the next try of an absent store; if its absence lasts, tell clients to come later."""
         retry_s = self.outage.fail_turn(error, now.mono_us)
         if self.outage.lasts(self._clock.read().mono_us):
             self.put_off(self._engine.again.put_off(outage.PUT_OFF))

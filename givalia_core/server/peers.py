@@ -10,20 +10,20 @@ from givalia_core.clock import Reading
 from givalia_core.protocol.session import Port
 from givalia_core.server.connection import Connection
 
-GROUPS_MAX: Final = 1_000  # Of clients that are told; connections_max may be much more.
+GROUPS_MAX: Final = 1_000  # The most groups of clients in an answer; connections_max may be much more.
 
 
 def peer(connection: Connection) -> dict[str, Any]:
-    """Return the address and port of a peer, what it says it is, and the version of that; empty if it does not say."""
+    """Return the address and port of a peer, its agent, and the agent's version; empty where the peer does not tell."""
     agent, _, version = connection.session.agent.partition("/")
     host = f"[{connection.peer}]" if ":" in connection.peer else connection.peer
     return {"address": f"{host}:{connection.peer_port}", "agent": agent, "version": version}
 
 
 def clients(connections: Iterable[Connection], now: Reading) -> list[dict[str, Any]]:
-    """Return the clients by address and by what they say they are, those with the most connections first.
+    """Return the clients by address and agent, those with the most connections first.
 
-    Each is a map: `address`, `agent`, `version`, `connections`, and `since_us`, when the oldest of these was made.
+    Each group is a map: `address`, `agent`, `version`, `connections`, and `since_us`, the start of the oldest connection.
     """
     counts: Counter[tuple[str, str]] = Counter()
     opened_us: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""Stores by URL: the schemes are the names in the entry point group `givalia.stores`, those of our own stores too."""
+"""Stores by URL: the schemes are the names in the entry point group `givalia.stores`, also for our own stores."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ GROUP: Final = "givalia.stores"
 def open_store(settings: ServerSettings) -> Store:
     """Return the store of the settings' URL, not yet opened.
 
-    A store is told by these attributes, as far as it has them, what the settings allow: `may_create`, `may_upgrade` and
-    `allow_network`.
+    The attributes `may_create`, `may_upgrade` and `allow_network` of the store, as far as it has them, are set to what the
+    settings allow.
 
     Raises:
-        StoreUnfit: No installed store has the URL's scheme, or two have, or what it needs is not there.
+        StoreUnfit: No installed store has the URL's scheme, or two have it, or the store cannot be loaded.
     """
     url = settings.store
     scheme = url.partition(":")[0]

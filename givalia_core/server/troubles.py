@@ -1,7 +1,7 @@
-"""The server's own troubles: what keeps it from doing its work well, said once when it begins and once when it ends.
+"""The server's own troubles: each keeps the server from working well, and is logged once when it begins and once when it ends.
 
-The server looks for signs of them once a second. A trouble that comes and goes lasts until there was no sign of it for ten
-seconds, so that it fills no log. What is here can be read from any thread.
+The server checks for signs of trouble once a second. A trouble that comes and goes lasts until it shows no sign for ten
+seconds, so that it does not fill the log. Any thread can read the troubles.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from givalia_core.clock import SECOND_US, Reading
 
 QUIET_US: Final = 10 * SECOND_US
 NEARLY_FULL: Final = 0.9  # Of the live jobs that the server takes.
-FREE_PART: Final = 0.05  # Less of the disk than this is little,
-FREE_BYTES_ENOUGH: Final = 10 << 30  # unless it is so much all the same;
-FREE_BYTES_LEAST: Final = 64 << 20  # and less than this always is.
+FREE_PART: Final = 0.05  # A smaller free part of the disk is little,
+FREE_BYTES_ENOUGH: Final = 10 << 30  # unless it has at least this size;
+FREE_BYTES_LEAST: Final = 64 << 20  # a smaller size than this is always little.
 
 ENDS: Final = {
     "store_full": "the store has room again",
@@ -28,8 +28,8 @@ ENDS: Final = {
     "hooks_dropped": "no call of a hook is dropped any more",
     "log_lines_lost": "the log can be written again",
 }
-"""Every trouble there is, and what is said at its end."""
-SAID_ELSEWHERE: Final = frozenset({"store_away"})  # By `Outage`, which knows why, and at once.
+"""Every trouble, and the log line at its end."""
+SAID_ELSEWHERE: Final = frozenset({"store_away"})  # `Outage` logs it at once, with the reason.
 
 log = logging.getLogger("givalia.server")
 
@@ -56,7 +56,7 @@ class Trouble(NamedTuple):
 
     words: str
     since: Reading
-    seen_us: int  # When there was a sign of it last, on the monotonic clock.
+    seen_us: int  # When its last sign was seen, on the monotonic clock.
 
 
 class Troubles:
@@ -67,7 +67,7 @@ class Troubles:
         self.before = Signs()
 
     def look(self, signs: Signs, now: Reading) -> None:
-        """Take in what a look at the server shows; what begins or ends is said in the log."""
+        """Take the newest signs; log each trouble that begins or ends."""
         found = _found(signs, self.before)
         self.before = signs
         for name in ENDS:
@@ -84,7 +84,7 @@ class Troubles:
                     log.warning("%s is over after %d s: %s", name, seconds, ENDS[name])
 
     def describe(self) -> dict[str, dict[str, Any] | None]:
-        """Return a map of all troubles: since when it lasts and the words for it, or None."""
+        """Return a map of all troubles: the start of each and the words for it, or None."""
         present = self.present
         return {name: _shown(present.get(name)) for name in ENDS}
 
@@ -94,7 +94,7 @@ def _shown(trouble: Trouble | None) -> dict[str, Any] | None:
 
 
 def _found(signs: Signs, before: Signs) -> Mapping[str, str]:
-    """The troubles of which there are signs, each with its words."""
+    """Return the troubles that show signs, each with its words."""
     found: dict[str, str] = {}
     if signs.is_full:
         stuck = "; the reserve is used up, too, and nothing can be changed" if signs.is_stuck else ""
@@ -117,7 +117,7 @@ def _found(signs: Signs, before: Signs) -> Mapping[str, str]:
 
 
 def _nearly_full(signs: Signs) -> str:
-    """Words for how little room is left; empty if there is enough."""
+    """Return words for how little room is left; empty if there is enough."""
     free, disk = signs.free_bytes, signs.disk_bytes
     if free is not None and disk is not None:
         little = max(min(round(disk * FREE_PART), FREE_BYTES_ENOUGH), FREE_BYTES_LEAST)

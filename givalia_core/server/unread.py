@@ -1,7 +1,7 @@
-"""Bytes of answers that wait for their peers to read: of each connection, and of all together what the server may owe at once.
+"""Unread answers: the bytes that wait for the peer of each connection, and the budget for all of them together.
 
-A connection that reads owes nothing for long. Those that do not read share a budget. When it runs low, no further large
-answer is made, and the connection whose peer has stood still for longest is closed; others are served on.
+A peer that reads leaves nothing unread for long. Peers that do not read share the budget. When the budget runs low, no
+further large answer is made, and the connection whose peer has stalled for longest is closed; others are still served.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gevent import socket
 from givalia_core.clock import SECOND_US, Clock
 
 MOST_BYTES: Final = 128 << 20
-STALLED_US: Final = SECOND_US // 2  # A peer that reads nothing for so long may be closed when the budget runs low.
+STALLED_US: Final = SECOND_US // 2  # A peer that reads nothing for this long may be closed when the budget runs low.
 UNSENT_BYTES_MAX: Final = 1 << 20
-BEHIND_BYTES: Final = 256 << 10  # A peer that has left so much unread is asked for nothing and answered nothing more.
+BEHIND_BYTES: Final = 256 << 10  # From a peer with this much unread no further command is taken or answered.
 WRITE_DEADLINE_S: Final = 10.0
 
 
@@ -30,7 +30,7 @@ class Unread:
 
     @property
     def is_low(self) -> bool:
-        """Three quarters of the budget are used."""
+        """True once three quarters of the budget are used."""
         return self.bytes * 4 >= self.most_bytes * 3
 
 
@@ -43,7 +43,7 @@ class Sender(Protocol):
         """Read on if there is room again."""
 
     def note_pace(self) -> None:
-        """The peer has fallen behind, or has read some."""
+        """Note that the peer has fallen behind, or has read some."""
 
     def close(self, why: str = "") -> None:
         """End the connection."""
@@ -55,16 +55,16 @@ class Unsent:
     def __init__(self, connection: Sender, sock: socket.socket, unread: Unread, clock: Clock) -> None:
         self.bytes = 0
         self.since_us = 0
-        """The time at which the oldest of the bytes came to wait; 0 while none do."""
+        """The time since which the writer sends its present batch of parts; 0 while nothing waits."""
         self.is_behind = False
-        """The peer has left so much unread that its commands wait until it has read."""
+        """True while so much is unread that the peer's commands wait until it has read."""
         self._connection, self._socket, self._unread, self._clock = connection, sock, unread, clock
         self._parts: deque[bytes] = deque()
         self._writer: gevent.Greenlet[..., None] | None = None
 
     @property
     def is_clogged(self) -> bool:
-        """So much waits for the peer to read that nothing large may be added."""
+        """True while so much is unread that nothing large may be added."""
         return self.is_behind or (self.bytes > 0 and self._unread.is_low)
 
     def keep(self, data: bytes) -> None:
@@ -80,7 +80,7 @@ class Unsent:
             self._connection.note_pace()
 
     def drop(self) -> None:
-        """The connection is over: keep nothing."""
+        """Drop the bytes that are kept: the connection is over."""
         self._parts.clear()
         self._unread.bytes -= self.bytes
         self.bytes = 0
@@ -98,7 +98,7 @@ class Unsent:
             self._writer = None
 
     def _write_all(self, parts: int) -> None:
-        """Send the oldest parts, all of them before one deadline: a peer that takes a byte now and then does not move it."""
+        """Send the oldest parts under one deadline, which a peer that takes a byte now and then does not extend."""
         for _ in range(parts):
             self._socket.sendall(self._parts[0])
             if self._connection.is_closed:

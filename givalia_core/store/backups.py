@@ -11,8 +11,8 @@ class CopyPart(NamedTuple):
     """A part of a copy of a store that is sent while the store is written; see `Copyable`."""
 
     payload: bytes  # Entries of rows, as `givalia_core.store.sqlite.copying` packs them.
-    is_last: bool  # With it the copy is the store as it was when this part was made.
-    size_bytes: int  # About how many bytes the whole copy has.
+    is_last: bool  # The copy is complete: the store as it was when this part was made.
+    size_bytes: int  # The approximate size of the whole copy.
     format: int  # Of the store.
     jobs: int  # How many jobs the store has.
     made_us: int  # When the part was made, on the wall clock.
@@ -20,10 +20,10 @@ class CopyPart(NamedTuple):
 
 
 class Copyable(Store, Protocol):
-    """A store of which a copy can be sent while it is open."""
+    """A store that can send a copy of itself while it is open."""
 
     def copy_part(self, backup: bytes, part: int) -> CopyPart:
-        """Return a part of the copy that has this name, counted from 0; short. The one before can be had once more.
+        """Return a part, counted from 0, of the copy named `backup`; short. The last part can be fetched again.
 
         Raises:
             Busy: Another copy is under way.
@@ -33,5 +33,5 @@ class Copyable(Store, Protocol):
 
 
 def as_copyable(store: Store) -> Copyable | None:
-    """Return the same store with what sends copies; None if it has a way of its own to be backed up."""
+    """Return the store as a `Copyable`; None if it is backed up in a way of its own."""
     return cast(Copyable, store) if hasattr(store, "copy_part") else None

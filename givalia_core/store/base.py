@@ -1,10 +1,10 @@
-"""The store seam: everything that a queue needs of a database, and nothing more.
+"""The store seam: everything that a queue needs from a database, and nothing more.
 
-A store keeps `Job` records, never looks inside `params` or `result`, and decides nothing. What the engine decided comes
-as a list of `Change`, each saying which version it was decided on; a store applies those whose guard still holds, in one
+A store keeps `Job` records, never looks inside `params` or `result`, and decides nothing. The engine's decisions come
+as a list of `Change`, each with the version that it was decided on; a store applies those whose guard still holds, in one
 atomic and durable commit, and names the others. Everything else is reading. Every store passes `givalia_core.store.suite`.
 
-The words of the seam are in `routes` and `filters`; what only some stores have is in `shared` and `backups`.
+The types of the seam are in `routes` and `filters`; those that only some stores need are in `shared` and `backups`.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Change(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """The ended jobs to forget with a commit, at most `limit` of them, those nearest to being forgotten first.
+    """The ended jobs to forget with a commit: at most `limit`, those with the earliest `forget_at_us` first.
 
-    At most `keep_ended` done and cancelled jobs and `keep_dead` dead ones stay; yet what ended after `ended_before_us`
-    stays even beyond that, because a client may still resend.
+    At most `keep_ended` done and cancelled jobs and `keep_dead` dead jobs stay; beyond that, jobs that ended after
+    `ended_before_us` stay too, since a client may still resend.
     """
 
     now_us: int
@@ -65,15 +65,15 @@ class Retention(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Something outside this server that keeps a change from being stored for now, although its guard may hold."""
+    """A reason outside this server why a change cannot be stored for now, although its guard may hold."""
 
-    name: str  # Of the key or job that is held; `hold_name_of_key` or `hold_name_of_id`.
+    name: str  # The held key or job, as `hold_name_of_key` or `hold_name_of_id` names it.
     why: str  # Continues "key cart-7 is ...".
-    since_us: int  # On the wall clock: when this store first met it.
+    since_us: int  # On the wall clock: when this store first met the hold.
 
     @property
     def words(self) -> str:
-        """Return the hold as a sentence for a caller."""
+        """The hold as a sentence for a caller."""
         since = datetime.fromtimestamp(self.since_us / SECOND_US, UTC).isoformat(timespec="milliseconds")
         return f"{self.name} is {self.why}, since {since}"
 
@@ -91,7 +91,7 @@ def hold_name_of_id(job_id: bytes) -> str:
 class Commit(NamedTuple):
     """The outcome of a commit: the places in `changes` that were refused, and the number of ended jobs that were forgotten.
 
-    `held` has those of the refused places that are not worth another try before `SharedStore.freed` names their holds.
+    `held` has the refused places that should not be tried again before `SharedStore.freed` names their holds.
     """
 
     refused: tuple[int, ...] = ()
@@ -102,8 +102,7 @@ class Commit(NamedTuple):
 class Opened(NamedTuple):
     """The opening of a store: a boot epoch that no earlier run had (durable), the clocks' mark, the last seq.
 
-    `recovered` counts the pages of log that a run left behind which did not close the store. `is_new` says that there was no
-    store, and that this opening made one.
+    `recovered` counts the log pages left by a run that did not close the store. `is_new`: this opening made the store.
     """
 
     epoch: int
@@ -116,8 +115,7 @@ class Opened(NamedTuple):
 class Claim(NamedTuple):
     """One question for jobs to lend: the first `limit` jobs of a route that are due, in order of dispatch.
 
-    At least one of them; a store may leave out others once the claims of a question have brought `Wanted.claimed_bytes` of
-    params.
+    A store returns at least one of them; it may omit others once the claims of a `find` reach `Wanted.claimed_bytes` of params.
     """
 
     route: Route
@@ -125,10 +123,10 @@ class Claim(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Jobs to read at once, by any of their names: the live jobs of `keys`, and of `past_keys` those that ended last.
+    """Jobs to read at once, by any of their names: the live jobs of `keys`, and for each of `past_keys` the last to end.
 
-    `claims` ask for jobs to lend, due at the time that `find` is told. `numbers` asks a shared store for numbers to use.
-    `variants` are routes without a specifier; `Found.variants` says on which variants of each of them jobs wait.
+    `claims` ask for jobs to lend that are due at the `now` of `find`. `numbers` asks a shared store for numbers to use.
+    `variants` are routes without a specifier; `Found.variants` names the variants of each on which jobs wait.
     """
 
     ids: frozenset[bytes] = frozenset()
@@ -144,13 +142,13 @@ class Wanted(NamedTuple):
 class Found(NamedTuple):
     """The jobs that `Wanted` names; `live` and `ended` are by key, `requests` by request id, `ready` by route.
 
-    `ready` is in the order of dispatch: by priority, then due, then enq. A shared store names in it no job that another
-    server is about to lend, and holds those that it names for this one until the commit, or `tidy`. The numbers above
-    `floor`, a million of them, are this server's for seqs and fences, and larger than any used in what was found. `variants`
-    are by the route that was asked about, in the order of their text, at most the first `VARIANTS_MAX` of each. `answers` are
-    what a shared store keeps by request id (`Kept.answer`), read after all jobs. `cut` are the routes of claims for which
-    `Wanted.claimed_bytes` left no room: they may have jobs that were not named. `learned` is the store's own: if it is not
-    None, the commit of the same turn is given it.
+    `ready` is in the order of dispatch: by priority, then due, then enq. A shared store leaves out jobs that another server
+    is about to lend, and holds the jobs in `ready` for this server until the commit, or `tidy`. The million numbers above
+    `floor` are this server's for seqs and fences; all are larger than any number in the jobs found. `variants` are by the
+    plain route in `Wanted`, in the order of their texts, at most the first `VARIANTS_MAX` of each. `answers` are those that
+    a shared store keeps by request id (`Kept.answer`), read after all jobs. `cut` are the routes of claims for which
+    `Wanted.claimed_bytes` left no room: more of their jobs may be due. `learned` is private to the store: if it is not None,
+    the commit of the same turn gets it.
     """
 
     ids: dict[bytes, Job]
@@ -166,17 +164,17 @@ class Found(NamedTuple):
 
 
 class Store(Protocol):
-    """Keeps the jobs. One server opens it; calls come from one greenlet at a time and may block it briefly.
+    """The contract of a store. One server opens the store; calls come from one greenlet at a time and may block it briefly.
 
     Every method may raise `StoreFailed` (the server must stop) and `StoreCorrupt` (a row is not what was written).
     """
 
     durability: str
     """The promise of `commit` when it returns, once open: `fsync` (on stable storage), `flush` (on its way there: a crash of
-    the database or its machine may take the last moments) or `memory` (nothing survives a crash)."""
+    the database or its machine may lose the last moments) or `memory` (nothing survives a crash)."""
 
     is_shared: bool
-    """Several servers may have it open, so that rows change without this one; it is a `SharedStore` then."""
+    """True for a `SharedStore`: several servers may have the store open, and each changes rows without the others."""
 
     @property
     def is_full(self) -> bool:
@@ -185,7 +183,7 @@ class Store(Protocol):
     def open(self, *, unsafe: bool = False) -> Opened:
         """Open, for this process alone unless the store is shared, and make a new boot epoch durable.
 
-        With `unsafe` also if what holds the data is set to lose what it has acknowledged; `durability` then says so.
+        With `unsafe`, also open a database that is set to lose acknowledged data; `durability` then says so.
 
         Raises:
             StoreLocked, StoreCorrupt, StoreTooNew, StoreUnfit: Nothing was written.
@@ -193,11 +191,11 @@ class Store(Protocol):
         """
 
     def upgrade(self) -> tuple[int, int]:
-        """While it is not open: bring the store to the format of this version; return from which, and to which.
+        """Bring the store, while it is not open, to the format of this version; return the formats before and after.
 
         Raises:
             StoreMissing: There is no store.
-            StoreError: As `open`. Nothing was changed, or some of several steps were, each whole: doing it again goes on.
+            StoreError: As `open`. Nothing was changed, or some of several steps are complete: a second call does the rest.
         """
 
     def commit(
@@ -205,18 +203,18 @@ class Store(Protocol):
     ) -> Commit:
         """Apply every change whose guard holds, in the order given, in one transaction; durable on return.
 
-        `learned` is that of the `find` for these changes. A store whose `Found.learned` is always None is never given it.
+        `learned` is the `Found.learned` of the `find` for these changes; a store that always leaves it None never gets one.
 
         Raises:
             StoreFull: Nothing of this commit is stored, and the store is as it was before.
-            StoreFailed: Unknown what is stored. No answer may be given; the server must stop.
+            StoreFailed: It is unknown what was stored: the server must give no answer, and stop.
         """
 
     def find(self, wanted: Wanted, now: Now) -> Found:
-        """Return the jobs of these names, and those to lend; names and routes without a job are absent from the answer."""
+        """Return the named jobs and the jobs to lend; names and routes without a job are absent from the answer."""
 
     def upcoming(self, spans: Sequence[Span], now: Now) -> list[Near]:
-        """Return what is near on each of these routes."""
+        """Return the next dues on each of these routes."""
 
     def running(self) -> Iterable[Job]:
         """Return every running job; called once, at start."""
@@ -230,49 +228,49 @@ class Store(Protocol):
     def page(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int = SCAN_MAX) -> Page:
         """Return a page of at most `limit` jobs; scans no more than `rows` rows, at most `SCAN_MAX`.
 
-        Jobs that wait come in the order of their dues, unless they wait on more routes than the store can keep apart; those
-        that have ended begin with the last one; all others come in the order of enq.
+        Waiting jobs come in the order of their dues, unless they wait on more routes than the store can keep apart; ended jobs
+        come with the last end first; all others come in the order of enq.
 
         A large job counts as several rows (`rows_of`), so that a page is bounded in bytes and in time.
 
         Raises:
-            Busy: A shared store takes too long to answer; this goes for `counts`, `ready` and `describe`, too.
+            Busy: A shared store takes too long to answer; `counts`, `ready` and `describe` may raise it too.
         """
 
     def counts(self) -> dict[tuple[str, JobState], int]:
         """Return the number of jobs by module and stored state, from stored counts: no scan."""
 
     def ready(self, now: Now) -> Iterator[Ready]:
-        """Yield the routes on which jobs wait, some of them several times, and what is ready there.
+        """Yield the routes on which jobs wait, some of them several times, each with its ready jobs.
 
-        Jobs are counted up to `READY_COUNTED_TO` in all, but of each route at least up to `READY_COUNTED_LEAST`; then only the
-        first `READY_ROUTES_MAX` routes are counted. Each step is short, however many routes there are, and between two of
-        them the store may be changed. `by_module` sums the counts up.
+        Jobs are counted up to `READY_COUNTED_TO` in all; after that, each of the first `READY_ROUTES_MAX` routes is still
+        counted up to `READY_COUNTED_LEAST`. Each step is short, however many routes there are, and the store may change
+        between two steps. `by_module` sums the counts up.
         """
 
     def has_room(self) -> bool:
         """Return whether there is room for new jobs; called before each turn while `is_full`, or after `StoreFull`."""
 
     def raise_numbers(self, seq: int, fence: int) -> None:
-        """From the next `open` on, every seq and fence this store gives out is above these. Durable on return.
+        """Make every seq and fence that this store gives out from the next `open` on larger than these. Durable on return.
 
-        It never lowers a number; a store that was filled from another one is told here what that one gave out.
+        Call it on a store that was filled from another one, with the numbers that the other one gave out. It lowers none.
 
         Raises:
             StoreFull: Nothing was raised.
         """
 
     def tidy(self) -> None:
-        """Do some housekeeping; called when the answers of a commit are out. Short."""
+        """Do a little housekeeping; called when the answers of a commit are out. Short."""
 
     def rest(self) -> None:
-        """Do some housekeeping in a moment in which no caller waits; called about once a second. Some milliseconds."""
+        """Do some milliseconds of housekeeping while no caller waits; called about once a second."""
 
     def check(self) -> list[str]:
-        """Read everything and say what is wrong, one sentence each; empty means sound. Slow: for tools and tests."""
+        """Read everything and return a sentence about each fault; empty means sound. Slow: for tools and tests."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what a person wants to know of the store: its place, sizes, settings."""
+        """Describe the store for a person: its place, sizes, settings."""
 
     def close(self) -> None:
-        """Leave nothing unsynced behind and let another process open it. Safe to call twice."""
+        """Sync everything and let another process open the store. Safe to call twice."""

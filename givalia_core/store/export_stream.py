@@ -1,8 +1,8 @@
 """The form of an export: a stream of records, each with a checksum that runs on over all records before it.
 
-A header says who wrote it and what the store counted, records of jobs follow in order of seq, and a footer ends it. So a
-stream that lost its end, a byte or a whole record is noticed, and `ExportReader` gives no part of a record before it was
-proved. It never holds more than one record in memory, and knows no store. `docs/export-format.md` describes it for others.
+A header says which version wrote the stream and what the store counted, records of jobs follow in order of seq, and a footer
+ends the stream. So a lost end, byte or record is noticed, and `ExportReader` yields no part of a record before its checksum
+proved it. The code holds at most one record in memory, and knows no store. `docs/export-format.md` describes the format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from givalia_core.version import __version__
 MAGIC: Final = "givalia-export"
 FORMAT: Final = 1
 RECORD_JOBS: Final = 1_000
-RECORD_BYTES: Final = 4 << 20  # A record is ended before it gets larger, unless a single job is.
+RECORD_BYTES: Final = 4 << 20  # A record ends before it gets larger, unless a single job is.
 _READ_BYTES_MAX: Final = 64 << 20  # So that a damaged length takes no memory.
 _STATES: Final = {str(state): state for state in STORED_STATES}
 _REQUIRED: Final = frozenset(JOB_FIELDS[:JOB_REQUIRED])
@@ -53,7 +53,7 @@ class Footer(NamedTuple):
 
 
 class Tally:
-    """Counts the jobs that go by, and insists that they come in order of seq and are as many as the header says."""
+    """A count of the jobs of an export: they must come in order of seq, and be as many as the header says."""
 
     def __init__(self) -> None:
         self.jobs = self.seq = self.fence = 0
@@ -81,7 +81,7 @@ class Tally:
 
 
 class ExportWriter:
-    """Writes one export to a file; what is buffered in the file is the caller's to flush and to sync."""
+    """A writer of one export to a file; the caller flushes and syncs the file."""
 
     def __init__(self, file: BinaryIO, header: Header, record_jobs: int = RECORD_JOBS) -> None:
         """Write the header; the methods raise OSError as the file does."""
@@ -95,7 +95,7 @@ class ExportWriter:
         self._write(_pack({"magic": MAGIC, "format": FORMAT, **shown}))
 
     def add(self, job: Job) -> None:
-        """Write one job, with its record or later.
+        """Write one job, at the latest with the end of its record.
 
         Raises:
             StoreCorrupt: The jobs do not come in order of seq.
@@ -111,7 +111,7 @@ class ExportWriter:
         """Write the footer, with these numbers or those of the jobs, whichever are higher.
 
         Raises:
-            StoreCorrupt: These were not the jobs that the store had counted; there is no footer then.
+            StoreCorrupt: These were not the jobs that the store had counted; no footer is written.
         """
         tally = self._tally
         tally.compare(self._header.counts)
@@ -131,11 +131,11 @@ class ExportWriter:
 
 
 class ExportReader:
-    """Reads one export, once, from its header to its footer."""
+    """One reading of an export, from its header to its footer."""
 
     header: Header
     footer: Footer
-    """There once `records` has come to its end."""
+    """The footer, set once `records` has ended."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Read the header.
@@ -144,7 +144,7 @@ class ExportReader:
             StoreCorrupt, StoreFailed: This is no export, it is damaged, or it cannot be read.
             StoreTooNew: A later Givalia wrote it.
         """
-        # A record is an array of two, bytes and a number; limits refuse whatever else damage may make of it.
+        # A record is an array of two, bytes and a number; the limits refuse anything else that damage makes of it.
         self._unpacker = msgpack.Unpacker(
             file, use_list=False, max_buffer_size=_READ_BYTES_MAX, max_array_len=2, max_map_len=0, max_str_len=0, max_ext_len=0
         )
@@ -154,7 +154,7 @@ class ExportReader:
         self.header = self._checked(self._header, self._next())
 
     def records(self) -> Iterator[list[Job]]:
-        """The jobs, record by record; after the last one the footer was read, and what the numbers say is true.
+        """Yield the jobs, record by record; after the last one, the footer has been read and its numbers are proved.
 
         Raises:
             StoreCorrupt, StoreFailed: As above; all records before this one were sound, and the export is not whole.
@@ -175,7 +175,7 @@ class ExportReader:
             raise StoreCorrupt("something follows the end of the export")
 
     def _next(self) -> Any:
-        """The next record, unpacked, once its checksum proved it."""
+        """Return the next record, unpacked, once its checksum proved it."""
         record = self._read(self._unpacker.unpack)
         if not (isinstance(record, tuple) and list(map(type, record)) == [bytes, int]):
             raise StoreCorrupt("this is not an export of Givalia" if not self._crc else f"damaged {self._place()}")
@@ -196,7 +196,7 @@ class ExportReader:
             raise StoreFailed(f"the export cannot be read {self._place()}: {error}") from error
 
     def _checked(self, make: Callable[[Any], T], body: Any) -> T:
-        """Return what a sound record says; Givalia never wrote one that is not as this format has it."""
+        """Return the content of a sound record; one that breaks this format was never written by Givalia."""
         try:
             return make(body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The words of the store seam for listings: which jobs a listing shows, and its pages."""
+"""The types of the store seam for listings: which jobs a listing shows, and its pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _has_ended_since(ended_us: int | None, since_us: int) -> bool:
 class Filter(NamedTuple):
     """The jobs that a listing shows; None means any. `state` is a stored state, or `READY` (waiting and due).
 
-    Instants are those of the wall clock that people are told, and a lower bound belongs to what it admits.
+    Instants are on the wall clock that people are told; a lower bound is inclusive.
     """
 
     state: JobState | None = None
@@ -28,7 +28,7 @@ class Filter(NamedTuple):
     due_before_us: int | None = None
     due_after_us: int | None = None
     ended_after_us: int | None = None
-    error: str | None = None  # A part of what the last failed attempt raised, its case folded.
+    error: str | None = None  # A part of the error of the last failed attempt, case-folded.
     by_enq: bool = False  # In the order of enq, in which no job ever moves, whatever the state.
 
     def admits(self, job: Job, now: Now) -> bool:
@@ -40,7 +40,7 @@ class Filter(NamedTuple):
         )
 
     def admits_head(self, job: Job, now: Now) -> bool:
-        """Return whether the listing shows this job as far as state, route and instants tell."""
+        """Return whether state, route and instants admit this job."""
         return (
             (self.state is None or job.shown_state(now) is self.state)
             and (self.module is None or job.module == self.module)
@@ -61,7 +61,7 @@ class Filter(NamedTuple):
         return not self.by_enq and self.state in ENDED
 
     def has_ended_before(self, ended_at_us: int, now: Now) -> bool:
-        """Return whether a listing by end is over at a job that ended then, on the timer clock."""
+        """Return whether a listing by end stops at a job that ended at this time, on the timer clock."""
         return self.ended_after_us is not None and ended_at_us - now.told_ahead_us < self.ended_after_us
 
 
@@ -71,14 +71,14 @@ def rows_of(params_bytes: int, result_bytes: int) -> int:
 
 
 Cursor: TypeAlias = tuple[int, int]
-"""A place in a listing, behind a job: its seq, and before that what the listing is in the order of: for jobs that have ended
-`ended_at_us`, for those that wait the due on the timer clock and one, else 0."""
+"""The place behind a job in a listing: the value that orders the listing, then the seq. The value is `ended_at_us` for ended
+jobs, the due on the timer clock plus 1 for waiting jobs, else 0."""
 
 
 class Page(NamedTuple):
-    """A page of a listing; `after` continues it and is None at the end. A page may be short, even empty, before that.
+    """A page of a listing; `after` continues the listing, None at the end. Before the end, a page may be short, even empty.
 
-    `cursors` has for each job the place behind it, from which the listing goes on if the page is cut there.
+    `cursors` has the place behind each job: the listing goes on from there if the page is cut.
     """
 
     jobs: list[Job]

@@ -1,8 +1,8 @@
 """The reference store: plain dictionaries, nothing on disk.
 
-It is the shortest text that passes the store suite, so it is what to read before writing another. A commit is atomic
-because nothing can interrupt it; reopening the same object is a restart that lost nothing, which is how the simulation
-uses it. Nothing survives the process, and every answer says so (`memory`).
+This is the shortest code that passes the store suite: read it before you write another store. A commit is atomic because
+nothing can interrupt it; to reopen the same object is a restart that lost nothing, and the simulation uses it so. Nothing
+survives the process, and every answer says so (`memory`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from givalia_core.store.base import (
 )
 
 _FAR = float("inf")
-PASSED_OVER: Final = 10_000  # Jobs that ended too lately to be forgotten before it is left for another time.
+PASSED_OVER: Final = 10_000  # Jobs that ended too recently to be forgotten: a commit passes over at most so many.
 
 
 class Memory:
-    """Keeps jobs in this process; see `givalia_core.store.base.Store` for what each method promises."""
+    """A store in this process; `givalia_core.store.base.Store` says what each method promises."""
 
     durability = "memory"
     is_shared = False
@@ -260,7 +260,7 @@ class Memory:
         return Page(jobs, None, cursors)
 
     def _cursors(self, wanted: Filter, after: Cursor, now: Now) -> Iterator[Cursor]:
-        """Yield the cursors behind all jobs from this one on, in the order of the listing."""
+        """Yield the cursors that follow this one, in the order of the listing."""
         if wanted.is_by_end:
             assert wanted.state is not None
             newest = self._newest[wanted.state]
@@ -305,10 +305,10 @@ class Memory:
         return True
 
     def rest(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def tidy(self) -> None:
-        """Nothing to tidy."""
+        """Do nothing."""
 
     def check(self) -> list[str]:
         wrong = [f"seq {seq} is filed under {job.seq}" for seq, job in self._jobs.items() if job.seq != seq]
@@ -324,11 +324,11 @@ class Memory:
         return {"url": "memory:", "jobs": len(self._jobs)}
 
     def close(self) -> None:
-        """Nothing to sync: the jobs stay in this object until it goes."""
+        """Do nothing: the jobs stay in this object."""
 
 
 def _clocks(now: Now) -> Iterable[tuple[bool, int, int]]:
-    """For the due times of each clock: whether it is the wall clock, now on it, and what makes timer times of them."""
+    """Return for each clock: whether it is the wall clock, its time now, and the shift from its times to timer times."""
     return (False, now.timer_us, 0), (True, now.wall_us, now.timer_ahead_us)
 
 

@@ -1,8 +1,8 @@
 """Moves a queue from one store to another: every job, live and ended, as it is, by way of an export.
 
-What changes is only where the timer clock stands, so times on it are moved by as much as the clocks of the two stores differ:
-each job is due at the instant it was due before. Running jobs stay running with their fences, so that the next server gives
-them a whole lease and their workers report to it. The stores are open meanwhile, so no server has either of them.
+Only the timer clocks differ: times on them move by the difference between the clocks of the two stores, so each job stays due
+at the same instant. Running jobs stay running with their fences: the next server gives them a whole lease, and their workers
+report to it. The move keeps both stores open, so no server has either of them open.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from givalia_core.store.export_stream import RECORD_BYTES, RECORD_JOBS, ExportRe
 from givalia_core.store.shared import ALIVE_US, as_shared
 from givalia_core.store.sqlite import copies
 
-MOVED_WITHIN_US: Final = 3_600 * SECOND_US  # An export that is older is a backup.
-FIRST_PAGE_JOBS: Final = 16  # Jobs may be large; pages grow as long as they are not.
+MOVED_WITHIN_US: Final = 3_600 * SECOND_US  # An older export is a backup.
+FIRST_PAGE_JOBS: Final = 16  # Jobs may be large; pages grow while they are small.
 
 
 def export(store: Store, opened: Opened, clock: Clock, file: BinaryIO, page_jobs: int = RECORD_JOBS) -> Footer:
@@ -29,8 +29,8 @@ def export(store: Store, opened: Opened, clock: Clock, file: BinaryIO, page_jobs
 
     Raises:
         StoreLocked: The store is shared, and other servers have it open; nothing was written.
-        StoreCorrupt: A row is damaged, or the rows are not those that were counted; the export has no end and is worthless.
-        StoreFailed, OSError: The store cannot be read, or the file not be written.
+        StoreCorrupt: A row is damaged, or the rows are not those that were counted; the export has no footer and is worthless.
+        StoreFailed, OSError: The store cannot be read, or the file cannot be written.
     """
     now = _timer(store, opened, clock).now(clock.read())
     _refuse_company(store, now)
@@ -51,7 +51,7 @@ def _timer(store: Store, opened: Opened, clock: Clock) -> Timekeeper:
 
 
 def _refuse_company(store: Store, now: Now) -> None:
-    """Nobody else may change what is moved; an embedded store has refused to open then."""
+    """Refuse a shared store that other servers have open; an embedded one refuses at `open`."""
     shared = as_shared(store)
     if shared is None:
         return
@@ -63,7 +63,7 @@ def _refuse_company(store: Store, now: Now) -> None:
 
 
 def _every(store: Store, now: Now, page_jobs: int) -> Iterator[Job]:
-    """All jobs by seq; pages get shorter while their jobs are large."""
+    """Yield all jobs by seq; pages get shorter while their jobs are large."""
     after: tuple[int, int] | None = None
     limit = min(FIRST_PAGE_JOBS, page_jobs)
     while True:
@@ -79,7 +79,7 @@ def _every(store: Store, now: Now, page_jobs: int) -> Iterator[Job]:
 def import_(store: Store, opened: Opened, clock: Clock, reader: ExportReader) -> Footer:
     """Put the jobs of an export into an empty store, record by record; each is durable before the next is read.
 
-    On return all of it is durable, and from the next `open` on the store gives out only numbers above those of the export.
+    On return all jobs are durable, and from the next `open` on the store gives out only numbers above those of the export.
 
     Raises:
         StoreUnfit, StoreLocked: The store holds jobs, or is shared and open elsewhere; nothing was written.
@@ -91,7 +91,7 @@ def import_(store: Store, opened: Opened, clock: Clock, reader: ExportReader) ->
     timer = _timer(store, opened, clock)
     _refuse_company(store, timer.now(clock.read()))
     shift = Shift.between(reader.header, timer.now(clock.read()))
-    # A server that starts on this store waits for the leases that the other one granted.
+    # A server that starts on this store waits for the leases that the old server granted.
     lease_us = reader.header.mark.lease_us if reader.header.mark else 0
     try:
         for jobs in reader.records():
@@ -103,9 +103,9 @@ def import_(store: Store, opened: Opened, clock: Clock, reader: ExportReader) ->
 
 
 def _fence(store: Store, reader: ExportReader, clock: Clock) -> int:
-    """Return the fence above which the store begins: above those of an export, and of an old one above those granted since.
+    """Return the fence above which the store begins: that of the export, or for an old export one above all granted since.
 
-    A queue that is moved is exported when its last server has stopped. An old export is a backup, whose store may have gone on.
+    A queue is moved after its last server has stopped. An old export is a backup, whose store may have granted more fences.
     """
     header, fence = reader.header, reader.footer.fence
     now_us = clock.read().wall_us
@@ -123,20 +123,20 @@ def _insert(store: Store, jobs: list[Job], timer: Timekeeper, now: Now, lease_us
 
 
 class Shift(NamedTuple):
-    """By how many microseconds times on the timer clock move from one store to the other."""
+    """The microseconds by which times on the timer clock move from one store to the other."""
 
     due_us: int
     end_us: int
 
     @classmethod
     def between(cls, header: Header, now: Now) -> Shift:
-        """From the clocks at the export to those of the target."""
+        """Return the shift from the clocks at the export to those of the target."""
         due_us = now.timer_ahead_us - (header.timer_us - header.wall_us)
-        # Ends lie in the past also where the target's wall clock is behind, or later ends of a key would seem earlier ones.
+        # Ends must lie in the past even if the target's wall clock is behind: else later ends of a key would seem earlier.
         return cls(due_us, min(due_us, now.timer_us - header.timer_us))
 
     def moved(self, job: Job) -> Job:
-        """The job with the same instants on the other timer clock; no server of the target looks after its lease yet."""
+        """Return the job with the same instants on the other timer clock; no server of the target is its keeper yet."""
         due_us = 0 if job.on_wall else self.due_us
         return job.changed(
             due_at_us=job.due_at_us + due_us,

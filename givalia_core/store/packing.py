@@ -1,7 +1,7 @@
-"""Jobs as rows, for stores that keep them so: the part of a job that no statement reads, and pages of listings.
+"""Jobs as rows, for stores that keep a row for each job: the packed part that no statement reads, and pages of listings.
 
-A row has a column for each field of a job before `enq_at_us`, one for the fields from there to `result` packed together, and
-one each for `params` and `result`. The column of the target worker holds the whole `Job.target`, so that one index finds the
+A row has a column for each field of a job before `enq_at_us`, one that packs the fields from there up to `result`, and one
+each for `params` and `result`. The column of the target worker holds the whole `Job.target`, so that one index finds the
 jobs of every route.
 """
 
@@ -16,18 +16,18 @@ from givalia_core.clock import Now
 from givalia_core.model import JOB_DEFAULTS, JOB_FIELDS, STORED_STATES, Answered, Job, split_target
 from givalia_core.store.base import Cursor, Filter, rows_of
 
-HEAD: Final = JOB_FIELDS.index("enq_at_us")  # So many fields are columns of their own.
+HEAD: Final = JOB_FIELDS.index("enq_at_us")  # The number of fields that have a column of their own.
 _BODY: Final = slice(HEAD, JOB_FIELDS.index("result"))
 _ANSWERED: Final = JOB_FIELDS.index("answered") - HEAD
 _DEFAULTS: Final = JOB_DEFAULTS[_BODY]
 NUMBER: Final = {state: number for number, state in enumerate(STORED_STATES)}
-"""States as they are written."""
-_STATES: Final = dict(enumerate(STORED_STATES))  # A tuple would take -1 for its last.
+"""The numbers by which states are written."""
+_STATES: Final = dict(enumerate(STORED_STATES))  # Not a tuple, in which -1 would be the last state.
 
 _packer: Any = msgpack.Packer(autoreset=True)
 
 PageHead = tuple[int, str | None, int, str, str, bool, int, int, int]
-"""Of a row: seq, key, state's number, module, target, on_wall, due_at_us, ended_at_us, bytes of params and result."""
+"""The head of a row: seq, key, state's number, module, target, on_wall, due_at_us, ended_at_us, bytes of params and result."""
 
 
 def pack_body(job: Job) -> bytes:
@@ -37,14 +37,14 @@ def pack_body(job: Job) -> bytes:
 
 
 def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None) -> Job:
-    """The job of a row; `head` holds the fields before the body, with the state's number and the rank as they are written.
+    """Return the job of a row; `head` holds the fields before the body, with the state's number and the rank as written.
 
     Raises:
-        ValueError, TypeError, LookupError: The row is none that was written.
+        ValueError, TypeError, LookupError: The row is not what was written.
     """
     cold = [*msgpack.unpackb(body, use_list=False)]
     if len(cold) < len(_DEFAULTS):
-        cold += _DEFAULTS[len(cold) :]  # What fields are for that are younger than the row.
+        cold += _DEFAULTS[len(cold) :]  # Defaults of fields that are younger than the row.
     cold[_ANSWERED] = tuple([Answered(*past) for past in cold[_ANSWERED]])
     seq, job_id, key, state, module, target, rank, on_wall, *rest = head
     target_worker, specifier = split_target(target) if " " in target else (target, None)
@@ -54,9 +54,9 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
 
 
 def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows: int) -> tuple[list[Cursor], Cursor | None]:
-    """Of rows in the order of one index, at most `rows`: the cursors behind those that a page may show, and behind all of them.
+    """Scan at most `rows` rows; return the cursors behind those that a page may show, and where to go on (None: the end).
 
-    What a job has failed with is not in the heads, and no page shows a row whose state no job can have.
+    `heads` are in one index's order, and lack errors: `wanted.error` is ignored. Rows with an impossible state are left out.
     """
     chosen: list[Cursor] = []
     wanted = wanted._replace(error=None)
@@ -71,12 +71,12 @@ def choose(heads: Sequence[PageHead], wanted: Filter, limit: int, now: Now, rows
                 return chosen, None
             if wanted.admits(head, now):
                 chosen.append(cursor)
-                left -= rows_of(count, 0) - 1  # Only of a job that is shown the whole row is read.
+                left -= rows_of(count, 0) - 1  # The whole row is read only for a job that is shown.
         if len(chosen) == limit or left <= 0:
             return chosen, cursor
     return chosen, None
 
 
 def has_state(number: int) -> bool:
-    """Return whether a state is written as this number."""
+    """Return whether this number stands for a state."""
     return number in _STATES

@@ -1,4 +1,4 @@
-"""The words of the store seam for where jobs wait: routes, the dues that are near on them, and what is ready there."""
+"""The types of the store seam for where jobs wait: routes, their next dues, and their ready jobs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Final, NamedTuple
 
 from givalia_core.model import Job, split_target
 
-READY_COUNTED_TO: Final = 10_000  # Ready jobs in all,
-READY_COUNTED_LEAST: Final = 100  # and of each route that is counted;
-READY_ROUTES_MAX: Final = 5_000  # beyond so many routes none is counted any more once all are.
-VARIANTS_MAX: Final = 50  # Of one route: each costs a little in every batch, so an enq that needs another is refused.
+READY_COUNTED_TO: Final = 10_000  # Ready jobs to count in all;
+READY_COUNTED_LEAST: Final = 100  # after that, so many on each route,
+READY_ROUTES_MAX: Final = 5_000  # until so many routes are counted.
+VARIANTS_MAX: Final = 50  # Variants of one route: each costs a little in every batch, so an enq that needs another is refused.
 
 
 class Route(NamedTuple):
     """A route: jobs of this module with this `Job.target`.
 
-    A *variant* of a route is the same one with a specifier. In the order of a store's texts (that of their code points) the
-    variants of a route stand together, directly behind it.
+    A *variant* of a route is the same route with a specifier. Stores order texts by code points: the variants of a route stand
+    together, directly behind the route.
     """
 
     module: str
@@ -25,7 +25,7 @@ class Route(NamedTuple):
 
     @property
     def specifier(self) -> str | None:
-        """The versions of the module's distribution that will do; None: any."""
+        """The versions of the module's distribution that may run the jobs; None: any."""
         return split_target(self.target)[1]
 
     @property
@@ -42,14 +42,14 @@ class Timer(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One question for what is near on a route: the next `limit` jobs to fall due."""
+    """One question about a route: which `limit` jobs fall due next."""
 
     route: Route
     limit: int
 
 
 class Near(NamedTuple):
-    """The answer to a `Span`: is a job due already, which timers are next, and are there more of them."""
+    """The answer to a `Span`: whether a job is due already, the next timers, and whether there are more."""
 
     is_ready: bool
     timers: list[Timer]
@@ -57,7 +57,7 @@ class Near(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The number of jobs of a route that are ready, and since when the first is, on the timer clock; None if none is."""
+    """The number of ready jobs of a route, and the due of the first on the timer clock; None if none is ready."""
 
     route: Route
     jobs: int
@@ -82,7 +82,7 @@ class ReadyBudget:
         return max(self._left, READY_COUNTED_LEAST)
 
     def count(self, jobs: int) -> None:
-        """Take note of the jobs of a route."""
+        """Note the jobs of a route."""
         self._routes += 1
         self._left = max(self._left - jobs, 0)
 
@@ -97,14 +97,14 @@ def by_module(found: Iterable[Ready]) -> dict[str, int]:
 
 
 class Share:
-    """The bytes of params that the claims of one question may bring, used up job by job."""
+    """The bytes of params that the claims of one `find` may bring, used up job by job."""
 
     def __init__(self, claimed_bytes: int) -> None:
         self._left = claimed_bytes
         self.cut: set[Route] = set()
 
     def take(self, route: Route, jobs: list[Job], more: Iterable[Job]) -> bool:
-        """Add the next jobs of a route as far as there is room; return False once there is none."""
+        """Add the next jobs of a route while there is room; return False if some were left out."""
         more = list(more)
         count = sum([len(job.params) for job in more])
         if count <= self._left:

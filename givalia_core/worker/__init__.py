@@ -1,5 +1,5 @@
-"""Runs jobs: a link to the server, a foreman who knows what runs where, and the processes that it runs in.
+"""Runs jobs: a link to the server, a foreman that knows where each job runs, and the processes of the jobs.
 
-`Worker` is the whole of it within one process, for programs that want it so; `givalia-worker` is the `Supervisor`, with job
-code in processes that it can replace.
+`Worker` is all of this in one process, for use inside a program; `givalia-worker` is the `Supervisor`, which runs job code in
+processes that it can replace.
 """

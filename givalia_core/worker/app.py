@@ -42,7 +42,7 @@ log = logging.getLogger("givalia.worker")
 
 
 class Relayed:
-    """Hands log lines to another thread: logging takes locks, and the link's thread must not wait for one."""
+    """A log in another thread: logging takes locks, and the link's thread must not wait for one."""
 
     def __init__(self, outbox: Bell) -> None:
         self.info = partial(outbox.ring_call, log.info)
@@ -62,7 +62,7 @@ class Here:
         self.memory_bytes = 0
         self.is_open = True
         self.tell = inbox.ring
-        """Leaves notes for the thread of the jobs."""
+        """The function that leaves notes for the thread of the jobs."""
         self._inbox = inbox
         self._thread = threading.main_thread().ident
         self._stack = ""
@@ -73,12 +73,12 @@ class Here:
         return self._inbox.waiting
 
     def signal(self, number: int) -> None:
-        """Note the stack if the signal asks for it; no other signal has an effect on this process."""
+        """Note the stack for a signal that asks for it; ignore all other signals."""
         if number in (DUMP_SIGNAL, ASIDE_SIGNAL) and self._thread is not None:
             self._stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread)))  # noqa: SLF001 - The one way to the stacks of other threads.
 
     def stack(self) -> str:
-        """Return the stack that was noted last, once."""
+        """Return the stack that was noted last, and forget it."""
         stack, self._stack = self._stack, ""
         return stack
 
@@ -120,7 +120,7 @@ class Worker:
         return self.settings.name
 
     def start(self) -> None:
-        """Start the link; returns at once. Jobs run as soon as the server sends some.
+        """Start the link and return at once. Jobs run as soon as the server sends some.
 
         Raises:
             WrongProcess: The worker was started in the parent of this process.

@@ -39,7 +39,7 @@ class Step(StrEnum):
 
     NONE = ""
     STOP = "stop"  # Raise `Stopped` in its code.
-    KILL = "kill"  # Kill its process, if it is this job whose code does not end.
+    KILL = "kill"  # Kill its process, if this job's code does not end.
     PROMISE = "promise"  # Replace its process, which has not reported the end.
 
 
@@ -68,7 +68,7 @@ TRANSITIONS: Final = {
 """The acts that each phase allows, and the phase that follows."""
 
 HAS_CODE: Final = frozenset({Phase.RUNNING, Phase.STOPPING, Phase.TRUSTED})
-"""The phases in which its code may run."""
+"""The phases in which the job's code may run."""
 
 
 @dataclass(eq=False)
@@ -97,7 +97,7 @@ class Assignment(Generic[C]):
     due_s = math.inf  # When (monotonic) the next step is due,
     step = Step.NONE
     cause = Reason.NONE  # and why.
-    hook = ""  # The plugin that has been busy with it for a while,
+    hook = ""  # The plugin that has been busy with the job for a while,
     hook_since_s = 0.0  # and since when (monotonic).
     seconds = 0.0
 

@@ -21,22 +21,22 @@ _READ, _WRITE = 1, 2  # The numbers of libev.
 
 
 class Channel:
-    """Owns the socket of a descriptor; one greenlet may read while another writes. End both before `close`.
+    """The owner of a descriptor's socket. One greenlet may read while another writes; end both before `close`.
 
     Args:
         fd: The descriptor.
-        receive_bytes: How much `receive` returns at most.
+        receive_bytes: The most bytes that `receive` returns.
     """
 
     def __init__(self, fd: int, receive_bytes: int = RECEIVE_BYTES) -> None:
         self.socket = socket(fileno=fd)
         self.socket.setblocking(False)
-        self._arrived = memoryview(bytearray(receive_bytes))  # Allocated once, for the system maps memory of this size.
+        self._arrived = memoryview(bytearray(receive_bytes))  # Allocated once, because the system maps memory of this size.
         self._is_drained = True  # The last read left nothing, as far as is known.
         self._hub = get_hub()
         self._readable = self._hub.loop.io(fd, _READ)
         self.wait = partial(self._hub.wait, self._readable)
-        """Waits for something to arrive."""
+        """The function that waits for bytes to arrive."""
         self._writable = self._hub.loop.io(fd, _WRITE)
 
     def fileno(self) -> int:
@@ -73,7 +73,7 @@ class Channel:
                 self._hub.wait(self._writable)
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it.
+        """Send all bytes.
 
         Raises:
             OSError: The connection is lost.

@@ -1,9 +1,9 @@
 """Notes between the supervisor and its processes: records of msgpack, many notes in one write.
 
 A record is its length, the same length with all bits inverted, the CRC-32 of the body, and the body. Job code can reach this
-connection, which is open in its process; the checks show at once when it has written to it or read from it.
+connection, which is open in its process; the checks show at once when job code has written to the connection or read from it.
 
-The reports of a process are the messages for the server themselves (`Succeed`, `Fail`, `Release`, `Progress`).
+The reports of a process are the messages for the server themselves (`Succeed`, `FailReport`, `Release`, `Progress`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zlib import crc32
 from msgpack import Packer, unpackb
 
 from givalia_core.frozen import BUILTINS
-from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
+from givalia_core.protocol.messages import Announce, Dispatch, FailReport, Progress, Release, Succeed
 
 __builtins__ = BUILTINS
 
@@ -51,7 +51,7 @@ class HostReady(NamedTuple):
 
 
 class PluginBusy(NamedTuple):
-    """A plugin has been busy with this job for a while; `words` name the hook and the plugin, empty: it has ended."""
+    """A plugin has been busy with this job for a while; `words` name the hook and the plugin; empty: it has returned."""
 
     id: bytes
     fence: int
@@ -63,7 +63,7 @@ class Start(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The plugins know; jobs may come."""
+    """The plugins know of the connection; jobs may come."""
 
 
 class Drain(NamedTuple):
@@ -73,7 +73,7 @@ class Drain(NamedTuple):
 
 
 class CancelAsked(NamedTuple):
-    """A client has cancelled this running job: show it to the job if it runs here, and tell the plugins if `is_news`."""
+    """A client has cancelled this running job: tell the job if it runs here, and the plugins if `is_news`."""
 
     job: Any
     is_news: bool
@@ -135,7 +135,7 @@ class Outdated(NamedTuple):
     """The job was not started: its installed code is not the code that was announced."""
 
 
-class JobEnded(NamedTuple):
+class ChildReported(NamedTuple):
     """A job has ended in its own process. If `Spoiled` follows, the process has started no other job."""
 
     is_success: bool
@@ -144,13 +144,13 @@ class JobEnded(NamedTuple):
 
 
 class Spoiled(NamedTuple):
-    """A job has changed these for its whole process, which cannot restore them and should be replaced."""
+    """A job has changed the things in `words` for its whole process, which cannot restore them and should be replaced."""
 
     words: str
 
 
 class AskHeld(NamedTuple):
-    """Answer with the attempts that are under way (`Holding`), behind the reports of all attempts that have ended."""
+    """Answer with the attempts that are under way (`Holding`), after the reports of all attempts that have ended."""
 
 
 class Holding(NamedTuple):
@@ -179,15 +179,15 @@ class JobServers(NamedTuple):
 
 NOTES: Final[tuple[type, ...]] = (
     Serve, Importing, HostReady, PluginBusy, Start, Started, Drain, CancelAsked, End, Stuck, Before, After, PluginsTold, Begin,
-    Outdated, JobEnded,
-    Spoiled, AskHeld, Holding, Counts, Logged, Dispatch, Succeed, Fail, Release, Progress, Announce, JobServers,
+    Outdated, ChildReported,
+    Spoiled, AskHeld, Holding, Counts, Logged, Dispatch, Succeed, FailReport, Release, Progress, Announce, JobServers,
 )  # fmt: skip
 _CODES: Final[dict[type, int]] = {note: code for code, note in enumerate(NOTES)}
 _packer: Any = Packer(autoreset=True, unicode_errors="replace")  # Strings of job code need not be Unicode: file names.
 
 
 def pack(notes: Sequence[Any]) -> bytes:
-    """Return notes as they travel, in records: one array for each note."""
+    """Return the notes as bytes: records, with one array for each note."""
     return b"".join(_record(notes[start : start + TOGETHER_MAX]) for start in range(0, len(notes), TOGETHER_MAX))
 
 
@@ -198,7 +198,7 @@ def _record(notes: Sequence[Any]) -> bytes:
 
 
 class NoteReader:
-    """Cuts a stream of bytes into notes; limits the bytes of a record."""
+    """A reader that cuts a stream of bytes into notes; it limits the bytes of a record."""
 
     def __init__(self, bytes_max: int = _ALL_BITS) -> None:
         self._bytes_max = bytes_max
@@ -210,7 +210,7 @@ class NoteReader:
         return bool(self._data)
 
     def feed(self, data: bytes | memoryview) -> list[Any]:
-        """Take the bytes that arrived; return the notes that are whole.
+        """Take the bytes that arrived; return the complete notes.
 
         Raises:
             Exception: The peer does not send notes.

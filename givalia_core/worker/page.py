@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from gevent import monkey
 
-from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.frozen import BUILTINS, OwnClock
 from givalia_core.settings import state_folder
 
 __builtins__ = BUILTINS
@@ -37,14 +37,14 @@ PULSE, CURRENT, _CANCELLED, _WHY = range(4)
 _RECENT: Final = (
     range(8, 256),
     range(256, 504),
-)  # For the code that ran since the last pulse, and the one before.
+)  # For the code that ran since the last pulse, and since the pulse before.
 _SEAL_FUTURE_WRITE: Final = 0x10  # Linux 5.1 and later; the module has no name for it.
 NOTHING: Final = memoryview(bytes(8 * len(_RECENT[0]))).cast("q")
 WHYS: Final = ("", "timeout", "cancelled", "lease", "shutdown")
 
 
 class SharedPage:
-    """The shared page: each field is an integer that one side alone writes, so no lock is needed.
+    """The shared page: each field is an integer that only one of the two processes writes, so no lock is needed.
 
     The process writes `PULSE`, `CURRENT` and the code that it ran; the supervisor writes the others.
     """
@@ -66,7 +66,7 @@ class SharedPage:
     def silence_s(self) -> float:
         """Return the seconds since the last turn of the process's loop; 0 before the first one."""
         pulse_ns = self.fields[PULSE]
-        return (Clock.monotonic_ns() - pulse_ns) / 1e9 if pulse_ns else 0.0
+        return (OwnClock.monotonic_ns() - pulse_ns) / 1e9 if pulse_ns else 0.0
 
     @property
     def current(self) -> int:
@@ -78,7 +78,7 @@ class SharedPage:
         self.fields[CURRENT] = self.fields[self.turn()] = fence
 
     def recent(self) -> frozenset[int]:
-        """Return the fences of the attempts whose code ran since the previous pulse but one."""
+        """Return the fences of the attempts whose code ran since the pulse before the last one."""
         return frozenset(fence for fence in self.fields[_RECENT[0].start : _RECENT[1].stop] if fence > 0)
 
     @property
@@ -107,8 +107,8 @@ class LastWords:
         self._fd = fd
 
     def listen(self) -> None:
-        """In the process: let the interpreter write its stack there, even from C code that holds its lock."""
-        # `enable` does nothing if it is on, though a job may have replaced the handler: so off first.
+        """In the process: let the interpreter write the stack to the file, even while C code holds the interpreter's lock."""
+        # `enable` does nothing while the handler is on, but a job may have replaced the handler: so `disable` first.
         disable()
         enable(self._fd, all_threads=False)
         for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
@@ -118,7 +118,7 @@ class LastWords:
     def listen_aside(self) -> None:
         """In a process of many jobs: let a thread take `ASIDE_SIGNAL`; call it once, before job code is imported."""
         pthread_sigmask(signal.SIG_BLOCK, {ASIDE_SIGNAL})
-        self._never, self._open = os.pipe()  # Nobody writes there.
+        self._never, self._open = os.pipe()  # Nobody writes to this pipe.
         monkey.get_original("_thread", "start_new_thread")(self._wait_aside, ())
 
     def _wait_aside(self) -> None:
@@ -130,7 +130,7 @@ class LastWords:
         data = os.pread(self._fd, DUMP_BYTES_MAX, 0)
         with suppress(OSError):
             os.ftruncate(self._fd, 0)
-            os.lseek(self._fd, 0, os.SEEK_SET)  # Both sides share the position in the file.
+            os.lseek(self._fd, 0, os.SEEK_SET)  # Both processes share the position in the file.
         return data.decode("utf-8", "replace").strip()
 
 

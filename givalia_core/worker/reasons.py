@@ -22,7 +22,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"  # A client cancelled it, and it went on.
     LEASE = "lease"  # Its lease is over, so another attempt may begin elsewhere.
     SHUTDOWN = "shutdown"  # Its worker stops, and the time of grace is over.
-    OOM = "oom"  # Its process has more memory than one may have.
+    OOM = "oom"  # Its process exceeds the memory limit.
 
 
 HOOK_LEFT_S: Final = 1.0  # Time for a plugin to end beyond its limit; then the job goes on without it.
@@ -44,7 +44,7 @@ def timed_out(dispatch: Dispatch) -> str:
 
 
 def clipped(words: str) -> str:
-    """Return an error, cut to the longest that the protocol allows."""
+    """Return an error, cut to the longest text that the protocol allows."""
     return shortened(words, ERROR_BYTES_MAX)
 
 

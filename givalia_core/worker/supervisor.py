@@ -22,13 +22,13 @@ from givalia_core.worker.link import Link
 from givalia_core.worker.processes.generations import Crew
 from givalia_core.worker.watch import LOOK_S, PackageWatch
 
-READY_S = 10.0  # The link waits so long for the modules, so that a connected worker has some.
+READY_S = 10.0  # The longest wait of the link for the modules, so that a connected worker has some.
 STOP_S = 5.0
 _FIXED = ("master", "worker_port", "name", "only_targeted", "watch")
 
 
 class Supervisor:
-    """Runs jobs in processes of its own; `start`, then `stop`, from the main greenlet of a process that is not patched."""
+    """The parent of the jobs' processes; call `start`, then `stop`, in the main greenlet of a process that is not patched."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = self._made_with = settings
@@ -40,7 +40,7 @@ class Supervisor:
         self._watching: gevent.Greenlet[..., None] | None = None
 
     def start(self) -> None:
-        """Start the processes and the link; returns at once."""
+        """Start the processes and the link, and return at once."""
         watch = PackageWatch() if self.settings.watch else None
         self._foreman.open()
         self._linked = gevent.spawn(self._run_link)
@@ -65,7 +65,7 @@ class Supervisor:
         """Replace the processes one by one, without stopping a job; new processes import what is installed now.
 
         Returns:
-            Set when the new processes have taken over.
+            An event, set when the new processes have taken over.
         """
         return self._foreman.reload(why)
 

@@ -47,11 +47,11 @@ class PackageWatch:
         return True
 
     def doubt(self) -> None:
-        """Report the last change once more: the caller could not act on it."""
+        """Report the last change again: the caller could not act on it."""
         self._known = {}
 
     def _is_whole(self, seen: Seen) -> bool:
-        """Return whether each distribution that is new, or had a RECORD, has one."""
+        """Return whether each distribution that is new, or had a RECORD, has a RECORD now."""
         found = [path for path in seen if path.endswith(".dist-info")]
         had = [path for path in found if path not in self._known or f"{path}/RECORD" in self._known]
         return all(f"{path}/RECORD" in seen for path in had)

@@ -44,7 +44,7 @@ def test_only_what_needs_room_is_refused_while_the_disk_is_full_and_all_of_it_go
     here = make()
     worker = here.worker(10, "other", "Beat", capacity=1)
     here.enq("Beat", id=uid(7))
-    lease = m.Hold(uid(7), worker.last.fence)
+    lease = m.NamedLease(uid(7), worker.last.fence)
     for key in ("fits", "bad", "kept"):
         here.enq(key=key, delay_us=HOUR_US)
     fill(here, "INSERT", "bad%")

@@ -83,7 +83,7 @@ def by_completing_the_job(here: EngineRig, connection: Any) -> Asked:
     worker = here.worker(20, capacity=1)
     job_id = here.enq(key="k")[0]
     Postgres.complete_in(connection, job_id, worker.last.fence)
-    return here.frame(Kind.FAIL, m.Fail(job_id, worker.last.fence, "failed", "no"), conn=20)
+    return here.frame(Kind.FAIL, m.FailReport(job_id, worker.last.fence, "failed", "no"), conn=20)
 
 
 WAYS: tuple[Callable[[EngineRig, Any], Asked], ...] = (
@@ -108,7 +108,7 @@ def test_command_that_an_open_transaction_holds_waits_alone_and_is_decided_when_
     sift_without_hurry(monkeypatch)
     busy = here.worker(10, "other", "Beat", capacity=1)
     here.enq("Beat", id=uid(7))
-    lease = m.Hold(uid(7), busy.last.fence)
+    lease = m.NamedLease(uid(7), busy.last.fence)
     with psycopg.connect(url_of(here)) as connection:
         held = way(here, connection)
 
@@ -431,7 +431,7 @@ def test_lock_on_the_table_leaves_questions_and_beats(make: Make, mode: str) -> 
     here = make()
     worker = here.worker(10, capacity=1)
     here.enq(id=uid(7))
-    lease = m.Hold(uid(7), worker.last.fence)
+    lease = m.NamedLease(uid(7), worker.last.fence)
     with psycopg.connect(url_of(here)) as connection:
         connection.execute(f"LOCK TABLE givalia.jobs IN {mode} MODE")
 

@@ -60,7 +60,7 @@ def test_fences_grow_over_servers_whatever_makes_a_job_ready(make: Make) -> None
         rig.tick(1)
         rig.requeue("k")
         fences.append(next(each.fence for each in worker.jobs[::-1] if each.id == job_id))
-        rig.ask(Kind.FAIL, m.Fail(job_id, fences[-1], "failed", "no", None, True), conn=number)
+        rig.ask(Kind.FAIL, m.FailReport(job_id, fences[-1], "failed", "no", None, True), conn=number)
         rig.turn(Gone(number))
 
     # then
@@ -92,7 +92,7 @@ def test_success_reported_twice_while_another_server_settles_is_no_success(make:
     job_id = here.enq()[0]
     fence = worker.last.fence
     there.worker(11, capacity=0, instance=uid(10))
-    before_commit(here, lambda: there.ask(Kind.FAIL, m.Fail(job_id, fence, "failed", "lost", 3_600 * SECOND_US), conn=11))
+    before_commit(here, lambda: there.ask(Kind.FAIL, m.FailReport(job_id, fence, "failed", "lost", 3_600 * SECOND_US), conn=11))
 
     # when
     frames = [here.frame(Kind.SUCCEED, m.Succeed(job_id, fence, None, b"1"), conn=conn) for conn in (10, 12)]
@@ -210,7 +210,7 @@ def test_worker_that_resumes_while_its_job_is_locked_is_not_lent_the_same_job_ag
         frames = [
             there.frame(Kind.JOIN, m.Join("any", uid(777)), conn=20),
             there.frame(Kind.ANNOUNCE, m.Announce("Mail", "d", "1"), conn=20),
-            there.frame(Kind.RESUME, m.Hold(first, fence), conn=20),
+            there.frame(Kind.RESUME, m.NamedLease(first, fence), conn=20),
             there.frame(Kind.CREDIT, m.Credit(2), conn=20),
         ]
         there._turn_once(*frames)
@@ -235,7 +235,7 @@ def test_worker_that_comes_back_to_a_server_which_lost_every_hint_is_looked_afte
     ids = [here.enq()[0] for _ in range(160)]
     here.tick(1)
     fences = {each.id: each.fence for each in worker.jobs}
-    holds = [m.Hold(job_id, fences[job_id]) for job_id in ids]
+    holds = [m.NamedLease(job_id, fences[job_id]) for job_id in ids]
 
     # when it goes to the other server and comes back
     for rig, conn, before in ((there, 20, None), (here, 11, there)):

@@ -26,7 +26,7 @@ from givalia_core.model import (
     WAITING,
     JobState,
 )
-from givalia_core.protocol.messages import OK, Fail, Kind
+from givalia_core.protocol.messages import OK, FailReport, Kind
 from givalia_core.store.memory import Memory
 
 NEXT: dict[JobState, set[JobState]] = defaultdict(set)
@@ -103,7 +103,7 @@ def ends_have_reasons(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _is_for_good(report: Report) -> bool:
-    return isinstance(report.message, Fail) and report.message.permanent
+    return isinstance(report.message, FailReport) and report.message.permanent
 
 
 def _may_be_cancelled(evidence: Evidence, job_id: bytes, us: int) -> bool:

@@ -14,7 +14,7 @@ from givalia_core.model import (
     DEAD,
     Job,
 )
-from givalia_core.protocol.messages import Enq, Ext, Fail, Release, Requeue
+from givalia_core.protocol.messages import Enq, Ext, FailReport, Release, Requeue
 from givalia_core.specifiers import canonical, satisfies
 
 
@@ -133,7 +133,7 @@ def _after_failure(evidence: Evidence, written: Written) -> Due:
     delay_us = min(BACKOFF_US << (was.attempt - 1), BACKOFF_MAX_US)
     least_us, from_us = delay_us * 4 // 5, written.mono_us
     for report in evidence.reports.get((was.id, was.fence), ()):
-        if isinstance(report.message, Fail):
+        if isinstance(report.message, FailReport):
             from_us = min(from_us, report.sent_us)
             if report.message.after_us is not None:
                 least_us = min(least_us, report.message.after_us)

@@ -31,7 +31,7 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.routing import Routing
 from givalia_core.store.base import Claim, Commit, Timer
 from givalia_core.store.memory import Memory
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 from givalia_core.timers import Prefix, Window
 from givalia_core.worker.link.lease_core import LeaseCore
 from givalia_core.worker.link.records import LinkEvent, Lost
@@ -388,7 +388,7 @@ def a_report_is_forgotten_with_its_connection() -> Sequence[Patch]:
 
 def versions_are_not_compared() -> Sequence[Patch]:
     """Any worker with the module gets the job."""
-    return [_swap(Session, "satisfies", lambda self, module, specifier: True)]
+    return [_swap(WorkerSession, "satisfies", lambda self, module, specifier: True)]
 
 
 def a_version_nobody_asked_for_before_is_overlooked() -> Sequence[Patch]:

@@ -20,13 +20,13 @@ from givalia_core.engine.records import Close, Effect, Gone, Input, Reply, Tell
 from givalia_core.engine.turn import Engine
 from givalia_core.errors import StoreFull
 from givalia_core.policy import Policy
-from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.codec import answer_item
 from givalia_core.protocol.messages import CLIENT_KINDS, Kind
 from givalia_core.specifiers import satisfies
 from givalia_core.store.base import Change, Commit, Retention, Route
 from givalia_core.store.memory import Memory
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 
 SPINS_MAX = 300  # Turns in a row with nothing to take in: more is an engine that goes round in circles.
 
@@ -246,7 +246,7 @@ class SimServer:
                         "I14", f"the engine sleeps {wake_us} us while a job of {route} {late} and {session.join.name} is free"
                     )
 
-    def _routes_of(self, session: Session) -> Iterator[Route]:
+    def _routes_of(self, session: WorkerSession) -> Iterator[Route]:
         """Return the routes that it serves, and the variants of them that it satisfies."""
         served = set(session.routes())
         for route in dict.fromkeys(route for route, _ in self.store.memory._due):
@@ -287,7 +287,7 @@ class SimServer:
         if asked is None:
             self._world.history.blame("protocol", f"request {reply.request} of {reply.conn} was answered twice or never made")
             return
-        items = [to_item(answer) for answer in reply.answers]
+        items = [answer_item(answer) for answer in reply.answers]
         if asked.kind in CLIENT_KINDS:
             history = self._world.history
             for message, answer in zip(asked.messages, items, strict=True):

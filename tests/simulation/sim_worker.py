@@ -16,7 +16,7 @@ from sim_world import MS_US, Connection, Network, World
 from givalia_core.clock import SECOND_US
 from givalia_core.errors import GivaliaError
 from givalia_core.protocol.frames import Item
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Join, Kind, Release, Succeed
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, FailReport, Join, Kind, Release, Succeed
 from givalia_core.worker.link.lease_core import NEVER_US, LeaseCore
 from givalia_core.worker.link.records import Dispatched, LinkEvent, Lost, StopAsked
 
@@ -234,7 +234,7 @@ class SimWorker:
                 self._ask_to_stop(event)
             elif isinstance(event, Lost) and (run := self._runs.get(event.fence)) is not None:
                 self._note("info", "give_up", event.id, event.fence)
-                self._report(run, Fail(event.id, event.fence, "died", event.why))
+                self._report(run, FailReport(event.id, event.fence, "died", event.why))
 
     def _take(self, job: Dispatch) -> None:
         run = self._runs[job.fence] = _Run(job)
@@ -293,7 +293,7 @@ class SimWorker:
         if world.chance(self.habits.is_replaced):
             self._later(length_us, self._report, run, Release(job.id, job.fence, replaced=True))
         elif world.chance(self.habits.kills_process):
-            died = Fail(job.id, job.fence, "died", "it took its process with it", child_died=True)
+            died = FailReport(job.id, job.fence, "died", "it took its process with it", child_died=True)
             self._later(length_us, self._report, run, died)
         elif world.chance(self.habits.fails):
             self._later(length_us, self._fail, run, "failed")
@@ -304,7 +304,7 @@ class SimWorker:
         world = self._world
         after_us = world.between_us(0.0, 3.0) if world.chance(0.2) else None
         is_for_good = kind == "failed" and world.chance(self.habits.fails_for_good)
-        self._report(run, Fail(run.job.id, run.job.fence, kind, "it failed on purpose", after_us, is_for_good))
+        self._report(run, FailReport(run.job.id, run.job.fence, kind, "it failed on purpose", after_us, is_for_good))
 
     def _report(self, run: _Run, message: Any) -> None:
         if run.is_over:

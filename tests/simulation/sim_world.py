@@ -279,13 +279,13 @@ class Network:
 def _over_the_wire(kind: Kind, request: int, messages: list[Any]) -> list[Any]:
     """The same messages as bytes would bring them."""
     data = frames.encode(kind, request, [item(message) for message in messages])
-    (frame,) = frames.Reader().feed(data)
+    (frame,) = frames.FrameReader().feed(data)
     assert isinstance(frame, Frame)
     return [decode(kind, packed, payload) for packed, payload in frame.items]
 
 
 def answer_over_the_wire(items: list[Item]) -> list[Item]:
     """The same answers as bytes would bring them."""
-    (frame,) = frames.Reader(frames.ANSWER_BYTES_MAX).feed(frames.encode(Kind.ANSWER, 1, items))
+    (frame,) = frames.FrameReader(frames.ANSWER_BYTES_MAX).feed(frames.encode(Kind.ANSWER, 1, items))
     assert isinstance(frame, Frame)
     return [(unpack_fields(packed), payload) for packed, payload in frame.items]

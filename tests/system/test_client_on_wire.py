@@ -50,7 +50,7 @@ class LosingProxy(Proxy):
         super().__init__(port)
 
     def ask(self, near: socket.socket, far: socket.socket, asked: dict[int, Any]) -> None:
-        reader = frames.Reader()
+        reader = frames.FrameReader()
         skip = len(frames.MAGIC)
         with contextlib.suppress(OSError):
             while data := near.recv(65_536):
@@ -62,7 +62,7 @@ class LosingProxy(Proxy):
         self.cut(near, far)
 
     def answer(self, far: socket.socket, near: socket.socket, asked: dict[int, Any]) -> None:
-        reader = frames.Reader(frames.ANSWER_BYTES_MAX)
+        reader = frames.FrameReader(frames.ANSWER_BYTES_MAX)
         with contextlib.suppress(OSError):
             while data := far.recv(65_536):
                 for frame in reader.feed(data):

@@ -56,7 +56,7 @@ class Recorder(Proxy):
 
     def ask(self, near: socket.socket, far: socket.socket, asked: dict[int, Any]) -> None:
         number = self._connections = self._connections + 1
-        reader, start = frames.Reader(), b""
+        reader, start = frames.FrameReader(), b""
         with contextlib.suppress(OSError):
             while data := near.recv(16_384):
                 far.sendall(data)

@@ -60,7 +60,7 @@ class StallingProxy(Proxy):
                 far.sendall(data)
 
     def answer(self, far: socket.socket, near: socket.socket, asked: dict[int, Any]) -> None:
-        reader = frames.Reader(frames.ANSWER_BYTES_MAX)
+        reader = frames.FrameReader(frames.ANSWER_BYTES_MAX)
         with contextlib.suppress(OSError):
             while data := far.recv(65_536):
                 for frame in reader.feed(data):

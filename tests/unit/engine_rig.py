@@ -16,8 +16,8 @@ from givalia_core.model import Job
 from givalia_core.policy import Policy
 from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
-from givalia_core.protocol.answers import to_item
 from givalia_core.protocol.asked import Asked
+from givalia_core.protocol.codec import answer_item
 from givalia_core.protocol.frames import Item
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Store, Wanted
@@ -36,7 +36,7 @@ def uid(number: int) -> bytes:
 
 def items_of(reply: Reply) -> list[Item]:
     """The answers of a reply as they travel."""
-    return [to_item(answer) for answer in reply.answers]
+    return [answer_item(answer) for answer in reply.answers]
 
 
 class Dispatched(NamedTuple):
@@ -223,10 +223,10 @@ class WorkerRig:
         return self.ask(Kind.CREDIT, m.Credit(capacity))[0]
 
     def beat(self, *jobs: m.Dispatch) -> list[Any]:
-        return self.ask(Kind.BEAT, *(m.Hold(job.id, job.fence) for job in jobs))
+        return self.ask(Kind.BEAT, *(m.NamedLease(job.id, job.fence) for job in jobs))
 
     def resume(self, *jobs: m.Dispatch) -> list[Any]:
-        return self.ask(Kind.RESUME, *(m.Hold(job.id, job.fence) for job in jobs))
+        return self.ask(Kind.RESUME, *(m.NamedLease(job.id, job.fence) for job in jobs))
 
     def succeed(self, job: m.Dispatch | None = None, result: bytes = b"", **fields: Any) -> Any:
         job = job or self.last
@@ -234,7 +234,7 @@ class WorkerRig:
 
     def fail(self, job: m.Dispatch | None = None, kind: str = "failed", error: str = "no", **fields: Any) -> Any:
         job = job or self.last
-        return self.ask(Kind.FAIL, m.Fail(job.id, job.fence, kind, error, **fields))[0]
+        return self.ask(Kind.FAIL, m.FailReport(job.id, job.fence, kind, error, **fields))[0]
 
     def release(self, job: m.Dispatch | None = None, *, replaced: bool = False) -> Any:
         job = job or self.last

@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from givalia_core.protocol.messages import Announce, Credit, Dispatch, Fail, Release, Succeed
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, FailReport, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.worker.assignment import Assignment, Verdict
 from givalia_core.worker.foreman import Foreman
@@ -28,7 +28,7 @@ class FakeLink:
         self.sent += said
 
     def reports(self) -> list[Any]:
-        return [message for message in self.sent if isinstance(message, (Succeed, Fail, Release))]
+        return [message for message in self.sent if isinstance(message, (Succeed, FailReport, Release))]
 
     @property
     def credit(self) -> Credit:

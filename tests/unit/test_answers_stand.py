@@ -69,7 +69,7 @@ def running(rig: EngineRig) -> None:
 def failed(rig: EngineRig) -> None:
     """The running job fails, and is tried again in an hour unless it was asked to stop."""
     job = rig.dispatched[10][-1].job
-    assert rig.ask(Kind.FAIL, m.Fail(job.id, job.fence, "failed", "no", FAR_US), conn=10) in (
+    assert rig.ask(Kind.FAIL, m.FailReport(job.id, job.fence, "failed", "no", FAR_US), conn=10) in (
         [("waiting", 5, FAR_US)],
         [("cancelled", 5)],
     )

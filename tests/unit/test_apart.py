@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from foreman_rig import APART, Rig
 
-from givalia_core.protocol.messages import Fail, Release, Succeed
+from givalia_core.protocol.messages import FailReport, Release, Succeed
 from givalia_core.worker.assignment import Verdict
 from givalia_core.worker.link import Lost, StopAsked
-from givalia_core.worker.notes import After, Before, JobEnded, PluginsTold
+from givalia_core.worker.notes import After, Before, ChildReported, PluginsTold
 from givalia_core.worker.reasons import Reason
 
 
@@ -21,7 +21,7 @@ def test_a_job_apart_waits_for_the_plugins_before_and_after() -> None:
     rig.foreman.reported(PluginsTold(job.id, job.fence))
     (held,) = rig.crew.running
     report = Succeed(job.id, job.fence, payload=b"\x01")
-    rig.foreman.apart.job_ended(held, JobEnded(True, report, 0.5))
+    rig.foreman.apart.job_ended(held, ChildReported(True, report, 0.5))
     assert rig.crew.told[-1] == After(tuple(job), "succeeded", b"\x01", None, 0.5)
     assert rig.link.reports() == []
     rig.foreman.reported(PluginsTold(job.id, job.fence))
@@ -33,7 +33,7 @@ def test_a_host_that_dies_while_plugins_are_told_holds_up_no_job_apart() -> None
     rig = Rig("before_run", "after_run")
     first, second = rig.lend(APART, 1), rig.lend(APART, 2)
     rig.foreman.reported(PluginsTold(first.id, first.fence))
-    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, Succeed(first.id, first.fence), 0.1))
+    rig.foreman.apart.job_ended(rig.crew.running[0], ChildReported(True, Succeed(first.id, first.fence), 0.1))
 
     rig.crew.die(Verdict(0, "died", "gone"))
 
@@ -49,7 +49,7 @@ def test_a_job_apart_that_is_cancelled_before_it_starts_never_does() -> None:
     rig.foreman.reported(PluginsTold(job.id, job.fence))
 
     assert not rig.crew.running
-    assert rig.link.reports() == [Fail(job.id, job.fence, "stopped", "cancelled: before it started")]
+    assert rig.link.reports() == [FailReport(job.id, job.fence, "stopped", "cancelled: before it started")]
 
 
 def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
@@ -59,7 +59,7 @@ def test_a_job_that_ends_well_after_it_was_stopped_has_ended_well() -> None:
     rig.later(1.1)
 
     report = Succeed(job.id, job.fence)
-    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, report, 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], ChildReported(True, report, 1.0))
 
     assert rig.link.reports() == [report]
 
@@ -70,10 +70,10 @@ def test_a_job_apart_whose_lease_is_over_has_failed_whatever_it_says() -> None:
     rig.foreman.deliver(Lost(job.id, job.fence, "the server gave it to another"))
     assert rig.crew.children[0].member.signals == [15]
 
-    rig.foreman.apart.job_ended(rig.crew.running[0], JobEnded(True, Succeed(job.id, job.fence), 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[0], ChildReported(True, Succeed(job.id, job.fence), 1.0))
 
     (report,) = rig.link.reports()
-    assert (type(report), report.kind) == (Fail, "died")
+    assert (type(report), report.kind) == (FailReport, "died")
 
 
 def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_apart_a_few_at_a_time() -> None:
@@ -87,7 +87,7 @@ def test_those_that_were_in_a_process_that_died_of_nobody_knows_what_are_tried_a
 
     assert [held.dispatch for held in rig.crew.running] == again[:4]
     rig.foreman.apart.child_died(rig.crew.running[0], "child_died: SIGSEGV")
-    rig.foreman.apart.job_ended(rig.crew.running[1], JobEnded(True, Succeed(again[1].id, again[1].fence), 1.0))
+    rig.foreman.apart.job_ended(rig.crew.running[1], ChildReported(True, Succeed(again[1].id, again[1].fence), 1.0))
     assert [held.dispatch for held in rig.crew.running] == again[:6]
     third, guilty = rig.lend(fence=200, id=jobs[1].id), rig.lend(fence=201, id=jobs[0].id)
     assert third in rig.crew.told  # It has harmed nobody, so it runs beside the others again.

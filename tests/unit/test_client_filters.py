@@ -13,7 +13,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, GivaliaError, StoreFull
 from givalia_core.protocol import codec
 from givalia_core.protocol import messages as m
-from givalia_core.protocol.answers import decode
+from givalia_core.protocol.codec import read_answer
 from givalia_core.protocol.messages import Kind
 from givalia_core.times import at_to_us, to_datetime
 
@@ -49,7 +49,7 @@ def run(rig: EngineRig, run: PagedAct) -> Acted:
         (answer,) = rig.ask(Kind.ACT, codec.check(Kind.ACT, list(fields), payload))
         if isinstance(answer, GivaliaError):
             raise answer
-        acted = run.take(request.read(decode(Kind.ACT, ["OK", *answer])))
+        acted = run.take(request.read(read_answer(Kind.ACT, ["OK", *answer])))
     return acted
 
 
@@ -158,7 +158,7 @@ def test_a_job_that_dies_again_during_a_run_is_not_requeued_again(rig: EngineRig
     rig.clock.advance(1)
     requeue = requeue_all("cancelled", module="Mail", time=600)
     page = act(rig, "requeue", state="cancelled", module="Mail", delta_us=10 * MINUTE_US)
-    requeue.take(decode(Kind.ACT, ["OK", *page]))  # type: ignore[arg-type]
+    requeue.take(read_answer(Kind.ACT, ["OK", *page]))  # type: ignore[arg-type]
     rig.cancel(id=uid(600))  # The last that ended is the first of the run.
 
     acted = run(rig, requeue)
@@ -210,7 +210,7 @@ def test_a_run_that_was_broken_off_goes_on_from_its_cursor(rig: EngineRig) -> No
     told: list[Acted] = []
     broken = cancel_all(module="Mail", on_page=told.append)
     broken.tell()
-    broken.take(broken.ask().read(decode(Kind.ACT, ["OK", *page(rig, broken)])))
+    broken.take(broken.ask().read(read_answer(Kind.ACT, ["OK", *page(rig, broken)])))
     broken.tell()
 
     rest = run(rig, cancel_all(module="Mail", cursor=told[-1].cursor))
@@ -230,7 +230,7 @@ def test_a_run_that_goes_on_repeats_no_page_that_was_done_and_whose_answer_was_l
     broken = ext_all(60, module="Mail", on_page=told.append)
     broken.tell()
     for _ in range(pages):
-        broken.take(broken.ask().read(decode(Kind.ACT, ["OK", *page(rig, broken)])))
+        broken.take(broken.ask().read(read_answer(Kind.ACT, ["OK", *page(rig, broken)])))
         broken.tell()
     page(rig, broken)
     if restarts:

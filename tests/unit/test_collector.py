@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from givalia_core.frozen import Clock
+from givalia_core.frozen import OwnClock
 from givalia_core.worker.attempt.collector import EACH_S, JOBS_MOST, Collector
 
 
@@ -16,7 +16,7 @@ class Rig:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s, self.took_s, self.count = 100.0, 0.001, 0
         self.collector = Collector(self._collect)
-        monkeypatch.setattr(Clock, "monotonic", staticmethod(lambda: self.now_s))
+        monkeypatch.setattr(OwnClock, "monotonic", staticmethod(lambda: self.now_s))
 
     def _collect(self) -> None:
         self.count += 1

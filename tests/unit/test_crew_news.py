@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foreman_rig import APART, Rig
 
-from givalia_core.protocol.messages import Fail, Release, Succeed
+from givalia_core.protocol.messages import FailReport, Release, Succeed
 from givalia_core.worker.assignment import Verdict
 from givalia_core.worker.link import Connected, Lost
 
@@ -17,9 +17,9 @@ def test_the_job_to_blame_fails_and_its_neighbours_go_back() -> None:
     rig.crew.die(Verdict(culprit.fence, "died", "child_died: SIGSEGV"))
 
     assert rig.link.reports() == [
-        Fail(culprit.id, 1, "died", "child_died: SIGSEGV", child_died=True),
+        FailReport(culprit.id, 1, "died", "child_died: SIGSEGV", child_died=True),
         Release(neighbour.id, 2, replaced=True),
-        Fail(stopped.id, 3, "died", "its lease is over"),
+        FailReport(stopped.id, 3, "died", "its lease is over"),
     ]
     assert [(each.job[1], each.kind) for each in rig.crew.owed] == [(1, "died"), (2, "released"), (3, "died")]
     assert rig.crew.job_count == 0
@@ -29,7 +29,7 @@ def test_a_process_with_code_that_does_not_end_takes_no_more_and_its_neighbours_
     rig = Rig()
     neighbour, stuck = rig.lend(fence=1), rig.lend(fence=2)
     before = rig.crew
-    rig.hear(Fail(stuck.id, stuck.fence, "timeout", "timeout"))
+    rig.hear(FailReport(stuck.id, stuck.fence, "timeout", "timeout"))
 
     rig.foreman.news.on_host_clogged(before, stuck.id)  # type: ignore[arg-type]
 

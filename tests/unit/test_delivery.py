@@ -284,7 +284,7 @@ def test_what_was_sent_after_a_refusal_is_unknown_and_not_refused() -> None:
 def greeted(made: RequestDelivery, now: float) -> ClientConnection:
     """Be connected to a server that tells its clock, and send what is to be sent."""
     connection = ClientConnection()
-    assert frames.Reader().feed(connection.hello()[4:])
+    assert frames.FrameReader().feed(connection.hello()[4:])
     assert not connection.greet(answer(HELLO_NUMBER, OK, 1, "givalia"))
     assert connection.greet(answer(HELLO_NUMBER + 1, OK, 7_000_000))
     for request in made.connected(connection, now):
@@ -294,7 +294,7 @@ def greeted(made: RequestDelivery, now: float) -> ClientConnection:
 
 def sent(data: bytes | None) -> list[tuple[int, int, Any]]:
     """The kinds, numbers and first fields of frames."""
-    every = frames.Reader().feed(data or b"")
+    every = frames.FrameReader().feed(data or b"")
     return [(each.kind, each.request, frames.unpack_fields(each.items[0][0])[:1]) for each in every]  # type: ignore[union-attr]
 
 

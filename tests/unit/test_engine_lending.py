@@ -199,7 +199,7 @@ def test_nothing_is_lent_before_a_worker_announced_and_gave_credit(rig: EngineRi
 
 @pytest.mark.parametrize("kind", [Kind.ANNOUNCE, Kind.CREDIT, Kind.BEAT, Kind.RESUME])
 def test_a_worker_joins_first(rig: EngineRig, kind: Kind) -> None:
-    message = {Kind.ANNOUNCE: m.Announce("Mail", "d", "1"), Kind.CREDIT: m.Credit(1)}.get(kind, m.Hold(uid(1), 1))
+    message = {Kind.ANNOUNCE: m.Announce("Mail", "d", "1"), Kind.CREDIT: m.Credit(1)}.get(kind, m.NamedLease(uid(1), 1))
 
     assert isinstance(rig.ask(kind, message, conn=10)[0], BadRequest)
 

@@ -52,7 +52,7 @@ def test_on_a_full_store_enq_is_refused_and_all_else_goes_on() -> None:
     answers = rig.batch(
         rig.frame(Kind.ENQ, m.Enq(uid(9), "Mail", key="new"), m.Enq(uid(4), "Mail")),
         rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.jobs[0].fence), conn=worker.conn),
-        rig.frame(Kind.FAIL, m.Fail(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn),
+        rig.frame(Kind.FAIL, m.FailReport(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn),
         rig.frame(Kind.RELEASE, m.Release(uid(3), worker.jobs[2].fence), conn=worker.conn),
         rig.frame(Kind.CANCEL, m.Cancel(uid(50), "k")),
         rig.frame(Kind.STAT, m.Stat("new")),
@@ -91,7 +91,7 @@ def test_when_the_reserve_is_used_up_questions_are_answered_commands_refused_and
     rig.enq(id=uid(5), key="due", delay_us=3 * SECOND_US)
     store.is_used_up = True
     succeed = rig.frame(Kind.SUCCEED, m.Succeed(uid(1), worker.jobs[0].fence), conn=worker.conn)
-    fail = rig.frame(Kind.FAIL, m.Fail(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn)
+    fail = rig.frame(Kind.FAIL, m.FailReport(uid(2), worker.jobs[1].fence, "failed", "no"), conn=worker.conn)
 
     commands = [
         rig.frame(Kind.ENQ, m.Enq(uid(9), "Mail", key="new")),

@@ -387,13 +387,13 @@ def test_a_beat_behind_the_report_costs_no_credit_and_is_stale_unless_the_job_is
     worker = rig.worker(11, "w", capacity=0, instance=uid(10))
     message = {
         "succeed": (Kind.SUCCEED, m.Succeed(held.id, held.fence)),
-        "fail": (Kind.FAIL, m.Fail(held.id, held.fence, "failed", "no")),
+        "fail": (Kind.FAIL, m.FailReport(held.id, held.fence, "failed", "no")),
         "release": (Kind.RELEASE, m.Release(held.id, held.fence)),
     }[report]
 
     reported, beaten = rig.batch(
         rig.frame(message[0], message[1], conn=11),
-        rig.frame(Kind.BEAT, m.Hold(held.id, held.fence), conn=11),
+        rig.frame(Kind.BEAT, m.NamedLease(held.id, held.fence), conn=11),
     )
     worker.credit(1)
     rig.enq(id=uid(2), priority=9)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from givalia_core.protocol.messages import Dispatch, Fail
+from givalia_core.protocol.messages import Dispatch, FailReport
 from givalia_core.worker.foreman.failures import ANSWERED_S, Failures
 from givalia_core.worker.link.answers import follows
 from givalia_core.worker.link.records import FailAnswered, Follows
@@ -49,7 +49,7 @@ def failures(log: Log) -> Failures:
 
 
 def report(failures: Failures, fence: int = 7, error: str = BOOM, attempt: int = 2, now_s: float = 0.0) -> None:
-    failures.report(Dispatch(ID, fence, "Cart", attempt, 0, "cart-7"), Fail(ID, fence, "failed", error), now_s)
+    failures.report(Dispatch(ID, fence, "Cart", attempt, 0, "cart-7"), FailReport(ID, fence, "failed", error), now_s)
 
 
 def test_a_failed_attempt_is_said_when_it_is_known_what_follows(failures: Failures, log: Log) -> None:

@@ -8,11 +8,11 @@ import pytest
 from foreman_rig import APART, Rig
 
 from givalia_core.printable import Formatter
-from givalia_core.protocol.messages import Credit, Fail, Progress, Release, Succeed
+from givalia_core.protocol.messages import Credit, FailReport, Progress, Release, Succeed
 from givalia_core.worker.assignment import Verdict
 from givalia_core.worker.foreman.foreman import ASK_S
 from givalia_core.worker.link import FailAnswered, Follows, Lost
-from givalia_core.worker.notes import JobEnded
+from givalia_core.worker.notes import ChildReported
 
 
 def test_a_greenlet_job_goes_to_the_host_and_its_report_to_the_server() -> None:
@@ -75,7 +75,7 @@ def test_a_job_that_comes_again_while_it_is_being_stopped_is_another_attempt() -
     rig.foreman.deliver(Lost(before.id, 1, "its lease is over"))
     again = rig.lend(fence=2)
 
-    rig.hear(Fail(before.id, 1, "died", "its lease is over"))
+    rig.hear(FailReport(before.id, 1, "died", "its lease is over"))
     rig.hear(Succeed(again.id, 2))
 
     assert [report.fence for report in rig.link.reports()] == [1, 2]
@@ -114,7 +114,7 @@ def test_a_greenlet_that_its_process_gives_back_is_given_back() -> None:
 def test_a_failed_attempt_is_logged_with_what_the_server_says_follows(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     job = rig.lend(key="cart-7")
-    rig.hear(Fail(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
+    rig.hear(FailReport(job.id, job.fence, "failed", "Traceback (most recent call last):\n  File x\nValueError: boom"))
     assert "boom" not in caplog.text
 
     rig.foreman.deliver(FailAnswered(job.fence, Follows("dead", 1, None), is_taken=True))
@@ -136,7 +136,7 @@ def test_a_failure_that_no_server_answers_is_logged_all_the_same(caplog: pytest.
     rig = Rig()
     job = rig.lend(APART)
     (held,) = rig.crew.running
-    rig.foreman.apart.job_ended(held, JobEnded(False, list(Fail(job.id, job.fence, "failed", "no such cart")), 0.1))
+    rig.foreman.apart.job_ended(held, ChildReported(False, list(FailReport(job.id, job.fence, "failed", "no such cart")), 0.1))
 
     rig.later(6)
 

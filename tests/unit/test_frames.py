@@ -20,7 +20,7 @@ from givalia_core.protocol.frames import (
     ITEMS_MAX,
     VALUES_MAX,
     Frame,
-    Reader,
+    FrameReader,
     Unreadable,
     encode,
     encode_split,
@@ -46,7 +46,7 @@ def test_a_frame_has_the_bytes_that_the_protocol_page_shows() -> None:
 
 
 def test_what_is_encoded_is_read_as_it_was() -> None:
-    (frame,) = Reader().feed(encode(200, (1 << 32) - 1, ITEMS))
+    (frame,) = FrameReader().feed(encode(200, (1 << 32) - 1, ITEMS))
 
     assert (frame.kind, frame.request) == (200, (1 << 32) - 1)
     assert unpacked(frame) == [(list(fields), payload) for fields, payload in ITEMS]
@@ -54,25 +54,25 @@ def test_what_is_encoded_is_read_as_it_was() -> None:
 
 def test_byte_by_byte_is_the_same_as_at_once() -> None:
     sent = b"".join(encode(2, number, ITEMS) for number in range(3))
-    reader = Reader()
+    reader = FrameReader()
 
     one_by_one = [frame for byte in sent for frame in reader.feed(bytes([byte]))]
 
-    assert one_by_one == Reader().feed(sent)
+    assert one_by_one == FrameReader().feed(sent)
     assert not reader.is_mid_frame
 
 
 def test_a_thousand_frames_in_one_packet_are_a_thousand_frames() -> None:
     sent = b"".join(encode(2, number, [((number,), b"")]) for number in range(1_000))
 
-    read = Reader().feed(sent)
+    read = FrameReader().feed(sent)
 
     assert [frame.request for frame in read] == list(range(1_000))
     assert [unpacked(frame)[0][0] for frame in read] == [[number] for number in range(1_000)]
 
 
 def test_a_frame_that_has_begun_is_mid_frame_until_its_last_byte() -> None:
-    sent, reader = encode(2, 1, ITEMS), Reader()
+    sent, reader = encode(2, 1, ITEMS), FrameReader()
     states = []
     for byte in sent:
         reader.feed(bytes([byte]))
@@ -82,7 +82,7 @@ def test_a_frame_that_has_begun_is_mid_frame_until_its_last_byte() -> None:
 
 
 def test_nothing_fed_gives_nothing() -> None:
-    reader = Reader()
+    reader = FrameReader()
 
     assert reader.feed(b"") == []
     assert not reader.is_mid_frame
@@ -94,7 +94,7 @@ def test_a_frame_that_is_too_large_is_skipped_to_its_exact_end(cut: int, over: i
     large = head(FRAME_BYTES_MAX + over, request=5) + bytes([0x93]) * (FRAME_BYTES_MAX + over - 5)
     sent = encode(2, 4, ITEMS) + large + encode(2, 6, ITEMS) + encode(2, 7, [])
     step = max(cut, 4_096) if cut > 1 else len(sent) // 3
-    reader = Reader()
+    reader = FrameReader()
 
     read = [frame for at in range(0, len(sent), step) for frame in reader.feed(sent[at : at + step])]
 
@@ -106,7 +106,7 @@ def test_a_frame_that_is_too_large_is_skipped_to_its_exact_end(cut: int, over: i
 
 
 def test_a_skipped_frame_costs_no_memory() -> None:
-    reader = Reader()
+    reader = FrameReader()
     reader.feed(head(DISCARD_BYTES_MAX))
 
     for _ in range(100):
@@ -119,7 +119,7 @@ def test_a_skipped_frame_costs_no_memory() -> None:
 def test_a_frame_of_exactly_the_limit_is_taken() -> None:
     payload = bytes(FRAME_BYTES_MAX - 5 - 6 - 1)
 
-    (frame,) = Reader().feed(encode(2, 1, [((), payload)]))
+    (frame,) = FrameReader().feed(encode(2, 1, [((), payload)]))
 
     assert unpacked(frame) == [([], payload)]
 
@@ -127,7 +127,7 @@ def test_a_frame_of_exactly_the_limit_is_taken() -> None:
 @pytest.mark.parametrize("length", [0, 1, 4, DISCARD_BYTES_MAX + 1, (1 << 32) - 1])
 def test_a_length_not_worth_skipping_ends_the_connection(length: int) -> None:
     with pytest.raises(TooLarge):
-        Reader().feed(head(length))
+        FrameReader().feed(head(length))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_length_not_worth_skipping_ends_the_connection(length: int) -> None:
 def test_an_item_that_does_not_fit_its_frame_spoils_that_frame_only(body: bytes) -> None:
     bad = head(5 + len(body), request=3) + body
 
-    refused, good = Reader().feed(bad + encode(2, 4, ITEMS))
+    refused, good = FrameReader().feed(bad + encode(2, 4, ITEMS))
 
     assert isinstance(refused, Unreadable)
     assert isinstance(refused.error, BadRequest)
@@ -155,7 +155,7 @@ def test_an_item_that_does_not_fit_its_frame_spoils_that_frame_only(body: bytes)
 def test_ten_thousand_items_are_taken_and_one_more_is_not() -> None:
     item = ((), b"")
 
-    full, over = Reader().feed(encode(2, 1, [item] * ITEMS_MAX) + encode(2, 2, [item] * (ITEMS_MAX + 1)))
+    full, over = FrameReader().feed(encode(2, 1, [item] * ITEMS_MAX) + encode(2, 2, [item] * (ITEMS_MAX + 1)))
 
     assert len(full.items) == ITEMS_MAX
     assert isinstance(over, Unreadable)
@@ -166,7 +166,7 @@ def test_ten_thousand_items_are_taken_and_one_more_is_not() -> None:
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(1, 40), min_size=1, max_size=20))
 def test_garbage_gives_frames_or_refusals_and_the_same_however_it_is_cut(data: bytes, cuts: list[int]) -> None:
     def read(pieces: list[bytes]) -> tuple[list[Any], bool]:
-        reader, out = Reader(), []
+        reader, out = FrameReader(), []
         for piece in pieces:
             try:
                 out += reader.feed(piece)
@@ -191,7 +191,7 @@ def test_one_flipped_bit_never_raises_anything_undocumented(seed: int) -> None:
     sent[dice.randrange(len(sent))] ^= 1 << dice.randrange(8)
 
     try:
-        for frame in Reader().feed(bytes(sent)):
+        for frame in FrameReader().feed(bytes(sent)):
             for fields, _ in getattr(frame, "items", ()):
                 unpack_fields(fields)
     except (BadRequest, TooLarge):
@@ -247,7 +247,7 @@ def test_a_long_list_becomes_frames_within_the_limits_and_in_order(first: Any, c
 
     numbers: list[int] = []
     for each in encoded:
-        (frame,) = Reader().feed(each)
+        (frame,) = FrameReader().feed(each)
         fields = [fields for fields, _ in unpacked(frame)]
         if first is not None:
             assert fields.pop(0) == list(first[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_rig import EngineRig, uid
 
-from givalia_core.engine.records import News
+from givalia_core.engine.records import JournalEntry
 from givalia_core.engine.words import HOLDS
 from givalia_core.protocol import messages as m
 from givalia_core.protocol.messages import Kind
@@ -104,7 +104,7 @@ def test_end_of_a_hold_is_news_once(held: EngineRig) -> None:
     resume(held, uid(1))
     resume(held, uid(2))
 
-    assert [each for each in held.closed if isinstance(each, News)] == [News("resumed", 1)]
+    assert [each for each in held.closed if isinstance(each, JournalEntry)] == [JournalEntry("resumed", 1)]
 
 
 def test_queue_of_the_test_kit_never_holds() -> None:

@@ -13,8 +13,7 @@ from waits import yield_until
 
 from givalia_core import Retry, WorkModule
 from givalia_core.modules import Stopped
-from givalia_core.protocol.messages import Dispatch
-from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.protocol.messages import Dispatch, FailReport
 from givalia_core.worker.notes import End, Stuck
 
 
@@ -57,7 +56,7 @@ def ran(work: Any, timeout_us: int | None) -> list[Any]:
 def test_all_that_runs_of_a_job_has_its_timeout(what: str) -> None:
     said = ran(type("Work", (WorkModule,), SLOW[what]), 50_000)
 
-    assert [(type(each), each.kind) for each in said] == [(Failed, "timeout")]
+    assert [(type(each), each.kind) for each in said] == [(FailReport, "timeout")]
 
 
 @pytest.mark.parametrize("name", ["isinstance", "issubclass", "len", "str", "type", "getattr", "BaseException", "any", "max"])
@@ -73,7 +72,7 @@ def test_a_job_that_breaks_the_builtins_is_reported_all_the_same(name: str) -> N
     finally:
         setattr(builtins, name, original)
 
-    assert [type(each) for each in said] == [Failed]
+    assert [type(each) for each in said] == [FailReport]
 
 
 def test_code_that_does_not_end_is_left_and_the_supervisor_hears_of_it() -> None:

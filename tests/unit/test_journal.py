@@ -13,7 +13,7 @@ import pytest
 from engine_rig import EngineRig, uid
 from waits import yield_until
 
-from givalia_core.engine.records import News
+from givalia_core.engine.records import JournalEntry
 from givalia_core.printable import Formatter
 from givalia_core.protocol import codec, frames
 from givalia_core.protocol import messages as m
@@ -36,7 +36,7 @@ class Rig(EngineRig):
     def _turn_once(self, *inputs: Any) -> Any:
         effects = super()._turn_once(*inputs)
         for effect in effects:
-            if isinstance(effect, News):
+            if isinstance(effect, JournalEntry):
                 self.journal.tell(effect)
         gevent.sleep(0)
         return effects

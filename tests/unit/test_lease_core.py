@@ -14,11 +14,11 @@ from givalia_core.protocol.messages import (
     Announce,
     Credit,
     Dispatch,
-    Fail,
+    FailReport,
     Heard,
-    Hold,
     Join,
     Kind,
+    NamedLease,
     Process,
     Progress,
     Succeed,
@@ -30,9 +30,9 @@ LEASE_US = 30 * SECOND_US
 MARGIN_US = LEASE_US // 10
 JOIN = Join("worker", b"i" * 16)
 JOB = Dispatch(b"j" * 16, 5, "Sample", 1, 0)
-HOLD = Hold(JOB.id, JOB.fence)
+HOLD = NamedLease(JOB.id, JOB.fence)
 REPORT = Succeed(JOB.id, JOB.fence, payload=b"\x07")
-FAILURE = Fail(JOB.id, JOB.fence, "failed", "boom")
+FAILURE = FailReport(JOB.id, JOB.fence, "failed", "boom")
 BUSY = Busy("later", retry_after=2.0)
 YES: Any = ((OK,), b"")
 
@@ -162,12 +162,12 @@ def test_a_lease_that_was_given_up_is_not_renewed_and_is_named_until_its_end_is_
     rig.core.let_go(rig.now_us)
 
     assert (Kind.BEAT, []) in rig.pump()
-    assert rig.say(Fail(JOB.id, JOB.fence, "died", "over"))[0][0] is Kind.FAIL
+    assert rig.say(FailReport(JOB.id, JOB.fence, "died", "over"))[0][0] is Kind.FAIL
     rig.said.clear()
     rig.connect()
 
     assert (Kind.RESUME, [HOLD]) in rig.said
-    assert rig.said[-1] == (Kind.FAIL, [Fail(JOB.id, JOB.fence, "died", "over")])
+    assert rig.said[-1] == (Kind.FAIL, [FailReport(JOB.id, JOB.fence, "died", "over")])
 
 
 def test_a_job_with_a_report_is_not_given_up() -> None:

@@ -36,11 +36,11 @@ from givalia_core.protocol.messages import (
     Announce,
     Credit,
     Dispatch,
-    Fail,
+    FailReport,
     Heard,
-    Hold,
     Join,
     Kind,
+    NamedLease,
     Succeed,
 )
 from givalia_core.protocol.session import Port
@@ -50,7 +50,7 @@ from givalia_core.worker.link import servers as servers_room
 from givalia_core.worker.link.servers import BACKOFF_FIRST_S
 
 JOB = Dispatch(b"j" * 16, 5, "Sample", 1, 0)
-HOLD = Hold(JOB.id, JOB.fence)
+HOLD = NamedLease(JOB.id, JOB.fence)
 REPORT = Succeed(JOB.id, JOB.fence, payload=b"\x07")
 BUSY = Busy("later", retry_after=0.05)
 STOPPING = ShuttingDown("the server is draining", retry_after=60.0)
@@ -243,7 +243,7 @@ def test_a_report_on_a_lease_that_is_anothers_is_made_once(rig: Rig) -> None:
     assert all(ask.kind is not Kind.SUCCEED for ask in server.asks.queue)
 
 
-FAILURE = Fail(JOB.id, JOB.fence, "failed", "boom")
+FAILURE = FailReport(JOB.id, JOB.fence, "failed", "boom")
 
 
 @pytest.mark.parametrize(

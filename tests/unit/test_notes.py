@@ -9,15 +9,15 @@ from typing import Any
 import msgpack
 import pytest
 
-from givalia_core.protocol.messages import Announce, Dispatch, Fail, Progress, Release, Succeed
+from givalia_core.protocol.messages import Announce, Dispatch, FailReport, Progress, Release, Succeed
 from givalia_core.worker import notes
 from givalia_core.worker.notes import (
     Begin,
     CancelAsked,
+    ChildReported,
     Drain,
     End,
     HostReady,
-    JobEnded,
     Logged,
     PluginBusy,
     PluginsTold,
@@ -38,7 +38,7 @@ SAID: list[Any] = [
     Stuck(JOB.id, 7),
     PluginsTold(JOB.id, 7),
     Succeed(JOB.id, 7, None, b"\xc0"),
-    Fail(JOB.id, 7, "failed", "no", None, False, True),
+    FailReport(JOB.id, 7, "failed", "no", None, False, True),
     Release(JOB.id, 7, True),
     Progress(JOB.id, 7, 0.5, "half"),
     Logged({"name": "givalia.job", "msg": "a\nline"}),
@@ -65,7 +65,7 @@ def test_a_dispatch_inside_another_note_can_be_made_again() -> None:
 
 
 def test_how_a_job_ended_travels_with_its_report() -> None:
-    (ended,) = notes.NoteReader().feed(notes.pack([JobEnded(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5)]))
+    (ended,) = notes.NoteReader().feed(notes.pack([ChildReported(True, Succeed(JOB.id, 7, None, b"\x01"), 0.5)]))
 
     assert Succeed(*ended.report) == Succeed(JOB.id, 7, None, b"\x01")
 

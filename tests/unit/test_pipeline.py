@@ -17,8 +17,7 @@ from givalia_core.errors import BadRequest
 from givalia_core.headline import headline, shortened, type_raised
 from givalia_core.modules import Stopped, describe
 from givalia_core.printable import Formatter
-from givalia_core.protocol.messages import Dispatch, Succeed
-from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.protocol.messages import Dispatch, FailReport, Succeed
 from givalia_core.repeats import Repeats
 from givalia_core.worker.attempt import pipeline
 from givalia_core.worker.attempt.pipeline import ERROR_BYTES_MAX, Attempt
@@ -50,7 +49,7 @@ LYING: dict[str, Callable[[], BaseException]] = {
 def test_an_exception_that_lies_fails_its_attempt_and_nothing_else(what: str) -> None:
     report = report_of(raising(LYING[what]()))
 
-    assert type(report) is Failed
+    assert type(report) is FailReport
     assert (report.kind, report.permanent) == ("failed", False)
     assert report.error
 
@@ -326,6 +325,6 @@ def test_report_tells_the_result_or_the_failure() -> None:
 
     assert [pipeline.report(attempt) for attempt in (good, bad, lost)] == [
         Succeed(bytes(16), 1, None, b"\x07"),
-        Failed(bytes(16), 1, "failed", "again", 9),
-        Failed(bytes(16), 1, "died", "its lease is over"),
+        FailReport(bytes(16), 1, "failed", "again", 9),
+        FailReport(bytes(16), 1, "died", "its lease is over"),
     ]

@@ -12,7 +12,7 @@ import pytest
 from givalia_core.protocol.messages import Dispatch, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.worker.assignment import Assignment
-from givalia_core.worker.notes import Begin, JobEnded, Spoiled
+from givalia_core.worker.notes import Begin, ChildReported, Spoiled
 from givalia_core.worker.processes import pool as pool_room
 from givalia_core.worker.processes.pool import Pool
 from givalia_core.worker.reasons import Reason
@@ -102,7 +102,7 @@ class Rig:
     def end(self, held: Assignment[Any]) -> Any:
         """Let the process of a job say that it has ended."""
         member: Any = self.pool.member_of(held)
-        member.say([JobEnded(True, Succeed(held.dispatch.id, held.dispatch.fence), 0.1)])
+        member.say([ChildReported(True, Succeed(held.dispatch.id, held.dispatch.fence), 0.1)])
         return member
 
 

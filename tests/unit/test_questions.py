@@ -141,7 +141,7 @@ def test_a_lease_is_renewed_and_a_job_settled_in_the_turn_in_which_its_worker_sa
     worker = rig.worker(10, "w", "Fax")
     rig.enq("Fax")
     job = worker.last
-    beat = rig.frame(Kind.BEAT, m.Hold(job.id, job.fence), conn=10)
+    beat = rig.frame(Kind.BEAT, m.NamedLease(job.id, job.fence), conn=10)
     done = rig.frame(Kind.SUCCEED, m.Succeed(job.id, job.fence), conn=10)
 
     before_us = rig.now.mono_us

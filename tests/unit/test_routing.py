@@ -13,20 +13,20 @@ from givalia_core.protocol.messages import Announce, Join
 from givalia_core.routing import Routing
 from givalia_core.store.base import Near, Route, Span
 from givalia_core.store.shared import News
-from givalia_core.takers import Session
+from givalia_core.takers import WorkerSession
 from givalia_core.timers import PREFIX_TIMERS
 
 NOW = Now(1_000, 5_000, 7)
 
 
-def session(conn: int, name: str = "any", *modules: str, capacity: int = 1, **join: Any) -> Session:
-    made = Session(conn, Join(name, bytes([conn]) * 16, **join), NOW)
+def session(conn: int, name: str = "any", *modules: str, capacity: int = 1, **join: Any) -> WorkerSession:
+    made = WorkerSession(conn, Join(name, bytes([conn]) * 16, **join), NOW)
     made.rooms["greenlet"].capacity = capacity
     made.announced = {module: Announce(module, "dist", "1") for module in modules}
     return made
 
 
-def routing(*sessions: Session) -> Routing:
+def routing(*sessions: WorkerSession) -> Routing:
     made = Routing()
     for each in sessions:
         made.join(each)
@@ -184,14 +184,14 @@ BROKEN.announced = {"Mail": Announce("Mail", "dist", "1", broken=f"{TRACEBACK}\n
         ([W1], {}, "it is about to be given to a worker"),
     ],
 )
-def test_why_says_in_words_what_is_missing(sessions: list[Session], fields: dict[str, Any], expected: str) -> None:
+def test_why_says_in_words_what_is_missing(sessions: list[WorkerSession], fields: dict[str, Any], expected: str) -> None:
     assert why.not_taken(routing(*sessions), job(**fields)).startswith(expected)
 
 
 # Versions.
 
 
-def versioned(conn: int, name: str, version: str, **join: Any) -> Session:
+def versioned(conn: int, name: str, version: str, **join: Any) -> WorkerSession:
     made = session(conn, name, "Mail", **join)
     made.announced = {"Mail": Announce("Mail", "dist", version)}
     return made

@@ -15,7 +15,7 @@ from waits import yield_until
 from givalia_core import WorkModule
 from givalia_core.hooks import Hooks
 from givalia_core.modules import describe
-from givalia_core.protocol.messages import Dispatch, Fail, Succeed
+from givalia_core.protocol.messages import Dispatch, FailReport, Succeed
 from givalia_core.worker.attempt.runner import Runner
 from givalia_core.worker.page import SharedPage
 
@@ -47,8 +47,8 @@ def _no_collector() -> Iterator[None]:
     [
         ("returns", Succeed),
         ("returns what cannot be packed", Succeed),
-        ("raises", Fail),
-        ("runs out of its time", Fail),
+        ("raises", FailReport),
+        ("runs out of its time", FailReport),
     ],
 )
 def test_what_a_job_made_is_gone_when_it_has_ended(how: str, report: type) -> None:

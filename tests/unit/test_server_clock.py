@@ -12,7 +12,7 @@ from givalia_core.errors import BadRequest
 from givalia_core.protocol import frames
 from givalia_core.protocol.caller import Answer, Caller
 from givalia_core.protocol.codec import item, refusal
-from givalia_core.protocol.messages import OK, Cancel, Clock, Enq, Kind
+from givalia_core.protocol.messages import OK, Cancel, ClockAsked, Enq, Kind
 from givalia_core.protocol.session import Port, Session
 
 TOLD_US = 5_000_000_000
@@ -21,10 +21,10 @@ ID = bytes(range(16))
 
 def said(data: bytes) -> int | None:
     """What a frame says of the time until which commands may be decided."""
-    (frame,) = frames.Reader().feed(data)
+    (frame,) = frames.FrameReader().feed(data)
     assert isinstance(frame, frames.Frame)
     assert frame.kind == Kind.CLOCK
-    return Clock(*frames.unpack_fields(frame.items[0][0])).until_us
+    return ClockAsked(*frames.unpack_fields(frame.items[0][0])).until_us
 
 
 def told(*fields: Any, heard: float = 100.0) -> ServerClock:
@@ -105,7 +105,7 @@ def frame(kind: Kind, number: int, *messages: Any) -> bytes:
 
 
 def answered(session: Session) -> list[Any]:
-    (answer,) = frames.Reader().feed(session.take_out())
+    (answer,) = frames.FrameReader().feed(session.take_out())
     assert isinstance(answer, frames.Frame)
     return [frames.unpack_fields(fields) for fields, _ in answer.items]
 
@@ -116,10 +116,10 @@ def test_a_limit_holds_for_all_frames_behind_it_until_the_next() -> None:
 
     asks = session.feed(
         frame(Kind.ENQ, 2, enq)
-        + frame(Kind.CLOCK, 3, Clock(1_000))
+        + frame(Kind.CLOCK, 3, ClockAsked(1_000))
         + frame(Kind.ENQ, 4, enq, enq)
         + frame(Kind.CANCEL, 5, cancel)
-        + frame(Kind.CLOCK, 6, Clock())
+        + frame(Kind.CLOCK, 6, ClockAsked())
         + frame(Kind.CANCEL, 7, cancel)
     )
 
@@ -130,7 +130,7 @@ def test_a_limit_holds_for_all_frames_behind_it_until_the_next() -> None:
 def test_the_clock_is_told_at_once_and_asks_nobody() -> None:
     session = opened(Machine())
 
-    assert session.feed(frame(Kind.CLOCK, 2, Clock())) == []
+    assert session.feed(frame(Kind.CLOCK, 2, ClockAsked())) == []
 
     assert answered(session) == [[OK, 900]]
 
@@ -140,7 +140,7 @@ def test_a_limit_that_waited_while_the_machine_was_suspended_is_past() -> None:
     session = opened(machine)
     machine.reading = Reading(1, 900 + 3_600, 500)
 
-    (ask,) = session.feed(frame(Kind.CLOCK, 2, Clock(1_000)) + frame(Kind.CANCEL, 3, Cancel(ID, "k")))
+    (ask,) = session.feed(frame(Kind.CLOCK, 2, ClockAsked(1_000)) + frame(Kind.CANCEL, 3, Cancel(ID, "k")))
 
     assert ask.until_us is not None
     assert ask.until_us < machine.reading.mono_us
@@ -148,7 +148,7 @@ def test_a_limit_that_waited_while_the_machine_was_suspended_is_past() -> None:
 
 def test_a_limit_that_cannot_be_read_is_refused_and_changes_nothing() -> None:
     session = opened(Machine())
-    session.feed(frame(Kind.CLOCK, 2, Clock(1_000)))
+    session.feed(frame(Kind.CLOCK, 2, ClockAsked(1_000)))
     session.take_out()
 
     (ask,) = session.feed(frames.encode(Kind.CLOCK, 3, [((-1,), b"")]) + frame(Kind.CANCEL, 4, Cancel(ID, "k")))
@@ -161,7 +161,7 @@ def test_workers_have_no_such_clock_and_lines_no_copies() -> None:
     worker = Session(Port.WORKER)
     worker.feed(Caller().hello("test"))
     worker.take_out()
-    assert worker.feed(frame(Kind.CLOCK, 2, Clock())) == []
+    assert worker.feed(frame(Kind.CLOCK, 2, ClockAsked())) == []
     assert answered(worker)[0][0] == "BAD_REQUEST"
 
     (ask,) = Session(Port.CLIENT).feed(b'{"action":"cancel","job":{"key":"k"}}\n')

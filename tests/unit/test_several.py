@@ -38,7 +38,7 @@ class Asked:
 
 def show(asked: Asked, **given: Any) -> None:
     chosen = argparse.Namespace(**{"key": [], "id": None, "json": False, **given})
-    several.show_each(chosen, asked, several.Shown(lambda answer: {"answer": answer}, str))
+    several.show_each(chosen, asked, several.ShownJob(lambda answer: {"answer": answer}, str))
 
 
 @pytest.fixture

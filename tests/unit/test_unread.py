@@ -318,7 +318,7 @@ def test_frames_that_are_answered_at_once_are_taken_a_few_at_a_time(
     monkeypatch.setattr(Session, "feed", fed)
     peer = Peer(server.client_port)
 
-    peer.socket.sendall(b"".join(peer.caller.ask(kind, [item(m.Clock())])[1] for _ in range(10_000)))
+    peer.socket.sendall(b"".join(peer.caller.ask(kind, [item(m.ClockAsked())])[1] for _ in range(10_000)))
 
     assert sum(len(peer.read().items) for _ in range(10_000)) == 10_000
     assert max(taken) < 10_000

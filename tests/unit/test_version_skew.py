@@ -105,7 +105,7 @@ def test_server_names_both_versions_to_a_caller_of_another_protocol() -> None:
 
     given.feed(frames.MAGIC + frames.encode(Kind.HELLO, 1, [item(Hello(2, 3, "givalia-client/9.1"))]))
 
-    (frame,) = frames.Reader().feed(given.take_out())
+    (frame,) = frames.FrameReader().feed(given.take_out())
     assert isinstance(frame, frames.Frame)
     code, words, details = frames.unpack_fields(frame.items[0][0])
     assert code == "VERSION_MISMATCH"

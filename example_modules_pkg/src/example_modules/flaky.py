@@ -15,6 +15,6 @@ class Flaky(WorkModule):
         fail_times = self.params["fail_times"]
         if self.job.attempt <= fail_times:
             # Any exception is a failed attempt. Catch nothing: raise, and the server tries again later, until
-            # `max_attempts` is reached; then the job is dead, and `givalia requeue` can give it another life.
+            # `max_attempts` is reached; then the job is dead, and `givalia requeue` can revive it.
             raise RuntimeError(f"failing on purpose, attempt {self.job.attempt} of the {fail_times} that fail")
         return {"attempts": self.job.attempt}

@@ -94,7 +94,7 @@ def _until(moment: datetime) -> float:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A redirected POST becomes a GET without its body, which looks like success and delivers nothing."""
+    """A refusal of redirects: a POST would become a GET without its body, which looks like success and delivers nothing."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

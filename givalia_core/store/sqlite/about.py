@@ -1,4 +1,4 @@
-"""Describes a SQLite store: its place and sizes, and what is wrong with it."""
+"""Describes a SQLite store: its place, its sizes, and its faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from givalia_core.store.sqlite.index import Check
 
 
 def describe(core: Core) -> dict[str, Any]:
-    """Return what a person wants to know of a store."""
+    """Describe a store for a person."""
     log = Path(f"{core.path}-wal")
     folder = disk.index_folder(core.path)
     usage = os.statvfs(core.path.parent)
@@ -41,7 +41,7 @@ def describe(core: Core) -> dict[str, Any]:
 
 
 def check(core: Core) -> list[str]:
-    """Return a sentence about each thing that is wrong, and about what was found of the index since the opening."""
+    """Return a sentence about each fault, and about each damage that was found since the opening."""
     counts = {name: count for name, count in core.counted.items() if count}
     wrong = Check(core.connection(), core.records, core.index, counts).run()
     return [*core.damages, *core.quarantine.lines(), *wrong]

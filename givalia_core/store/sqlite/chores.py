@@ -1,6 +1,6 @@
-"""Housekeeping of a SQLite store: none of it is in the way of an answer, and each chore has its period or its measure.
+"""Housekeeping of a SQLite store: no chore delays an answer, and each has its period or its threshold.
 
-Most turns have nothing to do here; `SQLite.tidy` sees that before it calls anything.
+Most turns have nothing to do here; `SQLite.tidy` checks that before it calls anything.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from givalia_core.store.sqlite.index import trim_if_large
 from givalia_core.store.sqlite.mending import mend, mending, set_bad_aside
 from givalia_core.store.sqlite.places import Damaged
 
-TRIM_TOUCHED: Final = 1_000  # Jobs that were changed or looked for before the mapped part of the index is measured.
+TRIM_TOUCHED: Final = 1_000  # After so many changes of jobs and searches, the mapped part of the index is measured.
 CHECKPOINT_PAGES: Final = 1_000  # Few enough that no commit waits long behind one.
 VACUUM_PAGES: Final = 500
 _EMPTY_COUNTS_MOST: Final = 1_000
 
 
 class Duty(NamedTuple):
-    """Something that is done every so often, beside the work."""
+    """A chore that is done once a period, beside the work."""
 
     every_s: float
     do: Callable[[Core], None]
 
 
 def _look_at_files(core: Core) -> None:
-    """See that the files still have their names; a commit does so too, once the system says that something happened."""
+    """Check that the files still have their names; a commit checks too, once the system reports a change."""
     core.files.look()
     if core.lock is not None:
         core.lock.look()
@@ -48,14 +48,14 @@ CHORES: Final = (Duty(5.0, _look_at_files), Duty(5.0, _look_at_copies), Duty(5.0
 
 
 def begin(core: Core, due_s: float | None = None) -> None:
-    """Let each chore be due once its period has passed, or at this time on the monotonic clock."""
+    """Make each chore due once its period has passed, or at `due_s` on the monotonic clock."""
     now_s = time.monotonic()
     core.chores_due_s = [now_s + chore.every_s if due_s is None else due_s for chore in CHORES]
     core.chore_due_s = min(core.chores_due_s)
 
 
 def do(core: Core) -> None:
-    """Do what is due, and what there is enough of.
+    """Do the chores that are due, and those whose threshold is reached.
 
     Raises:
         StoreFailed: Another file has the name of the store.
@@ -94,9 +94,9 @@ def _do_due(core: Core) -> None:
 
 
 def sweep(core: Core) -> None:
-    """Remove records that are past, if there are enough of them, and look for more of what was past before the opening."""
+    """Remove past records, if there are enough of them, and search for more that were past before the opening."""
     sweeper = core.sweeper
-    sweeper.is_behind = True  # Also if the disk is full now.
+    sweeper.is_behind = True  # Stays so if a full disk ends this call.
     if sweeper.has_work():
         with core.transaction():
             swept = sweeper.write()

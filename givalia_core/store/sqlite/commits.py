@@ -1,6 +1,6 @@
-"""A commit of the SQLite store: which of its changes stand, and how what stands becomes durable.
+"""A commit of the SQLite store: which of its changes are admitted, and how they become durable.
 
-Each change is judged by what the store holds and by the changes before it.
+Each change is checked against the jobs in the store and the changes before it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from givalia_core.store.sqlite.core import KEEP_FACT, Core, Counts
 from givalia_core.store.sqlite.index import Index, Update, forget, questions, to_forget
 from givalia_core.store.sqlite.records import change_rows, pack_forgotten
 
-UNCOUNTED_MOST: Final = 12  # Counts whose changes are written with each commit and not in their table.
+UNCOUNTED_MOST: Final = 12  # So many changed counts are written with each commit, and not in their table.
 _NEWS_BYTES: Final = 16 << 10
 _pack = msgpack.Packer(autoreset=True).pack
 
 
 class Admission:
-    """The jobs as the changes that stand make them, by id; `refused` has the places of the others."""
+    """The jobs as the admitted changes make them, by id; `refused` has the places of the other changes."""
 
     def __init__(self, index: Index, absent: dict[bytes | str, int], changes: Iterable[Change]) -> None:
-        """Take in these changes, in their order. No job has any of the names in `absent`."""
+        """Admit or refuse these changes, in their order. No job has any of the names in `absent`."""
         self.inserts: dict[bytes, Job] = {}
         self.updates: dict[bytes, Update] = {}
         self.refused: list[int] = []
         self.counts: dict[tuple[str, JobState], int] = {}  # By how much they change.
         self._index, self._absent = index, absent
-        self._holders: dict[str, int | None] = {}  # Who holds a key once the changes so far are applied.
+        self._holders: dict[str, int | None] = {}  # By key: the seq of its holder after the changes so far.
         for place, (was, job) in enumerate(changes):
             if not (self._insert(job) if was is None else self._update(was, job)):
                 self.refused.append(place)
@@ -76,7 +76,7 @@ class Admission:
         return True
 
     def _moves_key(self, was: Job, job: Job) -> bool:
-        """Let a job hold the key that it has now, and no other; return whether it may."""
+        """Let a job hold its present key only; return False if another job holds that key."""
         held = None if was.state in ENDED else was.key
         holds = None if job.state in ENDED else job.key
         if held != holds:
@@ -96,17 +96,17 @@ class Admission:
 
 
 class Rows(NamedTuple):
-    """The rows that a transaction appends, and what follows from them."""
+    """The rows that a transaction appends, and the changes that follow from them."""
 
     jobs: Sequence[tuple[int, bytes]]
     changes: Sequence[tuple[int, bytes]]
     counts: dict[tuple[str, JobState], int]  # By how much they change.
     last_seq: int = 0
-    replaced: Sequence[tuple[int, Job]] = ()  # Places of records of an enq, and the jobs that have other params now.
+    replaced: Sequence[tuple[int, Job]] = ()  # Places of enq records, and their jobs with other params.
 
 
 def refuse_moved(core: Core) -> None:
-    """Refuse to write to a file that is gone, if the system says that something has happened to names, or says nothing."""
+    """Refuse to write to a file that is gone; check that if the system reports changed names, or cannot report them."""
     try:
         has_news = core.files.news_fd < 0 or os.read(core.files.news_fd, _NEWS_BYTES)
     except BlockingIOError:
@@ -116,7 +116,7 @@ def refuse_moved(core: Core) -> None:
 
 
 def write(core: Core, rows: Rows, mark: Mark) -> None:
-    """Make rows durable, with what follows from them: counts, and how far the numbers go."""
+    """Make rows durable, with the counts and the last numbers that follow from them."""
     database = core.database
     assert database is not None
     database.execute("BEGIN IMMEDIATE")
@@ -139,12 +139,12 @@ def write(core: Core, rows: Rows, mark: Mark) -> None:
 
 
 def _ahead(core: Core, database: sqlite3.Connection, rows: Rows, mark: Mark) -> tuple[int, int, int, Mark, Counts]:
-    """Write the fact of the commit, within its transaction; return what is so behind it."""
+    """Write the fact of the commit, within its transaction; return the numbers, mark and counts after the commit."""
     number, last_seq = core.last_number + len(rows.changes), max(core.last_seq, rows.last_seq)
     uncounted = dict(core.uncounted)
     for name, change in rows.counts.items():
         uncounted[name] = uncounted.get(name, 0) + change
-    if len(uncounted) > UNCOUNTED_MOST:  # Few are written with the fact, which every commit writes: that saves a page.
+    if len(uncounted) > UNCOUNTED_MOST:  # A few go into the fact that every commit writes: that saves a page.
         core.write_counts(uncounted)
         uncounted = {}
     deltas = [(module, NUMBER[state], delta) for (module, state), delta in uncounted.items() if delta]
@@ -156,7 +156,7 @@ def _ahead(core: Core, database: sqlite3.Connection, rows: Rows, mark: Mark) -> 
 
 
 def retire(core: Core, retention: Retention, mark: Mark) -> int:
-    """Forget jobs in a transaction of their own, behind that of the changes: it may forget those too; return how many."""
+    """Forget jobs, which may be among those just changed, in a transaction after that of the changes; return how many."""
     gone = to_forget(core.index, retention, core.in_state)
     if not gone:
         return 0
@@ -171,14 +171,14 @@ def retire(core: Core, retention: Retention, mark: Mark) -> int:
         if not core.is_full(error):
             raise
         core.room.note_full()
-        return 0  # What was to be forgotten stays until there is room; the changes are safe.
+        return 0  # The jobs stay until there is room; the changes are safe.
     forget(core.index, core.sweeper, records, places)
     core.index.conclude(core.commits, core.last_number, core.last_seq)
     return len(gone)
 
 
 def raise_numbers(core: Core, seq: int, fence: int) -> None:
-    """As `Store.raise_numbers`."""
+    """Raise the numbers, as `Store.raise_numbers`."""
     commits, number, last_seq, *rest = core.fact("commit") or (0, 0, 0, None)
     with core.transaction():
         core.keep_fact("commit", (commits, number, max(last_seq, seq), *rest))

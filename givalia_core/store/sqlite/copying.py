@@ -1,9 +1,9 @@
 """An online copy of a SQLite store, in small parts, while the store is written.
 
-The tables are read from their first rows to their last, each part between two commits. Rows that are written again or removed
-behind the place that was reached are noted by triggers and sent again, as they are then. New rows come ahead of it. The part
-that reaches the last row with nothing left to send again is the last one: with it the copy is the store of that moment, and no
-part ever held up a commit for longer than a few hundred KiB take to read.
+The tables are read from the first row to the last, each part between two commits. Triggers note the rows that are rewritten or
+removed; those that were sent already are sent again, as they are then. New rows are still to come. The part that reaches the
+last row with no row left to send again is the last one: it completes the copy as the store is at that moment. No part delays a
+commit for longer than it takes to read a few hundred KiB.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from givalia_core.store.sqlite import disk
 
 PART_BYTES: Final = 256 << 10
 PART_AGAIN: Final = 64  # Rows that a part sends again before it goes on.
-IDLE_S: Final = 60.0  # Without a question for a part; then the copy is given up.
-TAKEN_OVER_S: Final = 3.0  # As long without one, and another copy may be begun: sooner than its client gives up.
-AGAIN_MOST: Final = 500_000  # Rows to be sent again: the client is slower than the store is written.
+IDLE_S: Final = 60.0  # After so long without a request for a part, the copy is given up.
+TAKEN_OVER_S: Final = 3.0  # After so long without a request, another copy may begin: sooner than its client gives up.
+AGAIN_MOST: Final = 500_000  # With so many rows to send again, the client is slower than the writes to the store.
 
-# As the entries of a part name them; each with its number and its columns, None for a row that is gone.
+# An entry of a part names a table by its place here, with the row's number and columns, or None for a row that is gone.
 TABLES: Final = (
     ("jobs", "first_seq", "records"),
     ("changes", "number", "records"),
@@ -44,16 +44,16 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 
 class Copying:
-    """One copy that is being sent; nothing of it is on disk here."""
+    """One copy that is being sent; the server has no part of it on disk."""
 
     def __init__(self, database: sqlite3.Connection, backup: bytes) -> None:
-        """Begin to note which rows are written again."""
+        """Begin to note which rows are rewritten."""
         self.backup = backup
         self._database = database
         self._reached = [-(1 << 63)] * len(TABLES)
         self._last_part: tuple[int, CopyPart] | None = None
         self._crc = 0
-        self.is_over = False  # All of it was sent, or it was given up.
+        self.is_over = False  # The copy was sent whole, or given up.
         self._asked_s = time.monotonic()
         database.execute("PRAGMA temp_store = MEMORY")
         database.execute(_AGAIN)
@@ -63,7 +63,7 @@ class Copying:
                 database.execute(_WATCH.format(event=event, table=table, place=place, number=number))
 
     def end(self) -> None:
-        """Note nothing any more. What was sent last can still be had once more."""
+        """Stop noting rows. The last part can still be fetched again."""
         self.is_over = True
         for place in _WATCHED:
             for event in ("UPDATE", "DELETE"):
@@ -77,17 +77,17 @@ class Copying:
 
     @property
     def is_overrun(self) -> bool:
-        """Return whether rows are written again faster than the client asks for them."""
+        """Return whether rows are rewritten faster than the client fetches them."""
         if self.is_over:
             return False
         ((again,),) = self._database.execute("SELECT count(*) FROM (SELECT 1 FROM again LIMIT ?)", (AGAIN_MOST,))
         return bool(again == AGAIN_MOST)
 
     def part(self, number: int, jobs: int) -> CopyPart:
-        """Return this part: the next one, or once more the one before, whose answer may have been lost.
+        """Return the next part, or again the last one, whose answer may have been lost.
 
         Raises:
-            BadRequest: It is neither.
+            BadRequest: The number is of neither.
         """
         self._asked_s = time.monotonic()
         last = -1 if self._last_part is None else self._last_part[0]
@@ -112,7 +112,7 @@ class Copying:
         return int(pages * page_bytes)
 
     def _send(self, entries: list[Any]) -> bool:
-        """Add what a part has room for; return whether that was all there is."""
+        """Fill a part; return whether no row is left to send."""
         room = PART_BYTES - self._send_again(entries)
         for place in range(len(TABLES)):
             if room > 0 and self._is_there(place):
@@ -123,12 +123,12 @@ class Copying:
         return not left
 
     def _is_there(self, place: int) -> bool:
-        """The quarantine is made when it is first needed."""
+        """Return whether a table exists: the quarantine is made when it is first needed."""
         found = self._database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (TABLES[place][0],)).fetchone()
         return found is not None
 
     def _send_again(self, entries: list[Any]) -> int:
-        """Add rows that were written again; return how many bytes that is. What is not reached yet is sent in its turn."""
+        """Add rows that were rewritten; return how many bytes that is. Rows that are not reached yet are sent in their turn."""
         sent = 0
         for place, number in self._database.execute("SELECT place, number FROM again LIMIT ?", (PART_AGAIN,)).fetchall():
             self._database.execute("DELETE FROM again WHERE place = ? AND number = ?", (place, number))
@@ -169,11 +169,11 @@ class Copies:
         self._copying: Copying | None = None
 
     def part(self, database: sqlite3.Connection, backup: bytes, number: int, jobs: int) -> CopyPart:
-        """Return a part of the copy of this name; with the first one it begins.
+        """Return a part of the copy of this name; the first part begins the copy.
 
         Raises:
-            Busy: Another one is under way.
-            NotFound: It was given up, or begun by another server.
+            Busy: Another copy is under way.
+            NotFound: The copy was given up, or begun by another server.
             BadRequest: There is no such part.
         """
         copying = self._copying
@@ -200,5 +200,5 @@ class Copies:
             copying.end()
 
     def forget(self) -> None:
-        """The connection is gone, and with it what was noted."""
+        """Forget the copy: the connection is gone, and with it the noted rows."""
         self._copying = None

@@ -1,6 +1,6 @@
 """The parts of an open SQLite store: its files and its connection, its records and its index, its counts and numbers.
 
-The store itself (`store`) has the way of every job. Opening, mending and chores work on what is here, in files of their own.
+The store itself (`store`) has the path of every job. Opening, mending and chores work on these parts, in files of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Counts = Mapping[tuple[str, JobState], int]
 KEEP_FACT: Final = "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)"
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_DISORDER: Final = "*** in database main ***"  # How SQLite begins to say that pages are not in order.
+_DISORDER: Final = "*** in database main ***"  # The beginning of SQLite's words for pages that are not in order.
 
 log = logging.getLogger("givalia.store")
 _pack = msgpack.Packer(autoreset=True).pack
@@ -41,12 +41,12 @@ _pack = msgpack.Packer(autoreset=True).pack
 class Core:
     """The parts of one store, open or not."""
 
-    index: Index  # These come with the opening.
+    index: Index  # The opening sets these.
     sweeper: Sweeper
     scrub: Scrub
 
     def __init__(self, path: Path, note_full: Callable[[bool], None]) -> None:
-        """Nothing is opened yet. `note_full` is told whether the disk is full, each time that this is found out."""
+        """Open nothing yet. `note_full` is called with whether the disk is full, each time that this is found out."""
         self.path = path
         self.durability = "fsync"
         self.pid = 0
@@ -55,7 +55,7 @@ class Core:
         self.files = disk.Files(path)
         self.database: sqlite3.Connection | None = None
         self.is_said_open = False  # Whether the file says, or may say, that a server has it open and that it has a log.
-        self.is_copy = False  # Whether it is a copy of another store, and nothing was committed since.
+        self.is_copy = False  # Whether the store is a copy of another one, and nothing was committed since.
         self.has_index = False  # Whether the index is open.
         self.records = Records(self.connection)
         self.quarantine = Quarantine(self.connection, self.records)
@@ -70,7 +70,7 @@ class Core:
         self.chore_due_s = 0.0  # and the first of them.
         self.rows_since_checkpoint = 0
         self.pages_per_row = 4.0
-        self.damages: list[str] = []  # What was found of the index since the store was opened, one sentence each.
+        self.damages: list[str] = []  # The damages found since the store was opened, one sentence each.
         self.rebuilds = 0  # Of the index, since the store was opened.
 
     # Statements.
@@ -87,7 +87,7 @@ class Core:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Begin, then commit or roll back; a rollback that fails leaves the first error standing."""
+        """Begin, then commit or roll back; if the rollback fails too, the first error is raised."""
         database = self.connection()
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -110,7 +110,7 @@ class Core:
         """Return a fact; None if there is none.
 
         Raises:
-            StoreCorrupt: It is not what was written.
+            StoreCorrupt: The fact is not what was written.
         """
         row = self.one("SELECT value, crc FROM facts WHERE name = ?", (name,))
         if row is None:
@@ -133,7 +133,7 @@ class Core:
             )
 
     def count_from(self, counts: Counts) -> None:
-        """Let these be the counts."""
+        """Replace the counts by these."""
         self.counted, self.in_state = dict(counts), Counter()
         for (_, state), jobs in counts.items():
             self.in_state[state] += jobs
@@ -148,7 +148,7 @@ class Core:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Let what happens meanwhile raise our errors instead of those of SQLite and of the system."""
+        """Turn errors of SQLite and of the system inside the block into ours."""
         try:
             yield
         except (sqlite3.Error, OSError, Damaged, IndexError) as error:
@@ -159,7 +159,7 @@ class Core:
         return disk.is_full(error, self.path.parent)
 
     def fail(self, error: Exception) -> NoReturn:
-        """Turn the error of a file into ours: a full disk is survived, anything else stops the server."""
+        """Turn the error of a file into ours: the server survives a full disk, and stops on anything else."""
         if isinstance(error, OSError):
             if self.is_full(error):
                 self.room.note_full()
@@ -179,7 +179,7 @@ class Core:
         raise StoreFailed(f"{self.path}: {error}") from error
 
     def is_disk_to_blame(self) -> bool:
-        """Return whether the disk fails, and the database is sound as far as it can be read: SQLite calls both corruption."""
+        """Return whether the disk fails while the database is sound as far as it can be read: SQLite calls both corruption."""
         with suppress(sqlite3.Error):
             if self.database is not None and self.all("PRAGMA quick_check(1)") == [("ok",)]:
                 return True
@@ -189,12 +189,12 @@ class Core:
         """Refuse a database whose pages are not where they belong: rows would be missed, or found twice.
 
         Raises:
-            StoreCorrupt: It is one.
-            StoreFailed: It cannot be read.
+            StoreCorrupt: The pages are not where they belong.
+            StoreFailed: The database cannot be read.
         """
         ((found,),) = self.all("PRAGMA quick_check(1)")
         if not found.startswith(_DISORDER):
-            return  # What is wrong in a row is found when the row is read, and costs that row alone.
+            return  # A fault in a row is found when the row is read, and costs that row alone.
         words = f"{self.path}: {' '.join(found.removeprefix(_DISORDER).split())}"
         if self.is_disk_to_blame():
             raise StoreFailed(words)
@@ -202,7 +202,7 @@ class Core:
 
 
 def write_or_make_room(core: Core, write: Callable[[], None]) -> None:
-    """Do this in a transaction; if the disk is full, once more with the reserve given up."""
+    """Call `write` in a transaction; if the disk is full, give up the reserve and try once more."""
     try:
         with core.transaction():
             write()

@@ -1,11 +1,11 @@
-"""The files of a SQLite store: who may open them, what they are, and the room kept in reserve.
+"""The files of a SQLite store: who may open them, their format and identity, and the room kept in reserve.
 
 Beside `queue.db` (and SQLite's own `queue.db-wal`) stand `queue.db.lock`, held with flock for as long as a server runs,
 `queue.db.ballast`, which is given up when the disk is full so that running jobs can still be settled, and `queue.db.index`, a
 folder that may be removed while no server runs: the store rebuilds it.
 
-The fact `commit` says with each commit how far the numbers go, what the clocks showed, and by how much counts have changed
-since the table of counts was written.
+Each commit writes the fact `commit`: the last numbers, the mark of the clocks, and the changes of counts since the table of
+counts was written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from givalia_core.store.sqlite.notices import Notices
 
 APPLICATION_ID: Final = 0x47_49_56_41  # "GIVA", in the file's header, so that no other file is taken for a queue.
 FORMAT: Final = 4  # In the header too, as user_version: the first thing checked.
-READABLE: Final = 2  # The least that this version reads. The first start makes it `FORMAT`: an earlier version then refuses it.
+READABLE: Final = 2  # The least that this version reads. The first start raises it, so that earlier versions refuse the file.
 BALLAST_BYTES: Final = 16 << 20
 _LITTLE_ROOM: Final = 64 << 10
 MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
@@ -72,12 +72,12 @@ class Lock:
         """Take the lock.
 
         Raises:
-            StoreLocked: Another process holds it; `pid` says which, as far as it wrote that down.
+            StoreLocked: Another process holds the lock; `pid` names the process, if it wrote that down.
         """
         self._path = path
         self._pid = os.getpid()
         self._fds = [_locked(path)]
-        self._is_lost = False  # Another file, or none, has its name; that was said.
+        self._is_lost = False  # Another file, or none, has its name, and the log says so.
 
     def look(self) -> None:
         """Lock the file again if it was removed, so that the next server learns which process has the store."""
@@ -101,7 +101,7 @@ class Lock:
     def release(self) -> None:
         """Let the next process in. The file stays: removing it would let two processes lock two files of one name.
 
-        In a fork only its copies are closed. A fork that has not come to that yet must not hold the lock for longer than this.
+        A fork only closes its copies. The explicit unlock frees the lock even if a fork has not closed its copies yet.
         """
         for fd in self._fds:
             if os.getpid() == self._pid:
@@ -132,7 +132,7 @@ def _locked(path: Path) -> int:
 
 
 def holder(path: Path) -> str | None:
-    """Return the id of the process that has the store at this path open; None if none has, or it cannot be known."""
+    """Return the id of the process that has the store at this path open; None if none has, or if that is unknown."""
     try:
         fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -152,7 +152,7 @@ def path_of(url: str) -> Path:
     """Return the path that a URL names, as `SQLite` takes it.
 
     Raises:
-        StoreUnfit: It names none.
+        StoreUnfit: The URL names no path.
     """
     rest = url.removeprefix("sqlite:")
     if rest.startswith("//"):
@@ -163,12 +163,12 @@ def path_of(url: str) -> Path:
 
 
 def prepare_folder(path: Path, *, allow_network: bool) -> None:
-    """Make the folder of the store, readable for its owner alone, and have its name on stable storage.
+    """Make the folder of the store, readable for its owner alone, and bring its name to stable storage.
 
     Raises:
-        StoreFull: The disk has no room for it.
-        StoreFailed: It cannot be made.
-        StoreUnfit: It lies on a network file system, or this user may not write to it or to a file of the store.
+        StoreFull: The disk has no room for the folder.
+        StoreFailed: The folder cannot be made.
+        StoreUnfit: The folder lies on a network file system, or this user may not write to it or to a file of the store.
     """
     folder = path.parent
     missing = [each for each in (folder, *folder.parents) if not os.access(each, os.F_OK)]
@@ -186,11 +186,11 @@ def prepare_folder(path: Path, *, allow_network: bool) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Look at the folder of a store and at its files before anything is written.
+    """Check the folder of a store and its files before anything is written.
 
     Raises:
         StoreUnfit: This user may not write to one of them: it belongs to another user, or the file system is read-only. Or
-            this is root, who may write to all, and whose files the user who owns the store could not open.
+            this user is root, who may write to all, but whose new files the owner of the store could not open.
     """
     if os.geteuid() == 0 and path.exists() and (uid := path.stat().st_uid) != 0:
         raise StoreUnfit(
@@ -198,7 +198,7 @@ def refuse_foreign(path: Path) -> None:
             f" leave there; start it as {user(uid)}"
         )
     index = index_folder(path)
-    # Whatever else has the place of the index makes way for a new one.
+    # Anything else in the place of the index is replaced by a new one.
     folders = [path.parent, *([index] if os.path.isdir(index) and not os.path.islink(index) else [])]  # noqa: PTH112, PTH114 - No error.
     files = [path, *(Path(f"{path}{suffix}") for suffix in (".lock", "-wal", "-shm"))]
     for each, wanted in [*((folder, _OPEN) for folder in folders), *((file, _WRITE) for file in files)]:
@@ -218,21 +218,21 @@ def user(number: int) -> str:
 
 
 def error_for(error: OSError) -> type[GivaliaError]:
-    """Return the class for an error in making a file or folder: where nothing may be written, no write has failed."""
+    """Return the class for an error in making a file or folder; a place where nothing may be written is unfit, not failed."""
     if error.errno in FULL_ERRNOS:
         return StoreFull
     return StoreUnfit if error.errno in _NOT_HERE else StoreFailed
 
 
 def prepare(path: Path, *, may_create: bool) -> bool:
-    """If there is no database yet, make one, complete or not at all; returns whether it did. Call it with the lock held.
+    """Make a database if there is none yet, complete or not at all; return whether it was made. The caller holds the lock.
 
     Raises:
         StoreMissing: There is none, and none may be made.
-        StoreFull: The disk has no room for it.
-        StoreFailed: It cannot be made or written to.
-        StoreUnfit: What is there is no file.
-        StoreCorrupt, StoreTooNew: The file that is there is not one of ours, or of a later format; it was not touched.
+        StoreFull: The disk has no room for the database.
+        StoreFailed: The database cannot be made or written to.
+        StoreUnfit: The path is not that of a file.
+        StoreCorrupt, StoreTooNew: The file is not one of ours, or has a later format; it was not touched.
     """
     if path.is_symlink():
         raise StoreUnfit(f"{path} is a symbolic link")
@@ -248,7 +248,7 @@ def prepare(path: Path, *, may_create: bool) -> bool:
 
 
 def check_header(path: Path, least: int = READABLE) -> None:
-    """Read what the file says it is, before SQLite may write anything to it; no format below `least` will do."""
+    """Check the header of the file before SQLite may write to the file; refuse a format below `least`."""
     with path.open("rb") as file:
         head = file.read(100)
     if len(head) < 100 or not head.startswith(b"SQLite format 3\x00"):
@@ -264,13 +264,13 @@ def check_header(path: Path, least: int = READABLE) -> None:
 
 
 def format_of(path: Path) -> int:
-    """The format of a store that `check_header` knows or that is older."""
+    """Return the format of a store that `check_header` accepts, or of an older one."""
     with path.open("rb") as file:
         return int(struct.unpack_from(">i", file.read(100), 60)[0])
 
 
 def is_readable(path: Path) -> bool:
-    """Return whether the disk gives all bytes of a file."""
+    """Return whether all bytes of a file can be read."""
     try:
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 20):
@@ -283,8 +283,8 @@ def is_readable(path: Path) -> bool:
 def is_full(error: Exception, folder: Path) -> bool:
     """Return whether an error of the system or of SQLite, in writing to this folder, says that the disk is full.
 
-    SQLite calls a used-up quota an error of input and output, and does not say why it can make no file: the disk is then asked
-    for a little room.
+    SQLite reports a used-up quota as an error of input and output, and does not say why it cannot make a file: an allocation
+    of a little room then tells.
     """
     if isinstance(error, OSError):
         return error.errno in FULL_ERRNOS
@@ -300,7 +300,7 @@ def code_of(error: sqlite3.Error) -> int:
 
 @contextlib.contextmanager
 def ours(path: Path) -> Iterator[None]:
-    """Let a tool raise our errors instead of those of the system, in what it does with the store at this path.
+    """Turn errors of the system inside the block into ours, for a tool that works on the store at this path.
 
     Raises:
         StoreFull: The disk has no room.
@@ -334,7 +334,7 @@ def create(path: Path) -> None:
     os.close(os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     database = sqlite3.connect(making, isolation_level=None)
     try:
-        # Both must be there before the first table is.
+        # Both must be set before the first table is made.
         database.execute("PRAGMA auto_vacuum = INCREMENTAL")
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
@@ -350,7 +350,7 @@ def create(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or what a folder lists, to stable storage."""
+    """Bring a file, or the names in a folder, to stable storage."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if sys.platform == "darwin" and not path.is_dir():
@@ -364,7 +364,7 @@ def sync(path: Path) -> None:
 
 
 def filesystem(folder: Path) -> str:
-    """The kind of file system a folder is on; empty where the system does not say."""
+    """Return the kind of file system that a folder is on; empty where the system does not say."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:
@@ -385,7 +385,7 @@ def way_out(path: Path) -> str:
 
 
 class _Identity(ctypes.Structure):
-    """As much of Linux's `struct statx` as tells one file from another."""
+    """The part of Linux's `struct statx` that tells one file from another."""
 
     _fields_ = [
         ("_before", ctypes.c_char * 32),
@@ -399,22 +399,22 @@ class _Identity(ctypes.Structure):
 
 _AT_FDCWD: Final = -100
 _STATX_INO: Final = 0x100
-_WITHOUT_STATX: Final = frozenset({errno.ENOSYS, errno.EPERM})  # Of an old kernel, and of a sandbox that does not know it.
+_WITHOUT_STATX: Final = frozenset({errno.ENOSYS, errno.EPERM})  # From an old kernel, or a sandbox that does not know `statx`.
 _statx: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if sys.platform == "linux" else None
 
 
-_FOUND: Final = _Identity()  # One for all: it is read before anything else can run.
+_FOUND: Final = _Identity()  # One for all calls: it is read before anything else can run.
 _AT_FOUND: Final = ctypes.byref(_FOUND)
 
 
 def identity(name: bytes) -> tuple[int, ...]:
-    """Return what tells a file from every other one.
+    """Return the numbers that tell a file from every other one.
 
-    It asks for no times: once the time of the last write was read, Linux gives the next one a time of its own, and the
-    sync of that write may have to wait once more.
+    The call asks for no times: once the time of a write was read, Linux gives the next write a new time, and the sync of
+    that write may have to wait once more.
 
     Raises:
-        OSError: There is no such file, or this user may not read what it is.
+        OSError: There is no such file, or this user may not read its status.
     """
     if _statx is not None:
         if _statx(_AT_FDCWD, name, 0, _STATX_INO, _AT_FOUND) == 0:
@@ -427,18 +427,18 @@ def identity(name: bytes) -> tuple[int, ...]:
 
 
 class Files:
-    """The file of a store as it was when it was opened. A file that was moved or removed can still be written, and is gone."""
+    """The files of a store as they were when opened. A moved or removed file can still be written, but the writes are lost."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent
         self._notices: Notices | None = None
-        self.news_fd = -1  # Can be read when something may have happened to their names; -1: the system does not say.
+        self.news_fd = -1  # Readable when the names of the files may have changed; -1: the system does not say.
         self._names = (os.fsencode(path), os.fsencode(f"{path}-wal"))
         self._known: list[tuple[bytes, tuple[int, ...]]] = []
         self.is_new = False  # Whether the store was made by this opening.
 
     def open(self) -> None:
-        """Remember which files they are: the database, and its log."""
+        """Remember the identities of the database and its log."""
         self.close()
         with contextlib.suppress(OSError):  # Then each commit polls the files.
             self._notices = Notices(self._folder)
@@ -446,7 +446,7 @@ class Files:
         self._known = [(name, identity(name)) for name in self._names]
 
     def close(self) -> None:
-        """Watch them no more; safe to call twice."""
+        """Stop watching the files; safe to call twice."""
         notices, self._notices, self.news_fd = self._notices, None, -1
         if notices is not None:
             notices.close()
@@ -455,7 +455,7 @@ class Files:
         """Refuse to go on if other files, or none, have the names of the store and its log.
 
         Raises:
-            StoreFailed: What is written now would not be there after a restart.
+            StoreFailed: Further writes would not be there after a restart.
         """
         for name, known in self._known:
             try:
@@ -468,14 +468,14 @@ class Files:
 
 
 class Reserve:
-    """Room on disk held back for the day the disk is full, and whether that day has come.
+    """Room on disk that is held back for a full disk, and whether the disk is full.
 
-    Everything that writes tells it of a full disk. The reserve is given up at once, so that what runs can be settled, and no
+    Every writer reports a full disk to it. The reserve is then given up at once, so that running jobs can be settled, and no
     new job is taken before there is room for the reserve and as much again.
     """
 
     def __init__(self, path: Path, note_full: Callable[[bool], None]) -> None:
-        """`note_full` is told whether the disk is full, each time that this is found out."""
+        """Take `note_full`, which is called with whether the disk is full, each time that this is found out."""
         self._path = path
         self._note_full = note_full
         self.is_full = False
@@ -485,7 +485,7 @@ class Reserve:
         self._note_full(is_full)
 
     def take(self) -> bool:
-        """Hold the reserve back; False if the disk has no room for it beside as much again."""
+        """Hold the reserve back; return False if the disk has no room for the reserve and as much again."""
         try:
             self._note(not self._take())
         except OSError as error:
@@ -508,7 +508,7 @@ class Reserve:
         return True
 
     def note_full(self) -> None:
-        """The disk is full: give the reserve back, so that the store can use it."""
+        """Note that the disk is full, and give up the reserve, so that the store can use its room."""
         self._note(True)
         with contextlib.suppress(OSError):
             os.truncate(self._path, 0)

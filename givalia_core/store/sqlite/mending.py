@@ -1,4 +1,4 @@
-"""Mends a SQLite store: rebuilds the index from the records, and sets jobs aside whose records are bad."""
+"""Mends a SQLite store: rebuilds the index from the records, and sets jobs with bad records aside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("givalia.store")
 
 
 def mend(core: Core, error: Exception) -> None:
-    """Rebuild the index, which is not what was written."""
+    """Rebuild the damaged index, and note the damage unless a kill may have caused it."""
     del core.damages[_DAMAGES_KEPT:]
     why = str(error) or type(error).__name__
     if core.index.is_sure:
@@ -29,7 +29,7 @@ def mend(core: Core, error: Exception) -> None:
 
 
 def mending(core: Core, work: Callable[[], T]) -> T:
-    """Do this; if it meets damage in the index, rebuild that, and do it once more."""
+    """Call `work`; if it meets damage in the index, rebuild the index and call `work` once more."""
     try:
         return work()
     except (Damaged, IndexError) as error:
@@ -38,13 +38,13 @@ def mending(core: Core, work: Callable[[], T]) -> T:
 
 
 def settle_in(core: Core) -> None:
-    """Begin with an index that is in step with the records."""
+    """Begin the upkeep of an index that is in step with the records."""
     core.sweeper = Sweeper(core.index, core.records, core.last_number, core.last_seq)
     core.scrub = Scrub(core.index)
 
 
 def rebuild(core: Core, why: str) -> None:
-    """Replace the index by one that is made from the records, which are read from the first to the last."""
+    """Replace the index by one made from the records, which are read from the first to the last."""
     core.refuse_disorder()
     index, jobs = core.index, sum(core.counted.values())
     if jobs:
@@ -84,11 +84,11 @@ def _correct_counts(core: Core, counts: Counter[tuple[str, JobState]]) -> None:
 
 
 def set_bad_aside(core: Core) -> None:
-    """Move the jobs whose records were found bad into quarantine, so that the others go on."""
+    """Move the jobs with bad records into quarantine, so that the others go on."""
     for bad in take_bad(core.index):
         with core.transaction():
             core.quarantine.add(bad.place, bad.why)
-            core.keep_fact("index", 0)  # How the counts change is known when the next start reads every record.
+            core.keep_fact("index", 0)  # The next start reads every record, and corrects the counts.
         drop_bad(core.index, bad)
         log.error(
             "job %d of %s (%s) is set aside: %s; givalia store check lists what is in quarantine",

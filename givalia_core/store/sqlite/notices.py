@@ -17,16 +17,16 @@ _libc: Final[Any] = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux"
 
 
 class Notices:
-    """Watches a folder, the names of its files, and the folders above it: `fd` can be read once something has happened.
+    """A watch on a folder, the names of its files, and the folders above it: `fd` is readable once something has happened.
 
-    A mount over one of them is not noticed.
+    A mount over one of the folders is not noticed.
     """
 
     def __init__(self, folder: Path) -> None:
         """Begin to watch.
 
         Raises:
-            OSError: The system does not let us.
+            OSError: The system allows no watch.
         """
         if _libc is None or not hasattr(_libc, "inotify_init1"):
             raise OSError("there is no inotify here")
@@ -40,7 +40,7 @@ class Notices:
                 raise OSError(number, os.strerror(number), str(each))
 
     def close(self) -> None:
-        """Watch no more; safe to call twice."""
+        """Stop watching; safe to call twice."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

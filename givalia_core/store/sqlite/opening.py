@@ -56,7 +56,7 @@ _left_open: list[sqlite3.Connection] = []
 
 
 class Allowed(NamedTuple):
-    """The things that an opening may do: make a store where there is none, upgrade one, use one on a network file system."""
+    """The permissions of an opening: to make a store if there is none, to upgrade one, to use one on a network file system."""
 
     create: bool
     upgrade: bool
@@ -72,7 +72,7 @@ def open_core(core: Core, allowed: Allowed) -> Opened:
     disk.prepare_folder(core.path, allow_network=allowed.network)
     core.lock = disk.Lock(core.path.with_name(core.path.name + ".lock"))
     try:
-        with core.failing():  # While the database is open: it may be asked what is wrong.
+        with core.failing():  # While the database is open: `fail` may ask it what is wrong.
             upgrade_format(core.path, may_upgrade=allowed.upgrade)
             core.files.is_new = disk.prepare(core.path, may_create=allowed.create)
             is_in_memory = disk.filesystem(core.path.parent) in disk.MEMORY_FILESYSTEMS
@@ -81,10 +81,10 @@ def open_core(core: Core, allowed: Allowed) -> Opened:
             recovered = _open_database(core, has_log)
             _open_index(core)
             write_or_make_room(core, lambda: _keep_epoch(core))
-            # SQLite syncs the folder too when it makes the log, and hides what went wrong.
+            # SQLite syncs the folder too when it makes the log, but hides errors.
             disk.sync(core.path.parent)
             core.files.open()
-            _first_checkpoint(core)  # From now on the file alone says that it has a log.
+            _first_checkpoint(core)  # From now on the file says without its log that it has one.
             mending(core, lambda: core.scrub.go_on(_SCRUB_AT_START_S))
             trim_if_large(core.index)
             return Opened(core.epoch, core.mark, core.last_seq, max(recovered, 0), core.files.is_new)
@@ -94,7 +94,7 @@ def open_core(core: Core, allowed: Allowed) -> Opened:
 
 
 def upgrade(core: Core, allowed: Allowed) -> tuple[int, int]:
-    """Open and close the store, which is brought to the present format; return from which, and to which.
+    """Bring the store to the present format by opening and closing it; return the formats before and after.
 
     Raises:
         StoreMissing: There is no store.
@@ -110,7 +110,7 @@ def upgrade(core: Core, allowed: Allowed) -> tuple[int, int]:
 
 
 def _prepare_log(core: Core) -> bool:
-    """Return whether the store has a log that is its own."""
+    """Remove another store's log, and make an empty log if there is none; return whether the store has a log of its own."""
     log_path = Path(f"{core.path}-wal")
     has_log = log_path.exists() and log_path.stat().st_size > 0
     if has_log and copies.is_as_it_was_made(core.path):
@@ -124,8 +124,8 @@ def _prepare_log(core: Core) -> bool:
 
 
 def _open_database(core: Core, has_log: bool) -> int:
-    """Connect, and read how far the numbers go; return how many pages of a log were left behind."""
-    # Until the file has been read: a start that fails must not take away a log that may be needed.
+    """Connect, and read the last numbers and the counts; return how many pages of a log were left behind."""
+    # Until the file has been read: a start that fails must not remove a log that may be needed.
     core.is_said_open = has_log
     core.pid = os.getpid()
     core.database = sqlite3.connect(core.path, isolation_level=None, check_same_thread=False, timeout=0)
@@ -135,7 +135,7 @@ def _open_database(core: Core, has_log: bool) -> int:
         if actual != expected:
             raise StoreUnfit(f"{core.path}: {name} is {actual!r} and will not become {expected!r}")
     core.damages, core.rebuilds = [], 0
-    # The first read of the log drops what a crash tore off its end: no caller was told that it is safe.
+    # The first read of the log drops an end that a crash has torn: no caller was told that it is durable.
     core.epoch = core.fact("epoch") or 0
     if not has_log and core.fact("open") == core.epoch != 0:
         raise StoreCorrupt(
@@ -157,7 +157,7 @@ def _open_index(core: Core) -> None:
     before, core.epoch = core.epoch, core.epoch + 1
     core.is_copy = bool(copied := core.fact(copies.MARK))
     if core.is_copy and core.fact(copies.COMMITS) in (None, core.commits):
-        # Else a server of an earlier version, which leaves the mark, has used it.
+        # Else a server of an earlier version, which leaves the mark, has used the copy.
         core.epoch = max(core.epoch, _epoch_of_copy(core, *copied))
     index = core.index = Index(disk.index_folder(core.path), core.records.read, core.room.note_full)
     core.has_index = True
@@ -175,7 +175,7 @@ def _open_index(core: Core) -> None:
 
 
 def _epoch_of_copy(core: Core, made_us: int, marked: int) -> int:
-    """Say that the store is a copy, drop an index that is not its own, and return where its epochs begin."""
+    """Log that the store is a copy, remove an index that is not its own, and return its first epoch."""
     epoch = copies.first_epoch(made_us, marked, SystemClock().read().wall_us)
     log.warning("%s: %s", core.path, copies.words(made_us, epoch))
     if core.fact("index") == 0:
@@ -193,7 +193,7 @@ def _say_commits_are_missing(core: Core, commits: int) -> None:
 
 
 def _has_replayed(core: Core, sealed: Sealed) -> bool:
-    """File in the index what the last run did since the last seal; False if something about that is strange."""
+    """File in the index the changes of the last run since the last seal; return False if that meets damage."""
     index = core.index
     try:
         replay(index, core.records, sealed)
@@ -212,7 +212,7 @@ def _keep_epoch(core: Core) -> None:
 
 
 def _first_checkpoint(core: Core) -> int:
-    """Copy back what is in the log; return how many pages that is."""
+    """Copy the log back into the file; return how many pages that is."""
     try:
         _, recovered, _ = core.one("PRAGMA wal_checkpoint(PASSIVE)")
     except sqlite3.Error as error:
@@ -224,7 +224,7 @@ def _first_checkpoint(core: Core) -> int:
 
 
 def _read_counts(core: Core, changes: Iterable[tuple[str, int, int]]) -> None:
-    """Read the counts of the table, and add by how much they have changed since."""
+    """Read the table of counts, and add the changes since it was written."""
     rows = [*core.all("SELECT module, state, jobs FROM counts"), *changes]
     if any(not 0 <= state < len(STORED_STATES) for _, state, _ in rows):
         raise StoreCorrupt(f"{core.path}: the stored counts name a state that no job can have")
@@ -239,7 +239,7 @@ def _read_counts(core: Core, changes: Iterable[tuple[str, int, int]]) -> None:
 
 
 def close_core(core: Core) -> None:
-    """Close the store, whole; the last commit is in the index."""
+    """Close the store, whole; the caller has filed the last commit in the index."""
     database, core.database = core.database, None
     if database is not None:
         try:
@@ -255,9 +255,9 @@ def close_core(core: Core) -> None:
 
 
 def after_fork(core: Core) -> None:
-    """In a fork: close every file without writing to it, and never close the connection of SQLite.
+    """Close every file in a fork without writing to it, and never close the connection of SQLite.
 
-    SQLite does not know that it was forked: closing the connection would remove the log under the parent.
+    SQLite does not know that it was forked: closing the connection would remove the parent's log.
     """
     database, core.database = core.database, None
     if database is not None:
@@ -301,7 +301,7 @@ def _has_said_closed(core: Core, database: sqlite3.Connection) -> bool:
 
 
 def _close_database(core: Core, database: sqlite3.Connection) -> None:
-    """Close the database, unless the file says that it has a log: closing it would remove that, and it would be missed."""
+    """Close the database, unless the file says that it has a log: closing would remove the log, and a start would miss it."""
     with suppress(sqlite3.Error):
         if _has_said_closed(core, database):
             database.close()
@@ -310,7 +310,7 @@ def _close_database(core: Core, database: sqlite3.Connection) -> None:
 
 
 def _close_index(core: Core) -> None:
-    """Close the index, whole if that can be. What a failed commit or a full disk kept out of it the next start files."""
+    """Close the index, whole if possible; the next start files what a failed commit or a full disk kept out of it."""
     index = core.index
     is_whole = index.slots.header.commits == core.commits and index.names.is_whole
     if is_whole:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 ROW_RECORDS: Final = 64  # The most records of a row: a byte counts them.
-BASE_SHIFT: Final = 8  # `base_at` and `change_at` are written out with these where rows are packed for each commit.
+BASE_SHIFT: Final = 8  # Where rows are packed for each commit, `base_at` and `change_at` are inlined with these.
 CHANGE_SHIFT: Final = 16
 NUMBER_SHIFT: Final = 8
 _BYTE: Final = 0xFF
 
 
 class Damaged(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
-    """The index is not what this program wrote. No conclusion from it holds; the store rebuilds it."""
+    """The index is not what this program wrote. No conclusion from the index holds; the store rebuilds it."""
 
 
 class Place(NamedTuple):

@@ -1,6 +1,6 @@
 """Jobs whose records are not what was written: they are set aside in a table of their own, and the others go on.
 
-What can be taken out of a job's rows lies here as it was found. Nothing reads it but `check` and `salvage`.
+The table keeps the parts that can be taken out of a job's rows, as they were found. Only `check` and copies read it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ CREATE TABLE IF NOT EXISTS quarantine (
 
 
 class Quarantine:
-    """The table. What writes is called within a transaction."""
+    """The table. Methods that write are called within a transaction."""
 
     def __init__(self, connection: Callable[[], sqlite3.Connection], records: Records) -> None:
-        """Take what knows the connection, which is open while anything is called."""
+        """Take the function that returns the connection, which is open during each call."""
         self._connect = connection
         self._records = records
         self.count = 0
 
     def open(self) -> None:
-        """Count what is there. The table is made when it is first needed, so that an earlier Givalia finds what it knows."""
+        """Count the jobs. The table is made when it is first needed, so that an earlier Givalia finds only tables it knows."""
         (self.count,) = self._connect().execute(f"SELECT count(*) FROM {self._table()}").fetchone()
 
     def _table(self) -> str:
@@ -39,7 +39,7 @@ class Quarantine:
         return "quarantine" if is_there else "(SELECT 1 WHERE 0)"
 
     def add(self, place: Place, why: str) -> None:
-        """Move the records of a job here."""
+        """Move the records of a job into the table."""
         self._connect().execute(SCHEMA)
         self._connect().execute(
             "INSERT INTO quarantine (found_at_us, seq, why, record, params, change) VALUES (?, ?, ?, ?, ?, ?)",

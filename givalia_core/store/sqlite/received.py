@@ -1,6 +1,6 @@
-"""The other end of `copying`: a new file that is made of the parts of a copy, and checked.
+"""The receiving end of `copying`: a new file that is made of the parts of a copy, and checked.
 
-The file is a store that opens by itself, marked as a copy (`copies`). Nothing in the parts names a file or a statement.
+The file is a complete store, marked as a copy (`copies`). Nothing in the parts names a file or a statement.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ _DROP: Final = tuple(f"DELETE FROM {table} WHERE {number} = ?" for table, number
 
 
 class Received(NamedTuple):
-    """The content of a finished copy: how many jobs, and a sentence about each thing that is wrong with them there too."""
+    """The content of a finished copy: how many jobs, and a sentence about each fault, which the original has too."""
 
     jobs: int
     wrong: list[str]
 
 
 class Receiver:
-    """Makes the file. Its caller calls `close`, and removes the file unless `finish` has returned."""
+    """The maker of the file. The caller calls `close`, and removes the file unless `finish` has returned."""
 
     def __init__(self, path: Path) -> None:
         """Make an empty database; `path` is an empty file, or there is none.
 
         Raises:
-            StoreFull, StoreFailed: It cannot be written.
+            StoreFull, StoreFailed: The file cannot be written.
         """
         self._path = path
         self._crc = 0
         disk.create(path)
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = DELETE")  # One file, to be renamed.
-        self._database.execute("PRAGMA synchronous = OFF")  # It is synced as a whole when it is whole.
+        self._database.execute("PRAGMA synchronous = OFF")  # The file is synced once, when it is whole.
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute(QUARANTINE)
         self._database.execute("BEGIN IMMEDIATE")
@@ -68,11 +68,11 @@ class Receiver:
         self._database.close()
 
     def add(self, part: CopyPart) -> None:
-        """Take a part in, in order.
+        """Add the next part.
 
         Raises:
             StoreTooNew: The server's store has a later format than this version knows.
-            StoreCorrupt: It is not what the server has sent.
+            StoreCorrupt: The part is not what the server has sent.
             StoreFull, StoreFailed: The file cannot be written.
         """
         if not disk.READABLE <= part.format <= disk.FORMAT:
@@ -104,11 +104,11 @@ class Receiver:
             self._database.execute(_PUT[place], (number, *row))
 
     def finish(self, last: CopyPart, on_progress: Callable[[int], None] = lambda _: None) -> Received:
-        """Check what was received, and make a store of it, on stable storage when it returns.
+        """Check the received file, and make it a store, on stable storage on return.
 
         Args:
-            last: The last part, which was taken in.
-            on_progress: Is told how many rows are checked, now and then.
+            last: The last part, which was added.
+            on_progress: Called now and then with the number of rows that are checked.
 
         Raises:
             StoreCorrupt: There are not as many jobs as the server has.
@@ -141,7 +141,7 @@ class Receiver:
 
 
 class _Census:
-    """Reads every record once, and counts the jobs."""
+    """One reading of every record, which counts the jobs."""
 
     def __init__(self, database: sqlite3.Connection, on_progress: Callable[[int], None]) -> None:
         self._records = Records(lambda: database)

@@ -1,7 +1,7 @@
-"""Records of the SQLite store as bytes: of a job as it was enqueued, of each later state, and that it is forgotten.
+"""Records of the SQLite store as bytes: of a job as it was enqueued, of each later state, and of its forgetting.
 
-Records are appended in rows that fill a page (`tables`). Every record ends with a checksum; that of an enq covers the params
-too, which stand behind it. A record of an earlier version may have fewer fields.
+Records are appended in rows that fill a page (`tables`). Every record ends with a checksum; that of an enq also covers the
+params, which follow the record. A record of an earlier version may have fewer fields.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from givalia_core.errors import StoreCorrupt
 from givalia_core.model import JOB_DEFAULTS, JOB_FIELDS, STORED_STATES, Answered, Job
 from givalia_core.store.sqlite.places import BASE_SHIFT, CHANGE_SHIFT, NUMBER_SHIFT, ROW_RECORDS
 
-_PAGE_BYTES: Final = 3_900  # What a row may take and still fit a page.
+_PAGE_BYTES: Final = 3_900  # The most bytes of a row that fits a page.
 _CRC_BYTES: Final = 4
 
 _RESULT: Final = JOB_FIELDS.index("result")
@@ -30,7 +30,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 
 class Forgotten(NamedTuple):
-    """The record that a job is forgotten; its slot in the index then is a hint."""
+    """The record that a job is forgotten; `slot`, its slot in the index at that time, is a hint."""
 
     seq: int
     version: int
@@ -38,7 +38,7 @@ class Forgotten(NamedTuple):
 
 
 def pack_base(job: Job) -> bytes:
-    """Pack a job as it was enqueued, but for its params, which stand behind the record."""
+    """Pack a job as it was enqueued, without its params, which follow the record."""
     return pack(job.front(), job.params)
 
 
@@ -50,14 +50,15 @@ def pack_forgotten(forgotten: Forgotten) -> bytes:
 def pack(fields: tuple[Any, ...], params: bytes = b"") -> bytes:
     """Pack a record: the fields, and a checksum that covers the params too."""
     packed: bytes = _pack(fields)
-    return packed + zlib.crc32(params, zlib.crc32(packed)).to_bytes(_CRC_BYTES, "little")
+    crc = zlib.crc32(packed)
+    return packed + (zlib.crc32(params, crc) if params else crc).to_bytes(_CRC_BYTES, "little")
 
 
 def unpack(record: bytes | None, params: bytes | None = None) -> Job | Forgotten:
-    """Return what a record says; with `params` it is one of an enq.
+    """Return the content of a record; with `params`, of the record of an enq.
 
     Raises:
-        StoreCorrupt: It is not what was written.
+        StoreCorrupt: The record is not what was written.
     """
     if not isinstance(record, bytes) or not isinstance(params, bytes | None):
         raise StoreCorrupt("a record is none")
@@ -68,7 +69,7 @@ def unpack(record: bytes | None, params: bytes | None = None) -> Job | Forgotten
     if len(fields) == len(Forgotten._fields):
         return Forgotten(*fields)
     *front, result, specifier = fields
-    front += _DEFAULTS[len(front) :]  # What fields are for that are younger than the record.
+    front += _DEFAULTS[len(front) :]  # Defaults of fields that are younger than the record.
     front[_STATE] = _STATES[front[_STATE]]
     front[_ANSWERED] = tuple([Answered(*past) for past in front[_ANSWERED]])
     values = (*front, result, specifier, params or b"")
@@ -76,8 +77,8 @@ def unpack(record: bytes | None, params: bytes | None = None) -> Job | Forgotten
 
 
 def likely_seq(record: object) -> int | None:
-    """Return the seq that a record seems to have which does not match its checksum; None if it cannot be read at all."""
-    with contextlib.suppress(Exception):  # Whatever the bytes are, a hint is all that is wanted.
+    """Return the seq that a damaged record seems to have; None if the record cannot be read at all."""
+    with contextlib.suppress(Exception):  # The bytes may be anything, and a hint is enough.
         unpacker: Any = msgpack.Unpacker()
         unpacker.feed(record)
         if unpacker.read_array_header():
@@ -87,7 +88,7 @@ def likely_seq(record: object) -> int | None:
 
 
 def base_rows(jobs: Sequence[Job]) -> tuple[list[tuple[int, bytes]], list[int]]:
-    """Pack new jobs, which are in the order of their seqs, into rows; return the numbered rows, and each record's place."""
+    """Pack new jobs, in the order of their seqs, into rows; return the numbered rows, and each record's place."""
     rows: list[tuple[int, bytes]] = []
     places: list[int] = []
     records = [(pack(job.front(), job.params), job.params) for job in jobs]
@@ -100,7 +101,7 @@ def base_rows(jobs: Sequence[Job]) -> tuple[list[tuple[int, bytes]], list[int]]:
 
 
 def change_rows(records: Sequence[bytes], last: int) -> tuple[list[tuple[int, bytes]], list[int]]:
-    """Pack changes into rows, numbered from behind `last`; return the numbered rows, and each record's place."""
+    """Pack changes into rows, whose numbers follow `last`; return the numbered rows, and each record's place."""
     rows: list[tuple[int, bytes]] = []
     places: list[int] = []
     for start, end in _cut([len(record) + 4 for record in records], None):

@@ -1,7 +1,7 @@
-"""The way out of a damaged SQLite store: what is sound in it is written into a new one, and what is not is named.
+"""The way out of a damaged SQLite store: its sound jobs are written into a new store, and the others are named.
 
 The damaged files are copied first and never written to. A job is taken over if the record of its enq and its newest change are
-what was written; one of which that is not known is left out, since it may have been cancelled or done meanwhile.
+what was written; if that is unknown, the job is left out, since it may have been cancelled or done meanwhile.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Salvaged(NamedTuple):
 
 
 def salvage(path: Path, new: Store) -> Salvaged:
-    """Write what is sound in the store at this path into a new store, which is not open and holds no job.
+    """Write the sound jobs of the store at this path into a new store, which is not open and holds no job.
 
     Raises:
         StoreLocked: A server has the damaged store open.
@@ -114,7 +114,7 @@ class _Salvage:
         self._lost += [f"pages of the database: {part}" for line in lines for part in line.splitlines()]
 
     def _facts(self) -> Mark:
-        """Return the mark of the clocks; note how far the numbers went."""
+        """Return the mark of the clocks; note the last numbers."""
         facts: dict[str, Any] = {}
         for name in ("epoch", "commit"):
             try:
@@ -134,7 +134,7 @@ class _Salvage:
         """Return the words of an error that tells of damage.
 
         Raises:
-            StoreFull, StoreFailed: It tells of the disk on which the copy is.
+            StoreFull, StoreFailed: The error comes from the disk that holds the copy.
         """
         if disk.code_of(error) not in _OF_THE_DISK:
             return str(error)
@@ -170,7 +170,7 @@ class _Salvage:
                     yield newest
 
     def _newest_of(self, job: Job, changes: dict[int, Row]) -> Job | None:
-        """Return the job after its newest change; None if that is not in these rows."""
+        """Return the job after its newest change; None if the change is not in these rows."""
         if job.seq not in self._newest:
             return job
         _, number, place = self._newest[job.seq]
@@ -181,7 +181,7 @@ class _Salvage:
         return None
 
     def _change_row(self, number: int) -> Row | None:
-        """Return a row of `changes`; None if it is not where its number says, though it was read."""
+        """Return a row of `changes`; None if it is not found by its number, although it was read before."""
         try:
             found = self._database.execute("SELECT records FROM changes WHERE number = ?", (number,)).fetchone()
         except sqlite3.Error:
@@ -189,7 +189,7 @@ class _Salvage:
         return None if found is None else row_of(number, *found)
 
     def _rows(self, table: str, column: str) -> Iterator[Row]:
-        """Yield the rows of a table that can be read, each once: behind one that cannot, it searches for the next.
+        """Yield the readable rows of a table, each once; behind an unreadable row, search for the next readable one.
 
         Where pages are swapped, rows come out of order. The search never goes back, or it would not end.
         """
@@ -205,7 +205,7 @@ class _Salvage:
                         yield row_of(number, records)
                 return
             except sqlite3.Error as error:
-                # Python asks for the row behind before it hands a row out: the last one that can be read is not seen yet.
+                # Python fetches the next row before it returns one: the last readable row is not seen yet.
                 if (last := self._next(table, column, after)) is not None and last[0] not in seen:
                     after = last[0]
                     seen.add(after)

@@ -1,9 +1,9 @@
-"""The default store: one SQLite file with one connection, one commit a batch, synced before it returns; an index beside it.
+"""The default store: one SQLite file with one connection, one synced commit a batch, and an index beside the file.
 
-What was enqueued and what changed since is appended (`tables`), so a commit writes as many pages as its bytes fill,
-with ten jobs waiting and with ten million. What finds a job by name or time is derived from that and not synced (`index`): it
-outlives the process. The store rebuilds it after the machine itself went down, and when it is not what was written. Opening
-takes the same time whatever a store holds.
+New jobs and changes are appended (`tables`), so a commit writes as many pages as its bytes fill, with ten jobs waiting or with
+ten million. The index that finds a job by name or time is derived from them, and not synced (`index`). The index outlives the
+process; the store rebuilds it after a crash of the machine, and when it is damaged. Opening takes the same time whatever a
+store holds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 class Unfiled(NamedTuple):
-    """A durable commit that is not in the index yet: that waits until the answers have left, or a question needs the index."""
+    """A durable commit that is not in the index yet: filing waits until the answers have left, or a read needs the index."""
 
     jobs: Sequence[Job]
     bases: Sequence[int]
@@ -47,7 +47,7 @@ class Unfiled(NamedTuple):
 
 
 def guarded(work: Callable[Concatenate[SQLite, P], R]) -> Callable[Concatenate[SQLite, P], R]:
-    """Let a method find the last commit in the index and raise our errors; once damage is mended, it begins again."""
+    """Wrap a method: file the last commit first, raise our errors, and run the method again once damage is mended."""
 
     @wraps(work)
     def guarding(self: SQLite, /, *values: P.args, **named: P.kwargs) -> R:
@@ -71,7 +71,7 @@ def guarded(work: Callable[Concatenate[SQLite, P], R]) -> Callable[Concatenate[S
 
 
 class SQLite:
-    """Keeps jobs in one file; see `givalia_core.store.base.Store` for what each method promises."""
+    """A store in one file; `givalia_core.store.base.Store` says what each method promises."""
 
     is_shared = False
 
@@ -93,7 +93,7 @@ class SQLite:
         self._core = Core(self.path, self._note_full)
         self._unfiled: Unfiled | None = None
 
-    # The way of every job.
+    # The path of every job.
 
     @guarded
     def find(self, wanted: Wanted, now: Now) -> Found:
@@ -128,7 +128,7 @@ class SQLite:
         return Commit(tuple(admission.refused), 0 if retention is None else self._retire(retention, mark))
 
     def _file(self) -> None:
-        """Enter the last commit in the index. After a kill before this the next start does it: it reads all behind the seal."""
+        """Enter the last commit in the index. After a kill before that, the next start does it: it reads all since the seal."""
         assert self._unfiled is not None
         (jobs, bases, updates, places, lanes, absent), self._unfiled = self._unfiled, None
         core = self._core
@@ -184,7 +184,7 @@ class SQLite:
         if time.monotonic() >= self._core.scrub.rest_until_s:
             self._core.scrub.step(is_quiet=True)
 
-    # What happens now and then.
+    # Everything else.
 
     def _retire(self, retention: Retention, mark: Mark) -> int:
         try:
@@ -221,7 +221,7 @@ class SQLite:
             self.abandon()
 
     def after_fork(self) -> None:
-        """In a fork: close every file without writing to it."""
+        """Close every file in a fork, without writing to it."""
         self._unfiled = None
         opening.after_fork(self._core)
         forks.unregister(self)
@@ -284,7 +284,7 @@ class SQLite:
 
     @guarded
     def check(self) -> list[str]:
-        """Read every page and every record, and compare the index with them, and them with it.
+        """Read every page and every record, and compare records and index in both directions.
 
         Slow: some seconds for each hundred thousand jobs.
         """

@@ -1,11 +1,10 @@
-"""Both tables of records of the SQLite store: what was enqueued, and what has changed since.
+"""Both tables of records of the SQLite store: jobs as they were enqueued, and their changes since.
 
-`jobs` has the records of jobs as they were enqueued, those of consecutive seqs in one row, with their params, which are not
-written again. `changes` has a record of each later state, also that a job is forgotten. Neither is touched again until half of
-a row is past: then it is written once more without that, or removed. So a change costs its bytes and not a page, whichever
-job it is about.
+`jobs` has the records of jobs as they were enqueued, those of consecutive seqs in one row, with their params, which changes do
+not repeat. `changes` has a record of each later state, and of each forgetting. A row is not touched again until half of it is
+past: then it is rewritten without its past records, or removed. So a change costs its bytes and not a page, for any job.
 
-Read without anything else: a change counts if the job's record is there and has a lower version; the highest one is the job.
+The tables alone tell each job: a change counts if the job's record is there and has a lower version; the highest version wins.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ class Row(NamedTuple):
 
 
 OnBad = Callable[[int, int, str], None]
-"""Is told of a record that is not what was written: the row, the place in it (-1: the whole row), and the reason."""
+"""A function that is called for each bad record, with the row, the place in the row (-1: the whole row), and the reason."""
 
 
 class Records:
-    """Both tables. What writes is called within a transaction."""
+    """Both tables. Methods that write are called within a transaction."""
 
     def __init__(self, connection: Callable[[], sqlite3.Connection]) -> None:
-        """Take what knows the connection, which is open while anything is called."""
+        """Take the function that returns the connection, which is open during each call."""
         self._connect = connection
 
     @property
@@ -87,7 +86,7 @@ class Records:
         return found
 
     def _rows(self, select: str, numbers: set[int]) -> dict[int, Any]:
-        """Return the records of rows; of a row that cannot be read, the bytes."""
+        """Return the records of rows; for a row that cannot be read, its bytes."""
         found: dict[int, Any] = {}
         left = list(numbers)
         while left:
@@ -114,7 +113,7 @@ class Records:
         return found
 
     def have_bases(self, seqs: Iterable[int]) -> set[int]:
-        """Return the seqs of which the record of the enq is there, whatever the index says."""
+        """Return the seqs whose enq record is there, whatever the index says."""
         rows: dict[int, set[int]] = {}
         for seq in set(seqs):
             rows.setdefault(self.first_at_or_before(seq), set()).add(seq)
@@ -122,10 +121,10 @@ class Records:
         return {seq for first, of_row in rows.items() for seq in of_row if _has_base(found.get(first), first, seq)}
 
     def replace(self, base: int, job: Job) -> None:
-        """Write the record of a job's enq again, with other params.
+        """Rewrite the enq record of a job, with other params.
 
         Raises:
-            StoreCorrupt: What is at `base` is not the record of this job; it stays.
+            StoreCorrupt: The record at `base` is not this job's; it stays.
         """
         first = base_row(base)
         found = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first}).get(first)
@@ -137,8 +136,8 @@ class Records:
         self._connection.execute("UPDATE jobs SET records = ? WHERE first_seq = ?", (_pack(records), first))
 
     def take_out(self, place: Place) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Take a job's records out of their rows: that of its enq, its params, and its newest change; None for each that cannot
-        be taken out. A row that cannot be read stays as it is.
+        """Take a job's enq record, params and newest change out of their rows and return them; None for each that cannot be
+        taken out. A row that cannot be read stays as it is.
         """
         first, number = base_row(place.base), change_row(place.at)
         base = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first}).get(first)
@@ -156,7 +155,7 @@ class Records:
         return blobs[0], blobs[1], blobs[2]
 
     def drop_jobs(self, rows: Sequence[tuple[int, Iterable[int]]]) -> list[int]:
-        """Take these seqs out of rows of `jobs`; returns the rows that are removed thereby."""
+        """Take these seqs out of rows of `jobs`; return the rows that are removed thereby."""
         found = self._rows("SELECT first_seq, records FROM jobs WHERE first_seq IN", {first for first, _ in rows})
         gone: list[tuple[int]] = []
         kept: list[tuple[bytes, int]] = []
@@ -196,7 +195,7 @@ class Records:
         return (row_of(number, records) for number, records in self._connection.execute(select, (after, limit)))
 
     def first_at_or_before(self, seq: int) -> int:
-        """The row of `jobs` that a seq would be in; 0 if all begin behind it."""
+        """Return the row of `jobs` that a seq would be in; 0 if all rows begin behind the seq."""
         (first,) = self._connection.execute("SELECT max(first_seq) FROM jobs WHERE first_seq <= ?", (seq,)).fetchone()
         return int(first or 0)
 
@@ -206,7 +205,7 @@ def _job_at(place: Place, base: Any, change: Any) -> Job | None:
 
     Raises:
         StoreCorrupt: A record is not what was written.
-        Damaged: The records are sound, and are not those of this job: the place is wrong.
+        Damaged: The records are sound, but another job's, or not where they should be: the place is wrong.
     """
     if base is None:
         return None
@@ -242,7 +241,7 @@ def _list(records: Any) -> list[Any]:
 
 
 def _has_base(records: Any, first: int, seq: int) -> bool:
-    """Return whether a row may have the record of a job's enq; one that cannot be read may."""
+    """Return whether a row may have a job's enq record; a row that cannot be read may."""
     if records is None:
         return False
     if not isinstance(records, list):

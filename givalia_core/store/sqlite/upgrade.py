@@ -1,9 +1,9 @@
 """Bring a SQLite store of an earlier format to the present one.
 
-A copy of the store as it was is kept beside it, whole before anything else is done. A format that this version cannot
-read had a row a job: its rows are written to a new file, which takes the place of the old one in one step. The others only get
-the new number, with the first transaction of the opening. A process that is killed at any moment leaves the store as it was or
-upgraded, and the next one does what is left.
+A copy of the old store is kept beside it, complete before anything else is done. A format that this version cannot read has
+a row for each job: its rows are written to a new file, which replaces the old one in one step. The other formats only get the
+new number, with the first transaction of the opening. A kill at any moment leaves the store as it was or upgraded, and the next
+process does the rest.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def upgrade(path: Path, *, may_upgrade: bool) -> None:
     The opening then raises the number of a format that this version reads.
 
     Raises:
-        StoreUnfit: It may not be upgraded; the words name the command. It is as it was.
-        StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: It is as it was.
+        StoreUnfit: The store may not be upgraded, and is as it was; the words name the command.
+        StoreCorrupt, StoreTooNew, StoreFull, StoreFailed: The store is as it was.
     """
     with disk.ours(path):
         if not path.is_file() or path.is_symlink():
@@ -82,12 +82,12 @@ def url(path: Path) -> str:
 
 
 def kept_path(path: Path, before: int) -> Path:
-    """Return where the copy of a store is kept that had this format."""
+    """Return the path of the kept copy of a store that had this format."""
     return path.with_name(f"{path.name}.format-{before}")
 
 
 def _free_path(path: Path, before: int, making: Path) -> Path:
-    """Return where this copy of a store is to be kept: where it is already, or under a name that is free."""
+    """Return the path for this copy of a store: where it is kept already, or a free name."""
     state = copies.state_of(making)
     for number in range(1, _NAMES_MOST):
         kept = kept_path(path, before)
@@ -148,7 +148,7 @@ def _remove(making: Path) -> None:
 
 
 def _keep_copy(path: Path, making: Path, before: int) -> Path:
-    """Copy the store with what is in its log into one file, marked as a copy, beside it; return that."""
+    """Copy the store and its log into one file beside it, marked as a copy; return the path of that file."""
     for suffix in ("", "-wal"):
         source = path.with_name(path.name + suffix)
         if source.exists():
@@ -157,7 +157,7 @@ def _keep_copy(path: Path, making: Path, before: int) -> Path:
     try:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         ((found,),) = database.execute("PRAGMA user_version")
-        if found != before:  # The log has it already: it was upgraded, and what is kept is older.
+        if found != before:  # By its log the store is upgraded already, and the kept copy is older.
             return kept_path(path, before)
         database.execute("BEGIN IMMEDIATE")
         copies.mark(database, SystemClock().read().wall_us)
@@ -187,7 +187,7 @@ def _own_alike(fd: int, status: os.stat_result) -> None:
     os.fchmod(fd, status.st_mode & 0o777)
 
 
-# A format that had a row a job.
+# A format with a row for each job.
 
 
 def _rewrite(path: Path, making: Path) -> None:
@@ -215,7 +215,7 @@ def _rewrite(path: Path, making: Path) -> None:
 
 def _fill(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
     new.execute("PRAGMA journal_mode = DELETE")  # One file, to be renamed.
-    new.execute("PRAGMA synchronous = OFF")  # It is synced as a whole when it is whole.
+    new.execute("PRAGMA synchronous = OFF")  # The file is synced once, when it is whole.
     new.execute("BEGIN IMMEDIATE")
     last_seq = 0
     for jobs in _parts(old):

@@ -1,7 +1,7 @@
 """A job's own process: takes one job at a time, runs it as any Python program would, and reports its end.
 
 The process has no thread and no loop: it reads a cancel from the shared page, and a stop comes as SIGTERM, which raises
-`Stopped` in the job. A job that leaves the process in another state has spoiled it for the next job; then the process says so
+`Stopped` in the job. A job that leaves the process in another state has spoiled it for the next job; the process reports this
 and ends.
 """
 
@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Final
 
 from givalia_core import forks, job_servers
-from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.frozen import BUILTINS, OwnClock
 from givalia_core.installed import version_of
 from givalia_core.log_handler import be_last_resort, take_over_root
 from givalia_core.loggers import Loggers
@@ -36,7 +36,7 @@ from givalia_core.streams import let_go_of_readers, outlast_readers
 from givalia_core.worker.attempt.collector import Collector
 from givalia_core.worker.attempt.pipeline import STEPS_WITHOUT_PLUGINS, Attempt, report, say_left_out
 from givalia_core.worker.attempt.surroundings import Contents, Surroundings
-from givalia_core.worker.notes import Begin, JobEnded, JobServers, Logged, NoteReader, Outdated, Serve, Spoiled, pack
+from givalia_core.worker.notes import Begin, ChildReported, JobServers, Logged, NoteReader, Outdated, Serve, Spoiled, pack
 from givalia_core.worker.page import ASIDE_SIGNAL, DUMP_SIGNAL, LastWords, SharedPage, page_of
 from givalia_core.worker.reasons import WORDS, timed_out
 
@@ -69,7 +69,7 @@ class _Alone(Attempt):
 
 
 class Child:
-    """The process."""
+    """The process of one job at a time."""
 
     def __init__(self, channel: socket, page: SharedPage) -> None:
         self._channel = channel
@@ -108,7 +108,7 @@ class Child:
                         return 0
                     if spoiled := self._run(Dispatch(*note.job), note.source):
                         self.say(Spoiled(", ".join(spoiled)))
-                        return 0  # A job that this process was given meanwhile starts in another one.
+                        return 0  # A job that this process was given meanwhile starts in another process.
                 elif isinstance(note, Serve):
                     log_to(self.say, note.settings["log_level"])
                     self._stray = log_stray_errors(getLogger("givalia.job"))
@@ -116,13 +116,13 @@ class Child:
                     self._keep()
                 elif isinstance(note, JobServers):
                     job_servers.tell_process(note.servers)
-            say_left_out()  # After a storm; an idle process logs it with its next job.
+            say_left_out()  # Logs the counts after a storm; an idle process does so with its next job.
             if self._stray is not None:
                 self._stray.look()
         return 0
 
     def after_fork(self) -> None:
-        """In a fork that the job has made: make a new lock, which another thread of the job may have held."""
+        """In a fork that the job has made: replace the lock, which another thread of the job may have held."""
         self._saying = RLock()
         be_stopped_by_signals()
 
@@ -159,7 +159,7 @@ class Child:
         self._attempt = None
         try:
             self._channel.setblocking(True)  # The job may have changed the mode of all its files.
-            self.say(JobEnded(isinstance(ended, Succeed), ended, attempt.seconds))
+            self.say(ChildReported(isinstance(ended, Succeed), ended, attempt.seconds))
         except OSError:
             while True:  # The job has closed the channel; the supervisor sees that, and kills this process.
                 pause()
@@ -175,7 +175,7 @@ class Child:
         return spoiled
 
     def _let_go(self, attempt: Attempt) -> None:
-        """Free the objects of the job before its report: that runs its code, which can be stopped until then.
+        """Free the objects of the job before its report: this runs job code, which can be stopped until then.
 
         After the report, a `__del__` that does not end would block the next job of this process.
         """
@@ -183,7 +183,7 @@ class Child:
         try:
             attempt.is_in_process = True
             attempt.let_go()
-            self._collector.run(Clock.monotonic())
+            self._collector.run(OwnClock.monotonic())
         except BaseException as error:  # `Stopped`, unless it was raised in a `__del__`.
             error.__traceback__ = None
         finally:
@@ -220,7 +220,7 @@ class Child:
             return
         why = self._page.why
         if not why and not self._has_lost_supervisor():
-            return  # A person has sent it to all processes of the worker; the supervisor decides when jobs stop.
+            return  # A person has sent the signal to all processes of the worker; the supervisor decides when jobs stop.
         words = timed_out(attempt.dispatch) if why == "timeout" else WORDS[why]
         attempt.stopped = Stopped(why or "shutdown", words)
         if attempt.is_in_process and not self._is_saying:  # A note that is sent in part would spoil all that follow.
@@ -247,7 +247,7 @@ def _changes(surroundings: Surroundings, contents: Contents) -> list[str]:
 
 
 def _let_hub_hand_on() -> None:
-    """Have gevent's hub pass `Stopped` on, for it may be raised there while the job waits."""
+    """Make gevent's hub pass `Stopped` on, because `Stopped` may be raised there while the job waits."""
     hub: Any = getattr(modules.get("gevent.hub"), "Hub", None)
     if hub is not None and Stopped not in hub.SYSTEM_ERROR:
         hub.SYSTEM_ERROR = (*hub.SYSTEM_ERROR, Stopped)
@@ -264,11 +264,11 @@ def _has_changed_since(instant: float) -> bool:
 
 
 def take_no_notice(_: int, __: FrameType | None) -> None:
-    """Ignore a signal. Programs that jobs start would inherit `SIG_IGN`, but not this."""
+    """Ignore a signal. Programs that jobs start would inherit `SIG_IGN`, but not this handler."""
 
 
 def be_stopped_by_signals() -> None:
-    """In a process that a job has forked: restore the signals, for the job decides when that process ends."""
+    """In a process that a job has forked: restore the signals, because the job decides when that process ends."""
     for number in (DUMP_SIGNAL, ASIDE_SIGNAL):
         unregister(number)
     for number in (SIGINT, SIGTERM, SIGHUP, SIGUSR1):
@@ -297,14 +297,14 @@ def _fits(value: Any) -> bool:
 
 
 class Forwarding(Handler):
-    """Sends each line to the supervisor, which logs it with the lines of the worker."""
+    """A handler that sends each line to the supervisor, which logs it with the lines of the worker."""
 
     def __init__(self, say: Any) -> None:
         super().__init__()
         self._say = say
 
     def emit(self, record: LogRecord) -> None:
-        """Send a line; an error is shown as by the handlers of `logging`, and fails no job."""
+        """Send a line; show an error as the handlers of `logging` do, and fail no job."""
         try:
             self._say(Logged(_fields_of(record)))
         except OSError:

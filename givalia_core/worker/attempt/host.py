@@ -1,7 +1,7 @@
 """The process that runs jobs as greenlets, hundreds at a time, and all plugins of the worker.
 
-It can be replaced at any moment: the link to the server, with all leases, is in another process. A job that harms it costs the
-other jobs their attempt at worst, and they get that back.
+The supervisor can replace this process at any moment: the link to the server, with all leases, is in the supervisor. At worst,
+a job that harms this process interrupts the attempts of the other jobs, and those attempts do not count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gevent.event import Event  # noqa: E402
 from givalia_core import forks  # noqa: E402
 from givalia_core import hooks as hooks_room  # noqa: E402
 from givalia_core import modules as modules_room  # noqa: E402
-from givalia_core.frozen import BUILTINS, Clock  # noqa: E402
+from givalia_core.frozen import BUILTINS, OwnClock  # noqa: E402
 from givalia_core.headline import headline  # noqa: E402
 from givalia_core.hooks import Hooks  # noqa: E402
 from givalia_core.log_handler import take_over_root  # noqa: E402
@@ -62,7 +62,7 @@ def main(channel: int, page: int, last_words: int) -> int:
 
 
 class Host:
-    """The process; plugins get it as `worker`."""
+    """The process; plugins get this object as `worker`."""
 
     def __init__(self, channel: Channel, page: SharedPage, last_words: LastWords) -> None:
         self._channel = channel
@@ -93,7 +93,7 @@ class Host:
         outlast_readers()
         reader = NoteReader()
         serve, *more = self._first_notes(reader)
-        # Not at the first fork: gevent would watch its child only afterwards, and a quick one would stay a zombie.
+        # Now, not at the first fork: gevent would watch that child only afterwards, and a quick child would stay a zombie.
         get_hub().loop.install_sigchld()
         get_hub().SYSTEM_ERROR = ()  # Else `sys.exit` in a greenlet of a job would end this process.
         runner = self._runner = self._open(serve)
@@ -104,7 +104,7 @@ class Host:
         if not runner.telling.over.is_set():
             if reading.successful():
                 self._stop_all(runner)
-            return 1  # Else a job has broken the connection, and all others go back.
+            return 1  # Else a job has broken the connection, and all other jobs go back.
         runner.close()
         self._say_rest()
         self._rung.set()
@@ -137,7 +137,7 @@ class Host:
         return runner
 
     def _tell_import(self, module: str) -> None:
-        """Tell the supervisor at once which import follows, for it may be the last act of this process."""
+        """Tell the supervisor at once which import follows, because the import may be the last act of this process."""
         self._channel.sendall(pack([Importing(module)]))
 
     def _keep_surroundings(self) -> None:
@@ -157,7 +157,7 @@ class Host:
                 quietly(log.error, "what jobs have changed cannot be looked at: %s: %s", type(error).__name__, error)
                 self._say(Spoiled("functions of Python"))
             return
-        for left_out in self._repeats.left_out(Clock.monotonic()):
+        for left_out in self._repeats.left_out(OwnClock.monotonic()):
             quietly(log.warning, "%s", left_out)
         say_left_out()
         if changed:
@@ -166,7 +166,7 @@ class Host:
             self._tell_change(words)
             self._last_words.listen()
             get_hub().loop.install_sigchld()
-            if self._surroundings.changed():  # Impossible for lowered limits and closed files.
+            if self._surroundings.changed():  # Lowered limits and closed files cannot be restored.
                 self._surroundings.close()
                 self._keep_surroundings()  # So that this is reported once.
                 self._say(Spoiled(words))
@@ -179,7 +179,7 @@ class Host:
             self._stray.close()
 
     def _restore_logs(self) -> None:
-        """Restore the logging of this process before other lines than those of the job that has changed it."""
+        """Restore the logging of this process before any line except those of the job that has changed it."""
         surroundings = self._surroundings
         try:
             if surroundings is not None and not surroundings.logs.are_kept():
@@ -189,7 +189,7 @@ class Host:
             return
 
     def _tell_change(self, words: str) -> None:
-        if self._repeats.may_say(f"jobs that have changed the {words} of their process", Clock.monotonic()):
+        if self._repeats.may_say(f"jobs that have changed the {words} of their process", OwnClock.monotonic()):
             quietly(log.warning, "a job has changed the %s of its process; put back", words)
 
     # The channel.

@@ -1,8 +1,8 @@
 """Attempts in greenlets, and the steps that end them.
 
-`Stopped` is raised in the job's code, and only there, so that no plugin swallows it. Code that goes on is left: its attempt is
-reported without it, and `Stopped` is raised once more. If the code still goes on, the supervisor hears of it, for only the end
-of the process ends such code.
+`Stopped` is raised in the job's code, and only there, so that no plugin swallows it. Code that goes on is left behind: its
+attempt is reported, and `Stopped` is raised again. If the code still goes on, the supervisor is told, because only the end of
+the process ends such code.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Hosted(Attempt):
     _limit: Any = None
 
     def begin(self) -> None:
-        """Start the time that the attempt may take."""
+        """Start the timer of the attempt."""
         self._limit = get_hub().loop.timer((self.dispatch.timeout_us or 0) / SECOND_US)
         self._limit.start(self.endings.stop, self, Stopped("timeout", timed_out(self.dispatch)))
 
     def finish(self) -> None:
-        """Stop the time."""
+        """Stop the timer of the attempt."""
         if self._limit is not None:
             self._limit.close()
 
@@ -50,7 +50,7 @@ class Hosted(Attempt):
 
 
 class Endings:
-    """Ends attempts.
+    """The steps that end attempts.
 
     Args:
         attempts: The attempts that are under way, by fence.

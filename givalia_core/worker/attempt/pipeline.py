@@ -14,13 +14,12 @@ from os import _exit, getpid
 from types import CoroutineType, GeneratorType
 from typing import Any, Final
 
-from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.frozen import BUILTINS, OwnClock
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import NOT_RUN_ADVICE, PLAIN, Fail, Stopped, WorkModule, not_run
 from givalia_core.protocol.frames import RESULT_BYTES_MAX
-from givalia_core.protocol.messages import Dispatch, Progress, Succeed
-from givalia_core.protocol.messages import Fail as Failed
+from givalia_core.protocol.messages import Dispatch, FailReport, Progress, Succeed
 from givalia_core.protocol.values import CannotPack, pack, unpack
 from givalia_core.repeats import Repeats
 from givalia_core.steady import quietly
@@ -52,7 +51,7 @@ class JobLog(LoggerAdapter[Logger]):
 
 
 class Filled:
-    """The fields that the steps of an attempt fill, with their values until then."""
+    """The fields that the steps of an attempt fill, with their initial values."""
 
     pid = 0  # The pid of its process, if that was looked up once for all attempts.
     is_stop_asked = False  # A client has cancelled the job.
@@ -64,8 +63,8 @@ class Filled:
     work: WorkModule | None = None
     value: Any = None
     raised: BaseException | None = None
-    asked: tuple[bool, int | None] = False, None  # The wishes of what was raised: see `asked_for`.
-    words = ""  # The words of what was raised, if they could be shown.
+    asked: tuple[bool, int | None] = False, None  # The wishes of the exception: see `asked_for`.
+    words = ""  # The words of the exception, if they could be shown.
     seconds = 0.0
     kind = OutcomeKind.FAILED
     error: str | None = None
@@ -76,12 +75,12 @@ class Filled:
 
 @dataclass(eq=False)
 class Attempt(Filled):
-    """One attempt from its dispatch to its report; each step reads and fills its part. Its module knows it as its `Run`.
+    """One attempt from its dispatch to its report; each step reads and fills its part. The module sees it as its `Run`.
 
     Args:
         dispatch: What the server lent.
         found: The class of the module; None if this worker does not have it.
-        hooks: The plugins to tell; None where there are none, or they are told elsewhere.
+        hooks: The plugins to tell; None if there are none, or if another process tells them.
         send: Takes reports and hints on their way to the server.
     """
 
@@ -92,7 +91,7 @@ class Attempt(Filled):
 
     @property
     def job(self) -> RunningJobView:
-        """The job as modules and plugins see it; made on demand, for that takes longer than most steps."""
+        """The job as modules and plugins see it; made on demand, because making it takes longer than most steps."""
         if self._job is None:
             self._job = view(self.dispatch, self.params)
         return self._job
@@ -114,17 +113,17 @@ class Attempt(Filled):
         return self.is_stop_asked
 
     def tell(self, fraction: float, words: str) -> None:
-        """Send a hint of how far the job is."""
+        """Send a hint of the job's progress."""
         self.send(Progress(self.dispatch.id, self.dispatch.fence, fraction, words))
 
     def begin(self) -> None:
-        """Start the time of a job with a timeout: its code runs next."""
+        """Start the timer of a job with a timeout: its code runs next."""
 
     def finish(self) -> None:
-        """Stop the time of a job with a timeout: its code has ended."""
+        """Stop the timer of a job with a timeout: its code has ended."""
 
     def let_go(self) -> None:
-        """Forget the objects of the job after the report: they refer to the attempt, so only the collector would free them."""
+        """Forget the objects of the job: they refer to the attempt, so otherwise only the collector would free them."""
         self.work = self.value = self.raised = self.stopped = None
 
 
@@ -175,7 +174,7 @@ def process(attempt: Attempt) -> None:
     """Run all code of the job: constructor, packing of the result, methods of exceptions. `Stopped` is raised only here."""
     if attempt.raised is None:
         attempt.raised = attempt.stopped
-    here, started_s, has_limit = attempt.pid or getpid(), Clock.monotonic(), attempt.dispatch.timeout_us is not None
+    here, started_s, has_limit = attempt.pid or getpid(), OwnClock.monotonic(), attempt.dispatch.timeout_us is not None
     try:
         if has_limit:
             attempt.begin()
@@ -185,7 +184,7 @@ def process(attempt: Attempt) -> None:
         if attempt.raised is not None:
             attempt.asked = asked_for(attempt.raised)
             attempt.words = shown(attempt.raised)
-    except BaseException as error:  # `Stopped`, or an error of an exception that is shown.
+    except BaseException as error:  # `Stopped`, or an error in a method of the exception.
         if attempt.raised is None:
             attempt.raised = error
     finally:
@@ -195,7 +194,7 @@ def process(attempt: Attempt) -> None:
         attempt.has_run = True
         if has_limit:
             attempt.finish()
-        attempt.seconds = Clock.monotonic() - started_s
+        attempt.seconds = OwnClock.monotonic() - started_s
 
 
 def _run(attempt: Attempt) -> None:
@@ -239,7 +238,7 @@ def classify(attempt: Attempt) -> None:
 
 
 def _lose_result(attempt: Attempt, why: BaseException | int) -> None:
-    """Drop a result that cannot be packed or is too large: the job's effect happened, so it has succeeded."""
+    """Drop a result that cannot be packed or is too large: the job's effect happened, so the job has succeeded."""
     if type(why) is int:
         code, words = "TOO_LARGE", f"it has {why} bytes; at most {RESULT_BYTES_MAX} are kept"
     elif is_a(why, MemoryError):
@@ -253,13 +252,13 @@ def _lose_result(attempt: Attempt, why: BaseException | int) -> None:
     attempt.result, attempt.result_error = b"", code
     attempt.error = clipped(f"the result was not kept: {words}")
     say_left_out()
-    if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", Clock.monotonic()):
+    if _repeats.may_say(f"results of {attempt.dispatch.module} that were not kept", OwnClock.monotonic()):
         quietly(job_log.warning, "%s", attempt.error, extra=about(attempt.dispatch))
 
 
 def say_left_out(*, is_last: bool = False) -> None:
-    """Log the numbers of lost results without a line, if that is due; at once if the process ends."""
-    for left_out in _repeats.rest() if is_last else _repeats.left_out(Clock.monotonic()):
+    """Log how many lost results had no line of their own, if that is due; at once if the process ends."""
+    for left_out in _repeats.rest() if is_last else _repeats.left_out(OwnClock.monotonic()):
         quietly(job_log.warning, "%s", left_out)
 
 
@@ -278,15 +277,15 @@ def after_run(attempt: Attempt) -> None:
         attempt.hooks.call("after_run", job=attempt.job, module=attempt.found or WorkModule, outcome=attempt.outcome)
 
 
-def report(attempt: Attempt) -> Succeed | Failed:
+def report(attempt: Attempt) -> Succeed | FailReport:
     """Return the report for the server; an attempt whose lease was lost has failed, whatever its code did then."""
     dispatch, raised = attempt.dispatch, attempt.raised
     if attempt.stopped is not None and attempt.stopped.why == "lease":
-        return Failed(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
+        return FailReport(dispatch.id, dispatch.fence, str(OutcomeKind.DIED), str(attempt.stopped))
     if raised is None:
         return Succeed(dispatch.id, dispatch.fence, attempt.result_error, attempt.result)
     is_permanent, after_us = attempt.asked
-    return Failed(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
+    return FailReport(dispatch.id, dispatch.fence, str(attempt.kind), attempt.error or "", after_us, is_permanent)
 
 
 STEPS: Final = (load, before_run, process, classify, after_run)

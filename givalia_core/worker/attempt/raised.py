@@ -17,7 +17,7 @@ _HEAD: Final = "Traceback (most recent call last):"
 
 
 def shown(raised: BaseException) -> str:
-    """Return the words of an exception, with the traceback unless it is `Fail` or `Retry`; this runs its code."""
+    """Return the words of an exception, with the traceback unless it is `Fail` or `Retry`; this runs job code."""
     try:
         if is_a(raised, Fail) or is_a(raised, Retry):
             words = str(raised).strip() or name_of(raised)
@@ -69,7 +69,7 @@ def asked_for(raised: BaseException) -> tuple[bool, int | None]:
 
 
 def _after_us(retry: Any) -> int | None:
-    """Return the wait that a `Retry` asks for; None if it is illegal, for a derived class may return anything."""
+    """Return the wait that a `Retry` asks for; None if it is illegal, because a derived class may return anything."""
     try:
         after_us = retry.after_us
     except BaseException:

@@ -1,9 +1,9 @@
 """Runs attempts in greenlets, in a process of many jobs.
 
-The runner takes notes and sends notes. It writes the shared page: the pulse of the loop, and whose code runs, which it learns
-at each switch between greenlets; so the supervisor can name the job that does not yield.
+The runner takes notes and sends notes. To the shared page it writes the pulse of the loop and, at each switch between
+greenlets, the attempt whose code runs; so the supervisor can name the job that does not yield.
 
-Short attempts share greenlets, for to make and end a greenlet costs more than a short attempt. A greenlet goes on with the
+Short attempts share greenlets, because a new greenlet costs more than a short attempt. A greenlet goes on with the
 next attempt if the previous one never yielded and has left nothing in it. No other code has run meanwhile, so anything that
 could reach the next attempt (a pending exception, a timer, a waiter for the greenlet, a local, a context) is absent or shows as
 one of the `_marks`. An attempt that waits for something has its greenlet for itself.
@@ -23,7 +23,7 @@ from gevent import Greenlet, get_hub
 from greenlet import gettrace
 
 from givalia_core import job_servers
-from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.frozen import BUILTINS, OwnClock
 from givalia_core.hooks import Hooks
 from givalia_core.modules import FoundModule, Stopped, announcement
 from givalia_core.protocol.messages import Dispatch
@@ -52,7 +52,7 @@ class Running(Greenlet):  # type: ignore[type-arg]
 
 
 class Starter(Generic[T]):
-    """Calls `run` for each attempt, in order, in a greenlet that is as good as new.
+    """A queue that calls `run` for each attempt, in order, in a greenlet that is as good as new.
 
     Args:
         run: Never raises.
@@ -67,7 +67,7 @@ class Starter(Generic[T]):
         self._again: Any = None
 
     def begin(self, *attempts: T) -> None:
-        """Have attempts run at the next turn of the loop."""
+        """Run attempts at the next turn of the loop."""
         self._waiting.extend(attempts)
         if not self._is_due:
             self._is_due = True
@@ -81,13 +81,13 @@ class Starter(Generic[T]):
         if self._again is not None:
             self._again.close()
             self._again = None
-        self._until_s = Clock.monotonic() + TURN_S
+        self._until_s = OwnClock.monotonic() + TURN_S
         try:
             while self._waiting:
                 self._starting = Running(self._run_in_a_row)
                 self._starting.switch()  # Returns when an attempt yields, or when its greenlet has ended.
                 self._starting = None
-                if Clock.monotonic() >= self._until_s:
+                if OwnClock.monotonic() >= self._until_s:
                     break
         finally:  # A trace function of a job may raise here; the waiting attempts start all the same.
             self._starting = None
@@ -103,7 +103,7 @@ class Starter(Generic[T]):
         marks = _marks(running)
         while self._waiting:
             self._run(self._waiting.popleft(), running)
-            if self._starting is not running or _marks(running) != marks or Clock.monotonic() >= self._until_s:
+            if self._starting is not running or _marks(running) != marks or OwnClock.monotonic() >= self._until_s:
                 return
 
 
@@ -126,11 +126,11 @@ def _end_early(attempt: Hosted, error: BaseException) -> None:
     if attempt.raised is None:
         attempt.raised = error
     classify(attempt)
-    attempt.send(report(attempt))  # The last act, so it has not been taken; without it the job would be held for ever.
+    attempt.send(report(attempt))  # `execute` sends last, so no report was sent; without one the job would be held for ever.
 
 
 class Runner:
-    """Runs attempts.
+    """The runner of attempts.
 
     Args:
         modules: The modules that can run, by name.
@@ -174,7 +174,7 @@ class Runner:
 
         Args:
             tidy: Called at each pulse, and when jobs have ended.
-            collector: Collects their cycles; None in a process that is not for jobs alone.
+            collector: Collects the cycles of ended jobs; None in a process that is not for jobs alone.
             started: Called when the plugins know that the worker is connected, before the first job.
             restore_logs: Called before each call of a plugin, and before a line of another process is written.
         """
@@ -201,7 +201,7 @@ class Runner:
     def _beat(self) -> None:
         """Note on the page that the loop turns."""
         page = self.whose.page
-        page.fields[PULSE] = Clock.monotonic_ns()
+        page.fields[PULSE] = OwnClock.monotonic_ns()
         part, page.turn = next(page.parts)
         page.fields[part] = NOTHING
         if self.telling.in_hooks:
@@ -209,9 +209,9 @@ class Runner:
         self._tidy_up()
 
     def _tracer(self) -> Callable[[str, tuple[Any, Any]], None]:
-        """Return the function to call at each switch between greenlets, which is often: it notes whose code runs.
+        """Return the function that notes whose code runs; greenlet calls it at each switch, which is often.
 
-        Of many switches between two pulses, the last ones are kept.
+        If there are many switches between two pulses, the last ones are kept.
         """
         page, fences = self.whose.page, self.whose.fences
         fields = page.fields
@@ -249,14 +249,14 @@ class Runner:
     def _heed(self, note: Any) -> None:
         try:
             self._actions[type(note)](note)
-        except Exception as error:  # An attempt that is lost shows when the supervisor asks for all.
+        except Exception as error:  # A lost attempt shows when the supervisor asks for all attempts.
             quietly(log.error, "a %s was not heeded: %s", type(note).__name__, type(error).__name__)
 
     def _run(self, attempt: Hosted, running: Running) -> None:
         attempt.greenlet, fence, whose = running, attempt.dispatch.fence, self.whose
         whose.fences[running] = fence
         running.spawn_tree_locals = {FENCE: fence}  # Inherited by threads and greenlets that the job starts.
-        if gettrace() is whose.trace:  # It ran at the switch to this greenlet, perhaps some attempts ago.
+        if gettrace() is whose.trace:  # The function ran at the switch to this greenlet, perhaps some attempts ago.
             whose.page.fields[CURRENT] = whose.page.fields[whose.page.turn()] = fence
         try:
             execute(attempt)
@@ -277,7 +277,7 @@ class Runner:
         self._has_to_tidy = False
         self._tidy()
         if self._collector is not None:
-            self._collector.run(Clock.monotonic())
+            self._collector.run(OwnClock.monotonic())
 
     def end_all(self, why: str, words: str) -> None:
         """Stop all attempts."""

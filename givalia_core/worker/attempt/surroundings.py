@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-# The functions behind those of `signal`, which make an enum of each answer, and that takes time.
+# The C functions behind those of `signal`: the latter make an enum of each answer, which takes time.
 from _signal import getsignal as get_handler  # type: ignore[import-not-found]
 from _signal import pthread_sigmask as get_mask
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _STREAMS: Final = (0, 1, 2)
 _MODULES: Final = (builtins, logging, os, signal, socket, sys, threading, time)
 _CLASSED: Final = (logging, socket, threading)  # The classes of the others are in C and cannot be changed.
-# Each once: some classes stand under two names.
+# Each once: some classes have two names.
 _PARTS: Final[list[tuple[str, Any]]] = [
     (module.__name__, part)
     for module in _MODULES
@@ -64,7 +64,7 @@ class _Namespaces:
 
     def changed(self) -> list[int]:
         """Return the numbers of the namespaces in which a name has another object or none; new names are no change."""
-        # First in order, in one go: that takes half the time of a lookup of each name, and nearly always finds no change.
+        # First compare in order, in one go: half the time of a lookup of each name, and nearly always there is no change.
         # New names come last in a namespace, so those of the last namespace disturb no other.
         *sizes, last = map(len, self._spaces)
         if sizes == self._sizes[:-1] and last >= self._sizes[-1]:
@@ -120,7 +120,7 @@ class Surroundings:
 
     Args:
         get_handler: Returns the handler of a signal; gevent's own function where gevent handles SIGCHLD.
-        set_handler: Sets it.
+        set_handler: Sets the handler of a signal.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Surroundings:
         return changed if self.logs.are_kept() else [*changed, "loggers"]
 
     def take_streams(self) -> None:
-        """Accept the present standard streams: it was not a job that changed them."""
+        """Accept the present standard streams: no job has changed them."""
         self._were["standard streams"] = _streams()
 
     def close(self) -> None:

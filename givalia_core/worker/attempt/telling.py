@@ -1,6 +1,6 @@
 """Calls the plugins of a worker's process, for jobs and for the worker, within a time limit.
 
-Until a plugin returns, code in its greenlet counts as the plugin's, and not as that of the job.
+Until a plugin returns, code in its greenlet counts as the plugin's, not as the job's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gevent import Greenlet, get_hub, spawn
 from gevent.event import Event
 from greenlet import getcurrent
 
-from givalia_core.frozen import BUILTINS, Clock
+from givalia_core.frozen import BUILTINS, OwnClock
 from givalia_core.hooks import Hooks
 from givalia_core.model import OutcomeKind
 from givalia_core.modules import FoundModule, WorkModule
@@ -46,13 +46,13 @@ class _HookCall:
         self.hook = hook
         self.plugin = plugin
         self.job = job
-        self.fence = fence  # The fence of its greenlet's attempt, if it is called in one.
-        self.since_s = Clock.monotonic()
+        self.fence = fence  # The fence of the attempt in whose greenlet the plugin is called, if any.
+        self.since_s = OwnClock.monotonic()
         self.is_said = False
 
 
 class Telling:
-    """Calls the hooks of jobs and of the worker.
+    """The caller of the hooks of jobs and of the worker.
 
     Args:
         attempts: The attempts that are under way, by fence.
@@ -99,7 +99,7 @@ class Telling:
         self._restore_logs = restore_logs
         self._hooks.watch = self
 
-    # How long they take.
+    # The time that plugins take.
 
     def enter(self, hook: str, plugin: int, job: Any) -> _HookCall:
         """Note that a plugin is called."""
@@ -119,7 +119,7 @@ class Telling:
 
     def look(self) -> None:
         """Report plugins that take long, and interrupt those that exceed the limit."""
-        now_s = Clock.monotonic()
+        now_s = OwnClock.monotonic()
         limit_s = self._worker.settings.hook_limit
         for running, entered in list(self.in_hooks.items()):
             age_s = now_s - entered.since_s
@@ -154,7 +154,7 @@ class Telling:
                 self._say(Release(attempt.dispatch.id, attempt.dispatch.fence))
 
     def _call(self, hook: str, follows: Callable[[], None], **arguments: Any) -> None:
-        """Call a hook, and then `follows`, also if the hook is given up."""
+        """Call a hook, and then `follows`, even if the hook is given up."""
         running = getcurrent()
         self._behind_hooks[running] = follows
         self._hooks.call(hook, **arguments)
@@ -176,7 +176,7 @@ class Telling:
         try:
             params = unpack(dispatch.payload)
         except Exception:
-            params = None  # The attempt fails for that, too.
+            params = None  # The attempt fails for the same reason.
         found = self._modules.get(dispatch.module)
         module = (found.work if found is not None else None) or WorkModule
         told = partial(self._say, PluginsTold(dispatch.id, dispatch.fence))

@@ -1,4 +1,4 @@
-"""Questions about objects of job code that run no code of theirs: a class may lie, raise, or never return."""
+"""Checks of objects of job code that run none of that code: a class may lie, raise, or never return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PARTS: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def is_a(value: object, kind: type) -> bool:
-    """Return whether the type of a value is this class or derived from it, without a look at `__class__`."""
+    """Return whether the type of a value is this class or derived from it, without reading `__class__`."""
     return issubclass(type(value), kind)
 
 
@@ -25,7 +25,7 @@ def name_of(value: object) -> str:
 
 
 def leaves(raised: BaseException) -> list[BaseException]:
-    """Return the exceptions in a group, nested ones too, at most a thousand; for any other exception, itself."""
+    """Return the exceptions in a group, nested ones too, at most a thousand; for any other exception, only itself."""
     found: list[BaseException] = []
     left = [raised]
     while left and len(found) < LEAVES_MAX:

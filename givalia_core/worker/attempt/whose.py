@@ -1,4 +1,4 @@
-"""Whose code runs in a process of many jobs: an attempt's, by its fence; a plugin's, by a number below 0; or nobody's, 0.
+"""The owner of the code that runs in a process of many jobs: an attempt (its fence), a plugin (a number below 0), or none (0).
 
 The number is on the shared page, where the supervisor reads which job does not yield.
 """
@@ -32,9 +32,9 @@ class Whose:
     def __init__(self, page: SharedPage) -> None:
         self.page = page
         self.fences: dict[Any, int] = {}
-        """By greenlet; a greenlet that is absent runs the code of the one that started it."""
+        """The fences by greenlet; an absent greenlet runs the code of the greenlet that started it."""
         self.trace: Trace | None = None
-        """Notes each switch between greenlets."""
+        """The function that notes each switch between greenlets."""
 
     def begin(self, trace: Trace) -> None:
         """Use this trace function to note each switch from now on."""

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
 from givalia_core.printable import split
-from givalia_core.protocol.messages import Fail, Release, Succeed
+from givalia_core.protocol.messages import FailReport, Release, Succeed
 from givalia_core.views import text_id
 from givalia_core.worker.assignment import LogLines, Phase, Step
 from givalia_core.worker.foreman.stopping import Stopping, failure
 from givalia_core.worker.foreman.suspects import Suspects
-from givalia_core.worker.notes import After, Before, JobEnded
+from givalia_core.worker.notes import After, Before, ChildReported
 from givalia_core.worker.processes.generations import Job
 from givalia_core.worker.reasons import NOT_ENDED, Reason, clipped
 
@@ -30,7 +30,7 @@ class ApartChief(Protocol):
     def may_say(self, kind: str) -> bool:
         """Count a log line that may repeat; return true if it is written, false if it is only counted."""
 
-    def report(self, job: Job, report: Succeed | Fail | Release) -> None:
+    def report(self, job: Job, report: Succeed | FailReport | Release) -> None:
         """Forget a job, and send its report."""
 
     def reported(self, note: Any) -> None:
@@ -93,18 +93,18 @@ class Apart:
         while (job := self.suspects.following(now_s)) is not None:
             self.start(job)
 
-    def job_ended(self, job: Job, note: JobEnded) -> None:
+    def job_ended(self, job: Job, note: ChildReported) -> None:
         """Take the end of a job."""
         self.suspects.clear(job.dispatch.id)
         job.seconds = note.seconds
-        report = Succeed(*note.report) if note.is_success else Fail(*note.report)
+        report = Succeed(*note.report) if note.is_success else FailReport(*note.report)
         self._settle(job, failure(job, Reason.LEASE) if job.why is Reason.LEASE else report)
 
     def job_not_started(self, job: Job, words: str) -> None:
         """Fail the attempt: no process could be made for the job."""
         if self.may_say(f"jobs of {job.dispatch.module} that could not be started"):
             self.log.error("job %s of %s: %s", text_id(job.dispatch.id), job.dispatch.module, words)
-        self._settle(job, Fail(job.dispatch.id, job.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
+        self._settle(job, FailReport(job.dispatch.id, job.dispatch.fence, str(OutcomeKind.FAILED), clipped(words)))
 
     def child_died(self, job: Job, words: str) -> None:
         """Fail the attempt: the job's process is gone."""
@@ -118,9 +118,9 @@ class Apart:
             line = "job %s of %s took its process with it: %s"
             self.log.warning(line, text_id(job.dispatch.id), job.dispatch.module, first, extra=more)
         died = str(OutcomeKind.DIED)
-        self._settle(job, Fail(job.dispatch.id, job.dispatch.fence, died, clipped(words), child_died=True))
+        self._settle(job, FailReport(job.dispatch.id, job.dispatch.fence, died, clipped(words), child_died=True))
 
-    def _settle(self, job: Job, report: Succeed | Fail | Release) -> None:
+    def _settle(self, job: Job, report: Succeed | FailReport | Release) -> None:
         """Tell the plugins, and then the server, how a job has ended."""
         self._foreman.stopping.forget(job)
         job.act("end")
@@ -131,7 +131,7 @@ class Apart:
         job.crew.tell(after(job, report))
 
 
-def after(job: Job, report: Succeed | Fail | Release) -> After:
+def after(job: Job, report: Succeed | FailReport | Release) -> After:
     """Return the note that tells the plugins of the end of a job."""
     dispatch = tuple(job.dispatch)
     if isinstance(report, Succeed):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gevent.event import Event
 
-from givalia_core.protocol.messages import Announce, Fail, Release, Succeed
+from givalia_core.protocol.messages import Announce, FailReport, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.assignment import LogLines, Phase, Verdict
@@ -37,7 +37,7 @@ class NewsChief(Protocol):
     def give_credit(self) -> None:
         """Tell the server the room for more jobs."""
 
-    def report(self, job: Job, report: Succeed | Fail | Release) -> None:
+    def report(self, job: Job, report: Succeed | FailReport | Release) -> None:
         """Forget a job, and send its report."""
 
     def forget(self, job: Job) -> None:
@@ -45,7 +45,7 @@ class NewsChief(Protocol):
 
 
 class CrewNews:
-    """Hears crews.
+    """The listener of crews.
 
     Args:
         foreman: The foreman.
@@ -145,7 +145,7 @@ class CrewNews:
         for job in [job for job in foreman.jobs.values() if job.crew is crew]:
             if job.is_apart:
                 if job.phase in (Phase.PREPARING, Phase.ENDED):
-                    foreman.apart.told(job)  # They hear of it once at most; they may have heard already.
+                    foreman.apart.told(job)  # The plugins hear of it once at most; they may have heard already.
                 continue
             report = _outcome(job, verdict)
             foreman.report(job, report)
@@ -155,7 +155,7 @@ class CrewNews:
                 crew.owe(after(job, report))
 
     def on_host_stuck(self, crew: Crew, verdict: Verdict) -> None:
-        """Fail the job to blame, for its host cannot be replaced."""
+        """Fail the job to blame, because its host cannot be replaced."""
         job = self._foreman.jobs.get(verdict.culprit)
         if job is not None and job.crew is crew:
             self._foreman.report(job, _outcome(job, verdict))
@@ -180,11 +180,11 @@ class CrewNews:
             self._foreman.generations.reload(why)
 
 
-def _outcome(job: Job, verdict: Verdict) -> Fail | Release:
+def _outcome(job: Job, verdict: Verdict) -> FailReport | Release:
     """Return the report of a job whose host has ended."""
     if job.dispatch.fence == verdict.culprit:
         is_own_death = not job.why and verdict.kind == "died"
-        return Fail(job.dispatch.id, job.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)
+        return FailReport(job.dispatch.id, job.dispatch.fence, verdict.kind, clipped(verdict.words), child_died=is_own_death)
     if job.why:
         return failure(job, job.why)
     return Release(job.dispatch.id, job.dispatch.fence, replaced=True)

@@ -10,13 +10,13 @@ from typing import Final
 
 from givalia_core.clock import SECOND_US
 from givalia_core.headline import headline, type_raised
-from givalia_core.protocol.messages import Dispatch, Fail
+from givalia_core.protocol.messages import Dispatch, FailReport
 from givalia_core.repeats import Repeats
 from givalia_core.worker.assignment import LogLines
 from givalia_core.worker.link import FailAnswered, Follows
 from givalia_core.worker.reasons import about
 
-ANSWERED_S: Final = 5.0  # A report without an answer by then is logged without.
+ANSWERED_S: Final = 5.0  # A report without an answer by then is logged without one.
 UNANSWERED_MAX: Final = 10_000
 DEAD: Final = "dead"
 CANCELLED: Final = "cancelled"
@@ -25,7 +25,7 @@ CANCELLED: Final = "cancelled"
 class _Failure:
     """A failed attempt whose report is on its way."""
 
-    def __init__(self, dispatch: Dispatch, report: Fail, since_s: float) -> None:
+    def __init__(self, dispatch: Dispatch, report: FailReport, since_s: float) -> None:
         self.error = report.error
         self.kind = report.kind
         self.module = dispatch.module
@@ -46,12 +46,12 @@ class Failures:
         self._lines = lines
         self._shows_tracebacks = shows_tracebacks
         self.repeats = Repeats()
-        """Counts repeated lines."""
+        """The counts of repeated lines."""
         self.reported: dict[int, _Failure] = {}
         """Failures whose report has no answer yet, by fence, oldest first."""
         self._unanswered: dict[int, _Failure] = {}  # Failures that are logged, without an answer.
 
-    def report(self, dispatch: Dispatch, report: Fail, now_s: float) -> None:
+    def report(self, dispatch: Dispatch, report: FailReport, now_s: float) -> None:
         """Note a report that is on its way."""
         self.reported[report.fence] = _Failure(dispatch, report, now_s)
 

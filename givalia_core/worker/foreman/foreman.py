@@ -15,7 +15,7 @@ from typing import Any, Final
 import gevent
 from gevent.event import Event
 
-from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, Fail, Progress, Release, Succeed
+from givalia_core.protocol.messages import PROCESSES_MAX, Credit, Dispatch, FailReport, Progress, Release, Succeed
 from givalia_core.settings import WorkerSettings
 from givalia_core.steady import AGAIN_S, quietly
 from givalia_core.worker.assignment import Assignment, LogLines, Phase
@@ -33,12 +33,12 @@ from givalia_core.worker.reasons import WORDS, Reason
 TICK_S: Final = 0.1
 END_S: Final = 10.0
 AWAY_S: Final = 2.0  # A longer pause between ticks means that this process or the machine was suspended.
-SHOW_S: Final = 1.0  # The shortest time between two reports on the processes,
-SHOW_AGAIN_S: Final = 5.0  # and while only jobs and numbers have changed: each costs the server a turn.
+SHOW_S: Final = 1.0  # The shortest time between two reports on the processes.
+SHOW_AGAIN_S: Final = 5.0  # The same while only jobs and numbers have changed: each report costs the server a turn.
 ASK_S: Final = 2.0  # The time between two questions to a host about its jobs.
 
 log = logging.getLogger("givalia.worker")
-_REPORTS: Final = frozenset((Succeed, Fail, Release))
+_REPORTS: Final = frozenset((Succeed, FailReport, Release))
 
 
 class Foreman:
@@ -61,7 +61,7 @@ class Foreman:
         self._link = link
         self._make_crew = make_crew
         self.jobs: dict[int, Job] = {}
-        """The jobs that the worker holds, by fence: a job can come again while its previous attempt is stopped."""
+        """The jobs that the worker holds, by fence: a job can come again while its previous attempt is being stopped."""
         self._failures = Failures(self.log, lambda: self.settings.log_errors == "full")
         self.stopping = Stopping(self)
         self.news = CrewNews(self, link.send)
@@ -124,7 +124,7 @@ class Foreman:
         """Start a new crew, with the packages that are installed now; running jobs stay where they are.
 
         Returns:
-            Set when the new crew has taken over.
+            An event, set when the new crew has taken over.
         """
         self.generations.reload(why)
         return self.generations.taken_over
@@ -192,15 +192,15 @@ class Foreman:
             elif (job := self.jobs.get(note.fence)) is not None:
                 self.forget(job)
                 reports.append(note)
-                if type(note) is Fail:
+                if type(note) is FailReport:
                     self._failures.report(job.dispatch, note, time.monotonic())
         if reports:
             self._link.send(*reports)
 
-    def report(self, job: Job, report: Succeed | Fail | Release) -> None:
+    def report(self, job: Job, report: Succeed | FailReport | Release) -> None:
         """Forget a job, and send its report."""
         self.forget(job)
-        if type(report) is Fail:
+        if type(report) is FailReport:
             self._failures.report(job.dispatch, report, time.monotonic())
         self._link.send(report)
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from givalia_core.clock import SECOND_US
 from givalia_core.model import OutcomeKind
 from givalia_core.printable import split
-from givalia_core.protocol.messages import Fail
+from givalia_core.protocol.messages import FailReport
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.assignment import HAS_CODE, LogLines, Phase, Step, Verdict
@@ -23,7 +23,7 @@ from givalia_core.worker.notes import CancelAsked, End
 from givalia_core.worker.processes.generations import Job
 from givalia_core.worker.reasons import HOOK_LEFT_S, NOT_ENDED, WORDS, Reason, clipped, timed_out
 
-AGAIN_S: Final = 0.1  # Time to the next check whether it is this job that blocks its process.
+AGAIN_S: Final = 0.1  # Time to the next check whether this job blocks its process.
 PROMISE_S: Final = 2.0  # Time for a process to report an end, without the time for its plugins.
 _KINDS: Final = {
     Reason.TIMEOUT: OutcomeKind.TIMEOUT, Reason.CANCELLED: OutcomeKind.STOPPED, Reason.SHUTDOWN: OutcomeKind.STOPPED,
@@ -32,7 +32,7 @@ _KINDS: Final = {
 
 
 class Starts(Protocol):
-    """Starts the jobs that have processes of their own."""
+    """The starter of jobs that have processes of their own."""
 
     def start(self, job: Job) -> None:
         """Start a job, or report it if it has been stopped meanwhile."""
@@ -69,7 +69,7 @@ class Stopping:
             self.timed.add(job)
 
     def plan_kill(self, job: Job, timeout_us: int) -> None:
-        """Plan the kill of a job whose process stops it in time, for the case that it does not end then."""
+        """Plan the kill of a job whose process stops it in time, in case the job does not end then."""
         self.plan(job, timeout_us / SECOND_US + self._foreman.settings.stop_grace, Step.KILL, Reason.TIMEOUT)
 
     def forget(self, job: Job) -> None:
@@ -117,7 +117,7 @@ class Stopping:
             self._foreman.apart.start(job)  # It does not start; it is reported.
             return
         if job.phase not in HAS_CODE:
-            return  # It will not start when the plugins have heard of it.
+            return  # When the plugins have heard of it, the job is reported and not started.
         job.act("stop")
         if not job.is_apart:
             job.crew.tell(End(job.dispatch.id, job.dispatch.fence, why, words))
@@ -127,7 +127,7 @@ class Stopping:
         self.plan(job, self._foreman.settings.stop_grace, Step.KILL, why)
 
     def _kill(self, job: Job, cause: Reason) -> None:
-        """Kill the process of a job that has not ended, if it is this job that does not end."""
+        """Kill a job's own process, or replace the host if this job blocks it; else plan the next step."""
         if job.phase not in HAS_CODE:
             return
         if job.is_apart:
@@ -140,7 +140,7 @@ class Stopping:
         elif job.crew.host.blocked_s:
             self.plan(job, AGAIN_S, Step.KILL, cause)  # Another job blocks the process, and is handled elsewhere.
         else:
-            # The process will report the end, with or without the code's; plugins have limits of their own.
+            # The process will report the end, even if the code does not end; plugins have limits of their own.
             job.act("trust")
             self.plan(job, self._promise_s(job), Step.PROMISE, cause)
 
@@ -173,8 +173,8 @@ def words_of(job: Job, why: Reason) -> str:
     return timed_out(job.dispatch) if why is Reason.TIMEOUT else WORDS[why]
 
 
-def failure(job: Job, why: Reason, more: str = "") -> Fail:
+def failure(job: Job, why: Reason, more: str = "") -> FailReport:
     """Return the report of a job that had to end."""
     job.why = why
     words = clipped(f"{words_of(job, why)}\n{more}".strip())
-    return Fail(job.dispatch.id, job.dispatch.fence, str(_KINDS[why]), words)
+    return FailReport(job.dispatch.id, job.dispatch.fence, str(_KINDS[why]), words)

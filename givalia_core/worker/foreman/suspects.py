@@ -7,23 +7,23 @@ from typing import Final, Generic, TypeVar
 
 J = TypeVar("J")
 
-FRESH_MAX: Final = 4  # The most suspects at once that started less than
-FRESH_S: Final = 2.0  # these seconds ago;
-APART_MAX: Final = 20  # the most suspects at once.
+FRESH_MAX: Final = 4  # The most fresh suspects at once.
+FRESH_S: Final = 2.0  # A suspect that started less than these seconds ago is fresh.
+APART_MAX: Final = 20  # The most suspects at once.
 SUSPECTS_MAX: Final = 10_000
 
 
 class Suspects(Generic[J]):
     """Jobs of a process that one of them has ended: each runs again in a process of its own, a few at a time.
 
-    A suspect that has run for `FRESH_S` makes room for the next, for it may run for hours. Suspects are known in memory only:
-    another worker that gets such a job has to find out by itself. All times are monotonic seconds.
+    A suspect that has run for `FRESH_S` makes room for the next, because it may run for hours. Suspects are known in memory
+    only: another worker that gets such a job has to find out by itself. All times are monotonic seconds.
     """
 
     def __init__(self) -> None:
         self.ids: dict[bytes, None] = {}
         """The ids of the suspects, the oldest first."""
-        self._running: dict[J, float] = {}  # The start of each.
+        self._running: dict[J, float] = {}  # The start of each running suspect.
         self.waiting: deque[J] = deque()
         """The suspects that wait for their turn."""
 

@@ -40,7 +40,7 @@ def errors_of(kind: Kind, said: list[Any], items: Answers, *, has_others: bool) 
 
 
 def joined(items: Answers) -> tuple[int, int]:
-    """Return the length of a lease and the port for clients from the answer to JOIN; earlier servers tell no port.
+    """Return the length of a lease and the port for clients from the answer to JOIN; older servers name no port.
 
     Raises:
         BadRequest: The answer does not say how long a lease is.

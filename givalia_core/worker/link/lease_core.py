@@ -1,11 +1,11 @@
-"""All decisions about leases: the jobs that this worker holds, the times to beat and to let go, the reports to repeat.
+"""All decisions about leases: the jobs that this worker holds, the times to beat and to give leases up, the reports to repeat.
 
 The class has no socket, greenlet or clock. The owner of a connection calls `begin`, sends the frames of `next_frame` until it
 returns None, and passes in the frames that arrive (`told`, `answered`) and the time in monotonic microseconds. The events that
 the methods return are for the foreman. The simulation runs this class as it ships.
 
 The server counts a lease from the moment it receives a message. The worker counts from the moment it *sent* that message, and
-lets go a margin before the lease ends (CONTRACT 1.3), so two honest workers never hold one job.
+gives the lease up a margin before its end (CONTRACT 1.3), so two honest workers never hold one job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from givalia_core.clock import SECOND_US
 from givalia_core.errors import BadRequest, Busy, Stale
 from givalia_core.protocol import codec, frames, messages
 from givalia_core.protocol.caller import HELLO_NUMBER, retry_after_s
-from givalia_core.protocol.messages import OK, Announce, Credit, Dispatch, Fail, Hold, Join, Kind, Process, Progress, Stop
+from givalia_core.protocol.messages import Announce, Credit, Dispatch, FailReport, Join, Kind, NamedLease, Process, Progress
 from givalia_core.settings import CLIENT_PORT
 from givalia_core.worker.link import records
 from givalia_core.worker.link.answers import Answers, Errors, errors_of, follows, joined
@@ -78,7 +78,7 @@ class LeaseCore:
         self.asked: dict[int, tuple[Kind, list[Any], int]] = {}
         """The frames without an answer, oldest first, by number: kind, messages, and time of sending."""
         self._sent_us: dict[int, int] = {}
-        self._put_off: list[tuple[int, Report]] = []  # Reports that a busy server wants to hear again, and when.
+        self._put_off: list[tuple[int, Report]] = []  # Reports that a busy server wants again, each with its time.
         self._next_beat_us = self.wake_us = NEVER_US
         self.has_joined = False
         self.up_us = None
@@ -89,7 +89,7 @@ class LeaseCore:
         self.has_joined = True
         self._next_beat_us = self.wake_us = now_us + self.lease_us // 3
         self._frames.append((Kind.ANNOUNCE, self._news[Kind.ANNOUNCE]))
-        self._frames.append((Kind.RESUME, [Hold(job_id, loan.fence) for job_id, loan in self.held.items()]))
+        self._frames.append((Kind.RESUME, [NamedLease(job_id, loan.fence) for job_id, loan in self.held.items()]))
         self._untold = self._news.keys() - {Kind.ANNOUNCE}
         self._reports = deque(loan.report for loan in self.held.values() if loan.report is not None)
 
@@ -107,7 +107,7 @@ class LeaseCore:
         else:
             loan = self.held.get(message.id)
             if loan is None or loan.fence != message.fence:  # Another worker has the job; the answer would be STALE.
-                return [FailAnswered(message.fence, None, is_taken=False)] if isinstance(message, Fail) else []
+                return [FailAnswered(message.fence, None, is_taken=False)] if isinstance(message, FailReport) else []
             loan.report = message
             self._reports.append(message)
         return []
@@ -135,7 +135,7 @@ class LeaseCore:
         return self._number
 
     def left_slowly(self, number: int, now_us: int) -> None:
-        """Note that a frame left only now, so that the server did not owe its answer before."""
+        """Note that a frame left only now, so the server did not owe its answer before."""
         if (asked := self.asked.get(number)) is not None:
             self.asked[number] = (*asked[:2], now_us)
 
@@ -159,7 +159,7 @@ class LeaseCore:
         """Queue a beat if one is due, before all other frames, and the reports that a busy server has put off."""
         if now_us >= self._next_beat_us:
             self._next_beat_us = now_us + self.lease_us // 3
-            holds = [Hold(job_id, loan.fence) for job_id, loan in self.held.items() if not loan.is_given_up]
+            holds = [NamedLease(job_id, loan.fence) for job_id, loan in self.held.items() if not loan.is_given_up]
             self._frames.extendleft((Kind.BEAT, part) for part in parts_of(holds))
         self._reports.extend(report for at_us, report in self._put_off if at_us <= now_us)
         self._put_off = [(at_us, report) for at_us, report in self._put_off if at_us > now_us]
@@ -177,9 +177,9 @@ class LeaseCore:
     # From the server.
 
     def told(self, kind: Kind, items: Answers) -> list[LinkEvent]:
-        """Take a frame that is no answer: jobs, or jobs to stop; raise as `codec.told`."""
+        """Take a frame that is no answer: jobs, or jobs to stop; raise as `codec.told` does."""
         if kind is Kind.STOP:
-            stops: list[Stop] = [codec.told(Stop, list(fields)) for fields, _ in items]
+            stops: list[messages.Stop] = [codec.told(messages.Stop, list(fields)) for fields, _ in items]
             return [StopAsked(stop.id, stop.fence, stop.again) for stop in stops if stop.id in self.held]
         if kind is not Kind.DISPATCH:
             return []
@@ -195,7 +195,7 @@ class LeaseCore:
         return [Dispatched(jobs)]
 
     def _deadline_us(self, number: int) -> int:
-        """Return the time to let go of leases that the server counts from the frame with this number."""
+        """Return the time to give up leases that the server counts from the frame with this number."""
         sent_us = self._sent_us.get(number, 0)
         for earlier in [each for each in self._sent_us if each < number]:
             del self._sent_us[earlier]
@@ -204,14 +204,14 @@ class LeaseCore:
         return deadline_us
 
     def answered(self, number: int, items: Answers, now_us: int) -> list[LinkEvent]:
-        """Take the answer to a frame; raise if the server breaks the protocol or refuses this worker: go on to the next."""
+        """Take the answer to a frame; raise if the link must try the next server: a broken protocol, or a refusal."""
         asked = self.asked.pop(number, None)
         if asked is None:
             return []
         kind, said, _ = asked
         if kind is Kind.PROCESSES:
-            return []  # For people only. A server that is older than this message refuses it, and serves as well as any.
-        is_plain = len(items) == len(said) and all(fields and fields[0] == OK for fields, _ in items)
+            return []  # For people only. A server that is older than this message refuses it, and is as good as any other.
+        is_plain = len(items) == len(said) and all(fields and fields[0] == messages.OK for fields, _ in items)
         errors = None if is_plain else errors_of(kind, said, items, has_others=self._has_others)
         if kind in _REPORTS:
             return self._settle(said, errors, items, now_us)
@@ -225,7 +225,7 @@ class LeaseCore:
             self._join_with(items, now_us)
         return []
 
-    def _renew(self, holds: list[Hold], errors: Errors, deadline_us: int) -> list[LinkEvent]:
+    def _renew(self, holds: list[NamedLease], errors: Errors, deadline_us: int) -> list[LinkEvent]:
         events: list[LinkEvent] = []
         for place, hold in enumerate(holds):
             loan, error = self.held.get(hold.id), errors[place] if errors is not None else None
@@ -235,11 +235,11 @@ class LeaseCore:
                 if not loan.is_given_up:
                     loan.deadline_us = deadline_us
             elif not isinstance(error, Stale):
-                raise error  # The error is not about the lease: the two sides do not understand each other.
+                raise error  # The error is not about the lease: worker and server do not understand each other.
             else:
                 del self.held[hold.id]
                 events.append(Lost(hold.id, loan.fence, "the server gave the job to another"))
-                if isinstance(loan.report, Fail) and loan.report in self._reports:
+                if isinstance(loan.report, FailReport) and loan.report in self._reports:
                     events.append(FailAnswered(loan.fence, None, is_taken=False))
         return events
 
@@ -257,7 +257,7 @@ class LeaseCore:
                 continue
             if is_present:
                 del self.held[report.id]
-            if isinstance(report, Fail):
+            if isinstance(report, FailReport):
                 known = follows(items[place][0]) if error is None else None
                 events.append(FailAnswered(report.fence, known, is_taken=error is None))
         return events
@@ -280,8 +280,8 @@ class LeaseCore:
 
 
 def dispatched(fields: Sequence[Any], payload: bytes) -> Dispatch:
-    """Return the record of a dispatched job; raise as `codec.told` for one that no server of this protocol sends."""
-    # Nearly all are correct, and this takes a third of the time of `codec.told`, which explains each error.
+    """Return the record of a dispatched job; raise as `codec.told` does for a job that no server of this protocol sends."""
+    # Nearly all jobs are correct, and this takes a third of the time of `codec.told`, which explains each error.
     whole = (*fields, *records.DISPATCH_REST.get(len(fields), ()))
     if (
         tuple(map(type, whole)) in records.DISPATCH_TYPES

@@ -56,11 +56,11 @@ class ServerLine:
         """The number of the ping without an answer; 0: none."""
         self._core = core
         self.pulse = Pulse(self.moved_s)
-        """Decides whether the path is alive."""
+        """The decision whether the path is alive."""
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: the connection is the parent's."""
+        """In a fork: leave the connection to the parent."""
         forks.detach(self.channel.fileno())
 
     def greet(self, agent: str) -> None:

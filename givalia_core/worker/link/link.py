@@ -1,7 +1,7 @@
 """The worker's link to a server, which runs where no job code can block it.
 
-It runs in the supervisor, a process without jobs; if a program has a `Worker` of its own, in a native thread with its own hub.
-`LeaseCore` decides what to send and when to let go; the link moves the bytes.
+The link runs in the supervisor, a process without jobs; for a `Worker` inside a program, in a native thread with its own hub.
+`LeaseCore` decides what to send and when to give leases up; the link moves the bytes.
 
 The link never logs and never calls plugins or job code; it tells the foreman, on its own hub, what has happened.
 """
@@ -41,7 +41,7 @@ FENCE_CHECK_S: Final = 0.25
 
 
 class Bell:
-    """Passes items from other threads to the hub of this one, and wakes it.
+    """A queue of items from other threads for the hub of this thread, which it wakes.
 
     Args:
         take: Takes the items, a batch at a time.
@@ -68,7 +68,7 @@ class Bell:
         self._wake()
 
     def ring_call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Have a function called on the hub; from any thread."""
+        """Call a function on the hub; from any thread."""
         self.ring(partial(call, *arguments, **options))
 
     def _take_forever(self) -> None:
@@ -88,7 +88,7 @@ class Bell:
                     quietly(log.error, words, type(error).__name__, error)
 
     def fall_silent(self) -> None:
-        """In a fork: drop all items, for the taker is in the parent."""
+        """In a fork: drop all items, because the taker is in the parent."""
         self._wake = lambda: None
         self._left = deque(maxlen=0)
 
@@ -104,7 +104,7 @@ class Bell:
 
 
 class Link:
-    """Runs in a greenlet or native thread of its own (`run`); the other methods may be called from any thread."""
+    """The link. `run` needs a greenlet or native thread of its own; the other methods may be called from any thread."""
 
     def __init__(
         self, addresses: Sequence[Address], join: Join, announced: list[Announce], deliver: Callable[[LinkEvent], None]
@@ -118,7 +118,7 @@ class Link:
         self._thread = 0
 
     def send(self, *said: Report | Progress | Credit | list[Announce] | list[Process]) -> None:
-        """Send reports (until they are answered), hints, the credits, the modules or the processes; returns at once."""
+        """Send reports (until they are answered), hints, the credits, the modules or the processes; return at once."""
         if self._bell is not None and thread_now() != self._thread:
             self._bell.ring(*said or (None,))
             return
@@ -279,12 +279,12 @@ class Link:
 
 
 def _explained(error: BaseException, line: ServerLine | None) -> BaseException:
-    """Return an error as it is, but a mismatch of versions with both versions in it."""
+    """Return the error; a mismatch of versions then names both versions."""
     return line.caller.explained(error) if line is not None and isinstance(error, GivaliaError) else error
 
 
 def _lost(error: object) -> GivaliaError:
-    """Return the error that ends the connection after the reading has ended so."""
+    """Return the error that ends the connection, from the error that has ended the reading."""
     return error if isinstance(error, GivaliaError) else ConnectionLost(f"{type(error).__name__}: {error}")
 
 

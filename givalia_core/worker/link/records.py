@@ -8,11 +8,11 @@ from typing import Final, NamedTuple, TypeAlias
 
 from givalia_core.protocol import messages
 from givalia_core.protocol.addresses import Address
-from givalia_core.protocol.messages import Dispatch, Fail, Kind, Progress, Release, Succeed
+from givalia_core.protocol.messages import Dispatch, FailReport, Kind, Progress, Release, Succeed
 
-Report: TypeAlias = Succeed | Fail | Release
+Report: TypeAlias = Succeed | FailReport | Release
 KIND_OF: Final[dict[type, Kind]] = {
-    Succeed: Kind.SUCCEED, Fail: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS,
+    Succeed: Kind.SUCCEED, FailReport: Kind.FAIL, Release: Kind.RELEASE, Progress: Kind.PROGRESS,
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ class Loan:
     fence: int
     deadline_us: int
     report: Report | None = None
-    is_given_up: bool = False  # Not renewed any more, but named until its end is reported, for the attempt was made.
+    is_given_up: bool = False  # No longer renewed, but named until its end is reported, because the attempt was made.
 
 
 class Dispatched(NamedTuple):

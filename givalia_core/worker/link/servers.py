@@ -1,7 +1,7 @@
 """Chooses the next server for the link, and the rest before it.
 
 Several servers share one store; the worker is connected to one at a time. The credits are one number, the room that is left in
-this worker, and two servers could not both lend by it without asking each other. A lease belongs to the worker and not to the
+this worker: to use it together, two servers would have to ask each other. A lease belongs to the worker and not to the
 connection, so it follows the worker to the next server, which hears of it by RESUME. When a server is lost, silent or stopping,
 the link tries the next one at once, and rests only when all have failed.
 """
@@ -35,11 +35,11 @@ class Servers:
         self._client_ports[self.present] = client_port
 
     def failed(self, up_s: float, *, has_mismatch: bool) -> tuple[bool, float]:
-        """Give the turn to the next server; return whether all have failed, and how many seconds to rest before it.
+        """Give the turn to the next server; return whether all have failed, and the seconds to rest before the next try.
 
         Args:
-            up_s: The time that the link to the present one was up.
-            has_mismatch: The version of the present one does not fit.
+            up_s: The time that the link to the present server was up.
+            has_mismatch: The version of the present server does not fit.
         """
         # A link that is lost as soon as it is up, again and again, counts as one that does not come up.
         if up_s >= STEADY_S:
@@ -50,7 +50,7 @@ class Servers:
         if not have_all_failed:
             return False, 0.0
         rounds, self._rounds = self._rounds, self._rounds + 1
-        if has_mismatch:  # The version is the same at the next try, unless it is upgraded: try seldom.
+        if has_mismatch:  # The version is the same at the next try, unless the server is upgraded: try seldom.
             return True, random.uniform(BACKOFF_MAX_S / 2, BACKOFF_MAX_S)
         return True, random.uniform(BACKOFF_FIRST_S, min(BACKOFF_FIRST_S * 2 ** min(rounds, 10), BACKOFF_MAX_S))
 

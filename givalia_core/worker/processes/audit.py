@@ -17,7 +17,7 @@ class Audit:
     """The questions to one host; all times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._asked: frozenset[int] | None = None  # The fences that it should have; None while no question is open.
+        self._asked: frozenset[int] | None = None  # The fences that the host should have; None while no question is open.
         self.heard_s = 0.0
         """The time of the host's last note, or of the last question."""
 

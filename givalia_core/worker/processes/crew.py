@@ -48,7 +48,7 @@ BACKLOG_MAX: Final = 1_000
 
 
 class CrewListener(Protocol):
-    """Hears a crew."""
+    """The listener of a crew."""
 
     def on_ready(self, crew: Crew) -> None:
         """Note that the crew has its modules and plugins."""
@@ -63,7 +63,7 @@ class CrewListener(Protocol):
         """Note that its host should be replaced and cannot be."""
 
     def on_host_spoiled(self, crew: Crew, words: str) -> None:
-        """Note that a job has changed these for the host, which cannot restore them."""
+        """Note that a job has changed the things in `words` for the host, which cannot restore them."""
 
     def on_host_clogged(self, crew: Crew, job_id: bytes) -> None:
         """Note that the code of this job, which was reported, does not end."""
@@ -85,18 +85,18 @@ class Crewed(Protocol):
 
     @property
     def apart(self) -> Pooled:
-        """Hears of the jobs that have processes of their own."""
+        """The listener for jobs that have processes of their own."""
 
     @property
     def news(self) -> CrewListener:
-        """Hears of the crew."""
+        """The listener for crews."""
 
     def hear(self, crew: Crew, notes: list[Any]) -> None:
         """Take the notes of the host."""
 
 
 class Crew:
-    """The processes of one generation; runs on the hub of its foreman, and never blocks it."""
+    """The processes of one generation; the crew runs on the hub of its foreman, and never blocks that hub."""
 
     def __init__(self, foreman: Crewed, host: Hosting | None = None, *, environ: dict[str, str] | None = None) -> None:
         """Start the crew; `host` is a process that hosts the greenlets already, and cannot be replaced."""
@@ -112,13 +112,13 @@ class Crew:
         self.takes: frozenset[str] = frozenset()
         """The modules whose jobs can start now: the process that runs them, or tells the plugins, must be ready."""
         self.hosted: frozenset[str] = frozenset()
-        """Those of them whose jobs run in the host."""
+        """The modules in `takes` whose jobs run in the host."""
         self.tell: Callable[..., None] = _say_nothing
-        """Sends notes to the host; a host that starts reads them when it is ready."""
+        """The function that sends notes to the host; a starting host reads them when it is ready."""
         self.host = HostWatch(foreman.jobs.get, foreman.log, foreman.counts)
         self.pool = Pool(foreman.apart, foreman.settings, self._fork)
         self.audit = Audit()
-        self.job_count = 0  # The jobs that it has not finished.
+        self.job_count = 0  # The number of jobs that the crew has not finished.
         self.is_serving = False
         self.is_retired = False
         self.has_stuck = False  # The code of a reported job goes on in the host.
@@ -189,11 +189,11 @@ class Crew:
         self.pool.tell(note)
 
     def owe(self, note: Any) -> None:
-        """Keep a note for the next host, for this one is gone."""
+        """Keep a note for the next host, because this one is gone."""
         self._owed.append(note)
 
     def take(self, note: Any) -> bool:
-        """Take a note of the host; return whether it was about the crew, and not about jobs."""
+        """Take a note of the host; return whether the note was about the crew, and not about jobs."""
         act = self._actions.get(type(note))
         if act is not None:
             act(note)
@@ -300,7 +300,7 @@ class Crew:
         verdict = host.verdict or Verdict(
             member.last_current, "died", f"child_died: {ended}\n{words}".strip(), is_ours=is_ours, suspects=member.recent
         )
-        # A job may have ended a host that ran some: the next one can start at once.
+        # A job may have ended a host that ran jobs: the next host can start at once.
         has_run = bool(member.recent) or self._foreman.jobs.get(verdict.culprit) is not None
         is_steady = has_run or time.monotonic() - member.started_s > STEADY_S
         host.failures = 0 if is_steady else host.failures + 1
@@ -328,7 +328,7 @@ class Crew:
         return is_first and host.verdict is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
     def note_hook(self, job: Job) -> None:
-        """Note that a plugin has been busy with a job for a while; an empty `hook`: not any more."""
+        """Note that a plugin has been busy with a job for a while; an empty `job.hook`: it has returned."""
         self.host.in_hooks = [each for each in self.host.in_hooks if each.hook and each is not job]
         if job.hook:
             self.host.in_hooks.append(job)
@@ -349,10 +349,10 @@ class Crew:
             self.replace_host(verdict)
 
     def limit_memory(self, limit_bytes: int) -> None:
-        """End processes that exceed the memory limit, and have the host replaced if it does."""
+        """End jobs' own processes that exceed the memory limit, and have a host that exceeds it replaced."""
         member = self.host.member
         self.pool.limit_memory(limit_bytes)
-        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new one may be no smaller.
+        is_old = member is not None and time.monotonic() - member.started_s > STEADY_S  # A new host may be no smaller.
         if member is not None and is_old and not self._is_local and member.memory_bytes > limit_bytes:
             self._foreman.news.on_host_full(self)
 
@@ -365,7 +365,7 @@ class Crew:
             self.tell(Drain())
 
     def retire(self) -> None:
-        """Finish the jobs and end, for another crew has taken over; tell the plugins, which may have to free a port."""
+        """Finish the jobs and end, because another crew has taken over; tell the plugins, which may have to free a port."""
         self.is_retired = True
         self.drain()
         self.look_whether_done()

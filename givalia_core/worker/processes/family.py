@@ -1,4 +1,4 @@
-"""The supervisor's side of the nursery: processes that it exchanges notes with and sends signals to, and their ends."""
+"""The supervisor's side of the nursery: notes and signals to its processes, notes from them, and their ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KILLED_S: Final = 3.0  # Time for a process to be gone after SIGKILL.
 NURSERY_FD: Final = 3  # The descriptor of the socket in the nursery.
 UNBORN: Final = -1  # In place of a status: the process could not be made.
 LINGER_S: Final = 0.5  # Time for the last notes of a dead process to arrive.
-CUT_S: Final = 0.3  # A process whose channel has ended, and that is not dead by then, has closed it and lives.
+CUT_S: Final = 0.3  # A process that is not dead so long after its channel ended has closed the channel, and lives.
 
 
 log = logging.getLogger("givalia.worker")
@@ -46,17 +46,17 @@ class Member:
 
     def __init__(self, role: str, heard: Callable[[list[Any]], None], ended: Callable[[int], None]) -> None:
         self.role = role
-        self.pid = 0  # Until it is born.
+        self.pid = 0  # 0 until the process is born.
         self.since = time.time()  # For people, and for comparisons with files; lengths start at `started_s`.
         self.started_s = time.monotonic()
         self.memory_bytes = 0
-        """Its resident memory at the last look."""
+        """Its resident memory at the last check."""
         self._heard, self._ended = heard, ended
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours.detach(), RECEIVE_BYTES)
         self.given = [theirs.detach()]
         forks.register(self)  # At once: in a program with its own worker, another thread may fork now.
-        with contextlib.ExitStack() as undone:  # When descriptors run out, none is lost.
+        with contextlib.ExitStack() as undone:  # If descriptors run out, none leaks.
             undone.callback(os.close, self.given[0])
             page = page_file()
             undone.callback(os.close, page)
@@ -73,7 +73,7 @@ class Member:
         self.last_current = 0
         self.recent: frozenset[int] = frozenset()  # The code that ran shortly before its end, or before it was given up.
         self.is_orphan = False
-        self._fault = ""  # The reason, if this process or the end of its nursery killed it.
+        self._fault = ""  # The reason, if the supervisor or the end of the nursery killed the process.
         self._gone = Event()
         self._reading = gevent.spawn(self._read_forever)
         self._sending = gevent.spawn(self._send_forever)
@@ -88,7 +88,7 @@ class Member:
         return len(self._out)
 
     def tell(self, *said: Any) -> None:
-        """Send notes to the process; returns at once, and notes wait until it takes them."""
+        """Send notes to the process, and return at once; the notes wait until the process takes them."""
         self._out += said
         self._rung.set()
 
@@ -101,7 +101,7 @@ class Member:
                 self._channel.sendall(self._packed(out))
 
     def _packed(self, out: list[Any]) -> bytes:
-        """Return notes as they travel, without those that cannot be packed, for job code fills some of them."""
+        """Return the notes as bytes; skip notes that cannot be packed, since job code fills some of them."""
         try:
             return notes.pack(out)
         except Exception as error:
@@ -131,7 +131,7 @@ class Member:
             self._give_up("it closed the connection to its worker")
 
     def _give_up(self, words: str, before: frozenset[int] = frozenset()) -> None:
-        """Kill the process, which cannot be heard any more; any job that ran recently may be to blame."""
+        """Kill the process, whose notes cannot be read any more; any job that ran recently may be to blame."""
         self._fault, self.recent = words, before | self.page.recent()
         self.signal(signal.SIGKILL)
 
@@ -165,7 +165,7 @@ class Member:
     def end(self, status: int) -> None:
         """Hear the last notes of the process, which is gone, and report its end."""
         self._gone.set()
-        self._reading.join(LINGER_S)  # A process that it has left behind may hold the connection open.
+        self._reading.join(LINGER_S)  # A process that the dead one has left behind may hold the connection open.
         self.is_open = False
         self._reading.kill()
         self._sending.kill()
@@ -205,7 +205,7 @@ class NurseryHandle:
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), NURSERY_FD),
             ],
             setpgroup=0,  # Signals of a terminal are for the supervisor alone.
-            setsigmask=FOR_SUPERVISOR,  # Blocked until it can ignore them.
+            setsigmask=FOR_SUPERVISOR,  # Blocked until the nursery can ignore them.
             setsigdef=(signal.SIGPIPE,),
         )
         theirs.close()
@@ -213,7 +213,7 @@ class NurseryHandle:
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: close the socket, for the nursery ends with the parent and must not wait for this process."""
+        """In a fork: leave the socket, because the nursery ends with the parent and must not wait for this process."""
         forks.detach(self._socket.fileno())
 
     def fork(self, member: Member) -> None:
@@ -223,7 +223,7 @@ class NurseryHandle:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", member.given))
         with contextlib.suppress(OSError):  # If the nursery is gone, its end is reported in a moment.
             self._socket.sendmsg([RECORD.pack(FORK, self._last, ROLES.index(member.role))], [rights])
-        *given, _ = member.given  # The last one is read after the end of the process.
+        *given, _ = member.given  # The last file is read after the end of the process.
         member.given = []  # First: other files may take these numbers, and a fork must not close them.
         for fd in given:
             os.close(fd)
@@ -236,7 +236,7 @@ class NurseryHandle:
             gevent.spawn_later(KILLED_S, self._look_whether_killed, pid)
 
     def _look_whether_killed(self, pid: int) -> None:
-        """Kill a nursery that does not obey, stopped perhaps; on Linux all its processes end with it."""
+        """Kill a nursery that does not obey (it may be stopped); on Linux all its processes end with it."""
         if pid in self._members:
             log.error("the nursery of the worker's processes has not killed one that it should have, and is ended")
             with contextlib.suppress(ProcessLookupError):

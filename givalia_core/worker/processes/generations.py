@@ -31,7 +31,7 @@ class Generations:
 
     Args:
         make: Starts another crew.
-        log: Where log lines go.
+        log: Takes log lines.
     """
 
     def __init__(self, make: Callable[[], Crew], log: LogLines) -> None:
@@ -55,7 +55,7 @@ class Generations:
         """Start a new crew, with the packages that are installed now; running jobs stay where they are."""
         if self._is_ending:
             return
-        if (installed := version_of("givalia") or __version__) != __version__:  # None: it runs from a folder.
+        if (installed := version_of("givalia") or __version__) != __version__:  # None: Givalia runs from a folder.
             self._log.error("Givalia itself has changed from %s to %s: restart this worker to go on", __version__, installed)
             return
         self.taken_over.clear()
@@ -77,7 +77,7 @@ class Generations:
             stuck.give_up()
 
     def take_over(self, crew: Crew) -> bool:
-        """Let a crew take the jobs, for its plugins have started; return whether another one did before."""
+        """Let a crew whose plugins have started take the jobs; return false if it took them already."""
         before, self.present = self.present, crew
         if before is not None and before is not crew:
             self._log.info("the new processes have taken over")
@@ -102,7 +102,7 @@ class Generations:
             self.reload(why)
 
     def processes(self) -> list[Process]:
-        """Return the records of the processes that exist; a pid of 0 would name the whole group of a person who signals it."""
+        """Return a record of each process that has a pid: a signal to pid 0 would reach the whole group of its sender."""
         self.weigh()
         shown: list[Process] = []
         for crew in self.crews:

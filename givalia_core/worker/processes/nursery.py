@@ -44,7 +44,7 @@ def main(fd: int) -> None:
 
 
 class Nursery:
-    """The process itself."""
+    """The nursery process."""
 
     def __init__(self, supervisor: socket.socket) -> None:
         self._supervisor = supervisor
@@ -101,7 +101,7 @@ class Nursery:
         if pid == 0:
             self._become(role, fds)
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # Here and in the child, so that it is done before either goes on.
+            os.setpgid(pid, pid)  # Here and in the child, so that the group exists before either process goes on.
         for fd in fds:
             os.close(fd)
         self._children.add(pid)
@@ -179,7 +179,7 @@ def _ignore(_: int, __: FrameType | None) -> None:
 def _role(role: str) -> Callable[..., int]:
     if role == "job":
         return child.main
-    # Not at the top: this import loads gevent, which must be neither in the forking process nor in a job's.
+    # Not at the top: this import loads gevent, which must be neither in the forking process nor in a job's own.
     from givalia_core.worker.attempt import host
 
     return host.main

@@ -15,7 +15,7 @@ from givalia_core.protocol.messages import Kind, Process, Progress
 from givalia_core.settings import WorkerSettings
 from givalia_core.views import text_id
 from givalia_core.worker.assignment import Assignment, LogLines
-from givalia_core.worker.notes import Begin, JobEnded, JobServers, Logged, Outdated, Serve, Spoiled
+from givalia_core.worker.notes import Begin, ChildReported, JobServers, Logged, Outdated, Serve, Spoiled
 from givalia_core.worker.processes.family import Member
 from givalia_core.worker.reasons import Reason
 
@@ -23,7 +23,7 @@ CLOSE_S: Final = 1.0
 
 
 class Pooled(Protocol):
-    """Hears of the jobs that a pool runs."""
+    """The listener for jobs that a pool runs."""
 
     log: LogLines
     servers: str
@@ -48,7 +48,7 @@ class Pooled(Protocol):
 
 
 Origin: TypeAlias = tuple[str, str, float]
-"""The distribution of a module, its announced version, and the time at which that was looked up."""
+"""The distribution of a module, its announced version, and the time at which the version was looked up."""
 
 
 class PoolProcess:
@@ -59,12 +59,12 @@ class PoolProcess:
         self.job: Assignment[Any] | None = None
         self.source = ""
         self.origin: Origin = "", "", 0.0
-        self.jobs = 0  # The number that have ended.
+        self.jobs = 0  # The number of jobs that have ended.
         self.last = ""  # The module of the last job.
 
 
 class Pool:
-    """The processes: as many as there are jobs; the caller limits them.
+    """The processes: as many as there are jobs; the caller limits the jobs.
 
     Args:
         foreman: Hears of the jobs.
@@ -80,7 +80,7 @@ class Pool:
         """The processes."""
 
     def run(self, job: Assignment[Any], source: str, origin: Origin) -> None:
-        """Run a job in an idle process, best one that has the module, else in a new one.
+        """Run a job in an idle process, preferably one that has the module; else in a new process.
 
         An idle process may still check what its last job has left; that takes less time than a new process.
 
@@ -102,7 +102,7 @@ class Pool:
         child.member.tell(Begin(tuple(job.dispatch), source, *origin))
 
     def tell(self, note: Any) -> None:
-        """Send a note to every process; one that runs a job reads it afterwards."""
+        """Send a note to every process; a process that runs a job reads the note afterwards."""
         for child in self.children:
             child.member.tell(note)
 
@@ -129,7 +129,7 @@ class Pool:
                 self._foreman.job_outdated(job)
             elif isinstance(note, Spoiled) and child.jobs:
                 self._be_spoiled(child, note)
-            elif job is None or not isinstance(note, (Progress, JobEnded)):
+            elif job is None or not isinstance(note, (Progress, ChildReported)):
                 raise TypeError(f"a {type(note).__name__} from a job's own process")
             elif isinstance(note, Progress):
                 check(Kind.PROGRESS, [job.dispatch.id, job.dispatch.fence, note.fraction, note.text])
@@ -138,7 +138,7 @@ class Pool:
                 _check_report(note, job)
                 self._end_job(child, job, note)
 
-    def _end_job(self, child: PoolProcess, job: Assignment[Any], note: JobEnded) -> None:
+    def _end_job(self, child: PoolProcess, job: Assignment[Any], note: ChildReported) -> None:
         child.job, child.last = None, job.dispatch.module
         child.jobs += 1
         if job.why or 0 < self._settings.jobs_per_process <= child.jobs:
@@ -194,7 +194,7 @@ class Pool:
         return [_process(child.member, child.job) for child in self.children if child.member.pid]
 
     def close(self) -> None:
-        """End idle processes now, and the others with their job."""
+        """End idle processes now, and the others after their job."""
         for child in list(self.children):
             self._retire(child)
 
@@ -209,8 +209,8 @@ def _has_begun(child: PoolProcess, job: Assignment[Any]) -> bool:
     return job.dispatch.fence in child.member.page.recent()
 
 
-def _check_report(note: JobEnded, job: Assignment[Any]) -> None:
-    """Check a report of a job's own process, which is trusted no more than a server would, and only about its own job.
+def _check_report(note: ChildReported, job: Assignment[Any]) -> None:
+    """Check a report of a job's own process as strictly as a server would; the report must be about the job that it runs.
 
     Raises:
         BadRequest, ValueError: The report is illegal, or about another job.

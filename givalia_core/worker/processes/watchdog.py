@@ -133,7 +133,7 @@ class HostWatch:
         return None
 
     def plugin(self, current: int) -> str:
-        """Return the name of the plugin that has this number on the page; empty if it is no plugin's."""
+        """Return the name of the plugin that has this number on the page; empty if no plugin has it."""
         return self.plugins[-1 - current] if -len(self.plugins) <= current < 0 else ""
 
     def _blocker(self) -> Assignment[Any] | None:

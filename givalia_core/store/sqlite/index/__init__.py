@@ -1,6 +1,6 @@
-"""The index of the SQLite store finds the jobs of the records: by name, by due, by end. Slots are its secret.
+"""The index of the SQLite store finds the jobs of the records: by name, by due, by end. Slots are internal to it.
 
-It is derived from the records, never synced, and rebuilt when in doubt. This is its door: nobody imports from behind it.
+The index is derived from the records, never synced, and rebuilt when in doubt. Code outside imports only from this file.
 """
 
 from givalia_core.store.sqlite.index import questions

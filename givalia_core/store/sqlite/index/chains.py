@@ -1,4 +1,4 @@
-"""The ended jobs of each key, the one that ended last first: the head has the name, and each slot knows both its neighbours.
+"""A chain of the ended jobs of each key, the last to end first: the head has the name, and each slot knows both neighbours.
 
 So a job leaves its chain in three writes, however long the chain is. Each step may be done twice: after a kill the change that
 was under way is done again.
@@ -29,12 +29,12 @@ class Chains:
         self._jobs = jobs
 
     def head(self, key: str, named: list[int], but: int = 0) -> int | None:
-        """Return the head of the chain of a key, other than this slot; `named` may have the key."""
+        """Return the head of the chain of a key, other than slot `but`; the slots in `named` may have the key."""
         at = self._slots.at
         heads = [slot for slot in named if slot != but and at[slot + PAST] and at[slot + SEQ]]
         if not heads:
             return None
-        if len(heads) > 1:  # A kill may have left the name to one further down the chain.
+        if len(heads) > 1:  # A kill may have left the name to a slot further down the chain.
             heads.sort(key=lambda slot: -at[slot + ENDED_AT])
         jobs = self._jobs(heads)
         return next((slot for slot in heads if slot in jobs and jobs[slot].key == key), None)
@@ -43,7 +43,7 @@ class Chains:
         """Return the job that ended before this one, 0 if there is none.
 
         Raises:
-            Damaged: The chain does not hold together.
+            Damaged: The chain is broken.
         """
         older = self._slots.at[slot + PAST] & _OLDER
         if older <= LAST:
@@ -59,10 +59,10 @@ class Chains:
         return self._slots.at[slot + PAST] >> _SHIFT << 3
 
     def link(self, slot: int, ended_at: int, key: str, hashed: int) -> int:
-        """Put a job that ended into the chain of its key, in order of their ends; returns what its slot says then."""
+        """Put an ended job into the chain of its key, in order of end; return its neighbours as its slot has them."""
         names, at = self._names, self._slots.at
         named = names.slots(hashed)
-        if named == [slot]:  # As most are that end: it was live, and none ended before it.
+        if named == [slot]:  # The usual case: the job was live, and no other one of its key has ended.
             return LAST
         head = self.head(key, named, but=slot)
         if head is None or at[head + ENDED_AT] <= ended_at:
@@ -74,13 +74,13 @@ class Chains:
             newer = head
             while (older := self.older(newer)) and at[older + ENDED_AT] > ended_at:
                 newer = older
-            # First, or a kill behind this would leave it looking like the head of what follows it.
+            # Before the join, or a kill between the two would make the slot look like the head of those behind it.
             names.remove(hashed, slot)
             self._join(slot, older, newer)
         return at[slot + PAST]
 
     def _join(self, slot: int, older: int, newer: int) -> None:
-        """Let a slot stand between these two."""
+        """Put a slot between these two."""
         self._slots.put(slot, PAST, _packed(older, newer))
         if older:
             self._put(older, newer=slot)
@@ -96,7 +96,7 @@ class Chains:
         )
 
     def unlink(self, slot: int, hashed: int | None) -> None:
-        """Take a job out of the chain of its key; `hashed` is the hash of the key, None if it is not known any more.
+        """Take a job out of the chain of its key; `hashed` is the hash of the key, None if the key is no longer known.
 
         A kill may have left the chain half done, so a neighbour that does not know the slot is left as it is.
         """

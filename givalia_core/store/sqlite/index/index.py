@@ -1,7 +1,7 @@
-"""The index of a store: what finds its jobs, and in which order, held in mapped files that are never synced.
+"""The index of a store: it finds jobs by name and in order, in mapped files that are never synced.
 
-It follows from the records alone, and none of it is believed before it was compared with its checks. A process that is killed
-leaves it as it was, but for the last commit, whose jobs are filed again. After the machine went down, or if anything about it
+The index follows from the records alone, and no part of it is trusted before its checks are verified. A kill leaves the index
+as it was, except for the last commit, whose jobs are filed again. After a crash of the machine, or if anything about the index
 is strange, the store rebuilds it from the records. Every step of a change may be done twice, so a kill may come at any moment.
 """
 
@@ -32,34 +32,34 @@ Named = tuple[int, bytes | str, list[int]]
 Absent = dict[bytes | str, int]
 """Ids and keys that no job has, with their hashes."""
 Update = tuple[Known, Job, Job]
-"""A job that changes: where it is, what it was, and what it is."""
+"""A job that changes: its place, the job before, and the job after."""
 
 
 class Learned(NamedTuple):
-    """Facts that a `find` learned about the names in its question: the commit that follows need not search again."""
+    """Facts that a `find` learned about its names: the commit that follows need not search again."""
 
-    stamp: int  # That of the index then; under another one nothing of this holds.
+    stamp: int  # The stamp of the index then; under another one these facts no longer hold.
     absent: Absent
 
 
 class Index:
     """Slots, names and lanes of one store, kept in step with its records."""
 
-    # These come with the opening.
+    # The opening sets these.
     slots: Slots
     names: NameTable
     chains: Chains
     lanes: Lanes
     jobs: Jobs
     naming: Naming
-    forgotten: Lane  # Jobs that are forgotten while their records are there.
+    forgotten: Lane  # Forgotten jobs whose records are still there.
     running: Lane
-    newest: dict[JobState, Lane]  # All jobs that ended so, the last one first.
-    ended: dict[JobState, Lane]  # Those among them that are forgotten one day, the next one first.
+    newest: dict[JobState, Lane]  # All jobs that ended in a state, the last one first.
+    ended: dict[JobState, Lane]  # Those among them that will be forgotten, the next one first.
     expiring: dict[bool, Lane]  # By clock.
 
     def __init__(self, folder: Path, read: ReadRecords, make_room: Callable[[], None]) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
             folder: Where the files are.
@@ -73,12 +73,12 @@ class Index:
         self.routes: dict[Route, list[Lane]] = {}  # The lanes of each route on which jobs have waited, by rank.
         self.targets: dict[str, set[str]] = {}  # By module.
         self.replaced: list[tuple[int, int]] = []  # Places of records that others have replaced, with the seqs of the jobs.
-        self.stamp = 0  # Another one after each commit.
+        self.stamp = 0  # Changes with each commit.
         self.touched = 0  # Jobs whose part of the index may have been mapped lately.
         self.strangeness = ""  # Why the index was not used as it was found.
-        self.ahead = 0  # Commits that it knows of, and that the records did not have when it was opened.
+        self.ahead = 0  # Commits that the index knew and the records lacked at the opening.
         self.was_closed = False
-        self.is_verified = False  # Whether the scrub has seen all of it since it was opened.
+        self.is_verified = False  # Whether the scrub has seen the whole index since the opening.
 
     @property
     def name(self) -> int:
@@ -130,7 +130,7 @@ class Index:
         entries: list[tuple[int, int, int, int]] = []
         lanes = self.routes.get(route, ())
         for lane in lanes:
-            # A lower rank is asked only where the higher ones leave room.
+            # A later rank is read only if the earlier ones leave room.
             if len(entries) >= limit and lane.rank > entries[-1][0]:
                 break
             until_us, shift_us = (now.wall_us, now.timer_ahead_us) if lane.on_wall else (now.timer_us, 0)
@@ -143,7 +143,7 @@ class Index:
     # Filing.
 
     def prepare(self, jobs: Sequence[Job], updates: Sequence[Update]) -> list[Lane]:
-        """Have room for what a commit brings before it is accepted: afterwards a full disk must not be met.
+        """Allocate the room for a commit before it is accepted: filing it afterwards must not meet a full disk.
 
         Returns:
             The lanes of the new jobs, then those of the updates.
@@ -155,16 +155,16 @@ class Index:
             if self.slots.end + len(jobs) * WIDTH > self.slots.last:
                 self.slots.secure(len(jobs))
             if jobs[0].seq <= min(self.lanes.runs.sealed_seq, self.slots.header.floor):
-                # They are below jobs that came in before, and a restart has to read them.
+                # These seqs are below those of earlier jobs, and a restart must read them.
                 sealing.write_header(self.lanes, floor=jobs[0].seq - 1)
         lane_of = self.lane_of
         return [lane_of(job) for job in jobs] + [lane_of(job) for _, _, job in updates]
 
     def lane_of(self, job: Job) -> Lane:
-        """Return the lane that a job belongs to, which is made if there is none.
+        """Return the lane that a job belongs to; make it if there is none.
 
         Raises:
-            OSError: There is no room for it.
+            OSError: There is no room for the lane.
         """
         fields: tuple[object, ...]
         if job.state is WAITING:
@@ -183,7 +183,7 @@ class Index:
         return lane
 
     def note_lane(self, lane: Lane) -> None:
-        """Let a lane be found by its route."""
+        """Note a lane under its route."""
         if lane.is_due:
             lanes = self.routes.setdefault(lane.route, [])
             lanes.append(lane)
@@ -213,7 +213,7 @@ class Index:
         return slot
 
     def _name(self, slot: int, job: Job, key: str, absent: Mapping[bytes | str, int]) -> bool:
-        """Let a new job be found by its key; return whether no other job has that key, as far as is known."""
+        """Enter the key of a new job; return whether, as far as is known, no other job has that key."""
         hashed = absent.get(key)
         if hashed is None:
             hashed = self.names.hash(b"k" + key.encode())
@@ -226,7 +226,7 @@ class Index:
         return False
 
     def change(self, known: Known, was: Job, job: Job, place: int, lane: Lane) -> None:
-        """Let a job be another than it was; its record is at `place`."""
+        """Update the index for a changed job, whose new record is at `place`."""
         slot, at, is_ended = known.slot, self.slots.at, job.state is not WAITING and job.state is not RUNNING
         when = job.due_at_us if lane.is_due else job.forget_at_us or 0 if is_ended else 0
         ended_at = job.ended_at_us if is_ended else 0
@@ -235,7 +235,7 @@ class Index:
         past = self._rename(known, was, job) if is_ended or was.key is not job.key or was.state in ENDED else 0
         if was.answered is not job.answered:
             self.naming.change_requests(slot, was, job)
-        # In one go and last: a kill before this leaves what was, to be done again.
+        # In one step, and last: a kill before this leaves the old slot, and the change is done again.
         origin = job.version << VERSION_SHIFT | at[slot + ORIGIN] & _ORIGIN
         self.slots.write(slot, job.seq, origin, lane.number, when, place, past, ended_at)
         self.lanes.stand(slot, lane, when)
@@ -244,7 +244,7 @@ class Index:
         known.version, known.job = job.version, job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
 
     def _rename(self, known: Known, was: Job, job: Job) -> int:
-        """Let a job be found by the key that it has now; return its neighbours, if it has ended."""
+        """File a job under its present key; return its neighbours in the chain of the key, if the job has ended."""
         key = job.key
         if self.slots.at[known.slot + PAST]:
             self.naming.unchain(known.slot, was, job)
@@ -260,7 +260,7 @@ class Index:
         return 0
 
     def conclude(self, commit: int, last_at: int, last_seq: int) -> None:
-        """Write down that a commit is whole in the index, whose last change and seq are these."""
+        """Write down that this commit, with this last change and seq, is whole in the index."""
         lane_keys, lanes = self.lanes.keys, self.lanes
         self.slots.conclude(commit, lane_keys.end, lane_keys.crc, lanes.runs.generation)
         self.stamp += 1
@@ -270,7 +270,7 @@ class Index:
             self.jobs.shed()
 
     def stand_elsewhere(self, slot: int, job: Job) -> None:
-        """File a job in the lanes beside the one that its slot names; most jobs that live are in none."""
+        """File a job in its additional lanes, which its slot does not name; most live jobs have none."""
         if job.expires_at_us is not None and job.state is WAITING:
             self.lanes.stand(slot, self.expiring[job.on_wall], job.expires_at_us)
         if job.ended_at_us:

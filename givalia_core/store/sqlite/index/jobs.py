@@ -1,7 +1,7 @@
-"""The jobs of slots: from memory those that were written, found or lent last, from the records all others.
+"""The jobs of slots: those that were written, found or lent last come from memory, all others from the records.
 
-Memory has what the records say: a change renews it, and a job that is forgotten leaves. Of a large job only its place is kept;
-the job is read again each time.
+Memory has what the records say: a change updates the job, and a forgotten job is dropped. Only the place of a large job is
+kept; the job is read again each time.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from givalia_core.store.sqlite.places import Damaged, Place
 KEPT_BYTES: Final = 1_000  # Of params and result; a larger job is read again.
 KEPT_MOST: Final = 16_000
 _DROPPED_AT_ONCE: Final = 1_000
-_READ_TOGETHER: Final = 16  # Jobs that may all be large,
-_READ_MOST: Final = 256  # and, behind small ones, of one route.
+_READ_TOGETHER: Final = 16  # Jobs to read at once, which may all be large,
+_READ_MOST: Final = 256  # and the most, after small jobs of the same route.
 ID, KEY, REQUEST = range(3)  # The kinds of names.
 
 ReadRecords = Callable[[Iterable[Place], dict[int, str]], dict[int, Job]]
-"""Reads the jobs at some places, by seq, and takes note of those whose records are not what was written, with the reason."""
+"""A function that reads the jobs at some places, by seq, and notes the seqs of those with bad records, with the reason."""
 
 
 @dataclass(slots=True)
 class Known:
-    """One job: where it is, and what it is unless it is large."""
+    """The place of one job, and the job itself unless it is large."""
 
     slot: int
     id: bytes
     seq: int
     version: int
     job: Job | None
-    is_alone: bool = False  # As far as is known no other job has its key.
+    is_alone: bool = False  # As far as is known, no other job has its key.
 
 
 class Jobs:
@@ -47,7 +47,7 @@ class Jobs:
         self.by_id: dict[bytes, Known] = {}
         self.by_slot: dict[int, Known] = {}
         self.bad: dict[int, str] = {}  # Slots of jobs whose records are not what was written, with the reason.
-        self.forgotten = -1  # The number of the lane of jobs that are forgotten while their records are there.
+        self.forgotten = -1  # The number of the lane of forgotten jobs whose records are still there.
         self._slots = slots
         self._names = names
         self._read = read
@@ -80,17 +80,17 @@ class Jobs:
         return next((slot for slot in self._names.slots(self._names.of_id(job.id)) if at[slot] == job.seq), None)
 
     def slot_of(self, job: Job) -> int | None:
-        """Return the slot of a job that was read once; None if it is forgotten."""
+        """Return the slot of a job that was read before; None if it is forgotten."""
         slot = self.slot_with(job)
         return slot if slot is not None and self.is_there(slot) else None
 
     def locate(self, was: Job) -> Known | None:
-        """Return where a job is that was read once; None if it is forgotten or has changed since."""
+        """Return the place of a job that was read before; None if it is forgotten or has changed since."""
         slot = self.slot_of(was)
         return None if slot is None or self._slots.version(slot) != was.version else self.keep(slot, was)
 
     def read_share(self, route: Route, slots: Sequence[int], share: Share) -> list[Job]:
-        """Return the jobs of these slots as far as the share goes, reading a few at a time."""
+        """Return the jobs of these slots as far as the share allows, reading a few at a time."""
         lent: list[Job] = []
         start, size = 0, _READ_TOGETHER
         while start < len(slots):
@@ -104,26 +104,28 @@ class Jobs:
     # In memory.
 
     def keep(self, slot: int, job: Job) -> Known:
-        """Have a job in memory for a while."""
+        """Keep a job in memory for a while."""
         small = job if len(job.params) + len(job.result or b"") <= KEPT_BYTES else None
         known = self.by_slot[slot] = self.by_id[job.id] = Known(slot, job.id, job.seq, job.version, small)
         self.shed()
         return known
 
     def shed(self) -> None:
-        """Have the jobs in memory no longer that came first, if there are too many."""
-        while len(self.by_slot) > KEPT_MOST:
-            for known in list(islice(self.by_slot.values(), _DROPPED_AT_ONCE)):
-                self.drop(known.slot)
+        """Drop the jobs from memory that came first, if there are too many."""
+        by_slot, by_id = self.by_slot, self.by_id
+        while len(by_slot) > KEPT_MOST:
+            for known in list(islice(by_slot.values(), _DROPPED_AT_ONCE)):  # As `drop` does; every job comes by here once.
+                del by_slot[known.slot]
+                by_id.pop(known.id, None)
 
     def drop(self, slot: int) -> None:
-        """Have a job in memory no longer: it is forgotten, or others need the room."""
+        """Drop a job from memory: it is forgotten, or others need the room."""
         known = self.by_slot.pop(slot, None)
         if known is not None:
             self.by_id.pop(known.id, None)
 
     def clear(self) -> None:
-        """Have no job in memory."""
+        """Drop all jobs from memory."""
         self.by_id.clear()
         self.by_slot.clear()
         self.bad.clear()
@@ -147,7 +149,7 @@ class Jobs:
         return found
 
     def peek(self, slots: Iterable[int]) -> dict[int, Job]:
-        """Return the same without keeping them; those whose records are gone are absent too."""
+        """Return the jobs of these slots without keeping them; those whose records are gone are absent too."""
         found: dict[int, Job] = {}
         missing: list[int] = []
         for slot in slots:

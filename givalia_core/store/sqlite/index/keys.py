@@ -1,7 +1,7 @@
 """The names of the lanes, in a file to which they are appended, each with its number and a checksum.
 
-The header of the index says how long the file was at the last commit, and the checksum of all of it. What a kill left behind
-that counts as far as it is whole.
+The header of the index has the length and the checksum of the file at the last commit. Names that a kill left behind that
+length count as far as they are whole.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _FRAME: Final = struct.Struct("<II")  # The length and the checksum of what foll
 _REWRITE_LEAST: Final = 64
 
 LaneKey = tuple[Any, ...]
-"""The name of a lane: its kind, and what tells it from the others of its kind. These are the kinds."""
+"""The name of a lane: its kind, then the fields that tell it from the others of its kind. The kinds follow."""
 
 DUE: Final = "due"  # Jobs that wait, by due; see `DueKey`.
 RUNNING: Final = "running"  # Jobs that run.
 ENDED: Final = "ended"  # Jobs that ended in a state, by when to forget them,
 KEPT: Final = "kept"  # and those that are never forgotten.
-FORGOTTEN: Final = "forgotten"  # Jobs that are forgotten while their records are there, by where that is said.
-EXPIRES: Final = "expires"  # Jobs that wait, by when they expire, beside the lane that they are filed in; one for each clock.
-NEWEST: Final = "newest"  # Jobs that ended in a state, the last one first, beside the lane that they are filed in.
+FORGOTTEN: Final = "forgotten"  # Forgotten jobs whose records are still there, by the place of the record that says so.
+EXPIRES: Final = "expires"  # Jobs that wait, by when they expire, in addition to their own lane; one lane for each clock.
+NEWEST: Final = "newest"  # Jobs that ended in a state, the last one first, in addition to their own lane.
 
 
 class DueKey(NamedTuple):
@@ -48,7 +48,7 @@ class Keys:
     """The file of the names of the lanes."""
 
     def __init__(self, path: Path, end: int, crc: int, make_room: Callable[[], None]) -> None:
-        """Open the file, or create it; it was this long and had this checksum."""
+        """Open the file, or create it; `end` and `crc` are its length and checksum at the last commit."""
         self._path = path
         self._make_room = make_room
         self.end, self.crc = end, crc
@@ -56,7 +56,7 @@ class Keys:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def read(self) -> Iterator[tuple[int, LaneKey]]:
-        """Yield each number with its name; a later one takes the place of an earlier one.
+        """Yield each number with its name; a later name of a number replaces an earlier one.
 
         Raises:
             Damaged: The file is not what was written.
@@ -91,7 +91,7 @@ class Keys:
             raise Damaged("the names of the lanes do not match their checksum")
 
     def append(self, number: int, key: LaneKey) -> None:
-        """Add a name. When the disk is full, room is made once.
+        """Add a name; on a full disk, make room once and try again.
 
         Raises:
             OSError: There is no room; the file is as before.
@@ -113,7 +113,7 @@ class Keys:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rewrite(self, lanes: Iterable[tuple[int, LaneKey]]) -> None:
-        """Leave out the names that are not among these, if that makes the file much shorter; otherwise they stay in it.
+        """Rewrite the file with these names only, if that makes it much shorter; otherwise leave the file as it is.
 
         Raises:
             OSError: There is no room; the file is as before.

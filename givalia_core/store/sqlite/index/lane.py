@@ -1,4 +1,4 @@
-"""One order of jobs, as memory has it: its beginning, what is not sealed yet, and what its name says."""
+"""One order of jobs, as memory has it: its beginning, the entries that are not sealed yet, and the fields of its name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ START: Final[Entry] = (-FAR, 0, 0)
 
 
 class Lane:
-    """One order of jobs. `bound` is the last entry that `front` would hold if it existed; None: it holds all there are.
+    """One order of jobs. `front` holds all entries up to `bound`, which need not exist; if `bound` is None, it holds all.
 
-    No entry that counts is before `low`. In a loosely filed lane stand jobs that are filed in another one.
+    No entry that counts is before `low`. The jobs of a loosely filed lane have another lane in their slots.
     """
 
     __slots__ = (
@@ -24,7 +24,7 @@ class Lane:
     )  # fmt: skip
 
     def __init__(self, number: int, key: LaneKey, low: int, used_in: int) -> None:
-        """A lane of whose entries nothing is known yet."""
+        """Make a lane; nothing is known of its entries yet."""
         self.number = number
         self.key = key
         self.kind = key[0]

@@ -1,9 +1,9 @@
 """Jobs in order of time, by lanes: the waiting ones of a route and priority by due, the ended ones by when to forget them.
 
-An entry is (when, seq, slot). Entries are only ever added: one counts as long as the slot still says that this job is filed in
-this lane under this time. New ones are *loose*, in memory; when there are enough of them over all lanes they are sorted and
-*sealed* into a run (`runs`). After a kill the loose ones are found again from the jobs that changed since the last seal. The
-*front* of a lane that is read is in memory: every entry up to its bound. A lane that holds no job is freed in the end.
+An entry is (when, seq, slot). Entries are only ever added: one counts as long as its slot still says that this job is filed in
+this lane under this time. New entries are *loose*, in memory; when all lanes together have enough of them, they are sorted and
+*sealed* into a run (`runs`). After a kill they are rebuilt from the jobs that changed since the last seal. The *front* of a
+lane, every entry up to its bound, is in memory once it is read. A lane that holds no job is freed later.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Lanes:
     """All lanes of an index, by key and by number."""
 
     def __init__(self, folder: Path, slots: Slots, make_room: Callable[[], None], seal_entries: int) -> None:
-        """Open what earlier runs have sealed; `slots` say which entries still count. So many loose ones are sealed.
+        """Open the sealed runs; `slots` say which entries still count, `seal_entries` how many loose ones are sealed.
 
         Raises:
             Damaged: A file is not what was written.
@@ -41,7 +41,7 @@ class Lanes:
         self.unused: list[Lane] = []  # Lanes to be freed.
         self.with_loose: dict[int, Lane] = {}
         self.freed_numbers: list[int] = []  # Of lanes that were freed.
-        self.thin: SortedRun | None = None  # A run that is mostly past, to be laid together with the next one.
+        self.thin: SortedRun | None = None  # A run that is mostly past, and waits to be merged with the next one.
         self.slots = slots
         self.make_room = make_room
         self.seal_entries = seal_entries
@@ -63,11 +63,11 @@ class Lanes:
                 self.freed_numbers.append(number)
 
     def set(self, number: int, lane: Lane | None) -> None:
-        """Let a number be that of this lane, or of none."""
+        """Give a number to this lane, or to none."""
         if number >= len(self.by_number):
             self.by_number += [None] * (number + 1 - len(self.by_number))
         before = self.by_number[number]
-        # The file may still name a lane that was freed, and the same one once more with the number that it got later.
+        # The file may still name a lane that was freed, and name it again with its later number.
         if before is not None and self.by_key.get(before.key) is before:
             del self.by_key[before.key]
         self.by_number[number] = lane
@@ -75,10 +75,10 @@ class Lanes:
             self.by_key[lane.key] = lane
 
     def lane(self, key: LaneKey) -> Lane:
-        """Return the lane of a key, which is made if there is none.
+        """Return the lane of a key; make it if there is none.
 
         Raises:
-            OSError: There is no room for it.
+            OSError: There is no room for the lane.
         """
         found = self.by_key.get(key)
         if found is None:
@@ -105,7 +105,7 @@ class Lanes:
     # Filing.
 
     def stand(self, slot: int, lane: Lane, when: int) -> None:
-        """Let an entry of the lane name the job of a slot; it counts if the slot says the same."""
+        """Add an entry for the job of a slot to the lane; the entry counts if the slot says the same."""
         entry, loose = (when, self.slots.at[slot], slot), lane.loose
         if not loose:
             self.with_loose[lane.number] = lane
@@ -146,7 +146,7 @@ class Lanes:
             self._read_on(lane)
 
     def first(self, lane: Lane, until: int, limit: int) -> list[Entry]:
-        """Return the first entries that count and are no later than this, at most `limit`; the lane is one of dues."""
+        """Return the first entries of a lane of dues that count and are no later than `until`, at most `limit`."""
         at, number, front = self.slots.at, lane.number, lane.front
         while lane.low <= until:
             found: list[Entry] = []
@@ -155,7 +155,7 @@ class Lanes:
                 when, seq, slot = entry
                 if when > until or len(found) == limit:
                     break
-                # As `counting` has it; written out, since each job that is lent is found here.
+                # As in `counting`; inlined, since each job that is lent is found here.
                 if at[slot + LANE] == number and at[slot + WHEN] == when and at[slot] == seq and entry != last:
                     found.append(entry)
                     last = entry
@@ -168,7 +168,7 @@ class Lanes:
         return []
 
     def _drop_passed(self, lane: Lane, passed: int) -> None:
-        """Drop entries that count no longer from the beginning of a front."""
+        """Drop so many entries, which no longer count, from the beginning of a front."""
         front = lane.front
         del front[:passed]
         low = front[0][0] if front else lane.bound[0] if lane.bound else FAR
@@ -176,7 +176,7 @@ class Lanes:
             lane.low = low
 
     def _read_on(self, lane: Lane) -> None:
-        """Let the front hold more of the lane."""
+        """Extend the front of the lane."""
         assert lane.bound is not None
         is_empty = not lane.front
         entries, lane.bound = self._behind(lane, max(lane.bound, (lane.low, -1, 0)), _FRONT)
@@ -194,12 +194,12 @@ class Lanes:
         return found[:limit]
 
     def prune(self, lane: Lane) -> None:
-        """Drop what no longer counts from the beginning of a front."""
+        """Drop the entries that no longer count from the beginning of a front."""
         first = next(self.counting(lane, lane.front), None)
         self._drop_passed(lane, len(lane.front) if first is None else bisect_left(lane.front, first))
 
     def counting(self, lane: Lane, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Yield those of some entries that count."""
+        """Yield those of these entries that count."""
         at, number = self.slots.at, lane.number
         if lane.kind == EXPIRES:
             return (entry for entry in entries if at[entry[2] + SEQ] == entry[1] and self._is_waiting(entry[2]))
@@ -222,9 +222,9 @@ class Lanes:
         return self.slots.at[slot + LANE] >= 0 and self.filed(slot).is_due
 
     def _behind(self, lane: Lane, start: Entry, limit: int) -> tuple[list[Entry], Entry | None]:
-        """Return some entries that count behind one, about `limit`, in order; and up to where these are all (None: the end).
+        """Return about `limit` entries that count behind one, in order, and up to where these are all (None: the end).
 
-        It reads a few of each run, and leaves what lies behind the last one that it read of any run for the next time.
+        Only a few entries of each run are read. Those behind the first unread entry of any run are left for the next call.
         """
         each = max(2 * limit // (len(self.runs) + 1), _LEAST_OF_A_RUN)
         loose = lane.loose

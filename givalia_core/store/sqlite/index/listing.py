@@ -16,7 +16,7 @@ from givalia_core.store.sqlite.index.runs import Entry
 from givalia_core.store.sqlite.index.slots import AT, FAR
 from givalia_core.store.sqlite.tables import Records, jobs_of
 
-LANES_MOST: Final = 2_000  # That a listing by due keeps apart; each costs a microsecond in each page.
+LANES_MOST: Final = 2_000  # Lanes that a listing by due merges; each costs a microsecond in each page.
 _READ_AT_ONCE: Final = 64  # Entries of a lane.
 _READ_TOGETHER: Final = 16  # Jobs that may all be large.
 
@@ -24,11 +24,11 @@ Found = Iterator[tuple[Cursor, Job | None]]
 
 
 class Listing:
-    """Goes through jobs from a cursor on, one at a time. Nothing may be filed meanwhile.
+    """A walk through jobs from a cursor on, one at a time. Nothing may be filed meanwhile.
 
     Args:
-        index: Says which jobs there are, and where.
-        records: Have the jobs.
+        index: The jobs that there are, and their places.
+        records: The records of the jobs.
     """
 
     def __init__(self, index: Index, records: Records) -> None:
@@ -52,7 +52,7 @@ class Listing:
     def walk(self, wanted: Filter, start: Cursor, now: Now, rows: int) -> Found:
         """Yield the jobs behind a cursor, at least `rows` of them if there are so many, each with the cursor behind it.
 
-        It heeds only so much of the filter as the order tells, so the filter may not admit some jobs; None stands for a job
+        Only the part of the filter that sets the order is applied, so the filter may refuse some jobs; None stands for a job
         that cannot be read.
         """
         if wanted.is_by_end:
@@ -96,7 +96,7 @@ class Listing:
     # By due.
 
     def _lanes_of(self, wanted: Filter) -> list[Lane] | None:
-        """Return the lanes on which jobs wait that a filter may admit; None if they are too many to be kept apart."""
+        """Return the lanes of waiting jobs that a filter may admit; None if they are too many to merge."""
         found: list[Lane] = []
         for route, lanes in self._index.routes.items():
             if wanted.module in (None, route.module) and wanted.target_worker in (None, split_target(route.target)[0]):
@@ -106,9 +106,9 @@ class Listing:
         return found
 
     def _by_due(self, wanted: Filter, lanes: list[Lane], start: Cursor, now: Now, at_once: int) -> Iterator[tuple[Cursor, int]]:
-        """Merge lanes by their dues on the timer clock, of each of which so many entries are read at once.
+        """Merge lanes by their dues on the timer clock, reading `at_once` entries of a lane at a time.
 
-        A lane stands in the heap with the least due that it may have, and is read when the order comes to that.
+        A lane enters the heap with the least due that it may have, and is read when the order reaches that due.
         """
         heap: list[tuple[int, int, int, int]] = []  # Due, seq and slot of the next entry of a lane (0: unread), and which lane.
         parts: list[Iterator[Entry]] = []
@@ -128,7 +128,7 @@ class Listing:
                 heappush(heap, (*following, place))
 
     def _entries(self, lane: Lane, first: Entry, until_us: int, shift_us: int, at_once: int) -> Iterator[Entry]:
-        """Yield the entries of a lane behind one, their times on the timer clock."""
+        """Yield the entries of a lane behind one, with their times on the timer clock."""
         while some := self._index.lanes.after(lane, first, at_once):
             for when, seq, slot in some:
                 if when > until_us:
@@ -138,7 +138,7 @@ class Listing:
 
 
 def _stretch(wanted: Filter, start: Cursor, now: Now, *, on_wall: bool, shift_us: int) -> tuple[Entry, int]:
-    """Return behind which entry of a lane a listing by due begins, and until when it goes, both on the clock of the lane."""
+    """Return the entry of a lane behind which a listing by due begins, and its last due, both on the clock of the lane."""
     now_us = now.wall_us if on_wall else now.timer_us
     told_us = 0 if on_wall else now.told_ahead_us  # Added to what people are told.
     first: Entry = (start[0] - 1 - shift_us, start[1], FAR) if start[0] else START

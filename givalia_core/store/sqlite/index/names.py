@@ -3,7 +3,7 @@
 A name is hashed to 64 bits with a secret of the store, so that no client can choose names that collide. The upper bits choose
 one of many shards, each an open-addressed table that grows by itself: no insert waits for more than one shard to be copied.
 An entry keeps 28 bits of the hash beside the slot. That is no proof, so the caller compares the job with the name. Each shard
-has the sum of its entries beside it, and the header of the index the sum over all: a shard is believed once it was verified.
+has the sum of its entries beside it, and the header of the index the sum over all: a shard is trusted once it is verified.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class NameTable:
         if not any(at[:_DATA].tolist()) and not slots.most:
             for shard in range(SHARDS):
                 at[shard] = (_DATA + (shard << FIRST_LOG)) << 6 | FIRST_LOG
-        self.places = [0] * SHARDS  # Of the shards that were verified.
+        self.places = [0] * SHARDS  # The places of the shards; 0 until a shard is verified.
         self.held = [0] * SHARDS
         self.overflow: dict[int, list[int]] = {}  # By hash: names that the disk has no room for.
         self.gaps: dict[int, list[int]] = {}
@@ -103,7 +103,7 @@ class NameTable:
         return slots
 
     def slots(self, hashed: int) -> list[int]:
-        """Return the slots that may have the name; `Damaged`: the shard or the page of a slot is not what was written."""
+        """Return the slots that may have the name; raise `Damaged` if the shard or a slot's page is not what was written."""
         place = self.places[hashed >> 54] or self.verify(hashed >> 54)
         start, last, tag, at = place >> 6, (1 << (place & 63)) - 1, hashed & _TAG, self.words.at
         found: list[int] = []
@@ -130,7 +130,7 @@ class NameTable:
             raise Damaged("the sums of the names do not match their total")
 
     def verify(self, shard: int) -> int:
-        """Compare a shard with its sum and its order; returns its place.
+        """Compare a shard with its sum and its order; return its place.
 
         Raises:
             Damaged: The shard is not what was written.
@@ -141,7 +141,7 @@ class NameTable:
         held = size - entries.count(0)
         if sum(entries) & _SUM != self.words.at[SHARDS + shard] or held >= size:
             raise Damaged(f"shard {shard} of the names does not match its sum")
-        # A table begins behind a gap, so that no run of entries goes round its end.
+        # Begin at a gap, so that no run of entries wraps around the end of the table.
         first = entries.index(0)
         run, last = 0, size - 1
         for turn, entry in enumerate(entries[first:] + entries[:first], first):
@@ -156,7 +156,7 @@ class NameTable:
         return place
 
     def add(self, hashed: int, slot: int) -> bool:
-        """Let a slot have the name; return whether it came to it now, and no other slot has the name."""
+        """Give a slot the name; return whether the slot did not have the name before, and no other slot has it."""
         shard, tag, at, header = hashed >> 54, hashed & _TAG, self.words.at, self._slots.at
         place = self.places[shard] or self.verify(shard)
         start, last, entry, is_alone = place >> 6, (1 << (place & 63)) - 1, tag << _SLOT_BITS | slot, not self.overflow
@@ -172,13 +172,13 @@ class NameTable:
             return done
         at[start + turn] = entry
         self.held[shard] += 1
-        # As `_note` does; a call for each name of each job is what the disk costs.
+        # As `_note` does; inlined, since a call for each name of each job costs as much as the disk.
         at[SHARDS + shard] = (at[SHARDS + shard] + entry) & _SUM
         header[NAMES_TOTAL] = (header[NAMES_TOTAL] + entry) & _SUM
         return is_alone
 
     def _add_to_full(self, shard: int, hashed: int, slot: int) -> bool | None:
-        """Add a name to a shard that is nearly full, in a larger table; None: the disk has no room for that, the shard has."""
+        """Add a name to a nearly full shard by growing it; return None if the disk has no room for that, but the shard has."""
         if self._grown(shard):
             return self.add(hashed, slot)
         if self.held[shard] + 1 < (1 << (self.places[shard] & 63)) - 1:
@@ -192,7 +192,7 @@ class NameTable:
         header[NAMES_TOTAL] = (header[NAMES_TOTAL] + change) & _SUM
 
     def remove(self, hashed: int, slot: int) -> None:
-        """Take the name from a slot, if it has it."""
+        """Take the name from a slot, if the slot has it."""
         if self.overflow and slot in self.overflow.get(hashed, ()):
             self.overflow[hashed].remove(slot)
             if not self.overflow[hashed]:
@@ -209,7 +209,7 @@ class NameTable:
                 if there == entry:
                     hole = turn
             elif (turn - (there >> _SLOT_BITS)) & last >= (turn - hole) & last:
-                # An entry behind the hole that would no longer be found moves into it.
+                # An entry behind the hole that would no longer be found moves into the hole.
                 at[start + hole] = there
                 hole = turn
             turn = (turn + 1) & last
@@ -222,7 +222,7 @@ class NameTable:
         self._note(shard, -entry)
 
     def _grown(self, shard: int) -> bool:
-        """Move a shard to a larger table; False if the disk has no room for it."""
+        """Move a shard to a larger table; return False if the disk has no room for that."""
         place = self.places[shard]
         try:
             log = place & 63
@@ -250,7 +250,7 @@ class NameTable:
         self._give_back(start, start + size)
 
     def gap(self, log: int) -> tuple[int, int] | None:
-        """Return the piece furthest in front that has room for a table of this size, and its own size."""
+        """Return the first piece in the file with room for a table of this size, and the size of the piece."""
         return min(((min(pieces), size) for size, pieces in self.gaps.items() if size >= log and pieces), default=None)
 
     def _room(self, log: int) -> int:

@@ -38,21 +38,21 @@ _FIXED: Final[tuple[LaneKey, ...]] = (
 
 
 class Sealed(NamedTuple):
-    """Up to where the order of jobs is in the files: the last change and the last seq before the seal."""
+    """The end of the order that is in the files: the last change and the last seq before the seal."""
 
     at: int
     seq: int
 
 
 def open_index(index: Index, epoch: int, commit: int, boot: str, name: int | None) -> Sealed | None:
-    """Open what the run of this epoch left when its last commit was `commit`; None: it is of no use, and `remake` follows.
+    """Open the index that the run of this epoch left after `commit`; return None if it is unusable, and `remake` follows.
 
     Args:
-        index: The index; `strangeness` says why it is of no use.
+        index: The index; its `strangeness` says why it is unusable.
         epoch: The epoch of the last run.
         commit: The number of its last commit.
         boot: The id of this boot of the machine.
-        name: The name of the index that belongs to the store, given to it when it was made.
+        name: The name of the store's index, given when the index was made.
 
     Raises:
         OSError: There is no room, or what is there cannot be removed.
@@ -83,7 +83,7 @@ def remake(index: Index, boot: str) -> None:
     """
     close_index(index, sync=False)
     if _is_no_folder(index.folder):
-        index.folder.unlink()  # Nothing is removed through a link: what it leads to is not ours.
+        index.folder.unlink()  # Remove nothing through a link: its target is not ours.
     elif index.folder.exists():
         shutil.rmtree(index.folder)
     _open_files(index, boot)
@@ -121,7 +121,7 @@ def _open_files(index: Index, boot: str) -> bool:
     index.naming = Naming(index.slots, index.names, index.chains, index.jobs)
     for lane in index.lanes.by_key.values():
         index.note_lane(lane)
-    # All but those of waiting jobs are there from the beginning: a full disk is no time to need another one.
+    # All lanes but those of waiting jobs are made at the beginning, since a full disk may prevent that later.
     for key in _FIXED:
         index.lanes.lane(key)
     by_key = index.lanes.by_key
@@ -138,7 +138,7 @@ def _strangeness(index: Index, epoch: int, commit: int, boot: str, name: int | N
     header = index.slots.header
     if index.name != name:
         return "it is that of another store"
-    index.ahead = max(header.commits - commit, 0)  # It is told of a commit when that is on stable storage.
+    index.ahead = max(header.commits - commit, 0)  # The index gets a commit only once the commit is durable.
     if header.epoch not in (epoch, epoch + 1) or header.commits not in (commit, commit - 1):  # A kill may come between.
         return "it is of another time than the records"
     if (header.file, header.device) != _identity(index.folder / "slots"):
@@ -149,12 +149,12 @@ def _strangeness(index: Index, epoch: int, commit: int, boot: str, name: int | N
 
 
 def begin(index: Index, epoch: int, boot: str) -> None:
-    """Let this run, of this epoch, change the index from now on."""
+    """Write down that this run, of this epoch, changes the index from now on."""
     index.slots.write_header(index.slots.header._replace(is_closed=0, epoch=epoch, boot=_crc(boot)))
 
 
 def close_index(index: Index, *, sync: bool) -> None:
-    """Close the files; with `sync`, and everything sealed, they are good after a restart of the machine too."""
+    """Close the files; with `sync`, and with everything sealed, they also survive a restart of the machine."""
     if sync:
         for part in (index.names, index.lanes, index.slots):
             part.sync()
@@ -175,7 +175,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def trim_if_large(index: Index) -> None:
-    """Keep what this process is said to hold within bounds, where the system tells."""
+    """Give back mapped memory if the system says that this process holds too much of it."""
     try:
         shared = int(_STATM.read_text().split()[2]) * mmap.PAGESIZE
     except OSError:

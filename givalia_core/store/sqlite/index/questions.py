@@ -1,4 +1,4 @@
-"""Answers of the index beside the way of a job: what is near or ready on a route, which jobs run, expire, or ended last."""
+"""Reads of the index beside the path of a job: near and ready jobs of a route, and jobs that run, expire, or ended last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ended_last(index: Index, keys: Iterable[str]) -> dict[str, Job]:
     """Return for each of these keys the job that ended last, if one has.
 
     Raises:
-        Damaged: The ended jobs of a key do not hang together.
+        Damaged: The chain of a key is broken.
     """
     found: dict[str, Job] = {}
     for key in keys:
@@ -76,7 +76,7 @@ def variants(index: Index, plain: Route) -> list[Route]:
 
 
 def near(index: Index, span: Span, now: Now) -> Near:
-    """Return what is near on a route."""
+    """Return the next dues on a route."""
     is_ready = False
     parts: list[list[Timer]] = []
     for lane in _lanes_of(index, span.route):
@@ -120,7 +120,7 @@ def expired(index: Index, now: Now, limit: int) -> list[Job]:
             if when > now_us or len(found) >= limit:
                 break
             if index.jobs.is_there(slot):
-                # Entries of a time that is not the job's any more are left in this lane.
+                # This lane keeps entries with former times of a job.
                 jobs = index.jobs.of((slot,)).values()
                 found += [job for job in jobs if job.is_expired(now) and job.expires_at_us == when]
     return found
@@ -135,7 +135,7 @@ def in_order(index: Index, lanes: Sequence[Lane]) -> Iterator[tuple[Entry, Job]]
 
 
 def count_until(lanes: Lanes, lane: Lane, until: int, most: int) -> int:
-    """Count the entries that count and are of a time no later than this, up to `most`; nothing is put in order for that."""
+    """Return how many entries count and are no later than `until`, at most `most`, without sorting anything."""
     if lane.low > until:
         return 0
     lanes.prune(lane)

@@ -1,7 +1,7 @@
 """The sealed order of jobs: runs of entries that never change, and the list of those that count.
 
-An entry is (lane, when, seq, slot), in four columns. The list says of each run how long it is and what its checksum is, and up
-to which records of the store the runs go. Two files hold the list in turn, so that a kill leaves one of them whole. The place
+An entry is (lane, when, seq, slot), in four columns. The list has the length and the checksum of each run, and the last records
+of the store that the runs cover. Two files hold the list in turn, so that a kill leaves one of them whole. The place
 of a run that no longer counts is used again once a list without it is written.
 """
 
@@ -22,7 +22,7 @@ import msgpack
 from givalia_core.store.sqlite.index.words import Words, no_file_is_damage
 from givalia_core.store.sqlite.places import Damaged
 
-RUN_ENTRIES: Final = 10_240  # The room of a run: what is sealed at once, and the entries of the commit that reached that.
+RUN_ENTRIES: Final = 10_240  # The room of a run: the entries sealed at once, with those of the commit that reached that number.
 _LISTS: Final = ("sealed.0", "sealed.1")
 _CRC_BYTES: Final = 4
 
@@ -86,7 +86,7 @@ class Runs:
     # Reading.
 
     def stretches(self, number: int, start: Entry) -> Iterator[Stretch]:
-        """Yield of each run its whens, seqs and slots, and where in them the entries of a lane behind one stand.
+        """Yield the whens, seqs and slots of each run, and the range in them of a lane's entries behind `start`.
 
         Raises:
             Damaged: A run is not what was written.
@@ -107,7 +107,7 @@ class Runs:
             yield whens, seqs, slots, low, high
 
     def entries(self, run: SortedRun, step: int = 1) -> Iterator[tuple[int, list[Entry]]]:
-        """Yield the numbers of the lanes of a run with their entries, or with one of this many."""
+        """Yield the lane numbers of a run with their entries, or with every `step`-th entry."""
         if run.place in self._unverified:
             self.verify(run)
         words, end = self._words.at, run.size
@@ -121,7 +121,7 @@ class Runs:
             low = high
 
     def rows(self, run: SortedRun, step: int = 1) -> list[tuple[int, int, int, int]]:
-        """Return the entries of a run with their lanes in front, or one of this many.
+        """Return the entries of a run with their lanes in front, or every `step`-th of them.
 
         Raises:
             Damaged: The run is not what was written.
@@ -145,7 +145,7 @@ class Runs:
         self._unverified.discard(run.place)
 
     def verify_list(self) -> None:
-        """Compare the file of the list that counts with the runs.
+        """Compare the file of the present list with the runs.
 
         Raises:
             Damaged: The list is not what was written.
@@ -171,12 +171,12 @@ class Runs:
     # Writing.
 
     def oldest(self) -> SortedRun:
-        """Return the next run to look through: each has its turn."""
+        """Return the next run to sample: each has its turn."""
         self._turn += 1
         return self._runs[self._turn % len(self._runs)]
 
     def seal(self, columns: Sequence[array[int]], without: Collection[SortedRun], sealed_at: int, sealed_seq: int) -> None:
-        """Write new runs and a list with them, in which some runs may be left out; it goes up to these records.
+        """Write new runs, and a list with them and without some old runs; the list covers the records up to these.
 
         Args:
             columns: The lanes, whens, seqs and slots of the entries, in order.
@@ -202,7 +202,7 @@ class Runs:
         self._runs = deque(runs)
         self._free += [run.place for run in without]
         if not self._free:
-            with contextlib.suppress(OSError):  # The next one, while there is room.
+            with contextlib.suppress(OSError):  # Room for the next run, while the disk has room.
                 self._grow()
 
     def _grow(self) -> None:
@@ -258,13 +258,13 @@ def _run_words() -> int:
 
 
 def _columns(place: int) -> tuple[int, int, int]:
-    """Return where the columns of a run begin behind that of the lanes."""
+    """Return where the columns of a run begin that follow the column of the lanes."""
     first = place + RUN_ENTRIES
     return first, first + RUN_ENTRIES, first + 2 * RUN_ENTRIES
 
 
 def _read(path: Path) -> tuple[int, int, int, list[list[int]]] | None:
-    """Return what a list says, None if it is not whole."""
+    """Return the content of a list; None if the list is not whole."""
     try:
         told = path.read_bytes()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The lanes as wholes: loose entries are sealed into runs, thin runs are laid together, and lanes without jobs are freed.
+"""Upkeep of the lanes: loose entries are sealed into runs, thin runs are merged, and lanes without jobs are freed.
 
-All of it happens now and then, for many jobs at once.
+Each of these happens now and then, for many jobs at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from givalia_core.store.sqlite.index.runs import Entry, SortedRun
 from givalia_core.store.sqlite.index.slots import FAR
 from givalia_core.store.sqlite.places import Damaged
 
-SEAL_ENTRIES: Final = 8_192  # Loose entries that are sealed.
+SEAL_ENTRIES: Final = 8_192  # So many loose entries are sealed at once.
 _SEAL_AGAIN: Final = 1_024  # Loose entries that come in before a seal that failed is tried again.
 _SAMPLE: Final = 16  # One of so many entries is sampled to see how much of a run is past.
 
 
 def mark(lanes: Lanes, numbers: Iterable[int]) -> None:
-    """Jobs are filed in these lanes, as this round of the scrub has seen.
+    """Note that this round of the scrub has seen jobs in these lanes.
 
     Raises:
         Damaged: There is no such lane.
@@ -54,7 +54,7 @@ def free_unused(lanes: Lanes, limit: int) -> list[Lane]:
 
 
 def forget_freed(lanes: Lanes) -> None:
-    """Leave nothing behind of lanes that were freed, in memory and in the file of their names.
+    """Remove what freed lanes left behind in memory and in the file of the names.
 
     Raises:
         OSError: There is no room; the names stay in the file.
@@ -62,7 +62,7 @@ def forget_freed(lanes: Lanes) -> None:
     by_number = lanes.by_number
     while by_number and by_number[-1] is None:
         del by_number[-1]
-    # Thousands of numbers that are strewn over the memory would keep all of it from being given back.
+    # Thousands of numbers scattered over the memory would keep all of it from being given back.
     lanes.freed_numbers = [number for number in reversed(range(len(by_number))) if by_number[number] is None]
     lanes.by_key = dict(lanes.by_key)
     lanes.keys.rewrite((lane.number, lane.key) for lane in lanes.by_number if lane is not None)
@@ -79,9 +79,9 @@ def seal_if_many(lanes: Lanes, names: NameTable, last_at: int, last_seq: int) ->
 
 
 def seal(lanes: Lanes, last_at: int, last_seq: int) -> None:
-    """Have the order of all jobs in the files, so that a restart need not read what was before this change and this seq.
+    """Bring the order of all jobs to the files, so that a restart need only read records behind this change and this seq.
 
-    The loose entries are sorted into runs, and with them those of an old run that is mostly past, whose place is free then.
+    The loose entries are sorted into runs, with those of an old run that is mostly past, whose place then becomes free.
 
     Raises:
         OSError: There is no room; the entries stay loose.
@@ -109,7 +109,7 @@ def seal(lanes: Lanes, last_at: int, last_seq: int) -> None:
 
 
 def write_header(lanes: Lanes, **changes: int) -> None:
-    """Write the header of the index with what the files are now, and with these changes."""
+    """Write the header of the index for the present files, with these changes."""
     slots, keys = lanes.slots, lanes.keys
     slots.write_header(
         slots.header._replace(end=slots.end, keys_end=keys.end, keys_crc=keys.crc, generation=lanes.runs.generation, **changes)
@@ -125,10 +125,10 @@ def _most_past(lanes: Lanes) -> SortedRun | None:
 
 
 def thin_out(lanes: Lanes, run: SortedRun) -> int:
-    """Drop a run of which nothing counts, lay two together that are mostly past, or move one to the front of the file.
+    """Drop a run in which nothing counts, merge two runs that are mostly past, or move a run to the front of the file.
 
     Returns:
-        How many runs are gone. What counts in them is in a new one, the last of all.
+        How many runs are gone. Their entries that count are in a new run, the last of all.
 
     Raises:
         Damaged: A run is not what was written.
@@ -164,7 +164,7 @@ def _counting_rows(lanes: Lanes, rows: list[tuple[int, int, int, int]]) -> list[
 
 
 def _of_run(lanes: Lanes, run: SortedRun, step: int = 1) -> Iterator[tuple[Lane, list[Entry]]]:
-    """Yield the lanes of a run with their entries, or with one of this many; some may count no longer."""
+    """Yield the lanes of a run with their entries, or with every `step`-th entry; some may no longer count."""
     for number, entries in lanes.runs.entries(run, step):
         lane = lanes.by_number[number] if number < len(lanes.by_number) else None
         if lane is not None:

@@ -1,8 +1,8 @@
-"""The place of each job in eight words: where it is filed and where its records are. Slots of forgotten jobs are used again.
+"""The slot of each job, eight words: where the job is filed, and where its records are. Free slots are used again.
 
-A slot is named by the place of its first word. Its last word is a check over the others and over its own place. Each page of
-slots has the exclusive or of these checks in a second file, so that a page that is zeroed, swapped with another or left from an
-earlier time is found, after a kill too. A slot is written in one go. The words before the first slot are the header.
+A slot is named by the place of its first word. Its last word is a check over the others and over its own place. A second file
+has the exclusive or of these checks for each page of slots, so that a page that is zeroed, swapped with another or left from an
+earlier time is found, after a kill too. A slot is written in one step. The words before the first slot are the header.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class Slots:
             self.words.close()
             raise
         self.take_over()
-        self.free_slots = array("q")  # Not a list: its numbers would be strewn over the memory, which then is not given back.
-        self.gathered = 0  # Pages before this one have their free slots in `free_slots`, but for those it had no room for.
-        self._has_dropped = False  # Whether there were such.
+        self.free_slots = array("q")  # Not a list: its numbers would be scattered over memory that then is not given back.
+        self.gathered = 0  # The free slots of the pages before this one are in `free_slots`, if it had room.
+        self._has_dropped = False  # Whether `free_slots` had no room for some.
         self.end = FIRST
         self.unverified: set[int] = set()  # Pages that were not compared with their checks since the files were opened.
         try:
@@ -104,7 +104,7 @@ class Slots:
         return IndexHeader._make(words)
 
     def _find_end(self) -> None:
-        """Find the end of the slots in use: those of an unfinished commit are behind the one in the header."""
+        """Find the end of the slots in use: those of an unfinished commit are behind the end in the header."""
         at, size = self.at, self._size
         end = self.header.end
         if end > size or end < FIRST or end % WIDTH:
@@ -193,7 +193,7 @@ class Slots:
         self.write(slot, *words)
 
     def free(self, slot: int) -> None:
-        """Let the slot be used again; its job is forgotten."""
+        """Free the slot of a forgotten job."""
         self.write(slot, 0, 0, -1, 0, 0, 0, 0)
         if slot >> PAGE_BITS < self.gathered or self.gathered >= self.pages:
             self.note_free([slot])

@@ -1,4 +1,4 @@
-"""Files of 64-bit words that are mapped into memory: what is written survives the process, though not the machine."""
+"""Files of 64-bit words that are mapped into memory: writes survive the end of the process, but not a crash of the machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _BLOCK: Final = 4_096
 FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _WITHOUT_FALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
-# There is no file of a name, or something that is none: a folder, or a symbolic link.
+# A file is not there, or something else has its name: a folder, or a symbolic link.
 NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP})
 
 
 @contextlib.contextmanager
 def no_file_is_damage() -> Iterator[None]:
-    """Take the error of a file of the index that was removed or replaced for what it is.
+    """Raise `Damaged` if a file of the index was removed or replaced.
 
     Raises:
         Damaged: There is no such file.
@@ -72,7 +72,7 @@ class Words:
         return self._map
 
     def grow(self, words: int) -> None:
-        """Have at least this many words.
+        """Grow the file to at least this many words.
 
         The room is allocated on disk before it is mapped: a write to a hole on a full disk would end the process.
 
@@ -92,7 +92,7 @@ class Words:
         self._remap()
 
     def shrink(self, words: int) -> None:
-        """Cut the file to this many words. Nobody may use an `at` from before."""
+        """Cut the file to this many words. An `at` from before must not be used again."""
         if words < self._size:
             self.at = memoryview(b"").cast("q")
             self._map = None
@@ -102,11 +102,11 @@ class Words:
 
     def _remap(self) -> None:
         self._map = mmap.mmap(self._fd, self._size * _WORD)
-        # A reader of the memory from before keeps it; it is the same file.
+        # A reader of the earlier mapping keeps it; the file is the same.
         self.at = memoryview(self._map).cast("q")
 
     def trim(self) -> None:
-        """Take the pages out of what this process is said to hold; they stay in the system's cache, and come back when read."""
+        """Give back the mapped pages of this process; they stay in the system's cache, and come back when read."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -126,7 +126,7 @@ class Words:
 
 
 def allocate(fd: int, start: int, length: int) -> None:
-    """Have the disk give room for these bytes of a file, which grows if it is shorter.
+    """Allocate room on disk for these bytes of a file, which grows if it is shorter.
 
     Raises:
         OSError: There is no room, or the file may not be written.

@@ -17,7 +17,7 @@ from givalia_core.client import commands
 from givalia_core.client.commands import CANCEL, ENQ, EXT, Command
 from givalia_core.client.many import enq_of
 from givalia_core.clock import Now
-from givalia_core.engine.single import Decided, Single
+from givalia_core.engine.single import Single, SingleDecision
 from givalia_core.errors import BadRequest, Busy, GivaliaError, NotFound, StoreUnfit, TooLarge
 from givalia_core.model import TEN_YEARS_US, WAITING, Job
 from givalia_core.policy import Policy
@@ -253,7 +253,7 @@ def _write(cursor: _Cursor, changes: list[Change]) -> bool:
     return True
 
 
-def _tell(cursor: _Cursor, decided: Decided, listened: set[str] | None, now: Now) -> None:
+def _tell(cursor: _Cursor, decided: SingleDecision, listened: set[str] | None, now: Now) -> None:
     """Return the messages that the servers are to hear at the commit."""
     hints = Hints()
     for was, job in decided.changes:

@@ -22,7 +22,7 @@ _LINES_MOST: Final = 1_000
 
 
 class Check:
-    """One reading of everything; `run` returns what is wrong."""
+    """One reading of everything; `run` returns the faults."""
 
     def __init__(
         self, connection: sqlite3.Connection, records: Records, index: Index, counts: dict[tuple[str, JobState], int]
@@ -38,7 +38,7 @@ class Check:
         self._counts: Counter[tuple[str, JobState]] = Counter()
 
     def run(self) -> list[str]:
-        """Return a sentence about each thing that is wrong, a thousand at most."""
+        """Return a sentence about each fault, a thousand at most."""
         for part in (self._pages, self._checks, self._changes, self._jobs, self._slots, self._lanes, self._sums):
             try:
                 for line in part():
@@ -87,7 +87,7 @@ class Check:
             bad.clear()
 
     def _job(self, enqueued: Job, base: int) -> Iterator[str]:
-        """Compare a job, as its records have it, with what the index says."""
+        """Compare a job, as its records have it, with the index."""
         index, seq = self._index, enqueued.seq
         slot = index.jobs.slot_with(enqueued)
         if slot is None:
@@ -144,7 +144,7 @@ class Check:
 
 
 def _faults_of(index: Index, slot: int, job: Job) -> list[str]:
-    """Return in which ways a slot does not say of its job what is so."""
+    """Return the ways in which the index does not match the job of a slot."""
     slots, lanes, names, lane = index.slots, index.lanes, index.names, index.lane_of(job)
     when = when_of(lane, job)
     faults = []

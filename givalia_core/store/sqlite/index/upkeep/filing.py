@@ -1,4 +1,4 @@
-"""Files jobs in the index in the ways that only a recovery and the forgetting of jobs need. Each may be done twice."""
+"""The ways to file jobs in the index that only a recovery and the forgetting of jobs need. Each may be done twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def when_of(lane: Lane, job: Job) -> int:
 
 
 def place(index: Index, job: Job, base: int) -> int:
-    """Take a slot for a job and let it be found by its id, and by nothing else before `enter`; its version there is 0."""
+    """Take a slot for a job, which is found only by its id until `enter`; the version in the slot is 0."""
     slot = index.slots.take()
     index.slots.write(slot, job.seq, origin_of(job.seq, 0, base), -1, 0, 0, 0, 0)
     index.names.add(index.names.of_id(job.id), slot)
@@ -33,7 +33,7 @@ def note(index: Index, slot: int, version: int, at: int) -> None:
 
 
 def enter(index: Index, slot: int, job: Job) -> None:
-    """Let a placed job be found by its key and its requests and in its lane."""
+    """Enter a placed job under its key and its requests, and in its lane."""
     lane = index.lane_of(job)
     when, at = when_of(lane, job), index.slots.at
     origin = origin_of(job.seq, job.version, index.slots.base(slot))
@@ -46,7 +46,7 @@ def enter(index: Index, slot: int, job: Job) -> None:
 
 
 def stand_again(index: Index, slot: int, job: Job) -> None:
-    """After a kill: file the entries of a job that were in memory only."""
+    """File again, after a kill, the entries of a job that were only in memory."""
     if job.state not in ENDED or index.chains.is_head(slot):
         _name_key(index, slot, job)
     index.naming.add_requests(slot, job)
@@ -56,7 +56,7 @@ def stand_again(index: Index, slot: int, job: Job) -> None:
 
 
 def name_again(index: Index, slot: int, job: Job) -> None:
-    """After a kill: what the job was before may be lost, for the record of its enq is replaced when its params change."""
+    """Enter the key of a live job again after a kill: its old state may be lost, since a change of params replaces its enq."""
     if job.key is not None and job.state not in ENDED:
         index.naming.add_key(slot, job.key)
 
@@ -74,7 +74,7 @@ def _name_key(index: Index, slot: int, job: Job) -> None:
 
 
 def forget(index: Index, slot: int, at: int) -> None:
-    """File a job as forgotten, which is written at this place; until `drop` only the slot's records are known."""
+    """File a job as forgotten by the record at this place; until `drop`, its slot only tells where its records are."""
     seq, origin, _, _, changed, past, ended_at = index.slots.at[slot : slot + 7].tolist()
     index.slots.write(slot, seq, origin, index.forgotten.number, at, changed, past, ended_at)
     index.lanes.stand(slot, index.forgotten, at)
@@ -82,7 +82,7 @@ def forget(index: Index, slot: int, at: int) -> None:
 
 
 def unname(index: Index, jobs: dict[int, Job]) -> None:
-    """Take away the names of forgotten jobs: their records, which say what they are called, will be gone.
+    """Remove the names of forgotten jobs: their records, which hold the names, will be gone.
 
     Ids stay, since a restart needs them.
     """
@@ -98,7 +98,7 @@ def unname(index: Index, jobs: dict[int, Job]) -> None:
 
 
 def drop(index: Index, slot: int, job: Job | None) -> None:
-    """Let the slot of an unnamed job be used again; without a job its records were gone before, by a kill."""
+    """Free the slot of an unnamed job; `job` is None if its records were gone already, after a kill."""
     if job is not None:
         index.names.remove(index.names.of_id(job.id), slot)
     index.slots.free(slot)

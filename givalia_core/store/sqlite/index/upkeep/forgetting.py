@@ -14,14 +14,14 @@ from givalia_core.store.sqlite.index.upkeep.sweeper import Sweeper
 from givalia_core.store.sqlite.places import Damaged, Place
 from givalia_core.store.sqlite.records import Forgotten
 
-_PASSED_OVER: Final = 1_000  # Jobs that ended too lately to be forgotten before the rest is left for another time.
+_PASSED_OVER: Final = 1_000  # After so many jobs that ended too recently to be forgotten, the rest waits.
 
 
 def to_forget(index: Index, retention: Retention, in_state: Mapping[JobState, int]) -> list[tuple[Forgotten, Job]]:
-    """Return the jobs that a commit with this retention forgets, with the records that say so; their own say that each may go.
+    """Return the jobs that a commit with this retention forgets, with the records that say so; each job's own record allows it.
 
     Raises:
-        Damaged: The index files a job among those to be forgotten of which the records say otherwise.
+        Damaged: The index files a job among those to be forgotten, and its record says otherwise.
     """
     found: list[tuple[Forgotten, Job]] = []
     for states, keep in (((DONE, CANCELLED), retention.keep_ended), ((DEAD,), retention.keep_dead)):
@@ -44,7 +44,7 @@ def to_forget(index: Index, retention: Retention, in_state: Mapping[JobState, in
 
 
 def forget(index: Index, sweeper: Sweeper, forgotten: Sequence[Forgotten], places: list[int]) -> None:
-    """Let jobs be found no longer of which records at these places say that they are forgotten."""
+    """File jobs as forgotten, as the records at these places say."""
     sweeper.written.append((places, [record.seq for record in forgotten]))
     for record, place in zip(forgotten, places, strict=True):
         filing.forget(index, record.slot, place)
@@ -53,7 +53,7 @@ def forget(index: Index, sweeper: Sweeper, forgotten: Sequence[Forgotten], place
 
 
 class Bad(NamedTuple):
-    """A job whose records are not what was written, and why; `lane` says where it is filed."""
+    """A job with bad records, and the reason; `lane` names the lane that it is filed in."""
 
     slot: int  # The index's own.
     place: Place
@@ -73,6 +73,6 @@ def take_bad(index: Index) -> list[Bad]:
 
 
 def drop_bad(index: Index, bad: Bad) -> None:
-    """Let a job be found no longer whose records were set aside."""
+    """Drop a job whose records were set aside."""
     index.slots.free(bad.slot)
     index.jobs.drop(bad.slot)

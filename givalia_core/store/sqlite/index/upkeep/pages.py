@@ -1,4 +1,4 @@
-"""The pages of the slots as wholes: the scrub gathers what is free in them, and gives back what is free at their end."""
+"""Upkeep of the pages of the slots: the scrub gathers free slots, and gives back those at the end of the file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _CUT_LEAST: Final = 16_384  # Words.
 
 
 def verify_header(slots: Slots) -> None:
-    """Compare the header with what was written.
+    """Compare the header with the one that was written.
 
     Raises:
-        Damaged: It is another.
+        Damaged: The header differs.
     """
     if slots.read_header() != slots.header:
         raise Damaged("the header of the index is not what was written")
 
 
 def gather(slots: Slots, page: int) -> None:
-    """Note the free slots of a page; of a page out of turn they are known or are noted later."""
+    """Note the free slots of a page; those of a page out of turn are known already, or noted later."""
     if page == slots.gathered < slots.pages:
         slots.gathered += 1
         start, end = _bounds(slots, page)
@@ -49,7 +49,7 @@ def _bounds(slots: Slots, page: int) -> tuple[int, int]:
 
 
 def cut(slots: Slots) -> bool:
-    """Give back the room of free slots at the end, if there is much of it; return whether it was."""
+    """Give back the room of free slots at the end, if there is much of it; return whether that was done."""
     end = slots.end
     while end > FIRST and not slots.at[end - WIDTH]:
         end -= WIDTH

@@ -18,13 +18,13 @@ from givalia_core.store.sqlite.tables import Records, Row, changes_of, jobs_of
 
 Counts = Counter[tuple[str, JobState]]
 OnBad = Callable[[Place, str], None]
-"""Is told of a bad record and why it is bad: the seq (0: unknown), the place of the enq's record, that of the change."""
+"""A function that is called for each bad record, with its `Place` (0: unknown) and the reason."""
 
 _GONE: Final = "what became of it since its enq cannot be read"
 
 
 class Rebuild:
-    """Files every job in an empty index. A job of which a record is bad is left out, and `on_bad` is told of it."""
+    """The filing of every job in an empty index. A job with a bad record is left out, and `on_bad` is called for it."""
 
     def __init__(self, index: Index, records: Records, on_bad: OnBad) -> None:
         self._index = index
@@ -34,14 +34,14 @@ class Rebuild:
         self._changed: set[int] = set()
         self._lost: dict[int, int] = {}  # Seq -> place of a change that cannot be read.
         self._unknown: set[int] = set()  # Places, without the size of the row, of records that may be any job's,
-        self._unknown_rows: set[int] = set()  # and rows of which nothing can be read.
+        self._unknown_rows: set[int] = set()  # and rows that cannot be read at all.
         self._counts: Counts = Counter()
 
     def run(self, remake: Callable[[], None]) -> Counts:
-        """File all; returns how many jobs there are by module and state. Call it within a transaction.
+        """File all jobs; return their number by module and state. The caller has begun a transaction.
 
-        Jobs that never changed are entered as they are read; of the others it must be known first which record counts. The
-        index is emptied by `remake`; before that it may still know whose the records are that cannot be read.
+        Jobs that never changed are entered as they are read; for the others, the record that counts must be found first.
+        `remake` empties the index; before that, the old index may still know whose the unreadable records are.
         """
         self._read_changes()
         if self._unknown or self._unknown_rows:
@@ -73,7 +73,7 @@ class Rebuild:
         return changes_of(row, lose)
 
     def _enter_unchanged(self) -> list[list[int]]:
-        """Enter the jobs that never changed; returns the slots of the others, by row."""
+        """Enter the jobs that never changed; return the slots of the others, by row."""
         past: list[tuple[int, list[int]]] = []
         placed: list[list[int]] = []
         for row in self._records.bases(0):
@@ -92,7 +92,7 @@ class Rebuild:
                     self._counts[job.module, job.state] += 1
             seal_if_many(self._index.lanes, self._index.names, 0, 0)
             self._index.jobs.shed()
-        # The records that jobs are forgotten name slots of the index that was lost: they must not be needed any more.
+        # The records of forgettings name slots of the lost index, so they must not be needed any more.
         self._records.drop_jobs([(row, seqs) for row, seqs in past if seqs])
         return placed
 
@@ -103,7 +103,7 @@ class Rebuild:
         for row in self._records.changes(0):
             for place, record in changes_of(row, lambda *_: None):
                 found = self._index.jobs.slot_of(record) if isinstance(record, Job) else None
-                # A record without that of its enq is of a job that is long forgotten.
+                # A record without its enq record is of a job that was forgotten long ago.
                 if found is not None and record.version > self._index.slots.version(found):
                     filing.note(self._index, found, record.version, place)
 
@@ -118,13 +118,13 @@ class Rebuild:
 
 
 def replay(index: Index, records: Records, sealed: Sealed) -> None:
-    """File what the last run did since the last seal: jobs that are not in the order of their lanes yet.
+    """File the jobs that changed since the last seal, which are not in the order of their lanes yet.
 
     Those of the last commit may not be in the index at all. Call it within a transaction.
 
     Raises:
         Damaged: The index is not what was written.
-        StoreCorrupt: A record is not.
+        StoreCorrupt: A record is not what was written.
     """
     _drop_pending(index, records)
     for row in records.bases(sealed.seq):
@@ -144,7 +144,7 @@ def replay(index: Index, records: Records, sealed: Sealed) -> None:
 
 
 def _drop_pending(index: Index, records: Records) -> None:
-    """Free the slot of a job that a kill kept from being named: nothing leads to it, and the job gets another one."""
+    """Free the slot of a job that a kill kept from being named: nothing leads to the slot, and the job gets another one."""
     slot = index.slots.pending
     if not index.slots.is_slot(slot):
         return
@@ -172,7 +172,7 @@ def _change(index: Index, place: int, job: Job) -> None:
 def _owners(index: Index, places: set[int], rows: set[int]) -> dict[int, int]:
     """Return the seqs of the jobs whose newest record is at one of these places or in one of these rows, with its place.
 
-    What cannot be read of the index is left out: this is for an index that is about to be rebuilt.
+    Unreadable parts of the index are left out: the index is about to be rebuilt.
     """
     found: dict[int, int] = {}
     with contextlib.suppress(AttributeError, Damaged, IndexError, ValueError):

@@ -1,7 +1,7 @@
-"""The scrub: it compares the index with its checks, all of it again and again, a little beside the work.
+"""The scrub compares the whole index with its checks, round after round, a little at a time beside the work.
 
-What was not read since the index was opened is thereby verified too. A round also finds what holds nothing: slots, lanes, and
-room at the ends of the files.
+Parts that were not read since the opening are thereby verified too. A round also finds free slots, lanes without jobs, and
+free room at the ends of the files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ScrubRound(NamedTuple):
 
 
 class Scrub:
-    """Goes through the pages of the slots, the shards of the names and the runs."""
+    """Rounds through the pages of the slots, the shards of the names and the runs."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -46,7 +46,7 @@ class Scrub:
         self.number = 1
 
     def step(self, *, is_quiet: bool) -> None:
-        """Go on for a share of the time that has passed; while there is work only when that has not been done for seconds.
+        """Go on for a share of the time that has passed; while there is work, only if the scrub has paused for seconds.
 
         Raises:
             Damaged: Something is not what was written.
@@ -112,9 +112,9 @@ class Scrub:
         if left:
             runs.verify(left[0])
             if gone := sealing.thin_out(index.lanes, left[0]):
-                # Before another list is written: one that the header does not know of may be behind it.
+                # Before another list is written: the header may be only one list behind.
                 sealing.write_header(index.lanes)
-                self._place -= gone  # Those behind it move up.
+                self._place -= gone  # The runs behind it move up.
             return False
         self._end()
         return True

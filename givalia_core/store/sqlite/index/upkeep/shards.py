@@ -1,4 +1,4 @@
-"""The shards of the names as wholes: the scrub lays one that is mostly empty in a smaller table, and gives back room."""
+"""Upkeep of the shards of the names: the scrub moves a mostly empty shard to a smaller table, and gives back room."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from givalia_core.store.sqlite.index.names import FIRST_LOG, SLOT, NameTable
 
 
 def tidy(names: NameTable, shard: int) -> None:
-    """Lay a shard that is mostly empty in a smaller table, or one of the last in the file further in front.
+    """Move a mostly empty shard to a smaller table, or one in the second half of the file further to the front.
 
-    NameTable that the disk had no room for are tried again.
+    Names that the disk had no room for are tried again.
     """
     for hashed in [hashed for hashed in names.overflow if hashed >> 54 == shard]:
         for slot in names.overflow.pop(hashed):
