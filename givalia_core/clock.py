@@ -151,7 +151,7 @@ class ManualClock:
 
 
 class TimerClock:
-    """The timer clock of one store during one run of a server (CONTRACT K1)."""
+    """The timer clock of one store during one run of a server (K1 of docs/delivery.md)."""
 
     def __init__(self, boot_id: str, ahead_of_uptime_us: int, floor_us: int = 0, steady_ahead_us: int | None = None) -> None:
         self._boot_id = boot_id

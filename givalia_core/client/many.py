@@ -1,7 +1,7 @@
 """Many jobs in one call: `enq_many`, `cancel_many`, `ext_many`, `requeue_many` and `stat_many`, their frames and their answers.
 
 A frame is one commit at the server. Every command is made and checked before the first is sent, with an id of its own, so a
-frame can be sent any number of times (CONTRACT C1). Nothing here knows how a request travels.
+frame can be sent any number of times (docs/delivery.md). Nothing here knows how a request travels.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ FOREVER_S: Final = 1e9  # Thirty years; the waits of the system take at most thr
 class Pending(Generic[T]):
     """A request under way: one frame of commands and its state.
 
-    It can be sent any number of times: the ids in it are made once, so the server recognises a resend (CONTRACT C1).
+    It can be sent any number of times: the ids in it are made once, so the server recognises a resend (docs/delivery.md).
     """
 
     kind: Kind

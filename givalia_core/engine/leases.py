@@ -1,7 +1,8 @@
 """Leases: which ready jobs are lent to whom, the most urgent first over all routes; and how a report ends a lease.
 
 A report names the lease it is about by job and fence. A fence that is not the job's present one changes nothing and is
-answered STALE (CONTRACT C7); one that already settled the job is answered OK again. `failures` has the ends without success.
+answered STALE ("Fences and leases" in docs/delivery.md); one that already settled the job is answered OK again. The ends
+without success are in `failures`.
 """
 
 from __future__ import annotations

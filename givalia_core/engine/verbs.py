@@ -1,8 +1,8 @@
 """The commonest verbs of clients: `enq`, `stat` and `wait`. `changes` has those that change a job later.
 
 For each verb there is a function that notes what must be read (`needs_…`) and one that decides: it reads its message and
-returns its answer. A changing verb is only decided when its request id is not known (CONTRACT C1). No function here talks to
-a store or a socket; what it decides is put into the batch.
+returns its answer. A changing verb is only decided when its request id is not known ("Sending again" in docs/delivery.md). No
+function here talks to a store or a socket; what it decides is put into the batch.
 """
 
 from __future__ import annotations

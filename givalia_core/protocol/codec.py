@@ -1,7 +1,7 @@
-"""Messages as they travel: the checks of their fields, and the way from a record to an item and back.
+"""Messages and answers as they travel: from a record to an item and back, with the check of each field.
 
-`decode` is the boundary: a message that it returns has fields of the right types and within the limits of CONTRACT 1.7, so the
-code behind it does not check again.
+`decode` and `decoded_items` are the boundary: a message that they return has fields of the right types and within the limits
+of `fields`, so the code behind them does not check again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The limits of every field of every message, as CONTRACT 1.7 has them, and the record of each kind."""
+"""The check of every field of every message, with its limits (docs/protocol.md), and the record of each kind."""
 
 from __future__ import annotations
 

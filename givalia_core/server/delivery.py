@@ -59,7 +59,7 @@ class Delivery:
         self._bytes_most, self._sent_bytes, self._ends = min(DELIVERED_BYTES, unread.most_bytes - unread.bytes), 0, 0
         self._is_tight = len(effects) > DELIVERED_ENDS or self._bytes_most <= 0
         for number, told in out.items():
-            if (connection := by_number.get(number)) is not None:
+            if (connection := by_number.get(number)) is not None:  # Else it is gone, and what was for it is dropped.
                 self._say(connection, told)
                 self._is_tight = self._is_tight or self._sent_bytes >= self._bytes_most
         if self._sent_bytes > TURN_BYTES or self._inbox.reads_most < READS_PER_TURN:

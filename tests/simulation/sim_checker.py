@@ -1,4 +1,4 @@
-"""The judge: given the history of a run and its store, says which promise of CONTRACT 2.2 was broken, if any.
+"""The judge: given the history of a run and its store, says which promise was broken, if any.
 
 Most checks are from outside: what clients asked and were told, what workers ran and said. Where the order of two commands
 matters, and only there, it is taken from the store's own sequence of commits; what each command must then have done is

@@ -146,7 +146,7 @@ class SimServer:
         world.after(down_us, self.start)
 
     def _maybe_reboot(self) -> None:
-        # A step of the wall clock that no commit has marked is lost in a reboot: a known limit (CONTRACT K6), not a bug.
+        # A step of the wall clock that no commit has marked is lost in a reboot: known (K6 of docs/delivery.md), no bug.
         if self.can_reboot and self.store.steps_marked == self._world.history.wall_steps and self._world.chance(0.3):
             self._boots += 1
             self._world.clock.boot_id = f"boot-{self._boots}"

@@ -18,4 +18,4 @@ BACKOFF_MAX_US: Final = 4 * SECOND_US
 EXCUSED_US: Final = 1  # Rounding.
 CALM_US: Final = 30 * SECOND_US  # Longer than any fault lasts once faults have stopped.
 PATIENCE_US: Final = 10 * SECOND_US  # How long a client waits for an answer before it connects anew.
-RESENDS_FOR_US: Final = 60 * SECOND_US  # What the client library promises (CONTRACT C1).
+RESENDS_FOR_US: Final = 60 * SECOND_US  # What the client library promises ("Sending again" in docs/delivery.md).

@@ -1,4 +1,4 @@
-"""A worker process as CONTRACT 1.3 wants it: its leases are those of the real lease core, which decides what it says and when.
+"""A worker process: its leases are those of the real lease core, which decides what it says and when.
 
 Only what surrounds the core is made up: the connection is the simulated network, and jobs do nothing but take time. The process
 can die (and come back as another), stand still for longer than its lease, and lose its connection at any moment.

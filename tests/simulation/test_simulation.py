@@ -1,4 +1,4 @@
-"""Seeds at random against the engine as shipped: every promise of CONTRACT 2.2 holds in every run.
+"""Seeds at random against the engine as shipped: every promise of `sim_checker` holds in every run.
 
 `GIVALIA_SIM_SEEDS` says how many seeds to play (500 by default), `GIVALIA_SIM_SEED` plays one again.
 """

@@ -485,7 +485,7 @@ def _timed(waits: list[float], ask: Callable[[], T]) -> T:
 
 
 def test_no_canary_waits_for_a_second_while_five_connections_flood_the_server(house: House) -> None:
-    """CONTRACT I15. Each sends twenty thousand commands as fast as the server takes them."""
+    """Each sends twenty thousand commands as fast as the server takes them."""
     command = [str(house.rig.installed.python), "-c", FLOOD, str(house.port), "20000"]
     floods = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=house.rig.environ)
@@ -516,7 +516,7 @@ def test_no_canary_waits_for_a_second_while_five_connections_flood_the_server(ho
 
 
 def test_no_canary_waits_for_a_second_while_connections_list_in_vain(house: House) -> None:
-    """CONTRACT I15. Each listing looks at thousands of jobs, and admits none."""
+    """Each listing looks at thousands of jobs, and admits none."""
     house.canary.enq_many([{"module": "Waiting", "time": 600} for _ in range(20_000)])
     wires = [Framed(house.port) for _ in range(10)]
     waits: list[float] = []

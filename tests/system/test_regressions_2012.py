@@ -1,4 +1,4 @@
-"""The errors of the server of 2012 (CONTRACT 4), each as a permanent test. R8 is among the lost workers."""
+"""The errors of the server of 2012, each as a permanent test. R8 is among the lost workers."""
 
 from __future__ import annotations
 

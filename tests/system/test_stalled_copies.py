@@ -1,4 +1,4 @@
-"""A copy of a command that was held up on its way is never done after its client was answered elsewhere (CONTRACT C1)."""
+"""A copy of a command that was held up on its way is never done after its client was answered elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CONTRACT C1: whatever a changing command was answered, a later copy of it changes nothing and is answered the same."""
+"""Sending again: whatever a changing command was answered, a later copy of it changes nothing and is answered the same."""
 
 from __future__ import annotations
 

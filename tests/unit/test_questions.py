@@ -1,4 +1,4 @@
-"""Questions that take a walk: they are cut into steps, take turns, and hold up nobody's leases (CONTRACT I15)."""
+"""Questions that take a walk: they are cut into steps, take turns, and hold up nobody's leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server round the engine: what it takes, and when it asks producers to hold back (CONTRACT 1.6, 1.7)."""
+"""The server round the engine: what it takes, and when it asks producers to hold back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that nobody reads: what they may cost the server, and that everybody who reads gets all of them (CONTRACT 1.6)."""
+"""Answers that nobody reads: what they may cost the server, and that everybody who reads gets all of them."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ returns None, and passes in the frames that arrive (`told`, `answered`) and the 
 the methods return are for the foreman. The simulation runs this class as it ships.
 
 The server counts a lease from the moment it receives a message. The worker counts from the moment it *sent* that message, and
-gives the lease up a margin before its end (CONTRACT 1.3), so two honest workers never hold one job.
+gives the lease up a margin before its end ("Fences and leases" in docs/delivery.md), so two honest workers never hold one job.
 """
 
 from __future__ import annotations
