@@ -1,8 +1,8 @@
 """The cost of peers that do not read their answers, that search in vain, or that are connected and idle.
 
-One server, and connections of this process that speak frames themselves. Some ask for large results and read no answer:
-meanwhile the server's memory is watched. Some list jobs by a filter that admits none: meanwhile another client's `stat` is
-timed. And workers with their own names are connected and idle: the server's CPU is measured.
+One server, and connections of this process that speak frames themselves. Some ask for large results and read no answer, while
+the benchmark watches the server's memory. Some list jobs by a filter that admits none, while it times another client's `stat`.
+And workers with their own names are connected and idle, while it measures the server's CPU.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Wire:
         self.read()
 
     def read(self) -> Answer:
-        """Return the next answer; drop all other frames."""
+        """Return the next answer; discard all other frames."""
         while True:
             for arrived in self.receive():
                 if isinstance(arrived, Answer):
                     return arrived
 
     def receive(self) -> list[Answer | Told]:
-        """Wait until something has arrived; return it."""
+        """Wait until frames have arrived; return them."""
         data = self.socket.recv(1 << 20)
         if not data:
             raise harness.Broken("the server closed a connection")
@@ -71,7 +71,7 @@ class Wire:
         self.read()
 
     def send(self, kind: Kind, *messages: Any, times: int = 1) -> None:
-        """Send a frame of these messages so many times, each under its own number."""
+        """Send a frame of these messages `times` times, each under its own number."""
         packed = [item(message) for message in messages]
         data = b"".join(self.caller.ask(kind, packed)[1] for _ in range(times))
         with contextlib.suppress(OSError):  # A server that closes it has defended itself.
@@ -111,7 +111,7 @@ class _Stats(NamedTuple):
 
 
 def _unread(words: str, count: int, asked: _Waits | _Stats, seconds: float, folder: str | None) -> Figure:
-    """Measure how much the server grows when so many connections ask for a large result and read nothing."""
+    """Measure how much the server grows when `count` connections ask for a large result and read nothing."""
     with harness.Rig(1, folder) as rig:
         job = _large_job(rig)
         before = _memory(rig)

@@ -1,7 +1,7 @@
 """The SQLite store in a process of its own, measured by `store_apart.py`.
 
-The server waits for the store as for a socket, so its loop reads, decodes and answers meanwhile. Messages are kept small: the
-old version of a job is named by its seq, because the store has it; the new version is sent as its record; nothing waits for
+The server waits for the store as for a socket, so its loop reads, decodes and answers meanwhile. Messages are small: a seq
+names the old version of a job, since the store has it, and the new version is sent as its record. Nothing waits for
 housekeeping.
 """
 

@@ -1,8 +1,8 @@
-"""Jobs that no worker can take delay no other job: a backlog of them, and beside it jobs of another module, one at a time.
+"""Jobs that no worker can take delay no other job: a backlog of such jobs, and jobs of another module, one at a time.
 
 The backlog has two kinds of due jobs: of a module that no worker has, and for a worker that is not connected. Single jobs that
-a worker can take are timed before and after it, and should start as on an idle server. Then jobs of all priorities wait for a
-worker that runs one at a time: it must begin them in the order of priority, and equal ones in the order of enq.
+a worker can take are timed without and with the backlog, and should start as on an idle server. Then jobs of all priorities
+wait for a worker that runs one at a time: it must begin them by priority, and jobs of equal priority in the order of enq.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ with Path(os.environ["BENCH_LEDGER"]).open("r+b") as _file:
 
 
 class Noop(WorkModule):
-    """Counts its run, notes when it began and when it was due, in the line of the ledger that its params name."""
+    """A job that notes its run, its start and its due in the line of the ledger that its params name."""
 
     def process(self) -> int:
         started_us = time.time_ns() // 1_000
@@ -29,6 +29,6 @@ class Noop(WorkModule):
 
 
 class Alone(Noop):
-    """The same in a process of its own; the harness does not announce it, `executors.py` does."""
+    """The same job in its own process; `executors.py` announces this module, the harness does not."""
 
     isolation = "process"

@@ -1,4 +1,4 @@
-"""One tree's part of compare.py: a server and a worker that stay, and a block of jobs for each line of standard input.
+"""One tree's part of compare.py: one server and one worker, and a block of jobs for each line of standard input.
 
 The measured packages are those of the Python that runs this file; the code of this folder measures both trees.
 """
@@ -23,25 +23,25 @@ Block = Callable[[harness.Rig, harness.Client, subprocess.Popen[bytes], range], 
 
 
 def end_to_end_of(rig: harness.Rig, client: harness.Client, worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
-    """A load in frames of 1,000 jobs, four of them on their way at once."""
+    """Measure a load in frames of 1,000 jobs, four frames in flight at once."""
     ran = end_to_end.run(rig, client, worker, lines, 1_000, 4)
     return {"end to end, jobs/s": ran.done, "enq answered, jobs/s": ran.answered}
 
 
 def singles_of(rig: harness.Rig, client: harness.Client, _worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
-    """Jobs one at a time, as greenlets."""
+    """Measure jobs one at a time, as greenlets."""
     starts, results = harness.latencies(rig, client, lines)
     return {"enq to start, p50, ms": statistics.median(starts), "enq to result, p50, ms": statistics.median(results)}
 
 
 def isolated_of(_rig: harness.Rig, client: harness.Client, _worker: subprocess.Popen[bytes], lines: range) -> dict[str, float]:
-    """Jobs one at a time, in a process that is there already."""
+    """Measure jobs one at a time, in an existing process."""
     took_ms = [executors.round_trip_ms(client, executors.ALONE, line) for line in lines]
     return {"enq to result, p50, ms": statistics.median(took_ms), "enq to result, mean, ms": statistics.fmean(took_ms)}
 
 
 KINDS: Final[dict[str, tuple[int, Block]]] = {
-    # By what is measured: the jobs of a block, enough for its figures to stand still.
+    # For each measurement: the number of jobs of a block, enough for stable figures.
     "end-to-end": (20_000, end_to_end_of),
     "singles": (300, singles_of),
     "isolated": (200, isolated_of),
@@ -49,7 +49,7 @@ KINDS: Final[dict[str, tuple[int, Block]]] = {
 
 
 def main() -> int:
-    """Measure a block for each line of standard input, the first one to warm up; the figures as JSON, a line each."""
+    """Measure a block for each line of standard input, the first as a warm-up; print the figures as JSON, a line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("blocks", type=int, help="how many at most")

@@ -1,7 +1,7 @@
 """Pushing jobs back and calling them off by key, one at a time and many at once, beside few and many waiting jobs.
 
 Single calls are timed twice on one server: while a thousand jobs wait, and while all jobs wait. The keys are random, so each
-call touches a place of the store that was not touched lately.
+call touches a place of the store that no recent call has touched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPTIONS = (
     Option("many", 30_000, "jobs that are pushed back, and then called off, in batches"),
 )
 BATCH = 1_000
-REST_S = 1.0  # In which the server tidies up after it was filled.
+REST_S = 1.0  # The time in which the server tidies up after the filling.
 WARM = 50
 DUE = {"between": (7_200, 10_800)}
 
@@ -38,7 +38,7 @@ class Taken(NamedTuple):
 
 
 def measure(few: int, waiting: int, singles: int, many: int, folder: str | None = None) -> list[Figure]:
-    """On one server, which is filled meanwhile."""
+    """Measure on one server, which is filled between the two measurements."""
     with harness.Rig(1, folder) as rig, rig.client() as client:
         fill(rig.port, range(few), DUE)
         first = singly(client, random.sample(range(few), singles))
@@ -69,7 +69,7 @@ def _ms(call: Callable[..., Any], *args: Any) -> float:
 
 
 def compared(first: Taken, few: int, then: Taken, waiting: int) -> list[Figure]:
-    """The medians, and how much more they are when many wait."""
+    """Return the medians, and their increase when many jobs wait."""
     figures = []
     for name, before, after in (("ext", first.ext_ms, then.ext_ms), ("cancel", first.cancel_ms, then.cancel_ms)):
         p50, p50_then = harness.quantile(before, 0.5), harness.quantile(after, 0.5)
@@ -83,7 +83,7 @@ def compared(first: Taken, few: int, then: Taken, waiting: int) -> list[Figure]:
 
 
 def in_batches(client: harness.Client, lines: Sequence[int], waiting: int) -> list[Figure]:
-    """The same with as many keys as a batch has, while so many wait.
+    """Measure the same calls with a batch of keys at once, while `waiting` jobs wait.
 
     Raises:
         harness.Broken: One of the jobs was not moved, or not called off.
@@ -92,7 +92,7 @@ def in_batches(client: harness.Client, lines: Sequence[int], waiting: int) -> li
     batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
     ext_ms, dues = _answered(batches, lambda batch: client.ext_many(batch, 60))
     cancel_ms, ends = _answered(batches, client.cancel_many)
-    # Whatever was refused is an error among the answers.
+    # A refused call is an error among the answers.
     moved, cancelled = sum(isinstance(each, datetime) for each in dues), ends.count("cancelled")
     if not len(keys) == len(dues) == len(ends) == moved == cancelled:
         raise harness.Broken(f"of {len(keys):,} jobs {moved:,} were moved and {cancelled:,} called off")
@@ -103,7 +103,7 @@ def in_batches(client: harness.Client, lines: Sequence[int], waiting: int) -> li
 
 
 def _answered(batches: list[list[str]], call: Callable[[list[str]], list[Any]]) -> tuple[float, list[Any]]:
-    """The milliseconds of these calls, one after the other, and all their answers."""
+    """Return the milliseconds of these calls, one after the other, and all their answers."""
     took_ms, answers = 0.0, list[Any]()
     for batch in batches:
         began = time.perf_counter()

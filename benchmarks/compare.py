@@ -27,7 +27,7 @@ from blocks import KINDS
 ROOT: Final = Path(__file__).resolve().parent.parent
 TREES: Final = ROOT / "build" / "trees"
 SLACK: Final = 0.03
-FEW: Final = 7  # Pairs; fewer have no interval that means anything.
+FEW: Final = 7  # The fewest pairs with a meaningful interval.
 DRAWS: Final = 4_000
 OPTIONS = (
     harness.Option("base", "", "the commit to compare with"),
@@ -50,10 +50,10 @@ class Compared(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return whether the state now is worse, as the docstring of this file defines it."""
+        """Return the verdict on the new state, as the docstring of this file defines it."""
         if self.pairs < FEW:
             return "undecided"
-        # Of jobs a second more is better, of everything else less.
+        # More jobs a second are better; of everything else, less is better.
         best, worst = (1 / self.high, 1 / self.low) if self.name.endswith("/s") else (self.low, self.high)
         if worst <= 1 + SLACK:
             return "no worse"
@@ -61,7 +61,7 @@ class Compared(NamedTuple):
 
 
 def laid_out(commit: str) -> Path:
-    """The Python of an environment with that commit's packages; made if it is not there yet."""
+    """Return the Python of an environment with that commit's packages; create the environment if there is none."""
     sha = subprocess.run(
         ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -72,7 +72,7 @@ def laid_out(commit: str) -> Path:
         archive = subprocess.run(["git", "archive", tree.name], cwd=ROOT, check=True, capture_output=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(tree, filter="data")
-        # What its own Makefile would do, whatever version it is of: the locked dependencies, then its packages.
+        # As its own Makefile would, in any version: the locked dependencies, then its packages.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         packages = [".", *sorted(f"./{each.parent.relative_to(tree)}" for each in tree.glob("plugins/*/pyproject.toml"))]
         editable = [word for package in packages for word in ("-e", package)]
@@ -104,7 +104,7 @@ class State:
         return dict(json.loads(self._line()))
 
     def end(self) -> None:
-        """Let it check its ledger and go.
+        """Let the process check its ledger and end.
 
         Raises:
             Broken: A job was lost, ran twice or began early.
@@ -114,9 +114,9 @@ class State:
             raise harness.Broken(f"the client ended with {self._child.returncode}")
 
     def kill(self) -> None:
-        """End it at once, if it is still there."""
+        """End the process at once, if it still runs."""
         if self._child.poll() is None:
-            self._child.terminate()  # Then it ends its server and worker.
+            self._child.terminate()  # The child then ends its server and worker.
             self._child.wait(60)
 
     def _line(self) -> str:
@@ -127,7 +127,7 @@ class State:
 
 
 def restart(pythons: dict[str, Path], kind: str, blocks: int, folder: str | None) -> dict[str, dict[str, float]]:
-    """Return the figures of each state over so many blocks in turns, after one uncounted block each."""
+    """Return the figures of each state over `blocks` blocks in turns, after one uncounted block each."""
     states: dict[str, State] = {}
     try:
         for name, python in pythons.items():
@@ -156,7 +156,7 @@ def compared(name: str, before: list[float], now: list[float]) -> Compared:
 
 
 def measure(pythons: dict[str, Path], kind: str, restarts: int, blocks: int, folder: str | None) -> list[Compared]:
-    """One kind of load on both states."""
+    """Measure one kind of load on both states."""
     pairs: list[dict[str, dict[str, float]]] = []
     for number in range(restarts):
         ordered = dict(pythons if number % 2 == 0 else reversed(pythons.items()))
@@ -167,7 +167,7 @@ def measure(pythons: dict[str, Path], kind: str, restarts: int, blocks: int, fol
 
 
 def main() -> int:
-    """Compare, and print a table for each kind; 1 if a figure is worse, 2 if a promise was not kept."""
+    """Compare, and print a table for each kind; return 1 if a figure is worse, 2 if a promise was not kept."""
     parser = harness.arguments(__doc__, OPTIONS)
     given = parser.parse_args()
     kinds = given.kinds.split(",")

@@ -38,7 +38,7 @@ _WANTED: Final = {"end to end": "jobs/s", "CPU of the server": "us a job", "idle
 
 
 def measure(jobs: int, rounds: int, folder: str | None = None) -> list[Figure]:
-    """The medians of both, and how they compare."""
+    """Return the medians of both packages, and their ratio."""
     with tempfile.TemporaryDirectory(prefix="givalia-bench-", dir=folder) as path:
         _compile(Path(path))
         sources = (_HERE.parent, Path(path))
@@ -65,10 +65,10 @@ def _load(source: Path, jobs: int, folder: str | None) -> list[Figure]:
         text=True,
         timeout=LOAD_S,
         check=False,
-        cwd=source,  # Python looks there first, before all that PYTHONPATH names.
+        cwd=source,  # Python searches there first, before the folders of PYTHONPATH.
         env={**os.environ, "PYTHONPATH": str(source)},
     )
-    if run.returncode > 1:  # 1 says that a goal is missed.
+    if run.returncode > 1:  # 1 means a missed goal.
         raise harness.Broken(run.stderr[-2000:])
     (section,) = json.loads(run.stdout)["sections"].values()
     values = {figure["name"]: figure["value"] for figure in section["figures"]}

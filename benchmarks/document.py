@@ -57,7 +57,7 @@ HOW_TO_READ: Final = """\
 
 
 def page(runs: list[Data]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     each_run = (_peers, _goals, _lost)
     parts = [
         INTRODUCTION,
@@ -112,7 +112,7 @@ def _peers(run: Data) -> str:
 
 
 def _standing(peers: Data) -> str:
-    """A line for each figure: there are more figures than a page is wide."""
+    """Return the contest as a table with a line for each figure: the page is too narrow for a column each."""
     found = {name: {each["name"]: unmapped(each) for each in figures} for name, figures in peers["figures"].items()}
     rows = []
     for column in peers["columns"]:
@@ -173,7 +173,7 @@ def _goals(run: Data) -> str:
 
 
 def _lost(run: Data) -> str:
-    """Every figure in which a peer is better, and every goal that is missed, those that are missed by most first."""
+    """Return the figures in which a peer is better, and the missed goals, those missed by most first."""
     broken = [f"- **{name}** has no figures, as a promise was not kept: {why}" for name, why in run["broken"].items()]
     missed = sorted((_share(unmapped(goal)), goal["of"], unmapped(goal)) for goal in run["goals"] if not goal["reached"])
     goals = [
@@ -191,7 +191,7 @@ def _lost(run: Data) -> str:
 
 
 def _better(peers: Data) -> Iterator[str]:
-    """A line for each figure, and who of those in it would lose jobs."""
+    """Yield a line for each figure in which a peer is better, with the peers in it that would lose jobs."""
     figures = dict.fromkeys(row["figure"] for row in peers["better"])
     for figure in figures:
         rows = [row for row in peers["better"] if row["figure"] == figure]
@@ -212,7 +212,7 @@ def _share(figure: Figure) -> tuple[float, str]:
     return figure.most / figure.value, f"{figure.value / figure.most:.1f} times that"
 
 
-# All the rest.
+# The other sections.
 
 
 def _plots() -> str:
@@ -224,7 +224,7 @@ def _tables(run: Data) -> str:
     parts = [f"## All figures of our own of `{run['command']}`\n"]
     for title, section in run["sections"].items():
         settings = ", ".join(f"{name} {value}" for name, value in section["settings"].items())
-        loops_ms = section.get("loops_ms")  # Runs of before do not say it.
+        loops_ms = section.get("loops_ms")  # Older runs lack this field.
         speed = f", and the Python loop {loops_ms[0]:.1f} ms before it, {loops_ms[1]:.1f} ms after it" if loops_ms else ""
         rows = [(figure.name, _measured(figure)) for figure in map(unmapped, section["figures"])]
         parts.append(

@@ -1,8 +1,8 @@
 """Durable jobs a second from a client through the server to a worker and back, and how soon a single job starts.
 
-Three processes: this one is the client, beside it run the server and one worker. No-op jobs that are due now, each with a
-random key, go out in frames; the clock runs from the first enq_many until the server counts the last job as done. Every enq
-is answered when it is on disk. Then single jobs, one at a time, on the idle server.
+Three processes: this one is the client, the others are the server and one worker. No-op jobs that are due now, each with a
+random key, go out in frames; the clock runs from the first enq_many until the server counts the last job as done. The server
+answers an enq when the job is on disk. Then single jobs follow, one at a time, on the idle server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPTIONS = (
 def measure(
     jobs: int, frame: int, in_flight: int, concurrency: int, singles: int, repeats: int, folder: str | None = None
 ) -> list[Figure]:
-    """The medians over the rounds."""
+    """Return the medians over the rounds."""
     return harness.medians([_round(jobs, frame, in_flight, concurrency, singles, folder) for _ in range(repeats)])
 
 
@@ -45,7 +45,7 @@ class Ran(NamedTuple):
 def run(
     rig: harness.Rig, client: harness.Client, worker: subprocess.Popen[bytes], lines: range, frame: int, in_flight: int
 ) -> Ran:
-    """Lay the load on a server and a worker that are there, and wait until all of it is done."""
+    """Run the load on an existing server and worker, and wait until all of it is done."""
     load = harness.jobs_of(lines)
     before = rig.done(client)
     pids = {"server": rig.server.pid, "worker": worker.pid, "client": os.getpid()}

@@ -1,7 +1,7 @@
 """The cost of enqueuing waiting jobs: one at a time, by fifty clients, in batches by one client and by several.
 
 No worker runs, the jobs fall due within an hour, and each has a random key. Single enqs are compared with the machine's limit:
-an insert committed by the store alone, in the same folder, plus a loopback round trip, both measured in this run and in turn
+an insert that the store alone commits, in the same folder, plus a loopback round trip; both are measured in this run, in turn
 with the enqs. The fifty clients are one light process; each waits for its answer before it sends the next job.
 """
 
@@ -44,7 +44,7 @@ def measure(
     repeats: int,
     folder: str | None = None,
 ) -> list[Figure]:
-    """The medians over the rounds."""
+    """Return the medians over the rounds."""
     rounds = [
         [
             *_one_by_one(singles, folder),

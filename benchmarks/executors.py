@@ -1,8 +1,8 @@
 """The cost of each place to run a job: as a greenlet, in an existing process, in a new process.
 
-One job at a time on an idle server and worker, from enq to the client's result: each figure includes server and disk, and the
-difference is the executor's. Then workers, one after the other: each is timed until the server has its credits; then its host
-is killed, and the clock runs until the next job has ended.
+One job at a time on an idle server and worker, from enq to the client's result: each figure includes server and disk, so the
+differences are those of the executors. Then workers, one after the other: each is timed until the server has its credits; then
+its host is killed, and the clock runs until the next job has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 def measure(singles: int, fresh: int, starts: int, folder: str | None = None) -> list[Figure]:
-    """Each round trip on a worker that does nothing else; then the starts."""
+    """Measure each round trip on a worker that does nothing else; then the starts."""
     with harness.Rig(2 * singles + fresh + starts + 2, folder) as rig, rig.client() as client:
         announce_alone(rig)
         lines = iter(range(2 * singles + fresh + starts + 2))
@@ -67,7 +67,7 @@ def _figures(name: str, took_ms: list[float]) -> list[Figure]:
 
 
 def announce_alone(rig: harness.Rig) -> None:
-    """A second distribution, so that other benchmarks have workers without processes for jobs."""
+    """Announce `Alone` by a second distribution, so that other benchmarks have workers without processes for jobs."""
     metadata = rig.folder / "modules" / "givalia_bench_alone-0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: givalia-bench-alone\nVersion: 0\n")
@@ -76,15 +76,15 @@ def announce_alone(rig: harness.Rig) -> None:
 
 
 def round_trip_ms(client: harness.Client, module: str, line: int) -> float:
-    """Enqueue one job, and wait for its result."""
-    time.sleep(0.002)  # So that the server is idle, and no longer busy with the previous job.
+    """Enqueue one job, and wait for its result; return the milliseconds."""
+    time.sleep(0.002)  # So that the server is idle again after the previous job.
     began = time.perf_counter()
     client.enq(module, params=harness.params_of(line)).wait(30)
     return (time.perf_counter() - began) * 1e3
 
 
 def _replacement_ms(client: harness.Client, supervisor: int, line: int) -> float:
-    """Kill the process with the greenlets, the one that a worker's nursery has made as long as no job wants another."""
+    """Kill the host, the nursery's only process while no job wants its own; return the ms until the next job has ended."""
     (nursery,) = psutil.Process(supervisor).children()
     (host,) = nursery.children()
     began = time.perf_counter()

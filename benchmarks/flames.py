@@ -39,7 +39,7 @@ FORMATS = {"flamegraph": "svg", "raw": "txt"}
 def measure(
     jobs: int, frame: int, in_flight: int, rate: int, top: int, spy: str, out: str, folder: str | None = None
 ) -> list[Figure]:
-    """Lay the load once for each format; the figures say how many looks there were."""
+    """Run the load once for each format; return the rates and the numbers of samples."""
     Path(out).mkdir(parents=True, exist_ok=True)
     figures = []
     with harness.Rig(2 * jobs, folder) as rig, rig.client() as client:
@@ -64,11 +64,11 @@ def measure(
 def _looked_at(spy: str, pid: int, form: str, rate: int, file: Path, *, with_children: bool) -> Iterator[None]:
     """Sample a process, with its children if asked to, until the end of the `with`, and write the file."""
     command = [spy, "record", "--pid", str(pid), "--format", form, "--rate", str(rate), "--output", str(file)]
-    # A worker runs jobs in processes that it starts; what the client started are the other two.
+    # A worker runs jobs in its child processes; the client's children are the other two programs.
     command += ["--subprocesses"] if with_children else []
     looker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        time.sleep(0.7)  # It has read the symbols by then.
+        time.sleep(0.7)  # py-spy has read the symbols by then.
         if looker.poll() is not None:
             raise harness.Broken(f"py-spy does not look: {looker.communicate()[1].strip()[-500:]}")
         yield
@@ -78,18 +78,18 @@ def _looked_at(spy: str, pid: int, form: str, rate: int, file: Path, *, with_chi
 
 
 def _own_samples(raw: Path) -> Counter[str]:
-    """For each function, how many samples were taken while it was the innermost."""
+    """Return, for each function, the number of samples in which it was the innermost."""
     samples: Counter[str] = Counter()
     for line in raw.read_text(encoding="utf-8").splitlines():
         stack, _, count = line.rpartition(" ")
         innermost = stack.rpartition(";")[2]
-        if not innermost.startswith("process "):  # What a process that was started is called, when it runs no Python just now.
+        if not innermost.startswith("process "):  # The line of a child process that runs no Python at the moment.
             samples[_function(innermost)] += int(count)
     return samples
 
 
 def _function(frame: str) -> str:
-    """`name (file:line)` without the line."""
+    """Return `name (file:line)` without the line."""
     name, _, place = frame.rpartition(" (")
     return f"{name} ({place.rpartition(':')[0]})" if ":" in place else frame
 

@@ -1,7 +1,7 @@
 """The process in which `store_index.py` measures one layout, so that memory and threads belong to this layout alone.
 
-Its plan and its results are JSON; at the end it kills itself with -9, so that another process can open its files. The making
-of the jobs is not counted: their ids and keys follow from their seqs, as the store would read them.
+Its plan and its results are JSON; at the end it kills itself with -9, so that another process can open its files. Making the
+jobs is not counted: their ids and keys follow from their seqs, as the store would read them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any, Final
 from index_layouts import LAYOUTS, Entry, entry_of
 
 FRAME: Final = 1_000
-MEAN_US: Final = 3_600_000_000  # How long jobs wait in the mean; waits have no memory, so any moment is like any other.
+MEAN_US: Final = 3_600_000_000  # The mean wait of jobs; waits have no memory, so every moment is alike.
 WARM: Final = 20  # Batches that are not counted.
-STRANGERS: Final = FRAME // 100  # Names of a batch whose hash may match another name: callers also compare the record.
+STRANGERS: Final = FRAME // 100  # The most names of a batch whose hash may match another name: callers also compare the record.
 NO_PACKAGE: Final = 3
 
 
 class Watch:
-    """The time of the layout, on the clock and of the processor, including its own threads."""
+    """The wall and processor time of the layout, including its own threads."""
 
     def __init__(self) -> None:
         self.wall_s = 0.0
         self._cpu_s, self._own_s, self._laid_s = time.process_time(), time.thread_time(), 0.0
 
     def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Let the layout work."""
+        """Call the layout, and count its time."""
         began, own = time.perf_counter(), time.thread_time()
         result = call(*args)
         self.wall_s += time.perf_counter() - began
@@ -43,19 +43,19 @@ class Watch:
 
     @property
     def cpu_s(self) -> float:
-        """All of the process, but for what this thread did beside the layout."""
+        """Return the processor time of the process, without this thread's work beside the layout."""
         return (time.process_time() - self._cpu_s) - (time.thread_time() - self._own_s) + self._laid_s
 
 
 class Steady:
-    """A layout in which as many jobs are enqueued as fall due."""
+    """A layout with a constant number of waiting jobs: as many are enqueued as fall due."""
 
     def __init__(self, layout: Any, waiting: int) -> None:
         self._layout, self._waiting = layout, waiting
         self.last_seq = self.now_us = 0
 
     def fill(self, watch: Watch) -> None:
-        """Until so many wait."""
+        """Insert jobs until the wanted number waits."""
         while self.last_seq < self._waiting:
             self._insert(watch)
 
@@ -106,7 +106,7 @@ def measure(layout: str, folder: str, waiting: int, batches: int) -> dict[str, A
 
 
 def reopen(layout: str, folder: str, left: dict[str, int], due_us: int) -> dict[str, Any]:
-    """Open what was left by a kill, until the first jobs that are due are known and found by their names."""
+    """Open the files that a kill has left, until the first due jobs are known and found by their names."""
     began, used = time.perf_counter(), time.process_time()
     laid = LAYOUTS[layout](Path(folder), **left)
     taken = laid.take(due_us)
@@ -116,17 +116,17 @@ def reopen(layout: str, folder: str, left: dict[str, int], due_us: int) -> dict[
 
 
 def _resident() -> dict[str, int]:
-    """Bytes of this process that are in memory: its own, and those of mapped files."""
+    """Return the resident bytes of this process: its own, and those of mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
     return {name: int(fields[field].split()[0]) << 10 for name, field in (("anonymous", "RssAnon"), ("files", "RssFile"))}
 
 
 def main() -> None:
-    """Do what the plan in the first argument says."""
+    """Carry out the plan in the first argument."""
     plan = json.loads(sys.argv[1])
     work: Callable[..., dict[str, Any]] = measure if plan.pop("do") == "measure" else reopen
     try:
-        importlib.import_module(LAYOUTS[plan["layout"]].package)  # Now, so that it is not measured.
+        importlib.import_module(LAYOUTS[plan["layout"]].package)  # Imported now, so that the import is not measured.
     except ImportError:
         raise SystemExit(NO_PACKAGE) from None
     print(json.dumps(work(**plan)), flush=True)

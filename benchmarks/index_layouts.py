@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-CACHE: Final = 24 << 20  # What SQLite and the LSM may keep in memory: as much as the store allows SQLite.
+CACHE: Final = 24 << 20  # The cache of SQLite and of the LSM: as much as the store allows SQLite.
 _SEQ: Final = struct.Struct(">Q")
 _DUE: Final = struct.Struct(">QQ")
 
@@ -30,11 +30,11 @@ class Entry(NamedTuple):
     due_us: int
 
 
-Taken = list[tuple[int, int, int]]  # The due of a job, its seq, and whatever else the layout knows it by.
+Taken = list[tuple[int, int, int]]  # The due of a job, its seq, and the layout's own name for the job.
 
 
 def entry_of(seq: int, due_us: int) -> Entry:
-    """The job of a seq, as its record would say: an id and a key of 24 characters that follow no order."""
+    """Return the job of a seq as its record would have it: an id and a key of 24 characters, in no order."""
     digest = blake2b(_SEQ.pack(seq), digest_size=28).digest()
     return Entry(seq, digest[:16], digest[16:].hex(), due_us)
 
@@ -43,13 +43,13 @@ _TRIM_COMMITS = 20
 
 
 def hashes_of(entry: Entry) -> tuple[int, int]:
-    """Id and key as signed 64-bit numbers, for the layouts that keep hashes."""
+    """Return id and key as signed 64-bit numbers, for the layouts that keep hashes."""
     first, second = blake2b(b"i" + entry.id, digest_size=8), blake2b(b"k" + entry.key.encode(), digest_size=8)
     return int.from_bytes(first.digest(), signed=True), int.from_bytes(second.digest(), signed=True)
 
 
 def rows_of(entries: Iterable[Entry]) -> list[tuple[bytes, bytes]]:
-    """The same as bytes beside the seq, all of them in order, as B-trees like it best."""
+    """Return the names as bytes beside the seq, sorted, which suits B-trees best."""
     return sorted((hashed.to_bytes(8, signed=True), _SEQ.pack(entry.seq)) for entry in entries for hashed in hashes_of(entry))
 
 
@@ -76,7 +76,7 @@ class Ours:
             remake(self._index, "boot")
         begin(self._index, 1, "boot")
         at = self._index.slots.at
-        # As after a kill of the store: what was not sealed stands again. The dues are in records, which are not read here.
+        # As after a kill of the store: unsealed changes are applied again. The dues are in records, which are not read here.
         for seq in range(sealed.seq + 1 if sealed else last_seq + 1, last_seq + 1):
             slot = self._index.jobs.slot_with(job(entry_of(seq, 0)))
             if slot is not None:
@@ -86,7 +86,7 @@ class Ours:
         self._absent: dict[bytes | str, int] = {}  # Names that were looked up last, with their hashes.
 
     def made(self, entries: Sequence[Entry]) -> list[Any]:
-        """The jobs as the server has them anyway."""
+        """Return the jobs in the form that the server has anyway."""
         return [self._job(entry) for entry in entries]
 
     def look_up(self, jobs: Sequence[Any]) -> int:
@@ -106,18 +106,18 @@ class Ours:
         self._conclude()
 
     def take(self, until_us: int) -> Taken:
-        """The earliest jobs, as far as they are due by then."""
+        """Return the earliest jobs that are due by then."""
         return self._index.lanes.first(self._lane, until_us, 1 << 40)
 
     def remove(self, taken: Taken, jobs: Sequence[Any]) -> None:
-        """Let the index forget what was taken."""
+        """Remove the taken jobs from the index."""
         self._filing.unname(self._index, {slot: job for (_, _, slot), job in zip(taken, jobs, strict=True)})
         for (_, _, slot), job in zip(taken, jobs, strict=True):
             self._filing.drop(self._index, slot, job)
         self._conclude()
 
     def left(self) -> dict[str, int]:
-        """Return the facts that the records would give to the process that opens the layout again."""
+        """Return the facts that a process which opens the layout again would get from the records."""
         return {"last_seq": self._last_seq, "commits": self._commits, "name": self._index.name}
 
     def _conclude(self) -> None:

@@ -1,8 +1,8 @@
 """Many jobs that fall due at one instant: the rate at which they are done, and the server's answers to others meanwhile.
 
 The clock runs from the instant until the server counts the last job as done. The rate is compared with that of jobs end to end
-on the same server before. From shortly before the instant until the last job is done, another client sends a stat or an enq
-every ten milliseconds; its longest wait is shown.
+on the same server before the instant. From shortly before the instant until the last job is done, another client sends a stat
+or an enq every ten milliseconds; the figure is its longest wait.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROBE_S = 0.01
 
 
 def measure(jobs: int, before: int, rate: int, frame: int, in_flight: int, folder: str | None = None) -> list[Figure]:
-    """End to end first, then the instant, on one server and one worker."""
+    """Measure jobs end to end first, then the instant, on one server and one worker."""
     with harness.Rig(before + jobs, folder) as rig, rig.client() as client, rig.client() as other:
         worker = rig.start_worker(client)
         ran = end_to_end.run(rig, client, worker, range(before), frame, in_flight)
@@ -57,7 +57,7 @@ def measure(jobs: int, before: int, rate: int, frame: int, in_flight: int, folde
 
 
 class _Probe(threading.Thread):
-    """A client that asks or enqueues at a steady pace and notes how long each call took."""
+    """A client that polls or enqueues at a steady pace and notes the time of each call."""
 
     def __init__(self, client: harness.Client, keys: list[str]) -> None:
         super().__init__(daemon=True)
@@ -72,7 +72,7 @@ class _Probe(threading.Thread):
             while not self._is_over.wait(PROBE_S):
                 began = time.perf_counter()
                 if number % 2:
-                    # For a module that nobody has, so that the worker's jobs are only those that fell due.
+                    # A module that no worker has, so that the worker's jobs are only those that fell due.
                     self._client.enq("Nobody", params=harness.params_of(number), key=f"probe-{number}", time=3_600)
                 else:
                     self._client.stat(random.choice(self._keys))
@@ -82,7 +82,7 @@ class _Probe(threading.Thread):
             self._error = error
 
     def stop(self) -> list[float]:
-        """The milliseconds of each call."""
+        """Stop, and return the milliseconds of each call."""
         self._is_over.set()
         self.join()
         if self._error is not None:

@@ -16,7 +16,7 @@ from harness import Figure, Option
 from harness.crowd import Crowd
 
 TITLE = "Lateness"
-LEAD_S = 2.0  # So that the first is not due before the last is enqueued.
+LEAD_S = 2.0  # The first due is that far ahead, so that all jobs are enqueued by then.
 OPTIONS = (
     Option("jobs", 1_000, "jobs that wait"),
     Option("spread", 10.0, "seconds their due times are spread over"),
@@ -26,14 +26,14 @@ OPTIONS = (
 
 
 def measure(jobs: int, spread: float, pace: int, repeats: int, folder: str | None = None) -> list[Figure]:
-    """The medians over the rounds."""
+    """Return the medians over the rounds."""
     return harness.medians([[*_idle(jobs, spread, folder), *_loaded(jobs, spread, pace, folder)] for _ in range(repeats)])
 
 
 def run(rig: harness.Rig, client: harness.Client, lines: range, spread: float) -> list[float]:
     """Let jobs fall due on a server with a worker; return the lateness of each in ms. The caller checks the ledger."""
     client.enq_many([{**job, "time": LEAD_S + random.uniform(0, spread)} for job in harness.jobs_of(lines)])
-    # Asking for the count now and then would disturb what is measured.
+    # One long sleep: polling the count would disturb the measurement.
     time.sleep(LEAD_S + spread)
     end = time.monotonic() + 30
     while not all(map(rig.ledger.started_us, lines)):

@@ -28,7 +28,7 @@ LATE_MS = 50  # The longest allowed wait beside a filter that matches nothing, o
 
 
 def measure(waiting: int, imported: int, stats: int, folder: str | None = None) -> list[Figure]:
-    """Lay the jobs down, then do one thing after the other."""
+    """Fill the store with the jobs, then run one operation after the other."""
     with harness.Rig(1, folder) as rig, rig.client() as client:
         handles = harness.enq_in_parts(client, range(waiting), module="Nobody", time=86_400)
         client.enq_many([{"module": "Mail", "key": f"{PREFIX}{number}", "time": 86_400} for number in range(imported)])
@@ -50,18 +50,18 @@ def measure(waiting: int, imported: int, stats: int, folder: str | None = None) 
 
 
 class _Beside:
-    """Another client, which asks for the state of a job as soon as it has the answer before."""
+    """Another client, which sends a stat of a job as soon as it has the previous answer."""
 
     def __init__(self, rig: harness.Rig, client: harness.Client, keys: list[str], stats: int) -> None:
         self._client, self._keys, self._stats = client, keys, stats
         self._command = [sys.executable, "-m", "givalia_core.cli.main", "-p", str(rig.port)]
 
     def nothing(self) -> list[float]:
-        """The milliseconds of each answer while nothing is done."""
+        """Return the milliseconds of each answer while no operation runs."""
         return [self._stat_ms() for _ in range(self._stats)]
 
     def doing(self, name: str, *words: str, back: Sequence[str] = (), most: float | None = None) -> list[Figure]:
-        """Do it until there were enough answers, and what takes it `back`; how long it took, and the answers meanwhile."""
+        """Repeat the operation, and its reverse `back`, until there are enough answers; return its time, and theirs."""
         waits_ms: list[float] = []
         took_s: list[float] = []
         for turn in count():

@@ -2,8 +2,8 @@
 
     python benchmarks/plot.py FOLDER RUN.json...
 
-Reads the output of `run.py --json` and writes one SVG for each plot into the folder; of several runs, the one with the most
-waiting jobs is drawn. It needs the packages of `benchmarks/requirements.lock` and nothing of Givalia.
+Reads the output of `run.py --json` and writes one SVG for each plot into the folder, from the run with the most waiting jobs.
+It needs the packages of `benchmarks/requirements.lock` and nothing of Givalia.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 Points = list[tuple[float, float]]
 INK, FAINT = "#1c2733", "#d6dce2"
 COLOURS: Final = ("#1769aa", "#c2571a")
-# The same figures make the same file, whenever and with whatever it is drawn.
+# The same figures give the same file, at any time and with any version of the tools.
 NOTHING: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE: Final = {
-    "svg.fonttype": "path",  # It looks the same wherever it is shown.
-    "svg.hashsalt": "givalia",  # Not a random one, for the same reason.
+    "svg.fonttype": "path",  # The same look everywhere.
+    "svg.hashsalt": "givalia",  # A fixed salt, for the same file each time.
     "font.size": 11,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -38,7 +38,7 @@ STYLE: Final = {
 
 
 class Plot(NamedTuple):
-    """One picture: its file, its title, the axis at the left, and the curves with what they are called."""
+    """One picture: its file, its title, its left axis, and its curves with their names."""
 
     file: str
     title: str
@@ -54,12 +54,12 @@ PLOTS: Final = (
 
 
 def curves(run: dict[str, Any]) -> dict[str, Points]:
-    """The points of each curve of a run, by the number that wait."""
+    """Return the points of each curve of a run, by the number of waiting jobs."""
     found: dict[str, dict[float, float]] = {}
     for section in run["sections"].values():
         for figure in section["figures"]:
             if figure["curve"]:
-                # Of a number that two stores have measured, the first store that had it is drawn.
+                # If two stores have measured the same number, the first one is drawn.
                 found.setdefault(figure["curve"], {}).setdefault(figure["at"], figure["value"])
     return {name: sorted(points.items()) for name, points in found.items()}
 
@@ -69,7 +69,7 @@ def draw(plot: Plot, points: dict[str, Points], folder: Path, suffix: str) -> Pa
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for (curve, words), colour in zip(plot.curves.items(), COLOURS, strict=False):
-            # The steps are equal, whatever they stand for: none to ten thousand has no place on a logarithmic axis.
+            # Equal steps: zero has no place on a logarithmic axis.
             places = range(len(points[curve]))
             values = [value for _, value in points[curve]]
             axes.plot(places, values, color=colour, marker="o", linewidth=2, label=words)
@@ -103,7 +103,7 @@ def _short(value: float) -> str:
 
 
 def main() -> None:
-    """Draw what can be drawn of these runs."""
+    """Draw every plot that these runs have figures for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", type=Path, nargs="+", help="those that are not there are left out")

@@ -1,7 +1,7 @@
 """Servers on PostgreSQL: the rate of one, the cost of a second one, jobs in transactions, and idle servers.
 
-Each measurement has its own fresh PostgreSQL, from the wheel that the tests use, with the default durability. No-op jobs as in
-`end_to_end.py`; if there are two servers, each has a worker and half of the client's frames.
+Each measurement has its own fresh PostgreSQL, from the wheel that the tests use, with the default durability. The jobs are
+no-ops as in `end_to_end.py`; if there are two servers, each has a worker and half of the client's frames.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CORES = os.cpu_count() or 1
 def measure(
     jobs: int, repeats: int, transactions: int, idle: int, waiting: int, late: int, folder: str | None = None
 ) -> list[Figure]:
-    """All of it, one after the other."""
+    """Measure all parts, one after the other."""
     rounds = [(_load(jobs, 1, folder), _load(jobs, 2, folder)) for _ in range(repeats)]
     one, two = (harness.medians(each) for each in zip(*rounds, strict=True))
     cost = harness.quantile([_cost(second) / _cost(first) for first, second in rounds], 0.5)
@@ -60,7 +60,7 @@ def measure(
 
 @contextlib.contextmanager
 def rig(lines: int, folder: str | None, **settings: str) -> Iterator[tuple[harness.Rig, Postgres]]:
-    """A server on a PostgreSQL of its own."""
+    """Start a server on its own PostgreSQL."""
     with (
         Postgres.start({"shared_buffers": "256MB", **settings}) as postgres,
         harness.Rig(lines, folder, postgres.create_database()) as made,
@@ -73,7 +73,7 @@ def _cpu(pids: list[int]) -> float:
 
 
 def _database_cpu(postgres: Postgres) -> float:
-    """Return the CPU time of all its processes, including ended ones."""
+    """Return the CPU time of all processes of PostgreSQL, including ended ones."""
     main, *others = postgres.pids()
     times = psutil.Process(main).cpu_times()
     used = times.user + times.system + times.children_user + times.children_system
@@ -114,7 +114,7 @@ def _load(jobs: int, servers: int, folder: str | None) -> list[Figure]:
 
 
 def _enqueue(clients: list[Client], load: list[dict[str, Any]]) -> None:
-    """Four frames on their way in all, spread over the clients."""
+    """Enqueue the load with four frames in flight in all, spread over the clients."""
     parts = [load[place :: len(clients)] for place in range(len(clients))]
     threads = [
         threading.Thread(target=harness.enq_in_frames, args=(client, part, 1_000, 4 // len(clients)))
@@ -159,7 +159,7 @@ def _idle(seconds: int, folder: str | None) -> list[Figure]:
         harness.enq_in_parts(client, range(jobs), time=3_600)
         with psycopg.connect(made.url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET log_statement = 'all'")
-            time.sleep(15)  # What the load has left to tidy up is done by then.
+            time.sleep(15)  # The servers have tidied up after the load by then.
             connection.execute("SELECT pg_reload_conf()")
             time.sleep(1)
             before = len(postgres.log_text())

@@ -1,8 +1,8 @@
 """The time of other commands of a server on PostgreSQL while an open transaction holds keys that clients ask for.
 
-Clients enqueue jobs with their own keys, evenly spread over the time, and each answer is timed. Others ask for held keys all
-the while: first for keys of live jobs, which is refused at once; then for keys that an open transaction has enqueued. Both
-cases have the same server and as many commands, and take turns.
+Clients enqueue jobs with their own keys, evenly spread over the time, and each answer is timed. Meanwhile other clients ask for
+held keys: in one case for keys of live jobs, which the server refuses at once; in the other for keys that an open transaction
+has enqueued. Both cases have the same server and the same number of commands, and take turns.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ OPTIONS = (
     Option("rounds", 1, "times both; the medians are shown"),
 )
 ASK_EACH_S = 0.1
-FIRST_S = 3.0  # Until the server and its worker have settled.
+FIRST_S = 3.0  # The time until the server and its worker have settled.
 
 
 def measure(
     held: int, seconds: float, samples: int, others: int, askers: int, rounds: int, folder: str | None = None
 ) -> list[Figure]:
-    """One server; without and with a transaction, in turn."""
+    """Measure on one server, without and with a transaction in turns."""
     figures: list[list[Figure]] = []
     with rig(1, folder) as (made, _), contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(harness.HOST, made.port)) for _ in range(others)]
@@ -81,7 +81,7 @@ def _asked(clients: Sequence[Client], keys: Sequence[str]) -> Iterator[None]:
 
 
 def _sampled(clients: Sequence[Client], samples: int, seconds: float, prefix: str) -> list[float]:
-    """Enqueue so many jobs, evenly over the time; the milliseconds of each answer, from when it was to be asked."""
+    """Enqueue `samples` jobs, evenly over the time; return the milliseconds of each answer from its planned start."""
     took: list[float] = []
     began = time.perf_counter()
     each_s = seconds / samples

@@ -2,14 +2,14 @@
 
 Each has one worker process, one client process that enqueues in bulk, and its own fresh PostgreSQL with the default durability.
 The clock runs from the first enqueue until the last job is recorded as done; the worker runs meanwhile and has run some jobs
-before. The peers have their best settings: those that their documentation advises, and among others the fastest here; each has
-its reason beside it. Every job signs a ledger: a job that was lost or ran twice breaks the measurement.
+before. The peers have their best settings: those that their documentation advises, else the fastest here, each with its reason
+beside it. Every job signs a ledger: a job that was lost or ran twice breaks the measurement.
 
-The peers are installed, at their newest, into `build/peers-venv`; remove that folder for newer ones. Givalia needs a store for
-`postgresql:`; without one it is left out.
+The newest versions of the peers are installed into `build/peers-venv`; remove that folder to update them. Givalia needs a store
+for `postgresql:`; without one it is left out.
 
 This file runs in two environments: as the benchmark in Givalia's, and as a peer's client or worker in the peers'. Packages
-that only one environment has are imported where they are used.
+that only one environment has are imported at their use.
 """
 
 from __future__ import annotations
@@ -40,48 +40,48 @@ _VENV: Final = _HERE.parent / "build" / "peers-venv"
 _RIG: Final = _HERE.parent / "tests" / "postgres"
 
 REQUIREMENTS: Final = ("procrastinate", "pgqueuer[asyncpg]", "psycopg[binary,pool]", "uvloop")
-WARM: Final = 500  # Jobs before the clock runs: connections are open then, statements prepared, and both sides known to work.
+WARM: Final = 500  # Jobs before the clock runs: they open connections, prepare statements, and show that both sides work.
 START_S: Final = 30.0
 
 TITLE: Final = "On PostgreSQL, end to end"
 
 PROCRASTINATE: Final[dict[str, Any]] = {
-    # A worker fetches one job at a time; what runs beside that is recording the ones before as done. More only costs here.
+    # A worker fetches one job at a time and meanwhile records the previous ones as done. A higher value is only slower here.
     "concurrency": 4,
-    # batch_defer, one INSERT for so many jobs. Enqueueing is ten times as fast as the rest; more at once slows the worker.
+    # batch_defer: one INSERT for this many jobs. Enqueueing is ten times as fast as the rest; more at once slows the worker.
     "batch": 1_000,
     "in_flight": 1,
 }
-"""Left at their defaults, as nothing was faster: LISTEN/NOTIFY, and jobs that are done stay in their table."""
+"""Left at their defaults, since nothing was faster: LISTEN/NOTIFY, and done jobs stay in their table."""
 
 PGQUEUER: Final[dict[str, Any]] = {
-    # Its guide to tuning wants larger batches for short jobs; the default of 10 does an eighth of this, 3,000 no more.
+    # Its guide to tuning advises larger batches for short jobs; the default of 10 does an eighth of this, 3,000 no more.
     "dequeue": 1_000,
-    # One INSERT for so many jobs; more at once is no faster.
+    # One INSERT for this many jobs; more at once is no faster.
     "batch": 1_000,
     "in_flight": 1,
 }
-"""Durable is its default too; with `balanced`, which may lose its log of jobs that are done, it does 7 % more."""
+"""Durable is its default, too; `balanced`, which may lose its log of done jobs, does 7 % more."""
 
 
 class Broken(Exception):
-    """A peer did not do what it is measured for."""
+    """A peer did not do the work that is measured."""
 
 
 class Figures(NamedTuple):
     """One round of one contestant."""
 
     jobs: int
-    """Those that ran: all of them, unless the time was up."""
+    """The jobs that ran: all of them, unless the time was up."""
     seconds: float
     enqueued_s: float
-    """The seconds that the client took to enqueue them, while they already ran."""
+    """The seconds that the client took to enqueue the jobs, while the first already ran."""
     cpu: dict[str, float]
     """The processor time of each kind of process."""
 
 
 def params_of(line: int) -> dict[str, Any]:
-    """A job's params, some 30 bytes as JSON; `line` is its line in the ledger."""
+    """Return a job's params, some 30 bytes as JSON; `line` is its line in the ledger."""
     return {"line": line, "note": f"{line:010d}"}
 
 
@@ -89,7 +89,7 @@ def params_of(line: int) -> dict[str, Any]:
 
 
 def signer(ledger: str, jobs: int) -> Callable[[int], None]:
-    """Return the function that each job calls with its line: it signs the ledger, and reports the first job and the last."""
+    """Return the function that each job calls with its line; it signs the ledger, and reports the first and last job."""
     with Path(ledger).open("r+b") as file:
         lines = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
     ran = 0
@@ -106,7 +106,7 @@ def signer(ledger: str, jobs: int) -> Callable[[int], None]:
 
 
 async def enqueue_on_cue(enqueue: Callable[[list[dict[str, Any]]], Any], jobs: int, batch: int, in_flight: int) -> None:
-    """The client: the jobs before the clock runs, then, when told to, all others, with so many batches on their way at once."""
+    """Enqueue the warm-up jobs; then, on command, all others, with `in_flight` batches at once."""
     await enqueue([params_of(line) for line in range(jobs, jobs + WARM)])
     load = [params_of(line) for line in range(jobs)]
     batches = iter([load[start : start + batch] for start in range(0, jobs, batch)])
@@ -127,8 +127,8 @@ async def enqueue_on_cue(enqueue: Callable[[list[dict[str, Any]]], Any], jobs: i
 async def procrastinate_app(url: str, connections: int) -> AsyncIterator[Any]:
     """An open Procrastinate app on a pool of our own, with all its connections from the start.
 
-    As documented for an app that brings its pool. It spares each query, which is a transaction by itself, the BEGIN and COMMIT
-    round it, and the probe of the connection before it, that the pool of the connector makes: three times the jobs a second.
+    Its documentation describes this for an app with its own pool. The connector's pool would probe the connection before each
+    query, and send BEGIN and COMMIT around it, though it is a transaction by itself. This way is three times as fast.
     """
     import procrastinate
     from psycopg import AsyncConnection
@@ -145,7 +145,7 @@ async def procrastinate_app(url: str, connections: int) -> AsyncIterator[Any]:
 
 
 async def procrastinate_worker(url: str, ledger: str, jobs: int, concurrency: int, **_: Any) -> None:
-    """Procrastinate's worker. For short jobs it wants as many connections as jobs at once, and one more."""
+    """Run Procrastinate's worker. For short jobs it needs a connection for each concurrent job, and one more."""
     async with procrastinate_app(url, concurrency + 1) as app:
         await app.schema_manager.apply_schema_async()
         sign = signer(ledger, jobs)
@@ -159,7 +159,7 @@ async def procrastinate_worker(url: str, ledger: str, jobs: int, concurrency: in
 
 
 async def procrastinate_client(url: str, ledger: str, jobs: int, batch: int, in_flight: int, **_: Any) -> None:
-    """Procrastinate's client."""
+    """Run Procrastinate's client."""
     async with procrastinate_app(url, in_flight) as app:
 
         @app.task(name="noop", queue="jobs")
@@ -169,7 +169,7 @@ async def procrastinate_client(url: str, ledger: str, jobs: int, batch: int, in_
 
 
 async def pgqueuer_worker(url: str, ledger: str, jobs: int, dequeue: int, **_: Any) -> None:
-    """PgQueuer's worker, after its checklist: asyncpg, a connection for the manager and not a pool, autovacuum tuned."""
+    """Run PgQueuer's worker, by its checklist: asyncpg, a connection for the manager and not a pool, autovacuum tuned."""
     import asyncpg
     from pgqueuer import PgQueuer
     from pgqueuer.db import AsyncpgDriver
@@ -194,7 +194,7 @@ async def pgqueuer_worker(url: str, ledger: str, jobs: int, dequeue: int, **_: A
 
 
 async def pgqueuer_client(url: str, ledger: str, jobs: int, batch: int, in_flight: int, **_: Any) -> None:
-    """PgQueuer's client, after its checklist: on a pool."""
+    """Run PgQueuer's client, by its checklist: on a pool."""
     import asyncpg
     from pgqueuer.db import AsyncpgPoolDriver
     from pgqueuer.queries import Queries
@@ -210,9 +210,9 @@ async def pgqueuer_client(url: str, ledger: str, jobs: int, batch: int, in_fligh
 
 
 def run_side(name: str, url: str, ledger: str, jobs: str, settings: str) -> None:
-    """Be a peer's client or worker until told to end.
+    """Run a peer's client or worker until told to end.
 
-    On uvloop: PgQueuer's own programs run on it, and Procrastinate's worker gains, too.
+    It runs on uvloop: PgQueuer's own programs do, and Procrastinate's worker gains, too.
     """
     import uvloop
 
@@ -225,7 +225,7 @@ def run_side(name: str, url: str, ledger: str, jobs: str, settings: str) -> None
 
 
 class Side:
-    """A peer's client or worker as a process. It ends with us: its input does."""
+    """A peer's client or worker as a process. It ends with this process, which closes its input."""
 
     def __init__(self, name: str, url: str, ledger: Path, jobs: int, settings: dict[str, Any]) -> None:
         program = "import sys, postgres_peers; postgres_peers.run_side(*sys.argv[1:])"
@@ -251,10 +251,10 @@ class Side:
         self._process.stdin.flush()
 
     def hear(self, seconds: float = START_S) -> str | None:
-        """The line that it says next; None if it says nothing in that time.
+        """Return the next line of its output; None if there is none in that time.
 
         Raises:
-            Broken: It ended.
+            Broken: The process ended.
         """
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], max(seconds, 0))[0]:
@@ -264,7 +264,7 @@ class Side:
         return line.decode()
 
     def must_say(self, what: str) -> None:
-        """Wait for a word."""
+        """Wait for this line."""
         if (heard := self.hear()) is None or heard.strip() != what:
             raise Broken(f"{self._name} should have said {what!r}, and said {heard!r}")
 
@@ -275,10 +275,10 @@ class Peer(NamedTuple):
     name: str
     settings: dict[str, Any]
     left: str
-    """The SQL that counts jobs which are not recorded as done."""
+    """The SQL that counts the jobs that are not recorded as done."""
 
     def __call__(self, url: str, jobs: int, seconds: float) -> Figures:
-        """One round on an empty database."""
+        """Run one round on an empty database."""
         import harness
         import psycopg
 
@@ -319,7 +319,7 @@ class Peer(NamedTuple):
 
 
 def givalia(url: str, jobs: int, seconds: float = 60.0) -> Figures:
-    """One round of Givalia on an empty database: a server and a worker as processes, and this process as the client."""
+    """Run one round of Givalia on an empty database: a server and a worker as processes, this process as the client."""
     import harness
 
     def done(client: Any) -> int:
@@ -327,7 +327,7 @@ def givalia(url: str, jobs: int, seconds: float = 60.0) -> Figures:
 
     with harness.Rig(jobs + WARM, url=url) as rig, rig.client() as client:
         worker = rig.start_worker(client)
-        # With a key each, which the peers' jobs do not have: Givalia is for keyed jobs.
+        # Each job has a key, unlike the peers' jobs: Givalia is for keyed jobs.
         load = harness.jobs_of(range(jobs + WARM))
         client.enq_many(load[jobs:])
         rig.await_done(client, WARM, START_S)
@@ -350,7 +350,7 @@ def givalia(url: str, jobs: int, seconds: float = 60.0) -> Figures:
 
 
 def _cpu_s(pids: dict[str, int], url: str) -> dict[str, float]:
-    """The processor time that these processes have used, and the database: all of its processes, also those that have ended."""
+    """Return the processor time of these processes, and of all processes of the database, including ended ones."""
     import harness
     import psutil
 
@@ -373,7 +373,7 @@ def _postmaster(url: str) -> psutil.Process:
 
 
 def install_peers() -> dict[str, str]:
-    """Install the peers, unless they are installed; the versions of all that was."""
+    """Install the peers, unless they are installed; return the versions of everything installed."""
     python = _VENV / "bin" / "python"
     mark = _VENV / ".installed"
     if not mark.exists():
@@ -392,7 +392,7 @@ def has_givalia_store() -> bool:
 
 
 def figures_of(round_: Figures) -> list[Figure]:
-    """A round in the words of the other benchmarks."""
+    """Return a round in the form of the other benchmarks."""
     from harness import Figure
 
     return [
@@ -403,7 +403,7 @@ def figures_of(round_: Figures) -> list[Figure]:
 
 
 def side_by_side(sections: dict[str, list[Figure]]) -> str:
-    """The figures for people: a line for each figure, a column for each contestant."""
+    """Return the figures for people: a line for each figure, a column for each contestant."""
     names = list(dict.fromkeys(figure.name for figures in sections.values() for figure in figures))
     rows = [("", *sections, "")]
     for name in names:
@@ -427,7 +427,7 @@ class Contestant(NamedTuple):
 
 
 _PROCRASTINATE_LEFT: Final = "SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
-_PGQUEUER_LEFT: Final = "SELECT count(*) FROM pgqueuer"  # One that is done moves to its log.
+_PGQUEUER_LEFT: Final = "SELECT count(*) FROM pgqueuer"  # A done job moves to the log.
 
 CONTESTANTS: Final = {
     "Procrastinate": Contestant(5_000, Peer("procrastinate", PROCRASTINATE, _PROCRASTINATE_LEFT)),
@@ -437,9 +437,9 @@ CONTESTANTS: Final = {
 
 
 def rounds(names: list[str], repeats: int, seconds: float, scale: float) -> tuple[dict[str, list[Figure]], str]:
-    """The medians of each contestant's rounds, and the version of PostgreSQL.
+    """Return the medians of each contestant's rounds, and the version of PostgreSQL.
 
-    They take turns: whatever else the machine does meets all of them.
+    The contestants take turns, so that other load of the machine affects all of them.
     """
     import harness
     import psycopg
@@ -462,7 +462,7 @@ def rounds(names: list[str], repeats: int, seconds: float, scale: float) -> tupl
 
 
 def main() -> int:
-    """Measure all that are there, and print one table."""
+    """Measure all available contestants, and print one table."""
     import harness
 
     from givalia_core import GivaliaError

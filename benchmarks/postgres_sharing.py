@@ -1,8 +1,8 @@
 """The costs of different ways to share one PostgreSQL, each as a few statements on Givalia's tables, without a server.
 
-As many connections as there would be servers do the same at once, until all is done or the time is over: lend due jobs, tell
-the others of a commit, keep count; and one renews leases. PostgreSQL is one that was made a moment ago, as durable as it is by
-default. `docs/decisions/0008-several-servers.md` quotes these figures.
+One connection stands for each server. All do the same at once, until all is done or the time is over: lend due jobs, tell the
+others of a commit, keep count; and one renews leases. The PostgreSQL is fresh, with the default durability.
+`docs/decisions/0008-several-servers.md` quotes these figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPTIONS: Final = (
 _RIG: Final = Path(__file__).resolve().parent.parent / "tests" / "postgres"
 
 Ask = Callable[..., list[Any]]
-Step = Callable[[Ask, int], int]  # What a connection does over and over, told its place; how many jobs it took on.
+Step = Callable[[Ask, int], int]  # The repeated step of a connection: takes its place, returns the number of jobs.
 
 BEGIN: Final = (statements.BEGIN, ())
 COMMIT: Final = (statements.COMMIT, ())
@@ -58,7 +58,7 @@ WAYS_TO_LEND: Final = {
     ),
     "each its share of the rows": (False, f"{_SOME} AND seq % {{number}} = {{place}} {_ORDER} {{batch}}"),
 }
-"""Ways to lend: true if the transaction that writes the rows reads them, and the statement that reads them."""
+"""Ways to lend: whether the transaction that writes the rows also reads them, and the statement that reads them."""
 LEND: Final = """
 WITH u AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS u(seq, was) ORDER BY seq)
 UPDATE givalia.jobs j SET state = 1, keeper = 1, version = j.version + 1 FROM u
@@ -72,8 +72,8 @@ WAYS_TO_COUNT: Final[dict[str, tuple[list[Statement], bool]]] = {
     "in one row": ([(COUNTED, ())], False),
     "as rows that are added": ([(ADDED, ())], True),
 }
-"""Ways to count: the statements of a commit, and true if the counts are summed up periodically."""
-FOLD_AFTER: Final = 400  # Commits, as a server does.
+"""Ways to count: the statements of a commit, and whether the counts are summed up periodically."""
+FOLD_AFTER: Final = 400  # Commits between sums, as in a server.
 
 RENEW_ROWS: Final = "UPDATE givalia.jobs SET lease_until_us = lease_until_us + 1 WHERE state = 1 AND keeper = 1"
 RENEW_ONE: Final = "UPDATE givalia.servers SET alive_until_us = alive_until_us + 1 WHERE epoch = 1"
@@ -83,13 +83,13 @@ RENEWALS: Final = 30
 def measure(
     connections: str, seconds: float, jobs: int, batch: int, held: int, sync_ms: float, repeats: int, folder: str | None = None
 ) -> list[Figure]:
-    """Every way, with each number of connections."""
+    """Measure every way, with each number of connections."""
     if folder:
         tempfile.tempdir = folder
     sys.path.insert(0, str(_RIG))
     from postgres_rig import Postgres
 
-    # Each sync first waits so long, and then includes the writes of others meanwhile, as on a slow disk.
+    # Each sync first waits this long, and then includes the writes of others meanwhile, as on a slow disk.
     postgres = Postgres.start({"commit_delay": str(round(sync_ms * 1e3)), "commit_siblings": "0"} if sync_ms else None)
     try:
         bench = _Bench(postgres.create_database())
@@ -107,7 +107,7 @@ def measure(
 
 
 class _Bench:
-    """A database with the tables of Givalia."""
+    """A database with Givalia's tables."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -118,7 +118,7 @@ class _Bench:
         harness.say(self._ask(("SELECT version()", ()))[0][0][0])
 
     def _connect(self) -> Ask:
-        """A connection that sends statements in one trip, each made for one index, as that of a server does."""
+        """Open a connection that, as a server's, sends statements in one trip, each made for one index."""
         connection = psycopg.connect(self._url, autocommit=True, prepare_threshold=0)
         for name in ("enable_seqscan", "enable_bitmapscan", "jit"):
             connection.execute(f"SELECT set_config('{name}', 'off', false)")
@@ -136,7 +136,7 @@ class _Bench:
         self._ask(("VACUUM ANALYZE givalia.jobs", ()))
 
     def _at_once(self, number: int, step: Step, seconds: float | None = None) -> tuple[int, float]:
-        """Let so many do this until it comes to nothing, or for so long: what it came to in all, and how long it took."""
+        """Repeat `step` on `number` connections until it returns 0, or for `seconds`; return the sum, and the time."""
         done, barrier = [0] * number, threading.Barrier(number + 1)
         asks = [self._connect() for _ in range(number)]
 
@@ -156,7 +156,7 @@ class _Bench:
         return sum(done), time.perf_counter() - began
 
     def lend(self, way: str, number: int, jobs: int, batch: int) -> list[Figure]:
-        """Lend all of them, in their order as far as the way goes; and how many were read that another one lent."""
+        """Lend all jobs, in order as far as the way allows; count also the reads of jobs that another connection lent."""
         self._fill(0, DUE_US, jobs)
         is_inside, words = WAYS_TO_LEND[way]
         lent = [0] * number
@@ -177,7 +177,7 @@ class _Bench:
         return [Figure(title, jobs / took_s, "jobs/s"), *in_vain]
 
     def tell(self, number: int, seconds: float) -> list[Figure]:
-        """Commits of one job each, and the time from sending an insert until another connection hears of it."""
+        """Measure commits of one job each, and the time from sending an insert until another connection hears of it."""
         insert: Statement = (INSERT, (0, LATER_US, 1))
 
         def silent(ask: Ask, _: int) -> int:
@@ -205,7 +205,7 @@ class _Bench:
         return figures
 
     def count(self, number: int, seconds: float) -> list[Figure]:
-        """Commits of one job each, and what it takes to read the counts after them."""
+        """Measure commits of one job each, and the time to read the counts after them."""
         figures: list[Figure] = []
         for name, (counted, is_summed_up) in WAYS_TO_COUNT.items():
             self._fill(0, LATER_US, 1)
@@ -223,7 +223,7 @@ class _Bench:
             raise harness.Broken(f"{way}: {jobs:,} jobs were counted as {counted}")
 
     def renew(self, held: int) -> list[Figure]:
-        """The leases of so many running jobs, each in its row; and that a server is alive, in its own."""
+        """Measure renewing the leases of `held` running jobs, each in its row; and one row that says a server is alive."""
         self._fill(1, DUE_US, held)
         self._ask(("ALTER TABLE givalia.jobs ADD COLUMN IF NOT EXISTS lease_until_us bigint NOT NULL DEFAULT 0", ()))
         self._ask(("INSERT INTO givalia.servers VALUES (1, 0, 0, '', '') ON CONFLICT DO NOTHING", ()))
@@ -234,7 +234,7 @@ class _Bench:
         return figures
 
     def _took_ms(self, words: str) -> tuple[float, float]:
-        """The median time of a statement that is done several times, and the log that each of them writes."""
+        """Return the median time of a repeated statement, and the log that each execution writes."""
         took_ms: list[float] = []
         before = self._ask(("SELECT pg_current_wal_insert_lsn() - '0/0'", ()))[0][0][0]
         for _ in range(RENEWALS):
@@ -259,7 +259,7 @@ def _counting(number: int, counted: list[Statement], is_summed_up: bool) -> Step
 
 
 class _Listener:
-    """Another connection, which hears when something was said; what is said is when it began."""
+    """Another connection, which receives notifications; each payload is the time at which its sender began."""
 
     def __init__(self, url: str) -> None:
         self._connection = psycopg.connect(url, autocommit=True)

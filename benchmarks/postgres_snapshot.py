@@ -1,4 +1,4 @@
-"""The cost of another session's open snapshot for a server on PostgreSQL: vacuum removes nothing, so dead rows pile up.
+"""The cost of another session's open snapshot for a server on PostgreSQL: vacuum removes nothing, and dead rows pile up.
 
 Jobs that are due in a moment are enqueued as fast as they run, while another session keeps one snapshot, as a dump or a
 forgotten transaction does. (A job that is due at once and lent in its first commit never waits, and leaves no dead row.) At the
@@ -37,7 +37,7 @@ LOOK_S = 0.02
 
 
 def measure(seconds: float, slice: float, ahead: int, waiting: int, folder: str | None = None) -> list[Figure]:
-    """One server with one worker; first without a snapshot."""
+    """Measure on one server with one worker; first without a snapshot."""
     with rig(1, folder, autovacuum_naptime="5s") as (made, _), made.client() as client:
         made.start_worker(client)
         time.sleep(SETTLED_S)
@@ -66,7 +66,7 @@ def measure(seconds: float, slice: float, ahead: int, waiting: int, folder: str 
 
 @contextlib.contextmanager
 def _load(made: harness.Rig, ahead: int) -> Iterator[None]:
-    """Enqueue no-op jobs, so many ahead of those that are done."""
+    """Enqueue no-op jobs, `ahead` more than are done."""
     ended = threading.Event()
 
     def enqueue() -> None:
@@ -79,7 +79,7 @@ def _load(made: harness.Rig, ahead: int) -> Iterator[None]:
                     try:
                         client.enq_many([{"module": harness.MODULE, "params": harness.params_of(0), "time": DELAY_S}] * FRAME)
                         sent += FRAME
-                    except PartlyRefused as refused:  # A server whose store has become slow asks to hold back.
+                    except PartlyRefused as refused:  # A server with a slow store asks clients to hold back.
                         sent += sum(not isinstance(answer, GivaliaError) for answer in refused.answers)
                         time.sleep(HOLD_BACK_S)
 

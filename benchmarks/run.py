@@ -26,8 +26,8 @@ from harness import Figure, Section
 from givalia_core import GivaliaError
 
 Plan = dict[ModuleType, dict[str, Any]]
-# Less of some than they measure alone, so that all of it is done within five minutes, also where a server does 10,000 jobs/s;
-# the words of a benchmark say of what it has less. To fill a store takes longest, so only one of them has its million here.
+# Some benchmarks measure less than alone, so that all end within five minutes, even where a server does 10,000 jobs/s; the
+# words of a benchmark name the difference. Filling a store takes longest, so only one benchmark has its million here.
 USUAL: Plan = {
     enqueue: {"together": 30_000, "batches": 80_000, "repeats": 1},
     end_to_end: {"repeats": 2},
@@ -66,16 +66,16 @@ class Measured(NamedTuple):
 
     sections: dict[str, Section]
     broken: dict[str, str]
-    """Those that have no figures, and why."""
+    """The benchmarks without figures, and the reasons."""
 
     @property
     def figures(self) -> dict[str, list[Figure]]:
-        """By the titles of the benchmarks."""
+        """Return the figures by the titles of the benchmarks."""
         return {title: section.figures for title, section in self.sections.items()}
 
 
 def measure(plan: Plan, folder: str | None, titles: Mapping[ModuleType, str] | None = None) -> Measured:
-    """Run the benchmarks of a plan, one after the other; each says how long it took. They have their own titles or these."""
+    """Run the benchmarks of a plan, one after the other, with their own titles or these; each prints its duration."""
     sections: dict[str, Section] = {}
     broken: dict[str, str] = {}
     for benchmark, some in plan.items():
@@ -91,7 +91,7 @@ def measure(plan: Plan, folder: str | None, titles: Mapping[ModuleType, str] | N
 
 
 def main() -> int:
-    """Measure everything and print one table a benchmark, and one of all goals."""
+    """Measure everything; print a table for each benchmark, and one of all goals."""
     given = harness.arguments(__doc__, OPTIONS).parse_args()
     plan = TEN_MILLION if given.ten_million else QUICK if given.quick else USUAL
     only = set(filter(None, given.only.split(",")))

@@ -1,8 +1,8 @@
-"""The honest case: random keys and due times, and as many jobs enqueued as run, so that the number of waiting jobs stays.
+"""The honest case: random keys and due times, and as many jobs enqueued as run, so that the number of waiting jobs is constant.
 
-The waits have no memory (they are exponential), so the remaining waits always have the same distribution, and each new job
-falls due anywhere among the waiting ones: it touches a random place of the indexes by key and by due. A worker runs due jobs,
-and for each thousand done the client enqueues a thousand more.
+The waits have no memory (they are exponential), so the remaining waits always have the same distribution. Each new job falls
+due anywhere among the waiting ones, so it touches a random place of the indexes by key and by due. A worker runs due jobs, and
+for each thousand done the client enqueues a thousand more.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ OPTIONS = (
 )
 BATCH = 1_000
 IN_FLIGHT = 4
-RATE_MAX = 300_000  # The ledger has lines for so many jobs a second.
+RATE_MAX = 300_000  # The most jobs a second that the ledger has lines for.
 
 
 def measure(waiting: int, demand: int, lead: float, seconds: float, folder: str | None = None) -> list[Figure]:
-    """Fill a store and let it flow."""
+    """Fill a store, then run the steady flow of jobs."""
     with harness.Rig(waiting + spare(seconds), folder) as rig, rig.client() as client:
         due = {"base": time.time() + lead, "mean": waiting / demand}
         fill(rig.port, range(waiting), due)
@@ -38,19 +38,19 @@ def measure(waiting: int, demand: int, lead: float, seconds: float, folder: str 
 
 
 def aim(waiting: int) -> int:
-    """The jobs a second that we aim at."""
+    """Return the goal in jobs a second."""
     return 40_000 if waiting <= 1_000_000 else 30_000
 
 
 def spare(seconds: float) -> int:
-    """Lines of the ledger for what is enqueued meanwhile."""
+    """Return the number of ledger lines for the jobs that are enqueued meanwhile."""
     return round(seconds * RATE_MAX)
 
 
 def run(rig: harness.Rig, client: harness.Client, waiting: int, due: dict[str, float], seconds: float) -> list[Figure]:
-    """Let the jobs of the first lines, which `fill` enqueued with this `due`, run, and those that take their place.
+    """Run the jobs of the first lines, which `fill` enqueued with this `due`, and the jobs that replace them.
 
-    No worker may be there yet, and as many lines of the ledger as `spare` says are free at its end.
+    There must be no worker yet, and the ledger must have as many free lines at its end as `spare` says.
     """
     if time.time() < due["base"]:
         harness.say(f"the first jobs fall due in {due['base'] - time.time():.0f} s")
@@ -76,7 +76,7 @@ def run(rig: harness.Rig, client: harness.Client, waiting: int, due: dict[str, f
 
 
 def _flow(rig: harness.Rig, client: harness.Client, free: range, mean: float, seconds: float) -> tuple[int, int, float]:
-    """For each batch that is done enqueue another; how many were done and how many enqueued, in how long."""
+    """Enqueue a batch for each batch that is done; return how many jobs were done, how many enqueued, and the time."""
     before = rig.done(client)
     under_way: list[Future[Any]] = []
     sent = 0

@@ -1,7 +1,7 @@
 """The honest case for the SQLite store alone: each round inserts delayed jobs, claims the earliest due and settles them.
 
-As in `steady.py` keys are random and the waits have no memory, so each insert touches a random place; here they last an hour,
-and the store is told that time passes as fast as jobs are run. One thread, no server, each commit on disk before the next.
+As in `steady.py`, keys are random and the waits have no memory, so each insert touches a random place. Here waits last an hour,
+and the store's clock advances as fast as jobs are run. One thread, no server, each commit on disk before the next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILL = 10_000
 
 
 def measure(waiting: int, frame: int, seconds: float, folder: str | None = None) -> list[Figure]:
-    """Fill a store, then as many rounds as there is time for."""
+    """Fill a store, then run rounds until the time is over."""
     with tempfile.TemporaryDirectory(prefix="givalia-bench-", dir=folder) as path, StoreAlone(Path(path) / "queue.db") as alone:
         filled = sum(alone.insert_due(_delays_us(min(FILL, waiting - first))).seconds for first in range(0, waiting, FILL))
         took = dict.fromkeys(("insert", "read for the claim", "claim", "settle"), 0.0)

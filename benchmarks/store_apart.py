@@ -1,7 +1,7 @@
 """The gain of a separate process for the store: the load of `end_to_end.py`, batches and single jobs, in both ways.
 
-The two take turns, each time on a fresh store. `apart.py` describes the protocol between server and store; the server's
-processor time is that of both.
+The two ways take turns, each time on a fresh store. `apart.py` describes the protocol between server and store; the server's
+processor time includes that of the store's process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HERE: Final = Path(__file__).resolve().parent
 def measure(
     jobs: int, batches: int, frame: int, in_flight: int, singles: int, rounds: int, folder: str | None = None
 ) -> list[Figure]:
-    """The medians of both, and how they compare."""
+    """Return the medians of both ways, and their ratio."""
     before = os.environ.get("PYTHONPATH", "")
     with tempfile.TemporaryDirectory(prefix="givalia-bench-", dir=folder) as path:
         _make_distribution(Path(path))

@@ -2,8 +2,8 @@
 
 In batches, jobs with random keys are inserted, read and claimed, and settled, each step one commit as the server makes it
 (deciding and making the records is not counted); then the same for jobs that are claimed in the commit that inserts them, as
-when a worker is free. The store is empty at the start, or has other waiting jobs: with a million, each touch of an index meets
-a cold page.
+when a worker is free. The store is empty at the start, or has other waiting jobs: with a million, each access to an index
+meets a cold page.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPTIONS = (
 
 
 def measure(batches: str, seconds: float, waiting: int, folder: str | None = None) -> list[Figure]:
-    """Each size of batch on the same store, the smallest first."""
+    """Measure each size of batch on the same store, the smallest first."""
     with tempfile.TemporaryDirectory(prefix="givalia-bench-", dir=folder) as path, StoreAlone(Path(path) / "queue.db") as alone:
         for _ in range(0, waiting, 10_000):
             alone.insert(min(waiting, 10_000), HOUR_US + random.randrange(HOUR_US))

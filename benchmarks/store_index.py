@@ -2,12 +2,12 @@
 
 A batch looks up a thousand unknown ids and keys, inserts a thousand jobs, and removes those that fall due meanwhile, which are
 the earliest and about as many: waits have no memory, so the number of waiting jobs stays the same. `ours` is the index of the
-SQLite store; `arrays` is the same on arrays in memory, `dicts` two dicts and a heap. LMDB, RocksDB and tables of SQLite are
-never synced, and like ours they survive a kill of the process; layouts in memory must be rebuilt.
+SQLite store; `arrays` is the same on arrays in memory; `dicts` is two dicts and a heap. LMDB, RocksDB and tables of SQLite are
+never synced, and survive a kill of the process as `ours` does; layouts in memory must be rebuilt.
 
 Each layout is measured in a process of its own. Memory is the maximum during the measurement, above the memory before the
-layout was opened; it does not include the system's cache of files that are not mapped. Packages that only this needs are in
-`build/bench-venv` (`make bench` makes it); a layout without its package is left out.
+layout was opened, without the system's cache of files that are not mapped. Packages that only this benchmark needs are in
+`build/bench-venv` (`make bench` creates it); a layout without its package is left out.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _ELSEWHERE: Final = {"lmdb", "rocksdb"}
 
 
 class _LeftOut(Exception):
-    """There are no figures of a layout, which is no fault of it."""
+    """A layout has no figures, through no fault of its own."""
 
 
 def measure(
     waiting: int, ten_million: bool, batches: int, layouts: str, patience: float, folder: str | None = None
 ) -> list[Figure]:
-    """One layout after the other."""
+    """Measure one layout after the other."""
     waiting = 10_000_000 if ten_million else waiting
     figures: list[Figure] = []
     for layout in layouts.split(","):
@@ -86,7 +86,7 @@ def _figures(layout: str, path: Path, waiting: int, batches: int, end: float) ->
 
 
 def _told(layout: str, end: float, **plan: Any) -> dict[str, Any]:
-    """Return the report of a process that did this; the process ends by killing itself."""
+    """Return the report of a process that carried out this plan; the process ends by killing itself."""
     python = _BENCH_PYTHON if layout in _ELSEWHERE else Path(sys.executable)
     if not python.exists():
         raise _LeftOut("there is no build/bench-venv")

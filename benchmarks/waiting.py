@@ -1,9 +1,9 @@
 """The cost of many waiting jobs: memory, disk, lateness, throughput, calls by key, and the restart after a kill.
 
-One store grows from level to level: keyed jobs with random due times are enqueued, and the same is measured at each level. At
-the last level jobs are pushed back and called off by key (see `by_key.py`), the server is killed with -9 and started again (the
-clock runs from the start of its process until it has answered a stat). At the end the waiting jobs begin to fall due, and as
-many are enqueued as run (see `steady.py`).
+One store grows from level to level: keyed jobs with random due times are enqueued, with the same measurement at each level. At
+the last level, jobs are pushed back and called off by key (see `by_key.py`); then the server is killed with -9 and started
+again (the clock runs from the start of its process until its answer to a stat). At the end the waiting jobs begin to fall due,
+and as many are enqueued as run (see `steady.py`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OPTIONS = (
     Option("restarts", 3, "times the server is killed; the median is shown"),
     Option("seconds", 8.0, "how long jobs are enqueued and run at the last level"),
 )
-FEW = 1_000  # What calls by key are compared with.
+FEW = 1_000  # Waiting jobs in the case that calls by key are compared with.
 LATE_S = 3.0
-LEVEL_S = 8.0  # What a level takes besides its load, more or less.
+LEVEL_S = 8.0  # The approximate time of a level besides its load.
 MILLION = 1_000_000
 MB = 1_000_000
 
@@ -50,7 +50,7 @@ def measure(
     seconds: float,
     folder: str | None = None,
 ) -> list[Figure]:
-    """One store, level after level."""
+    """Measure one store, level after level."""
     counts = [int(level) for level in levels.split(",")]
     lines = counts[-1] + load + len(counts) * (repeats * load + late) + steady.spare(seconds)
     with harness.Rig(lines, folder) as rig:
@@ -58,7 +58,7 @@ def measure(
 
 
 class _Growth:
-    """A store on its way: how many wait by now, which lines of the ledger are used, and what was found so far."""
+    """A growing store: the number of waiting jobs, the used lines of the ledger, and the figures so far."""
 
     def __init__(
         self, rig: harness.Rig, levels: list[int], load: int, repeats: int, late: int, singles: int, many: int
@@ -110,7 +110,7 @@ class _Growth:
         self._add(f"{words}, of that pages of files", mapped / MB, "MB")
 
     def _flow(self, client: harness.Client, level: int) -> None:
-        """Throughput and lateness of other jobs, with a worker that is gone afterwards."""
+        """Measure throughput and lateness of other jobs, with a worker that is gone afterwards."""
         rig, words = self._rig, f"{level:,} waiting"
         worker = rig.start_worker(client)
         if level == 0:  # The first jobs of a server and a worker find everything cold.
@@ -131,7 +131,7 @@ class _Growth:
         self._add(f"{words}, late, p99", harness.quantile(late_ms, 0.99), "ms", curve="lateness, p99")
 
     def _plan(self, rate: float, answered: float) -> None:
-        """Return the dues of the waiting jobs: after everything else is measured, and then more than can be run."""
+        """Plan the dues of the waiting jobs: after all other measurements, and then more than the worker can run."""
         last = self._levels[-1]
         base = time.time() + last / answered + len(self._levels) * (LEVEL_S + self._repeats * self._load / rate)
         self._due = {"base": base, "mean": last / (1.2 * rate)}
@@ -150,7 +150,7 @@ class _Growth:
         return taken
 
     def _some(self, count: int) -> list[int]:
-        """Return lines of the ledger for so many waiting jobs, and reserve them."""
+        """Reserve lines of the ledger for `count` waiting jobs, and return them."""
         lines: set[int] = set()
         while len(lines) < count:
             lines |= {line for line in random.sample(range(self._filled), count - len(lines)) if line not in self._gone}
@@ -158,7 +158,7 @@ class _Growth:
         return list(lines)
 
     def _lines(self, count: int) -> range:
-        """Lines of the ledger that are free."""
+        """Return free lines of the ledger."""
         self._used += count
         return range(self._used - count, self._used)
 
@@ -168,7 +168,7 @@ class _Growth:
 
 
 def _restart(rig: harness.Rig, key: str, jobs: int) -> float:
-    """Seconds from the start of the new process to its answer about one of the jobs."""
+    """Return the seconds from the start of the new process to its answer about one of the jobs."""
     rig.kill_server()
     began = time.perf_counter()
     rig.start_server()

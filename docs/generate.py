@@ -1,7 +1,7 @@
-"""Writes the parts of these pages that the code knows, between the markers `<!-- generated: name -->` and `<!-- end -->`.
+"""Writes the generated parts of these pages, between the markers `<!-- generated: name -->` and `<!-- end -->`.
 
     python docs/generate.py            write them
-    python docs/generate.py --check    only say which are out of date; exit code 1 if any is
+    python docs/generate.py --check    only print which are out of date; exit code 1 if any is
 
 The script changes nothing outside the markers. If these tables do not explain a part of the code, such as a new transition,
 the script fails, so nothing new stays undocumented.
@@ -267,7 +267,7 @@ def _seconds(us: float) -> str:
     return f"{us / SECOND_US:g} s"
 
 
-# All of it.
+# All parts.
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Prints the way of one job through `givalia_core`, room by room: every function that runs from its `enq` to its result.
+"""Prints the way of one job through `givalia_core`, room by room: every function that runs from the job's `enq` to its result.
 
     python docs/journey.py              print it
     python docs/journey.py --json       as JSON, for `tests/docs/test_journey.py`
@@ -31,11 +31,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 HOUSE: Final = "givalia_core"
 MARK: Final = "__journey__"
 IDLE_S: Final = 2.0
-IDLE: Final = "without a job"  # What runs then is listed apart.
-DELAY_S: Final = 0.5  # Of the job, so that its `enq` is over when it is claimed.
+IDLE: Final = "without a job"  # Functions that run then are listed apart.
+DELAY_S: Final = 0.5  # The job's delay, so that its `enq` has ended before its claim.
 ROUNDS: Final = 3
 ATTEMPT: Final = ("givalia_core/worker/attempt/pipeline.py", "execute")
-"""An attempt begins and ends with this function; lending the job comes before."""
+"""The function that begins and ends an attempt; lending the job comes before."""
 
 
 class Function(NamedTuple):
@@ -47,29 +47,29 @@ class Function(NamedTuple):
 
 
 class Notes:
-    """Keeps the functions that have run, in order."""
+    """The functions that have run, in order."""
 
     def __init__(self) -> None:
         self.functions: list[Function] = []
         self.visits: list[tuple[float, int]] = []
 
     def add(self, function: Function) -> int:
-        """Number a function."""
+        """Give a function its number."""
         self.functions.append(function)
         return len(self.functions) - 1
 
     def note(self, number: int) -> None:
-        """Note that the function of this number has begun; any thread may."""
+        """Note that the function with this number has begun; any thread may call this."""
         self.visits.append((time.perf_counter(), number))
 
     def take(self) -> list[tuple[float, Function]]:
-        """Return what has run since the last time."""
+        """Return the functions that have run since the last call."""
         visits, self.visits = self.visits, []
         return [(at, self.functions[number]) for at, number in visits]
 
 
 class _Marking(ast.NodeTransformer):
-    """Adds a call to the beginning of each function."""
+    """A transformer that adds a call to the beginning of each function."""
 
     def __init__(self, file: str, notes: Notes) -> None:
         self._file, self._notes = file, notes
@@ -101,7 +101,7 @@ class _Marking(ast.NodeTransformer):
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles a module of the house with the marks in it, without writing a file."""
+    """A loader that compiles a module of the house with the marks in it, without writing a file."""
 
     notes: Notes
 
@@ -113,7 +113,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Finds the modules of the house, and no others."""
+    """A finder of the modules of the house, and of no others."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -130,7 +130,7 @@ class _Finder:
 
 
 def watch() -> Notes:
-    """Note what runs from now on; call it before anything of the house is imported."""
+    """Note every function that runs from now on; call this before anything of the house is imported."""
     assert not any(name.partition(".")[0] == HOUSE for name in sys.modules), "the house is imported already"
     notes = Notes()
     setattr(builtins, MARK, notes.note)
@@ -139,14 +139,14 @@ def watch() -> Notes:
 
 
 class Way(NamedTuple):
-    """The functions that ran without a job, and for one by leg; each once, in the order of its first visit."""
+    """The functions that ran without a job, and those for the job by leg; each once, in the order of its first visit."""
 
     idle: list[Function]
     legs: dict[str, list[Function]]
 
 
 def walk(notes: Notes, folder: Path) -> Way:
-    """Run the job, and return its way."""
+    """Run a job, and return its way."""
     from givalia_core import Client, WorkModule
     from givalia_core.modules import describe
     from givalia_core.server import Server
@@ -225,7 +225,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(way: Way) -> Sizes:
-    """Measure it."""
+    """Measure the way."""
     functions = {function for leg in (way.idle, *way.legs.values()) for function in leg}
     files = {function.file for function in functions}
     lines = sorted(function.lines for function in functions)
@@ -264,7 +264,7 @@ def show(way: Way) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--page", action="store_true", help="the list for docs/architecture.md")

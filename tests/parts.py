@@ -1,6 +1,6 @@
-"""Every test, in parts beside each other: most tests wait most of the time. The exit code is the worst of all.
+"""Runs every test, in concurrent parts: most tests wait most of the time. The exit code is the worst of all.
 
-The first part is shown as it goes, the others when all are done.
+The output of the first part is shown live, that of the others at the end.
 """
 
 from __future__ import annotations

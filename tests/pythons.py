@@ -1,7 +1,7 @@
 """Runs the fast tests on each installed Python, in a virtual environment of its own under `build/pythons`.
 
 `PYTHONS="python3.12 /opt/python3.14/bin/python3"` names the interpreters, and each must run. The default is each of `ON_PATH`
-that exists. One that does not run (pyenv leaves a command for each version, active or not) is skipped, and the summary says so.
+that exists. An interpreter of these that does not run (pyenv leaves a command for each version) is skipped, with a note.
 The exit code is 1 if the tests failed on any interpreter, or passed on none.
 """
 

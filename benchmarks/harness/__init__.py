@@ -1,8 +1,8 @@
 """The common parts of all benchmarks: a server and workers as processes, a ledger that proves each run, a table of figures.
 
-Nothing is printed that was not measured in this run, beside a calibration of the machine it ran on. A load whose jobs did
-not all run once, or of which one began before its time, raises `Broken`: its figures would mean nothing. The harness never
-touches a server, store or file that it did not make.
+Every printed figure was measured in this run, beside a calibration of the machine it ran on. A load raises `Broken` unless
+each of its jobs ran once, and none before its due: its figures would mean nothing. The harness never touches a server, store
+or file that it did not make.
 """
 
 from givalia_core import Client

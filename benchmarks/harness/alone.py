@@ -23,7 +23,7 @@ ROUTE = Route("Noop", "any")
 
 
 class Step(NamedTuple):
-    """The jobs as a step left them, and the seconds spent in the store; what decides and makes the records is not counted."""
+    """The jobs as a step left them, and the seconds spent in the store, without deciding and making the records."""
 
     jobs: list[Job]
     seconds: float
@@ -48,11 +48,11 @@ class StoreAlone:
         self._store.close()
 
     def insert(self, count: int, delay_us: int = 0) -> Step:
-        """Insert so many jobs with random keys, all of them due in so long."""
+        """Insert `count` jobs with random keys, all due after the same delay."""
         return self.insert_due([delay_us] * count)
 
     def insert_due(self, delays_us: Sequence[int]) -> Step:
-        """Insert a job with a random key for each of these."""
+        """Insert a job with a random key for each of these delays."""
         jobs = [self._new(delay_us) for delay_us in delays_us]
         return self._commit([None] * len(jobs), jobs)
 
@@ -61,18 +61,18 @@ class StoreAlone:
         return self._commit([None] * count, [_claimed(self._new(0), self._holder) for _ in range(count)])
 
     def read(self, limit: int) -> Step:
-        """The due jobs that would be lent first."""
+        """Read the due jobs that would be lent first."""
         began = time.perf_counter()
         found = self._store.find(Wanted(claims=(Claim(ROUTE, limit),)), self._now())
         seconds = time.perf_counter() - began
         return Step(list(found.ready.get(ROUTE, [])), seconds)
 
     def claim(self, jobs: Sequence[Job]) -> Step:
-        """Lend them."""
+        """Lend these jobs."""
         return self._commit(jobs, [_claimed(job, self._holder) for job in jobs])
 
     def settle(self, jobs: Sequence[Job]) -> Step:
-        """They are done."""
+        """Record these jobs as done."""
         return self._commit(jobs, [_settled(job) for job in jobs])
 
     def _now(self) -> Now:

@@ -1,7 +1,7 @@
-"""Clients that are processes of their own, so that what is measured is the server and not the one who asks it.
+"""Clients that are processes of their own, so that the figures are the server's and not the client's.
 
-Each is told in JSON what to do, makes all of it ready, says so, and begins at the word; then it says in JSON how it went.
-Run as a program, this module is one of them.
+Each client gets its plan as JSON, prepares all of it, reports that it is ready, and begins on command; then it prints its
+result as JSON. Run as a program, this module is one of these clients.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Crowd:
                     pipe.close()
 
     def begin(self) -> None:
-        """Give the word."""
+        """Let all processes begin."""
         for child in self._children:
             assert child.stdin is not None
             child.stdin.write("\n")
@@ -84,7 +84,7 @@ class Crowd:
         return [json.loads(line) for line in lines]
 
     def run(self) -> tuple[float, list[dict[str, Any]]]:
-        """Give the word and wait: the seconds until the last was done, and how it went."""
+        """Let all begin and wait; return the seconds until the last was done, and their results."""
         began = time.perf_counter()
         self.begin()
         results = self.results()
@@ -97,27 +97,27 @@ def _line_of(child: subprocess.Popen[str]) -> str:
 
 
 def shares(lines: range, count: int) -> list[tuple[int, int]]:
-    """The lines in so many parts that follow each other: the first line of each and the one after its last."""
+    """Return the lines in `count` consecutive parts: the first line of each and the one after its last."""
     cuts = [lines.start + len(lines) * part // count for part in range(count + 1)]
     return list(pairwise(cuts))
 
 
 def fill(port: int, lines: range, due: dict[str, Any], clients: int = 2) -> float:
-    """Enqueue a job for each line, with the key of `key_of`, in as little time as several clients need; the seconds it took."""
+    """Enqueue a job for each line, with the key of `key_of`, by several clients; return the seconds it took."""
     same = {"do": "batches", "frame": 1_000, "in_flight": 4, "due": due}
     with Crowd(port, [{**same, "first": first, "stop": stop} for first, stop in shares(lines, clients)]) as crowd:
         return crowd.run()[0]
 
 
-# What a process of the crowd can do: each makes itself ready and returns the rest of the work.
+# The plans of a process of the crowd: each function prepares its work and returns the rest as a callable.
 
 Work = Callable[[], dict[str, Any]]
 
 
 def _batches(port: int, first: int, stop: int, frame: int, in_flight: int, due: dict[str, float]) -> Work:
-    """Lines from `first` up to `stop` in batches of `frame`; the work begins when the first part of them is made."""
+    """Enqueue lines from `first` up to `stop` in batches of `frame`; the work begins when the first part is ready."""
     client = Client(HOST, port)
-    part = 100_000  # What one process holds of a load of any size.
+    part = 100_000  # The jobs that one process holds at once.
     starts = range(first, stop, part)
 
     def made(start: int) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _due(due: dict[str, float]) -> dict[str, float]:
 
 
 def _paced(port: int, first: int, rate: int, seconds: float) -> Work:
-    """Jobs that are due now, so many a second, as many in each frame as fall into its hundredth of a second."""
+    """Enqueue jobs that are due now, `rate` a second, in one frame each hundredth of a second."""
     client = Client(HOST, port)
     each = round(rate * PACE_S)
     count = round(seconds / PACE_S)
@@ -170,9 +170,9 @@ def _paced(port: int, first: int, rate: int, seconds: float) -> Work:
 
 
 def _together(port: int, first: int, jobs: int, connections: int, due: dict[str, float]) -> Work:
-    """One job at a time on each of many connections, the next when the last is answered, with as little code as it takes.
+    """Enqueue one job at a time on each of many connections, the next after the answer, with as little code as possible.
 
-    A client with a thread for each would spend more than the server does; these are frames that were made before.
+    A client with a thread for each would use more CPU than the server; here all frames are made in advance.
     """
     pending = [list[bytes]() for _ in range(connections)]
     for number in range(jobs):
@@ -181,7 +181,7 @@ def _together(port: int, first: int, jobs: int, connections: int, due: dict[str,
         item = ((new_id(), MODULE, delay_us, key_of(line)), msgpack.packb(params_of(line)))
         lines.append(frames.encode(Kind.ENQ, len(lines) + 2, [item]))
     for lines in pending:
-        lines.reverse()  # The first that was made is taken off the end first.
+        lines.reverse()  # Lines are taken off the end, the first one first.
     socks = {sock.fileno(): (sock, frames_left) for frames_left in pending for sock in [_greeted(port)]}
     poll = select.poll()
     for number in socks:
@@ -214,14 +214,14 @@ def _greeted(port: int) -> socket.socket:
 
 
 def _accepted(sock: socket.socket, durable: bytes = b"fsync") -> None:
-    """Take one answer off the socket, which must be an OK that ends in the class of durability."""
+    """Receive one answer, which must be an OK that ends in the class of durability."""
     answer = sock.recv(4096)
     while len(answer) < 4 or len(answer) < int.from_bytes(answer[:4]) + 4:
         more = sock.recv(4096)
         if not more:
             raise Broken("the server closed the connection")
         answer += more
-    # Length, kind, request, two lengths of the item; then an array whose first field is the code.
+    # Length, kind, request, two lengths of the item; then an array with the code as its first field.
     if answer[16:19] != b"\xa2OK" or durable not in answer[-len(b"fsync") :]:
         raise Broken(f"an enq was answered {answer[15:]!r}")
 

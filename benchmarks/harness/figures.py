@@ -10,15 +10,15 @@ MIB: Final = 1 << 20
 
 
 class Figure(NamedTuple):
-    """One measured value; `least` or `most` is what we aim at, where we aim at something."""
+    """One measured value; `least` or `most` is its goal, if it has one."""
 
     name: str
     value: float
     unit: str
     least: float | None = None
     most: float | None = None
-    curve: str = ""  # The plot that the figure is a point of,
-    at: float | None = None  # and its place on the axis below.
+    curve: str = ""  # The curve that the figure is a point of,
+    at: float | None = None  # and its place on the horizontal axis.
 
     @property
     def aim(self) -> str:
@@ -36,7 +36,7 @@ class Figure(NamedTuple):
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The value that this share of the values does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
@@ -47,7 +47,7 @@ def medians(rounds: Sequence[Sequence[Figure]]) -> list[Figure]:
 
 
 def in_turn(rounds: int, plain: str, other: str, ways: Sequence[Callable[[], list[Figure]]]) -> list[Figure]:
-    """The medians of two ways to do the same, `plain` and `other`, which take turns; then each of the other's in percent."""
+    """Return the medians of two ways to do the same, `plain` and `other`, in turns; then those of `other` in percent."""
     found: list[list[list[Figure]]] = [[], []]
     for _ in range(rounds):
         for way, some in zip(ways, found, strict=True):
@@ -63,7 +63,7 @@ def in_turn(rounds: int, plain: str, other: str, ways: Sequence[Callable[[], lis
 
 
 def shown(value: float) -> str:
-    """A number as people read it."""
+    """Return a number in a form for people."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
@@ -73,7 +73,7 @@ def verdict(is_reached: bool | None) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Rows as lines, their columns below each other; those of these numbers end below each other."""
+    """Return the rows as lines with aligned columns; the columns with numbers in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -85,16 +85,16 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures for people: one to a line, its aim beside it, and whether it is reached."""
+    """Return the figures for people: one to a line, its aim beside it, and whether it is reached."""
     rows = [(each.name, shown(each.value), each.unit, each.aim, verdict(each.is_reached)) for each in figures]
     return aligned(rows, right={1})
 
 
 def mapped(figure: Figure) -> dict[str, Any]:
-    """The figure as JSON has it."""
+    """Return the figure as JSON has it."""
     return {**figure._asdict(), "reached": figure.is_reached}
 
 
 def unmapped(data: Mapping[str, Any]) -> Figure:
-    """The figure that JSON had so."""
+    """Return the figure from its JSON."""
     return Figure(**{field: data[field] for field in Figure._fields})

@@ -1,4 +1,4 @@
-"""The goals of a run: every figure that has an aim, and where there are peers in the run, theirs beside it."""
+"""The goals of a run: every figure with an aim, beside the peers' figures if peers are in the run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Peer(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For people."""
+        """Return the figure in words for people."""
         return f"{self.name}: {shown(self.value)} {self.unit}"
 
 
 class Goal(NamedTuple):
-    """A figure with an aim, of the benchmark with that title; and the peer's beside it, where there is one."""
+    """A figure with an aim, of the benchmark with that title; and the peer's figure, if there is one."""
 
     of: str
     figure: Figure
@@ -30,7 +30,7 @@ class Goal(NamedTuple):
 
 
 def goals_of(figures: Mapping[str, Sequence[Figure]], beside: Mapping[str, Peer] | None = None) -> list[Goal]:
-    """The goals among the figures of these benchmarks, and the peers' by the names of our figures."""
+    """Return the goals among the figures of these benchmarks; `beside` has the peers' figures by the names of ours."""
     return [
         Goal(title, figure, (beside or {}).get(figure.name))
         for title, some in figures.items()
@@ -40,7 +40,7 @@ def goals_of(figures: Mapping[str, Sequence[Figure]], beside: Mapping[str, Peer]
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
-    """For people: our figure, the goal, whether it is reached, and the peer's figure of the same run."""
+    """Return a table for people: our figure, the goal, whether it is reached, and the peer's figure of the same run."""
     rows = [("", "", "Givalia", "", "goal", "", "best peer, or the one that is meant")] if any(g.peer for g in goals) else []
     rows += [
         (
@@ -59,5 +59,5 @@ def goals_table(goals: Sequence[Goal]) -> str:
 
 
 def mapped_goal(goal: Goal) -> dict[str, Any]:
-    """The goal as JSON has it: its figure, and what is beside it."""
+    """Return the goal as JSON has it: our figure, and the peer's."""
     return {"of": goal.of, **mapped(goal.figure), "peer": goal.peer and goal.peer._asdict()}

@@ -1,4 +1,4 @@
-"""The proof: what every job of a load did, written down by the workers themselves."""
+"""The proof: the workers themselves write down what every job of a load did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.words import say
 
 
 class Broken(Exception):
-    """A promise was not kept during a load: what was measured with it is worth nothing."""
+    """A promise was not kept during a load: the figures of that load are worthless."""
 
 
 class Ledger:
@@ -19,7 +19,7 @@ class Ledger:
 
     def __init__(self, path: Path, jobs: int) -> None:
         path.touch()
-        os.truncate(path, 24 * max(jobs, 1))  # Lines that nobody writes take no room.
+        os.truncate(path, 24 * max(jobs, 1))  # Unwritten lines take no room.
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         self._lines = memoryview(self._map).cast("q")
@@ -58,6 +58,6 @@ class Ledger:
         return len(ran)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._lines.release()
         self._map.close()

@@ -1,4 +1,4 @@
-"""The machine, and its speed just now without Givalia: figures of two days are compared by it."""
+"""The machine, and its present speed without Givalia: the speed makes figures of two days comparable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.rig import HOST
 
 
 def calibrate(folder: str | None) -> list[Figure]:
-    """The speed of this machine and this disk just now, without Givalia: figures of two days are compared by these."""
+    """Return the present speed of this machine and disk, without Givalia: it makes figures of two days comparable."""
     return [
         Figure("fdatasync of 4 KiB, p50", _fdatasync_ms(folder), "ms"),
         Figure("loopback round trip, p50", round_trip_ms(), "ms"),
@@ -47,7 +47,7 @@ _ECHO: Final = (
 
 
 def round_trip_ms() -> float:
-    """One message to another process over loopback and back, p50."""
+    """Return the time of one message to another process over loopback and back, p50."""
     took: list[float] = []
     with socket.create_server((HOST, 0)) as listener:
         echo = subprocess.Popen([sys.executable, "-c", _ECHO, str(listener.getsockname()[1])])
@@ -64,7 +64,7 @@ def round_trip_ms() -> float:
 
 
 def loop_ms() -> float:
-    """A million turns of a Python loop: how fast the machine is at this moment, which on some changes within minutes."""
+    """Return the time of a million turns of a Python loop: the present speed, which varies within minutes on some machines."""
     began = time.perf_counter()
     total = 0
     for number in range(1_000_000):

@@ -21,7 +21,7 @@ from harness.words import say
 
 
 class Option(NamedTuple):
-    """A flag of a benchmark: its name as `measure` takes it, its default, and what it means."""
+    """A flag of a benchmark: its name in `measure`, its default, and its meaning."""
 
     name: str
     default: Any
@@ -29,12 +29,12 @@ class Option(NamedTuple):
 
 
 def options_of(benchmark: ModuleType) -> dict[str, Any]:
-    """The defaults of a benchmark's options."""
+    """Return the defaults of a benchmark's options."""
     return {option.name: option.default for option in benchmark.OPTIONS}
 
 
 def arguments(words: str | None, options: Sequence[Option]) -> argparse.ArgumentParser:
-    """A parser with these options and the two that every benchmark has."""
+    """Return a parser with these options and the two that every benchmark has."""
     parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, help_words in options:
         flag = f"--{name.replace('_', '-')}"
@@ -42,7 +42,7 @@ def arguments(words: str | None, options: Sequence[Option]) -> argparse.Argument
             parser.add_argument(flag, action="store_true", help=help_words)
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"{help_words} (default: %(default)s)")
-    # Whoever stops a benchmark early leaves no process and no folder behind.
+    # A benchmark that is stopped early leaves no process and no folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser.add_argument("--folder", help="where to put the store: a folder on the disk to be measured (default: the system's)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too; - for standard output, without the table")
@@ -77,7 +77,7 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
     """Measure one benchmark.
 
     Raises:
-        Broken, GivaliaError: There are no figures.
+        Broken, GivaliaError: The benchmark has no figures.
     """
     before_ms, began = loop_ms(), time.monotonic()
     figures = benchmark.measure(**settings, folder=folder)
@@ -87,7 +87,7 @@ def run(benchmark: ModuleType, settings: dict[str, Any], folder: str | None) -> 
 
 
 def _words(benchmark: ModuleType, settings: dict[str, Any]) -> str:
-    """Return the benchmark's description, and the settings that differ here from those of a run alone."""
+    """Return the benchmark's description, and the settings that differ from its own defaults."""
     alone = options_of(benchmark)
     changed = [f"{name} {value} ({alone[name]})" for name, value in settings.items() if value != alone[name]]
     words = (benchmark.__doc__ or "").strip()
@@ -102,7 +102,7 @@ class Beside(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Everything that a command measured. As JSON it has one form, whatever the command: see `recorded`."""
+    """Everything that a command measured. Its JSON has one form for all commands: see `recorded`."""
 
     command: str
     machine: list[Figure]
@@ -117,12 +117,12 @@ class Run(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """0 if every goal is reached, 1 if one is missed, 2 if something is broken."""
+        """Return 0 if every goal is reached, 1 if one is missed, 2 if something is broken."""
         return 2 if self.broken else int(not all(each.figure.is_reached for each in self.goals))
 
 
 def recorded(run: Run) -> dict[str, Any]:
-    """The run as JSON has it, for `document.py` and `plot.py`."""
+    """Return the run as JSON has it, for `document.py` and `plot.py`."""
     return {
         "command": run.command,
         "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -140,7 +140,7 @@ def recorded(run: Run) -> dict[str, Any]:
 
 
 def printed(run: Run) -> str:
-    """The run for people."""
+    """Return the run for people."""
     words = [f"{name} {version}" for name, version in run.versions.items()]
     lines = "\n".join(" · ".join(words[start : start + 8]) for start in range(0, len(words), 8))
     parts = [lines, f"This machine\n{table(run.machine)}"]
@@ -160,7 +160,7 @@ def printed(run: Run) -> str:
 
 
 def report(run: Run, file: str | None) -> int:
-    """Print the run, and write it as JSON if a file is named; returns the exit code."""
+    """Print the run, and write it as JSON if a file is named; return the exit code."""
     if file:
         text = json.dumps(recorded(run), indent=2)
         if file == "-":

@@ -1,4 +1,4 @@
-"""A server and workers as processes, on free ports and in a folder of their own; nothing of them is left afterwards."""
+"""A server and workers as processes, on free ports and in their own folder; nothing of them is left afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.ledger import Broken, Ledger
 MODULE: Final = "Noop"
 HOST: Final = "127.0.0.1"
 START_S: Final = 20.0
-CPU_READS_MOST: Final = 100  # Of processes that start and end meanwhile.
+CPU_READS_MOST: Final = 100  # The most reads while processes start and end.
 
 _MODULES_FILE: Final = Path(__file__).resolve().parent.parent / "bench_modules.py"
 _LISTENING: Final = re.compile(r"listening on .*: clients (\d+), workers (\d+);")
@@ -34,9 +34,9 @@ class Rig:
     """A server on a fresh store and workers beside it, on free ports of loopback; all of it is gone after the `with`."""
 
     def __init__(self, jobs: int, folder: str | None = None, url: str = "") -> None:
-        """Make a folder; `jobs` is how many lines the ledger needs, `folder` lies on the disk to be measured.
+        """Make a folder; `jobs` is the number of lines that the ledger needs, `folder` lies on the disk to measure.
 
-        With the `url` of a store that is made already, servers use that one; else a file in the folder.
+        Servers use the store at `url`, which must exist; without `url`, a file in the folder.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="givalia-bench-", dir=folder))
         self.ledger = Ledger(self.folder / "ledger", jobs)
@@ -59,7 +59,7 @@ class Rig:
         self.close()
 
     def close(self) -> None:
-        """End the processes, gently where they let us, and remove the folder."""
+        """End the processes, gently if possible, and remove the folder."""
         for child in reversed(self._children):
             child.terminate()
             try:
@@ -71,7 +71,7 @@ class Rig:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_server(self) -> None:
-        """Start the server, again on its ports if it had some; returns when it takes connections."""
+        """Start the server, on its previous ports if it had some; return when it takes connections."""
         if self.port:
             flags = ("-p", str(self.port), "-w", str(self.worker_port), "--store", self.url)
             self.server = self._start("givalia_core.cli.server", *flags)
@@ -80,14 +80,14 @@ class Rig:
             self.server, self.port, self.worker_port = self.add_server()
 
     def add_server(self) -> tuple[subprocess.Popen[bytes], int, int]:
-        """Start a server on free ports; it, and its ports for clients and workers."""
+        """Start a server on free ports; return its process, and its ports for clients and workers."""
         log_from = len(self._log.read_text()) if self._log.exists() else 0
         server = self._start("givalia_core.cli.server", "-p", "0", "-w", "0", "--store", self.url)
         found = self._await(lambda: _LISTENING.search(self._log.read_text()[log_from:]), "the server to listen")
         return server, int(found[1]), int(found[2])
 
     def kill_server(self) -> None:
-        """Kill -9."""
+        """Kill the server with -9."""
         self._children.remove(self.server)
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.wait()
@@ -95,20 +95,20 @@ class Rig:
     def start_worker(
         self, client: Client, name: str = "any", concurrency: int = 1_000, port: int = 0, more: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a worker with the modules of the benchmarks, of the server with that port; returns when it takes jobs."""
+        """Start a worker with the modules of the benchmarks on the server's port; return when it takes jobs."""
         flags = ("-w", str(port or self.worker_port), "-n", name, "-c", str(concurrency))
         worker = self._start("givalia_core.cli.worker", *flags, *more)
         self._await(lambda: any(w["pid"] == worker.pid and w["capacity"] for w in client.workers()), f"worker {name}")
         return worker
 
     def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
-        """Let it drain; returns when it is gone."""
+        """Let the worker drain; return when it is gone."""
         self._children.remove(worker)
         worker.terminate()
         worker.wait(START_S)
 
     def client(self) -> Client:
-        """A client of the server."""
+        """Return a client of the server."""
         return Client(HOST, self.port)
 
     def store_bytes(self) -> int:
@@ -117,10 +117,10 @@ class Rig:
         return sum(path.stat().st_size for path in files)
 
     def await_done(self, client: Client, jobs: int, seconds: float) -> None:
-        """Wait until the server counts so many jobs as done.
+        """Wait until the server counts this many jobs as done.
 
         Raises:
-            Broken: They were not in that time, or other jobs are left.
+            Broken: The jobs were not done in that time, or other jobs are left.
         """
         end = time.monotonic() + seconds
         while (done := self.done(client)) < jobs:
@@ -139,7 +139,7 @@ class Rig:
     def _start(self, program: str, *flags: str) -> subprocess.Popen[bytes]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GIVALIA_")}
         path = [str(self.folder / "modules"), *filter(None, [environ.get("PYTHONPATH")])]
-        # What is measured is Givalia; what a plugin does for each job has its own price.
+        # No plugins: the figures are those of Givalia alone.
         environ |= {"GIVALIA_PLUGINS": "", "PYTHONPATH": os.pathsep.join(path), "BENCH_LEDGER": str(self.folder / "ledger")}
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", program, *flags]
@@ -173,19 +173,19 @@ def _make_distribution(folder: Path) -> None:
 
 
 def rss_bytes(process: subprocess.Popen[bytes]) -> int:
-    """The memory that the process holds now."""
+    """Return the memory that the process holds now."""
     return int(psutil.Process(process.pid).memory_info().rss)
 
 
 def mapped_bytes(process: subprocess.Popen[bytes]) -> int:
-    """Return the part of that memory that is pages of files, which the system can take back; 0 if it does not tell."""
+    """Return the part of that memory that is pages of files, which the system can reclaim; 0 if that is unknown."""
     return int(getattr(psutil.Process(process.pid).memory_info(), "shared", 0))
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time in seconds that a process and its descendants have used, those that have ended too.
+    """Return the processor seconds of a process and its descendants, including ended ones.
 
-    The time of the process that measures is its own alone: its children are what is measured.
+    For the measuring process itself, its children do not count: they are what it measures.
     """
     process = psutil.Process(pid)
     if pid == os.getpid():
@@ -194,7 +194,7 @@ def cpu_s(pid: int) -> float:
     for _ in range(CPU_READS_MOST):
         try:
             times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-        except psutil.NoSuchProcess:  # One ended between the list and its reading; its parent has its time now.
+        except psutil.NoSuchProcess:  # A process ended between the list and its read; its parent has its time now.
             continue
         return sum(each.user + each.system + each.children_user + each.children_system for each in times)
     raise psutil.NoSuchProcess(pid, msg="the processes of this one end faster than they can be read")

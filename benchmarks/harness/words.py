@@ -6,5 +6,5 @@ import sys
 
 
 def say(words: str) -> None:
-    """A line about what happens, on standard error: standard output is for the figures."""
+    """Print a progress line on standard error: standard output is for the figures."""
     print(f"  {words}", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
 """Givalia and its peers side by side, and every goal that Givalia has, on this machine and in this run.
 
-The peers are brought to `build/peers`, started on loopback and measured in turns with Givalia: whatever else the machine does
-meets all of them. Their jobs do nothing, and have params of about 30 bytes. The figures are the medians of the rounds; of jobs
-lost by kill -9, the most. A peer that cannot be had here is left out, and one that lost or doubled a job is broken; both are
-named with the reason. Then the benchmarks of `make bench` follow, and the goals with what the peers did beside them. The exit
-code is 0 if every goal is reached, 1 if one is missed, 2 if somebody's promise was not kept.
+The peers are brought to `build/peers`, started on loopback and measured in turns with Givalia, so that other load of the
+machine affects all of them. Their jobs do nothing, and have params of about 30 bytes. The figures are the medians of the
+rounds; for jobs lost by kill -9, the maximum. A peer that is not available here is left out, and one that lost or doubled a
+job is broken; both are named with the reason. Then the benchmarks of `make bench` follow, and the goals beside the peers'
+figures. The exit code is 0 if every goal is reached, 1 if one is missed, 2 if a contestant broke a promise.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Found(NamedTuple):
 
 
 def rounds(some: Sequence[Contestant], repeats: int, scale: float, folder: str | None) -> Found:
-    """Each contestant's rounds, in turns."""
+    """Run each contestant's rounds, in turns."""
     found: dict[str, list[list[Figure]]] = {each.name: [] for each in some}
     left_out: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -69,7 +69,7 @@ def rounds(some: Sequence[Contestant], repeats: int, scale: float, folder: str |
 
 
 def _together(some: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """The medians of the rounds; but a single job lost is one too many, and so is a single one that was early."""
+    """Return the medians of the rounds; the maximum of lost and of early jobs, since one is too many."""
     worst = {name: [each.value for figures in some for each in figures if each.name == name] for name in _WORST}
     return [
         figure._replace(value=max(worst[figure.name])) if figure.name in worst else figure for figure in harness.medians(some)
@@ -84,7 +84,7 @@ def versions(some: Sequence[Contestant]) -> dict[str, str]:
 
 
 def settings(some: Sequence[Contestant], scale: float) -> dict[str, Any]:
-    """At which settings, and why."""
+    """Return the settings of each contestant, with the reasons."""
     return {
         each.name: {
             "server": servers.KINDS[each.server].words if each.server else _OUR_STORE,
@@ -97,7 +97,7 @@ def settings(some: Sequence[Contestant], scale: float) -> dict[str, Any]:
 
 
 def beside(found: Found, some: Sequence[Contestant], repeats: int, scale: float) -> harness.Beside:
-    """The contest, for people and as JSON."""
+    """Return the contest, for people and as JSON."""
     at = settings(some, scale)
     rows: list[tuple[str, str, str]] = []
     for name, each in at.items():
@@ -120,7 +120,7 @@ def beside(found: Found, some: Sequence[Contestant], repeats: int, scale: float)
 
 
 def own(plan: run.Plan, with_ten_million: bool, folder: str | None) -> run.Measured:
-    """Our own benchmarks; with ten million waiting a store more, as the others have its million."""
+    """Run our own benchmarks; with ten million waiting jobs, one store more, since the others have its million."""
     found = run.measure(plan, folder)
     if with_ten_million:
         more = run.measure({waiting: {"levels": "0,10000000", "seconds": 15.0}}, folder, {waiting: _TEN_MILLION})
@@ -129,7 +129,7 @@ def own(plan: run.Plan, with_ten_million: bool, folder: str | None) -> run.Measu
 
 
 def main() -> int:
-    """Measure all that are there, print what was found, and write it as JSON."""
+    """Measure all available contestants, print the results, and write them as JSON."""
     parser = harness.arguments(__doc__, _OPTIONS)
     parser.set_defaults(json=str(_JSON))
     given = parser.parse_args()

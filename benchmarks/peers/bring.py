@@ -1,6 +1,6 @@
-"""Brings the peers: from the PATH, else from the system's packages and Python's, into `build/peers`; no root needed.
+"""Installation of the peers: from the PATH, else from the system's packages and Python's, into `build/peers`, without root.
 
-Nothing outside that folder is changed. Remove it, and the next run brings everything again.
+Nothing outside that folder is changed. If the folder is removed, the next run brings everything again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BRING_S: Final = 300
 
 
 class Absent(Exception):
-    """A peer cannot be had here; the text says why."""
+    """A peer is not available here; the text says why."""
 
 
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def _once(bring: Callable[P, T]) -> Callable[P, T]:
-    """Bring the same thing once in a run; what could not be had then is not tried again, either."""
+    """Bring the same thing once in a run; a failure is not tried again, either."""
     found: dict[object, T | Absent] = {}
 
     @functools.wraps(bring)
@@ -54,16 +54,16 @@ class Program(NamedTuple):
 
     path: Path
     environ: dict[str, str]
-    """The variables that it needs beside ours: the place of its libraries."""
+    """The variables that the program needs beside ours: the place of its libraries."""
     version: str
 
 
 @_once
 def program(package: str, name: str) -> Program:
-    """The program of that name, from the PATH or from that package of the system.
+    """Return the program of that name, from the PATH or from that package of the system.
 
     Raises:
-        Absent: There is neither.
+        Absent: Neither has the program.
     """
     if found := shutil.which(name):
         return Program(Path(found), {}, _version(Path(found), {}))
@@ -81,7 +81,7 @@ def program(package: str, name: str) -> Program:
 
 
 def _bring(package: str, root: Path) -> None:
-    """Unpack a package, and those that it needs and this system lacks; apt keeps its lists in our folder."""
+    """Unpack a package, and its dependencies that this system lacks; apt keeps its lists in our folder."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise Absent(f"{package} is not installed, and there is no apt-get and dpkg-deb to bring it")
     shutil.rmtree(root, ignore_errors=True)
@@ -105,7 +105,7 @@ def _update_once(command: tuple[str, ...]) -> None:
 
 
 def _version(path: Path, environ: dict[str, str]) -> str:
-    """Return its version: the first word with a digit that it prints."""
+    """Return the program's version: the first word with a digit that it prints."""
     flag = "-v" if path.name == "beanstalkd" else "--version"
     said = _run(str(path), flag, environ=environ).split()
     return next((word.removeprefix("v=") for word in said if any(map(str.isdigit, word))), "?")
@@ -131,10 +131,10 @@ def _run(*command: str, folder: Path | None = None, environ: dict[str, str] | No
 
 @_once
 def python() -> Path:
-    """The interpreter of an environment with the Python peers, as the lock pins them.
+    """Return the interpreter of an environment with the Python peers, as the lock pins them.
 
     Raises:
-        Absent: It could not be made.
+        Absent: The environment could not be created.
     """
     folder = _BUILD / "venv"
     found = folder / "bin" / "python"
@@ -148,7 +148,7 @@ def python() -> Path:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the Python peers, and what they stand on."""
+    """Return the versions of the Python peers, and of their main dependencies."""
     source = _LOCK.with_suffix(".in").read_text().splitlines()
     wanted = {line.partition("[")[0] for line in source if not line.startswith("#")} | {"gevent"}
     listed = json.loads(_run(str(python()), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"))

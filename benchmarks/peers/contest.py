@@ -1,9 +1,9 @@
-"""The common measurement: what every contestant is put through, in the same order, by the same client program.
+"""The common measurement of every contestant, in the same order, by the same client program.
 
-One round: a fresh server; jobs enqueued one at a time, then in batches, with no worker; a worker, which drains them and is warm
-then; a load on the clock from the first enqueue until the last job has run and the contestant holds it for done; single jobs on
-the idle server; delayed jobs. Every job signs a ledger: one that was lost or ran twice breaks the round. Then another fresh
-server takes jobs, answers them, is killed (kill -9) and started again: those that are not there any more were lost.
+One round: a fresh server; jobs enqueued one at a time, then in batches, with no worker; a worker, which drains them and is then
+warm; a timed load from the first enqueue until the last job has run and the contestant counts it as done; single jobs on the
+idle server; delayed jobs. Every job signs a ledger: a job that was lost or ran twice breaks the round. Then another fresh
+server takes and answers jobs, is killed (kill -9) and started again: the jobs that are missing then were lost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANSWER_S: Final = 2 * side.PATIENCE_S
 
 
 class Setting(NamedTuple):
-    """Something that a contestant was told to do otherwise than by default, or could have been, and why."""
+    """A setting of a contestant that differs from its default, or could, and the reason."""
 
     name: str
     value: Any
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The numbers of jobs: enough for some seconds in each part."""
+    """The numbers of jobs: enough for several seconds in each part."""
 
     singles: int
     batched: int
@@ -52,7 +52,7 @@ class Sizes(NamedTuple):
     load: int
 
     def scaled(self, scale: float) -> Sizes:
-        """A share of them, for a quick look."""
+        """Return this share of the numbers, for a quick run."""
         return Sizes(*(max(int(jobs * scale), 1) if jobs else 0 for jobs in self))
 
 
@@ -63,7 +63,7 @@ class Rig(Protocol):
     folder: Path
     ledger: harness.Ledger
     python: Path
-    """The interpreter that its client runs in."""
+    """The interpreter of its client."""
 
     def begin_work(self) -> None:
         """Start the worker."""
@@ -85,21 +85,21 @@ class Contestant(NamedTuple):
     module: str
     """Its file in this package."""
     server: str
-    """One of `servers.KINDS`; of Givalia, which brings its own, nothing."""
+    """One of `servers.KINDS`; empty for Givalia, which brings its own."""
     sizes: Sizes
     worker: Sequence[Setting] = ()
     client: Sequence[Setting] = ()
     is_library: bool = False
-    """A job queue for Python, as Givalia is."""
+    """True for a job queue for Python, as Givalia is."""
     rig: Callable[[Contestant, int, str | None], contextlib.AbstractContextManager[Rig]] | None = None
 
     def start(self, jobs: int, folder: str | None) -> contextlib.AbstractContextManager[Rig]:
-        """A fresh server, with a ledger for so many jobs."""
+        """Start a fresh server, with a ledger for this many jobs."""
         return (self.rig or PeerRig)(self, jobs, folder)
 
 
 class Side:
-    """A client or a worker as a process, the leader of a group: whatever it starts ends with it."""
+    """A client or a worker as a process that leads a group: every process that it starts ends with it."""
 
     def __init__(
         self, role: str, contestant: Contestant, python: Path, port: int, folder: Path, settings: Sequence[Setting]
@@ -130,19 +130,19 @@ class Side:
         self._process.communicate()
 
     def ask(self, act: str, **told: Any) -> Any:
-        """Have a client act; returns its answer.
+        """Let a client act; return its answer.
 
         Raises:
-            harness.Broken: It did not answer.
+            harness.Broken: The client did not answer.
         """
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # Whoever has ended cannot hear, and has left its reason in the log.
+        with contextlib.suppress(BrokenPipeError):  # A process that has ended has left its reason in the log.
             self._process.stdin.write(json.dumps({"act": act, **told}).encode() + b"\n")
             self._process.stdin.flush()
         return json.loads(self._hear(act))
 
     def await_ready(self) -> None:
-        """Wait until it has begun."""
+        """Wait until the process has begun."""
         self._hear("start")
 
     def _hear(self, what: str) -> bytes:
@@ -180,7 +180,7 @@ class PeerRig:
         self._open.close()
 
     def begin_work(self) -> None:
-        """Start the worker; returns when it says that it has begun."""
+        """Start the worker; return when it reports that it has begun."""
         worker = Side("worker", self._contestant, self.python, self.port, self.folder, self._contestant.worker)
         self._open.enter_context(worker).await_ready()
         self._worker = worker
@@ -210,15 +210,15 @@ CPU: Final = {name: f"end to end, CPU of the {name}" for name in ("client", "wor
 LOST: Final = "answered jobs that kill -9 of the server lost"
 
 Part = dict[str, int]
-"""Lines of the ledger that follow each other, as an act of a client is told of them."""
+"""Consecutive lines of the ledger, as arguments of a client's act."""
 
 
 def measure(contestant: Contestant, scale: float, folder: str | None) -> list[Figure]:
-    """One round: what it found, without what the contestant does not have.
+    """Run one round; return its figures, without those of features that the contestant lacks.
 
     Raises:
         harness.Broken: A job was lost without a kill, or ran twice, or a process failed.
-        bring.Absent: The contestant cannot be had here.
+        bring.Absent: The contestant is not available here.
     """
     idle, delayed, killed = (max(int(jobs * scale), 10) for jobs in (IDLE, DELAYED, KILLED))
     parts = _parts(*contestant.sizes.scaled(scale), idle, delayed)
@@ -235,7 +235,7 @@ def measure(contestant: Contestant, scale: float, folder: str | None) -> list[Fi
 
 
 def _handed_over(rig: Rig, client: Side, singles: Part, batched: Part) -> list[Figure]:
-    """Enqueue with no worker; then let one drain it all, which warms it up."""
+    """Enqueue with no worker; then let one drain all jobs, which warms it up."""
     figures = [Figure(SINGLES, singles["jobs"] / client.ask("singles", **singles), "jobs/s")]
     if batched["jobs"]:
         figures.append(Figure(BATCHED, batched["jobs"] / client.ask("batches", **batched), "jobs/s"))
@@ -263,7 +263,7 @@ def _idle(rig: Rig, client: Side, idle: Part) -> list[Figure]:
 
 
 def _late(rig: Rig, client: Side, delayed: Part, over_s: float) -> list[Figure]:
-    """Empty for a contestant without delays."""
+    """Measure delayed jobs; return nothing for a contestant without delays."""
     dues_us = client.ask("delays", **delayed, over_s=over_s)
     if dues_us is None:
         return []
@@ -276,7 +276,7 @@ def _late(rig: Rig, client: Side, delayed: Part, over_s: float) -> list[Figure]:
 
 
 def lost_by_kill(contestant: Contestant, jobs: int, folder: str | None) -> int:
-    """The number of answered jobs that a server has lost which was killed at the last answer and started again."""
+    """Return the number of answered jobs that are lost if the server is killed at the last answer and started again."""
     with contestant.start(jobs, folder) as rig:
         with _client(contestant, rig) as client:
             client.ask("singles", first=0, jobs=jobs)
@@ -294,7 +294,7 @@ def _client(contestant: Contestant, rig: Rig) -> Iterator[Side]:
 
 
 def _parts(*counts: int) -> list[Part]:
-    """So many lines each, one part after the other."""
+    """Return consecutive parts of these numbers of lines."""
     firsts = itertools.accumulate((0, *counts[:-1]))
     return [{"first": first, "jobs": jobs} for first, jobs in zip(firsts, counts, strict=True)]
 

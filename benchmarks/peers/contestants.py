@@ -1,6 +1,6 @@
-"""The contestants, each with its work and its settings: those that its documentation advises, or that were fastest here.
+"""The contestants, each with its work and its settings: those that its documentation advises, or the fastest here.
 
-The jobs do nothing, so the settings are those for short jobs. One worker process each, as Givalia has.
+The jobs do nothing, so the settings are those for short jobs. Each contestant has one worker process, as Givalia does.
 """
 
 from __future__ import annotations

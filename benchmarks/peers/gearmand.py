@@ -1,8 +1,7 @@
-"""gearmand: its binary protocol on a bare socket. No library is between, so that
-jobs can share a packet.
+"""gearmand: its binary protocol on a bare socket, without a library, so that jobs can share a packet.
 
-A job in the background is answered when it is in memory; done when its worker has said so. There are no delays to measure: a
-job with a time (SUBMIT_JOB_EPOCH) is kept back until then, but wakes no worker: it starts when some later job wakes one.
+A background job is answered when it is in memory, and done when its worker has reported it. Delays are not measured: gearmand
+holds a job with a time (SUBMIT_JOB_EPOCH) until then, but wakes no worker for it: the job starts when a later job wakes one.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ class _Connection:
 
 
 class Client:
-    """One connection to submit on, one for the text commands of administrators."""
+    """A connection for submitting, and one for the text commands of administrators."""
 
     def __init__(self, port: int) -> None:
         self._connection = _Connection(port)
         self._admin = _Connection(port)
 
     def enq(self, params: Params) -> None:
-        """One job in the background."""
+        """Submit one background job."""
         self.enq_batches([[params]])
 
     def enq_batches(self, batches: list[list[Params]]) -> None:
-        """The jobs of a batch in one packet; then all their answers."""
+        """Submit the jobs of a batch in one packet; then read all their answers."""
         for batch in batches:
-            # Without a unique id of its own: gearmand then makes one.
+            # Without a unique id: gearmand then makes one.
             submits = [_packet(_SUBMIT_JOB_BG, _FUNCTION, b"", json.dumps(params).encode()) for params in batch]
             self._connection.send(b"".join(submits))
             for _ in batch:
@@ -63,7 +62,7 @@ class Client:
                     raise RuntimeError(body)
 
     def left(self) -> int:
-        """Jobs in the queue, those that run among them."""
+        """Return the number of jobs in the queue, including running ones."""
         self._admin.send(b"status\n")
         left = 0
         while (line := self._admin.line()) != b".\n":
@@ -72,7 +71,7 @@ class Client:
 
 
 def work(sign: Sign, port: int, pipeline: int) -> None:
-    """Grab so many at once while there are some; complete them in the packet that grabs the next."""
+    """Grab up to `pipeline` jobs at once while there are some; complete them in the packet that grabs the next."""
     connection = _Connection(port)
     connection.send(_packet(_CAN_DO, _FUNCTION))
     print("ready", flush=True)
@@ -94,6 +93,6 @@ def work(sign: Sign, port: int, pipeline: int) -> None:
             connection.send(_packet(_PRE_SLEEP))
             while connection.hear()[0] != _NOOP:
                 pass
-        # A full answer means that more is waiting.
+        # After a full answer more jobs wait.
         asked = min(2 * asked, pipeline) if len(handles) == asked else 1
         connection.send(completes + grab * asked)

@@ -17,7 +17,7 @@ from peers.side import Params
 
 
 class Rig(harness.Rig):
-    """The harness's rig, as the contest speaks to one."""
+    """The harness's rig with the interface of the contest."""
 
     def __init__(self, contestant: Any, jobs: int, folder: str | None) -> None:
         super().__init__(jobs, folder)
@@ -25,33 +25,33 @@ class Rig(harness.Rig):
         self._settings = {setting.name: setting.value for setting in contestant.worker}
 
     def begin_work(self) -> None:
-        """Start the worker; returns when it takes jobs."""
+        """Start the worker; return when it takes jobs."""
         with self.client() as client:
             self._worker: subprocess.Popen[bytes] = self.start_worker(client, **self._settings)
 
     def pids(self) -> dict[str, int]:
-        """The processes of the server and the worker."""
+        """Return the processes of the server and the worker."""
         return {"server": self.server.pid, "worker": self._worker.pid}
 
 
 class Client:
-    """Enqueues jobs with a key each, which the peers' jobs do not have: Givalia is for keyed jobs."""
+    """A client whose jobs each have a key, unlike the peers' jobs: Givalia is for keyed jobs."""
 
     def __init__(self, port: int, in_flight: int) -> None:
         self._client = GivaliaClient(harness.HOST, port)
         self._in_flight = in_flight
 
     def enq(self, params: Params) -> None:
-        """One job that is due now."""
+        """Enqueue one job that is due now."""
         self._sure(self._client.enq(harness.MODULE, params=params, key=_key()))
 
     def enq_at(self, params: Params, due_us: int) -> None:
-        """One job, due to the microsecond."""
+        """Enqueue one job, due to the microsecond."""
         at = datetime.fromtimestamp(due_us // 1_000_000, UTC).replace(microsecond=due_us % 1_000_000)
         self._sure(self._client.enq(harness.MODULE, params=params, key=_key(), at=at))
 
     def enq_batches(self, batches: list[list[Params]]) -> None:
-        """A frame a batch, with some frames on their way at once."""
+        """Send one frame a batch, with some frames in flight at once."""
 
         def enq(batch: list[Params]) -> None:
             jobs = [{"module": harness.MODULE, "params": params, "key": _key()} for params in batch]
@@ -62,7 +62,7 @@ class Client:
             list(pool.map(enq, batches))
 
     def left(self) -> int:
-        """Jobs that wait or run."""
+        """Return the number of jobs that wait or run."""
         counts = self._client.info()["jobs"].get(harness.MODULE, {})
         return sum(counts.get(state, 0) for state in ("waiting", "running"))
 
@@ -72,5 +72,5 @@ class Client:
 
 
 def _key() -> str:
-    """Random: clustered keys would hide what an index costs."""
+    """Return a random key: clustered keys would hide the cost of an index."""
     return f"{random.getrandbits(96):024x}"

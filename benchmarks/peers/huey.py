@@ -1,4 +1,4 @@
-"""Huey on Redis. A task leaves Redis when a worker takes it: done is what has run."""
+"""Huey on Redis. A task leaves Redis when a worker takes it, so a task that has run counts as done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _signs: list[Sign] = []
 
 class _Queue:
     def __init__(self, port: int) -> None:
-        # Results that nobody reads are not kept; a worker waits in Redis for its next task instead of polling.
+        # Unread results are not kept; a worker waits in Redis for its next task instead of polling.
         self.huey = RedisHuey("jobs", port=port, results=False, blocking=True)
 
         @self.huey.task()
@@ -24,26 +24,26 @@ class _Queue:
 
 
 class Client:
-    """Calls the task, which enqueues it."""
+    """A client that calls the task, which enqueues it."""
 
     def __init__(self, port: int) -> None:
         self._queue = _Queue(port)
 
     def enq(self, params: Params) -> None:
-        """One call."""
+        """Call the task once."""
         self._queue.noop(**params)
 
     def enq_at(self, params: Params, due_us: int) -> None:
-        """For its scheduler, which looks once a second."""
+        """Schedule the task; Huey's scheduler polls once a second."""
         self._queue.noop.schedule(kwargs=params, eta=datetime.datetime.fromtimestamp(due_us / 1e6, datetime.UTC))
 
     def left(self) -> int:
-        """Tasks in the queue or the schedule."""
+        """Return the number of tasks in the queue or the schedule."""
         return int(self._queue.huey.pending_count() + self._queue.huey.scheduled_count())
 
 
 def work(sign: Sign, port: int, workers: int) -> None:
-    """The consumer, in this process."""
+    """Run the consumer in this process."""
     _signs.append(sign)
     consumer = _Queue(port).huey.create_consumer(workers=workers, worker_type="thread", periodic=False)
     print("ready", flush=True)

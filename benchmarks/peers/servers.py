@@ -1,4 +1,4 @@
-"""The peers' native servers: each on a free port of loopback, with a fresh folder, and ended by the process that we hold."""
+"""The peers' native servers: each on a free port of loopback, with a fresh folder; the process that started it ends it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _LOCALE: Final = {"LC_ALL": "C"}
 
 
 class Kind(NamedTuple):
-    """A way to run a server. In its flags, `{port}` and `{folder}` stand for its own."""
+    """A way to run a server. In its flags, `{port}` and `{folder}` stand for those of the server."""
 
     package: str
     program: str
     flags: Sequence[str]
     words: str
-    """The place of an answered job."""
+    """The place of an answered job, in words."""
     hello: bytes
     answer: bytes
-    """The beginning of its answer to `hello` once it is ready: one that still loads its data listens, too."""
+    """The start of its answer to `hello` once it is ready: a server that still loads its data listens, too."""
 
     def brought(self) -> bring.Program:
-        """The program, brought if need be."""
+        """Return the program; bring it if it is missing."""
         return bring.program(self.package, self.program)
 
 
@@ -76,7 +76,7 @@ KINDS: Final = {
 
 
 class Server:
-    """A server as a process; it may be killed and started again on its port and folder."""
+    """A server as a process, which can be killed and started again on its port and folder."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         folder.mkdir()
@@ -86,10 +86,10 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it; returns when it answers.
+        """Start the server; return when it answers.
 
         Raises:
-            harness.Broken: It ended, or did not answer in time.
+            harness.Broken: The server ended, or did not answer in time.
         """
         program = self._kind.brought()
         flags = [flag.format(port=self.port, folder=self._folder) for flag in self._kind.flags]
@@ -112,7 +112,7 @@ class Server:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Kill the server with -9."""
         self._process.kill()
         self._process.wait()
 

@@ -1,11 +1,11 @@
-"""A contestant's client or worker as a process of its own: all contestants are driven by this one program.
+"""A contestant's client or worker as a process of its own: this one program drives all contestants.
 
-A client hears one act a line on its standard input and answers each with a line; what it measures, it measures itself, so that
-no pipe is part of it. A worker signs the ledger with every job. Both end with whoever started them: their input does.
+A client reads one act a line on its standard input and answers each with a line; the client itself measures, so that no pipe
+is part of a figure. A worker signs the ledger with every job. Both end with the process that started them: their input ends.
 
 A peer's module has a class `Client` and a function `work(sign, port, **settings)`. A client has `enq(params)` and `left()`,
-which counts the jobs that the peer does not hold for done, and where the peer can, `enq_batches(batches)` and
-`enq_at(params, due_us)`. What they enqueue is safe, as far as the peer makes it so, when they return.
+which counts the jobs that the peer does not count as done, and if the peer can, `enq_batches(batches)` and
+`enq_at(params, due_us)`. When these return, the jobs are as safe as the peer makes them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any, Final
 Params = dict[str, Any]
 Sign = Callable[[int], None]
 
-POLL_S: Final = 0.005  # How often a client looks whether all is done: 0.2 % of a load of some seconds.
+POLL_S: Final = 0.005  # The interval in which a client polls whether all is done: 0.2 % of a load of some seconds.
 BATCH: Final = 1_000
 PATIENCE_S: Final = 90.0
 
 
 def params_of(line: int) -> Params:
-    """As the harness makes them for Givalia, which is not there where the peers' clients run; some 30 bytes as JSON."""
+    """Return params as those of the harness, which the peers' environment lacks; some 30 bytes as JSON."""
     return {"line": line, "note": f"{line:010}"}
 
 
 def ledger_lines(path: str) -> memoryview:
-    """The ledger as numbers, three for each job: how often it ran, when it began, and one that only Givalia's jobs use."""
+    """Return the ledger as numbers, three per job: its runs, its start, and one that only Givalia's jobs use."""
     with Path(path).open("r+b") as file:
         return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
 
@@ -64,7 +64,7 @@ class Acts:
         return int(self._client.left())
 
     def singles(self, first: int, jobs: int) -> float:
-        """Enqueue one at a time; answers the seconds."""
+        """Enqueue jobs one at a time; return the seconds."""
         load = [params_of(line) for line in range(first, first + jobs)]
         began = time.perf_counter()
         for params in load:
@@ -72,7 +72,7 @@ class Acts:
         return time.perf_counter() - began
 
     def batches(self, first: int, jobs: int) -> float:
-        """Enqueue in batches; answers the seconds."""
+        """Enqueue jobs in batches; return the seconds."""
         load = [params_of(line) for line in range(first, first + jobs)]
         batches = [load[start : start + BATCH] for start in range(0, jobs, BATCH)]
         began = time.perf_counter()
@@ -80,7 +80,7 @@ class Acts:
         return time.perf_counter() - began
 
     def drain(self, first: int, jobs: int) -> float:
-        """Wait until all these have run and no job is left; answers the seconds."""
+        """Wait until all these jobs have run and no job is left; return the seconds."""
         began = time.perf_counter()
         end = began + PATIENCE_S
         self._await_signed(range(first, first + jobs), end)
@@ -90,23 +90,23 @@ class Acts:
         return time.perf_counter() - began
 
     def load(self, first: int, jobs: int) -> float:
-        """Enqueue, in batches where there are any, and wait until all is done; answers the seconds in all."""
+        """Enqueue jobs, in batches if the peer has them, and wait until all are done; return the seconds in all."""
         enqueue = self.batches if hasattr(self._client, "enq_batches") else self.singles
         return enqueue(first, jobs) + self.drain(first, jobs)
 
     def idle(self, first: int, jobs: int) -> list[int]:
-        """Enqueue one job at a time on the idle server; answers when each enq began, in microseconds."""
+        """Enqueue one job at a time on the idle server; return the start of each enq, in microseconds."""
         began_us = []
         for line in range(first, first + jobs):
             params = params_of(line)
             began_us.append(time.time_ns() // 1_000)
             self._client.enq(params)
             self._await_signed(range(line, line + 1), time.perf_counter() + PATIENCE_S)
-            time.sleep(0.002)  # An idle server is asked, not one that still tidies up after the job before.
+            time.sleep(0.002)  # So that the server is idle, and no longer tidies up after the previous job.
         return began_us
 
     def delays(self, first: int, jobs: int, over_s: float) -> list[int] | None:
-        """Enqueue jobs that fall due one after another, wait for all; answers their dues, or nothing where there are none."""
+        """Enqueue jobs that fall due one after another, and wait for all; return their dues, or None without delays."""
         if not hasattr(self._client, "enq_at"):
             return None
         start_us = time.time_ns() // 1_000 + 1_500_000
@@ -135,7 +135,7 @@ def _check(end: float, what: str) -> None:
 
 
 def converse(acts: Acts) -> None:
-    """Hear acts and answer them, to the end of the input."""
+    """Read acts and answer them, to the end of the input."""
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         told = json.loads(line)
@@ -143,19 +143,19 @@ def converse(acts: Acts) -> None:
 
 
 def _end_with_input() -> None:
-    """End this worker, and whatever it has started, when whoever started it is gone. It leads a group of its own."""
-    # Not `sys.stdin.read`: that holds a lock, and a peer that forks meanwhile would wait for it forever in its child.
+    """End this worker and its group, with all that it has started, when the process that started it is gone."""
+    # Not `sys.stdin.read`: that holds a lock, for which the child of a forking peer would wait forever.
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 
 
 def main(role: str, module: str, port: str, ledger: str, settings: str) -> None:
-    """Be a client or a worker."""
+    """Run a client or a worker."""
     options = json.loads(settings)
     if role == "worker":
         threading.Thread(target=_end_with_input, daemon=True).start()
         if options.pop("gevent", False):
-            from gevent import monkey  # Before the peer's own imports: they keep what they find.
+            from gevent import monkey  # Before the peer's own imports, which keep the objects that they find.
 
             monkey.patch_all()
         importlib.import_module(f"peers.{module}").work(signer(ledger), int(port), **options)

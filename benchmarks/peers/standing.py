@@ -1,4 +1,4 @@
-"""Givalia beside its peers: the table of the contest, the ratios, where a peer is better, and the goals."""
+"""Givalia beside its peers: the table of the contest, the ratios, the figures in which a peer is better, and the goals."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TITLE: Final = "Beside others"
 _LIBRARIES: Final = [each.name for each in CONTESTANTS if each.is_library]
 
 Standing = Mapping[str, Sequence[Figure]]
-"""The figures of each who took part."""
+"""The figures of each contestant."""
 
 
 class Column(NamedTuple):
-    """A figure of the contest, and how it is shown; its unit is in the figures."""
+    """A figure of the contest, and its form in the table; its unit is in the figures."""
 
     figure: str
     head: str
     best: Callable[..., Any] | None = None
-    """`max` or `min`; nothing where nobody can be proud of it."""
+    """`max` or `min`; None for a figure without a best value."""
 
 
 COLUMNS: Final = (
@@ -42,7 +42,7 @@ COLUMNS: Final = (
 )
 _LATE: Final = (contest.LATE_P50, contest.LATE_P99)
 
-# Our own figures that the contest has, too; those of the peers are beside them in the table of goals.
+# Our own figures that the contest has, too; the table of goals shows those of the peers beside them.
 _BESIDE: Final = {
     "batches of 1,000, one client": contest.BATCHED,
     "end to end": contest.LOAD,
@@ -54,7 +54,7 @@ _BESIDE: Final = {
 
 
 class _Aim(NamedTuple):
-    """So many times what one of these does, the best of them."""
+    """A goal as a multiple of the best figure of these peers."""
 
     figure: str
     of: str
@@ -71,7 +71,7 @@ _AIMS: Final = (
 
 
 def table(standing: Standing) -> str:
-    """A line for each who took part, a column for each figure, with the unit that its figures have."""
+    """Return a table with a line for each contestant and a column for each figure, with its unit."""
     units = {figure.name: figure.unit for figures in standing.values() for figure in figures}
     heads = [("", *(column.head for column in COLUMNS)), ("", *(units.get(column.figure, "") for column in COLUMNS))]
     rows = []
@@ -86,7 +86,7 @@ def _value(standing: Standing, name: str, figure: str) -> Figure | None:
 
 
 def _others(standing: Standing, figure: str, names: Sequence[str] | None = None) -> list[Peer]:
-    """Return the figures of the peers, or of those with these names; one that began jobs before their due is not punctual."""
+    """Return the figures of the peers, or of those with these names; a peer that began jobs early has no lateness."""
     found = []
     for name in standing if names is None else names:
         known = _value(standing, name, figure)
@@ -103,7 +103,7 @@ def _best(column: Column, peers: Sequence[Peer]) -> Peer | None:
 
 
 def _ranked(standing: Standing) -> Iterator[tuple[Column, Figure]]:
-    """The columns that somebody can be best in, and our figure of each."""
+    """Yield the columns that have a best value, and our figure of each."""
     for column in COLUMNS:
         own = _value(standing, OURS, column.figure)
         if column.best and own:
@@ -111,13 +111,13 @@ def _ranked(standing: Standing) -> Iterator[tuple[Column, Figure]]:
 
 
 def forgetful(standing: Standing) -> list[str]:
-    """Whose servers lost answered jobs when they were killed."""
+    """Return the contestants whose servers lost answered jobs when they were killed."""
     losses = {name: _value(standing, name, contest.LOST) for name in standing}
     return [name for name, lost in losses.items() if lost is None or lost.value]
 
 
 def ratios(standing: Standing) -> list[dict[str, Any]]:
-    """Givalia beside the best peer, and beside the best of those that lost nothing by kill -9."""
+    """Return Givalia's ratios to the best peer, and to the best of those that lost nothing by kill -9."""
     durable = {
         name: some for name, some in standing.items() if (lost := _value(standing, name, contest.LOST)) and not lost.value
     }
@@ -136,7 +136,7 @@ def ratios(standing: Standing) -> list[dict[str, Any]]:
 
 
 def ratios_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The ratios for people."""
+    """Return the ratios for people."""
 
     def words(peer: Mapping[str, Any] | None) -> tuple[str, str, str]:
         if peer is None:
@@ -151,7 +151,7 @@ def ratios_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def better(standing: Standing) -> list[dict[str, Any]]:
-    """Each figure in which a peer is better than Givalia: by figure, the best peer first."""
+    """Return each figure in which a peer is better than Givalia: by figure, the best peer first."""
     found = []
     for column, own in _ranked(standing):
         peers = sorted(_others(standing, column.figure), key=lambda peer: peer.value, reverse=column.best is max)
@@ -164,14 +164,14 @@ def better(standing: Standing) -> list[dict[str, Any]]:
 
 
 def beside(standing: Standing) -> dict[str, Peer]:
-    """The best peer's figure for those of ours that the contest has, too."""
+    """Return the best peer's figure for each of ours that the contest has, too."""
     columns = {column.figure: column for column in COLUMNS}
     found = {own: _best(columns[figure], _others(standing, figure)) for own, figure in _BESIDE.items()}
     return {own: peer for own, peer in found.items() if peer}
 
 
 def goals(standing: Standing) -> tuple[list[Goal], list[str]]:
-    """The goals that are aimed at in relation to peers, and notes of those that could not be measured."""
+    """Return the goals in relation to peers, and notes about those that could not be measured."""
     found: list[Goal] = []
     notes: list[str] = []
     for figure, of, least, names in _AIMS:
@@ -189,7 +189,7 @@ def goals(standing: Standing) -> tuple[list[Goal], list[str]]:
 
 
 def recorded(standing: Standing) -> dict[str, Any]:
-    """The standing as JSON has it."""
+    """Return the standing as JSON has it."""
     return {
         "columns": [column.figure for column in COLUMNS],
         "figures": {name: [harness.mapped(figure) for figure in figures] for name, figures in standing.items()},

@@ -1,6 +1,6 @@
-"""Taskiq on a Redis stream: the one of its brokers for Redis that acknowledges. Client and worker are on uvloop.
+"""Taskiq on a Redis stream: its only broker for Redis that acknowledges. Client and worker run on uvloop.
 
-Its delays are the work of a scheduler that is a process of its own, and are not measured.
+Delays need a scheduler in another process, and are not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _broker(port: int, sign: Sign | None = None, **options: Any) -> tuple[RedisS
 
 
 class Client:
-    """Kicks one task at a time, or those of a batch at once on some connections."""
+    """A client that kicks one task at a time, or those of a batch at once on some connections."""
 
     def __init__(self, port: int) -> None:
         # As many connections as its pool would use: more were no faster.
@@ -38,11 +38,11 @@ class Client:
         self._redis = Redis(port=port)
 
     def enq(self, params: Params) -> None:
-        """One task."""
+        """Kick one task."""
         self._loop.run_until_complete(self._noop.kiq(**params))
 
     def enq_batches(self, batches: list[list[Params]]) -> None:
-        """No pipeline, but so many calls at once."""
+        """Kick the tasks of a batch as concurrent calls; there is no pipeline."""
 
         async def kick(batch: list[Params]) -> None:
             await asyncio.gather(*(self._noop.kiq(**params) for params in batch))
@@ -51,12 +51,12 @@ class Client:
             self._loop.run_until_complete(kick(batch))
 
     def left(self) -> int:
-        """Entries of the stream that nobody has read, or nobody has acknowledged."""
+        """Return the number of unread or unacknowledged entries of the stream."""
         return sum(group["pending"] + (group["lag"] or 0) for group in self._redis.xinfo_groups("taskiq"))
 
 
 def work(sign: Sign, port: int, max_async_tasks: int, xread_count: int) -> None:
-    """Its receiver."""
+    """Run Taskiq's receiver."""
 
     async def receive() -> None:
         broker, _ = _broker(port, sign, xread_count=xread_count)

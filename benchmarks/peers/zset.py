@@ -1,7 +1,7 @@
 """A queue by hand on Redis: a sorted set of due times, a hash of params, a sorted set of leases, and three Lua scripts.
 
-It is what a team writes in an afternoon that wants delayed jobs and nothing else: no retries, no keys, no results; the leases
-are kept, though nothing here takes back an expired one.
+A team that wants delayed jobs and nothing else writes this in an afternoon: no retries, no keys, no results. Leases are kept,
+but nothing here takes back an expired one.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ return jobs
 
 
 class Client:
-    """Enqueues with one script call, for one job or for many."""
+    """A client that enqueues one job or many with one script call."""
 
     def __init__(self, port: int) -> None:
         self._redis = redis.Redis(port=port)
         self._enq = self._redis.register_script(_ENQ)
 
     def enq(self, params: Params) -> None:
-        """One job that is due now."""
+        """Enqueue one job that is due now."""
         self.enq_at(params, time.time_ns() // 1_000)
 
     def enq_at(self, params: Params, due_us: int) -> None:
-        """One job, due to the millisecond, rounded up."""
+        """Enqueue one job, due to the millisecond, rounded up."""
         self._enq(args=(uuid.uuid4().hex, -(-due_us // 1_000), json.dumps(params)))
 
     def enq_batches(self, batches: list[list[Params]]) -> None:
-        """A script call a batch."""
+        """Send one script call a batch."""
         for batch in batches:
             now_ms = time.time_ns() // 1_000_000
             self._enq(args=[word for params in batch for word in (uuid.uuid4().hex, now_ms, json.dumps(params))])
 
     def left(self) -> int:
-        """Jobs that are not done have their params still."""
+        """Return the number of params, which a job keeps until it is done."""
         return int(self._redis.hlen("params"))
 
 
 def work(sign: Sign, port: int, claim: int, poll_s: float) -> None:
-    """Claim what is due, run it, and say so with the next claim; with nothing due, sleep a little."""
+    """Claim due jobs, run them, and report them with the next claim; sleep a little if none is due."""
     claim_script = redis.Redis(port=port).register_script(_DONE_AND_CLAIM)
     done: list[bytes] = []
     print("ready", flush=True)

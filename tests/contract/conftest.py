@@ -1,4 +1,4 @@
-"""A SQLite store in a file, for the tests that know it from the inside; and this folder on the path, for `sqlite_history`."""
+"""A SQLite store in a file, for tests that know its internals; and this folder on the path, for `sqlite_history`."""
 
 from __future__ import annotations
 

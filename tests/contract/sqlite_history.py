@@ -1,4 +1,4 @@
-"""Histories of a store, chosen by chance, and what each store says in the end; with the reference store to compare with."""
+"""Random histories of a store, and the final state of each store, to compare with the reference store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`givalia backup` against servers that say what a test tells them to: one file, whole or not there at all."""
+"""`givalia backup` against scripted servers: the copy is one whole file, or there is none."""
 
 from __future__ import annotations
 

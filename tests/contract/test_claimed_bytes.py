@@ -1,4 +1,4 @@
-"""Claims are bounded in the bytes they bring into memory, and what they leave out is not forgotten."""
+"""Claims are bounded in the bytes they bring into memory, and the jobs they leave out are not forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine decides is the same on SQLite: the tests of the engine, once more."""
+"""The engine decides the same on SQLite: the tests of the engine, again."""
 
 from __future__ import annotations
 

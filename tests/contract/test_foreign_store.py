@@ -1,4 +1,4 @@
-"""Stores that this user may not write to: no write has failed, and a restart cures nothing."""
+"""Stores that this user may not write to: no write has failed, and a restart does not help."""
 
 from __future__ import annotations
 

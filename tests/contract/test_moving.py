@@ -1,4 +1,4 @@
-"""A queue that is moved to another store is the same queue, or the move ends with an error: nothing in between."""
+"""A queue that moves to another store is the same queue there, or the move ends with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What jobs that are gone have taken on disk is given back, by the server or by moving the others."""
+"""The disk space of removed jobs is given back, by the server or by moving the other jobs."""
 
 from __future__ import annotations
 

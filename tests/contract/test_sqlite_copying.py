@@ -1,4 +1,4 @@
-"""A copy that is sent while the store is written is the store of one moment, opens by itself, and goes a way of its own."""
+"""A copy that is sent while the store is written is the store of one moment, opens by itself, and then changes on its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A SQLite store whose index is damaged: stopped, killed or running. None of it is believed, and nothing hangs or is lost.
+"""A SQLite store whose index is damaged: stopped, killed or running. No damage is believed, and nothing hangs or is lost.
 
-`GIVALIA_DAMAGES` says how many damages to try; `make test-all` tries two thousand.
+`GIVALIA_DAMAGES` is the number of damages to try; `make test-all` tries two thousand.
 """
 
 from __future__ import annotations

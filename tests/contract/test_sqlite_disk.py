@@ -1,4 +1,4 @@
-"""What becomes of a SQLite store when the system fails: each call in turn says each error, files are gone, the disk is full.
+"""A SQLite store when the system fails: each call in turn returns each error, files are gone, the disk is full.
 
 `GIVALIA_EACH` lets each call fail at each place, as `make test-all` does.
 """

@@ -1,4 +1,4 @@
-"""How the SQLite store opens its files, and whom it refuses."""
+"""The SQLite store opens its files, and refuses files and openers that do not fit."""
 
 from __future__ import annotations
 

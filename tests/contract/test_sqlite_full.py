@@ -1,4 +1,4 @@
-"""When the disk of the SQLite store is full, or worse."""
+"""The SQLite store on a disk that is full, or worse."""
 
 from __future__ import annotations
 

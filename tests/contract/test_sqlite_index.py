@@ -1,4 +1,4 @@
-"""What the index of the SQLite store promises: it agrees with the records, and is made anew if it is strange.
+"""The promise of the index of the SQLite store: it agrees with the records, and is rebuilt if it is strange.
 
 `test_sqlite_kills` kills it at each instruction.
 """

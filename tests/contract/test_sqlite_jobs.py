@@ -1,4 +1,4 @@
-"""What the SQLite store keeps in memory of jobs, and what a `find` learns for its commit: neither changes an answer."""
+"""The SQLite store's cache of jobs, and what a `find` learns for its commit: neither changes an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of the SQLite store is right after a kill at any instruction of what changes it."""
+"""The index of the SQLite store is right after a kill at any instruction that changes the index."""
 
 from __future__ import annotations
 

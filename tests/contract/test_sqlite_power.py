@@ -1,7 +1,7 @@
-"""A power cut: of what was written since the last sync any sector may be lost, and writes may have come in any order.
+"""A power cut: any sector written since the last sync may be lost, and writes may have reached the disk in any order.
 
 The files are copied after each step that syncs. An image of a cut in the middle of a step has some of the sectors that the step
-changed and not the others; a sector may be torn. `GIVALIA_IMAGES` says how many images to try; `make test-all` tries 5,000.
+changed and not the others; a sector may be torn. `GIVALIA_IMAGES` is the number of images to try; `make test-all` tries 5,000.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`givalia store salvage`: what is sound in a damaged SQLite store is in the new one, and what is not is named."""
+"""`givalia store salvage`: the new store has the sound jobs of a damaged SQLite store, and the damaged ones are named."""
 
 from __future__ import annotations
 

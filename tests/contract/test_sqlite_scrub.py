@@ -1,4 +1,4 @@
-"""The scrub: it waits for quiet, and gives back what holds nothing."""
+"""The scrub: it waits for quiet, and gives back unused space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged records of the SQLite store are set aside, and the rest goes on."""
+"""Damaged records of the SQLite store are set aside, and the other jobs go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default store passes the suite, closed properly and dropped as kill -9 would drop it."""
+"""The default store passes the suite, both closed properly and dropped as by kill -9."""
 
 from __future__ import annotations
 

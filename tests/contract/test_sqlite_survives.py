@@ -1,4 +1,4 @@
-"""Commits of the SQLite store that survive kill -9, and how it works: its plans, its checkpoints, its memory."""
+"""Commits of the SQLite store that survive kill -9; and the store's plans, checkpoints and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweeper removes records that are past, whatever the disk and the keys of the jobs."""
+"""The sweeper removes past records, whatever the state of the disk and the keys of the jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A SQLite store of format 1 becomes one of the present format: all is there, the old file is kept, a kill harms nothing."""
+"""A SQLite store of format 1 becomes one of the present format: no job is lost, the old file is kept, a kill harms nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts this folder on the path for its helpers (`docs_*`), and starts what the pages talk to: a server and a worker."""
+"""Puts this folder on the path for its helpers (`docs_*`), and starts the server and the worker of the pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the project, and what stands in them: blocks of code, headings, links, words in backticks."""
+"""The pages of the project, and their parts: blocks of code, headings, links, words in backticks."""
 
 from __future__ import annotations
 

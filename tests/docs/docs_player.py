@@ -1,13 +1,13 @@
-"""Plays a page: takes its blocks in order and does with each what a reader would do, then compares what comes of it.
+"""Plays a page: takes its blocks in order, does with each what a reader would do, and compares the result.
 
-- `console`: a line that begins with `$` is run, what stands below it is compared with its output. Ids, times and fractions
+- `console`: a line that begins with `$` is run, and the lines below it are compared with its output. Ids, times and fractions
   may differ; a line `...` stands for any lines. `givalia-server` and `givalia-worker` are started (the worker stays until the
   page ends, or starts another); `pip install ./folder` installs a package that the page itself has written.
-- `python`: run as a program of its own, with warnings as errors. `continue` on the fence: after the block before. Functions
-  named `test_*` are called, and every WorkModule is looked at as a worker would. `file=` writes, `append=` appends a file.
+- `python`: run as a program of its own, with warnings as errors. `continue` on the fence: after the previous block. Functions
+  named `test_*` are called, and every WorkModule is checked as by a worker. `file=` writes, `append=` appends a file.
 - `toml`: parsed; tables of settings are loaded as settings. `file=` and `append=` as above.
-- `jsonl`: a line to the client port, and the line that answers it.
-- `text worker`: lines that the page's own worker has printed.
+- `jsonl`: a line to the client port, and its answer.
+- `text worker`: output of the page's own worker.
 """
 
 from __future__ import annotations

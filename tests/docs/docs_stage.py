@@ -1,6 +1,6 @@
-"""Real processes for the snippets: a server and a worker on free ports, and whatever else a page starts.
+"""Real processes for the snippets: a server and a worker on free ports, and all that a page starts.
 
-Every snippet that says 12322 or 12323 is run with the ports of this stage instead, and with a state folder of its own.
+Every snippet with port 12322 or 12323 runs with the ports of this stage instead, and with a state folder of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run of the benchmarks is judged as `benchmarks` says, and the page of it leaves out nothing that we lose."""
+"""A run of the benchmarks is judged as `benchmarks` says, and its page leaves out nothing that we lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of one job, as it is traced: what the architecture page is compared with."""
+"""The traced way of one job, which the architecture page must match."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every answer of `docs/operating.md` is short, and has been tried: its commands here, or by the test that is named here.
 
-The commands are the page's own, read from it; what differs in a test (an instant, a module) is put in its place.
+The commands are read from the page; parts that differ in a test (an instant, a module) are replaced.
 """
 
 from __future__ import annotations

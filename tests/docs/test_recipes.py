@@ -1,4 +1,4 @@
-"""The code of `docs/how-to/recipes.md` does what the page says; its snippets are files there, which are run here."""
+"""The code of `docs/how-to/recipes.md` does what the page says; its snippets are files, which run here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that exists is documented, nothing is documented that does not exist, and what is generated is up to date."""
+"""Everything that exists is documented, nothing else is, and the generated parts are up to date."""
 
 from __future__ import annotations
 

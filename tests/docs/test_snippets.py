@@ -1,4 +1,4 @@
-"""Every snippet of every page does what the page says: see `docs_player` for what is done with which."""
+"""Every snippet of every page does what the page says: see `docs_player` for the treatment of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts this folder on the path for its helper (`postgres_rig`), and starts what every test here needs: a PostgreSQL."""
+"""Puts this folder on the path for its helper (`postgres_rig`), and starts a PostgreSQL for every test here."""
 
 from __future__ import annotations
 

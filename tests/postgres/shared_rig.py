@@ -1,4 +1,4 @@
-"""Engines that share a database, on a clock that is set by hand and besides moves by what each wait really costs."""
+"""Engines that share a database, on a clock that tests set and that also advances by the real time of each wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sending again over several servers: whichever decides a command first, the others give the same answer and change nothing."""
+"""Sending again over several servers: one server decides a command; the others give the same answer and change nothing."""
 
 from __future__ import annotations
 

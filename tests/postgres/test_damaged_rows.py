@@ -1,4 +1,4 @@
-"""A row that is not what was written is shown to nobody, set aside and said once; all others go on."""
+"""A damaged row is never shown, is set aside and logged once; all other jobs go on."""
 
 from __future__ import annotations
 

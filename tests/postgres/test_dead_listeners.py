@@ -1,4 +1,4 @@
-"""A connection that is open while nobody is at its other end any more is noticed, said, and made anew."""
+"""An open connection whose peer has vanished is noticed, logged and replaced."""
 
 from __future__ import annotations
 

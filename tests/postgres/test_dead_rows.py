@@ -1,4 +1,4 @@
-"""Rows that vacuum may not remove yet are in nobody's way, and nothing is missed for that."""
+"""Rows that vacuum may not remove yet slow no command, and no job is missed because of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine decides the same on PostgreSQL: the tests of the engine, once more."""
+"""The engine decides the same on PostgreSQL: the tests of the engine, again."""
 
 from __future__ import annotations
 

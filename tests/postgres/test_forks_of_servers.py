@@ -1,4 +1,4 @@
-"""A fork of a process with a store on PostgreSQL leaves the sessions to it: nothing is sent there, not even a farewell."""
+"""A fork of a process with a store on PostgreSQL leaves the sessions to its parent: it sends nothing, not even a farewell."""
 
 from __future__ import annotations
 

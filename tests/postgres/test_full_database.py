@@ -1,4 +1,4 @@
-"""The disk of the database is full: questions and whatever fits go on, new jobs are refused, and it ends by itself."""
+"""The disk of the database is full: reads and all that fits go on, new jobs are refused, and the outage ends by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The disk of a real PostgreSQL is really full, for as long as `GIVALIA_FULL_S` says. Mounting needs root: `make test-all`."""
+"""The disk of a real PostgreSQL is really full for `GIVALIA_FULL_S` seconds. Mounting needs root: `make test-all`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something outside a server holds a key, a row or a table: the commands that need it wait alone, and all others go on."""
+"""Something outside a server holds a key, a row or a table: only the commands that need it wait, and all others go on."""
 
 from __future__ import annotations
 

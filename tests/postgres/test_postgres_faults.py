@@ -1,4 +1,4 @@
-"""The database is restarted, crashes, ends connections, refuses and is full (F28): no promise is broken, and it all goes on."""
+"""The database restarts, crashes, ends connections, refuses and is full (F28): no promise is broken, and the work goes on."""
 
 from __future__ import annotations
 

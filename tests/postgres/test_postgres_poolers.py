@@ -1,4 +1,4 @@
-"""A pooler in transaction mode in front of the database is recognised, whatever it does with the first connections."""
+"""A pooler in transaction mode in front of the database is detected, whatever it does with the first connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables come to be by themselves or by their owner, and a database that cannot keep the promise is refused."""
+"""A server or the owner creates the tables, and a database that cannot keep the promise is refused."""
 
 from __future__ import annotations
 

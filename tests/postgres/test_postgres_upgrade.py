@@ -1,4 +1,4 @@
-"""Tables of the format before are upgraded row by row; killed at any moment, the upgrade goes on where it was."""
+"""Tables of the previous format are upgraded row by row; after a kill at any moment, the upgrade continues where it was."""
 
 from __future__ import annotations
 

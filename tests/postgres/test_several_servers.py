@@ -1,4 +1,4 @@
-"""Several servers on one database are one queue: what is said at one holds at all, at once and once."""
+"""Several servers on one database are one queue: a command at one takes effect at all, at once and only once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Two engines on one database, batch by batch on a clock that is set by hand: what one decides while the other does.
+"""Two engines on one database, batch by batch on a clock that tests set: the decisions of one while the other decides.
 
-The clock also moves by what each question to the store really takes: an engine that waits for a lock loses that time, too.
+The clock also advances by the real time of each call to the store: an engine that waits for a lock loses that time, too.
 """
 
 from __future__ import annotations

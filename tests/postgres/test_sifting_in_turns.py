@@ -1,4 +1,4 @@
-"""Sifting has a time limit for each commit: what it does not reach is stored in later turns, and each turn stores something."""
+"""Sifting has a time limit per commit: later turns store the changes that it does not reach, and each turn stores something."""
 
 from __future__ import annotations
 

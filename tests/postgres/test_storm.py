@@ -1,7 +1,7 @@
-"""Servers are killed again and again under a load that comes through all of them, and every promise holds.
+"""Servers are killed again and again under a load through all of them, and every promise holds.
 
-Three servers, six workers, 20,000 jobs with random cancels and extends through random servers; a server is killed with -9 every
-three seconds and started again. The database itself writes down each state that a job was given.
+Three servers, six workers, 20,000 jobs with random cancels and extends through random servers; every three seconds a server is
+killed with -9 and started again. The database itself records each state of a job.
 """
 
 from __future__ import annotations

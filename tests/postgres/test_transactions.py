@@ -1,4 +1,4 @@
-"""Jobs in somebody's own transaction exist, are gone, moved or done if and only if it commits."""
+"""Jobs in a user's own transaction exist, are gone, moved or done if and only if the transaction commits."""
 
 from __future__ import annotations
 

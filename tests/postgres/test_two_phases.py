@@ -1,4 +1,4 @@
-"""A transaction of two phases cannot have a job: it would hold the job for as long as it is prepared."""
+"""A transaction of two phases cannot have a job: it would hold the job while it is prepared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A pooler in transaction mode, as PgBouncer and its kin are, small enough for a test: it gives each transaction a session.
+"""A pooler in transaction mode, like PgBouncer, small enough for a test: it gives each transaction a session.
 
-It takes any client, opens sessions of its own to a PostgreSQL that trusts everybody, and hands a session to a client from the
+It takes any client, opens its own sessions to a PostgreSQL that trusts everybody, and lends a session to a client from the
 first message of a transaction to its end. `Pooler.tracking` makes it follow prepared statements, as newer poolers do.
 """
 

@@ -1,4 +1,4 @@
-"""The judge's checks of answers: each stands, tells the truth, and comes if it can."""
+"""The judge's checks of answers: each answer is final, is true, and comes if it can."""
 
 from __future__ import annotations
 

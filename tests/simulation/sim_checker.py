@@ -1,8 +1,8 @@
-"""The judge: given the history of a run and its store, says which promise was broken, if any.
+"""The judge: from the history of a run and its store, it finds the broken promises, if any.
 
-Most checks are from outside: what clients asked and were told, what workers ran and said. Where the order of two commands
-matters, and only there, it is taken from the store's own sequence of commits; what each command must then have done is
-worked out here anew from the message and never read from the row.
+Most checks are from outside: the commands and answers of clients, the runs and reports of workers. Only where the order of two
+commands matters, the judge takes it from the store's own sequence of commits; the judge then derives the effect of each
+command from the message, and never reads the effect from the row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A client as the library promises it: commands in flight together, resent with their ids for at most 60 s.
 
-A frame whose answer was lost with its connection is sent again, unchanged, over the next one; a connection that is silent for
-10 s is left for another. When 60 virtual seconds have passed since the call, its commands are unknown (`info`), which is what
-`ConnectionLost` means. A client of an earlier version does not tell the server how long it waits.
+A frame whose answer was lost with its connection is sent again, unchanged, over the next connection; after 10 s of silence the
+client changes to another connection. 60 virtual seconds after the call, its commands are unknown (`info`), as `ConnectionLost`
+means. A client of an earlier version does not tell the server how long it waits.
 """
 
 from __future__ import annotations

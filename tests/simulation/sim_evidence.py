@@ -1,4 +1,4 @@
-"""The evidence of a run, as the judge's checks need it: what was asked, written, run and said, grouped by job."""
+"""The evidence of a run for the judge's checks: commands, writes, runs and reports, grouped by job."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The history of a simulated run: one event a line for people, and records for the checker.
 
-The history is kept by the world, not by the system under test. `Op` is what a client asked and was told, `Execution` what a
-worker ran, `Report` what a worker said and was answered, `Said` what the server answered (whether or not it arrived), and
-`Written` one change as the store committed it.
+The world keeps the history, not the system under test. `Op` is a client's command and its answer, `Execution` a worker's run,
+`Report` a worker's report and its answer, `Said` an answer of the server (whether or not it arrived), and `Written` one change
+as the store committed it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The judge's checks of when jobs start, how often, and on which versions."""
+"""The judge's checks of the starts of jobs: when, how often, and on which versions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Bugs put in on purpose: a judge that has never condemned anything proves nothing.
+"""Bugs put in on purpose: a judge that has never found a bug proves nothing.
 
-Each is a mistake that somebody could make in one evening, with the promises that must catch it. `MUTANTS` names them;
-entering the context puts the bug in, leaving it takes it out.
+Each is a mistake that somebody could make in one evening, with the promises that must catch it. `MUTANTS` names the bugs;
+entering the context of one puts the bug in, leaving the context removes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One seed, one run: users and faults at random, then healing, draining, a last look, and the verdict.
+"""One seed, one run: users and faults at random, then healing, draining, a last check, and the verdict.
 
-Each seed draws its own weather: which faults there are, how often, and how small the limits are. A run that has all faults
-at once seldom gets far enough to meet the rare ones, so most runs have a few.
+Each seed draws its own conditions: the kinds of faults, their rates, and the limits. A run with all faults at once seldom gets
+far enough to meet the rare ones, so most runs have a few.
 """
 
 from __future__ import annotations

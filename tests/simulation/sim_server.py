@@ -1,7 +1,7 @@
 """The server as shipped, in a machine that can stop at any moment: engine, turn, near window and timer clock are the real ones.
 
-Only what surrounds them is made up: sockets are the simulated network, and the store is the reference store behind a
-wrapper that can stop the machine before a commit (nothing of it is stored) or after it (all is stored, nobody was told).
+Only their surroundings are simulated: sockets are the simulated network, and the store is the reference store behind a wrapper
+that can stop the machine before a commit (nothing is stored) or after it (all is stored, no answer was sent).
 """
 
 from __future__ import annotations

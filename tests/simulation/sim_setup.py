@@ -1,4 +1,4 @@
-"""The constants of every run, known also to the judge."""
+"""The constants of every run, which the judge knows, too."""
 
 from __future__ import annotations
 

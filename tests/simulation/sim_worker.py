@@ -1,7 +1,7 @@
-"""A worker process: its leases are those of the real lease core, which decides what it says and when.
+"""A worker process: its leases are those of the real lease core, which decides what the worker sends and when.
 
-Only what surrounds the core is made up: the connection is the simulated network, and jobs do nothing but take time. The process
-can die (and come back as another), stand still for longer than its lease, and lose its connection at any moment.
+Only the surroundings of the core are simulated: the connection is the simulated network, and jobs only take time. The process
+can die (and come back as another), freeze for longer than its lease, and lose its connection at any moment.
 """
 
 from __future__ import annotations

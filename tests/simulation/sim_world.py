@@ -1,7 +1,7 @@
-"""Virtual time and a network that loses, delays and breaks: what every simulated process lives in.
+"""The world of every simulated process: virtual time, and a network that loses, delays and breaks.
 
-One `random.Random(seed)` decides everything, so a seed is a run. Messages of one connection arrive in order; connections
-overtake each other; one that breaks takes with it any tail of what was under way, in both directions.
+One `random.Random(seed)` decides everything, so a seed determines a run. Messages of one connection arrive in order;
+connections overtake each other; a connection that breaks loses any tail of its messages in flight, in both directions.
 """
 
 from __future__ import annotations

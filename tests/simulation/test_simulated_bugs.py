@@ -1,4 +1,4 @@
-"""The gate on the judge itself: every bug that is put in on purpose is found, and by the promise that it breaks."""
+"""The gate on the judge itself: the judge finds every bug put in on purpose, by the promise that the bug breaks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Seeds at random against the engine as shipped: every promise of `sim_checker` holds in every run.
+"""Random seeds against the engine as shipped: every promise of `sim_checker` holds in every run.
 
-`GIVALIA_SIM_SEEDS` says how many seeds to play (500 by default), `GIVALIA_SIM_SEED` plays one again.
+`GIVALIA_SIM_SEEDS` is the number of seeds to play (500 by default), `GIVALIA_SIM_SEED` plays one again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Puts this folder on the path for its helpers (`system_*`), and builds what every test here runs: installed wheels."""
+"""Puts this folder on the path for its helpers (`system_*`), and builds and installs the wheels that every test here runs."""
 
 from __future__ import annotations
 

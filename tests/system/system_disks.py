@@ -1,4 +1,4 @@
-"""Small file systems of a test's own, and what fills them. Mounting needs root."""
+"""Small file systems for one test, and helpers that fill them. Mounting needs root."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Builds our distributions as wheels, from a copy of the checkout, and installs them into fresh environments.
 
-No network is needed: what we depend on is linked from the environment that runs the tests, those distributions and no other.
-What is under test comes from the wheels alone.
+No network is needed: our dependencies, and no other distributions, are linked from the environment that runs the tests. The
+code under test comes from the wheels alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network of a test's own: two machines and a router between them, which can drop and slow down. Making it needs root."""
+"""A network for one test: two machines, and a router between them that can drop and delay. Creating it needs root."""
 
 from __future__ import annotations
 

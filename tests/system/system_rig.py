@@ -1,4 +1,4 @@
-"""Real processes for a test: servers, workers and the command line, on free ports, round a store of their own.
+"""Real processes for a test: servers, workers and the command line, on free ports, with their own store.
 
 Every wait is for an event or a condition, and has a deadline.
 """

@@ -1,4 +1,4 @@
-"""A ward for deadly jobs: one server and one worker that all of it happens to, and a close look at what is left of a death."""
+"""A ward for deadly jobs: one server and one worker for all of them, and close checks of what each death leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy of a running server's store takes the place of the original: what was acknowledged before it is there and goes on."""
+"""A copy of a running server's store replaces the original: jobs that were acknowledged before the copy are there and go on."""
 
 from __future__ import annotations
 

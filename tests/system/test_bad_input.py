@@ -1,6 +1,6 @@
-"""Bytes of strangers, broken clients and attackers: each is refused or closed, none runs, and others are served.
+"""Bytes of strangers, broken clients and attackers: each is refused or closed, none runs, and other clients are served.
 
-One server takes it all, one test after the other; towards the end one looks at what that has cost it.
+One server takes all of them, one test after the other; a test towards the end measures the cost to the server.
 """
 
 from __future__ import annotations

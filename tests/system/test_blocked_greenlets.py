@@ -1,4 +1,4 @@
-"""A job that does not yield costs its neighbours time and nothing else: no lease, no attempt, no report."""
+"""A job that does not yield costs its neighbours only time: no lease, no attempt, no report."""
 
 from __future__ import annotations
 

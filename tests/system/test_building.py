@@ -1,4 +1,4 @@
-"""`pip install .` changes nothing in the folder that it builds from, which may be another user's clone."""
+"""`pip install .` changes nothing in its source folder, which may be another user's clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancels of running jobs at random moments, on both executors, while workers are killed: none runs again after its answer."""
+"""Cancels of running jobs at random moments, on both executors, while workers are killed: no job runs after its answer."""
 
 from __future__ import annotations
 

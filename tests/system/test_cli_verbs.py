@@ -1,4 +1,4 @@
-"""The command line: every verb for people and for programs, its exit codes, and where settings come from."""
+"""The command line: every verb for people and for programs, its exit codes, and the sources of its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that a job makes without an address asks the servers of its worker."""
+"""A client that a job makes without an address uses the servers of its worker."""
 
 from __future__ import annotations
 

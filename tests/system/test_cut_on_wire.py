@@ -1,4 +1,4 @@
-"""Threads that share a client and are cut short at any instruction, under load: what a recording proxy sees of it."""
+"""Threads that share a client and are cut short at any instruction, under load, as a recording proxy sees them."""
 
 from __future__ import annotations
 

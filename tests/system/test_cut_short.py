@@ -1,4 +1,4 @@
-"""Calls that an exception cuts short, at any step: nothing of them stays on the wire, and none is sent again."""
+"""Calls that an exception cuts short, at any step: no part of them stays on the wire, and none is sent again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With -d a program goes to the background, says its PID when it serves, and writes its log to a file."""
+"""With -d a program goes to the background, prints its PID when it serves, and writes its log to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A greenlet that takes its process with it costs its neighbours time and nothing else, and is the only one to blame."""
+"""A greenlet that ends its process costs its neighbours only time, and is the only one blamed."""
 
 from __future__ import annotations
 

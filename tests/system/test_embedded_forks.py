@@ -1,4 +1,4 @@
-"""A program with a Server and a Worker in it forks: they go on in the parent alone, and their methods say so in the child."""
+"""A program with a Server and a Worker forks: they go on in the parent alone, and their methods say so in the child."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A newcomer's package, installed with pip from its own pyproject, is all that it takes; broken neighbours harm nobody."""
+"""A first job needs only a package, installed with pip from its own pyproject; broken packages beside it harm no job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that lives through a fork: parent and child each have their own answers, and nobody hangs."""
+"""A client across a fork: parent and child each get their own answers, and neither hangs."""
 
 from __future__ import annotations
 

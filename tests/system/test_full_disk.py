@@ -1,4 +1,4 @@
-"""A disk that is really full, for as long as `GIVALIA_FULL_S` says, under mixed load. Mounting needs root: `make test-all`."""
+"""A disk that is really full for `GIVALIA_FULL_S` seconds, under mixed load. Mounting needs root: `make test-all`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gunicorn --preload`: the master has used the client before its workers are forked, and each request has its own result."""
+"""`gunicorn --preload`: the master has used the client before it forks its workers, and each request gets its own result."""
 
 from __future__ import annotations
 

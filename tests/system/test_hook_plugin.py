@@ -1,4 +1,4 @@
-"""A plugin that was written with only the documentation of the hooks sees what is promised; a bad one disturbs nobody."""
+"""A plugin written from the documentation of the hooks alone gets what is promised; a bad plugin disturbs no job."""
 
 from __future__ import annotations
 

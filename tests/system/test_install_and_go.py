@@ -1,4 +1,4 @@
-"""A package that is installed, upgraded or removed beside a running worker is taken up by it, and jobs that waited start."""
+"""A running worker takes up a package that is installed, upgraded or removed beside it, and jobs that waited start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However job code ends: the right reason is recorded, nothing is left of it, and the worker runs the next job at once."""
+"""Every end of job code: the right reason is recorded, nothing of the job is left, and the worker runs the next job at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten thousand acknowledged commands, and a server that is killed under them: what was said to be safe is safe."""
+"""Ten thousand acknowledged commands, and a server that is killed meanwhile: everything acknowledged as safe is safe."""
 
 from __future__ import annotations
 

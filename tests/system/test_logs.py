@@ -1,4 +1,4 @@
-"""The log of a server and a worker in the background: one form for every line, whatever jobs do and whoever rotates it."""
+"""The log of a server and a worker in the background: all lines have one form, whatever jobs and log rotation do."""
 
 from __future__ import annotations
 

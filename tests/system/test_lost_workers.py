@@ -1,7 +1,7 @@
-"""Workers that are killed, paused and held up by their own jobs: nothing is lost, nothing runs twice without need.
+"""Workers that are killed, paused and delayed by their own jobs: nothing is lost, nothing runs twice without need.
 
-All of it is about leases of five seconds, the shortest there are. So the three stories are told at the same time, on one
-server, and each test then looks at how its story ended.
+All tests depend on leases of five seconds, the shortest there are. So the three scenarios run at the same time, on one server,
+and each test then checks the end of its scenario.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`make` uses the Python that was asked for, and fails if any part of the tests fails."""
+"""`make` uses the chosen Python, and fails if any part of the tests fails."""
 
 from __future__ import annotations
 

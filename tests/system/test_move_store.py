@@ -1,4 +1,4 @@
-"""A queue moves to another store between two servers: what waits goes on waiting, what runs is settled by its worker."""
+"""A queue moves to another store between two servers: waiting jobs go on waiting, and their workers settle running jobs."""
 
 from __future__ import annotations
 

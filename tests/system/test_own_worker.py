@@ -1,4 +1,4 @@
-"""A `Worker` within a program of one's own: patched or not, it serves both isolations, and its plugins may be slow."""
+"""A `Worker` within a user's own program: patched or not, it serves both isolations, and its plugins may be slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fleet is upgraded while it works: old and new workers side by side, each with the jobs that its version may run."""
+"""A fleet is upgraded while it works: old and new workers side by side, each with jobs that its version may run."""
 
 from __future__ import annotations
 

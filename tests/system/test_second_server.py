@@ -1,4 +1,4 @@
-"""One store has one server: a second one is refused at once, is told by whom, and writes nothing."""
+"""One store has one server: a second server is refused at once, learns which one holds the store, and writes nothing."""
 
 from __future__ import annotations
 

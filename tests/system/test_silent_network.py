@@ -1,6 +1,6 @@
-"""A real network that drops without a word, and one that is slow: both clients and a worker. Making networks needs root.
+"""A real network that drops packets silently, and a slow one: both clients and a worker. Creating networks needs root.
 
-The router drops what belongs to the connections that are there; a new one is let through, as after a change of address.
+The router drops the packets of existing connections; it lets a new connection through, as after a change of address.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A proxy that loses what belongs to the connections that are there, though TCP takes it, and one that is slow.
+"""A proxy that loses the bytes of existing connections, though TCP takes them, and a slow proxy.
 
-Nobody has to be root for that. A network that really drops, which loses the acknowledgements too, is in `test_silent_network`.
+This needs no root. A network that really drops, and so loses the acknowledgements too, is in `test_silent_network`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plugin that hangs, or that ends its process, is named, and costs the jobs it was called for nothing but time."""
+"""A plugin that hangs, or that ends its process, is named, and costs the jobs it was called for only time."""
 
 from __future__ import annotations
 

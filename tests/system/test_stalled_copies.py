@@ -1,4 +1,4 @@
-"""A copy of a command that was held up on its way is never done after its client was answered elsewhere."""
+"""A delayed copy of a command never takes effect after its client was answered elsewhere."""
 
 from __future__ import annotations
 

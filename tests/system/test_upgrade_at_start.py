@@ -1,4 +1,4 @@
-"""An upgrade is a new version and a restart; what the log and the refusal name works as it is printed."""
+"""An upgrade is a new version and a restart; the commands that the log and the refusal print work as printed."""
 
 from __future__ import annotations
 

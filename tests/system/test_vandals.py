@@ -1,4 +1,4 @@
-"""Jobs that break what their whole process uses: their neighbours lose no attempt, and each end is reported in time."""
+"""Jobs that break what their whole process uses: their neighbours lose no attempt, and every end is reported in time."""
 
 from __future__ import annotations
 

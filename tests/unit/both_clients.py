@@ -1,6 +1,6 @@
-"""An `AsyncClient` with the face of `Client`, so that one suite is run with both.
+"""An `AsyncClient` with the interface of `Client`, so that one suite runs with both.
 
-Its event loop runs in a thread of its own; each verb is a coroutine that is run there, while the caller waits.
+Its event loop has its own thread; each verb is a coroutine that runs there while the caller waits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lets the tests beside this file import the helpers beside this file, and gives them servers that do as they are told."""
+"""Lets the tests in this folder import its helpers, and gives them scripted servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A crew whose processes are made up: they keep what they are told, and say and do what a test wants."""
+"""A crew with fake processes: they keep the messages they get, and say and do what a test wants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine, a store and clocks in one hand: what tests of decisions are written with."""
+"""An engine, a store and clocks together, for tests of decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A foreman with a link and crews that only keep what they are told."""
+"""A foreman with a link and crews that only keep the messages they get."""
 
 from __future__ import annotations
 

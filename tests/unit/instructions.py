@@ -1,7 +1,7 @@
 """Calls a function before each bytecode instruction of chosen code, so that tests can cut that code short anywhere.
 
-From Python 3.12 this uses `sys.monitoring`. There `sys.settrace` reports instructions only if a frame had asked for them before
-it was called, so the first function that a process traces passes unseen.
+From Python 3.12 this uses `sys.monitoring`. There `sys.settrace` reports the instructions of a frame only if they were
+requested before its call, so it would miss the first function that a process traces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Code of jobs that behaves in ways that a test wants, and the report of an attempt at it."""
+"""Code of jobs that behaves as a test wants, and the report of an attempt at such a job."""
 
 from __future__ import annotations
 

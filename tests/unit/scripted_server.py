@@ -1,4 +1,4 @@
-"""Servers that say what a test tells them to say: real sockets on loopback, the real session, no engine."""
+"""Scripted servers, which send what a test wants: real sockets on loopback, the real session, no engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acts by filter on the command line: what a run that is broken off says."""
+"""Acts by filter on the command line: the output of an interrupted run."""
 
 from __future__ import annotations
 

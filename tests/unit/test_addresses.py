@@ -1,4 +1,4 @@
-"""Addresses of servers, and whose turn it is among several."""
+"""Addresses of servers, and the order among several."""
 
 from __future__ import annotations
 

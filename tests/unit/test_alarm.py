@@ -1,4 +1,4 @@
-"""The alarm of the server's loop: it rings when it was asked to, however it was asked before."""
+"""The alarm of the server's loop: it rings at the last requested time, whatever was requested before."""
 
 from __future__ import annotations
 

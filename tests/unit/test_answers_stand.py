@@ -1,4 +1,4 @@
-"""Sending again: whatever a changing command was answered, a later copy of it changes nothing and is answered the same."""
+"""Sending again: a later copy of an answered changing command changes nothing and gets the same answer."""
 
 from __future__ import annotations
 

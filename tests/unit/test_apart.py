@@ -1,4 +1,4 @@
-"""Jobs with processes of their own: plugins hear of their start and their end, and suspects run a few at a time."""
+"""Jobs with processes of their own: plugins learn of their start and their end, and suspects run a few at a time."""
 
 from __future__ import annotations
 

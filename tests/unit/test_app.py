@@ -1,4 +1,4 @@
-"""A worker within a program of its own: what its two threads say to each other."""
+"""A worker within a program of its own: the messages between its two threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phases of a job that this worker was lent: one table, and a story for whoever does what it does not allow."""
+"""The phases of a job that this worker was lent: one table, and an error that tells the story of a forbidden step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What only the asyncio client has: tasks that are cancelled, callbacks that are awaited, and the event loop it lives in.
+"""The parts that only the asyncio client has: cancelled tasks, awaited callbacks, and its event loop.
 
-What both clients have in common is claimed in `test_transport`, `test_failover` and `test_client_on_wire`.
+`test_transport`, `test_failover` and `test_client_on_wire` test the parts that both clients have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process that was lent attempts is asked what it has of them, and what it has lost shows."""
+"""The audit asks a process which of its lent attempts it has, and so finds the lost ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `info` tells an operator of each module, and of what was lost with workers."""
+"""The part of `info` for operators: each module, and the attempts lost with workers."""
 
 from __future__ import annotations
 

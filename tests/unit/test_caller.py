@@ -1,4 +1,4 @@
-"""The connecting side: what it makes of what a server says."""
+"""The connecting side: its reaction to a server's messages."""
 
 from __future__ import annotations
 

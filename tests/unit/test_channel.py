@@ -1,4 +1,4 @@
-"""A socket on the hub of gevent: what is sent arrives whole, and the end of the peer shows."""
+"""A socket on the hub of gevent: sent bytes arrive whole, and the end of the peer is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acts by filter: each job at most once in a run, whatever becomes of it; counts of what happened; no other job touched."""
+"""Acts by filter: each job at most once in a run, whatever happens to the job; true counts; no other job touched."""
 
 from __future__ import annotations
 

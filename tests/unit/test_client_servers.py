@@ -1,4 +1,4 @@
-"""Which servers a client talks to: by arguments, in a job, by settings, and where nothing is said."""
+"""The servers of a client: by arguments, in a job, by settings, and by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three clocks, and how the timer clock goes on over steps, restarts and reboots (K1, K2 and K6 of docs/delivery.md)."""
+"""The three clocks, and the timer clock across steps, restarts and reboots (K1, K2 and K6 of docs/delivery.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short ways for the commonest messages and answers: they give what the long ways give, and take nothing that those refuse."""
+"""Short ways for common messages and answers: they give the same as the long ways, and take nothing that those refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ended jobs leave in cycles is collected soon, and takes little of the time."""
+"""Cycles that ended jobs leave behind are collected soon, in little time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client says: as few frames as the limits allow, and none that a server would refuse as a whole."""
+"""The frames of a client: as few as the limits allow, and none that a server would refuse as a whole."""
 
 from __future__ import annotations
 

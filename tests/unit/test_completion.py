@@ -1,4 +1,4 @@
-"""Tab completion: what a shell is answered, asked as shells ask it."""
+"""Tab completion: the answers to a shell, called as shells call it."""
 
 from __future__ import annotations
 

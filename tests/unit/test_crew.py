@@ -1,4 +1,4 @@
-"""A crew: what it can take, how it is asked what it has, and what follows when its host ends."""
+"""A crew: its capacity, the audit of its attempts, and the end of its host."""
 
 from __future__ import annotations
 

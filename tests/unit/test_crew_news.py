@@ -1,4 +1,4 @@
-"""What crews say of themselves: who takes over, and what becomes of the jobs of a host that has ended."""
+"""The news of crews: the crew that takes over, and the jobs of a host that has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client does next, on a clock that the test moves: no socket, no thread, no waiting."""
+"""The next step of a client, on a clock that the test moves: no socket, no thread, no waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In a fork the parent's sockets are replaced by one that is silent."""
+"""A fork replaces the parent's sockets by a silent one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a program of the command line ends: one line, an exit code, and never a traceback."""
+"""The end of a program of the command line: one line, an exit code, and never a traceback."""
 
 from __future__ import annotations
 

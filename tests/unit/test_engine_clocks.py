@@ -1,4 +1,4 @@
-"""Steps of the clocks, and what a restart makes of them (K1 to K5)."""
+"""Steps of the clocks, also across a restart (K1 to K5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is lent which job: order, names and credits."""
+"""The choice of worker and job in lending: order, names and credits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the store is full, the server drains, or there is too much."""
+"""The engine when the store is full, the server drains, or there is too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long jobs live and what is remembered of them: expiry, forgetting, request ids, names and fences (T13, T14, C1 to C7)."""
+"""The lifetime and the memory of jobs: expiry, forgetting, request ids, names and fences (T13, T14, C1 to C7)."""
 
 from __future__ import annotations
 

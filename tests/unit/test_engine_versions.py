@@ -1,4 +1,4 @@
-"""Jobs that ask for versions of their module: who takes them, in which order, and what is said while nobody does."""
+"""Jobs that ask for versions of their module: the workers that take them, the order, and the words while no worker does."""
 
 from __future__ import annotations
 

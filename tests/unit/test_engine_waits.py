@@ -1,4 +1,4 @@
-"""Those who wait for the end of a job."""
+"""Callers that wait for the end of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree of errors: codes, details, and the way over the wire and back."""
+"""The tree of errors: codes, details, and the trip over the wire and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients and a worker among real servers, one of which goes."""
+"""Clients and a worker among real servers, one of which disappears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker's log says of attempts that failed."""
+"""The lines of the worker's log about failed attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the supervisor says to one of its processes arrives, whatever came before it."""
+"""A message of the supervisor to one of its processes arrives, whatever came before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters on the command line: instants are read as those of all verbs are, and refused by the names of their arguments."""
+"""Filters on the command line: instants are read as in all verbs, and refused by the names of their arguments."""
 
 from __future__ import annotations
 

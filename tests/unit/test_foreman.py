@@ -1,4 +1,4 @@
-"""The foreman: whatever server and processes say, in whatever order, each job is reported once and for what it was."""
+"""The foreman: whatever server and processes send, in any order, each job is reported once and correctly."""
 
 from __future__ import annotations
 

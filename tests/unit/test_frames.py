@@ -1,4 +1,4 @@
-"""Bytes to frames and back, however the network cuts them."""
+"""Bytes to frames and back, in any pieces from the network."""
 
 from __future__ import annotations
 

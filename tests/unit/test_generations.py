@@ -1,4 +1,4 @@
-"""Generations of crews: what is said of their processes, and how much memory they may have."""
+"""Generations of crews: the news of their processes, and their memory limit."""
 
 from __future__ import annotations
 

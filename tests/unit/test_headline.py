@@ -1,4 +1,4 @@
-"""The one line that says what was raised, found in errors as they are stored."""
+"""The one line that names the exception, found in stored errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that holds answers everything and lends nothing, until somebody says `resume`."""
+"""A server on hold answers everything and lends nothing, until `resume`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts in greenlets: all that runs of a job can be ended, and is reported, whatever the job has broken."""
+"""Attempts in greenlets: all running parts of a job can be ended, and are reported, whatever the job has broken."""
 
 from __future__ import annotations
 

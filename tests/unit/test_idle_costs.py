@@ -1,4 +1,4 @@
-"""What a turn costs depends on what has something to do, not on who is there and idle, nor on who was there before.
+"""The cost of a turn depends on the peers with work, not on idle peers, nor on earlier peers.
 
 Costs are counted in calls of functions, which are the same on every machine.
 """

@@ -1,4 +1,4 @@
-"""The inbox: nobody's flood stands before another's question, and everybody's own order is kept."""
+"""The inbox: one peer's flood does not delay another's question, and each peer's own order is kept."""
 
 from __future__ import annotations
 

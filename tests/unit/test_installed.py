@@ -1,4 +1,4 @@
-"""Distributions whose metadata is away, as while an installer replaces them or after it was killed."""
+"""Distributions without metadata, as while an installer replaces them or after the installer was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server's log says of workers, leases, dead jobs and refused connections."""
+"""The lines of the server's log about workers, leases, dead jobs and refused connections."""
 
 from __future__ import annotations
 

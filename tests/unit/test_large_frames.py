@@ -1,4 +1,4 @@
-"""A frame of thousands of commands costs little more than was sent until it is decided, whatever is in it."""
+"""A frame of thousands of commands needs little more memory than its bytes until it is decided, whatever is in it."""
 
 from __future__ import annotations
 

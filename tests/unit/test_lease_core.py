@@ -1,4 +1,4 @@
-"""The lease core: what it says and when, for whatever the server answers, on a clock that the test moves."""
+"""The lease core: its messages and their times, for any answers of the server, on a clock that the test moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's link: from one server to the next with all that is held, and reports that are kept until they are taken."""
+"""The worker's link: from one server to the next with all held jobs; it keeps reports until a server takes them."""
 
 from __future__ import annotations
 

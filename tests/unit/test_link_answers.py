@@ -1,4 +1,4 @@
-"""The answers of a server to a worker: errors by message, what JOIN tells, and what follows a failure."""
+"""The answers of a server to a worker: errors by message, the facts in JOIN, and the results of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a program: one handler for all its lines, whose file may be rotated, and whose form a package may bring."""
+"""The log of a program: one handler for all lines; its file may be rotated, and a package may provide its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many jobs called off or moved in one call, with either client: a commit a frame, an answer for each, all sent or nothing."""
+"""Many jobs called off or moved in one call, with either client: one commit per frame, an answer for each, all sent or none."""
 
 from __future__ import annotations
 

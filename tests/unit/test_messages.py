@@ -1,4 +1,4 @@
-"""Every message: what its fields may hold, and that what may not be is refused by name."""
+"""Every message: the values its fields may hold; any other value is refused by the field's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs, and the table of how they move."""
+"""Jobs, and the table of their transitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WorkModules: how they are found, what they may say of themselves, and that a name is never more than a name."""
+"""WorkModules: their discovery, their settings, and that a name is never more than a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that send what no server sends: the connection is dropped, and what it carried is asked again, with either client."""
+"""Servers that send nonsense: the connection is dropped, and its requests are sent again, with either client."""
 
 from __future__ import annotations
 

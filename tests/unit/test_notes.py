@@ -1,4 +1,4 @@
-"""What the supervisor and its processes say to each other arrives as it was said, in any pieces, and no more than may be."""
+"""Messages between the supervisor and its processes arrive unchanged, in any pieces, within their size limit."""
 
 from __future__ import annotations
 

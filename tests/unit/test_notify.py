@@ -1,4 +1,4 @@
-"""What a program finds out from its environment about the manager that started it, and when it gives a sign of life."""
+"""The facts in a program's environment about the manager that started it, and the times of its signs of life."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people are shown of a server and of who is connected to it, and what there is to show of an earlier server."""
+"""The view of a server and its connections for people, also that of an earlier version."""
 
 from __future__ import annotations
 

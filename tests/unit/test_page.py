@@ -1,4 +1,4 @@
-"""The page that a process shares with its supervisor: what ran there shows, and nothing that a job does to files changes it."""
+"""The page that a process shares with its supervisor shows what ran there, and nothing that a job does to files changes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ping is a STAT without items: every server answers it, at once or in its turn, and each answer will do."""
+"""A ping is a STAT without items: every server answers it, at once or in its turn, and any answer is enough."""
 
 from __future__ import annotations
 

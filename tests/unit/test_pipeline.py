@@ -1,4 +1,4 @@
-"""One attempt, whatever its code is: exceptions that lie, results that are no data, code that would never run."""
+"""One attempt with any code: exceptions that lie, results that are not data, code that would never run."""
 
 from __future__ import annotations
 

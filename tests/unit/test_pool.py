@@ -1,4 +1,4 @@
-"""Processes for one job each: a job's end is not held up by the look at what it has left, and no job suffers for another's."""
+"""Processes for one job each: the check of what a job has left delays neither the job's end nor another job."""
 
 from __future__ import annotations
 

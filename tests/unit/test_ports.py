@@ -1,4 +1,4 @@
-"""A port that somebody has: the server says who."""
+"""A port in use: the server names the process that has it."""
 
 from __future__ import annotations
 

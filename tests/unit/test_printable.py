@@ -1,4 +1,4 @@
-"""Log lines and refusals: whatever is in them came from outside, and none of it can pass for another line."""
+"""Log lines and refusals: text from outside in them can never pass for another line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a path counts as dead, on a clock that the test moves."""
+"""The moment at which a path counts as dead, on a clock that the test moves."""
 
 from __future__ import annotations
 

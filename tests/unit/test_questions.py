@@ -1,4 +1,4 @@
-"""Questions that take a walk: they are cut into steps, take turns, and hold up nobody's leases."""
+"""Questions that need a walk: they are cut into steps, take turns, and delay no leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines that come in storms are counted."""
+"""Log lines that come in storms are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals as requests of a program: which ones are the same, which one forces, and what SIGHUP means."""
+"""Signals as requests to a program: equal signals, the signal that forces, and the meaning of SIGHUP."""
 
 from __future__ import annotations
 

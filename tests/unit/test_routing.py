@@ -1,4 +1,4 @@
-"""Who may take what: names, modules, credits, and the words for why nobody has."""
+"""The workers that may take a job: names, modules, credits, and the words for why no worker has taken one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the jobs of a process leave behind in it: nothing, or the collector stops all of them to sweep up after thousands."""
+"""Jobs leave nothing behind in their process; otherwise the collector would stop all jobs to sweep up after thousands."""
 
 from __future__ import annotations
 

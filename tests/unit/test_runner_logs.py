@@ -1,4 +1,4 @@
-"""Lines of plugins and of other processes, in a host in which a job changes how lines are logged."""
+"""Lines of plugins and of other processes, in a host whose logging a job changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server round the engine: what it takes, and when it asks producers to hold back."""
+"""The server around the engine: what it takes, and when it asks producers to hold back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Until when a server may decide a command: how a client says it on the server's own clock, and how the server takes it."""
+"""The deadline for deciding a command: the client sends it on the server's own clock, and the server keeps to it."""
 
 from __future__ import annotations
 

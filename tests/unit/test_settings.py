@@ -1,4 +1,4 @@
-"""What can be set, by flag, environment, file and in Python: which values there are, and how the others are refused."""
+"""Settings by flag, environment, file and in Python: the valid values, and the refusal of all others."""
 
 from __future__ import annotations
 

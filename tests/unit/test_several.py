@@ -1,4 +1,4 @@
-"""Verbs for several jobs: names are taken in parts, each a call of its own, and what each came to is shown."""
+"""Verbs for several jobs: names go in parts, each a call of its own, and the result of each is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people at a terminal see."""
+"""The output for people at a terminal."""
 
 from __future__ import annotations
 

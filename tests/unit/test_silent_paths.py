@@ -1,4 +1,4 @@
-"""Both clients on a path that dies without a word, and on one that is only slow; the seconds are tenths here."""
+"""Both clients on a path that dies silently, and on one that is only slow; the seconds are tenths here."""
 
 from __future__ import annotations
 

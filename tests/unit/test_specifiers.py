@@ -1,4 +1,4 @@
-"""What a job may ask of versions: one form for what means the same, and which versions satisfy it."""
+"""Version specifiers of jobs: one form for equal meanings, and the versions that satisfy them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts share a greenlet only where none could tell: one that waits, or that leaves something, is the last in its own."""
+"""Attempts share a greenlet only if none could notice: one that waits, or leaves something, is the last in its greenlet."""
 
 from __future__ import annotations
 

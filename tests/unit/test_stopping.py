@@ -1,4 +1,4 @@
-"""Jobs that must end are ended in steps, and whoever does not end costs his process, and no other."""
+"""Jobs that must end are ended in steps, and a job that does not end costs its own process, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which store a URL means, and what of it may be shown."""
+"""The store of a URL, and the parts of the URL that may be shown."""
 
 from __future__ import annotations
 

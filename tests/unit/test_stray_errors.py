@@ -1,4 +1,4 @@
-"""What nobody caught goes to the log."""
+"""Uncaught errors go to the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job changes for its process: Givalia's loggers go on logging, whatever `logging.config` is told."""
+"""Changes of a job to its process: Givalia's loggers go on logging after any `logging.config`."""
 
 from __future__ import annotations
 

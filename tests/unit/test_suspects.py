@@ -1,4 +1,4 @@
-"""Suspects run apart a few at a time, and one that has run for a while makes room for the next."""
+"""Suspects run apart a few at a time, and a suspect that has run for a while makes room for the next."""
 
 from __future__ import annotations
 

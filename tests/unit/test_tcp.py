@@ -1,4 +1,4 @@
-"""What the system says of a connection: whether anything is on its way, and when the peer last acknowledged something."""
+"""The system's facts about a connection: bytes in flight, and the time of the peer's last acknowledgement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugins: each has its limit, what happens meanwhile is its own doing, and nobody waits for it for ever."""
+"""Plugins: each has its limit, events meanwhile count as its own doing, and no caller waits for it forever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables on a terminal: they fit it, and have colours unless somebody does not want them."""
+"""Tables on a terminal: they fit its width, and have colours unless the user disables them."""
 
 from __future__ import annotations
 

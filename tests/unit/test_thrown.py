@@ -1,4 +1,4 @@
-"""The blocking client in a thread that signals interrupt: what a handler throws is the caller's, and it may use the client."""
+"""The blocking client in a thread that signals interrupt: a handler's error reaches the caller; handlers may use the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The near window: what it shows is what the store would show, however little of it is in memory."""
+"""The near window: it shows the same as the store, however little is in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lengths and instants as texts, and how both are shown to people."""
+"""Lengths and instants as texts, and their form for people."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Transports: how requests get from one server to the next with either client, and who reads for everybody.
+"""Transports: the move of requests from one server to the next with either client, and the one thread that reads for all.
 
-What is said here of `connect` is true of `Client` and of `AsyncClient`.
+The tests of `connect` hold for `Client` and for `AsyncClient`.
 """
 
 from __future__ import annotations

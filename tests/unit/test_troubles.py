@@ -1,4 +1,4 @@
-"""The server's own troubles: each is said at its start and at its end, and shown while it lasts."""
+"""The server's own troubles: each is logged at its start and at its end, and shown while it lasts."""
 
 from __future__ import annotations
 

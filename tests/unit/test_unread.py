@@ -1,4 +1,4 @@
-"""Answers that nobody reads: what they may cost the server, and that everybody who reads gets all of them."""
+"""Unread answers: their cost to the server is limited, and every peer that reads gets all its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that travel: what is packed can be unpacked, and what cannot is named with its type and its place."""
+"""Values on the wire: a packed value can be unpacked, and an unsuitable one is named with its type and its place."""
 
 from __future__ import annotations
 

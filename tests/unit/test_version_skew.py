@@ -1,4 +1,4 @@
-"""Programs of different versions: what does not fit is said, with both versions, and is not tried ten times a second."""
+"""Programs of different versions: a mismatch is reported with both versions, and is not tried ten times a second."""
 
 from __future__ import annotations
 

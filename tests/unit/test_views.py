@@ -1,4 +1,4 @@
-"""Between the wire's numbers and what people write: times, lengths, ids."""
+"""Conversions between the wire's numbers and people's texts: times, lengths, ids."""
 
 from __future__ import annotations
 

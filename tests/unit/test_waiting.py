@@ -1,4 +1,4 @@
-"""`givalia enq --wait` and the modules that nobody serves: what people and programs are told when there is no result."""
+"""`givalia enq --wait` and modules that no worker serves: the output for people and programs when there is no result."""
 
 from __future__ import annotations
 

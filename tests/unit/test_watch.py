@@ -1,4 +1,4 @@
-"""What counts as a change of what is installed, and when it counts."""
+"""Changes of the installed distributions: which ones count, and when."""
 
 from __future__ import annotations
 

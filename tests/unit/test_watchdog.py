@@ -1,4 +1,4 @@
-"""The process with the greenlets, watched by its crew: when it is replaced, on whose account, and by which clock."""
+"""The process with the greenlets, watched by its crew: the time of its replacement, the blamed job, and the clock."""
 
 from __future__ import annotations
 

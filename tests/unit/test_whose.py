@@ -1,4 +1,4 @@
-"""Whose code runs stands on the page, also when a job has removed what notes it."""
+"""The page shows whose code runs, even if a job has removed the code that notes this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which server a worker goes to next, and when it rests."""
+"""The next server of a worker, and its rests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any value that params and results can have, for tests that take all of them."""
+"""A strategy for any value of params and results, for tests over all of them."""
 
 from __future__ import annotations
 

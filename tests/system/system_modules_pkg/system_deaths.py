@@ -1,4 +1,4 @@
-"""Every way in which job code can end, or make its process end; each of them as a greenlet and in a process of its own."""
+"""Every way in which job code can end, or end its process; each as a greenlet and in its own process."""
 
 from __future__ import annotations
 

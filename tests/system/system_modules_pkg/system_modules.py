@@ -1,4 +1,4 @@
-"""Job code for the system tests: it writes down what it does, stays and spins."""
+"""Job code for the system tests: it records what it does, stays and spins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job code for tests of the worker's processes: it has one of its own, blocks others, and takes no notice of anybody."""
+"""Job code for tests of the worker's processes: it runs in its own process, blocks other jobs, and ignores requests to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that break what all code of their process uses, and jobs that do not notice: these keep what they use by name."""
+"""Jobs that break what all code of their process uses, and jobs that do not notice, since they keep what they use by name."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _OWN: Final = {"exception": ("exc_text", "traceback"), "stack": ("stack_info", "
 
 
 class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to the present `sys.stderr`, so it follows a process into the background."""
+    """A handler that writes to the present `sys.stderr`, so it follows a process into the background."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -47,7 +47,7 @@ class StandardError(logging.StreamHandler[TextIO]):
 
 
 class Lines(structlog.stdlib.ProcessorFormatter):
-    """Formats hook events and log records alike, as JSON or for people."""
+    """A formatter of hook events and log records alike, as JSON or for people."""
 
     def __init__(self, form: str | None, handler: logging.Handler) -> None:
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)

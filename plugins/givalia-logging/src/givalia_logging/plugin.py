@@ -50,7 +50,7 @@ def _choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...])
 
 
 def log_format(handler: logging.Handler) -> logging.Formatter:
-    """Return the form of the lines that a server, or a process of a worker, writes by this handler.
+    """Return the formatter of the lines that a server, or a process of a worker, writes through this handler.
 
     Raises:
         ValueError: A setting `GIVALIA_LOGGING_*` is invalid.
@@ -59,10 +59,10 @@ def log_format(handler: logging.Handler) -> logging.Formatter:
 
 
 class Logging:
-    """Logs the events of jobs, on the server and on the worker.
+    """The plugin that logs the events of jobs, on the server and on the worker.
 
-    Params are logged only with `GIVALIA_LOGGING_PARAMS=1`, results never; every field is made harmless and short. The log
-    is set up when a server or worker has started, not when the plugin is made.
+    Params are logged only with `GIVALIA_LOGGING_PARAMS=1`, results never; every field is harmless and short. The plugin
+    sets up the log when a server or worker has started, not when the plugin is created.
     """
 
     def __init__(self) -> None:

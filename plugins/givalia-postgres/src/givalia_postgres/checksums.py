@@ -1,8 +1,8 @@
-"""Checksums of what this store writes: of a job's row, over every column, and of what servers say about themselves.
+"""Checksums of what this store writes: one over all columns of a job's row, one of what a server says about itself.
 
-The checksum of a row stands at the end of its `record`, so that no statement has to know of it. No column is left out: no
-statement changes a row in place, each change writes the record again. It finds accidents, and is no protection against somebody
-who writes to the tables on purpose.
+The checksum of a row stands at the end of its `record`, so no statement has to know of it. The checksum can cover every
+column, since no statement changes a row in place: each change writes the record again. A checksum finds accidents; it does
+not protect against somebody who writes to the tables on purpose.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _pack: Callable[[Any], bytes] = msgpack.Packer(autoreset=True).pack
 
 
 def of_row(columns: Sequence[Any]) -> bytes:
-    """The checksum of a row, whose columns are given in their order, with the record as it is without its checksum.
+    """Return the checksum of a row; `columns` are in their order, the record without its checksum.
 
-    Packed together with their lengths: bytes that move from one column into the next are another row.
+    The columns are packed with their lengths: if bytes move from one column into the next, the checksum changes.
 
     Raises:
-        ValueError: A text is none that could have been written.
+        ValueError: A text could not have been written.
     """
     return _bytes(zlib.crc32(_pack(columns)))
 
 
 def seal(packed: bytes) -> bytes:
-    """The same bytes with their checksum behind them; nothing stays nothing."""
+    """Return the bytes followed by their checksum; empty bytes stay empty."""
     return packed + _bytes(zlib.crc32(packed)) if packed else b""
 
 
 def unsealed(sealed: bytes) -> bytes | None:
-    """Return the sealed bytes; None if these are not what was written."""
+    """Return the bytes without their checksum; None if they are not what was written."""
     packed = sealed[:-BYTES]
     return packed if seal(packed) == sealed else None
 

@@ -1,7 +1,7 @@
-"""One connection to PostgreSQL that lets other greenlets run while it waits, and tells what an error means.
+"""One connection to PostgreSQL that lets other greenlets run while it waits, and translates errors.
 
-Several statements go out in one trip. What the store above sees is either their answers, or one of three errors: it must be
-done again (`Again`), the database is away (`StoreAway`), or it is full (`StoreFull`); anything else is a bug, or damage.
+Several statements go out in one trip. The store above gets their answers, or one of three errors: the transaction must be
+repeated (`Again`), the database is away (`StoreAway`), or it is full (`StoreFull`); anything else is a bug, or damage.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from givalia_postgres import rows
 
 CONNECT_S: Final = 3  # Unless the URL says otherwise.
-ANSWER_S: Final = 15.0  # Longer than any statement may take; then the connection is dead.
+ANSWER_S: Final = 15.0  # Longer than any statement may take: after that the connection is dead.
 
 _SETTINGS: Final = {
-    "lock_timeout": "5ms",  # Only an insert waits for a lock; what it waits for is then found and left alone (`sifting`).
+    "lock_timeout": "5ms",  # Only an insert waits for a lock; `sifting` then finds the held name and leaves it alone.
     "statement_timeout": "3s",
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
-    # Each statement here is meant for one index. A plan that was made while the tables were small must not outlive that.
+    # Each statement here is meant for one index. A plan made while the tables were small must not be used when they have grown.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -39,26 +39,26 @@ _SETTINGS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "search_path": "pg_catalog",
-    "idle_session_timeout": "0",  # The listener says nothing for long.
-    # A server can vanish in the middle of a trip. No other timeout runs then, and what the trip has changed stays locked.
+    "idle_session_timeout": "0",  # The listener is silent for long periods.
+    # A server can vanish in the middle of a trip. No other timeout runs then, and the rows that the trip changed stay locked.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
 PINNED: Final = "synchronous_commit"
-"""A setting of our sessions that stays as it was when the store was opened, whatever is configured later."""
+"""A setting of our sessions that keeps its value from the opening of the store, whatever is configured later."""
 
 _SESSION: Final = "givalia.session"
 SESSION: Final = f"pg_backend_pid(), current_setting('{_SESSION}', true)"
-"""Two columns that name the session which a statement runs in; see `Connection.is_session`."""
+"""Two columns that name the session of a statement; see `Connection.is_session`."""
 
 POOLED: Final = (
     "the URL leads to a pooler in transaction mode, which gives each transaction another session of PostgreSQL: settings,"
     " prepared statements and LISTEN of a server would be lost. Connect servers directly, or through a pool in session mode"
 )
 
-SHORT_MS: Final = 300  # What a statement may take that is tried apart from others.
+SHORT_MS: Final = 300  # Time limit of a statement that is tried apart from others.
 _IMPATIENT: Final = "SELECT set_config('lock_timeout', '1', true), set_config('statement_timeout', $1::bigint::text, true)"
 
 T = TypeVar("T")
@@ -67,25 +67,25 @@ Rows = list[tuple[Any, ...]]
 
 
 class Again(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
-    """A transaction met another one: nothing of it is stored, and it may be done once more."""
+    """A transaction that met another one: nothing of it is stored, and it may be repeated."""
 
 
 class Held(Again):
-    """It would have had to wait for another one, for longer than anybody here should wait."""
+    """A transaction that would have had to wait for another one for too long."""
 
 
 class TooLong(Again):
-    """One of its statements took longer than a statement may."""
+    """A transaction with a statement that took longer than a statement may."""
 
 
 class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
-    """Waits for its socket in the hub instead of blocking the thread."""
+    """A connection that waits for its socket in the hub instead of blocking the thread."""
 
     answer_s = ANSWER_S
     session: tuple[int, str] = (0, "")
     """The answer to `SESSION` when the connection was made."""
     heard: list[tuple[int, bytes]]
-    """Notifications that arrived with the answer to something else, and were not taken since."""
+    """Notifications that arrived with the answer to a statement and have not been taken yet."""
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = 0.0, timeout: float | None = None) -> T:  # noqa: ARG002 - All of one table take the same.
         hub: Hub = gevent.get_hub()
@@ -107,35 +107,35 @@ class _Cooperative(psycopg.Connection[tuple[Any, ...]]):
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         except psycopg.OperationalError as error:
-            # An error that PostgreSQL has a code for, as that of a lock which was not got, leaves the connection as it was; so
-            # does what the statements behind it in the same trip get, for which psycopg has no code.
+            # An error with a code of PostgreSQL, such as a lock that is not available, leaves the connection usable. So does
+            # the error of the later statements in the same trip, for which psycopg has no code.
             if error.sqlstate is None and not isinstance(error, psycopg.errors.PipelineAborted):
                 self.pgconn.finish()
             raise
         except BaseException:
-            # The greenlet that waited is gone, in the middle of a statement: this connection cannot be used any more.
+            # The waiting greenlet was ended in the middle of a statement: this connection is no longer usable.
             if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
 
     def undo(self) -> None:
-        """End the open transaction, if there is one; unlike `rollback`, keep the statements that are prepared."""
+        """End the open transaction, if there is one; unlike `rollback`, keep the prepared statements."""
         if self.info.transaction_status:
             self.pgconn.send_query(b"ROLLBACK")
             self.wait(generators.execute(self.pgconn))
 
 
 def _ready(fd: int, wanted: int) -> int:
-    """Return the acts that are possible at once: reading (1), writing (2)."""
+    """Return what the socket is ready for: reading (1), writing (2)."""
     poll = select.poll()
     poll.register(fd, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0))
     events = next((events for _, events in poll.poll(0)), 0)
-    ended = events & (select.POLLERR | select.POLLHUP | select.POLLNVAL)  # Reading says what happened.
+    ended = events & (select.POLLERR | select.POLLHUP | select.POLLNVAL)  # The next read raises the error.
     return wanted if ended else (1 if events & select.POLLIN else 0) | (2 if events & select.POLLOUT else 0)
 
 
 class Connection:
-    """A connection that is made when it is needed, and again after it was lost."""
+    """A connection that is opened at its first use, and again after a loss."""
 
     def __init__(self, url: str, name: str, on_made: Callable[[], None] = lambda: None, *, answer_s: float = ANSWER_S) -> None:
         self._url = url
@@ -145,13 +145,13 @@ class Connection:
         self._pinned: dict[str, str] = {}
         self._made: _Cooperative | None = None
         self._was_made = False
-        self._proven: set[str] = set()  # Statements that are prepared for certain, whatever became of a trip since.
+        self._proven: set[str] = set()  # Statements that are certainly prepared, even if a trip has failed since.
         self._is_left = False
         self.in_transaction = False
         forks.register(self)
 
     def after_fork(self) -> None:
-        """In a fork: the session is the parent's, and whatever psycopg still says to end it must not get there."""
+        """Detach the socket in a fork: the session is the parent's, and no farewell of psycopg may reach it."""
         self._is_left = True
         if self._made is not None and not self._made.closed:
             forks.detach(self._made.pgconn.socket)
@@ -161,10 +161,10 @@ class Connection:
         return self._made is not None and not self._made.closed
 
     def make(self) -> _Cooperative:
-        """The connection, made now if there is none.
+        """Return the connection; open it if there is none.
 
         Raises:
-            StoreAway: The database cannot be reached, or takes nobody.
+            StoreAway: The database is unreachable, or accepts no connections.
             StoreUnfit: The URL, user or password is refused.
             StoreFailed: This is a fork of the process that opened the store.
         """
@@ -173,7 +173,7 @@ class Connection:
         if self._made is not None and not self._made.closed:
             return self._made
         self.in_transaction = False
-        # In a thread: it looks up names, and the hub has other things to do meanwhile.
+        # In a thread: connecting resolves names, which would block the hub.
         making = _Making(self._url, self._name, self._pinned)
         try:
             made = gevent.get_hub().threadpool.apply(making.connect)
@@ -182,7 +182,7 @@ class Connection:
             raise
         if isinstance(made, psycopg.Error):
             error = _cannot_connect(made)
-            # What has worked once may work again, whatever is wrong with the password or the name for now.
+            # The same password and name have worked before, so the refusal may be temporary.
             raise StoreAway(str(error)) if self._was_made else error
         self._made = made
         self._proven.clear()
@@ -190,7 +190,7 @@ class Connection:
         try:
             self._on_made()
         except BaseException:
-            self.close()  # The next use looks again.
+            self.close()  # The next use connects and checks again.
             raise
         self._was_made = True
         return made
@@ -205,15 +205,15 @@ class Connection:
         self.ask(("SELECT set_config($1, $2, false)", [PINNED, value]))
 
     def unpin(self) -> None:
-        """End the connection; the next ones have `PINNED` as the database says."""
+        """End the connection; later ones have the database's own value of `PINNED`."""
         self._pinned = {}
         self.close()
 
     def ask(self, *statements: Statement) -> list[Rows]:
-        """Send statements in one trip; the rows of each, none for one that has none.
+        """Send statements in one trip; return the rows of each (an empty list for a statement without rows).
 
         Raises:
-            Again, StoreAway, StoreFull, StoreFailed: See there. A transaction that was open is over, with nothing stored.
+            Again, StoreAway, StoreFull, StoreFailed: See there. An open transaction has ended, with nothing stored.
         """
         connection = self.make()
         try:
@@ -226,7 +226,7 @@ class Connection:
             self._fail(error, are_proven=all(words in self._proven and _is_steady(values) for words, values in statements))
 
     def ask_unprepared(self, words: str) -> Rows:
-        """The rows of a statement that is not prepared, so that it means the same in any session; raises as `ask`."""
+        """Return the rows of a statement; it is not prepared, so that any session can run it. Raises as `ask`."""
         connection = self.make()
         try:
             return rows.fetched(_execute(connection, words, (), prepare=False))
@@ -234,10 +234,10 @@ class Connection:
             self._fail(error)
 
     def alone(self, *statements: Statement, keep: bool = True, most_ms: int = SHORT_MS) -> list[Rows]:
-        """Run statements as a transaction of their own that gives up at the first wait; without `keep` it is rolled back.
+        """Run statements in their own transaction, which gives up at the first wait; without `keep` it is rolled back.
 
-        Statements that are prepared stay so when it fails, so a failure costs the next commit nothing. None of these may take
-        longer than `most_ms`.
+        Prepared statements survive a failure, so a failure costs the next commit nothing. Each statement may take `most_ms`
+        at most.
 
         Raises:
             Again, StoreAway, StoreFull, StoreFailed: See there. Nothing is stored.
@@ -267,7 +267,7 @@ class Connection:
                 if are_proven and isinstance(meaning, (Held, TooLong, StoreFull)):
                     connection.undo()
                 else:
-                    # Not `rollback`: psycopg also forgets the statements that the failed trip did not come to prepare.
+                    # Not `rollback`: psycopg must also forget the statements that the failed trip did not get to prepare.
                     connection.execute("ROLLBACK" if connection.info.transaction_status else "DEALLOCATE ALL", binary=True)
                     self._proven.clear()
         except psycopg.Error:
@@ -277,7 +277,7 @@ class Connection:
         raise meaning from error
 
     def await_more(self, seconds: float) -> bool:
-        """Wait until something arrives that nobody asked for; False if nothing does for so long."""
+        """Wait until something arrives unasked; return False if nothing arrives within `seconds`."""
         watcher = gevent.get_hub().loop.io(self.make().pgconn.socket, 1)
         patience = gevent.Timeout(seconds)
         try:
@@ -292,7 +292,7 @@ class Connection:
             watcher.close()
 
     def notifies(self) -> list[tuple[int, bytes]]:
-        """The process ids and payloads of the notifications that have arrived; waits for none.
+        """Return the process ids and payloads of the notifications that have arrived; never wait.
 
         Raises:
             StoreAway: The connection is lost.
@@ -315,14 +315,14 @@ class Connection:
         return self.make().pgconn.backend_pid
 
     def close(self) -> None:
-        """End it; the next use makes a new one."""
+        """End the connection; the next use opens a new one."""
         made, self._made, self.in_transaction = self._made, None, False
         if made is not None:
             made.close()
 
 
 class _Making:
-    """A connection that a thread makes for somebody who may be gone when it is there."""
+    """A connection that a thread opens for a caller that may give up meanwhile."""
 
     def __init__(self, url: str, name: str, pinned: dict[str, str]) -> None:
         self._given = (url, name, pinned)
@@ -330,7 +330,7 @@ class _Making:
         self._is_given_up = False
 
     def connect(self) -> _Cooperative | psycopg.Error:
-        """In the thread, which would print what it raises."""
+        """Connect, in the thread; return an error, since the thread would print what it raises."""
         try:
             self._made = _connect(*self._given)
         except psycopg.Error as error:
@@ -340,19 +340,19 @@ class _Making:
         return self._made
 
     def give_up(self) -> None:
-        """Nobody wants it any more."""
+        """Close the connection, now or once it is open: the caller no longer wants it."""
         self._is_given_up = True
         if self._made is not None:
             self._made.close()
 
 
 def _connect(url: str, name: str, pinned: dict[str, str]) -> _Cooperative:
-    # A standby that was not promoted yet is not the database we want.
+    # `read-write` refuses a standby that is not promoted yet.
     wanted: dict[str, Any] = {
         "connect_timeout": CONNECT_S,
         "application_name": name,
         "target_session_attrs": "read-write",
-        # A database that is gone without a word is noticed.
+        # Keepalives detect a database that is gone without a word.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -362,7 +362,7 @@ def _connect(url: str, name: str, pinned: dict[str, str]) -> _Cooperative:
     connection = _Cooperative.connect(make_conninfo(**wanted), autocommit=True, prepare_threshold=0, client_encoding="utf8")
     connection.prepared_max = 500
     rows.register(connection)
-    # Said in each session, so that no default of a role or a database says otherwise.
+    # Set in each session, so that no default of a role or a database overrides them.
     settings = {**_SETTINGS, **pinned, _SESSION: secrets.token_hex(8)}
     chosen = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
     row = connection.execute(f"SELECT pg_backend_pid(), {chosen}".encode(), prepare=False).fetchone()
@@ -380,7 +380,7 @@ def _execute(connection: _Cooperative, words: str, values: Sequence[Any], *, pre
 
 
 def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare: bool | None = None) -> list[Any]:
-    """Execute statements in one trip; of several errors raise the first, which the others only follow."""
+    """Execute statements in one trip; of several errors, raise the first, which caused the others."""
     met: psycopg.Error | None = None
     cursors: list[Any] = []
     try:
@@ -388,7 +388,7 @@ def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare:
             try:
                 cursors += [_execute(connection, *statement, prepare=prepare) for statement in statements]
             except psycopg.Error as error:
-                met = error  # Not out of the pipeline: psycopg would log that its end fails as well.
+                met = error  # Not raised inside the pipeline: psycopg would log that its end fails as well.
     except psycopg.Error as error:
         met = met or error
     if met is not None:
@@ -397,31 +397,31 @@ def _trip(connection: _Cooperative, statements: Iterable[Statement], *, prepare:
 
 
 def _first_of(error: psycopg.Error) -> psycopg.Error:
-    """The error that was met first, where psycopg raises the consequences of one that it was about to raise."""
+    """Return the original error, where psycopg raises a consequence of it."""
     while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
         error = error.__context__
     return error
 
 
 def _is_steady(values: Sequence[Any]) -> bool:
-    """Return whether the types of these values never change, so that the statement is prepared only once."""
+    """Return whether the types of these values never change, so the statement is prepared only once."""
     return all(isinstance(value, rows.Array) for value in values)
 
 
-# Serialization, deadlock, a key just taken; a prepared statement that is not there (any more), or not for these tables; too
-# little memory, or room for temporary files, for one statement.
+# Serialization, deadlock, a key just taken; a prepared statement that is missing, or was made for other tables; too little
+# memory, or room for temporary files, for one statement.
 _STATEMENT_GONE: Final = {"26000", "0A000"}
 _AGAIN: Final = {"40001", "40P01", "23505", "53200", "53400"} | _STATEMENT_GONE
 _DECIDED: Final = {"requests_pkey", "requests_decided_once"}  # Another server has answered one of the commands.
-_STATEMENT_THERE: Final = {"42P05"}  # No name is given twice in a session, so somebody else uses it, too.
-# A schema, table, column or function that is missing, or of another type; a part of the tables that is there without the facts.
+_STATEMENT_THERE: Final = {"42P05"}  # We give no name twice in a session, so another client shares the session.
+# A schema, table, column or function that is missing, or of another type; some of the tables, without the facts.
 _OTHER_TABLES: Final = {"42P07", "3F000", "42P01", "42703", "42883", "42809", "42804"}
 _USED_UP: Final = {"2200H"}  # A sequence has no number left.
-_HELD: Final = {"55P03"}  # A lock that was not got in time.
+_HELD: Final = {"55P03"}  # A lock was not available in time.
 _TOO_LONG: Final = {"57014"}  # The statement was cancelled, by its timeout or by an operator.
 _FULL: Final = {"53100"}
-# Errors of the system that PostgreSQL has no code of its own for, as a used up quota: told apart by what it did. It also gives
-# none to a temporary file that finds no room, whatever the reason.
+# Errors of the system without a code of their own, such as a used up quota: the function of PostgreSQL tells them apart. A
+# temporary file that finds no room has no code either, whatever the reason.
 _UNNAMED: Final = {"58030", "XX000"}
 _GROWING: Final = {"mdextend", "mdzeroextend", "FileWrite", "FileWriteV", "FileZero", "FileFallocate", "BufFileDumpBuffer"}
 _UNCODED: Final = "XX000"
@@ -437,13 +437,13 @@ _WRITING: Final = {
     "PathNameCreateTemporaryFile",
 }
 _AWAY_CLASSES: Final = {"08", "57", "53", "58"}  # Connection, operator's intervention, resources, system.
-_READ_ONLY: Final = {"25006"}  # It is a standby now.
-_TRANSACTION_ENDED: Final = {"25P03", "25P04"}  # With its session, by a timeout.
+_READ_ONLY: Final = {"25006"}  # The database is a standby now.
+_TRANSACTION_ENDED: Final = {"25P03", "25P04"}  # A timeout ended it, with its session.
 _FORBIDDEN: Final = {"42501"}
 
 
 def meaning_of(error: psycopg.Error) -> Exception:
-    """Return the error of ours that an error of the database means."""
+    """Return our error for an error of the database."""
     state = error.sqlstate
     words = f"PostgreSQL: {error.diag.message_primary or str(error).strip()}"
     if error.diag.constraint_name in _DECIDED:
@@ -471,13 +471,13 @@ def meaning_of(error: psycopg.Error) -> Exception:
 
 
 def _is_full(state: str | None, function: str | None) -> bool:
-    """Return whether an error with this code, met in this function of PostgreSQL, means that there is no room."""
+    """Return whether this code, raised in this function of PostgreSQL, means that there is no room."""
     is_growing = state in _UNNAMED and function in _GROWING
     return state in _FULL or is_growing or (state == _UNCODED and function in _WRITING)
 
 
 def _cannot_connect(error: psycopg.Error) -> StoreError:
-    """Wrong names and passwords stop a start; whatever may pass is waited for."""
+    """Return `StoreUnfit`, which stops a start, for a wrong URL, name or password; `StoreAway` for what may pass."""
     words = str(error).strip()
     state = error.sqlstate or ""
     is_refused = state[:2] in ("28", "3D") or any(sign in words for sign in ("does not exist", "authentication failed"))

@@ -1,14 +1,14 @@
-"""Keys and jobs that something outside this server holds, each with the time of another try.
+"""Keys and jobs that something outside this server holds, each with the time of the next try.
 
-PostgreSQL does not say when a lock that somebody else holds is free, and to try costs a wait on the connection that every
-command needs. It does say, at the price of one read, which transactions are in progress. The holder of a lock is one of those
-that were in progress when the lock was met, so a name is left alone while all of these go on. A holder can also let go without
-ending, by a rollback to a savepoint, and other holds (a statement that always fails) have no holder: so each name is tried
-again after a pause as well, seldom, and few names at once.
+PostgreSQL does not say when another session's lock becomes free, and a try costs a wait on the connection that every command
+needs. One read does say which transactions are in progress. The holder of a lock is one of the transactions that were in
+progress when the lock was met, so a name is left alone while all of these go on. A holder can also release a lock without
+ending, by a rollback to a savepoint, and other holds (a statement that always fails) have no holder: so each name is also
+tried again after a pause, seldom, and few names at once.
 
-Not every holder is among those: a transaction that has only locked a table, or a session with an advisory lock, has no number.
-Each end of another transaction could then be that of the holder. So two tries of a name that a look suggests are apart by a
-pause, which is short at first and grows while the name stays held.
+Some holders have no transaction number: a transaction that has only locked a table, or a session with an advisory lock. Then
+the end of any other transaction could be the end of the holder. So a pause separates two tries of a name that a look at the
+transactions suggests; the pause is short at first and grows while the name stays held.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Final
 from givalia_core.model import Job
 from givalia_core.store.base import Hold, hold_name_of_id, hold_name_of_key
 
-PAUSE_S: Final = 0.5  # Between tries of a name while its holder seems to go on; doubled each time,
-PAUSE_HELD_S: Final = 2.0  # up to this if a transaction holds it,
-PAUSE_MAX_S: Final = 8.0  # or this if it is kept back without one, for such a try may be long.
-TRY_EACH_S: Final = 0.05  # At least this long between such tries of any two names.
-LOOK_FIRST_S: Final = 0.002  # Between tries that a look suggests; doubled each time,
+PAUSE_S: Final = 0.5  # The pause between tries of a name while its holder seems to go on; it doubles each time,
+PAUSE_HELD_S: Final = 2.0  # up to this if a transaction holds the name,
+PAUSE_MAX_S: Final = 8.0  # or this if no transaction does, since such a try may take long.
+TRY_EACH_S: Final = 0.05  # The shortest time between such tries of any two names.
+LOOK_FIRST_S: Final = 0.002  # The pause between tries that a look suggests; it doubles each time,
 LOOK_MAX_S: Final = 0.25  # up to this.
-OVER_S: Final = 1.0  # A name whose holder seems to have ended is forgotten when nobody has tried it for so long.
-NAMES_MAX: Final = 10_000  # Beyond that the oldest are forgotten, and found again when somebody asks for them.
+OVER_S: Final = 1.0  # A name whose holder seems to have ended is forgotten after this time without a try.
+NAMES_MAX: Final = 10_000  # Beyond that, the oldest names are forgotten; the next command that needs one finds it again.
 TABLES: Final = "the table of jobs"
 
 
 def names_of(job: Job, *, is_new: bool = False) -> tuple[str, ...]:
-    """Return the names under which a change of this job can be held: its key, or else its id; both if it makes the job."""
+    """Return the names that can hold a change of this job: its key, or else its id; both if the change makes the job."""
     key = () if job.key is None else (hold_name_of_key(job.key),)
     return (*key, hold_name_of_id(job.id)) if is_new or not key else key
 
@@ -41,14 +41,14 @@ class _Doubt:
 
     def __init__(self, hold: Hold) -> None:
         self.hold = hold
-        self.has_holder = True  # A transaction holds it.
+        self.has_holder = True  # A transaction holds the name.
         self.is_open = False  # Worth a try.
-        self.running: frozenset[int] | None = None  # One of these transactions is the holder; None: not looked at yet.
+        self.running: frozenset[int] | None = None  # The holder is one of these transactions; None before the first look.
         self.pause_s = PAUSE_S
         self.try_at = 0.0
-        self.may_be_free = False  # A look suggests a try,
-        self.look_at = 0.0  # which is not made before this,
-        self.look_pause_s = LOOK_FIRST_S  # and the next one not so soon after it.
+        self.may_be_free = False  # A look suggests a try;
+        self.look_at = 0.0  # the earliest time of that try,
+        self.look_pause_s = LOOK_FIRST_S  # and the pause until the one after it.
 
     def meet(self, now: float) -> None:
         """Note that a try met the hold."""
@@ -68,12 +68,12 @@ class _Doubt:
         self.is_open |= self.may_be_free and self.look_at <= now
 
     def is_over(self, now: float) -> bool:
-        """Return whether none of those that could hold it goes on, and nobody tries it any more."""
+        """Return whether every transaction that could hold the name has ended, and no try has come for some time."""
         return self.has_holder and self.is_open and not self.running and self.look_at + OVER_S <= now
 
 
 class Doubts:
-    """The names that are held, as far as this server has met them."""
+    """The held names that this server has met."""
 
     def __init__(self) -> None:
         self._doubts: dict[str, _Doubt] = {}
@@ -89,7 +89,7 @@ class Doubts:
         return not self._doubts.keys().isdisjoint(names)
 
     def blame(self, hold: Hold, now: float, *, has_holder: bool) -> Hold:
-        """Note that a try met this hold, and return it; that of a name which is known keeps its beginning."""
+        """Note that a try met this hold, and return it; the hold of a known name keeps its start."""
         name = hold.name
         doubt = self._doubts.pop(name, None) or _Doubt(hold)
         doubt.hold = hold._replace(since_us=doubt.hold.since_us)
@@ -101,7 +101,7 @@ class Doubts:
         return doubt.hold
 
     def open(self, why: str) -> None:
-        """One change that was held for this reason came through: each of the others is worth a try."""
+        """Open each name that is held for this reason: one change that was held for it came through."""
         for doubt in self._doubts.values():
             doubt.is_open = doubt.is_open or doubt.hold.why == why
 
@@ -114,14 +114,14 @@ class Doubts:
         return {doubt.hold.why for doubt in gone if doubt is not None}
 
     def look(self, running: frozenset[int], now: float) -> None:
-        """Take in which transactions are in progress: open the names whose holder may be among those that have ended."""
+        """Take in which transactions are in progress; open the names whose holder may have ended."""
         for name, doubt in list(self._doubts.items()):
             doubt.look(running, now)
             if doubt.is_over(now):
                 del self._doubts[name]
 
     def freed(self, names: Iterable[str], now: float) -> frozenset[str]:
-        """Return those of these names, which somebody wants, that are worth a try: also one whose pause is over."""
+        """Return those of these wanted names that are worth a try, including one whose pause is over."""
         freed = set()
         for name in names:
             doubt = self._doubts.get(name)

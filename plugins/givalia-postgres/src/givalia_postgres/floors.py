@@ -1,11 +1,11 @@
-"""Below which due nothing waits, as far as this server knows, so that it walks no dead rows to find what is due.
+"""Floors: the due below which no job waits, as far as this server knows, so that it walks no dead rows to find due jobs.
 
-A job that was lent leaves its old row version in the index of dues until vacuum may remove it, which is never while a snapshot
-is open anywhere. These versions lie in front of those that live. So each look at a route notes where the first live one is, and
-the next look begins there. What comes to wait below that is told: by the commits of this server, and by the hints of others,
-which name the due. Hints can be lost, so a server forgets its floors and looks at everything again at each poll. Once such a
-look takes long, it looks below its floors piece by piece instead: at each poll at the last seconds, where nearly all that was
-lost is, and at one older piece, going back.
+A lent job leaves its old row version in the index of dues until vacuum removes it, and vacuum cannot while any snapshot is
+open. These dead versions lie in front of the live ones. So each read of a route notes the due of the first live row, and the
+next read begins there. A server learns of a job that comes to wait below a floor from its own commits, and from the hints of
+other servers, which name the due. Hints can be lost, so a server forgets its floors and reads everything again at each poll.
+Once such a read takes long, the server reads below its floors piece by piece instead: at each poll the last seconds, where
+nearly all lost hints belong, and one older piece, going back.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from givalia_core.store.base import Route
 RANKS: Final = range(-9, 10)
 PLACES: Final = 2 * len(RANKS)  # A floor for each rank on the timer clock, then for each on the wall clock.
 NOTHING_KNOWN: Final = (0,) * PLACES
-CHEAP_S: Final = 0.1  # A look at everything that takes longer is too much for each poll.
-SHARE: Final = 50  # What else takes longer than that is done so seldom that it takes one part in so many of the time.
-RECENT_US: Final = 5 * SECOND_US  # Below its floor, a route is looked at so far back at each poll.
-PIECE_S: Final = (0.01, 0.05)  # The older piece grows while a look takes less than this, and shrinks when it takes more.
-ROUTES_MAX: Final = 100  # That are looked at in one poll.
+CHEAP_S: Final = 0.1  # A read of everything that takes longer is too much for each poll.
+SHARE: Final = 50  # A count that takes longer than that is so rare that it uses one part in 50 of the time.
+RECENT_US: Final = 5 * SECOND_US  # How far below its floor a route is read at each poll.
+PIECE_S: Final = (0.01, 0.05)  # The older piece grows while a read takes less than the first, and shrinks beyond the second.
+ROUTES_MAX: Final = 100  # The most routes that one poll reads.
 
 
 class Piece(NamedTuple):
-    """A range of dues of one route, the upper end not included."""
+    """A range of dues of one route, without its upper end."""
 
     route: Route
     low_us: int
@@ -36,29 +36,29 @@ class Piece(NamedTuple):
 
 
 class Floors:
-    """The floors of the routes that were looked at, and when everything is to be looked at again."""
+    """The floors of the routes that were read, and when the server may count or read everything again."""
 
     def __init__(self) -> None:
         self._floors: dict[Route, list[int]] = {}
-        self.tops: dict[tuple[str, str], int] = {}  # By route: its highest floor, above which nothing needs to be told.
+        self.tops: dict[tuple[str, str], int] = {}  # By route: its highest floor; a job above it lowers no floor.
         self._look_at = 0.0
-        self._is_cheap = True  # To look at everything.
-        self._reached: dict[Route, int] = {}  # How far back a route was looked at, piece by piece.
+        self._is_cheap = True  # Whether reading everything is cheap.
+        self._reached: dict[Route, int] = {}  # How far back a route was read, piece by piece.
         self._piece_us = RECENT_US
-        self._round_s = 0.0  # What the pieces of this round have taken.
+        self._round_s = 0.0  # The time that the pieces of this round have taken.
 
     def of(self, route: Route) -> Sequence[int]:
-        """Return the floors of a route; 0 where nothing is known."""
+        """Return the floors of a route; 0 for an unknown one."""
         return self._floors.get(route, NOTHING_KNOWN)
 
     def knows(self, route: Route) -> bool:
-        """Return whether this route was looked at since its floors were forgotten."""
+        """Return whether this route was read since its floors were forgotten."""
         return route in self._floors
 
     def found(self, route: Route, jobs: Sequence[Job], limit: int, now: Now) -> None:
-        """Take in what a look found, by rank and then by due; fewer than `limit` are all that is due.
+        """Take in the jobs that a read found, by rank and then by due; fewer than `limit` are all due jobs.
 
-        Ranks behind the last of a look that reached its limit were not looked at.
+        A read that reached its limit has not seen the ranks behind the last job.
         """
         floors = self._floors.setdefault(route, list(NOTHING_KNOWN))
         last = jobs[-1].rank if len(jobs) >= limit else RANKS.stop
@@ -72,25 +72,25 @@ class Floors:
         self.tops[route] = max(floors)
 
     def lower(self, route: Route, due_us: int) -> None:
-        """A job that is due then has come to wait on this route, on whatever rank."""
+        """Lower the floors of a route to this due: a job with this due has come to wait there, on any rank."""
         if due_us < self.tops.get(route, 0):
             self._floors[route] = [min(floor, due_us) for floor in self._floors[route]]
             self.tops[route] = due_us
 
     def forget(self) -> None:
-        """Look at everything next time, unless that takes long."""
+        """Forget all floors, so that the next read is of everything, unless that takes long."""
         if self._is_cheap:
             self._floors.clear()
             self.tops.clear()
 
     def looked(self, took_s: float) -> None:
-        """A look at everything on some routes took so long."""
+        """Note how long a read of everything on some routes took."""
         if took_s > CHEAP_S and self._is_cheap:
             self._is_cheap, self._round_s, self._piece_us = False, 0.0, RECENT_US
             self._reached.clear()
 
     def pieces(self) -> list[Piece]:
-        """Return what is to be looked at in this poll: nothing while it is cheap to look at everything."""
+        """Return the pieces that this poll reads: none while reading everything is cheap."""
         if self._is_cheap:
             return []
         pieces: list[Piece] = []
@@ -103,7 +103,7 @@ class Floors:
         return pieces
 
     def looked_at_pieces(self, took_s: float) -> None:
-        """Note the time that a look at these pieces took; after the last piece of a round, begin the next round."""
+        """Note the time that reading these pieces took; after the last piece of a round, begin the next round."""
         self._round_s += took_s
         if took_s < PIECE_S[0]:
             self._piece_us *= 2
@@ -119,7 +119,7 @@ class Floors:
         return now >= self._look_at
 
     def counted(self, took_s: float, now: float) -> None:
-        """To count the running jobs took so long."""
+        """Note how long counting the running jobs took."""
         if took_s > CHEAP_S:
             self._look_at = now + SHARE * took_s
 

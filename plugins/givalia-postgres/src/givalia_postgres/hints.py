@@ -1,7 +1,7 @@
-"""Hints that servers of one queue send each other with NOTIFY, so that nobody has to wait for the next poll.
+"""Hints that servers of one queue send each other with NOTIFY, so that no server has to wait for its next poll.
 
-A hint says which jobs changed, where some are due or soon will be, and which ones somebody waits for. All of it may be lost:
-each server looks for itself every few seconds. It is sent when its commit is done, and only if there is somebody to hear it.
+A hint says which jobs changed, which routes have jobs that are due or soon will be, and which jobs clients wait for. Any hint
+may be lost: each server polls every few seconds. A hint is sent after its commit, and only if there are other servers.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from givalia_core.store.shared import News
 from givalia_postgres.connection import Connection, Statement
 
 CHANNEL: Final = "givalia"
-# Notifying is a transaction, but one that need not be on disk.
+# NOTIFY is a transaction, but it need not be on disk.
 NOTIFY: Final = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', $1)"
 LISTEN: Final = f"LISTEN {CHANNEL}"
 PAYLOAD_MAX: Final = 7_900  # Bytes; PostgreSQL takes 8,000.
-IDS_MAX: Final = 250  # In one payload.
+IDS_MAX: Final = 250  # Per payload.
 ROUTES_MAX: Final = 25
-SOON_US: Final = 5 * SECOND_US  # What is due later is found in time by looking.
+SOON_US: Final = 5 * SECOND_US  # Polling finds later dues in time.
 FOLLOWED_MAX: Final = 50_000
 RETRY_S: Final = (0.05, 2.0)
-PROBE_S: Final = 5.0  # The listener asks after so much silence whether it is still connected,
-ANSWER_S: Final = 3.0  # and waits for the answer so long. Hints are missed for the sum of both at most.
+PROBE_S: Final = 5.0  # After this much silence the listener checks its connection,
+ANSWER_S: Final = 3.0  # and waits this long for the answer. Hints are missed for the sum of both at most.
 IS_LISTENING: Final = f"SELECT FROM pg_listening_channels() AS c WHERE c = '{CHANNEL}'"
 
 log = logging.getLogger("givalia.server")
 
 
 class Hints:
-    """Return the hints to send next."""
+    """The hints to send next."""
 
     def __init__(self) -> None:
         self.changed: set[bytes] = set()
         self.followed: set[bytes] = set()
-        self.ready: dict[Route, int] = {}  # With the first due there.
+        self.ready: dict[Route, int] = {}  # The first due of each route.
         self.nearing: dict[Route, int] = {}
         self.must_watch = False
 
@@ -53,7 +53,7 @@ class Hints:
         return bool(self.changed or self.followed or self.ready or self.nearing or self.must_watch)
 
     def waits(self, job: Job, now_us: int, soon_us: int = SOON_US) -> None:
-        """This job waits, where others may not know of it. The database's clock is both of its clocks."""
+        """Add a waiting job that other servers may not know of. The database's clock is both of its clocks."""
         route = Route(job.module, job.target)
         if job.due_at_us <= now_us:
             self.is_ready(route, job.due_at_us)
@@ -61,11 +61,11 @@ class Hints:
             self.nearing[route] = min(job.due_at_us, self.nearing.get(route, job.due_at_us))
 
     def is_ready(self, route: Route, due_us: int) -> None:
-        """A job of this route is there to be lent since then."""
+        """Add a route with a job that can be lent since this due."""
         self.ready[route] = min(due_us, self.ready.get(route, due_us))
 
     def payloads(self) -> list[str]:
-        """Texts that say it all; too much becomes the advice to look for oneself."""
+        """Return the hints as texts; if there are too many, a text that tells servers to poll."""
         said: dict[str, Any] = {"w": int(self.must_watch)}
         if len(self.ready) + len(self.nearing) > ROUTES_MAX:
             said["w"] = 1
@@ -81,10 +81,10 @@ class Hints:
 
 
 def of_changes(hints: Hints, changes: Iterable[Change], me: int, followed: dict[bytes, None], now_us: int) -> None:
-    """Add what others should know of these changes, which are stored."""
+    """Add what other servers should know of these stored changes."""
     for was, job in changes:
         if was is not None and was.keeper not in (0, me):
-            hints.changed.add(job.id)  # Another server believes that it looks after this one.
+            hints.changed.add(job.id)  # Another server believes that it keeps this job.
         elif job.ended_at_us and job.id in followed:
             hints.changed.add(job.id)
         if job.ended_at_us:
@@ -94,12 +94,12 @@ def of_changes(hints: Hints, changes: Iterable[Change], me: int, followed: dict[
 
 
 def notify(payloads: Iterable[str]) -> list[Statement]:
-    """The statements that say it."""
+    """Return the statements that send these payloads."""
     return [(NOTIFY, [payload]) for payload in payloads]
 
 
 class Listener:
-    """Hears what others say, on a connection of its own and in a greenlet of its own."""
+    """A receiver of other servers' hints, on its own connection and in its own greenlet."""
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self._connection = Connection(url, "givalia listener")
@@ -108,13 +108,13 @@ class Listener:
         self._ready: set[Route] = set()
         self._nearing: dict[Route, int] = {}
         self._dues: dict[Route, int] = {}
-        self.dues: dict[Route, int] = {}  # Of the news that was taken last: the first due of each route, 0 if it is not known.
+        self.dues: dict[Route, int] = {}  # For the news that was taken last: the first due of each route, 0 if unknown.
         self._must_watch = False
         self._is_left = False  # Whether this is a fork, whose parent listens.
-        self.is_deaf = True  # Whether nothing would be heard now.
-        self._was_missed = False  # Whether that was said.
-        self.speaker = 0  # Our own other connection: what it says is no news to us.
-        self.followed: dict[bytes, None] = {}  # Jobs that somebody waits for at another server.
+        self.is_deaf = True  # Whether hints are missed now.
+        self._was_missed = False  # Whether the log says so.
+        self.speaker = 0  # The process id of this server's other connection, whose hints are ignored.
+        self.followed: dict[bytes, None] = {}  # Jobs that clients of other servers wait for.
         self._greenlet = gevent.spawn(self._listen_forever)
         forks.register(self)
 
@@ -126,11 +126,11 @@ class Listener:
         return news
 
     def after_fork(self) -> None:
-        """In a fork: the connection fails at its next use, and that is no news."""
+        """Note that this is a fork: the connection fails at its next use, which is not worth a log line."""
         self._is_left = True
 
     def close(self) -> None:
-        """Hear no more."""
+        """End the listener and its connection."""
         self._greenlet.kill()
         self._connection.close()
 
@@ -153,18 +153,18 @@ class Listener:
             retry_s = min(retry_s * 2, RETRY_S[1])
 
     def _begin(self) -> None:
-        self._connection.make()  # Which has a deadline of its own.
+        self._connection.make()  # Has its own deadline.
         with gevent.Timeout(ANSWER_S, _silent()):
             self._connection.ask((LISTEN, ()))
         if self._was_missed:
             log.info("what other servers say is heard again")
         self._was_missed = False
-        # What was said before this is lost, so look once.
+        # Earlier hints are lost, so poll once.
         self.is_deaf, self._must_watch = False, True
         self._wake()
 
     def _probe(self) -> None:
-        """See that somebody is at the other end: a connection whose peer has vanished looks like one where nobody speaks."""
+        """Check that the peer is there: a connection whose peer has vanished looks like a silent one."""
         with gevent.Timeout(ANSWER_S, _silent()):
             if not self._connection.ask((IS_LISTENING, ())):
                 raise StoreAway("the session does not listen any more")
@@ -188,7 +188,7 @@ class Listener:
         try:
             said = json.loads(payload)
             self._changed.update(map(_id, said.get("c", ())))
-            # An earlier version says no dues of what is ready.
+            # An earlier version sends no dues of ready routes.
             ready = [Route(*route) for route in said.get("r", ())]
             for route, due_us in zip(ready, said.get("d") or [0] * len(ready), strict=True):
                 self._ready.add(route)
@@ -201,7 +201,7 @@ class Listener:
                 self.followed[_id(each)] = None
             self._must_watch = self._must_watch or bool(said.get("w"))
         except Exception:
-            self._must_watch = True  # Somebody else's words, or a later version's.
+            self._must_watch = True  # A payload of another program, or of a later version.
         while len(self.followed) > FOLLOWED_MAX:
             del self.followed[next(iter(self.followed))]
 

@@ -1,8 +1,8 @@
-"""Recognises a pooler in transaction mode between a server and its database.
+"""Detection of a pooler in transaction mode between a server and its database.
 
-Such a pooler gives each transaction any session that is free, and nothing in its protocol says so. So a second connection is
-made: if its transaction gets the session of the first, or pushes the first into another session, they share sessions. A busy
-pooler may hide that; then it shows in a later batch, each of which names the session that it ran in.
+Such a pooler gives each transaction any free session, and nothing in its protocol says so. So the server opens a second
+connection: if its transaction gets the session of the first, or moves the first to another session, they share sessions. A
+busy pooler may hide that; then a later batch shows it, since each batch names its session.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from givalia_core.errors import StoreAway, StoreUnfit
 
 from givalia_postgres.connection import POOLED, SESSION, Again, Connection
 
-LOOKS: Final = 5  # A pooler that gives sessions in turn may come back to the same one by chance.
+LOOKS: Final = 5  # A pooler that gives sessions in turn may return to the same one by chance.
 
 
 def refuse_pooler(url: str, connection: Connection) -> None:
-    """See that the session of this connection is its own; call it when nothing else is under way there.
+    """Check that the session of this connection is its own; call this while nothing else runs on the connection.
 
     Raises:
-        StoreUnfit: A pooler in transaction mode is in between.
+        StoreUnfit: A pooler in transaction mode is in front of the database.
         StoreAway: The connection was lost.
     """
     other = Connection(url, "givalia probe")
@@ -36,7 +36,7 @@ def refuse_pooler(url: str, connection: Connection) -> None:
 
 
 def _begin(other: Connection) -> int | None:
-    """Begin a transaction; the process that serves it, or None if there is no connection to be had for that."""
+    """Begin a transaction; return the process that serves it, or None if no connection is available."""
     try:
         other.ask_unprepared("BEGIN")
         ((pid,),) = other.ask_unprepared("SELECT pg_backend_pid()")

@@ -1,8 +1,8 @@
 """The promise of the database: it keeps what it acknowledges, it holds the same store as before, and the session is ours alone.
 
 Each of these can change while a server runs: by ALTER SYSTEM and a reload, by a restart, by a restore behind the same URL. A
-server looks when it opens the store, at each new connection, and every few seconds. It stops instead of naming a class of
-durability that no longer holds. `synchronous_commit` cannot change: each session sets it to its value at the start.
+server checks them when it opens the store, at each new connection, and every few seconds. It stops instead of naming a class
+of durability that no longer holds. `synchronous_commit` cannot change: each session sets it to its value at the start.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ log = logging.getLogger("givalia.server")
 
 
 class Seen(NamedTuple):
-    """The settings as one query shows them. The fields up to `token` come with each batch."""
+    """The settings that one query shows. The fields up to `token` come with each batch."""
 
     fsync: str
     full_page_writes: str
     pid: int
     token: str | None
     synchronous_commit: str
-    unlogged: str | None  # Tables that a crash of the database empties.
-    default_commit: str  # What `synchronous_commit` is in a session that does not set it.
+    unlogged: str | None  # Tables that are empty after a crash of the database.
+    default_commit: str  # `synchronous_commit` in a session that does not set it.
     standby_names: str
     format: str | None
     identity: str | None
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
 
 
 def weaknesses(fsync: str, full_page_writes: str, synchronous_commit: str, unlogged: str | None) -> tuple[str, str]:
-    """Return the durability of an answer with these settings, and in words why it is less than `fsync`, if it is."""
+    """Return the durability of an answer with these settings; and the reason, if it is less than `fsync`."""
     settings = {"fsync": fsync, "full_page_writes": full_page_writes, "synchronous_commit": synchronous_commit}
     off = [name for name, value in settings.items() if value == "off"]
     words = [f"has {' and '.join(off)} off"] if off else []
@@ -58,20 +58,20 @@ def weaknesses(fsync: str, full_page_writes: str, synchronous_commit: str, unlog
 
 
 class Promise:
-    """The durability that a server was promised when it opened the store, and whether it still holds."""
+    """The durability that the database promised when the server opened the store, and the checks that it still holds."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.durability = "fsync"
-        self.tick = 0  # The highest that this server knows of.
+        self.tick = 0  # The highest known tick.
         self.identity: str | None = None
-        self._expected: list[str] = []  # The settings that each batch brings along, as they were at the last look.
+        self._expected: list[str] = []  # The settings that each batch brings along, as of the last check.
         self._warned: dict[str, str] = {}
 
     def begin(self, *, unsafe: bool) -> str:
-        """Look at a database that the store is opened on; return what an answer means there.
+        """Check the database before the store is opened; return the durability of its answers.
 
-        With `unsafe` that may be less than `fsync`.
+        With `unsafe`, the durability may be less than `fsync`.
 
         Raises:
             StoreUnfit: The database is set to lose what it acknowledged, or is too old.
@@ -93,16 +93,16 @@ class Promise:
         return self.durability
 
     def hold(self, identity: str, tick: int) -> None:
-        """The store is open: from now on it must be this one, and give out numbers above this tick."""
+        """Note the opened store: from now on the database must hold this one, and give out numbers above this tick."""
         self.identity, self.tick = identity, tick
         self.look()
 
     def note(self, floor: int, seen: tuple[Any, ...]) -> None:
-        """Take in what a batch brought along with its numbers; look closer if anything is not as it was.
+        """Take in the settings that a batch brought along with its numbers; check everything if one has changed.
 
         Raises:
-            StoreUnfit: As of `look`.
-            StoreAway: The numbers went back, and are put right.
+            StoreUnfit: As in `look`.
+            StoreAway: The numbers went back, and are raised again.
         """
         *settings, pid, token = seen
         if not self._connection.is_session(pid, token):
@@ -111,16 +111,16 @@ class Promise:
         if settings != self._expected or tick <= self.tick:
             self.look()
         if tick <= self.tick:
-            self._connection.close()  # With what is locked there.
+            self._connection.close()  # Releases its locks, too.
             raise StoreAway(f"the database gave out number {tick} after {self.tick}: it was set back")
         self.tick = tick
 
     def look(self) -> None:
-        """See that the database keeps the promise; call it once `hold` has said which.
+        """Check that the database keeps the promise; call this only after `hold`.
 
         Raises:
-            StoreUnfit, StoreTooNew: It does not, so no answer may be given any more.
-            StoreAway: It does not answer.
+            StoreUnfit, StoreTooNew: The database breaks the promise; the server may give no more answers.
+            StoreAway: The database does not answer.
         """
         try:
             (row,), *found = self._connection.ask((f"SELECT {LOOK}", ()), *shape.LOOK)
@@ -130,7 +130,7 @@ class Promise:
         self.judge(Seen(*row))
 
     def judge(self, seen: Seen) -> None:
-        """See that what a look shows is what was promised; raises as `look`."""
+        """Check that these settings keep the promise; raises as `look`."""
         if not self._connection.is_session(seen.pid, seen.token):
             raise StoreUnfit(POOLED)
         if seen.tick > TICK_MAX:
@@ -155,7 +155,7 @@ class Promise:
             )
 
     def _warn(self, seen: Seen) -> None:
-        """Say once what does not touch the promise of this server, yet is not as it was."""
+        """Log once each change that does not break the promise of this server."""
         off = seen.default_commit == "off" and seen.synchronous_commit != "off"
         self._say_once(
             "synchronous_commit",
@@ -173,7 +173,7 @@ class Promise:
         self._warned[name] = value
 
     def _go_forward(self, tick: int) -> None:
-        """The database was set back, by a failover or a restore: no number may be given out a second time."""
+        """Raise the numbers of a database that was set back, by a failover or a restore: none may be given out twice."""
         log.warning("the database was set back: it would give out number %d after %d; going on above that", tick, self.tick)
         (((reached,),),) = self._connection.ask((_RAISE, [min(self.tick - tick, TICKS_AT_ONCE)]))
         if reached < self.tick:
@@ -181,11 +181,11 @@ class Promise:
 
 
 def read_format(value: str | None) -> int:
-    """The format that a fact names.
+    """Return the format that a fact names.
 
     Raises:
-        StoreUnfit: It names none.
-        StoreTooNew: It is later than this version knows.
+        StoreUnfit: The fact names no format.
+        StoreTooNew: The format is later than this version knows.
     """
     if value is None or re.fullmatch("[1-9][0-9]{0,5}", value) is None:
         said = "is missing" if value is None else f"is {value[:40]!r}"

@@ -1,8 +1,8 @@
 """Damaged rows: no reader returns one, one server moves each to `givalia.quarantine` and logs it, and the other jobs go on.
 
 A reader that meets a damaged row leaves it out of its answer and notes it. When no transaction is open, the store locks the
-row, reads it again, and moves it as it is. Its columns may lie about its module and state, so a background greenlet then
-counts all jobs again.
+row, reads it again, and moves it unchanged. The row may name a wrong module or state, so a background greenlet then counts
+all jobs again.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Quarantine:
     def __init__(self, url: str) -> None:
         self._url = url
         self._met: set[int] = set()
-        self._left: set[int] = set()  # Rows that could not be moved: they are left out, and left where they are.
+        self._left: set[int] = set()  # Rows that could not be moved: they stay in place, and readers leave them out.
         self._recount: gevent.Greenlet[..., None] | None = None
 
     @property
     def is_due(self) -> bool:
-        """Return whether there are rows to set aside."""
+        """True if there are rows to set aside."""
         return bool(self._met)
 
     def sound(self, rows: Iterable[Sequence[Any]]) -> list[Job]:
-        """The jobs of those rows that are what was written; the others are noted."""
+        """Return the jobs of the undamaged rows; note the other rows."""
         jobs: list[Job] = []
         for row in rows:
             try:
@@ -54,15 +54,15 @@ class Quarantine:
         return jobs
 
     def note(self, seq: int) -> None:
-        """A row with this seq is not what was written."""
+        """Note that the row with this seq is damaged."""
         if seq not in self._left:
             self._met.add(seq)
 
     def set_aside(self, connection: Connection) -> None:
-        """Move the rows that were noted, durably, and say so; call it while no transaction is open.
+        """Move the noted rows, durably, and log each; call this while no transaction is open.
 
         Raises:
-            Again, StoreError: It is not known what was moved; another call goes on.
+            Again, StoreError: Which rows were moved is unknown; another call goes on.
         """
         begin: Statement = ("BEGIN", ())
         _, rows = connection.ask(begin, (sql.LOCK_ROWS, [int8s(sorted(self._met))]))
@@ -82,7 +82,7 @@ class Quarantine:
             self._recount = gevent.spawn(_count_anew, self._url)
 
     def close(self) -> None:
-        """Wait a moment for the counts to be right."""
+        """Wait a moment for the recount to end."""
         if self._recount is not None:
             self._recount.join(CLOSE_S)
             self._recount.kill()
@@ -90,11 +90,11 @@ class Quarantine:
 
 
 def _count_anew(url: str) -> None:
-    """Let the stored counts be those of the rows."""
+    """Correct the stored counts to those of the rows."""
     connection = Connection(url, "givalia recount", answer_s=COUNTING_S)
     try:
         for _ in range(TRIES):
-            # One server at a time, each in its own transaction: the next one sees what this one has put right.
+            # One server at a time, each in its own transaction, so that the next server sees the corrected counts.
             ((is_ours,),) = connection.ask(("BEGIN", ()), (sql.COUNT_ALONE, [schema.LOCK + 1]))[1]
             if is_ours:
                 connection.ask((sql.COUNT_FREELY, ()), (sql.COUNT_ANEW, ()), ("COMMIT", ()))

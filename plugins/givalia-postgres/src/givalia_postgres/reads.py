@@ -1,4 +1,4 @@
-"""The reading of the store: every question is a statement or two for all names at once."""
+"""The reading half of the store: every read is a statement or two for all names at once."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from givalia_postgres.promise import Promise
 from givalia_postgres.quarantine import Quarantine
 from givalia_postgres.rows import RECORD, int8s, texts, to_job, uuids
 
-READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs are counted by one statement,
-READY_ROUTES_MOST: Final = 256  # if there are few.
+READY_ROUTES_FIRST: Final = 8  # Routes whose ready jobs one statement counts at first,
+READY_ROUTES_MOST: Final = 256  # and at most, if they have few ready jobs.
 
 
 @contextmanager
 def surveying() -> Iterator[None]:
-    """Read what may look at many rows or wait for a table: that this takes too long is no outage of the store."""
+    """Run a read of many rows, or one that may wait for a table: if it takes too long, that is no outage of the store."""
     try:
         yield
     except (Held, TooLong) as error:
@@ -60,16 +60,16 @@ def surveying() -> Iterator[None]:
 
 
 Part = tuple[Statement, Callable[[Rows], None]]
-"""A statement, and what takes its answer in."""
+"""A statement, and the function that takes in its answer."""
 
 
-FULL_S: Final = 2.0  # How long a disk that was full is thought to be so.
-FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: few of them may fit.
+FULL_S: Final = 2.0  # How long a full disk counts as full.
+FULL_CLAIMS: Final = 8  # Jobs that are lent at once meanwhile: perhaps only a few fit.
 DOUBTED_MAX: Final = 1_000
-PASSED_BYTES_MAX: Final = 64 << 20  # Of their params, that a look reads besides what may be lent.
-HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; beyond that it goes through all jobs.
+PASSED_BYTES_MAX: Final = 64 << 20  # Params of held jobs that a claim reads besides those of lendable jobs.
+HOPS_MAX: Final = 1_000  # Ranks of routes that a listing visits on each clock; with more, the listing scans all jobs.
 READY: Final = JobState.READY
-ON_ITS_WAY_US: Final = 30 * SECOND_US  # From what was read to the commit of new jobs; nobody waits for its answer so long.
+ON_ITS_WAY_US: Final = 30 * SECOND_US  # The longest time from the reads to the commit of new jobs; no client waits longer.
 NEVER_US: Final = 1 << 62
 DAMAGED_ANSWER: Final = remembered.pack(
     StoreCorrupt("the answer that this command was given is damaged in the database; it changed nothing")
@@ -87,20 +87,20 @@ class Reads:
         self._connection = connection
         self._promise = Promise(connection)
         self._quarantine = Quarantine(url)
-        self._must_look = False  # Rows were set aside: what is near is not what it seemed.
+        self._must_look = False  # Rows were set aside, so the near jobs must be read again.
         self._last_seq = 0
-        # Jobs that are locked for this server until the transaction ends, each with its route and due.
+        # Jobs that this server has locked until the transaction ends, each with its route and due.
         self._held: dict[int, tuple[Route, int]] = {}
-        self._unread: dict[Route, int] = {}  # Routes with locked jobs that were not read; none of these is due before that.
-        self._passed_bytes: dict[Route, int] = {}  # Of params of ready jobs that cannot be written for now.
+        self._unread: dict[Route, int] = {}  # Routes with locked jobs that were not read, and a lower bound of their dues.
+        self._passed_bytes: dict[Route, int] = {}  # Params of ready jobs that cannot be written for now.
         self._floors = Floors()
         self._doubts = Doubts()
         self._full_since: float | None = None
-        self._new_until_us = NEVER_US  # Until when new jobs may be stored that are decided by what was read last.
+        self._new_until_us = NEVER_US  # Deadline for storing new jobs that were decided from the last reads.
 
     @property
     def _is_full(self) -> bool:
-        """True if the disk of the database was full a moment ago."""
+        """True if the database's disk was full a moment ago."""
         if self._full_since is not None and time.monotonic() - self._full_since > FULL_S:
             self._full_since = None
         return self._full_since is not None
@@ -121,7 +121,7 @@ class Reads:
         return jobs
 
     def _set_aside(self) -> None:
-        """Move the bad rows that were met, if no transaction is open; what cannot be moved now is met again."""
+        """Move the noted damaged rows, if no transaction is open; a row that cannot be moved now is met again."""
         if self._quarantine.is_due and not self._connection.in_transaction:
             with suppress(Again, StoreAway, StoreFull):
                 self._quarantine.set_aside(self._connection)
@@ -136,7 +136,7 @@ class Reads:
             return found
         # Locks last as long as their transaction.
         begin: list[Statement] = [(sql.BEGIN, ())] if wanted.claims and not self._connection.in_transaction else []
-        # The numbers after the rows: so they are above any that another server had used in what was read.
+        # The numbers come after the rows, so they are above all that other servers have used in those rows.
         numbers: list[Statement] = [(sql.NUMBERS_AND_MORE, ())] if wanted.numbers else []
         sent_us = time.monotonic_ns() // 1000
         with self._noting(claim.route for claim in wanted.claims):
@@ -157,7 +157,7 @@ class Reads:
 
     @contextmanager
     def _noting(self, routes: Iterable[Route]) -> Iterator[None]:
-        """Note how long a look at these routes takes, if it is one at everything."""
+        """Note how long a read of these routes takes, if it reads everything."""
         is_full = not all(map(self._floors.knows, routes))
         began = time.monotonic()
         yield
@@ -167,7 +167,7 @@ class Reads:
     def _claimed(self, wanted: Wanted, found: Found, now: Now, cut: set[Route]) -> Iterable[Part]:
         for claim in wanted.claims:
             most = min(claim.limit, FULL_CLAIMS) if self._is_full else claim.limit
-            # Jobs that cannot be written for now must not stand before the others.
+            # Jobs that cannot be written for now must not crowd out the others.
             limit = most + min(len(self._doubts), DOUBTED_MAX)
             most_bytes = wanted.claimed_bytes + self._passed_bytes.get(claim.route, 0)
 
@@ -184,7 +184,7 @@ class Reads:
             yield (sql.CLAIM, [now.timer_us, now.wall_us, *claim.route, limit, most_bytes, floors]), take
 
     def _looked_at(self, route: Route, rows: Rows, limit: int, most_bytes: int, now: Now) -> list[Job]:
-        """The jobs of a look that was to bring so many jobs and bytes at most; note what it says of the route."""
+        """Return the jobs of a read with these limits on jobs and bytes; note what it shows of the route."""
         ready = self._quarantine.sound(rows)
         self._held.update((job.seq, (route, job.due_at_us)) for job in ready)
         is_cut = sum(len(row[RECORD + 1]) for row in rows) >= most_bytes
@@ -197,7 +197,7 @@ class Reads:
         return ready
 
     def _writable(self, route: Route, jobs: list[Job]) -> list[Job]:
-        """Those jobs that can be written, for all that is known: any other would be lent, and refused, again and again."""
+        """Return the jobs that no known hold affects: any other would be lent, and refused, again and again."""
         self._passed_bytes.pop(route, None)
         if not self._doubts:
             return jobs
@@ -253,7 +253,7 @@ class Reads:
         return self._page_scanned(wanted, after, limit, now, rows)
 
     def _page_waiting(self, wanted: Filter, after: Cursor, limit: int, now: Now, rows: int) -> Page | None:
-        """A page of jobs that wait, by due, past all that do not; None if they wait on too many routes for that."""
+        """Return a page of waiting jobs, by due, without a walk over other jobs; None if they wait on too many routes."""
         words = sql.PAGE_WAITING if wanted.module is None else sql.PAGE_WAITING_OF
         named = [wanted.module, wanted.target_worker, wanted.state is READY]
         told_us = now.told_ahead_us
@@ -272,14 +272,14 @@ class Reads:
         return self._shown(wanted, found, found[-1] if len(found) == limit or rows <= 0 else None, now)
 
     def _shown(self, wanted: Filter, found: list[Cursor], after: Cursor | None, now: Now) -> Page:
-        """A page of those of these jobs that the filter admits."""
+        """Return a page of those of these jobs that the filter admits."""
         jobs = {job.seq: job for job in self._jobs(sql.BY_SEQ, int8s([seq for _, seq in found]))} if found else {}
-        # One may have been forgotten since, or set aside, or be another by now.
+        # A job may have been forgotten or set aside since, or have changed.
         cursors = [cursor for cursor in found if cursor[1] in jobs and wanted.admits(jobs[cursor[1]], now)]
         return Page([jobs[seq] for _, seq in cursors], after, cursors)
 
     def _page_scanned(self, wanted: Filter, after: Cursor | None, limit: int, now: Now, rows: int) -> Page:
-        """A page of those that the filter admits among the next rows."""
+        """Return a page of the jobs among the next rows that the filter admits."""
         major, minor = after or (0, 0)
         if wanted.is_by_end:
             assert wanted.state is not None
@@ -310,15 +310,15 @@ class Reads:
                 if budget.is_spent:
                     return
             if tuple(at) <= before:
-                return  # The module of a damaged row is not what the database sorts by.
-            # Each route may have as many ready jobs as are counted.
+                return  # The place did not advance: a damaged row returned another module than the one it is sorted by.
+            # A later route may have as many ready jobs as one statement counts.
             is_light = sum(row[-2] for row in rows) < READY_COUNTED_TO // 4
             most = min(2 * most, READY_ROUTES_MOST) if is_light else READY_ROUTES_FIRST
 
     def check(self) -> list[str]:
         wrong: list[str] = []
         try:
-            # As of one moment, whatever other servers do meanwhile.
+            # One snapshot, whatever other servers do meanwhile.
             end: list[Statement] = [(sql.COMMIT, ())] if self._connection.in_transaction else []
             self._read(*end, ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), (sql.PATIENT, ()))
             self._connection.in_transaction = True
@@ -332,7 +332,7 @@ class Reads:
         return wrong
 
     def _wrong_rows(self) -> list[str]:
-        """Return the faults of the rows of jobs, or else of their counts."""
+        """Return the faults of the rows of jobs; if there are none, those of their counts."""
         wrong: list[str] = []
         counts: Counter[tuple[str, JobState]] = Counter()
         last = -(2**63)
@@ -350,7 +350,7 @@ class Reads:
 
 
 def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]], list[Job]]) -> Iterable[Part]:
-    """The names that are asked for, and the place of their answers; `sound` makes jobs of rows.
+    """Yield the statements for the wanted names, with what puts their answers into `found`; `sound` makes jobs of rows.
 
     `found` must have a dict of its own for `answers`.
     """
@@ -370,7 +370,7 @@ def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]
             if answer is not None:
                 answers[request] = _kept_answer(request, answer)
                 continue
-            # The job itself says what it has answered.
+            # The job itself holds the answer.
             found.requests.update(
                 (request, job) for job in sound([row]) if any(request == past.request for past in job.answered)
             )
@@ -381,13 +381,13 @@ def named(wanted: Wanted, found: Found, sound: Callable[[Iterable[Sequence[Any]]
         yield (sql.BY_KEY, [texts(list(wanted.keys))]), by_key
     if wanted.past_keys:
         yield (sql.BY_PAST_KEY, [texts(list(wanted.past_keys))]), by_past_key
-    # Last: a change that was seen by any of the above has left its request here.
+    # Last: a change that any statement above has seen has left its request here.
     if wanted.requests:
         yield (sql.BY_REQUEST, [uuids(list(wanted.requests))]), by_request
 
 
 def _kept_answer(request: bytes, sealed: bytes) -> bytes:
-    """The answer that was kept; if it is damaged, one that says so, for the command must not be decided again."""
+    """Return the kept answer; if it is damaged, an error that says so, since the command must not be decided again."""
     answer = unsealed(sealed)
     if answer is None:
         log.error("the answer to the command %s is damaged in givalia.requests", text_id(request))
@@ -395,7 +395,7 @@ def _kept_answer(request: bytes, sealed: bytes) -> bytes:
 
 
 def variants(wanted: Wanted, found: Found) -> Iterable[Part]:
-    """The variants that are asked for, and where they go."""
+    """Yield the statement for the wanted variants, with what puts them into `found`."""
 
     def take(rows: Rows) -> None:
         found.variants.clear()

@@ -1,7 +1,7 @@
 """Jobs as rows of PostgreSQL, and columns of many rows as the arrays that one statement takes.
 
-A statement over a thousand jobs takes an array for each column. They are packed here, in the binary form of the protocol, at a
-fraction of what adapting each value would cost.
+A statement over a thousand jobs takes an array for each column. This module packs the arrays, in the binary form of the
+protocol, at a fraction of the cost of adapting each value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS: Final = (
     " version, record, params, result, keeper, stop_asked"
 )
 RECORD: Final = HEAD
-"""The place of the record; params and result stand behind it."""
+"""The place of the record; params and result follow it."""
 WIDTH: Final = HEAD + 5
 
 _BOOL, _BYTEA, _INT8, _INT2, _TEXT, _UUID = 16, 17, 20, 21, 25, 2950
@@ -43,7 +43,7 @@ class Array:
 
     def __init__(self, element: int, count: int, data: bytes) -> None:
         self.oid = _ARRAY_OF[element]
-        # One dimension that begins at 1; there may be nulls.
+        # One dimension that begins at 1, with nulls allowed.
         self.data = struct.pack(">iiiii", 1, 1, element, count, 1) + data
 
 
@@ -52,32 +52,32 @@ def _packed(element: int, cells: Iterable[bytes], count: int) -> Array:
 
 
 def int8s(values: Sequence[int | None]) -> Array:
-    """A column of bigint."""
+    """Return a column of bigint."""
     return _packed(_INT8, (_NULL if value is None else _int8(8, value) for value in values), len(values))
 
 
 def int2s(values: Sequence[int]) -> Array:
-    """A column of smallint."""
+    """Return a column of smallint."""
     return _packed(_INT2, (_int2(2, value) for value in values), len(values))
 
 
 def bools(values: Sequence[bool | None]) -> Array:
-    """A column of boolean."""
+    """Return a column of boolean."""
     return _packed(_BOOL, (_NULL if value is None else _flags[value] for value in values), len(values))
 
 
 def texts(values: Sequence[str | None]) -> Array:
-    """A column of text."""
+    """Return a column of text."""
     return _blobs(_TEXT, [None if value is None else value.encode() for value in values])
 
 
 def bytes_(values: Sequence[bytes | None]) -> Array:
-    """A column of bytea."""
+    """Return a column of bytea."""
     return _blobs(_BYTEA, values)
 
 
 def uuids(values: Sequence[bytes]) -> Array:
-    """A column of uuid, each as its 16 bytes."""
+    """Return a column of uuid, each as its 16 bytes."""
     return _blobs(_UUID, values)
 
 
@@ -93,7 +93,7 @@ _ARRAYS: Final[tuple[Callable[[Any], Array], ...]] = (
 
 
 def job_columns(jobs: Sequence[Job]) -> list[Array]:
-    """The arrays of all `COLUMNS` of these jobs."""
+    """Return the arrays of all `COLUMNS` of these jobs."""
     seq, job_id, key, state, module, _, priority, on_wall, *times = zip(*(job.front()[:HEAD] for job in jobs), strict=True)
     bodies = [packing.pack_body(job) for job in jobs]
     columns: list[Sequence[Any]] = [
@@ -118,7 +118,7 @@ def job_columns(jobs: Sequence[Job]) -> list[Array]:
 
 
 def to_job(row: Sequence[Any]) -> Job:
-    """The job of a row of `COLUMNS`.
+    """Return the job of a row of `COLUMNS`.
 
     Raises:
         StoreCorrupt: The row is not what was written.
@@ -139,10 +139,10 @@ def is_sealed(row: Sequence[Any]) -> bool:
 
 
 def sealed_record(row: Sequence[Any]) -> bytes:
-    """The record of a row of format 1, whose `record` has no checksum.
+    """Return the sealed record of a row of format 1, whose `record` has no checksum.
 
     Raises:
-        StoreCorrupt: It is no row of a job.
+        StoreCorrupt: The row is not a job's.
     """
     body, params, result, keeper, stop_asked = row[RECORD:WIDTH]
     record: bytes = body + checksums.of_row(row[:WIDTH])
@@ -156,7 +156,7 @@ def sealed_record(row: Sequence[Any]) -> bytes:
 
 
 class _ArrayDumper(Dumper):
-    """Hands a packed array on as it is."""
+    """A dumper that passes a packed array on unchanged."""
 
     format = Format.BINARY
 
@@ -173,7 +173,7 @@ class _ArrayDumper(Dumper):
 
 
 class _AnyText(Loader):
-    """A text that is damaged: what is none of UTF-8 becomes U+FFFD, so no checksum fits it."""
+    """A loader of text that may be damaged: bytes that are not UTF-8 become U+FFFD, so no checksum fits."""
 
     format = Format.BINARY
 
@@ -182,7 +182,7 @@ class _AnyText(Loader):
 
 
 class _IdLoader(Loader):
-    """A uuid as its 16 bytes."""
+    """A loader of a uuid as its 16 bytes."""
 
     format = Format.BINARY
 
@@ -191,7 +191,7 @@ class _IdLoader(Loader):
 
 
 def fetched(cursor: Any) -> list[tuple[Any, ...]]:
-    """Return the rows of a statement, none for one that has none; a text in them may be damaged, as on a bad disk."""
+    """Return the rows of a statement, an empty list if it has none; a text in them may be damaged, as on a bad disk."""
     if cursor.description is None:
         return []
     try:

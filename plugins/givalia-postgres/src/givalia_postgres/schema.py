@@ -1,7 +1,7 @@
-"""The tables, in a schema of their own named `givalia`, and how they come to be.
+"""The tables, in their own schema `givalia`, and the statements that create and upgrade them.
 
-`facts` says which format the tables have. The first server makes them; a later format is reached by `givalia store upgrade`
-(see `upgrading`). A server whose user may only use the tables starts once their owner has run that.
+`facts` says which format the tables have. The first server creates them; `givalia store upgrade` brings them to a later format
+(see `upgrading`). A server whose user may only use the tables starts once their owner has run that command.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 FORMAT: Final = 3
-LOCK: Final = 0x47495641  # "GIVA": an advisory lock that is held while the tables are made.
+LOCK: Final = 0x47495641  # "GIVA": the advisory lock for creating the tables.
 
-# Rows change their place with each step of a job; room in the pages and a busy vacuum keep them from spreading.
+# A row moves with each step of its job; room in the pages and a frequent vacuum keep rows from spreading.
 _BUSY: Final = "autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0"
 _STORAGE: Final = f"fillfactor = 80, autovacuum_vacuum_insert_scale_factor = 0.2, {_BUSY}"
 
@@ -60,8 +60,8 @@ CREATE TABLE givalia.events (
 );
 """
 
-# Rows have a checksum in their record. The column has another name now, so that no program of the version before, be it an
-# application that enqueues in its own transactions, writes a row without one: its statements fail.
+# Records end with a checksum. The column has a new name, so that the statements of the version before fail: no such program,
+# not even an application that enqueues in its own transactions, writes a row without a checksum.
 _SECOND: Final = (
     "ALTER TABLE givalia.jobs RENAME COLUMN body TO record",
     "CREATE TABLE givalia.quarantine (LIKE givalia.jobs, why text NOT NULL, at timestamptz NOT NULL DEFAULT now())",
@@ -74,7 +74,7 @@ _SECOND: Final = (
                 || CASE who WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(who)) END;
         END LOOP;
     END $$""",
-    # A request that has changed a job has that job's seq; one that has changed nothing has its answer, for a while, and no seq.
+    # A request that changed a job has that job's seq; one that changed nothing has its answer, for a while, and no seq.
     """ALTER TABLE givalia.requests ADD COLUMN answer bytea, ADD COLUMN until_us bigint,
         ADD CONSTRAINT requests_decided_once CHECK (answer IS NULL OR seq = 0)""",
     "CREATE INDEX requests_until ON givalia.requests (until_us) WHERE until_us IS NOT NULL",
@@ -84,4 +84,4 @@ _SECOND: Final = (
 _THIRD: Final = ("CREATE INDEX jobs_newest ON givalia.jobs (state, (-ended_at_us), seq) WHERE ended_at_us > 0",)
 
 STEPS: Final = (tuple(words for words in _FIRST.split(";") if words.strip()), _SECOND, _THIRD)
-"""The statements that bring the tables from each format to the next; from nothing to format 1 first."""
+"""The statements that bring the tables from each format to the next; the first step goes from nothing to format 1."""

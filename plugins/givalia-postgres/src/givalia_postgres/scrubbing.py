@@ -1,7 +1,7 @@
-"""Reads every row in the background, some at a time, so that a damaged row is met even if no command or claim leads to it.
+"""The scrub: it reads every row in the background, some at a time, to find damaged rows that no command or claim meets.
 
-Only the oldest of the servers that share a queue does it. A damaged row may say that its job has ended: then no server looks
-for it, and without a scrub the job would be lost without a word.
+Only the oldest of the servers that share a queue scrubs. A damaged row may say that its job has ended: then no server looks
+for it, and without a scrub the job would be lost silently.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from givalia_postgres.connection import Rows
 from givalia_postgres.quarantine import Quarantine
 from givalia_postgres.rows import RECORD
 
-ROWS: Final = 2_000  # The most that one step reads;
-BYTES: Final = 1 << 20  # a step whose rows are larger than this halves the next one.
+ROWS: Final = 2_000  # The most rows that one step reads;
+BYTES: Final = 1 << 20  # if they are larger than this, the next step is half as long.
 _FIRST_ROWS: Final = 64
 _BEFORE_ALL: Final = -(2**63)
 
@@ -29,11 +29,11 @@ class Round:
 
     @property
     def wants(self) -> list[int]:
-        """Behind which seq to read, and how many rows."""
+        """The seq to read after, and the number of rows to read."""
         return [self._last, self._limit]
 
     def take(self, rows: Rows, quarantine: Quarantine, now: float) -> None:
-        """Take in these rows, which were wanted, at this time of the wall clock; bad ones are noted."""
+        """Take in the wanted rows, read at this time of the wall clock; note damaged ones."""
         quarantine.sound(rows)
         began = self._began = now if self._began is None else self._began
         if len(rows) < self._limit:

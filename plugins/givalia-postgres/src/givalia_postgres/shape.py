@@ -1,7 +1,7 @@
 """The shape that the tables must have: columns of the right types, and the unique indexes that statements here rely on.
 
 Somebody may have changed a table, or restored it without its indexes. PostgreSQL then stores what it should refuse, or sends
-values of other types than are read here.
+values of unexpected types.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UNIQUE: Final = {
     ("facts", "name", False),
     ("jobs", "seq", False),
     ("jobs", "id", False),
-    ("jobs", "key", True),  # Of live jobs only.
+    ("jobs", "key", True),  # Live jobs only.
     ("requests", "request", False),
     ("servers", "epoch", False),
 }
@@ -68,7 +68,7 @@ LOOK: Final[tuple[Statement, Statement]] = ((_COLUMNS, [texts(list(COLUMNS))]), 
 
 
 def refuse_other(columns: Rows, unique: Rows) -> None:
-    """See that what `LOOK` shows is enough.
+    """Check that the tables which `LOOK` shows have this shape.
 
     Raises:
         StoreUnfit: A column is missing or of another type, or a unique index is missing.

@@ -1,9 +1,9 @@
-"""A commit that one of its changes keeps from coming through: the others are stored, and what is in the way gets a name.
+"""Sifting of a commit that one of its changes blocks: the other changes are stored, and the hold gets a name.
 
-A change can meet a key or an id that an open transaction of somebody else has taken, a lock on a table, a deadlock, a statement
-timeout, or a disk without room for it. None of that may hold up other changes for longer than it takes to find it. So the
-changes are halved until each part either comes through, as a transaction of its own, or is one change that does not; and of
-few changes at once it is asked which of their keys and ids are held.
+A change can meet a key or an id that another session's open transaction has taken, a lock on a table, a deadlock, a statement
+timeout, or a disk without room. None of these may delay other changes for longer than it takes to find the blocked one. So the
+changes are halved until each part either is stored, in its own transaction, or is one blocked change. Once few changes are
+left, a probe asks PostgreSQL which of their keys and ids are held.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from givalia_postgres.connection import SHORT_MS, Again, Connection, Held
 from givalia_postgres.doubts import TABLES, Doubts, names_of
 from givalia_postgres.rows import int8s
 
-SIFT_S: Final = 0.2  # For one commit; what was not tried by then is for the next one.
-PROBED_MAX: Final = 64  # Changes whose keys and ids are probed at once; more are halved first.
-BYTES_A_MS: Final = 10_000  # What the slowest database writes of params and results.
+SIFT_S: Final = 0.2  # The limit for one commit; changes that were not tried by then go with the next one.
+PROBED_MAX: Final = 64  # Changes whose keys and ids one probe covers; more are halved first.
+BYTES_A_MS: Final = 10_000  # Bytes of params and results that the slowest database writes per millisecond.
 HELD: Final = "held by another transaction that is still open"
 FULL: Final = "kept back, for the disk of the database has no room for the change"
 
 
 class Sifter:
-    """Stores what can be stored of some changes, and tells what holds the others."""
+    """A writer that stores what it can of some changes, and tells what holds the others."""
 
     def __init__(self, connection: Connection, doubts: Doubts) -> None:
         self._connection = connection
@@ -43,16 +43,16 @@ class Sifter:
     def write(
         self, changes: Sequence[Change], error: Exception | None, wall_us: int, until_us: int
     ) -> tuple[set[int], dict[int, Hold]]:
-        """Return the seqs of the changes that are stored, durable; and by seq what holds those that something holds.
+        """Store what is possible; return the seqs of the changes that are durable, and by seq the holds of the held ones.
 
         Args:
-            changes: What to store, as far as that is possible.
-            error: Why all of them together did not come through; None if that was not tried.
-            wall_us: The time, for holds that begin now.
+            changes: The changes to store, as far as possible.
+            error: The error of a commit of all of them together; None if that was not tried.
+            wall_us: The start of holds that begin now.
             until_us: See `writes.statements`.
 
         Raises:
-            StoreAway, StoreFailed: Some of it may be stored.
+            StoreAway, StoreFailed: Some of the changes may be stored.
         """
         applied: set[int] = set()
         held: dict[int, Hold] = {}
@@ -60,7 +60,7 @@ class Sifter:
             hold = self._doubts.blame(Hold(TABLES, HELD, wall_us), time.monotonic(), has_holder=True)
             return applied, {change.job.seq: hold for change in changes}
         self._doubts.clear((TABLES,))
-        # Reports of workers first: they free what others may take, and leases do not wait.
+        # Workers' reports first: they free keys that others may take, and leases do not wait.
         settled = [change for change in changes if change.was is not None and change.was.state is RUNNING]
         others = [change for change in changes if change.was is None or change.was.state is not RUNNING]
         parts = [part for part in (others, settled) if part]
@@ -87,7 +87,7 @@ class Sifter:
         return seqs
 
     def _are_tables_locked(self) -> bool:
-        """Return whether somebody has locked the tables against every write; then no change is to blame."""
+        """Return whether another session has locked the tables against every write; then no change is to blame."""
         try:
             self._connection.alone((sql.CAN_WRITE, ()), keep=False)
         except Held:
@@ -97,7 +97,7 @@ class Sifter:
         return False
 
     def _split(self, part: list[Change], error: Exception, held: dict[int, Hold], wall_us: int) -> list[list[Change]]:
-        """Return the parts to try instead of one that did not come through, the first last, without the changes to blame."""
+        """Return the parts to try instead of one that failed, in reverse order, without the changes to blame."""
         if isinstance(error, Held) and len(part) <= PROBED_MAX:
             names = self._held_names(part)
             for change in part:
@@ -106,7 +106,7 @@ class Sifter:
             if names:
                 return [rest] if (rest := [change for change in part if change.job.seq not in names]) else []
         if len(part) == 1 and isinstance(error, AlreadyDecided):
-            return []  # Refused: the engine decides it again, and finds the answer of the other server.
+            return []  # Refused: the engine decides the command again, and finds the answer of the other server.
         if len(part) == 1:
             ((was, job),) = part
             held[job.seq] = self._blame(names_of(job, is_new=was is None)[0], error, wall_us)
@@ -120,9 +120,9 @@ class Sifter:
         return self._doubts.blame(Hold(name, why, wall_us), time.monotonic(), has_holder=has_holder)
 
     def _held_names(self, changes: list[Change]) -> dict[int, str]:
-        """Return, by seq, the key or id that somebody else is about to take, of those changes that take one.
+        """Return, by seq, the key or id that a change takes and that another session is about to take.
 
-        It is one trip, however many they are; each that is held costs a millisecond of it.
+        The probe is one trip for any number of changes; each held name costs a millisecond.
         """
         taking = [(job, was is None) for was, job in changes if not job.ended_at_us and (was is None or job.key != was.key)]
         taking += [(job, False) for was, job in changes if was is not None and was.ended_at_us and not job.ended_at_us]
@@ -132,7 +132,7 @@ class Sifter:
         try:
             answers = self._connection.alone((sql.PROBE_WHAT, [asked]), (sql.PROBE, ()), (sql.PROBED, ()), keep=False)
         except (Again, StoreFull, StoreFailed, StoreUnfit):
-            return {}  # As in a database without plpgsql: halving finds them, too.
+            return {}  # For example, in a database without plpgsql: halving finds them, too.
         found: dict[str, list[str]] = json.loads(answers[-1][0][0])
         jobs = {str(job.seq): job for job, _ in taking}
         names = {seq: hold_name_of_key(jobs[seq].key or "") for seq in found["keys"]}
@@ -140,7 +140,7 @@ class Sifter:
         return {int(seq): name for seq, name in names.items()}
 
     def locked(self, changes: Iterable[Change], wall_us: int) -> dict[int, Hold]:
-        """Return, by seq, what holds those of these refused changes whose row somebody else has locked."""
+        """Return, by seq, the holds of these refused changes whose row another session has locked."""
         by_seq = {change.job.seq: change for change in changes if change.was is not None}
         if not by_seq:
             return {}
@@ -150,7 +150,7 @@ class Sifter:
         return {seq: self._doubts.blame(hold, now, has_holder=True) for seq, hold in holds.items()}
 
     def look(self) -> None:
-        """Find out which of the names in doubt may be free by now."""
+        """Find the names in doubt that may be free by now."""
         if self._doubts:
             with suppress(Again):
                 ((running,),) = self._connection.ask((sql.IN_PROGRESS, ()))[0]

@@ -1,4 +1,4 @@
-"""Every statement of the store; each is made for one index of `schema`, and none for a number of jobs."""
+"""Every statement of the store; each is made for one index of `schema`, and its text is the same for any number of jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from givalia_postgres.rows import COLUMNS
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM givalia.jobs"
 _J_COLUMNS: Final = ", ".join(f"j.{name.strip()}" for name in COLUMNS.split(","))
-# The two clocks that a due may be on; a server gives both the same time, yet a store keeps them apart.
+# The two clocks of dues; a server gives both the same time, but a store keeps them apart.
 _CLOCKS: Final = (
     "(VALUES (false, $1::bigint, 0::bigint), (true, $2::bigint, $1::bigint - $2::bigint)) AS c(on_wall, now_us, shift_us)"
 )
@@ -20,7 +20,7 @@ _RANKS: Final = "generate_series(-9, 9) AS r(rank)"
 
 BEGIN: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
-# For what may take long. A commit needs none of it: PostgreSQL ends no wait for a standby at a statement's timeout.
+# For statements that may take long. A commit does not need this: no statement timeout ends a wait for a standby.
 PATIENT: Final = "SELECT set_config('statement_timeout', '0', true)"
 NOW_US: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -34,8 +34,8 @@ SELECT j.* FROM unnest($1::text[]) AS k(key), LATERAL (
 BY_REQUEST: Final = f"""
 SELECT q.request, q.answer, {_J_COLUMNS} FROM givalia.requests q LEFT JOIN givalia.jobs j ON j.seq = q.seq
 WHERE q.request = ANY($1::uuid[]) AND (q.answer IS NOT NULL OR j.seq IS NOT NULL)"""
-# By hops along the index of those that wait. The variants of a route stand together: no name has a blank, nor what sorts behind
-# it; $3: how many of each clock's at most.
+# Hops along the index of waiting jobs. The variants of a route are adjacent, since no name has a blank or a character that
+# sorts right after a blank; $3: the most variants per clock.
 VARIANTS: Final = """
 SELECT DISTINCT r.module, r.plain, v.target
 FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)) AS c(on_wall), LATERAL (
@@ -51,11 +51,11 @@ FROM unnest($1::text[], $2::text[]) AS r(module, plain), (VALUES (false), (true)
     SELECT target FROM hops
 ) AS v ORDER BY v.target"""
 _WAYS: Final = ("seqscan", "hashjoin", "mergejoin", "bitmapscan")
-TICK_BITS: Final = 20  # Each tick is good for a million numbers.
+TICK_BITS: Final = 20  # Each tick covers a million numbers.
 NUMBERS: Final = f"SELECT nextval('givalia.tick') << {TICK_BITS}, {NOW_US}"
-# What may change while a server runs and touches its promise: asked with the numbers, it costs no statement.
+# Settings that the promise depends on and that may change while a server runs: read with the numbers, they cost no statement.
 CURRENT: Final = "current_setting('fsync'), current_setting('full_page_writes')"
-_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would be that of jobs.
+_KEPT: Final = ("jobs", "requests", "counts", "facts")  # Tables whose loss would lose jobs.
 UNLOGGED: Final = f"""(
     SELECT string_agg(c.relname, ', ') FROM pg_class c WHERE c.relpersistence <> 'p'
     AND c.oid = ANY(ARRAY[{", ".join(f"to_regclass('givalia.{name}')" for name in _KEPT)}]::oid[])
@@ -68,8 +68,8 @@ LOOK: Final = f"""{CURRENT}, {SESSION}, current_setting('synchronous_commit'), {
 """The columns of `promise.Seen`."""
 NUMBERS_AND_MORE: Final = f"{NUMBERS}, {CURRENT}, {SESSION}"
 
-# Rank by rank and clock by clock, each in the order of its index, from its floor on ($7, see `floors`); what another server has
-# locked is not there. Behind so many bytes of params ($6) nothing more is sent.
+# Rank by rank and clock by clock, each in the order of its index, from its floor on ($7, see `floors`), without jobs that
+# another server has locked. The rows end after this many bytes of params ($6).
 CLAIM: Final = f"""
 SELECT {_J_COLUMNS} FROM (
 SELECT j.*, sum(octet_length(j.params)) OVER (ROWS UNBOUNDED PRECEDING) - octet_length(j.params) AS bytes_before
@@ -90,7 +90,7 @@ FROM {_RANKS}, LATERAL (
 ) AS j LIMIT $5
 ) AS j WHERE j.bytes_before < $6"""
 
-# $6: the floors of one route after the other.
+# $6: the floors of all routes, one route after the other.
 UPCOMING: Final = f"""
 SELECT s.place, ready.is_ready, near.due_us, near.seq
 FROM unnest($3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS s(module, target_worker, most, place)
@@ -112,7 +112,7 @@ LEFT JOIN LATERAL (
 ) AS near ON true
 ORDER BY s.place, near.due_us, near.seq"""
 
-# The first that waits, on any rank and clock, in each of these ranges of dues.
+# The first waiting job, on any rank and clock, in each of these ranges of dues.
 BELOW: Final = f"""
 SELECT s.place, min(j.due_at_us)
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS s(module, target_worker, low, high, place),
@@ -135,11 +135,11 @@ _HEADS: Final = f"SELECT seq, key, state, module, target_worker, on_wall, due_at
 
 
 def _page_waiting(of: str) -> str:
-    """Jobs that wait, by due: the first of each rank of each route, found by hops along the index of those that wait.
+    """Return a statement for waiting jobs, by due: hops along the index of waiting jobs find each rank of each route.
 
-    The hops go backwards: what is due last comes first, and dead rows last. $3, $4: only of this module, only for this worker;
-    $5: those that are due, or those that are not; $6, $7: behind this due, by the timer clock, and seq; $8: how many; $9: how
-    many ranks of routes are visited on each clock; $10, $11: due from then on, and before then, by the timer clock.
+    The hops go backwards: the latest due comes first, and dead rows last. $3, $4: only this module, only this worker; $5: only
+    due jobs, or only others; $6, $7: after this due, by the timer clock, and seq; $8: the most jobs; $9: the most ranks of
+    routes that are visited on each clock; $10, $11: due from this time on, and before this time, by the timer clock.
     """
     return f"""
 WITH RECURSIVE hops AS (
@@ -182,7 +182,7 @@ ORDER BY -ended_at_us, seq LIMIT $4"""
 
 CHECK: Final = f"{_SELECT} WHERE seq > $1 ORDER BY seq LIMIT $2"
 COUNTS: Final = "SELECT module, state, sum(jobs)::bigint FROM givalia.counts GROUP BY module, state HAVING sum(jobs) > 0"
-# $3: how many of each route at most; $4 to $7: the route behind which it begins; $8: how many routes.
+# $3: the most jobs counted per route; $4 to $7: the route before the first; $8: the most routes.
 READY: Final = """
 WITH RECURSIVE routes AS (
     (SELECT on_wall, module, target_worker, rank FROM givalia.jobs
@@ -233,7 +233,7 @@ INSERT: Final = f"""
 INSERT INTO givalia.jobs ({_NAMES}) SELECT {_U_NAMES} FROM unnest({_ARRAYS}) AS u({_NAMES})
 ON CONFLICT DO NOTHING RETURNING seq"""
 
-# Params and what they are for change seldom, and what is not set is not written again.
+# These columns change seldom; an UPDATE that does not set them does not write large params again.
 _STEADY: Final = {"seq", "id", "key", "module", "target_worker", "rank", "params"}
 _FREE_KEY: Final = """NOT EXISTS (
     SELECT FROM givalia.jobs h WHERE h.key = u.key AND h.key IS NOT NULL AND h.ended_at_us = 0 AND h.seq <> u.seq
@@ -241,7 +241,7 @@ _FREE_KEY: Final = """NOT EXISTS (
 
 
 def _update(names: list[str], guard: str = "") -> str:
-    """A row that somebody else has locked is passed over, as if it had changed: who waits for it holds up nobody else."""
+    """Return an UPDATE that skips locked rows as if they had changed: a wait for one would delay all other changes."""
     sets = ", ".join(f"{name} = u.{name}" for name in names)
     return f"""
 WITH u AS MATERIALIZED (
@@ -256,15 +256,15 @@ _ALL: Final = [name.strip() for name in _NAMES.split(",")]
 UPDATE: Final = _update([name for name in _ALL if name not in _STEADY])
 REPLACE: Final = _update(_ALL[2:], f" AND (u.ended_at_us > 0 OR u.key IS NULL OR {_FREE_KEY})")
 
-# Rows that somebody else has locked. The lock that this takes is nothing to wait for a sync for.
+# Rows that another session has locked. The locks of this query need no sync.
 LOCKED: Final = """
 SELECT seq FROM givalia.jobs, set_config('synchronous_commit', 'off', true)
 WHERE seq = ANY($1::bigint[]) AND seq <> ALL(ARRAY(
     SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
 ))"""
 CAN_WRITE: Final = "LOCK TABLE givalia.jobs, givalia.counts, givalia.requests IN ROW EXCLUSIVE MODE NOWAIT"
-# Which keys and ids are about to be taken by others: PostgreSQL says so to whoever tries to take them, one by one. What this
-# inserts is undone at once. Each is a text, so that JSON loses none of its digits.
+# The keys and ids that other transactions are about to take: PostgreSQL reveals one only to a session that tries to take it.
+# Each insert here is undone at once. Seqs are texts, so that JSON loses none of their digits.
 PROBE_WHAT: Final = "SELECT set_config('givalia.probe', $1, true)"
 _PROBE_NAMES: Final = (
     "seq, id, key, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params, keeper,"
@@ -301,7 +301,7 @@ END $$"""
 PROBED: Final = "SELECT current_setting('givalia.probe')"
 IN_PROGRESS: Final = "SELECT ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())::text::bigint)"
 
-# What was counted and asked for only holds for the rows that this transaction has written.
+# Counts and request ids apply only to the rows that this transaction has written.
 _WRITTEN: Final = "JOIN givalia.jobs j ON j.seq = u.seq AND j.xmin = pg_current_xact_id()::xid"
 COUNT: Final = f"""
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
@@ -316,13 +316,13 @@ INSERT INTO givalia.requests (request, seq)
 SELECT u.request, u.seq FROM unnest($1::uuid[], $2::bigint[]) AS u(request, seq) {_WRITTEN}
 ON CONFLICT (request) DO UPDATE SET seq = excluded.seq"""
 
-# The answers that changed no job. The unique index of the requests sees to it that one server decides each: whoever takes
-# another's for a change violates `requests_decided_once`.
+# Answers that changed no job. The unique index of the requests makes sure that one server decides each: a server whose change
+# takes a request that another one has answered violates `requests_decided_once`.
 KEEP_ANSWERS: Final = f"""
 INSERT INTO givalia.requests SELECT u.request, 0, u.answer, {NOW_US} + {REMEMBERED_AT_LEAST_US}
 FROM unnest($1::uuid[], $2::bytea[]) AS u(request, answer) ON CONFLICT (request) DO NOTHING RETURNING request"""
-# The id of a refused enq could be a job's by now, or be about to become one. A row that takes its place in the index of ids
-# until the end of the transaction makes each of two servers wait for the other; whoever comes second finds what was decided.
+# The id of a refused enq could be a job's by now, or soon. A row that takes the id's place in the index until the end of the
+# transaction makes one of two servers wait for the other; the second one finds what the first has decided.
 TAKE_IDS: Final = """
 INSERT INTO givalia.jobs (seq, id, state, module, target_worker, rank, on_wall, due_at_us, ended_at_us, version, record, params,
     keeper, stop_asked)
@@ -332,8 +332,8 @@ DROP_ANSWERS_OF_JOBS: Final = """
 DELETE FROM givalia.requests q WHERE q.request = ANY($1::uuid[]) AND q.answer IS NOT NULL
     AND EXISTS (SELECT FROM givalia.jobs j WHERE j.id = q.request AND j.seq > 0) RETURNING q.request"""
 GIVE_IDS_BACK: Final = "DELETE FROM givalia.jobs WHERE id = ANY($1::uuid[]) AND seq < 0"
-# Fails for an id that is a request already: another server has refused it since it was looked for. After $2 it fails for all,
-# by `requests_decided_once`: what another server has refused may be forgotten by then.
+# Fails for an id that is already a request: another server has refused it since this one looked. After $2 it fails for all
+# ids, by `requests_decided_once`: the refusal of another server may be forgotten by then.
 ARE_NEW_IDS: Final = f"""
 INSERT INTO givalia.requests (request, seq, answer)
 SELECT request, 0, NULL::bytea FROM givalia.requests WHERE request = ANY($1::uuid[])
@@ -347,7 +347,7 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone"""
 
-# $1: dead ones or the others; $2: now; $3: what ended later stays; $4: how many stay; $5: how many go at most.
+# $1: dead jobs, or the others; $2: now; $3: jobs that ended later stay; $4: the number that stays; $5: the most that go.
 RETIRE: Final = """
 WITH gone AS (
     DELETE FROM givalia.jobs WHERE seq IN (
@@ -368,7 +368,7 @@ WITH gone AS (
     INSERT INTO givalia.counts SELECT module, state, -count(*) FROM gone GROUP BY module, state
 )
 SELECT count(*) FROM gone"""
-# The one that is forgotten first, and how many there are: of the dead and of the others.
+# Among dead jobs, and among other ended jobs: the one that is forgotten first, and their number.
 FORGETTABLE: Final = """
 SELECT d.dead, f.forget_at_us, f.ended_at_us,
     (SELECT coalesce(sum(jobs), 0)::bigint FROM givalia.counts WHERE state > 1 AND (state = 3) = d.dead)
@@ -377,8 +377,8 @@ FROM (VALUES (false), (true)) AS d(dead), LATERAL (
     ORDER BY forget_at_us, seq LIMIT 1
 ) AS f"""
 
-# Counts are added as rows of their own, so that no two transactions wait for one; now and then they are summed up: some rows as
-# they lie, and all rows of some modules, since those of one module that cancel out may lie far apart.
+# Each transaction adds its counts as new rows, so that none waits for another. This sums rows up now and then: some rows in
+# their physical order, and all rows of some modules, since rows of one module that cancel out may lie far apart.
 FOLD: Final = """
 WITH chosen AS MATERIALIZED (
     SELECT parts, floor(random() * parts)::int AS part FROM (SELECT count(*)::int / 5000 + 1 AS parts FROM givalia.counts) AS c
@@ -393,9 +393,9 @@ WITH chosen AS MATERIALIZED (
 )
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM gone GROUP BY module, state HAVING sum(jobs) <> 0"""
 
-# Not for longer than anybody is at once: so a clock that was set back lets nobody who is gone live on.
+# The upper bound is the longest time that one beat grants: after the clock was set back, a server that is gone counts as gone.
 IS_ALIVE: Final = f"alive_until_us > {NOW_US} AND alive_until_us <= {NOW_US} + {ALIVE_US}"
-# Running jobs whose keeper is not alive: keeper by keeper along the index, however many jobs each has.
+# The keepers of running jobs that are not alive: keeper by keeper along the index, however many jobs each has.
 _STRAYED: Final = f"""
 WITH RECURSIVE keepers AS (
     (SELECT keeper FROM givalia.jobs WHERE state = 1 ORDER BY keeper LIMIT 1)
@@ -411,9 +411,9 @@ FROM ({_STRAYED}) AS k, LATERAL (
     SELECT * FROM givalia.jobs WHERE state = 1 AND keeper = k.keeper ORDER BY keeper, seq LIMIT $1
 ) AS j LIMIT $1"""
 OWN: Final = f"{_SELECT} WHERE state = 1 AND keeper = $1 AND (stop_asked OR $2) ORDER BY keeper, seq"
-# $1: this server; $2: how long it counts as alive; $3: its lease; $4: what it says of itself; $5: the part of it for people's
-# own transactions; $6: its hooks; $7: the store that it has opened: it says nothing in another; $8: whether to look at what
-# dead rows may lie before.
+# $1: this server; $2: how long it counts as alive; $3: its lease; $4: its description; $5: the part of that for users' own
+# transactions; $6: its hooks; $7: the store that it has opened (in another store the beat does nothing); $8: whether to read
+# what may lie behind dead rows.
 BEAT: Final = f"""
 INSERT INTO givalia.servers AS me SELECT $1::bigint, {NOW_US} + $2::bigint, $3::bigint, $4::bytea, $5::bytea
 WHERE EXISTS (SELECT FROM givalia.facts WHERE name = 'store' AND value = $7::text) ON CONFLICT (epoch) DO UPDATE
@@ -435,8 +435,8 @@ RETURNING
     $8::boolean AND EXISTS ({_STRAYED}),
     NOT EXISTS (SELECT FROM givalia.servers WHERE epoch < $1 AND {IS_ALIVE}),
     {LOOK}"""
-BEAT_WIDTH: Final = 11  # So many columns stand before those of `LOOK`.
-# An event is for one of the servers that have a plugin for it: whoever takes it makes its call.
+BEAT_WIDTH: Final = 11  # The number of columns before those of `LOOK`.
+# An event is for one of the servers that have a plugin for it: the server that takes the event calls the hook.
 EVENTS: Final = f"""
 WITH gone AS (
     DELETE FROM givalia.events WHERE number = ANY(ARRAY(
@@ -445,7 +445,7 @@ WITH gone AS (
 )
 SELECT gone.hook, gone.running, {_J_COLUMNS} FROM gone JOIN givalia.jobs j ON j.seq = gone.seq ORDER BY gone.number"""
 
-# Rows that are not what was written. What is moved has been locked, and is still so.
+# Damaged rows: a row is locked, read again, and moved under the same lock.
 LOCK_ROWS: Final = f"{_SELECT} WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR UPDATE SKIP LOCKED"
 SET_ASIDE: Final = """
 WITH gone AS (
@@ -461,14 +461,14 @@ QUARANTINED: Final = "SELECT id, key, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'), w
 COUNT_ALONE: Final = "SELECT pg_try_advisory_xact_lock($1)"
 COUNT_FREELY: Final = f"""
 SELECT set_config('statement_timeout', '0', true), {", ".join(f"set_config('enable_{way}', 'on', true)" for way in _WAYS)}"""
-# Rows and their counts change in the same commits, so in one look both are as of the same moment.
+# Rows and their counts change in the same commits, so one statement sees both as of the same moment.
 COUNT_ANEW: Final = """
 INSERT INTO givalia.counts SELECT module, state, sum(jobs) FROM (
     SELECT module, state, count(*) AS jobs FROM givalia.jobs GROUP BY module, state
     UNION ALL SELECT module, state, -jobs FROM givalia.counts
 ) AS off GROUP BY module, state HAVING sum(jobs) <> 0"""
 
-# For a transaction that is somebody else's.
+# For a user's own transaction.
 LOCK: Final = """
 SELECT seq FROM givalia.jobs WHERE seq = ANY($1::bigint[]) ORDER BY seq FOR NO KEY UPDATE"""
 TERMS: Final = f"SELECT terms FROM givalia.servers WHERE {IS_ALIVE} AND terms <> '' ORDER BY epoch"

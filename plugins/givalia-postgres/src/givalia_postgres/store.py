@@ -1,7 +1,7 @@
 """The store in PostgreSQL, which any number of servers may have open.
 
-A batch is two trips: what it must know, with the jobs to lend locked for this server; then what it decided, and the commit.
-A change is guarded by its version as everywhere, so what another server did in between refuses it and is never overwritten.
+A batch is two trips: the first reads what it must know and locks the jobs to lend; the second writes its changes and commits.
+The version of a job guards each change, as in every store: a change of another server in between is never overwritten.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from givalia_postgres.rows import int8s, texts
 from givalia_postgres.scrubbing import Round
 from givalia_postgres.sifting import FULL, Sifter
 
-TRIES: Final = 3  # Of a commit that the database wants done again, before its changes are tried apart.
-ENTER_TRIES: Final = 100  # While other servers enter the store, too,
-ENTER_PAUSE_S: Final = 0.02  # with this between the tries.
-FOLD_AFTER: Final = 400  # Commits,
-FOLD_ROWS: Final = 1_000  # or rows, which other people's transactions add.
+TRIES: Final = 3  # Tries of a commit that the database wants repeated, before its changes are tried apart.
+ENTER_TRIES: Final = 100  # Tries to enter the store while other servers enter, too,
+ENTER_PAUSE_S: Final = 0.02  # and the pause between them.
+FOLD_AFTER: Final = 400  # Counts are summed up after this many commits,
+FOLD_ROWS: Final = 1_000  # or at this many rows, since users' transactions add rows, too.
 SCRUB_EACH_S: Final = 10.0
 STRAYED_AT_ONCE: Final = 2_000
 SWEEP_S: Final = 2.0
@@ -66,10 +66,10 @@ class Postgres(Reads):
     complete_in = staticmethod(transaction.complete_in)
 
     def __init__(self, url: str) -> None:
-        """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); nothing is opened yet."""
+        """Take any URL of libpq, which may name a socket's folder (`?host=/run/postgresql`); open nothing yet."""
         super().__init__(url, Connection(url, "givalia", self._look))
         self._url = url
-        self.may_create = True  # The setting `create` of the server that opens it,
+        self.may_create = True  # The server's setting `create`,
         self.may_upgrade = False  # and whether its setting `upgrade` is auto.
         self.timer = DatabaseClock()
         self.wake: Callable[[], None] = lambda: None
@@ -78,8 +78,8 @@ class Postgres(Reads):
         self._hints = Hints()
         self._listener: Listener | None = None
         self._about = self._known_terms = b""
-        self._hooks: list[str] = []  # That this server has plugins for.
-        self._has_others = True  # For all that is known before it was looked for them.
+        self._hooks: list[str] = []  # The hooks that this server has plugins for.
+        self._has_others = True  # Assumed until the first poll.
         self._sifter = Sifter(self._connection, self._doubts)
         self._commits = 0
         self._swept = time.monotonic()
@@ -103,14 +103,14 @@ class Postgres(Reads):
             self._connection.close()
             raise
         self._epoch = opened.epoch
-        self._hints.must_watch = True  # So that the others know of this one.
+        self._hints.must_watch = True  # So that the other servers learn of this one.
         return opened._replace(is_new=is_new)
 
     def _upgrade_if_needed(self) -> None:
-        """Bring tables of an earlier format to this one if this server may; otherwise name the command that does.
+        """Bring tables of an earlier format to this one if this server may; otherwise name the command for that.
 
         Raises:
-            StoreUnfit, StoreLocked: They may not be upgraded, or other servers live. Nothing was changed.
+            StoreUnfit, StoreLocked: An upgrade is not allowed, or other servers are alive. Nothing was changed.
         """
         words = upgrading.need_of(self._connection)
         if words is None:
@@ -129,7 +129,7 @@ class Postgres(Reads):
         )  # fmt: skip
 
     def _enter(self) -> tuple[Opened, str]:
-        """Enter the store, once others that do so at the same moment let go of what all of them write."""
+        """Enter the store, once other servers that enter at the same moment release the rows that all of them write."""
         for _ in range(ENTER_TRIES):
             try:
                 return tables.enter(self._connection, self.timer)
@@ -138,7 +138,7 @@ class Postgres(Reads):
         return tables.enter(self._connection, self.timer)
 
     def _look(self) -> None:
-        """See, on each new connection, that its session is ours, and that the database is the one that was opened."""
+        """Check, on each new connection, that its session is ours, and that the database is the one that was opened."""
         refuse_pooler(self._url, self._connection)
         if self._epoch:
             self._promise.look()
@@ -159,9 +159,9 @@ class Postgres(Reads):
             self._listener = None
         if self._epoch and self._connection.is_made:
             with suppress(StoreError, StoreFull, Again):
-                self._promise.look()  # Another store's servers are none of ours.
+                self._promise.look()  # Raises if this is another store by now, which must not be touched.
                 tables.leave(self._connection, self._epoch, self._mark, self._last_seq)
-                self._hints.must_watch = True  # So that the others see to what this one looked after.
+                self._hints.must_watch = True  # So that other servers take over this one's jobs.
                 self.tidy()
         self._epoch = 0
         self._connection.close()
@@ -194,7 +194,7 @@ class Postgres(Reads):
         return commit
 
     def _try(self, changes: Sequence[Change], retention: Retention | None) -> Commit:
-        """Commit what nothing holds, then what may be free by now; tell what holds the rest."""
+        """Commit the changes that nothing holds, then those that may be free by now; name the holds of the rest."""
         held, doubtful = self._doubted(changes)
         rest = [change for change in changes if change.job.seq not in held and change.job.seq not in doubtful]
         applied, forgotten = self._commit_all(rest, retention, held)
@@ -209,7 +209,7 @@ class Postgres(Reads):
         return Commit(refused, forgotten, holds)
 
     def _doubted(self, changes: Sequence[Change]) -> tuple[dict[int, Hold], dict[int, Change]]:
-        """Return, by seq, what holds those that are not worth a try now; and those that are tried apart from the rest."""
+        """Return, by seq, the holds of changes that are not worth a try now; and the changes to try apart from the rest."""
         held: dict[int, Hold] = {}
         doubtful: dict[int, Change] = {}
         for change in changes if self._doubts else ():
@@ -221,7 +221,7 @@ class Postgres(Reads):
         return held, doubtful
 
     def _commit_all(self, changes: list[Change], retention: Retention | None, held: dict[int, Hold]) -> tuple[set[int], int]:
-        """Store the changes in one transaction, or sifted; return the seqs that are stored, and how many were forgotten."""
+        """Store the changes in one transaction, or sifted; return the stored seqs, and the number of forgotten jobs."""
         if not changes and retention is None and not self._connection.in_transaction:
             return set(), 0
         met: Exception | None = None
@@ -236,7 +236,7 @@ class Postgres(Reads):
                 gevent.sleep(0.002 * tried)
             except StoreFull as error:
                 if any(change.was is None for change in changes):
-                    raise  # The engine refuses new jobs, and comes again with the others.
+                    raise  # The engine refuses the new jobs, and commits the other changes again.
                 met = error
                 break
         applied: set[int] = set()
@@ -255,7 +255,7 @@ class Postgres(Reads):
     def _find_locks(self, refused: list[Change], held: dict[int, Hold]) -> None:
         """Tell the refused changes whose rows are locked from those whose guards failed."""
         assert self._mark is not None
-        with suppress(Again, StoreFull):  # Then they count as changed, and are decided again at once.
+        with suppress(Again, StoreFull):  # Then they count as failed guards: the engine decides them again at once.
             if locked := self._sifter.locked(refused, self._mark.wall_us):
                 held |= locked
                 self._sifter.look()
@@ -278,7 +278,7 @@ class Postgres(Reads):
         except StoreFull:
             return Keeping(busy=frozenset(answer.request for answer in answers))
         except Held:
-            # Somebody's open transaction makes a job of one of the ids; whether it will exist is not known before its end.
+            # An open transaction makes a job of one of the ids; whether that job will exist is unknown until it ends.
             new = frozenset(answer.request for answer in answers if answer.is_enq)
             others = [answer for answer in answers if not answer.is_enq]
             return self.keep(others)._replace(busy=new) if new else Keeping(busy=frozenset(a.request for a in answers))
@@ -300,7 +300,7 @@ class Postgres(Reads):
         raise StoreAway(f"no answer could be kept in {TRIES} tries")
 
     def _note(self, changes: Sequence[Change], refused: tuple[int, ...]) -> None:
-        """Remember what the others should hear of a commit that is done."""
+        """Note the hints for other servers about a commit that is done."""
         assert self._mark is not None
         lost = set(refused)
         stored = [change for place, change in enumerate(changes) if place not in lost] if lost else changes
@@ -314,14 +314,14 @@ class Postgres(Reads):
         self._let_go()
 
     def _let_go(self) -> None:
-        """Tell the other servers of the jobs that were held here and are not lent: their queries skipped them meanwhile."""
+        """Note hints about the jobs that were locked here and not lent: other servers' queries skipped them meanwhile."""
         for route, due_us in (*self._held.values(), *self._unread.items()):
             self._hints.is_ready(route, due_us)
         self._held.clear()
         self._unread.clear()
 
     def _write(self, some: list[Statement], *, is_last: bool) -> list[Rows]:
-        """Send statements in the transaction that is open, or a new one; the last ones with the commit."""
+        """Send statements in the open transaction, or a new one; the last ones with the commit."""
         connection = self._connection
         before: list[Statement] = [] if connection.in_transaction else [(sql.BEGIN, ())]
         after: list[Statement] = [(sql.COMMIT, ())] if is_last else []
@@ -332,10 +332,10 @@ class Postgres(Reads):
     # Housekeeping.
 
     def rest(self) -> None:
-        """Nothing to do: the database has its own housekeeping."""
+        """Do nothing: the database has its own housekeeping."""
 
     def tidy(self) -> None:
-        """Let go of what was held and not lent, and say what the others should hear; now and then sum up the counts."""
+        """Release the jobs that were locked and not lent, and send the hints; now and then, sum up the counts."""
         statements: list[Statement] = []
         if self._connection.in_transaction:
             self._connection.in_transaction = False
@@ -352,14 +352,14 @@ class Postgres(Reads):
         if sweeps:
             statements.append((sql.SWEEP_ANSWERS, [SWEPT_AT_ONCE]))
         if statements:
-            # Nothing here is owed to anybody; whether the store is back shows in the next turn.
+            # No answer depends on this; the next turn shows whether the store is back.
             with suppress(Again, StoreAway, StoreFull):
                 answers = self._connection.ask(*statements)
                 self._has_more_to_sweep = sweeps and answers[-1] == [(SWEPT_AT_ONCE,)]
         self._set_aside()
 
     def _must_sweep(self) -> bool:
-        """Return whether it is time to remove answers that were kept for long enough."""
+        """Return whether it is time to remove answers that have been kept long enough."""
         now = time.monotonic()
         must_sweep = self._has_more_to_sweep or now - self._swept >= SWEEP_S
         if must_sweep:
@@ -385,11 +385,11 @@ class Postgres(Reads):
         return news
 
     def watch(self, now: Now, lease_us: int, about: bytes, *, all_own: bool) -> Watched | None:  # noqa: ARG002 - As of every store.
-        self._sifter.look()  # Nobody may ask about a name that is free by now, and jobs that are held are not lent.
+        self._sifter.look()  # A name may be free by now that no command asks about; its jobs are not lent before.
         try:
             return self._watch(lease_us, about, all_own=all_own)
         except (Again, StoreFull):
-            self._promise.look()  # It writes nothing, and the promise must hold all the same.
+            self._promise.look()  # This check writes nothing, and the promise must hold even now.
             return None
 
     def _watch(self, lease_us: int, about: bytes, *, all_own: bool) -> Watched:
@@ -425,21 +425,21 @@ class Postgres(Reads):
         if is_first:
             self._scrub()
         self._set_aside()
-        # What another server says of itself counts only if it is what was written; it says so again soon.
+        # A damaged description of another server is ignored; that server writes it again soon.
         about_others = [unsealed(sealed) or b"" for sealed in others]
         return Watched(own, strayed, mine, lapsed, live, expired, about_others, events)
 
     def _scrub(self) -> None:
-        """Now and then read some rows that perhaps nobody asks for, so that a damaged one is met."""
+        """Now and then, read some rows that perhaps no command reads, to find damaged ones."""
         now = time.monotonic()
         if now >= self._scrub_at:
             self._scrub_at = now + SCRUB_EACH_S
-            with suppress(Again, StoreFull):  # What was not read is read next time; the events of this look are not lost.
+            with suppress(Again, StoreFull):  # Unread rows are read next time; the events of this poll are not lost.
                 rows = self._connection.ask((sql.CHECK, self._scrub_round.wants))[0]
                 self._scrub_round.take(rows, self._quarantine, time.time())
 
     def _look_below_floors(self) -> None:
-        """Find what has come to wait below a floor without a word."""
+        """Find jobs that have come to wait below a floor without a hint."""
         if pieces := self._floors.pieces():
             began = time.monotonic()
             routes, lows, highs = zip(*pieces, strict=True)

@@ -23,10 +23,10 @@ _BIGINT: Final = 2**63 - 1
 
 
 def find_format(connection: Connection) -> int | None:
-    """The format of the tables; None if there are none.
+    """Return the format of the tables; None if there are none.
 
     Raises:
-        StoreTooNew, StoreUnfit: It is later than this version knows, or no fact names it.
+        StoreTooNew, StoreUnfit: The format is later than this version knows, or no fact names it.
     """
     ((exists,),) = connection.ask(("SELECT to_regclass('givalia.facts') IS NOT NULL", ()))[0]
     if not exists:
@@ -48,7 +48,7 @@ _LAST: Final = "SELECT max(seq) FROM givalia.jobs"
 
 
 def enter(connection: Connection, clock: DatabaseClock) -> tuple[Opened, str]:
-    """Add this server to those that share the queue; what it must know, and which store this is.
+    """Add this server to those that share the queue; return what it must know, and the identity of the store.
 
     Raises:
         StoreUnfit: A fact is missing, or is not as Givalia wrote it.
@@ -91,7 +91,7 @@ def _rubbish(facts: dict[str, str], name: str) -> StoreUnfit:
 
 
 def leave(connection: Connection, epoch: int, mark: Mark | None, last_seq: int) -> None:
-    """This server is no more; its jobs are anybody's. Its row stays for a while: it says for how long it granted leases."""
+    """Mark this server as gone: any other may take its jobs. Its row stays for a while, since it names the length of leases."""
     facts = {"last_seq": str(last_seq)}
     if mark is not None:
         facts["mark"] = json.dumps(mark)
@@ -100,7 +100,7 @@ def leave(connection: Connection, epoch: int, mark: Mark | None, last_seq: int) 
 
 
 def raise_numbers(connection: Connection, seq: int, fence: int) -> None:
-    """Let every number from here on be above these, and every epoch above the one in the fence."""
+    """Raise the numbers: every later one is above these, and every later epoch above the one in the fence."""
     least = (max(seq, fence) >> TICK_BITS) + 1
     words = "SELECT setval('givalia.tick', $1::bigint) FROM givalia.tick WHERE last_value < $1::bigint"
     kept = f"{KEEP} WHERE facts.value::bigint < excluded.value::bigint"
@@ -108,7 +108,7 @@ def raise_numbers(connection: Connection, seq: int, fence: int) -> None:
 
 
 def describe(connection: Connection) -> dict[str, Any]:
-    """The database's version, the size of the tables, how many servers share them, how many rows were set aside."""
+    """Return the database's version, the size of the tables, and the numbers of servers and of rows set aside."""
     size = (
         "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c"
         " WHERE c.relnamespace = 'givalia'::regnamespace AND c.relkind = 'r'"

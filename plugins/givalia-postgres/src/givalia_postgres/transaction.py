@@ -1,7 +1,7 @@
-"""Jobs in somebody's own transaction: enqueued, cancelled, pushed back or completed if and only if that commits.
+"""Jobs in a user's own transaction: enqueued, cancelled, pushed back or completed if and only if the transaction commits.
 
-The verbs are a server's; here they decide over rows that are read and locked through the user's connection, and what they
-decide is written through it. No server is asked. At the commit PostgreSQL notifies the servers, which act at once.
+The verbs are a server's; here they read, lock and write rows through the user's connection, without a server. At the commit
+PostgreSQL notifies the servers, which act at once.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Enqueued(NamedTuple):
 
 
 def enq(connection: Any, module: str, **options: Any) -> Enqueued:
-    """Enqueue a job in the transaction of this connection; it exists if and only if that commits, and is then at once due.
+    """Enqueue a job in the transaction of this connection; it exists if and only if that commits, and is then due at once.
 
     Args:
-        connection: Of psycopg, SQLAlchemy (a Session, too) or Django, to the database that the servers share. One that is
-            in autocommit commits the job by itself.
+        connection: A connection of psycopg, SQLAlchemy (a Session, too) or Django to the database that the servers share.
+            A connection in autocommit commits the job by itself.
         module: The name of a WorkModule.
         options: Those of `Client.enq`.
 
     Raises:
-        DuplicateKey, WrongState, BadRequest, TooLarge: As of `Client.enq`; the transaction can go on.
+        DuplicateKey, WrongState, BadRequest, TooLarge: As in `Client.enq`; the transaction can go on.
         Busy: Others changed the job of this key again and again.
     """
     made = _perform(connection, ENQ, enq_of({"module": module, **options}))
@@ -68,12 +68,12 @@ def enq(connection: Any, module: str, **options: Any) -> Enqueued:
 
 
 def cancel(connection: Any, key: str | None = None, *, id: str | None = None, running: bool = False) -> str:
-    """Call a job off in the transaction of this connection: `cancelled`, or `stop_requested`, as of `Client.cancel`.
+    """Call a job off in the transaction of this connection; return `cancelled` or `stop_requested`, as `Client.cancel`.
 
-    The job is locked until the transaction ends: it will not start meanwhile.
+    The job is locked until the transaction ends, and does not start meanwhile.
 
     Raises:
-        NotFound, WrongState: As of `Client.cancel`; the transaction can go on.
+        NotFound, WrongState: As in `Client.cancel`; the transaction can go on.
     """
     return _perform(connection, CANCEL, commands.cancel(key, id=id, running=running))
 
@@ -81,16 +81,16 @@ def cancel(connection: Any, key: str | None = None, *, id: str | None = None, ru
 def ext(
     connection: Any, key: str | None = None, time: Any = None, *, at: float | datetime | None = None, id: str | None = None
 ) -> datetime:
-    """Move the due of a job that has not started, in the transaction of this connection; the new due, as of `Client.ext`.
+    """Move the due of a job that has not started, in this connection's transaction; return the new due, as `Client.ext`.
 
     Raises:
-        NotFound, WrongState: As of `Client.ext`; the transaction can go on.
+        NotFound, WrongState: As in `Client.ext`; the transaction can go on.
     """
     return _perform(connection, EXT, commands.ext(key, time, at=at, id=id))
 
 
 def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) -> None:
-    """Let a running job be done in the transaction of this connection; see `RunningJobView.complete_in`."""
+    """Complete a running job in the transaction of this connection; see `RunningJobView.complete_in`."""
     try:
         packed = msgpack.packb(result)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -104,7 +104,7 @@ def complete_in(connection: Any, job_id: bytes, fence: int, result: Any = None) 
 
 
 def takes(connection: Any) -> bool:
-    """Return whether this is a connection to PostgreSQL by psycopg."""
+    """Return whether this is, or holds, a connection of psycopg."""
     try:
         return isinstance(_driver(connection), psycopg.Connection)
     except BadRequest:
@@ -125,7 +125,7 @@ def _perform(connection: Any, command: Command[..., T], message: Any) -> T:
 
 @contextlib.contextmanager
 def _transaction(connection: Any) -> Iterator[_Cursor]:
-    """The user's transaction; or, if the connection has none and would begin none, one of our own."""
+    """Enter the user's transaction; or, if the connection has none and would begin none, one of our own."""
     driver = _driver(connection)
     if driver.pgconn.pipeline_status:
         raise BadRequest("the connection is in pipeline mode, in which nothing can be decided; do it before or after that")
@@ -145,7 +145,7 @@ def _transaction(connection: Any) -> Iterator[_Cursor]:
 
 
 def _driver(connection: Any) -> psycopg.Connection[Any]:
-    """The connection of psycopg inside whatever the user has."""
+    """Return the connection of psycopg inside the user's object."""
     if isinstance(connection, psycopg.Connection):
         return connection
     found = connection
@@ -164,17 +164,17 @@ def _driver(connection: Any) -> psycopg.Connection[Any]:
 
 
 class _Cursor:
-    """Statements of ours on the user's connection."""
+    """A cursor for our statements on the user's connection."""
 
     def __init__(self, cursor: RawCursor[Any]) -> None:
         self._cursor = cursor
 
     def ask(self, *statements: Statement) -> list[Rows]:
-        """The rows of each."""
+        """Return the rows of each statement."""
         return [self._ask(*statement) for statement in statements]
 
     def _ask(self, words: str, values: Any) -> Rows:
-        # Not prepared: the connection may be a pool's that gives the next transaction another one.
+        # Not prepared: the connection may belong to a pool that gives the next transaction another session.
         self._cursor.execute(words.encode(), values, binary=True, prepare=False)
         return rows.fetched(self._cursor)
 
@@ -202,14 +202,14 @@ def _decide(cursor: _Cursor, kind: Kind, message: Any) -> Answer:
 
 
 def _common(terms: Rows) -> tuple[set[str] | None, Policy]:
-    """Return the hooks of the servers that are alive (None if none is: then a later one is to decide), and their policy."""
+    """Return the hooks of the live servers (None without one: a later server decides), and their policy."""
     known = [msgpack.unpackb(packed) for (sealed,) in terms if (packed := checksums.unsealed(sealed))]
     hooks = {name for names, _ in known for name in names} if known else None
     return hooks, Policy(*known[0][1]) if known else Policy()
 
 
 def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
-    """The jobs that the command names, locked and as they are then; new numbers; and the database's time."""
+    """Lock the jobs that the command names; return them as they then are, new numbers, and the database's time."""
     found = Found({}, {}, {}, {}, {}, {}, answers={})
     parts = [*reads.named(single.wanted, found, _sound), *reads.variants(single.wanted, found)]
 
@@ -229,12 +229,12 @@ def _read(cursor: _Cursor, single: Single) -> tuple[Found, Now]:
 
 
 def _sound(some: Iterable[Sequence[Any]]) -> list[Job]:
-    """The jobs of these rows; a user may not have the right to set a bad one aside, so it is raised."""
+    """Return the jobs of these rows; raise for a damaged row, since the user may lack the right to set it aside."""
     return [rows.to_job(row) for row in some]
 
 
 def _write(cursor: _Cursor, changes: list[Change]) -> bool:
-    """Return whether all of it was written; a command changes one job, so otherwise nothing was."""
+    """Write the changes; return False if nothing was written, since others changed the job that the command changes."""
     if not changes:
         return True
     written = {seq for answer in cursor.ask(*writes.apply(changes)) for (seq,) in answer}
@@ -254,13 +254,13 @@ def _write(cursor: _Cursor, changes: list[Change]) -> bool:
 
 
 def _tell(cursor: _Cursor, decided: SingleDecision, listened: set[str] | None, now: Now) -> None:
-    """Return the messages that the servers are to hear at the commit."""
+    """Leave the events and hints that the servers receive at the commit."""
     hints = Hints()
     for was, job in decided.changes:
         if was is not None and (was.keeper or job.ended_at_us):
             hints.changed.add(job.id)
         if job.state is WAITING:
-            hints.waits(job, now.timer_us, soon_us=TEN_YEARS_US)  # Who knows when it commits.
+            hints.waits(job, now.timer_us, soon_us=TEN_YEARS_US)  # The commit may be any time later.
     events = [event for event in decided.events if listened is None or event.hook in listened]
     if events:
         hooks, jobs = [event.hook for event in events], [event.job.seq for event in events]
@@ -268,6 +268,6 @@ def _tell(cursor: _Cursor, decided: SingleDecision, listened: set[str] | None, n
         cursor.ask((sql.ADD_EVENTS, [rows.texts(hooks), rows.bools(runnings), rows.int8s(jobs)]))
         hints.must_watch = True
     if decided.changes and not hints:
-        hints.must_watch = True  # PostgreSQL prepares no transaction that notifies: so none of two phases holds a job.
+        hints.must_watch = True  # PostgreSQL cannot prepare a transaction that notifies, so none of two phases holds a job.
     for payload in hints.payloads():
         cursor.ask(("SELECT pg_notify($1, $2)", [CHANNEL, payload]))

@@ -1,9 +1,9 @@
-"""Making the tables, and bringing them to a later format.
+"""Creating the tables, and bringing them to a later format.
 
 A server that starts does either, as far as its user and its settings allow; so does the command line.
-Fresh tables are made in one transaction. An upgrade names the new format first, so that no older server starts any more, with
-a fact that it is not finished, so that no newer one does; then it goes through the rows, some in each transaction, which also
-says how far it came. Killed at any moment, it goes on from there when it is done again.
+One transaction creates the tables. An upgrade first names the new format, so that no older server starts any more, with a fact
+that it is unfinished, so that no newer server starts yet; then it goes through the rows, some in each transaction, which also
+notes the progress. If an upgrade is killed, the next one continues from there.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from givalia_postgres.connection import Connection, Rows, Statement
 from givalia_postgres.rows import RECORD, bytes_, int8s, is_sealed, sealed_record, texts
 from givalia_postgres.tables import KEEP, find_format
 
-ANSWER_S: Final = 3_600.0  # All rows are counted in one statement.
+ANSWER_S: Final = 3_600.0  # One statement counts all rows.
 LOCK_S: Final = 30.0
 LOCK_LOOK_S: Final = 0.02
 SEALED: Final = 2  # The first format whose rows have checksums.
 UNFINISHED: Final = "upgrade"
-"""The fact that an upgrade is under way: the seq up to which rows are as the new format has them."""
+"""The fact that an upgrade is under way: the seq up to which rows have the new format."""
 
 _NOTHING_DONE: Final = str(-(2**63))
 _FIRST_ROWS: Final = 16  # Rows may be large; steps grow as long as they are not.
@@ -42,11 +42,11 @@ _ALIVE: Final = f"SELECT count(*) FROM givalia.servers WHERE {sql.IS_ALIVE}"
 
 
 def create(connection: Connection, *, may_create: bool = True) -> bool:
-    """Make the tables if there are none; return whether there were none.
+    """Create the tables if there are none; return whether there were none.
 
     Raises:
-        StoreMissing: There are none, and none may be made.
-        StoreTooNew, StoreUnfit: They are of another format, or may not be made.
+        StoreMissing: There are no tables, and `may_create` is false.
+        StoreTooNew, StoreUnfit: The tables have another format, or the user may not create them.
     """
     if find_format(connection) is None:
         if not may_create:
@@ -59,10 +59,10 @@ def create(connection: Connection, *, may_create: bool = True) -> bool:
 
 
 def need_of(connection: Connection) -> str | None:
-    """Return why the tables have to be upgraded before a server uses them; None if they need not, or are not there.
+    """Return why the tables need an upgrade before a server uses them; None if they need none, or do not exist.
 
     Raises:
-        StoreTooNew, StoreUnfit: They are of a later format, or no fact names it.
+        StoreTooNew, StoreUnfit: The tables have a later format, or no fact names the format.
     """
     found = find_format(connection)
     if found is None:
@@ -75,13 +75,13 @@ def need_of(connection: Connection) -> str | None:
 
 
 def upgrade(connection: Connection) -> tuple[int, int]:
-    """Bring the tables to this format; from which to which. Two programs may do it at once.
+    """Bring the tables to this format; return the old format and the new. Two programs may call this at once.
 
     Raises:
-        StoreMissing: There are none.
-        StoreTooNew: They are of a later one. Nothing was changed.
-        StoreLocked: Servers have them open. Nothing was changed.
-        StoreUnfit: The user may not.
+        StoreMissing: There are no tables.
+        StoreTooNew: The tables have a later format. Nothing was changed.
+        StoreLocked: Servers have the tables open. Nothing was changed.
+        StoreUnfit: The user may not upgrade them.
     """
     with _locked(connection):
         before = find_format(connection)
@@ -98,7 +98,7 @@ def upgrade(connection: Connection) -> tuple[int, int]:
 
 
 def _make(connection: Connection) -> bool:
-    """Make the tables; return False if somebody else has made them meanwhile."""
+    """Create the tables; return False if another program has created them meanwhile."""
     with _locked(connection):
         if find_format(connection) is not None:
             return False
@@ -116,7 +116,7 @@ def _locked(connection: Connection) -> Iterator[None]:
 
 
 def _lock(connection: Connection) -> None:
-    """Wait for the server that makes the tables; not in the database, where no lock is waited for long."""
+    """Wait for another program that creates the tables; poll here, since our sessions wait for no lock for long."""
     for _ in range(round(LOCK_S / LOCK_LOOK_S)):
         ((is_ours,),) = connection.ask(("SELECT pg_try_advisory_lock($1)", [schema.LOCK]))[0]
         if is_ours:
@@ -132,7 +132,7 @@ def _refuse_company(connection: Connection) -> None:
 
 
 def _step(connection: Connection, words: list[str], *, finishes: bool) -> None:
-    """Change the tables, and say so, in one transaction."""
+    """Change the tables and their facts in one transaction."""
     facts: list[Statement] = [(KEEP, ["format", str(schema.FORMAT)])]
     if not finishes:
         facts.append((KEEP, [UNFINISHED, _NOTHING_DONE]))
@@ -140,7 +140,7 @@ def _step(connection: Connection, words: list[str], *, finishes: bool) -> None:
 
 
 def _progress(connection: Connection) -> int | None:
-    """The seq up to which an upgrade came that has not ended; None if none is under way."""
+    """Return the seq that an unfinished upgrade has reached; None if none is under way."""
     rows = connection.ask(("SELECT value FROM givalia.facts WHERE name = $1", [UNFINISHED]))[0]
     if not rows:
         return None
@@ -150,20 +150,20 @@ def _progress(connection: Connection) -> int | None:
 
 
 def _seal_rows(connection: Connection, done: int) -> None:
-    """Give each row above this seq its checksum; what is no row of a job is set aside."""
+    """Give each row above this seq its checksum; set aside each row that is not a job's."""
     limit = _FIRST_ROWS
     while rows := connection.ask((sql.CHECK, [done, limit]))[0]:
         done = rows[-1][0]
         connection.ask(("BEGIN", ()), (_PATIENCE, ()), *_sealed(rows), (KEEP, [UNFINISHED, str(done)]), ("COMMIT", ()))
         size_bytes = sum(len(part or b"") for row in rows for part in row[RECORD : RECORD + 3])
         limit = max(limit // 2, 1) if size_bytes > _STEP_BYTES else min(limit * 2, _ROWS)
-    # What was set aside may have lied about what it is counted as.
+    # A row that was set aside may have been counted under another module or state.
     counted: list[Statement] = [(sql.COUNT_FREELY, ()), (sql.COUNT_ANEW, ())]
     connection.ask(("BEGIN", ()), *counted, (_DONE, [UNFINISHED]), ("COMMIT", ()))
 
 
 def _sealed(rows: Rows) -> list[Statement]:
-    """The statements that bring these rows to the format; some are there already, for applications write meanwhile."""
+    """Return the statements that bring these rows to the format; some have it already, since applications write meanwhile."""
     records: dict[int, bytes] = {}
     why: dict[int, str] = {}
     for row in rows:

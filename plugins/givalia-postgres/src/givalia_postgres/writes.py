@@ -1,4 +1,4 @@
-"""The writing of one commit: its changes as a few statements over many rows, however many they are."""
+"""The writing of one commit: any number of changes as a few statements over many rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from givalia_postgres.rows import bytes_, int2s, int8s, job_columns, texts, uuid
 
 
 def statements(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
-    """Those that apply the changes, each of which answers with the seqs it has written; then those that account for them.
+    """Yield the statements that apply the changes, each with the written seqs as its rows; then those that account for them.
 
-    They fail if new jobs are among the changes and it is later than `until_us` by the database's clock.
+    They fail if the changes include new jobs and the database's clock is past `until_us`.
     """
     for wave in _waves(changes):
         yield from apply(wave)
@@ -27,7 +27,7 @@ def statements(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
 
 
 def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
-    """The changes in groups that may be written kind by kind, because no key that one takes is another's in the same group."""
+    """Yield the changes in groups that may be written kind by kind: no change takes the key of another in its group."""
     wave: list[Change] = []
     taken: set[str] = set()
     for change in changes:
@@ -44,7 +44,7 @@ def _waves(changes: Sequence[Change]) -> Iterator[list[Change]]:
 
 
 def _replaces(was: Job, job: Job) -> bool:
-    """Return whether the change touches an existing row, or may take a key."""
+    """Return whether the change sets columns that `sql.UPDATE` leaves alone, or may take a key."""
     return (
         (was.module, was.target_worker, was.priority) != (job.module, job.target_worker, job.priority)
         or was.specifier != job.specifier
@@ -55,7 +55,7 @@ def _replaces(was: Job, job: Job) -> bool:
 
 
 def apply(wave: Sequence[Change]) -> Iterator[Statement]:
-    """Updates first: they may free the keys that others take."""
+    """Yield the statements of one group, updates first: they may free the keys that others take."""
     updates = [change for change in wave if change.was is not None and not _replaces(change.was, change.job)]
     replaced = [change for change in wave if change.was is not None and _replaces(change.was, change.job)]
     new = [change.job for change in wave if change.was is None]
@@ -92,7 +92,7 @@ def accounts_of(changes: Sequence[Change]) -> Accounts:
 
 
 def _account(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
-    """The counts and the request ids, for those of the rows that were written."""
+    """Yield the statements for the counts and the request ids of the rows that were written."""
     counts, known, dropped = accounts_of(changes)
     if counts:
         seqs, modules, states, deltas = zip(*counts, strict=True)
@@ -105,10 +105,10 @@ def _account(changes: Sequence[Change], until_us: int) -> Iterator[Statement]:
 
 
 def keep(answers: Sequence[Kept]) -> Iterator[Statement]:
-    """Keep answers that changed no job, in a transaction of their own.
+    """Yield the statements that keep answers that changed no job, in a transaction of their own.
 
-    The second statement answers with the requests that are kept, and the fourth, if there is one, with those of them whose
-    ids are jobs' by now: they are not kept after all.
+    The second statement returns the kept requests; the fourth, if there is one, returns those of them whose ids belong to
+    jobs by now: they are not kept after all.
     """
     answers = sorted(answers)  # So that two servers with copies of the same commands do not wait for each other.
     requests = uuids([answer.request for answer in answers])

@@ -8,9 +8,9 @@ OTHER: Final = "(other)"  # No module's name can have parentheses.
 
 
 class Bounded:
-    """Passes the first `limit` distinct values through, and turns every further one into `(other)`.
+    """A limit on labels: the first `limit` distinct values pass through, every further one becomes `(other)`.
 
-    As many wanted values (`want`) are passed through beside them, so that others cannot use up their places.
+    As many wanted values (`want`) pass through beside them, so that other values cannot use up their places.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,6 +26,6 @@ class Bounded:
         return value
 
     def want(self, value: str) -> None:
-        """Pass this value through from now on, unless there are `limit` wanted values already."""
+        """Pass this value through from now on, unless there are already `limit` wanted values."""
         if len(self._wanted) < self._limit:
             self._wanted.add(value)

@@ -23,7 +23,7 @@ log = logging.getLogger("givalia.prometheus")
 
 
 class Listener:
-    """One port: opened at once if it is free, else as soon as it is."""
+    """One port: it opens at once if it is free, else as soon as it is."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         self.port: int | None = None

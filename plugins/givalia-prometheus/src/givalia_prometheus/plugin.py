@@ -1,4 +1,4 @@
-"""The plugin: counts the events of jobs, and keeps the listener open while a server or worker runs."""
+"""The plugin: it counts the events of jobs, and keeps the listener open while a server or worker runs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Prometheus:
 
     @hookimpl
     def on_cancel(self, job: JobView, running: bool) -> None:
-        """Called on the server or, for a running job, on its worker: the sum of both counts."""
+        """Count a cancel, on the server or, for a running job, on its worker: the total is the sum of both."""
         label = self._module(job.module) if running else self._on_server(job.module)
         self._cancelled.labels(label, str(running).lower()).inc()
 
@@ -142,7 +142,7 @@ class Prometheus:
     @hookimpl
     def after_run(self, job: RunningJobView, outcome: Outcome) -> None:
         self._runs.labels(self._module(job.module), str(outcome.kind)).inc()
-        if outcome.kind != "released":  # It did not run.
+        if outcome.kind != "released":  # A released job did not run.
             self._run_time.labels(self._module(job.module)).observe(outcome.seconds)
 
     # The listener is open while a server or worker of this process is up.

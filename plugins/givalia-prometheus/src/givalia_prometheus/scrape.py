@@ -45,7 +45,7 @@ _DISK: Final = (
 
 
 class Scrape(Collector):
-    """Collects from the running servers and workers of this process; `hosts` is read each time."""
+    """A collector over the running servers and workers of this process; each scrape reads `hosts` again."""
 
     def __init__(
         self, hosts: Callable[[], Iterable[Any]], label: Callable[[str], str], want: Callable[[str], None]
@@ -61,7 +61,7 @@ class Scrape(Collector):
                 yield from self._of_server(host)
         yield from _of_workers(hosts)
         yield from _of_plugins(hosts)
-        # Those of this process, whether it is a server's or a worker's. Givalia's own handler counts them.
+        # The lost lines of this process, a server's or a worker's. Givalia's own handler counts them.
         lost = sum(getattr(handler, "lost", 0) for handler in logging.getLogger("givalia").handlers)
         yield CounterMetricFamily("givalia_log_lines_lost", "Lines of the log that could not be written.", value=lost)
 
@@ -79,7 +79,7 @@ class Scrape(Collector):
         if info:
             for module, told in info.get("modules", {}).items():
                 if told.get("workers"):
-                    self._want(module)  # It has a label of its own, however many names clients make up.
+                    self._want(module)  # A served module has its own label, however many names clients make up.
                     self._label(module)
             yield self._jobs(info)
             yield from self._modules(info)
