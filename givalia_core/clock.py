@@ -1,9 +1,9 @@
-"""The only room that reads time.
+"""The only module that reads time.
 
 Three clocks, each for one use, all in integer microseconds. The *timer clock* carries relative delays: it equals the
 wall clock when a store is made and from then on advances with the machine's uptime (suspend included), so a step of the
 wall clock moves no delay. The *wall clock* carries absolute times. The *monotonic clock* carries leases and timeouts.
-Nothing here sleeps. Elsewhere only lengths of time are taken, from the monotonic clock, at the edges where bytes move.
+Nothing here sleeps. Other modules only measure lengths of time, on the monotonic clock, at the edges where bytes move.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 SECOND_US = 1_000_000
 STEP_US = 100_000  # A change of (timer - wall) by more than this between two readings is a step, less is drift.
-TOLD_US = 10_000  # So far the clock may drift before people are told other wall times of the same timer times.
+TOLD_US = 10_000  # The clock may drift so far before users see other wall times for the same timer times.
 
 
 class Reading(NamedTuple):
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 
 class Now(NamedTuple):
-    """One moment on the three clocks that decisions are made by."""
+    """One moment on the three clocks that decisions use."""
 
     timer_us: int
     wall_us: int
@@ -39,17 +39,17 @@ class Now(NamedTuple):
 
     @property
     def told_ahead_us(self) -> int:
-        """Return the distance from timer times to the wall times that people are told; unlike readings, it does not jitter."""
+        """The distance from timer times to the wall times that users see; unlike readings, the distance does not jitter."""
         return self.timer_ahead_us if self.steady_ahead_us is None else self.steady_ahead_us
 
     @property
     def told_us(self) -> int:
-        """This moment as people are told it, on the wall clock: to the microsecond as far from each due as that is away."""
+        """The moment on the wall clock as users see it; its distance to each due that they see is exact to the microsecond."""
         return self.timer_us - self.told_ahead_us
 
     @property
     def timer_ahead_us(self) -> int:
-        """Return the distance of the timer clock from the wall clock; added to a wall time, it gives a timer time."""
+        """The distance of the timer clock from the wall clock: a wall time plus this distance is a timer time."""
         return self.timer_us - self.wall_us
 
 
@@ -60,7 +60,7 @@ class Mark(NamedTuple):
     timer_ahead_of_uptime_us: int
     timer_us: int
     wall_us: int
-    lease_us: int = 0  # The length of the leases that were granted: after a restart they are waited for as long.
+    lease_us: int = 0  # The length of the granted leases: after a restart the server waits as long for them.
 
 
 class Clock(Protocol):
@@ -92,13 +92,13 @@ class SystemClock:
     read = staticmethod(read_system)
 
 
-# Randomness for ids to come: asking the system for each would cost more than all else about them. A fork draws its own.
+# Randomness for future ids: a system call for each id would cost more than the rest of making it. A fork draws its own.
 _drawn: list[bytes] = []
 os.register_at_fork(after_in_child=_drawn.clear)
 
 
 def new_id() -> bytes:
-    """A version 7 UUID: its first half is the time, so ids made one after the other lie beside each other on disk."""
+    """Return a version 7 UUID: it begins with the time, so ids made one after the other lie beside each other on disk."""
     try:
         rest = _drawn.pop()
     except IndexError:
@@ -120,7 +120,7 @@ def boot_id() -> str:
 
 
 class Timekeeper(Protocol):
-    """Makes of the machine's readings the moments that one store is run by: `TimerClock`, or a shared store's own clock."""
+    """The source of one store's moments, made from the machine's readings: `TimerClock`, or a shared store's own clock."""
 
     def now(self, reading: Reading) -> Now:
         """Return the moment of this reading."""
@@ -161,9 +161,9 @@ class TimerClock:
 
     @classmethod
     def start(cls, clock: Clock, mark: Mark | None) -> TimerClock:
-        """Go on from what the store kept: by uptime within one boot, by wall clock and stored distance after a reboot.
+        """Go on from the store's mark: by uptime within one boot, by wall clock and stored distance after a reboot.
 
-        Never behind the last stored instant, whatever the wall clock says now.
+        The clock is never behind the last stored instant, whatever the wall clock says now.
         """
         reading = clock.read()
         if mark is None:
@@ -183,6 +183,6 @@ class TimerClock:
 
     def mark(self, now: Now, lease_us: int = 0) -> Mark:
         """Return the mark for the store, from which a later `start` goes on."""
-        # The wall clock as it is told, so that dues are told the same after a restart.
+        # The wall clock as users see it, so that they see the same dues after a restart.
         told_us = now.wall_us if now.steady_ahead_us is None else now.timer_us - now.steady_ahead_us
         return Mark(self._boot_id, self._ahead_of_uptime_us, now.timer_us, told_us, lease_us)

@@ -143,7 +143,7 @@ def _words(error: BaseException) -> str:
 
 
 class Watch(Protocol):
-    """Gets told when a plugin's call begins and ends, to limit its time and to name the plugin."""
+    """A watcher that is told when a plugin's call begins and ends, to limit its time and to name the plugin."""
 
     def enter(self, hook: str, plugin: int, job: Any) -> Any:
         """Note the call of a plugin (its place in `Hooks.names`), maybe for a job; return the token for `leave`."""
@@ -153,7 +153,7 @@ class Watch(Protocol):
 
 
 class Hooks:
-    """Calls the implementations of a set of plugins, each by itself."""
+    """The caller of the implementations of a set of plugins, each by itself."""
 
     def __init__(self, plugins: Iterable[object]) -> None:
         self._manager = pluggy.PluginManager(PROJECT)

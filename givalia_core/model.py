@@ -14,7 +14,7 @@ from givalia_core.errors import IllegalTransition
 
 TEN_YEARS_US: Final = 10 * 365 * 86_400 * SECOND_US
 REMEMBERED_AT_LEAST_US: Final = 120 * SECOND_US  # Longer than any client resends, so that a resend finds its answer.
-REQUESTS_KEPT: Final = 4  # A job keeps the answers to its newest commands however old they are, at least so many,
+REQUESTS_KEPT: Final = 4  # A job keeps at least so many answers, those to its newest commands, however old,
 REQUESTS_MOST: Final = 1_000  # and never more than this: a further command that would change the job is refused.
 RELEASES_MAX: Final = 1_000
 CHILD_DEATHS_MAX: Final = 3
@@ -78,7 +78,7 @@ class Answered(NamedTuple):
 
 
 def still_remembered(answered: tuple[Answered, ...], since_us: int) -> tuple[Answered, ...]:
-    """The answers, oldest first, without those decided before `since_us`, but for room for one of `REQUESTS_KEPT`."""
+    """Return the answers, oldest first, without those decided before `since_us`; keep at least `REQUESTS_KEPT - 1`."""
     passed = 0
     while len(answered) - passed >= REQUESTS_KEPT and answered[passed].at_us < since_us:
         passed += 1
@@ -86,12 +86,12 @@ def still_remembered(answered: tuple[Answered, ...], since_us: int) -> tuple[Ans
 
 
 def join_target(target_worker: str, specifier: str | None) -> str:
-    """Return the target of a job as one text: the worker's name and, behind a blank, which no name has, any specifier."""
+    """Return a job's target as one text: the worker's name, and behind a blank, which no name has, the specifier if any."""
     return target_worker if specifier is None else f"{target_worker} {specifier}"
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """The worker name and the specifier of a target."""
+    """Return the worker name and the specifier of a target."""
     target_worker, _, specifier = target.partition(" ")
     return target_worker, specifier or None
 
@@ -108,7 +108,7 @@ JOB_FIELDS: Final = (
 class Job:
     """One durable record. Times are integer microseconds; the due is on the wall clock if `on_wall`, else the timer clock.
 
-    A job is never changed once a batch or a store has it: `evolve` returns a copy, and only its caller sets fields of that.
+    A job is never changed once a batch or a store has it: `evolve` returns a copy, and only its caller sets the copy's fields.
     """
 
     __slots__ = JOB_FIELDS
@@ -145,12 +145,12 @@ class Job:
     error: str | None  # What the last failed attempt raised.
     result_error: str | None  # Why a done job has no result.
     answered: tuple[Answered, ...]
-    keeper: int  # The server that looks after the lease, where several share the store: its boot epoch.
+    keeper: int  # The boot epoch of the server that looks after the lease, where several share the store.
     started_at_us: int  # Wall clock: when the last attempt was lent; 0 if none was.
     result: bytes | None
     # Kept by stores in the `target`, so that it is part of the route.
     specifier: str | None  # What the version of the module's distribution must satisfy; None: any will do.
-    params: bytes  # Last, for it seldom changes: a store that appends each state of a job leaves it out.
+    params: bytes  # Last, since they seldom change: a store that appends each state of a job leaves them out.
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class Job:
         self.result, self.specifier, self.params = result, specifier, params
 
     def copy(self) -> Job:
-        """Return a job with the same fields. Written out: each job is copied for every change."""
+        """Return a job with the same fields. The copying is written out since every change needs a copy."""
         job = _new(Job)
         job.seq, job.id, job.key = self.seq, self.id, self.key
         job.state, job.module, job.target_worker = self.state, self.module, self.target_worker
@@ -228,12 +228,12 @@ class Job:
 
     @property
     def is_live(self) -> bool:
-        """Waiting, ready or running: it may still run, and holds its key."""
+        """Return whether the job waits, is ready or runs: it may still run, and holds its key."""
         return self.state not in ENDED
 
     @property
     def rank(self) -> int:
-        """The priority turned round, so that what goes first sorts first."""
+        """The priority with its sign changed, so that the jobs that go first sort first."""
         return -self.priority
 
     @property
@@ -242,15 +242,15 @@ class Job:
         return join_target(self.target_worker, self.specifier)
 
     def due_on_timer_us(self, now: Now) -> int:
-        """The due on the timer clock, as the clocks stand now."""
+        """Return the due on the timer clock, as the clocks stand now."""
         return self.due_at_us + now.timer_ahead_us if self.on_wall else self.due_at_us
 
     def due_on_wall_us(self, now: Now) -> int:
-        """The due on the wall clock: what people are told, the same at each call unless a step of the clock was noticed."""
+        """Return the due on the wall clock as users see it: the same at each call unless a step of the clock was noticed."""
         return self.due_at_us if self.on_wall else self.due_at_us - now.told_ahead_us
 
     def ended_on_wall_us(self, now: Now) -> int | None:
-        """Return the time at which it ended, on the wall clock; None while it lives."""
+        """Return when the job ended, on the wall clock; None while it lives."""
         return None if self.is_live else self.ended_at_us - now.told_ahead_us
 
     def is_due(self, now: Now) -> bool:
@@ -266,7 +266,7 @@ class Job:
         )
 
     def shown_state(self, now: Now) -> JobState:
-        """The state that users see: a waiting job whose due is reached is ready."""
+        """Return the state that users see: a waiting job whose due is reached is ready."""
         return JobState.READY if self.state is WAITING and self.is_due(now) else self.state
 
     def story(self) -> str:
@@ -276,7 +276,7 @@ class Job:
 
 
 def evolve(job: Job, act: str) -> Job:
-    """Return a copy of the job after `act`: its state by the table, its version one higher. Its caller sets the other fields.
+    """Return a copy of the job after `act`: its state by the table, its version one higher. The caller sets the other fields.
 
     A job that does not run has no keeper.
 
@@ -295,6 +295,6 @@ def evolve(job: Job, act: str) -> Job:
 
 
 _new: Final = object.__new__
-JOB_REQUIRED: Final = JOB_FIELDS.index("expires_at_us")  # So many fields every record has.
+JOB_REQUIRED: Final = JOB_FIELDS.index("expires_at_us")  # The number of fields that every record has.
 JOB_DEFAULTS: Final[tuple[Any, ...]] = (*(None,) * JOB_REQUIRED, *(Job.__init__.__defaults__ or ()))
-"""For each field that is younger than some records, its value there; None for fields that every record has."""
+"""The value of each field in records that are older than the field; None for fields that every record has."""

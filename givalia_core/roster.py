@@ -1,6 +1,6 @@
-"""The workers that are connected: by connection, name and process, and who serves which module and route.
+"""The connected workers: by connection, name and process, and by the modules and routes that they serve.
 
-Nothing here knows of jobs, versions or credits; `Routing` does, and asks here who could take what.
+Nothing here knows of jobs, versions or credits; `Routing` does, and asks here which workers serve a route.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Served(NamedTuple):
 
 
 class Roster:
-    """Each index forgets a name as soon as no worker has it."""
+    """The indexes of the connected workers; each forgets a name as soon as no worker has it."""
 
     def __init__(self) -> None:
         self.sessions: dict[int, WorkerSession] = {}
@@ -40,7 +40,7 @@ class Roster:
         self._instances: dict[bytes, WorkerSession] = {}
 
     def join(self, session: WorkerSession) -> None:
-        """A worker has connected; it serves nothing before it announces."""
+        """Add a worker that has connected; it serves nothing before it announces."""
         self.sessions[session.conn] = session
         self.named.setdefault(session.join.name, {})[session] = None
         self._instances[session.join.instance] = session

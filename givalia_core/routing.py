@@ -1,13 +1,13 @@
 """Routing: which worker may take which job, by modules, versions, names and credits.
 
 A *route* is a module and a worker name (or `any`). A worker serves the routes of the modules it announced, for its own
-name and, unless told otherwise, for `any`. Jobs may besides ask for certain versions of a module: they wait on a *variant* of
-the route, which those of its workers serve whose version satisfies it. For every served route there is a near window; a route
-that nobody serves has none, so its jobs stay rows and cost nothing. All of this is a hint that is rebuilt after a restart.
+name and, unless told otherwise, for `any`. A job may also ask for certain versions of a module: it waits on a *variant* of
+the route, which only workers with such a version serve. Every served route has a near window. A route that no worker serves
+has none, so its jobs stay rows and cost nothing. All of this is a hint that is rebuilt after a restart.
 
-A batch looks at the windows on which something happens, and at no others: those that have changed, whose next timer is due,
-or whose workers have free credits while jobs are ready. Windows with ready jobs and no free worker are *parked* until one of
-their workers is free.
+A batch visits only the windows on which something happens: those that have changed, whose next timer is due, or whose workers
+have free credits while jobs are ready. Windows with ready jobs and no free worker are *parked* until one of their workers is
+free.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class Routing:
     """The connected workers, the routes that they serve, and the near window of each served route."""
 
     def __init__(self, near_limit: int | None = None) -> None:
-        self._near_limit = near_limit  # How many timers of a route are read at once; None: as many as is usual.
+        self._near_limit = near_limit  # How many timers of a route are read at once; None: the usual number.
         self.elsewhere = Elsewhere()
         self.roster = roster = Roster()
         self.sessions, self.serving = roster.sessions, roster.serving
         self.windows: dict[Name, Window] = {}  # By route.
         self.unlearned: set[Route] = set()  # Served routes whose variants the store must be asked for.
-        self.crowded: set[Route] = set()  # Routes with more variants than have windows.
-        self.variants: dict[Route, dict[Route, None]] = {}  # Of a route, those that have a window.
+        self.crowded: set[Route] = set()  # Routes with more variants than may have windows.
+        self.variants: dict[Route, dict[Route, None]] = {}  # By route: its variants that have a window.
         self.takers: dict[Name, Takers] = {}  # By route or variant.
         self.moves = Moves()
-        self._moved_at = 0  # The place in the moves up to which parked windows know of them.
+        self._moved_at = 0  # The place in the moves up to which parked windows know them.
         self._numbers = count(0, 2)
         self.changed: dict[Route, Window] = {}  # Windows that have changed since they were sorted last.
         self.stirring: dict[Route, Window] = {}  # Windows with jobs that may be lent now.
         self.parked: dict[Route, Window] = {}  # Windows with jobs that may be lent when a worker is free.
         self.spent: dict[Route, Window] = {}  # Windows that must be read.
-        self._dues: list[tuple[int, int, Window]] = []  # When which window is to be looked at.
+        self._dues: list[tuple[int, int, Window]] = []  # The time at which to visit each window.
         self._armed = count()
-        self._lent_to: list[WorkerSession] = []  # Those that were lent jobs in this batch.
+        self._lent_to: list[WorkerSession] = []  # The workers that were lent jobs in this batch.
         self._clogged: frozenset[int] = frozenset()  # The connections that may not be sent more.
 
     # Workers.
@@ -68,7 +68,7 @@ class Routing:
     def announce(self, session: WorkerSession, announced: Iterable[Announce]) -> None:
         """Replace what a worker serves."""
         served = self._serve(session, {module.name: module for module in announced})
-        self.unlearned.update(served)  # It may satisfy what nobody did.
+        self.unlearned.update(served)  # The worker may satisfy variants that no other does.
 
     def leave(self, conn: int) -> WorkerSession | None:
         """Note that a connection is gone; return the session it had, if it was a worker's."""
@@ -89,7 +89,7 @@ class Routing:
         return served
 
     def _refit(self, session: WorkerSession, route: Route, *, is_served: bool) -> None:
-        """Let a worker be a taker of a route or variant if it can, and only then; the last one takes its window with it."""
+        """Make a worker a taker of a route or variant exactly if it can be; the last taker takes the window with it."""
         takers = self.takers.get(route)
         room = session.room(route.module) if is_served and session.satisfies(route.module, route.specifier) else None
         for other in session.rooms.values():
@@ -122,7 +122,7 @@ class Routing:
         return self._renew(route)
 
     def _renew(self, route: Route) -> Window:
-        """Give the route a window of which nothing is known yet."""
+        """Give the route a new window, which knows nothing yet."""
         self._drop(route)
         window = self.windows[route] = Window(route, self._near_limit, self.changed)
         window.note()
@@ -133,7 +133,7 @@ class Routing:
             windows.pop(route, None)
 
     def close_window(self, route: Route) -> None:
-        """Forget a route or variant that nobody takes jobs from, or on which none wait."""
+        """Forget a route or variant from which no worker takes jobs, or on which no jobs wait."""
         del self.takers[route], self.windows[route]
         self._drop(route)
         if route.specifier is not None and (known := self.variants.get(route.plain)) is not None:
@@ -145,14 +145,14 @@ class Routing:
     # Windows.
 
     def forget_windows(self) -> None:
-        """Throw the near windows away; the store fills them again."""
+        """Discard the near windows; the store fills them again."""
         self._dues.clear()
         for window in list(self.windows.values()):
             self._renew(window.route)
         self.unlearned.update(self.serving)
 
     def window(self, route: Route) -> Window | None:
-        """Return the window of a route; a variant on which no job waited gets one now."""
+        """Return the window of a route; a variant without a window gets one now."""
         window = self.windows.get(route)
         return self.open_window(route) if window is None and route.specifier is not None else window
 
@@ -170,7 +170,7 @@ class Routing:
             self._clogged = clogged
 
     def tick(self, now: Now) -> list[Span]:
-        """Let timers fall due; return what must be read to know which come next."""
+        """Let timers fall due; return the spans to read so that the next timers are known."""
         if self.changed:
             self.sort()
         while self._dues and self._dues[0][0] <= now.timer_us:
@@ -188,7 +188,7 @@ class Routing:
         return [span for window in self.spent.values() for span in window.spans()] if self.spent else []
 
     def sort(self) -> None:
-        """Sort the windows that have changed into stirring, spent and timed ones; call it only if there are `changed` ones."""
+        """Sort the windows that have changed into stirring, spent and timed ones; call this only if `changed` has any."""
         for route, window in self.changed.items():
             window.is_noted = False
             timers = window.timers
@@ -206,7 +206,7 @@ class Routing:
         self.changed.clear()
 
     def park(self, route: Route) -> None:
-        """Leave a window alone until one of its workers is free, or a job comes to it that is due."""
+        """Park a window until one of its workers is free, or a due job comes to it."""
         if not self.parked:
             self._moved_at = self.moves.end
         self.parked[route] = self.stirring.pop(route)
@@ -216,7 +216,7 @@ class Routing:
             self.stirring[route] = window
 
     def unpark_moved(self) -> None:
-        """Unpark the windows whose workers have other credits than before; drop the notes of changes if they are many."""
+        """Unpark the windows whose workers' credits have changed; drop the noted changes if there are many."""
         if self.parked:
             moved = self.moves.since(self._moved_at)
             if moved is None:
@@ -229,7 +229,7 @@ class Routing:
         self._moved_at = self.moves.start + len(self.moves.rooms)
 
     def unpark_for(self, session: WorkerSession) -> list[Route]:
-        """Unpark the windows that a worker serves which can take another job, or soon can; return those that are stirring."""
+        """Unpark the windows of a worker that can take another job now or soon; return its routes that are stirring."""
         served = self.roster.served.get(session, {})
         if len(self.parked) + len(self.stirring) < len(served):
             routes = [route for route in (*self.parked, *self.stirring) if route.plain in served]
@@ -259,7 +259,7 @@ class Routing:
     # Credits.
 
     def taker(self, route: Name) -> Room | None:
-        """Return the room with the most free credits of the workers of this route; None if all are full."""
+        """Return the room with the most free credits among the workers of this route; None if all are full."""
         takers = self.takers.get(route)
         return None if takers is None else takers.best()
 

@@ -1,8 +1,7 @@
-"""Connected workers and their credits: who of those that serve a route has the most room for a job.
+"""Connected workers and their credits: which of the workers that serve a route has the most room for a job.
 
 A credit changes with each job that is lent or ends, and hundreds of workers may serve one route. So every change is noted once,
-in `Moves`, and the workers of a route (`Takers`) take in what has changed when somebody asks. Workers that nothing happens to
-cost nothing.
+in `Moves`, and each route's `Takers` take in the changes when they are asked. Workers to which nothing happens cost nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from givalia_core.protocol.messages import ANY, ISOLATIONS, Announce, Join, Proc
 from givalia_core.store.base import Route
 
 LENT_BYTES_MAX: Final = 1 << 20  # Of params, to one worker in one batch.
-FEW: Final = 4  # Takers of a route that are looked at one by one.
+FEW: Final = 4  # Up to so many takers of a route are compared one by one.
 MOVES_KEPT: Final = 4_096
 
 
@@ -35,30 +34,30 @@ class Moves:
         return self.start + len(self.rooms)
 
     def since(self, place: int) -> list[Room] | None:
-        """The rooms that have changed from this place on, some more than once; None if some of that was dropped."""
+        """Return the rooms that have changed from this place on, some more than once; None if some changes were dropped."""
         return None if place < self.start else self.rooms[place - self.start :]
 
     def trim(self) -> None:
-        """Drop what was noted, if it is much."""
+        """Drop the noted changes if there are many."""
         if len(self.rooms) > MOVES_KEPT:
             self.start += len(self.rooms)
             self.rooms.clear()
 
 
 class Room:
-    """The room of a worker for jobs of one isolation: greenlets, or processes of their own."""
+    """A worker's room for jobs of one isolation: greenlets, or processes of their own."""
 
     __slots__ = ("number", "session", "taken", "taken_most")
 
     def __init__(self, session: WorkerSession) -> None:
         self.session = session
         self.number = 0  # In the order in which workers have joined.
-        self.taken_most = 0  # `capacity` and `held`, without a note of the change.
+        self.taken_most = 0  # This and `taken` are `capacity` and `held`, without a note of the change.
         self.taken = 0
 
     @property
     def capacity(self) -> int:
-        """Return the number of jobs that it can hold."""
+        """The number of jobs that the worker can hold."""
         return self.taken_most
 
     @capacity.setter
@@ -68,7 +67,7 @@ class Room:
 
     @property
     def held(self) -> int:
-        """Return the number of jobs that it holds."""
+        """The number of jobs that the worker holds."""
         return self.taken
 
     @held.setter
@@ -78,11 +77,11 @@ class Room:
 
     @property
     def free(self) -> int:
-        """Return the number of jobs that it can take now."""
+        """The number of jobs that the worker can take now."""
         return 0 if self.session.is_clogged else self.taken_most - self.taken
 
     def lend(self, params_bytes: int) -> None:
-        """Count a job that is lent to it."""
+        """Count a job that is lent to the worker."""
         session = self.session
         self.taken += 1
         session.note(self)
@@ -93,13 +92,13 @@ class Room:
             session.clog(is_clogged=True)
 
     def give_back(self) -> None:
-        """Count a job that it holds no more."""
+        """Stop counting a job that the worker no longer holds."""
         self.taken -= 1
         self.session.note(self)
 
 
 class WorkerSession:
-    """One connected worker: what it can run and how much of it now."""
+    """One connected worker: the modules it can run, and its free room."""
 
     __slots__ = (
         "announced", "beat_mono_us", "conn", "has_resumed", "heard", "is_clogged", "join", "joined_wall_us",
@@ -109,20 +108,20 @@ class WorkerSession:
     def __init__(self, conn: int, join: Join, now: Now) -> None:
         self.conn = conn
         self.join = join
-        self.note: Callable[[Room], None] = Moves().note  # Notes its credits; with those of all workers, once it has joined.
+        self.note: Callable[[Room], None] = Moves().note  # Notes its credits; once it has joined, in the moves of all workers.
         self.announced: dict[str, Announce] = {}
         self.rooms = {isolation: Room(self) for isolation in ISOLATIONS}
         self.processes: Sequence[Process] = ()  # What it says of its own processes.
-        self.is_clogged = False  # It has as many bytes on their way to it as it may; credits alone do not bound them.
-        self.lent_bytes = 0  # Of params, in this batch, and one for each job.
-        self.lent_to: list[WorkerSession] = []  # Those that were lent jobs in this batch; shared by all, once joined.
+        self.is_clogged = False  # As many bytes are on their way to it as may be; credits alone do not bound them.
+        self.lent_bytes = 0  # Bytes of params in this batch, plus one for each job.
+        self.lent_to: list[WorkerSession] = []  # Workers that were lent jobs in this batch; one list for all, once joined.
         self.has_resumed = False  # It has named the leases it holds: any other that it was given never reached it.
         self.heard = 0  # The request number of its newest message: leases are counted from when it sent that.
         self.beat_mono_us = now.mono_us
         self.joined_wall_us = now.wall_us
 
     def clog(self, *, is_clogged: bool) -> None:
-        """Note whether it may be sent more."""
+        """Note whether the worker may be sent no more for now."""
         if is_clogged is not self.is_clogged:
             self.is_clogged = is_clogged
             for room in self.rooms.values():
@@ -143,7 +142,7 @@ class WorkerSession:
         return specifier is None or specifiers.satisfies(self.announced[module].version, specifier)
 
     def routes(self) -> Iterable[Route]:
-        """The routes it takes jobs from; their variants, which it may satisfy or not, are not named."""
+        """Return the routes from which the worker takes jobs, without their variants, which it may satisfy or not."""
         names = (self.join.name,) if self.join.only_targeted or self.join.name == ANY else (self.join.name, ANY)
         return [Route(module, name) for module in self.announced if self.serves(module) for name in names]
 
@@ -182,7 +181,7 @@ class Takers:
         self._moves = moves
         self._rooms: dict[int, Room] = {}
         self._only: Room | None = None  # The room of a single worker.
-        self._at = -1  # The place in the moves up to which what follows holds; -1 if nothing of it does.
+        self._at = -1  # The place in the moves up to which the next three are right; -1 if they are not.
         self._known: dict[int, int] = {}  # The free credits of each room,
         self._heap: list[tuple[int, int]] = []  # the most first (with some that are no longer so),
         self._credits = 0  # and all of them together.
@@ -194,13 +193,13 @@ class Takers:
         return room.number in self._rooms
 
     def add(self, room: Room) -> None:
-        """A worker serves the route."""
+        """Add the room of a worker that serves the route."""
         if room.number not in self._rooms:
             self._rooms[room.number] = room
             self._change()
 
     def discard(self, room: Room) -> None:
-        """A worker does not serve the route any more."""
+        """Remove the room of a worker that no longer serves the route."""
         if self._rooms.pop(room.number, None) is not None:
             self._change()
 
@@ -209,7 +208,7 @@ class Takers:
         self._only = next(iter(self._rooms.values())) if len(self._rooms) == 1 else None
 
     def credits(self) -> int:
-        """Return how many jobs they can take now."""
+        """Return how many jobs these workers can take now."""
         if len(self._rooms) <= FEW:
             rooms = self._rooms.values()
             return sum([max(room.taken_most - room.taken, 0) for room in rooms if not room.session.is_clogged])
@@ -217,7 +216,7 @@ class Takers:
         return self._credits
 
     def best(self) -> Room | None:
-        """The room with the most free credits, of equals the one that joined first; None if all are full."""
+        """Return the room with the most free credits, among equals the one that joined first; None if all are full."""
         only = self._only
         if only is not None:
             return only if only.taken < only.taken_most and not only.session.is_clogged else None

@@ -1,9 +1,9 @@
-"""The near window: the little that the server keeps in memory of the jobs that wait.
+"""The near window: the small part of the waiting jobs that the server keeps in memory.
 
-For each route it holds the next jobs to fall due, as a *prefix* of what the store has, and whether any are due already: those
-the store is asked for when there is a worker to lend them to. All of it may be thrown away at any time: the store is the
-truth, and every claim is checked against it. Memory is bounded by the size of a prefix and never by the backlog. Nothing here
-sleeps or reads a clock.
+The window of a route has the next jobs to fall due, as a *prefix* of those in the store, and notes whether any are due already:
+the store is asked for these when a worker can take them. A window may be discarded at any time: the store is the truth, and
+every claim is checked against it. Memory is bounded by the size of a prefix and never by the backlog. Nothing here sleeps or
+reads a clock.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PREFIX_TIMERS: Final = 4_000  # Read at once; a prefix is cut back to this when 
 
 
 class Prefix:
-    """The first timers, by due, of a set that may be far larger; it knows where its knowledge ends.
+    """The first timers, by due, of a set that may be far larger; `bound` is where they end.
 
-    Everything in the set that sorts at or before `bound` is here; with no bound, everything is. What sorts behind is
-    left to the store and read again when the prefix has run out.
+    Every timer of the set that sorts at or before `bound` is here; without a bound, every timer is. Timers that sort behind
+    are left to the store and read again when the prefix has run out.
     """
 
     __slots__ = ("_heap", "bound", "members")
@@ -34,19 +34,19 @@ class Prefix:
         return len(self.members)
 
     def fill(self, timers: list[Timer], more: bool) -> None:
-        """Replace everything by what the store has first; `more` says that it has others behind these."""
+        """Replace all timers by the first ones of the store; `more` says that the store has others behind these."""
         self._heap = list(timers)
         heapify(self._heap)
         self.members = {timer.seq: timer for timer in timers}
         self.bound = max(timers) if more and timers else None
 
     def offer(self, timer: Timer) -> None:
-        """Take the timer in if it belongs before the bound; otherwise the store will bring it in its turn."""
+        """Take the timer in if it sorts before the bound; otherwise a later read of the store brings it."""
         if self.bound is not None and timer > self.bound:
             return
         self.members[timer[1]] = timer
         heappush(self._heap, timer)
-        # Timers that moved or were called off stay in the heap until they surface, so it needs a bound of its own.
+        # Timers that moved or were called off stay in the heap until they surface, so the heap needs a bound of its own.
         if len(self._heap) > 2 * PREFIX_TIMERS + len(self.members) // 2:
             self._cut()
 
@@ -62,7 +62,7 @@ class Prefix:
         self.members.pop(seq, None)
 
     def peek(self) -> Timer | None:
-        """The first timer, or None."""
+        """Return the first timer, or None."""
         heap, members = self._heap, self.members
         while heap:
             timer = heap[0]
@@ -72,14 +72,14 @@ class Prefix:
         return None
 
     def pop(self) -> Timer:
-        """Take out what `peek` shows."""
+        """Take out and return the timer that `peek` returned."""
         timer = heappop(self._heap)
         del self.members[timer.seq]
         return timer
 
     @property
     def is_spent(self) -> bool:
-        """Nothing is here, while the store may have more."""
+        """Return whether no timer is here while the store may have more."""
         return self.bound is not None and not self.members
 
 
@@ -92,25 +92,25 @@ class Window:
     __slots__ = ("_changed", "_limit", "_rumour_us", "armed_us", "fresh", "has_ready", "is_noted", "route", "timers")
 
     def __init__(self, route: Route, limit: int | None = None, changed: dict[Route, Window] | None = None) -> None:
-        """Make the window of a route; `changed` is where it is noted when something happens to it."""
+        """Make the window of a route, which adds itself to `changed` when something happens to it."""
         self.route = route
         self._changed = {} if changed is None else changed
         self.is_noted = False
-        self.armed_us: int | None = None  # When it is looked at next, unless something happens to it.
+        self.armed_us: int | None = None  # When a batch visits it next, unless something happens to it.
         self._limit = limit or PREFIX_TIMERS
-        self._rumour_us: int | None = None  # The first due of jobs that are said to have come without this server.
+        self._rumour_us: int | None = None  # The first due of the jobs that other servers say came here.
         self.timers = Prefix()
-        self.has_ready = True  # For all that is known before the first fill.
+        self.has_ready = True  # It may have, before the first fill.
         self.fresh: dict[int, None] = {}
 
     def note(self) -> None:
-        """Something has happened to it."""
+        """Note that something has happened to the window."""
         if not self.is_noted:
             self.is_noted = True
             self._changed[self.route] = self
 
     def say_ready(self) -> None:
-        """Another server says that a job is due here."""
+        """Note that a job is due here, as another server says."""
         self.has_ready = True
         self.note()
 
@@ -119,14 +119,14 @@ class Window:
         return [Span(self.route, self._limit)] if self.timers.is_spent else []
 
     def fill(self, near: Near) -> None:
-        """Take what the store answered to `spans`. What lay behind the bound may have fallen due unseen: it says that too."""
+        """Take in the store's answer to `spans`, which also says whether jobs behind the bound have fallen due unseen."""
         self.timers.fill(near.timers, near.more)
         self.has_ready = near.is_ready
         self._rumour_us = None
         self.note()
 
     def offer(self, timer: Timer, now_us: int) -> None:
-        """A job of this route waits, or waits for another time than before."""
+        """Note that a job of this route waits, or waits for another due than before."""
         due_us, seq = timer
         if due_us <= now_us:
             self.timers.members.pop(seq, None)
@@ -141,12 +141,12 @@ class Window:
             self._changed[self.route] = self
 
     def hear(self, due_us: int) -> None:
-        """Another server says that a job came to wait here, and may be the first of many: the store is asked when it is due."""
+        """Note that a job came to wait here at another server, perhaps the first of many: the store is asked when it is due."""
         self._rumour_us = due_us if self._rumour_us is None else min(due_us, self._rumour_us)
         self.note()
 
     def discard(self, seq: int) -> None:
-        """The job waits no longer."""
+        """Note that a job no longer waits."""
         self.fresh.pop(seq, None)
         self.timers.members.pop(seq, None)
         if not self.is_noted:
@@ -154,13 +154,13 @@ class Window:
             self._changed[self.route] = self
 
     def tick(self, now_us: int) -> None:
-        """Begin a batch: what was fresh and not lent is due in the store by now, and so is what the timers show."""
+        """Begin a batch: fresh jobs that were not lent are due in the store by now, and so are jobs whose timers ran out."""
         if self.fresh:
             self.has_ready = True
             self.fresh.clear()
         timers = self.timers
         while (timer := timers.peek()) is not None and timer[0] <= now_us:
-            del timers.members[timer[1]]  # Its place in the heap goes with the next `peek`.
+            del timers.members[timer[1]]  # The next `peek` removes its place in the heap.
             self.has_ready = True
         if not self.is_noted:
             self.is_noted = True

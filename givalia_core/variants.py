@@ -1,6 +1,6 @@
-"""The variants of routes: which versions of a module jobs ask for, as far as the store and other servers say.
+"""The variants of routes: the versions of a module that jobs ask for, as far as the store and other servers say.
 
-A variant has a window in `Routing` as long as jobs come to wait there, and until somebody asks after its last one has gone.
+A variant has a window in `Routing` while jobs wait there, and until the store is next asked after the last one has gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from givalia_core.store.shared import News
 
 
 def learn(routing: Routing, asked: Iterable[Route], found: Mapping[Route, Sequence[Route]]) -> None:
-    """Take in the answer of the store: jobs wait on these and no other variants of the routes that were asked about."""
+    """Take in the store's answer: jobs wait on these variants of the routes in `asked`, and on no others."""
     for plain in sorted(asked):
         variants = found.get(plain, ())
         for gone in routing.variants.get(plain, {}).keys() - set(variants):
@@ -27,7 +27,7 @@ def learn(routing: Routing, asked: Iterable[Route], found: Mapping[Route, Sequen
 
 
 def learn_more(routing: Routing) -> None:
-    """Ask again where there were more variants than get windows: some may have gone."""
+    """Ask again about routes with more variants than may have windows: some may have gone."""
     routing.unlearned |= routing.crowded & routing.serving.keys()
     routing.crowded.clear()
 

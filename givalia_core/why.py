@@ -46,14 +46,14 @@ def _not_served(routing: Routing, module: str, target_worker: str) -> str:
 
 
 def _no_version(routing: Routing, job: Job) -> str | None:
-    """Explain that the workers which could take the job have other versions than it asks for; None if that is not so."""
+    """Explain that the workers that could take the job have other versions than it asks for; None if that is not so."""
     if (job.module, job.target) in routing.takers:
         return None
     found = dict.fromkeys(f"{name} with {version}" for name, version in islice(_versions(routing, job), EXAMINED_MAX))
     if not found:
         return None
     here = routing.serving.get(Route(job.module, job.target_worker), ())
-    versions = {session.announced[job.module].version for session in here}  # Fewer than workers.
+    versions = {session.announced[job.module].version for session in here}  # There are fewer versions than workers.
     if job.specifier is not None and any(satisfies(version, job.specifier) for version in versions):
         return f"jobs ask for too many different versions of {job.module}; it waits until some of those are gone"
     named = ", ".join([*found][:NAMED_MAX]) + (f" and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else "")

@@ -1,1 +1,1 @@
-"""Every decision of the queue, pure: `core.Engine` decides, `turn.turn` drives it."""
+"""Every decision of the queue, pure: `turn.Engine` has the memory, `turn.turn` decides with it."""

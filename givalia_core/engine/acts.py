@@ -1,9 +1,9 @@
 """Acts by filter: `cancel`, `ext` and `requeue` for all jobs that a filter admits, a page at a time.
 
-A page is a walk that finds jobs, and then ordinary commands by id, which the engine decides like those of any client. Each has
-a request id made of the page's and the job's, so a page that is sent again changes nothing twice. A run goes through the jobs
-in an order in which none comes again: that of enq, up to the last job there was when the run began, or from the job that ended
-last backwards.
+A page is a walk that finds jobs and then submits ordinary commands by id, which the engine decides like those of any client.
+Each command has a request id made from the run's id and the job's seq, so a page sent again changes nothing twice. A run
+visits each job once: in the order of enq up to the last job that existed when the run began, or backwards from the job that
+ended last.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Act, Cancel, Ext, Kind, Requeue
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
 
-CONN: Final = -1  # In place of a connection, whose numbers begin at 1.
-AT_ONCE: Final = 100  # Commands in one batch, which holds up those of others.
+CONN: Final = -1  # Stands for a connection; connection numbers begin at 1.
+AT_ONCE: Final = 100  # Commands in one batch: a batch delays the commands of others.
 STATES_OF: Final[dict[str, tuple[JobState, ...]]] = {
     "cancel": (WAITING, JobState.READY, RUNNING),
     "ext": (WAITING, JobState.READY, RUNNING),
     "requeue": (DEAD, CANCELLED),
 }
-"""The states in which an act can find a job that it is for."""
-_DONE: Final = {"ext": "moved", "requeue": "requeued"}  # How a success is counted; `cancel` says it itself.
+"""The states of the jobs to which an act applies."""
+_DONE: Final = {"ext": "moved", "requeue": "requeued"}  # The count's name for a success; an answer to `cancel` has its own.
 
 
 class Awaiting(NamedTuple):
-    """A walk that goes on when these commands are answered."""
+    """The ticket of the commands whose answers a walk waits for."""
 
     ticket: int
 
@@ -44,27 +44,27 @@ Walk: TypeAlias = Generator["bool | Awaiting", tuple[Now, int], Answer]
 
 
 class Acts:
-    """Commands that pages have submitted and that the engine decides in its next batch, and their answers."""
+    """The commands that pages have submitted, which the engine decides in its next batch, and their answers."""
 
     def __init__(self) -> None:
         self.submitted: list[Asked] = []
         self._last = 0
-        self.answers: dict[int, list[Answer] | None] = {}  # By ticket; None: not yet.
+        self.answers: dict[int, list[Answer] | None] = {}  # By ticket; None: not answered yet.
 
     def submit(self, kind: Kind, messages: list[Any]) -> int:
-        """Have these commands decided; returns the ticket for their answers."""
+        """Submit these commands for the next batch; return the ticket for their answers."""
         self._last += 1
         self.answers[self._last] = None
         self.submitted.append(Asked(CONN, self._last, kind, messages))
         return self._last
 
     def take(self) -> list[Asked]:
-        """Take what was submitted since."""
+        """Take out and return the commands submitted since the last call."""
         taken, self.submitted = self.submitted, []
         return taken
 
     def without_own(self, effects: list[Effect]) -> list[Effect]:
-        """Keep the answers to these commands, unless nobody waits for them any more, and return the other effects."""
+        """Keep the answers to these commands that a walk still waits for, and return the other effects."""
         others: list[Effect] = []
         for effect in effects:
             if not isinstance(effect, Reply) or effect.conn != CONN:
@@ -74,27 +74,27 @@ class Acts:
         return others
 
     def is_answered(self, ticket: int) -> bool:
-        """Return whether the answers are there, or never will be."""
+        """Return whether the answers have arrived or the ticket was dropped."""
         return self.answers.get(ticket, ()) is not None
 
     def collect(self, ticket: int) -> list[Answer]:
-        """Return the answers, which are forgotten then."""
+        """Return the answers and forget them."""
         return self.answers.pop(ticket, None) or []
 
     def drop(self, ticket: int) -> None:
-        """Nobody waits for these answers any more."""
+        """Forget a ticket whose answers no walk waits for any more."""
         self.answers.pop(ticket, None)
 
 
 def page(acts: Acts, store: Store, message: Act, wanted: Filter, last_seq: int) -> Walk:
-    """Act on the jobs of one page, and answer with counts of what they came to and where the next page begins.
+    """Act on the jobs of one page; return the counts of the outcomes and the place where the next page begins.
 
     Args:
-        acts: Takes the commands.
+        acts: Receives the commands.
         store: Has the jobs.
-        message: What is asked.
+        message: The request.
         wanted: Its filter.
-        last_seq: Of the job that was enqueued last.
+        last_seq: The seq of the newest job.
     """
     now, rows = yield False
     _refuse_nonsense(message, wanted, now)
@@ -142,12 +142,12 @@ def _brief(job: Job) -> Job:
 
 
 def _is_meant(wanted: Filter, job: Job, now: Now, end_seq: int) -> bool:
-    """Return whether the run is for this job: a filter without a state admits those of all states."""
+    """Return whether the run acts on this job; a filter without a state admits jobs of all states."""
     return wanted.is_by_end or (job.seq <= end_seq and job.state not in ENDED and not job.is_expired(now))
 
 
 def _within(wanted: Filter, after: Cursor | None, end_seq: int) -> Cursor | None:
-    """Return where the run goes on; None if what follows came after its beginning."""
+    """Return the cursor where the run goes on; None if the jobs behind it came after the run began."""
     return after if after is None or wanted.is_by_end or after[1] < end_seq else None
 
 
@@ -158,7 +158,7 @@ def _held_keys(store: Store, jobs: list[Job], now: Now) -> set[str]:
 
 
 def _would_be(message: Act, job: Job, now: Now, held: set[str]) -> str:
-    """Return what would become of a job; `held` are the keys that live jobs have by then."""
+    """Return the outcome that the act would have for a job; `held` are the keys that live jobs would hold by then."""
     if message.act == "requeue" and job.key is not None:
         if job.key in held:
             return DuplicateKey.code
@@ -189,14 +189,14 @@ def _commands(message: Act, jobs: list[Job]) -> tuple[Kind, list[Any]]:
 
 
 def _counted(message: Act, answers: list[Answer]) -> Counter[str]:
-    """Count what the commands came to.
+    """Count the outcomes of the commands.
 
     Raises:
-        Refusal: Some were not decided; the page is to be asked for again.
+        Refusal: Some commands were not decided; the client must send the page again.
     """
     counts: Counter[str] = Counter()
     for answer in answers:
-        # A command that is refused for its own sake, such as an ext beyond ten years, is decided; it is one of ours.
+        # A `BadRequest` decides a command of ours: it refuses the content, such as an ext beyond ten years.
         if isinstance(answer, UNDECIDED) and not isinstance(answer, BadRequest):
             raise Refusal(answer)
         counts[_outcome(message, answer)] += 1

@@ -1,4 +1,4 @@
-"""Commands to decide again: a change was refused, or the store went away before it was known to be stored."""
+"""Commands to decide again: the store refused a change, or went away before it confirmed the change."""
 
 from __future__ import annotations
 
@@ -17,46 +17,44 @@ from givalia_core.protocol.asked import Asked
 from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Hold
 
-STUCK_US: Final = 200_000  # Between looks for room on a disk whose reserve is used up.
-PAUSE_US: Final = 10_000  # Between tries of what is refused again and again: somebody else holds it.
+STUCK_US: Final = 200_000  # Between polls for room on a disk whose reserve is used up.
+PAUSE_US: Final = 10_000  # Between tries of a change that is refused again and again: something else holds its job.
 LATER: Final = Busy("the job is held by another transaction", retry_after=1.0)
 
-Name = tuple[int, int]  # Of a frame: its connection and request.
+Name = tuple[int, int]  # A frame's connection and request.
 
 
 class Again:
-    """The inputs that go into the next batch once more."""
+    """The inputs that the next batch decides again."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.inputs: list[Input] = []
         self.aside: Aside = desk.aside
-        self.standing: dict[
-            Name, dict[int, Answer]
-        ] = {}  # Of these frames: the answers that stand, by the place of the command.
-        self._unsure: set[Name] = set()  # Frames of which it is not known whether they were stored.
-        self.has_state = False  # Something of an earlier turn is decided again, or waits alone.
-        self.is_stuck = False  # Whether a full disk keeps them, and its reserve is used up.
-        self._refusals = 0  # Batches in a row in which something was refused.
+        self.standing: dict[Name, dict[int, Answer]] = {}  # By frame: the answers that stand, by the command's place.
+        self._unsure: set[Name] = set()  # Frames that may or may not be stored.
+        self.has_state = False  # Whether input of an earlier turn is decided again or waits alone.
+        self.is_stuck = False  # Whether the inputs wait because the disk is full and its reserve is used up.
+        self._refusals = 0  # Batches in a row with a refusal other than a hold.
 
     @property
     def pause_us(self) -> int:
-        """Return the pause before the next try, in microseconds."""
+        """The pause before the next try, in microseconds."""
         if self.is_stuck:
             return STUCK_US
         return 0 if self._refusals <= 1 else PAUSE_US
 
     def unanswered(self, asked: Asked) -> Asked:
-        """A frame without the commands whose answers are known."""
+        """Return the frame without the commands whose answers are known."""
         known = self.standing.get((asked.conn, asked.request), {})
         left = [message for number, message in enumerate(asked.messages) if number not in known] if known else asked.messages
         return asked._replace(messages=left) if known else asked
 
     def take_back(self, inputs: Sequence[Input], batch: Batch, refused: Set[int], held: Mapping[int, Hold]) -> set[Name]:
-        """Decide again what came to nothing: the frames (connection and request) that cannot be answered yet.
+        """Queue refused commands to be decided again; return the frames (connection and request) that cannot be answered yet.
 
-        Of such a frame the commands that did come to something keep their answers. A frame of which nothing is left but what
-        is held (the holds by seq) waits alone.
+        The other commands of such a frame keep their answers. A frame whose refused commands are all held (`held` has the
+        holds by seq) waits alone.
         """
         self.inputs = []
         stored: dict[Name, dict[int, Answer]] = {}
@@ -92,7 +90,7 @@ class Again:
             name = given.conn, given.request
             told = answers.get(name, [])
             if VERBS[given.kind].is_whole:
-                # Nothing is known of those leases now; the others hold, and must not wait for them.
+                # Those leases are unknown now; the answers about the others stand and must not wait for them.
                 for number in lost[place]:
                     told[number] = LATER
                 continue
@@ -107,14 +105,14 @@ class Again:
                     self.aside.put(Waiting(given, holds, answered), batch.now, is_unsure=name in self._unsure)
 
     def take_up(self, freed: frozenset[str], now: Now) -> list[Input]:
-        """Bring back the frames whose holds may be over; the answers of each that stand are known again."""
+        """Return the frames whose holds may be over, and restore the answers in them that stand."""
         taken = self.aside.take(freed, now)
         self.has_state = True
         self.standing |= {(each.asked.conn, each.asked.request): each.answers for each in taken if each.answers}
         return [each.asked for each in taken]
 
     def keep(self, inputs: Sequence[Input], *, is_unsure: bool) -> None:
-        """Decide all of a batch again; `is_unsure` if it may have been stored all the same."""
+        """Keep a whole batch to be decided again; `is_unsure` says that the batch may be stored nevertheless."""
         self.inputs, self.has_state = list(inputs), True
         for given in inputs:
             if isinstance(given, Asked) and given.kind is Kind.WAIT:
@@ -123,12 +121,12 @@ class Again:
             self._unsure.update((given.conn, given.request) for given in inputs if isinstance(given, Asked))
 
     def add(self, asked: Sequence[Asked]) -> None:
-        """Decide questions again whose answers could not be read."""
+        """Keep questions to be answered again because their answers could not be read."""
         self.inputs += asked
         self.has_state = True
 
     def put_off(self, kinds: frozenset[Kind]) -> list[Asked]:
-        """While the store is away: take out the frames of these kinds that are known not to have been stored."""
+        """Take out the frames of these kinds that are known not to be stored; called while the store is away."""
         put_off: list[Asked] = self.aside.put_off(kinds)
         kept: list[Input] = []
         for given in self.inputs:
@@ -140,11 +138,11 @@ class Again:
         return put_off
 
     def _may_be_stored(self, asked: Asked) -> bool:
-        """Return whether a part of a frame that is to be decided again may have been stored."""
+        """Return whether part of a frame that we decide again may be stored."""
         name = asked.conn, asked.request
         return name in self._unsure or bool(self.standing.get(name))
 
 
 def _holds_of(batch: Batch, held: Mapping[int, Hold], place: int) -> dict[int, Hold]:
-    """Return what holds the commands of the input at this place, by the place of the command in it."""
+    """Return the holds on the commands of the input at this place, by the command's place in it."""
     return {number: held[seq] for seq, (at, number) in batch.touched if at == place and seq in held}

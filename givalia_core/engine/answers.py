@@ -1,4 +1,4 @@
-"""The table of commands, with the reads and the decision of each, and the answering of frames."""
+"""The table of commands, with the reads and the decision of each, and the functions that answer frames."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def answer_one(verb: Verb, batch: Batch, asked: Asked, message: Any) -> Answer |
 
 
 def _answer_once(verb: Verb, find: Known, batch: Batch, asked: Asked, message: Any) -> Answer | None:
-    """Answer a changing command: as before if its request is known, and not at all if it is older than its client waits."""
+    """Answer a changing command: as before if its request is known, with `LATE` if it is older than its client waits."""
     request, found, is_enq = message[0], batch.found, asked.kind is Kind.ENQ
     is_new = not (request in found.ids or request in batch.ids or request in found.requests or request in batch.requests)
     known = None if is_new else find(batch, message)
@@ -114,7 +114,7 @@ def _answer_once(verb: Verb, find: Known, batch: Batch, asked: Asked, message: A
         if not refused.is_decided:
             return answer
     if asked.is_once or (is_enq and request in batch.ids) or request in batch.requests:
-        return answer  # It never comes again, or the job remembers it.
+        return answer  # The command never comes again, or the job remembers the answer.
     return answer if unchanged.remember(batch, request, answer, is_enq=is_enq, since=since) else FORGETFUL
 
 

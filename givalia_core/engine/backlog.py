@@ -1,4 +1,4 @@
-"""The backlog of each module for operators: its workers, how late its jobs are, and the jobs that nobody can take."""
+"""The backlog of each module for operators: its workers, how late its jobs are, and the jobs that no worker can take."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from givalia_core.clock import Now
 from givalia_core.routing import Routing
 from givalia_core.store.base import Ready, Route
 
-MODULES_MAX: Final = 2_000  # Of which `info` tells; those with workers come first.
+MODULES_MAX: Final = 2_000  # Modules that `info` shows; those with workers come first.
 
 
 class Backlog:
-    """Sums up, module by module, what a store says of its ready jobs and what routing knows of the workers."""
+    """The sums, module by module, of a store's ready jobs and of the workers that routing knows."""
 
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
@@ -34,7 +34,7 @@ class Backlog:
             self._untaken[module] = self._untaken.get(module, 0) + found.jobs
 
     def modules(self, now: Now) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the modules that are served or have ready jobs, each with a map of what there is to tell."""
+        """Yield each module that is served or has ready jobs, with its map for `info`."""
         served = _workers_by_module(self._routing)
         names = dict.fromkeys((*served, *sorted(self.ready)))
         for module in list(names)[:MODULES_MAX]:
@@ -54,7 +54,7 @@ def _can_be_taken(routing: Routing, route: Route) -> bool:
 
 
 def _workers_by_module(routing: Routing) -> dict[str, int]:
-    """Return how many connected workers can run each module, here and at other servers; 0: all that have it are broken."""
+    """Return how many connected workers, here and at other servers, can run each module; 0: it is broken on all of them."""
     having, broken = routing.roster.having, routing.roster.broken
     served = {module: len(workers) - len(broken.get(module, ())) for module, workers in having.items()}
     for module in routing.elsewhere.modules():

@@ -1,7 +1,7 @@
 """The batch that is being decided: one unit of work over jobs that were read.
 
-It shows every job as the commands before it in the same batch left it, and ends as at most one change for each job, however
-often the job was touched.
+The batch shows every job as the earlier commands in it left the job. It becomes at most one change for each job, however often
+the job was touched.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from givalia_core.views import id_in
 
 Author = tuple[int, int]
 NOBODY: Author = (-1, 0)  # The engine itself.
-LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
+LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job: no act follows that needs room in its memory.
 
 
 class Unchanged(NamedTuple):
     """The answer of one command that changed no job, and the seqs of the jobs that the answer depends on.
 
-    It has a number like a seq, below 0: if it comes to nothing, those who were told of it are told again.
+    `number` is used like a seq, but is below 0: if the answer is refused, the commands that got it are decided again.
     """
 
     answer: Answer
@@ -57,7 +57,7 @@ class Batch:
         self.desk = desk
         self.found = found
         self.now = now
-        # This moment as people are told it, on the wall clock: each new job and each claim asks for it.
+        # The moment that users see, on the wall clock: each new job and each claim needs it.
         self.told_us = now.wall_us if now.steady_ahead_us is None else now.timer_us - now.steady_ahead_us
         self.jobs: dict[int, Job] = {}  # seq -> the job as decided so far
         self.was: dict[int, Job | None] = {}  # seq -> the job as stored
@@ -65,32 +65,32 @@ class Batch:
         self._live: dict[str, int | None] = {}
         self._ended: dict[str, int] = {}
         self.requests: dict[bytes, int] = {}
-        self.unchanged: dict[bytes, Unchanged] = {}  # By request id; to be remembered if the commit lets them stand.
-        self.effects: list[tuple[int, Effect]] = []  # The seq of the job each depends on (0: none).
-        self.claims: dict[int, Room] = {}  # seq -> who was given the job in this batch
-        self.freed: dict[int, Room] = {}  # seq -> whose credit the job gave back in this batch
-        # seq -> the worker, if connected, whose lease this server takes over; and for how long it is granted, in microseconds
+        self.unchanged: dict[bytes, Unchanged] = {}  # By request id; remembered if the commit lets them stand.
+        self.effects: list[tuple[int, Effect]] = []  # Each with the seq of the job it depends on (0: none).
+        self.claims: dict[int, Room] = {}  # seq -> the room that got the job in this batch
+        self.freed: dict[int, Room] = {}  # seq -> the room whose credit the job gave back in this batch
+        # seq -> the worker, if connected, whose lease this server takes over; and the length of that lease, in microseconds
         self.taken: dict[int, tuple[WorkerSession | None, int]] = {}
-        self.resumed: list[WorkerSession] = []  # Who has named the leases it holds.
-        self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest it may hear
-        self.ends_hold = False  # Whether the hold is over once the batch is.
-        self.followed: set[bytes] = set()  # Jobs that somebody waits for here and another server may end.
-        self._variants: dict[Route, set[Route]] = {}  # By the route without a specifier: as read, and what came in this batch.
-        self.author = NOBODY  # The place of the input that is being decided, and of the command in it.
-        self.touched: list[tuple[int, Author]] = []  # Seqs, and who was told of the job or changed it.
+        self.resumed: list[WorkerSession] = []  # The workers that have named the leases they hold.
+        self.progressed: dict[tuple[int, int], tuple[float, str]] = {}  # (conn, request) of a waiter -> the newest progress
+        self.ends_hold = False  # Whether this batch ends the server's hold.
+        self.followed: set[bytes] = set()  # Ids of jobs that a client waits for here and another server may end.
+        self._variants: dict[Route, set[Route]] = {}  # By route without a specifier: those read, and those new in this batch.
+        self.author = NOBODY  # The places of the input that is being decided and of the command in it.
+        self.touched: list[tuple[int, Author]] = []  # Seqs, each with the author that saw or changed the job.
 
-    # Finding: every job is seen as this batch has left it. If that comes to nothing, those who saw it are answered again.
+    # Finding: every job is seen as this batch has left it. If that is refused, the commands that saw it are decided again.
 
     def see(self, job: Job) -> Job:
-        """Return a job that was read."""
+        """Return a job that was read, as this batch has left it."""
         job = self.jobs.get(job.seq, job)
         self.touched.append((job.seq, self.author))
         return job
 
     def unexpired(self, job: Job) -> Job:
-        """Return the same job; or, if its `expires` has passed, what that made of it (T14: durable before it is read).
+        """Return the same job; or, if its `expires` has passed, the job ended for that (T14: durable before it is read).
 
-        A job that is held is shown as it is stored: its end could not be stored.
+        A held job is returned as it is stored, since its end could not be stored.
         """
         if not job.is_expired(self.now) or self.desk.aside.hold_of(job) is not None:
             return job
@@ -115,7 +115,7 @@ class Batch:
         return job if job is not None and job.state not in ENDED else None
 
     def ended(self, key: str) -> Job | None:
-        """Return the job of a key that ended last; ask for the live one first."""
+        """Return the job of a key that ended last; call `live` first."""
         seq = self._ended.get(key)
         job = self.found.ended.get(key) if seq is None else self.jobs[seq]
         return None if job is None else self.see(job)
@@ -127,7 +127,7 @@ class Batch:
         return None if job is None else self.see(job)
 
     def is_new(self, request: bytes) -> bool:
-        """Return whether no job is known that this request has made or changed."""
+        """Return whether no known job was made or changed by this request."""
         found = self.found
         return not (request in found.ids or request in self.ids or request in found.requests or request in self.requests)
 
@@ -152,7 +152,7 @@ class Batch:
         variants.add(route)
         return True
 
-    # Changing: the job as decided, once.
+    # Changing: each job once, as decided.
 
     def insert(self, job: Job) -> None:
         """Add a new job, which waits."""
@@ -166,7 +166,7 @@ class Batch:
         self.desk.routing.offer(job, self.now)
 
     def put(self, was: Job, job: Job) -> None:
-        """Let `job` stand where `was` stood."""
+        """Replace `was` by `job`."""
         seq, desk = job.seq, self.desk
         self.was.setdefault(seq, was)
         self.jobs[seq], self.ids[job.id] = job, seq
@@ -190,11 +190,11 @@ class Batch:
         return self.end(job, ended)
 
     def end(self, job: Job, ended: Job) -> Job:
-        """Let `ended` stand where `job` stood: stamped, remembered for its time, its key free again."""
+        """Replace `job` by `ended`: stamped, remembered for its retention, its key free again."""
         desk, retain_us = self.desk, job.retain_us
         if retain_us is None:
             retain_us = desk.policy.retain_dead_us if ended.state is DEAD else desk.policy.retain_us
-        # Strictly increasing, so that of two jobs of one key it is known which ended last.
+        # Strictly increasing, so that we know which of two jobs of one key ended last.
         desk.last_end_us = ended.ended_at_us = ended_at_us = max(self.now.timer_us, desk.last_end_us + 1)
         ended.forget_at_us = ended_at_us + max(retain_us, REMEMBERED_AT_LEAST_US)
         ended.expires_at_us = None
@@ -207,7 +207,7 @@ class Batch:
         return ended
 
     def answered(self, job: Job, request: bytes, act: str, due_at_us: int) -> tuple[Answered, ...]:
-        """The job's memory of commands with this one added, those that are old enough gone.
+        """Return the job's memory of commands with this one added, and without those that are old enough.
 
         Raises:
             Refusal: So many commands changed the job within two minutes that another cannot be remembered.
@@ -222,29 +222,29 @@ class Batch:
         return (*past, Answered(request, act, due_at_us, now_us))
 
     def hook(self, name: str, job: Job, **extra: Any) -> None:
-        """Tell the server's plugins, once the job is stored."""
+        """Call this hook of the server's plugins once the job is stored."""
         if name in self.desk.listening:
             self.effects.append((job.seq, hook_of(name, job, **extra)))
 
     def news(self, act: str, subject: Any, seq: int = 0, *, jobs: int = 0, why: str = "") -> None:
-        """Have a line logged, once the job (0: none) is stored; see `JournalEntry`."""
+        """Log a line once the job (0: none) is stored; see `JournalEntry`."""
         if self.desk.tells_news:
             self.effects.append((seq, JournalEntry(act, subject, jobs, why)))
 
     def follow(self, job: Job) -> None:
-        """Somebody waits for this job: unless its end will be seen here, be told of it."""
+        """Follow a job that a client waits for, unless this server will see the job's end itself."""
         if self.desk.is_shared and job.id not in self.desk.leases:
             self.followed.add(job.id)
-            self.desk.suspects.add(job.id)  # It may end before the others know that it is waited for.
+            self.desk.suspects.add(job.id)  # The job may end before the other servers know that a client waits for it.
 
     def tell_progress(self, job_id: bytes, waiter: tuple[int, int]) -> None:
-        """Tell one who waits how far the job is, if that is known here; after the batch, and of several only the newest."""
+        """Tell a waiter the job's progress after the batch, if it is known here; of several reports only the newest."""
         lease = self.desk.leases.get(job_id)
         if lease is not None and lease.progress is not None and waiter[0] not in self.desk.clogged:
             self.progressed[waiter] = lease.progress
 
     def progress(self) -> list[Tell]:
-        """Return what those who wait are told of the progress of their jobs: one frame for each connection."""
+        """Return the progress to tell the waiters, as one frame for each connection."""
         told: dict[int, list[Item]] = {}
         for (conn, request), progress in self.progressed.items():
             told.setdefault(conn, []).append(item(Progressed(request, *progress)))
@@ -266,7 +266,7 @@ class Batch:
             self.freed[seq].held += 1
 
     def changes(self) -> list[Change]:
-        """Return one change for each job that was touched, inserts in the order of enq."""
+        """Return one change for each job that was changed, inserts in the order of enq."""
         stored = self.was
         return [
             _make(Change, (was, job))

@@ -35,7 +35,7 @@ def known_enq(batch: Batch, message: Enq) -> Answer | None:
 
 
 def cancel(batch: Batch, asked: Asked, message: Cancel) -> Answer:
-    """Call the job off; it will not start again once this is answered."""
+    """Cancel the job; it does not start again once this is answered."""
     job = named_job(batch, message)
     if job.state is CANCELLED:
         return Cancelled("cancelled")
@@ -63,7 +63,7 @@ def known_cancel(batch: Batch, message: Cancel) -> Answer | None:
 def _ask_stop(batch: Batch, job: Job, request: bytes) -> None:
     asked = evolve(job, "ask_stop")
     asked.stop_asked, asked.answered = True, batch.answered(job, request, "ask_stop", 0)
-    batch.put(job, asked)  # If another server looks after the job, it hears of the change and does the rest.
+    batch.put(job, asked)  # If another server looks after the job, that server hears of the change and does the rest.
     lease = batch.desk.leases.get(job.id)
     room = lease.room if lease is not None else batch.claims.get(job.seq)
     if room is None and job.keeper == batch.desk.me:
@@ -96,7 +96,7 @@ def known_move(batch: Batch, message: Ext | Requeue) -> Answer | None:
 
 
 def needs_requeue(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the jobs that are named; and of an id that is given also the key, which only the job itself says."""
+    """Note the named jobs; note also which are named by id, since only such a job itself says what its key is."""
     needs_named(names, asked, desk)
     for message in asked.messages:
         if not isinstance(message, GivaliaError):
@@ -138,7 +138,7 @@ def needs_resume(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def resume_lending(batch: Batch, asked: Asked, message: ResumeLending) -> Answer:
-    """End the hold of this server; jobs that are ready are lent from the next batch on."""
+    """End the hold of this server; ready jobs are lent from the next batch on."""
     is_holding = batch.desk.is_holding
     if is_holding:
         batch.ends_hold = True
@@ -147,7 +147,7 @@ def resume_lending(batch: Batch, asked: Asked, message: ResumeLending) -> Answer
 
 
 def known_to_none(batch: Batch, message: ResumeLending) -> Answer | None:
-    """No job knows the request."""
+    """Return None: no job knows the request."""
     return None
 
 

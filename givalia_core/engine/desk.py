@@ -1,6 +1,6 @@
-"""The engine's memory: leases, connected workers, near windows, and who waits for which job.
+"""The engine's memory: leases, connected workers, near windows, and the waits for jobs.
 
-After a restart all of it is rebuilt from the store and from what workers say. Nothing here decides.
+After a restart it is rebuilt from the store and from the messages of workers. Nothing here decides.
 """
 
 from __future__ import annotations
@@ -24,21 +24,18 @@ from givalia_core.routing import Routing
 from givalia_core.store.base import FENCE_COUNTER_BITS, Claim, Route, Wanted
 from givalia_core.takers import Room, WorkerSession
 
-Author = tuple[int, int]
-NOBODY: Author = (-1, 0)  # The engine itself.
-LAST = frozenset({"cancel", "ask_stop"})  # The acts that end a life of a job, so that none follows for which it must have room.
 WAITS_MAX: Final = 50_000  # Of all connections.
-WAITS_PER_CONNECTION: Final = 9_000  # Fewer than a connection may have unanswered, so that it is told and not left unread.
-WAITS_ALWAYS: Final = 100  # Of one connection, however many others there are.
+WAITS_PER_CONNECTION: Final = 9_000  # Below the limit of unanswered commands: a client is refused, and its socket still read.
+WAITS_ALWAYS: Final = 100  # For each connection, however many others there are.
 
 Waiter = tuple[int, int]  # Connection and request.
 NEAR_SHARED = 500  # Timers of a route that are read at once from a shared store, since each poll reads them again.
 
 
 class BusyFor(Enum):
-    """The owner of a reason why no new job is taken for now."""
+    """The owner of a reason to refuse new jobs for now."""
 
-    MEMORY = "memory"  # The chores of the server: the process uses more than it may.
+    MEMORY = "memory"  # The chores of the server: the process uses more memory than it may.
     SYNCS = "syncs"  # The loop of the queue: the store takes too long to sync.
 
 
@@ -53,12 +50,12 @@ class Lease:
 
     @property
     def session(self) -> WorkerSession | None:
-        """The worker that holds it, while that is connected."""
+        """The worker that holds the lease, while that worker is connected."""
         return None if self.room is None else self.room.session
 
 
 class Leases(dict[bytes, Lease]):
-    """The leases by the id of their job, and besides by the worker process that holds them."""
+    """The leases by the id of their job, and by the worker process that holds them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +76,7 @@ class Leases(dict[bytes, Lease]):
             del self._held[holder]
 
     def of_holder(self, instance: bytes) -> list[Lease]:
-        """The leases of one worker process."""
+        """Return the leases of one worker process."""
         return [lease for job_id, lease in self._held.get(instance, {}).items() if self.get(job_id) is lease]
 
 
@@ -87,7 +84,7 @@ class Waits:
     """The waits of connections, by job and by connection."""
 
     def __init__(self) -> None:
-        self.by_job: dict[bytes, dict[Waiter, bool]] = {}  # With whether the waiter wants to hear of the job's progress.
+        self.by_job: dict[bytes, dict[Waiter, bool]] = {}  # True: the waiter wants the job's progress.
         self._by_conn: dict[int, dict[int, bytes]] = {}
         self._count = 0
 
@@ -98,11 +95,11 @@ class Waits:
         return job_id in self.by_job
 
     def __iter__(self) -> Iterator[bytes]:
-        """The ids of the jobs that are waited for."""
+        """Iterate over the ids of the awaited jobs."""
         return iter(self.by_job)
 
     def add(self, job_id: bytes, conn: int, request: int, *, wants_progress: bool) -> bool:
-        """Let a request wait for the end of a job; return false if this connection may wait for no other."""
+        """Let a request wait for the end of a job; return false if this connection may wait for no more jobs."""
         own = self._by_conn.setdefault(conn, {})
         if request in own:
             self.drop(conn, request)
@@ -116,11 +113,11 @@ class Waits:
         return True
 
     def of(self, job_id: bytes) -> Mapping[Waiter, bool]:
-        """Return the waiters of a job, each with whether it wants to hear of progress."""
+        """Return the waiters of a job; true for those that want its progress."""
         return self.by_job.get(job_id, {})
 
     def end(self, job_id: bytes) -> Iterable[Waiter]:
-        """Take out and return who waited for a job, which has ended."""
+        """Take out and return the waiters of a job that has ended."""
         waiters = self.by_job.pop(job_id, None)
         if not waiters:
             return ()
@@ -134,7 +131,7 @@ class Waits:
         return waiters
 
     def drop(self, conn: int, request: int) -> None:
-        """Forget the wait of a request, which is decided again."""
+        """Forget the wait of a request that is decided again."""
         job_id = self._by_conn.get(conn, {}).get(request)
         if job_id is not None:
             self._forget(conn, request)
@@ -166,30 +163,30 @@ class Desk:
         self.policy = policy
         self.rng = rng
         self.is_shared = is_shared
-        self.me = epoch if is_shared else 0  # How a job names this server as the one that looks after its lease.
+        self.me = epoch if is_shared else 0  # The `keeper` of the jobs whose leases this server looks after.
         self.routing = Routing(NEAR_SHARED if is_shared else None)
         self.suspects: set[bytes] = set()  # Ids of leased and awaited jobs that another server may have changed.
         self.aside = Aside()
         self.acts = Acts()
-        self.lapsed: set[bytes] = set()  # Ids of jobs that a listing came upon and whose `expires` has passed.
-        self.others: list[dict[str, Any]] = []  # What the other servers say about themselves.
+        self.lapsed: set[bytes] = set()  # Ids of jobs that a listing found and whose `expires` has passed.
+        self.others: list[dict[str, Any]] = []  # The other servers' descriptions of themselves.
         self.leases = Leases()
         self.waits = Waits()
-        self.clogged: frozenset[int] = frozenset()  # The connections whose peers have too much to read already.
-        self.listening = frozenset(HOOKS)  # The hooks that somebody implements; the others cost nothing.
-        self.tells_news = False  # Whether somebody wants to know what is worth a line in the log.
+        self.clogged: frozenset[int] = frozenset()  # The connections whose peers already have too much to read.
+        self.listening = frozenset(HOOKS)  # The hooks that a plugin implements; the others cost nothing.
+        self.tells_news = False  # Whether the log wants journal entries.
         self.remembered = Remembered()
         self.held_up_us = 0  # How long this process stood still within the last two minutes.
         self.is_full = False
-        self.is_stuck = False  # Whether this batch may change nothing, for the reserve of a full disk is used up.
+        self.is_stuck = False  # Whether this batch may change nothing, since the reserve of a full disk is used up.
         self.is_draining = False
-        self.is_holding = False  # Whether no job is lent until somebody says `resume`.
-        self.busy: dict[BusyFor, str] = {}  # Why no new job is taken for now, in words, by the reason's owner.
+        self.is_holding = False  # Whether no job is lent until an operator says `resume`.
+        self.busy: dict[BusyFor, str] = {}  # The reasons to refuse new jobs for now, in words, by owner.
         self.live = 0
         self.stale = 0
         self.losses = Losses()
         self.durability = ""
-        self.client_port = 0  # Where this server takes clients, which workers are told; 0: nowhere.
+        self.client_port = 0  # This server's port for clients, which workers are told; 0: none.
         self.about: dict[str, Any] = {}  # The server's own part of `info`.
         self.peers: Mapping[int, dict[str, Any]] = {}  # The peers of workers' connections, as `workers` shows them.
         self.last_seq = last_seq
@@ -197,7 +194,7 @@ class Desk:
         self.last_end_us = 0
 
     def note_busy(self, owner: BusyFor, words: str) -> None:
-        """Say for one owner why no new job is taken for now; without words it has no reason any more."""
+        """Set one owner's reason to refuse new jobs for now; empty words remove it."""
         if words:
             self.busy[owner] = words
         else:
@@ -205,17 +202,17 @@ class Desk:
 
     @property
     def why_busy(self) -> str:
-        """Return why no new job is taken for now, in words; empty if one is."""
+        """The reason to refuse new jobs for now, in words; empty if there is none."""
         return next(iter(self.busy.values()), "") or self.all_taken
 
     def use_numbers(self, floor: int) -> None:
-        """From here on seqs and fences are above `floor`: a shared store gives each batch numbers of its own."""
+        """Give only seqs and fences above `floor` from now on: a shared store gives each batch numbers of its own."""
         self.last_seq = max(self.last_seq, floor)
         self.last_fence = max(self.last_fence, floor)
 
     @property
     def all_taken(self) -> str:
-        """Return the words that refuse a new job because too many are live; empty while there is room."""
+        """The words that refuse a new job because too many are live; empty while there is room."""
         most = self.policy.live_max
         return f"{self.live} jobs are live, and the server takes no more than {most}" if self.live >= most else ""
 
@@ -231,7 +228,7 @@ class Desk:
         return min(round(delay_us * self.rng.uniform(0.8, 1.2)), most_us)
 
     def drop_hints(self) -> None:
-        """Forget what a batch that came to nothing may have spoiled; the leases, which it does not touch, stay."""
+        """Rebuild the hints that a batch without a commit may have spoiled; keep the leases, which it does not touch."""
         self.routing.forget_windows()
         for session in self.routing.sessions.values():
             for room in session.rooms.values():
@@ -250,17 +247,17 @@ class Names:
     past_keys: set[str] = field(default_factory=set)
     requests: set[bytes] = field(default_factory=set)
     requeued: set[bytes] = field(default_factory=set)  # Ids of jobs whose keys must be looked up as well.
-    reporting: dict[int, int] = field(default_factory=dict)  # By connection, how many jobs it says have ended.
+    reporting: dict[int, int] = field(default_factory=dict)  # By connection: how many jobs it says have ended.
     has_enq: bool = False
     resumed: set[bytes] = field(default_factory=set)
     variants: set[Route] = field(default_factory=set)
 
 
-LENT_TOGETHER_BYTES = 8 << 20  # Of params, to all workers in one batch; and read for one.
+LENT_TOGETHER_BYTES = 8 << 20  # Of params, lent to all workers in one batch, and read for one batch.
 
 
 def wanted(names: Names, claims: tuple[Claim, ...] = (), *, may_lend: bool = False) -> Wanted:
-    """Return all that was named as one question to the store, with jobs to lend besides."""
+    """Return one question to the store for everything in `names` and for jobs to lend."""
     return Wanted(
         frozenset(names.ids),
         frozenset(names.keys),

@@ -9,7 +9,7 @@ from givalia_core.model import TEN_YEARS_US, Job
 
 
 def due_of(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
-    """Return whether the due is on the wall clock, and the due, of a job that is due after a delay, or at an instant.
+    """Return `on_wall` and the due of a job that is due after a delay, or at an instant if one is given.
 
     Raises:
         Refusal: The instant is too far ahead.
@@ -22,10 +22,10 @@ def due_of(delay_us: int, at_us: int | None, now: Now) -> tuple[bool, int]:
 
 
 def moved_due(job: Job, delta_us: int | None, at_us: int | None, now: Now) -> tuple[bool, int]:
-    """Return the same of a job that waits and is moved by a length, or to an instant.
+    """Return `on_wall` and the due of a waiting job that is moved by a length, or to an instant.
 
     Raises:
-        Refusal: That is too far ahead.
+        Refusal: The new due is too far ahead.
     """
     if delta_us is None:
         return due_of(0, at_us, now)

@@ -1,4 +1,4 @@
-"""Attempts that end without success: failed, given back, or lost with their worker. And what a worker hints on the way."""
+"""Attempts that end without success: failed, given back, or lost with their worker. Also the progress of running ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _held(batch: Batch, asked: Asked, message: FailReport | Release | Progress) 
 
 
 def progress(batch: Batch, asked: Asked, message: Progress) -> Answer:
-    """Keep a hint of the attempt's progress, for `stat` and for waiters that want to hear of it."""
+    """Keep the attempt's progress as a hint, for `stat` and for waiters that want it."""
     lease = batch.desk.leases.get(_held(batch, asked, message).id)
     if lease is not None:
         lease.progress = (message.fraction, message.text)
@@ -51,7 +51,7 @@ def settle_failure(
     permanent: bool = False,
     deaths: int | None = None,
 ) -> Job:
-    """Return what becomes of a running job whose attempt ended without success; `deaths` of its processes, if it grew."""
+    """Settle and return a running job whose attempt ended without success; `deaths` of its processes, if their number grew."""
     deaths = job.deaths if deaths is None else deaths
     if job.stop_asked:
         stopped = evolve(job, "stop")
@@ -84,7 +84,7 @@ def release(batch: Batch, asked: Asked, message: Release) -> Answer:
 
 
 def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
-    """Put a job back where it was, its attempt not counted; if it was often not started, that counts as a failure."""
+    """Let a job wait again without counting its attempt; if it was given back too often, that counts as a failure."""
     if is_replaced and job.stop_asked:
         settle_failure(batch, job, OutcomeKind.DIED, "its process was replaced for the fault of another job")
         return
@@ -101,7 +101,7 @@ def give_back(batch: Batch, job: Job, *, is_replaced: bool = False) -> None:
 
 
 def expire(batch: Batch, lease: Lease) -> None:
-    """End a lease that nobody renewed in time (T6, T7, T8)."""
+    """End a lease that no worker renewed in time (T6, T7, T8)."""
     job = batch.jobs.get(lease.job.seq, lease.job)
     if job.state is RUNNING and job.fence == lease.job.fence:
         batch.desk.losses.leases += 1

@@ -23,11 +23,11 @@ FULL: Final = "the disk of the store is full, and the reserve is used up: nothin
 
 
 def without_new_jobs(refused: Decided, store: Store, timer: Timekeeper) -> list[Effect]:
-    """Decide the turn once more without new jobs: nothing of it is stored, and the rest fits into the reserve.
+    """Decide the turn again without new jobs: nothing of it is stored yet, and the rest fits into the reserve.
 
     Raises:
         StoreAway: The reserve of a shared store is used up, too.
-        StoreFailed: A bug: what changes nothing has changes.
+        StoreFailed: A bug: a batch of questions has changes.
     """
     arrived, desk = refused.arrived, refused.batch.desk
     closed = [effect for _, effect in refused.batch.effects if isinstance(effect, Close)]
@@ -46,7 +46,7 @@ def without_new_jobs(refused: Decided, store: Store, timer: Timekeeper) -> list[
 def kept(decided: Decided, store: Store, commit: Commit) -> Keeping:
     """Let a shared store keep the answers that changed nothing.
 
-    After the changes, on which the answers may depend: an answer whose change was refused is decided again.
+    Call this after the commit of the changes: an answer that depends on a refused change is decided again.
     """
     shared = as_shared(store) if decided.batch.unchanged else None
     if shared is None:
@@ -55,7 +55,7 @@ def kept(decided: Decided, store: Store, commit: Commit) -> Keeping:
 
 
 def _questions_alone(refused: Decided, store: Store) -> list[Effect]:
-    """The reserve is used up, too: answer questions, refuse commands, and keep workers' reports until there is room."""
+    """Answer questions, refuse commands, and keep workers' reports until there is room: the reserve is used up, too."""
     arrived, engine = refused.arrived, refused.arrived.engine
     held = _hold_changes(refused)
     decided = arrived.read(store).decide()
@@ -71,7 +71,7 @@ def _questions_alone(refused: Decided, store: Store) -> list[Effect]:
 
 
 def _hold_changes(refused: Decided) -> list[Input]:
-    """Keep in this turn what changes nothing; return what a later one decides, when the store has room again.
+    """Leave in this turn only input that changes nothing; return the input to decide when the store has room again.
 
     Clients are told that the disk is full, unless part of their frame took effect before.
     """

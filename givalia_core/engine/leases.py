@@ -1,8 +1,8 @@
-"""Leases: which ready jobs are lent to whom, the most urgent first over all routes; and how a report ends a lease.
+"""Leases: the lending of ready jobs to workers, the most urgent first over all routes, and the reports that end leases.
 
-A report names the lease it is about by job and fence. A fence that is not the job's present one changes nothing and is
-answered STALE ("Fences and leases" in docs/delivery.md); one that already settled the job is answered OK again. The ends
-without success are in `failures`.
+A report names its lease by job and fence. A fence that is not the job's present one changes nothing and is answered STALE
+("Fences and leases" in docs/delivery.md); one that already settled the job is answered OK again. Ends without success are in
+`failures`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from givalia_core.store.base import Claim, Route
 from givalia_core.takers import LENT_BYTES_MAX, MOVES_KEPT, Room
 from givalia_core.timers import Window
 
-OWN_CODE: Final = 0  # In place of a connection, whose numbers begin at 1: a job's own code decides in a transaction.
+OWN_CODE: Final = 0  # Stands for a connection (their numbers begin at 1): a job's own code decides in a transaction.
 ROOM_LEAST: Final = 8
 
 Place = tuple[int, int, int]  # In the order of dispatch: rank, due on the timer clock, seq.
@@ -34,16 +34,16 @@ Head = tuple[Place, Route, Job, Iterator[tuple[Place, Job]]]  # The first job of
 
 
 class Lender:
-    """Asks the store for as many jobs as may be lent, and lends them in their order."""
+    """A lender, which asks the store for as many jobs as may be lent, and lends them in their order."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.hurry = False  # More could be lent at once, in another batch.
+        self.hurry = False  # Whether another batch could lend more at once.
         self._room = CAPACITY_MAX  # How many jobs of a route are read at once.
-        self._claims: dict[Route, int] = {}  # How many the store was asked for.
+        self._claims: dict[Route, int] = {}  # How many jobs the store was asked for.
 
     def claims(self, reporting: Mapping[int, int]) -> tuple[Claim, ...]:
-        """Return what to ask the store for; `reporting` is how many more jobs each worker may take behind its reports."""
+        """Return the claims for the store; `reporting` says how many more jobs each worker can take after its reports."""
         desk, routing, claims = self._desk, self._desk.routing, self._claims
         claims.clear()
         if desk.is_draining or desk.is_holding:
@@ -61,7 +61,7 @@ class Lender:
         return tuple(Claim(route, room) for route, room in claims.items()) if claims else ()
 
     def _hold(self) -> None:
-        """Lend nothing in this batch; what has become ready in it is for the next one to ask for."""
+        """Lend nothing in this batch; the next one asks for the jobs that became ready in it."""
         routing = self._desk.routing
         stirring = routing.stirring.items()
         self.hurry = self._desk.lends and any(window.fresh and routing.taker(route) for route, window in stirring)
@@ -71,13 +71,13 @@ class Lender:
 
         Args:
             batch: The batch that is being decided.
-            has_numbers: Whether fences can be given in it. Those who share a store give numbers of their present batch only,
-                since those of an earlier one may be below another server's.
+            has_numbers: Whether fences can be given in it. A server that shares its store gives only numbers of the present
+                batch, since those of an earlier one may be below another server's.
         """
         desk, routing = self._desk, self._desk.routing
         if routing.changed:
             routing.sort()
-        # A worker that has just announced may have more urgent jobs on variants that nobody had a window for.
+        # A worker that has just announced may have more urgent jobs on variants without a window.
         if desk.is_draining or desk.is_holding or desk.is_stuck or routing.unlearned or not has_numbers:
             self._hold()
             return
@@ -103,11 +103,11 @@ class Lender:
             self.hurry = any(window.has_ready and routing.taker(route) for route, window in routing.stirring.items())
 
     def _lend(self, batch: Batch, heads: list[Head], unread: list[Route]) -> None:
-        """Lend the jobs at the heads while somebody is free."""
+        """Lend the jobs at the heads while a worker is free."""
         routing = self._desk.routing
         heapify(heads)
         lent_bytes = 0
-        # What is unread must not be overtaken, so the next batch reads on first.
+        # Unread jobs must not be overtaken, so the next batch reads on first.
         while heads and lent_bytes < LENT_TOGETHER_BYTES and not (unread and any(map(routing.taker, unread))):
             _, route, job, line = heappop(heads)
             room = routing.takers[route].best()
@@ -129,7 +129,7 @@ class Lender:
             self._pace(lent_bytes)
 
     def _pace(self, lent_bytes: int) -> None:
-        """After a batch of large params read few jobs for the next one, since few will be lent; else more and more again."""
+        """Let the next batch read few jobs after one with large params, since few will be lent; else twice as many."""
         if lent_bytes >= LENT_BYTES_MAX and (lent_bytes >= LENT_TOGETHER_BYTES or self._desk.routing.has_lent_much):
             self._room, self.hurry = ROOM_LEAST, True
         else:
@@ -138,7 +138,7 @@ class Lender:
     def _line(self, batch: Batch, window: Window) -> list[tuple[Place, Job]]:
         """Return the jobs of one route that may be lent now, in order: those of the store, and those fresh in this batch.
 
-        Where the store may have more than it was asked for, nothing that sorts behind what it named may overtake them.
+        If the store may have more jobs than it returned, no job that sorts behind the returned ones may overtake the rest.
         """
         jobs, found = batch.jobs, batch.found
         ahead_us = batch.now.timer_us - batch.now.wall_us
@@ -156,7 +156,7 @@ class Lender:
 def _in_order(
     stored: list[Job], window: Window, places: list[tuple[Place, Job]], ahead_us: int
 ) -> list[tuple[Place, Job]]:  # fmt: skip
-    """Leave out the fresh jobs that sort behind the last job of the store, before which it may have others."""
+    """Leave out the fresh jobs that sort behind the store's last job: the store may have others that sort before them."""
     if not stored:
         return [each for each in places if each[1].seq not in window.fresh]
     job = stored[-1]
@@ -184,7 +184,7 @@ def claim(batch: Batch, job: Job, room: Room) -> None:
 
 
 def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the jobs that a worker says it holds and of which memory knows no lease."""
+    """Note the jobs that a worker says it holds and whose leases memory does not know."""
     leases = desk.leases
     for message in asked.messages:
         if not isinstance(message, GivaliaError) and message.id not in leases:
@@ -192,7 +192,7 @@ def needs_held(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def needs_reported(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the same of a report, and how many more jobs the worker can take then."""
+    """Note the reported jobs whose leases memory does not know, and how many more jobs the worker can take then."""
     leases = desk.leases
     for message in asked.messages:
         if not isinstance(message, GivaliaError) and message.id not in leases:
@@ -205,7 +205,7 @@ def dispatch_of(job: Job, now: Now) -> Item:
     ahead_us = now.timer_us - now.wall_us if now.steady_ahead_us is None else now.steady_ahead_us
     due_us = job.due_at_us if job.on_wall else job.due_at_us - ahead_us
     is_plain = job.timeout_us is None and job.specifier is None and not job.priority and job.target_worker == ANY
-    if is_plain and job.key is not None:  # As `item` has it, in a third of the time.
+    if is_plain and job.key is not None:  # The same as from `item`, in a third of the time.
         return (job.id, job.fence, job.module, job.attempt, due_us, job.key), job.params
     return item(
         Dispatch(
@@ -216,10 +216,10 @@ def dispatch_of(job: Job, now: Now) -> Item:
 
 
 def find_held(batch: Batch, asked: Asked, message: Succeed | FailReport | Release | Progress) -> Job | None:
-    """Return the running job whose lease the message is about, if it was lent to the worker process that sends it.
+    """Return the running job whose lease the message is about, if the job was lent to the worker process that sends it.
 
-    The connection may be another than the one that the job was lent on. What the job's own code decides in a transaction of
-    the database, to which it has access, comes over none.
+    The job may have been lent on another connection. A decision of the job's own code, in a transaction of the database to
+    which the code has access, comes over no connection.
     """
     desk, job_id = batch.desk, message.id
     lease = desk.leases.get(job_id)
@@ -237,12 +237,12 @@ def stale(batch: Batch) -> Refusal:
 
 
 def succeed(batch: Batch, asked: Asked, message: Succeed) -> Answer:
-    """End a job as done (T4), also if it was asked to stop: its effect happened."""
+    """End a job as done (T4), even if it was asked to stop: its effect happened."""
     job = find_held(batch, asked, message)
     if job is None:
         done = batch.by_id(message.id)
         if done is not None and done.state is DONE and done.fence == message.fence:
-            return TAKEN  # The worker says so once more.
+            return TAKEN  # The worker repeats its report.
         raise stale(batch)
     done = evolve(job, "succeed")
     done.result = None if message.result_error else message.payload

@@ -2,7 +2,7 @@
 
 A walk is cut into small steps. A turn takes as many steps as it has time for, of one walk after the other, so that no question
 delays beats, settles and claims, and no connection's questions delay another's. Walks read committed state, between commits.
-`info`, `modules` and `workers` are the same for everybody: one walk answers all connections that had asked when it began.
+`info`, `modules` and `workers` are the same for all: one walk answers all connections that had asked when the walk began.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from givalia_core.store.backups import as_copyable
 from givalia_core.store.base import SCAN_MAX, Cursor, Filter, Store, Wanted
 from givalia_core.store.shared import Kept
 
-ROWS_LEAST: Final = 16  # Of a step; how many there are is adapted to the time that steps take.
+ROWS_LEAST: Final = 16  # Rows of a step; their number adapts to the time that steps take.
 ROWS_MOST: Final = 512
 PARTS_BYTES_MAX: Final = ANSWER_BYTES_MAX - 1024
-PAGE_BYTES: Final = 1 << 20  # A page of a listing ends with the job that makes it as long.
-BRIEF_CHARS: Final = 200  # Of why a module is broken, in an answer that grows long.
-READY_ROWS: Final = 8  # To count the ready jobs of a route costs as much as so many rows.
-STEP_US: Final = 1_000  # A step that takes less may look at more rows the next time, one that takes twice as much at fewer.
-TOLD_BYTES: Final = 8 << 20  # Answers of one walk beyond this go to those who ask in a later one.
+PAGE_BYTES: Final = 1 << 20  # A page of a listing ends with the job that reaches this size.
+BRIEF_CHARS: Final = 200  # Of the reason why a module is broken, in a long answer.
+READY_ROWS: Final = 8  # Counting the ready jobs of a route costs as much as so many rows.
+STEP_US: Final = 1_000  # After a shorter step the next one reads more rows; after one twice as long, fewer.
+TOLD_BYTES: Final = 8 << 20  # Callers for whom this leaves no room get the answer of a later walk.
 
-Line: TypeAlias = tuple[Kind, int]  # Of `OWN`: one for each connection; the other kinds: one for all of them.
+Line: TypeAlias = tuple[Kind, int]  # A kind in `OWN` has a line for each connection; any other kind has one line.
 ALL_INFO: Line = Kind.INFO, 0
-OWN: Final = frozenset({Kind.LIST, Kind.ACT, Kind.BACKUP})  # Each connection asks something else.
+OWN: Final = frozenset({Kind.LIST, Kind.ACT, Kind.BACKUP})  # Of these, each connection asks something else.
 
 
 class Questions:
-    """The questions that have not been answered, in lines that take turns."""
+    """The unanswered questions, in lines that take turns."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self.lines: dict[Line, deque[Asked]] = {}  # In the order of their next steps.
         self._walks: dict[Line, Walk] = {}
-        self._audience: dict[Line, set[tuple[int, int]]] = {}  # Who had asked when a walk began, by connection and request.
+        self._audience: dict[Line, set[tuple[int, int]]] = {}  # Callers (conn, request) that had asked when a walk began.
         self._resting: set[Line] = set()  # Walks that go on after the next commit.
         self._awaiting: dict[Line, int] = {}  # Walks that go on when the commands of a ticket are answered.
-        self._clogged: set[Line] = set()  # Lines in which nobody can be answered before it has read.
+        self._clogged: set[Line] = set()  # Lines whose callers must all read before they can be answered.
         self._rows = ROWS_LEAST
 
     def __bool__(self) -> bool:
@@ -64,7 +64,7 @@ class Questions:
         self.lines.setdefault(_line(asked), deque()).append(asked)
 
     def leave(self, conn: int) -> None:
-        """A connection is gone; nothing that it asked is answered."""
+        """Forget the questions of a connection that is gone."""
         for line in [line for line in self.lines if line[0] not in OWN or line[1] == conn]:
             kept = deque(asked for asked in self.lines[line] if asked.conn != conn)
             if kept:
@@ -73,7 +73,7 @@ class Questions:
                 self._forget(line)
 
     def take_all(self) -> list[Asked]:
-        """Take out every question: the walks ended without an answer."""
+        """Take out and return every question; end the walks without an answer."""
         asked = [each for line in self.lines.values() for each in line]
         for ticket in self._awaiting.values():
             self._desk.acts.drop(ticket)
@@ -84,7 +84,7 @@ class Questions:
         return asked
 
     def begin_turn(self) -> None:
-        """A commit is made, and peers may have read since."""
+        """Let walks go on that waited for the commit, which is made, or for peers to read."""
         self._resting.clear()
         self._clogged.clear()
 
@@ -150,7 +150,7 @@ class Questions:
         return walk
 
     def _tell(self, line: Line, answer: Answer) -> list[Reply]:
-        """The answers of a walk that is over, to all who had asked when it began and have room for them."""
+        """Return the answers of a walk that is over, to all callers that had asked when it began and have room for them."""
         del self._walks[line]
         self._awaiting.pop(line, None)
         audience = self._audience.pop(line)
@@ -184,7 +184,7 @@ def _line(asked: Asked) -> Line:
 
 
 def _list(desk: Desk, store: Store, message: List) -> Walk:
-    """A page of jobs; may be short or empty although more follow."""
+    """Answer with a page of jobs, which may be short or empty although more follow."""
     now, rows = yield False
     wanted = filter_of(message)
     after = None if message.after_a is None or message.after_b is None else (message.after_a, message.after_b)
@@ -202,13 +202,13 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
             break
         now, rows = yield False
     if lapsed := {job.id for job in jobs if job.is_expired(now)}:
-        # Their end must be on disk before anybody is told of it (T14).
+        # Their end must be on disk before a client is told of it (T14).
         desk.lapsed |= lapsed
         now, rows = yield True
         found = store.find(Wanted(ids=frozenset(lapsed)), now).ids
         jobs = [words.brief(found[job.id], params=message.params) if job.id in found else job for job in jobs]
     shown = _Parts()
-    end: Cursor | None = None  # Behind the last job that is shown.
+    end: Cursor | None = None  # The cursor behind the last job that is shown.
     for job, cursor in zip(jobs, cursors, strict=True):
         if not shown.has_room:
             after = end
@@ -224,7 +224,7 @@ def _list(desk: Desk, store: Store, message: List) -> Walk:
 
 
 def filter_of(message: Any) -> Filter:
-    """Return which jobs a message with the fields of a filter means."""
+    """Return the filter that the fields of a message describe."""
     return Filter(
         JobState(message.state) if message.state else None, message.module, message.target_worker, message.key_prefix,
         message.due_before_us, message.due_after_us, message.ended_after_us,
@@ -233,7 +233,7 @@ def filter_of(message: Any) -> Filter:
 
 
 def _late(_: Desk, __: Store, ___: Any) -> Walk:
-    """Change nothing for a client that waits no more."""
+    """Change nothing for a client that no longer waits."""
     yield False
     return LATE
 
@@ -247,7 +247,7 @@ def _act(desk: Desk, store: Store, message: Act) -> Walk:
     answer = yield from acts.page(desk.acts, store, message, filter_of(message), desk.last_seq)
     now, _ = yield False
     if not message.dry_run and desk.remembered.has_room(1):
-        # For a client that has not heard it. What was changed is known by the jobs themselves.
+        # For a client that did not get the answer. The jobs themselves know their changes.
         desk.remembered.add([Kept(message.request, remembered.pack(answer), is_enq=False)], now.mono_us)
     return answer
 
@@ -287,7 +287,7 @@ def _info(desk: Desk, store: Store, _: Any) -> Walk:
 
 
 def _modules(desk: Desk, _: Store, __: Any) -> Walk:
-    """Every module that a connected worker announced, worker by worker, over all servers of the store."""
+    """Describe every module that a connected worker announced, worker by worker, over all servers of the store."""
     _now, rows = yield False
     shown = _Parts()
     for module in words.each_module(desk):
@@ -299,7 +299,7 @@ def _modules(desk: Desk, _: Store, __: Any) -> Walk:
 
 
 def _workers(desk: Desk, _: Store, __: Any) -> Walk:
-    """Every connected worker, over all servers of the store."""
+    """Describe every connected worker, over all servers of the store."""
     _now, rows = yield False
     shown = _Parts()
     looked_at = 0
@@ -313,7 +313,7 @@ def _workers(desk: Desk, _: Store, __: Any) -> Walk:
 
 
 def _backup(_: Desk, store: Store, message: Backup) -> Walk:
-    """A part of a copy of the store."""
+    """Answer with a part of a copy of the store."""
     yield False
     copyable = as_copyable(store)
     if copyable is None:
@@ -321,7 +321,7 @@ def _backup(_: Desk, store: Store, message: Backup) -> Walk:
     try:
         part = copyable.copy_part(message.backup, message.part)
     except (BadRequest, NotFound, StoreCorrupt) as error:
-        # Damage is found by the next reader that needs the page; a copy is no reason to stop.
+        # Damage that a copy finds is no reason to stop: the next reader that needs the page finds it.
         raise Refusal(error) from error
     return BackupPart(*part[1:], payload=part.payload)
 
@@ -338,13 +338,13 @@ KINDS: Final = frozenset(_WALKS)
 
 
 def refused(asked: Asked) -> Reply | None:
-    """The answer to a question that cannot be read."""
+    """Return the answer to a question that cannot be read; None if it can be."""
     (message,) = asked.messages
     return Reply(asked.conn, asked.request, [message]) if isinstance(message, GivaliaError) else None
 
 
 class _Parts:
-    """The parts of an answer, which fit a frame together."""
+    """The parts of one answer, which together fit into a frame."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -355,7 +355,7 @@ class _Parts:
 
     @property
     def is_half_full(self) -> bool:
-        """Return whether what follows is to be told in brief."""
+        """Return whether the parts that follow must be brief."""
         return self._bytes > PARTS_BYTES_MAX // 2
 
     @property
@@ -372,9 +372,9 @@ class _Parts:
         self._parts.append(part)
 
     def array(self) -> bytes:
-        """The packed array of these parts."""
+        """Return the packed array of these parts."""
         return b"".join((words.array_head(len(self._parts)), *self._parts))
 
     def map(self) -> bytes:
-        """The packed map of these pairs."""
+        """Return the packed map of these pairs."""
         return b"".join((words.map_head(len(self._parts)), *self._parts))

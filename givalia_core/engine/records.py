@@ -16,7 +16,7 @@ from givalia_core.views import JobView, Outcome, text_id
 
 
 class Gone(NamedTuple):
-    """A connection has ended; `size` says how many commands cost a turn as much: for a worker the number of its modules."""
+    """A connection that has ended; `size` is its cost to a turn in commands: for a worker the number of its modules."""
 
     conn: int
     size: int = 1
@@ -26,7 +26,7 @@ Input: TypeAlias = Asked | Gone
 
 
 class Reply(NamedTuple):
-    """Answer one frame: a record or an error for each of its commands.
+    """The answers to one frame: a record or an error for each of its commands.
 
     `ended` is the id of the job if the frame waited for its end. Such an answer may be dropped and the wait asked again, by
     that id, when there is room for the result.
@@ -39,7 +39,7 @@ class Reply(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Send what was not asked for: a dispatch, a stop, or how far a job is."""
+    """A message that the peer did not ask for: a dispatch, a stop, or a job's progress."""
 
     conn: int
     kind: Kind
@@ -47,21 +47,21 @@ class Tell(NamedTuple):
 
 
 class Close(NamedTuple):
-    """End a connection that is of no use any more."""
+    """The end of a connection that is of no use any more."""
 
     conn: int
     why: str
 
 
 class Hook(NamedTuple):
-    """Something that plugins on the server are told, after the commit."""
+    """A hook call to plugins on the server, made after the commit."""
 
     name: str
     job: Job
     extra: dict[str, Any]
 
     def arguments(self, now: Now) -> dict[str, Any]:
-        """Return what the implementations of the hook may ask for."""
+        """Return the arguments that implementations of the hook may take."""
         job = self.job
         shown = JobView(
             text_id(job.id),
@@ -77,8 +77,8 @@ class Hook(NamedTuple):
 
 
 def hook_of(name: str, job: Job, **extra: Any) -> Hook:
-    """Make the call of a hook; the arguments that the job itself knows need not be given."""
-    if name == "on_dead":  # An error that is left of an earlier life has nothing to do with an expiry.
+    """Return the call of a hook; arguments that the job itself has need not be given."""
+    if name == "on_dead":  # An error left from an earlier life has nothing to do with an expiry.
         extra = {"reason": job.reason, "error": None if job.reason == "expired" else job.error}
     return Hook(name, job, extra)
 
@@ -95,11 +95,11 @@ def _shown(value: Any) -> Any:
 
 
 class JournalEntry(NamedTuple):
-    """Something that the log of the server says, after the commit.
+    """An entry for the log of the server, written after the commit.
 
-    Of a worker (`subject` is its session): it has `joined`, it has `left` as it should, or it is `gone`, with so many `jobs`,
-    and `why`. Of a job: its lease ended `unreported`, or it is `dead`. A connection (`subject` is its
-    number) has ended the server's hold: it has `resumed`.
+    A worker (`subject` is its session) has `joined`, has `left` as it should, or is `gone`, with so many `jobs`, and `why`. A
+    job (`subject`) is `dead`, or its lease ended `unreported`. A connection (`subject` is its number) has `resumed`: it has
+    ended the server's hold.
     """
 
     act: str
@@ -112,11 +112,11 @@ Effect: TypeAlias = Reply | Tell | Close | Hook | JournalEntry
 
 
 UNDECIDED: Final = (Busy, StoreFull, Unauthorized, BadRequest, TooLarge)
-"""Errors that decide nothing: the same command may be asked again and be done."""
+"""Errors that decide nothing: the same command may be sent again and be done."""
 
 
 class Refusal(Exception):  # noqa: N818 - It says what happened, and is caught where that is known.
-    """Carries the error that a command is answered with from where it was found to where it is answered.
+    """The error that answers a command, raised where the error is found and caught where the command is answered.
 
     `is_decided` says whether the command must never be done later; by default that follows from the error.
     """

@@ -1,4 +1,4 @@
-"""Handles a commit that the store refused in part. The rest stands, and the refused changes are decided again."""
+"""The handling of a commit that the store refused in part: the rest stands, and the refused changes are decided again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Frame = tuple[int, int]  # Its connection and request.
 
 
 def take_back(decided: Decided, commit: Commit, keeping: Keeping) -> tuple[Set[int], Set[Frame]]:
-    """Drop what was believed of refused changes.
+    """Drop what memory believes of refused changes.
 
     Returns:
         The seqs of the refused jobs (and numbers of refused answers), and the frames that cannot be answered yet.
@@ -37,7 +37,7 @@ def take_back(decided: Decided, commit: Commit, keeping: Keeping) -> tuple[Set[i
         engine.also_keys = frozenset()
     desk.aside.meet(held.values(), now)
     for place in commit.held:
-        # As far as anybody knows, the job waits where it did before, or is not there.
+        # As far as we know, the job waits where it did before, or does not exist.
         was, job = changes[place]
         desk.routing.discard(job)
         if was is not None and was.state is WAITING:
@@ -47,7 +47,7 @@ def take_back(decided: Decided, commit: Commit, keeping: Keeping) -> tuple[Set[i
 
 
 def conclude(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> None:
-    """Let memory believe what was said without a change of a job."""
+    """Let memory believe the answers and messages that changed no job."""
     batch = decided.batch
     if batch.unchanged:
         _remember_answers(decided, refused, busy)
@@ -56,7 +56,7 @@ def conclude(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> Non
 
 
 def _remember_answers(decided: Decided, refused: Set[int], busy: frozenset[bytes]) -> None:
-    """Remember the answers that changed nothing and stand; those that cannot be kept for now are told to nobody."""
+    """Remember the answers that changed nothing and stand; replace those that cannot be kept for now by a refusal."""
     batch = decided.batch
     if busy:
         numbers = {batch.unchanged[request].number for request in busy}
@@ -66,5 +66,5 @@ def _remember_answers(decided: Decided, refused: Set[int], busy: frozenset[bytes
 
 
 def may_be_said(seq: int, effect: Effect, refused: Set[int], unanswerable: Set[Frame]) -> bool:
-    """Return whether an effect that depends on this job is true, and answers nothing that is decided again."""
+    """Return whether an effect that depends on this job is true, and answers no frame that is decided again."""
     return seq not in refused and not (isinstance(effect, Reply) and (effect.conn, effect.request) in unanswerable)

@@ -1,7 +1,7 @@
-"""The answers of commands that changed no job, by request id, so that what was refused is never done later.
+"""The answers of commands that changed no job, by request id, so that a refused command is never done later.
 
 A job's own record keeps the answers of the commands that changed it. This memory keeps the others: refusals, and answers such
-as "already cancelled". It is bounded, and need not survive: a copy of a frame that still waits in a socket ends with the
+as "already cancelled". The memory is bounded, and need not survive: a copy of a frame that waits in a socket ends with the
 process. Servers that share a store keep these answers in the store as well, and this memory bounds how many each adds.
 """
 
@@ -22,22 +22,22 @@ from givalia_core.store.shared import Kept
 
 BYTES_MAX: Final = 128 << 20
 ENTRY_BYTES: Final = 250  # The cost of one entry beside the bytes of its answer.
-FORGOTTEN_AT_ONCE: Final = 4_000  # In one turn, which adds fewer unless one of its frames alone has more.
+FORGOTTEN_AT_ONCE: Final = 4_000  # In one turn; a turn adds fewer unless a single frame has more.
 
 _pack = msgpack.Packer(autoreset=True).pack
 
 
 def pack(answer: Answer) -> bytes:
-    """Return an answer without a payload, as it is kept."""
+    """Return the packed form, as we keep it, of an answer that has no payload."""
     packed: bytes = _pack(answer_item(answer)[0])
     return packed
 
 
 def unpack(kind: Kind, packed: bytes) -> Answer:
-    """Return the answer to a command of this kind that was packed; one that cannot be read is an error, too."""
+    """Return the packed answer to a command of this kind; if it cannot be read, the answer is an error."""
     try:
         return read_answer(kind, msgpack.unpackb(packed))
-    except UnreadableAnswer as error:  # Another server of the store has kept it, perhaps of a later version.
+    except UnreadableAnswer as error:  # Another server of the store, perhaps of a later version, has kept the answer.
         return StoreCorrupt(f"the answer that this command was given cannot be read: {error}")
 
 
@@ -53,7 +53,7 @@ class Remembered:
         return len(self._answers)
 
     def has_room(self, more: int) -> bool:
-        """Return whether another answer can be added besides so many that are about to be."""
+        """Return whether one answer can be added besides `more` that are about to be added."""
         return self.bytes + more * ENTRY_BYTES < BYTES_MAX
 
     def get(self, kind: Kind, request: bytes) -> Answer | None:
@@ -70,7 +70,7 @@ class Remembered:
                 self.bytes += len(packed) + ENTRY_BYTES
 
     def forget(self, mono_us: int, held_up_us: int) -> None:
-        """Let go of answers that are old enough, a bounded number of them.
+        """Discard answers that are old enough, a bounded number of them.
 
         Args:
             mono_us: Now.

@@ -1,4 +1,4 @@
-"""One turn of a server that shares its store with others: the steps of `turn`, with what the others did before and after."""
+"""One turn of a server that shares its store: the steps of `turn`, and before and after them the work of other servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAUSE_US: Final = 5 * SECOND_US
 
 
 def turn(engine: Engine, store: SharedStore, timer: Timekeeper, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
-    """Do what `turn.turn` does."""
+    """Do the work of `turn.turn` with a shared store."""
     others = engine.sharing
     assert others is not None
     now = timer.now(clock.read())
@@ -32,7 +32,7 @@ def turn(engine: Engine, store: SharedStore, timer: Timekeeper, inputs: Sequence
         if arrived.spans:
             arrived.fill(store.upcoming(arrived.spans, now))
         known = arrived.read(store)
-        # What was read has brought the database's time: no delay is counted from before its command was there.
+        # The read has brought the database's time: no delay is counted from a time before its command arrived.
         arrived.now = engine.now = now = timer.now(clock.read())
         decided = known.decide()
         if clock.read().mono_us - now.mono_us > PAUSE_US:
@@ -72,9 +72,9 @@ def _committed(decided: Decided, store: SharedStore, timer: Timekeeper) -> list[
 
 
 def _suspend(arrived: Arrived, decided: Decided | None, others: sharing.Sharing) -> None:
-    """The store went away in this turn, or met an answer of another server. Nothing is answered; all is decided again.
+    """Answer nothing and decide all again: the store went away in this turn, or met an answer of another server.
 
-    What was decided, if it came to that, may have been stored.
+    The decisions, if there were any yet, may be stored.
     """
     engine = arrived.engine
     if decided is not None:

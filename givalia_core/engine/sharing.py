@@ -1,9 +1,9 @@
-"""Sharing a store: other servers change rows of the same store, come, and go.
+"""Sharing a store: other servers come and go, and change rows of the same store.
 
-Each running job is looked after by one server, its *keeper*, which knows its lease; the row names it. Another server may
-settle the job all the same (the fence decides), or take it over when its worker turns up there or its keeper is gone. So what
-memory says of leases and of jobs that are waited for is suspect when a change of this server was refused or when another says
-that it changed something, and is then read again. A store that is not shared never gives cause for any of this.
+One server, the *keeper*, looks after each running job and knows its lease; the job's row names the keeper. Another server may
+still settle the job (the fence decides), or take it over when the job's worker connects there or the keeper is gone. So leases
+and awaited jobs in memory become *suspects*, and are read again, when the store refuses a change of this server or another
+server says that it changed something. A store that is not shared never gives cause for any of this.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from givalia_core.views import text_id
 
 WATCH_US: Final = 2_500_000  # How often we poll for other servers' changes: the bound when their news is lost,
 WATCH_DEAF_US: Final = 500_000  # and while no news arrives at all.
-SWEEP_SHARED_US: Final = 10_000_000  # How often expiries and retention are looked after by each of several servers.
+SWEEP_SHARED_US: Final = 10_000_000  # How often each of several servers sweeps expiries and retention.
 AWAITED_LEAST: Final = 16  # Awaited jobs that are read again in one batch,
 AWAITED_MOST: Final = 4_096  # if they are small.
 REVIEWED_BYTES: Final = 4 << 20
 
 
 class Pace:
-    """The suspects that a batch reads: all that are leased here, and a few that are waited for, since each may be large."""
+    """The number of suspects that a batch reads: all that are leased here, and a few awaited ones, since each may be large."""
 
     def __init__(self) -> None:
         self._room = AWAITED_LEAST
 
     def some(self, desk: Desk) -> set[bytes]:
-        """The suspects that the next batch reads."""
+        """Return the suspects that the next batch reads."""
         suspects = desk.suspects
         if len(suspects) <= self._room:
             return set(suspects)
@@ -50,7 +50,7 @@ class Pace:
         return leased | set(islice(suspects - leased, self._room))
 
     def note(self, suspects: Iterable[bytes], found: Mapping[bytes, Job]) -> None:
-        """Read fewer in the next batch after large ones, and more again after small ones."""
+        """Read fewer jobs in the next batch after large ones, and more again after small ones."""
         jobs = [job for job_id in suspects if (job := found.get(job_id)) is not None]
         count = sum(len(job.params) + len(job.result or b"") for job in jobs)
         if count > REVIEWED_BYTES:
@@ -60,26 +60,26 @@ class Pace:
 
 
 class Sharing:
-    """Keeps what this server knows of the other servers, and tells when it must ask the store again."""
+    """This server's knowledge of the other servers, and of when it must ask the store again."""
 
     def __init__(self, desk: Desk, now: Now) -> None:
         self.all_own = False
         """The next `watch` must name everything that this server looks after."""
         self._desk = desk
-        self._watched: Watched | None = None  # In the turn that is under way.
-        self._watched_us: int | None = None  # When the store was watched last; None if it must be done next.
+        self._watched: Watched | None = None  # The store's answer in the present turn.
+        self._watched_us: int | None = None  # When the store was watched last; None: watch it next.
         self._is_deaf = False
         self._swept_rows_us = now.mono_us
 
     def hear(self, news: News, now: Now) -> None:
-        """Take in what other servers say they did; call it before the turn."""
+        """Take in the news of other servers; call this before the turn."""
         desk = self._desk
         variants.hear(desk.routing, news)
         desk.suspects.update(job_id for job_id in news.changed if job_id in desk.leases or job_id in desk.waits)
         if news.must_watch or (self._is_deaf and not news.is_deaf):
             self._watched_us = None
         if news.must_watch or news.changed or news.ready or news.nearing:
-            desk.aside.hear(now)  # What somebody changed may be what was held.
+            desk.aside.hear(now)  # The change may have ended a hold.
         self._is_deaf = news.is_deaf
 
     def must_watch(self, now: Now) -> bool:
@@ -88,16 +88,16 @@ class Sharing:
         return self._watched_us is None or now.mono_us - self._watched_us >= each_us
 
     def begin(self, now: Now) -> bool:
-        """Begin a turn; return whether expiries and retention are looked after in it."""
+        """Begin a turn; return whether it sweeps expiries and retention."""
         if self.must_watch(now):
-            self._desk.routing.forget_windows()  # What the others did to them is not known for sure.
+            self._desk.routing.forget_windows()  # The others may have changed them unnoticed.
         is_sweeping = now.mono_us - self._swept_rows_us >= SWEEP_SHARED_US
         if is_sweeping:
             self._swept_rows_us = now.mono_us
         return is_sweeping
 
     def watch(self, watched: Watched | None, now: Now) -> list[Effect]:
-        """Take in what the store answered to `watch`; return the calls of hooks that it owes."""
+        """Take in the store's answer to `watch`; return the hook calls that are owed for it."""
         desk, self._watched, self._watched_us = self._desk, watched, now.mono_us
         if watched is None:
             return []
@@ -107,27 +107,27 @@ class Sharing:
             forget_unknown(desk, watched.own)
         desk.suspects.update(job.id for job in watched.own if job.stop_asked)
         if not self.all_own and watched.looked_after not in (None, len(desk.leases)):
-            self.all_own, self._watched_us = True, None  # Somebody's word was lost, or a commit came late: look closer.
+            self.all_own, self._watched_us = True, None  # News was lost, or a commit came late: ask for all.
         else:
             self.all_own = False
         return owed
 
     @property
     def finds_strays(self) -> bool:
-        """Jobs were found in this turn that nobody may look after."""
+        """Return whether this turn found jobs that perhaps no server looks after."""
         return self._watched is not None and bool(self._watched.own or self._watched.strayed)
 
     def care(self, batch: Batch) -> None:
-        """See to the jobs that nobody looks after, if the store was watched in this turn."""
+        """Take care of the jobs that no server looks after, if the store was watched in this turn."""
         if self._watched is not None:
             care(batch, self._watched)
 
     def end(self) -> None:
-        """The turn is over."""
+        """End the turn."""
         self._watched = None
 
     def suspend(self) -> None:
-        """The store went away: look closer when it is back."""
+        """Note that the store went away: the next `watch` is due at once and names everything."""
         self._watched, self._watched_us, self.all_own = None, None, True
 
 
@@ -135,7 +135,7 @@ def about(desk: Desk) -> bytes:
     """Describe this server for the others: its workers and their modules, its hooks and its policy."""
     return words.pack(
         {
-            # Without what changes from moment to moment, for each change is written and read by all the others.
+            # Without values that change from moment to moment: each change is written, and read by all the others.
             "workers": [{**worker, "processes": [], "runs": {}} for worker in words.own_workers(desk)],
             "modules": words.own_modules(desk),
             "hooks": sorted(desk.listening),
@@ -145,7 +145,7 @@ def about(desk: Desk) -> bytes:
 
 
 def note_others(desk: Desk, watched: Watched) -> None:
-    """Keep what is known of the others, and what can no longer be trusted."""
+    """Take in the descriptions of the others, and note the jobs that memory can no longer trust."""
     desk.live = watched.live
     desk.others = [msgpack.unpackb(other) for other in watched.others if other]
     desk.routing.elsewhere.tell([worker for other in desk.others for worker in other["workers"]])
@@ -155,7 +155,7 @@ def note_others(desk: Desk, watched: Watched) -> None:
 
 
 def review(desk: Desk, pace: Pace, suspects: Collection[bytes], found: dict[bytes, Job]) -> list[Effect]:
-    """Bring memory up to what was read of these jobs, which is durable; return what may be said of it now."""
+    """Update memory from these jobs as read, which is durable; return the effects that may be said now."""
     effects: list[Effect] = []
     desk.suspects -= set(suspects)
     pace.note(suspects, found)
@@ -185,10 +185,10 @@ def _review_lease(desk: Desk, lease: Lease, job: Job | None) -> list[Effect]:
 
 
 def care(batch: Batch, watched: Watched) -> None:
-    """See to running jobs that nobody looks after: their keeper is gone, or they were lent in a batch of unknown end.
+    """Take care of running jobs that no server looks after: the keeper is gone, or it is unknown if their batch was stored.
 
-    Call it after the inputs: a worker that names a job has it. What this server lent itself, to a worker that is connected and
-    did not name it, never got there. Of any other job nothing is known, so its worker has a whole lease to turn up.
+    Call this after the inputs: a worker has the jobs that it names. A job that this server lent to a connected worker, and that
+    the worker did not name, never arrived there. Any other job's worker has a whole lease to connect.
     """
     sessions = [session for session in batch.desk.routing.sessions.values() if session.has_resumed]
     resumed = {session.join.instance for session in (*sessions, *batch.resumed)}
@@ -204,12 +204,12 @@ def care(batch: Batch, watched: Watched) -> None:
 
 
 def forget_unknown(desk: Desk, own: Iterable[Job]) -> None:
-    """All that this server looks after is `own`: whatever else memory has is suspect."""
+    """Suspect all leases in memory that are not of `own`, which are all jobs that this server looks after."""
     desk.suspects.update(desk.leases.keys() - {job.id for job in own})
 
 
 def hooks(desk: Desk, events: Iterable[Event]) -> list[Effect]:
-    """The calls of hooks that changes owe which were not made here."""
+    """Return the hook calls owed for changes that were not made here."""
     return [
         hook_of(event.hook, event.job, **({} if event.running is None else {"running": event.running}))
         for event in events

@@ -1,7 +1,7 @@
 """One command decided outside a server, in a transaction of a program that has a connection to a shared store.
 
-The same verbs decide as in a server, over jobs that the caller has read and locked. Nothing is done here: the caller writes
-the changes, and sees to it that some server makes the calls of hooks.
+The same verbs decide as in a server, over jobs that the caller has read and locked. Nothing is written here: the caller writes
+the changes, and ensures that some server makes the hook calls.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from givalia_core.protocol.messages import Kind
 from givalia_core.store.base import Change, Found, Wanted
 from givalia_core.store.shared import Event
 
-NOBODY: Final = -1  # Looks after no lease.
+NOBODY: Final = -1  # The number of a server that looks after no lease.
 
 
 class SingleDecision(NamedTuple):
-    """The answer to the command, what must be stored for it to be true, and the calls of hooks that it then owes."""
+    """The answer to the command, the changes to store to make it true, and the hook calls that are then owed."""
 
     answer: Answer
     changes: list[Change]
@@ -35,7 +35,7 @@ class SingleDecision(NamedTuple):
 
 
 class Single:
-    """A command and what it needs to know."""
+    """One command, and the question to the store that it needs."""
 
     def __init__(self, kind: Kind, message: object, policy: Policy, durability: str) -> None:
         """Take a command of a client or a worker; `durability` is what the answer to an enq says."""
@@ -53,7 +53,7 @@ class Single:
         return desk
 
     def decide(self, found: Found, now: Now) -> SingleDecision:
-        """Decide over what was read; may be called again when something has changed."""
+        """Decide over the jobs that were read; call this again when something has changed."""
         desk = self._desk()
         desk.use_numbers(found.floor)
         batch = Batch(desk, found, now)

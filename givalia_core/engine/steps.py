@@ -1,7 +1,7 @@
-"""The steps of one turn, each a type that leads to the next: arrived, read, decided; after the commit, what may be said.
+"""The steps of one turn, each a type that leads to the next: arrived, read, decided.
 
-`Arrived` reads from the store what the turn needs, `Read` decides, `Decided` is stored, and once that is durable tells what may
-be said. So a step cannot be taken too early, and the same steps run under the real server and under the simulation.
+`Arrived` reads from the store what the turn needs. `Read` decides. `Decided` is stored and, once durable, returns what may be
+said. So no step can be taken too early, and the real server and the simulation run the same steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from givalia_core.protocol.messages import Heard, Kind
 from givalia_core.store.base import Change, Commit, Found, Near, Retention, Route, Span, Store, Wanted
 from givalia_core.store.shared import Keeping
 
-if TYPE_CHECKING:  # The engine is made of these steps' memory.
+if TYPE_CHECKING:  # The engine has the memory that these steps use.
     from givalia_core.engine.turn import Engine
 
 EXPIRED_AT_ONCE: Final = 1_000
@@ -35,7 +35,7 @@ NOTHING_UNKEPT: Final = Keeping()
 
 
 class Arrived:
-    """A turn whose inputs have arrived; the near windows must be filled (`spans`) before it can say what else it must read."""
+    """A turn whose inputs have arrived; its near windows must be filled (`spans`) before it can read the rest."""
 
     suspects: frozenset[bytes] = frozenset()  # Jobs that this turn reads again.
     learning: frozenset[Route] = frozenset()  # Routes whose variants this turn reads.
@@ -58,13 +58,13 @@ class Arrived:
         self.spans: list[Span] = desk.routing.tick(now)
 
     def fill(self, nears: Sequence[Near]) -> None:
-        """Give the near windows what the store has for `spans`."""
+        """Fill the near windows with the store's answers to `spans`."""
         windows = self.engine.desk.routing.windows
         for span, near in zip(self.spans, nears, strict=True):
             windows[span.route].fill(near)
 
     def read(self, store: Store) -> Read:
-        """Ask the store at once for all that the turn needs."""
+        """Read from the store at once all that the turn needs."""
         engine, now, names = self.engine, self.now, Names()
         found = store.find(self._wanted(names), now)
         if names.requeued:
@@ -77,7 +77,7 @@ class Arrived:
         return Read(self, found, expired, retention if retention is not None and store.forgettable(retention) else None)
 
     def _wanted(self, names: Names) -> Wanted:
-        """Return what the commands name, which `names` takes up, and the jobs that may be lent."""
+        """Collect in `names` what the commands name; return the question for that and for jobs to lend."""
         engine, desk, standing = self.engine, self.engine.desk, self.engine.again.standing
         for given in self.inputs:
             if isinstance(given, Asked):
@@ -90,7 +90,7 @@ class Arrived:
         return wanted(names, claims, may_lend=may_lend)
 
     def _add_doubts(self, names: Names) -> None:
-        """Note what memory is not sure of: other servers may have changed it, or a refusal has shown it to be wrong."""
+        """Add what memory is unsure of: other servers may have changed it, or a refusal has shown that it is wrong."""
         engine, desk = self.engine, self.engine.desk
         names.keys |= engine.also_keys
         self.suspects = frozenset(engine.pace.some(desk) | names.resumed)
@@ -99,7 +99,7 @@ class Arrived:
         self.learning = frozenset(names.variants)
 
     def _may_lend(self, sharing: sharing.Sharing) -> bool:
-        """Return whether a job may become ready in this turn besides those of new commands and of claims."""
+        """Return whether a job may become ready in this turn that is of no new command and no claim."""
         return bool(self.inputs or sharing.finds_strays or (self.is_sweeping and self.engine.desk.leases))
 
 
@@ -117,7 +117,7 @@ class Read(NamedTuple):
     retention: Retention | None  # None: no ended job may be forgotten.
 
     def decide(self) -> Decided:
-        """Decide everything that arrived, then lend what is ready to the workers that are free."""
+        """Decide everything that arrived, then lend ready jobs to free workers."""
         arrived, found, engine, desk = self.arrived, self.found, self.arrived.engine, self.arrived.engine.desk
         if found.floor or arrived.learning or arrived.suspects:
             self._learn()
@@ -135,7 +135,7 @@ class Read(NamedTuple):
         return Decided(arrived, batch, self.retention)
 
     def _leave(self, batch: Batch, conn: int) -> None:
-        """A connection is gone, and with it the questions that it has asked."""
+        """Forget a connection that is gone, and its questions."""
         self.arrived.engine.questions.leave(conn)
         workers.lose(batch, conn, "its connection has ended")
 
@@ -201,12 +201,12 @@ class Decided:
             return NOTHING
         mark = timer.mark(self.arrived.now, self.batch.desk.policy.lease_us)
         learned = self.batch.found.learned
-        if learned is None:  # A store of somebody else may not take it.
+        if learned is None:  # A third-party store may not take the argument.
             return store.commit(self.changes, mark, self.retention)
         return store.commit(self.changes, mark, self.retention, learned)
 
     def committed(self, commit: Commit, keeping: Keeping = NOTHING_UNKEPT) -> list[Effect]:
-        """The commit is durable: renew what memory believes, and return what may now be said."""
+        """Update memory after the durable commit, and return what may now be said."""
         engine, batch, desk = self.arrived.engine, self.batch, self.batch.desk
         engine.must_mark, engine.forget_more = False, commit.forgotten >= FORGOTTEN_AT_ONCE
         refused, unanswerable = NO_SEQS, NO_FRAMES
@@ -224,14 +224,14 @@ class Decided:
         return desk.acts.without_own(effects) if desk.acts.answers else effects
 
     def _first(self) -> list[Effect]:
-        """Return what is said before all else: progress, which its reader hears before the end, and what is owed."""
+        """Return the effects that leave first: progress, which a waiter must get before the end, and what is owed."""
         engine = self.arrived.engine
         effects = [*self.batch.progress(), *engine.owed, *self.batch.desk.aside.overdue(self.arrived.now)]
         engine.owed = []
         return effects
 
     def _renew(self, refused: Set[int], effects: list[Effect]) -> list[Job]:
-        """Let memory believe what is stored, and answer those who waited for an end; return the jobs that were lent."""
+        """Update memory from the stored changes, and answer the waiters of ended jobs; return the jobs that were lent."""
         batch, desk = self.batch, self.batch.desk
         lent: list[Job] = []
         for was, job in self.changes:
@@ -247,7 +247,7 @@ class Decided:
         return lent
 
     def _renew_lease(self, job: Job, effects: list[Effect]) -> None:
-        """Let memory believe a change of a job that has run or has ended."""
+        """Update memory from a change of a job that has run or has ended."""
         desk = self.batch.desk
         lease = desk.leases.get(job.id)
         if lease is not None and (job.state is not RUNNING or job.fence != lease.job.fence):
@@ -263,14 +263,14 @@ class Decided:
             effects += [Reply(conn, request, [end], job.id) for conn, request in desk.waits.end(job.id)]
 
     def _dispatch(self, lent: list[Job], effects: list[Effect]) -> None:
-        """Let the leases of the jobs that were lent begin, and send each worker its jobs."""
+        """Begin the leases of the jobs that were lent, and send each worker its jobs."""
         batch, desk = self.batch, self.batch.desk
         lease_us = desk.policy.lease_us
         dispatches: dict[int, list[Item]] = {}
         for job in lent:
             room = batch.claims[job.seq]
             session = room.session
-            if job.id in desk.leases:  # Of an attempt that has ended in this batch.
+            if job.id in desk.leases:  # The lease of an attempt that has ended in this batch.
                 del desk.leases[job.id]
             # A lease runs from the worker's last message, as the worker itself counts.
             desk.leases[job.id] = Lease(job, room, session.beat_mono_us + lease_us)

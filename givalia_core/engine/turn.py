@@ -1,11 +1,11 @@
-"""The engine, and one turn of the queue: decided, then on disk, then answered. This order stands here.
+"""The engine, and one turn of the queue: decided, then on disk, then answered. This module sets that order.
 
-Were an answer to leave before the commit, a crash between the two would lose what somebody was told is safe; were a
-dispatch to leave before it, two workers could hold one job with one fence. What arrives while a turn commits is the next
-turn's batch: at one request it costs one sync, at thousands it costs one sync.
+If an answer left before the commit, a crash between the two would lose a job that a client was told is safe. If a dispatch left
+before the commit, two workers could hold one job with one fence. Input that arrives while a turn commits is the next turn's
+batch: one request costs one sync, and thousands cost one sync.
 
-A turn raises StoreAway if a shared store does not answer: the engine keeps what arrived, and another turn goes on with it.
-After any other StoreError it is unknown what is on disk; nothing may be said, and the server must stop.
+A turn raises StoreAway if a shared store does not answer: the engine keeps the input, and another turn goes on with it.
+After any other StoreError the content of the disk is unknown; nothing may be said, and the server must stop.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from givalia_core.protocol.asked import Asked
 from givalia_core.store.base import Opened, Retention, Store
 from givalia_core.store.shared import as_shared
 
-GAP_US: Final = 2 * SECOND_US  # A silence of the loop for longer was a pause of the process: nobody could beat (K5).
-SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are looked after.
-WALK_US: Final = 2_000  # What a turn spends on questions that take a walk, at most but for the last step.
+GAP_US: Final = 2 * SECOND_US  # A longer silence of the loop was a pause of the process: no worker could beat (K5).
+SWEEP_US: Final = SECOND_US  # How often leases, expiries and retention are swept.
+WALK_US: Final = 2_000  # The most that a turn spends on questions that take a walk; only the last step may exceed it.
 STEPS_MAX: Final = 64
 
 
@@ -44,11 +44,11 @@ class Engine:
         epoch: The boot epoch of the store.
         last_seq: The highest seq that was given.
         live: How many jobs wait or run.
-        running: The jobs that were running; each gets a whole lease to be heard of again.
+        running: The jobs that were running; each gets a whole lease, for its worker to name it again.
         durability: What the answer to an enq says.
         regrant_us: The length of those leases, no shorter than the one that their workers were told.
         now: The time.
-        rng: Chance, for the jitter of retries.
+        rng: The source of chance, for the jitter of retries.
         is_shared: Whether other servers have the store open.
     """
 
@@ -82,13 +82,13 @@ class Engine:
         self.must_mark = True
         """The next commit must store the mark of the clocks, even without changes."""
         self.also_keys: frozenset[str] = frozenset()
-        """The keys of refused changes: who holds them must be read."""
+        """The keys of refused changes: the jobs that hold them must be read."""
         self.forget_more = False
         self.swept_us = now.mono_us
         self.is_sweeping = False
-        """Leases, expiries and retention are looked after in this turn."""
+        """This turn sweeps leases, expiries and retention."""
         self.ahead_us = now.timer_ahead_us
-        """The distance of the clocks by which the near windows were last filled: a slow drift adds up."""
+        """The distance of the clocks when the near windows were last filled: a slow drift adds up."""
         self._held_up_until_us = 0
 
     def ask(self, asked: Asked) -> None:
@@ -99,7 +99,7 @@ class Engine:
             self.questions.add(asked)
 
     def begin(self, now: Now) -> None:
-        """Take in the time, and what it does to memory."""
+        """Take in the time, and update memory for it."""
         desk, gap_us, self.now = self.desk, now.mono_us - self.now.mono_us, now
         desk.routing.begin(desk.clogged)
         if gap_us > GAP_US:
@@ -117,7 +117,7 @@ class Engine:
                 variants.learn_more(desk.routing)
 
     def bridge(self, gap_us: int, now: Now) -> None:
-        """The process stood still for so long that nobody could beat (K5): leases and answers last as much longer."""
+        """Extend leases and answers by the time for which the process stood still: no worker could beat (K5)."""
         desk = self.desk
         for lease in desk.leases.values():
             lease.expires_mono_us += gap_us
@@ -128,20 +128,20 @@ class Engine:
         self._held_up_until_us = now.mono_us + REMEMBERED_AT_LEAST_US
 
     def take_step(self, now: Now) -> None:
-        """The wall clock was set: which absolute jobs are due has changed, and the new distance must be kept."""
+        """Note that the wall clock was set: other absolute jobs are due now, and the new distance must be kept."""
         self.desk.routing.forget_windows()
         self.must_mark = True
         self.ahead_us = now.timer_ahead_us
 
     def retention(self, now: Now) -> Retention:
-        """Return which ended jobs may be forgotten."""
+        """Return the rule for which ended jobs may be forgotten."""
         policy, now_us = self.desk.policy, now.timer_us
         return Retention(
             now_us, now_us - REMEMBERED_AT_LEAST_US, policy.retain_max, policy.retain_dead_max, steps.FORGOTTEN_AT_ONCE
         )
 
     def wake_in_us(self, now: Now) -> int:
-        """Return how long nothing needs to be decided unless something arrives; never over a second (K4)."""
+        """Return how long the loop may sleep unless something arrives; never over a second (K4)."""
         again, desk = self.again, self.desk
         if again.is_stuck:
             return again.pause_us
@@ -164,7 +164,7 @@ def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy:
         epoch=opened.epoch,
         last_seq=opened.last_seq,
         live=sum(count for (_, state), count in counts.items() if state in ("waiting", "running")),
-        # Other servers look after what runs in a shared store; what none of them looks after turns up when it is watched.
+        # In a shared store other servers look after running jobs; watching the store finds those that none looks after.
         running=() if store.is_shared else store.running(),
         durability=store.durability,
         regrant_us=max(policy.lease_us, opened.mark.lease_us if opened.mark else 0),
@@ -177,7 +177,7 @@ def start(store: Store, opened: Opened, timer: Timekeeper, clock: Clock, policy:
 def turn(engine: Engine, store: Store, timer: Timekeeper, inputs: Sequence[Input], clock: Clock) -> list[Effect]:
     """Decide everything that arrived, make it durable, and return what may now be said; the module says what errors mean."""
     now = timer.now(clock.read())
-    if engine.desk.is_full or getattr(store, "is_full", False):  # A store of somebody else may be older than the attribute.
+    if engine.desk.is_full or getattr(store, "is_full", False):  # A third-party store may be older than the attribute.
         engine.desk.is_full = not store.has_room()
     given = [*engine.again.inputs, *inputs] if engine.again.inputs else inputs
     if (shared := as_shared(store) if engine.sharing is not None else None) is not None:

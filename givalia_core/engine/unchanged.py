@@ -1,4 +1,4 @@
-"""The answers of a batch that changed no job, which are remembered if the commit lets them stand."""
+"""The answers in a batch that changed no job; we remember those that the commit lets stand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from givalia_core.store.shared import Kept
 
 
 def recall(batch: Batch, kind: Kind, request: bytes) -> Answer | None:
-    """Return the answer that this request was given without changing a job; None if it is not known."""
+    """Return the known answer to this request, which changed no job; None if there is none."""
     if batch.unchanged and (here := batch.unchanged.get(request)) is not None:
         batch.touched += [(seq, batch.author) for seq in (here.number, *here.seqs)]
         return here.answer
@@ -42,7 +42,7 @@ def remember(batch: Batch, request: bytes, answer: Answer, *, is_enq: bool, sinc
 
 
 def standing(batch: Batch, refused: Set[int]) -> list[Kept]:
-    """Return the answers that changed no job, but for those that depend on what was refused."""
+    """Return the answers that changed no job, except those that depend on refused changes."""
     return [
         Kept(request, remembered.pack(each.answer), each.is_enq)
         for request, each in batch.unchanged.items()

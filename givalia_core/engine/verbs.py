@@ -1,8 +1,8 @@
 """The commonest verbs of clients: `enq`, `stat` and `wait`. `changes` has those that change a job later.
 
-For each verb there is a function that notes what must be read (`needs_…`) and one that decides: it reads its message and
-returns its answer. A changing verb is only decided when its request id is not known ("Sending again" in docs/delivery.md). No
-function here talks to a store or a socket; what it decides is put into the batch.
+Each verb has a function that notes what must be read (`needs_…`) and one that decides: it takes its message and returns the
+answer. A changing verb is only decided when its request id is not known ("Sending again" in docs/delivery.md). No function
+here talks to a store or a socket; decisions are put into the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from givalia_core.views import id_in, text_id
 
 
 def needs_enq(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the jobs that an enq may meet: of its id, of its key, and of its request."""
+    """Note the jobs that an enq may meet: by its id, its key and its request."""
     names.has_enq = True
     for message in asked.messages:
         if isinstance(message, GivaliaError):
@@ -34,13 +34,13 @@ def needs_enq(names: Names, asked: Asked, desk: Desk) -> None:
         if message.key is not None:
             names.keys.add(message.key)
         if desk.is_shared or message.if_exists in ("replace", "reschedule"):
-            names.requests.add(message.id)  # Another server may have refused it, or it has changed the job of its key.
+            names.requests.add(message.id)  # Another server may have refused the request, or it has changed the job of its key.
         if message.version is not None and (route := route_of(message)) not in desk.routing.windows:
             names.variants.add(route.plain)
 
 
 def enq(batch: Batch, asked: Asked, message: Enq) -> Answer:
-    """Make the job, or do with the live one of its key what `if_exists` says."""
+    """Make the job, or apply `if_exists` to the live job of its key."""
     now = batch.now
     if message.at_us is None:
         on_wall, due_at_us = False, now.timer_us + message.delay_us
@@ -66,7 +66,7 @@ def _new_job(batch: Batch, message: Enq, on_wall: bool, due_at_us: int, due_on_w
     )
     if message.expires_us is not None:
         job.expires_at_us = due_at_us + message.expires_us
-    job.enq_at_us = batch.now.wall_us if on_wall else batch.told_us  # As its due, which is never before.
+    job.enq_at_us = batch.now.wall_us if on_wall else batch.told_us  # By the clock of the due, which is never earlier.
     job.max_attempts, job.timeout_us = message.max_attempts, message.timeout_us
     job.expires_us, job.retain_us = message.expires_us, message.retain_us
     job.answered = (_make(Answered, (message.id, "enq", due_on_wall_us, batch.now.timer_us)),)
@@ -75,12 +75,12 @@ def _new_job(batch: Batch, message: Enq, on_wall: bool, due_at_us: int, due_on_w
 
 
 def taken(holder: Job) -> DuplicateKey:
-    """Return the refusal of a command that needs a key which a live job has."""
+    """Return the refusal of a command that needs a key which a live job holds."""
     return DuplicateKey(f"key {holder.key} is held by the live job {text_id(holder.id)}", id=text_id(holder.id))
 
 
 def admit(batch: Batch) -> None:
-    """Refuse a new job while none is taken."""
+    """Refuse a new job while the server takes none."""
     desk = batch.desk
     if desk.is_draining:
         raise Refusal(ShuttingDown("the server is draining and takes no new job", retry_after=2.0))
@@ -93,7 +93,7 @@ def admit(batch: Batch) -> None:
 
 
 def route_of(message: Enq) -> Route:
-    """Return the route of the job."""
+    """Return the route of the job that an enq asks for."""
     specifier = None if message.version is None else canonical(message.version)
     return Route(message.module, join_target(message.target_worker, specifier))
 
@@ -116,7 +116,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
     job = evolve(holder, message.if_exists)
     if message.if_exists == "replace":
         job.module, job.target_worker, job.priority = message.module, message.target_worker, message.priority
-        # An attempt is always left, however many were made before it was replaced.
+        # One attempt is always left, however many were made before the replacement.
         job.max_attempts = message.max_attempts and max(message.max_attempts, holder.attempt + 1)
         job.timeout_us, job.backoff_us = message.timeout_us, None
         job.expires_us, job.retain_us = message.expires_us, message.retain_us
@@ -126,7 +126,7 @@ def _enq_live(batch: Batch, message: Enq, holder: Job, on_wall: bool, due_at_us:
 
 
 def move(batch: Batch, job: Job, moved: Job, act: str, request: bytes, on_wall: bool, due_at_us: int) -> None:
-    """Let `moved` stand where `job` stood, with another due."""
+    """Replace `job` by `moved`, with another due."""
     moved.on_wall, moved.due_at_us = on_wall, due_at_us
     # An attempt that was given back because its process was replaced had started.
     expires = moved.expires_us is not None and moved.attempt == 0 and not moved.replacements
@@ -137,7 +137,7 @@ def move(batch: Batch, job: Job, moved: Job, act: str, request: bytes, on_wall: 
 
 
 def needs_named(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the jobs that commands name, by key or id, and those that they have changed before."""
+    """Note the jobs that commands name, by key or id, and the jobs that the commands have changed before."""
     for message in asked.messages:
         if isinstance(message, GivaliaError):
             continue
@@ -154,7 +154,7 @@ def needs_named(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def stat(batch: Batch, asked: Asked, message: Stat) -> Answer:
-    """Describe a job: of a key the live one, else the one that ended last."""
+    """Describe the named job; a key means its live job, else the one that ended last."""
     job = named_job(batch, message)
     shown, result = words.status(batch.desk, job, batch.now), job.result or b""
     if not message.params:
@@ -164,7 +164,7 @@ def stat(batch: Batch, asked: Asked, message: Stat) -> Answer:
 
 
 def wait(batch: Batch, asked: Asked, message: Wait) -> Answer | None:
-    """Answer when the job has ended, which may be in this batch; the answer is an effect of its own."""
+    """Wait for the end of the job, which may come in this batch; the answer is an effect of its own."""
     if len(asked.messages) > 1:
         raise Refusal(BadRequest("a wait is alone in its frame"))
     job = named_job(batch, message)
@@ -182,7 +182,7 @@ def wait(batch: Batch, asked: Asked, message: Wait) -> Answer | None:
 
 
 def named_job(batch: Batch, message: Any) -> Job:
-    """Return the job that a command names; of a key the live one, else the one that ended last."""
+    """Return the job that a command names; a key means its live job, else the one that ended last."""
     if (message.key is None) == (message.id is None):
         raise Refusal(BadRequest(ONE_NAME))
     if message.id is None:
@@ -199,7 +199,7 @@ ONE_NAME = "name the job by its key or by its id, and by one of them only"
 
 
 def not_found(batch: Batch, message: Any) -> NotFound:
-    """Return the refusal of a command that names no job."""
+    """Return the refusal of a command whose name no job has."""
     meant = None if message.key is None else id_in(message.key)
     if message.id is not None:
         name = f"id {text_id(message.id)}"

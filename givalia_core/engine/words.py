@@ -51,7 +51,7 @@ def _attempts_most(desk: Desk, job: Job) -> int:
 
 
 def _because(job: Job) -> str:
-    """Return the words for what the last failed attempt raised, to follow others."""
+    """Return words, to append to others, for the error of the last failed attempt."""
     line = headline(job.error)
     return f": {line}" if line else ""
 
@@ -105,7 +105,7 @@ _WHY: Final[dict[JobState, Callable[[Desk, Job, Now], str]]] = {
 
 
 def status(desk: Desk, job: Job, now: Now) -> dict[str, Any]:
-    """The map that `stat` and `list` answer with."""
+    """Return the map that answers `stat` and `list`."""
     state = job.shown_state(now)
     lease = desk.leases.get(job.id) if job.state is RUNNING else None
     timeleft_us = None
@@ -142,7 +142,7 @@ def brief(job: Job, *, params: bool) -> Job:
 
 
 def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[str, Any]:
-    """The map that `info` answers with, but for the jobs by module."""
+    """Return the map that answers `info`, without the jobs by module."""
     policy = desk.policy
     return {
         "durability": desk.durability,
@@ -190,7 +190,7 @@ def info(desk: Desk, ready: int, described: dict[str, Any], now: Now) -> dict[st
 
 
 def each_worker(desk: Desk) -> Iterator[dict[str, Any]]:
-    """A map for each worker that is connected to this server, or to another one of a shared store."""
+    """Yield a map for each worker that is connected to this server, or to another one of a shared store."""
     for session in list(desk.routing.sessions.values()):
         yield _worker(desk, session)
     for other in list(desk.others):
@@ -203,12 +203,12 @@ def _worker(desk: Desk, session: WorkerSession) -> dict[str, Any]:
 
 
 def own_workers(desk: Desk) -> list[dict[str, Any]]:
-    """A map for each worker that is connected to this server."""
+    """Return a map for each worker that is connected to this server."""
     return [_worker(desk, session) for session in desk.routing.sessions.values()]
 
 
 def each_module(desk: Desk) -> Iterator[dict[str, Any]]:
-    """A map for each module of each worker that is connected to this server, or to another one of a shared store."""
+    """Yield a map for each module of each worker that is connected to this server, or to another one of a shared store."""
     for session in list(desk.routing.sessions.values()):
         yield from _modules_of(session)
     for other in list(desk.others):
@@ -216,7 +216,7 @@ def each_module(desk: Desk) -> Iterator[dict[str, Any]]:
 
 
 def own_modules(desk: Desk) -> list[dict[str, Any]]:
-    """A map for each module of each worker that is connected to this server."""
+    """Return a map for each module of each worker that is connected to this server."""
     return [module for session in desk.routing.sessions.values() for module in _modules_of(session)]
 
 

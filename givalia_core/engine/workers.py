@@ -35,7 +35,7 @@ def needs_nothing(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def needs_resumed(names: Names, asked: Asked, desk: Desk) -> None:
-    """Note the same of all that a worker holds: it may come from another server, which may have taken some of it over."""
+    """Note the jobs as `needs_held` does, and in a shared store also known leases: another server may have taken some over."""
     needs_held(names, asked, desk)
     if desk.is_shared:
         names.resumed |= {
@@ -44,7 +44,7 @@ def needs_resumed(names: Names, asked: Asked, desk: Desk) -> None:
 
 
 def join(batch: Batch, asked: Asked, message: Join) -> Answer:
-    """A worker process introduces itself; an older connection of the same process is over."""
+    """Add a worker process that introduces itself; end an older connection of the same process."""
     routing = batch.desk.routing
     if asked.conn in routing.sessions:
         leave(batch, asked.conn)
@@ -59,7 +59,7 @@ def join(batch: Batch, asked: Asked, message: Join) -> Answer:
 
 
 def lose(batch: Batch, conn: int, why: str) -> None:
-    """A connection is gone, or of no use any more; if it was that of a worker, the log says so."""
+    """Forget a connection that is gone or of no use any more; if it was a worker's, the log says so."""
     session = batch.desk.routing.sessions.get(conn)
     if session is not None and not batch.desk.is_draining:
         rooms = session.rooms.values()
@@ -72,13 +72,13 @@ def lose(batch: Batch, conn: int, why: str) -> None:
 
 
 def silence(batch: Batch, conn: int) -> None:
-    """A worker missed two beats: its connection is of no use any more."""
+    """End the connection of a worker that missed two beats, since it is of no use any more."""
     batch.close(conn, "it missed two beats")
     lose(batch, conn, "it missed two beats")
 
 
 def leave(batch: Batch, conn: int) -> None:
-    """A connection is gone. Its leases live on: their worker may come back and settle them before they end."""
+    """Forget a connection that is gone. Its leases live on: the worker may come back and settle them before they end."""
     session = batch.desk.routing.leave(conn)
     if session is not None:
         batch.desk.losses.leave(session, batch.now.mono_us)
@@ -89,7 +89,7 @@ def leave(batch: Batch, conn: int) -> None:
 
 
 def announce(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker says which modules it has; this replaces what it said before."""
+    """Replace the modules of a worker by those that it announces."""
     session = _session(batch, asked)
     served = [message for message in asked.messages if isinstance(message, Announce)]
     batch.desk.routing.announce(session, served)
@@ -97,9 +97,9 @@ def announce(batch: Batch, asked: Asked) -> list[Answer]:
 
 
 def resume(batch: Batch, asked: Asked) -> list[Answer]:
-    """After joining, a worker names the leases it holds; those of it that it does not name never reached it (T9)."""
+    """Take up the leases that a worker names after joining; give back its others, which never reached it (T9)."""
     session = _session(batch, asked)
-    if not session.has_resumed:  # What it was lent since is not for it to name, if this is decided again.
+    if not session.has_resumed:  # If this is decided again, the worker need not name jobs lent to it since.
         batch.resumed.append(session)
         named = {message.id for message in asked.messages if isinstance(message, NamedLease)}
         asking, batch.author = batch.author, NOBODY
@@ -126,7 +126,7 @@ def _take_up(batch: Batch, session: WorkerSession, message: NamedLease | Givalia
     lease = batch.desk.leases.get(message.id)
     job = _present(batch, message.id)
     if job is not None and job.state is DONE and job.fence == message.fence:
-        return TAKEN  # Its code, which has yet to return, may have completed it in a transaction.
+        return TAKEN  # The job's code, which has yet to return, may have completed the job in a transaction.
     if job is None or not _is_holder(session, job, message.fence):
         return Stale("the lease is no longer this worker's")
     if lease is None:
@@ -142,13 +142,13 @@ def _take_up(batch: Batch, session: WorkerSession, message: NamedLease | Givalia
 
 
 def _present(batch: Batch, job_id: bytes) -> Job | None:
-    """A job as this batch has left it: one that this server lent from memory, any other as it was read."""
+    """Return a job as this batch has left it: from memory if its lease is here, any other as it was read."""
     lease = batch.desk.leases.get(job_id)
     return batch.by_id(job_id) if lease is None else batch.jobs.get(lease.job.seq, lease.job)
 
 
 def adopt(batch: Batch, job: Job, session: WorkerSession | None, lent_us: int) -> None:
-    """Look after a lease from now on that another server granted; its worker is connected here, or has `lent_us` to be."""
+    """Look after another server's lease from now on; its worker is connected here, or has `lent_us` to connect."""
     adopted = evolve(job, "adopt")
     adopted.keeper = batch.desk.me
     batch.put(job, adopted)
@@ -156,20 +156,20 @@ def adopt(batch: Batch, job: Job, session: WorkerSession | None, lent_us: int) -
 
 
 def credit(batch: Batch, asked: Asked, message: Credit) -> Answer:
-    """Take the number of jobs that the worker can hold from now on."""
+    """Set the number of jobs that the worker can hold from now on."""
     rooms = _session(batch, asked).rooms
     rooms["greenlet"].capacity, rooms["process"].capacity = message.capacity, message.processes
     return TAKEN
 
 
 def processes(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker says which processes it has, and how they are; this replaces what it said before."""
+    """Replace the processes of a worker, and their states, by those that it names."""
     _session(batch, asked).processes = [message for message in asked.messages if isinstance(message, Process)][:PROCESSES_MAX]
     return [each if isinstance(each, GivaliaError) else TAKEN for each in asked.messages]
 
 
 def beat(batch: Batch, asked: Asked) -> list[Answer]:
-    """A worker is alive and holds these leases; each is renewed, and a job that was asked to stop is told again."""
+    """Renew the leases that a live worker holds; tell it again of the jobs that were asked to stop."""
     return _take_up_all(batch, _session(batch, asked), asked)
 
 
@@ -185,7 +185,7 @@ def _is_holder(session: WorkerSession, job: Job, fence: int) -> bool:
 
 
 def take_over(batch: Batch, job: Job) -> None:
-    """Let the lease of a job begin that this server looks after from now on, for another server."""
+    """Begin the lease of a job that this server takes over from another server."""
     desk, (session, lent_us) = batch.desk, batch.taken[job.seq]
     if session is not None and session.conn not in desk.routing.sessions:
         session = None
@@ -196,7 +196,7 @@ def take_over(batch: Batch, job: Job) -> None:
 
 
 def conclude(batch: Batch) -> None:
-    """The commit is durable: let memory believe what workers and operators have said in the batch."""
+    """Let memory believe what workers and operators have said in the batch, whose commit is durable."""
     for resumed in batch.resumed:
         resumed.has_resumed = True
     if batch.ends_hold:

@@ -51,7 +51,7 @@ class Change(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """The ended jobs to forget with a commit: at most `limit`, those with the earliest `forget_at_us` first.
+    """The ended jobs to forget with a commit: at most `limit`, by `forget_at_us`, of equals by seq.
 
     At most `keep_ended` done and cancelled jobs and `keep_dead` dead jobs stay; beyond that, jobs that ended after
     `ended_before_us` stay too, since a client may still resend.

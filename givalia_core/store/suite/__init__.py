@@ -1,8 +1,8 @@
-"""The suite that every store passes, ours and other people's: every promise of `base`, each as one test.
+"""The suite that every store passes, ours and third-party ones: each promise of `base` as one test.
 
-Derive a class from `StoreSuite` in a test file of yours, say in `make_store` how a store is made, and run it with pytest.
-The last test compares a whole store with a dictionary over random histories; it prints the seed that replays it, and
-`GIVALIA_SEED` sets one. Only tests import this package: it needs hypothesis, which the package itself does not.
+Derive a class from `StoreSuite` in a test file of yours, override `make_store` to make a store, and run it with pytest.
+The last test compares a whole store with a dictionary over random histories. It prints the seed that replays the run, and
+`GIVALIA_SEED` sets the seed. Only tests import this package: it needs hypothesis, which `givalia_core` itself does not.
 """
 
 from givalia_core.store.suite.changing import Committing, Inserting, Updating
@@ -45,4 +45,4 @@ __all__ = [
 
 
 class StoreSuite(Inserting, Updating, Committing, Finding, Remembering, Orders, Listings, Forgetting, Restarting, Histories):
-    """Derive, override `make_store` (and `reopen`, if a restart of this store is anything else), run with pytest."""
+    """All tests: derive, override `make_store` (and `reopen`, if this store restarts differently), run with pytest."""

@@ -24,7 +24,7 @@ from givalia_core.store.suite.kit import KEEP_ALL, MARK, NOW, Suite, changed, en
 
 
 class Finding(Suite):
-    """By ids and keys."""
+    """Finding by ids and keys."""
 
     def test_jobs_are_found_by_every_name_they_have(self, tmp_path: Path) -> None:
         asked = (Answered(job_id(1), "enq", 1), Answered(request_id(5), "ext", 2))
@@ -112,7 +112,7 @@ class Finding(Suite):
 
 
 class Remembering(Suite):
-    """By requests, whose answers a job keeps."""
+    """Finding by requests, whose answers a job keeps."""
 
     def test_a_request_is_found_while_the_job_remembers_it(self, tmp_path: Path) -> None:
         job = waiting(1)

@@ -1,4 +1,4 @@
-"""Random histories: a store and a dictionary are given the same changes, and must say the same."""
+"""Random histories: a store and a dictionary get the same changes, and must say the same."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _DRAWN = st.fixed_dictionaries(
 
 
 class History(RuleBasedStateMachine):
-    """A store and a dictionary that are given the same changes; after each step they must say the same of everything."""
+    """A store and a dictionary that get the same changes; after each step they must agree on everything."""
 
     def __init__(self, suite: Suite, folder: Path) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class History(RuleBasedStateMachine):
 
     @rule(updates=st.lists(_DRAWN, max_size=4), new=st.lists(_DRAWN, max_size=4))
     def commit(self, updates: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
-        """Some updates, then some inserts; some of them on stale versions, ids that exist and keys that are held."""
+        """Commit some updates, then some inserts; some of them with stale versions, ids that exist and keys that are held."""
         changes: list[Change] = []
         for drawn in updates if self.jobs else ():
             was = self.jobs[sorted(self.jobs)[drawn["pick"] % len(self.jobs)]]
@@ -170,7 +170,7 @@ class History(RuleBasedStateMachine):
             over = [job for job in self.jobs.values() if job.state in ENDED and (job.state is DEAD) is is_dead]
             over.sort(key=lambda job: job.forget_at_us or 0)
             cut = max(len(over) - keep, 0)
-            # Of those that are forgotten at one instant, any may go first: then only the number is certain.
+            # Among jobs with one time of forgetting, those with the lowest seq go first.
             due = [job for job in over if (job.forget_at_us or 0) <= NOW.timer_us]
             gone += due if cut <= len(due) else self._certain(over, cut)
 
@@ -186,7 +186,7 @@ class History(RuleBasedStateMachine):
 
     @rule(seq=st.integers(0, 50), boots=st.integers(-1, 2))
     def raise_numbers(self, seq: int, boots: int) -> None:
-        epoch = min(self.epoch, 1_000) + boots  # There are stores whose epochs are large: a fence has 63 bits.
+        epoch = min(self.epoch, 1_000) + boots  # Some stores have large epochs: a fence has 63 bits.
         self.store.raise_numbers(seq, (epoch << FENCE_COUNTER_BITS) + 1)
 
         self.epoch, self.top = max(self.epoch, epoch), max(self.top, seq)

@@ -1,4 +1,4 @@
-"""Jobs, changes and stores as the tests of the suite are written with them."""
+"""The jobs, changes and stores that the tests of the suite use."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from givalia_core.store.base import (
     Wanted,
 )
 
-NOW = Now(timer_us=1_000_000_000, wall_us=1_000_400_000, mono_us=5_000)  # The wall clock is ahead, so that mixing shows.
+NOW = Now(timer_us=1_000_000_000, wall_us=1_000_400_000, mono_us=5_000)  # The wall clock is ahead, so that a mix-up shows.
 MARK = Mark("boot", 17, NOW.timer_us, NOW.wall_us)
 ROUTE = Route("Mail", "any")
 KEEP_ALL = Retention(NOW.timer_us, NOW.timer_us, 1_000_000, 1_000_000, 1_000)
 
 
 def job_id(number: int) -> bytes:
-    """The id of the job of this number; not the order of seq, as ids of several clients are not."""
+    """Return the id of the job of this number; like the ids of several clients, these are not in the order of seq."""
     return (number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)).to_bytes(16, "big")
 
 
 def request_id(number: int) -> bytes:
-    """A request id that is no job's."""
+    """Return a request id that is no job's."""
     return b"request:" + number.to_bytes(8, "big")
 
 
 def waiting(seq: int, **fields: Any) -> Job:
-    """A job as `enq` makes it."""
+    """Return a job as `enq` makes it."""
     values: dict[str, Any] = {
         "seq": seq,
         "id": job_id(seq),
@@ -61,12 +61,12 @@ def waiting(seq: int, **fields: Any) -> Job:
 
 
 def changed(job: Job, **fields: Any) -> Change:
-    """The guarded change of a job that was read as `job`."""
+    """Return the guarded change of a job that was read as `job`."""
     return Change(job, job.changed(version=job.version + 1, **fields))
 
 
 def ended(job: Job, state: JobState = DONE, ago_us: int = 0, forget_in_us: int = 1_000_000) -> Change:
-    """The change that ends a job, `ago_us` before now."""
+    """Return the change that ends a job, `ago_us` before now."""
     return changed(
         job,
         state=state,
@@ -77,30 +77,30 @@ def ended(job: Job, state: JobState = DONE, ago_us: int = 0, forget_in_us: int =
 
 
 def by_seq(store: Store, seqs: Iterable[int]) -> dict[int, Job]:
-    """Those of the jobs of these numbers that the store has."""
+    """Return the jobs of these numbers that the store has, by seq."""
     found = store.find(Wanted(ids=frozenset(map(job_id, seqs))), NOW)
     return {job.seq: job for job in found.ids.values()}
 
 
 def claimed(store: Store, limit: int = 100, route: Route = ROUTE) -> list[Job]:
-    """The jobs that the store offers to be lent on a route."""
+    """Return the jobs that the store offers for lending on a route."""
     return store.find(Wanted(claims=(Claim(route, limit),)), NOW).ready.get(route, [])
 
 
 def inserts(jobs: Iterable[Job]) -> list[Change]:
-    """One insert for each job."""
+    """Return one insert for each job."""
     return [Change(None, job) for job in jobs]
 
 
 class Suite:
-    """Makes stores, opens them, and reads them whole; what all parts of the suite are derived from."""
+    """The base of all parts of the suite, which makes stores, opens them, and reads them whole."""
 
     examples = 20  # Random histories to compare with a dictionary,
     steps = 25  # and how long each is.
     derandomize = False
 
     def make_store(self, folder: Path) -> Store:
-        """A store that is not open yet and has nothing in it; files of it go into `folder`."""
+        """Return an empty store that is not open yet; its files go into `folder`."""
         raise NotImplementedError
 
     def reopen(self, store: Store) -> tuple[Store, Opened]:
@@ -108,7 +108,7 @@ class Suite:
         store.close()
         return store, store.open()
 
-    # What the tests are written with.
+    # The tools of the tests.
 
     _open_stores: list[Store]
 
@@ -120,7 +120,7 @@ class Suite:
             store.close()
 
     def opened(self, folder: Path, *jobs: Job) -> Store:
-        """A new store, open, holding these jobs; closed when the test ends."""
+        """Return a new, open store with these jobs, which is closed when the test ends."""
         store = self.make_store(folder)
         self._open_stores.append(store)
         store.open()
@@ -129,7 +129,7 @@ class Suite:
         return store
 
     def reopened(self, store: Store) -> tuple[Store, Opened]:
-        """As `reopen`, and closed when the test ends."""
+        """Do the same as `reopen`; the store is closed when the test ends."""
         store, opened = self.reopen(store)
         if store not in self._open_stores:
             self._open_stores.append(store)
@@ -137,12 +137,12 @@ class Suite:
 
     @staticmethod
     def stored(store: Store, seq: int) -> Job | None:
-        """The job of this seq as the store has it."""
+        """Return the job of this seq as the store has it."""
         return by_seq(store, {seq}).get(seq)
 
     @staticmethod
     def listed(store: Store, wanted: Filter = Filter(), limit: int = 3, now: Now = NOW) -> list[Job]:  # noqa: B008
-        """All jobs of a listing, page by page."""
+        """Return all jobs of a listing, which is read page by page."""
         jobs: list[Job] = []
         after: tuple[int, int] | None = None
         for _ in range(100_000):

@@ -71,7 +71,7 @@ class Listings(Suite):
         assert [job.seq for job in self.listed(store, Filter(WAITING))] == [2, 4]
 
     def of_many_kinds(self, tmp_path: Path) -> tuple[Store, list[Job]]:
-        """A store with jobs of all states, on two clocks and several routes, with keys and errors."""
+        """Return a store and its jobs: of all states, on two clocks and several routes, with keys and errors."""
         jobs = []
         for seq in range(1, 73):
             state = STORED_STATES[seq % 5]
@@ -171,7 +171,7 @@ class Listings(Suite):
         assert store.page(Filter(module="Fax"), first.after, 10, NOW).jobs == [rare]
 
     def of_three_states(self, tmp_path: Path, each: int, **fields: Any) -> Store:
-        """A store with so many jobs that wait, then as many that run, then as many that are done."""
+        """Return a store with `each` jobs that wait, then as many that run, then as many that are done."""
         jobs = [waiting(seq, **fields) for seq in range(1, 3 * each + 1)]
         store = self.opened(tmp_path, *jobs)
         run, end = jobs[each : 2 * each], jobs[2 * each :]
@@ -180,7 +180,7 @@ class Listings(Suite):
 
     @staticmethod
     def pages(store: Store, wanted: Filter, rows: int) -> list[list[int]]:
-        """The seqs of each page of a listing whose pages look at so many rows."""
+        """Return the seqs of each page of a listing whose pages look at `rows` rows."""
         pages: list[list[int]] = []
         after: tuple[int, int] | None = None
         while not pages or after is not None:
@@ -197,7 +197,7 @@ class Listings(Suite):
 
             assert list(itertools.chain(*pages)) == list(seqs)
             assert max(map(len, pages)) == 7
-            # A store may have an index of jobs that wait by module, and look at none of the others.
+            # A store may have an index of waiting jobs by module, and read no other jobs.
             assert state is WAITING or len(self.pages(store, Filter(state, module="Fax"), 7)) > 20 // 7
 
     def test_a_large_job_counts_as_several_rows_of_a_page(self, tmp_path: Path) -> None:

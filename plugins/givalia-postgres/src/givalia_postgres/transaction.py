@@ -51,7 +51,9 @@ class Enqueued(NamedTuple):
 
 
 def enq(connection: Any, module: str, **options: Any) -> Enqueued:
-    """Enqueue a job in the transaction of this connection; it exists if and only if that commits, and is then due at once.
+    """Enqueue a job in the transaction of this connection; the job exists if and only if that commits.
+
+    Its due counts from this call: a commit that comes later than the due finds the job due at once.
 
     Args:
         connection: A connection of psycopg, SQLAlchemy (a Session, too) or Django to the database that the servers share.
