@@ -42,7 +42,10 @@ def to_job(head: Sequence[Any], body: bytes, params: bytes, result: bytes | None
     Raises:
         ValueError, TypeError, LookupError: The row is not what was written.
     """
-    cold = [*msgpack.unpackb(body, use_list=False)]
+    unpacked = msgpack.unpackb(body, use_list=False)
+    if not isinstance(unpacked, tuple):
+        raise TypeError(f"the body of a row is of type {type(unpacked).__name__}")
+    cold = [*unpacked]
     if len(cold) < len(_DEFAULTS):
         cold += _DEFAULTS[len(cold) :]  # Defaults of fields that are younger than the row.
     cold[_ANSWERED] = tuple([Answered(*past) for past in cold[_ANSWERED]])

@@ -138,6 +138,7 @@ def test_copies_of_one_store_have_the_same_state_until_it_changes(file: Path, da
 def test_a_path_without_a_file_is_no_copy(tmp_path: Path) -> None:
     assert copies.is_as_it_was_made(tmp_path / "missing.db") is False
     assert copies.state_of(tmp_path / "missing.db") is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 99])

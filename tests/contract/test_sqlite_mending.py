@@ -11,9 +11,10 @@ import pytest
 from sqlite_rig import database, read_anew
 
 from givalia_core.errors import StoreCorrupt
-from givalia_core.model import DONE, RUNNING, WAITING
+from givalia_core.model import CANCELLED, DONE, RUNNING, WAITING
 from givalia_core.store.sqlite import SQLite, mending
 from givalia_core.store.sqlite.core import Core
+from givalia_core.store.sqlite.index.slots import AT
 from givalia_core.store.sqlite.mending import mend, rebuild, set_bad_aside, settle_in
 from givalia_core.store.sqlite.places import Damaged
 from givalia_core.store.suite import MARK, by_seq, changed, ended, inserts, job_id, waiting
@@ -157,6 +158,24 @@ def test_a_job_with_a_bad_record_is_set_aside_by_a_rebuild(
     assert set(by_seq(store, {1, 2, 3})) == {1, 2, 3} - {seq}
     assert sum(store.counts().values()) == 2
     assert len(store.check()) == 1
+
+
+def test_a_change_before_the_params_were_replaced_is_past_although_nothing_says_what_came_after(
+    store: SQLite, core: Core
+) -> None:
+    stored = by_seq(store, {1})[1]
+    cancelled = ended(stored, CANCELLED)
+    store.commit([cancelled], MARK)
+    again = changed(cancelled.job, state=WAITING, params=b"other", ended_at_us=0, forget_at_us=None)
+    store.commit([again], MARK)
+    store.tidy()
+    (row,) = database(store).execute("SELECT max(number) FROM changes").fetchone()
+    database(store).execute("UPDATE changes SET records = ? WHERE number = ?", (b"\xc1", row))
+    core.index.slots.at[core.index.jobs.by_id[job_id(1)].slot + AT] = 0  # Nor does the old index know whose the record was.
+
+    rebuild(core, "a lane goes round")
+
+    assert by_seq(store, {1})[1] == again.job
 
 
 def test_a_record_of_nobody_knows_whom_is_told_and_nothing_is_set_aside(

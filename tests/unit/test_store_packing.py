@@ -78,7 +78,7 @@ def test_every_stored_state_has_a_number_and_is_found_by_it() -> None:
     assert all(has_state(NUMBER[state]) for state in STORED_STATES)
 
 
-@pytest.mark.parametrize("body", [b"", b"\x07", b"\x91", msgpack.packb([1] * 21)])
+@pytest.mark.parametrize("body", [b"", b"\x07", b"\x91", msgpack.packb([1] * 21), msgpack.packb("text")])
 def test_a_body_that_is_not_what_was_written_makes_no_job(body: bytes) -> None:
     with pytest.raises((ValueError, TypeError, LookupError)):
         to_job(head_of(FULL), body, b"", None)

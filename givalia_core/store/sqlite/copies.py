@@ -65,7 +65,7 @@ def is_as_it_was_made(path: Path) -> bool:
     Such a copy has no log. A log beside it belongs to the store that had this name before, and SQLite would apply it.
     """
     with contextlib.suppress(sqlite3.Error, StoreCorrupt, ValueError):
-        database = sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
+        database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
         with contextlib.closing(database):
             return bool(fact(database, MARK)) and fact(database, "open") == 0
     return False
@@ -77,7 +77,7 @@ def state_of(path: Path) -> frozenset[tuple[str, bytes]] | None:
     These are all facts except the instant of the copying; they include the clocks of the last commit.
     """
     with contextlib.suppress(sqlite3.Error, StoreCorrupt, ValueError):
-        database = sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
+        database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
         with contextlib.closing(database):
             if fact(database, MARK):
                 return frozenset(database.execute("SELECT name, value FROM facts WHERE name <> ?", (MARK,)))

@@ -32,6 +32,7 @@ class Rebuild:
         self._on_bad = on_bad
         self._forgotten: set[int] = set()
         self._changed: set[int] = set()
+        self._replaced: dict[int, int] = {}  # Seq -> the version of an enq record that a change of the params has replaced.
         self._lost: dict[int, int] = {}  # Seq -> place of a change that cannot be read.
         self._unknown: set[int] = set()  # Places, without the size of the row, of records that may be any job's,
         self._unknown_rows: set[int] = set()  # and rows that cannot be read at all.
@@ -86,6 +87,8 @@ class Rebuild:
                 elif job.seq in self._lost:
                     self._on_bad(Place(job.seq, base, self._lost[job.seq]), _GONE)
                 elif job.seq in self._changed:
+                    if job.version > 1:
+                        self._replaced[job.seq] = job.version
                     placed[-1].append(filing.place(self._index, job, base))
                 else:
                     self._index.insert(job, base, self._index.lane_of(job))
@@ -104,7 +107,9 @@ class Rebuild:
             for place, record in changes_of(row, lambda *_: None):
                 found = self._index.jobs.slot_of(record) if isinstance(record, Job) else None
                 # A record without its enq record is of a job that was forgotten long ago.
-                if found is not None and record.version > self._index.slots.version(found):
+                if found is None or record.version <= self._replaced.get(record.seq, 0):
+                    continue
+                if record.version > self._index.slots.version(found):
                     filing.note(self._index, found, record.version, place)
 
     def _enter_changed(self, slots: list[int]) -> None:
