@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from givalia_core.store.sqlite.places import base_row, base_size, change_number, change_row, change_size
@@ -22,8 +23,8 @@ class Past:
         self._changes: dict[int, int] = {}  # Row -> bits, one for each record.
         self._jobs: dict[int, int] = {}
         self._slots: dict[int, list[int]] = {}  # Row of jobs -> slots of forgotten ones whose records are still there.
-        self._full_changes: list[int] = []
-        self._half_changes: list[int] = []
+        self._full_changes: dict[int, None] = {}  # Rows to remove, and rows to rewrite, each in the order in which they came.
+        self._half_changes: dict[int, None] = {}
         self._ripe_jobs: list[int] = []
         self._written: dict[int, array[int]] = {}  # Row -> the seqs of its records, for the rows written last.
         self._hints: set[int] = set()  # Rows for which a note is only a hint.
@@ -55,7 +56,8 @@ class Past:
     def add_proven(self, row: int, bits: int, size: int) -> None:
         """Note that these records of a row are past, as the records themselves say."""
         self._hints.discard(row)
-        self._changes.pop(row, None)
+        for known in (self._changes, self._full_changes, self._half_changes):
+            known.pop(row, None)
         if bits:
             self._add(row, bits, size)
 
@@ -64,9 +66,10 @@ class Past:
         bits = self._changes[row] = before | more
         past, half = bits.bit_count(), (size + 1) // 2
         if bits != before and past == size:
-            self._full_changes.append(row)
+            self._half_changes.pop(row, None)
+            self._full_changes[row] = None
         elif before.bit_count() < half <= past:
-            self._half_changes.append(row)
+            self._half_changes[row] = None
 
     def add_job(self, seq: int, base: int, slot: int | None) -> None:
         """Note that the job whose first record is at `base` is forgotten; without a slot the record is gone already."""
@@ -91,7 +94,7 @@ class Past:
         """Return the first rows, at most `limit`, that would be rewritten on a hint alone."""
         if not self._hints:
             return []
-        coming = [*self._full_changes[: 16 * limit], *self._half_changes[:limit]]
+        coming = [*islice(self._full_changes, 16 * limit), *islice(self._half_changes, limit)]
         return [row for row in coming if row in self._hints][:limit]
 
     def take_changes(self, limit: int) -> tuple[list[int], list[tuple[int, int]]]:
@@ -99,21 +102,23 @@ class Past:
 
         A row of hints stays for the next time.
         """
-        full, self._full_changes = self._without_hints(self._full_changes, 16 * limit)
+        full = self._take(self._full_changes, 16 * limit)
         for row in full:
             self._changes.pop(row, None)
-        half, self._half_changes = self._without_hints(self._half_changes, limit)
-        return full, [(row, self._changes[row]) for row in half if row in self._changes]
+        return full, [(row, self._changes[row]) for row in self._take(self._half_changes, limit)]
 
-    def _without_hints(self, rows: list[int], limit: int) -> tuple[list[int], list[int]]:
-        """Return those of the first rows that are more than hints, and all others."""
-        first, hints = rows[:limit], self._hints
-        return [row for row in first if row not in hints], [row for row in first if row in hints] + rows[limit:]
+    def _take(self, rows: dict[int, None], limit: int) -> list[int]:
+        """Take those of the first rows that are more than hints."""
+        taken = [row for row in islice(rows, limit) if row not in self._hints]
+        for row in taken:
+            del rows[row]
+        return taken
 
     def put_back(self, jobs: list[tuple[int, list[int]]], full: list[int], half: list[tuple[int, int]]) -> None:
         """Take rows back that were taken and could not be written."""
         for row, slots in jobs:
             self._slots.setdefault(row, []).extend(slots)
             self._ripe_jobs.append(row)
-        self._full_changes += full
-        self._half_changes += [row for row, _ in half]
+        self._full_changes.update(dict.fromkeys(full))
+        # A row that has become wholly past meanwhile has its place among those.
+        self._half_changes.update((row, None) for row, _ in half if row in self._changes and row not in self._full_changes)
