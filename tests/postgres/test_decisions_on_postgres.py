@@ -11,7 +11,7 @@ from postgres_rig import Postgres as Rig
 from test_answers_stand import *  # noqa: F403
 from test_engine_attempts import *  # noqa: F403
 from test_engine_clocks import *  # noqa: F403
-from test_engine_lending import *  # noqa: F403
+from test_engine_leases import *  # noqa: F403
 from test_engine_limits import *  # noqa: F403
 from test_engine_memory import *  # noqa: F403
 from test_engine_names import *  # noqa: F403
