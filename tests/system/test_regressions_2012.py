@@ -151,7 +151,7 @@ def test_r04_no_name_makes_a_worker_import_open_or_start_anything(house: House) 
     assert done.returncode == 0, done.stderr
     seen, said, errors = json.loads(done.stdout)
     assert seen == []
-    assert said == ["Fail"] * (len(HOSTILE) + 1)
+    assert said == ["FailReport"] * (len(HOSTILE) + 1)
     assert errors == []
 
 

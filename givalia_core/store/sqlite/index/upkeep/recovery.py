@@ -107,7 +107,7 @@ class Rebuild:
             for place, record in changes_of(row, lambda *_: None):
                 found = self._index.jobs.slot_of(record) if isinstance(record, Job) else None
                 # A record without its enq record is of a job that was forgotten long ago.
-                if found is None or record.version <= self._replaced.get(record.seq, 0):
+                if found is None or record.version < self._replaced.get(record.seq, 0):
                     continue
                 if record.version > self._index.slots.version(found):
                     filing.note(self._index, found, record.version, place)
